@@ -1,0 +1,1 @@
+"""posegen: pose-guided human image generation, compared fairly."""

@@ -1,0 +1,150 @@
+"""The one protocol: a method turns poses into influences on a backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from posegen.backbones.base import Backbone, Injection, Step
+from posegen.data.base import PoseBatch
+from posegen.poses.drawing import PoseDrawing
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from; ``published`` rows are (data set, metric, value, source) as read, never recalled."""
+
+    title: str
+    id: str
+    code: str = ""
+    licence: str = ""
+    published: tuple[tuple[str, str, float, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything a method derived from a batch, once per image; every tensor has the batch as its first dimension.
+
+    Attributes:
+        text: ``[B, L, D]`` text states of the prompts.
+        null_text: ``[B, L, D]`` text states of the negative (in training: empty) prompt.
+        conditions: the method's own tensors by name.
+    """
+
+    text: Tensor
+    null_text: Tensor
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def without_text(self) -> State:
+        return replace(self, text=self.null_text)
+
+    def keep_text(self, keep: Tensor) -> State:
+        """Text states where ``keep [B]`` is true, those of the null prompt elsewhere."""
+        return replace(self, text=torch.where(keep.view(-1, 1, 1), self.text, self.null_text))
+
+    def having(self, **conditions: Tensor) -> State:
+        """The same state with some conditions replaced."""
+        return replace(self, conditions={**self.conditions, **conditions})
+
+    @staticmethod
+    def cat(states: Sequence[State]) -> State:
+        """One state for several branches of guidance, so that they run as one batch."""
+        conditions = {name: torch.cat([s.conditions[name] for s in states]) for name in states[0].conditions}
+        return State(torch.cat([s.text for s in states]), torch.cat([s.null_text for s in states]), conditions)
+
+
+class Adapter(nn.Module, ABC):
+    """A pose-guidance method. Override what the method does differently; the rest is shared by all methods and makes the comparison fair.
+
+    A new method is one file with a subclass and one yaml with its ``_target_``; nothing else is edited.
+
+    Example::
+
+        class Mine(Adapter):
+            needs = frozenset({"hint"})
+            paper = Paper("My method", "arXiv:0000.00000")
+
+            def attach(self, backbone):
+                super().attach(backbone)
+                self.net = nn.Conv2d(3, backbone.geometry.channels[-1], 1)
+
+            def encode(self, batch):
+                return self.text_state(batch).having(pose=self.net(batch.hint))
+
+            def inject(self, state, latents, timesteps):
+                return Injection(mid=...)
+
+    Attributes:
+        needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``).
+        sample: what the method generates.
+        paper: where the method comes from.
+        hint: how poses are drawn for this method, None where it reads no drawing.
+        trainable: False where there is nothing to train.
+        ranked: False for reference rows, which bound the methods and compete with none.
+        faithful: official quirks are reproduced rather than corrected.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    paper: ClassVar[Paper]
+    sample: ClassVar[Literal["image", "pose"]] = "image"
+    trainable: ClassVar[bool] = True
+    ranked: ClassVar[bool] = True
+    hint: PoseDrawing | None = None
+    faithful: bool = False
+
+    def attach(self, backbone: Backbone) -> None:
+        """Builds the method's modules from ``backbone.geometry``, operates on the U-Net where the method asks for it, and says who trains.
+
+        The default keeps a reference (not a sub-module: the backbone's weights are not the adapter's) and freezes the backbone.
+        """
+        object.__setattr__(self, "backbone", backbone)
+        backbone.requires_grad_(False)
+        backbone.eval()
+
+    @abstractmethod
+    def encode(self, batch: PoseBatch) -> State:
+        """Everything that is computed once per image."""
+
+    @abstractmethod
+    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        """The influence on one pass of the U-Net at ``timesteps [B]``; called every step."""
+
+    def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
+        """(weight, state) pairs; the guided prediction is the weighted sum of theirs. Default: classifier-free guidance on the text."""
+        if guidance == 1.0:
+            return [(1.0, state)]
+        return [(guidance, state), (1.0 - guidance, state.without_text())]
+
+    def drop(self, state: State, keep: Tensor) -> State:
+        """The state with conditions removed where ``keep [B]`` is false, for training with dropped conditions. Default: drops the text."""
+        return state.keep_text(keep)
+
+    def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
+        """Named losses; ``loss`` is minimised, the others are logged. Default: mean squared error."""
+        return {"loss": torch.nn.functional.mse_loss(step.prediction.float(), step.target.float())}
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [-1, 1] for a batch. Default: what the shared sampler makes of `inject` and `branches`; only reference rows differ."""
+        return sampler(self, batch)
+
+    def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}`` of this project; raises KeyError naming keys it cannot place.
+
+        The default takes keys as they are, for weights of this project.
+        """
+        return dict(official)
+
+    def text_state(self, batch: PoseBatch) -> State:
+        """The part of the state that every method has: cached text states where the batch brings them, encoded prompts otherwise."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        text = batch.text if batch.text is not None else backbone.encode_text(batch.prompts)
+        null = batch.negative_text if batch.negative_text is not None else backbone.encode_text([""])
+        return State(text, null.to(text).expand(len(text), -1, -1))

@@ -1,0 +1,113 @@
+"""Weight files: read without running anything they contain, and recognised by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from posegen.backbones import inert_pickle
+
+
+class WeightsError(ValueError):
+    """A weight file or folder that cannot be used; the message names it, what was expected there and what to do."""
+
+
+def read_tensors(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file or of a torch file (``.ckpt``, ``.pth``, ``.pt``, ``.bin``), on the CPU.
+
+    A torch file is a pickle. It is read by torch's restricted loader and, where objects other than tensors lie beside the weights, by one that
+    makes inert placeholders of them; code in the file is never run. The dictionary ``state_dict`` is taken where there is one.
+
+    Raises:
+        WeightsError: the file is missing, truncated, no weight file, or asks to run code.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file; expected weights (.safetensors, .ckpt, .pth, .pt or .bin)")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    inner = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    tensors = {str(key): value.detach() for key, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
+    if not tensors:
+        raise WeightsError(f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict'")
+    return tensors
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:  # SafetensorError, OSError and others, by version
+        raise _damaged(file, error) from error
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        pass  # objects beside the tensors; read once more without their classes
+    except Exception as error:  # truncated archives raise RuntimeError, EOFError, OSError and others
+        raise _damaged(file, error) from error
+    try:
+        return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
+    except Exception as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> WeightsError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WeightsError(f"{file}: cannot be read as weights ({reason}); nothing in it was run. It is truncated, damaged or not a weight file: fetch it again from its source")
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """One hash over the content of ``files``, in their order; names and places do not matter.
+
+    The hash of each file is remembered under ``$XDG_CACHE_HOME/posegen`` by its path, size and time of change, so that gigabytes are read once.
+    """
+    total = hashlib.sha256()
+    known = _known_hashes()
+    fresh = {}
+    for file in files:
+        status = file.stat()
+        key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        fresh[key] = known.get(key) or _hash_file(file)
+        total.update(bytes.fromhex(fresh[key]))
+    if not fresh.keys() <= known.keys():
+        _remember(known | fresh)
+    return total.hexdigest()
+
+
+def _hash_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posegen" / "sha256.json"
+
+
+def _known_hashes() -> dict[str, str]:
+    try:
+        return dict(json.loads(_cache_file().read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(hashes: Mapping[str, str]) -> None:
+    """Replaces the cache in one step; a machine where it cannot be written just hashes again."""
+    cache = _cache_file()
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as stream:
+            json.dump(hashes, stream)
+        os.replace(stream.name, cache)
+    except OSError:
+        return

@@ -1,0 +1,107 @@
+"""A pickle reader for official checkpoints: it rebuilds tensors, turns foreign classes into inert placeholders, and runs nothing.
+
+Published checkpoints often pickle training callbacks or configuration objects beside the weights, which ``torch.load(weights_only=True)`` refuses.
+torch takes this module as its ``pickle_module``. No module is ever imported because a file names it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from torch._utils import _rebuild_parameter, _rebuild_tensor, _rebuild_tensor_v2
+
+UnpicklingError = pickle.UnpicklingError
+loads = None  # torch asks for these names and only ever calls `Unpickler` and `load`
+
+
+class Inert:
+    """Stands for an object of a class that is not loaded: takes any construction and any state, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def append(self, _: Any) -> None: ...
+
+    def extend(self, _: Any) -> None: ...
+
+    def add(self, _: Any) -> None: ...
+
+
+def _placeholder(*_: Any, **__: Any) -> Inert:
+    return Inert()
+
+
+def _reconstruct(cls: Any, *_: Any) -> Inert:
+    """For ``copyreg._reconstructor`` and ``__newobj__``, which build a plain object of a class."""
+    return Inert()
+
+
+KNOWN: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "list"): list,
+    ("builtins", "dict"): dict,
+    ("builtins", "tuple"): tuple,
+    ("builtins", "int"): int,
+    ("builtins", "float"): float,
+    ("builtins", "bool"): bool,
+    ("builtins", "str"): str,
+    ("builtins", "object"): Inert,
+    ("copyreg", "_reconstructor"): _reconstruct,
+    ("copyreg", "__newobj__"): _reconstruct,
+    ("_codecs", "encode"): _placeholder,
+    ("numpy", "dtype"): Inert,
+    ("numpy", "ndarray"): Inert,
+    ("numpy.core.multiarray", "scalar"): _placeholder,
+    ("numpy.core.multiarray", "_reconstruct"): _placeholder,
+    ("numpy._core.multiarray", "scalar"): _placeholder,
+    ("numpy._core.multiarray", "_reconstruct"): _placeholder,
+}
+"""All that a file may name by module and name and that is called; only torch's own rebuild functions make something of their arguments."""
+
+OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+SUSPECT = frozenset(
+    "os posix nt subprocess sys shutil builtins importlib runpy pty socket ctypes pickle _pickle io pathlib threading multiprocessing code codecs webbrowser".split()
+)
+
+
+class Unpickler(pickle.Unpickler):
+    """Refuses, by name, every function that is not in `KNOWN`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = OLD_NAMES.get(module, module)
+        if (module, name) in KNOWN:
+            known = KNOWN[module, name]
+            return known if isinstance(known, type) else partial(known)  # a copy, because a pickle can set attributes of what it names
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module in ("torch", "torch.storage", "torch.cuda") and name.endswith("Storage") and name.isidentifier():
+            return getattr(torch.storage if module == "torch.storage" else torch, name)
+        last = name.rpartition(".")[2]
+        if module.partition(".")[0] in SUSPECT or not last.lstrip("_")[:1].isupper():
+            raise UnpicklingError(f"it asks to run {module}.{name}, which no weights need")
+        return type(last, (Inert,), {})
+
+
+def load(stream: Any, **options: Any) -> Any:
+    """What torch calls for its old file format."""
+    return Unpickler(stream, **options).load()

@@ -1,0 +1,119 @@
+"""The parts of the mannequin backbone, fresh and untrained: the Stable Diffusion design at a size that trains in minutes on a laptop.
+
+The pretraining tasks (``task=autoencoder``, ``task=text_to_image``) start from here; what they reach is shipped in ``posegen/assets``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderDC, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from posegen.backbones.folder import Parts, read_model
+from posegen.backbones.stable_diffusion import StableDiffusion
+
+from posegen.backbones.tokens import merges_of, tokenizer_of
+
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",  # a v-prediction model can, and should, start from pure noise
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+}
+"""The noise process: cosine (Nichol & Dhariwal 2021, eq. 17) with v-prediction (Salimans & Ho 2022)."""
+
+
+def build_unet(channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4, size: int = 16) -> UNet2DConditionModel:
+    """A U-Net on ``[B, 4, size, size]`` latents with cross-attention at every level but the finest; 4.1 M parameters by default."""
+    levels = len(channels)
+    plain, crossed = 1, levels - 1
+    return UNet2DConditionModel(
+        sample_size=size,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * crossed,
+        up_block_types=("CrossAttnUpBlock2D",) * crossed + ("UpBlock2D",) * plain,
+        cross_attention_dim=text_dim,
+        attention_head_dim=heads,  # diffusers' name for the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3) -> AutoencoderDC:
+    """A deterministic autoencoder, ``[B, 3, H, W]`` in [-1, 1] to ``[B, 4, H / 4, W / 4]``; 0.5 M parameters by default.
+
+    Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which is what makes it fast on a CPU
+    (Chen et al. 2025, Deep Compression Autoencoder, section 3.1).
+
+    Args:
+        width: channels at latent resolution.
+        stem: channels at twice the latent resolution, where there is one residual block.
+        layers: residual blocks at latent resolution, in the encoder and again in the decoder.
+    """
+    widths = (stem, stem, width)  # the first stage has no block of its own, its width is never used
+    return AutoencoderDC(
+        latent_channels=4,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(0, 1, layers),
+        decoder_layers_per_block=(0, 1, layers),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+    )
+
+
+def build_text(tokenizer: CLIPTokenizer, width: int = 64, layers: int = 2, heads: int = 4) -> CLIPTextModel:
+    """A CLIP text tower for the tokens of ``tokenizer``."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer:
+    """A CLIP tokenizer that reads each of ``words`` as one token and spells everything else in bytes.
+
+    Raises:
+        ValueError: a word can never be one token, because CLIP splits it at spaces, digits or punctuation first.
+    """
+    words = list(dict.fromkeys(word.lower() for word in words))
+    tokenizer = tokenizer_of(merges_of(words), max_length)
+    broken = [word for word in words if len(tokenizer(word).input_ids) != 3]
+    if broken:
+        raise ValueError(f"not a single word for a CLIP tokenizer: {broken}; write them without spaces, digits and mixed punctuation")
+    return tokenizer
+
+
+def untrained(autoencoder: str, words: Sequence[str], channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4) -> StableDiffusion:
+    """A backbone with a fresh U-Net and text tower on a trained autoencoder: where ``experiment=mannequin_backbone`` starts.
+
+    Args:
+        autoencoder: folder of the autoencoder.
+        words: what the tokenizer reads as one token each.
+        channels, layers, text_dim, heads: see `build_unet` and `build_text`.
+    """
+    tokenizer = build_tokenizer(words)
+    parts = Parts(
+        unet=build_unet(channels, layers, text_dim, heads),
+        autoencoder=read_model(AutoencoderDC, Path(autoencoder)),
+        text_encoder=build_text(tokenizer, text_dim),
+        tokenizer=tokenizer,
+        scheduler=dict(SCHEDULER),
+    )
+    return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")

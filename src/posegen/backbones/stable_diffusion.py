@@ -1,0 +1,230 @@
+"""Stable Diffusion, the shared backbone: diffusers' U-Net, autoencoder and text tower behind the interface that adapters see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from posegen.backbones.base import Backbone, Geometry, Injection, Weights
+from posegen.backbones.files import WeightsError
+from posegen.backbones.folder import Parts, read_folder, tensors_hash
+from posegen.backbones.single_file import read_single_file
+
+HUB = "hub:"
+
+
+class StableDiffusion(Backbone):
+    """A latent diffusion model (Rombach et al. 2022) of the Stable Diffusion 1 or 2 design, at any size.
+
+    Args:
+        path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or ``hub:owner/name``, the only form that
+            may download.
+        autoencoder: folder of another autoencoder than the one in ``path``.
+        recipe: which of an adapter's ``recipes`` fits this backbone.
+        initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the autoencoder stays).
+        id: name of the weights in tables and records; the folder's or file's name where it is None.
+        prediction_type: overrides what the scheduler's configuration says; single files say nothing and mean ``epsilon``.
+
+    Attributes:
+        autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
+        text_encoder: the CLIP text tower.
+        tokenizer: its tokenizer.
+        scheduler_config: configuration of the noise process, for diffusers' schedulers.
+
+    Raises:
+        WeightsError: nothing usable at ``path``; the message says what is expected there.
+    """
+
+    sample: Literal["image", "pose"] = "image"
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        autoencoder: str | Path | None = None,
+        recipe: str = "published",
+        initialise: Literal["pretrained", "random"] = "pretrained",
+        id: str | None = None,
+        prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+    ):
+        super().__init__()
+        if initialise not in ("pretrained", "random"):
+            raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
+        place = _resolve(path)
+        vae = Path(autoencoder).expanduser() if autoencoder is not None else None
+        if place.is_dir():
+            parts = read_folder(place, vae, fresh=initialise == "random")
+        else:
+            parts = read_single_file(place, vae, fresh=initialise == "random")
+        if prediction_type is not None:
+            parts.scheduler = {**parts.scheduler, "prediction_type": prediction_type}
+        self._assemble(parts, recipe, id or place.stem)
+
+    @classmethod
+    def from_parts(cls, parts: Parts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
+        """A backbone of parts that are in memory, for pretraining and for tests."""
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self._assemble(parts, recipe, id)
+        return self
+
+    def _assemble(self, parts: Parts, recipe: str, id: str) -> None:
+        self.unet: UNet2DConditionModel = parts.unet
+        self.autoencoder = parts.autoencoder
+        self.text_encoder = parts.text_encoder
+        self.tokenizer = parts.tokenizer
+        self.scheduler_config = dict(parts.scheduler)
+        self.recipe = recipe
+        noise = DDIMScheduler.from_config(self.scheduler_config)
+        if noise.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise WeightsError(f"backbone {id}: prediction_type {noise.config.prediction_type!r} in the scheduler's configuration; expected epsilon or v_prediction")
+        self.register_buffer("alphas_cumprod", noise.alphas_cumprod.float(), persistent=False)
+        self.geometry = Geometry.from_diffusers(self.unet.config, latent_factor(self.autoencoder.config), noise.config.prediction_type)
+        self._check_fit(id)
+        self.weights = Weights(id, parts.sha256, {"prediction_type": self.geometry.prediction_type, "recipe": recipe})
+        self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        self.eval()
+
+    def _check_fit(self, id: str) -> None:
+        unet, latent, text = self.unet.config, self.autoencoder.config.latent_channels, self.text_encoder.config.hidden_size
+        if (unet.in_channels, unet.out_channels) != (latent, latent):
+            raise WeightsError(
+                f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the autoencoder makes {latent}; expected a text-to-image model and its own autoencoder"
+            )
+        if unet.cross_attention_dim != text:
+            raise WeightsError(f"backbone {id}: the U-Net attends to text states of width {unet.cross_attention_dim}, the text tower makes {text}; they belong to different models")
+
+    @property
+    def parts(self) -> Parts:
+        """The parts as they are now, for instance to save them after training."""
+        return Parts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.scheduler_config))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes everything but the autoencoder, which no posegen task trains together with the rest, in diffusers' layout."""
+        self.parts.save(Path(folder), autoencoder=False)
+
+    def encoding_key(self, of: Literal["latents", "text"]) -> str:
+        if of == "latents":
+            return f"{tensors_hash(self.autoencoder)}-{self.autoencoder.config.scaling_factor}"
+        return f"{tensors_hash(self.text_encoder)}-{self.max_length}"
+
+    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Tensor:
+        unsupported = [name for name in ("attention", "features") if getattr(injection, name) is not None]
+        if unsupported:
+            raise TypeError(f"StableDiffusion.predict does not support Injection.{', '.join(unsupported)}")
+        if injection.latents is not None:
+            latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
+        down, mid = self._residuals(injection)
+        with features_added(self.unet, injection.encoder):
+            return self.unet(
+                latents, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False
+            )[0]
+
+    def _residuals(self, injection: Injection) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
+        """Residuals as diffusers wants them: both kinds or none."""
+        if injection.down is None and injection.mid is None:
+            return None, None
+        skips = len(self.geometry.residual_channels)
+        nothing = torch.zeros((), device=self.unet.device)
+        down = tuple(injection.down) if injection.down is not None else (nothing,) * skips
+        if len(down) != skips:
+            raise ValueError(f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections")
+        return down, injection.mid if injection.mid is not None else nothing
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        unique = list(dict.fromkeys(prompts))
+        tokens = self.tokenizer(unique, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt")
+        states = self.text_encoder(tokens.input_ids.to(self.text_encoder.device), return_dict=False)[0]
+        place = {prompt: i for i, prompt in enumerate(unique)}
+        return states[[place[prompt] for prompt in prompts]]
+
+    def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        config = self.autoencoder.config
+        code = self.autoencoder.encode(images, return_dict=False)[0]
+        if isinstance(self.autoencoder, AutoencoderKL):
+            mean, std = code.mean, code.std
+            code = mean
+            if generators is not None:
+                noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
+                code = mean + std * noise.to(mean)
+        return (code - shift(config)) * config.scaling_factor
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        config = self.autoencoder.config
+        return self.autoencoder.decode(latents / config.scaling_factor + shift(config), return_dict=False)[0]
+
+
+def shift(config: Mapping[str, Any]) -> float:
+    """The shift of the latents that newer autoencoders know."""
+    return config.get("shift_factor") or 0.0
+
+
+def latent_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent cell of an autoencoder; every stage but the first halves the size."""
+    widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
+    return 2 ** (len(widths) - 1)
+
+
+@contextmanager
+def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
+    """Within the context, ``features[level]`` is added to what the last layer of each encoder level returns: skip, next level and middle all see it.
+
+    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling.
+    """
+    if features is None:
+        yield
+        return
+    if len(features) != len(unet.down_blocks):
+        raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {len(unet.down_blocks)} levels")
+    hooks = [_last_layer(block).register_forward_hook(_adding(feature)) for block, feature in zip(unet.down_blocks, features, strict=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _last_layer(block: nn.Module) -> nn.Module:
+    return (getattr(block, "attentions", None) or block.resnets)[-1]
+
+
+def _adding(feature: Tensor) -> Any:
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return (output[0] + feature, *output[1:]) if isinstance(output, tuple) else output + feature
+
+    return add
+
+
+def _resolve(path: str | Path | None) -> Path:
+    """The folder or file that ``path`` means.
+
+    Raises:
+        WeightsError: nothing is there.
+    """
+    expected = (
+        "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ tokenizer/ scheduler/), "
+        "an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is downloaded unless you say so"
+    )
+    if path is None:
+        raise WeightsError(f"backbone.path is not set. {expected}")
+    if str(path).startswith(HUB):
+        return _fetch(str(path).removeprefix(HUB))
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise WeightsError(f"{place}: no such file or folder. {expected}")
+    return place
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{folder}/*" for folder in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # network, credentials, unknown name
+        raise WeightsError(f"{HUB}{name}: cannot fetch it ({error}); with no network set backbone.path to a local folder or file") from error

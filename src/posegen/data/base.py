@@ -1,0 +1,162 @@
+"""What a sample and a batch are, for every dataset and every method.
+
+Conventions, everywhere in posegen:
+
+* images are RGB; as arrays ``[H, W, 3] uint8``, as tensors ``[B, 3, H, W] float32`` in [-1, 1];
+* keypoints are ``[P, 17, 3] float32`` in COCO order: x to the right, y down, in pixels, the centre of the top-left pixel at (0, 0); the third number is
+  the COCO visibility (0 not labelled, 1 labelled but hidden, 2 visible) or, for detections, a score in [0, 1];
+* areas are in square pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image with everything that is known about it.
+
+    Attributes:
+        id: stable name, unique in the dataset, for instance ``mannequin/test/000123``; noise and crops are derived from it.
+        prompt: the caption.
+        keypoints: ``[P, 17, 3]``, see the module's conventions; P may be 0.
+        areas: ``[P]`` visible area of each person, the scale of the object keypoint similarity.
+        image: ``[H, W, 3] uint8``, or None where only the pose is known.
+        size: (height, width) of the canvas that the keypoints live on.
+        attributes: facts a judge can verify (``style``, ``scene``, ``count``) and facts to group by (``scenario``, ``action``).
+    """
+
+    id: str
+    prompt: str
+    keypoints: np.ndarray
+    areas: np.ndarray
+    image: np.ndarray | None
+    size: tuple[int, int]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PoseData(ABC):
+    """A dataset split: a fixed, ordered list of samples.
+
+    Subclasses set ``name`` and ``split`` and say in ``identity`` what their content depends on.
+    """
+
+    name: str
+    split: str
+    size: tuple[int, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """All captions, in order; override it where they can be had without reading images."""
+        return [self[i].prompt for i in range(len(self))]
+
+    def twin(self, index: int) -> Sample:
+        """Another image of the same caption, what a perfect text-only generator would make."""
+        raise TypeError(f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out")
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Everything the samples depend on, as plain values: the key of caches and part of a cell's identity."""
+
+    def prepare(self) -> None:
+        """Checks and caches what reading needs; shows progress and can be interrupted and run again."""
+
+
+@dataclass(frozen=True, eq=False)
+class PoseBatch:
+    """What a method sees of B images.
+
+    ``hint`` is the pose drawn in the method's own style and range, ``latents`` and ``text`` are cached encodings; each is None where nobody asked for it.
+
+    Attributes:
+        ids: B sample ids.
+        prompts: B captions.
+        keypoints: B arrays ``[P_i, 17, 3]`` on a canvas of ``size``.
+        size: (height, width) of the images.
+        seed: the run's seed; with ``visit`` and an id it fixes all random numbers of an image.
+        visit: how often the images were seen before (the epoch in training, 0 in sampling).
+        images: ``[B, 3, H, W]`` in [-1, 1].
+        twins: ``[B, 3, H, W]`` other images of the same captions.
+        hint: ``[B, C, H, W]``.
+        latents: ``[B, c, h, w]`` clean latents.
+        text: ``[B, L, D]`` text states of the prompts.
+        negative_text: ``[1, L, D]`` text states of the negative prompt.
+        attributes: B mappings, as in `Sample`.
+        areas: B arrays ``[P_i]``.
+    """
+
+    ids: Sequence[str]
+    prompts: Sequence[str]
+    keypoints: Sequence[np.ndarray]
+    size: tuple[int, int]
+    seed: int = 0
+    visit: int = 0
+    images: Tensor | None = None
+    twins: Tensor | None = None
+    hint: Tensor | None = None
+    latents: Tensor | None = None
+    text: Tensor | None = None
+    negative_text: Tensor | None = None
+    attributes: Sequence[Mapping[str, Any]] = ()
+    areas: Sequence[np.ndarray] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """What is known about each image, without its pixels."""
+        rows = zip(self.ids, self.prompts, self.keypoints, self.areas, self.attributes, strict=True)
+        return [Sample(i, prompt, keypoints, areas, None, self.size, attributes) for i, prompt, keypoints, areas, attributes in rows]
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """One CPU generator per image, a function of (seed, visit, image id, purpose) alone.
+
+        So random numbers depend neither on the batch an image falls into nor on the device, and each purpose has its own stream.
+        """
+        return [generator(self.seed, self.visit, image_id, purpose) for image_id in self.ids]
+
+    def randn(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal ``[B, *shape] float32`` on the CPU, one stream per image."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators(purpose)])
+
+    def rand(self, purpose: str) -> Tensor:
+        """Uniform ``[B] float32`` in [0, 1) on the CPU, one stream per image."""
+        return torch.stack([torch.rand((), generator=g) for g in self.generators(purpose)])
+
+    def to(self, device: torch.device | str) -> PoseBatch:
+        """The same batch with its tensors on ``device``."""
+        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
+
+
+def generator(*key: object) -> torch.Generator:
+    """A CPU generator seeded by a hash of ``key``, the same on every machine."""
+    digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """``[H, W, 3] uint8`` to ``[3, H, W] float32`` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """``[B, 3, H, W]`` in [-1, 1] to ``[B, H, W, 3] uint8``, rounded to nearest."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,197 @@
+"""The mannequin world on disk: immutable shards of up to 1000 samples, each rendered beside its place and then moved there in one step.
+
+A shard is a folder ``00012-1000`` (number and sample count) of numpy files, captions as JSON lines, and ``shard.json`` with the checksums of
+the others. Because a finished folder is never changed and a rename is atomic, an interruption loses only unfinished shards and two processes
+that prepare the same cache cannot harm each other: the second one finds the place taken and drops its own copy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+import warnings
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from posegen.data.mannequin.world import WORLD_VERSION, World
+
+MOST_PEOPLE = 3
+FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
+
+
+class BrokenShard(RuntimeError):
+    """A shard that is incomplete or damaged; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The contents of one shard, read lazily where it is large.
+
+    Attributes:
+        images: ``[n, size, size, 3] uint8``, memory-mapped.
+        keypoints: ``[n, 3, 17, 3] float32``, zero where there are fewer than three people.
+        areas: ``[n, 3] float32``, padded alike.
+        counts: ``[n] int64`` people.
+        records: n dicts with ``prompt`` and ``attributes``.
+    """
+
+    images: np.ndarray
+    keypoints: np.ndarray
+    areas: np.ndarray
+    counts: np.ndarray
+    records: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where the shards of one split of one world lie; ``per_shard`` differs in tests only."""
+
+    root: Path
+    split: str
+    seed: int
+    size: int
+    per_shard: int = 1000
+
+    @property
+    def folder(self) -> Path:
+        return self.root / f"mannequin-v{WORLD_VERSION}-seed{self.seed}-{self.size}px" / self.split
+
+    def parts(self, count: int) -> list[tuple[int, int]]:
+        """The shards (number, samples) that hold the first ``count`` samples."""
+        return [(start // self.per_shard, min(self.per_shard, count - start)) for start in range(0, count, self.per_shard)]
+
+    def find(self, number: int, needed: int) -> Path | None:
+        """The folder of shard ``number`` with at least ``needed`` samples, if there is one."""
+        sizes = sorted(int(path.name[6:]) for path in self.folder.glob(f"{number:05d}-[0-9][0-9][0-9][0-9]"))
+        fitting = [size for size in sizes if size >= needed]
+        return self.folder / f"{number:05d}-{fitting[0]:04d}" if fitting else None
+
+    def missing(self, count: int) -> list[tuple[int, int]]:
+        """Shards (number, samples) that ``count`` samples need and that are absent; damaged ones are put out of the way with a warning."""
+        wanted = []
+        for number, needed in self.parts(count):
+            path = self.find(number, needed)
+            if path is not None:
+                try:
+                    check(path)
+                    continue
+                except BrokenShard as error:
+                    warnings.warn(f"{error}; it is rendered again now", stacklevel=2)
+                    _discard(path)
+            wanted.append((number, needed))
+        return wanted
+
+    def build(self, count: int, workers: int) -> None:
+        """Renders what is missing with ``workers`` processes, showing rate and remaining time."""
+        wanted = self.missing(count)
+        if not wanted:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=sum(n for _, n in wanted), desc=f"mannequin {self.split} {self.size}px", unit="img", smoothing=0.1) as bar:
+            for done in self._render(wanted, min(workers, len(wanted))):
+                bar.update(done)
+
+    def _render(self, wanted: list[tuple[int, int]], workers: int) -> Iterable[int]:
+        if workers <= 1:
+            yield from (render_shard(self, *shard) for shard in wanted)
+            return
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(render_shard, self, *shard) for shard in wanted]
+            try:
+                for job in as_completed(jobs):
+                    yield job.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def read(self, number: int, needed: int) -> Shard:
+        """Opens a finished shard.
+
+        Raises:
+            BrokenShard: it is missing or cannot be read.
+        """
+        path = self.find(number, needed)
+        if path is None:
+            raise BrokenShard(f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run `posegen prepare data=mannequin`")
+        try:
+            images = np.load(path / "images.npy", mmap_mode="r")
+            keypoints, areas, counts = (np.load(path / name) for name in FILES[1:4])
+            records = [json.loads(line) for line in (path / FILES[4]).read_text().splitlines()]
+        except (OSError, ValueError, EOFError) as error:
+            raise BrokenShard(f"{path} cannot be read ({error}): delete this folder and run again") from error
+        if min(map(len, (images, keypoints, areas, counts, records))) < needed:
+            raise BrokenShard(f"{path} is too short: delete this folder and run again")
+        return Shard(images, keypoints, areas, counts, records)
+
+
+def render_shard(cache: Cache, number: int, samples: int) -> int:
+    """Renders shard ``number`` and puts it in its place; returns the number of samples."""
+    cv2.setNumThreads(1)  # parallelism is one process per core
+    place = cache.folder / f"{number:05d}-{samples:04d}"
+    draft = cache.folder / f".{place.name}-{uuid.uuid4().hex}"  # not tempfile: its folders are private, a cache may be shared by a group
+    draft.mkdir(parents=True)
+    start = number * cache.per_shard
+    try:
+        _write(draft, World(cache.seed, cache.size), cache.split, range(start, start + samples))
+        try:
+            os.replace(draft, place)
+        except OSError:
+            if not place.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return samples
+
+
+def check(path: Path) -> None:
+    """Compares a shard's files with their checksums.
+
+    Raises:
+        BrokenShard: a file is missing or differs.
+    """
+    try:
+        sums = json.loads((path / "shard.json").read_text())
+        for name in FILES:
+            if zlib.crc32((path / name).read_bytes()) != sums[name]:
+                raise BrokenShard(f"{path / name} is damaged: delete the folder {path} and run again")
+    except (OSError, ValueError, KeyError) as error:
+        raise BrokenShard(f"{path} is incomplete ({error}): delete this folder and run again") from error
+
+
+def _write(folder: Path, world: World, split: str, indices: range) -> None:
+    count = len(indices)
+    images = np.zeros((count, world.size, world.size, 3), np.uint8)
+    keypoints, areas = np.zeros((count, MOST_PEOPLE, 17, 3), np.float32), np.zeros((count, MOST_PEOPLE), np.float32)
+    counts, lines = np.zeros(count, np.int64), []
+    for row, index in enumerate(indices):
+        sample = world.render(split, index)
+        people = len(sample.keypoints)
+        counts[row], images[row], keypoints[row, :people], areas[row, :people] = people, np.asarray(sample.image), sample.keypoints, sample.areas
+        lines.append(json.dumps({"prompt": sample.prompt, "attributes": dict(sample.attributes)}) + "\n")
+    np.save(folder / "images.npy", images)
+    np.save(folder / "keypoints.npy", keypoints)
+    np.save(folder / "areas.npy", areas)
+    np.save(folder / "counts.npy", counts)
+    (folder / FILES[4]).write_text("".join(lines))
+    (folder / "shard.json").write_text(json.dumps({name: zlib.crc32((folder / name).read_bytes()) for name in FILES}))
+
+
+def _discard(path: Path) -> None:
+    """Removes a shard such that nobody ever sees half of it."""
+    grave = path.with_name(f".{path.name}-damaged-{os.getpid()}")
+    try:
+        os.replace(path, grave)
+    except OSError:
+        return  # another process was faster
+    shutil.rmtree(grave, ignore_errors=True)

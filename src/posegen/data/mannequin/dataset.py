@@ -1,0 +1,107 @@
+"""The mannequin world as a dataset: rendered once, then read from disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posegen.data.base import PoseData, Sample
+from posegen.data.mannequin.cache import Cache, Shard
+from posegen.data.mannequin.world import SPLITS, WORLD_VERSION, World
+
+
+class MannequinData(PoseData):
+    """The first ``count`` samples of a split of a mannequin world.
+
+    A smaller ``count`` is a prefix of a larger one and reuses its shards. Reading prepares whatever is missing.
+
+    Args:
+        split: train, validation or test.
+        count: number of samples.
+        size: image side in pixels, 64 or 128.
+        seed: the world's seed.
+        cache: folder for the rendered shards; 0.4 GB for 30,000 images of 64 pixels.
+        workers: rendering processes; None takes one per core.
+    """
+
+    name = "mannequin"
+
+    def __init__(
+        self, split: str = "train", count: int = 30000, size: int = 64, seed: int = 0, cache: str | Path = "~/.cache/posegen", workers: int | None = None
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        if count < 1:
+            raise ValueError(f"count is {count}: at least one sample is needed")
+        self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
+        self.world = World(seed, size)
+        self.cache = Cache(Path(cache).expanduser(), split, seed, size)
+        self.workers = workers or os.cpu_count() or 1
+        self._shards: list[Shard] = []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "version": WORLD_VERSION, "split": self.split, "count": self.count, "size": self.size[0], "seed": self.seed}
+
+    def prepare(self) -> None:
+        """Renders missing shards; those that are damaged are found by their checksum and rendered again."""
+        self.cache.build(self.count, self.workers)
+        self._shards = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        index = self._checked(index)
+        shard, row = self.shards[index // self.cache.per_shard], index % self.cache.per_shard
+        people, record = int(shard.counts[row]), shard.records[row]
+        keypoints, areas = shard.keypoints[row, :people].copy(), shard.areas[row, :people].copy()
+        name = self.world.sample_id(self.split, index)
+        return Sample(name, record["prompt"], keypoints, areas, np.array(shard.images[row]), self.size, _tuples(record["attributes"]))
+
+    def twin(self, index: int) -> Sample:
+        """A fresh render of the same caption: what a perfect text-only generator would paint."""
+        return self.world.render_caption_twin(self.split, self._checked(index))
+
+    def images(self, indices: Iterable[int]) -> np.ndarray:
+        """Images ``[n, size, size, 3] uint8`` of many samples at once."""
+        indices = np.array([self._checked(int(index)) for index in indices], np.int64)
+        out = np.empty((len(indices), *self.size, 3), np.uint8)
+        numbers, rows = np.divmod(indices, self.cache.per_shard)
+        for number in np.unique(numbers):
+            out[numbers == number] = self.shards[number].images[rows[numbers == number]]
+        return out
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions in order."""
+        return [record["prompt"] for shard in self.shards for record in shard.records][: self.count]  # the last shard may be longer
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The open shards, rendered first where they are missing."""
+        if not self._shards:
+            parts = self.cache.parts(self.count)
+            if any(self.cache.find(*part) is None for part in parts):
+                self.prepare()
+            self._shards = [self.cache.read(*part) for part in parts]
+        return self._shards
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": []}  # memory maps are opened again in the other process
+
+    def _checked(self, index: int) -> int:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"sample {index} of {self.count}")
+        return index % self.count
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that were written."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

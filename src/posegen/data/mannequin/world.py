@@ -1,0 +1,214 @@
+"""The mannequin world: an endless, exactly labelled data set that is a pure function of (seed, split, index).
+
+An image is made in two stages from two independent random streams: first the *description*, exactly what the caption says, then one of its
+many *realisations*. A second realisation of the same description is the ``same_caption`` reference: what a perfect generator that reads only
+the text would paint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from posegen.data.base import Sample
+from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, pose
+from posegen.data.mannequin.canvas import SIDE, Canvas, box, ellipse, snap
+from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
+from posegen.data.mannequin.dice import Dice
+from posegen.data.mannequin.figure import Figure, Outfit, dress
+from posegen.data.mannequin.scene import paint_scene
+
+WORLD_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint changes
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+STYLE_SHARES = (0.40, 0.25, 0.20, 0.15)
+COUNT_SHARES = (0.70, 0.22, 0.08)
+DESCRIPTION, REALISATION, TWIN = range(3)  # independent random streams
+MARGIN = 5  # pixels that stay free at the canvas border
+LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+
+
+@dataclass(frozen=True)
+class Realisation:
+    """A description brought to life: bodies, outfits and where they stand, from left to right, on canvas pixels."""
+
+    bodies: list[Body]
+    outfits: list[Outfit]
+    units: list[float]
+    origins: list[tuple[float, float]]
+    grounds: list[float]
+
+
+class World:
+    """Renders samples.
+
+    Args:
+        seed: another seed is another world with the same rules.
+        size: output pixels; must divide 256.
+    """
+
+    def __init__(self, seed: int = 0, size: int = 64):
+        if SIDE % size:
+            raise ValueError(f"size {size} does not divide the {SIDE} pixel canvas: use 32, 64, 128 or 256")
+        self.seed, self.size = seed, size
+
+    def describe(self, split: str, index: int) -> Description:
+        """What the caption of image ``index`` says."""
+        return _describe(self._dice(split, index, DESCRIPTION))
+
+    def render(self, split: str, index: int) -> Sample:
+        """Image ``index`` of ``split`` with its caption, keypoints and visible areas."""
+        return self._sample(split, index, REALISATION)
+
+    def render_caption_twin(self, split: str, index: int) -> Sample:
+        """Another image with the caption of image ``index``: everything that the caption leaves open is drawn anew."""
+        return self._sample(split, index, TWIN)
+
+    def sample_id(self, split: str, index: int) -> str:
+        """Stable name of an image; the world's seed shows where it is not the default."""
+        world = "mannequin" if self.seed == 0 else f"mannequin{self.seed}"
+        return f"{world}/{split}/{index:06d}"
+
+    def _dice(self, split: str, index: int, stream: int) -> Dice:
+        if split not in SPLITS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        if index < 0:
+            raise ValueError(f"index {index} is negative")
+        return Dice(WORLD_VERSION, self.seed, SPLITS[split], index, stream)
+
+    def _sample(self, split: str, index: int, stream: int) -> Sample:
+        description = self.describe(split, index)
+        image, keypoints, areas = _paint(description, self._dice(split, index, stream))
+        ratio = self.size / SIDE
+        image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        labelled = keypoints[..., 2:] > 0
+        keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * ratio - 0.5, 0)
+        name = self.sample_id(split, index) + ("" if stream == REALISATION else "/twin")
+        areas = (areas * ratio**2).astype(np.float32)
+        return Sample(name, str(description), keypoints.astype(np.float32), areas, image, (self.size, self.size), description.attributes)
+
+
+def _describe(dice: Dice) -> Description:
+    style, scene = dice.choice(STYLES, STYLE_SHARES), dice.choice(SCENES)
+    looks = []
+    for _ in range(dice.choice((1, 2, 3), COUNT_SHARES)):
+        action, shirt, trousers = dice.choice(ACTIONS), dice.integer(0, 9), dice.integer(1, 9)
+        colours = (COLOURS[shirt], COLOURS[(shirt + trousers) % 10]) if style in COLOURED_STYLES else (None, None)
+        looks.append(Look(action, *colours))
+    return Description(style, scene, tuple(looks))
+
+
+def _paint(description: Description, dice: Dice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` in canvas pixels and visible canvas pixels ``[P]`` of one realisation."""
+    canvas = Canvas(description.style)
+    horizon = paint_scene(canvas, description.scene, dice)
+    people = _realise(description, horizon, dice)
+    figures = [Figure(*each) for each in zip(people.bodies, people.outfits, people.origins, people.units, strict=True)]
+    order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))  # nearer people stand lower and are painted later
+    for k in order:
+        _ground_shadow(canvas, figures[k], people.grounds[k])
+    for owner, k in enumerate(order, 1):
+        if figures[k].body.seated:
+            _stool(canvas, figures[k], people.grounds[k])
+        figures[k].paint(canvas, owner)
+    owners = cv2.extractChannel(canvas.pixels, 3)
+    rank = {k: owner for owner, k in enumerate(order, 1)}
+    keypoints = np.stack([_keypoints(figures[k], owners, rank[k]) for k in range(len(figures))])
+    areas = np.array([np.count_nonzero(owners == rank[k]) for k in range(len(figures))])
+    return cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), keypoints, areas
+
+
+def _realise(description: Description, horizon: float, dice: Dice) -> Realisation:
+    bodies = [pose(look.action, dice) for look in description.people]
+    outfits = [dress(description.style, look.shirt, look.trousers, dice) for look in description.people]
+    boxes = [_extent(body) for body in bodies]
+    units = _units(boxes, [body.lift for body in bodies], dice)
+    lefts = _columns([(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)], dice)
+    origins, grounds = [], []
+    for body, extent, unit, left in zip(bodies, boxes, units, lefts, strict=True):
+        height = (extent[3] - extent[2] + body.lift) * unit
+        lowest = max(horizon + 18, MARGIN + height, dice.uniform(0.82, 0.97) * SIDE)
+        ground = min(SIDE - MARGIN, lowest)
+        grounds.append(ground)
+        origins.append((left - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
+    return Realisation(bodies, outfits, units, origins, grounds)
+
+
+def _extent(body: Body) -> tuple[float, float, float, float]:
+    """Left, right, top, bottom of a body around its pelvis, in body heights, image directions."""
+    limbs = np.delete(body.joints[:, :2], J["head"], 0) * (1, -1)
+    head = body.joints[J["head"], :2] * (1, -1)
+    reach = 1.3 * body.head_radius
+    low = np.minimum(limbs.min(0) - 0.045, head - reach)
+    high = np.maximum(limbs.max(0) + 0.045, head + reach)
+    return low[0], high[0], low[1], high[1]
+
+
+def _units(boxes: list[tuple[float, float, float, float]], lifts: list[float], dice: Dice) -> list[float]:
+    """Pixels per body height, such that everybody fits: fewer people are larger, wide poses are smaller."""
+    room = SIDE - 2 * MARGIN
+    widest = room * {1: 1.0, 2: 0.62, 3: 0.46}[len(boxes)]
+    common = {1: (0.66, 0.93), 2: (0.56, 0.80), 3: (0.46, 0.66)}[len(boxes)]
+    base = dice.uniform(*common) * SIDE
+    units = []
+    for extent, lift in zip(boxes, lifts, strict=True):
+        unit = base if len(boxes) == 1 else base * dice.about(1, 0.1)
+        units.append(min(unit, widest / (extent[1] - extent[0]), (room - 4) / (extent[3] - extent[2] + lift)))
+    total = sum(unit * (extent[1] - extent[0]) for unit, extent in zip(units, boxes, strict=True))
+    shrink = min(1.0, 1.1 * room / total) if len(boxes) > 1 else 1.0  # outstretched arms may overlap a little
+    return [unit * shrink for unit in units]
+
+
+def _columns(widths: list[float], dice: Dice) -> list[float]:
+    """Left edges of people of these ``widths``, side by side with random gaps, or evenly overlapping where there is no room."""
+    free = SIDE - 2 * MARGIN - sum(widths)
+    shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
+    gaps = [free * share / sum(shares) for share in shares] if free > 0 else [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
+    lefts, left = [], float(MARGIN)
+    for gap, width in zip(gaps, widths, strict=False):
+        lefts.append(left + gap)
+        left += gap + width
+    return lefts
+
+
+def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
+    if canvas.style == "sketch":
+        return
+    low, high = figure.joints[:, 0].min(), figure.joints[:, 0].max()
+    if abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1]) > 0.15 * figure.unit:  # upright: the legs alone throw it
+        feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
+        low, high = feet.min(), feet.max()
+    width = (high - low) / 2 + 0.07 * figure.unit
+    x, y = snap(((low + high) / 2, ground - 0.012 * figure.unit))
+    canvas.dim((x, y), (width, 0.035 * figure.unit + 0.06 * width), 0.16 if canvas.style == "shadow" else 0.26)
+
+
+def _stool(canvas: Canvas, figure: Figure, ground: float) -> None:
+    """A round stool under somebody who sits."""
+    x, y = figure.project("pelvis")
+    unit, seat = figure.unit, y + 0.035 * figure.unit
+    wood, side = {"shadow": ((118, 106, 110), (96, 88, 94)), "sketch": ((236, 234, 230), (226, 224, 220))}.get(canvas.style, ((196, 146, 96), (150, 104, 66)))
+    half = 0.115 * unit
+    for leg in (-0.82, 0.82):
+        canvas.shape(box(x + half * leg - 0.016 * unit, seat, x + half * leg + 0.016 * unit, max(seat + 4, ground - 0.02 * unit)), side)
+    canvas.shape(ellipse((x, seat + 0.03 * unit), (half, 0.032 * unit)), side)
+    canvas.shape(ellipse((x, seat), (half, 0.032 * unit)), wood)
+
+
+def _keypoints(figure: Figure, owners: np.ndarray, owner: int) -> np.ndarray:
+    """The 17 COCO keypoints ``[17, 3]`` in canvas pixels, exactly where the joints were painted."""
+    body, points = figure.body, np.zeros((17, 3))
+    offsets = [body.face(NOSE), body.face(EYE), body.face(EYE, -1), body.face(EAR), body.face(EAR, -1)]
+    points[:5, :2] = [figure.project("head", offset) for offset in offsets]
+    nearness = np.array([offset[2] for offset in offsets]) / body.head_radius
+    points[:5, 2] = np.where(nearness > (-0.2, 0.08, 0.08, -0.3, -0.3), 2, (0, 0, 0, 1, 1))
+    points[5:, :2] = [figure.project(f"{limb}_{tag}") for limb in LIMBS for tag in "lr"]
+    points[5:, 2] = 2
+    points[:, :2] = snap(points[:, :2])
+    pixel = np.rint(points[:, :2]).astype(int)
+    outside = ((pixel < 0) | (pixel >= SIDE)).any(1)
+    column, row = np.clip(pixel, 0, SIDE - 1).T
+    points[(owners[row, column] > owner) & (points[:, 2] > 0), 2] = 1
+    points[outside | (points[:, 2] == 0)] = 0
+    return points

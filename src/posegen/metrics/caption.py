@@ -1,0 +1,38 @@
+"""Does the image agree with its caption? Attributes that the judge finds against those that the caption asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from posegen.metrics.base import Judged, Metric, Records
+
+ATTRIBUTES = ("style", "scene", "count")
+
+
+class CaptionMetric(Metric):
+    """Share of images, in percent, whose style, scene and number of people are the target's, and the mean of the three.
+
+    Style and scene are the judge's classes; the number is that of the people it found, the same that the pose metrics see. An attribute that a data set
+    does not know is NaN.
+    """
+
+    columns = (*(f"{name}_agreement" for name in ATTRIBUTES), "caption_agreement")
+
+    def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
+        found = {**judged.found_attributes, "count": len(judged.found)}
+        return {f"{name}_agrees": agreement(judged.attributes.get(name), found.get(name)) for name in ATTRIBUTES}
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        shares = []
+        for name in ATTRIBUTES:
+            agrees = np.asarray(records[f"{name}_agrees"], float)
+            known = ~np.isnan(agrees)
+            with np.errstate(invalid="ignore"):
+                shares.append(100 * (weights @ np.where(known, agrees, 0)) / (weights @ known))
+        values = dict(zip(self.columns, shares, strict=False))
+        return {**values, "caption_agreement": np.mean(shares, axis=0)}
+
+
+def agreement(wanted: object, found: object) -> float:
+    """1 or 0, NaN where either side is silent."""
+    return float("nan") if wanted is None or found is None else float(wanted == found)

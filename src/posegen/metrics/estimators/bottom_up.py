@@ -1,0 +1,126 @@
+"""Bottom-up pose decoding: from heatmaps, a centre map and centre-to-keypoint offsets to people, vectorised over the batch.
+
+Every person starts as a peak of the centre map; the offsets there say roughly where its keypoints are, and each keypoint then snaps to the best
+peak of its own heatmap nearby (the scheme of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 4.2). Positions are in heatmap cells.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Unnormalised Gaussians ``[..., h, w]`` (peak 1) around ``points [..., 2]`` (x, y in cells)."""
+    x, y = (torch.arange(n, device=points.device, dtype=points.dtype) for n in (size[1], size[0]))
+    columns = torch.exp((x - points[..., :1]).square() / (-2 * sigma**2))
+    rows = torch.exp((y - points[..., 1:2]).square() / (-2 * sigma**2))
+    return rows[..., :, None] * columns[..., None, :]
+
+
+def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest local maxima of each map, highest first, with sub-cell positions.
+
+    Args:
+        maps: ``[..., h, w]`` probabilities.
+
+    Returns:
+        ``[..., k, 2]`` positions (x, y) and ``[..., k]`` heights; places beyond the last local maximum have height 0.
+    """
+    *lead, h, w = maps.shape
+    maps = maps.reshape(-1, h, w)
+    k = min(k, h * w)
+    is_peak = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps
+    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(k, dim=1)
+    x, y = where % w, where // w
+    positions = torch.stack([x, y], -1) + subcell(maps, x, y)
+    return positions.view(*lead, k, 2), heights.view(*lead, k)
+
+
+def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
+    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, relative to its cell.
+
+    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al. 2020, arXiv:1910.06278, equation 7);
+    the least-squares fit over nine cells instead of central differences averages the noise.
+
+    Args:
+        maps: ``[N, h, w]`` probabilities.
+        x, y: ``[N, k]`` integer peak cells.
+        limit: largest step in cells.
+
+    Returns:
+        ``[N, k, 2]`` steps (x, y).
+    """
+    w = maps.shape[-1] + 2
+    padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate").flatten(1)
+    around = torch.tensor([i * w + j for i in (0, 1, 2) for j in (0, 1, 2)], device=maps.device)
+    index = (y * w + x)[..., None] + around
+    patch = padded.gather(1, index.flatten(1)).view(index.shape).clamp_min(1e-8).log().unflatten(-1, (3, 3))
+    left, centre, right = patch.sum(-2).unbind(-1)
+    above, middle, below = patch.sum(-1).unbind(-1)
+    gx, gy = (right - left) / 6, (below - above) / 6
+    hxx, hyy = (right - 2 * centre + left) / 3, (below - 2 * middle + above) / 3
+    hxy = (patch[..., 2, 2] + patch[..., 0, 0] - patch[..., 2, 0] - patch[..., 0, 2]) / 4
+    det = hxx * hyy - hxy * hxy
+    concave = (det > 1e-6) & (hxx < 0)
+    step = torch.stack([hxy * gy - hyy * gx, hxy * gx - hxx * gy], -1) / torch.where(concave, det, 1)[..., None]
+    return torch.where(concave[..., None], step, 0).clamp(-limit, limit)
+
+
+def snap(guess: Tensor, heat: Tensor, k: int = 6, reach: float = 0.3, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Moves each person's guessed keypoints to heatmap peaks.
+
+    A peak's appeal is its height times a Gaussian of its distance, with a width proportional to the person's size; without an appealing peak the
+    guess stays, with the probability found there as its score.
+
+    Args:
+        guess: ``[B, N, 17, 2]`` guessed positions.
+        heat: ``[B, 17, h, w]`` probabilities.
+        k: peaks per keypoint to choose from.
+        reach: width of the distance term relative to the longer side of the guessed person.
+        floor: least appeal of a peak.
+
+    Returns:
+        ``[B, N, 17, 2]`` positions and ``[B, N, 17]`` scores.
+    """
+    places, heights = peaks(heat, k)
+    extent = (guess.amax(2) - guess.amin(2)).amax(-1).clamp_min(2.0)
+    distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
+    appeal = heights[:, None] * torch.exp(distance2 / (-2 * (reach * extent[..., None, None]).square()))
+    best, index = appeal.max(-1)
+    found = torch.take_along_dim(places[:, None].expand(-1, guess.shape[1], -1, -1, -1), index[..., None, None], 3)[..., 0, :]
+    height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
+    snapped = best > floor
+    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, sample(heat, guess))
+
+
+def sample(maps: Tensor, points: Tensor) -> Tensor:
+    """``maps [B, C, h, w]`` at the nearest cells of ``points [B, N, C, 2]``, as ``[B, N, C]``."""
+    h, w = maps.shape[-2:]
+    x, y = points[..., 0].round().long().clamp(0, w - 1), points[..., 1].round().long().clamp(0, h - 1)
+    return maps.flatten(2).gather(2, (y * w + x).transpose(1, 2)).transpose(1, 2)
+
+
+def keep_distinct(keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float) -> Tensor:
+    """Greedy non-maximum suppression by object keypoint similarity.
+
+    Args:
+        keypoints: ``[B, N, 17, 2]``, best person first.
+        scores: ``[B, N]`` falling person scores.
+        sigmas: ``[17]`` COCO per-keypoint standard deviations.
+        threshold: a person as similar as this to a better one is dropped.
+
+    Returns:
+        ``[B, N]`` which people stay.
+    """
+    area = (keypoints.amax(2) - keypoints.amin(2)).clamp_min(1.0).prod(-1)
+    scale = (area[:, :, None] + area[:, None, :])[..., None] / 2 * (2 * sigmas).square()
+    distance2 = (keypoints[:, :, None] - keypoints[:, None]).square().sum(-1)
+    similar = torch.exp(distance2 / (-2 * scale)).mean(-1) > threshold
+    keep = scores > 0
+    for better in range(keypoints.shape[1] - 1):
+        later = similar[:, better] & keep[:, better, None]
+        later[:, : better + 1] = False
+        keep = keep & ~later
+    return keep

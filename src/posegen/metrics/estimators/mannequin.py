@@ -1,0 +1,359 @@
+"""The mannequin judge: a small bottom-up pose network that also names style, scene and number of people.
+
+It judges generated images of the mannequin world (see `posegen.data.mannequin`), so it is trained on renders alone, never on generated images.
+The world tells left from right by shading, hence no horizontal flips in training and no flip test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from posegen.data.base import Sample
+from posegen.metrics.base import Estimator, Findings, Poses
+from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
+from posegen.metrics.files import replace_file
+from posegen.poses.topology import COCO_SIGMAS
+
+STYLES = ("photo", "cartoon", "sketch", "shadow")
+SCENES = ("park", "beach", "room", "street", "studio", "night")
+TORSO = [5, 6, 11, 12]  # shoulders and hips
+KEYPOINTS = 17
+STRIDE = 2  # image pixels per heatmap cell
+FAR = -1e4  # cells; a Gaussian there leaves nothing in the image
+UNKNOWN = -100  # attribute class that the loss passes over
+
+
+class MannequinJudge(nn.Module, Estimator):
+    """Convolutional U-Net on RGB images, heatmaps at half and offsets at a quarter of the image size.
+
+    Args:
+        widths: channels at strides 2, 4, 8 and 16; the last is the dimension of `features`.
+        styles: names of the style classes.
+        scenes: names of the scene classes.
+        max_count: largest number of people that the attribute head tells apart.
+        max_people: most people found in an image.
+        sigma: standard deviation of the target heatmaps in cells.
+        score_threshold: people with a lower score are not reported; see `calibrate`.
+        nms_threshold: of two people more similar than this (object keypoint similarity) the weaker one is not reported.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 128),
+        styles: Sequence[str] = STYLES,
+        scenes: Sequence[str] = SCENES,
+        max_count: int = 3,
+        max_people: int = 6,
+        sigma: float = 1.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.config = {"widths": list(widths), "styles": list(styles), "scenes": list(scenes), "max_count": max_count, "max_people": max_people, "sigma": sigma}
+        self.config |= {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        a, b, c, d = widths
+        self.stem = conv(3 * STRIDE**2, a)
+        self.down4 = nn.Sequential(conv(a, b, stride=2), conv(b, b))
+        self.down8 = nn.Sequential(conv(b, c, stride=2), conv(c, c))
+        self.down16 = nn.Sequential(conv(c, d, stride=2), Residual(d))
+        self.up8 = Up(d, c)
+        self.up4 = Up(c, b)
+        self.up2 = Up(b, a)
+        self.heat_head = nn.Conv2d(a, KEYPOINTS + 1, 1)
+        self.offset_head = nn.Conv2d(b, 2 * KEYPOINTS, 1)
+        self.attribute_head = nn.Linear(d, len(styles) + len(scenes) + max_count + 1)
+        nn.init.constant_(self.heat_head.bias, -4.5)  # about the log odds of a cell near a peak, so that training starts from the prior
+        self.register_buffer("sigmas", torch.tensor(COCO_SIGMAS, dtype=torch.float32), persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    # ------------------------------------------------------------------------------------------------------------------- network
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps at strides 2, 4, 8 and 16."""
+        x2 = self.stem(F.pixel_unshuffle(images, STRIDE).contiguous(memory_format=torch.channels_last))
+        x4 = self.down4(x2)
+        x8 = self.down8(x4)
+        return x2, x4, x8, self.down16(x8)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs.
+
+        Returns:
+            ``heat [B, 17, H/2, W/2]`` and ``centre [B, 1, H/2, W/2]`` logits, ``offset [B, 34, H/4, W/4]`` (see `regress`),
+            ``attributes [B, styles + scenes + counts]`` logits and ``features [B, D]``.
+        """
+        x2, x4, x8, x16 = self.encode(images)
+        u4 = self.up4(self.up8(x16, x8), x4)
+        u2 = self.up2(u4, x2)
+        features = x16.mean((2, 3))
+        heat, centre = self.heat_head(u2).contiguous().split([KEYPOINTS, 1], dim=1)
+        return {
+            "heat": heat,
+            "centre": centre,
+            "offset": self.offset_head(u4),
+            "attributes": self.attribute_head(features),
+            "features": features,
+        }
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.encode(images)[-1].mean((2, 3))
+
+    def heatmaps(self, images: Tensor) -> Tensor:
+        return self(images)["heat"].sigmoid()
+
+    # -------------------------------------------------------------------------------------------------------------------- training
+
+    def targets(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """`targets` in this judge's classes."""
+        return targets(samples, self.config["styles"], self.config["scenes"], self.config["max_count"])
+
+    def loss(self, images: Tensor, keypoints: Tensor, areas: Tensor, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
+
+        Returns:
+            The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per keypoint and person),
+            ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross entropy).
+        """
+        out = self(images)
+        labelled = keypoints[..., 2] > 0
+        cells = to_cells(keypoints[..., :2])
+        centres, exists = torso_centres(cells, labelled)
+        parts = {
+            "heat": self._map_loss(out["heat"], cells, labelled),
+            "centre": self._map_loss(out["centre"], centres[:, :, None], exists[:, :, None]),
+            "offset": self._offset_loss(out["offset"], cells, labelled, centres, areas),
+            "attributes": self._attribute_loss(out["attributes"], attributes),
+        }
+        total = parts["heat"] + 0.5 * parts["centre"] + 2.0 * parts["offset"] + parts["attributes"]
+        return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
+
+    def _map_loss(self, logits: Tensor, points: Tensor, labelled: Tensor) -> Tensor:
+        """Cross entropy of ``logits [B, C, h, w]`` to the highest Gaussian over people around ``points [B, P, C, 2]``.
+
+        It is least where the probability is the expected Gaussian, so sub-cell decoding stays exact; the least value is the targets' entropy, not 0.
+        """
+        size = (logits.shape[-2], logits.shape[-1])
+        target = torch.zeros_like(logits)
+        for person in range(points.shape[1]):
+            away = torch.where(labelled[:, person, :, None], points[:, person], FAR)
+            target = torch.maximum(target, gaussians(away, size, self.config["sigma"]))
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / labelled.sum().clamp_min(1)
+
+    def _offset_loss(self, field: Tensor, cells: Tensor, labelled: Tensor, centres: Tensor, areas: Tensor) -> Tensor:
+        """Supervises the four offset cells around each person's centre; errors are relative to the square root of the person's area."""
+        scale = areas.clamp_min(16.0).sqrt()[..., None, None] / STRIDE
+        weight = labelled[..., None].to(field.dtype)
+        total = field.new_zeros(())
+        for corner in ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)):
+            places = centres + 2 * centres.new_tensor(corner)
+            error = (regress(field, places) - cells) / scale
+            total = total + (weight * F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")).sum()
+        return total / (4 * weight.sum().clamp_min(1))
+
+    def _attribute_loss(self, logits: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
+        parts = self._split(logits)
+        return sum(F.cross_entropy(part, attributes[name], ignore_index=UNKNOWN, reduction="sum") for name, part in parts.items()) / len(logits)
+
+    def _split(self, logits: Tensor) -> dict[str, Tensor]:
+        sizes = [len(self.config["styles"]), len(self.config["scenes"]), self.config["max_count"] + 1]
+        return dict(zip(("style", "scene", "count"), logits.split(sizes, dim=1), strict=True))
+
+    # -------------------------------------------------------------------------------------------------------------------- judging
+
+    @torch.no_grad()
+    def estimate(self, images: Tensor) -> list[Poses]:
+        return self._decode(self(images))
+
+    @torch.no_grad()
+    def attributes(self, images: Tensor) -> list[dict[str, Any]]:
+        return self._name(self.attribute_head(self.features(images)))
+
+    @torch.no_grad()
+    def examine(self, images: Tensor) -> Findings:
+        out = self(images)
+        return Findings(self._decode(out), self._name(out["attributes"]), out["features"].float().cpu().numpy())
+
+    def _name(self, logits: Tensor) -> list[dict[str, Any]]:
+        style, scene, count = (part.argmax(1).tolist() for part in self._split(logits).values())
+        styles, scenes = self.config["styles"], self.config["scenes"]
+        return [{"style": styles[i], "scene": scenes[j], "count": k} for i, j, k in zip(style, scene, count, strict=True)]
+
+    def _decode(self, out: Mapping[str, Tensor]) -> list[Poses]:
+        """Centres, then offsets, then snapping, then suppression of duplicates."""
+        heat, centre = out["heat"].sigmoid(), out["centre"][:, 0].sigmoid()
+        places, heights = peaks(centre, self.config["max_people"])
+        cells, confidence = snap(regress(out["offset"], places), heat)
+        scores, order = (heights * confidence.mean(-1)).sort(dim=1, descending=True, stable=True)
+        cells = torch.take_along_dim(cells, order[..., None, None], 1)
+        confidence = torch.take_along_dim(confidence, order[..., None], 1)
+        keep = keep_distinct(cells, scores, self.sigmas, self.config["nms_threshold"]) & (scores >= self.config["score_threshold"])
+        people = torch.cat([to_pixels(cells), confidence[..., None]], -1).float().cpu().numpy()
+        scores, keep = scores.float().cpu().numpy(), keep.cpu().numpy()
+        return [Poses(p[k], s[k]) for p, s, k in zip(people, scores, keep, strict=True)]
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Sequence[int]]], tolerance: float = 0.002) -> dict[str, float]:
+        """Sets ``score_threshold`` so that the number of people found is right, on images that are in no table.
+
+        Among the thresholds whose mean absolute count error is within ``tolerance`` of the least, the lowest is taken: AP only loses by dropping people.
+
+        Args:
+            batches: (images, number of people in each).
+
+        Returns:
+            ``score_threshold`` and the ``count_error`` reached.
+        """
+        self.config["score_threshold"] = 0.0
+        found = [(poses.scores, count) for images, counts in batches for poses, count in zip(self.estimate(images), counts, strict=True)]
+        grid = np.geomspace(2e-3, 0.7, 80)
+        errors = np.array([np.mean([abs(int((scores >= t).sum()) - count) for scores, count in found]) for t in grid])
+        best = int(np.argmax(errors <= errors.min() + tolerance))
+        self.config["score_threshold"] = float(f"{grid[best]:.3g}")
+        return {"score_threshold": self.config["score_threshold"], "count_error": float(errors[best])}
+
+    # -------------------------------------------------------------------------------------------------------------------- files
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Writes ``config.json`` and ``model.safetensors``; each file appears complete or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()}
+        replace_file(folder / "model.safetensors", lambda path: save_file(tensors, path))
+        replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(self.config, indent=2) + "\n"))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MannequinJudge:
+        """A frozen judge in evaluation mode, computing in float32."""
+        config_file, model_file = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        for file in (config_file, model_file):
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is missing: a judge's folder holds config.json and model.safetensors; train one (task=estimator) or correct the path"
+                )
+        try:
+            judge = cls(**json.loads(config_file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{config_file} is no judge's configuration ({error}); it must hold {cls.__name__}'s arguments as JSON: copy it again") from error
+        try:
+            tensors = load_file(model_file)
+        except Exception as error:  # safetensors raises its own class for every kind of damage
+            raise ValueError(f"{model_file} cannot be read ({error}); the file is damaged or incomplete: copy it again") from error
+        check_tensors(model_file, tensors, judge.state_dict())
+        judge.load_state_dict(tensors)
+        return judge.eval().requires_grad_(False)
+
+
+class Residual(nn.Module):
+    """``x + conv(conv(x))``; context at the coarsest level."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
+class Up(nn.Module):
+    """Projects the coarse map, doubles it, adds the finer one and convolves. Cuts to the finer size, so odd sizes work."""
+
+    def __init__(self, coarse: int, fine: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(coarse, fine, 1)
+        self.body = conv(fine, fine)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        doubled = F.interpolate(self.project(coarse), scale_factor=2.0, mode="nearest")
+        return self.body(doubled[..., : fine.shape[-2], : fine.shape[-1]] + fine)
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def targets(samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3) -> dict[str, Any]:
+    """What `MannequinJudge.loss` needs besides the images, for use in a collate function: ``judge.loss(images, **targets(samples))``.
+
+    Returns:
+        ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given).
+    """
+    people = max(1, *(len(s.keypoints) for s in samples))
+    keypoints = np.zeros((len(samples), people, KEYPOINTS, 3), np.float32)
+    areas = np.ones((len(samples), people), np.float32)
+    for i, s in enumerate(samples):
+        keypoints[i, : len(s.keypoints)] = s.keypoints
+        areas[i, : len(s.keypoints)] = s.areas
+    classes = {
+        "style": [class_index(s, "style", styles) for s in samples],
+        "scene": [class_index(s, "scene", scenes) for s in samples],
+        "count": [min(int(s.attributes.get("count", len(s.keypoints))), max_count) for s in samples],
+    }
+    return {
+        "keypoints": torch.from_numpy(keypoints),
+        "areas": torch.from_numpy(areas),
+        "attributes": {name: torch.tensor(values) for name, values in classes.items()},
+    }
+
+
+def class_index(sample: Sample, name: str, classes: Sequence[str]) -> int:
+    """The class of a sample's attribute, UNKNOWN without one."""
+    value = sample.attributes.get(name)
+    if value is not None and value not in classes:
+        raise ValueError(f"{sample.id} has the {name} '{value}', which the judge does not know; it knows {', '.join(classes)}")
+    return UNKNOWN if value is None else classes.index(value)
+
+
+def to_cells(pixels: Tensor) -> Tensor:
+    """Pixel coordinates to heatmap cells; cell i covers pixels 2i and 2i + 1, so its centre is at 2i + 0.5."""
+    return (pixels - (STRIDE - 1) / 2) / STRIDE
+
+
+def to_pixels(cells: Tensor) -> Tensor:
+    """The inverse of `to_cells`."""
+    return cells * STRIDE + (STRIDE - 1) / 2
+
+
+def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each person's labelled shoulders and hips, or of all its labelled keypoints where the torso is outside.
+
+    Args:
+        cells: ``[B, P, 17, 2]``.
+        labelled: ``[B, P, 17]``.
+
+    Returns:
+        ``[B, P, 2]`` centres and ``[B, P]`` whether there is anything labelled.
+    """
+    torso = torch.zeros_like(labelled)
+    torso[..., TORSO] = labelled[..., TORSO]
+    chosen = torch.where(torso.any(-1, keepdim=True), torso, labelled)[..., None].to(cells.dtype)
+    return (cells * chosen).sum(-2) / chosen.sum(-2).clamp_min(1), labelled.any(-1)
+
+
+def regress(field: Tensor, places: Tensor) -> Tensor:
+    """Keypoints that the offset field predicts for people centred at ``places [B, N, 2]`` (in heatmap cells), as ``[B, N, 17, 2]`` heatmap cells.
+
+    ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its centre to every keypoint, in units of 8 heatmap cells.
+    """
+    h, w = field.shape[-2:]
+    x = ((places[..., 0] - 0.5) / 2).round().long().clamp(0, w - 1)
+    y = ((places[..., 1] - 0.5) / 2).round().long().clamp(0, h - 1)
+    index = (y * w + x)[:, None].expand(-1, field.shape[1], -1)
+    way = field.flatten(2).gather(2, index).transpose(1, 2).unflatten(-1, (KEYPOINTS, 2)) * 8
+    return torch.stack([x, y], -1)[:, :, None] * 2 + 0.5 + way
+
+
+def check_tensors(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError that names the first differences between a file's tensors and the expected ones."""
+    wrong = [f"{k}: missing" for k in expected.keys() - tensors.keys()] + [f"{k}: not expected" for k in tensors.keys() - expected.keys()]
+    wrong += [f"{k}: {tuple(tensors[k].shape)} instead of {tuple(v.shape)}" for k, v in expected.items() if k in tensors and tensors[k].shape != v.shape]
+    if wrong:
+        raise ValueError(f"{file} does not fit config.json beside it ({'; '.join(sorted(wrong)[:3])}, {len(wrong)} in all); take both files from the same save")

@@ -1,0 +1,119 @@
+"""A protocol: which metrics a table has, how images become records and records become a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from posegen.data.base import Sample
+from posegen.metrics.base import Estimator, Judged, Metric, Records, count_images
+from posegen.metrics.records import read_records, write_records
+from posegen.metrics.statistics import bootstrap, holm, interval, paired_p_value
+
+
+class Protocol:
+    """A named, versioned list of metrics.
+
+    ``corrected`` is the headline: one AP over the whole set (not a mean over batches), areas from the people themselves, all images counted.
+
+    Args:
+        metrics: their column names and record names are distinct.
+        name: shown with every table.
+        version: raise it whenever a value changes for the same images.
+        resamples: bootstrap resamples of the intervals.
+        level: probability inside an interval.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], name: str = "corrected", version: int = 1, resamples: int = 1000, level: float = 0.95) -> None:
+        self.metrics, self.name, self.version, self.resamples, self.level = list(metrics), name, version, resamples, level
+        self.columns = [column for metric in self.metrics for column in metric.columns]
+        twice = {column for column in self.columns if self.columns.count(column) > 1}
+        if twice:
+            raise ValueError(f"protocol '{name}' has the columns {sorted(twice)} twice; leave one of the metrics out")
+        self.lower_is_better = frozenset().union(*(metric.lower_is_better for metric in self.metrics))
+
+    def records(self, judged: Iterable[Judged]) -> dict[str, list]:
+        """The records of a set: ``id`` and every metric's facts, one entry per image."""
+        rows = [{"id": image.id} | {name: value for metric in self.metrics for name, value in metric.record(image).items()} for image in judged]
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ValueError("the images have different records; judge all images of a set with the same estimator")
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+    def values(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        """All columns over the resamples ``weights [R, n]``."""
+        return {name: value for metric in self.metrics for name, value in metric.resampled(records, weights, reference).items()}
+
+    def resampled(self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+        """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged on the same images.
+
+        Args:
+            seeds: the records of each training seed, on the same images in the same order.
+            reference: records of the real images.
+            seed: of the resampling.
+        """
+        computes = [lambda weights, records=records: self.values(records, weights, reference) for records in seeds]
+        return bootstrap(computes, check_same_images(seeds), self.resamples, seed)
+
+    def table_row(
+        self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0, spread: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, float]:
+        """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds), ``n_images`` and ``n_seeds``.
+
+        Args:
+            seeds, reference, seed: as in `resampled`.
+            spread: what `resampled` returned, where it is known already.
+        """
+        n_images = check_same_images(seeds)
+        points = [self.values(records, np.ones((1, n_images)), reference) for records in seeds]
+        spread = self.resampled(seeds, reference, seed) if spread is None else spread
+        inflated = frozenset().union(*(metric.inflated_by_resampling for metric in self.metrics))
+        row: dict[str, float] = {}
+        for name in self.columns:
+            value = float(np.mean([point[name][0] for point in points]))
+            low, high = interval(spread[name], self.level, centre=value if name in inflated else None)
+            row |= {name: value, f"{name}_lo": low, f"{name}_hi": high}
+        return row | {"n_images": n_images, "n_seeds": len(seeds)}
+
+    def p_values(self, spreads: Mapping[str, Mapping[str, np.ndarray]], baseline: str) -> dict[str, dict[str, float]]:
+        """Paired tests of every method against ``baseline``, for each column adjusted for the number of methods (Holm).
+
+        Args:
+            spreads: method -> what `resampled` returned, all on the same images with the same seed.
+            baseline: one of the methods.
+
+        Returns:
+            Method -> column -> p-value, without the baseline.
+        """
+        methods = [method for method in spreads if method != baseline]
+        tests = {column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods]) for column in self.columns}
+        return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
+
+    @staticmethod
+    def judge(estimator: Estimator, images: Tensor, samples: Sequence[Sample]) -> list[Judged]:
+        """Examines one batch.
+
+        Args:
+            estimator: the judge.
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            samples: the B targets, with keypoints on the images' pixels.
+        """
+        found = estimator.examine(images)
+        features = [None] * len(samples) if found.features is None else found.features
+        facts = zip(samples, found.poses, found.attributes, features, strict=True)
+        return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, attributes, feature) for s, poses, attributes, feature in facts]
+
+    # How records are stored is no choice, but whoever holds a protocol needs no other module.
+    write = staticmethod(write_records)
+    read = staticmethod(read_records)
+
+
+def check_same_images(seeds: Sequence[Mapping]) -> int:
+    """The number of images, after checking that all seeds were judged on the same ones in the same order."""
+    if not seeds or not count_images(seeds[0]):
+        raise ValueError("there are no records to make a row from; run the evaluation first")
+    for records in seeds[1:]:
+        if list(records["id"]) != list(seeds[0]["id"]):
+            raise ValueError("the seeds of a row were judged on different images; evaluate all seeds on the same data")
+    return count_images(seeds[0])

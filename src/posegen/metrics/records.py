@@ -1,0 +1,115 @@
+"""Records on disk: numbers and strings in ``records.csv``, one row per image, arrays in ``features.npz``.
+
+Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps. Arrays whose shape differs from image to
+image are stored flat, with a table of shapes beside them. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posegen.metrics.base import Records, count_images
+from posegen.metrics.files import replace_file
+
+CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
+SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
+
+
+def write_records(folder: str | Path, records: Records) -> None:
+    """Writes ``records`` (with ``id``) to ``folder``; each file appears complete or not at all, the csv last."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if "id" not in records:
+        raise ValueError("records have no 'id' column; make them with Protocol.records")
+    lengths = {len(values) for values in records.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"record columns have different lengths {sorted(lengths)}; each needs one entry per image")
+    arrays = {name: values for name, values in records.items() if any(isinstance(v, np.ndarray) for v in values)}
+    scalars = {name: values for name, values in records.items() if name not in arrays}
+    flat = {key: array for name, values in arrays.items() for key, array in flatten(name, values).items()}
+    replace_file(folder / ARRAY_FILE, lambda path: path.write_bytes(pack(flat)))
+    replace_file(folder / CSV_FILE, lambda path: path.write_bytes(to_csv(scalars).encode()))
+
+
+def read_records(folder: str | Path) -> dict[str, list]:
+    """What `write_records` wrote: columns of numbers come back as floats, others as strings."""
+    folder = Path(folder)
+    for name in (CSV_FILE, ARRAY_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; run the evaluation of this cell again")
+    records = from_csv(folder / CSV_FILE)
+    n_images = count_images(records)
+    try:
+        with np.load(folder / ARRAY_FILE, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder / ARRAY_FILE} cannot be read ({error}); it is damaged: run the evaluation of this cell again") from error
+    for name in stored:
+        if not name.endswith(SHAPES):
+            records[name] = unflatten(stored[name], stored.get(name + SHAPES))
+            if len(records[name]) != n_images:
+                raise ValueError(f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation of this cell again")
+    return records
+
+
+def flatten(name: str, values: Sequence[Any]) -> dict[str, np.ndarray]:
+    """One stacked array where all shapes agree, else the flat values and the shapes ``[n, dimensions]``."""
+    arrays = [np.asarray(v) for v in values]
+    if len({a.shape for a in arrays}) == 1:
+        return {name: np.stack(arrays)}
+    return {name: np.concatenate([a.ravel() for a in arrays]), name + SHAPES: np.array([a.shape for a in arrays], np.int32)}
+
+
+def unflatten(stored: np.ndarray, shapes: np.ndarray | None) -> list[np.ndarray]:
+    """The inverse of `flatten`."""
+    if shapes is None:
+        return list(stored)
+    ends = np.cumsum(shapes.prod(1, dtype=np.int64))
+    return [part.reshape(shape) for part, shape in zip(np.split(stored, ends[:-1]), shapes, strict=True)]
+
+
+def pack(arrays: dict[str, np.ndarray]) -> bytes:
+    """An npz archive that is a function of its content alone (`numpy.savez` writes the time of day)."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(name + ".npy", EPOCH), content.getvalue())
+    return buffer.getvalue()
+
+
+def to_csv(columns: Records) -> str:
+    """Rows of the columns; ``repr`` of a float is the shortest text that reads back exactly."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([value if isinstance(value, str) else repr(float(value)) for value in row])
+    return text.getvalue()
+
+
+def from_csv(path: Path) -> dict[str, list]:
+    """Columns of a csv file, ``id`` as strings and every other column as floats where all its entries are numbers."""
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    if "id" not in header or any(len(row) != len(header) for row in rows):
+        raise ValueError(f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation of this cell again")
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
+    return {name: values if name == "id" else numbers(values) for name, values in columns.items()}
+
+
+def numbers(values: list[str]) -> list:
+    """Floats if all are numbers, else the strings."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return values

@@ -1,0 +1,1 @@
+"""Skeletons and how they are drawn."""

@@ -1,0 +1,106 @@
+"""Which images a training step sees, and what it is told about them: functions of (seed, step) alone.
+
+That is why an interrupted run continues bit for bit: nothing has to be remembered but the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from posegen.data.base import PoseBatch, PoseData, generator, to_tensor
+from posegen.runner.errors import UserError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task wants in its batches.
+
+    Attributes:
+        fields: names of optional `PoseBatch` fields: ``images``, ``twins``, ``hint``, ``latents``, ``text``.
+        hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
+        latents: ``[N, c, h, w]`` cached latents of the whole split.
+        text: index -> cached text states.
+        negative_text: ``[1, L, D]``.
+    """
+
+    fields: frozenset[str] = frozenset()
+    hint: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None
+    latents: Sequence | np.ndarray | None = None
+    text: Callable[[Sequence[int]], Tensor] | None = None
+    negative_text: Tensor | None = None
+
+
+def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, visit: int = 0) -> PoseBatch:
+    """The batch of the samples at ``indices``."""
+    samples = [data[i] for i in indices]
+    size = samples[0].size
+    images = torch.stack([to_tensor(s.image) for s in samples]) if "images" in needs.fields else None
+    twins = torch.stack([to_tensor(data.twin(i).image) for i in indices]) if "twins" in needs.fields else None
+    hint = None
+    if needs.hint is not None:
+        hint = torch.from_numpy(np.stack([needs.hint(s.keypoints, size) for s in samples]))
+    latents = None if needs.latents is None else torch.from_numpy(np.stack([needs.latents[i] for i in indices])).float()
+    return PoseBatch(
+        ids=[s.id for s in samples],
+        prompts=[s.prompt for s in samples],
+        keypoints=[s.keypoints for s in samples],
+        size=size,
+        seed=seed,
+        visit=visit,
+        images=images,
+        twins=twins,
+        hint=hint,
+        latents=latents,
+        text=None if needs.text is None else needs.text(indices),
+        negative_text=needs.negative_text,
+        attributes=[s.attributes for s in samples],
+        areas=[s.areas for s in samples],
+    )
+
+
+class StepBatches(IterableDataset):
+    """Batches ``start, start + 1, ...`` of an endless training run.
+
+    Every epoch is a new permutation of the split; batches never span two epochs, so ``visit`` is the epoch.
+
+    Args:
+        size: images per batch.
+        start: the first batch to yield; a resumed run starts where it was interrupted.
+    """
+
+    def __init__(self, data: PoseData, needs: Needs, size: int, seed: int, start: int = 0) -> None:
+        if len(data) < size:
+            raise UserError(f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count")
+        self.data, self.needs, self.size, self.seed, self.start = data, needs, size, seed, start
+
+    def indices(self, batch: int) -> tuple[list[int], int]:
+        """(sample indices, epoch) of a batch."""
+        epoch, position = divmod(batch, len(self.data) // self.size)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).tolist()
+        return self._order[position * self.size : (position + 1) * self.size], epoch
+
+    def __iter__(self) -> Iterator[PoseBatch]:
+        worker = get_worker_info()
+        first, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
+        batch = first
+        while True:
+            indices, epoch = self.indices(batch)
+            yield collate(self.data, indices, self.needs, self.seed, epoch)
+            batch += stride
+
+
+def training_loader(batches: StepBatches, workers: int = 0) -> DataLoader:
+    """A loader that hands whole batches through; the order does not depend on ``workers``."""
+    return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+
+
+def fixed_batches(count: int, size: int) -> list[range]:
+    """The batches of sampling and judging: functions of the image index alone, so bytes do not depend on who computes which batch."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,212 @@
+"""The verb ``posegen benchmark``: a Hydra multirun whose cells train, sample and judge, and the table of what they found."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.runner.cells import Cell
+from posegen.runner.errors import UserError
+from posegen.runner.files import read_json, write_json
+
+#: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
+SWEEP_PID = "POSEGEN_SWEEP_PID"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark and writes its table, whatever became of the cells.
+
+    Returns:
+        0 where every expected cell finished, 1 otherwise.
+    """
+    from posegen.runner.hydra_app import run_hydra
+    from posegen.runner.overview import Overview
+
+    plan = Plan.current = None
+    os.environ[SWEEP_PID] = str(os.getpid())
+    overview = Overview(lambda: Plan.current)
+    try:
+        with overview:
+            run_hydra("benchmark", run_cell, argv)
+    finally:
+        plan = Plan.current
+        code = 0 if plan is None else conclude(Path(plan))
+    return code
+
+
+def conclude(folder: Path) -> int:
+    """Writes the table of a benchmark folder and says what is missing; 0 where nothing is."""
+    from posegen.runner.table import write_table
+
+    table = write_table(folder)
+    print(table.terminal())
+    print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
+    unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
+    for cell in unfinished:
+        print(f"{cell['state']}: {cell['folder']}" + (f": {cell['reason']}" if cell.get("reason") else "") + "; the same command again continues it")
+    return 1 if unfinished else 0
+
+
+class Plan(Callback):
+    """Before the first cell starts: expands the sweep, checks every cell, writes ``cells.json`` and prepares what all cells share.
+
+    A Hydra callback, so that it sees the sweep exactly as the sweeper will.
+    """
+
+    #: Folder of the benchmark that this process runs, for the table that follows the sweep.
+    current: str | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from hydra import compose
+
+        from posegen.runner.check import require_valid
+
+        cells = []
+        for overrides in expand(config):
+            cfg = compose(config.hydra.job.config_name, overrides=list(overrides), return_hydra_config=True)
+            with hydra_config(cfg):
+                require_valid(cfg)
+                cells.append((Cell.of(without_hydra(cfg), overrides), without_hydra(cfg)))
+        for cell, _cfg in cells:
+            cell.check()
+        folder = Path(config.paths.output) / config.study
+        planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c, _ in cells]
+        about = {"title": config.get("title"), "baseline": config.get("baseline"), "protocol": cells[0][0].config["protocol"], "cells": planned}
+        write_json(folder / "cells.json", about)
+        Plan.current = str(folder)
+        unfinished = [(cell, cfg) for cell, cfg in cells if not cell.finished()]
+        if unfinished:
+            prepare([cfg for _, cfg in unfinished])
+
+
+def prepare(configs: Sequence[DictConfig]) -> None:
+    """Renders and encodes what the cells share, with every core, before they start."""
+    from posegen.runner.parts import Parts
+    from posegen.runner.train import encodings
+
+    seen: set[str] = set()
+    for cfg in configs:
+        parts = Parts(OmegaConf.merge(cfg, {"trainer": {"progress": "bar"}}))  # type: ignore[arg-type]
+        key = OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(parts.bare_adapter.trainable)
+        if key in seen:
+            continue
+        seen.add(key)
+        for split in ("test", "validation") + (("train",) if parts.bare_adapter.trainable else ()):
+            parts.data(split).prepare()
+        if parts.bare_adapter.trainable:
+            encodings(parts)
+
+
+def expand(config: DictConfig) -> list[tuple[str, ...]]:
+    """The override lists of the cells that the basic sweeper will run, in its order."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = {str(k): f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()}
+    for override in config.hydra.overrides.task:
+        params[override.split("=", 1)[0]] = override
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(params.values())):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line])  # type: ignore[list-item]
+    return list(product(*choices))
+
+
+def run_cell(cfg: DictConfig) -> str:
+    """One cell of a benchmark: train, sample, judge. A failure is recorded in the cell and does not stop the others.
+
+    Returns:
+        The cell's final state.
+    """
+    watch_parent()
+    cell = Cell.of(cfg)
+    try:
+        with cell.working():
+            if not cell.finished():
+                stages(cfg, cell)
+    except Exception as error:  # recorded in status.json by the cell, reported after the sweep
+        print(f"failed: {cell.folder}: {error}", flush=True)
+    return cell.status.get("state", "failed")
+
+
+def stages(cfg: DictConfig, cell: Cell) -> None:
+    """What a cell does, each stage skipping what an interrupted run had finished."""
+    from posegen.runner.evaluate import judge
+    from posegen.runner.parts import Parts
+    from posegen.runner.sample import generate
+    from posegen.runner.train import fit, prepare_threads
+
+    prepare_threads(cfg)
+    parts = Parts(cfg)
+    if parts.bare_adapter.trainable:
+        fit(parts, cell.folder)
+        reload(parts, cell.folder / "method")
+    generate(parts, parts.adapter, cell.folder)
+    judge(parts, cell.folder)
+
+
+def reload(parts: Any, method: Path) -> None:
+    """Puts the exported (averaged) weights into the adapter, so that a fresh and a resumed cell sample from the same bytes."""
+    from posegen.runner.checkpoints import load_into
+
+    load_into(parts.adapter, parts.backbone, method)
+
+
+def watch_parent() -> None:
+    """Ends this worker process when the one that started the sweep has died, so that a killed benchmark leaves nothing running."""
+    parent = os.getppid()
+    if os.environ.get(SWEEP_PID) != str(parent):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    copy = cfg.copy()
+    OmegaConf.set_struct(copy, False)
+    copy.pop("hydra")
+    return copy
+
+
+class hydra_config:
+    """Inside the block the ``hydra:`` resolver answers for another composed configuration."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+
+    def __enter__(self) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        self.singleton = HydraConfig.instance()
+        self.before = self.singleton.cfg
+        self.singleton.set_config(self.cfg)
+
+    def __exit__(self, *_: object) -> None:
+        self.singleton.cfg = self.before
+
+
+def planned(folder: Path) -> dict[str, Any]:
+    """``cells.json`` of a benchmark folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = folder / "cells.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no benchmark (cells.json is missing); run posegen benchmark first or name another folder")
+    return read_json(path)

@@ -1,0 +1,69 @@
+"""Judging: what the estimator finds in the generated pictures, one record per image."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from posegen.data.base import to_tensor
+from posegen.runner.batches import fixed_batches
+from posegen.runner.cells import Cell, digest, identity, locked
+from posegen.runner.parts import Parts
+from posegen.runner.progress import Progress
+from posegen.runner.sample import generate, read_images
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """The verb ``posegen evaluate``: samples the test split with a trained method, judges it and prints the metrics."""
+    from posegen.runner.check import require_valid
+    from posegen.runner.checkpoints import find_checkpoint, load_into
+    from posegen.runner.table import row_of, terminal_row
+    from posegen.runner.train import prepare_threads
+
+    require_valid(cfg)
+    cell = Cell.of(cfg)
+    with cell.working():
+        if not cell.finished():
+            prepare_threads(cfg)
+            parts = Parts(cfg)
+            if parts.bare_adapter.trainable:
+                load_into(parts.adapter, parts.backbone, find_checkpoint(cfg))
+            generate(parts, parts.adapter, cell.folder)
+            judge(parts, cell.folder)
+    row, _ = row_of([cell.folder], Parts(cfg).protocol)
+    print(terminal_row(row))
+
+
+def judge(parts: Parts, folder: Path) -> None:
+    """Writes ``records.csv`` and ``features.npz`` of the pictures in ``folder/samples``; does nothing where they exist."""
+    if (folder / "records.csv").is_file():
+        return
+    shutil.copytree(reference(parts), folder / "reference", dirs_exist_ok=True)
+    data, judged = parts.data("test"), []
+    with Progress(folder, "judge", len(data), 0, "img", parts.cfg.trainer.progress) as progress:
+        for rows in fixed_batches(len(data), parts.sampler.batch):
+            judged += parts.protocol.judge(parts.estimator, read_images(folder / "samples", rows), [data[i] for i in rows])
+            progress.update(len(rows))
+    parts.protocol.write(folder, parts.protocol.records(judged))
+
+
+def reference(parts: Parts) -> Path:
+    """The folder with the records of the validation split's real images, which distances between sets compare with; judged once and cached.
+
+    They are not the test images, so that the row of real images shows the distance that two samples of reality have.
+    """
+    data, judged = parts.data("validation"), []
+    data.prepare()
+    protocol = {k: v for k, v in identity(parts.cfg)["protocol"].items() if k not in ("resamples", "level")}
+    folder = Path(parts.cfg.paths.cache) / "reference" / digest([data.identity, identity(parts.cfg)["estimator"], protocol])
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock")):
+        if not (folder / "records.csv").is_file():
+            for rows in fixed_batches(len(data), parts.sampler.batch):
+                samples = [data[i] for i in rows]
+                judged += parts.protocol.judge(parts.estimator, torch.stack([to_tensor(s.image) for s in samples]), samples)
+            parts.protocol.write(folder, parts.protocol.records(judged))
+    return folder

@@ -1,0 +1,239 @@
+"""Hydra behind the verbs: what was asked for, running it, and how its errors read."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import env_override
+from hydra.errors import HydraException, InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from posegen.runner import resolvers  # noqa: F401  (registers what ${...} may ask for)
+from posegen.runner.errors import UserError
+from posegen.runner.listing import conf_dir, primaries, roots, searchable, searchpath, third_party
+
+#: What a user can mend; anything else is a bug and shows its traceback.
+EXPECTED = (ValueError, OSError, KeyError, ImportError, HydraException, OmegaConfBaseException)
+
+
+class OtherPackages(SearchPathPlugin):
+    """Finds groups of other packages through the variable POSEGEN_SEARCHPATH."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for entry in third_party():
+            search_path.append("posegen", entry)
+
+
+Plugins.instance().register(OtherPackages)
+
+
+# What was asked for.
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration that someone asked for.
+
+    Attributes:
+        name: the primary file, which is the verb.
+        overrides: as on the command line.
+        main: the folder of the primary file.
+        extra: further search path entries.
+        choices: group -> option, where the configuration has been composed already.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    main: Path = field(default_factory=conf_dir)
+    extra: tuple[str, ...] = ()
+    choices: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, verb: str, argv: Sequence[str]) -> Request:
+        """From the command line behind a verb."""
+        args = get_args_parser().parse_args(list(argv))
+        extra = [searchable(args.config_dir)] if args.config_dir else []
+        extra += [searchable(entry) for word in args.overrides if word.startswith("hydra.searchpath=") for entry in searchpath(word)]
+        overrides = tuple(word for word in args.overrides if not word.startswith("hydra.searchpath="))
+        return cls(args.config_name or verb, overrides, Path(args.config_path).resolve() if args.config_path else conf_dir(), tuple(extra))
+
+    @classmethod
+    def of(cls, node: DictConfig) -> Request:
+        """From the ``hydra`` node of a composed configuration, as a running job sees it."""
+        sources = [(s.provider, s.schema, s.path) for s in node.runtime.config_sources]
+        main = next((Path(path) for provider, _, path in sources if provider == "main"), conf_dir())
+        extra = tuple(f"{schema}://{path}" for provider, schema, path in sources if provider not in ("hydra", "main", "schema", "posegen"))
+        return cls(node.job.config_name, tuple(node.overrides.task), main, extra, dict(node.runtime.choices))
+
+    @property
+    def roots(self) -> list[Path]:
+        return roots(self.extra, self.main)
+
+    def having(self, *overrides: str) -> Request:
+        """The same request with other overrides."""
+        return replace(self, overrides=overrides)
+
+    def compose(self) -> DictConfig:
+        """The configuration, with its ``hydra`` node."""
+        entries = ",".join(f"'{entry}'" for entry in self.extra)
+        search = [f"hydra.searchpath=[{entries}]"] if entries else []
+        name = HydraConfig.get().job.name if HydraConfig.initialized() else self.name
+        with hydra.initialize_config_dir(str(self.main), job_name=name, version_base="1.3"):
+            return hydra.compose(self.name, [*self.overrides, *search], return_hydra_config=True)
+
+
+@contextmanager
+def composed(request: Request) -> Iterator[DictConfig]:
+    """The configuration without its ``hydra`` node, which ``${hydra:...}`` can nevertheless read meanwhile."""
+    cfg = request.compose()
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(cfg)
+    try:
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        yield cfg
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+# Running.
+
+
+class Task:
+    """A verb's function, imported when the first job runs; wherever it is unpickled, the resolvers are registered too.
+
+    Args:
+        target: ``module:function``, or the function itself.
+        spread: call the function with the configuration's keys as keyword arguments instead of with the configuration.
+    """
+
+    def __init__(self, target: str | Callable[..., Any], spread: bool = False) -> None:
+        self.target, self.spread = target, spread
+        self.__module__ = target.partition(":")[0] if isinstance(target, str) else target.__module__  # Hydra names the job after it
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        try:
+            return self.function(**{str(key): cfg[key] for key in cfg}) if self.spread else self.function(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.RUN:
+                raise _Failed(error) from error
+            raise  # a sweep goes on with its other cells
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(module), name)
+
+
+class _Failed(BaseException):
+    """Takes a job's error past Hydra, which would put its own heading above it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def run_hydra(verb: str, task: str | Callable[..., Any], argv: Sequence[str], spread: bool = False) -> int:
+    """Runs a verb as a Hydra application, with all of Hydra's flags.
+
+    Args:
+        verb: name of the primary configuration.
+        task: ``module:function`` or a function; it gets the composed configuration.
+        argv: what stands behind the verb.
+        spread: see `Task`.
+
+    Returns:
+        The exit code. Errors that a user can mend have been printed as one message.
+    """
+    traced = traceback_wanted()
+    words = [*argv, *_help_template(verb, argv)]
+    before, sys.argv = sys.argv, [sys.argv[0], "--config-name", verb, *words]  # what Lightning's other processes run again
+    try:
+        # Hydra hands errors on instead of printing them; processes that start from here remember what the user wanted.
+        with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Task(task, spread))()
+        return 0
+    except _Failed as failed:
+        return tell(failed.error, verb, argv, traced)
+    except Exception as error:
+        return tell(error, verb, argv, traced)
+    finally:
+        sys.argv = before
+        GlobalHydra.instance().clear()
+
+
+def _help_template(verb: str, argv: Sequence[str]) -> list[str]:
+    """The override that opens a verb's ``--help`` with its own examples."""
+    asked = {"--help", "-h"} & set(argv) and (conf_dir() / "hydra" / "help" / f"{verb}.yaml").is_file()
+    return [f"hydra/help={verb}"] if asked else []
+
+
+# Errors.
+
+
+def traceback_wanted() -> bool:
+    return os.environ.get("POSEGEN_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) not in ("", "0")
+
+
+def tell(error: Exception, verb: str, argv: Sequence[str], traced: bool = False) -> int:
+    """Prints an error: one message where the user can mend it, the traceback where not or where it is wanted.
+
+    Returns:
+        The exit code.
+    """
+    if traced or not isinstance(_cause(error), EXPECTED):
+        traceback.print_exception(error)
+        if traced:
+            return 1
+    message = explain(error, verb, argv)
+    known = isinstance(error, UserError) or (isinstance(error, HydraException) and not isinstance(error, InstantiationException))
+    hint = "" if known or not isinstance(_cause(error), EXPECTED) else "\nPOSEGEN_TRACEBACK=1 shows where it happened."
+    print(f"posegen {verb}: {message}{hint}", file=sys.stderr)
+    return 1
+
+
+def explain(error: Exception, verb: str, argv: Sequence[str]) -> str:
+    """What is wrong, with the nearest right names where a name is misspelt."""
+    if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
+        from posegen.runner.overrides import examine
+        from posegen.runner.problems import report
+
+        request = Request.parse(verb, argv)
+        if request.name not in primaries(request.roots):
+            return f"there is no {request.name}.yaml in {request.main}"
+        problems, _ = examine(request)
+        return report(problems) if problems else _hydra_message(error)
+    cause = _cause(error)
+    message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+    key = str(error).rpartition("full_key: ")[2].strip() if isinstance(error, InstantiationException) and "full_key: " in str(error) else ""
+    named = message if isinstance(cause, (UserError, OSError)) or type(cause) is ValueError else f"{type(cause).__name__}: {message}"
+    return f"{key}: {named}" if key else named
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong inside an instantiated class, for errors that Hydra wrapped."""
+    return _cause(error.__cause__) if isinstance(error, InstantiationException) and error.__cause__ else error
+
+
+def _hydra_message(error: Exception) -> str:
+    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return f"{error}{cause}".strip()

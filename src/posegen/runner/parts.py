@@ -1,0 +1,79 @@
+"""The configured objects of a cell, each built when it is first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.runner.errors import UserError
+from posegen.runner.recipe import Recipe
+
+if TYPE_CHECKING:
+    from posegen.adapters.base import Adapter
+    from posegen.backbones.base import Backbone
+    from posegen.data.base import PoseData
+    from posegen.metrics.base import Estimator
+    from posegen.metrics.protocol import Protocol
+    from posegen.runner.sampler import Sampler
+
+
+class Parts:
+    """Lazy access to what a configuration describes.
+
+    Args:
+        cfg: a composed cell configuration.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self._data: dict[str, PoseData] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return instantiate(self.cfg.backbone, _convert_="all")
+
+    @cached_property
+    def bare_adapter(self) -> Adapter:
+        """The adapter before `attach`."""
+        node = {k: v for k, v in self.cfg.adapter.items() if k != "recipes"}
+        adapter = instantiate(OmegaConf.create(node), _convert_="all")
+        if adapter.sample != self.backbone.sample:
+            raise UserError(f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; choose another backbone=")
+        return adapter
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The adapter, attached to the backbone and in its initial state."""
+        import torch
+
+        torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
+        self.bare_adapter.attach(self.backbone)
+        return self.bare_adapter
+
+    def data(self, split: str) -> PoseData:
+        if split not in self._data:
+            if split not in self.cfg.data:
+                raise UserError(f"data has no split {split!r}; it has {sorted(map(str, self.cfg.data))}")
+            self._data[split] = instantiate(self.cfg.data[split], _convert_="all")
+        return self._data[split]
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        return instantiate(self.cfg.sampler, _convert_="all")
+
+    @cached_property
+    def estimator(self) -> Estimator:
+        return instantiate(self.cfg.estimator, _convert_="all")
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        return instantiate(self.cfg.protocol, _convert_="all")
+
+    def recipe(self, steps: int) -> Recipe:
+        """Optimiser settings: the shared ones, with what they leave open from the adapter's recipe for this backbone."""
+        recipes: Any = self.cfg.adapter.get("recipes") or {}
+        name = "" if self.cfg.optim.lr is not None and self.cfg.optim.drop_text is not None else self.backbone.recipe
+        return Recipe.of(self.cfg.optim, steps, recipes, name)

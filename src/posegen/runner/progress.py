@@ -1,0 +1,61 @@
+"""How far a cell is: a bar for people, ``progress.json`` for the benchmark's overview."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from posegen.runner.files import write_json
+
+Mode = Literal["bar", "file", "none"]
+
+
+class Progress:
+    """One stage of a cell (training, sampling, judging).
+
+    Args:
+        folder: the cell; gets ``progress.json`` about once a second.
+        stage: what is being done, in a word.
+        total: units of work.
+        done: units that an earlier run finished; the rate counts only what this run does.
+        unit: what is counted.
+        mode: ``bar`` draws a tqdm bar as well, ``file`` only writes the file, ``none`` does neither.
+    """
+
+    def __init__(self, folder: Path, stage: str, total: int, done: int = 0, unit: str = "img", mode: Mode = "bar") -> None:
+        self.folder, self.stage, self.total, self.done, self.unit, self.mode = folder, stage, total, done, unit, mode
+        self.start, self.first, self.written = time.monotonic(), done, 0.0
+        self.bar = None
+        if mode == "bar":
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, unit=unit, desc=stage, dynamic_ncols=True)
+
+    def update(self, count: int = 1, **facts: float) -> None:
+        """``count`` more units are done; ``facts`` (a loss, say) are shown."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+            if facts:
+                self.bar.set_postfix({k: f"{v:.4g}" for k, v in facts.items()}, refresh=False)
+        now = time.monotonic()
+        if self.mode != "none" and (now - self.written > 1.0 or self.done >= self.total):
+            self.written = now
+            report = {"stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit, "rate": self.rate, **facts}
+            write_json(self.folder / "progress.json", report)
+
+    @property
+    def rate(self) -> float:
+        """Units per second of this run."""
+        return (self.done - self.first) / max(1e-9, time.monotonic() - self.start)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

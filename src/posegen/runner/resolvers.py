@@ -1,0 +1,34 @@
+"""What configurations may ask for in ``${...}``; registered on import, so every process that composes or runs a configuration imports this module."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+
+def asset(name: str) -> str:
+    """``${asset:mannequin-v1/backbone}``: the path of something shipped inside the package."""
+    return str(Path(__file__).resolve().parents[1] / "assets" / name)
+
+
+def gpus() -> int:
+    """``${gpus:}``: how many GPUs this process may use, at least 1; asks neither torch nor the driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [n for n in visible.split(",") if n.strip()] if visible is not None else list(Path("/dev").glob("nvidia[0-9]*"))
+    return max(1, len(names))
+
+
+def gpu() -> str:
+    """``${gpu:}``: the GPU of this worker process of a pool as large as `gpus`; the same for all cells the worker runs."""
+    number = multiprocessing.current_process().name.rpartition("-")[2]  # loky counts its workers from 1: LokyProcess-1
+    index = (int(number) - 1) % gpus() if number.isdigit() else 0
+    visible = [n.strip() for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n.strip()]
+    return visible[index] if visible else str(index)
+
+
+OmegaConf.register_new_resolver("asset", asset, replace=True)
+OmegaConf.register_new_resolver("gpus", gpus, replace=True)
+OmegaConf.register_new_resolver("gpu", gpu, replace=True)

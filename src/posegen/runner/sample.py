@@ -1,0 +1,106 @@
+"""Sampling a split: one PNG per image, in fixed batches, continued where it was interrupted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from posegen.adapters.base import Adapter
+from posegen.data.base import PoseBatch, to_tensor, to_uint8
+from posegen.runner.batches import Needs, collate, fixed_batches
+from posegen.runner.cells import Cell
+from posegen.runner.errors import UserError
+from posegen.runner.files import replacing, write_text
+from posegen.runner.parts import Parts
+from posegen.runner.progress import Progress
+
+
+def sample(cfg: DictConfig) -> None:
+    """The verb ``posegen sample``: generates the images of ``data.test`` with a trained method."""
+    from posegen.runner.check import require_valid
+    from posegen.runner.checkpoints import find_checkpoint, load_into
+    from posegen.runner.train import prepare_threads
+
+    require_valid(cfg)
+    cell = Cell.of(cfg)
+    with cell.working():
+        if not cell.finished():
+            prepare_threads(cfg)
+            parts = Parts(cfg)
+            if parts.bare_adapter.trainable:
+                load_into(parts.adapter, parts.backbone, find_checkpoint(cfg))
+            generate(parts, parts.adapter, cell.folder)
+    print(f"{cell.folder / 'samples'}")
+
+
+def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
+    """Writes ``folder/samples/<index>.png`` for every image of the test split; whole batches that exist are not made again."""
+    from posegen.runner.train import note_costs
+
+    data, sampler, out = parts.data("test"), parts.sampler, folder / "samples"
+    data.prepare()
+    batches = fixed_batches(len(data), sampler.batch)
+    missing = [rows for rows in batches if not all(picture(out, i).is_file() for i in rows)]
+    if not missing:
+        return
+    write_text(out / "prompts.txt", "".join(f"{prompt}\n" for prompt in data.prompts))
+    done = len(data) - sum(map(len, missing))
+    spent = 0.0
+    adapter.eval()
+    with Progress(folder, "sample", len(data), done, "img", parts.cfg.trainer.progress) as progress:
+        for rows in missing:
+            batch = batch_of(parts, adapter, rows)
+            start = time.perf_counter()
+            images = to_uint8(adapter.generate(batch, sampler))
+            spent += time.perf_counter() - start
+            for i, image in zip(rows, images, strict=True):
+                write_png(picture(out, i), image)
+            progress.update(len(rows))
+    note_costs(folder, sample_images_per_s=round((len(data) - done) / spent, 3))
+
+
+def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -> PoseBatch:
+    """The batch of the samples ``rows``, with what the adapter reads and the sampler's negative prompt."""
+    needs = Needs(frozenset(adapter.needs), adapter.hint)
+    batch = collate(parts.data(split), rows, needs, parts.cfg.seed)
+    with torch.inference_mode():
+        text = parts.backbone.encode_text(list(batch.prompts))
+        negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
+    return replace(batch, text=text, negative_text=negative).to(next(parts.backbone.parameters()).device)
+
+
+def picture(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """``[H, W, 3] uint8`` RGB to a png file."""
+    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert ok
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def read_png(path: Path) -> np.ndarray:
+    """The RGB image ``[H, W, 3] uint8`` of a picture file.
+
+    Raises:
+        UserError: the file is missing or damaged; names it and the fix.
+    """
+    data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if image is None:
+        raise UserError(f"{path} is not a readable picture; delete it and run the command again to make it anew")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_images(folder: Path, rows: range) -> torch.Tensor:
+    """``[B, 3, H, W]`` in [-1, 1]."""
+    return torch.stack([to_tensor(read_png(picture(folder, i))) for i in rows])
+

@@ -1,0 +1,224 @@
+"""Training: one Lightning fit per cell, resumable at every saved step."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig
+
+from posegen.runner.batches import Needs, StepBatches, training_loader
+from posegen.runner.cache import cached_latents, cached_text
+from posegen.runner.cells import Cell
+from posegen.runner.ema import EMA
+from posegen.runner.errors import UserError
+from posegen.runner.files import read_json, write_json
+from posegen.runner.parts import Parts
+from posegen.runner.progress import Progress
+from posegen.runner.tasks import AdapterTask, Task
+
+
+def train(cfg: DictConfig) -> None:
+    """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished."""
+    from posegen.runner.check import require_valid
+    require_valid(cfg)
+    cell = Cell.of(cfg)
+    with cell.working():
+        if cell.finished():
+            print(f"{cell.folder} is finished; nothing to do")
+            return
+        prepare_threads(cfg)
+        fit(Parts(cfg), cell.folder)
+    print(f"{cell.folder} finished")
+
+
+def prepare_threads(cfg: DictConfig) -> None:
+    """Fixes the thread count, on which results depend."""
+    torch.set_num_threads(cfg.trainer.threads)
+
+
+def fit(parts: Parts, folder: Path) -> None:
+    """Trains the task of ``parts`` in a cell's folder and exports it to ``folder/method`` with its averaged weights.
+
+    Does nothing where ``method`` exists already: the export is the last thing that training does.
+    """
+    if (folder / "method").is_dir():
+        return
+    cfg = parts.cfg
+    task = build_task(parts)
+    ema = EMA(cfg.trainer.ema)
+    if task.count_trained():
+        run(parts, task, ema, folder)
+    with ema.applied(task):
+        task.export(folder / "method")
+    note_costs(folder, trained_parameters=task.count_trained())
+    (folder / "last.ckpt").unlink(missing_ok=True)
+
+
+def build_task(parts: Parts) -> Task:
+    from hydra.utils import instantiate
+
+    steps = parts.cfg.trainer.steps
+    return instantiate(parts.cfg.task, _partial_=True, _convert_="all")(parts, parts.recipe(steps), parts.cfg.seed)
+
+
+def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
+    """The fit itself, from the last checkpoint where there is one."""
+    cfg, t = parts.cfg, parts.cfg.trainer
+    if cfg.optim.batch % cfg.optim.accumulate:
+        raise UserError(f"optim.batch={cfg.optim.batch} is not divisible by optim.accumulate={cfg.optim.accumulate}")
+    checkpoint = folder / "last.ckpt"
+    start = start_step(checkpoint)
+    data = parts.data("train")
+    data.prepare()
+    batches = StepBatches(data, needs_of(task, parts), cfg.optim.batch // cfg.optim.accumulate, cfg.seed, start * cfg.optim.accumulate)
+    callbacks: list[Callback] = [ema, Saver(checkpoint, t.save_every), Reporter(folder, t.steps, start, cfg.optim.batch, t.progress)]
+    if t.validate_every and isinstance(task, AdapterTask):
+        from posegen.runner.validation import LivePoseAccuracy
+
+        callbacks.append(LivePoseAccuracy(parts, t.validate_every, t.validate_images))
+    trainer = Trainer(
+        max_steps=t.steps,
+        accelerator=t.accelerator,
+        devices=t.devices,
+        precision=precision(t.precision),
+        callbacks=callbacks,
+        logger=loggers(parts, folder),
+        accumulate_grad_batches=cfg.optim.accumulate,
+        gradient_clip_val=cfg.optim.clip,
+        log_every_n_steps=t.log_every,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder),
+    )
+    with quiet():
+        trainer.fit(task, training_loader(batches, t.workers), ckpt_path=str(checkpoint) if start else None, weights_only=True if start else None)
+    if trainer.global_step < t.steps:  # Lightning returns normally after Ctrl-C
+        raise KeyboardInterrupt
+
+
+def start_step(checkpoint: Path) -> int:
+    """The optimiser step of a checkpoint, 0 without one."""
+    if not checkpoint.is_file():
+        return 0
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{checkpoint} cannot be read ({error}); delete it to train this cell from the start") from error
+
+
+def needs_of(task: Task, parts: Parts) -> Needs:
+    """What the task's batches must hold, with the encodings of the whole split computed once."""
+    latents, text = encodings(parts, task.needs)
+    negative = None
+    if text is not None:
+        with torch.no_grad():
+            negative = parts.backbone.encode_text([""]).cpu()
+    hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
+    return Needs(task.needs, hint, latents, text, negative)
+
+
+def encodings(parts: Parts, fields: Collection[str] = ("latents", "text")) -> tuple[Any, Any]:
+    """(latents, text states) of the training split, where ``fields`` ask for them; computed once and cached."""
+    data, cache, mode = parts.data("train"), Path(parts.cfg.paths.cache), parts.cfg.trainer.progress
+    latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields else None
+    text = cached_text(data, data.prompts, parts.backbone, cache, mode) if "text" in fields else None
+    return latents, text
+
+
+def precision(choice: str) -> Any:
+    """Lightning's name of a precision; ``auto`` is bf16 where the hardware computes in it, else fp32."""
+    if choice != "auto":
+        return choice
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "bf16-mixed" if capability == "AVX512" and _has_bf16() else "32-true"
+
+
+def _has_bf16() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def loggers(parts: Parts, folder: Path) -> Any:
+    """The configured Lightning loggers; each ``logger`` option is a function ``(parts, folder) -> Logger``."""
+    from hydra.utils import instantiate
+
+    return instantiate(parts.cfg.logger, _partial_=True, _convert_="all")(parts, folder) if parts.cfg.logger else False
+
+
+def note_costs(folder: Path, **costs: float) -> None:
+    """Adds to ``costs.json``: numbers that may differ between identical runs."""
+    path = folder / "costs.json"
+    write_json(path, {**(read_json(path) if path.is_file() else {}), **costs})
+
+
+class quiet(warnings.catch_warnings):
+    """Lightning's advice on what this runner does on purpose (no workers, an endless loader, a resumed epoch) is not shown."""
+
+    def __enter__(self) -> Any:
+        import logging
+
+        self.level = logging.getLogger("lightning.pytorch").level
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        log = super().__enter__()
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        return log
+
+    def __exit__(self, *error: Any) -> None:
+        import logging
+
+        super().__exit__(*error)
+        logging.getLogger("lightning.pytorch").setLevel(self.level)
+
+
+class Saver(Callback):
+    """Keeps one checkpoint, replaced atomically; it holds only what trains, the optimiser and the average."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every, self.saved = path, every, 0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step > self.saved and step % self.every == 0 and step < trainer.max_steps:
+            self.saved = step
+            temporary = self.path.with_name(f".{self.path.name}.tmp")
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.path)
+
+
+class Reporter(Callback):
+    """Progress, and the training rate as a cost."""
+
+    def __init__(self, folder: Path, steps: int, start: int, batch: int, mode: Any) -> None:
+        self.folder, self.batch, self.start = folder, batch, start
+        self.progress = Progress(folder, "train", steps * batch, start * batch, "img", mode)
+        self.step = start
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        if trainer.global_step > self.step:
+            self.progress.update((trainer.global_step - self.step) * self.batch, loss=float(outputs["loss"]))
+            self.step = trainer.global_step
+
+    def on_train_end(self, *_: Any) -> None:
+        self.progress.close()
+        note_costs(self.folder, train_images_per_s=round(self.progress.rate, 2), peak_memory_mb=peak_memory_mb())
+
+
+def peak_memory_mb() -> float:
+    """Largest memory of the process so far: on the GPU where one is used, else resident."""
+    import resource
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

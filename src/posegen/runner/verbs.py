@@ -1,0 +1,34 @@
+"""The verbs; a new one is a line here and, where it composes a configuration, ``conf/VERB.yaml`` with ``conf/hydra/help/VERB.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What ``posegen VERB`` does.
+
+    Attributes:
+        summary: one line for the help.
+        target: ``module:function`` that does it.
+        takes: the composed configuration, the configuration's keys as keyword arguments, or the arguments behind the verb.
+    """
+
+    summary: str
+    target: str
+    takes: Literal["config", "keys", "arguments"] = "config"
+
+
+VERBS = {
+    "train": Verb("train a method: one cell, or with -m a sweep of cells", "posegen.runner.train:train"),
+    "sample": Verb("generate images from poses and prompts", "posegen.runner.sample:sample"),
+    "evaluate": Verb("judge a trained method", "posegen.runner.evaluate:evaluate"),
+    "benchmark": Verb("train, sample and judge every method of a benchmark, and make its table", "posegen.runner.benchmark:main", "arguments"),
+    "table": Verb("make the table of cells that exist", "posegen.runner.table:main", "arguments"),
+    "list": Verb("list methods, backbones, data, experiments, ... and what each is", "posegen.runner.listing:main", "arguments"),
+    "check": Verb("find everything that is wrong with a configuration, without running it", "posegen.runner.check:main", "arguments"),
+    "convert": Verb("turn official weights into weights of this project", "posegen.runner.convert:convert", "keys"),
+    "completion": Verb("print the completion script of a shell", "posegen.runner.completion:main", "arguments"),
+}

@@ -1,0 +1,36 @@
+"""Invented people and detections for the metric tests."""
+
+import numpy as np
+
+from posegen.metrics.base import Judged, Poses
+
+BODY = np.array(
+    [[0, -9], [1, -10], [-1, -10], [2, -9], [-2, -9], [4, -6], [-4, -6], [6, -1], [-6, -1], [7, 3], [-7, 3], [2, 3], [-2, 3], [3, 8], [-3, 8], [3, 13], [-3, 13]],
+    float,
+)
+
+
+def person(x: float, y: float, scale: float = 1.0) -> np.ndarray:
+    """``[17, 3]`` fully visible keypoints around (x, y)."""
+    return np.concatenate([BODY * scale + [x, y], np.full((17, 1), 2.0)], 1)
+
+
+def judged(image_id: str, people: list[np.ndarray], found: list[np.ndarray], scores: list[float], **more) -> Judged:
+    """An image whose people have half of their box as area."""
+    keypoints = np.array(people).reshape(-1, 17, 3)
+    areas = np.prod(np.ptp(keypoints[..., :2], axis=1), axis=-1) / 2
+    return Judged(image_id, keypoints, areas, Poses(np.array(found).reshape(-1, 17, 3), np.array(scores, float)), **more)
+
+
+def random_set(images: int, seed: int = 0, noise: float = 2.0) -> list[Judged]:
+    """Images with 0 to 3 people of mixed size and visibility, noisy, missed and surplus detections, some with equal scores."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for i in range(images):
+        people = [person(*rng.uniform(20, 300, 2), rng.uniform(0.5, 12)) for _ in range(rng.integers(0, 4))]
+        for p in people:
+            p[rng.random(17) < 0.3, 2] = 0
+        found = [p + np.pad(rng.normal(0, noise * rng.uniform(0.2, 3), (17, 2)), ((0, 0), (0, 1))) for p in people if rng.random() < 0.85]
+        found += [person(*rng.uniform(20, 300, 2), rng.uniform(0.5, 12)) for _ in range(rng.integers(0, 3))]
+        result.append(judged(f"image/{i}", people, found, rng.integers(1, 40, len(found)) / 40))
+    return result

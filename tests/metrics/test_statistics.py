@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from posegen.metrics.statistics import bootstrap, holm, interval, paired_p_value, resample
+
+
+def mean_of(x):
+    return lambda weights: {"mean": weights @ x / weights.sum(1)}
+
+
+def test_interval_of_a_mean():
+    """The bootstrap interval of a mean is close to the normal one."""
+    x = np.random.default_rng(0).normal(size=400)
+    low, high = interval(bootstrap(mean_of(x), 400, 4000)["mean"])
+    error = x.std() / 20
+    assert low == pytest.approx(x.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(x.mean() + 1.96 * error, abs=0.15 * error)
+    shifted = interval(bootstrap(mean_of(x), 400, 4000)["mean"], centre=5.0)
+    assert sum(shifted) / 2 == pytest.approx(5, abs=0.15 * error)
+
+
+def test_deterministic_and_of_the_right_size():
+    first, second, other = resample(9, 50, 3), resample(9, 50, 3), resample(9, 50, 4)
+    assert np.array_equal(first, second) and not np.array_equal(first, other)
+    assert (first.sum(1) == 9).all()
+
+
+def test_seeds_add_their_variance():
+    x = np.random.default_rng(0).normal(size=300)
+    alike = bootstrap([mean_of(x)] * 3, 300, 2000)["mean"]
+    apart = bootstrap([mean_of(x - 1), mean_of(x), mean_of(x + 1)], 300, 2000)["mean"]
+    assert alike == pytest.approx(bootstrap(mean_of(x), 300, 2000)["mean"])
+    # Three seeds with population variance 2/3, drawn three times: 2/9 on top of the images' variance.
+    assert apart.var() - alike.var() == pytest.approx(2 / 9, rel=0.1)
+
+
+def test_paired_test_sees_what_an_unpaired_one_would_miss():
+    x = np.random.default_rng(0).normal(size=200)
+    better = x + np.random.default_rng(1).normal(0.05, 0.1, 200)
+    base, other = (bootstrap(mean_of(v), 200, 1000)["mean"] for v in (x, better))
+    assert paired_p_value(other, base) == pytest.approx(2 / 1001)
+    assert paired_p_value(base, base) == 1
+    assert np.isnan(paired_p_value(base * np.nan, base))
+
+
+def test_paired_test_keeps_its_level():
+    rng = np.random.default_rng(5)
+    rejected = [paired_p_value(bootstrap(mean_of(rng.normal(size=80)), 80, 200, k)["mean"], np.zeros(200)) < 0.1 for k in range(200)]
+    assert 0.04 < np.mean(rejected) < 0.17
+
+
+def test_holm():
+    """The textbook example: 0.01, 0.04, 0.03, 0.005 of four tests."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    adjusted = holm([0.5, float("nan"), 0.6])
+    assert adjusted[0] == adjusted[2] == 1 and np.isnan(adjusted[1])
+    assert holm([]) == []

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from posegen.poses.drawing import HUMANSD_COLOURS, LEFT_COLOUR, OPENPOSE_COLOURS, RIGHT_COLOUR, STYLES, PoseDrawing, humansd, openpose, overlay
+from posegen.poses.topology import COCO_LIMBS
+
+GOLDENS = Path(__file__).parents[3] / "shared" / "parity" / "skeleton_render"
+CASES = json.loads((Path(__file__).parent / "data" / "strokes.json").read_text())
+
+
+def star(scale: float = 1.0) -> np.ndarray:
+    """One person on a 512 canvas whose joints are far apart from each other, ``[1, 17, 3]``."""
+    angle = np.arange(17) * 2.4
+    radius = 60 + 10 * np.arange(17)
+    points = np.stack((256 + radius * np.cos(angle), 256 + radius * np.sin(angle), np.ones(17)), -1)[None]
+    points[..., :2] = (points[..., :2] + 0.5) * scale - 0.5
+    return points
+
+
+def only(*joints: int) -> np.ndarray:
+    points = star()
+    hidden = np.setdiff1d(np.arange(17), joints)
+    points[:, hidden, 2] = 0
+    return points
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["what"] for case in CASES])
+def test_strokes(case):
+    """Hand-checked pixels: [x, y, colour] on a small canvas."""
+    points = np.zeros((len(case["people"]), 17, 3))
+    for person, joints in zip(points, case["people"], strict=True):
+        for joint, value in joints.items():
+            person[int(joint)] = value
+    image = STYLES[case["style"]](points, tuple(case["size"]), 0.02, 1.0)
+    assert image.shape == (*case["size"], 3) and image.dtype == np.uint8
+    for x, y, colour in case["pixels"]:
+        assert image[y, x].tolist() == colour, (x, y)
+
+
+@pytest.mark.parametrize("name", ["one_person", "three_people", "missing_joints", "off_canvas_dataset_rule", "tiny_crowd", "eval_panel_off_canvas"])
+def test_humansd_reproduces_the_reference(name):
+    if not GOLDENS.is_dir():
+        pytest.skip(f"the reference drawings are not at {GOLDENS}")
+    case = json.loads((GOLDENS / "inputs.json").read_text())["images"][name]
+    expected = cv2.imread(str(GOLDENS / case["file"]))[..., ::-1]
+    image = humansd(np.array(case["canvas_keypoints"]), tuple(case["canvas_height_width"]), case["keypoint_threshold"], 1.0)
+    differing = (image != expected).any(-1).mean()
+    assert differing <= (0.001 if name == "eval_panel_off_canvas" else 0)  # OpenCV 5 clips thick lines off the canvas a little differently
+
+
+def test_auto_is_the_reference_at_512():
+    for style in STYLES.values():
+        np.testing.assert_array_equal(style(star(), (512, 512), scale="auto"), style(star(), (512, 512), scale=1.0))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_auto_at_64_looks_like_the_reduced_reference(style):
+    small = STYLES[style](star(1 / 8), (64, 64)).astype(float)
+    reduced = cv2.resize(STYLES[style](star(), (512, 512)), (64, 64), interpolation=cv2.INTER_AREA).astype(float)
+    assert np.corrcoef(small.ravel(), reduced.ravel())[0, 1] > 0.9
+    assert 0.7 < small.sum() / reduced.sum() < 1.5
+
+
+def test_auto_does_not_shift_the_skeleton():
+    """The centre of mass of a drawn dot stays on its joint to a tenth of a pixel."""
+    points = np.zeros((1, 17, 3))
+    points[0, [5, 7]] = (20.25, 31.75, 1)
+    image = humansd(points, (64, 64)).sum(-1).astype(float)
+    y, x = np.indices(image.shape)
+    np.testing.assert_allclose(((image * x).sum() / image.sum(), (image * y).sum() / image.sum()), (20.25, 31.75), atol=0.13)
+
+
+def test_every_limb_has_its_colour():
+    for (a, b), colour in zip(COCO_LIMBS, HUMANSD_COLOURS, strict=True):
+        image = humansd(only(a, b), (512, 512))
+        assert {tuple(c) for c in np.unique(image.reshape(-1, 3), axis=0).tolist()} == {(0, 0, 0), colour}
+
+
+def test_scores_at_the_threshold_are_not_drawn():
+    points = only(5, 7)
+    points[..., 2] *= 0.05
+    assert humansd(points, (512, 512), threshold=0.04).any() and not humansd(points, (512, 512), threshold=0.05).any()
+
+
+def test_later_people_cover_earlier_ones():
+    two = np.concatenate((only(5, 7), only(6, 8)))
+    two[1, [6, 8], :2] = two[0, [5, 7], :2]  # the same stroke in another colour
+    colours = np.unique(humansd(two, (512, 512)).reshape(-1, 3), axis=0).tolist()
+    assert sorted(colours) == sorted([[0, 0, 0], list(HUMANSD_COLOURS[7])])
+
+
+def test_openpose_blends_spindles_over_dots():
+    points = only(6, 8)  # without the other shoulder there is no neck: one limb, two dots
+    image = openpose(points, (512, 512), scale=1.0)
+    middle = points[0, [6, 8], :2].mean(0).astype(int)
+    assert image[middle[1], middle[0]].tolist() == [round(0.6 * c) for c in OPENPOSE_COLOURS[2]]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (512, 512)])
+def test_people_off_the_canvas_draw_nothing_and_do_not_fail(style, size):
+    for shift in (-3000, 3000):
+        points = star()
+        points[..., :2] += shift
+        assert not STYLES[style](points, size).any()
+    assert not STYLES[style](np.zeros((0, 17, 3)), size).any()
+
+
+def test_pose_drawing_has_the_range_it_was_asked_for():
+    drawn = PoseDrawing("humansd", range=(-1, 1))(star(1 / 8), (64, 48))
+    assert drawn.shape == (3, 64, 48) and drawn.dtype == np.float32
+    assert drawn.min() == -1 and 0.5 < drawn.max() <= 1
+    np.testing.assert_allclose(PoseDrawing()(star(1 / 8), (64, 48)) * 2 - 1, drawn, atol=1e-6)
+
+
+def test_errors_say_what_is_wrong():
+    with pytest.raises(ValueError, match="did you mean 'openpose'.*humansd, openpose"):
+        PoseDrawing("open_pose")
+    points = star()
+    points[0, 9, 1] = np.nan
+    with pytest.raises(ValueError, match=r"person 0, joint 9 \(left_wrist\)"):
+        PoseDrawing()(points, (64, 64))
+    with pytest.raises(ValueError, match=r"\[P, 17, 3\]"):
+        humansd(np.zeros((17, 3)), (64, 64))
+    with pytest.raises(ValueError, match="scale"):
+        humansd(star(), (64, 64), scale=0)
+
+
+def test_overlay_tells_left_from_right_and_leaves_the_rest_alone():
+    image = np.full((512, 512, 3), 90, np.uint8)
+    for joints, colour in (((5, 7), LEFT_COLOUR), ((6, 8), RIGHT_COLOUR)):
+        points = only(*joints)
+        out = overlay(image, points, opacity=1.0)
+        x, y = points[0, list(joints), :2].mean(0).astype(int)
+        assert tuple(out[y, x].tolist()) == colour
+        assert (out == 90).all(-1).mean() > 0.95
+    np.testing.assert_array_equal(overlay(image, np.zeros((0, 17, 3))), image)
