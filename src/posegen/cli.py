@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+import yaml
+
 from posegen.runner import listing
 from posegen.runner.problems import misspelt
 from posegen.runner.verbs import VERBS
@@ -18,7 +20,7 @@ from posegen.runner.verbs import VERBS
 EXAMPLES = """\
   posegen benchmark                                          a table in minutes, offline
   posegen train adapter=controlnet seed=1                    one method, one seed
-  posegen train -m adapter=controlnet,t2i_adapter seed=0,1   a sweep; the same command again resumes it
+  posegen train -m adapter=controlnet,humansd seed=0,1       a sweep; the same command again resumes it
   posegen list adapters                                      the methods and their papers
   posegen check train adapter=controlnet optim.lr=1e-4       what is wrong, before anything is loaded"""
 
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nposegen {verb}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:
@@ -66,6 +71,9 @@ def run(verb: str, rest: list[str]) -> int:
         from posegen.runner.hydra_app import run_hydra
 
         return run_hydra(verb, chosen.target, rest, spread=chosen.takes == "keys")
+    if {"--help", "-h"} & set(rest) and (file := listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml").is_file():
+        print(yaml.safe_load(file.read_text(encoding="utf-8"))["header"])
+        return 0
     module, _, function = chosen.target.partition(":")
     try:
         return getattr(import_module(module), function)(rest) or 0

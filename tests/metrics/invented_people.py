@@ -5,7 +5,25 @@ import numpy as np
 from posegen.metrics.base import Judged, Poses
 
 BODY = np.array(
-    [[0, -9], [1, -10], [-1, -10], [2, -9], [-2, -9], [4, -6], [-4, -6], [6, -1], [-6, -1], [7, 3], [-7, 3], [2, 3], [-2, 3], [3, 8], [-3, 8], [3, 13], [-3, 13]],
+    [
+        [0, -9],
+        [1, -10],
+        [-1, -10],
+        [2, -9],
+        [-2, -9],
+        [4, -6],
+        [-4, -6],
+        [6, -1],
+        [-6, -1],
+        [7, 3],
+        [-7, 3],
+        [2, 3],
+        [-2, 3],
+        [3, 8],
+        [-3, 8],
+        [3, 13],
+        [-3, 13],
+    ],
     float,
 )
 
@@ -23,14 +41,20 @@ def judged(image_id: str, people: list[np.ndarray], found: list[np.ndarray], sco
 
 
 def random_set(images: int, seed: int = 0, noise: float = 2.0) -> list[Judged]:
-    """Images with 0 to 3 people of mixed size and visibility, noisy, missed and surplus detections, some with equal scores."""
+    """Images with people of mixed size and visibility, some nearly on top of each other; noisy, doubled, missed and surplus detections, some with equal scores."""
     rng = np.random.default_rng(seed)
     result = []
     for i in range(images):
         people = [person(*rng.uniform(20, 300, 2), rng.uniform(0.5, 12)) for _ in range(rng.integers(0, 4))]
+        people += [jittered(rng, p * [*rng.uniform(0.9, 1.1, 2), 1], noise) for p in people if rng.random() < 0.4]
         for p in people:
             p[rng.random(17) < 0.3, 2] = 0
-        found = [p + np.pad(rng.normal(0, noise * rng.uniform(0.2, 3), (17, 2)), ((0, 0), (0, 1))) for p in people if rng.random() < 0.85]
+        found = [jittered(rng, p, noise * rng.uniform(0.2, 3)) for p in people for _ in range(rng.choice(3, p=[0.15, 0.7, 0.15]))]
         found += [person(*rng.uniform(20, 300, 2), rng.uniform(0.5, 12)) for _ in range(rng.integers(0, 3))]
         result.append(judged(f"image/{i}", people, found, rng.integers(1, 40, len(found)) / 40))
     return result
+
+
+def jittered(rng: np.random.Generator, keypoints: np.ndarray, noise: float) -> np.ndarray:
+    """``[17, 3]`` keypoints with ``noise`` pixels of error."""
+    return keypoints + np.pad(rng.normal(0, noise, (17, 2)), ((0, 0), (0, 1)))

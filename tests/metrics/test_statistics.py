@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from posegen.metrics.statistics import bootstrap, holm, interval, paired_p_value, resample
+from posegen.metrics.statistics import SEEDS, bootstrap, holm, interval, paired_p_value, resample
 
 
 def mean_of(x):
@@ -23,6 +23,7 @@ def test_deterministic_and_of_the_right_size():
     first, second, other = resample(9, 50, 3), resample(9, 50, 3), resample(9, 50, 4)
     assert np.array_equal(first, second) and not np.array_equal(first, other)
     assert (first.sum(1) == 9).all()
+    assert not np.array_equal(first, resample(9, 50, 3, SEEDS)), "seeds and images must be drawn independently"
 
 
 def test_seeds_add_their_variance():

@@ -29,12 +29,16 @@ SCHEDULER: dict[str, Any] = {
 """The noise process: cosine (Nichol & Dhariwal 2021, eq. 17) with v-prediction (Salimans & Ho 2022)."""
 
 
-def build_unet(channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4, size: int = 16) -> UNet2DConditionModel:
-    """A U-Net on ``[B, 4, size, size]`` latents with cross-attention at every level but the finest; 4.1 M parameters by default."""
+def build_unet(
+    channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4, latent_channels: int = 8, size: int = 16
+) -> UNet2DConditionModel:
+    """A U-Net on ``[B, latent_channels, size, size]`` latents with cross-attention at every level but the finest; 4.1 M parameters by default."""
     levels = len(channels)
     plain, crossed = 1, levels - 1
     return UNet2DConditionModel(
         sample_size=size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=tuple(channels),
         layers_per_block=layers,
         down_block_types=("DownBlock2D",) * plain + ("CrossAttnDownBlock2D",) * crossed,
@@ -45,8 +49,8 @@ def build_unet(channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_di
     )
 
 
-def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3) -> AutoencoderDC:
-    """A deterministic autoencoder, ``[B, 3, H, W]`` in [-1, 1] to ``[B, 4, H / 4, W / 4]``; 0.5 M parameters by default.
+def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_channels: int = 8) -> AutoencoderDC:
+    """A deterministic autoencoder, ``[B, 3, H, W]`` in [-1, 1] to ``[B, latent_channels, H / 4, W / 4]``; 0.5 M parameters by default.
 
     Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which is what makes it fast on a CPU
     (Chen et al. 2025, Deep Compression Autoencoder, section 3.1).
@@ -55,10 +59,11 @@ def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3) -> Autoe
         width: channels at latent resolution.
         stem: channels at twice the latent resolution, where there is one residual block.
         layers: residual blocks at latent resolution, in the encoder and again in the decoder.
+        latent_channels: with 4, the outlines of the mannequins blur.
     """
     widths = (stem, stem, width)  # the first stage has no block of its own, its width is never used
     return AutoencoderDC(
-        latent_channels=4,
+        latent_channels=latent_channels,
         encoder_block_out_channels=widths,
         decoder_block_out_channels=widths,
         encoder_layers_per_block=(0, 1, layers),
@@ -108,10 +113,10 @@ def untrained(autoencoder: str, words: Sequence[str], channels: Sequence[int] = 
         words: what the tokenizer reads as one token each.
         channels, layers, text_dim, heads: see `build_unet` and `build_text`.
     """
-    tokenizer = build_tokenizer(words)
+    tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     parts = Parts(
-        unet=build_unet(channels, layers, text_dim, heads),
-        autoencoder=read_model(AutoencoderDC, Path(autoencoder)),
+        unet=build_unet(channels, layers, text_dim, heads, vae.config.latent_channels),
+        autoencoder=vae,
         text_encoder=build_text(tokenizer, text_dim),
         tokenizer=tokenizer,
         scheduler=dict(SCHEDULER),

@@ -6,8 +6,11 @@ The columns are named after the judge because they are no FID and no KID: those 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from posegen.metrics.base import Judged, Metric, Records, count_images
 
@@ -42,32 +45,32 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), Heusel et al. 2017 (arXiv:1706.08500) equation 6, with n - 1 in the covariances. S1 S2 has the eigenvalues
     of the symmetric L^T S1 L with S2 = L L^T, which is the covariance of the found features times L; the last trace is the sum of their roots.
     """
-    values, vectors = np.linalg.eigh(np.cov(real.T))
-    root = vectors * np.sqrt(values.clip(0))  # L
-    centred = found - real.mean(0)
-    total = weights.sum(1)
-    mean2 = np.square(weights @ centred / total[:, None]).sum(1)
-    trace = (weights @ np.square(centred).sum(1) - total * mean2) / (total - 1)
-    cross = [np.sqrt(np.linalg.eigvalsh(c).clip(0)).sum() for c in covariances(centred @ root, weights)]
-    return mean2 + trace + values.clip(0).sum() - 2 * np.array(cross)
+    with one_thread():
+        x, y, w = (torch.as_tensor(a, dtype=torch.float64) for a in (found, real, weights))
+        values, vectors = torch.linalg.eigh(y.T.cov())
+        root = vectors * values.clamp_min(0).sqrt()  # L
+        x = x - y.mean(0)
+        total = w.sum(1)
+        mean2 = (w @ x / total[:, None]).square().sum(1)
+        trace = (w @ x.square().sum(1) - total * mean2) / (total - 1)
+        cross = torch.cat([torch.linalg.eigvalsh(c).clamp_min(0).sqrt().sum(1) for c in covariances(x @ root, w)])
+        return (mean2 + trace + values.clamp_min(0).sum() - 2 * cross).numpy()
 
 
-def covariances(features: np.ndarray, weights: np.ndarray, chunk: int = 100) -> Iterator[np.ndarray]:
-    """The covariance ``[D, D]`` of ``features [n, D]`` under each row of ``weights [R, n]``.
+def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator[Tensor]:
+    """Covariances of ``features [n, D]`` under each row of ``weights [R, n]``, in chunks ``[<= chunk, D, D]``, right in the lower triangle alone.
 
-    Second moments are linear in the weights, so one large matrix product serves a chunk of resamples (many small ones would be far slower).
+    Second moments are linear in the weights, so one matrix product serves a chunk of resamples.
     """
     features = features - features.mean(0)
-    row, column = np.tril_indices(features.shape[1])
+    row, column = torch.tril_indices(features.shape[1], features.shape[1])
     products = features[:, row] * features[:, column]
-    for part in np.array_split(weights, -(-len(weights) // chunk)):
-        total = part.sum(1, keepdims=True)
+    for part in weights.split(chunk):
+        total = part.sum(1, keepdim=True)
         mean = part @ features / total
-        lower = (part @ products - total * mean[:, row] * mean[:, column]) / (total - 1)
-        for entries in lower:
-            covariance = np.zeros((features.shape[1],) * 2)
-            covariance[row, column] = covariance[column, row] = entries
-            yield covariance
+        covariance = features.new_zeros(len(part), features.shape[1], features.shape[1])
+        covariance[:, row, column] = (part @ products - total * mean[:, row] * mean[:, column]) / (total - 1)
+        yield covariance
 
 
 def kernel_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -76,14 +79,26 @@ def kernel_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -
     Gretton et al. 2012 (JMLR 13) equation 3, kernel of Binkowski et al. 2018 (arXiv:1801.01401). Pairs are of different images: the copies of an image in a
     resample are no pair, so the estimate stays unbiased under ``weights [R, n]``.
     """
-    within, across, among = cubic(found, found), cubic(found, real).mean(1), cubic(real, real)
-    np.fill_diagonal(within, 0)
-    m = len(real)
-    pairs = np.square(weights.sum(1)) - np.square(weights).sum(1)
-    own = np.einsum("ri,ri->r", weights @ within, weights) / pairs
-    return own - 2 * (weights @ across) / weights.sum(1) + (among.sum() - np.trace(among)) / (m * (m - 1))
+    with one_thread():
+        x, y, w = (torch.as_tensor(a, dtype=torch.float64) for a in (found, real, weights))
+        within, among, m = cubic(x, x).fill_diagonal_(0), cubic(y, y).fill_diagonal_(0), len(y)
+        pairs = w.sum(1).square() - w.square().sum(1)
+        own = ((w @ within) * w).sum(1) / pairs
+        across = w @ cubic(x, y).mean(1) / w.sum(1)
+        return (own - 2 * across + among.sum() / (m * (m - 1))).numpy()
 
 
-def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def cubic(x: Tensor, y: Tensor) -> Tensor:
     """Kernel matrix ``[n, m]`` of ``x [n, D]`` and ``y [m, D]``."""
     return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra on one thread: on small matrices more threads only wait for each other, and the last digits would depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -62,7 +62,7 @@ class PoseMetric(Metric):
         return int((labelled & (distance <= radius[:, None])).sum()), float(similarity.max(0).sum())
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
-        values = {}
+        values: dict[str, np.ndarray] = {}
         for suffix, area_range in self.area_ranges.items():
             ranking = rank(records["oks"], records["scores"], records["areas"], records["extents"], area_range)
             curves = [ranking.precision_and_recall(w) for w in weights]

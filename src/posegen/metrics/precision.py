@@ -101,10 +101,9 @@ def match(similarity: np.ndarray, excluded: np.ndarray, outside: np.ndarray, thr
     detections, people = similarity.shape
     hits, taken_any = np.zeros((2, detections, len(thresholds)), bool)
     free = np.ones((len(thresholds), people), bool)
-    least = np.minimum(thresholds, 1 - 1e-10)[:, None]
     every = np.arange(len(thresholds))
     for d in range(detections if people else 0):
-        appeal = np.where(free & (similarity[d] >= least), similarity[d] - 2.0 * excluded, -np.inf)
+        appeal = np.where(free & (similarity[d] >= thresholds[:, None]), similarity[d] - 2.0 * excluded, -np.inf)
         chosen = people - 1 - appeal[:, ::-1].argmax(1)
         found = np.isfinite(appeal[every, chosen])
         free[every[found], chosen[found]] = False

@@ -31,7 +31,7 @@ def bootstrap(computes: Compute | Sequence[Compute], n_images: int, resamples: i
     images = resample(n_images, resamples, seed, IMAGES)
     values = [compute(images) for compute in computes]
     share = resample(len(computes), resamples, seed, SEEDS) / len(computes)
-    return {name: sum(share[:, s] * value[name] for s, value in enumerate(values)) for name in values[0]}
+    return {name: np.einsum("rs,sr->r", share, np.stack([value[name] for value in values])) for name in values[0]}
 
 
 def resample(n: int, resamples: int, seed: int, stream: int = IMAGES) -> np.ndarray:

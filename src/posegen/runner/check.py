@@ -8,9 +8,10 @@ reported at once.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posegen.runner import nodes
 from posegen.runner.errors import UserError
-from posegen.runner.hydra_app import Request, composed
+from posegen.runner.hydra_app import Request, arranged, composed, hydra_message
 from posegen.runner.listing import Option, groups, primaries
 from posegen.runner.overrides import examine, shown
 from posegen.runner.problems import Problem, misspelt, report
@@ -35,13 +36,14 @@ HELP = """Check a configuration without loading any weights; tells everything th
 
   posegen check                                   what `posegen train` would run
   posegen check train adapter=controlnet trainer=smoke
-  posegen check train -m adapter=controlnet,t2i_adapter seed=0,1
+  posegen check train -m adapter=controlnet,humansd seed=0,1
   posegen check benchmark                         every cell of the benchmark
   posegen check sample +adapter.chanels=3         finds keys, too, that Hydra lets pass behind a +"""
 
 #: Keys that name something to read; what is written need not exist yet.
 INPUT = re.compile(r"(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
+ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 Known = Mapping[str, Mapping[str, Option]]
 
 
@@ -49,11 +51,12 @@ def validate(cfg: DictConfig, request: Request | None = None) -> list[Problem]:
     """Everything that is wrong with a composed configuration.
 
     Args:
-        cfg: the configuration without its ``hydra`` node.
+        cfg: the configuration.
         request: where it came from; inside a Hydra job this is known.
     """
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if request is None and HydraConfig.initialized():
-        request = Request.of(HydraConfig.get())
+        request = Request.of(HydraConfig.get())  # type: ignore[arg-type]
     known = groups(request.roots) if request else groups()
     problems = nodes.unresolved(cfg)
     if request and (usual := _usual(request, known)) is not None:
@@ -80,7 +83,7 @@ def _usual(request: Request, known: Known) -> DictConfig | None:
     choices = [
         f"{group}={name}"
         for group, name in request.choices.items()
-        if name in known.get(group, {}) and not group.startswith("hydra/") and not _global(known[group][name])
+        if name and name in known.get(group, {}) and not group.startswith("hydra/") and not _global(known[group][name])
     ]
     try:
         with composed(request.having(*choices)) as cfg:
@@ -108,7 +111,7 @@ def files(cfg: DictConfig) -> list[Problem]:
     problems = []
     for key, value in _values(cfg):
         reads = INPUT.search(key) and not OUTPUT.search(key)
-        if reads and isinstance(value, str) and value and not Path(value).expanduser().exists():
+        if reads and isinstance(value, str) and value and not ELSEWHERE.match(value) and not Path(value).expanduser().exists():
             problems.append(Problem(key, "no such file or folder", value))
     return problems
 
@@ -123,16 +126,16 @@ def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def recipes(cfg: DictConfig) -> list[Problem]:
-    """Keys in an adapter's recipes that are not a method's own."""
+    """Keys of an adapter's recipes that are no optimiser settings."""
     adapter, optim = cfg.get("adapter"), cfg.get("optim")
-    own = {str(key) for key in optim if optim._get_node(key)._value() is None} if isinstance(optim, DictConfig) else set()
-    found = adapter.get("recipes") if isinstance(adapter, DictConfig) else None
-    problems = []
-    for recipe, node in nodes.children(found):
-        for name, _ in nodes.children(node):
-            if isinstance(optim, DictConfig) and name not in optim:
-                problems.append(misspelt(f"adapter.recipes.{recipe}.{name}", "no such setting in optim", name, own or map(str, optim)))
-    return problems
+    if not isinstance(adapter, DictConfig) or not isinstance(optim, DictConfig):
+        return []
+    return [
+        misspelt(f"adapter.recipes.{recipe}.{name}", "no such setting in optim", name, map(str, optim))
+        for recipe, node in nodes.children(adapter.get("recipes"))
+        for name, _ in nodes.children(node)
+        if name not in optim
+    ]
 
 
 def compatible(cfg: DictConfig) -> list[Problem]:
@@ -142,12 +145,13 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
         problems.append(Problem("backbone", f"{adapter.__name__} generates a {makes}, {backbone.__name__} a {paints}; choose another adapter= or backbone="))
-    needs = getattr(adapter, "needs", frozenset())
+    needs: Collection[str] = getattr(adapter, "needs", ())
+    factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
         data = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None
         if "twins" in needs and isinstance(data, type) and _inherits(data, "twin", "PoseData"):
             problems.append(Problem(f"data.{split}", f"{adapter.__name__} needs a second image of each caption, which {data.__name__} cannot make"))
-        problems += _sizes(f"data.{split}", node, backbone, cfg.get("backbone"))
+        problems += _sizes(f"data.{split}", node, factor)
     return problems
 
 
@@ -164,10 +168,9 @@ def _inherits(cls: type, method: str, base: str) -> bool:
     return owner is not None and owner.__name__ == base and owner.__module__.startswith("posegen")
 
 
-def _sizes(key: str, data: Any, backbone: Any, node: Any) -> list[Problem]:
+def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     """Image sizes that are no multiple of the backbone's latent factor."""
-    size = nodes.value_or_none(data).get("size") if nodes.has_target(data) and "size" in data else None
-    factor = _latent_factor(backbone, node)
+    size = (nodes.value_or_none(data) or {}).get("size") if nodes.has_target(data) else None
     sides = [size] if isinstance(size, int) else [side for side in size or [] if isinstance(side, int)]
     if not factor or all(side % factor == 0 for side in sides):
         return []
@@ -175,12 +178,16 @@ def _sizes(key: str, data: Any, backbone: Any, node: Any) -> list[Problem]:
     return [Problem(f"{key}.size", f"expected a multiple of the backbone's latent factor {factor}, such as {right if len(right) > 1 else right[0]}", size)]
 
 
-def _latent_factor(backbone: Any, node: Any) -> int | None:
-    """The latent factor as far as a configuration tells it without its weights."""
-    value = nodes.value_or_none(node) if node is not None else None
-    given = value.get("latent_factor") if isinstance(value, dict) else None
-    found = given or getattr(backbone, "latent_factor", None)
-    return found if isinstance(found, int) else None
+def _latent_factor(node: Any) -> int | None:
+    """Pixels per latent cell of a backbone in diffusers' layout; None where its autoencoder's configuration is not at hand."""
+    values = nodes.value_or_none(node) if isinstance(node, DictConfig) else None
+    places = [Path(str(values[key])).expanduser() for key in ("autoencoder", "path") if values and values.get(key)]
+    for file in (place / name for place in places for name in ("vae/config.json", "config.json")):
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if widths := config.get("encoder_block_out_channels") or config.get("block_out_channels"):
+                return 2 ** (len(widths) - 1)
+    return None
 
 
 # The verb.
@@ -196,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     request = Request.parse(verb, words)
     if verb not in (names := primaries(request.roots)):
         raise UserError(str(misspelt(verb, "no such verb to check", verb, names)))
-    problems, count = check(request, multirun=get_args_parser().parse_args(words).multirun)
+    problems, count = check(request, multirun=get_args_parser().parse_args(arranged(words)).multirun)
     cells = f"{count} combinations are" if count > 1 else "the configuration is"
     print(report(problems) if problems else f"posegen {verb}: {cells} fine", file=sys.stderr if problems else sys.stdout)
     return 1 if problems else 0
@@ -205,16 +212,17 @@ def main(argv: Sequence[str]) -> int:
 def check(request: Request, multirun: bool = False) -> tuple[list[Problem], int]:
     """All problems of a request, and how many cells were looked at."""
     problems, good = examine(request)
-    found = {str(problem): problem for problem in problems}
-    count = 0
     try:
-        for cell in cells(good, multirun):
-            count += 1
-            with composed(cell) as cfg:
-                found |= {str(problem): problem for problem in validate(cfg)}
+        todo = list(cells(good, multirun))
     except (HydraException, OmegaConfBaseException) as error:
-        found.setdefault(str(error), Problem(request.name, str(error)))
-    return list(found.values()), count
+        return problems or [Problem(request.name, hydra_message(error))], 0
+    for cell in todo:
+        try:
+            with composed(cell) as cfg:
+                problems += validate(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems += examine(cell)[0] or [Problem(request.name, hydra_message(error))]
+    return list({str(problem): problem for problem in problems}.values()), len(todo)
 
 
 def cells(request: Request, multirun: bool = False) -> Iterator[Request]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from posegen.runner import listing
@@ -89,7 +90,7 @@ def keys(cfg: Any, name: str) -> list[str]:
     node = OmegaConf.select(cfg, place, throw_on_resolution_failure=False) if place else cfg
     if not isinstance(node, DictConfig):
         return []
-    found = [(str(key), node._get_node(key)) for key in node if key != "hydra" or name.startswith("hydra")]
+    found = [(str(key), node._get_node(key)) for key in node if not str(key).startswith("_") and (key != "hydra" or name.startswith("hydra"))]
     return [f"{place}.{key}{end}".lstrip(".") for key, child in found for end in ("." if isinstance(child, DictConfig) else "=",)]
 
 
@@ -115,7 +116,7 @@ def _composed(verb: str, before: Sequence[str]) -> Any:
 
 
 def _extra(before: Sequence[str]) -> list[str]:
-    folders = [after for flag, after in zip(before, before[1:], strict=False) if flag in ("--config-dir", "-cd")]
+    folders = [after for flag, after in pairwise(before) if flag in ("--config-dir", "-cd")]
     return folders + [entry for word in before if word.startswith("hydra.searchpath=") for entry in listing.searchpath(word)]
 
 

@@ -13,31 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.core.utils import env_override
+from hydra.core.utils import env_override, setup_globals
 from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from posegen.runner import resolvers  # noqa: F401  (registers what ${...} may ask for)
+from posegen.runner import listing, resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.runner.errors import UserError
-from posegen.runner.listing import conf_dir, primaries, roots, searchable, searchpath, third_party
+from posegen.runner.problems import misspelt, report
 
 #: What a user can mend; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, OSError, KeyError, ImportError, HydraException, OmegaConfBaseException)
+#: Extras that bring options of Hydra's own groups, by how the options' names begin.
+EXTRAS = {"submitit": "sweep", "ray": "ray", "optuna": "optuna"}
 
 
 class OtherPackages(SearchPathPlugin):
     """Finds groups of other packages through the variable POSEGEN_SEARCHPATH."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for entry in third_party():
+        for entry in listing.third_party():
             search_path.append("posegen", entry)
 
 
@@ -61,42 +65,43 @@ class Request:
 
     name: str
     overrides: tuple[str, ...] = ()
-    main: Path = field(default_factory=conf_dir)
+    main: Path = field(default_factory=lambda: listing.conf_dir())
     extra: tuple[str, ...] = ()
     choices: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, verb: str, argv: Sequence[str]) -> Request:
         """From the command line behind a verb."""
-        args = get_args_parser().parse_args(list(argv))
-        extra = [searchable(args.config_dir)] if args.config_dir else []
-        extra += [searchable(entry) for word in args.overrides if word.startswith("hydra.searchpath=") for entry in searchpath(word)]
+        args = get_args_parser().parse_args(arranged(argv))
+        extra = [listing.searchable(args.config_dir)] if args.config_dir else []
+        extra += [listing.searchable(entry) for word in args.overrides if word.startswith("hydra.searchpath=") for entry in listing.searchpath(word)]
         overrides = tuple(word for word in args.overrides if not word.startswith("hydra.searchpath="))
-        return cls(args.config_name or verb, overrides, Path(args.config_path).resolve() if args.config_path else conf_dir(), tuple(extra))
+        return cls(args.config_name or verb, overrides, Path(args.config_path).resolve() if args.config_path else listing.conf_dir(), tuple(extra))
 
     @classmethod
     def of(cls, node: DictConfig) -> Request:
         """From the ``hydra`` node of a composed configuration, as a running job sees it."""
         sources = [(s.provider, s.schema, s.path) for s in node.runtime.config_sources]
-        main = next((Path(path) for provider, _, path in sources if provider == "main"), conf_dir())
+        main = next((Path(path) for provider, _, path in sources if provider == "main"), listing.conf_dir())
         extra = tuple(f"{schema}://{path}" for provider, schema, path in sources if provider not in ("hydra", "main", "schema", "posegen"))
         return cls(node.job.config_name, tuple(node.overrides.task), main, extra, dict(node.runtime.choices))
 
     @property
     def roots(self) -> list[Path]:
-        return roots(self.extra, self.main)
+        return listing.roots(self.extra, self.main)
 
     def having(self, *overrides: str) -> Request:
         """The same request with other overrides."""
         return replace(self, overrides=overrides)
 
     def compose(self) -> DictConfig:
-        """The configuration, with its ``hydra`` node."""
-        entries = ",".join(f"'{entry}'" for entry in self.extra)
-        search = [f"hydra.searchpath=[{entries}]"] if entries else []
-        name = HydraConfig.get().job.name if HydraConfig.initialized() else self.name
-        with hydra.initialize_config_dir(str(self.main), job_name=name, version_base="1.3"):
-            return hydra.compose(self.name, [*self.overrides, *search], return_hydra_config=True)
+        """The configuration, with its ``hydra`` node; changes no global state, so a running job may call it."""
+        version.setbase("1.3")
+        setup_globals()
+        search = create_config_search_path(str(self.main))
+        for entry in self.extra:
+            search.append("extra", entry)
+        return ConfigLoaderImpl(search).load_configuration(self.name, list(self.overrides), RunMode.RUN)
 
 
 @contextmanager
@@ -164,13 +169,12 @@ def run_hydra(verb: str, task: str | Callable[..., Any], argv: Sequence[str], sp
     Returns:
         The exit code. Errors that a user can mend have been printed as one message.
     """
-    traced = traceback_wanted()
-    words = [*argv, *_help_template(verb, argv)]
-    before, sys.argv = sys.argv, [sys.argv[0], "--config-name", verb, *words]  # what Lightning's other processes run again
+    traced, before = traceback_wanted(), sys.argv
     try:
+        sys.argv = [before[0], "--config-name", verb, *arranged(argv), *_help_template(verb, argv)]  # what Lightning's other processes run again
         # Hydra hands errors on instead of printing them; processes that start from here remember what the user wanted.
         with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(Task(task, spread))()
+            hydra.main(version_base="1.3", config_path=str(listing.conf_dir()), config_name=verb)(Task(task, spread))()
         return 0
     except _Failed as failed:
         return tell(failed.error, verb, argv, traced)
@@ -181,9 +185,33 @@ def run_hydra(verb: str, task: str | Callable[..., Any], argv: Sequence[str], sp
         GlobalHydra.instance().clear()
 
 
+def arranged(argv: Sequence[str]) -> list[str]:
+    """Flags first, then overrides: argparse understands overrides on one side of the flags only.
+
+    Raises:
+        UserError: a flag is misspelt.
+    """
+    actions = {flag: action for action in get_args_parser()._actions for flag in action.option_strings}
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        action = actions.get(word.partition("=")[0])
+        if action is None:
+            raise UserError(str(misspelt(word, "no such flag", word.partition("=")[0], (flag for flag in actions if flag.startswith("--")))))
+        flags.append(word)
+        if action.nargs != 0 and "=" not in word and words and (action.nargs is None or words[0] in (action.choices or ())):
+            flags.append(words.pop(0))
+    return flags + overrides
+
+
 def _help_template(verb: str, argv: Sequence[str]) -> list[str]:
     """The override that opens a verb's ``--help`` with its own examples."""
-    asked = {"--help", "-h"} & set(argv) and (conf_dir() / "hydra" / "help" / f"{verb}.yaml").is_file()
+    asked = {"--help", "-h"} & set(argv) and (listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml").is_file()
     return [f"hydra/help={verb}"] if asked else []
 
 
@@ -215,13 +243,12 @@ def explain(error: Exception, verb: str, argv: Sequence[str]) -> str:
     """What is wrong, with the nearest right names where a name is misspelt."""
     if isinstance(error, HydraException) and not isinstance(error, InstantiationException):
         from posegen.runner.overrides import examine
-        from posegen.runner.problems import report
 
         request = Request.parse(verb, argv)
-        if request.name not in primaries(request.roots):
+        if request.name not in listing.primaries(request.roots):
             return f"there is no {request.name}.yaml in {request.main}"
         problems, _ = examine(request)
-        return report(problems) if problems else _hydra_message(error)
+        return report(problems) if problems else hydra_message(error)
     cause = _cause(error)
     message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
     key = str(error).rpartition("full_key: ")[2].strip() if isinstance(error, InstantiationException) and "full_key: " in str(error) else ""
@@ -234,6 +261,14 @@ def _cause(error: BaseException) -> BaseException:
     return _cause(error.__cause__) if isinstance(error, InstantiationException) and error.__cause__ else error
 
 
-def _hydra_message(error: Exception) -> str:
+def hydra_message(error: Exception) -> str:
+    """Hydra's own message without the folders it looked in, and the extra that brings what it did not find."""
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return f"{error}{cause}".strip()
+    text = str(error).partition("Config search path")[0].rstrip()
+    return f"{text}{cause}" + (bringing(text.rpartition("/")[2]) if "hydra/" in text else "")
+
+
+def bringing(option: str) -> str:
+    """The command that brings an option of Hydra's plugins, if it is one."""
+    extra = next((extra for start, extra in EXTRAS.items() if option.startswith(start)), None)
+    return f" (pip install 'posegen[{extra}]' brings some)" if extra else ""

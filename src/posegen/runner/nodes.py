@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeGuard
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posegen.runner import annotations
+from posegen.runner import signatures
 from posegen.runner.errors import UserError
 from posegen.runner.problems import Problem, misspelt, nearest, plain
 
@@ -26,7 +26,7 @@ NO_ARGUMENTS = ("adapter.recipes",)
 def children(node: Any) -> Iterator[tuple[str, Any]]:
     """(name, child node) of a container, the child as it stands there, unresolved."""
     if isinstance(node, (DictConfig, ListConfig)) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
-        names = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+        names: Iterable[Any] = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
         yield from ((str(name), node._get_node(name)) for name in names)
 
 
@@ -43,7 +43,7 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
             yield from targets(child, inside(key, name))
 
 
-def has_target(node: Any) -> bool:
+def has_target(node: Any) -> TypeGuard[DictConfig]:
     return isinstance(node, DictConfig) and any(name == "_target_" for name, _ in children(node))
 
 
@@ -98,7 +98,7 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
     """
     problems = []
     for name, child in children(cfg):
-        path, there = inside(key, name), usual._get_node(name)
+        path, there = inside(key, name), usual._get_node(name, validate_access=False)
         if there is None:
             names = [str(k) for k in usual] + ([] if key else list(roots))
             if key or name not in roots:
@@ -130,10 +130,10 @@ def signature(key: str, node: DictConfig) -> list[Problem]:
     target = locate(target_of(node))
     if isinstance(target, str):
         return [Problem(f"{key}._target_", target, target_of(node))]
-    accepted = annotations.parameters(target)
+    accepted = signatures.parameters(target)
     if accepted is None:
         return []
-    given = {name: child for name, child in children(node) if name not in annotations.HYDRA_KEYS and inside(key, name) not in NO_ARGUMENTS}
+    given = {name: child for name, child in children(node) if name not in signatures.HYDRA_KEYS and inside(key, name) not in NO_ARGUMENTS}
     title = getattr(target, "__qualname__", str(target))
     problems = []
     for name, child in given.items():
@@ -161,8 +161,8 @@ def _argument(key: str, node: Any, parameter: Any) -> list[Problem]:
         return []  # reported by `unresolved`
     if value is None and parameter.default is None:
         return []
-    expected = annotations.expectation(value, parameter.annotation)
-    return [Problem(key, f"expected {expected}", value, nearest(str(value), annotations.options(parameter.annotation)))] if expected else []
+    expected = signatures.expectation(value, parameter.annotation)
+    return [Problem(key, f"expected {expected}", value, nearest(str(value), signatures.options(parameter.annotation)))] if expected else []
 
 
 def locate(path: Any) -> Callable[..., Any] | str:

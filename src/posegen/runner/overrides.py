@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
+import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from posegen.runner.hydra_app import Request
+from posegen.runner.hydra_app import Request, bringing, hydra_message
 from posegen.runner.listing import Option, groups
 from posegen.runner.problems import Problem, misspelt, nearest
 
 Groups = Mapping[str, Mapping[str, Option]]
-
-#: Extras that bring options of Hydra's own groups.
-EXTRAS = {"submitit": "sweep", "slurm": "sweep", "ray": "ray", "optuna": "optuna"}
 
 
 def examine(request: Request) -> tuple[list[Problem], Request]:
@@ -31,50 +31,49 @@ def examine(request: Request) -> tuple[list[Problem], Request]:
     choices, keys = [], []
     for word in request.overrides:
         try:
-            override = OverridesParser.create().parse_override(word)
+            [override] = OverridesParser.create().parse_overrides([word])
         except OverrideParseException as error:
             wrong[word] = [_unreadable(word, known, error)]
             continue
-        if override.key_or_group not in known:
+        group = override.key_or_group
+        if group not in known and not group.startswith("hydra/"):
             keys.append((word, override))
-        elif problems := _options(override, known[override.key_or_group]):
+        elif problems := _options(override, {*known.get(group, ()), *_brought_by_hydra(group)}):
             wrong[word] = problems
         else:
-            choices.append(word)
-    wrong |= _keys(request.having(*choices), keys, known)
+            choices.append(override)
+    wrong |= _keys(request.having(*map(settled, choices)), keys, known)
     good = request.having(*(word for word in request.overrides if word not in wrong))
     return [problem for problems in wrong.values() for problem in problems], good
 
 
-def _options(override: Override, options: Mapping[str, Option]) -> list[Problem]:
+def settled(override: Override) -> str:
+    """The override as it was given, or the first value of a sweep."""
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _options(override: Override, options: Collection[str]) -> list[Problem]:
     """Problems of ``group=option``."""
     if override.is_delete() or override.value() is None:
         return []
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
-    names = {name for value in values for name in str(value).strip("[]'\"").split(",")}
-    group, hydras_own = override.key_or_group, override.key_or_group.startswith("hydra/")
-    return [
-        misspelt(f"{group}={name}", f"no such option{_extra(name)}", name, options)
-        for name in sorted(names - {"null", ""})
-        if name not in options and not (hydras_own and _hydra_has(group, name))
-    ]
+    names = {name for value in values for name in str(value).strip("[]'\"").split(",")} - {"null", ""}
+    group = override.key_or_group
+    return [misspelt(f"{group}={name}", f"no such option{bringing(name)}", name, options) for name in sorted(names - set(options))]
 
 
-def _hydra_has(group: str, option: str) -> bool:
-    """Whether Hydra itself or one of its plugins brings the option."""
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.plugins import Plugins
-
-    Plugins.instance()  # plugins register their options when they are found
+def _brought_by_hydra(group: str) -> list[str]:
+    """Options that Hydra and its installed plugins bring to its own groups."""
+    if not group.startswith("hydra/"):
+        return []
+    files = Path(hydra.__file__).parent.joinpath("conf", group).glob("*.yaml")
     try:
-        return f"{option}.yaml" in ConfigStore.instance().list(group) or option in ("default", "none", "disabled")
+        stored = ConfigStore.instance().list(group)  # filled by the plugins, which `hydra_app` has had discovered
     except OSError:
-        return option in ("default", "none", "disabled")
-
-
-def _extra(name: str) -> str:
-    extra = next((extra for word, extra in EXTRAS.items() if word in name), None)
-    return f" (pip install 'posegen[{extra}]' brings some)" if extra else ""
+        stored = []
+    return [*(file.stem for file in files), *(name.removesuffix(".yaml") for name in stored)]
 
 
 def _keys(request: Request, overrides: Iterable[tuple[str, Override]], known: Groups) -> dict[str, list[Problem]]:
@@ -82,7 +81,7 @@ def _keys(request: Request, overrides: Iterable[tuple[str, Override]], known: Gr
     try:
         cfg = request.compose()
     except (HydraException, OmegaConfBaseException) as error:
-        return {"": [Problem(request.name, str(error))]}
+        return {"": [Problem(request.name, hydra_message(error))]}
     judged = {word: _key(override, cfg, known) for word, override in overrides if override.key_or_group.split(".")[0] != "hydra"}
     return {word: [problem] for word, problem in judged.items() if problem}
 
@@ -93,7 +92,7 @@ def _key(override: Override, cfg: DictConfig, known: Groups) -> Problem | None:
     node = OmegaConf.select(cfg, parent, throw_on_resolution_failure=False) if parent else cfg
     if not isinstance(node, DictConfig):
         return None if OmegaConf.is_list(node) else _key_of(override, parent, cfg, known)
-    if name in node:
+    if name in node.keys():  # noqa: SIM118  (a node does not "contain" keys whose value is missing)
         return None
     if override.is_add() or override.is_force_add():
         return None  # whether it is understood is for `check` to say, which looks at signatures
@@ -120,7 +119,7 @@ def _key_of(override: Override, parent: str, cfg: DictConfig, known: Groups) -> 
         return Problem(override.key_or_group, f"{parent} is {node[name]!r} and holds no keys", file=file_of(parent, cfg, known))
     if name in node or override.is_add() or override.is_force_add():
         return None
-    names = [str(k) for k in node if k != "hydra"]
+    names = [str(k) for k in node if k != "hydra" and not str(k).startswith("_")]
     found = nearest(name, names)
     return Problem(override.key_or_group, f"there is no {parent}", nearest=found and ".".join(filter(None, (above, found))), available=sorted(names))
 
@@ -129,8 +128,9 @@ def _unreadable(word: str, known: Groups, error: Exception) -> Problem:
     """The problem of a word that is no override, which may be an option without its group."""
     if "=" in word:
         return Problem(word, f"cannot be read: {error}")
-    found = next((f"{group}={word}" for group in known if word in known[group]), None)
-    found = found or next((f"{g}={near}" for g in known if (near := nearest(word, known[g]))), None)
+    exact = [f"{group}={word}" for group in known if word in known[group]]
+    close = [f"{group}={near}" for group in known if (near := nearest(word, known[group]))]
+    found = " or ".join(exact or close[:1]) or None
     return Problem(word, "expected group=option or key=value", nearest=found)
 
 

@@ -43,7 +43,7 @@ class Problem:
 
 def misspelt(key: str, expected: str, word: str, right: Iterable[str], **facts: Any) -> Problem:
     """A problem with a name that should be one of ``right``."""
-    names = sorted(right)
+    names = sorted(set(right))
     return Problem(key, expected, nearest=nearest(word, names), available=names if len(names) <= 40 else (), **facts)
 
 

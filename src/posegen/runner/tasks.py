@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,19 @@ class Task(LightningModule):
 
     Attributes:
         needs: optional `PoseBatch` fields that `losses` reads.
-        recipe: optimiser settings.
     """
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, parts: Parts, recipe: Recipe, seed: int) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self.recipe, self.seed = recipe, seed
+        self.parts, self.seed = parts, int(parts.cfg.seed)
         self.strict_loading = False
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Optimiser settings; asked for only where something trains."""
+        return self.parts.recipe(self.parts.cfg.trainer.steps)
 
     @abstractmethod
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -100,8 +105,8 @@ class DiffusionTask(Task):
 class AdapterTask(DiffusionTask):
     """Trains a pose-guidance method on its backbone."""
 
-    def __init__(self, parts: Parts, recipe: Recipe, seed: int) -> None:
-        super().__init__(parts, recipe, seed)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
         self.adapter, self.backbone = parts.adapter, parts.backbone
         self.needs = frozenset({"latents", "text"}) | self.adapter.needs
 
@@ -123,9 +128,9 @@ class TextToImageTask(DiffusionTask):
         min_snr: weight of a step is min(SNR, min_snr) / (SNR + 1), the Min-SNR rule for v-prediction (Hang et al. 2023, section 3.4); null weighs all alike.
     """
 
-    def __init__(self, parts: Parts, recipe: Recipe, seed: int, min_snr: float | None = None) -> None:
-        super().__init__(parts, recipe, seed)
-        torch.manual_seed(seed)
+    def __init__(self, parts: Parts, min_snr: float | None = None) -> None:
+        super().__init__(parts)
+        torch.manual_seed(self.seed)
         self.backbone, self.min_snr = parts.backbone, min_snr
         backbone = self.backbone
         self.needs = frozenset({"latents"})
@@ -159,9 +164,9 @@ class AutoencoderTask(Task):
 
     needs = frozenset({"images"})
 
-    def __init__(self, parts: Parts, recipe: Recipe, seed: int, autoencoder: nn.Module, edges: float = 1.0) -> None:
-        super().__init__(parts, recipe, seed)
-        self.parts, self.autoencoder, self.edges = parts, autoencoder, edges
+    def __init__(self, parts: Parts, autoencoder: nn.Module, edges: float = 1.0) -> None:
+        super().__init__(parts)
+        self.autoencoder, self.edges = autoencoder, edges
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         difference = self.restore(batch.images) - batch.images
@@ -194,8 +199,8 @@ class EstimatorTask(Task):
 
     needs = frozenset({"images"})
 
-    def __init__(self, parts: Parts, recipe: Recipe, seed: int, estimator: nn.Module) -> None:
-        super().__init__(parts, recipe, seed)
+    def __init__(self, parts: Parts, estimator: nn.Module) -> None:
+        super().__init__(parts)
         self.estimator = estimator
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:

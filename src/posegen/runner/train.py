@@ -63,8 +63,7 @@ def fit(parts: Parts, folder: Path) -> None:
 def build_task(parts: Parts) -> Task:
     from hydra.utils import instantiate
 
-    steps = parts.cfg.trainer.steps
-    return instantiate(parts.cfg.task, _partial_=True, _convert_="all")(parts, parts.recipe(steps), parts.cfg.seed)
+    return instantiate(parts.cfg.task, _partial_=True, _convert_="all")(parts)
 
 
 def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
@@ -81,7 +80,7 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
     if t.validate_every and isinstance(task, AdapterTask):
         from posegen.runner.validation import LivePoseAccuracy
 
-        callbacks.append(LivePoseAccuracy(parts, t.validate_every, t.validate_images))
+        callbacks.append(LivePoseAccuracy(parts, ema, folder, t.validate_every, t.validate_images))
     trainer = Trainer(
         max_steps=t.steps,
         accelerator=t.accelerator,

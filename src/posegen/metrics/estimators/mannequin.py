@@ -54,12 +54,20 @@ class MannequinJudge(nn.Module, Estimator):
         max_count: int = 3,
         max_people: int = 6,
         sigma: float = 1.0,
-        score_threshold: float = 0.05,
+        score_threshold: float = 0.02,
         nms_threshold: float = 0.3,
     ) -> None:
         super().__init__()
-        self.config = {"widths": list(widths), "styles": list(styles), "scenes": list(scenes), "max_count": max_count, "max_people": max_people, "sigma": sigma}
-        self.config |= {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        self.config: dict[str, Any] = {
+            "widths": list(widths),
+            "styles": list(styles),
+            "scenes": list(scenes),
+            "max_count": max_count,
+            "max_people": max_people,
+            "sigma": sigma,
+            "score_threshold": score_threshold,
+            "nms_threshold": nms_threshold,
+        }
         a, b, c, d = widths
         self.stem = conv(3 * STRIDE**2, a)
         self.down4 = nn.Sequential(conv(a, b, stride=2), conv(b, b))
@@ -200,10 +208,11 @@ class MannequinJudge(nn.Module, Estimator):
         scores, keep = scores.float().cpu().numpy(), keep.cpu().numpy()
         return [Poses(p[k], s[k]) for p, s, k in zip(people, scores, keep, strict=True)]
 
-    def calibrate(self, batches: Iterable[tuple[Tensor, Sequence[int]]], tolerance: float = 0.002) -> dict[str, float]:
+    def calibrate(self, batches: Iterable[tuple[Tensor, Sequence[int]]], tolerance: float = 0.003) -> dict[str, float]:
         """Sets ``score_threshold`` so that the number of people found is right, on images that are in no table.
 
-        Among the thresholds whose mean absolute count error is within ``tolerance`` of the least, the lowest is taken: AP only loses by dropping people.
+        Takes the middle of the thresholds whose mean absolute count error is within ``tolerance`` of the least: generated images score differently, and
+        there it is farthest from both kinds of error. AP does not suffer, because people with such low scores come last in its ranking.
 
         Args:
             batches: (images, number of people in each).
@@ -215,7 +224,8 @@ class MannequinJudge(nn.Module, Estimator):
         found = [(poses.scores, count) for images, counts in batches for poses, count in zip(self.estimate(images), counts, strict=True)]
         grid = np.geomspace(2e-3, 0.7, 80)
         errors = np.array([np.mean([abs(int((scores >= t).sum()) - count) for scores, count in found]) for t in grid])
-        best = int(np.argmax(errors <= errors.min() + tolerance))
+        good = np.flatnonzero(errors <= errors.min() + tolerance)
+        best = good[len(good) // 2]
         self.config["score_threshold"] = float(f"{grid[best]:.3g}")
         return {"score_threshold": self.config["score_threshold"], "count_error": float(errors[best])}
 

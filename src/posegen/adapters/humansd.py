@@ -1,0 +1,118 @@
+"""HumanSD: the drawn pose as latents beside the noisy latents, the whole U-Net finetuned (Ju et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from posegen.adapters.base import Adapter, Paper, State
+from posegen.backbones.base import Backbone, Injection, Step
+from posegen.data.base import PoseBatch
+from posegen.poses.drawing import PoseDrawing
+
+LOSSES = ("plain", "heatmap_reference", "heatmap_corrected")
+
+
+class HumanSD(Adapter):
+    """The autoencoder encodes the drawn skeleton, and the U-Net's first convolution takes its latents as additional channels.
+
+    Section 3.2: the new input channels start at zero, so that finetuning starts from the backbone; no branch is added and sampling costs what the backbone costs.
+    Section 3.3: the heatmap-guided loss weighs the squared error by what a pose estimator sees.
+
+    ========================= =========================================================================================================
+    ``loss_kind``              weight of the squared error
+    ``plain``                  1
+    ``heatmap_reference``      1 + ``loss_weight`` * E(c) as in the released code: c counts the joints that a teacher does *not* see in the
+                               decoded noise error, and goes through the autoencoder's encoder E, so the weight has any sign
+    ``heatmap_corrected``      1 + ``loss_weight`` * M as in the paper's figure: M is the area-resized mask of the joints that the teacher
+                               sees in the predicted clean image
+    ========================= =========================================================================================================
+
+    Args:
+        style: how poses are drawn.
+        pose_latent: sample the posterior of the skeleton's latents, as published, or take its mode.
+        loss_kind: see above.
+        teacher: an estimator with differentiable ``heatmaps``, for the heatmap losses.
+        threshold: heatmap value above which a pixel belongs to a joint.
+        loss_weight: strength of the heatmap losses.
+    """
+
+    needs = frozenset({"hint"})
+    paper = Paper(
+        "HumanSD: A Native Skeleton-Guided Diffusion Model for Human Image Generation",
+        "arXiv:2304.04269",
+        "IDEA-Research/HumanSD@c5db29d",
+        published=(("Human-Art", "AP", 31.85, "project page"), ("Human-Art", "FID", 26.28, "project page")),
+    )
+
+    def __init__(
+        self,
+        style: Literal["humansd", "openpose"] = "humansd",
+        pose_latent: Literal["sample", "mode"] = "sample",
+        loss_kind: Literal["plain", "heatmap_reference", "heatmap_corrected"] = "plain",
+        teacher: Any = None,
+        threshold: float = 0.05,
+        loss_weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if loss_kind not in LOSSES:
+            raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(LOSSES)}")
+        if loss_kind != "plain" and teacher is None:
+            raise ValueError(f"adapter.loss_kind={loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'")
+        self.hint = PoseDrawing(style, range=(-1.0, 1.0))
+        self.pose_latent, self.loss_kind, self.threshold, self.loss_weight = pose_latent, loss_kind, threshold, loss_weight
+        object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        widen(backbone.unet, backbone.geometry.latent_channels)
+        backbone.unet.requires_grad_(True)
+
+    @torch.no_grad()
+    def encode(self, batch: PoseBatch) -> State:
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        assert batch.hint is not None
+        generators = batch.generators("pose latents") if self.pose_latent == "sample" else None
+        return self.text_state(batch).having(pose=backbone.to_latents(batch.hint, generators))
+
+    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        return Injection(latents=state.conditions["pose"])
+
+    def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
+        """Squared error with the weight of ``loss_kind`` (equation 6)."""
+        error = (step.prediction.float() - step.target.float()).square()
+        if self.loss_kind == "plain":
+            return {"loss": error.mean()}
+        with torch.no_grad():
+            extra = self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
+        return {"loss": (error * (1 + self.loss_weight * extra)).mean(), "plain": error.mean().detach()}
+
+    def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
+        """``[B, c, h, w]`` as released: latents of the image that counts, per pixel, the joints the teacher does not see in the decoded noise error."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        difference = ((backbone.from_latents(step.prediction.float() - step.target.float()) + 1) / 2).clamp(0, 1)
+        unseen = (self.teacher.heatmaps(difference) <= self.threshold).float().sum(1, keepdim=True)
+        image = F.interpolate(unseen, difference.shape[-2:], mode="bicubic", align_corners=False).expand(-1, 3, -1, -1)
+        return backbone.to_latents(image, batch.generators("loss weight"))
+
+    def corrected_weight(self, step: Step) -> Tensor:
+        """``[B, 1, h, w]`` share of each latent cell that the teacher sees joints in, in the predicted clean image."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        image = backbone.from_latents(backbone.predict_clean(step).float()).clamp(-1, 1)
+        seen = (self.teacher.heatmaps(image).amax(1, keepdim=True) > self.threshold).float()
+        return F.interpolate(seen, step.noisy.shape[-2:], mode="area")
+
+
+def widen(unet: nn.Module, extra: int) -> None:
+    """Gives the U-Net's first convolution ``extra`` input channels of zero weight, after its own."""
+    old: nn.Conv2d = unet.conv_in  # type: ignore[assignment]
+    new = nn.Conv2d(old.in_channels + extra, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)  # type: ignore[arg-type]
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        new.bias.copy_(old.bias)  # type: ignore[union-attr]
+    unet.conv_in = new
+    unet.register_to_config(in_channels=new.in_channels)  # type: ignore[operator]

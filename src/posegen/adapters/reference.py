@@ -1,0 +1,55 @@
+"""Reference rows: images that no method generated, which bound what a method can reach. They are never trained and never ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from posegen.adapters.base import Adapter, Paper, State
+from posegen.backbones.base import Backbone, Injection
+from posegen.data.base import PoseBatch
+
+
+class Reference(Adapter):
+    """What reference rows share: they generate without a denoising pass."""
+
+    trainable = False
+    ranked = False
+    paper = Paper("Reference row", "")
+
+    def encode(self, batch: PoseBatch) -> State:
+        return self.text_state(batch)
+
+    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        return Injection()
+
+
+class Real(Reference):
+    """The real images themselves: the ceiling that the judge sets."""
+
+    needs = frozenset({"images"})
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        return batch.images  # type: ignore[return-value]
+
+
+class Reconstruction(Reference):
+    """The real images through the autoencoder: the ceiling of every method that works on its latents."""
+
+    needs = frozenset({"images"})
+
+    @torch.inference_mode()
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        return backbone.from_latents(backbone.to_latents(batch.images)).clamp(-1, 1)  # type: ignore[arg-type]
+
+
+class SameCaption(Reference):
+    """Other real images of the same captions: the floor, what a perfect generator reaches that sees the text alone."""
+
+    needs = frozenset({"twins"})
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        return batch.twins  # type: ignore[return-value]

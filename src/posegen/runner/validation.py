@@ -1,0 +1,81 @@
+"""Is it learning the poses? A pose-accuracy curve and a picture grid while training, on a fixed part of the validation split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from posegen.data.base import to_uint8
+from posegen.metrics.base import Poses
+from posegen.poses.drawing import overlay
+from posegen.runner.batches import fixed_batches
+from posegen.runner.ema import EMA
+from posegen.runner.loggers import log_pictures
+from posegen.runner.parts import Parts
+from posegen.runner.sample import batch_of
+
+GRID = 8  # rows of the picture grid
+SHOWN = 0.1  # least score of a keypoint that is drawn
+
+
+class LivePoseAccuracy(Callback):
+    """Every ``every`` steps: samples ``images`` validation images with the averaged weights, judges them, logs the protocol's headline and a grid.
+
+    Noise comes from the images' own generators, so sampling disturbs neither the training nor its resume.
+    """
+
+    def __init__(self, parts: Parts, ema: EMA, folder: Path, every: int, images: int) -> None:
+        self.parts, self.ema, self.folder, self.every, self.images, self.last = parts, ema, folder, every, images, 0
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self.last or step % self.every or not trainer.is_global_zero:
+            return
+        self.last = step
+        was_training = module.training
+        module.eval()
+        with self.ema.applied(module), torch.inference_mode():
+            values, grid = self.look()
+        module.train(was_training)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"live/{name}": value for name, value in values.items() if not np.isnan(value)}, step=step)
+            log_pictures(logger, "live", grid, step, self.folder / "live")
+
+    def look(self) -> tuple[dict[str, float], np.ndarray]:
+        """(values of the protocol, grid of target, sample and re-detected pose)."""
+        parts, judged, rows_of_pictures = self.parts, [], []
+        data = parts.data("validation")
+        for rows in fixed_batches(min(self.images, len(data)), parts.sampler.batch):
+            batch = batch_of(parts, parts.adapter, rows, "validation")
+            images = parts.adapter.generate(batch, parts.sampler)
+            found = parts.protocol.judge(parts.estimator, images, batch.samples)
+            judged += found
+            for image, sample, judgement in zip(to_uint8(images), batch.samples, found, strict=True):
+                if len(rows_of_pictures) < GRID:
+                    rows_of_pictures.append(triple(image, sample.keypoints, judgement.found))
+        records = parts.protocol.records(judged)
+        return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(rows_of_pictures)
+
+
+def triple(image: np.ndarray, target: np.ndarray, found: Poses, zoom: int = 3) -> np.ndarray:
+    """Target pose, sample, and sample with the re-detected pose, side by side, enlarged."""
+    large = image.repeat(zoom, 0).repeat(zoom, 1)
+    return np.concatenate([overlay(np.zeros_like(large), enlarged(target, zoom)), large, overlay(large, enlarged(visible(found.keypoints), zoom))], axis=1)
+
+
+def visible(detected: np.ndarray) -> np.ndarray:
+    """Detections ``[N, 17, 3]`` with their scores as visibility."""
+    marked = detected.copy()
+    marked[..., 2] = np.where(detected[..., 2] >= SHOWN, 2, 0)
+    return marked
+
+
+def enlarged(keypoints: np.ndarray, zoom: int) -> np.ndarray:
+    """Keypoints of a canvas whose every pixel became ``zoom`` by ``zoom`` pixels."""
+    larger = keypoints.copy()
+    larger[..., :2] = (larger[..., :2] + 0.5) * zoom - 0.5
+    return larger

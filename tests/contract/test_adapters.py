@@ -1,0 +1,130 @@
+"""What every method must keep; a new ``conf/adapter/*.yaml`` is tested by being there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from posegen.adapters.base import Adapter, Paper
+from posegen.backbones.base import Injection, Step
+from posegen.data.base import PoseBatch
+from posegen.runner.listing import conf_dir
+from posegen.runner.parts import Parts
+from posegen.runner.sample import batch_of
+from tests.runner.conftest import configured, world  # noqa: F401  (a fixture)
+
+FILES = sorted((conf_dir() / "adapter").rglob("*.yaml"))
+NAMES = [file.relative_to(conf_dir() / "adapter").with_suffix("").as_posix() for file in FILES]
+METHODS = [name for name in NAMES if not name.startswith("reference/")]
+
+#: Factors that all methods share; one of them in an adapter's yaml would make the comparison unfair.
+SHARED = {"seed", "size", "resolution", "steps", "guidance", "guidance_scale", "prompt", "negative_prompt", "batch", "batch_size", "scheduler", "precision", "ema"}
+
+
+@pytest.fixture(params=METHODS)
+def parts(request: pytest.FixtureRequest, world: list[str]) -> Iterator[Parts]:  # noqa: F811
+    with configured("train", *world, f"adapter={request.param}") as cfg:
+        yield Parts(cfg)
+
+
+def batch(parts: Parts, rows: range = range(2)) -> PoseBatch:
+    return batch_of(parts, parts.adapter, rows)
+
+
+def step(parts: Parts, pose: PoseBatch) -> tuple[dict[str, torch.Tensor], Step]:
+    """One training step's losses."""
+    backbone, adapter = parts.backbone, parts.adapter
+    shape = backbone.latent_shape(pose.size)
+    clean, noise = pose.randn("clean", shape), pose.randn("noise", shape)
+    timesteps = torch.tensor([100, 700])
+    noisy = backbone.add_noise(clean, noise, timesteps)
+    state = adapter.encode(pose)
+    prediction = backbone.predict(noisy, timesteps, state.text, adapter.inject(state, noisy, timesteps))
+    taken = Step(prediction, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    return adapter.loss(taken, state, pose), taken
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_the_yaml_holds_no_shared_factor_and_agrees_with_the_constructor(file: Path) -> None:
+    values = OmegaConf.load(file)
+    own = {k: v for k, v in values.items() if k not in ("_target_", "recipes")}
+    assert not SHARED & set(own)
+    assert all(set(recipe) <= {"lr", "drop_text"} for recipe in (values.get("recipes") or {}).values())
+    signature = inspect.signature(get_class(values._target_))
+    for name, value in own.items():
+        default = signature.parameters[name].default
+        given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        assert given == (list(default) if isinstance(default, tuple) else default), name
+
+
+@pytest.mark.parametrize("file", FILES, ids=NAMES)
+def test_the_class_says_what_it_is(file: Path) -> None:
+    cls = get_class(OmegaConf.load(file)._target_)
+    assert issubclass(cls, Adapter) and inspect.getdoc(cls)
+    assert isinstance(cls.paper, Paper) and cls.paper.title
+    assert cls.needs <= {"hint", "images", "twins"}
+    assert cls.trainable or not cls().state_dict()
+
+
+def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
+    adapter = parts.adapter
+    modules = {"adapter": adapter, "backbone": parts.backbone}
+    losses, _ = step(parts, batch(parts))
+    trained = {f"{k}.{n}": p for k, m in modules.items() for n, p in m.named_parameters() if p.requires_grad}
+    assert bool(trained) == adapter.trainable
+    if trained:
+        losses["loss"].backward()
+        assert not [name for name, p in trained.items() if p.grad is None]
+    frozen = [p for m in modules.values() for p in m.parameters() if not p.requires_grad]
+    assert all(p.grad is None for p in frozen)
+
+
+def test_before_training_a_method_changes_nothing(parts: Parts) -> None:
+    """Every method here starts from the backbone itself: zero convolutions, zero input channels."""
+    backbone = parts.backbone
+    latents, timesteps = torch.randn(2, *backbone.latent_shape((64, 64)), generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
+    text = backbone.encode_text(["photo", "sketch"])
+    with torch.no_grad():
+        alone = backbone.predict(latents, timesteps, text, Injection())
+        pose = batch(parts)
+        state = parts.adapter.encode(pose)
+        influenced = backbone.predict(latents, timesteps, text, parts.adapter.inject(state, latents, timesteps))
+    assert torch.equal(alone, influenced) or torch.allclose(alone, influenced, atol=1e-6)
+
+
+def test_an_image_does_not_depend_on_its_batch(parts: Parts) -> None:
+    together = parts.adapter.generate(batch(parts, range(3)), parts.sampler)
+    alone = parts.adapter.generate(batch(parts, range(1, 2)), parts.sampler)
+    assert torch.allclose(together[1], alone[0], atol=1e-4)
+
+
+def test_dropping_removes_the_text_where_it_is_told_to(parts: Parts) -> None:
+    state = parts.adapter.encode(batch(parts))
+    dropped = parts.adapter.drop(state, torch.tensor([True, False]))
+    assert torch.equal(dropped.text[0], state.text[0]) and torch.equal(dropped.text[1], state.null_text[1])
+
+
+def test_the_branches_of_guidance_sum_to_one(parts: Parts) -> None:
+    state = parts.adapter.encode(batch(parts))
+    for guidance in (1.0, 3.5):
+        assert sum(weight for weight, _ in parts.adapter.branches(state, guidance)) == pytest.approx(1.0)
+
+
+def test_saved_weights_give_the_same_pictures(parts: Parts, tmp_path: Path) -> None:
+    from posegen.runner.checkpoints import load_into, save_method
+
+    adapter, backbone = parts.adapter, parts.backbone
+    with torch.no_grad():
+        for p in [*adapter.parameters(), *backbone.parameters()]:
+            if p.requires_grad:
+                p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    save_method(tmp_path / "method", adapter, backbone)
+    again = Parts(parts.cfg)
+    load_into(again.adapter, again.backbone, tmp_path / "method")
+    assert torch.equal(adapter.generate(batch(parts), parts.sampler), again.adapter.generate(batch(again), again.sampler))

@@ -1,0 +1,50 @@
+"""A whole offline world at the smallest size: real parts with random weights, saved to disk as users have theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from posegen.backbones.mannequin import build_autoencoder, untrained
+from posegen.data.mannequin.captions import VOCABULARY
+from posegen.metrics.estimators.mannequin import MannequinJudge
+from posegen.runner.hydra_app import Request, composed
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that put a tiny backbone, autoencoder, judge and data set in place of the shipped ones."""
+    folder = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    build_autoencoder(width=16, stem=8, layers=1).save_pretrained(folder / "autoencoder")
+    untrained(str(folder / "autoencoder"), VOCABULARY, channels=(16, 16), text_dim=16, heads=2).save(folder / "backbone")
+    MannequinJudge(widths=(8, 8, 16, 16)).save(folder / "judge")
+    return [
+        f"backbone.path={folder / 'backbone'}",
+        f"backbone.autoencoder={folder / 'autoencoder'}",
+        f"estimator.folder={folder / 'judge'}",
+        f"paths.cache={folder / 'cache'}",
+        "data.train.count=24",
+        "data.validation.count=8",
+        "data.test.count=6",
+        "sampler.steps=2",
+        "sampler.batch=4",
+        "optim.batch=4",
+        "optim.warmup=1",
+        "trainer.steps=6",
+        "trainer.save_every=2",
+        "trainer.progress=none",
+        "protocol.resamples=20",
+    ]
+
+
+@contextmanager
+def configured(verb: str, *overrides: str) -> Iterator[DictConfig]:
+    """The configuration of a verb, as its function gets it."""
+    with composed(Request(verb, tuple(overrides))) as cfg:
+        yield cfg

@@ -1,0 +1,62 @@
+"""One image, one picture: whatever the batch, the order and the method that came before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from posegen.data.base import PoseBatch
+from posegen.runner.parts import Parts
+from posegen.runner.sample import batch_of, generate, picture, read_png
+from posegen.runner.errors import UserError
+from tests.runner.conftest import configured
+
+
+@pytest.fixture(scope="module")
+def parts(world: list[str]) -> Parts:
+    with configured("train", *world, "adapter=none") as cfg:
+        built = Parts(cfg)
+        assert built.adapter and built.sampler and built.data("test")  # while hydra knows the choices
+        return built
+
+
+def images(parts: Parts, rows: range) -> torch.Tensor:
+    return parts.sampler(parts.adapter, batch_of(parts, parts.adapter, rows))
+
+
+def test_an_image_does_not_depend_on_its_batch(parts: Parts) -> None:
+    assert torch.allclose(images(parts, range(0, 4))[2:], images(parts, range(2, 4)), atol=1e-4)
+
+
+def test_images_differ_and_repeat(parts: Parts) -> None:
+    first = images(parts, range(0, 2))
+    assert torch.equal(first, images(parts, range(0, 2)))
+    assert not torch.allclose(first[0], first[1], atol=1e-2)
+
+
+def test_guidance_is_the_weighted_sum_of_the_branches(parts: Parts) -> None:
+    """With one step, the guided latents are linear in the guidance scale."""
+    from posegen.runner.sampler import Sampler
+
+    batch: PoseBatch = batch_of(parts, parts.adapter, range(2))
+    one, two, three = (Sampler(steps=1, guidance=g).latents(parts.adapter, parts.backbone, batch) for g in (1.0, 2.0, 3.0))
+    assert torch.allclose(three - two, two - one, atol=1e-4)
+
+
+def test_pictures_that_exist_are_not_made_again(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(parts, parts.adapter, tmp_path)
+    made = {i: read_png(picture(tmp_path / "samples", i)) for i in range(6)}
+    picture(tmp_path / "samples", 5).unlink()
+    before = picture(tmp_path / "samples", 0).stat().st_mtime_ns
+    generate(parts, parts.adapter, tmp_path)
+    assert picture(tmp_path / "samples", 0).stat().st_mtime_ns == before
+    assert np.array_equal(read_png(picture(tmp_path / "samples", 5)), made[5])
+
+
+def test_a_damaged_picture_names_the_file_and_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "000000.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"000000\.png.*delete it"):
+        read_png(tmp_path / "000000.png")

@@ -1,0 +1,265 @@
+"""The command line: verbs, Hydra's flags behind them, errors as one message, listing and completion, all without importing torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posegen import cli
+from posegen.runner import listing, verbs
+from posegen.runner.completion import complete
+from posegen.runner.hydra_app import Request, arranged, run_hydra
+from posegen.runner.overrides import examine
+
+HEAVY = {"torch", "lightning", "diffusers", "transformers", "pandas", "wandb"}
+RUN = "world:run"
+
+
+def posegen(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own, which fails if it imports anything heavy."""
+    code = f"""
+import sys
+from posegen.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+heavy = {HEAVY!r} & set(sys.modules)
+sys.exit(f"imported {{heavy}}" if heavy else code)"""
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+# Help.
+
+
+def test_help_opens_with_examples_and_names_every_verb_and_group() -> None:
+    result = posegen("--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n\n")[1] == cli.EXAMPLES
+    for name in (*verbs.VERBS, "adapter", "backbone", "hydra/launcher"):
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("list",), ("list", "adapters"), ("train", "--help"), ("benchmark", "--help"), ("train", "--cfg", "job"), ("train", "--info", "defaults"), ("check", "--help")],
+    ids=" ".join,
+)
+def test_questions_are_answered_without_importing_anything_heavy(words: tuple[str, ...]) -> None:
+    result = posegen(*words)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def test_help_of_a_verb_opens_with_its_examples() -> None:
+    result = posegen("train", "--help")
+    assert result.stdout.split("\n\n")[1].lstrip().startswith("posegen train"), result.stderr
+    assert "controlnet" in result.stdout.partition("== Groups")[2]
+
+
+def examples() -> list[str]:
+    texts = [cli.EXAMPLES, *(file.read_text() for file in sorted((listing.conf_dir() / "hydra" / "help").glob("*.yaml")))]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("posegen ") and "--help" not in line]
+    return [line.split("  ")[0] for line in lines]
+
+
+@pytest.mark.parametrize("line", examples())
+def test_examples_in_the_help_are_right(line: str) -> None:
+    _, verb, *words = line.split()
+    assert verb in verbs.VERBS
+    if verb == "check":
+        verb, *words = words
+    words = [word for word in words if word != "hydra/launcher=slurm"]  # needs a plugin
+    if verb in listing.primaries():
+        assert examine(Request.parse(verb, words))[0] == []
+
+
+def test_without_words_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "Verbs" in capsys.readouterr().out
+
+
+# Verbs.
+
+
+def test_unknown_verb_gets_the_nearest_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    message = capsys.readouterr().err
+    assert "did you mean train?" in message
+    assert all(verb in message for verb in verbs.VERBS)
+
+
+def test_lightnings_other_processes_name_the_verb_as_hydra_does(tree: Path) -> None:
+    assert cli.split(["--config-name", "train", "seed=1"]) == ("train", ["seed=1"])
+    seen: list[list[str]] = []
+    before = list(sys.argv)
+    assert run_hydra("train", lambda cfg: seen.append(sys.argv[1:]), ["out=x", "seed=3"]) == 0
+    assert seen == [["--config-name", "train", "out=x", "seed=3"]]
+    assert sys.argv == before
+
+
+def test_overrides_may_stand_on_both_sides_of_flags() -> None:
+    assert arranged(["a=1", "-m", "b=2", "--cfg", "job", "c=3"]) == ["-m", "--cfg", "job", "a=1", "b=2", "c=3"]
+    assert arranged(["--info", "a=1"]) == ["--info", "a=1"]
+
+
+def test_sweep_goes_on_after_a_failed_cell(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_hydra("train", RUN, ["out=out", "seed=1,2", "fail=user,null", "-m"]) == 1
+    assert {file.name for file in (tree / "out").iterdir()} == {"1.txt", "2.txt"}
+    assert "posegen train: failed in cell 1" in capsys.readouterr().err
+
+
+def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("PYTHONPATH", str(tree))
+    launcher = Path(__file__).parents[1] / "conf" / "hydra" / "launcher"
+    (tree / "conf" / "hydra").mkdir()
+    (tree / "conf" / "hydra" / "launcher").symlink_to(launcher)
+    assert run_hydra("train", RUN, ["out=out", "seed=1,2,3,4", "-m", "hydra/launcher=local_gpus"]) == 0
+    words = [file.read_text().split() for file in sorted((tree / "out").iterdir())]
+    assert len(words) == 4
+    assert all(asset.endswith("posegen/assets/thing") and gpu in ("3", "5") for asset, gpu in words)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["adapter=methd"], "adapter=methd: no such option; did you mean method? available: method, prior, reference/real"),
+        (["adapter=real"], "did you mean reference/real?"),
+        (["adaptr=method"], "adaptr: no such group or key; did you mean adapter?"),
+        (["adapter.strenght=2"], "adapter.strenght: no such key; did you mean adapter.strength? available: recipes, strength (conf/adapter/method.yaml)"),
+        (["optm.decay=2"], "optm.decay: there is no optm; did you mean optim?"),
+        (["method"], "method: expected group=option or key=value; did you mean adapter=method?"),
+        (["seed=0,1"], "add --multirun"),
+        (["--multirn"], "--multirn: no such flag; did you mean --multirun?"),
+        (["hydra/launcher=bsic"], "hydra/launcher=bsic: no such option"),
+        (["hydra/launcher=submitit_slurm"], "pip install 'posegen[sweep]'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_misspelt_words_get_one_message(tree: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    assert run_hydra("train", RUN, ["out=out", *words]) == 1
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
+    assert message.startswith("posegen train: ")
+
+
+def test_all_misspelt_words_are_told_at_once(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_hydra("train", RUN, ["out=out", "adapter=methd", "optim.bach=3", "sed=1"]) == 1
+    message = capsys.readouterr().err
+    assert "3 problems:" in message
+    assert all(f"did you mean {right}?" in message for right in ("method", "optim.batch", "seed"))
+
+
+def test_error_of_a_job_is_one_message(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_hydra("train", RUN, ["out=out", "fail=user"]) == 1
+    assert capsys.readouterr().err == "posegen train: failed in cell 0\nPOSEGEN_TRACEBACK=1 shows where it happened.\n"
+
+
+def test_traceback_on_demand_and_for_bugs(tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_hydra("train", RUN, ["out=out", "fail=bug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("POSEGEN_TRACEBACK", "1")
+    assert run_hydra("train", RUN, ["out=out", "fail=user"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_missing_value_is_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_hydra("train", RUN, []) == 1
+    assert "out" in capsys.readouterr().err
+
+
+# Listing.
+
+
+def test_list_tells_what_options_are(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "adapters"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.strip().splitlines()]
+    assert lines[0] == ["adapter"]
+    assert dict(lines[1:]) == {"method": "Draws the pose", "prior": "Makes poses", "reference/real": "Real images"}
+
+
+def test_list_names_the_nearest_group(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "adaptors"]) == 1
+    assert "did you mean adapter?" in capsys.readouterr().err
+
+
+def test_other_packages_are_listed_by_their_source_alone(tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "A method of another package  [Their paper, arXiv:8765.4321]"
+    assert cli.main(["list", "adapters", "--config-dir", "their/conf"]) == 0
+    assert expected in capsys.readouterr().out
+    assert cli.main(["list", "adapters", "hydra.searchpath=[pkg://their.conf]"]) == 0
+    assert expected in capsys.readouterr().out
+    monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
+    assert cli.main(["list", "adapters"]) == 0
+    assert expected in capsys.readouterr().out
+    assert "their" not in sys.modules
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "their/conf"], ["hydra.searchpath=[pkg://their.conf]"], []])
+def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    if not words:
+        monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
+    chosen: list[str] = []
+    assert run_hydra("train", lambda cfg: chosen.append(cfg.adapter._target_), ["out=out", "adapter=theirs", *words]) == 0
+    assert chosen == ["their.method.Theirs"]
+
+
+# Completion.
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("posegen tr", ["train "]),
+        ("posegen train adap", ["adapter.", "adapter="]),
+        ("posegen train adapter=", ["adapter=method", "adapter=prior", "adapter=reference/real"]),
+        ("posegen train -m adapter=method,p", ["adapter=method,prior"]),
+        ("posegen train adapter.", ["adapter.recipes.", "adapter.strength="]),
+        ("posegen train adapter=prior adapter.", []),
+        ("posegen train adapter=nonsense optim.b", ["optim.batch="]),
+        ("posegen train backbone=small optim.batch=", ["optim.batch=32"]),
+        ("posegen train +exp", ["+experiment="]),
+        ("posegen train --mul", ["--multirun"]),
+        ("posegen train --config-dir their/conf adapter=th", ["adapter=theirs"]),
+        ("posegen check be", ["benchmark "]),
+        ("posegen check train see", ["seed="]),
+        ("posegen list ad", ["adapter "]),
+        ("posegen completion b", ["bash "]),
+        ("posegen nonsense a", []),
+    ],
+)
+def test_completion(tree: Path, line: str, expected: list[str]) -> None:
+    assert complete(line) == expected
+
+
+def test_completion_answers_without_importing_anything_heavy() -> None:
+    result = posegen("completion", "query", COMP_LINE="posegen train optim.ba")
+    assert (result.returncode, result.stdout) == (0, "optim.batch=\n"), result.stderr
+
+
+def test_bash_completes_behind_the_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "posegen").write_text(f'#!/bin/sh\nexec {sys.executable} -m posegen.cli "$@"\n')
+    (tmp_path / "posegen").chmod(0o755)
+    script = """
+eval "$(posegen completion bash)"
+COMP_LINE="posegen train trainer=sm"; COMP_POINT=${#COMP_LINE}; _posegen
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert result.stdout == "smoke\n", result.stderr
+
+
+def test_completion_of_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "tcsh"]) == 1
+    assert "available: bash, zsh" in capsys.readouterr().err
