@@ -111,7 +111,8 @@ FILES = {
         """,
     "conf/adapter/reference/real.yaml": """
         # Real images.
-        defaults: [/adapter/method]
+        _target_: world.Method
+        strength: 0
         """,
     "conf/backbone/small.yaml": """
         # A small backbone.

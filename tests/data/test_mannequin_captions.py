@@ -43,6 +43,6 @@ def test_a_caption_reads_like_a_sentence():
     ],
 )
 def test_foreign_prompts_are_refused_with_a_reason(prompt, reason):
-    with pytest.raises(ValueError, match="not a caption of the mannequin world.*") as caught:
+    with pytest.raises(ValueError, match="not a caption of the mannequin world") as caught:
         parse(prompt)
     assert reason in str(caught.value)

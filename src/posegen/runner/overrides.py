@@ -78,6 +78,9 @@ def _brought_by_hydra(group: str) -> list[str]:
 
 def _keys(request: Request, overrides: Iterable[tuple[str, Override]], known: Groups) -> dict[str, list[Problem]]:
     """Problems of ``key=value`` by override, judged against the configuration that the chosen options make."""
+    overrides = list(overrides)
+    if not overrides:
+        return {}
     try:
         cfg = request.compose()
     except (HydraException, OmegaConfBaseException) as error:

@@ -69,7 +69,7 @@ def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -
     """The batch of the samples ``rows``, with what the adapter reads and the sampler's negative prompt."""
     needs = Needs(frozenset(adapter.needs), adapter.hint)
     batch = collate(parts.data(split), rows, needs, parts.cfg.seed)
-    with torch.inference_mode():
+    with torch.no_grad():
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
     return replace(batch, text=text, negative_text=negative).to(next(parts.backbone.parameters()).device)

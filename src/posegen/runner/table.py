@@ -68,16 +68,16 @@ class Table:
             if row["state"] != "finished":
                 rows.append([row["method"], f"{row['state']}: {row['reason']}".strip(": ")] + [""] * (len(rows[0]) - 2))
                 continue
-            values = [interval_text(row, column, mark=row["method"] == best[column]) for column in self.headline]
+            values = [interval_text(row, column, mark=row["ranked"] and row.get(column) == best[column]) for column in self.headline]
             rows.append([row["method"], *values, parameters(row.get("cost_trained_parameters")), *(number(row.get(f"cost_{c}")) for c in COSTS[1:3])])
         return rows
 
-    def _best(self, column: str) -> str | None:
-        """The best method of a column; reference rows are not ranked."""
-        ranked = [r for r in self.rows if r.get("ranked") and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))]
-        if len(ranked) < 2 or column == "count_bias":
+    def _best(self, column: str) -> float | None:
+        """The best value of a column; reference rows are not ranked."""
+        values = {r[column] for r in self.rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))}
+        if len(values) < 2 or column == "count_bias":
             return None
-        return (min if column in self.lower else max)(ranked, key=lambda r: r[column])["method"]
+        return min(values) if column in self.lower else max(values)
 
     def markdown(self) -> str:
         head, *rows = self.grid()

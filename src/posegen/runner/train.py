@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +83,23 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
         from posegen.runner.validation import LivePoseAccuracy
 
         callbacks.append(LivePoseAccuracy(parts, ema, folder, t.validate_every, t.validate_images))
-    trainer = Trainer(
-        max_steps=t.steps,
-        accelerator=t.accelerator,
-        devices=t.devices,
-        precision=precision(t.precision),
-        callbacks=callbacks,
-        logger=loggers(parts, folder),
-        accumulate_grad_batches=cfg.optim.accumulate,
-        gradient_clip_val=cfg.optim.clip,
-        log_every_n_steps=t.log_every,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=str(folder),
-    )
     with quiet():
+        trainer = Trainer(
+            max_steps=t.steps,
+            accelerator=t.accelerator,
+            devices=t.devices,
+            precision=precision(t.precision),
+            callbacks=callbacks,
+            logger=loggers(parts, folder),
+            accumulate_grad_batches=cfg.optim.accumulate,
+            gradient_clip_val=cfg.optim.clip,
+            log_every_n_steps=t.log_every,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=str(folder),
+        )
         trainer.fit(task, training_loader(batches, t.workers), ckpt_path=str(checkpoint) if start else None, weights_only=True if start else None)
     if trainer.global_step < t.steps:  # Lightning returns normally after Ctrl-C
         raise KeyboardInterrupt
@@ -160,24 +162,19 @@ def note_costs(folder: Path, **costs: float) -> None:
     write_json(path, {**(read_json(path) if path.is_file() else {}), **costs})
 
 
-class quiet(warnings.catch_warnings):
+@contextmanager
+def quiet() -> Iterator[None]:
     """Lightning's advice on what this runner does on purpose (no workers, an endless loader, a resumed epoch) is not shown."""
-
-    def __enter__(self) -> Any:
-        import logging
-
-        self.level = logging.getLogger("lightning.pytorch").level
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        log = super().__enter__()
+    chatty = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in chatty]
+    for logger in chatty:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        return log
-
-    def __exit__(self, *error: Any) -> None:
-        import logging
-
-        super().__exit__(*error)
-        logging.getLogger("lightning.pytorch").setLevel(self.level)
+        yield
+    for logger, level in zip(chatty, levels, strict=True):
+        logger.setLevel(level)
 
 
 class Saver(Callback):
