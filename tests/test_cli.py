@@ -263,3 +263,16 @@ printf '%s\\n' "${COMPREPLY[@]}"
 def test_completion_of_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "tcsh"]) == 1
     assert "available: bash, zsh" in capsys.readouterr().err
+
+
+def test_verb_may_name_the_keys_it_takes(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "world.py").write_text((tree / "world.py").read_text() + "\n\ndef turn(adapter, out):\n    print(adapter.strength, out)\n")
+    assert run_hydra("train", "world:turn", ["out=there", "adapter.strength=2"], spread=True) == 0
+    assert capsys.readouterr().out == "2 there\n"
+    assert run_hydra("train", "world:turn", ["out=there", "+adapter.strenght=2"], spread=True) == 1
+    assert "did you mean strength?" in capsys.readouterr().err
+
+
+def test_closed_pipe_is_no_error() -> None:
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen.cli train --help | head -1"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -29,7 +29,7 @@ def digest(indices: range, size: int = 64) -> str:
 @pytest.fixture(scope="module")
 def samples():
     world = World()
-    return [world.render("validation", index) for index in range(300)]
+    return [world.render("validation", index) for index in range(200)]
 
 
 @pytest.fixture(scope="module")

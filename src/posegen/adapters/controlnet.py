@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from posegen.adapters.base import Adapter, Paper, State
+from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.files import UnknownKeys
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
@@ -38,6 +40,8 @@ class ControlNet(Adapter):
         "lllyasviel/ControlNet@ed85cd1e25a5",
         published=(("Human-Art", "AP", 18.45, "HumanSD project page"), ("Human-Art", "FID", 27.24, "HumanSD project page")),
     )
+    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
+    beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class ControlNet(Adapter):
     ) -> None:
         super().__init__()
         self.hint = PoseDrawing(style, range=(0.0, 1.0))
+        self.style = style
         self.strength, self.scales, self.only_mid, self.guess_mode = strength, scales, only_mid, guess_mode
 
     def attach(self, backbone: Backbone) -> None:
@@ -80,3 +85,18 @@ class ControlNet(Adapter):
         if not self.guess_mode:
             return weighted
         return [(w, s if i == 0 else s.having(on=s.conditions["on"] * 0)) for i, (w, s) in enumerate(weighted)]
+
+    def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original program, bare or within a whole model, or of a diffusers ``ControlNetModel``, as ``adapter.branch.network.*``.
+
+        Raises:
+            UnknownKeys: names the keys that have no place.
+        """
+        place, name = "adapter.branch.network.", type(self).__name__
+        if ldm.has_prefix(official, "controlnet_"):  # diffusers' names are this project's
+            if unknown := official.keys() - self.branch.network.state_dict().keys():
+                raise UnknownKeys(unknown, name)
+            return {place + key: value for key, value in official.items()}
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
+        return ldm.placed(official, prefix, ldm.control_table(backbone.geometry), place, self.beside, name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Paper, State
+from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
@@ -47,6 +49,8 @@ class HumanSD(Adapter):
         "IDEA-Research/HumanSD@c5db29d",
         published=(("Human-Art", "AP", 31.85, "project page"), ("Human-Art", "FID", 26.28, "project page")),
     )
+    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
+    beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE}
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class HumanSD(Adapter):
         if loss_kind != "plain" and teacher is None:
             raise ValueError(f"adapter.loss_kind={loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
+        self.style = style
         self.pose_latent, self.loss_kind, self.threshold, self.loss_weight = pose_latent, loss_kind, threshold, loss_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
@@ -104,6 +109,15 @@ class HumanSD(Adapter):
         image = backbone.from_latents(backbone.predict_clean(step).float()).clamp(-1, 1)
         seen = (self.teacher.heatmaps(image).amax(1, keepdim=True) > self.threshold).float()
         return F.interpolate(seen, step.noisy.shape[-2:], mode="area")
+
+    def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The finetuned U-Net of an original checkpoint as ``backbone.unet.*``; the adapter itself has no weights.
+
+        Raises:
+            UnknownKeys: names the keys that have no place.
+        """
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        return ldm.placed(official, ldm.UNET, ldm.unet_table(backbone.geometry), "backbone.unet.", self.beside, type(self).__name__)
 
 
 def widen(unet: nn.Module, extra: int) -> None:

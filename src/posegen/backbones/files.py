@@ -22,6 +22,19 @@ class WeightsError(ValueError):
     """A weight file or folder that cannot be used; the message names it, what was expected there and what to do."""
 
 
+class UnknownKeys(WeightsError):
+    """Keys of a foreign file that a method has no place for.
+
+    Attributes:
+        keys: all of them.
+    """
+
+    def __init__(self, keys: Iterable[str], method: str) -> None:
+        self.keys = tuple(sorted(keys))
+        shown = ", ".join(self.keys[:5]) + (", ..." if len(self.keys) > 5 else "")
+        super().__init__(f"{len(self.keys)} keys that {method} has no place for: {shown}; the file holds another method or another model")
+
+
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of a torch file (``.ckpt``, ``.pth``, ``.pt``, ``.bin``), on the CPU.
 

@@ -13,6 +13,7 @@ from itertools import count
 from torch import Tensor
 
 from posegen.backbones.base import Geometry
+from posegen.backbones.files import UnknownKeys
 
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -20,6 +21,12 @@ SCHEDULE = frozenset(
     "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod "
     "sqrt_recipm1_alphas_cumprod posterior_variance posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 logvar scale_factor".split()
 )
+#: What an original file of a method holds besides the method: beginning of the keys -> why it is not taken.
+BESIDE = {
+    "first_stage_model": "the autoencoder, which the backbone brings",
+    "cond_stage_model": "the text tower, which the backbone brings",
+    **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
+}
 
 RESNET = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
@@ -125,6 +132,33 @@ def renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
     """All ``tensors`` under their new names."""
     pairs = [(key, rename(key, table)) for key in tensors]
     return Renamed({new: tensors[key] for key, new in pairs if new is not None}, tuple(key for key, new in pairs if new is None))
+
+
+def rule_of(key: str, rules: Iterable[str]) -> str | None:
+    """The rule that ``key`` falls under: itself, or the modules that it begins with."""
+    return next((rule for rule in rules if key == rule or key.startswith(f"{rule}.")), None)
+
+
+def placed(tensors: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], place: str, beside: Iterable[str], method: str) -> dict[str, Tensor]:
+    """A method's tensors under the names that this project has for them.
+
+    Args:
+        tensors: a whole original file.
+        prefix: what the keys of the method's tensors begin with.
+        table: for their names behind ``prefix``.
+        place: what their new names begin with.
+        beside: beginnings of the keys that are left out.
+        method: for the message.
+
+    Raises:
+        UnknownKeys: neither ``table`` nor ``beside`` knows a key.
+    """
+    own = {key for key in tensors if key.startswith(prefix) and not rule_of(key, beside)}
+    names = {key: rename(key.removeprefix(prefix), table) for key in own}
+    unknown = [key for key in tensors if names.get(key) is None and not rule_of(key, beside)]
+    if unknown:
+        raise UnknownKeys(unknown, method)
+    return {f"{place}{name}": tensors[key] for key, name in names.items()}
 
 
 def inverse(table: Mapping[str, str]) -> Table:

@@ -95,13 +95,14 @@ def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer
     """A CLIP tokenizer that reads each of ``words`` as one token and spells everything else in bytes.
 
     Raises:
-        ValueError: a word can never be one token, because CLIP splits it at spaces, digits or punctuation first.
+        ValueError: a word can never be one token, because CLIP splits it at spaces, digits or punctuation first, or writes a letter in two bytes.
     """
     words = list(dict.fromkeys(word.lower() for word in words))
-    tokenizer = tokenizer_of(merges_of(words), max_length)
-    broken = [word for word in words if len(tokenizer(word).input_ids) != 3]
+    broken = [word for word in words if not word.isascii() or any(c.isspace() for c in word)]
+    tokenizer = tokenizer_of(merges_of(word for word in words if word not in broken), max_length)
+    broken += [word for word in words if word not in broken and len(tokenizer(word).input_ids) != 3]
     if broken:
-        raise ValueError(f"not a single word for a CLIP tokenizer: {broken}; write them without spaces, digits and mixed punctuation")
+        raise ValueError(f"not a single word for a CLIP tokenizer: {broken}; write them in ASCII letters, without spaces, digits and mixed punctuation")
     return tokenizer
 
 

@@ -19,11 +19,18 @@ CLIP_MERGES = 48894  # of the file, the number that CLIP was trained with
 Merge = tuple[str, str]
 
 
-def tokenizer_of(merges: Sequence[Merge], max_length: int, pad: str = END) -> CLIPTokenizer:
-    """The tokenizer whose vocabulary is all bytes, all bytes that end a word, the merges, and the two marks of a text."""
+def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
+    """The tokenizer whose vocabulary is all bytes, all bytes that end a word, the merges, and the two marks of a text.
+
+    Raises:
+        ValueError: a merge joins what no byte is written as, such as a space.
+    """
     symbols = byte_symbols()
     tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(pair) for pair in merges), START, END]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=list(merges), model_max_length=max_length, pad_token=pad)
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if strange := [pair for pair in merges if not set(pair) <= vocabulary.keys()]:
+        raise ValueError(f"no merge of bytes: {strange[0]}")
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=max_length)
 
 
 def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
@@ -37,7 +44,9 @@ def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
         raise WeightsError("an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip install open_clip_torch")
     lines = gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
     merges = [(first, second) for first, second in (line.split() for line in lines[1 : CLIP_MERGES + 1])]
-    return tokenizer_of(merges, CONTEXT, pad)
+    tokenizer = tokenizer_of(merges, CONTEXT)
+    tokenizer.pad_token = pad  # only now: as an argument it would be cut out of the prompts before they are read
+    return tokenizer
 
 
 def byte_symbols() -> list[str]:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -97,8 +98,10 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is no method folder (posegen.json is missing); name a finished cell, its method folder, or the target of posegen convert")
     about = read_json(path)
-    if about.get("format") != FORMAT or not {"class", "kwargs", "backbone"} <= set(about):
-        raise UserError(f"{path} has format {about.get('format')}, this version reads format {FORMAT}; make the folder again with posegen train or convert")
+    version = about.get("format") if isinstance(about, dict) else None
+    fields = {"class": str, "kwargs": dict, "backbone": dict}
+    if version != FORMAT or not all(isinstance(about.get(name), kind) for name, kind in fields.items()) or not {"id", "sha256"} <= about["backbone"].keys():
+        raise UserError(f"{path} has format {version}, this version reads format {FORMAT}; make the folder again with posegen train or convert")
     return about
 
 
@@ -142,6 +145,7 @@ def load_method(folder: Path, backbone: Backbone) -> Adapter:
     """
     about = read_about(folder)
     adapter = adapter_class(about["class"], folder)(**about["kwargs"])
+    adapter.faithful = bool(about.get("faithful", adapter.faithful))
     adapter.attach(backbone)
     load_into(adapter, backbone, folder)
     return adapter
@@ -152,8 +156,6 @@ def adapter_class(name: str, folder: Path) -> type[Adapter]:
 
     The module must be a posegen adapter or one that the program has imported already: a folder cannot have foreign modules imported.
     """
-    import sys
-
     module, _, attribute = name.rpartition(".")
     found = None
     if module.startswith("posegen.adapters.") or module in sys.modules:
@@ -187,5 +189,5 @@ def made_by(status: Path, cfg: DictConfig) -> bool:
 
     record = read_json(status)
     wanted = identity(cfg)
-    same = all(record["identity"].get(key) == wanted[key] for key in ("adapter", "backbone", "task"))
-    return record["state"] == "finished" and same and (status.parent / "method").is_dir()
+    same = all(record.get("identity", {}).get(key) == wanted[key] for key in ("adapter", "backbone", "task"))
+    return record.get("state") == "finished" and same and (status.parent / "method").is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
@@ -99,8 +100,10 @@ class Request:
         version.setbase("1.3")
         setup_globals()
         search = create_config_search_path(str(self.main))
+        schema = search.get_path().pop()  # Hydra wants its own schema last
         for entry in self.extra:
             search.append("extra", entry)
+        search.get_path().append(schema)
         return ConfigLoaderImpl(search).load_configuration(self.name, list(self.overrides), RunMode.RUN)
 
 
@@ -126,7 +129,7 @@ class Task:
 
     Args:
         target: ``module:function``, or the function itself.
-        spread: call the function with the configuration's keys as keyword arguments instead of with the configuration.
+        spread: call the function with the keys that its parameters name instead of with the configuration, after checking it.
     """
 
     def __init__(self, target: str | Callable[..., Any], spread: bool = False) -> None:
@@ -135,11 +138,18 @@ class Task:
 
     def __call__(self, cfg: DictConfig) -> Any:
         try:
-            return self.function(**{str(key): cfg[key] for key in cfg}) if self.spread else self.function(cfg)
+            return self._spread(cfg) if self.spread else self.function(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
-                raise Failed(error) from error
+                raise _Failed(error) from error
             raise  # a sweep goes on with its other cells
+
+    def _spread(self, cfg: DictConfig) -> Any:
+        from posegen.runner.check import require_valid
+
+        require_valid(cfg)
+        names = inspect.signature(self.function).parameters
+        return self.function(**{name: cfg[name] for name in names if name in cfg})
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -228,6 +238,8 @@ def tell(error: Exception, verb: str, argv: Sequence[str], traced: bool = False)
     Returns:
         The exit code.
     """
+    if isinstance(error, BrokenPipeError):
+        raise error
     if traced or not isinstance(_cause(error), EXPECTED):
         traceback.print_exception(error)
         if traced:

@@ -13,7 +13,7 @@ class Verb:
     Attributes:
         summary: one line for the help.
         target: ``module:function`` that does it.
-        takes: the composed configuration, the configuration's keys as keyword arguments, or the arguments behind the verb.
+        takes: the composed configuration, those of its keys that the function's parameters name, or the arguments behind the verb.
     """
 
     summary: str
