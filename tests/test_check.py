@@ -60,7 +60,7 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
         ("adapter._target_=world.Methd", "did you mean world.Method?"),
         ("adapter._target_=wrld.Method", "adapter._target_=wrld.Method: cannot be imported"),
         # Choices that exclude each other.
-        ("adapter=prior", "backbone: PosePrior generates a pose, Backbone a image; choose another adapter= or backbone="),
+        ("adapter=prior", "backbone: PosePrior generates poses, Backbone images; choose another adapter= or backbone="),
         # Free-form mappings stay free.
         ("+labels.anything=1", None),
     ],
@@ -102,7 +102,7 @@ def test_every_cell_of_a_sweep_is_checked(tree: Path) -> None:
 
 
 def test_a_benchmarks_own_sweep_is_checked(tree: Path) -> None:
-    assert "PosePrior generates a pose" in problems(verb="benchmark")[0]
+    assert "PosePrior generates poses" in problems(verb="benchmark")[0]
     assert problems("adapter=method", verb="benchmark") == []
 
 

@@ -46,7 +46,15 @@ def test_help_opens_with_examples_and_names_every_verb_and_group() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("list",), ("list", "adapters"), ("train", "--help"), ("benchmark", "--help"), ("train", "--cfg", "job"), ("train", "--info", "defaults"), ("check", "--help")],
+    [
+        ("list",),
+        ("list", "adapters"),
+        ("train", "--help"),
+        ("benchmark", "--help"),
+        ("train", "--cfg", "job"),
+        ("train", "--info", "defaults"),
+        ("check", "--help"),
+    ],
     ids=" ".join,
 )
 def test_questions_are_answered_without_importing_anything_heavy(words: tuple[str, ...]) -> None:
@@ -274,5 +282,7 @@ def test_verb_may_name_the_keys_it_takes(tree: Path, capsys: pytest.CaptureFixtu
 
 
 def test_closed_pipe_is_no_error() -> None:
-    result = subprocess.run(["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen.cli train --help | head -1"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen.cli train --help | head -1"], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stderr) == (0, "")

@@ -7,15 +7,24 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import ControlNetModel
+from tests.backbones.models import SD1, SD2
 from torch import nn
 
 from posegen.backbones.base import Geometry
 from posegen.backbones.encoder_copy import EncoderCopy, scaled
 from posegen.backbones.single_file import unet_of
-from tests.backbones.tiny import SD1, SD2, shaken
 
 MANNEQUIN = Geometry(8, 4, (32, 32, 64), (False, True, True), 1, (4, 4, 4), 32, "v_prediction", norm_groups=16)
 GEOMETRIES = [SD1, SD2, MANNEQUIN, replace(SD1, latent_factor=2)]
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """``module`` with all weights random, also those that start at zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return module
 
 
 def copy_of(g: Geometry) -> EncoderCopy:
@@ -25,7 +34,8 @@ def copy_of(g: Geometry) -> EncoderCopy:
 
 def inputs(g: Geometry) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(1)
-    return torch.randn(2, g.latent_channels, 8, 4), torch.tensor([3, 800]), torch.randn(2, 5, g.text_dim), torch.rand(2, 3, 8 * g.latent_factor, 4 * g.latent_factor)
+    hint = torch.rand(2, 3, 8 * g.latent_factor, 4 * g.latent_factor)
+    return torch.randn(2, g.latent_channels, 8, 4), torch.tensor([3, 800]), torch.randn(2, 5, g.text_dim), hint
 
 
 @pytest.mark.parametrize("g", GEOMETRIES, ids=["sd1", "sd2", "mannequin", "factor 2"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from posegen.backbones.base import Geometry, Injection, Step
 from posegen.backbones.files import WeightsError
 from posegen.backbones.folder import Parts
+from posegen.backbones.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 
@@ -151,13 +152,7 @@ def test_an_unknown_autoencoder_and_a_foreign_text_tower_are_refused(folder: Pat
     parts = parts_of(SD1)
     wide = Geometry(4, 8, (32, 64), (True, False), 1, (8, 8), 48)
     with pytest.raises(WeightsError, match="attends to text states of width 48, the text tower makes 64"):
-        StableDiffusion.from_parts(Parts(parts_of_unet(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler))
-
-
-def parts_of_unet(geometry: Geometry) -> torch.nn.Module:
-    from posegen.backbones.single_file import unet_of
-
-    return unet_of(geometry)
+        StableDiffusion.from_parts(Parts(unet_of(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler))
 
 
 # What adapters inject.
@@ -254,7 +249,8 @@ def test_sizes_must_be_multiples_of_the_latent_factor(small: StableDiffusion) ->
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_a_right_prediction_gives_the_clean_latents(kind: str) -> None:
     parts = parts_of(SD1)
-    backbone = StableDiffusion.from_parts(Parts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, {**parts.scheduler, "prediction_type": kind}))
+    scheduler = {**parts.scheduler, "prediction_type": kind}
+    backbone = StableDiffusion.from_parts(Parts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler))
     assert backbone.geometry.prediction_type == kind
     clean, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 400, 990])
     noisy, target = backbone.add_noise(clean, noise, timesteps), backbone.target(clean, noise, timesteps)

@@ -15,15 +15,17 @@ from posegen.backbones.files import UnknownKeys
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
+HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
+GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
 GUESS_DECAY = 0.825  # per residual from the middle block upwards, gradio_pose2image.py
 
 
 class ControlNet(Adapter):
     """A copy of the U-Net's encoder and middle block reads the noisy latents and the drawn pose.
 
-    Section 3.1, equations 2 and 3: every block F(x) of the copy is joined to the frozen network by a zero convolution Z, y = F(x) + Z(F_c(x + Z(c))), so that
-    training starts from the backbone itself. Section 3.2: the pose c enters through a small convolutional network, after the first convolution; the copy's outputs are
-    added to the skip connections and to the middle block.
+    Section 3.1, equations 2 and 3: every block F(x) of the copy is joined to the frozen network by a zero convolution Z, y = F(x) + Z(F_c(x + Z(c))),
+    so that training starts from the backbone itself. Section 3.2: the pose c enters through a small convolutional network, after the first
+    convolution; the copy's outputs are added to the skip connections and to the middle block.
 
     Args:
         style: how poses are drawn, ``openpose`` as in the released weights or ``humansd``.
@@ -38,7 +40,16 @@ class ControlNet(Adapter):
         "Adding Conditional Control to Text-to-Image Diffusion Models",
         "arXiv:2302.05543",
         "lllyasviel/ControlNet@ed85cd1e25a5",
-        published=(("Human-Art", "AP", 18.45, "HumanSD project page"), ("Human-Art", "FID", 27.24, "HumanSD project page")),
+        published=(
+            ("Human-Art", "AP", 18.45, HUMANSD_FIGURE),
+            ("Human-Art", "CAP", 57.18, HUMANSD_FIGURE),
+            ("Human-Art", "PCE", 2.47, HUMANSD_FIGURE),
+            ("Human-Art", "FID", 27.24, HUMANSD_FIGURE),
+            ("Human-Art", "AP", 39.52, GRPOSE_TABLE),
+            ("Human-Art", "CAP", 69.19, GRPOSE_TABLE),
+            ("Human-Art", "PCE", 1.54, GRPOSE_TABLE),
+            ("Human-Art", "FID", 11.01, GRPOSE_TABLE),
+        ),
     )
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
     beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}

@@ -15,14 +15,16 @@ from posegen.backbones.base import Backbone, Injection, Step
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
+README_FIGURE = "results figure of the official README, its own evaluation"
+GRPOSE_TABLE = "table on the GRPose project page"
 LOSSES = ("plain", "heatmap_reference", "heatmap_corrected")
 
 
 class HumanSD(Adapter):
     """The autoencoder encodes the drawn skeleton, and the U-Net's first convolution takes its latents as additional channels.
 
-    Section 3.2: the new input channels start at zero, so that finetuning starts from the backbone; no branch is added and sampling costs what the backbone costs.
-    Section 3.3: the heatmap-guided loss weighs the squared error by what a pose estimator sees.
+    Section 3.2: the new input channels start at zero, so that finetuning starts from the backbone; no branch is added and sampling costs what the
+    backbone costs. Section 3.3: the heatmap-guided loss weighs the squared error by what a pose estimator sees.
 
     ========================= =========================================================================================================
     ``loss_kind``              weight of the squared error
@@ -47,7 +49,16 @@ class HumanSD(Adapter):
         "HumanSD: A Native Skeleton-Guided Diffusion Model for Human Image Generation",
         "arXiv:2304.04269",
         "IDEA-Research/HumanSD@c5db29d",
-        published=(("Human-Art", "AP", 31.85, "project page"), ("Human-Art", "FID", 26.28, "project page")),
+        published=(
+            ("Human-Art", "AP", 31.85, README_FIGURE),
+            ("Human-Art", "CAP", 59.11, README_FIGURE),
+            ("Human-Art", "PCE", 1.61, README_FIGURE),
+            ("Human-Art", "FID", 26.28, README_FIGURE),
+            ("Human-Art", "AP", 44.57, GRPOSE_TABLE),
+            ("Human-Art", "CAP", 69.68, GRPOSE_TABLE),
+            ("Human-Art", "PCE", 1.37, GRPOSE_TABLE),
+            ("Human-Art", "FID", 10.03, GRPOSE_TABLE),
+        ),
     )
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
     beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE}
@@ -64,8 +75,6 @@ class HumanSD(Adapter):
         super().__init__()
         if loss_kind not in LOSSES:
             raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(LOSSES)}")
-        if loss_kind != "plain" and teacher is None:
-            raise ValueError(f"adapter.loss_kind={loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style = style
         self.pose_latent, self.loss_kind, self.threshold, self.loss_weight = pose_latent, loss_kind, threshold, loss_weight
@@ -91,6 +100,10 @@ class HumanSD(Adapter):
         error = (step.prediction.float() - step.target.float()).square()
         if self.loss_kind == "plain":
             return {"loss": error.mean()}
+        if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
+            raise ValueError(f"adapter.loss_kind={self.loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'")
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.to(error.device)
         with torch.no_grad():
             extra = self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
         return {"loss": (error * (1 + self.loss_weight * extra)).mean(), "plain": error.mean().detach()}
@@ -121,8 +134,14 @@ class HumanSD(Adapter):
 
 
 def widen(unet: nn.Module, extra: int) -> None:
-    """Gives the U-Net's first convolution ``extra`` input channels of zero weight, after its own."""
+    """Gives the U-Net's first convolution ``extra`` input channels of zero weight, after its own.
+
+    Raises:
+        ValueError: it takes more than the latents already.
+    """
     old: nn.Conv2d = unet.conv_in  # type: ignore[assignment]
+    if old.in_channels != extra:
+        raise ValueError(f"the U-Net takes {old.in_channels} channels, not the {extra} of the latents; HumanSD needs a text-to-image backbone of its own")
     new = nn.Conv2d(old.in_channels + extra, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)  # type: ignore[arg-type]
     with torch.no_grad():
         new.weight.zero_()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from posegen.adapters.base import Adapter, Paper, State
 from posegen.backbones.base import Injection
 from posegen.data.base import PoseBatch
-from torch import Tensor
+
+HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
+GRPOSE_TABLE = "table on the GRPose project page, released weights of Stable Diffusion 1.5"
 
 
 class NoAdapter(Adapter):
@@ -13,7 +17,21 @@ class NoAdapter(Adapter):
 
     needs = frozenset()
     trainable = False
-    paper = Paper("High-Resolution Image Synthesis with Latent Diffusion Models", "arXiv:2112.10752", "CompVis/stable-diffusion")
+    paper = Paper(
+        "High-Resolution Image Synthesis with Latent Diffusion Models",
+        "arXiv:2112.10752",
+        "CompVis/stable-diffusion",
+        published=(
+            ("Human-Art", "AP", 0.09, HUMANSD_FIGURE),
+            ("Human-Art", "CAP", 49.05, HUMANSD_FIGURE),
+            ("Human-Art", "PCE", 1.76, HUMANSD_FIGURE),
+            ("Human-Art", "FID", 41.55, HUMANSD_FIGURE),
+            ("Human-Art", "AP", 0.24, GRPOSE_TABLE),
+            ("Human-Art", "CAP", 55.71, GRPOSE_TABLE),
+            ("Human-Art", "PCE", 2.30, GRPOSE_TABLE),
+            ("Human-Art", "FID", 11.53, GRPOSE_TABLE),
+        ),
+    )
 
     def encode(self, batch: PoseBatch) -> State:
         return self.text_state(batch)

@@ -76,8 +76,14 @@ def _read_torch(file: Path) -> Any:
 
 
 def _damaged(file: Path, error: Exception) -> WeightsError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return WeightsError(f"{file}: cannot be read as weights ({reason}); nothing in it was run. It is truncated, damaged or not a weight file: fetch it again from its source")
+    return WeightsError(
+        f"{file}: cannot be read as weights ({first_line(error)}); nothing in it was run. It is truncated, damaged or no weight file: fetch it again"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def sha256_of(files: Iterable[Path]) -> str:

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import transformers
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from posegen.backbones.files import WeightsError, sha256_of
+from posegen.backbones.files import WeightsError, first_line, sha256_of
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
-Autoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDC
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
 AUTOENCODERS: dict[str, type[Autoencoder]] = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
 FOLDERS = ("unet", "text_encoder", "tokenizer", "scheduler")
 HARMLESS = ("position_ids",)  # a buffer that old text towers saved
@@ -86,7 +86,8 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
     """
     missing = [name for name in FOLDERS if not (folder / name).is_dir()]
     if missing:
-        raise WeightsError(f"{folder}: no {', '.join(name + '/' for name in missing)}; expected a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae")
+        absent = ", ".join(f"{name}/" for name in missing)
+        raise WeightsError(f"{folder}: no {absent}; expected a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae")
     unet_folder, text_folder, vae_folder = folder / "unet", folder / "text_encoder", autoencoder_folder(autoencoder or folder)
     return Parts(
         unet=UNet2DConditionModel.from_config(read_config(unet_folder)) if fresh else read_model(UNet2DConditionModel, unet_folder),
@@ -106,7 +107,7 @@ def autoencoder_folder(folder: Path) -> Path:
     """
     place = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (place / "config.json").is_file():
-        raise WeightsError(f"{folder}: no vae/ and no autoencoder (config.json and weights) in the folder itself; set backbone.autoencoder to the folder of one")
+        raise WeightsError(f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to the folder of one")
     return place
 
 
@@ -138,8 +139,8 @@ def read_model(cls: type[Model], folder: Path) -> Model:
                 folder, variant=variant, use_safetensors=files[0].suffix == ".safetensors", local_files_only=True, output_loading_info=True, **dtype
             )
     except Exception as error:  # both libraries raise whatever their readers raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder}: cannot read {', '.join(f.name for f in files)} as {cls.__name__} ({reason}); the file is damaged or does not belong to config.json, fetch it again") from error
+        what = f"{', '.join(f.name for f in files)} as {cls.__name__} ({first_line(error)})"
+        raise WeightsError(f"{folder}: cannot read {what}; the file is damaged or does not belong to config.json, fetch it again") from error
     problems = [
         f"{len(keys)} {kind}, for instance {sorted(map(str, keys))[:3]}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -193,6 +194,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _read_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if (pad := tokenizer.pad_token) != tokenizer.eos_token:
+            # Stable Diffusion 2 pads with "!". Loaded as such it would be cut out of the prompts before they are read, unlike in the original.
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=tokenizer.eos_token)
+            tokenizer.pad_token = pad
+        return tokenizer
     except Exception as error:  # tokenizers raises bare Exceptions
         raise WeightsError(f"{folder}: cannot read the tokenizer ({error}); expected tokenizer.json, or vocab.json and merges.txt") from error

@@ -79,9 +79,9 @@ KNOWN: dict[tuple[str, str], Any] = {
 """All that a file may name by module and name and that is called; only torch's own rebuild functions make something of their arguments."""
 
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-SUSPECT = frozenset(
-    "os posix nt subprocess sys shutil builtins importlib runpy pty socket ctypes pickle _pickle io pathlib threading multiprocessing code codecs webbrowser".split()
-)
+#: Packages whose classes do things when they are made; a file that names one is refused rather than read around it.
+SUSPECT = {"builtins", "code", "codecs", "ctypes", "importlib", "io", "multiprocessing", "nt", "os", "pathlib", "pickle", "_pickle", "posix", "pty"}
+SUSPECT |= {"runpy", "shutil", "socket", "subprocess", "sys", "threading", "webbrowser"}
 
 
 class Unpickler(pickle.Unpickler):

@@ -17,10 +17,11 @@ from posegen.backbones.files import UnknownKeys
 
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
-SCHEDULE = frozenset(
-    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod "
-    "sqrt_recipm1_alphas_cumprod posterior_variance posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2 logvar scale_factor".split()
-)
+SCHEDULE = frozenset({
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
+    "posterior_mean_coef2", "logvar", "scale_factor",
+})  # fmt: skip
 #: What an original file of a method holds besides the method: beginning of the keys -> why it is not taken.
 BESIDE = {
     "first_stage_model": "the autoencoder, which the backbone brings",
@@ -70,9 +71,10 @@ def _decoder_table(g: Geometry) -> Table:
 
 
 def control_table(g: Geometry) -> Table:
-    """A ControlNet with the standard hint block (eight convolutions)."""
-    table = {**encoder_table(g), "input_hint_block.0": "controlnet_cond_embedding.conv_in", "input_hint_block.14": "controlnet_cond_embedding.conv_out"}
-    table |= {f"input_hint_block.{2 * i + 2}": f"controlnet_cond_embedding.blocks.{i}" for i in range(6)}
+    """A ControlNet whose hint block has two convolutions per halving, besides the first and the last; an activation follows each."""
+    inner = 2 * (g.latent_factor.bit_length() - 1)
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
+    table = {**encoder_table(g), **{f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}}
     table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(g.residual_channels))}
     return {**table, "middle_block_out.0": "controlnet_mid_block"}
 

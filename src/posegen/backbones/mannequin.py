@@ -14,7 +14,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from posegen.backbones.folder import Parts, read_model
 from posegen.backbones.stable_diffusion import StableDiffusion
-
 from posegen.backbones.tokens import merges_of, tokenizer_of
 
 SCHEDULER: dict[str, Any] = {
@@ -106,7 +105,9 @@ def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer
     return tokenizer
 
 
-def untrained(autoencoder: str, words: Sequence[str], channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4) -> StableDiffusion:
+def untrained(
+    autoencoder: str, words: Sequence[str], channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4
+) -> StableDiffusion:
     """A backbone with a fresh U-Net and text tower on a trained autoencoder: where ``experiment=mannequin_backbone`` starts.
 
     Args:

@@ -57,10 +57,8 @@ class StableDiffusion(Backbone):
             raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
         place = _resolve(path)
         vae = Path(autoencoder).expanduser() if autoencoder is not None else None
-        if place.is_dir():
-            parts = read_folder(place, vae, fresh=initialise == "random")
-        else:
-            parts = read_single_file(place, vae, fresh=initialise == "random")
+        read = read_folder if place.is_dir() else read_single_file
+        parts = read(place, vae, fresh=initialise == "random")
         if prediction_type is not None:
             parts.scheduler = {**parts.scheduler, "prediction_type": prediction_type}
         self._assemble(parts, recipe, id or place.stem)
@@ -82,7 +80,7 @@ class StableDiffusion(Backbone):
         self.recipe = recipe
         noise = DDIMScheduler.from_config(self.scheduler_config)
         if noise.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise WeightsError(f"backbone {id}: prediction_type {noise.config.prediction_type!r} in the scheduler's configuration; expected epsilon or v_prediction")
+            raise WeightsError(f"backbone {id}: its scheduler has prediction_type {noise.config.prediction_type!r}; expected epsilon or v_prediction")
         self.register_buffer("alphas_cumprod", noise.alphas_cumprod.float(), persistent=False)
         self.geometry = Geometry.from_diffusers(self.unet.config, latent_factor(self.autoencoder.config), noise.config.prediction_type)
         self._check_fit(id)
@@ -94,10 +92,14 @@ class StableDiffusion(Backbone):
         unet, latent, text = self.unet.config, self.autoencoder.config.latent_channels, self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             raise WeightsError(
-                f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the autoencoder makes {latent}; expected a text-to-image model and its own autoencoder"
+                f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the autoencoder makes {latent}; "
+                "expected a text-to-image model and its own autoencoder"
             )
         if unet.cross_attention_dim != text:
-            raise WeightsError(f"backbone {id}: the U-Net attends to text states of width {unet.cross_attention_dim}, the text tower makes {text}; they belong to different models")
+            raise WeightsError(
+                f"backbone {id}: the U-Net attends to text states of width {unet.cross_attention_dim}, the text tower makes {text}; "
+                "they belong to different models"
+            )
 
     @property
     def parts(self) -> Parts:
@@ -121,9 +123,7 @@ class StableDiffusion(Backbone):
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         down, mid = self._residuals(injection)
         with features_added(self.unet, injection.encoder):
-            return self.unet(
-                latents, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False
-            )[0]
+            return self.unet(latents, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False)[0]
 
     def _residuals(self, injection: Injection) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
         """Residuals as diffusers wants them: both kinds or none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -72,7 +73,7 @@ def merges_of(words: Iterable[str]) -> list[Merge]:
 def _read(pieces: list[str], ranks: dict[Merge, int]) -> list[str]:
     """Byte-pair encoding: joins the pair of the lowest rank until none is known."""
     while True:
-        known = [(ranks[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in ranks]
+        known = [(ranks[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
         if not known:
             return pieces
         _, i = min(known)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from posegen.data.base import PoseBatch, PoseData, generator, to_tensor
+from posegen.data.base import PoseBatch, PoseData, Sample, generator, to_tensor
 from posegen.runner.errors import UserError
+
+Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Needs:
     """
 
     fields: frozenset[str] = frozenset()
-    hint: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None
+    hint: Hint | None = None
     latents: Sequence | np.ndarray | None = None
     text: Callable[[Sequence[int]], Tensor] | None = None
     negative_text: Tensor | None = None
@@ -44,7 +46,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     twins = torch.stack([to_tensor(data.twin(i).image) for i in indices]) if "twins" in needs.fields else None
     hint = None
     if needs.hint is not None:
-        hint = torch.from_numpy(np.stack([needs.hint(s.keypoints, size) for s in samples]))
+        hint = torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))
     latents = None if needs.latents is None else torch.from_numpy(np.stack([needs.latents[i] for i in indices])).float()
     return PoseBatch(
         ids=[s.id for s in samples],
@@ -62,6 +64,18 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         attributes=[s.attributes for s in samples],
         areas=[s.areas for s in samples],
     )
+
+
+def drawn(hint: Hint, sample: Sample) -> np.ndarray:
+    """The drawn pose of a sample.
+
+    Raises:
+        UserError: its keypoints cannot be drawn (not a number, say); names the sample.
+    """
+    try:
+        return hint(sample.keypoints, sample.size)
+    except ValueError as error:
+        raise UserError(f"the pose of sample {sample.id} cannot be drawn: {error}; mend or remove it in the data set") from error
 
 
 class StepBatches(IterableDataset):

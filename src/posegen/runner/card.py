@@ -140,4 +140,5 @@ def card(part: str, version: str, state: str, cell: Path, weights: Path, figures
 
 
 if __name__ == "__main__":
-    print(ship(*sys.argv[1:]))
+    _part, _cell, *_rest = sys.argv[1:]
+    print(ship(_part, Path(_cell), *_rest))

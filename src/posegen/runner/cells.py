@@ -130,16 +130,17 @@ def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """The part of a resolved configuration that results depend on; files count by content, not by place."""
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return {key: _plain(config[key]) for key in IDENTITY if key in config}
+    return {key: _plain(config[key], hashed=key != "data") for key in IDENTITY if key in config}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, hashed: bool) -> Any:
+    """A value without neutral keys, and with its paths replaced: weights by a hash of their content, data sets, which are too large for that, by name."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items() if k not in NEUTRAL}
+        return {k: _plain(v, hashed) for k, v in value.items() if k not in NEUTRAL}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, hashed) for v in value]
     if isinstance(value, str) and os.sep in value and Path(value).exists():
-        return f"sha256:{content_hash(Path(value))}"
+        return f"sha256:{content_hash(Path(value))}" if hashed else Path(value).name
     return value
 
 
@@ -201,7 +202,7 @@ def git_commit() -> str | None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock that dies with the process; waits, saying so, while another process has it."""
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -127,7 +127,7 @@ def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         path = nodes.inside(key, name)
         if OmegaConf.is_config(child):
             yield from _values(child, path)
-        elif path not in nodes.NO_ARGUMENTS:
+        elif not child._is_missing():
             yield path, nodes.value_or_none(child)
 
 
@@ -150,7 +150,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     problems = []
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
-        problems.append(Problem("backbone", f"{adapter.__name__} generates a {makes}, {backbone.__name__} a {paints}; choose another adapter= or backbone="))
+        problems.append(Problem("backbone", f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s; choose another adapter= or backbone="))
     needs: Collection[str] = getattr(adapter, "needs", ())
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):

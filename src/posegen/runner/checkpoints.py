@@ -1,9 +1,9 @@
 """Method folders: what training writes, ``convert`` makes, and sampling reads.
 
-    posegen.json          format, class and its arguments, backbone id and hash
-    adapter.safetensors   the adapter's weights (averaged)
-    backbone/unet/        the U-Net in diffusers' layout, where the method trains it
-    controlnet/           the same as a plain diffusers folder, where diffusers has the class
+* ``posegen.json``: format, class and its arguments, backbone id and hash;
+* ``adapter.safetensors``: the adapter's weights (averaged);
+* ``backbone/unet/``: the U-Net in diffusers' layout, where the method trains it;
+* ``controlnet/``: the adapter once more as a plain diffusers folder, where diffusers has the class.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, **facts: Any
 
 def arguments(adapter: Adapter) -> dict[str, Any]:
     """The constructor's arguments that are plain values, read back from the attributes that keep them."""
-    names = [name for name in inspect.signature(type(adapter)).parameters]
-    values = {name: getattr(adapter, name) for name in names if hasattr(adapter, name)}
+    values = {name: getattr(adapter, name) for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name)}
     return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
 
 
@@ -81,7 +80,9 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     about = read_about(folder)
     name = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
     if about["class"] != name:
-        raise UserError(f"{folder} holds weights of {about['class']}, the configured adapter is {name}; choose the adapter they belong to, or another checkpoint=")
+        raise UserError(
+            f"{folder} holds weights of {about['class']}, the configured adapter is {name}; choose the adapter they belong to, or another checkpoint="
+        )
     if about["backbone"]["sha256"] != backbone.weights.sha256:
         raise UserError(
             f"{folder} was trained on backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), "
@@ -126,10 +127,11 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], file: Path | str) -> N
         UserError: lists missing, unexpected and mis-shaped keys.
     """
     own = module.state_dict()
+    misshaped = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
-        "of another shape": [f"{k} {list(tensors[k].shape)} instead of {list(own[k].shape)}" for k in sorted(own.keys() & tensors.keys()) if own[k].shape != tensors[k].shape],
+        "of another shape": [f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}" for key in misshaped],
     }
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" for what, keys in problems.items() if keys)
@@ -164,7 +166,10 @@ def adapter_class(name: str, folder: Path) -> type[Adapter]:
         except ImportError:
             found = None
     if not (isinstance(found, type) and issubclass(found, Adapter)):
-        raise UserError(f"{folder / 'posegen.json'} names the class {name}, which is no adapter; nothing was run. Import its package first, or get the folder from its author again")
+        raise UserError(
+            f"{folder / 'posegen.json'} names the class {name}, which is no adapter; nothing was run. "
+            "Import its package first, or get the folder from its author again"
+        )
     return found
 
 
@@ -179,7 +184,9 @@ def find_checkpoint(cfg: DictConfig) -> Path:
         return place / "method" if (place / "method").is_dir() else place
     finished = [cell for cell in Path(cfg.paths.output).glob("**/status.json") if made_by(cell, cfg)]
     if not finished:
-        raise UserError(f"no finished cell of adapter {cfg.method} in {cfg.paths.output}; run posegen train adapter={cfg.method} first, or set checkpoint=FOLDER")
+        raise UserError(
+            f"no finished cell of adapter {cfg.method} in {cfg.paths.output}; run posegen train adapter={cfg.method} first, or set checkpoint=FOLDER"
+        )
     return max(finished, key=lambda cell: cell.stat().st_mtime).parent / "method"
 
 

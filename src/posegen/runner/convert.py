@@ -78,7 +78,9 @@ def attached(adapter: DictConfig, backbone: DictConfig) -> tuple[Adapter, Backbo
 
     nodes = {"adapter": adapter, "backbone": backbone}
     if missing := sorted(f"{name}.{key}" for name, node in nodes.items() for key in OmegaConf.missing_keys(node)):
-        raise UserError(f"{', '.join(missing)} is not set; a method folder belongs to one backbone: name it, for instance backbone=sd15 backbone.path=FOLDER_OR_FILE")
+        raise UserError(
+            f"{', '.join(missing)} is not set; a method folder belongs to one backbone: name it, for instance backbone=sd15 backbone.path=FOLDER_OR_FILE"
+        )
     plain = {name: OmegaConf.to_container(node, resolve=True) for name, node in nodes.items()}
     parts = Parts(OmegaConf.create({**plain, "method": adapter.get("_target_"), "seed": 0}))
     if not parts.bare_adapter.trainable:
@@ -115,10 +117,12 @@ class Account:
 
     def listed(self) -> str:
         """One line per kind and place."""
-        whys = Counter({why: sum(n for (_, w), n in self.ignored.items() if w == why) for _, why in self.ignored})
-        begins = {why: [begin for begin, w in self.ignored if w == why] for why in whys}
+        whys: dict[str, list[str]] = {}
+        for begin, why in self.ignored:
+            whys.setdefault(why, []).append(begin)
+        left = {f"{begins[0]}{', ...' * (len(begins) > 1)}: {why}": sum(self.ignored[begin, why] for begin in begins) for why, begins in whys.items()}
         rows = [("taken", n, f"into {place}") for place, n in self.taken.items()] or [("taken", 0, "")]
-        rows += [("ignored by rule", n, f"{begins[why][0]}{', ...' if len(begins[why]) > 1 else ''}: {why}") for why, n in whys.items()] or [("ignored by rule", 0, "")]
+        rows += [("ignored by rule", n, what) for what, n in left.items()] or [("ignored by rule", 0, "")]
         rows += [("missing", len(self.missing), ""), ("unexpected", len(self.unexpected), ""), ("mis-shaped", len(self.misshaped), "")]
         return "\n".join(f"  {kind:15} {n:5}  {what}".rstrip() for kind, n, what in rows)
 

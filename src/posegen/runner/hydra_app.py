@@ -141,7 +141,7 @@ class Task:
             return self._spread(cfg) if self.spread else self.function(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.RUN:
-                raise _Failed(error) from error
+                raise Failed(error) from error
             raise  # a sweep goes on with its other cells
 
     def _spread(self, cfg: DictConfig) -> Any:
@@ -208,7 +208,7 @@ def arranged(argv: Sequence[str]) -> list[str]:
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
-            overrides.append(word)
+            overrides.append(quoted(word))
             continue
         action = actions.get(word.partition("=")[0])
         if action is None:
@@ -217,6 +217,12 @@ def arranged(argv: Sequence[str]) -> list[str]:
         if action.nargs != 0 and "=" not in word and words and (action.nargs is None or words[0] in (action.choices or ())):
             flags.append(words.pop(0))
     return flags + overrides
+
+
+def quoted(override: str) -> str:
+    """An override whose value is an existing path with characters of Hydra's grammar in it (a cell's folder, say), with quotes around it."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if set(value) & set("=,") and Path(value).exists() else override
 
 
 def _help_template(verb: str, argv: Sequence[str]) -> list[str]:

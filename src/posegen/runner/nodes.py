@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeGuard
@@ -167,6 +168,8 @@ def _argument(key: str, node: Any, parameter: Any) -> list[Problem]:
 
 def locate(path: Any) -> Callable[..., Any] | str:
     """The class or function of a dotted path, or why there is none."""
+    log = logging.getLogger("hydra.utils")
+    before, log.disabled = log.disabled, True  # the reason is returned, not logged
     try:
         return get_object(path)
     except Exception as error:  # importing foreign code may raise anything
@@ -174,3 +177,5 @@ def locate(path: Any) -> Callable[..., Any] | str:
         names = vars(sys.modules[module]) if module in sys.modules else {}
         found = nearest(name, (n for n in names if not n.startswith("_")))
         return f"cannot be imported: {str(error.__cause__ or error).splitlines()[0]}" + (f"; did you mean {module}.{found}?" if found else "")
+    finally:
+        log.disabled = before

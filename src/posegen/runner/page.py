@@ -7,12 +7,10 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posegen.runner.sample import picture
+from posegen.runner.sample import SHOWN, picture
 
 if TYPE_CHECKING:
     from posegen.runner.table import Table
-
-POSES = 16
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222; background: #fff; }
@@ -63,7 +61,7 @@ def pictures(table: Table) -> str:
     prompts = read_prompts(next(iter(columns.values())))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ["prompt", *columns])
     lines = []
-    for i, prompt in enumerate(prompts[:POSES]):
+    for i, prompt in enumerate(prompts[:SHOWN]):
         images = "".join(f"<td>{inline(picture(folder / 'samples', i))}</td>" for folder in columns.values())
         lines.append(f"<tr><td class='prompt'>{html.escape(prompt)}</td>{images}</tr>")
     return f"<table class='grid'><tr>{head}</tr>{''.join(lines)}</table>"
@@ -71,7 +69,7 @@ def pictures(table: Table) -> str:
 
 def read_prompts(cell: Path) -> list[str]:
     path = cell / "samples" / "prompts.txt"
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else [""] * POSES
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else [""] * SHOWN
 
 
 def inline(path: Path) -> str:

@@ -20,6 +20,9 @@ from posegen.runner.files import replacing, write_text
 from posegen.runner.parts import Parts
 from posegen.runner.progress import Progress
 
+#: Pictures of a cell that the results page shows.
+SHOWN = 16
+
 
 def sample(cfg: DictConfig) -> None:
     """The verb ``posegen sample``: generates the images of ``data.test`` with a trained method."""
@@ -49,7 +52,6 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
     missing = [rows for rows in batches if not all(picture(out, i).is_file() for i in rows)]
     if not missing:
         return
-    write_text(out / "prompts.txt", "".join(f"{prompt}\n" for prompt in data.prompts))
     done = len(data) - sum(map(len, missing))
     spent = 0.0
     adapter.eval()
@@ -62,6 +64,7 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
             for i, image in zip(rows, images, strict=True):
                 write_png(picture(out, i), image)
             progress.update(len(rows))
+    write_text(out / "prompts.txt", "".join(f"{data[i].prompt}\n" for i in range(min(SHOWN, len(data)))))
     note_costs(folder, sample_images_per_s=round((len(data) - done) / spent, 3))
 
 

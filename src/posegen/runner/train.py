@@ -101,6 +101,9 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
             default_root_dir=str(folder),
         )
         trainer.fit(task, training_loader(batches, t.workers), ckpt_path=str(checkpoint) if start else None, weights_only=True if start else None)
+    for logger in trainer.loggers:
+        if callable(finish := getattr(logger.experiment, "finish", None)):  # a W&B run; the next cell of this process starts its own
+            finish()
     if trainer.global_step < t.steps:  # Lightning returns normally after Ctrl-C
         raise KeyboardInterrupt
 

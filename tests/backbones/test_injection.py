@@ -1,0 +1,126 @@
+"""The places where a backbone is influenced, compared with diffusers' own arguments, at shapes that Stable Diffusion does not have too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import AutoencoderDC, AutoencoderTiny, DDIMScheduler
+from torch import Tensor, nn
+
+from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.folder import Parts
+from posegen.backbones.mannequin import SCHEDULER as COSINE
+from posegen.backbones.mannequin import build_text, build_tokenizer
+from posegen.backbones.single_file import SCHEDULER, unet_of, vae_of
+from posegen.backbones.stable_diffusion import StableDiffusion, latent_factor
+
+#: The mannequin's design: no attention at the finest level. Stable Diffusion's: none at the coarsest.
+MANNEQUIN = Geometry(4, 4, (32, 32, 64), (False, True, True), 1, (2, 2, 2), 32, "v_prediction")
+USUAL = replace(MANNEQUIN, attention=(True, True, False))
+
+
+def parts_of(geometry: Geometry) -> Parts:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(("person",), max_length=8)
+    scheduler = COSINE if geometry.prediction_type == "v_prediction" else SCHEDULER
+    return Parts(unet_of(geometry), vae_of((32,) * 3, 1), build_text(tokenizer, geometry.text_dim, 1, 2), tokenizer, dict(scheduler))
+
+
+@pytest.fixture(scope="module", params=[MANNEQUIN, USUAL], ids=["mannequin", "usual"])
+def backbone(request: pytest.FixtureRequest) -> StableDiffusion:
+    return StableDiffusion.from_parts(parts_of(request.param)).requires_grad_(False)
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(2, 4, 8, 12, generator=draw), torch.tensor([20, 320]), torch.randn(2, 5, 32, generator=draw)
+
+
+def features(*sizes: tuple[int, int]) -> tuple[Tensor, ...]:
+    sizes = sizes or ((8, 12), (4, 6), (2, 3))
+    return tuple(torch.randn(2, width, *size) for width, size in zip(MANNEQUIN.channels, sizes, strict=True))
+
+
+def test_the_geometry_is_the_networks_own(backbone: StableDiffusion) -> None:
+    assert backbone.geometry in (MANNEQUIN, USUAL) and backbone.geometry.attention == tuple(hasattr(block, "attentions") for block in backbone.unet.down_blocks)
+
+
+def test_residuals_are_those_of_diffusers_and_each_kind_works_alone(backbone: StableDiffusion) -> None:
+    given, sizes = inputs(), [(8, 12)] * 2 + [(4, 6)] * 2 + [(2, 3)] * 2
+    down = tuple(torch.randn(2, width, *size) for width, size in zip(backbone.geometry.residual_channels, sizes, strict=True))
+    mid = torch.randn(2, 64, 2, 3)
+    for injection in (Injection(down=down, mid=mid), Injection(down=down), Injection(mid=mid)):
+        wanted = backbone.unet(
+            *given,
+            down_block_additional_residuals=injection.down or tuple(torch.zeros_like(d) for d in down),
+            mid_block_additional_residual=injection.mid if injection.mid is not None else torch.zeros_like(mid),
+        ).sample
+        assert torch.equal(backbone.predict(*given, injection), wanted)
+
+
+def test_encoder_features_are_those_of_diffusers_where_it_can_add_them() -> None:
+    usual, added = StableDiffusion.from_parts(parts_of(USUAL)), features()
+    wanted = usual.unet(*inputs(), down_intrablock_additional_residuals=[f.clone() for f in added]).sample
+    assert torch.allclose(usual.predict(*inputs(), Injection(encoder=added)), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_encoder_features_reach_the_last_skip_of_every_level(backbone: StableDiffusion, level: int) -> None:
+    alone = tuple(f if i == level else torch.zeros_like(f) for i, f in enumerate(features()))
+    skips: list[Tensor] = []
+    hook = backbone.unet.down_blocks[level].register_forward_hook(lambda _m, _i, out: skips.append(out[1][backbone.geometry.layers - 1]))
+    plain, added = (backbone.predict(*inputs(), injection) for injection in (Injection(), Injection(encoder=alone)))
+    hook.remove()
+    assert torch.allclose(skips[1] - skips[0], alone[level], atol=1e-5) and not torch.allclose(plain, added)
+
+
+def test_an_error_within_a_pass_leaves_no_features_behind(backbone: StableDiffusion) -> None:
+    plain = backbone.predict(*inputs(), Injection())
+    with pytest.raises(RuntimeError):
+        backbone.predict(*inputs(), Injection(encoder=features((5, 5), (5, 5), (5, 5))))
+    assert torch.equal(backbone.predict(*inputs(), Injection()), plain)
+
+
+def test_latents_are_concatenated_after_the_noisy_ones(backbone: StableDiffusion) -> None:
+    seen: list[Tensor] = []
+    noisy, *rest = inputs()
+    hook = backbone.unet.conv_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with pytest.raises(RuntimeError, match="channels"):  # this U-Net was not widened
+        backbone.predict(noisy, *rest, Injection(latents=noisy + 1))
+    hook.remove()
+    assert torch.equal(seen[0], torch.cat([noisy, noisy + 1], 1))
+
+
+def test_the_noise_process_is_that_of_the_scheduler(backbone: StableDiffusion) -> None:
+    scheduler = DDIMScheduler.from_config(backbone.scheduler_config)
+    clean, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 400, 990])
+    assert torch.equal(backbone.alphas_cumprod, scheduler.alphas_cumprod) and backbone.alphas_cumprod[-1] < 1e-6
+    assert torch.allclose(backbone.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps), atol=1e-6)
+    assert torch.allclose(backbone.target(clean, noise, timesteps), scheduler.get_velocity(clean, noise, timesteps), atol=1e-6)
+
+
+def _dc() -> nn.Module:
+    sizes = {"block_out_channels": (8, 8, 16), "layers_per_block": (0, 1, 1), "qkv_multiscales": ((),) * 3}
+    both = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
+    return AutoencoderDC(latent_channels=4, scaling_factor=0.5, **both)
+
+
+def _tiny(stages: int) -> Callable[[], nn.Module]:
+    blocks = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * stages)
+    return lambda: AutoencoderTiny(encoder_block_out_channels=(8,) * stages, decoder_block_out_channels=(8,) * stages, **blocks)
+
+
+@pytest.mark.parametrize(("make", "factor"), [(_tiny(3), 4), (_tiny(4), 8), (_dc, 4)], ids=["tiny 4", "tiny 8", "dc 4"])
+def test_deterministic_autoencoders_serve_too_and_decode_differentiably(make: Callable[[], nn.Module], factor: int) -> None:
+    vae = make().requires_grad_(False)
+    sd = StableDiffusion.from_parts(replace(parts_of(USUAL), autoencoder=vae))  # type: ignore[arg-type]
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    latents = sd.to_latents(images, [torch.Generator(), torch.Generator()])
+    assert latent_factor(vae.config) == sd.geometry.latent_factor == factor
+    assert latents.shape == (2, *sd.latent_shape((32, 32)))
+    assert torch.equal(latents, vae.encode(images, return_dict=False)[0] * vae.config.scaling_factor)
+    sd.from_latents(latents.requires_grad_()).square().sum().backward()
+    assert latents.grad is not None and latents.grad.any()

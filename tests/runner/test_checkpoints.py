@@ -1,0 +1,219 @@
+"""Method folders: what is saved comes back, and nothing else gets in."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from posegen.adapters.base import Adapter, Paper, State
+from posegen.backbones.base import Backbone, Injection
+from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.runner.cells import identity
+from posegen.runner.checkpoints import UNET, adapter_class, find_checkpoint, load_into, load_method, read_about, save_method
+from posegen.runner.errors import UserError
+from posegen.runner.files import write_json
+from tests.runner.conftest import configured
+
+
+class Scale(Adapter):
+    """A method of one number that trains the U-Net too, with every kind of argument."""
+
+    needs = frozenset()
+    paper = Paper("A method of tests", "")
+
+    def __init__(self, start: float = 1.0, sizes: tuple[int, ...] = (1, 2), unet: bool = False, teacher: object = None) -> None:
+        super().__init__()
+        self.start, self.sizes, self.unet, self.teacher = start, sizes, unet, teacher
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        self.factor = nn.Parameter(torch.full((2, len(self.sizes)), self.start))
+        self.register_buffer("seen", torch.zeros(1))
+        backbone.unet.requires_grad_(self.unet)
+
+    def encode(self, batch: Any) -> State:
+        return self.text_state(batch)
+
+    def inject(self, state: State, latents: torch.Tensor, timesteps: torch.Tensor) -> Injection:
+        return Injection()
+
+
+@pytest.fixture
+def backbone(world: list[str]) -> StableDiffusion:
+    place = dict(word.removeprefix("backbone.").split("=") for word in world if word.startswith("backbone."))
+    return StableDiffusion(place["path"], autoencoder=place["autoencoder"], recipe="mannequin")
+
+
+def saved(folder: Path, backbone: StableDiffusion, **settings: Any) -> Scale:
+    """A trained method that was written to ``folder``."""
+    adapter = Scale(**settings)
+    adapter.attach(backbone)
+    adapter.factor.data.uniform_(generator=torch.Generator().manual_seed(1))
+    adapter.seen.fill_(5)
+    save_method(folder, adapter, backbone, sampler={"steps": 2})
+    return adapter
+
+
+def edit(folder: Path, **entries: Any) -> None:
+    about = folder / "posegen.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), **entries}))
+
+
+# Saving and loading.
+
+
+@pytest.mark.parametrize("unet", [False, True], ids=["adapter alone", "with the U-Net"])
+def test_what_is_saved_comes_back(tmp_path: Path, world: list[str], backbone: StableDiffusion, unet: bool) -> None:
+    if unet:
+        with torch.no_grad():
+            backbone.unet.conv_in.bias.add_(1)
+    adapter = saved(tmp_path / "method", backbone, start=0.5, sizes=(3, 4, 5), unet=unet)
+    fresh = StableDiffusion(*(word.partition("=")[2] for word in world[:2]), recipe="mannequin")
+    again = load_method(tmp_path / "method", fresh)
+    assert isinstance(again, Scale) and (again.start, list(again.sizes), again.unet) == (0.5, [3, 4, 5], unet)
+    assert again.state_dict().keys() == {"factor", "seen"} and all(torch.equal(value, adapter.state_dict()[key]) for key, value in again.state_dict().items())
+    assert torch.equal(fresh.unet.conv_in.bias, backbone.unet.conv_in.bias)
+    assert (tmp_path / "method" / UNET).is_file() == unet
+    assert read_about(tmp_path / "method")["sampler"] == {"steps": 2}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, backbone: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = saved(tmp_path / "method", backbone)
+    before = (tmp_path / "method" / "adapter.safetensors").read_bytes()
+    with torch.no_grad():
+        adapter.factor.add_(1)
+    monkeypatch.setattr("posegen.runner.checkpoints.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    for name in ("method", "new"):
+        with pytest.raises(OSError, match="disk full"):
+            save_method(tmp_path / name, adapter, backbone)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["method"]
+    assert (tmp_path / "method" / "adapter.safetensors").read_bytes() == before
+
+
+def test_arguments_that_draw_the_pose_come_back(tmp_path: Path, backbone: StableDiffusion) -> None:
+    from posegen.adapters.controlnet import ControlNet
+    from posegen.adapters.humansd import HumanSD
+
+    for adapter in (ControlNet(style="humansd", scales=[1.0] * 6, only_mid=True), HumanSD(style="openpose", pose_latent="mode")):
+        adapter.attach(backbone)
+        folder = tmp_path / type(adapter).__name__
+        save_method(folder, adapter, backbone)
+        kwargs = read_about(folder)["kwargs"]
+        assert vars(type(adapter)(**kwargs).hint) == vars(adapter.hint) and kwargs["style"] == adapter.style
+
+
+# What does not fit.
+
+
+def test_weights_of_another_method_are_refused(tmp_path: Path, backbone: StableDiffusion) -> None:
+    from posegen.adapters.controlnet import ControlNet
+
+    saved(tmp_path / "method", backbone)
+    other = ControlNet()
+    other.attach(backbone)
+    with pytest.raises(
+        UserError, match=r"method holds weights of .*Scale, the configured adapter is posegen.adapters.controlnet.ControlNet; choose the adapter"
+    ):
+        load_into(other, backbone, tmp_path / "method")
+
+
+def test_weights_for_another_backbone_are_refused(tmp_path: Path, backbone: StableDiffusion) -> None:
+    saved(tmp_path / "method", backbone)
+    edit(tmp_path / "method", backbone={"id": "sd15", "sha256": "0" * 64})
+    with pytest.raises(UserError, match=r"method was trained on backbone sd15 \(sha256 000000000000\), configured is backbone \(\w{12}\); set backbone="):
+        load_method(tmp_path / "method", backbone)
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", str(UNET)])
+def test_damaged_or_missing_weights_are_named(tmp_path: Path, backbone: StableDiffusion, file: str) -> None:
+    saved(tmp_path / "method", backbone, unet=True)
+    place = tmp_path / "method" / file
+    place.write_bytes(place.read_bytes()[:-10])
+    with pytest.raises(UserError, match=rf"{place.name} is damaged .*; train or convert the method again"):
+        load_method(tmp_path / "method", backbone)
+    place.unlink()
+    with pytest.raises(UserError, match=rf"{place.name} is missing; the method folder is incomplete"):
+        load_method(tmp_path / "method", backbone)
+
+
+def test_every_key_that_does_not_fit_is_listed(tmp_path: Path, backbone: StableDiffusion) -> None:
+    saved(tmp_path / "method", backbone)
+    file = tmp_path / "method" / "adapter.safetensors"
+    save_file({"factor": torch.zeros(2, 3), "extra": load_file(file)["seen"]}, file)
+    message = r"does not fit Scale: 1 missing: seen; 1 unexpected: extra; 1 of another shape: factor \[2, 3\] instead of \[2, 2\]\. The settings"
+    with pytest.raises(UserError, match=message):
+        load_method(tmp_path / "method", backbone)
+
+
+@pytest.mark.parametrize("about", [{"format": 99}, {"format": 1}, {"format": 1, "class": 3, "kwargs": {}, "backbone": {}}, []], ids=str)
+def test_a_foreign_posegen_json_is_refused(tmp_path: Path, about: Any) -> None:
+    with pytest.raises(UserError, match=r"no method folder \(posegen.json is missing\)"):
+        read_about(tmp_path)
+    (tmp_path / "posegen.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"posegen.json has format .*, this version reads format 1"):
+        read_about(tmp_path)
+
+
+# Classes that a folder names.
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "torch.nn.Linear", "posegen.adapters.base.State", "posegen.runner.files.write_json", "Adapter", "posegen.adapters.absent.X"]
+)
+def test_only_adapters_are_built(tmp_path: Path, backbone: StableDiffusion, name: str) -> None:
+    saved(tmp_path / "method", backbone)
+    edit(tmp_path / "method", **{"class": name, "kwargs": {"command": f"touch {tmp_path / 'trace'}"}})
+    with pytest.raises(UserError, match=rf"names the class {name}, which is no adapter; nothing was run"):
+        load_method(tmp_path / "method", backbone)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_folder_cannot_have_a_module_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_method.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nfrom posegen.adapters.none import NoAdapter as Method\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"names the class evil_method\.Method, which is no adapter; .*Import its package first"):
+        adapter_class("evil_method.Method", tmp_path)
+    assert "evil_method" not in sys.modules and not (tmp_path / "trace").exists()
+
+
+# Finding.
+
+
+def cell(cfg: DictConfig, name: str, age: int, state: str = "finished", **differs: Any) -> Path:
+    """A cell of ``cfg``'s identity, but for what differs, that was written ``age`` seconds ago."""
+    folder = Path(cfg.paths.output) / name
+    (folder / "method").mkdir(parents=True)
+    write_json(folder / "status.json", {"state": state, "identity": {**identity(cfg), **differs}})
+    os.utime(folder / "status.json", (10**9 - age, 10**9 - age))
+    return folder
+
+
+def test_the_newest_finished_cell_of_the_method_is_found(tmp_path: Path, world: list[str]) -> None:
+    with configured("sample", *world, f"paths.output={tmp_path / 'outputs'}") as cfg:
+        with pytest.raises(
+            UserError, match=r"no finished cell of adapter controlnet in .*outputs; run posegen train adapter=controlnet first, or set checkpoint=FOLDER"
+        ):
+            find_checkpoint(cfg)
+        cell(cfg, "old", 50)
+        wanted = cell(cfg, "new", 40, seed=7)
+        cell(cfg, "unfinished", 30, state="running")
+        cell(cfg, "other method", 20, adapter={"_target_": "other"})
+        cell(cfg, "other backbone", 10, backbone={"_target_": "other"})
+        write_json(Path(cfg.paths.output) / "foreign" / "status.json", {"of": "another program"})
+        assert find_checkpoint(cfg) == wanted / "method"
+
+
+def test_a_checkpoint_is_a_cell_or_a_method_folder(tmp_path: Path, world: list[str]) -> None:
+    (tmp_path / "cell" / "method").mkdir(parents=True)
+    for given in (tmp_path / "cell", tmp_path / "cell" / "method"):
+        with configured("sample", *world, f"checkpoint={given}") as cfg:
+            assert find_checkpoint(cfg) == tmp_path / "cell" / "method"
