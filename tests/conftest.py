@@ -172,3 +172,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(__import__("sys").modules, "world", raising=False)
     monkeypatch.setattr(listing, "conf_dir", lambda: tmp_path / "conf")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that put a tiny world in place of the shipped one, see `tests.tiny.make_world`."""
+    from tests.tiny import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from posegen.cli import main
-from tests.runner.conftest import world  # noqa: F401  (a fixture)
 
 THEIRS = '''
 import json
@@ -90,11 +89,11 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def options(world: list[str], *more: str) -> list[str]:  # noqa: F811
+def options(world: list[str], *more: str) -> list[str]:
     return [*world, *more]
 
 
-def on_pictures(world: list[str], theirs: Path, folder: Path, output: Path) -> list[str]:  # noqa: F811
+def on_pictures(world: list[str], theirs: Path, folder: Path, output: Path) -> list[str]:
     """A method's sampling on the third party's data set."""
     own = [o for o in world if not o.startswith("data.")]
     data = ["data=folder", f"hydra.searchpath=[file://{theirs / 'conf'}]", *(f"data.{s}.folder={folder}" for s in ("train", "validation", "test"))]
@@ -112,7 +111,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str], *expected: str
 
 
 @pytest.fixture(scope="module")
-def method(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def method(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained ControlNet's method folder."""
     output = tmp_path_factory.mktemp("trained")
     assert main(["train", *world, "trainer.steps=1", f"paths.output={output}"]) == 0
@@ -120,24 +119,24 @@ def method(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path: 
     return found
 
 
-def test_a_misspelt_key(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_misspelt_key(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(["train", *world, "adapter.strenght=2", f"paths.output={tmp_path}"], capsys, "strenght", "strength")
 
 
-def test_a_misspelt_option(world: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_misspelt_option(world: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     refused(["train", *world, "adapter=controlnt"], capsys, "controlnt", "controlnet")
 
 
-def test_a_wrong_type(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_wrong_type(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(["train", *world, "adapter.strength=strong", f"paths.output={tmp_path}"], capsys, "adapter.strength", "strong")
     assert not list(tmp_path.rglob("status.json"))
 
 
-def test_a_missing_data_folder(world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_missing_data_folder(world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused([*on_pictures(world, theirs, tmp_path / "nowhere", tmp_path), "adapter=none"], capsys, "data.test.folder", "nowhere")
 
 
-def test_a_corrupt_image(world: list[str], theirs: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_corrupt_image(world: list[str], theirs: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The images before it are kept: what was sampled is not sampled again once the file is replaced."""
     words = [*on_pictures(world, theirs, pictures, tmp_path / "out"), "adapter=reference/real", "sampler.batch=1"]
     whole = (pictures / "3.png").read_bytes()
@@ -149,7 +148,12 @@ def test_a_corrupt_image(world: list[str], theirs: Path, pictures: Path, tmp_pat
 
 
 def test_nan_keypoints(
-    world: list[str], theirs: Path, pictures: Path, method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    world: list[str],
+    theirs: Path,
+    pictures: Path,
+    method: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     poses = json.loads((pictures / "poses.json").read_text())
     poses[2][0][5][0] = float("nan")
@@ -158,7 +162,7 @@ def test_nan_keypoints(
     refused(words, capsys, "folder/2", "person 0", "left_shoulder")
 
 
-def test_truncated_weights(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_truncated_weights(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(method, tmp_path / "copy")
     (copy / "adapter.safetensors").write_bytes((method / "adapter.safetensors").read_bytes()[:500])
     refused(["sample", *world, f"checkpoint={copy}", f"paths.output={tmp_path}"], capsys, "adapter.safetensors", "damaged")
@@ -169,7 +173,7 @@ class Malicious:
         return os.system, (f"touch {Malicious.target}",)
 
 
-def test_a_checkpoint_that_would_run_code(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_checkpoint_that_would_run_code(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Malicious.target = tmp_path / "executed"
     for name, write in {"zip.ckpt": torch.save, "plain.pth": lambda value, path: path.write_bytes(pickle.dumps(value))}.items():
         write({"state_dict": {"x": torch.zeros(1)}, "callbacks": Malicious()}, tmp_path / name)
@@ -178,7 +182,7 @@ def test_a_checkpoint_that_would_run_code(world: list[str], tmp_path: Path, caps
     assert not Malicious.target.exists() and not (tmp_path / "out").exists()
 
 
-def test_a_method_folder_of_a_foreign_class(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_method_folder_of_a_foreign_class(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from posegen.runner.checkpoints import adapter_class
     from posegen.runner.errors import UserError
 
@@ -190,12 +194,12 @@ def test_a_method_folder_of_a_foreign_class(world: list[str], method: Path, tmp_
         adapter_class("os.system", copy)
 
 
-def test_an_adapter_that_the_backbone_cannot_serve(world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_an_adapter_that_the_backbone_cannot_serve(world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", *world, "adapter=pose_maker", f"hydra.searchpath=[file://{theirs / 'conf'}]", f"paths.output={tmp_path}"]
     refused(words, capsys, "PoseMaker", "pose", "backbone")
 
 
-def test_a_cell_folder_of_another_identity(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_cell_folder_of_another_identity(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", *world, "trainer.steps=1", f"paths.output={tmp_path}"]
     assert main(words) == 0
     (status,) = tmp_path.rglob("status.json")

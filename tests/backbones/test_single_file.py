@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 from torch import Tensor
 
 from posegen.backbones import ldm_keys as ldm
@@ -17,6 +16,7 @@ from posegen.backbones.base import Geometry
 from posegen.backbones.files import WeightsError
 from posegen.backbones.single_file import unet_geometry, vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 
 State = dict[str, Tensor]
 MANIFESTS = Path(__file__).parents[3] / "shared/parity"

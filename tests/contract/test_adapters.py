@@ -17,18 +17,19 @@ from posegen.data.base import PoseBatch
 from posegen.runner.listing import conf_dir
 from posegen.runner.parts import Parts
 from posegen.runner.sample import batch_of
-from tests.runner.conftest import configured, world  # noqa: F401  (a fixture)
+from tests.tiny import configured
 
 FILES = sorted((conf_dir() / "adapter").rglob("*.yaml"))
 NAMES = [file.relative_to(conf_dir() / "adapter").with_suffix("").as_posix() for file in FILES]
 METHODS = [name for name in NAMES if not name.startswith("reference/")]
 
 #: Factors that all methods share; one of them in an adapter's yaml would make the comparison unfair.
-SHARED = {"seed", "size", "resolution", "steps", "guidance", "guidance_scale", "prompt", "negative_prompt", "batch", "batch_size", "scheduler", "precision", "ema"}
+SHARED = {"seed", "size", "resolution", "steps", "guidance", "guidance_scale", "prompt", "negative_prompt"}
+SHARED |= {"batch", "batch_size", "scheduler", "precision", "ema"}
 
 
 @pytest.fixture(params=METHODS)
-def parts(request: pytest.FixtureRequest, world: list[str]) -> Iterator[Parts]:  # noqa: F811
+def parts(request: pytest.FixtureRequest, world: list[str]) -> Iterator[Parts]:
     with configured("train", *world, f"adapter={request.param}") as cfg:
         yield Parts(cfg)
 

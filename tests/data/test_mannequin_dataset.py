@@ -39,7 +39,7 @@ def test_batches_and_captions(tmp_path):
     data = make(tmp_path)
     order = [19, 0, 8, 7, 0]
     np.testing.assert_array_equal(data.images(order), np.stack([data[index].image for index in order]))
-    assert data.captions == [data[index].prompt for index in range(20)] and len(data) == 20
+    assert data.prompts == [data[index].prompt for index in range(20)] and len(data) == 20
     with pytest.raises(IndexError, match="sample 20 of 20"):
         data[20]
 
@@ -95,7 +95,7 @@ def test_a_smaller_count_reuses_the_shards_of_a_larger_one(tmp_path):
     large.prepare()
     before = stamps(large)
     small = make(tmp_path, 10)
-    assert small.captions == large.captions[:10] and stamps(large) == before
+    assert small.prompts == large.prompts[:10] and stamps(large) == before
     larger = make(tmp_path, 22)
     np.testing.assert_array_equal(larger.images(range(20)), large.images(range(20)))
     assert set(stamps(large)) - set(before) == {"00002-0006"}
@@ -132,7 +132,7 @@ def test_several_processes_render_the_same_as_one(tmp_path):
     one, two = make(tmp_path / "one", 12), make(tmp_path / "two", 12, workers=2)
     two.prepare()
     np.testing.assert_array_equal(one.images(range(12)), two.images(range(12)))
-    assert one.captions == two.captions
+    assert one.prompts == two.prompts
 
 
 def test_worlds_do_not_mix(tmp_path):

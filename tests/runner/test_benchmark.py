@@ -56,7 +56,7 @@ def test_every_method_starts_an_image_from_the_same_noise(finished: Path) -> Non
     """Untrained or barely trained methods change little, so their pictures are near those of the backbone alone, and unlike another image's."""
     import numpy as np
 
-    from posegen.runner.sample import picture, read_png
+    from posegen.runner.pictures import picture, read_png
 
     cells = {c["method"]: finished / "benchmark/smoke" / c["folder"] for c in read_json(finished / "benchmark/smoke/cells.json")["cells"]}
     of = {m: [read_png(picture(cells[m] / "samples", i)).astype(float) for i in range(2)] for m in ("none", "controlnet")}
@@ -70,7 +70,9 @@ def test_the_same_line_again_computes_nothing(finished: Path, world: list[str], 
     assert (finished / "benchmark/smoke/table.csv").read_bytes() == before
 
 
-def test_a_failed_cell_leaves_the_others_and_its_reason(finished: Path, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_cell_leaves_the_others_and_its_reason(
+    finished: Path, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from posegen.adapters.humansd import HumanSD
 
     with monkeypatch.context() as patch:

@@ -21,7 +21,7 @@ from posegen.runner.cells import identity
 from posegen.runner.checkpoints import UNET, adapter_class, find_checkpoint, load_into, load_method, read_about, save_method
 from posegen.runner.errors import UserError
 from posegen.runner.files import write_json
-from tests.runner.conftest import configured
+from tests.tiny import configured
 
 
 class Scale(Adapter):

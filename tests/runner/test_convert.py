@@ -19,7 +19,7 @@ from posegen.runner.errors import UserError
 from posegen.runner.hydra_app import run_hydra
 from posegen.runner.parts import Parts
 from posegen.runner.verbs import VERBS
-from tests.runner.conftest import configured
+from tests.tiny import configured
 
 TABLES = {"controlnet": (ldm.control_table, ldm.CONTROL), "humansd": (ldm.unet_table, ldm.UNET)}
 

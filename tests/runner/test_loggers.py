@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posegen.runner.train import train
-from tests.runner.conftest import configured
+from tests.tiny import configured
 
 
 def test_wandb_offline_holds_config_curves_pictures_and_group(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from posegen.data.base import PoseBatch
-from posegen.runner.parts import Parts
-from posegen.runner.sample import batch_of, generate, picture, read_png
 from posegen.runner.errors import UserError
-from tests.runner.conftest import configured
+from posegen.runner.parts import Parts
+from posegen.runner.pictures import picture, read_png
+from posegen.runner.sample import batch_of, generate
+from tests.tiny import configured
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def images(parts: Parts, rows: range) -> torch.Tensor:
 
 
 def test_an_image_does_not_depend_on_its_batch(parts: Parts) -> None:
-    assert torch.allclose(images(parts, range(0, 4))[2:], images(parts, range(2, 4)), atol=1e-4)
+    assert torch.allclose(images(parts, range(4))[2:], images(parts, range(2, 4)), atol=1e-4)
 
 
 def test_images_differ_and_repeat(parts: Parts) -> None:
-    first = images(parts, range(0, 2))
-    assert torch.equal(first, images(parts, range(0, 2)))
+    first = images(parts, range(2))
+    assert torch.equal(first, images(parts, range(2)))
     assert not torch.allclose(first[0], first[1], atol=1e-2)
 
 

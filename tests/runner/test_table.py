@@ -15,7 +15,7 @@ from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric
 from posegen.metrics.protocol import Protocol
 from posegen.runner.files import write_json
-from posegen.runner.sample import picture, write_png
+from posegen.runner.pictures import picture, write_png
 from posegen.runner.table import build_table, latex_text, write_table
 
 PROTOCOL = {

@@ -12,7 +12,7 @@ from posegen.runner.cells import Cell
 from posegen.runner.errors import UserError
 from posegen.runner.parts import Parts
 from posegen.runner.train import fit, precision, train
-from tests.runner.conftest import configured
+from tests.tiny import configured
 
 
 def trained(world: list[str], folder: Path, *overrides: str) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_torch(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # asks to report pickles that torch did not write
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         pass  # objects beside the tensors; read once more without their classes
     except Exception as error:  # truncated archives raise RuntimeError, EOFError, OSError and others

@@ -43,6 +43,17 @@ class Sample:
     size: tuple[int, int]
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def tensor(self) -> Tensor:
+        """The image as ``[3, H, W] float32`` in [-1, 1].
+
+        Raises:
+            ValueError: only the pose is known.
+        """
+        if self.image is None:
+            raise ValueError(f"sample {self.id} has no image, only a pose; use a data set with images here")
+        return to_tensor(self.image)
+
 
 class PoseData(ABC):
     """A dataset split: a fixed, ordered list of samples.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from posegen.data.base import PoseBatch, PoseData, Sample, generator, to_tensor
+from posegen.data.base import PoseBatch, PoseData, Sample, generator
 from posegen.runner.errors import UserError
 
 Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
@@ -42,8 +42,8 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     """The batch of the samples at ``indices``."""
     samples = [data[i] for i in indices]
     size = samples[0].size
-    images = torch.stack([to_tensor(s.image) for s in samples]) if "images" in needs.fields else None
-    twins = torch.stack([to_tensor(data.twin(i).image) for i in indices]) if "twins" in needs.fields else None
+    images = torch.stack([s.tensor for s in samples]) if "images" in needs.fields else None
+    twins = torch.stack([data.twin(i).tensor for i in indices]) if "twins" in needs.fields else None
     hint = None
     if needs.hint is not None:
         hint = torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))

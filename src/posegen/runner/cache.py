@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posegen.backbones.base import Backbone
-from posegen.data.base import PoseData, to_tensor
+from posegen.data.base import PoseData
 from posegen.runner.cells import digest, locked
 from posegen.runner.files import replacing
 from posegen.runner.progress import Mode, Progress
@@ -73,7 +73,7 @@ def cached_latents(data: PoseData, backbone: Backbone, cache: Path, mode: Mode) 
     def encode(rows: range) -> np.ndarray:
         parts = []
         for start in range(rows.start, rows.stop, 50):
-            images = torch.stack([to_tensor(data[i].image) for i in range(start, min(start + 50, rows.stop))])  # type: ignore[arg-type]
+            images = torch.stack([data[i].tensor for i in range(start, min(start + 50, rows.stop))])
             parts.append(backbone.to_latents(images.to(device)).half().cpu().numpy())
         return np.concatenate(parts)
 

@@ -1,6 +1,6 @@
 """Shipping a trained part of the mannequin world: measures it, writes its card and copies it to ``posegen/assets``.
 
-    python -m posegen.runner.card judge outputs/train/mannequin_judge/mannequin/seed0 mannequin-v1
+python -m posegen.runner.card judge outputs/train/mannequin_judge/mannequin/seed0 mannequin-v1
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from posegen.data.base import PoseData, to_tensor
+from posegen.data.base import PoseData
 from posegen.runner.cells import content_hash, provenance
 from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, replacing, write_json
@@ -30,9 +31,7 @@ Figures = dict[str, float]
 
 def judge_figures(folder: Path, parts: Parts) -> Figures:
     """Calibrates the judge's threshold on the validation split, in place, and measures it on the test split."""
-    from hydra.utils import get_class
-
-    judge = get_class("posegen.metrics.estimators.mannequin.MannequinJudge").from_pretrained(folder)
+    judge: Any = instantiate({**parts.cfg.estimator, "folder": str(folder)})
     validation, test = parts.data("validation"), parts.data("test")
     calibration = judge.calibrate((images, [len(s.keypoints) for s in samples]) for samples, images in batches(validation))
     judge.save(folder)
@@ -74,7 +73,8 @@ def backbone_figures(folder: Path, parts: Parts) -> Figures:
     with table.open(newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     names = ("PCK@0.1", "AP50", "style_agreement", "scene_agreement", "count_agreement", "judge_frechet")
-    figures = {f"{row}_{name}": float(rows[method][name]) for row, method in (("text_only", "none"), ("same_caption", "reference/same_caption")) for name in names}
+    shown = {"text_only": rows["none"], "same_caption": rows["reference/same_caption"]}
+    figures = {f"{row}_{name}": float(values[name]) for row, values in shown.items() for name in names}
     return {**figures, "images": float(rows["none"]["n_images"])}
 
 
@@ -86,7 +86,7 @@ def batches(data: PoseData, size: int = 50) -> Any:
     data.prepare()
     for start in range(0, len(data), size):
         samples = [data[i] for i in range(start, min(start + size, len(data)))]
-        yield samples, torch.stack([to_tensor(s.image) for s in samples])  # type: ignore[arg-type]
+        yield samples, torch.stack([s.tensor for s in samples])
 
 
 def judged(parts: Parts, judge: Any, data: PoseData, change: Callable[[torch.Tensor], torch.Tensor]) -> Figures:

@@ -76,9 +76,7 @@ class Cell:
             return
         rows = differences(status["identity"], self.identity)
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows) or "  (files at the same paths have other content)"
-        raise CellConflict(
-            f"{self.folder} holds a cell of other settings:\n{listed}\nKeep both with another study=NAME, or delete that folder to replace it."
-        )
+        raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\nKeep both with another study=NAME, or delete that folder to replace it.")
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from posegen.data.base import to_tensor
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cells import Cell, digest, identity, locked
 from posegen.runner.parts import Parts
+from posegen.runner.pictures import SHOWN, picture, read_png, triple, write_png
 from posegen.runner.progress import Progress
 from posegen.runner.sample import generate, read_images
 
@@ -45,7 +45,12 @@ def judge(parts: Parts, folder: Path) -> None:
     data, judged = parts.data("test"), []
     with Progress(folder, "judge", len(data), 0, "img", parts.cfg.trainer.progress) as progress:
         for rows in fixed_batches(len(data), parts.sampler.batch):
-            judged += parts.protocol.judge(parts.estimator, read_images(folder / "samples", rows), [data[i] for i in rows])
+            found = parts.protocol.judge(parts.estimator, read_images(folder / "samples", rows), [data[i] for i in rows])
+            for i, judgement in zip(rows, found, strict=True):
+                if i < SHOWN:
+                    sample = read_png(picture(folder / "samples", i))
+                    write_png(picture(folder / "judged", i), triple(sample, judgement.keypoints, judgement.found))
+            judged += found
             progress.update(len(rows))
     parts.protocol.write(folder, parts.protocol.records(judged))
 
@@ -64,6 +69,6 @@ def reference(parts: Parts) -> Path:
         if not (folder / "records.csv").is_file():
             for rows in fixed_batches(len(data), parts.sampler.batch):
                 samples = [data[i] for i in rows]
-                judged += parts.protocol.judge(parts.estimator, torch.stack([to_tensor(s.image) for s in samples]), samples)
+                judged += parts.protocol.judge(parts.estimator, torch.stack([s.tensor for s in samples]), samples)
             parts.protocol.write(folder, parts.protocol.records(judged))
     return folder

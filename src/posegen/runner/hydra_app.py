@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
@@ -25,7 +26,7 @@ from hydra.core.utils import env_override, setup_globals
 from hydra.errors import HydraException, InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from posegen.runner import listing, resolvers  # noqa: F401  (registers what ${...} may ask for)
@@ -181,7 +182,10 @@ def run_hydra(verb: str, task: str | Callable[..., Any], argv: Sequence[str], sp
     """
     traced, before = traceback_wanted(), sys.argv
     try:
-        sys.argv = [before[0], "--config-name", verb, *arranged(argv), *_help_template(verb, argv)]  # what Lightning's other processes run again
+        if {"--help", "-h"} & set(argv):
+            print(help_of(Request.parse(verb, argv)))
+            return 0
+        sys.argv = [before[0], "--config-name", verb, *arranged(argv)]  # what Lightning's other processes run again
         # Hydra hands errors on instead of printing them; processes that start from here remember what the user wanted.
         with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
             hydra.main(version_base="1.3", config_path=str(listing.conf_dir()), config_name=verb)(Task(task, spread))()
@@ -225,10 +229,16 @@ def quoted(override: str) -> str:
     return f"{key}='{value}'" if set(value) & set("=,") and Path(value).exists() else override
 
 
-def _help_template(verb: str, argv: Sequence[str]) -> list[str]:
-    """The override that opens a verb's ``--help`` with its own examples."""
-    asked = {"--help", "-h"} & set(argv) and (listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml").is_file()
-    return [f"hydra/help={verb}"] if asked else []
+def help_of(request: Request) -> str:
+    """A verb's help: Hydra's template, with the groups from the file tree because Hydra itself takes a second to list them."""
+    groups = listing.groups(request.roots)
+    chosen = any(word.startswith("hydra/help=") for word in request.overrides) or request.name not in groups.get("hydra/help", {})
+    cfg = request.having(*request.overrides, *([] if chosen else [f"hydra/help={request.name}"])).compose()
+    template = Template(cfg.hydra.help.template)
+    with read_write(cfg), open_dict(cfg):
+        del cfg["hydra"]
+    shown = {name: options for name, options in groups.items() if not name.startswith("hydra/")}
+    return template.safe_substitute(APP_CONFIG_GROUPS=listing.overview(shown), CONFIG=OmegaConf.to_yaml(cfg))
 
 
 # Errors.

@@ -76,11 +76,11 @@ def wandb(
 
 def log_pictures(logger: Any, name: str, grid: np.ndarray, step: int, folder: Path) -> None:
     """A picture ``[H, W, 3] uint8`` to the logger where it takes pictures, and always as a png in ``folder``."""
-    from posegen.runner.sample import write_png
+    from posegen.runner.pictures import write_png
 
     write_png(folder / f"{name}-{step:07d}.png", grid)
     experiment = getattr(logger, "experiment", None)
     if hasattr(logger, "log_image"):
         logger.log_image(key=name, images=[grid], step=step)
-    elif hasattr(experiment, "add_image"):
+    elif experiment is not None and hasattr(experiment, "add_image"):
         experiment.add_image(name, grid, step, dataformats="HWC")

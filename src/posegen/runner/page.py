@@ -7,7 +7,7 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posegen.runner.sample import SHOWN, picture
+from posegen.runner.pictures import SHOWN, picture
 
 if TYPE_CHECKING:
     from posegen.runner.table import Table
@@ -54,8 +54,7 @@ def results(table: Table) -> str:
 
 def pictures(table: Table) -> str:
     """One line per pose: the caption, then every method's picture of it."""
-    columns = {cell["method"]: table.folder / cell["folder"] for cell in table.cells if cell["state"] == "finished" and cell["seed"] == table.cells[0]["seed"]}
-    columns = dict(sorted(columns.items(), key=lambda item: item[0] != "reference/real"))
+    columns = dict(sorted(table.shown.items(), key=lambda item: item[0] != "reference/real"))
     if not columns:
         return "<p>No cell has finished.</p>"
     prompts = read_prompts(next(iter(columns.values())))

@@ -6,8 +6,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -15,13 +13,10 @@ from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch, to_tensor, to_uint8
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.cells import Cell
-from posegen.runner.errors import UserError
-from posegen.runner.files import replacing, write_text
+from posegen.runner.files import write_text
 from posegen.runner.parts import Parts
+from posegen.runner.pictures import SHOWN, picture, read_png, write_png
 from posegen.runner.progress import Progress
-
-#: Pictures of a cell that the results page shows.
-SHOWN = 16
 
 
 def sample(cfg: DictConfig) -> None:
@@ -78,32 +73,6 @@ def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -
     return replace(batch, text=text, negative_text=negative).to(next(parts.backbone.parameters()).device)
 
 
-def picture(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """``[H, W, 3] uint8`` RGB to a png file."""
-    ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    assert ok
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.tobytes())
-
-
-def read_png(path: Path) -> np.ndarray:
-    """The RGB image ``[H, W, 3] uint8`` of a picture file.
-
-    Raises:
-        UserError: the file is missing or damaged; names it and the fix.
-    """
-    data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise UserError(f"{path} is not a readable picture; delete it and run the command again to make it anew")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 def read_images(folder: Path, rows: range) -> torch.Tensor:
     """``[B, 3, H, W]`` in [-1, 1]."""
     return torch.stack([to_tensor(read_png(picture(folder, i))) for i in rows])
-

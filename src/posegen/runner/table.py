@@ -48,6 +48,12 @@ class Table:
     def headline(self) -> list[str]:
         return [name for name in HEADLINE if name in self.columns] or list(self.columns)
 
+    @property
+    def shown(self) -> dict[str, Path]:
+        """Method -> folder of its cell of the first seed, for those that finished."""
+        done = [cell for cell in self.cells if cell["state"] == "finished" and cell["seed"] == self.cells[0]["seed"]]
+        return {cell["method"]: self.folder / cell["folder"] for cell in done}
+
     def csv(self) -> str:
         """One row per method; numbers in their shortest exact form."""
         names = ["method"]
@@ -134,16 +140,20 @@ def build_table(folder: Path) -> Table:
         if spread:
             spreads[names[key]] = spread
     add_tests(rows, spreads, plan.get("baseline"), protocol)
-    return Table(plan.get("title") or f"Benchmark {folder.name}", caption(protocol, rows, plan), protocol.columns, protocol.lower_is_better, rows, cells, folder)
+    return Table(plan.get("title") or f"Benchmark {folder.name}", caption(protocol, rows), protocol.columns, protocol.lower_is_better, rows, cells, folder)
 
 
 def write_table(folder: Path) -> Table:
-    """Writes ``table.{csv,md,tex,html}`` of a benchmark folder."""
+    """Writes ``table.{csv,md,tex,html}`` and ``pictures.png`` of a benchmark folder."""
     from posegen.runner.page import page
+    from posegen.runner.pictures import overview, write_png
 
     table = build_table(folder)
     for suffix, text in {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": page(table)}.items():
         write_text(folder / f"table.{suffix}", text)
+    methods = {name: cell for name, cell in table.shown.items() if not name.startswith("reference/")}
+    if (pictures := overview(methods)) is not None:
+        write_png(folder / "pictures.png", pictures)
     return table
 
 
@@ -210,7 +220,7 @@ def add_tests(rows: list[Row], spreads: Mapping[str, Any], baseline: str | None,
         row.update({f"{column}_p": p for column, p in p_values.get(row["method"], {}).items()})
 
 
-def caption(protocol: Any, rows: Sequence[Row], plan: Mapping[str, Any]) -> str:
+def caption(protocol: Any, rows: Sequence[Row]) -> str:
     seeds = {r["n_seeds"] for r in rows if r.get("n_seeds")}
     images = {r["n_images"] for r in rows if r.get("n_images")}
     span = ", ".join(map(str, sorted(images))) or "no"
@@ -250,4 +260,3 @@ def terminal_row(row: Row) -> str:
     """One row as lines of ``name value [low, high]``."""
     names = [name for name in HEADLINE if name in row]
     return "\n".join(f"{name:>20}  {interval_text(row, name)}" for name in names)
-

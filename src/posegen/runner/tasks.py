@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.data.base import PoseBatch
 from posegen.runner.muon import Muon
@@ -182,12 +181,11 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16 whose ``scaling_factor`` gives the latents of validation images unit variance."""
-        from posegen.runner.batches import Needs, collate
         from posegen.runner.files import replacing
 
         data = self.parts.data("validation")
-        images = collate(data, range(min(len(data), 500)), Needs(frozenset({"images"})), self.seed).images.to(self.device)
-        latents = torch.cat([self.autoencoder.encode(chunk, return_dict=False)[0] for chunk in images.split(50)])
+        images = torch.stack([data[i].tensor for i in range(min(len(data), 500))])
+        latents = torch.cat([self.autoencoder.encode(chunk.to(self.device), return_dict=False)[0] for chunk in images.split(50)])
         self.autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         with replacing(folder) as temporary:
             self.autoencoder.half().save_pretrained(temporary)

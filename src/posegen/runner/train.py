@@ -28,6 +28,7 @@ from posegen.runner.tasks import AdapterTask, Task
 def train(cfg: DictConfig) -> None:
     """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished."""
     from posegen.runner.check import require_valid
+
     require_valid(cfg)
     cell = Cell.of(cfg)
     with cell.working():

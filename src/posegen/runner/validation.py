@@ -10,16 +10,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from posegen.data.base import to_uint8
-from posegen.metrics.base import Poses
-from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.ema import EMA
 from posegen.runner.loggers import log_pictures
 from posegen.runner.parts import Parts
+from posegen.runner.pictures import triple
 from posegen.runner.sample import batch_of
 
 GRID = 8  # rows of the picture grid
-SHOWN = 0.1  # least score of a keypoint that is drawn
 
 
 class LivePoseAccuracy(Callback):
@@ -59,23 +57,3 @@ class LivePoseAccuracy(Callback):
                     rows_of_pictures.append(triple(image, sample.keypoints, judgement.found))
         records = parts.protocol.records(judged)
         return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(rows_of_pictures)
-
-
-def triple(image: np.ndarray, target: np.ndarray, found: Poses, zoom: int = 3) -> np.ndarray:
-    """Target pose, sample, and sample with the re-detected pose, side by side, enlarged."""
-    large = image.repeat(zoom, 0).repeat(zoom, 1)
-    return np.concatenate([overlay(np.zeros_like(large), enlarged(target, zoom)), large, overlay(large, enlarged(visible(found.keypoints), zoom))], axis=1)
-
-
-def visible(detected: np.ndarray) -> np.ndarray:
-    """Detections ``[N, 17, 3]`` with their scores as visibility."""
-    marked = detected.copy()
-    marked[..., 2] = np.where(detected[..., 2] >= SHOWN, 2, 0)
-    return marked
-
-
-def enlarged(keypoints: np.ndarray, zoom: int) -> np.ndarray:
-    """Keypoints of a canvas whose every pixel became ``zoom`` by ``zoom`` pixels."""
-    larger = keypoints.copy()
-    larger[..., :2] = (larger[..., :2] + 0.5) * zoom - 0.5
-    return larger

@@ -77,7 +77,7 @@ class MannequinData(PoseData):
         return out
 
     @property
-    def captions(self) -> list[str]:
+    def prompts(self) -> list[str]:
         """All captions in order."""
         return [record["prompt"] for shard in self.shards for record in shard.records][: self.count]  # the last shard may be longer
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 import torch
 from omegaconf import DictConfig
 
@@ -16,10 +15,8 @@ from posegen.metrics.estimators.mannequin import MannequinJudge
 from posegen.runner.hydra_app import Request, composed
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that put a tiny backbone, autoencoder, judge and data set in place of the shipped ones."""
-    folder = tmp_path_factory.mktemp("world")
+def make_world(folder: Path) -> list[str]:
+    """Overrides that put a tiny backbone, autoencoder, judge and data set in place of the shipped ones; they are written to ``folder``."""
     torch.manual_seed(0)
     build_autoencoder(width=16, stem=8, layers=1).save_pretrained(folder / "autoencoder")
     untrained(str(folder / "autoencoder"), VOCABULARY, channels=(16, 16), text_dim=16, heads=2).save(folder / "backbone")
