@@ -16,7 +16,7 @@ from posegen.runner.files import replacing
 #: Pictures of a cell that the results page shows.
 SHOWN = 16
 #: Least score of a keypoint that is drawn.
-SCORE = 0.1
+SCORE = 0.02
 #: Rows of the overview picture.
 ROWS = 5
 
