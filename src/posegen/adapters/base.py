@@ -89,6 +89,7 @@ class Adapter(nn.Module, ABC):
         hint: how poses are drawn for this method, None where it reads no drawing.
         trainable: False where there is nothing to train.
         ranked: False for reference rows, which bound the methods and compete with none.
+        beside: parts of official files that are left out, by key prefix, and why.
         faithful: official quirks are reproduced rather than corrected.
     """
 
@@ -97,6 +98,7 @@ class Adapter(nn.Module, ABC):
     sample: ClassVar[Literal["image", "pose"]] = "image"
     trainable: ClassVar[bool] = True
     ranked: ClassVar[bool] = True
+    beside: ClassVar[Mapping[str, str]] = {}
     hint: PoseDrawing | None = None
     faithful: bool = False
 
@@ -136,7 +138,7 @@ class Adapter(nn.Module, ABC):
         return sampler(self, batch)
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}`` of this project; raises KeyError naming keys it cannot place.
+        """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}`` of this project; raises ValueError naming keys it cannot place.
 
         The default takes keys as they are, for weights of this project.
         """

@@ -114,14 +114,23 @@ def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     """``<output>/<study>/<method>/<data>[,key=value ...]/seed<k>``; only overrides that change the identity are named."""
     named = []
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+        key, _, text = override.lstrip("+~").partition("=")
         group = key.split("@")[0]
         if group.split(".")[0].split("/")[0] not in UNNAMED and group.split(".")[-1] not in NEUTRAL:
-            named.append(f"{group}={Path(value).name if os.sep in value else value}")
+            named.append(f"{group}={_short(config, group, text)}")
     name = ",".join([config["dataset"], *sorted(named)]).replace("/", "-").replace(" ", "")
     if len(name) > 150:  # file systems allow 255 bytes
         name = f"{name[:120]}~{digest(named)[:8]}"
     return Path(config["paths"]["output"]) / config["study"] / str(config["method"]) / name / f"seed{config['seed']}"
+
+
+def _short(config: Mapping[str, Any], key: str, text: str) -> str:
+    """An override's value as the configuration has it, since Hydra rewrites what was typed (1e-3 to 0.001); of a path only the name."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    text = text if value is None or isinstance(value, Mapping) else str(value)
+    return Path(text).name if os.sep in text else text
 
 
 def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def accounted(method: Adapter, backbone: Backbone, official: Mapping[str, Tensor
     misshaped = {key for key in fitting if own[key].shape != placed[key].shape}
     account = Account(
         taken=Counter("adapter.safetensors" if key.startswith("adapter.") else "backbone/unet" for key in fitting - misshaped),
-        ignored=ignored(official, getattr(method, "beside", {})),
+        ignored=ignored(official, method.beside),
         missing=tuple(sorted(own.keys() - placed.keys())),
         unexpected=(*unexpected, *sorted(placed.keys() - own.keys())),
         misshaped=tuple(f"{key} {list(placed[key].shape)} instead of {list(own[key].shape)}" for key in sorted(misshaped)),
