@@ -52,7 +52,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 @pytest.mark.parametrize("adapter", ["controlnet", "humansd"])
 def test_an_interrupted_run_ends_at_the_same_weights_bit_for_bit(adapter: str, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = [f"adapter={adapter}", "optim.accumulate=2"]
+    options = [f"adapter={adapter}", "optim.accumulate=2", "trainer.log_every=1"]
     whole = trained(world, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
         interrupt(patch, after=3)
@@ -60,6 +60,7 @@ def test_an_interrupted_run_ends_at_the_same_weights_bit_for_bit(adapter: str, w
             trained(world, tmp_path / "broken", *options)
     resumed = trained(world, tmp_path / "broken", *options)
     assert equal(whole, resumed)
+    assert {p.name for p in (tmp_path / "broken").rglob("metrics*.csv")} == {"metrics.csv", "metrics-1.csv"}
     assert not equal(whole, trained(world, tmp_path / "other", *options, "seed=1"))
 
 

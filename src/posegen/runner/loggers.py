@@ -14,9 +14,12 @@ from posegen.runner.parts import Parts
 
 
 def csv(parts: Parts, folder: Path) -> Any:
-    """``curves/metrics.csv`` in the cell's folder; a resumed run appends."""
+    """``curves/metrics.csv`` in the cell's folder; the curves of an interrupted run stay beside it as ``metrics-1.csv``, ``metrics-2.csv``, ..."""
     from lightning.pytorch.loggers import CSVLogger
 
+    curves = folder / "curves" / "metrics.csv"
+    if curves.is_file():  # Lightning would delete it
+        curves.rename(curves.with_name(f"metrics-{len(list(curves.parent.glob('metrics*.csv')))}.csv"))
     return CSVLogger(str(folder), name="", version="curves")
 
 

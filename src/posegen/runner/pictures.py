@@ -16,7 +16,7 @@ from posegen.runner.files import replacing
 #: Pictures of a cell that the results page shows.
 SHOWN = 16
 #: Least score of a keypoint that is drawn.
-SCORE = 0.02
+SCORE = 0.1
 #: Rows of the overview picture.
 ROWS = 5
 
@@ -30,7 +30,7 @@ def triple(image: np.ndarray, target: np.ndarray, found: Poses, zoom: int = 3) -
 def visible(detected: np.ndarray) -> np.ndarray:
     """Detections ``[N, 17, 3]`` with their scores as visibility."""
     marked = detected.copy()
-    marked[..., 2] = np.where(detected[..., 2] >= SHOWN, 2, 0)
+    marked[..., 2] = np.where(detected[..., 2] >= SCORE, 2, 0)
     return marked
 
 

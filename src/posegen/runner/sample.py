@@ -60,7 +60,8 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
                 write_png(picture(out, i), image)
             progress.update(len(rows))
     write_text(out / "prompts.txt", "".join(f"{data[i].prompt}\n" for i in range(min(SHOWN, len(data)))))
-    note_costs(folder, sample_images_per_s=round((len(data) - done) / spent, 3))
+    if adapter.ranked:  # a reference row only reads its pictures
+        note_costs(folder, sample_images_per_s=round((len(data) - done) / spent, 3))
 
 
 def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -> PoseBatch:
