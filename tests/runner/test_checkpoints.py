@@ -217,3 +217,15 @@ def test_a_checkpoint_is_a_cell_or_a_method_folder(tmp_path: Path, world: list[s
     for given in (tmp_path / "cell", tmp_path / "cell" / "method"):
         with configured("sample", *world, f"checkpoint={given}") as cfg:
             assert find_checkpoint(cfg) == tmp_path / "cell" / "method"
+
+
+def test_newer_weights_are_not_mistaken_for_those_that_were_judged(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from posegen.cli import main
+
+    place = [*world, "adapter=controlnet", f"paths.output={tmp_path}"]
+    assert main(["train", *place, "trainer.steps=1"]) == 0
+    assert main(["evaluate", *place]) == 0
+    assert main(["train", *place, "trainer.steps=2"]) == 0
+    assert main(["evaluate", *place]) == 1
+    assert "checkpoint" in capsys.readouterr().err
+    assert main(["evaluate", *place, "study=again"]) == 0

@@ -9,31 +9,18 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.runner.batches import fixed_batches
-from posegen.runner.cells import Cell, digest, identity, locked
+from posegen.runner.cells import digest, identity, locked
 from posegen.runner.parts import Parts
 from posegen.runner.pictures import SHOWN, picture, read_png, triple, write_png
 from posegen.runner.progress import Progress
-from posegen.runner.sample import generate, read_images
+from posegen.runner.sample import read_images, sampled
 
 
 def evaluate(cfg: DictConfig) -> None:
     """The verb ``posegen evaluate``: samples the test split with a trained method, judges it and prints the metrics."""
-    from posegen.runner.check import require_valid
-    from posegen.runner.checkpoints import find_checkpoint, load_into
     from posegen.runner.table import row_of, terminal_row
-    from posegen.runner.train import prepare_threads
 
-    require_valid(cfg)
-    cell = Cell.of(cfg)
-    with cell.working():
-        if not cell.finished():
-            prepare_threads(cfg)
-            parts = Parts(cfg)
-            if parts.bare_adapter.trainable:
-                load_into(parts.adapter, parts.backbone, find_checkpoint(cfg))
-            generate(parts, parts.adapter, cell.folder)
-            judge(parts, cell.folder)
-    row, _ = row_of([cell.folder], Parts(cfg).protocol)
+    row, _ = row_of([sampled(cfg, judge).folder], Parts(cfg).protocol)
     print(terminal_row(row))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from posegen.adapters.base import Adapter
@@ -21,20 +24,29 @@ from posegen.runner.progress import Progress
 
 def sample(cfg: DictConfig) -> None:
     """The verb ``posegen sample``: generates the images of ``data.test`` with a trained method."""
+    print(sampled(cfg).folder / "samples")
+
+
+def sampled(cfg: DictConfig, *more: Callable[[Parts, Path], None]) -> Cell:
+    """The cell of a configuration, after sampling with its checkpoint and whatever ``more`` is to be done with the pictures."""
     from posegen.runner.check import require_valid
     from posegen.runner.checkpoints import find_checkpoint, load_into
     from posegen.runner.train import prepare_threads
 
     require_valid(cfg)
+    method: Any = get_class(cfg.adapter._target_)
+    if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"
+        cfg.checkpoint = str(find_checkpoint(cfg))
     cell = Cell.of(cfg)
     with cell.working():
         if not cell.finished():
             prepare_threads(cfg)
             parts = Parts(cfg)
-            if parts.bare_adapter.trainable:
-                load_into(parts.adapter, parts.backbone, find_checkpoint(cfg))
-            generate(parts, parts.adapter, cell.folder)
-    print(f"{cell.folder / 'samples'}")
+            if method.trainable:
+                load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint))
+            for stage in (lambda parts, folder: generate(parts, parts.adapter, folder), *more):
+                stage(parts, cell.folder)
+    return cell
 
 
 def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
