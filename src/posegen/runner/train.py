@@ -29,14 +29,16 @@ def train(cfg: DictConfig) -> None:
     """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished."""
     from posegen.runner.check import require_valid
 
-    require_valid(cfg)
     cell = Cell.of(cfg)
+    cell.check()
+    if cell.finished():
+        print(f"{cell.folder} is finished; nothing to do")
+        return
+    require_valid(cfg)
     with cell.working():
-        if cell.finished():
-            print(f"{cell.folder} is finished; nothing to do")
-            return
-        prepare_threads(cfg)
-        fit(Parts(cfg), cell.folder)
+        if not cell.finished():  # by another process that was waited for
+            prepare_threads(cfg)
+            fit(Parts(cfg), cell.folder)
     print(f"{cell.folder} finished")
 
 
