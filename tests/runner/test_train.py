@@ -123,6 +123,11 @@ def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path
     assert "live/PCK@0.1" in curves.read_text()
 
 
+def test_a_cell_is_of_the_precision_that_was_found(world: list[str], tmp_path: Path) -> None:
+    with configured("train", *world, f"paths.output={tmp_path}") as cfg:
+        assert Cell.of(cfg).identity["trainer"]["precision"] == precision("auto") != "auto"
+
+
 def test_precision_is_named_or_found() -> None:
     assert precision("bf16-mixed") == "bf16-mixed"
     assert precision("auto") in ("bf16-mixed", "32-true")

@@ -51,9 +51,12 @@ class Cell:
     def of(cls, cfg: DictConfig) -> Cell:
         """The cell of a composed configuration; Hydra knows the overrides that led to it."""
         overrides = HydraConfig.get().overrides.task
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        return cls(folder(config, overrides), identity(config), config)  # type: ignore[arg-type]
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        if config["trainer"]["precision"] == "auto":  # results depend on what it means here, so that is what counts
+            from posegen.runner.train import precision
+
+            config["trainer"]["precision"] = precision("auto")
+        return cls(folder(config, overrides), identity(config), config)
 
     @property
     def hash(self) -> str:
