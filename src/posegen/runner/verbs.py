@@ -30,5 +30,6 @@ VERBS = {
     "list": Verb("list methods, backbones, data, experiments, ... and what each is", "posegen.runner.listing:main", "arguments"),
     "check": Verb("find everything that is wrong with a configuration, without running it", "posegen.runner.check:main", "arguments"),
     "convert": Verb("turn official weights into weights of this project", "posegen.runner.convert:convert", "keys"),
+    "parity": Verb("compare methods with tensors of their official implementations", "posegen.parity.command:main", "arguments"),
     "completion": Verb("print the completion script of a shell", "posegen.runner.completion:main", "arguments"),
 }
