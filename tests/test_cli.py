@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def examples() -> list[str]:
 
 @pytest.mark.parametrize("line", examples())
 def test_examples_in_the_help_are_right(line: str) -> None:
-    _, verb, *words = line.split()
+    _, verb, *words = shlex.split(line)
     assert verb in verbs.VERBS
     if verb == "check":
         verb, *words = words

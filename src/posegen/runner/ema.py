@@ -14,8 +14,8 @@ from torch import Tensor
 class EMA(Callback):
     """Keeps the average of the trained parameters; it is what is sampled, judged and exported.
 
-    The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start. Buffers (running statistics) are
-    copied. The average travels in Lightning checkpoints, so a resumed run continues it exactly.
+    The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start. Running statistics are averaged with
+    the weights that they belong to; counters are copied. The average travels in Lightning checkpoints, so a resumed run continues it exactly.
 
     Args:
         decay: final decay per step; 0 switches the average off.
@@ -38,10 +38,9 @@ class EMA(Callback):
             return
         self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        trained = {name for name, p in module.named_parameters() if p.requires_grad}
         for name, value in module.state_dict().items():
             average = self.average[name]
-            if name in trained:
+            if value.is_floating_point():
                 average.lerp_(value.to(average.dtype), 1 - decay)
             else:
                 average.copy_(value)
