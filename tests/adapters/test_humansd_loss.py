@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from posegen.adapters.base import State
 from posegen.adapters.humansd import HumanSD, widen
-from posegen.backbones import ldm_keys as ldm
-from posegen.backbones.base import Geometry, Step
-from posegen.backbones.single_file import unet_of, vae_of
-from tests.adapters.cases import SD1, Case, backbone_of
+from posegen.backbones.base import Step
+from posegen.backbones.single_file import unet_of
+from posegen.metrics.estimators.higherhrnet import HeadShape, HigherHRNet
+from posegen.metrics.estimators.hrnet import Stage
+from tests.adapters.cases import SD1, backbone_of
 
 SEEN, UNSEEN = 1.0, 0.0
 
@@ -25,11 +26,15 @@ class Teacher:
     """Finds in every image the joints that ``answer`` says, and remembers the images."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
-        self.answer, self.images = answer, []
+        self.answer, self.images, self.raw = answer, [], []
 
     def heatmaps(self, images: Tensor) -> Tensor:
         self.images.append(images)
         return self.answer(images)
+
+    def raw_heatmaps(self, inputs: Tensor) -> Tensor:
+        self.raw.append(inputs)
+        return self.answer(inputs)
 
 
 def step_of(adapter: HumanSD, kind: str = "epsilon") -> Step:
@@ -53,24 +58,33 @@ STATE = State(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
 BATCH: Any = SimpleNamespace(generators=lambda purpose: [torch.Generator().manual_seed(i) for i in range(2)])
 
 
-def test_the_reference_loss_is_that_of_the_official_program_given_its_heatmaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case.read("humansd_full")
-    config, given = case.facts["config"], case.io
-    vae = vae_of(tuple(config["ddconfig"]["ch"] * m for m in config["ddconfig"]["ch_mult"]), config["ddconfig"]["num_res_blocks"], config["embed_dim"])
-    vae.load_state_dict(ldm.vae_tensors(ldm.below(case.weights, ldm.VAE), ldm.vae_table(len(vae.config.block_out_channels), 1)).tensors)
-    teacher = Teacher(lambda images: given["mid.heatmaps"])
-    adapter = HumanSD(loss_kind="heatmap_reference", teacher=teacher, threshold=config["estimate_thresh"], loss_weight=config["pose_loss_weight"])
-    adapter.attach(backbone_of(Geometry.from_ldm(config["unet_config"]), vae))
-    step = Step(given["mid.eps_loss"], given["in.noise"], given["mid.x_noisy"], given["in.x_start"], given["in.noise"], given["in.t_loss"].long())
-    rows = iter([*given["in.posterior_noise"]] * 2)
-    monkeypatch.setattr(torch, "randn", lambda *_, **__: next(rows))
+def test_the_reference_weight_is_the_encoded_count_of_unseen_joints_in_the_decoded_error() -> None:
+    heatmaps = torch.rand(2, 17, 16, 32, generator=torch.Generator().manual_seed(0))
+    teacher = Teacher(lambda images: heatmaps)
+    adapter = attached(loss_kind="heatmap_reference", teacher=teacher, threshold=0.3, loss_weight=0.5)
+    step, backbone = step_of(adapter), cast(Any, adapter.backbone)
     weight = adapter.reference_weight(step, BATCH)
-    case.check("difference_image", teacher.images[0])
-    case.check("weight_latent", weight)
-    case.check("loss_weight", 1 + adapter.loss_weight * weight)
+    (image,) = teacher.raw
+    assert torch.allclose(image, (backbone.from_latents(step.prediction - step.target) / 2 + 0.5).clamp(0, 1), atol=1e-6)
+    assert not teacher.images, "the image goes to the network as it is"
+    count = (heatmaps <= 0.3).sum(1, keepdim=True).float().repeat(1, 3, 1, 1)
+    enlarged = torch.nn.functional.interpolate(count, (32, 64), mode="bicubic")
+    assert torch.allclose(weight, backbone.to_latents(enlarged, BATCH.generators("")), atol=1e-5)
     losses = adapter.loss(step, STATE, BATCH)
-    case.check("loss", losses["loss"])
-    case.check("loss_plain_mse", losses["plain"])
+    assert torch.allclose(losses["loss"], ((step.prediction - step.target).square() * (1 + 0.5 * weight)).mean())
+
+
+@pytest.mark.parametrize("kind", ["heatmap_reference", "heatmap_corrected"])
+def test_higherhrnet_teaches_and_learns_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    stages = [Stage(1, (1,) * (i + 1), tuple(8 * 2**j for j in range(i + 1))) for i in range(4)]
+    teacher = HigherHRNet(stages, 8, HeadShape(filters=(8,), blocks=1))
+    teacher = teacher.fill(teacher.state_dict(), "itself")
+    adapter = attached(loss_kind=kind, teacher=teacher, threshold=0.0)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    losses = adapter.loss(step_of(adapter), STATE, BATCH)
+    assert losses["loss"].isfinite() and losses["loss"] != losses["plain"]
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["heatmap_reference", "heatmap_corrected"])

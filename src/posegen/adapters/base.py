@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,25 @@ class Paper:
     code: str = ""
     licence: str = ""
     published: tuple[tuple[str, str, float, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Official:
+    """How the released program computes the same values at a higher cost; ``posegen profile compare=true`` measures this project against it.
+
+    Attributes:
+        settings: constructor arguments that choose the published form of the method's own layers.
+        guidance: the branches of guidance run as one ``batched`` pass or as ``sequential`` ones.
+        encodes_every_pass: the conditions are computed again in every pass of the sampler instead of once per image.
+        decoder_gradients: training computes gradients of the frozen U-Net's decoder, which nobody uses.
+        unfused_attention: attention holds the matrix of all weights instead of going through it in blocks.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    guidance: Literal["batched", "sequential"] = "batched"
+    encodes_every_pass: bool = False
+    decoder_gradients: bool = False
+    unfused_attention: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +108,8 @@ class Adapter(nn.Module, ABC):
         hint: how poses are drawn for this method, None where it reads no drawing.
         trainable: False where there is nothing to train.
         ranked: False for reference rows, which bound the methods and compete with none.
+        starts_neutral: the backbone's predictions are its own before training; False where a published method starts otherwise.
+        official: what the released program does at a higher cost.
         beside: parts of official files that are left out, by key prefix, and why.
         faithful: official quirks are reproduced rather than corrected.
     """
@@ -98,6 +119,8 @@ class Adapter(nn.Module, ABC):
     sample: ClassVar[Literal["image", "pose"]] = "image"
     trainable: ClassVar[bool] = True
     ranked: ClassVar[bool] = True
+    starts_neutral: ClassVar[bool] = True
+    official: ClassVar[Official] = Official()
     beside: ClassVar[Mapping[str, str]] = {}
     hint: PoseDrawing | None = None
     faithful: bool = False

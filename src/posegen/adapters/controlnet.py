@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from posegen.adapters.base import Adapter, Paper, State
+from posegen.adapters.base import Adapter, Official, Paper, State
 from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.encoder_copy import EncoderCopy, scaled
@@ -51,6 +51,7 @@ class ControlNet(Adapter):
             ("Human-Art", "FID", 11.01, GRPOSE_TABLE),
         ),
     )
+    official = Official(guidance="sequential", encodes_every_pass=True, decoder_gradients=True)
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
     beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}
 

@@ -39,7 +39,7 @@ class HumanSD(Adapter):
         style: how poses are drawn.
         pose_latent: sample the posterior of the skeleton's latents, as published, or take its mode.
         loss_kind: see above.
-        teacher: an estimator with differentiable ``heatmaps``, for the heatmap losses.
+        teacher: an estimator with ``heatmaps``, for the heatmap losses; HigherHRNet in the paper.
         threshold: heatmap value above which a pixel belongs to a joint.
         loss_weight: strength of the heatmap losses.
     """
@@ -104,15 +104,22 @@ class HumanSD(Adapter):
             raise ValueError(f"adapter.loss_kind={self.loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'")
         if isinstance(self.teacher, nn.Module):
             self.teacher.to(error.device)
-        with torch.no_grad():
-            extra = self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
-        return {"loss": (error * (1 + self.loss_weight * extra)).mean(), "plain": error.mean().detach()}
+        return {"loss": (error * self.weight(step, batch)).mean(), "plain": error.mean().detach()}
+
+    @torch.no_grad()
+    def weight(self, step: Step, batch: PoseBatch) -> Tensor:
+        """What the heatmap losses multiply the squared error by."""
+        extra = self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
+        return 1 + self.loss_weight * extra
 
     def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
-        """``[B, c, h, w]`` as released: latents of the image that counts, per pixel, the joints the teacher does not see in the decoded noise error."""
+        """``[B, c, h, w]`` as released: latents of the image that counts, per pixel, the joints the teacher does not see in the decoded noise error.
+
+        The released code normalises that image to [0, 1] only, not as the pose network was trained; so it goes to the teacher's network as it is.
+        """
         backbone: Backbone = self.backbone  # type: ignore[assignment]
         difference = ((backbone.from_latents(step.prediction.float() - step.target.float()) + 1) / 2).clamp(0, 1)
-        unseen = (self.teacher.heatmaps(difference) <= self.threshold).float().sum(1, keepdim=True)
+        unseen = (self.teacher.raw_heatmaps(difference) <= self.threshold).float().sum(1, keepdim=True)
         image = F.interpolate(unseen, difference.shape[-2:], mode="bicubic", align_corners=False).expand(-1, 3, -1, -1)
         return backbone.to_latents(image, batch.generators("loss weight"))
 

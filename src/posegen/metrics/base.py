@@ -64,6 +64,10 @@ class Estimator(ABC):
         """``[B, 17, h, w]`` keypoint probabilities."""
         raise TypeError(f"{type(self).__name__} has no heatmaps; choose another estimator as the teacher of a loss")
 
+    def raw_heatmaps(self, inputs: Tensor) -> Tensor:
+        """`heatmaps` without the preparation of images that comes before the network; by default there is none."""
+        return self.heatmaps(inputs)
+
     def attributes(self, images: Tensor) -> list[dict[str, Any]]:
         """What the estimator can say about each image besides poses (for the mannequin judge: style, scene and count)."""
         return [{} for _ in range(len(images))]
@@ -82,7 +86,7 @@ class Judged:
 
     Attributes:
         id: sample id.
-        keypoints: ``[P, 17, 3]`` target keypoints with visibility, on the judged image's pixels.
+        keypoints: ``[P, 17, 3]`` target keypoints with visibility, on the judged image's pixels; where poses are judged, in the person's square.
         areas: ``[P]`` target areas.
         found: the estimator's poses.
         attributes: the target's attributes.
@@ -114,8 +118,8 @@ class Metric(ABC):
     inflated_by_resampling: frozenset[str] = frozenset()
 
     @abstractmethod
-    def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """The facts of one image: scalars go to ``records.csv``, arrays to ``features.npz``."""
+    def record(self, judged: Judged) -> dict[str, Any]:
+        """The facts of one image: numbers and strings go to ``records.csv``, arrays to ``features.npz``."""
 
     @abstractmethod
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:

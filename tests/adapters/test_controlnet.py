@@ -1,9 +1,6 @@
-"""ControlNet against tensors of the official program, with weights that go through `ControlNet.convert`; and small cases of its own."""
+"""ControlNet's names and settings; what it computes is compared in `tests.parity`."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
@@ -12,75 +9,13 @@ from torch import Tensor
 from posegen.adapters.base import State
 from posegen.adapters.controlnet import ControlNet
 from posegen.backbones import ldm_keys as ldm
-from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.base import Geometry
 from posegen.backbones.encoder_copy import EncoderCopy
 from posegen.backbones.files import UnknownKeys
 from posegen.backbones.single_file import unet_of
-from posegen.backbones.stable_diffusion import StableDiffusion
-from tests.adapters.cases import SD1, Case, backbone_of, full_size, original, scrambled
+from tests.adapters.cases import SD1, backbone_of, full_size, original, scrambled
 
 PLACE = "adapter.branch.network."
-
-
-def loaded(adapter: ControlNet, backbone: StableDiffusion, official: Mapping[str, Tensor]) -> ControlNet:
-    """The adapter on this backbone with converted weights."""
-    adapter.attach(backbone)
-    adapter.load_state_dict({key.removeprefix("adapter."): value for key, value in adapter.convert(official).items()})
-    return adapter
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    return Case.read("controlnet_full")
-
-
-@pytest.fixture(scope="module")
-def backbone(case: Case) -> StableDiffusion:
-    return backbone_of(Geometry.from_ldm(case.facts["config"]), weights=case.weights)
-
-
-@torch.no_grad()
-def injected(case: Case, backbone: StableDiffusion, **settings: Any) -> Injection:
-    """What the converted method puts into the pass of the case."""
-    adapter, given = loaded(ControlNet(**settings), backbone, case.weights), case.io
-    hint = adapter.branch.hint_features(given["in.hint"])
-    state = State(given["in.context"], given["in.context"]).having(hint=hint, on=torch.ones(len(hint), 1, 1, 1))
-    return adapter.inject(state, given["in.x"], given["in.timesteps"].long())
-
-
-@torch.no_grad()
-def predicted(case: Case, backbone: StableDiffusion, injection: Injection) -> Tensor:
-    return backbone.predict(case.io["in.x"], case.io["in.timesteps"].long(), case.io["in.context"], injection)
-
-
-SETTINGS = {"eps": {}, "eps_strength": {"strength": 0.7}, "eps_guess_scales": {"guess_mode": True}, "eps_mid_only": {"only_mid": True}}
-
-
-@pytest.mark.parametrize("name", [*SETTINGS, "eps_nocontrol"])
-def test_predictions(case: Case, backbone: StableDiffusion, name: str) -> None:
-    injection = injected(case, backbone, **SETTINGS[name]) if name in SETTINGS else Injection()
-    case.check(name, predicted(case, backbone, injection))
-
-
-def test_residuals(case: Case, backbone: StableDiffusion) -> None:
-    injection = injected(case, backbone)
-    assert injection.down is not None and injection.mid is not None
-    residuals = [*injection.down, injection.mid]
-    assert {f"out.res_{i:02}" for i in range(len(residuals))} == {name for name in case.io if name.startswith("out.res_")}
-    for i, residual in enumerate(residuals):
-        case.check(f"res_{i:02}", residual)
-
-
-def test_hint_features(case: Case, backbone: StableDiffusion) -> None:
-    adapter = loaded(ControlNet(), backbone, case.weights)
-    case.check("guided_hint", adapter.branch.hint_features(case.io["in.hint"]))
-
-
-def test_every_output_of_the_case_is_compared(case: Case) -> None:
-    assert {name for name in case.io if name.startswith("out.") and "res_" not in name} == {f"out.{name}" for name in [*SETTINGS, "eps_nocontrol"]}
-
-
-# Without the reference cases.
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,134 @@
+"""T2I-Adapter: features of the drawn pose, computed once, added inside the frozen encoder (Mou et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import diffusers
+import torch
+from torch import Tensor
+
+from posegen.adapters.base import Adapter, Paper, State
+from posegen.backbones import ldm_keys as ldm
+from posegen.backbones.base import Backbone, Injection
+from posegen.data.base import PoseBatch
+from posegen.poses.drawing import PoseDrawing
+
+HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
+TRAINED = "table on the GRPose project page, trained on Human-Art"
+RELEASED = "table on the GRPose project page, released weights"
+PREFIX = "adapter."  # of the keys in diffusers' class, and of this method's keys where an original file holds more
+
+
+class T2IAdapter(Adapter):
+    """A small convolutional network turns the drawn pose into one feature map per level of the U-Net's encoder.
+
+    The hint's pixels are rearranged to the latent grid, convolved, and pass through ``blocks`` residual blocks per level, with a pooling between two
+    levels. Each level's map is added where that level of the encoder ends, before its last skip connection leaves it, so that the skip, the next level
+    and the middle block all see it. The network reads neither the text nor the noisy latents: it runs once per image, and both branches of guidance
+    share its maps. The backbone is frozen; unlike ControlNet nothing starts at zero, so an untrained adapter disturbs it.
+
+    Args:
+        style: how poses are drawn, ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs, as the released keypose weights
+            read them, in other colours).
+        strength: factor of all maps (``cond_weight`` of the official program).
+        tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): at timesteps t >= (1 - tau) T. Wherever
+            (1 - tau) times the number of steps is whole, these are exactly the first tau of the steps, as in the official samplers.
+        blocks: residual blocks per level (``nums_rb``).
+
+    Attributes:
+        network: diffusers' class of it, so that it saves as a plain diffusers folder.
+    """
+
+    needs = frozenset({"hint"})
+    starts_neutral = False
+    paper = Paper(
+        "T2I-Adapter: Learning Adapters to Dig out More Controllable Ability for Text-to-Image Diffusion Models",
+        "arXiv:2302.08453",
+        "TencentARC/T2I-Adapter@16bba674b472",
+        published=(
+            ("Human-Art", "AP", 18.20, HUMANSD_FIGURE),
+            ("Human-Art", "CAP", 55.98, HUMANSD_FIGURE),
+            ("Human-Art", "PCE", 2.73, HUMANSD_FIGURE),
+            ("Human-Art", "FID", 29.07, HUMANSD_FIGURE),
+            ("Human-Art", "AP", 27.22, TRAINED),
+            ("Human-Art", "CAP", 65.65, TRAINED),
+            ("Human-Art", "PCE", 1.75, TRAINED),
+            ("Human-Art", "FID", 11.92, TRAINED),
+            ("LAION-Human", "AP", 36.65, RELEASED),
+            ("LAION-Human", "CAP", 63.64, RELEASED),
+            ("LAION-Human", "PCE", 1.62, RELEASED),
+            ("LAION-Human", "FID", 6.77, RELEASED),
+        ),
+    )
+    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
+    beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}
+
+    def __init__(self, style: Literal["openpose", "humansd"] = "openpose", strength: float = 1.0, tau: float = 1.0, blocks: int = 2) -> None:
+        super().__init__()
+        if not 0 <= tau <= 1:
+            raise ValueError(f"adapter.tau is {tau}; expected the share of the noise process in which the pose is used, from 0 to 1")
+        if blocks < 1:
+            raise ValueError(f"adapter.blocks is {blocks}; expected at least one residual block per level")
+        self.hint = PoseDrawing(style, range=(0.0, 1.0))
+        self.style, self.strength, self.tau, self.blocks = style, strength, tau, blocks
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        size = backbone.geometry
+        self.network = diffusers.T2IAdapter(channels=list(size.channels), num_res_blocks=self.blocks, downscale_factor=size.latent_factor)
+
+    def features(self, hint: Tensor) -> list[Tensor]:
+        """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.
+
+        Odd grids are rounded up as the U-Net's are, or down as in the official program (``faithful``), where such images cannot be generated.
+        """
+        for level in self.network.adapter.body[1:]:
+            level.downsample.ceil_mode = not self.faithful
+        return self.network(hint)
+
+    def encode(self, batch: PoseBatch) -> State:
+        assert batch.hint is not None
+        self.check_size(batch.hint.shape[-2:])
+        return self.text_state(batch).having(**{f"level{i}": feature for i, feature in enumerate(self.features(batch.hint))})
+
+    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        first = round((1 - self.tau) * len(backbone.alphas_cumprod))
+        factor = torch.where(timesteps >= first, self.strength, 0.0).view(-1, 1, 1, 1)
+        return Injection(encoder=tuple(feature * factor.to(feature) for feature in state.conditions.values()))
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises a ValueError where maps of the official program would not fit the U-Net."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        step = backbone.geometry.latent_factor * 2 ** (backbone.geometry.levels - 1)
+        if self.faithful and any(side % step for side in size):
+            raise ValueError(
+                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the U-Net up; "
+                f"choose multiples of {step}, for instance {[-(-side // step) * step for side in size]}"
+            )
+
+    def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original program, bare or below ``adapter.``, or of a diffusers ``T2IAdapter``, as ``adapter.network.*``.
+
+        Raises:
+            UnknownKeys: names the keys that have no place.
+        """
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        table = original_names(backbone.geometry.levels, self.blocks)
+        if any(".resnets." in key and key.startswith(PREFIX) for key in official):  # diffusers' names are this project's
+            table = {name: name for name in table.values()}
+        prefix = PREFIX if ldm.has_prefix(official, PREFIX) else ""
+        return ldm.placed(official, prefix, table, f"adapter.network.{PREFIX}", self.beside, type(self).__name__)
+
+
+def original_names(levels: int, blocks: int) -> ldm.Table:
+    """The original program's module names, which number all blocks throughout, to diffusers' names."""
+    table = {"conv_in": "conv_in"}
+    for level in range(levels):
+        table[f"body.{level * blocks}.in_conv"] = f"body.{level}.in_conv"  # only where the width changes
+        for block in range(blocks):
+            for part in ("block1", "block2"):
+                table[f"body.{level * blocks + block}.{part}"] = f"body.{level}.resnets.{block}.{part}"
+    return table

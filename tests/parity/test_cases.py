@@ -1,0 +1,34 @@
+"""Every reference case at hand whose method can be computed, through what ``posegen parity`` does."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from posegen.parity.case import Case
+from posegen.parity.compare import compare
+from tests.adapters.cases import ABSENT, FOLDER
+
+#: Methods whose outputs are not all computed yet -> what is missing; what is there is compared elsewhere.
+UNFINISHED = {"higherhrnet": "HigherHRNet's maps are not decoded into people; tests/metrics/estimators/test_higherhrnet.py compares the maps"}
+
+
+def cases() -> list[object]:
+    found = sorted(file.parent for file in FOLDER.rglob("case.json")) if FOLDER else []
+    methods = {folder: json.loads((folder / "case.json").read_text())["method"] for folder in found}
+    computable = [folder for folder in found if find_spec(f"posegen.parity.{methods[folder]}")]
+    return [pytest.param(folder, id=folder.name, marks=marks(methods[folder])) for folder in computable]
+
+
+def marks(method: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(reason=UNFINISHED[method], strict=True)] if method in UNFINISHED else []
+
+
+@pytest.mark.skipif(FOLDER is None, reason=ABSENT)
+@pytest.mark.parametrize("folder", cases())
+def test_every_output_agrees(folder: Path) -> None:
+    found = compare(Case.read(folder))
+    assert all(line.ok for line in found), "\n".join(["", *map(str, found)])

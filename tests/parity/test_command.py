@@ -1,0 +1,111 @@
+"""``posegen parity`` from the command line, on a case whose expected tensors come from diffusers' own ControlNet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from posegen.cli import main
+from tests.parity.small_case import alter, make
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("cases") / "tiny")
+
+
+@pytest.fixture
+def case(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "cases" / "tiny"))
+
+
+def output(folder: Path, name: str) -> torch.Tensor:
+    return load_file(folder / "io.safetensors")[f"out.{name}"]
+
+
+def told(capsys: pytest.CaptureFixture[str], line: str) -> str:
+    """The line of the report that begins with ``line``."""
+    out = capsys.readouterr().out
+    return next((row.strip() for row in out.splitlines() if row.split() and row.split()[0] == line), f"no line for {line} in\n{out}")
+
+
+def test_what_diffusers_computes_is_computed(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parity", str(case)]) == 0
+    out = capsys.readouterr().out
+    assert "tiny  (controlnet: whole forward)" in out and "passed: 11 of 11 tensors agree" in out and out.endswith("1 of 1 cases passed\n")
+    assert "FAILED" not in out
+
+
+def test_one_wrong_value_fails_by_name(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = output(case, "eps_strength")
+    wrong[1, 2, 3, 4] += 0.01
+    alter(case, eps_strength=wrong)
+    assert main(["parity", str(case)]) == 1
+    out = capsys.readouterr().out
+    assert "0 of 1 cases passed" in out and "FAILED: 10 of 11 tensors agree" in out
+    (failed,) = [row for row in out.splitlines() if row.endswith("%  FAILED")]
+    assert failed.split()[:3] == ["eps_strength", "abs", "1.00e-02"] and f"outside {1 / wrong.numel():7.3%}" in failed
+
+
+def test_outputs_that_are_missing_superfluous_or_of_another_shape_fail_by_name(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alter(case, invented=torch.zeros(1), eps_mid_only=None, eps=output(case, "eps")[:1])
+    assert main(["parity", str(case)]) == 1
+    out = capsys.readouterr().out
+    rows = {row.split()[0]: row.strip() for row in out.splitlines() if "FAILED:" in row}
+    assert rows["invented"].endswith("FAILED: not computed")
+    assert rows["eps_mid_only"].endswith("FAILED: computed, but the case has no such output")
+    assert rows["eps"].endswith("FAILED: has shape [2, 4, 8, 16] instead of [1, 4, 8, 16]")
+    assert "FAILED: 9 of 12 tensors agree" in out
+
+
+def test_a_failed_case_does_not_hide_another(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(case, case.parent / "other")
+    alter(case.parent / "other", eps=output(case, "eps") + 1)
+    assert main(["parity", str(case.parent)]) == 1
+    assert capsys.readouterr().out.endswith("1 of 2 cases passed\n")
+
+
+def test_a_weight_without_a_place_is_named(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(case / "weights.safetensors")
+    save_file({**weights, "control_model.invented.weight": torch.zeros(1)}, case / "weights.safetensors")
+    assert main(["parity", str(case)]) == 1
+    assert "control_model.invented.weight" in told(capsys, "eps")
+
+
+def test_a_method_without_parity_is_named(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads((case / "case.json").read_text())
+    (case / "case.json").write_text(json.dumps({**facts, "method": "invented"}))
+    assert main(["parity", str(case)]) == 1
+    assert "method 'invented'" in told(capsys, "eps")
+
+
+def fails_with_one_message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Runs the command, which is to fail before it compares; returns the message."""
+    assert main(["parity", *arguments]) != 0
+    printed = capsys.readouterr()
+    message = printed.out + printed.err
+    assert "Traceback" not in message and "cases passed" not in message
+    return message
+
+
+@pytest.mark.parametrize("file", ["io.safetensors", "weights.safetensors", "case.json"])
+def test_a_damaged_file_is_one_clear_error(case: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    (case / file).write_bytes((case / file).read_bytes()[:40])
+    message = fails_with_one_message(capsys, str(case))
+    assert message.count(str(case)) == 1 and "is no reference case" in message and "expected case.json and io.safetensors" in message
+
+
+def test_a_case_that_does_not_say_its_method_is_one_clear_error(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (case / "case.json").write_text('{"module": "whole forward"}')
+    assert "case.json does not say config, method" in fails_with_one_message(capsys, str(case))
+
+
+def test_no_case_is_one_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path}: no reference case here" in fails_with_one_message(capsys, str(tmp_path))
+    assert "nowhere: no reference case here" in fails_with_one_message(capsys, str(tmp_path / "nowhere"))
+    assert "posegen parity FOLDER" in fails_with_one_message(capsys)
