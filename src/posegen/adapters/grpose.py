@@ -1,0 +1,373 @@
+"""GRPose: graphs over the cells of latent and pose features in a trainable copy of the encoder (Yin et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from posegen.adapters.base import Adapter, Official, Paper, State
+from posegen.backbones import ldm_keys as ldm
+from posegen.backbones.base import Backbone, Geometry, Injection, Step
+from posegen.backbones.encoder_copy import EncoderCopy, scaled
+from posegen.data.base import PoseBatch
+from posegen.poses.drawing import PoseDrawing
+
+HUMAN_ART = "table on the GRPose project page, trained on Human-Art"
+LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
+INJECT_RATIOS = (192 / 320, 256 / 640, 384 / 1280, 512 / 1280)  # pose channels to the width of each level, as published on Stable Diffusion
+STEM = 32  # width of the pose encoder at full resolution; it doubles with every halving
+MASK_KERNEL, MASK_SIGMA, BACKGROUND = 13, 3.0, -0.99  # pixels; highest value of a blurred hint that counts as background
+FORMS = ("factorised", "dense")
+PERCEPTIONS = ("off", "logged", "differentiable")
+
+#: Original names within a Progressive Graph Integrator -> those of `PoseGraphBlock`.
+BLOCK = {
+    "in_layers.2": "conv_in", "emb_layers.1": "time", "cond_conv": "pose_in", "out_layers.2": "zero", "skip_connection": "skip",
+    "fuse.latent_conv": "latent_out", "fuse.pose_conv": "pose_out", "fuse.fusion_conv": "fuse",
+    **{
+        f"{old}.{part}": f"{new}.{name}"
+        for old, new in (("gnn_latent", "latent_graph"), ("gnn_pose", "pose_graph"), ("gnn", "joint_graph"))
+        for part, name in (("conv1.0", "embed"), ("conv1.1", "norm"), ("graph_conv.gconv.nn.0", "edges.mix"))
+    },
+}  # fmt: skip
+
+
+class GRPose(Adapter):
+    """The first residual block of each level of the copied encoder is a Progressive Graph Integrator, which reads pose features of its resolution.
+
+    Every cell of a level is a node. One graph convolution runs on the latent nodes, one on the pose nodes, and a third one on their mixture; the graphs
+    join each node with its nearest in feature space and are made anew each time. Residuals of the copy go to the frozen U-Net as in ControlNet.
+    What depends on the pose alone, up to the mixing, is computed once per image.
+
+    The loss weighs the squared error by ``alpha`` where the drawn pose is. The pose perception loss compares what a frozen pose network sees in the
+    predicted clean image and in the training image, weighted by ``perception_weight`` and by the signal power at the timestep:
+
+    ==================== ==============================================================================================================
+    ``perception``
+    ``off``              no such loss, as in the published configurations
+    ``logged``           as in the released code: images truncated to 8 bits and mirrored, no gradient; a constant that is added to the loss
+    ``differentiable``   as in the paper: the gradient goes through the teacher and the decoder to the prediction; images as they are
+    ==================== ==============================================================================================================
+
+    The training image is the batch's, if it has one; otherwise, as in training from cached latents, the decoded clean latents, whose errors of the
+    autoencoder are those of the prediction too.
+
+    Args:
+        style: how poses are drawn.
+        strength: factor of all residuals.
+        k: neighbours of a node, itself usually among them; 1 is a network without neighbours.
+        levels: which levels of the encoder have a graph block, from 0; None is all.
+        inject_channels: channels of the pose features of each level up to the last of ``levels``; None is 192, 256, 384, 512 on Stable Diffusion, and
+            the same share of the width elsewhere.
+        edges: how edge convolutions are computed, ``factorised`` or ``dense``; the results agree, the cost does not.
+        alpha: weight of the squared error on the pose; 1 is the plain loss.
+        perception: see above.
+        perception_weight: of the pose perception loss.
+        teacher: an estimator with differentiable ``feature_maps`` or ``features``, for the perception loss.
+    """
+
+    needs = frozenset({"hint"})
+    paper = Paper(
+        "GRPose: Learning Graph Relations for Human Image Generation with Pose Priors",
+        "arXiv:2408.16540",
+        "XiangchenYin/GRPose@590d1ae0f423",
+        "Apache-2.0",
+        published=(
+            ("Human-Art", "AP", 49.50, HUMAN_ART),
+            ("Human-Art", "CAP", 70.84, HUMAN_ART),
+            ("Human-Art", "PCE", 1.43, HUMAN_ART),
+            ("Human-Art", "FID", 13.76, HUMAN_ART),
+            ("LAION-Human", "AP", 57.01, LAION_HUMAN),
+            ("LAION-Human", "CAP", 67.20, LAION_HUMAN),
+            ("LAION-Human", "PCE", 1.29, LAION_HUMAN),
+            ("LAION-Human", "FID", 6.52, LAION_HUMAN),
+        ),
+    )
+    official = Official(settings={"edges": "dense"}, encodes_every_pass=True, decoder_gradients=True)
+    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
+    beside: ClassVar[Mapping[str, str]] = {
+        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
+        "mmpose_model": "the pose network of the training loss",
+        **ldm.BESIDE,
+    }
+
+    def __init__(
+        self,
+        style: Literal["humansd", "openpose"] = "humansd",
+        strength: float = 1.0,
+        k: int = 9,
+        levels: Sequence[int] | None = None,
+        inject_channels: Sequence[int] | None = None,
+        edges: Literal["factorised", "dense"] = "factorised",
+        alpha: float = 5.0,
+        perception: Literal["off", "logged", "differentiable"] = "off",
+        perception_weight: float = 0.5,
+        teacher: Any = None,
+    ) -> None:
+        super().__init__()
+        if edges not in FORMS:
+            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(FORMS)}")
+        if perception not in PERCEPTIONS:
+            raise ValueError(f"adapter.perception is {perception!r}; expected one of {', '.join(PERCEPTIONS)}")
+        if k < 1:
+            raise ValueError(f"adapter.k is {k}; expected at least 1 neighbour")
+        self.hint = PoseDrawing(style, range=(-1.0, 1.0))
+        self.style, self.strength, self.k, self.levels, self.inject_channels, self.edges = style, strength, k, levels, inject_channels, edges
+        self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
+        object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
+
+    # ---------------------------------------------------------------------------------------------------------------------- network
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        g = backbone.geometry
+        places, channels = self.places(g), self.pose_channels(g)
+        self.pose_encoder = PoseEncoder(channels, g.latent_factor, places)
+        resnets = {level: backbone.unet.down_blocks[level].resnets[0] for level in places}  # type: ignore[index, union-attr]
+        blocks = {level: PoseGraphBlock.replacing(resnet, channels[level], g.norm_groups, self.k, self.edges) for level, resnet in resnets.items()}
+        self.branch = EncoderCopy(backbone.unet, g.latent_factor, replaced={(level, 0): block for level, block in blocks.items()})  # type: ignore[arg-type]
+
+    def places(self, g: Geometry) -> tuple[int, ...]:
+        """The levels that have a graph block.
+
+        Raises:
+            ValueError: the backbone has no such level.
+        """
+        places = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
+        if not places or not set(places) <= set(range(g.levels)):
+            raise ValueError(f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, or null for all")
+        return places
+
+    def pose_channels(self, g: Geometry) -> tuple[int, ...]:
+        """Channels of the pose features, down to the last level that reads them.
+
+        Raises:
+            ValueError: ``inject_channels`` has another length.
+        """
+        count = max(self.places(g)) + 1
+        if self.inject_channels is None:
+            ratios = [INJECT_RATIOS[min(level, len(INJECT_RATIOS) - 1)] for level in range(count)]
+            return tuple(max(8, 8 * round(ratio * width / 8)) for ratio, width in zip(ratios, g.channels, strict=False))
+        if len(self.inject_channels) != count:
+            raise ValueError(f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level down to the last graph block")
+        return tuple(self.inject_channels)
+
+    def block(self, level: int) -> PoseGraphBlock:
+        return self.branch.network.down_blocks[level].resnets[0]
+
+    def encode(self, batch: PoseBatch) -> State:
+        assert batch.hint is not None
+        geometry: Geometry = self.backbone.geometry  # type: ignore[union-attr, assignment]
+        self.check_nodes((batch.hint.shape[-2], batch.hint.shape[-1]), geometry)
+        features = self.pose_encoder(batch.hint)
+        return self.text_state(batch).having(**{f"pose{level}": self.block(level).encode(pose) for level, pose in features.items()})
+
+    def check_nodes(self, size: tuple[int, int], g: Geometry) -> None:
+        """The official program fails where a level has fewer nodes than neighbours; without its quirks the graph is complete there.
+
+        Raises:
+            ValueError: there is such a level, and the method is to be faithful.
+        """
+        for level in self.places(g):
+            height, width = (-(-side // (g.latent_factor * 2**level)) for side in size)
+            if self.faithful and height * width < self.k:
+                raise ValueError(
+                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only {height}x{width} nodes; official weights "
+                    f"expect at least {self.k}: choose a larger data.size, or adapter.k={height * width}"
+                )
+
+    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        poses = {(level, 0): state.conditions[f"pose{level}"] for level in self.places(self.backbone.geometry)}  # type: ignore[union-attr, arg-type]
+        down, mid = self.branch(latents, timesteps, state.text, conditions=poses)
+        down, mid = scaled(down, mid, [self.strength] * (len(down) + 1))
+        return Injection(down=down, mid=mid)
+
+    # ------------------------------------------------------------------------------------------------------------------------- loss
+
+    def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
+        """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        assert batch.hint is not None
+        error = (step.prediction.float() - step.target.float()).square()
+        posed = pose_cells(batch.hint, backbone.geometry.latent_factor)
+        loss = (error * (1 + (self.alpha - 1) * posed)).mean()
+        if self.perception == "off":
+            return {"loss": loss, "plain": error.mean().detach()}
+        if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
+            raise ValueError(f"adapter.perception={self.perception} needs a pose network: adapter.teacher='${{estimator}}'")
+        signal = backbone.alphas_cumprod.to(error.device)[step.timesteps]
+        with torch.set_grad_enabled(self.perception == "differentiable" and torch.is_grad_enabled()):
+            perception = (self.perception_weight * signal * self.perceived(*self.images(step, batch))).mean()
+        return {"loss": loss + perception, "plain": error.mean().detach(), "perception": perception.detach()}
+
+    def images(self, step: Step, batch: PoseBatch) -> tuple[Tensor, Tensor]:
+        """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder's activations are computed again in the backward pass."""
+        backbone: Backbone = self.backbone  # type: ignore[assignment]
+        made = checkpoint(backbone.from_latents, backbone.predict_clean(step).float(), use_reentrant=False)
+        with torch.no_grad():
+            real = batch.images if batch.images is not None else backbone.from_latents(step.clean)
+        return made, real
+
+    def perceived(self, made: Tensor, real: Tensor) -> Tensor:
+        """``[B]`` mean squared difference between what the teacher sees in two sets of images."""
+        teacher: Any = self.teacher
+        if isinstance(teacher, nn.Module):
+            teacher.to(made.device).eval().requires_grad_(False)
+        look = teacher.feature_maps if hasattr(teacher, "feature_maps") else teacher.features
+        pairs = zip(listed(look(self.seen(made))), listed(look(self.seen(real))), strict=True)
+        return torch.stack([(a.float() - b.float()).square().flatten(1).mean(1) for a, b in pairs]).mean(0)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Images as the teacher gets them."""
+        images = images.float().clamp(-1, 1)
+        if self.perception != "logged":
+            return images
+        return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1  # the released code keeps the features of its flip test alone
+
+    # ---------------------------------------------------------------------------------------------------------------------- weights
+
+    def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original program, bare or within a whole model, as ``adapter.*``.
+
+        Raises:
+            UnknownKeys: names the keys that have no place.
+        """
+        prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
+        return ldm.placed(official, prefix, self.table(self.backbone.geometry), "adapter.", self.beside, type(self).__name__)  # type: ignore[union-attr, arg-type]
+
+    def table(self, g: Geometry) -> dict[str, str]:
+        """Original module prefix -> this class's."""
+        table = ldm.control_table(g)
+        table = {old: f"branch.network.{new}" for old, new in table.items() if not old.startswith("input_hint_block.")}
+        for level in self.places(g):
+            original, place = f"input_blocks.{1 + level * (g.layers + 1)}.0.", f"branch.network.down_blocks.{level}.resnets.0."
+            table = {old: new for old, new in table.items() if not old.startswith(original)}
+            table |= {original + old: place + new for old, new in BLOCK.items()}
+        parts = {"pre_extractor": "stem", "extractors": "stages", "zero_convs": "zeros"}
+        return table | {f"pose_encoder.{old}": f"pose_encoder.{new}" for old, new in parts.items()}
+
+
+class PoseEncoder(nn.Module):
+    """Features of the drawn pose at the resolution of each level, a chain of 3x3 convolutions; each leaves through a zero convolution.
+
+    Args:
+        channels: of the features of each level.
+        latent_factor: pixels per cell of the first level.
+        levels: those that read features.
+
+    Raises:
+        ValueError: the latent factor is no power of two above 1.
+    """
+
+    def __init__(self, channels: Sequence[int], latent_factor: int, levels: Collection[int]) -> None:
+        super().__init__()
+        halvings = latent_factor.bit_length() - 1
+        if halvings < 1 or 2**halvings != latent_factor:
+            raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is a power of two from 2 on")
+        widths = [STEM * 2**i for i in range(halvings)]
+        stem = [*conv(3, STEM), *(layer for a, b in pairwise(widths) for layer in (*conv(a, b, 2), *conv(b, b)))]
+        self.stem = nn.Sequential(*stem)
+        self.stages = nn.ModuleList(nn.Sequential(*conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels]))
+        self.zeros = nn.ModuleDict({str(level): zeroed(nn.Conv2d(channels[level], channels[level], 3, padding=1)) for level in levels})
+
+    def forward(self, hint: Tensor) -> dict[int, Tensor]:
+        """``[B, 3, H, W]`` in [-1, 1] to level -> ``[B, C, h, w]``."""
+        x, features = self.stem(hint), {}
+        for level, stage in enumerate(self.stages):
+            x = stage(x)
+            if str(level) in self.zeros:
+                features[level] = self.zeros[str(level)](x)
+        return features
+
+
+class PoseGraphBlock(nn.Module):
+    """The Progressive Graph Integrator, in the place of a residual block.
+
+    With the input x, the time embedding e and the pose features p:
+
+        h = GN(W_in SiLU(x) + W_e SiLU(e))      latent nodes, without an affine map
+        c = GCN_pose(W_c p)                     pose nodes
+        y = W_s x + Z GCN(W [W_l GCN_latent(h) ; W_p c])
+
+    GCN is a `GraphConvolution` on the graph of its own nodes, Z a zero convolution.
+
+    Args:
+        channels: of x and of y.
+        time_dim: of e.
+        pose_channels: of p.
+        groups: of the group normalisation.
+        k: neighbours of a node.
+        edges: form of the edge convolutions.
+    """
+
+    def __init__(self, channels: tuple[int, int], time_dim: int, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]) -> None:
+        from posegen.backbones.pose_graph import GraphConvolution  # brings torch-geometric, seconds that no other method needs to pay
+
+        super().__init__()
+        inputs, width = channels
+        self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
+        self.time = nn.Linear(time_dim, width)
+        self.norm = nn.GroupNorm(groups, width, eps=1e-5, affine=False)
+        self.latent_graph = GraphConvolution(width, k, edges)
+        self.latent_out = nn.Conv2d(width, width, 1)
+        self.pose_in = nn.Conv2d(pose_channels, width, 3, padding=1)
+        self.pose_graph = GraphConvolution(width, k, edges)
+        self.pose_out = nn.Conv2d(width, width, 1)
+        self.fuse = nn.Conv2d(2 * width, width, 1)
+        self.joint_graph = GraphConvolution(width, k, edges)
+        self.zero = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
+
+    @classmethod
+    def replacing(cls, resnet: Any, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]) -> PoseGraphBlock:
+        """A block in the place of diffusers' ``ResnetBlock2D``, with its weights where there are counterparts."""
+        block = cls((resnet.in_channels, resnet.out_channels), resnet.time_emb_proj.in_features, pose_channels, groups, k, edges)
+        block.conv_in.load_state_dict(resnet.conv1.state_dict())
+        block.time.load_state_dict(resnet.time_emb_proj.state_dict())
+        if resnet.conv_shortcut is not None:
+            block.skip.load_state_dict(resnet.conv_shortcut.state_dict())
+        return block
+
+    def encode(self, pose: Tensor) -> Tensor:
+        """The part that depends on the pose alone, W_p c: ``[B, P, h, w]`` to ``[B, C', h, w]``."""
+        return self.pose_out(self.pose_graph(self.pose_in(pose)))
+
+    def forward(self, x: Tensor, time: Tensor, pose: Tensor) -> Tensor:
+        """``[B, C, h, w]`` to ``[B, C', h, w]``, given the embedding ``[B, T]`` and what `encode` returned."""
+        h = self.norm(self.conv_in(F.silu(x)) + self.time(F.silu(time))[:, :, None, None])
+        mixed = self.fuse(torch.cat([self.latent_out(self.latent_graph(h)), pose], dim=1))
+        return self.skip(x) + self.zero(self.joint_graph(mixed))
+
+
+def pose_cells(hint: Tensor, factor: int) -> Tensor:
+    """``[B, 1, h, w]`` 1 in the latent cells that the blurred drawing touches, 0 elsewhere.
+
+    Args:
+        hint: ``[B, 3, H, W]`` in [-1, 1], -1 in the background.
+        factor: pixels per cell.
+    """
+    from torchvision.transforms.functional import gaussian_blur
+
+    with torch.no_grad(), torch.autocast(hint.device.type, enabled=False):  # in half precision the background would not stay -1
+        blurred = gaussian_blur(hint.float(), MASK_KERNEL, MASK_SIGMA).amax(1, keepdim=True)
+        return (F.max_pool2d(blurred, factor) > BACKGROUND).float()
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1), nn.SiLU()
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def listed(maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [maps] if isinstance(maps, Tensor) else maps

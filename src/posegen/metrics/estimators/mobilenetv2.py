@@ -1,0 +1,175 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) as a pose network's trunk, with the weights of mmpose 0.x.
+
+It is the teacher of GRPose's perception loss, there with the weights of mmpose's ``mobilenetv2_coco_512x512``, a bottom-up model whose trunk alone is read.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from posegen.metrics.base import Estimator, Poses
+
+#: Table 2: expansion, channels, blocks and stride of the first block of each stage.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STEM, LAST = 32, 1280
+PREFIXES = ("mmpose_model.backbone.", "backbone.")  # within a whole GRPose model, and within a pose model
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class MobileNetV2(nn.Module, Estimator):
+    """Feature maps of images at strides 2 to 32; modules are named as in mmpose's backbone.
+
+    Args:
+        widen_factor: factor of all widths; of the last convolution only above 1.
+        out_indices: which layers `feature_maps` returns: 0 to 6 are the stages, 7 is the last convolution.
+        bn_eps: epsilon of the batch normalisations.
+        size: images are resized so that their shorter side has this many pixels; None takes them as they are.
+        mean, std: of the training images' channels, RGB in [0, 1].
+    """
+
+    def __init__(
+        self,
+        widen_factor: float = 1.0,
+        out_indices: Sequence[int] = (7,),
+        bn_eps: float = 1e-5,
+        size: int | None = 512,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if not out_indices or not set(out_indices) <= set(range(len(STAGES) + 1)):
+            raise ValueError(f"out_indices is {list(out_indices)}; expected some of the layers 0 to {len(STAGES)}")
+        self.out_indices, self.size = tuple(out_indices), size
+        width = divisible(STEM * widen_factor)
+        self.conv1 = unit(3, width, 3, bn_eps, stride=2)
+        for stage, (expansion, channels, blocks, stride) in enumerate(STAGES, 1):
+            layers = []
+            for block in range(blocks):
+                before, width = width, divisible(channels * widen_factor)
+                layers.append(InvertedResidual(before, width, expansion, stride if block == 0 else 1, bn_eps))
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.conv2 = unit(width, int(LAST * max(1.0, widen_factor)), 1, bn_eps)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_file(
+        cls, path: str | Path, widen_factor: float = 1.0, out_indices: Sequence[int] = (7,), bn_eps: float = 1e-5, size: int | None = 512
+    ) -> MobileNetV2:
+        """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors.
+
+        Args:
+            path: a pose model whose trunk this is; its head is left out. Nothing in the file is run.
+            widen_factor, out_indices, bn_eps, size: as for the class.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it cannot be read, or its weights are of another network.
+        """
+        file = Path(path).expanduser()
+        network = cls(widen_factor, out_indices, bn_eps, size)
+        network.load_trunk(tensors_of(file), str(file))
+        return network.eval().requires_grad_(False)
+
+    def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Takes the trunk's weights out of a whole model's, every one of them accounted for.
+
+        Raises:
+            ValueError: one is missing, unexpected or of another shape; names ``source``.
+        """
+        prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
+        given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        own = self.state_dict()
+        wrong = [f"{key}: missing" for key in own.keys() - given.keys()] + [f"{key}: unexpected" for key in given.keys() - own.keys()]
+        shared = own.keys() & given.keys()
+        wrong += [f"{key}: {list(given[key].shape)} instead of {list(own[key].shape)}" for key in shared if given[key].shape != own[key].shape]
+        if wrong:
+            shown = "; ".join(sorted(wrong)[:3])
+            raise ValueError(
+                f"{source} holds no MobileNetV2 of this size ({shown}, {len(wrong)} in all); take an mmpose model with this trunk and widen_factor"
+            )
+        self.load_state_dict({key: value.to(own[key].dtype) for key, value in given.items()})
+
+    def feature_maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """One ``[B, C, h, w]`` per layer of ``out_indices``; differentiable.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+        """
+        x = self.conv1(self.prepared(images))
+        maps = []
+        for layer in [*(self.get_submodule(f"layer{i}") for i in range(1, len(STAGES) + 1)), self.conv2]:
+            x = layer(x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images in the size and the units that the network was trained with."""
+        if self.size is not None and min(images.shape[-2:]) != self.size:
+            scale = self.size / min(images.shape[-2:])
+            images = F.interpolate(images, [round(side * scale) for side in images.shape[-2:]], mode="bilinear", align_corners=False, antialias=True)
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """``[B, C]`` means of the last of the feature maps."""
+        return self.feature_maps(images)[-1].mean((2, 3))
+
+    def estimate(self, images: Tensor) -> list[Poses]:
+        raise TypeError("MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses; choose another estimator=")
+
+
+def unit(inputs: int, outputs: int, kernel: int, eps: float, stride: int = 1, groups: int = 1, active: bool = True) -> nn.Sequential:
+    """Convolution and batch normalisation under mmcv's names, and ReLU6 where it is not the end of a bottleneck."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    layers: dict[str, nn.Module] = {"conv": conv, "bn": nn.BatchNorm2d(outputs, eps=eps)}
+    return nn.Sequential(OrderedDict(layers | ({"activate": nn.ReLU6()} if active else {})))
+
+
+class InvertedResidual(nn.Module):
+    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear pointwise convolution; a shortcut where the shape allows."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, eps: float) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        expand = [unit(inputs, hidden, 1, eps)] if expansion > 1 else []
+        self.conv = nn.Sequential(*expand, unit(hidden, hidden, 3, eps, stride, groups=hidden), unit(hidden, outputs, 1, eps, active=False))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+def divisible(width: float, by: int = 8, least: float = 0.9) -> int:
+    """The multiple of ``by`` nearest to a width, or the next one where that would take more than a tenth of it."""
+    nearest = max(by, int(width + by / 2) // by * by)
+    return nearest if nearest >= least * width else nearest + by
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, read without running anything it holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds more than plain data and tensors, or holds no tensors.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds, by damage and version
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{file} cannot be read as plain weights ({reason}); nothing in it was run. Fetch it again, or save its state_dict as .safetensors"
+        ) from error
+    inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    tensors = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{file} holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict'")
+    return tensors
