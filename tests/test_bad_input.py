@@ -164,8 +164,9 @@ def test_nan_keypoints(
 
 def test_truncated_weights(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(method, tmp_path / "copy")
-    (copy / "adapter.safetensors").write_bytes((method / "adapter.safetensors").read_bytes()[:500])
-    refused(["sample", *world, f"checkpoint={copy}", f"paths.output={tmp_path}"], capsys, "adapter.safetensors", "damaged")
+    weights = "controlnet/diffusion_pytorch_model.safetensors"
+    (copy / weights).write_bytes((method / weights).read_bytes()[:500])
+    refused(["sample", *world, f"checkpoint={copy}", f"paths.output={tmp_path}"], capsys, weights, "damaged")
 
 
 class Malicious:

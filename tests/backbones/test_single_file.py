@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
 from posegen.backbones import ldm_keys as ldm
@@ -15,8 +17,10 @@ from posegen.backbones import tokens
 from posegen.backbones.base import Geometry
 from posegen.backbones.files import WeightsError
 from posegen.backbones.single_file import unet_geometry, vae_of
+from posegen.backbones.sizes import SIZES, Size, parts_without_weights
 from posegen.backbones.stable_diffusion import StableDiffusion
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
+from tests.tiny import configured
 
 State = dict[str, Tensor]
 MANIFESTS = Path(__file__).parents[3] / "shared/parity"
@@ -92,6 +96,66 @@ def test_the_size_of_the_official_files_is_read_from_their_shapes(name: str) -> 
         vae = vae_of((128, 256, 512, 512), 2)
     named = ldm.vae_tensors(ldm.below(keys, ldm.VAE), ldm.vae_table(4, 2))
     assert not named.unknown and {k: v.shape for k, v in named.tensors.items()} == {k: v.shape for k, v in vae.state_dict().items()}
+
+
+# Without any file.
+
+
+@pytest.mark.parametrize(("name", "manifest", "parameters"), [("sd15", "controlnet", 859_520_964), ("sd21", "humansd", 865_910_724)])
+def test_published_sizes_are_those_of_the_official_files(name: str, manifest: str, parameters: int) -> None:
+    with torch.device("meta"):
+        parts = parts_without_weights(name, SIZES[name])
+    assert sum(p.numel() for p in parts.unet.parameters()) == parameters
+    if not (file := MANIFESTS / f"{manifest}_keys.json").is_file():
+        pytest.skip(f"{file} is not here")
+    keys = {key: torch.empty(shape, device="meta") for key, shape in json.loads(file.read_text())["keys"].items()}
+    unet = ldm.renamed(ldm.below(keys, ldm.UNET), ldm.unet_table(SIZES[name].unet)).tensors
+    vae = ldm.vae_tensors(ldm.below(keys, ldm.VAE), ldm.vae_table(4, 2)).tensors
+    layers = SIZES[name].text["num_hidden_layers"]
+    text = (ldm.clip_tensors(ldm.below(keys, ldm.CLIP)) if name == "sd15" else ldm.open_clip_tensors(ldm.below(keys, ldm.OPEN_CLIP), layers)).tensors
+    for own, official in ((parts.unet, unet), (parts.autoencoder, vae), (parts.text_encoder, text)):
+        shapes = {key: list(value.shape) for key, value in own.state_dict().items()}
+        assert {key: list(value.shape) for key, value in official.items() if key in shapes and key != "conv_in.weight"}.items() <= shapes.items()
+        assert shapes.keys() == official.keys()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_backbone_of_a_published_size_needs_no_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SD1 if name == "sd15" else SD2
+    text = {**SIZES[name].text, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    monkeypatch.setitem(SIZES, name, Size(small, text, SIZES[name].pad, vae=(32, 32, 32, 32)))
+    with configured("train", f"backbone={name}", "backbone.path=null", "backbone.initialise=random", "++backbone.prediction_type=v_prediction") as cfg:
+        one, two = (instantiate(cfg.backbone) for _ in range(2))
+    assert one.geometry == replace(small, prediction_type="v_prediction") and one.weights == two.weights and one.weights.id == name
+    assert torch.equal(one.unet.conv_in.weight, two.unet.conv_in.weight) and one.unet.conv_in.weight.std() > 0
+    assert one.encode_text(["a dancer"]).shape == (1, 77, small.text_dim)
+    with pytest.raises(WeightsError, match=r"backbone\.path is not set.* backbone\.path=null needs backbone\.initialise=random and a published backbone\.size"):
+        StableDiffusion(None, initialise="random")
+    with pytest.raises(ValueError, match=r"backbone\.size is 'sdxl'; expected one of sd15, sd21"):
+        StableDiffusion(None, initialise="random", size="sdxl")  # type: ignore[arg-type]
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder and autoencoder", "file", "file and autoencoder"])
+def test_a_copy_of_what_was_read_is_the_same_backbone(kind: str, tmp_path: Path) -> None:
+    parts, vae = parts_of(SD1), None
+    if "file" in kind:
+        place = write_safetensors(tmp_path / "model.safetensors", original_of(parts, SD1))
+    else:
+        parts.save(place := tmp_path / "sd")
+    if "autoencoder" in kind:
+        parts.autoencoder.save_pretrained(vae := tmp_path / "vae", variant="fp16")
+    read = StableDiffusion(place, autoencoder=vae, prediction_type="v_prediction", id="mine")
+    with torch.no_grad():
+        read.unet.conv_in.weight.zero_()  # whatever an adapter did to it
+    arguments = read.save_source(tmp_path / "copy")
+    paths = {name: tmp_path / "copy" / arguments[name] for name in ("path", "autoencoder") if arguments[name] is not None}
+    again = StableDiffusion(**{**arguments, **paths})
+    assert again.weights == read.weights and again.geometry == read.geometry and again.unet.conv_in.weight.any()
+    with pytest.raises(TypeError, match="backbone untrained was not read from files"):
+        StableDiffusion.from_parts(parts).save_source(tmp_path / "other")
 
 
 def test_a_key_of_no_known_module_is_not_renamed() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -111,7 +113,76 @@ def test_arguments_that_draw_the_pose_come_back(tmp_path: Path, backbone: Stable
         assert vars(type(adapter)(**kwargs).hint) == vars(adapter.hint) and kwargs["style"] == adapter.style
 
 
+# Plain diffusers folders.
+
+
+class TwoControls(Scale):
+    """A method with two of diffusers' ControlNets, of which it has changed a third, and weights of its own."""
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        copies = [ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(8, 8, 8)) for _ in range(3)]
+        copies[2].controlnet_cond_embedding = None
+        self.near, self.far, self.changed = copies
+
+
+def test_every_weight_is_written_once_and_comes_back(tmp_path: Path, backbone: StableDiffusion) -> None:
+    adapter = TwoControls()
+    adapter.attach(backbone)
+    with torch.no_grad():
+        for i, p in enumerate(adapter.parameters()):
+            p.fill_(i)
+    save_method(tmp_path / "method", adapter, backbone)
+    assert {entry.name for entry in (tmp_path / "method").iterdir()} == {"posegen.json", "adapter.safetensors", "controlnet", "controlnet_1"}
+    rest = load_file(tmp_path / "method" / "adapter.safetensors")
+    assert rest.keys() == {key for key in adapter.state_dict() if not key.startswith(("near.", "far."))}
+    plain = ControlNetModel.from_pretrained(tmp_path / "method" / "controlnet_1").state_dict()
+    assert all(torch.equal(value, plain[key]) for key, value in adapter.far.state_dict().items())
+    again = load_method(tmp_path / "method", backbone)
+    assert all(torch.equal(value, adapter.state_dict()[key]) for key, value in again.state_dict().items())
+    for name in ("controlnet_1", "adapter.safetensors"):
+        copy = shutil.copytree(tmp_path / "method", tmp_path / f"without {name}")
+        shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+        with pytest.raises(UserError, match=rf"{name}.* is missing; the method folder is incomplete|does not fit TwoControls: \d+ missing: far\."):
+            load_method(copy, backbone)
+
+
+def test_folders_that_hold_everything_twice_are_still_read(tmp_path: Path, backbone: StableDiffusion) -> None:
+    adapter = TwoControls()
+    adapter.attach(backbone)
+    save_method(tmp_path / "method", adapter, backbone)
+    save_file({key: value.contiguous() for key, value in adapter.state_dict().items()}, tmp_path / "method" / "adapter.safetensors")
+    assert load_method(tmp_path / "method", backbone).state_dict().keys() == adapter.state_dict().keys()
+
+
+# How official weights are used.
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_the_folder_says_whether_official_quirks_are_reproduced(tmp_path: Path, backbone: StableDiffusion, official: bool) -> None:
+    adapter = saved(tmp_path / "method", backbone)
+    adapter.faithful = official
+    save_method(tmp_path / "method", adapter, backbone)
+    other = Scale()
+    other.faithful = not official
+    other.attach(backbone)
+    load_into(other, backbone, tmp_path / "method")
+    assert other.faithful == load_method(tmp_path / "method", backbone).faithful == official
+
+
 # What does not fit.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("unet", [False, True], ids=["adapter", "U-Net"])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, backbone: StableDiffusion, value: float, unet: bool) -> None:
+    saved(tmp_path / "method", backbone, unet=True)
+    file, key = (tmp_path / "method" / UNET, "conv_in.bias") if unet else (tmp_path / "method" / "adapter.safetensors", "factor")
+    tensors = load_file(file)
+    tensors[key].view(-1)[0] = value
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=rf"{file.name} holds NaN or infinity in 1 of \d+ tensors: {key}\. Its training diverged, or it overflowed"):
+        load_method(tmp_path / "method", backbone)
 
 
 def test_weights_of_another_method_are_refused(tmp_path: Path, backbone: StableDiffusion) -> None:

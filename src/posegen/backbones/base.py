@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -142,6 +143,7 @@ class Backbone(nn.Module, ABC):
         geometry: see `Geometry`.
         recipe: which of an adapter's ``recipes`` fits (``published`` for Stable Diffusion, ``mannequin`` for the offline world).
         sample: what is generated; `Adapter.sample` must agree.
+        trains_on: what of a batch is noised in training: cached ``latents``, or ``poses``, which are encoded as they come.
         weights: id and hash of the loaded weights.
         unet: the network that `predict` runs and that adapters may operate on in `Adapter.attach`.
         alphas_cumprod: ``[T]`` cumulative signal power of the noise process.
@@ -150,6 +152,7 @@ class Backbone(nn.Module, ABC):
     geometry: Geometry
     recipe: str
     sample: Literal["image", "pose"]
+    trains_on: Literal["latents", "poses"] = "latents"
     weights: Weights
     unet: nn.Module
     alphas_cumprod: Tensor
@@ -164,11 +167,29 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        """``[B, 3, H, W]`` in [-1, 1] to scaled latents; a posterior is sampled with one generator per image, or its mode taken without them."""
+        """Samples to scaled latents: images ``[B, 3, H, W]`` in [-1, 1], or poses ``[B, 17, 3]`` where ``sample`` says so.
+
+        A posterior is sampled with one generator per image, or its mode taken without them.
+        """
 
     @abstractmethod
     def from_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents to ``[B, 3, H, W]`` in [-1, 1]; differentiable."""
+        """Scaled latents to samples, the inverse of `to_latents`; images are differentiable."""
+
+    def save_source(self, folder: Path) -> dict[str, Any]:
+        """Copies the files that the weights were read from to the new ``folder``, whatever adapters did to the weights since.
+
+        Returns:
+            Constructor arguments that read the same weights from there, with paths relative to ``folder``.
+
+        Raises:
+            TypeError: the weights were not read from files.
+        """
+        raise TypeError(f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a folder and read it from there")
+
+    def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
+        """Which of an official file's keys are those of a plain U-Net, and their names in ``unet``; None for one that has no place there."""
+        return {}
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         """What cached latents or text states depend on; backbones that share an encoder may share them."""

@@ -37,7 +37,7 @@ class UnknownKeys(WeightsError):
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file or of a torch file (``.ckpt``, ``.pth``, ``.pt``, ``.bin``), on the CPU.
+    """The tensors of a ``.safetensors`` file or of a torch file (``.ckpt``, ``.pth``, ``.pt``, ``.bin``), on the CPU; of a model's folder, those of its files.
 
     A torch file is a pickle. It is read by torch's restricted loader and, where objects other than tensors lie beside the weights, by one that
     makes inert placeholders of them; code in the file is never run. The dictionary ``state_dict`` is taken where there is one.
@@ -46,6 +46,8 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, no weight file, or asks to run code.
     """
     file = Path(file)
+    if file.is_dir():
+        return {key: value for part in weight_files(file) for key, value in read_tensors(part).items()}
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; expected weights (.safetensors, .ckpt, .pth, .pt or .bin)")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
@@ -54,6 +56,25 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict'")
     return tensors
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The weight files that are read from a model's folder: safetensors where there are any, full precision where there is a choice.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    for pattern in ("*.safetensors", "*.bin"):
+        found = sorted(f for f in folder.glob(pattern) if "non_ema" not in f.name)
+        full = [f for f in found if ".fp16." not in f.name]
+        if found:
+            return tuple(full or found)
+    raise WeightsError(f"{folder}: no weights (*.safetensors or *.bin) beside config.json; the download is incomplete")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return sorted(key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all()))
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import transformers
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from posegen.backbones.files import WeightsError, first_line, sha256_of
+from posegen.backbones.files import WeightsError, first_line, sha256_of, weight_files
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
@@ -35,6 +36,7 @@ class Parts:
         tokenizer: between prompts and tokens.
         scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
         files: where the weights came from; empty for parts that were never saved.
+        origin: what the weights are a function of, for parts that need neither files nor a look at their tensors to be told apart.
     """
 
     unet: UNet2DConditionModel
@@ -43,10 +45,13 @@ class Parts:
     tokenizer: CLIPTokenizer
     scheduler: dict[str, Any]
     files: tuple[Path, ...] = field(default=())
+    origin: str | None = None
 
     @property
     def sha256(self) -> str:
-        """Hash of the weight files, or of the tensors where there are no files."""
+        """Hash of the weight files, or of the origin or the tensors where there are no files."""
+        if self.origin is not None:
+            return hashlib.sha256(self.origin.encode()).hexdigest()
         if self.files:
             return sha256_of(self.files)
         return tensors_hash(self.unet, self.text_encoder, self.autoencoder)
@@ -93,10 +98,40 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
         unet=UNet2DConditionModel.from_config(read_config(unet_folder)) if fresh else read_model(UNet2DConditionModel, unet_folder),
         autoencoder=read_autoencoder(vae_folder),
         text_encoder=CLIPTextModel(CLIPTextConfig(**read_config(text_folder))) if fresh else read_model(CLIPTextModel, text_folder),
-        tokenizer=_read_tokenizer(folder / "tokenizer"),
+        tokenizer=read_tokenizer(folder / "tokenizer"),
         scheduler=read_config(folder / "scheduler", "scheduler_config.json"),
         files=() if fresh else (*weight_files(unet_folder), *weight_files(text_folder), *weight_files(vae_folder)),
     )
+
+
+def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
+    """Copies what `read_folder` or ``read_single_file`` read, byte by byte, so that the copy has the same hash.
+
+    Args:
+        place: the folder in diffusers' layout, or the single file.
+        autoencoder: where the autoencoder was read from instead.
+        target: the folder to write.
+
+    Returns:
+        ``path`` and ``autoencoder`` of the copies, relative to ``target``.
+    """
+    target.mkdir(parents=True)
+    if place.is_dir():
+        for name in FOLDERS:
+            _copy_part(place / name, target / name)
+    else:
+        shutil.copyfile(place, target / place.name)
+    if place.is_dir() or autoencoder is not None:
+        _copy_part(autoencoder_folder(autoencoder or place), target / "vae")
+    return {"path": ".", "autoencoder": None} if place.is_dir() else {"path": place.name, "autoencoder": "vae" if autoencoder else None}
+
+
+def _copy_part(folder: Path, target: Path) -> None:
+    """Copies a part's configuration or vocabulary and, where it is a model, the weights that are read."""
+    target.mkdir()
+    weights = weight_files(folder) if (folder / "config.json").is_file() else ()
+    for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *weights):
+        shutil.copyfile(file, target / file.name)
 
 
 def autoencoder_folder(folder: Path) -> Path:
@@ -148,6 +183,8 @@ def read_model(cls: type[Model], folder: Path) -> Model:
     ]
     if problems:
         raise WeightsError(f"{folder}: the weights do not fit config.json of this {cls.__name__}: {'; '.join(problems)}")
+    if issubclass(cls, ModelMixin):
+        model.register_to_config(_name_or_path="")  # or every copy that is saved would name the folder on this machine
     return model
 
 
@@ -178,21 +215,12 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
         raise WeightsError(f"{file}: not json ({error}); fetch or write it again") from error
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files that are read from a model's folder: safetensors where there are any, full precision where there is a choice.
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``.
 
     Raises:
-        WeightsError: there are none.
+        WeightsError: it is missing or damaged.
     """
-    for pattern in ("*.safetensors", "*.bin"):
-        found = sorted(f for f in folder.glob(pattern) if "non_ema" not in f.name)
-        full = [f for f in found if ".fp16." not in f.name]
-        if found:
-            return tuple(full or found)
-    raise WeightsError(f"{folder}: no weights (*.safetensors or *.bin) beside config.json; the download is incomplete")
-
-
-def _read_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         if (pad := tokenizer.pad_token) != tokenizer.eos_token:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +11,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Geometry, Injection, Weights
 from posegen.backbones.files import WeightsError
-from posegen.backbones.folder import Parts, read_folder, tensors_hash
+from posegen.backbones.folder import Parts, copy_source, read_folder, tensors_hash
 from posegen.backbones.single_file import read_single_file
+from posegen.backbones.sizes import SIZES, parts_without_weights
 
 HUB = "hub:"
 
@@ -24,12 +26,13 @@ class StableDiffusion(Backbone):
 
     Args:
         path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or ``hub:owner/name``, the only form that
-            may download.
+            may download. None where random weights of a published ``size`` are wanted, which need no files.
         autoencoder: folder of another autoencoder than the one in ``path``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
         initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the autoencoder stays).
         id: name of the weights in tables and records; the folder's or file's name where it is None.
         prediction_type: overrides what the scheduler's configuration says; single files say nothing and mean ``epsilon``.
+        size: what is built where ``path`` is None and ``initialise`` is ``random``: U-Net, autoencoder and text tower of ``sd15`` or ``sd21``.
 
     Attributes:
         autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
@@ -42,6 +45,7 @@ class StableDiffusion(Backbone):
     """
 
     sample: Literal["image", "pose"] = "image"
+    _source: tuple[Path, Path | None] | None = None  # the files that were read: folder or single file, and another autoencoder
 
     def __init__(
         self,
@@ -51,17 +55,25 @@ class StableDiffusion(Backbone):
         initialise: Literal["pretrained", "random"] = "pretrained",
         id: str | None = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+        size: Literal["sd15", "sd21"] | None = None,
     ):
         super().__init__()
         if initialise not in ("pretrained", "random"):
             raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
-        place = _resolve(path)
-        vae = Path(autoencoder).expanduser() if autoencoder is not None else None
-        read = read_folder if place.is_dir() else read_single_file
-        parts = read(place, vae, fresh=initialise == "random")
+        if size is not None and size not in SIZES:
+            raise ValueError(f"backbone.size is {size!r}; expected one of {', '.join(SIZES)}")
+        if path is None and initialise == "random" and size is not None:
+            parts, name = parts_without_weights(size, SIZES[size]), str(size)
+        else:
+            place = resolve(path)
+            vae = Path(autoencoder).expanduser() if autoencoder is not None else None
+            read = read_folder if place.is_dir() else read_single_file
+            parts, name = read(place, vae, fresh=initialise == "random"), place.stem
+            if initialise == "pretrained":
+                self._source = place, vae
         if prediction_type is not None:
             parts.scheduler = {**parts.scheduler, "prediction_type": prediction_type}
-        self._assemble(parts, recipe, id or place.stem)
+        self._assemble(parts, recipe, id or name)
 
     @classmethod
     def from_parts(cls, parts: Parts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
@@ -82,14 +94,18 @@ class StableDiffusion(Backbone):
         if noise.config.prediction_type not in ("epsilon", "v_prediction"):
             raise WeightsError(f"backbone {id}: its scheduler has prediction_type {noise.config.prediction_type!r}; expected epsilon or v_prediction")
         self.register_buffer("alphas_cumprod", noise.alphas_cumprod.float(), persistent=False)
-        self.geometry = Geometry.from_diffusers(self.unet.config, latent_factor(self.autoencoder.config), noise.config.prediction_type)
+        self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1], noise.config.prediction_type)
         self._check_fit(id)
         self.weights = Weights(id, parts.sha256, {"prediction_type": self.geometry.prediction_type, "recipe": recipe})
         self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.eval()
 
+    def _latents(self) -> tuple[int, int]:
+        """(channels, pixels per cell) of the latents."""
+        return self.autoencoder.config.latent_channels, latent_factor(self.autoencoder.config)
+
     def _check_fit(self, id: str) -> None:
-        unet, latent, text = self.unet.config, self.autoencoder.config.latent_channels, self.text_encoder.config.hidden_size
+        unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             raise WeightsError(
                 f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the autoencoder makes {latent}; "
@@ -109,6 +125,16 @@ class StableDiffusion(Backbone):
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder, which no posegen task trains together with the rest, in diffusers' layout."""
         self.parts.save(Path(folder), autoencoder=False)
+
+    def save_source(self, folder: Path) -> dict[str, Any]:
+        if self._source is None:
+            return super().save_source(folder)
+        arguments: dict[str, Any] = {**copy_source(*self._source, folder), "recipe": self.recipe, "id": self.weights.id}
+        return {**arguments, "prediction_type": self.geometry.prediction_type}
+
+    def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
+        table = ldm.unet_table(self.geometry)
+        return {key: ldm.rename(key.removeprefix(ldm.UNET), table) for key in official if key.startswith(ldm.UNET)}
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         if of == "latents":
@@ -200,7 +226,7 @@ def _adding(feature: Tensor) -> Any:
     return add
 
 
-def _resolve(path: str | Path | None) -> Path:
+def resolve(path: str | Path | None) -> Path:
     """The folder or file that ``path`` means.
 
     Raises:
@@ -208,7 +234,8 @@ def _resolve(path: str | Path | None) -> Path:
     """
     expected = (
         "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ tokenizer/ scheduler/), "
-        "an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is downloaded unless you say so"
+        "an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is downloaded unless you say so. "
+        "backbone.path=null needs backbone.initialise=random and a published backbone.size"
     )
     if path is None:
         raise WeightsError(f"backbone.path is not set. {expected}")
