@@ -47,6 +47,24 @@ def test_guidance_is_the_weighted_sum_of_the_branches(parts: Parts) -> None:
     assert torch.allclose(three - two, two - one, atol=1e-4)
 
 
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_skipped_steps_are_the_first(parts: Parts, scheduler: str) -> None:
+    from posegen.runner.sampler import Sampler
+
+    def visited(skip: int) -> list[float]:
+        """The timesteps at which the U-Net is asked."""
+        seen: list[float] = []
+        hook = parts.backbone.unet.register_forward_pre_hook(lambda _module, inputs: seen.append(float(inputs[1][0])))
+        latents = Sampler(scheduler, steps=4, skip=skip).latents(parts.adapter, parts.backbone, batch_of(parts, parts.adapter, range(2)))
+        hook.remove()
+        assert latents.isfinite().all()
+        return seen
+
+    assert len(visited(0)) == 4 and visited(1) == visited(0)[1:]
+    with pytest.raises(ValueError, match=r"sampler.skip is 4; expected 0 or more, and less than sampler.steps \(4\)"):
+        Sampler(steps=4, skip=4)
+
+
 def test_pictures_that_exist_are_not_made_again(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(parts, parts.adapter, tmp_path)
     made = {i: read_png(picture(tmp_path / "samples", i)) for i in range(6)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +28,26 @@ class Sampler:
         eta: noise added per step, for schedulers that take it (0: deterministic).
         negative_prompt: what the guidance points away from.
         batch: images per batch.
+        skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
+
+    Raises:
+        ValueError: no step is left.
     """
 
     def __init__(
-        self, scheduler: str = "DDIMScheduler", steps: int = 20, guidance: float = 2.0, eta: float = 0.0, negative_prompt: str = "", batch: int = 50
+        self,
+        scheduler: str = "DDIMScheduler",
+        steps: int = 20,
+        guidance: float = 2.0,
+        eta: float = 0.0,
+        negative_prompt: str = "",
+        batch: int = 50,
+        skip: int = 0,
     ) -> None:
+        if skip and not 0 < skip < steps:
+            raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
         self.scheduler, self.steps, self.guidance, self.eta, self.negative_prompt, self.batch = scheduler, steps, guidance, eta, negative_prompt, batch
+        self.skip = skip
 
     @torch.inference_mode()
     def __call__(self, adapter: Adapter, batch: PoseBatch) -> Tensor:
@@ -40,25 +57,48 @@ class Sampler:
 
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch) -> Tensor:
         """Denoised latents ``[B, c, h, w]``."""
+        return deque(self.denoising(adapter, backbone, batch), maxlen=1).pop()
+
+    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch) -> Iterator[Tensor]:
+        """The latents ``[B, c, h, w]`` after every step; what does not change from step to step is computed, and moved to the device, before the first."""
         scheduler = self.build(backbone)
         weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
         state = State.cat(states)
         latents = batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.device) * scheduler.init_noise_sigma
-        extra: dict[str, Any] = {"eta": self.eta} if self.scheduler == "DDIMScheduler" else {}
-        if self.eta:
-            extra["generator"] = batch.generators("steps")
-        for timestep in scheduler.timesteps:
-            repeated = scheduler.scale_model_input(latents, timestep).repeat(len(weights), 1, 1, 1)
-            timesteps = timestep.repeat(len(repeated)).to(latents.device)
-            prediction = backbone.predict(repeated, timesteps, state.text, adapter.inject(state, repeated, timesteps))
-            guided = sum(w * p for w, p in zip(weights, prediction.float().chunk(len(weights)), strict=True))
+        accepted = inspect.signature(scheduler.step).parameters
+        extra = {name: value for name, value in (("eta", self.eta), ("generator", batch.generators("steps"))) if name in accepted}
+        schedule = scheduler.timesteps[self.skip * scheduler.order :]
+        for timestep, now in zip(schedule, schedule.to(latents.device), strict=True):  # the scheduler computes with numbers of the host
+            guided = self.guided(adapter, batch, weights, state, scheduler.scale_model_input(latents, timestep), now)
             latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
-        return latents
+            yield latents
+
+    def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The weighted sum ``[B, c, h, w]`` of the branches' predictions, all of them one batch; ``state`` holds the branches one after another."""
+        return weighted(predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), timestep), weights)
 
     def build(self, backbone: Backbone) -> Any:
         """The diffusers scheduler, set to ``steps``."""
+        scheduler = self.unset(backbone)
+        scheduler.set_timesteps(self.steps)
+        if self.skip and hasattr(scheduler, "set_begin_index"):  # schedulers that count their steps
+            scheduler.set_begin_index(self.skip * scheduler.order)
+        return scheduler
+
+    def unset(self, backbone: Backbone) -> Any:
+        """The diffusers scheduler, before its steps are set."""
         import diffusers
 
-        scheduler = getattr(diffusers, self.scheduler).from_config(backbone.scheduler_config)
-        scheduler.set_timesteps(self.steps)
-        return scheduler
+        return getattr(diffusers, self.scheduler).from_config(backbone.scheduler_config)
+
+
+def predicted(adapter: Adapter, state: State, latents: Tensor, timestep: Tensor) -> Tensor:
+    """One pass of the backbone ``[B, c, h, w]`` under the method's influence, at one timestep for the whole batch."""
+    backbone: Backbone = adapter.backbone  # type: ignore[assignment]
+    timesteps = timestep.expand(len(latents))
+    return backbone.predict(latents, timesteps, state.text, adapter.inject(state, latents, timesteps))
+
+
+def weighted(predictions: Tensor, weights: Sequence[float]) -> Tensor:
+    """``[n * B, c, h, w]`` predictions of n branches to their weighted sum."""
+    return torch.stack([w * p for w, p in zip(weights, predictions.float().chunk(len(weights)), strict=True)]).sum(0)

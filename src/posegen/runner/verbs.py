@@ -31,5 +31,6 @@ VERBS = {
     "check": Verb("find everything that is wrong with a configuration, without running it", "posegen.runner.check:main", "arguments"),
     "convert": Verb("turn official weights into weights of this project", "posegen.runner.convert:convert", "keys"),
     "parity": Verb("compare methods with tensors of their official implementations", "posegen.parity.command:main", "arguments"),
+    "profile": Verb("measure time, memory, parameters and FLOPs of a method", "posegen.runner.profile:profile"),
     "completion": Verb("print the completion script of a shell", "posegen.runner.completion:main", "arguments"),
 }

@@ -1,0 +1,137 @@
+"""The verb ``posegen profile``: what a method costs, and what it costs less than in the form of its released program."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.runner.errors import UserError
+from posegen.runner.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from posegen.runner.profiling.sides import Phase
+
+Row = dict[str, Any]
+PHASES = ("forward", "train", "sample")
+WHAT = {"forward": "one pass", "train": "training step", "sample": "guided sampling step"}
+
+
+def profile(cfg: DictConfig) -> None:
+    """Measures, prints a table, and writes it as json and csv."""
+    from posegen.runner.cells import provenance
+    from posegen.runner.check import require_valid
+
+    require_valid(cfg)
+    phases = phases_of(cfg)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    rows, notes = (compared if cfg.compare else measured)(config, phases)
+    print("\n".join([*aligned(rows), "", *notes]))
+    settings = {key: value for key, value in config.items() if key not in ("hydra", "paths", "logger", "estimator", "protocol", "data")}
+    out = f"{cfg.out}{'-compared' * cfg.compare}"
+    write_json(Path(f"{out}.json"), {"rows": rows, "notes": notes, "settings": settings, **provenance()})
+    write_text(Path(f"{out}.csv"), csv_text(rows))
+    print(f"\n{out}.json (also .csv)")
+
+
+def phases_of(cfg: DictConfig) -> list[Phase]:
+    """The phases to measure.
+
+    Raises:
+        UserError: there are none, or a setting cannot be used.
+    """
+    method: Any = get_class(cfg.adapter._target_)
+    wanted = list(cfg.phases)
+    if unknown := sorted(set(map(str, wanted)) - set(PHASES)):
+        raise UserError(f"phases={wanted}: {unknown[0]} is no phase; expected some of {', '.join(PHASES)}")
+    least = {"batch": 1, "repeats": 1, "warmup": 0, "size": 1}
+    if wrong := [key for key, value in least.items() if cfg[key] < value]:
+        raise UserError(f"{wrong[0]}={cfg[wrong[0]]}: expected at least {least[wrong[0]]}")
+    if not method.ranked:
+        raise UserError(f"adapter {cfg.method} is a reference row and computes nothing; choose a method with adapter=")
+    possible = [phase for phase in wanted if (phase != "train" or method.trainable) and (phase != "forward" or not cfg.compare)]
+    if not possible:
+        raise UserError(f"phases={wanted}: nothing of that {'can be compared' if cfg.compare else f'is done by adapter {cfg.method}'}; add sample")
+    return possible  # type: ignore[return-value]
+
+
+def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[Row], list[str]]:
+    """One row per phase."""
+    from posegen.runner.profiling.measure import alone, measure_phase
+
+    rows: list[Row] = []
+    found: dict[str, Any] = {}
+    for phase in phases:
+        found = alone(measure_phase, config, phase)
+        seconds, images = min(found["seconds"]), config["batch"]
+        passes = config["sampler"]["steps"] if phase == "sample" else 1
+        rows.append(
+            {
+                "what": WHAT[phase],
+                "ms": 1000 * seconds,
+                "img/s": images / (seconds * passes),
+                "peak MiB": found["memory_mb"],
+                "GFLOP": found["flops"] and found["flops"] / 1e9,
+            }
+        )
+    loop = f"img/s of sampling are of {config['sampler']['steps']} steps, without encoding and decoding"
+    return rows, [*counted(found), *([loop] if "sample" in phases else []), *conditions(config)]
+
+
+def compared(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[Row], list[str]]:
+    """One row per phase, and one for the memory of training: this project, the plain form, and their ratio."""
+    from posegen.runner.profiling.measure import alone, compare_sides, measure_memory
+
+    found = alone(compare_sides, config, list(phases))
+    rows = [faster(WHAT[phase] + ", ms", *(1000 * min(times) for times in facts["seconds"].values())) for phase, facts in found["phases"].items()]
+    if "train" in phases:
+        ours, plain = (alone(measure_memory, config, side) for side in (False, True))
+        rows.append({"what": "peak training memory, MiB", "posegen": ours, "plain": plain, "ratio": ours / plain, "ratio of": "posegen to plain"})
+    notes = [line for side, did in found["notes"].items() for line in (f"{side}:", *(f"  {what}" for what in did))]
+    if (difference := found["phases"].get("sample", {}).get("difference")) is not None:
+        notes.append(f"largest difference of the two sides' latents: {difference:.1e}")
+    return rows, [*notes, *counted(found), *conditions(config)]
+
+
+def faster(what: str, ours: float, plain: float) -> Row:
+    return {"what": what, "posegen": ours, "plain": plain, "ratio": plain / ours, "ratio of": "plain to posegen"}
+
+
+def counted(found: Mapping[str, Any]) -> list[str]:
+    """The numbers of parameters in a line."""
+    unet, adapter, trained = (f"{found[f'{name}_parameters'] / 1e6:.2f} M" for name in ("unet", "adapter", "trained"))
+    return [f"parameters: U-Net {unet}, adapter {adapter}, trained {trained}"]
+
+
+def conditions(config: Mapping[str, Any]) -> list[str]:
+    """Under what the numbers hold."""
+    t = config["trainer"]
+    flags = [name for name in ("channels_last", "compile", "checkpointing") if t[name]]
+    facts = [f"{config['size']} px", f"batch {config['batch']}", t["precision"], f"{t['threads']} CPU thread(s)", *flags]
+    return [f"adapter {config['method']} on backbone {config['backbone_name']}: {', '.join(facts)}; the best of {config['repeats']}"]
+
+
+def aligned(rows: Sequence[Row]) -> list[str]:
+    """Rows as text columns."""
+    grid = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
+    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in grid]
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 3}f}"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""What `posegen profile` measures, and how."""
