@@ -40,6 +40,13 @@ def make_world(folder: Path) -> list[str]:
     ]
 
 
+def making(sample: str, world: list[str]) -> list[str]:
+    """The overrides of `make_world` for a backbone that generates images or poses."""
+    if sample == "image":
+        return world
+    return ["backbone=mannequin_pose", *(override for override in world if not override.startswith("backbone.autoencoder"))]
+
+
 @contextmanager
 def configured(verb: str, *overrides: str) -> Iterator[DictConfig]:
     """The configuration of a verb, as its function gets it."""

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posegen.poses.frame import Square, into
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -53,6 +55,33 @@ class Sample:
         if self.image is None:
             raise ValueError(f"sample {self.id} has no image, only a pose; use a data set with images here")
         return to_tensor(self.image)
+
+    @property
+    def main(self) -> int | None:
+        """The person that a model of single poses is about: the largest by visible area; None where nobody is labelled."""
+        labelled = (self.keypoints[..., 2] > 0).any(-1)
+        return int(np.where(labelled, self.areas, -1.0).argmax()) if labelled.any() else None
+
+    @property
+    def about_main(self) -> dict[str, Any]:
+        """The attributes of the main person: of those with one entry per person, its own."""
+        own, many = self.main, len(self.keypoints)
+        return {k: v[own] if own is not None and isinstance(v, tuple | list) and len(v) == many else v for k, v in self.attributes.items()}
+
+    @property
+    def pose(self) -> Tensor:
+        """The main person ``[17, 3] float32`` in a square of its own, with a margin (see `posegen.poses.frame.into`); zeros where nobody is labelled."""
+        if self.main is None:
+            return torch.zeros(17, 3)
+        person = self.keypoints[self.main]
+        square = Square.around(person)
+        assert square is not None
+        return torch.from_numpy(into(square, person)).float()
+
+    @property
+    def encodable(self) -> Tensor:
+        """What a pose backbone is trained on: the pose, or the maps of a data set that stores maps."""
+        return self.pose
 
 
 class PoseData(ABC):
@@ -103,6 +132,7 @@ class PoseBatch:
         seed: the run's seed; with ``visit`` and an id it fixes all random numbers of an image.
         visit: how often the images were seen before (the epoch in training, 0 in sampling).
         images: ``[B, 3, H, W]`` in [-1, 1].
+        poses: ``[B, 17, 3]`` or ``[B, 17, H, W]``, see `Sample.encodable`.
         twins: ``[B, 3, H, W]`` other images of the same captions.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
@@ -110,6 +140,7 @@ class PoseBatch:
         negative_text: ``[1, L, D]`` text states of the negative prompt.
         attributes: B mappings, as in `Sample`.
         areas: B arrays ``[P_i]``.
+        population: the samples of the training split, without their images.
     """
 
     ids: Sequence[str]
@@ -119,6 +150,7 @@ class PoseBatch:
     seed: int = 0
     visit: int = 0
     images: Tensor | None = None
+    poses: Tensor | None = None
     twins: Tensor | None = None
     hint: Tensor | None = None
     latents: Tensor | None = None
@@ -126,6 +158,7 @@ class PoseBatch:
     negative_text: Tensor | None = None
     attributes: Sequence[Mapping[str, Any]] = ()
     areas: Sequence[np.ndarray] = ()
+    population: Sequence[Sample] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +25,16 @@ class Protocol:
         version: raise it whenever a value changes for the same images.
         resamples: bootstrap resamples of the intervals.
         level: probability inside an interval.
+
+    Attributes:
+        sample: what is judged; `Backbone.sample` must agree.
+        draws: samples that are generated, and judged together, per caption.
+        note: what a table's caption says about the columns.
     """
+
+    sample: Literal["image", "pose"] = "image"
+    draws: int = 1
+    note: str = "Distances are in the features of the judge and are no FID."
 
     def __init__(self, metrics: Sequence[Metric], name: str = "corrected", version: int = 1, resamples: int = 1000, level: float = 0.95) -> None:
         self.metrics, self.name, self.version, self.resamples, self.level = list(metrics), name, version, resamples, level
@@ -96,7 +106,7 @@ class Protocol:
 
         Args:
             estimator: the judge.
-            images: ``[B, 3, H, W]`` in [-1, 1].
+            images: ``[B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
             samples: the B targets, with keypoints on the images' pixels.
         """
         found = estimator.examine(images)

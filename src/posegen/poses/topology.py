@@ -13,6 +13,8 @@ COCO_LIMBS = (
     (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7), (6, 8), (7, 9), (8, 10), (5, 11), (6, 12), (11, 13), (12, 14), (13, 15), (14, 16),
 )  # fmt: skip
 COCO_BARS = ((5, 6), (11, 12))
+# The skeleton of GUNet and of COCO's own annotations: with bars, and no line from an ear to a shoulder, which is no bone.
+COCO_BONES = tuple(sorted({*COCO_LIMBS, *COCO_BARS} - {(3, 5), (4, 6)}))
 # Per-joint spread of the object keypoint similarity: OKS = exp(-d^2 / (2 area (2 sigma)^2)).
 COCO_SIGMAS = np.array([0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089])
 COCO_LEFT = (1, 3, 5, 7, 9, 11, 13, 15)

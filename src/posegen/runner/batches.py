@@ -24,7 +24,7 @@ class Needs:
     """What a task wants in its batches.
 
     Attributes:
-        fields: names of optional `PoseBatch` fields: ``images``, ``twins``, ``hint``, ``latents``, ``text``.
+        fields: names of optional `PoseBatch` fields: ``images``, ``poses``, ``twins``, ``hint``, ``latents``, ``text``.
         hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
         latents: ``[N, c, h, w]`` cached latents of the whole split.
         text: index -> cached text states.
@@ -44,6 +44,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     size = samples[0].size
     images = torch.stack([s.tensor for s in samples]) if "images" in needs.fields else None
     twins = torch.stack([data.twin(i).tensor for i in indices]) if "twins" in needs.fields else None
+    poses = torch.stack([s.encodable for s in samples]) if "poses" in needs.fields else None
     hint = None
     if needs.hint is not None:
         hint = torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))
@@ -56,6 +57,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         seed=seed,
         visit=visit,
         images=images,
+        poses=poses,
         twins=twins,
         hint=hint,
         latents=latents,

@@ -45,6 +45,8 @@ HELP = """Check a configuration without loading any weights; tells everything th
 INPUT = re.compile(r"(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
+#: Verbs that judge what was generated.
+JUDGING = ("evaluate", "benchmark")
 Known = Mapping[str, Mapping[str, Option]]
 
 
@@ -65,6 +67,8 @@ def validate(cfg: DictConfig, request: Request | None = None) -> list[Problem]:
     for key, node in nodes.targets(cfg):
         problems += nodes.signature(key, node)
     problems += [*files(cfg), *recipes(cfg), *compatible(cfg)]
+    if request and request.name in JUDGING:
+        problems += judgeable(cfg)
     placed = [_placed(problem, request, known) for problem in problems]
     return list({str(problem): problem for problem in placed}.values())
 
@@ -159,6 +163,14 @@ def compatible(cfg: DictConfig) -> list[Problem]:
             problems.append(Problem(f"data.{split}", f"{adapter.__name__} needs a second image of each caption, which {data.__name__} cannot make"))
         problems += _sizes(f"data.{split}", node, factor)
     return problems
+
+
+def judgeable(cfg: DictConfig) -> list[Problem]:
+    """A protocol that judges something else than the backbone generates."""
+    made, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
+    if not made or not judged or made == judged:
+        return []
+    return [Problem("protocol", f"it judges {judged}s and the backbone generates {made}s; choose another protocol=")]
 
 
 def _class(cfg: DictConfig, group: str) -> Any:

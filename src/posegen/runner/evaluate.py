@@ -5,15 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cells import digest, identity, locked
 from posegen.runner.parts import Parts
-from posegen.runner.pictures import SHOWN, picture, read_png, triple, write_png
+from posegen.runner.pictures import SHOWN, picture, read_png, write_png
 from posegen.runner.progress import Progress
-from posegen.runner.sample import read_images, sampled
+from posegen.runner.sample import sampled
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -32,11 +31,11 @@ def judge(parts: Parts, folder: Path) -> None:
     data, judged = parts.data("test"), []
     with Progress(folder, "judge", len(data), 0, "img", parts.cfg.trainer.progress) as progress:
         for rows in fixed_batches(len(data), parts.sampler.batch):
-            found = parts.protocol.judge(parts.estimator, read_images(folder / "samples", rows), [data[i] for i in rows])
+            found = parts.protocol.judge(parts.estimator, parts.kind.read(folder / "samples", rows), [data[i] for i in rows])
             for i, judgement in zip(rows, found, strict=True):
                 if i < SHOWN:
                     sample = read_png(picture(folder / "samples", i))
-                    write_png(picture(folder / "judged", i), triple(sample, judgement.keypoints, judgement.found))
+                    write_png(picture(folder / "judged", i), parts.kind.shown(sample, judgement))
             judged += found
             progress.update(len(rows))
     parts.protocol.write(folder, parts.protocol.records(judged))
@@ -56,6 +55,6 @@ def reference(parts: Parts) -> Path:
         if not (folder / "records.csv").is_file():
             for rows in fixed_batches(len(data), parts.sampler.batch):
                 samples = [data[i] for i in rows]
-                judged += parts.protocol.judge(parts.estimator, torch.stack([s.tensor for s in samples]), samples)
+                judged += parts.protocol.judge(parts.estimator, parts.kind.real(samples), samples)
             parts.protocol.write(folder, parts.protocol.records(judged))
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from posegen.runner.recipe import Recipe
 if TYPE_CHECKING:
     from posegen.adapters.base import Adapter
     from posegen.backbones.base import Backbone
-    from posegen.data.base import PoseData
+    from posegen.data.base import PoseData, Sample
     from posegen.metrics.base import Estimator
     from posegen.metrics.protocol import Protocol
+    from posegen.runner.kinds import Kind
     from posegen.runner.sampler import Sampler
 
 
@@ -33,6 +35,9 @@ class Parts:
 
     @cached_property
     def backbone(self) -> Backbone:
+        import torch
+
+        torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
         return instantiate(self.cfg.backbone, _convert_="all")
 
     @cached_property
@@ -49,9 +54,10 @@ class Parts:
         """The adapter, attached to the backbone and in its initial state."""
         import torch
 
+        adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
-        self.bare_adapter.attach(self.backbone)
-        return self.bare_adapter
+        adapter.attach(self.backbone)
+        return adapter
 
     def data(self, split: str) -> PoseData:
         if split not in self._data:
@@ -59,6 +65,19 @@ class Parts:
                 raise UserError(f"data has no split {split!r}; it has {sorted(map(str, self.cfg.data))}")
             self._data[split] = instantiate(self.cfg.data[split], _convert_="all")
         return self._data[split]
+
+    @cached_property
+    def population(self) -> list[Sample]:
+        """The training split without its images: what a method may know of the world before it is asked."""
+        data = self.data("train")
+        return [replace(data[i], image=None) for i in range(len(data))]
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the backbone generates."""
+        from posegen.runner.kinds import KINDS
+
+        return KINDS[self.backbone.sample]
 
     @cached_property
     def sampler(self) -> Sampler:

@@ -13,27 +13,32 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from posegen.adapters.base import Adapter
-from posegen.data.base import PoseBatch, to_tensor, to_uint8
+from posegen.data.base import PoseBatch
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.cells import Cell
 from posegen.runner.files import write_text
 from posegen.runner.parts import Parts
-from posegen.runner.pictures import SHOWN, picture, read_png, write_png
+from posegen.runner.pictures import SHOWN
 from posegen.runner.progress import Progress
 
 
 def sample(cfg: DictConfig) -> None:
-    """The verb ``posegen sample``: generates the images of ``data.test`` with a trained method."""
-    print(sampled(cfg).folder / "samples")
+    """The verb ``posegen sample``: generates the images of ``data.test``, or of a prompt, with a trained method."""
+    from posegen.runner.ask import look
+
+    cell = sampled(cfg, *([look] if cfg.prompt is not None else []))
+    print(cell.folder / "samples")
 
 
 def sampled(cfg: DictConfig, *more: Callable[[Parts, Path], None]) -> Cell:
     """The cell of a configuration, after sampling with its checkpoint and whatever ``more`` is to be done with the pictures."""
+    from posegen.runner.ask import ask
     from posegen.runner.check import require_valid
     from posegen.runner.checkpoints import find_checkpoint, load_into
     from posegen.runner.train import prepare_threads
 
     require_valid(cfg)
+    ask(cfg)
     method: Any = get_class(cfg.adapter._target_)
     if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"
         cfg.checkpoint = str(find_checkpoint(cfg))
@@ -50,13 +55,13 @@ def sampled(cfg: DictConfig, *more: Callable[[Parts, Path], None]) -> Cell:
 
 
 def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
-    """Writes ``folder/samples/<index>.png`` for every image of the test split; whole batches that exist are not made again."""
+    """Writes the samples of every caption of the test split to ``folder/samples``; whole batches that exist are not made again."""
     from posegen.runner.train import note_costs
 
     data, sampler, out = parts.data("test"), parts.sampler, folder / "samples"
     data.prepare()
     batches = fixed_batches(len(data), sampler.batch)
-    missing = [rows for rows in batches if not all(picture(out, i).is_file() for i in rows)]
+    missing = [rows for rows in batches if not all(parts.kind.kept(out, i) for i in rows)]
     if not missing:
         return
     done = len(data) - sum(map(len, missing))
@@ -66,14 +71,14 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
         for rows in missing:
             batch = batch_of(parts, adapter, rows)
             start = time.perf_counter()
-            images = to_uint8(adapter.generate(batch, sampler))
+            draws = torch.stack([adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)], 1)
             spent += time.perf_counter() - start
-            for i, image in zip(rows, images, strict=True):
-                write_png(picture(out, i), image)
+            for i, drawn in zip(rows, draws, strict=True):
+                parts.kind.write(out, i, drawn, batch.size)
             progress.update(len(rows))
     write_text(out / "prompts.txt", "".join(f"{data[i].prompt}\n" for i in range(min(SHOWN, len(data)))))
     if adapter.ranked:  # a reference row only reads its pictures
-        note_costs(folder, sample_images_per_s=round((len(data) - done) / spent, 3))
+        note_costs(folder, sample_images_per_s=round((len(data) - done) * parts.protocol.draws / spent, 3))
 
 
 def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -> PoseBatch:
@@ -83,9 +88,5 @@ def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -
     with torch.no_grad():
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
-    return replace(batch, text=text, negative_text=negative).to(next(parts.backbone.parameters()).device)
-
-
-def read_images(folder: Path, rows: range) -> torch.Tensor:
-    """``[B, 3, H, W]`` in [-1, 1]."""
-    return torch.stack([to_tensor(read_png(picture(folder, i))) for i in rows])
+    population = parts.population if "population" in adapter.needs else None
+    return replace(batch, text=text, negative_text=negative, population=population).to(next(parts.backbone.parameters()).device)

@@ -227,7 +227,7 @@ def caption(protocol: Any, rows: Sequence[Row]) -> str:
     over = "images only (one seed: differences between trainings are not in them)" if seeds <= {1} else "seeds and images"
     return (
         f"Protocol {protocol.name} v{protocol.version}, {span} images; {protocol.level:.0%} bootstrap intervals over {over}. "
-        "Distances are in the features of the judge and are no FID. Reference rows are bounds and are not ranked."
+        f"{protocol.note} Reference rows are bounds and are not ranked."
     )
 
 
@@ -258,5 +258,5 @@ def latex_text(text: str) -> str:
 
 def terminal_row(row: Row) -> str:
     """One row as lines of ``name value [low, high]``."""
-    names = [name for name in HEADLINE if name in row]
+    names = [name for name in HEADLINE if name in row] or [name for name in row if f"{name}_lo" in row]
     return "\n".join(f"{name:>20}  {interval_text(row, name)}" for name in names)

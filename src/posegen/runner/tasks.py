@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from posegen.backbones.base import Backbone, Injection, Step
@@ -88,13 +89,18 @@ class DiffusionTask(Task):
             inject: ``(noisy, timesteps) -> Injection``.
         """
         with torch.no_grad():
-            clean = batch.latents if batch.latents is not None else self.backbone.to_latents(batch.images, batch.generators("posterior"))
+            clean = batch.latents if batch.latents is not None else self.encoded(batch)
             noise = batch.randn("noise", clean.shape[1:]).to(clean)
             timesteps = (batch.rand("timesteps") * len(self.backbone.alphas_cumprod)).long().to(clean.device)
             noisy = self.backbone.add_noise(clean, noise, timesteps)
             target = self.backbone.target(clean, noise, timesteps)
         prediction = self.backbone.predict(noisy, timesteps, text, inject(noisy, timesteps))
         return Step(prediction, target, noisy, clean, noise, timesteps)
+
+    def encoded(self, batch: PoseBatch) -> Tensor:
+        """Clean latents of a batch that brings none."""
+        samples = batch.images if self.backbone.sample == "image" else batch.poses
+        return self.backbone.to_latents(samples, batch.generators("posterior"))
 
     def keep_text(self, batch: PoseBatch) -> Tensor:
         """``[B]`` true where the text is kept in this step."""
@@ -107,7 +113,7 @@ class AdapterTask(DiffusionTask):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.adapter, self.backbone = parts.adapter, parts.backbone
-        self.needs = frozenset({"latents", "text"}) | self.adapter.needs
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.needs
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
@@ -117,7 +123,7 @@ class AdapterTask(DiffusionTask):
     def export(self, folder: Path) -> None:
         from posegen.runner.checkpoints import save_method
 
-        save_method(folder, self.adapter, self.backbone)
+        save_method(folder, self.adapter, self.backbone, sampler=OmegaConf.to_container(self.parts.cfg.sampler, resolve=True))
 
 
 class TextToImageTask(DiffusionTask):

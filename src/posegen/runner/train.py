@@ -82,7 +82,7 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
     data.prepare()
     batches = StepBatches(data, needs_of(task, parts), cfg.optim.batch // cfg.optim.accumulate, cfg.seed, start * cfg.optim.accumulate)
     callbacks: list[Callback] = [ema, Saver(checkpoint, t.save_every), Reporter(folder, t.steps, start, cfg.optim.batch, t.progress)]
-    if t.validate_every and isinstance(task, AdapterTask):
+    if t.validate_every and isinstance(task, AdapterTask) and judgeable(parts):
         from posegen.runner.validation import LivePoseAccuracy
 
         callbacks.append(LivePoseAccuracy(parts, ema, folder, t.validate_every, t.validate_images))
@@ -111,6 +111,14 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
         raise KeyboardInterrupt
 
 
+def judgeable(parts: Parts) -> bool:
+    """Whether the protocol can judge what the backbone generates; says so where it cannot."""
+    made, judged = parts.backbone.sample, parts.protocol.sample
+    if made != judged:
+        print(f"no live curve: the backbone generates {made}s and protocol={parts.protocol.name} judges {judged}s", flush=True)
+    return made == judged
+
+
 def start_step(checkpoint: Path) -> int:
     """The optimiser step of a checkpoint, 0 without one."""
     if not checkpoint.is_file():
@@ -132,8 +140,9 @@ def needs_of(task: Task, parts: Parts) -> Needs:
     return Needs(task.needs, hint, latents, text, negative)
 
 
-def encodings(parts: Parts, fields: Collection[str] = ("latents", "text")) -> tuple[Any, Any]:
-    """(latents, text states) of the training split, where ``fields`` ask for them; computed once and cached."""
+def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any, Any]:
+    """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for them; computed once and cached."""
+    fields = {parts.backbone.trains_on, "text"} if fields is None else fields
     data, cache, mode = parts.data("train"), Path(parts.cfg.paths.cache), parts.cfg.trainer.progress
     latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields else None
     text = cached_text(data, data.prompts, parts.backbone, cache, mode) if "text" in fields else None

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from posegen.data.base import to_uint8
 from posegen.runner.batches import fixed_batches
 from posegen.runner.ema import EMA
 from posegen.runner.loggers import log_pictures
 from posegen.runner.parts import Parts
-from posegen.runner.pictures import triple
 from posegen.runner.sample import batch_of
 
 GRID = 8  # rows of the picture grid
@@ -49,11 +47,11 @@ class LivePoseAccuracy(Callback):
         data = parts.data("validation")
         for rows in fixed_batches(min(self.images, len(data)), parts.sampler.batch):
             batch = batch_of(parts, parts.adapter, rows, "validation")
-            images = parts.adapter.generate(batch, parts.sampler)
-            found = parts.protocol.judge(parts.estimator, images, batch.samples)
+            generated = parts.adapter.generate(batch, parts.sampler)
+            found = parts.protocol.judge(parts.estimator, generated, batch.samples)
             judged += found
-            for image, sample, judgement in zip(to_uint8(images), batch.samples, found, strict=True):
+            for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
                 if len(rows_of_pictures) < GRID:
-                    rows_of_pictures.append(triple(image, sample.keypoints, judgement.found))
+                    rows_of_pictures.append(parts.kind.shown(image, judgement))
         records = parts.protocol.records(judged)
         return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(rows_of_pictures)

@@ -1,0 +1,70 @@
+"""Reference rows of text-to-pose models: what can be said without a model, from the poses of the training split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from posegen.adapters.base import Adapter
+from posegen.adapters.reference import Reference
+from posegen.data.base import PoseBatch, Sample
+
+
+class MeanPose(Reference):
+    """The mean of all training poses, joint by joint, whatever the caption: the best answer by squared distance for who does not read it.
+
+    A joint is there if at least half of the poses have it.
+    """
+
+    needs = frozenset({"population"})
+    sample = "pose"
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        if not hasattr(self, "mean"):
+            self.mean = mean_pose(batch.population or ())
+        return self.mean.expand(len(batch), -1, -1)
+
+
+class OtherPose(Reference):
+    """The pose of a random training sample that was asked for in the same way: what a model that knows the world's poses exactly would reach.
+
+    Args:
+        same: attribute that decides which pose is asked for, of the main person where it has one entry per person. A caption that no training sample agrees
+            with gets any of them.
+    """
+
+    needs = frozenset({"population"})
+    sample = "pose"
+
+    def __init__(self, same: str = "actions") -> None:
+        super().__init__()
+        self.same = same
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        if not hasattr(self, "requests"):
+            self.requests: dict[object, list[Sample]] = {}
+            for sample in batch.population or ():
+                self.requests.setdefault(self.request(sample), []).append(sample)
+        everyone = list(batch.population or ())
+        choices = [self.requests.get(self.request(sample), everyone) for sample in batch.samples]
+        return torch.stack([chosen[int(u * len(chosen))].pose for u, chosen in zip(batch.rand("other pose").tolist(), choices, strict=True)])
+
+    def request(self, sample: Sample) -> object:
+        return sample.about_main.get(self.same)
+
+
+def mean_pose(samples: Sequence[Sample]) -> Tensor:
+    """``[17, 3]``: the mean position of every joint among the poses that have it, and the share of poses that do, 0 below one half.
+
+    Raises:
+        ValueError: there are no poses.
+    """
+    if not samples:
+        raise ValueError("there is no training pose to take the mean of; raise data.train.count")
+    poses = torch.stack([sample.pose for sample in samples])
+    there = poses[..., 2:] > 0
+    share = there.float().mean(0)
+    places = (poses[..., :2] * there).sum(0) / there.sum(0).clamp_min(1)
+    return torch.cat([places, share], -1) * (share >= 0.5)

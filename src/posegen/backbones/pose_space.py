@@ -1,0 +1,131 @@
+"""A diffusion model of poses: Stable Diffusion's U-Net and text tower, with 17 joint maps in the place of latents (GUNet, arXiv:2409.11689)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel
+
+from posegen.backbones.files import WeightsError, sha256_of, weight_files
+from posegen.backbones.folder import Parts, read_config, read_model, read_tokenizer
+from posegen.backbones.pose_maps import ENCODINGS
+from posegen.backbones.stable_diffusion import StableDiffusion, resolve
+
+JOINTS = 17
+
+
+class PoseSpace(StableDiffusion):
+    """Denoises joint maps ``[B, 17, grid, grid]``; there is no image and no autoencoder.
+
+    A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own square, and a confidence in [0, 1], where 0
+    is an absent joint. Where the square lies on a canvas, and how large it is, are not part of it.
+
+    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a method folder.
+
+    Args:
+        path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise process are read.
+        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians, scaled to mean 0 and variance 1.
+        grid: side of the maps.
+        sigma: standard deviation, in cells, of the Gaussians of ``corrected``.
+        recipe: which of an adapter's ``recipes`` fits this backbone.
+        id: name in tables and records; the folder's name where it is None.
+
+    Raises:
+        WeightsError: nothing usable at ``path``; the message says what is expected there.
+    """
+
+    sample: Literal["image", "pose"] = "pose"
+    trains_on: Literal["latents", "poses"] = "poses"
+
+    def __init__(
+        self,
+        path: str | Path,
+        encoding: Literal["reference", "corrected"] = "corrected",
+        grid: int = 32,
+        sigma: float = 1.5,
+        recipe: str = "published",
+        id: str | None = None,
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self._encode_as(encoding, grid, sigma)
+        folder = resolve(path)
+        if not folder.is_dir():
+            raise WeightsError(
+                f"{folder}: a file; backbone.path of a pose backbone is a folder in diffusers' layout (unet/ text_encoder/ tokenizer/ scheduler/)"
+            )
+        config, text = read_config(folder / "unet"), folder / "text_encoder"
+        scheduler = read_config(folder / "scheduler", "scheduler_config.json")
+        sizes = {key: value for key, value in config.items() if not key.startswith("_")}
+        facts = {"unet": sizes, "scheduler": scheduler, "encoding": encoding, "grid": grid, "sigma": sigma, "text": sha256_of(weight_files(text))}
+        parts = Parts(
+            unet=pose_unet(config, grid),
+            autoencoder=None,  # type: ignore[arg-type]
+            text_encoder=read_model(CLIPTextModel, text),
+            tokenizer=read_tokenizer(folder / "tokenizer"),
+            scheduler=scheduler,
+            origin=json.dumps(facts, sort_keys=True),  # the U-Net's random weights are not part of what this backbone is
+        )
+        self._source = folder, None
+        self._assemble(parts, recipe, id or folder.stem)
+
+    @classmethod
+    def of(cls, parts: Parts, encoding: Literal["reference", "corrected"], grid: int, sigma: float = 1.5) -> PoseSpace:
+        """A backbone of parts that are in memory, for tests and comparisons."""
+        self = cls.__new__(cls)
+        torch.nn.Module.__init__(self)
+        self._encode_as(encoding, grid, sigma)
+        self._assemble(parts, "published", "untrained")
+        return self
+
+    def _encode_as(self, encoding: str, grid: int, sigma: float) -> None:
+        if encoding not in ENCODINGS:
+            raise ValueError(f"backbone.encoding is {encoding!r}; expected one of {', '.join(ENCODINGS)}")
+        self.encoding, self.grid, self.sigma = encoding, grid, sigma
+
+    def _latents(self) -> tuple[int, int]:
+        return JOINTS, 1
+
+    def save_source(self, folder: Path) -> dict[str, Any]:
+        if self._source is None:
+            return super().save_source(folder)
+        place = self._source[0]
+        for part in ("text_encoder", "tokenizer", "scheduler"):
+            shutil.copytree(place / part, folder / part)
+        (folder / "unet").mkdir()
+        shutil.copyfile(place / "unet" / "config.json", folder / "unet" / "config.json")
+        return {"path": ".", "encoding": self.encoding, "grid": self.grid, "sigma": self.sigma, "recipe": self.recipe, "id": self.weights.id}
+
+    def encoding_key(self, of: Literal["latents", "text"]) -> str:
+        return f"{self.encoding}-{self.grid}-{self.sigma}" if of == "latents" else super().encoding_key(of)
+
+    def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """Poses ``[B, 17, 3]`` to joint maps; stored maps ``[B, 17, H, W]`` are only brought to the grid."""
+        if images.ndim == 4:
+            if self.encoding != "reference":
+                raise ValueError(
+                    f"the data set stores joint maps in the released encoding, backbone.encoding is {self.encoding}; set backbone.encoding=reference"
+                )
+            return F.interpolate(images, (self.grid, self.grid), mode="bilinear", align_corners=False)
+        return ENCODINGS[self.encoding].encode(images, self.grid, self.sigma)
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """Joint maps to poses ``[B, 17, 3]``; not differentiable."""
+        return ENCODINGS[self.encoding].decode(latents, self.sigma)
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(17, grid, grid), whatever the canvas."""
+        return JOINTS, self.grid, self.grid
+
+
+def pose_unet(config: Mapping[str, Any], grid: int) -> UNet2DConditionModel:
+    """A U-Net on joint maps with new weights, of the size that ``config`` has."""
+    own = {key: value for key, value in config.items() if not key.startswith("_")}
+    return UNet2DConditionModel.from_config({**own, "in_channels": JOINTS, "out_channels": JOINTS, "sample_size": grid})

@@ -1,0 +1,167 @@
+"""Is a pose what the caption asks for, how much do poses of one caption differ, and are they bodies? The protocol of text-to-pose models.
+
+A pose lives in its person's own square (`posegen.poses.frame`), so place and size on a canvas count nowhere. Lengths are in cells of a grid of 32 over that
+square, the grid of GUNet's released program; a margin of a tenth of the person's box around the joints is part of the square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from posegen.data.base import Sample
+from posegen.metrics.base import Estimator, Judged, Metric, Poses, Records
+from posegen.metrics.protocol import Protocol
+from posegen.poses.topology import COCO_BONES
+
+GRID = 32
+HALF = GRID / 2  # cells per unit of the square's coordinates
+BONES = np.array(COCO_BONES)
+LEAST_JOINTS = 8  # of a body, as in GUNet's data
+TOLERANCE = 0.1  # by which a bone may leave the range of real ones
+
+
+class PosePriorMetric(Metric):
+    """Distances to the target and to other real poses that the caption asks for as well, spread, and validity.
+
+    ======================== ========================================================================================================================
+    ``MSE``                   squared distance to the target, dx^2 + dy^2, over joints that both have, in cells^2 (GUNet, section 4.4). A mean pose wins
+    ``variance``              var x + var y of each joint among the poses of a caption, over joints, in cells^2 (Var there). More is not better as such:
+                              compare with real poses of one caption
+    ``target_PCK``            share of the target's joints that are hit, in percent; the radius is ``pck`` times the longer side of its box
+    ``nearest_MSE``           as ``MSE`` and ``target_PCK``, to that real pose of the same request to which each generated pose is nearest in this measure
+    ``nearest_PCK``
+    ``diversity``             mean distance of a joint between two poses of a caption, in cells
+    ``validity``              share of poses, in percent, with at least 8 joints, no bone longer than such a bone is in reality and a whole that is not
+                              shorter, each with a tolerance of a tenth
+    ``presence``              share of joints, in percent, that are there exactly where the target has them
+    ======================== ========================================================================================================================
+
+    The real poses of the same request are the target and those of the validation split whose attribute ``same`` is the target's; where a data set has no such
+    attribute, the target alone.
+
+    Args:
+        pck: radius of a hit joint.
+        same: attribute of a sample that decides which pose is asked for; one entry per person where it is a list.
+    """
+
+    lower_is_better = frozenset({"MSE", "nearest_MSE"})
+
+    def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
+        self.pck, self.same = pck, same
+        self.columns = ("MSE", "variance", f"target_PCK@{pck:g}", "nearest_MSE", f"nearest_PCK@{pck:g}", "diversity", "validity", "presence")
+
+    def record(self, judged: Judged) -> dict[str, Any]:
+        """``truth [17, 3]`` and ``poses [K, 17, 3]`` in the coordinates of the square, and ``request``."""
+        asked: Any = judged.attributes.get(self.same, "")
+        return {"request": str(asked), "truth": judged.keypoints[0], "poses": judged.found.keypoints}
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        real = reference if reference is not None else {"request": [], "truth": []}
+        range_of_bones = bone_range(np.array([*real["truth"]] or [*records["truth"]]))
+        rows = []
+        for request, truth, poses in zip(records["request"], records["truth"], records["poses"], strict=True):
+            alike = [other for asked, other in zip(real["request"], real["truth"], strict=True) if request != "" and asked == request]
+            rows.append((*self.fit(poses, np.array([truth, *alike])), *spread(poses), validity(poses, range_of_bones)))
+        names = ("MSE", f"target_PCK@{self.pck:g}", "nearest_MSE", f"nearest_PCK@{self.pck:g}", "presence", "variance", "diversity", "validity")
+        return {name: mean_of_known(np.array(values), weights) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+
+    def fit(self, poses: np.ndarray, truths: np.ndarray) -> tuple[float, float, float, float, float]:
+        """(MSE, PCK, nearest MSE, nearest PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, the target first; means over the K poses."""
+        made, wanted = poses[:, None, :, 2] > 0, truths[None, :, :, 2] > 0
+        squared = (HALF**2) * ((poses[:, None, :, :2] - truths[None, :, :, :2]) ** 2).sum(-1)
+        error = mean(squared, made & wanted)
+        hit = 100 * mean(made & (squared <= (self.pck * extents(truths)[None, :, None]) ** 2), wanted & np.ones_like(made))
+        agrees = 100 * (made[:, 0] == wanted[:, 0]).mean()
+        nearest, most = (np.where(np.isnan(values), -np.inf, values).max(1) for values in (-error, hit))
+        return nan_mean(error[:, 0]), nan_mean(hit[:, 0]), -nan_mean(nearest), nan_mean(most), agrees
+
+
+def extents(poses: np.ndarray) -> np.ndarray:
+    """The longer side ``[T]`` of each pose's box in cells."""
+    known = poses[..., 2:] > 0
+    low, high = np.where(known, poses[..., :2], np.inf).min(-2), np.where(known, poses[..., :2], -np.inf).max(-2)
+    return np.maximum(HALF * (high - low).max(-1), 0)
+
+
+def spread(poses: np.ndarray) -> tuple[float, float]:
+    """(variance, diversity) among poses ``[K, 17, 3]``; a joint counts where at least two have it, NaN where none does."""
+    there = poses[..., 2] > 0
+    pairs = there[:, None] & there[None] & ~np.eye(len(poses), dtype=bool)[..., None]
+    squared = HALF**2 * ((poses[:, None, :, :2] - poses[None, :, :, :2]) ** 2).sum(-1)
+    count = there.sum(0)
+    several = count >= 2
+    if not several.any():
+        return float("nan"), float("nan")
+    # The variance is half the mean squared difference over all pairs, each element with itself too.
+    variances = np.where(pairs, squared, 0).sum((0, 1))[several] / (2 * count[several] ** 2)
+    return float(variances.mean()), float(np.sqrt(squared[pairs]).mean())
+
+
+def bone_range(poses: np.ndarray) -> tuple[np.ndarray, float]:
+    """(longest length of every bone, shortest mean length of a body's bones) among real poses ``[N, 17, 3]``, in units of the square."""
+    lengths = bones(poses)
+    whole = lengths[(poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS]
+    longest = np.where(np.isnan(lengths), 0, lengths).max(0)
+    return longest, float(np.nanmean(whole, axis=1).min()) if len(whole) else 0.0
+
+
+def validity(poses: np.ndarray, real: tuple[np.ndarray, float]) -> float:
+    """Share in percent of ``poses [K, 17, 3]`` whose bones could be real."""
+    lengths, (longest, shortest) = bones(poses), real
+    enough = (poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS
+    possible = (np.nan_to_num(lengths) <= (1 + TOLERANCE) * longest).all(-1)
+    whole = np.array([nan_mean(row) for row in lengths]) >= (1 - TOLERANCE) * shortest
+    return 100 * float((enough & possible & whole).mean())
+
+
+def bones(poses: np.ndarray) -> np.ndarray:
+    """Lengths ``[N, 16]`` of the bones, NaN where an end is absent."""
+    a, b = poses[:, BONES[:, 0]], poses[:, BONES[:, 1]]
+    return np.where((a[..., 2] > 0) & (b[..., 2] > 0), np.linalg.norm(a[..., :2] - b[..., :2], axis=-1), np.nan)
+
+
+def mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the values that count, NaN where none does."""
+    with np.errstate(invalid="ignore"):
+        return np.where(where, values, 0).sum(-1) / where.sum(-1)
+
+
+def nan_mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def mean_of_known(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted means ``[R]`` of one value per caption, of those that have one."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return (weights @ np.where(known, values, 0)) / (weights @ known)
+
+
+class PosePrior(Protocol):
+    """Judges generated poses; no estimator is asked, since poses need not be found.
+
+    Args:
+        draws: poses per caption, 10 in GUNet's evaluation.
+        metrics, name, version, resamples, level: as for every protocol.
+    """
+
+    sample: Literal["image", "pose"] = "pose"
+    note = f"MSE and variance in squared cells, diversity in cells, of a grid of {GRID} over the person's own square."
+
+    def __init__(
+        self, metrics: Sequence[Metric], draws: int = 10, name: str = "pose_prior", version: int = 1, resamples: int = 1000, level: float = 0.95
+    ) -> None:
+        super().__init__(metrics, name, version, resamples, level)
+        self.draws = draws
+
+    @staticmethod
+    def judge(estimator: Estimator, images: Tensor, samples: Sequence[Sample]) -> list[Judged]:
+        """Poses ``[B, K, 17, 3]`` or ``[B, 17, 3]`` of the main persons of B samples, beside the true ones."""
+        drawn = images.float().cpu().numpy().reshape(len(samples), -1, 17, 3)
+        found = [Poses(poses, np.ones(len(poses), np.float32)) for poses in drawn]
+        return [Judged(s.id, s.pose[None].numpy(), s.areas, poses, s.about_main) for s, poses in zip(samples, found, strict=True)]

@@ -1,0 +1,62 @@
+"""A pose without its place: a person's joints in a square of their own, and back onto a canvas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MARGIN = 0.1  # room around the joints on each side, as a share of the longer side of their box
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square on a canvas, by its centre and side in pixels."""
+
+    x: float
+    y: float
+    side: float
+
+    @classmethod
+    def around(cls, keypoints: np.ndarray, margin: float = MARGIN) -> Square | None:
+        """The square around the labelled joints of one person ``[17, 3]``, with a margin; None without a labelled joint."""
+        points = keypoints[keypoints[:, 2] > 0, :2].astype(float)
+        if not len(points):
+            return None
+        low, high = points.min(0), points.max(0)
+        x, y = ((low + high) / 2).tolist()
+        return cls(x, y, max(1.0, float((high - low).max()) * (1 + 2 * margin)))
+
+    @classmethod
+    def of_box(cls, box: np.ndarray) -> Square:
+        """The square that a box (x, y, width, height) is fitted into: its longer side fills it, the shorter is centred."""
+        x, y, width, height = (float(value) for value in box)
+        return cls(x + width / 2, y + height / 2, max(width, height))
+
+
+def into(square: Square, keypoints: np.ndarray) -> np.ndarray:
+    """Keypoints ``[17, 3]`` of a canvas in the coordinates of a square.
+
+    Returns:
+        ``[17, 3] float64``: x and y from -1 (left, top edge) to 1 (right, bottom edge), and 1 for a labelled joint; zeros for any other.
+    """
+    labelled = keypoints[:, 2:] > 0
+    points = (keypoints[:, :2].astype(float) - (square.x, square.y)) / (square.side / 2)
+    return np.where(labelled, np.concatenate([points, labelled], 1), 0.0)
+
+
+def onto(pose: np.ndarray, size: tuple[int, int], scale: float = 1.0, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+    """The inverse of `into` for a square on a canvas.
+
+    Args:
+        pose: ``[..., 17, 3]`` joints in the coordinates of the square, with a confidence; joints of confidence 0 are absent.
+        size: (height, width) of the canvas.
+        scale: side of the square as a share of the canvas's shorter side.
+        centre: (x, y) of the square as shares of the canvas.
+
+    Returns:
+        ``[..., 17, 3] float32`` keypoints in pixels, the centre of the top-left pixel at (0, 0); zeros for an absent joint.
+    """
+    middle = np.array([size[1] * centre[0], size[0] * centre[1]])
+    points = middle + pose[..., :2] * (min(size) * scale / 2) - 0.5
+    return np.where(pose[..., 2:] > 0, np.concatenate([points, pose[..., 2:]], -1), 0).astype(np.float32)
