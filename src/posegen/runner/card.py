@@ -114,8 +114,16 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
         shutil.copytree(cell / "method", temporary)
         torch.set_num_threads(cfg.trainer.threads)
         figures = FIGURES[part](temporary, Parts(cfg))
-        write_json(temporary / "card.json", card(part, version, state, cell, temporary, figures))
+        write_json(temporary / "card.json", card(part, version, state, cell, temporary, figures) | continued(cell, version, target))
     return target
+
+
+def continued(cell: Path, version: str, target: Path) -> dict[str, Any]:
+    """What a training that started from the shipped backbone continues: the samples that those weights had seen, and their hash."""
+    if OmegaConf.load(cell / "config.yaml").backbone.get("id") != version or not (target / "card.json").is_file():
+        return {}
+    earlier = read_json(target / "card.json")
+    return {"continues": {name: earlier[name] for name in ("samples", "sha256")}}
 
 
 def card(part: str, version: str, state: str, cell: Path, weights: Path, figures: Figures) -> dict[str, Any]:
