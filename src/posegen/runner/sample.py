@@ -16,6 +16,7 @@ from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.cells import Cell
+from posegen.runner.device import device_of
 from posegen.runner.files import write_text
 from posegen.runner.parts import Parts
 from posegen.runner.pictures import SHOWN
@@ -66,7 +67,9 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
         return
     done = len(data) - sum(map(len, missing))
     spent = 0.0
-    adapter.eval()
+    device = device_of(parts.cfg.trainer.accelerator)
+    parts.backbone.to(device)  # no sub-module of the adapter
+    adapter.eval().to(device)
     with Progress(folder, "sample", len(data), done, "img", parts.cfg.trainer.progress) as progress:
         for rows in missing:
             batch = batch_of(parts, adapter, rows)

@@ -16,18 +16,6 @@ PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.f
 REPEATED = ("BasicTransformerBlock",)
 
 
-def device_of(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` means.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    wanted = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(accelerator, accelerator)
-    if wanted not in ("cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"trainer.accelerator={accelerator} is not on this machine; expected auto, cpu, or gpu where there is one")
-    return torch.device(wanted)
-
-
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context of a precision in Lightning's names.
 

@@ -17,10 +17,11 @@ from posegen.adapters.base import Adapter, Official, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
 from posegen.runner.batches import Needs, collate
+from posegen.runner.device import device_of
 from posegen.runner.errors import UserError
 from posegen.runner.parts import Parts
 from posegen.runner.profiling.figures import Figures
-from posegen.runner.profiling.options import arrange, autocast, device_of, networks
+from posegen.runner.profiling.options import arrange, autocast, networks
 from posegen.runner.sampler import Sampler, predicted, weighted
 from posegen.runner.tasks import Task
 from posegen.runner.train import build_task, precision
