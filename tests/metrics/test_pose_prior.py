@@ -119,8 +119,8 @@ def test_the_main_person_of_a_sample_is_judged() -> None:
     keypoints[..., :2], keypoints[..., 2] = np.random.default_rng(0).uniform(0, 60, (2, 17, 2)), 2
     sample = Sample("0", "", keypoints, np.array([5.0, 9.0]), None, (64, 64), {"actions": ("waving", "running")})
     draws = torch.zeros(1, 3, 17, 3)
-    [found] = PosePrior.judge(None, draws, [sample])  # type: ignore[arg-type]
+    [found] = PosePrior([PosePriorMetric()]).judge(None, draws, [sample])  # type: ignore[arg-type]
     assert found.attributes["actions"] == "running" and len(found.found) == 3
     np.testing.assert_array_equal(found.keypoints[0], sample.pose.numpy())
-    [found] = PosePrior.judge(None, sample.pose[None], [sample])  # type: ignore[arg-type]
+    [found] = PosePrior([PosePriorMetric()]).judge(None, sample.pose[None], [sample])  # type: ignore[arg-type]
     assert len(found.found) == 1

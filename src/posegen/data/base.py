@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class Sample:
         image: ``[H, W, 3] uint8``, or None where only the pose is known.
         size: (height, width) of the canvas that the keypoints live on.
         attributes: facts a judge can verify (``style``, ``scene``, ``count``) and facts to group by (``scenario``, ``action``).
+        whole: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Sample:
     image: np.ndarray | None
     size: tuple[int, int]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    whole: Callable[[], np.ndarray] | None = None
 
     @property
     def tensor(self) -> Tensor:

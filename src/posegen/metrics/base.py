@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posegen.data.base import Sample
+
 #: Records of a set of images: name -> one entry per image, a number, a string or an array.
 Records = Mapping[str, Sequence[Any]]
 
@@ -92,6 +94,7 @@ class Judged:
         attributes: the target's attributes.
         found_attributes: the estimator's attributes.
         features: ``[D]`` the estimator's pooled features of the judged image, None without them.
+        observed: what the protocol's observers noticed, by their names.
     """
 
     id: str
@@ -101,6 +104,25 @@ class Judged:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     found_attributes: Mapping[str, Any] = field(default_factory=dict)
     features: np.ndarray | None = None
+    observed: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Observer(ABC):
+    """A further look at the judged images, besides the estimator's own: another network's features, say, or the estimator on swapped colours."""
+
+    @abstractmethod
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        """What it notices in each of B images; the keys are the names under which metrics find it in `Judged.observed`.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            samples: the B targets.
+            estimator: the judge.
+            real: whether these are the data set's own images, the reference of distances between sets, and no generated ones.
+
+        Returns:
+            B mappings, empty ones from an observer that is switched off (its weights are not configured).
+        """
 
 
 class Metric(ABC):
@@ -116,6 +138,12 @@ class Metric(ABC):
     lower_is_better: frozenset[str] = frozenset()
     #: Columns that are larger on a resample than on the set itself, so that intervals need centring.
     inflated_by_resampling: frozenset[str] = frozenset()
+    #: What the value of a column depends on beyond the images, for a table's caption: column -> remark.
+    remarks: Mapping[str, str] = {}
+
+    def absent(self, records: Records) -> dict[str, str]:
+        """Columns that these records cannot fill -> the reason, with the setting that would change it."""
+        return {}
 
     @abstractmethod
     def record(self, judged: Judged) -> dict[str, Any]:

@@ -159,8 +159,7 @@ class PosePrior(Protocol):
         super().__init__(metrics, name, version, resamples, level)
         self.draws = draws
 
-    @staticmethod
-    def judge(estimator: Estimator, images: Tensor, samples: Sequence[Sample]) -> list[Judged]:
+    def judge(self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False) -> list[Judged]:
         """Poses ``[B, K, 17, 3]`` or ``[B, 17, 3]`` of the main persons of B samples, beside the true ones."""
         drawn = images.float().cpu().numpy().reshape(len(samples), -1, 17, 3)
         found = [Poses(poses, np.ones(len(poses), np.float32)) for poses in drawn]

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Estimator, Judged, Metric, Records, count_images
+from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
 from posegen.metrics.records import read_records, write_records
 from posegen.metrics.statistics import bootstrap, holm, interval, paired_p_value
 
@@ -25,6 +25,7 @@ class Protocol:
         version: raise it whenever a value changes for the same images.
         resamples: bootstrap resamples of the intervals.
         level: probability inside an interval.
+        observers: further looks at every image; their names are distinct.
 
     Attributes:
         sample: what is judged; `Backbone.sample` must agree.
@@ -36,8 +37,17 @@ class Protocol:
     draws: int = 1
     note: str = "Distances are in the features of the judge and are no FID."
 
-    def __init__(self, metrics: Sequence[Metric], name: str = "corrected", version: int = 1, resamples: int = 1000, level: float = 0.95) -> None:
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        name: str = "corrected",
+        version: int = 1,
+        resamples: int = 1000,
+        level: float = 0.95,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.metrics, self.name, self.version, self.resamples, self.level = list(metrics), name, version, resamples, level
+        self.observers = list(observers)
         self.columns = [column for metric in self.metrics for column in metric.columns]
         twice = {column for column in self.columns if self.columns.count(column) > 1}
         if twice:
@@ -45,8 +55,12 @@ class Protocol:
         self.lower_is_better = frozenset().union(*(metric.lower_is_better for metric in self.metrics))
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
-        """The records of a set: ``id`` and every metric's facts, one entry per image."""
-        rows = [{"id": image.id} | {name: value for metric in self.metrics for name, value in metric.record(image).items()} for image in judged]
+        """The records of a set: ``id``, the ``scenario`` where the data has some, and every metric's facts, one entry per image."""
+        rows = [
+            {"id": image.id, **{name: image.attributes[name] for name in ("scenario",) if name in image.attributes}}
+            | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
+            for image in judged
+        ]
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError("the images have different records; judge all images of a set with the same estimator")
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
@@ -100,19 +114,25 @@ class Protocol:
         tests = {column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods]) for column in self.columns}
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
-    @staticmethod
-    def judge(estimator: Estimator, images: Tensor, samples: Sequence[Sample]) -> list[Judged]:
+    def absent(self, records: Records) -> dict[str, str]:
+        """Columns that these records cannot fill -> the reason."""
+        return {column: reason for metric in self.metrics for column, reason in metric.absent(records).items()}
+
+    def judge(self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False) -> list[Judged]:
         """Examines one batch.
 
         Args:
             estimator: the judge.
             images: ``[B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
             samples: the B targets, with keypoints on the images' pixels.
+            real: whether these are the data set's own images, the reference of distances between sets.
         """
         found = estimator.examine(images)
         features = [None] * len(samples) if found.features is None else found.features
-        facts = zip(samples, found.poses, found.attributes, features, strict=True)
-        return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, attributes, feature) for s, poses, attributes, feature in facts]
+        looks = [observer.observe(images, samples, estimator, real) for observer in self.observers]
+        observed = [{name: value for look in looks for name, value in look[i].items()} for i in range(len(samples))]
+        facts = zip(samples, found.poses, found.attributes, features, observed, strict=True)
+        return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, attributes, *more) for s, poses, attributes, *more in facts]
 
     # How records are stored is no choice, but whoever holds a protocol needs no other module.
     write = staticmethod(write_records)

@@ -55,6 +55,6 @@ def reference(parts: Parts) -> Path:
         if not (folder / "records.csv").is_file():
             for rows in fixed_batches(len(data), parts.sampler.batch):
                 samples = [data[i] for i in rows]
-                judged += parts.protocol.judge(parts.estimator, parts.kind.real(samples), samples)
+                judged += parts.protocol.judge(parts.estimator, parts.kind.real(samples), samples, real=True)
             parts.protocol.write(folder, parts.protocol.records(judged))
     return folder

@@ -1,0 +1,97 @@
+"""Real data sets, as their users have them on disk: what is known of each picture before it is opened.
+
+A data set is a `Source` that lists its entries; everything that follows (checking, the index, crops, samples) is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """Where the bytes of a picture are: a file, or a part of one (the member of a tar).
+
+    Attributes:
+        file: relative to the source's root.
+        offset: of the first byte.
+        length: in bytes; 0 is all of the file from ``offset`` on.
+    """
+
+    file: str
+    offset: int = 0
+    length: int = 0
+
+
+class Defect(NamedTuple):
+    """Something wrong with one file or entry of a data set, for the report of ``posegen prepare``.
+
+    Attributes:
+        file: the file, relative to the root, with the entry's key where one file holds many.
+        problem: what is wrong, in a few words: ``missing``, ``cannot be decoded (truncated)``.
+        fatal: whether the entry is left out; False for a remark about an entry that is kept.
+    """
+
+    file: str
+    problem: str
+    fatal: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One stored picture.
+
+    Attributes:
+        id: stable and unique within the data set, for instance ``human_art/2000000001648``.
+        prompt: the caption.
+        place: where the picture is.
+        size: (height, width) in pixels, None where only the picture itself tells.
+        keypoints: ``[P, 17, 3] float32`` on the stored picture: x, y, and a score or COCO visibility, 0 where a joint is missing.
+        areas: ``[P]`` in square pixels, None where the data set has none.
+        attributes: facts to group by (``scenario``) and to record.
+    """
+
+    id: str
+    prompt: str
+    place: Place
+    size: tuple[int, int] | None
+    keypoints: np.ndarray
+    areas: np.ndarray | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Takes a defect down; reading goes on with the next entry.
+Report = Callable[[Defect], None]
+
+
+class Source(ABC):
+    """One data set in one of its layouts.
+
+    Attributes:
+        name: of the data set.
+        root: the folder that the user names; never guessed.
+    """
+
+    name: str
+    root: Path
+
+    @abstractmethod
+    def entries(self, split: str, report: Report) -> Iterator[Entry]:
+        """The entries of a split in a stable order, without opening the pictures; what cannot be read is reported and left out.
+
+        Raises:
+            FileNotFoundError: the list of the split is missing; names the file that was expected and how the user gets it.
+        """
+
+    @abstractmethod
+    def identity(self, split: str) -> dict[str, Any]:
+        """What the entries depend on, as plain values: the options, and a hash of the split's list of files."""
+
+    def expected(self, split: str) -> Mapping[str, Any]:
+        """Known counts and hashes to compare with: ``entries``, ``scenarios``, ``sha256`` (of the sorted picture paths joined by newlines)."""
+        return {}
