@@ -15,13 +15,13 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from posegen.runner.compute import arrange, networks
 from posegen.runner.errors import UserError
 from posegen.runner.hydra_app import run_hydra
 from posegen.runner.listing import conf_dir
 from posegen.runner.profile import phases_of
 from posegen.runner.profiling import measure
 from posegen.runner.profiling.measure import Clock, compare_sides, measure_phase, tick
-from posegen.runner.profiling.options import arrange, networks
 from posegen.runner.profiling.sides import Phase, Plain, Side, official_of
 from posegen.runner.verbs import VERBS
 from tests.tiny import configured
@@ -151,7 +151,8 @@ def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
         assert side.backbone.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == flag
         assert side.adapter.branch.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == flag
     assert torch.allclose(results(usual, "forward", 1)[0], results(other, "forward", 1)[0], atol=1e-4)
-    arrange(usual.adapter, usual.backbone, compile=True, checkpointing=True)
+    for network in (usual.adapter, usual.backbone):
+        arrange(network, compile=True, checkpointing=True)
     blocks = [m for m in networks(usual.adapter, usual.backbone) if type(m).__name__ == "BasicTransformerBlock"]
     assert blocks and all(block._compiled_call_impl for block in blocks)
     assert usual.backbone.unet.is_gradient_checkpointing and usual.adapter.branch.network.is_gradient_checkpointing
@@ -160,7 +161,7 @@ def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
 def test_precision_is_that_of_the_trainer(small: list[str]) -> None:
     single, half = (results(Side(settings(*small, "adapter=none", f"trainer.precision={p}"), 1), "forward", 1)[0] for p in ("32-true", "bf16-mixed"))
     assert single.dtype == torch.float32 and half.dtype == torch.bfloat16
-    with pytest.raises(UserError, match=r"trainer\.precision=64-true cannot be profiled"):
+    with pytest.raises(UserError, match=r"trainer\.precision=64-true is not known"):
         results(Side(settings(*small, "adapter=none", "trainer.precision=64-true"), 1), "forward", 1)
 
 

@@ -124,6 +124,7 @@ class StableDiffusion(Backbone):
 
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder, which no posegen task trains together with the rest, in diffusers' layout."""
+        self.to(memory_format=torch.contiguous_format)  # files hold no other
         self.parts.save(Path(folder), autoencoder=False)
 
     def save_source(self, folder: Path) -> dict[str, Any]:

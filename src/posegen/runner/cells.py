@@ -53,7 +53,7 @@ class Cell:
         overrides = HydraConfig.get().overrides.task
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         if config["trainer"]["precision"] == "auto":  # results depend on what it means here, so that is what counts
-            from posegen.runner.train import precision
+            from posegen.runner.compute import precision
 
             config["trainer"]["precision"] = precision("auto")
         return cls(folder(config, overrides), identity(config), config)

@@ -52,6 +52,8 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         "sampler": None,
         **facts,
     }
+    for network in (adapter, backbone.unet):
+        network.to(memory_format=torch.contiguous_format)  # files hold no other layout
     with replacing(folder) as temporary:
         temporary.mkdir()
         rest = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}

@@ -51,12 +51,16 @@ class Parts:
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The adapter, attached to the backbone and in its initial state."""
+        """The adapter, attached to the backbone and in its initial state, computing as ``trainer`` says."""
         import torch
+
+        from posegen.runner.compute import arranged
 
         adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
+        for network in (adapter, self.backbone):
+            arranged(network, self.cfg.trainer)
         return adapter
 
     def data(self, split: str) -> PoseData:
@@ -81,7 +85,9 @@ class Parts:
 
     @cached_property
     def sampler(self) -> Sampler:
-        return instantiate(self.cfg.sampler, _convert_="all")
+        from posegen.runner.compute import precision
+
+        return instantiate(self.cfg.sampler, precision=precision(self.cfg.trainer.precision), _convert_="all")
 
     @cached_property
     def estimator(self) -> Estimator:

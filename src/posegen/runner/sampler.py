@@ -13,6 +13,7 @@ from torch import Tensor
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
+from posegen.runner.compute import autocast
 
 
 class Sampler:
@@ -29,6 +30,7 @@ class Sampler:
         negative_prompt: what the guidance points away from.
         batch: images per batch.
         skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
+        precision: in which networks compute, as Lightning names it; the scheduler's steps and the decoder stay in single precision.
 
     Raises:
         ValueError: no step is left.
@@ -43,11 +45,12 @@ class Sampler:
         negative_prompt: str = "",
         batch: int = 50,
         skip: int = 0,
+        precision: str = "32-true",
     ) -> None:
         if skip and not 0 < skip < steps:
             raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
         self.scheduler, self.steps, self.guidance, self.eta, self.negative_prompt, self.batch = scheduler, steps, guidance, eta, negative_prompt, batch
-        self.skip = skip
+        self.skip, self.precision = skip, precision
 
     @torch.inference_mode()
     def __call__(self, adapter: Adapter, batch: PoseBatch) -> Tensor:
@@ -75,7 +78,9 @@ class Sampler:
 
     def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
         """The weighted sum ``[B, c, h, w]`` of the branches' predictions, all of them one batch; ``state`` holds the branches one after another."""
-        return weighted(predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), timestep), weights)
+        with autocast(self.precision, latents.device):
+            predictions = predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), timestep)
+        return weighted(predictions, weights)
 
     def build(self, backbone: Backbone) -> Any:
         """The diffusers scheduler, set to ``steps``."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.data.base import PoseBatch
+from posegen.runner.compute import arranged
 from posegen.runner.muon import Muon
 from posegen.runner.parts import Parts
 from posegen.runner.recipe import Recipe
@@ -142,6 +143,7 @@ class TextToImageTask(DiffusionTask):
         backbone.requires_grad_(False)
         backbone.unet.requires_grad_(True)
         backbone.text_encoder.requires_grad_(True)
+        arranged(backbone, parts.cfg.trainer)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()

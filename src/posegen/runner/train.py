@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from posegen.runner.batches import Needs, StepBatches, training_loader
 from posegen.runner.cache import cached_latents, cached_text
 from posegen.runner.cells import Cell
+from posegen.runner.compute import precision
 from posegen.runner.ema import EMA
 from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
@@ -147,21 +148,6 @@ def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any,
     latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields else None
     text = cached_text(data, data.prompts, parts.backbone, cache, mode) if "text" in fields else None
     return latents, text
-
-
-def precision(choice: str) -> Any:
-    """Lightning's name of a precision; ``auto`` is bf16 where the hardware computes in it, else fp32."""
-    if choice != "auto":
-        return choice
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "bf16-mixed" if capability == "AVX512" and _has_bf16() else "32-true"
-
-
-def _has_bf16() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def loggers(parts: Parts, folder: Path) -> Any:

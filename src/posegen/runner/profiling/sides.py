@@ -17,14 +17,14 @@ from posegen.adapters.base import Adapter, Official, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
 from posegen.runner.batches import Needs, collate
+from posegen.runner.compute import autocast, networks, precision
 from posegen.runner.device import device_of
 from posegen.runner.errors import UserError
 from posegen.runner.parts import Parts
 from posegen.runner.profiling.figures import Figures
-from posegen.runner.profiling.options import arrange, autocast, networks
 from posegen.runner.sampler import Sampler, predicted, weighted
 from posegen.runner.tasks import Task
-from posegen.runner.train import build_task, precision
+from posegen.runner.train import build_task
 
 Phase = Literal["forward", "train", "sample"]
 DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")  # of diffusers' U-Net
@@ -48,8 +48,6 @@ class Side:
         self.parts = parts or Parts(cfg)
         self.adapter: Adapter = self.parts.adapter
         self.backbone: Backbone = self.parts.backbone
-        t = cfg.trainer
-        arrange(self.adapter, self.backbone, t.channels_last, t.compile, t.checkpointing)
         self.adapter.to(self.device)
         self.backbone.to(self.device)
         self.batch = self.made_batch()

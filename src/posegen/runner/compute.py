@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,25 +12,41 @@ from torch import nn
 
 from posegen.runner.errors import UserError
 
+#: Lightning's names of the precisions that sampling and `posegen profile` know, too.
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 #: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected, would be frozen into the code.
 REPEATED = ("BasicTransformerBlock",)
+
+
+def precision(choice: str) -> Any:
+    """Lightning's name of a precision; ``auto`` is bf16 where the hardware computes in it, else fp32."""
+    if choice != "auto":
+        return choice
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "bf16-mixed" if capability == "AVX512" and _has_bf16() else "32-true"
+
+
+def _has_bf16() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context of a precision in Lightning's names.
 
     Raises:
-        UserError: it is none that `posegen profile` knows.
+        UserError: it is not among `PRECISIONS`.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision} cannot be profiled; expected auto or one of {', '.join(PRECISIONS)}")
+        raise UserError(f"trainer.precision={precision} is not known to sampling; expected auto or one of {', '.join(PRECISIONS)}")
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def arrange(adapter: nn.Module, backbone: Any, channels_last: bool = False, compile: bool = False, checkpointing: bool = False) -> None:
-    """Applies what ``trainer`` says about the way of computing.
+def arrange(network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: bool = False) -> None:
+    """Applies what ``trainer`` says about the way of computing to a backbone or an adapter.
 
     Args:
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
@@ -37,13 +54,17 @@ def arrange(adapter: nn.Module, backbone: Any, channels_last: bool = False, comp
         checkpointing: keep only the inputs of blocks for the backward pass and compute the rest again.
     """
     if channels_last:
-        adapter.to(memory_format=torch.channels_last)
-        backbone.to(memory_format=torch.channels_last)
-    for module in (*networks(adapter, backbone),):
+        network.to(memory_format=torch.channels_last)
+    for module in network.modules():
         if compile and type(module).__name__ in REPEATED:
             module.compile()
         if checkpointing and getattr(module, "_supports_gradient_checkpointing", False):
             module.enable_gradient_checkpointing()
+
+
+def arranged(network: nn.Module, trainer: Mapping[str, Any]) -> None:
+    """`arrange` by the keys of the ``trainer`` group."""
+    arrange(network, *(trainer[key] for key in ("channels_last", "compile", "checkpointing")))
 
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
