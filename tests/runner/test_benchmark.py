@@ -64,10 +64,33 @@ def test_every_method_starts_an_image_from_the_same_noise(finished: Path) -> Non
 
 
 def test_the_same_line_again_computes_nothing(finished: Path, world: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("posegen.runner.benchmark.stages", lambda *_: pytest.fail("computed again"))
+    for stage in ("sample.generate", "train.fit", "evaluate.judge"):
+        monkeypatch.setattr(f"posegen.runner.{stage}", lambda *_: pytest.fail("computed again"))
     before = (finished / "benchmark/smoke/table.csv").read_bytes()
     assert main(options(world, finished, "logger=tensorboard")) == 0
     assert (finished / "benchmark/smoke/table.csv").read_bytes() == before
+
+
+def test_any_sharding_gives_the_same_bytes(world: list[str], tmp_path: Path) -> None:
+    made = []
+    for name, sharing in {"one": [], "two": ["shards=2", "shard=1,0"], "three": ["shards=3", "shard=range(3)", "hydra/launcher=local"]}.items():
+        more = ["sampler.batch=2", "adapter=controlnet,none", f"paths.cache={tmp_path / name / 'cache'}", *sharing]
+        assert main(options(world, tmp_path / name, *more)) == 0
+        cells = {c["method"]: tmp_path / name / "benchmark/smoke" / c["folder"] for c in read_json(tmp_path / name / "benchmark/smoke/cells.json")["cells"]}
+        records = [cells[m] / file for m in cells for file in ("records.csv", "features.npz", "reference/records.csv", "samples/000005.png")]
+        assert len(cells) == 2 and not list((tmp_path / name).rglob("batches"))
+        made.append(([file.read_bytes() for file in records], without_costs(tmp_path / name)))
+    assert made[0] == made[1] == made[2]
+
+
+def test_a_share_alone_leaves_the_cell_to_the_others(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["sampler.batch=2", "adapter=none", "shards=3"]
+    assert main(options(world, tmp_path, *one, "shard=1")) == 1
+    assert "interrupted" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.rglob("samples/*.png")) == ["000002.png", "000003.png"]
+    assert main(options(world, tmp_path, "sampler.batch=2", "adapter=none")) == 0  # whoever comes without a share does what is missing
+    assert main(options(world, tmp_path, *one, "shard=3")) == 1
+    assert "shard=3 of shards=3" in capsys.readouterr().err
 
 
 def test_a_failed_cell_leaves_the_others_and_its_reason(

@@ -20,6 +20,7 @@ from posegen.metrics.files import replace_file
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
+NAMES = ("id", "scenario")  # columns of text, also where every entry looks like a number
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
 
@@ -98,13 +99,13 @@ def to_csv(columns: Records) -> str:
 
 
 def from_csv(path: Path) -> dict[str, list]:
-    """Columns of a csv file, ``id`` as strings and every other column as floats where all its entries are numbers."""
+    """Columns of a csv file, `NAMES` as strings and every other column as floats where all its entries are numbers."""
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if "id" not in header or any(len(row) != len(header) for row in rows):
         raise ValueError(f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation of this cell again")
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
-    return {name: values if name == "id" else numbers(values) for name, values in columns.items()}
+    return {name: values if name in NAMES else numbers(values) for name, values in columns.items()}
 
 
 def numbers(values: list[str]) -> list:

@@ -13,11 +13,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.runner.cells import Cell
+from posegen.runner.cells import Cell, locked
 from posegen.runner.check import require_valid
 from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
 from posegen.runner.hydra_app import Failed, Request, composed, run_hydra
+from posegen.runner.shards import Shard, share
 
 #: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
 SWEEP_PID = "POSEGEN_SWEEP_PID"
@@ -76,9 +77,11 @@ class Plan(Callback):
         for overrides in expand(config):
             with composed(request.having(*overrides)) as cfg:
                 require_valid(cfg)
+                Shard.of(cfg)
                 cell = Cell.of(cfg)
                 cell.check()
-                cells.append((cell, cfg))
+                if all(cell.folder != other.folder for other, _ in cells):  # shares of a cell are one cell
+                    cells.append((cell, cfg))
         folder = Path(config.paths.output) / config.study
         planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c, _ in cells]
         about = {"title": config.get("title"), "baseline": config.get("baseline"), "protocol": cells[0][0].config["protocol"], "cells": planned}
@@ -133,28 +136,31 @@ def run_cell(cfg: DictConfig) -> str:
     watch_parent()
     cell = Cell.of(cfg)
     try:
-        with cell.working():
-            if not cell.finished():
-                stages(cfg, cell)
+        contribute(cfg, cell)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
         print(f"failed: {cell.folder}: {error}", flush=True)
     return cell.status.get("state", "failed")
 
 
-def stages(cfg: DictConfig, cell: Cell) -> None:
-    """What a cell does, each stage skipping what an interrupted run had finished."""
-    from posegen.runner.evaluate import judge
+def contribute(cfg: DictConfig, cell: Cell) -> None:
+    """What this process does for a cell, each stage skipping what an interrupted run, or another process, had finished."""
+    from posegen.runner.evaluate import conclude, judge, judged
     from posegen.runner.parts import Parts
     from posegen.runner.sample import generate
     from posegen.runner.train import fit, prepare_threads
 
-    prepare_threads(cfg)
-    parts = Parts(cfg)
-    if parts.bare_adapter.trainable:
-        fit(parts, cell.folder)
-        reload(parts, cell.folder / "method")
-    generate(parts, parts.adapter, cell.folder)
-    judge(parts, cell.folder)
+    parts, folder = Parts(cfg), cell.folder
+
+    def work() -> None:
+        prepare_threads(cfg)
+        if parts.bare_adapter.trainable:
+            with locked(folder / ".training"):
+                fit(parts, folder)
+            reload(parts, folder / "method")
+        generate(parts, parts.adapter, folder)
+        judge(parts, folder)
+
+    share(cell, parts.shard, work, lambda: judged(parts, folder), lambda: conclude(parts, folder))
 
 
 def reload(parts: Any, method: Path) -> None:

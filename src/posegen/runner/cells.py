@@ -28,7 +28,7 @@ IDENTITY = ("task", "adapter", "backbone", "data", "sampler", "optim", "trainer"
 #: ... except for these: where things lie, who computes, how it is shown. (Weights at a path count by their hash.)
 NEUTRAL = frozenset({"cache", "workers", "devices", "accelerator", "progress", "save_every", "log_every", "validate_every", "validate_images"})
 #: Overrides that do not belong in a folder's name: they are elsewhere in the path, or neutral.
-UNNAMED = ("adapter", "data", "seed", "study", "logger", "hydra", "paths", "experiment", "benchmark", "force")
+UNNAMED = ("adapter", "data", "seed", "study", "logger", "hydra", "paths", "experiment", "benchmark", "force", "shard", "shards")
 #: Stages a cell can go through; an experiment or verb may stop early.
 STATES = ("running", "finished", "failed")
 
@@ -85,13 +85,16 @@ class Cell:
         return self.status.get("state") == "finished"
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self, sharing: bool = False) -> Iterator[None]:
         """Claims the cell for this process and records how the block ends.
 
         Another process that works on the cell is waited for: when it has finished, the block may find nothing left to do.
+
+        Args:
+            sharing: processes that share the cell do not wait for each other, and the cell is not finished with the block.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / ".lock"):
+        with locked(self.folder / ".lock", sharing):
             self.check()
             if self.finished():
                 yield
@@ -106,7 +109,7 @@ class Cell:
                 reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
                 self.write(state=state, reason=reason, traceback=traceback.format_exc(), wall_s=earlier + time.time() - started)
                 raise
-            self.write(state="finished", wall_s=earlier + time.time() - started)
+            self.write(state="running" if sharing else "finished", wall_s=earlier + time.time() - started)
 
     def write(self, **facts: Any) -> None:
         """Writes ``status.json``."""
@@ -210,12 +213,13 @@ def git_commit() -> str | None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock that dies with the process; waits, saying so, while another process has it."""
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Holds a lock that dies with the process, alone or with others that share it; waits, saying so, while another process keeps it away."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting: another process works on {path.parent}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, kind)
         yield

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from posegen.metrics.protocol import Protocol
     from posegen.runner.kinds import Kind
     from posegen.runner.sampler import Sampler
+    from posegen.runner.shards import Shard
 
 
 class Parts:
@@ -72,9 +73,9 @@ class Parts:
 
     @cached_property
     def population(self) -> list[Sample]:
-        """The training split without its images: what a method may know of the world before it is asked."""
-        data = self.data("train")
-        return [replace(data[i], image=None) for i in range(len(data))]
+        """A split without its images, the training split unless the adapter says otherwise: what it may know of the world before it is asked."""
+        data = self.data(self.bare_adapter.population)
+        return [replace(data.seen(i, image=False), image=None) for i in range(len(data))]
 
     @cached_property
     def kind(self) -> Kind:
@@ -96,6 +97,13 @@ class Parts:
     @cached_property
     def protocol(self) -> Protocol:
         return instantiate(self.cfg.protocol, _convert_="all")
+
+    @cached_property
+    def shard(self) -> Shard:
+        """Which batches this process samples and judges."""
+        from posegen.runner.shards import Shard
+
+        return Shard.of(self.cfg)
 
     def recipe(self, steps: int) -> Recipe:
         """Optimiser settings: the shared ones, with what they leave open from the adapter's recipe for this backbone."""

@@ -21,18 +21,28 @@ from posegen.runner.files import write_text
 from posegen.runner.parts import Parts
 from posegen.runner.pictures import SHOWN
 from posegen.runner.progress import Progress
+from posegen.runner.shards import share
+
+Stage = Callable[[Parts, Path], None]
+UNFINISHED = ": this share is done, others are not; whoever does the last one finishes the cell"
 
 
 def sample(cfg: DictConfig) -> None:
     """The verb ``posegen sample``: generates the images of ``data.test``, or of a prompt, with a trained method."""
     from posegen.runner.ask import look
 
-    cell = sampled(cfg, *([look] if cfg.prompt is not None else []))
-    print(cell.folder / "samples")
+    cell = sampled(cfg, finish=look if cfg.prompt is not None else None)
+    print(f"{cell.folder / 'samples'}{'' if cell.finished() else UNFINISHED}")
 
 
-def sampled(cfg: DictConfig, *more: Callable[[Parts, Path], None]) -> Cell:
-    """The cell of a configuration, after sampling with its checkpoint and whatever ``more`` is to be done with the pictures."""
+def sampled(cfg: DictConfig, examine: Stage | None = None, whole: Callable[[Parts, Path], bool] | None = None, finish: Stage | None = None) -> Cell:
+    """The cell of a configuration, after sampling with its checkpoint.
+
+    Args:
+        examine: what this process does with the pictures of its batches.
+        whole: whether all that is to be done with batches is done; by default, whether all pictures are there.
+        finish: what one process does with the whole.
+    """
     from posegen.runner.ask import ask
     from posegen.runner.check import require_valid
     from posegen.runner.checkpoints import find_checkpoint, load_into
@@ -44,14 +54,21 @@ def sampled(cfg: DictConfig, *more: Callable[[Parts, Path], None]) -> Cell:
     if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"
         cfg.checkpoint = str(find_checkpoint(cfg))
     cell = Cell.of(cfg)
-    with cell.working():
-        if not cell.finished():
-            prepare_threads(cfg)
-            parts = Parts(cfg)
-            if method.trainable:
-                load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint))
-            for stage in (lambda parts, folder: generate(parts, parts.adapter, folder), *more):
-                stage(parts, cell.folder)
+    parts = Parts(cfg)
+
+    def work() -> None:
+        prepare_threads(cfg)
+        if method.trainable:
+            load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint))
+        generate(parts, parts.adapter, cell.folder)
+        if examine is not None:
+            examine(parts, cell.folder)
+
+    def conclude() -> None:
+        if finish is not None:
+            finish(parts, cell.folder)
+
+    share(cell, parts.shard, work, lambda: (whole or sampled_all)(parts, cell.folder), conclude)
     return cell
 
 
@@ -61,16 +78,17 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
 
     data, sampler, out = parts.data("test"), parts.sampler, folder / "samples"
     data.prepare()
-    batches = fixed_batches(len(data), sampler.batch)
+    batches = parts.shard.own(fixed_batches(len(data), sampler.batch))
     missing = [rows for rows in batches if not all(parts.kind.kept(out, i) for i in rows)]
     if not missing:
         return
-    done = len(data) - sum(map(len, missing))
+    total = sum(map(len, batches))
+    done = total - sum(map(len, missing))
     spent = 0.0
     device = device_of(parts.cfg.trainer.accelerator)
     parts.backbone.to(device)  # no sub-module of the adapter
     adapter.eval().to(device)
-    with Progress(folder, "sample", len(data), done, "img", parts.cfg.trainer.progress) as progress:
+    with Progress(folder, parts.shard.named("sample"), total, done, "img", parts.cfg.trainer.progress) as progress:
         for rows in missing:
             batch = batch_of(parts, adapter, rows)
             start = time.perf_counter()
@@ -81,7 +99,12 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
             progress.update(len(rows))
     write_text(out / "prompts.txt", "".join(f"{data[i].prompt}\n" for i in range(min(SHOWN, len(data)))))
     if adapter.ranked:  # a reference row only reads its pictures
-        note_costs(folder, sample_images_per_s=round((len(data) - done) * parts.protocol.draws / spent, 3))
+        note_costs(folder, sample_images_per_s=round((total - done) * parts.protocol.draws / spent, 3))
+
+
+def sampled_all(parts: Parts, folder: Path) -> bool:
+    """Whether every caption has its samples, whoever made them."""
+    return all(parts.kind.kept(folder / "samples", i) for i in range(len(parts.data("test"))))
 
 
 def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -> PoseBatch:
