@@ -143,3 +143,15 @@ def test_overlay_tells_left_from_right_and_leaves_the_rest_alone():
         assert tuple(out[y, x].tolist()) == colour
         assert (out == 90).all(-1).mean() > 0.95
     np.testing.assert_array_equal(overlay(image, np.zeros((0, 17, 3))), image)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_gunet_reproduces_the_reference(number):
+    folder = GOLDENS.parent / "gunet_draw"
+    if not folder.is_dir():
+        pytest.skip(f"the reference drawings are not at {folder}")
+    case = json.loads((folder / "inputs.json").read_text())["cases"][number]
+    points = np.array([[*(16 * np.array(case["keypoints"][joint])), joint >= 0] for joint in case["subset"]], float)
+    image = STYLES["gunet"](points[None], (512, 512), 0.02, 1.0)
+    saved = cv2.imread(str(folder / case["file"]))  # read as BGR, and its red and blue were swapped before it was written
+    assert np.abs(image.astype(float) * 255 / image.max() - saved).max() <= 1
