@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,20 @@ def test_the_same_line_again_computes_nothing(finished: Path, world: list[str], 
     before = (finished / "benchmark/smoke/table.csv").read_bytes()
     assert main(options(world, finished, "logger=tensorboard")) == 0
     assert (finished / "benchmark/smoke/table.csv").read_bytes() == before
+
+
+def test_given_weights_are_judged_and_nothing_is_trained(
+    finished: Path, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = {c["method"]: finished / "benchmark/smoke" / c["folder"] for c in read_json(finished / "benchmark/smoke/cells.json")["cells"]}
+    shutil.copytree(cells["controlnet"] / "method", tmp_path / "weights/controlnet")
+    monkeypatch.setattr("posegen.runner.train.fit", lambda *_: pytest.fail("trained"))
+    more = ["adapter=controlnet,none", f"weights={tmp_path / 'weights'}"]
+    assert main(options(world, tmp_path / "outputs", *more)) == 0
+    (records,) = (tmp_path / "outputs/benchmark/smoke/controlnet").rglob("seed0/records.csv")
+    assert records.read_bytes() == (cells["controlnet"] / "records.csv").read_bytes()
+    assert main(options(world, tmp_path / "none", "adapter=humansd", more[1])) == 1
+    assert "holds no method folder humansd; make it with posegen convert adapter=humansd" in capsys.readouterr().err
 
 
 def test_any_sharding_gives_the_same_bytes(world: list[str], tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.runner.cells import Cell, locked
 from posegen.runner.check import require_valid
 from posegen.runner.errors import UserError
-from posegen.runner.files import read_json, write_json
+from posegen.runner.files import read_json, write_json, write_text
 from posegen.runner.hydra_app import Failed, Request, composed, run_hydra
 from posegen.runner.shards import Shard, share
 
 #: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
 SWEEP_PID = "POSEGEN_SWEEP_PID"
+#: Keys of the configuration that only the table reads.
+TABLE = ("title", "baseline", "headline", "reproduction")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,20 +74,25 @@ class Plan(Callback):
             raise Failed(error) from error  # Hydra would make a warning of a callback's error and go on
 
     def plan(self, config: DictConfig) -> None:
+        from posegen.runner.parts import Parts
+        from posegen.runner.table import headline_of
+
         request = Request.of(config.hydra)
         cells = []
         for overrides in expand(config):
             with composed(request.having(*overrides)) as cfg:
                 require_valid(cfg)
                 Shard.of(cfg)
+                require_weights(cfg)
                 cell = Cell.of(cfg)
                 cell.check()
                 if all(cell.folder != other.folder for other, _ in cells):  # shares of a cell are one cell
                     cells.append((cell, cfg))
         folder = Path(config.paths.output) / config.study
         planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c, _ in cells]
-        about = {"title": config.get("title"), "baseline": config.get("baseline"), "protocol": cells[0][0].config["protocol"], "cells": planned}
-        write_json(folder / "cells.json", about)
+        about = {key: OmegaConf.to_object(config)[key] for key in TABLE if config.get(key) is not None}  # type: ignore[index, call-overload]
+        headline_of(Parts(cells[0][1]).protocol.columns, about.get("headline"))
+        write_json(folder / "cells.json", {**about, "protocol": cells[0][0].config["protocol"], "cells": planned})
         Plan.current = str(folder)
         unfinished = [(cell, cfg) for cell, cfg in cells if not cell.finished()]
         if unfinished:
@@ -100,13 +107,14 @@ def prepare(configs: Sequence[DictConfig]) -> None:
     seen: set[str] = set()
     for cfg in configs:
         parts = Parts(OmegaConf.merge(cfg, {"trainer": {"progress": "bar"}}))  # type: ignore[arg-type]
-        key = OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(parts.bare_adapter.trainable)
+        trains = parts.bare_adapter.trainable and cfg.checkpoint is None
+        key = OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(trains)
         if key in seen:
             continue
         seen.add(key)
-        for split in ("test", "validation") + (("train",) if parts.bare_adapter.trainable else ()):
+        for split in ("test", cfg.data.get("reference", "validation"), *(("train",) if trains else ())):
             parts.data(split).prepare()
-        if parts.bare_adapter.trainable:
+        if trains:
             encodings(parts)
 
 
@@ -144,6 +152,7 @@ def run_cell(cfg: DictConfig) -> str:
 
 def contribute(cfg: DictConfig, cell: Cell) -> None:
     """What this process does for a cell, each stage skipping what an interrupted run, or another process, had finished."""
+    from posegen.runner.checkpoints import load_into
     from posegen.runner.evaluate import conclude, judge, judged
     from posegen.runner.parts import Parts
     from posegen.runner.sample import generate
@@ -154,20 +163,32 @@ def contribute(cfg: DictConfig, cell: Cell) -> None:
     def work() -> None:
         prepare_threads(cfg)
         if parts.bare_adapter.trainable:
-            with locked(folder / ".training"):
-                fit(parts, folder)
-            reload(parts, folder / "method")
+            if cfg.checkpoint is None:
+                with locked(folder / ".training"):
+                    fit(parts, folder)
+            load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint or folder / "method"))  # what was exported, so that a resumed cell samples alike
         generate(parts, parts.adapter, folder)
+        if parts.adapter.remark:
+            write_text(folder / "remark.txt", f"{parts.adapter.remark}\n")
         judge(parts, folder)
 
     share(cell, parts.shard, work, lambda: judged(parts, folder), lambda: conclude(parts, folder))
 
 
-def reload(parts: Any, method: Path) -> None:
-    """Puts the exported (averaged) weights into the adapter, so that a fresh and a resumed cell sample from the same bytes."""
-    from posegen.runner.checkpoints import load_into
+def require_weights(cfg: DictConfig) -> None:
+    """Refuses a method that is to be judged with given weights and has none.
 
-    load_into(parts.adapter, parts.backbone, method)
+    Raises:
+        UserError: names the folder that is missing and the ways out.
+    """
+    from hydra.utils import get_class
+
+    method: Any = get_class(cfg.adapter._target_)
+    if method.trainable and cfg.checkpoint is not None and not (Path(cfg.checkpoint) / "posegen.json").is_file():
+        raise UserError(
+            f"weights={cfg.weights} holds no method folder {cfg.method}; make it with posegen convert adapter={cfg.method} source=FILE "
+            f"target={cfg.checkpoint}, leave {cfg.method} out of adapter=, or train every method with weights=null"
+        )
 
 
 def watch_parent() -> None:

@@ -29,6 +29,20 @@ def gpu() -> str:
     return visible[index] if visible else str(index)
 
 
+def within(folder: str | None, name: str) -> str | None:
+    """``${within:FOLDER,NAME}``: a path below a folder, null where there is no folder."""
+    return None if folder is None else str(Path(folder) / name)
+
+
+OmegaConf.register_new_resolver("within", within, replace=True)
+
+
+def row(option: str, path: str | None) -> str:
+    """``${row:OPTION,PATH}``: the name of a cell's method; reference rows that read a folder are also named after it, so that a sweep can have several."""
+    return f"{option}/{Path(path).name}" if path and option.startswith("reference/") else option
+
+
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("gpus", gpus, replace=True)
 OmegaConf.register_new_resolver("gpu", gpu, replace=True)
+OmegaConf.register_new_resolver("row", row, replace=True)
