@@ -15,7 +15,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from posegen.runner.compute import arrange, networks
+from posegen.runner.compute import arrange, keeping, networks
 from posegen.runner.errors import UserError
 from posegen.runner.hydra_app import run_hydra
 from posegen.runner.listing import conf_dir
@@ -152,10 +152,36 @@ def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
         assert side.adapter.branch.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == flag
     assert torch.allclose(results(usual, "forward", 1)[0], results(other, "forward", 1)[0], atol=1e-4)
     for network in (usual.adapter, usual.backbone):
-        arrange(network, compile=True, checkpointing=True)
+        arrange(network, compile=True, checkpointing="blocks")
     blocks = [m for m in networks(usual.adapter, usual.backbone) if type(m).__name__ == "BasicTransformerBlock"]
     assert blocks and all(block._compiled_call_impl for block in blocks)
     assert usual.backbone.unet.is_gradient_checkpointing and usual.adapter.branch.network.is_gradient_checkpointing
+
+
+def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[str]) -> None:
+    kept, gradients = {}, {}
+    for way in ("none", "feedforward"):
+        side = Side(settings(*small, "adapter=controlnet", f"trainer.checkpointing={way}"), 1)
+        sizes: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=sizes: (s.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1], lambda t: t
+        ):
+            loss = side.task.losses(side.batch)["loss"]
+        loss.backward()
+        kept[way] = sum(sizes.values())
+        gradients[way] = {name: p.grad for name, p in side.adapter.named_parameters() if p.grad is not None}
+    assert kept["feedforward"] < 0.97 * kept["none"]
+    assert gradients["none"].keys() == gradients["feedforward"].keys() and all(
+        torch.equal(g, gradients["feedforward"][k]) for k, g in gradients["none"].items()
+    )
+    with keeping(*networks(side.adapter, side.backbone)):
+        assert not any("forward" in vars(m) for m in networks(side.adapter, side.backbone))
+    assert any("forward" in vars(m) for m in networks(side.adapter, side.backbone))
+
+
+def test_a_way_that_nobody_knows_is_named(small: list[str]) -> None:
+    with pytest.raises(UserError, match=r"trainer\.checkpointing=some is unknown; expected one of none, feedforward, blocks"):
+        Side(settings(*small, "adapter=none", "trainer.checkpointing=some"), 1)
 
 
 def test_precision_is_that_of_the_trainer(small: list[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from posegen.runner.errors import UserError
 
@@ -16,6 +18,10 @@ from posegen.runner.errors import UserError
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 #: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected, would be frozen into the code.
 REPEATED = ("BasicTransformerBlock",)
+#: What may be computed again. The wide inner activations of feed-forward layers are the largest share of a transformer block's memory and cost little to
+#: compute; checkpointing whole blocks, diffusers' own kind, saves most and costs another forward pass.
+CHECKPOINTING = ("none", "feedforward", "blocks")
+WIDE = ("GEGLU",)
 
 
 def precision(choice: str) -> Any:
@@ -45,21 +51,49 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def arrange(network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: bool = False) -> None:
+def arrange(network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: str = "none") -> None:
     """Applies what ``trainer`` says about the way of computing to a backbone or an adapter.
 
     Args:
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
         compile: compile the transformer blocks when they first run.
-        checkpointing: keep only the inputs of blocks for the backward pass and compute the rest again.
+        checkpointing: what is computed again in the backward pass instead of being kept: one of `CHECKPOINTING`.
+
+    Raises:
+        UserError: ``checkpointing`` is something else.
     """
+    if checkpointing not in CHECKPOINTING:
+        raise UserError(f"trainer.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
     if channels_last:
         network.to(memory_format=torch.channels_last)
     for module in network.modules():
         if compile and type(module).__name__ in REPEATED:
             module.compile()
-        if checkpointing and getattr(module, "_supports_gradient_checkpointing", False):
+        if checkpointing == "blocks" and getattr(module, "_supports_gradient_checkpointing", False):
             module.enable_gradient_checkpointing()
+        if checkpointing == "feedforward" and type(module).__name__ in WIDE:
+            module.forward = partial(recomputed, module)
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """``module(*inputs)``, of which the backward pass keeps the inputs alone."""
+    forward = type(module).forward
+    if not torch.is_grad_enabled():
+        return forward(module, *inputs)
+    return checkpoint(forward, module, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def keeping(*modules: nn.Module) -> Iterator[None]:
+    """Within the context, nothing of feed-forward layers is computed twice."""
+    changed = [module for module in modules if "forward" in vars(module)]
+    for module in changed:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.forward = partial(recomputed, module)
 
 
 def arranged(network: nn.Module, trainer: Mapping[str, Any]) -> None:

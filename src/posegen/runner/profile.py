@@ -111,7 +111,7 @@ def counted(found: Mapping[str, Any]) -> list[str]:
 def conditions(config: Mapping[str, Any]) -> list[str]:
     """Under what the numbers hold."""
     t = config["trainer"]
-    flags = [name for name in ("channels_last", "compile", "checkpointing") if t[name]]
+    flags = [name for name in ("channels_last", "compile") if t[name]] + [f"checkpointing {t['checkpointing']}"]
     facts = [f"{config['size']} px", f"batch {config['batch']}", t["precision"], f"{t['threads']} CPU thread(s)", *flags]
     return [f"adapter {config['method']} on backbone {config['backbone_name']}: {', '.join(facts)}; the best of {config['repeats']}"]
 

@@ -17,7 +17,7 @@ from posegen.adapters.base import Adapter, Official, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
 from posegen.runner.batches import Needs, collate
-from posegen.runner.compute import autocast, networks, precision
+from posegen.runner.compute import autocast, keeping, networks, precision
 from posegen.runner.device import device_of
 from posegen.runner.errors import UserError
 from posegen.runner.parts import Parts
@@ -186,7 +186,7 @@ class Plain(Side):
 
     @contextmanager
     def running(self, phase: Phase) -> Iterator[None]:
-        with super().running(phase), ExitStack() as stack:
+        with super().running(phase), keeping(*networks(self.adapter, self.backbone)), ExitStack() as stack:
             if self.official.unfused_attention:
                 stack.enter_context(unfused(*networks(self.adapter, self.backbone)))
             if self.official.decoder_gradients and phase == "train":
