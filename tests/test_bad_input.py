@@ -71,7 +71,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (package / "conf" / group).mkdir(parents=True)
     (package / "conf/adapter/pose_maker.yaml").write_text("_target_: bad_input_package.PoseMaker\n")
     split = "{_target_: bad_input_package.Folder, folder: '???', split: SPLIT}"
-    (package / "conf/data/folder.yaml").write_text("\n".join(f"{s}: {split.replace('SPLIT', s)}" for s in ("train", "validation", "test")) + "\n")
+    (package / "conf/data/theirs.yaml").write_text("\n".join(f"{s}: {split.replace('SPLIT', s)}" for s in ("train", "validation", "test")) + "\n")
     sys.path.insert(0, str(package))
     yield package
     sys.path.remove(str(package))
@@ -96,7 +96,7 @@ def options(world: list[str], *more: str) -> list[str]:
 def on_pictures(world: list[str], theirs: Path, folder: Path, output: Path) -> list[str]:
     """A method's sampling on the third party's data set."""
     own = [o for o in world if not o.startswith("data.")]
-    data = ["data=folder", f"hydra.searchpath=[file://{theirs / 'conf'}]", *(f"data.{s}.folder={folder}" for s in ("train", "validation", "test"))]
+    data = ["data=theirs", f"hydra.searchpath=[file://{theirs / 'conf'}]", *(f"data.{s}.folder={folder}" for s in ("train", "validation", "test"))]
     return ["evaluate", *own, *data, f"paths.output={output}"]
 
 

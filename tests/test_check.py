@@ -183,4 +183,4 @@ def test_shipped_benchmarks_have_no_problems() -> None:
 
     for name in groups()["benchmark"]:
         found = [p for p in check(Request("benchmark", (f"benchmark={name}",)))[0] if p.expected != "no such file or folder"]
-        assert found == [], name
+        assert [p for p in found if p.value != "???"] == [], name  # what the user gives: where data and weights lie

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,10 +40,10 @@ def make_world(folder: Path) -> list[str]:
     ]
 
 
-def making(sample: str, world: list[str]) -> list[str]:
-    """The overrides of `make_world` for a backbone that generates images or poses."""
+def making(sample: str, world: list[str], needs: Collection[str] = ()) -> list[str]:
+    """The overrides of `make_world` for a backbone that generates images or poses, and for a method that ``needs`` these fields of a batch."""
     if sample == "image":
-        return world
+        return ["data=mannequin_pairs", *world] if "source" in needs else world
     return ["backbone=mannequin_pose", *(override for override in world if not override.startswith("backbone.autoencoder"))]
 
 

@@ -11,8 +11,8 @@ from posegen.adapters.controlnet import ControlNet
 from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
 from posegen.backbones.encoder_copy import EncoderCopy
-from posegen.backbones.files import UnknownKeys
 from posegen.backbones.single_file import unet_of
+from posegen.weights.files import UnknownKeys
 from tests.adapters.cases import SD1, backbone_of, full_size, original, scrambled
 
 PLACE = "adapter.branch.network."

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from posegen.adapters.gunet import NODES, GUNet, JointBlock, SpatialBlock, skeleton
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.files import UnknownKeys
 from posegen.backbones.folder import Parts
 from posegen.backbones.mannequin import SCHEDULER, build_text, build_tokenizer, build_unet
 from posegen.backbones.pose_space import PoseSpace, pose_unet
@@ -26,6 +25,7 @@ from posegen.parity.case import Case
 from posegen.parity.compare import compare
 from posegen.runner.convert import accounted, convert
 from posegen.runner.sampler import Sampler
+from posegen.weights.files import UnknownKeys
 from tests.adapters.cases import reference, scrambled
 
 GRID = 8

@@ -9,9 +9,9 @@ from torch import Tensor
 from posegen.adapters.humansd import HumanSD
 from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
-from posegen.backbones.files import UnknownKeys
 from posegen.backbones.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.weights.files import UnknownKeys
 from tests.adapters.cases import SD2, backbone_of, full_size, original, scrambled
 
 

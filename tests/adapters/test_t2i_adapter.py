@@ -13,9 +13,9 @@ from torch import Tensor
 from posegen.adapters.t2i_adapter import T2IAdapter, original_names
 from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
-from posegen.backbones.files import UnknownKeys
 from posegen.data.base import PoseBatch
 from posegen.runner.checkpoints import save_method
+from posegen.weights.files import UnknownKeys
 from tests.adapters.cases import SD1, SD2, backbone_of, full_size, original, scrambled
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from posegen.backbones import pose_maps
-from posegen.backbones.files import WeightsError
 from posegen.backbones.pose_space import PoseSpace
+from posegen.weights.files import WeightsError
 
 
 def poses(count: int = 20, reach: float = 0.9) -> Tensor:

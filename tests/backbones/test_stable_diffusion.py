@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posegen.backbones.base import Geometry, Injection, Step
-from posegen.backbones.files import WeightsError
 from posegen.backbones.folder import Parts
 from posegen.backbones.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.weights.files import WeightsError
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 
 GENERATIONS = {"SD1": SD1, "SD2": SD2}
@@ -189,8 +189,6 @@ def test_zero_residuals_change_nothing_and_their_number_is_checked(small: Stable
     assert not torch.equal(small.predict(*given, Injection(mid=torch.ones(2, 64, 1, 1))), alone)
     with pytest.raises(ValueError, match=f"has 1 residuals, this backbone has {len(nothing)} skip connections"):
         small.predict(*given, Injection(down=nothing[:1]))
-    with pytest.raises(TypeError, match="does not support Injection.features"):
-        small.predict(*given, Injection(features=()))
 
 
 @torch.no_grad()

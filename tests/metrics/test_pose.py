@@ -48,7 +48,9 @@ def coco_values(images) -> dict[str, float]:
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_pycocotools(seed):
     images = random_set(60, seed)
-    ours, theirs = evaluate(PoseMetric(RANGES), images), coco_values(images)
+    metric = PoseMetric(RANGES)
+    assert metric.columns[:8] == ("AP", "AP50", "AP75", "AR", "AP_M", "AR_M", "AP_L", "AR_L")
+    ours, theirs = evaluate(metric, images), coco_values(images)
     assert 5 < theirs["AP"] < 95, "the case says nothing"
     for name in ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR_M", "AR_L"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-9), name
@@ -113,3 +115,36 @@ def test_counts_all_images():
     images = [judged("a", [person(30, 30)], [], []), judged("b", [], [person(30, 30)] * 2, [0.5, 0.4]), judged("c", [person(30, 30)], [person(30, 30)], [0.5])]
     values = evaluate(PoseMetric(), images)
     assert values["count_error"] == pytest.approx(1) and values["count_bias"] == pytest.approx(1 / 3)
+
+
+def test_only_confident_people_are_counted():
+    images = [judged("a", [person(30, 30)], [person(30, 30)] * 3, [0.2, 0.19, 0.9]), judged("b", [], [person(30, 30)], [0.1])]
+    metric = PoseMetric(confident=0.2)
+    assert metric.lower_is_better == {"count_error", "count_error_confident"} and metric.columns[-3:] == ("count_error", "count_error_confident", "count_bias")
+    values = evaluate(metric, images)
+    assert values["count_error_confident"] == 0.5 and values["count_error"] == 1.5
+    assert evaluate(metric, images, np.array([0.0, 2.0]))["count_error_confident"] == 0
+
+
+def test_precision_of_other_similarities():
+    """Someone who stands elsewhere in another size has the asked pose, but is not the asked person; the cosine does not even tell left from right."""
+    target, other = person(50, 50), person(150, 80, 2)
+    flipped = person(50, 50) * [-1, 1, 1]
+    values = evaluate(PoseMetric(similarities=["SAP_fixed", "AP_aligned"]), [judged("a", [target], [other], [0.9]), judged("b", [target], [flipped], [0.8])])
+    assert values["AP"] == 0 and values["AP_aligned"] == pytest.approx(100 * 51 / 101) and values["SAP_fixed"] < 100
+    assert list(PoseMetric(similarities=["AP_aligned"]).columns).index("AP_aligned") == 4
+
+
+def test_areas_that_are_not_known_are_boxes_of_labelled_joints():
+    target = person(50, 50)
+    target[15:, 2] = 0  # without its feet 14 x 18 pixels
+    image = judged("a", [target], [target], [0.5])
+    image.areas[:] = np.nan
+    assert PoseMetric().record(image)["areas"].tolist() == [14 * 18]
+
+
+def test_bad_options_are_one_clear_error():
+    with pytest.raises(ValueError, match=r"area_ranges: '_M' is \[9216, 1024\]; expected the least and the largest area"):
+        PoseMetric({"_M": (9216, 1024)})
+    with pytest.raises(ValueError, match="similarities: there is no 'SAP'; choose from SAP_fixed, AP_aligned"):
+        PoseMetric(similarities=["SAP"])

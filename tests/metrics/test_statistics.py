@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from posegen.metrics.statistics import SEEDS, bootstrap, holm, interval, paired_p_value, resample
+from posegen.metrics.statistics import SEEDS, Variance, bootstrap, holm, interval, multiple, paired_p_value, resample
 
 
 def mean_of(x):
@@ -56,3 +56,42 @@ def test_holm():
     adjusted = holm([0.5, float("nan"), 0.6])
     assert adjusted[0] == adjusted[2] == 1 and np.isnan(adjusted[1])
     assert holm([]) == []
+
+
+def observed(seeds, image, both, seed, n=400, dice=0):
+    """Differences of S seeds on n images with given standard deviations, and their estimated variance."""
+    random = np.random.default_rng(dice)
+    x = 1 + image * random.normal(size=n) + seed * random.normal(size=(seeds, 1)) + both * random.normal(size=(seeds, n))
+    weights = resample(n, 500, 0)
+    return Variance.of(x.mean(1), np.stack([weights @ row / n for row in x]), n)
+
+
+def test_variance_is_split_into_images_and_seeds():
+    found = [observed(8, image=3.0, both=3.0, seed=1.0, n=50, dice=d) for d in range(200)]
+    assert np.mean([f.image for f in found]) == pytest.approx(9, rel=0.1)
+    assert np.mean([f.both for f in found]) == pytest.approx(9, rel=0.1)
+    assert np.mean([f.seed for f in found]) == pytest.approx(1, abs=0.1)
+
+
+def test_the_standard_error_agrees_with_repeated_experiments():
+    def mean(dice):
+        random = np.random.default_rng(dice)
+        return (3 * random.normal(size=100) + random.normal(size=(2, 1)) + 2 * random.normal(size=(2, 100))).mean()
+
+    assert Variance(0, image=9, both=4, seed=1).standard_error(100, 2) == pytest.approx(np.std([mean(d) for d in range(4000)]), rel=0.05)
+
+
+def test_one_seed_knows_nothing_about_seeds():
+    found = observed(1, image=3.0, both=4.0, seed=9.0)
+    assert np.isnan(found.seed) and found.image == pytest.approx(25, rel=0.15)
+    assert found.standard_error(100, 1) == found.standard_error(100, 50)
+
+
+def test_a_detectable_difference_is_detected_that_often():
+    variance = Variance(0, image=4, both=0, seed=0)
+    difference = variance.detectable(50, 1)
+    means = np.random.default_rng(0).normal(difference, variance.standard_error(50, 1), 20000)
+    assert (np.abs(means) > 1.96 * variance.standard_error(50, 1)).mean() == pytest.approx(0.8, abs=0.01)
+    assert variance.images_needed(difference, 1) == 50
+    assert multiple(0.8, 0.05) == pytest.approx(2.8016, abs=1e-4)
+    assert Variance(0, 4, 0, 1).images_needed(0.1, 3) == np.inf

@@ -12,19 +12,12 @@ from posegen.parity.case import Case
 from posegen.parity.compare import compare
 from tests.adapters.cases import ABSENT, FOLDER
 
-#: Methods whose outputs are not all computed yet -> what is missing; what is there is compared elsewhere.
-UNFINISHED = {"higherhrnet": "HigherHRNet's maps are not decoded into people; tests/metrics/estimators/test_higherhrnet.py compares the maps"}
-
 
 def cases() -> list[object]:
     found = sorted(file.parent for file in FOLDER.rglob("case.json")) if FOLDER else []
     methods = {folder: json.loads((folder / "case.json").read_text())["method"] for folder in found}
     computable = [folder for folder in found if find_spec(f"posegen.parity.{methods[folder]}")]
-    return [pytest.param(folder, id=folder.name, marks=marks(methods[folder])) for folder in computable]
-
-
-def marks(method: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(reason=UNFINISHED[method], strict=True)] if method in UNFINISHED else []
+    return [pytest.param(folder, id=folder.name) for folder in computable]
 
 
 @pytest.mark.skipif(FOLDER is None, reason=ABSENT)

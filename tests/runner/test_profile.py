@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from posegen.runner.hydra_app import run_hydra
 from posegen.runner.listing import conf_dir
 from posegen.runner.profile import phases_of
 from posegen.runner.profiling import measure
+from posegen.runner.profiling.judging import measure_metrics
 from posegen.runner.profiling.measure import Clock, compare_sides, measure_phase, tick
 from posegen.runner.profiling.sides import Phase, Plain, Side, official_of
 from posegen.runner.verbs import VERBS
@@ -177,6 +179,16 @@ def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[s
     with keeping(*networks(side.adapter, side.backbone)):
         assert not any("forward" in vars(m) for m in networks(side.adapter, side.backbone))
     assert any("forward" in vars(m) for m in networks(side.adapter, side.backbone))
+
+
+def test_the_metrics_have_a_comparison_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from posegen.metrics.timing import coco, decode, distances
+
+    for module, sizes in ((coco, {"images": 20, "people": 40, "detections": 60}), (distances, {"images": 40, "dimensions": 8, "subsets": 3, "size": 10})):
+        monkeypatch.setattr(module, "measure", partial(module.measure, **sizes))
+    monkeypatch.setattr(decode, "SIZE", 128)
+    rows = measure_metrics({"repeats": 1, "trainer": {"threads": 1}})
+    assert len(rows) == 6 and all(row["ratio"] > 0 and row["difference"] < 1e-3 for row in rows)
 
 
 def test_a_way_that_nobody_knows_is_named(small: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,41 @@ from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
 
+class Published(NamedTuple):
+    """A number that somebody published about a method.
+
+    Attributes:
+        data: the data set, by the name that its authors gave it.
+        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``).
+        value: in percent where the source gives percent, KID times 100.
+        source: the table or figure.
+        read: False for a number that is only remembered; tables leave those out.
+    """
+
+    data: str
+    metric: str
+    value: float
+    source: str
+    read: bool = True
+
+    @property
+    def column(self) -> str:
+        """The column of a protocol that repeats the source's computation; what some papers call CAP is SAP in all programs."""
+        return f"paper_{'SAP' if self.metric == 'CAP' else self.metric}"
+
+
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from; ``published`` rows are (data set, metric, value, source) as read, never recalled."""
+    """Where a method comes from, and the numbers that are published about it (plain tuples will do)."""
 
     title: str
     id: str
     code: str = ""
     licence: str = ""
-    published: tuple[tuple[str, str, float, str], ...] = ()
+    published: Sequence[Published | tuple[str, str, float, str]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "published", tuple(Published(*row) for row in self.published))
 
 
 @dataclass(frozen=True)
@@ -102,21 +128,24 @@ class Adapter(nn.Module, ABC):
                 return Injection(mid=...)
 
     Attributes:
-        needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``).
+        needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``).
         sample: what the method generates.
         paper: where the method comes from.
         hint: how poses are drawn for this method, None where it reads no drawing.
+        population: the split whose samples ``needs`` means by ``population``.
         trainable: False where there is nothing to train.
         ranked: False for reference rows, which bound the methods and compete with none.
         starts_neutral: the backbone's predictions are its own before training; False where a published method starts otherwise.
         official: what the released program does at a higher cost.
         beside: parts of official files that are left out, by key prefix, and why.
         faithful: official quirks are reproduced rather than corrected.
+        remark: what a table must say about this row; known once it has generated.
     """
 
     needs: ClassVar[frozenset[str]]
     paper: ClassVar[Paper]
     sample: ClassVar[Literal["image", "pose"]] = "image"
+    population: ClassVar[Literal["train", "test"]] = "train"
     trainable: ClassVar[bool] = True
     ranked: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = True
@@ -124,6 +153,7 @@ class Adapter(nn.Module, ABC):
     beside: ClassVar[Mapping[str, str]] = {}
     hint: PoseDrawing | None = None
     faithful: bool = False
+    remark: str = ""
 
     def attach(self, backbone: Backbone) -> None:
         """Builds the method's modules from ``backbone.geometry``, operates on the U-Net where the method asks for it, and says who trains.

@@ -11,12 +11,13 @@ from posegen.adapters.base import Adapter, Official, Paper, State
 from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.encoder_copy import EncoderCopy, scaled
-from posegen.backbones.files import UnknownKeys
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
+from posegen.weights.files import UnknownKeys
 
 HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
+GRPOSE_RELEASED = "table on the GRPose project page, released weights"
 GUESS_DECAY = 0.825  # per residual from the middle block upwards, gradio_pose2image.py
 
 
@@ -45,10 +46,18 @@ class ControlNet(Adapter):
             ("Human-Art", "CAP", 57.18, HUMANSD_FIGURE),
             ("Human-Art", "PCE", 2.47, HUMANSD_FIGURE),
             ("Human-Art", "FID", 27.24, HUMANSD_FIGURE),
+            ("Human-Art", "CLIP", 33.16, HUMANSD_FIGURE),
             ("Human-Art", "AP", 39.52, GRPOSE_TABLE),
             ("Human-Art", "CAP", 69.19, GRPOSE_TABLE),
             ("Human-Art", "PCE", 1.54, GRPOSE_TABLE),
             ("Human-Art", "FID", 11.01, GRPOSE_TABLE),
+            ("Human-Art", "KID", 2.23, GRPOSE_TABLE),
+            ("Human-Art", "CLIP", 32.65, GRPOSE_TABLE),
+            ("LAION-Human", "AP", 44.90, GRPOSE_RELEASED),
+            ("LAION-Human", "CAP", 66.74, GRPOSE_RELEASED),
+            ("LAION-Human", "PCE", 1.55, GRPOSE_RELEASED),
+            ("LAION-Human", "FID", 7.53, GRPOSE_RELEASED),
+            ("LAION-Human", "CLIP", 32.31, GRPOSE_RELEASED),
         ),
     )
     official = Official(guidance="sequential", encodes_every_pass=True, decoder_gradients=True)

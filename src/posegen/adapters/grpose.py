@@ -83,10 +83,13 @@ class GRPose(Adapter):
             ("Human-Art", "CAP", 70.84, HUMAN_ART),
             ("Human-Art", "PCE", 1.43, HUMAN_ART),
             ("Human-Art", "FID", 13.76, HUMAN_ART),
+            ("Human-Art", "KID", 2.53, HUMAN_ART),
+            ("Human-Art", "CLIP", 32.31, HUMAN_ART),
             ("LAION-Human", "AP", 57.01, LAION_HUMAN),
             ("LAION-Human", "CAP", 67.20, LAION_HUMAN),
             ("LAION-Human", "PCE", 1.29, LAION_HUMAN),
             ("LAION-Human", "FID", 6.52, LAION_HUMAN),
+            ("LAION-Human", "CLIP", 32.12, LAION_HUMAN),
         ),
     )
     official = Official(settings={"edges": "dense"}, encodes_every_pass=True, decoder_gradients=True)

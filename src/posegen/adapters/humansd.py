@@ -54,10 +54,18 @@ class HumanSD(Adapter):
             ("Human-Art", "CAP", 59.11, README_FIGURE),
             ("Human-Art", "PCE", 1.61, README_FIGURE),
             ("Human-Art", "FID", 26.28, README_FIGURE),
+            ("Human-Art", "CLIP", 32.98, README_FIGURE),
             ("Human-Art", "AP", 44.57, GRPOSE_TABLE),
             ("Human-Art", "CAP", 69.68, GRPOSE_TABLE),
             ("Human-Art", "PCE", 1.37, GRPOSE_TABLE),
             ("Human-Art", "FID", 10.03, GRPOSE_TABLE),
+            ("Human-Art", "KID", 2.70, GRPOSE_TABLE),
+            ("Human-Art", "CLIP", 32.24, GRPOSE_TABLE),
+            ("LAION-Human", "AP", 50.95, GRPOSE_TABLE),
+            ("LAION-Human", "CAP", 65.84, GRPOSE_TABLE),
+            ("LAION-Human", "PCE", 1.25, GRPOSE_TABLE),
+            ("LAION-Human", "FID", 5.62, GRPOSE_TABLE),
+            ("LAION-Human", "CLIP", 30.85, GRPOSE_TABLE),
         ),
     )
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.

@@ -26,10 +26,18 @@ class NoAdapter(Adapter):
             ("Human-Art", "CAP", 49.05, HUMANSD_FIGURE),
             ("Human-Art", "PCE", 1.76, HUMANSD_FIGURE),
             ("Human-Art", "FID", 41.55, HUMANSD_FIGURE),
+            ("Human-Art", "CLIP", 33.86, HUMANSD_FIGURE),
             ("Human-Art", "AP", 0.24, GRPOSE_TABLE),
             ("Human-Art", "CAP", 55.71, GRPOSE_TABLE),
             ("Human-Art", "PCE", 2.30, GRPOSE_TABLE),
             ("Human-Art", "FID", 11.53, GRPOSE_TABLE),
+            ("Human-Art", "KID", 3.36, GRPOSE_TABLE),
+            ("Human-Art", "CLIP", 33.33, GRPOSE_TABLE),
+            ("LAION-Human", "AP", 0.73, GRPOSE_TABLE),
+            ("LAION-Human", "CAP", 44.47, GRPOSE_TABLE),
+            ("LAION-Human", "PCE", 2.45, GRPOSE_TABLE),
+            ("LAION-Human", "FID", 4.53, GRPOSE_TABLE),
+            ("LAION-Human", "CLIP", 32.32, GRPOSE_TABLE),
         ),
     )
 

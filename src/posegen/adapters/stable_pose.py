@@ -70,6 +70,7 @@ class StablePose(Adapter):
             ("Human-Art", "CAP", 70.83, KB_DMGEN_TABLE),
             ("Human-Art", "PCE", 1.50, KB_DMGEN_TABLE),
             ("Human-Art", "FID", 11.12, KB_DMGEN_TABLE),
+            ("Human-Art", "CLIP", 32.60, KB_DMGEN_TABLE),
             ("LAION-Human", "AP", 57.1, ABSTRACT),
         ),
     )

@@ -52,14 +52,18 @@ class T2IAdapter(Adapter):
             ("Human-Art", "CAP", 55.98, HUMANSD_FIGURE),
             ("Human-Art", "PCE", 2.73, HUMANSD_FIGURE),
             ("Human-Art", "FID", 29.07, HUMANSD_FIGURE),
+            ("Human-Art", "CLIP", 33.29, HUMANSD_FIGURE),
             ("Human-Art", "AP", 27.22, TRAINED),
             ("Human-Art", "CAP", 65.65, TRAINED),
             ("Human-Art", "PCE", 1.75, TRAINED),
             ("Human-Art", "FID", 11.92, TRAINED),
+            ("Human-Art", "KID", 2.73, TRAINED),
+            ("Human-Art", "CLIP", 33.27, TRAINED),
             ("LAION-Human", "AP", 36.65, RELEASED),
             ("LAION-Human", "CAP", 63.64, RELEASED),
             ("LAION-Human", "PCE", 1.62, RELEASED),
             ("LAION-Human", "FID", 6.77, RELEASED),
+            ("LAION-Human", "CLIP", 32.30, RELEASED),
         ),
     )
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.

@@ -94,6 +94,19 @@ class Geometry:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """What the self-attentions of one pass computed, for another pass to read beside its own; it lives as long as the step that it belongs to.
+
+    Attributes:
+        layers: name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads.
+        strength: weight of one of these keys relative to one of the reading pass; 1 makes no difference between them.
+    """
+
+    layers: Mapping[str, tuple[Tensor, Tensor]]
+    strength: float = 1.0
+
+
 @dataclass(frozen=True)
 class Injection:
     """What a method puts into one pass of the U-Net; every field is optional.
@@ -103,16 +116,18 @@ class Injection:
         mid: residual added to the middle block's output.
         encoder: one feature map per level, added inside the encoder before the level's last skip leaves it.
         latents: ``[B, c, h, w]`` concatenated to the noisy latents.
-        attention: module name -> (keys, values) appended to that self-attention.
-        features: token maps read by blocks that `Adapter.attach` inserted.
+        attention: keys and values of another pass, appended to those of the self-attentions.
+        features: tokens ``[R, N_i, S_i]``, one map per block that `Adapter.attach` inserted, in the order of the blocks.
+        rows: ``[R]`` the images of the batch that ``attention`` and ``features`` are for; None: all of them, in order. The others see neither.
     """
 
     down: tuple[Tensor, ...] | None = None
     mid: Tensor | None = None
     encoder: tuple[Tensor, ...] | None = None
     latents: Tensor | None = None
-    attention: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    attention: Bank | None = None
     features: tuple[Tensor, ...] | None = None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Tensor:
         """The U-Net's prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]`` given text states ``[B, L, D]``."""
+
+    def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Bank:
+        """What the self-attentions compute in the pass that `predict` makes of the same arguments, whose prediction nobody needs.
+
+        Raises:
+            TypeError: this backbone cannot show it.
+        """
+        raise TypeError(f"backbone {self.weights.id} does not show the keys and values of its self-attentions")
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ import transformers
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from posegen.backbones.files import WeightsError, first_line, sha256_of, weight_files
+from posegen.weights.files import WeightsError, first_line, sha256_of, weight_files
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC

@@ -13,7 +13,7 @@ from itertools import count
 from torch import Tensor
 
 from posegen.backbones.base import Geometry
-from posegen.backbones.files import UnknownKeys
+from posegen.weights.files import UnknownKeys
 
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."

@@ -13,9 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
-from posegen.backbones.files import WeightsError, read_tensors, weight_files
 from posegen.backbones.folder import Parts, autoencoder_folder, read_autoencoder
 from posegen.backbones.tokens import CONTEXT, END, clip_tokenizer
+from posegen.weights.files import WeightsError, read_tensors, weight_files
 
 SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # what the shapes of the tensors do not tell
 VAE_SCALE = 0.18215

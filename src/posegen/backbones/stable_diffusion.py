@@ -12,11 +12,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from posegen.backbones import ldm_keys as ldm
-from posegen.backbones.base import Backbone, Geometry, Injection, Weights
-from posegen.backbones.files import WeightsError
+from posegen.backbones.base import Backbone, Bank, Geometry, Injection, Weights
 from posegen.backbones.folder import Parts, copy_source, read_folder, tensors_hash
+from posegen.backbones.self_attention import Record, additions, bank_of
 from posegen.backbones.single_file import read_single_file
 from posegen.backbones.sizes import SIZES, parts_without_weights
+from posegen.weights.files import WeightsError
 
 HUB = "hub:"
 
@@ -143,14 +144,21 @@ class StableDiffusion(Backbone):
         return f"{tensors_hash(self.text_encoder)}-{self.max_length}"
 
     def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Tensor:
-        unsupported = [name for name in ("attention", "features") if getattr(injection, name) is not None]
-        if unsupported:
-            raise TypeError(f"StableDiffusion.predict does not support Injection.{', '.join(unsupported)}")
+        return self._predict(latents, timesteps, text, injection)
+
+    def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Bank:
+        record: dict[str, Record] = {}
+        self._predict(latents, timesteps, text, injection, record)
+        return bank_of(record)
+
+    def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection, record: dict[str, Record] | None = None) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         down, mid = self._residuals(injection)
+        added = additions(self.unet, injection, len(latents), record)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         with features_added(self.unet, injection.encoder):
-            return self.unet(latents, timesteps, text, down_block_additional_residuals=down, mid_block_additional_residual=mid, return_dict=False)[0]
+            return self.unet(latents, timesteps, text, cross_attention_kwargs=added, **residuals, return_dict=False)[0]
 
     def _residuals(self, injection: Injection) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
         """Residuals as diffusers wants them: both kinds or none."""

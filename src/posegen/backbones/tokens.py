@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from posegen.backbones.files import WeightsError
+from posegen.weights.files import WeightsError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"

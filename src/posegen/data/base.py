@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posegen.data.stored import Condition
 from posegen.poses.frame import Square, into
 
 
@@ -90,17 +91,25 @@ class PoseData(ABC):
     """A dataset split: a fixed, ordered list of samples.
 
     Subclasses set ``name`` and ``split`` and say in ``identity`` what their content depends on.
+
+    Attributes:
+        varies: whether a sample looks different on every visit (random crops, flips), so that its encodings cannot be kept.
     """
 
     name: str
     split: str
     size: tuple[int, int]
+    varies: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...
+
+    def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
+        """A sample as it is seen the ``visit``-th time; where ``image`` is False nobody looks at its pixels, and they may be left out."""
+        return self[index]
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -111,6 +120,10 @@ class PoseData(ABC):
         """Another image of the same caption, what a perfect text-only generator would make."""
         raise TypeError(f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out")
 
+    def source_of(self, index: int, visit: int = 0) -> Sample:
+        """Another image of the person of a sample, in another pose, as it is seen the ``visit``-th time: what appearance is taken from."""
+        raise TypeError(f"data {self.name!r} has one image of each person; choose data with pairs, for instance data=mannequin_pairs")
+
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -118,6 +131,11 @@ class PoseData(ABC):
 
     def prepare(self) -> None:
         """Checks and caches what reading needs; shows progress and can be interrupted and run again."""
+
+    @property
+    def condition(self) -> Condition:
+        """What `prepare` found; of data that is generated there is little to find."""
+        return Condition({"images": len(self)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +154,8 @@ class PoseBatch:
         images: ``[B, 3, H, W]`` in [-1, 1].
         poses: ``[B, 17, 3]`` or ``[B, 17, H, W]``, see `Sample.encodable`.
         twins: ``[B, 3, H, W]`` other images of the same captions.
+        source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`.
+        source_keypoints: B arrays ``[P_i, 17, 3]`` of the people in ``source``.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
         text: ``[B, L, D]`` text states of the prompts.
@@ -154,6 +174,8 @@ class PoseBatch:
     images: Tensor | None = None
     poses: Tensor | None = None
     twins: Tensor | None = None
+    source: Tensor | None = None
+    source_keypoints: Sequence[np.ndarray] = ()
     hint: Tensor | None = None
     latents: Tensor | None = None
     text: Tensor | None = None

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import PoseData, Sample, generator
+from posegen.data.files import replacing
 from posegen.poses.frame import Square, into
 
 JOINTS = 17
@@ -32,7 +33,16 @@ PLATEAU = 0.0  # maps are lower where their own joint is the nearest
 
 
 @dataclass(frozen=True, eq=False)
-class StoredPose(Sample):
+class FramedPose(Sample):
+    """A sample of one person whose canvas is the person's own square; there is no other."""
+
+    @property
+    def pose(self) -> Tensor:
+        return torch.from_numpy(into(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])).float()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPose(FramedPose):
     """A sample whose pose is known as joint maps; its keypoints are read off them.
 
     Attributes:
@@ -40,11 +50,6 @@ class StoredPose(Sample):
     """
 
     maps: np.ndarray | None = None
-
-    @property
-    def pose(self) -> Tensor:
-        """The keypoints in the square that the maps cover; there is no other canvas."""
-        return torch.from_numpy(into(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])).float()
 
     @property
     def encodable(self) -> Tensor:
@@ -108,7 +113,7 @@ class JointVectors(PoseData):
         path, caption = self.people[index]
         keypoints = keypoints_of(maps)[None]
         area = np.array([maps[0].size], np.float32)
-        return StoredPose(f"{self.name}/{Path(path).stem}", caption, keypoints, area, None, self.size, {}, maps)
+        return StoredPose(f"{self.name}/{Path(path).stem}", caption, keypoints, area, None, self.size, maps=maps)
 
     def maps(self, index: int) -> np.ndarray:
         """``[17, side, side] float32`` of one person.
@@ -141,21 +146,23 @@ def read_list(path: Path) -> list[tuple[str, str]]:
 
 
 def write_joint_vectors(folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json") -> None:
-    """Writes people in the released layout.
+    """Writes people in the released layout. The list comes last and makes the folder complete; an older one is removed first.
 
     Args:
         folder: where to write.
         people: (maps ``[17, side, side]``, caption) of each.
-        names: name of the list, which is written last.
+        names: name of the list.
     """
     root, entries = Path(folder), []
     for part in (MAPS, TEXTS):
         (root / part).mkdir(parents=True, exist_ok=True)
+    (root / names).unlink(missing_ok=True)
     for i, (maps, caption) in enumerate(people):
         np.save(root / MAPS / f"{i}.npy", np.asarray(maps, np.float32).reshape(JOINTS, -1), allow_pickle=False)
         (root / TEXTS / f"{i}.txt").write_text(caption, encoding="utf-8")
         entries.append({"image_path": f"/{MAPS}/{i}.npy", "text": caption})
-    (root / names).write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    with replacing(root / names) as temporary:
+        temporary.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
 def keypoints_of(maps: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from posegen.data.base import PoseData, Sample
+from posegen.data.stored import Condition
 
 
 class SinglePerson(PoseData):
@@ -20,7 +21,7 @@ class SinglePerson(PoseData):
 
     def __init__(self, data: PoseData, count: int | None = None, joints: int = 8) -> None:
         self.data, self.count, self.joints = data, count, joints
-        self.name, self.split, self.size = f"{data.name}_single", data.split, data.size
+        self.name, self.split, self.size, self.varies = f"{data.name}_single", data.split, data.size, data.varies
         self._chosen: list[int] = []
 
     @property
@@ -29,6 +30,10 @@ class SinglePerson(PoseData):
 
     def prepare(self) -> None:
         self.data.prepare()
+
+    @property
+    def condition(self) -> Condition:
+        return self.data.condition
 
     @property
     def chosen(self) -> Sequence[int]:
@@ -47,7 +52,7 @@ class SinglePerson(PoseData):
         return self._chosen
 
     def _qualifies(self, index: int) -> bool:
-        keypoints = self.data[index].keypoints
+        keypoints = self.data.seen(index, image=False).keypoints
         return len(keypoints) == 1 and int((keypoints[0, :, 2] > 0).sum()) >= self.joints
 
     def __len__(self) -> int:
@@ -55,6 +60,9 @@ class SinglePerson(PoseData):
 
     def __getitem__(self, index: int) -> Sample:
         return self.data[self.chosen[index]]
+
+    def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
+        return self.data.seen(self.chosen[index], visit, image)
 
     @property
     def prompts(self) -> Sequence[str]:

@@ -5,8 +5,9 @@ A data set is a `Source` that lists its entries; everything that follows (checki
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +66,21 @@ class Entry:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What the preparation of a split found.
+
+    Attributes:
+        facts: counts, sizes, hashes, versions, for the record.
+        warnings: what is suspicious about the split as a whole.
+        defects: what is wrong with single files.
+    """
+
+    facts: Mapping[str, Any]
+    warnings: Sequence[str] = ()
+    defects: Sequence[Defect] = ()
+
+
 #: Takes a defect down; reading goes on with the next entry.
 Report = Callable[[Defect], None]
 
@@ -93,5 +109,13 @@ class Source(ABC):
         """What the entries depend on, as plain values: the options, and a hash of the split's list of files."""
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        """Known counts and hashes to compare with: ``entries``, ``scenarios``, ``sha256`` (of the sorted picture paths joined by newlines)."""
+        """Known counts and hashes to compare with.
+
+        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: how that of the sorted picture paths, joined by newlines, begins.
+        """
         return {}
+
+
+def share(key: str) -> float:
+    """A number in [0, 1) that belongs to a key, by its SHA-1: the rule by which splits are made where a data set brings none."""
+    return int.from_bytes(hashlib.sha1(key.encode()).digest()[:8], "big") / 2**64

@@ -124,6 +124,10 @@ class Observer(ABC):
             B mappings, empty ones from an observer that is switched off (its weights are not configured).
         """
 
+    def check(self) -> None:
+        """Raises what `observe` would raise for missing or wrong weights, to be asked before hours of sampling."""
+        return
+
 
 class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images.

@@ -22,7 +22,25 @@ def oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.
         areas: ``[P]`` in square pixels.
         sigmas: ``[17]`` annotation noise of each keypoint relative to the square root of the area.
     """
-    labelled = keypoints[None, :, :, 2] > 0
-    distance2 = np.square(found[:, None, :, :2].astype(float) - keypoints[None, :, :, :2]).sum(-1)
-    exponent = distance2 / np.square(2 * sigmas) / (areas[None, :, None].astype(float) + TINY) / 2
+    return pair_oks(found[:, None], keypoints[None], areas[None], sigmas)
+
+
+def pair_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS) -> np.ndarray:
+    """Similarities ``[...]`` of pairs of a detection ``[..., 17, >= 2]`` and a person ``[..., 17, 3]`` with its area ``[...]``; leading axes broadcast."""
+    labelled = keypoints[..., 2] > 0
+    x, y = (found[..., i].astype(float) - keypoints[..., i] for i in (0, 1))
+    exponent = (x * x + y * y) / np.square(2 * sigmas) / (areas[..., None].astype(float) + TINY) / 2
     return np.where(labelled, np.exp(-exponent), 0).sum(-1) / np.maximum(labelled.sum(-1), 1)
+
+
+def box_areas(keypoints: np.ndarray) -> np.ndarray:
+    """``[P]`` areas of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 for a person without any."""
+    return sides(keypoints).prod(-1)
+
+
+def sides(keypoints: np.ndarray) -> np.ndarray:
+    """Width and height ``[P, 2]`` of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 for a person without any."""
+    labelled = keypoints[..., 2:] > 0
+    low = np.where(labelled, keypoints[..., :2], np.inf).min(1)
+    high = np.where(labelled, keypoints[..., :2], -np.inf).max(1)
+    return np.where(labelled.any(1), high - low, 0.0)

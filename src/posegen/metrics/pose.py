@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from posegen.metrics.base import Judged, Metric, Records
-from posegen.metrics.oks import oks
-from posegen.metrics.precision import EVERY_AREA, rank
-
-MAX_DETECTIONS = 20
+from posegen.metrics.oks import box_areas, oks, sides
+from posegen.metrics.precision import EVERY_AREA, MAX_DETECTIONS, summary
+from posegen.metrics.similarity import SIMILARITIES
 
 
 class PoseMetric(Metric):
@@ -19,27 +18,45 @@ class PoseMetric(Metric):
     People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each person's most similar detection and do not.
 
     Args:
-        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": (0, 1e10), "_M": (1024, 9216)}``.
+        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with
+            a suffix has AP and AR only.
         pck: radius of a correct keypoint relative to the longer side of the person's keypoint box.
+        similarities: columns of `posegen.metrics.similarity.SIMILARITIES`, average precisions with another similarity in the place of OKS.
+        confident: adds ``count_error_confident``, where only detections of at least this score are counted.
     """
 
-    lower_is_better = frozenset({"count_error"})
-
-    def __init__(self, area_ranges: Mapping[str, tuple[float, float]] | None = None, pck: float = 0.1) -> None:
+    def __init__(
+        self,
+        area_ranges: Mapping[str, tuple[float, float]] | None = None,
+        pck: float = 0.1,
+        similarities: Sequence[str] = (),
+        confident: float | None = None,
+    ) -> None:
         self.area_ranges = {suffix: (float(low), float(high)) for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items()}
-        self.pck = pck
-        precisions = [name + suffix for suffix in self.area_ranges for name in ("AP", "AP50", "AP75", "AR")]
-        self.columns = (*precisions, f"PCK@{pck:g}", "OKS", "count_error", "count_bias")
+        for suffix, (low, high) in self.area_ranges.items():
+            if not low < high:
+                raise ValueError(f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in square pixels")
+        if unknown := [name for name in similarities if name not in SIMILARITIES]:
+            raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
+        self.pck, self.similarities, self.confident = pck, list(similarities), confident
+        precisions = [name + suffix for suffix in self.area_ranges for name in (("AP", "AR") if suffix else ("AP", "AP50", "AP75", "AR"))]
+        counts = ["count_error", *(["count_error_confident"] if confident is not None else []), "count_bias"]
+        self.columns = (*precisions, *self.similarities, f"PCK@{pck:g}", "OKS", *counts)
+        self.lower_is_better = frozenset(counts[:-1])
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the image's people."""
+        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the image's people.
+
+        An area that is no number is that of the box around the labelled keypoints.
+        """
         labelled = (judged.keypoints[..., 2] > 0).any(-1)
         keypoints, areas = judged.keypoints[labelled], np.asarray(judged.areas)[labelled]
+        areas = np.where(np.isnan(areas), box_areas(keypoints), areas)
         order = np.argsort(-judged.found.scores, kind="stable")[:MAX_DETECTIONS]
         found = judged.found.keypoints[order]
         similarity = oks(found, keypoints, areas)
         correct, best = self._best(found, similarity, keypoints, areas)
-        return {
+        facts = {
             "people": float(len(keypoints)),
             "found": float(len(judged.found)),
             "joints": float((keypoints[..., 2] > 0).sum()),
@@ -48,8 +65,11 @@ class PoseMetric(Metric):
             "oks": similarity,
             "scores": judged.found.scores[order],
             "areas": areas,
-            "extents": np.prod(np.ptp(found[..., :2], axis=1), axis=-1),
+            "extents": np.ptp(found[..., :2].astype(float), axis=1).prod(-1),
         }
+        if self.confident is not None:
+            facts["confident"] = float((judged.found.scores >= self.confident).sum())
+        return facts | {f"similarity_{name}": SIMILARITIES[name](found, keypoints, areas) for name in self.similarities}
 
     def _best(self, found: np.ndarray, similarity: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> tuple[int, float]:
         """Correct keypoints and summed similarity when every person has its most similar detection."""
@@ -62,13 +82,10 @@ class PoseMetric(Metric):
         return int((labelled & (distance <= radius[:, None])).sum()), float(similarity.max(0).sum())
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
-        values: dict[str, np.ndarray] = {}
-        for suffix, area_range in self.area_ranges.items():
-            ranking = rank(records["oks"], records["scores"], records["areas"], records["extents"], area_range)
-            curves = [ranking.precision_and_recall(w) for w in weights]
-            precision, recall = (100 * np.array([curve[i] for curve in curves]) for i in (0, 1))
-            families = {"AP": precision.mean(1), "AP50": precision[:, 0], "AP75": precision[:, 5], "AR": recall.mean(1)}
-            values |= {name + suffix: value for name, value in families.items()}
+        rest = records["scores"], records["areas"], records["extents"], weights
+        found = summary(records["oks"], *rest, self.area_ranges)
+        found |= {name: summary(records[f"similarity_{name}"], *rest, {"": EVERY_AREA})["AP"] for name in self.similarities}
+        values = {name: 100 * found[name] for name in self.columns if name in found}
         total = {name: weights @ np.asarray(records[name], float) for name in ("people", "found", "joints", "joints_correct", "oks_sum")}
         surplus = np.asarray(records["found"], float) - np.asarray(records["people"], float)
         with np.errstate(invalid="ignore"):
@@ -76,13 +93,13 @@ class PoseMetric(Metric):
             values["OKS"] = 100 * total["oks_sum"] / total["people"]
             values["count_error"] = weights @ np.abs(surplus) / weights.sum(1)
             values["count_bias"] = weights @ surplus / weights.sum(1)
+            if self.confident is not None:
+                surplus = np.asarray(records["confident"], float) - np.asarray(records["people"], float)
+                values["count_error_confident"] = weights @ np.abs(surplus) / weights.sum(1)
         return values
 
 
 def longer_side(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where that box is a point."""
-    labelled = keypoints[..., 2:] > 0
-    low = np.where(labelled, keypoints[..., :2], np.inf).min(1)
-    high = np.where(labelled, keypoints[..., :2], -np.inf).max(1)
-    side = (high - low).max(-1)
+    side = sides(keypoints).max(-1)
     return np.where(side > 0, side, np.sqrt(areas))

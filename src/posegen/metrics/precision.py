@@ -1,12 +1,13 @@
-"""Average precision and recall over OKS thresholds, as COCO defines them, for many bootstrap resamples of one matching.
+"""Average precision and recall over similarity thresholds, as COCO defines them, for many bootstrap resamples of one matching.
 
-Matching people with detections happens within an image, so it is done once; a resample only changes how often each image's detections and people count.
-Counting a detection w times moves precision and recall as w equal neighbours in the ranking would, so weights equal duplicated images exactly.
+Matching people with detections happens within an image, so it is done once, for all images side by side; a resample only changes how often each image's
+detections and people count. Counting a detection w times moves precision and recall as w equal neighbours in the ranking would, so weights equal duplicated
+images exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,13 @@ import numpy as np
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 EVERY_AREA = (0.0, 1e10)
+#: COCO's person areas in square pixels, by the suffix of a column.
+COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}
+MAX_DETECTIONS = 20  # of an image: COCO looks at its best ones
 TINY = np.spacing(1)  # COCO's guard against a precision of 0 / 0
+
+#: Least and largest area by suffix.
+Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,36 +30,64 @@ class Ranking:
 
     Attributes:
         image: ``[D]`` index of each detection's image.
-        hits: ``[T, D]`` 1.0 where the detection matches a person that counts.
-        misses: ``[T, D]`` 1.0 where it matches nobody; a detection that is ignored is neither.
+        hits: ``[T, D] bool`` where the detection matches a person that counts.
+        counted: ``[T, D] bool`` where it is a hit or matches nobody; the others are ignored.
         people: ``[n]`` people that count in each image.
     """
 
     image: np.ndarray
     hits: np.ndarray
-    misses: np.ndarray
+    counted: np.ndarray
     people: np.ndarray
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[T]`` (over 101 recall levels) and final recall ``[T]``, NaN without people.
+        """Average precision ``[R, T]`` (over 101 recall levels) and final recall ``[R, T]`` of R resamples, NaN without people.
+
+        The best precision from a recall level on is found at a hit, so only hits are looked at.
 
         Args:
-            weights: ``[n]`` how often each image counts.
+            weights: ``[R, n]`` how often each image counts.
         """
-        people = float(self.people @ weights)
-        if people == 0:
-            nothing = np.full(len(self.hits), np.nan)
-            return nothing, nothing
-        if not len(self.image):
-            return np.zeros(len(self.hits)), np.zeros(len(self.hits))
-        weight = weights[self.image]
-        hits, misses = (self.hits * weight).cumsum(1), (self.misses * weight).cumsum(1)
-        recall = hits / people
-        precision = hits / (hits + misses + TINY)
-        best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        levels = np.concatenate([best_from_here, np.zeros((len(hits), 1))], axis=1)  # levels that are never reached have precision 0
-        at = np.stack([np.searchsorted(row, RECALLS, side="left") for row in recall])
-        return np.take_along_axis(levels, at, 1).mean(1), recall[:, -1]
+        levels, recall = np.zeros((len(weights), len(self.hits), len(RECALLS))), np.zeros((len(weights), len(self.hits)))
+        people = weights @ self.people
+        patterns, pattern = distinct(self.counted)
+        counted = [self.image[used] for used in patterns]
+        hits = [self.image[hit] for hit in self.hits]
+        places = [np.flatnonzero(hit[patterns[k]]) for hit, k in zip(self.hits, pattern, strict=True)]
+        for r in np.flatnonzero(people):
+            ranked = [weights[r][image].cumsum() for image in counted]
+            for t in range(len(hits)):
+                if len(hits[t]):
+                    true = weights[r][hits[t]].cumsum()
+                    reached = true / people[r]
+                    recall[r, t] = reached[-1]
+                    precision = true / (ranked[pattern[t]][places[t]] + TINY)
+                    at = np.searchsorted(reached, RECALLS, side="left")
+                    at = at[at < len(true)]  # levels that are never reached have precision 0
+                    levels[r, t, : len(at)] = np.maximum.accumulate(np.maximum.reduceat(precision, at)[::-1])[::-1]
+        nothing = (people == 0)[:, None]
+        return np.where(nothing, np.nan, levels.mean(-1)), np.where(nothing, np.nan, recall)
+
+    def split(self, size: int) -> list[Ranking]:
+        """The rankings of every ``size`` consecutive images; the last may have fewer."""
+        group = self.image // size
+        order = np.argsort(group, kind="stable")
+        parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(self.people) // size))))
+        starts = range(0, len(self.people), size)
+        return [Ranking(self.image[p] - i, self.hits[:, p], self.counted[:, p], self.people[i : i + size]) for i, p in zip(starts, parts, strict=True)]
+
+    def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people; for COCO's thresholds."""
+        precision, recall = self.precision_and_recall(weights)
+        values = {"AP": precision.mean(1), "AP50": precision[:, 0], "AP75": precision[:, 5]}
+        return values | {"AR": recall.mean(1), "AR50": recall[:, 0], "AR75": recall[:, 5]}
+
+
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows of ``[T, D] bool`` among neighbours, and for each of the T rows which of them it equals."""
+    new = np.ones(len(rows), bool)
+    new[1:] = (rows[1:] != rows[:-1]).any(1)
+    return rows[new], new.cumsum() - 1
 
 
 def rank(
@@ -74,39 +109,96 @@ def rank(
         thresholds: ``[T]`` similarities from which a detection matches.
     """
     low, high = area_range
-    excluded = [(a < low) | (a > high) for a in areas]
-    outside = [(e < low) | (e > high) for e in extents]
-    matches = [match(s, x, o, thresholds) for s, x, o in zip(similarities, excluded, outside, strict=True)]
-    hits, misses = (np.concatenate([m[i] for m in matches] or [np.zeros((0, len(thresholds)))]) for i in (0, 1))
-    order = np.argsort(-np.concatenate([*scores, np.zeros(0)]), kind="stable")
-    image = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
-    people = np.array([(~x).sum() for x in excluded], dtype=float)
-    return Ranking(image[order], hits[order].T.astype(float), misses[order].T.astype(float), people)
+    excluded, outside = ((flat < low) | (flat > high) for flat in (joined(areas), joined(extents)))
+    hits, matched = match(similarities, excluded, thresholds)
+    order = np.argsort(-joined(scores), kind="stable")
+    image, owner = (np.repeat(np.arange(len(parts)), [len(part) for part in parts]) for parts in (scores, areas))
+    people = np.bincount(owner, ~excluded, minlength=len(areas))
+    counted = hits | ~(matched | outside)
+    return Ranking(image[order], hits[:, order], counted[:, order], people)
 
 
-def match(similarity: np.ndarray, excluded: np.ndarray, outside: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's greedy matching in one image, at all thresholds at once.
+def match(similarities: Sequence[np.ndarray], excluded: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's greedy matching in every image, at all thresholds at once.
 
-    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one; of equal ones the last.
+    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one; of equal ones the last. As in COCO's
+    own loop a similarity that is no number beats everything before it, and what comes next beats it in turn.
 
     Args:
-        similarity: ``[D, P]``, detections best first.
-        excluded: ``[P]`` people that do not count; a detection that matches one is ignored.
-        outside: ``[D]`` detections that are ignored when they match nobody.
+        similarities: n arrays ``[D_i, P_i]``, detections best first.
+        excluded: ``[P_0 + ... + P_n-1]`` people that do not count; a detection that matches one is no hit.
         thresholds: ``[T]``.
 
     Returns:
-        ``[D, T]`` hits and ``[D, T]`` misses.
+        ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match anybody.
     """
-    detections, people = similarity.shape
-    hits, taken_any = np.zeros((2, detections, len(thresholds)), bool)
-    free = np.ones((len(thresholds), people), bool)
-    every = np.arange(len(thresholds))
-    for d in range(detections if people else 0):
-        appeal = np.where(free & (similarity[d] >= thresholds[:, None]), similarity[d] - 2.0 * excluded, -np.inf)
-        chosen = people - 1 - appeal[:, ::-1].argmax(1)
-        found = np.isfinite(appeal[every, chosen])
-        free[every[found], chosen[found]] = False
-        taken_any[d] = found
-        hits[d] = found & ~excluded[chosen]
-    return hits, ~taken_any & ~outside[:, None]
+    sizes = np.array([s.shape for s in similarities], int).reshape(-1, 2)
+    first, first_person = (sizes.cumsum(0) - sizes).T
+    hits, matched = np.zeros((2, len(thresholds), sizes[:, 0].sum()), bool)
+    for people in np.unique(sizes[:, 1]):
+        group = np.flatnonzero(sizes[:, 1] == people)
+        group = group[np.argsort(-sizes[group, 0], kind="stable")]  # so that the images with a d-th detection come first
+        depth = sizes[group, 0]
+        apart = excluded[first_person[group][:, None] + np.arange(people)]
+        order = np.argsort(apart, 1, kind="stable")  # people that count come first
+        block = np.zeros((len(group), depth[0], people))
+        block[np.arange(depth[0]) < depth[:, None]] = np.concatenate([similarities[i] for i in group.tolist()])
+        block, apart = np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0), np.take_along_axis(apart, order, 1).T
+        free = np.ones((people, len(thresholds), len(group)), bool)
+        for d in range(depth[0] if people else 0):
+            active = int(np.searchsorted(-depth, -d))
+            chosen = choose(block[:, d, :active], free[:, :, :active], apart[:, :active], thresholds)
+            at, image = np.nonzero(chosen >= 0)
+            free[chosen[at, image], at, image] = False
+            matched[at, first[group[image]] + d] = True
+            hits[at, first[group[image]] + d] = ~apart[chosen[at, image], image]
+    return hits, matched
+
+
+def choose(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The person ``[T, n]`` that one detection in each of n images takes, -1 for none.
+
+    Args:
+        similarity: ``[P, n]``.
+        free: ``[P, T, n]`` who is not taken yet.
+        apart: ``[P, n]`` who is excluded, after those who are not.
+        thresholds: ``[T]``.
+    """
+    images = np.arange(similarity.shape[1])
+    best = np.repeat(thresholds[:, None], len(images), 1)
+    chosen = np.full(best.shape, -1)
+    for person, s in enumerate(similarity):
+        better = free[person] & ~(s < best)
+        if apart[person].any():
+            better &= ~apart[person] | (chosen < 0) | apart[chosen, images]
+        chosen[better] = person
+        best = np.where(better, s, best)
+    return chosen
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All parts in a row; empty without any."""
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def summary(
+    similarities: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    areas: Sequence[np.ndarray],
+    extents: Sequence[np.ndarray],
+    weights: np.ndarray | None = None,
+    area_ranges: Ranges = COCO_RANGES,
+) -> dict[str, np.ndarray]:
+    """`Ranking.statistics` of the range without a suffix, and AP and AR of the others: ``AP``, ``AP50``, ..., ``AP_M``, ``AR_M``, each ``[R]``.
+
+    Args:
+        similarities, scores, areas, extents: as in `rank`.
+        weights: ``[R, n]`` how often each image counts; None is once each.
+        area_ranges: suffix -> (least, largest) person area in square pixels.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    values: dict[str, np.ndarray] = {}
+    for suffix, area_range in area_ranges.items():
+        found = rank(similarities, scores, areas, extents, area_range).statistics(weights)
+        values |= {name + suffix: value for name, value in found.items() if not suffix or name in ("AP", "AR")}
+    return values

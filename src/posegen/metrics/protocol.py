@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from posegen.data.base import Sample
 from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
 from posegen.metrics.records import read_records, write_records
-from posegen.metrics.statistics import bootstrap, holm, interval, paired_p_value
+from posegen.metrics.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
+
+CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 
 
 class Protocol:
@@ -55,9 +57,9 @@ class Protocol:
         self.lower_is_better = frozenset().union(*(metric.lower_is_better for metric in self.metrics))
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
-        """The records of a set: ``id``, the ``scenario`` where the data has some, and every metric's facts, one entry per image."""
+        """The records of a set: ``id``, where the image comes from (see `place`), and every metric's facts, one entry per image."""
         rows = [
-            {"id": image.id, **{name: image.attributes[name] for name in ("scenario",) if name in image.attributes}}
+            {"id": image.id, **place(image.attributes)}
             | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
             for image in judged
         ]
@@ -114,6 +116,18 @@ class Protocol:
         tests = {column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods]) for column in self.columns}
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
+    def variance(self, ours: Sequence[Records], theirs: Sequence[Records], column: str, reference: Records | None = None, seed: int = 0) -> Variance:
+        """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged on the same images."""
+        n_images = check_same_images([*ours, *theirs])
+        images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
+        differences = [self.values(a, images, reference)[column] - self.values(b, images, reference)[column] for a, b in zip(ours, theirs, strict=True)]
+        return Variance.of([d[0] for d in differences], np.stack([d[1:] for d in differences]), n_images)
+
+    def check(self) -> None:
+        """Raises what judging would raise for missing or wrong weights of an observer."""
+        for observer in self.observers:
+            observer.check()
+
     def absent(self, records: Records) -> dict[str, str]:
         """Columns that these records cannot fill -> the reason."""
         return {column: reason for metric in self.metrics for column, reason in metric.absent(records).items()}
@@ -137,6 +151,12 @@ class Protocol:
     # How records are stored is no choice, but whoever holds a protocol needs no other module.
     write = staticmethod(write_records)
     read = staticmethod(read_records)
+
+
+def place(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data says about where an image comes from: its ``scenario``, and the cut out of the stored picture as ``crop_left`` and so on, in its pixels."""
+    scenario = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
+    return scenario | {f"crop_{name}": float(attributes["crop"].get(name, 0)) for name in CROP if "crop" in attributes}
 
 
 def check_same_images(seeds: Sequence[Mapping]) -> int:

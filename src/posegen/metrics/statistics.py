@@ -6,7 +6,10 @@ image is hard for all of them). The same seed gives the same resamples to every 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -76,3 +79,59 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
         adjusted[i] = highest
     return adjusted.tolist()
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Where the variance of a paired difference between two methods comes from; per image and per seed, so that other numbers of both can be asked about.
+
+    The mean difference over n images and s seeds has the variance ``image / n + both / (n s) + seed / s``: images that suit one method, seeds that suit one
+    method, and images that do so with one seed only. Statistics of sets (AP, Frechet distances) follow this for large n.
+
+    Attributes:
+        difference: the mean difference that was observed.
+        image: variance per image, shared by all seeds; with one seed it contains ``both``.
+        both: variance per image and seed.
+        seed: variance per seed, NaN where only one was observed.
+    """
+
+    difference: float
+    image: float
+    both: float
+    seed: float
+
+    @classmethod
+    def of(cls, points: Sequence[float], spreads: np.ndarray, n_images: int) -> Variance:
+        """Estimates it from S seeds.
+
+        Args:
+            points: ``[S]`` differences on the observed images.
+            spreads: ``[S, R]`` the same on R resamples of the images.
+            n_images: images of each resample.
+        """
+        seeds, mean = len(points), float(np.mean(points))
+        single, averaged = spreads.var(1, ddof=1).mean(), spreads.mean(0).var(ddof=1)  # (image + both) / n and (image + both / S) / n
+        if seeds == 1:
+            return cls(mean, float(single * n_images), 0.0, math.nan)
+        both = max(0.0, float(single - averaged) * seeds / (seeds - 1))
+        image = max(0.0, float(averaged) - both / seeds)
+        seed = max(0.0, float(np.var(points, ddof=1)) - both)  # the seeds' differences vary by seed + both / n
+        return cls(mean, image * n_images, both * n_images, seed)
+
+    def standard_error(self, images: int, seeds: int) -> float:
+        """That of the mean difference; where the seeds' part is unknown, of the difference between these trainings alone."""
+        return math.sqrt(self.image / images + self.both / (images * seeds) + (0.0 if math.isnan(self.seed) else self.seed / seeds))
+
+    def detectable(self, images: int, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
+        """The true difference that a two-sided test at level ``alpha`` finds with probability ``power`` (normal approximation)."""
+        return multiple(power, alpha) * self.standard_error(images, seeds)
+
+    def images_needed(self, difference: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
+        """How many images make ``difference`` detectable; infinite where no number does, because the seeds alone vary too much."""
+        allowed = (abs(difference) / multiple(power, alpha)) ** 2 - (0.0 if math.isnan(self.seed) else self.seed / seeds)
+        return math.ceil((self.image + self.both / seeds) / allowed) if allowed > 0 else math.inf
+
+
+def multiple(power: float, alpha: float) -> float:
+    """How many standard errors a difference must have to be found with probability ``power`` at level ``alpha``; 2.80 for 0.8 and 0.05."""
+    return NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)

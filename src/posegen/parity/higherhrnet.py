@@ -1,8 +1,9 @@
-"""HigherHRNet: from the image to the maps of its flip test."""
+"""HigherHRNet: from the image over the maps of its flip test to people, and the decoding of given maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,98 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import to_tensor
-from posegen.metrics.estimators.higherhrnet import HeadShape, HigherHRNet, fitted
+from posegen.metrics.estimators.associative import Decoding, decode
+from posegen.metrics.estimators.higherhrnet import Fit, HeadShape, HigherHRNet, aggregated, to_pixels
 from posegen.metrics.estimators.hrnet import Stage
 from posegen.parity.case import Case
+from posegen.runner.errors import UserError
+
+#: Settings of mmpose's decoding of which only this value, the published evaluations', is known here.
+FIXED = {
+    "scale_factor": [1],
+    "align_corners": True,
+    "tag_per_joint": True,
+    "use_detection_val": True,
+    "ignore_too_much": False,
+    "adjust": True,
+    "use_udp": True,
+}
 
 
 @torch.no_grad()
 def compute(case: Case) -> dict[str, Tensor]:
-    """Everything up to the maps; the people in them are not decoded."""
+    """Everything that the case's inputs allow, decoded rightly and with mmpose's flaw on processors, which nothing else here reproduces."""
+    made: dict[str, Tensor] = {}
+    if "image" in case.inputs:
+        made |= from_image(case)
+    if "dec_heatmaps" in case.inputs:
+        made |= from_maps(case)
+    return {name: value for name, value in made.items() if name in case.expected or name in case.mids}
+
+
+def network_of(case: Case) -> HigherHRNet:
+    """The case's network with its weights."""
     config = case.config
     shapes = [config["stages"][f"stage{i}"] for i in range(1, len(config["stages"]) + 1)]
     stages = [Stage(s["num_modules"], tuple(s["num_blocks"]), tuple(s["num_channels"])) for s in shapes]
-    network = HigherHRNet(stages, config["stem_width"], head_of(config["head"])).fill(case.weights, str(case.folder))
-    image = case.inputs["image"].numpy().astype(np.uint8)[..., ::-1]  # the detector is given BGR
-    inputs = network.normalised(to_tensor(fitted(np.ascontiguousarray(image), config["image_size"]))[None])
+    network = HigherHRNet(stages, config["stem_width"], head_of(config["head"]), config["image_size"])
+    return network.fill(case.weights, str(case.folder))
+
+
+def image_of(case: Case) -> np.ndarray:
+    """The case's image ``[H, W, 3] uint8``; the official program takes it for BGR."""
+    return np.ascontiguousarray(case.inputs["image"].numpy().astype(np.uint8)[..., ::-1])
+
+
+def from_image(case: Case) -> dict[str, Tensor]:
+    network, image = network_of(case), image_of(case)
+    fit = Fit.of(image.shape[0], image.shape[1], network.size)
+    inputs = network.normalised(to_tensor(fit.warped(image))[None])
     made = {"network_input": inputs, "backbone_feature": network.backbone(inputs)}
     for suffix, given in (("", inputs), ("_of_mirrored_input", inputs.flip(-1))):
         made |= {f"head_out{i}{suffix}": maps for i, maps in enumerate(network(given))}
-    made["heatmaps"], made["tags"] = network.flip_tested(inputs)
+    flip_test = case.config.get("test_cfg", {}).get("flip_test", True)
+    made["heatmaps"], made["tags"] = network.flip_tested(inputs) if flip_test else aggregated(network(inputs))
+    for suffix, decoding in variants(case):
+        ((people, scores),) = decode(made["heatmaps"], made["tags"], decoding)
+        found = network.chosen(to_pixels(people, made["heatmaps"].shape[-2:], fit.region), scores)
+        extent = np.ptp(found.keypoints[..., :2], axis=1)
+        results = {"keypoints": found.keypoints, "scores": found.scores, "areas": extent[:, 0] * extent[:, 1]}
+        made |= {f"{name}{suffix}": torch.from_numpy(value) for name, value in results.items()}
     return made
+
+
+def from_maps(case: Case) -> dict[str, Tensor]:
+    """People of given maps, in the order in which they are grouped."""
+    heatmaps, tags = case.inputs["dec_heatmaps"], case.inputs["dec_tags"]
+    region = case.inputs["dec_scale"].tolist()[::-1]
+    made = {}
+    for suffix, decoding in variants(case):
+        ((people, scores),) = decode(heatmaps, tags, decoding)
+        made[f"dec_keypoints{suffix}"] = torch.from_numpy(to_pixels(people, heatmaps.shape[-2:], region))
+        made[f"dec_person_scores{suffix}"] = torch.from_numpy(scores)
+    return made
+
+
+def variants(case: Case) -> Iterator[tuple[str, Decoding]]:
+    """Suffix of the outputs -> how they are decoded.
+
+    Raises:
+        UserError: the case was made with a decoding that this project does not have.
+    """
+    config = case.config.get("test_cfg", {})
+    if other := [f"{key}={config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]:
+        raise UserError(f"{case.folder / 'case.json'}: config.test_cfg has {', '.join(other)}; only the decoding of the published evaluations is known here")
+    names = {
+        "nms_kernel": "kernel",
+        "max_num_people": "candidates",
+        "detection_threshold": "detection_threshold",
+        "tag_threshold": "tag_threshold",
+        "refine": "fill",
+    }
+    decoding = Decoding(**{own: config[name] for name, own in names.items() if name in config})
+    yield "", decoding
+    yield "_cpu_quirk", replace(decoding, cpu_quirk=True)
 
 
 def head_of(config: Mapping[str, Any]) -> HeadShape:

@@ -24,7 +24,7 @@ class Needs:
     """What a task wants in its batches.
 
     Attributes:
-        fields: names of optional `PoseBatch` fields: ``images``, ``poses``, ``twins``, ``hint``, ``latents``, ``text``.
+        fields: names of optional `PoseBatch` fields: ``images``, ``poses``, ``twins``, ``source``, ``hint``, ``latents``, ``text``.
         hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
         latents: ``[N, c, h, w]`` cached latents of the whole split.
         text: index -> cached text states.
@@ -40,10 +40,11 @@ class Needs:
 
 def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, visit: int = 0) -> PoseBatch:
     """The batch of the samples at ``indices``."""
-    samples = [data[i] for i in indices]
+    samples = [data.seen(i, visit, "images" in needs.fields) for i in indices]
     size = samples[0].size
     images = torch.stack([s.tensor for s in samples]) if "images" in needs.fields else None
     twins = torch.stack([data.twin(i).tensor for i in indices]) if "twins" in needs.fields else None
+    sources = [data.source_of(i, visit) for i in indices] if "source" in needs.fields else []
     poses = torch.stack([s.encodable for s in samples]) if "poses" in needs.fields else None
     hint = None
     if needs.hint is not None:
@@ -59,6 +60,8 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         images=images,
         poses=poses,
         twins=twins,
+        source=torch.stack([s.tensor for s in sources]) if sources else None,
+        source_keypoints=[s.keypoints for s in sources],
         hint=hint,
         latents=latents,
         text=None if needs.text is None else needs.text(indices),

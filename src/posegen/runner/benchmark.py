@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.runner.cells import Cell, locked
 from posegen.runner.check import require_valid
 from posegen.runner.errors import UserError
-from posegen.runner.files import read_json, write_json, write_text
+from posegen.runner.files import read_json, write_json
 from posegen.runner.hydra_app import Failed, Request, composed, run_hydra
+from posegen.runner.parts import reference_split
 from posegen.runner.shards import Shard, share
 
 #: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
@@ -78,25 +79,25 @@ class Plan(Callback):
         from posegen.runner.table import headline_of
 
         request = Request.of(config.hydra)
-        cells = []
+        cells: list[Cell] = []
         for overrides in expand(config):
             with composed(request.having(*overrides)) as cfg:
                 require_valid(cfg)
                 Shard.of(cfg)
                 require_weights(cfg)
-                cell = Cell.of(cfg)
+                cell = Cell.of(cfg, splits_of(cfg))
                 cell.check()
-                if all(cell.folder != other.folder for other, _ in cells):  # shares of a cell are one cell
-                    cells.append((cell, cfg))
+                if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
+                    cells.append(cell)
         folder = Path(config.paths.output) / config.study
-        planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c, _ in cells]
-        about = {key: OmegaConf.to_object(config)[key] for key in TABLE if config.get(key) is not None}  # type: ignore[index, call-overload]
-        headline_of(Parts(cells[0][1]).protocol.columns, about.get("headline"))
-        write_json(folder / "cells.json", {**about, "protocol": cells[0][0].config["protocol"], "cells": planned})
+        planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c in cells]
+        about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
+        parts = Parts(OmegaConf.create(cells[0].config))
+        parts.protocol.check()
+        headline_of(parts.protocol.columns, about.get("headline"))
+        write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
         Plan.current = str(folder)
-        unfinished = [(cell, cfg) for cell, cfg in cells if not cell.finished()]
-        if unfinished:
-            prepare([cfg for _, cfg in unfinished])
+        prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
 
 
 def prepare(configs: Sequence[DictConfig]) -> None:
@@ -112,7 +113,7 @@ def prepare(configs: Sequence[DictConfig]) -> None:
         if key in seen:
             continue
         seen.add(key)
-        for split in ("test", cfg.data.get("reference", "validation"), *(("train",) if trains else ())):
+        for split in ("test", reference_split(cfg), *(("train",) if trains else ())):
             parts.data(split).prepare()
         if trains:
             encodings(parts)
@@ -142,7 +143,7 @@ def run_cell(cfg: DictConfig) -> str:
         The cell's final state.
     """
     watch_parent()
-    cell = Cell.of(cfg)
+    cell = Cell.of(cfg, splits_of(cfg))
     try:
         contribute(cfg, cell)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
@@ -168,11 +169,25 @@ def contribute(cfg: DictConfig, cell: Cell) -> None:
                     fit(parts, folder)
             load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint or folder / "method"))  # what was exported, so that a resumed cell samples alike
         generate(parts, parts.adapter, folder)
-        if parts.adapter.remark:
-            write_text(folder / "remark.txt", f"{parts.adapter.remark}\n")
+        note_row(parts.adapter, folder)
         judge(parts, folder)
 
     share(cell, parts.shard, work, lambda: judged(parts, folder), lambda: conclude(parts, folder))
+
+
+def note_row(adapter: Any, folder: Path) -> None:
+    """What the table says about a row besides its numbers, in ``row.json``; a resumed cell that has nothing left to generate keeps what was noted."""
+    path = folder / "row.json"
+    if adapter.remark or not path.is_file():
+        write_json(path, {"remark": adapter.remark, "faithful": adapter.faithful if adapter.trainable else None})
+
+
+def splits_of(cfg: DictConfig) -> list[str]:
+    """The splits that a cell's results depend on."""
+    from hydra.utils import get_class
+
+    method: Any = get_class(cfg.adapter._target_)
+    return ["test", reference_split(cfg), *(["train"] if method.trainable and cfg.checkpoint is None else [])]
 
 
 def require_weights(cfg: DictConfig) -> None:
@@ -184,10 +199,11 @@ def require_weights(cfg: DictConfig) -> None:
     from hydra.utils import get_class
 
     method: Any = get_class(cfg.adapter._target_)
-    if method.trainable and cfg.checkpoint is not None and not (Path(cfg.checkpoint) / "posegen.json").is_file():
+    place = None if cfg.weights is None else Path(cfg.weights) / cfg.method
+    if method.trainable and place is not None and not (place / "posegen.json").is_file():
         raise UserError(
             f"weights={cfg.weights} holds no method folder {cfg.method}; make it with posegen convert adapter={cfg.method} source=FILE "
-            f"target={cfg.checkpoint}, leave {cfg.method} out of adapter=, or train every method with weights=null"
+            f"target={place}, leave {cfg.method} out of adapter=, or train every method with weights=null"
         )
 
 

@@ -27,8 +27,12 @@ from posegen.runner.files import read_json, write_json, write_text
 IDENTITY = ("task", "adapter", "backbone", "data", "sampler", "optim", "trainer", "estimator", "protocol", "seed", "checkpoint")
 #: ... except for these: where things lie, who computes, how it is shown. (Weights at a path count by their hash.)
 NEUTRAL = frozenset({"cache", "workers", "devices", "accelerator", "progress", "save_every", "log_every", "validate_every", "validate_images"})
-#: Overrides that do not belong in a folder's name: they are elsewhere in the path, or neutral.
-UNNAMED = ("adapter", "data", "seed", "study", "logger", "hydra", "paths", "experiment", "benchmark", "force", "shard", "shards")
+#: Overrides that do not belong in a folder's name: these stand elsewhere in the path ...
+PLACED = frozenset({"adapter", "data", "seed", "study"})
+#: ... and these, with whatever is below them, change no result, or do so through keys of their own.
+UNNAMED = frozenset({"logger", "hydra", "paths", "experiment", "benchmark", "force", "shard", "shards", "title", "baseline", "headline", "reproduction"})
+#: Keys whose value is a path even where it is a bare name.
+PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 #: Stages a cell can go through; an experiment or verb may stop early.
 STATES = ("running", "finished", "failed")
 
@@ -48,15 +52,19 @@ class Cell:
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> Cell:
-        """The cell of a composed configuration; Hydra knows the overrides that led to it."""
+    def of(cls, cfg: DictConfig, splits: Sequence[str] = ()) -> Cell:
+        """The cell of a composed configuration; Hydra knows the overrides that led to it.
+
+        Args:
+            splits: those that results depend on. Data sets that know a hash of their content count by it.
+        """
         overrides = HydraConfig.get().overrides.task
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         if config["trainer"]["precision"] == "auto":  # results depend on what it means here, so that is what counts
             from posegen.runner.compute import precision
 
             config["trainer"]["precision"] = precision("auto")
-        return cls(folder(config, overrides), identity(config), config)
+        return cls(folder(config, overrides), {**identity(config), **contents(cfg, splits)}, config)
 
     @property
     def hash(self) -> str:
@@ -122,7 +130,8 @@ def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     for override in overrides:
         key, _, text = override.lstrip("+~").partition("=")
         group = key.split("@")[0]
-        if group.split(".")[0].split("/")[0] not in UNNAMED and group.split(".")[-1] not in NEUTRAL:
+        first, last = group.split(".")[0].split("/")[0], group.split(".")[-1]
+        if group not in PLACED and first not in UNNAMED and last not in NEUTRAL:
             named.append(f"{group}={_short(config, group, text)}")
     name = ",".join([config["dataset"], *sorted(named)]).replace("/", "-").replace(" ", "")
     if len(name) > 150:  # file systems allow 255 bytes
@@ -143,16 +152,25 @@ def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """The part of a resolved configuration that results depend on; files count by content, not by place."""
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return {key: _plain(config[key], hashed=key != "data") for key in IDENTITY if key in config}
+    return {key: _plain(config[key], key, hashed=key != "data") for key in IDENTITY if key in config}
 
 
-def _plain(value: Any, hashed: bool) -> Any:
-    """A value without neutral keys, and with its paths replaced: weights by a hash of their content, data sets, which are too large for that, by name."""
+def contents(cfg: DictConfig, splits: Sequence[str]) -> dict[str, Any]:
+    """The content of data sets on disk, under ``content``; they are prepared where they are not yet. What is generated is all said by its configuration."""
+    from posegen.runner.parts import Parts
+
+    parts = Parts(cfg)
+    known = {split: parts.data(split).identity.get("content") for split in dict.fromkeys(splits) if split in cfg.data}
+    return {"content": known} if any(known.values()) else {}
+
+
+def _plain(value: Any, key: str, hashed: bool) -> Any:
+    """A value without neutral keys, and with its paths replaced: weights by a hash of their content, data sets by name, since `contents` knows more of them."""
     if isinstance(value, Mapping):
-        return {k: _plain(v, hashed) for k, v in value.items() if k not in NEUTRAL}
+        return {k: _plain(v, str(k), hashed) for k, v in value.items() if k not in NEUTRAL}
     if isinstance(value, list | tuple):
-        return [_plain(v, hashed) for v in value]
-    if isinstance(value, str) and os.sep in value and Path(value).exists():
+        return [_plain(v, key, hashed) for v in value]
+    if isinstance(value, str) and value and (os.sep in value or key in PATHS) and Path(value).exists():
         return f"sha256:{content_hash(Path(value))}" if hashed else Path(value).name
     return value
 

@@ -47,6 +47,8 @@ OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^p
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 #: Verbs that judge what was generated.
 JUDGING = ("evaluate", "benchmark")
+#: What only some data sets have: field of a batch -> (method that brings it, what it is).
+OTHER_IMAGES = {"twins": ("twin", "a second image of each caption"), "source": ("source_of", "another image of each person")}
 Known = Mapping[str, Mapping[str, Option]]
 
 
@@ -159,8 +161,9 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
         data = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None
-        if "twins" in needs and isinstance(data, type) and _inherits(data, "twin", "PoseData"):
-            problems.append(Problem(f"data.{split}", f"{adapter.__name__} needs a second image of each caption, which {data.__name__} cannot make"))
+        for field, (method, image) in OTHER_IMAGES.items():
+            if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
+                problems.append(Problem(f"data.{split}", f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="))
         problems += _sizes(f"data.{split}", node, factor)
     return problems
 

@@ -66,8 +66,8 @@ def read_official(source: Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: they cannot be read, lie somewhere else, or hold NaN or infinity.
     """
-    from posegen.backbones.files import WeightsError, read_tensors, sha256_of, weight_files
     from posegen.runner.checkpoints import require_finite
+    from posegen.weights.files import WeightsError, read_tensors, sha256_of, weight_files
 
     if (source / "posegen.json").is_file():
         raise UserError(f"source={source} is a method folder already; use it with checkpoint={source}")
@@ -171,8 +171,8 @@ def accounted(method: Adapter, backbone: Backbone, official: Mapping[str, Tensor
     Args:
         whole: take the file's U-Net, too, where the method leaves it aside because it does not train it, and where it is not the backbone's.
     """
-    from posegen.backbones.files import UnknownKeys
     from posegen.runner.checkpoints import ADAPTER, plain_modules
+    from posegen.weights.files import UnknownKeys
 
     unknown: tuple[str, ...] = ()
     try:

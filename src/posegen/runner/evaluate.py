@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
+from posegen.data.base import PoseData
 from posegen.metrics.base import Judged
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cells import digest, identity, locked
-from posegen.runner.parts import Parts
+from posegen.runner.device import device_of
+from posegen.runner.parts import Parts, reference_split
 from posegen.runner.pictures import SHOWN, picture, read_png, write_png
 from posegen.runner.progress import Progress
 from posegen.runner.sample import UNFINISHED, sampled
 from posegen.runner.shards import WHOLE, Shard
+
+PER_SCENARIO = 5  # pictures of each scenario that are kept to look at
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -34,15 +41,36 @@ def judge(parts: Parts, folder: Path) -> None:
     """Judges this process's share of the pictures in ``folder/samples``, and of the real ones they are compared with."""
     data, samples = parts.data("test"), folder / "samples"
     reference(parts, parts.shard)
+    shown, device = pictured(data), judging_device(parts)
 
     def examined(rows: range) -> list[Judged]:
-        found = parts.protocol.judge(parts.estimator, parts.kind.read(samples, rows), [data[i] for i in rows])
+        images = parts.kind.read(samples, rows).to(device)
+        found = parts.protocol.judge(parts.estimator, images, [data.seen(i, image=False) for i in rows])
         for i, judgement in zip(rows, found, strict=True):
-            if i < SHOWN:
+            if i in shown:
                 write_png(picture(folder / "judged", i), parts.kind.shown(read_png(picture(samples, i)), judgement))
         return found
 
     Judgement(folder, len(data), parts).fill(examined, parts.shard, "judge")
+
+
+def pictured(data: PoseData) -> set[int]:
+    """The images that people look at: the first ones, and the first of each scenario."""
+    chosen, counts = set(range(min(SHOWN, len(data)))), Counter[Any]()
+    for i in range(len(data)):
+        scenario = data.seen(i, image=False).attributes.get("scenario")
+        counts[scenario] += 1
+        if scenario is not None and counts[scenario] <= PER_SCENARIO:
+            chosen.add(i)
+    return chosen
+
+
+def judging_device(parts: Parts) -> torch.device:
+    """Where images are judged; the estimator is brought there, the observers follow the images."""
+    device = device_of(parts.cfg.trainer.accelerator)
+    if isinstance(parts.estimator, torch.nn.Module):
+        parts.estimator.to(device)
+    return device
 
 
 def judged(parts: Parts, folder: Path) -> bool:
@@ -65,16 +93,17 @@ def reference(parts: Parts, shard: Shard = WHOLE) -> Path:
     Args:
         shard: which batches to judge here; the records are complete when all have been.
     """
-    data = parts.data(parts.cfg.data.get("reference", "validation"))
+    data = parts.data(reference_split(parts.cfg))
     data.prepare()
     protocol = {k: v for k, v in identity(parts.cfg)["protocol"].items() if k not in ("resamples", "level")}
     folder = Path(parts.cfg.paths.cache) / "reference" / digest([data.identity, identity(parts.cfg)["estimator"], protocol, parts.sampler.batch])
 
     def examined(rows: range) -> list[Judged]:
         samples = [data[i] for i in rows]
-        return parts.protocol.judge(parts.estimator, parts.kind.real(samples), samples, real=True)
+        return parts.protocol.judge(parts.estimator, parts.kind.real(samples).to(device), samples, real=True)
 
     folder.mkdir(parents=True, exist_ok=True)
+    device = judging_device(parts)
     judgement = Judgement(folder, len(data), parts)
     with locked(folder.with_suffix(f".{shard.index}-{shard.count}.lock")):
         judgement.fill(examined, shard, "judge real images")

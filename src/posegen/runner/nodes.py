@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from posegen.runner import signatures
 from posegen.runner.errors import UserError
@@ -81,6 +81,8 @@ def unresolved(node: Any, key: str = "") -> list[Problem]:
         elif child._is_interpolation():
             try:
                 value_of(child)
+            except InterpolationToMissingValueError:
+                continue  # the value itself is missing, which is one problem and no more
             except (OmegaConfBaseException, UserError) as error:
                 problems.append(Problem(path, str(error).splitlines()[0], child._value()))
         else:

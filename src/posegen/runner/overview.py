@@ -41,11 +41,12 @@ class Overview:
             self.stop.wait(self.every)
         show()
 
-    def _cells(self) -> list[Path]:
+    def _cells(self) -> dict[str, Path]:
+        """``method/data/seed`` of every cell and its folder."""
         folder = self.folder()
         if folder is None or not (Path(folder) / "cells.json").is_file():
-            return []
-        return [Path(folder) / cell["folder"] for cell in read_json(Path(folder) / "cells.json")["cells"]]
+            return {}
+        return {cell["folder"]: Path(folder) / cell["folder"] for cell in read_json(Path(folder) / "cells.json")["cells"]}
 
     def _draw(self) -> None:
         from rich.live import Live
@@ -59,28 +60,23 @@ class Overview:
         from rich.progress import BarColumn, Progress, TextColumn
 
         bars = Progress(TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[facts]}"))
-        for cell in self._cells():
+        for label, cell in self._cells().items():
             state, report = look(cell, self.started)
             done, total = (1, 1) if state == "finished" else (report.get("done", 0), report.get("total", 1))
-            bars.add_task(label(cell), total=total, completed=done, facts=describe(state, report))
+            bars.add_task(label, total=total, completed=done, facts=describe(state, report))
         return bars
 
     def _print(self) -> None:
         said: dict[Path, tuple[str, str]] = {}
         while True:
-            for cell in self._cells():
+            for label, cell in self._cells().items():
                 state, report = look(cell, self.started)
                 now = (state, report.get("stage", "") if state == "running" else "")
                 if said.get(cell) != now and state != "waiting":
                     said[cell] = now
-                    print(f"{label(cell)}: {describe(state, report)}", flush=True)
+                    print(f"{label}: {describe(state, report)}", flush=True)
             if self.stop.wait(self.every):
                 return
-
-
-def label(cell: Path) -> str:
-    """``method/data/seed`` of a cell's folder."""
-    return "/".join(cell.parts[-4:] if cell.parts[-4] == "reference" else cell.parts[-3:])
 
 
 def look(cell: Path, since: float) -> tuple[str, dict[str, Any]]:

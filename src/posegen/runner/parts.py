@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from posegen.runner.shards import Shard
 
 
+def reference_split(cfg: DictConfig) -> str:
+    """The split whose real images distances between sets compare with."""
+    return cfg.data.get("reference", "validation")
+
+
 class Parts:
     """Lazy access to what a configuration describes.
 
@@ -60,7 +65,7 @@ class Parts:
         adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
-        for network in (adapter, self.backbone):
+        for network in (adapter, self.backbone) if "trainer" in self.cfg else ():  # some verbs compute nothing
             arranged(network, self.cfg.trainer)
         return adapter
 

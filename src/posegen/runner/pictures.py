@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -47,29 +47,58 @@ def overview(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
     Args:
         cells: method -> folder of its cell.
     """
-    lines = []
+    cells, lines = having_pictures(cells), []
     for i in range(rows):
-        panels = {name: panel for name, cell in cells.items() if (panel := _panel(picture(cell / "judged", i))) is not None}
+        panels = judged_panels(cells, i)
         if panels:
-            width = next(iter(panels.values())).shape[1] // 3
-            lines.append(np.concatenate([next(iter(panels.values()))[:, :width], *(panel[:, width:] for panel in panels.values())], axis=1))
+            first = next(iter(panels.values()))
+            empty = np.zeros_like(np.concatenate(first[1:], axis=1))
+            lines.append(np.concatenate([first[0], *(np.concatenate(panels[name][1:], axis=1) if name in panels else empty for name in cells)], axis=1))
+    return _under(["pose", *cells], [1, *[2] * len(cells)], lines)
+
+
+def by_scenario(labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS) -> dict[str, np.ndarray]:
+    """For every scenario of which the cells have judged pictures a grid: target pose, every method's sample, and the real picture where there is such a row.
+
+    Args:
+        labels: the scenario of every image.
+        cells: method -> folder of its cell.
+        real: the cell of the real images.
+        rows: most pictures of a scenario.
+    """
+    columns = having_pictures({**cells, **({"real": real} if real else {})})
+    lines: dict[str, list[np.ndarray]] = {}
+    for i, label in enumerate(labels):
+        panels = judged_panels(columns, i) if len(lines.get(label, ())) < rows else {}
+        if panels.keys() & cells.keys():
+            first = next(iter(panels.values()))
+            black = np.zeros_like(first[0])
+            line = [first[0], *(panels[name][1] if name in panels else black for name in columns)]
+            lines.setdefault(label, []).append(np.concatenate(line, axis=1))
+    grids = {label: _under(["pose", *columns], [1] * (len(columns) + 1), drawn) for label, drawn in lines.items()}
+    return {label: grid for label, grid in grids.items() if grid is not None}
+
+
+def having_pictures(cells: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: cell for name, cell in cells.items() if (cell / "judged").is_dir()}
+
+
+def judged_panels(cells: Mapping[str, Path], index: int) -> dict[str, list[np.ndarray]]:
+    """Method -> target, sample, and sample with the re-detected pose, for the cells that have them of an image."""
+    files = {name: picture(cell / "judged", index) for name, cell in cells.items()}
+    return {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
+
+
+def _under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray], height: int = 26) -> np.ndarray | None:
+    """The lines below a strip with the names of their columns, which are ``widths`` panels wide; None without lines."""
     if not lines:
         return None
-    side = lines[0].shape[0]
-    return np.concatenate([_heading(["pose", *cells], side, lines[0].shape[1]), *lines])
-
-
-def _panel(path: Path) -> np.ndarray | None:
-    return read_png(path) if path.is_file() else None
-
-
-def _heading(names: list[str], side: int, width: int, height: int = 26) -> np.ndarray:
-    """A strip with the names of the columns: the first is one panel wide, the others two."""
-    strip = np.full((height, width, 3), 255, np.uint8)
-    for i, name in enumerate(names):
-        x = 0 if i == 0 else side + 2 * side * (i - 1)
-        cv2.putText(strip, name.removeprefix("reference/"), (x + 6, height - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
-    return strip
+    side = lines[0].shape[1] // sum(widths)
+    strip = np.full((height, lines[0].shape[1], 3), 255, np.uint8)
+    for name, left in zip(names, np.cumsum([0, *widths]), strict=False):
+        place = (int(left) * side + 6, height - 8)
+        cv2.putText(strip, name.removeprefix("reference/"), place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
+    return np.concatenate([strip, *lines])
 
 
 def picture(folder: Path, index: int) -> Path:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
-from posegen.backbones.files import not_finite
 from posegen.data.base import PoseBatch, to_tensor, to_uint8
 from posegen.metrics.base import Estimator
 from posegen.poses.reading import PEOPLE, Given, checked_hint, checked_people, given
@@ -27,6 +26,7 @@ from posegen.runner.files import read_json, replacing, write_json
 from posegen.runner.origins import BASE, backbone_of
 from posegen.runner.pictures import visible
 from posegen.runner.sampler import Sampler
+from posegen.weights.files import not_finite
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from posegen.runner.profiling.sides import Phase
 
 Row = dict[str, Any]
+SUBJECTS = ("method", "metrics")
 PHASES = ("forward", "train", "sample")
 WHAT = {"forward": "one pass", "train": "training step", "sample": "guided sampling step"}
 
@@ -28,12 +29,13 @@ def profile(cfg: DictConfig) -> None:
     from posegen.runner.check import require_valid
 
     require_valid(cfg)
-    phases = phases_of(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    rows, notes = (compared if cfg.compare else measured)(config, phases)
+    if cfg.what not in SUBJECTS:
+        raise UserError(f"what={cfg.what}: expected one of {', '.join(SUBJECTS)}")
+    rows, notes = judged(config) if cfg.what == "metrics" else (compared if cfg.compare else measured)(config, phases_of(cfg))
     print("\n".join([*aligned(rows), "", *notes]))
     settings = {key: value for key, value in config.items() if key not in ("hydra", "paths", "logger", "estimator", "protocol", "data")}
-    out = f"{cfg.out}{'-compared' * cfg.compare}"
+    out = str(Path(cfg.paths.output) / cfg.study / "metrics") if cfg.what == "metrics" else f"{cfg.out}{'-compared' * cfg.compare}"
     write_json(Path(f"{out}.json"), {"rows": rows, "notes": notes, "settings": settings, **provenance()})
     write_text(Path(f"{out}.csv"), csv_text(rows))
     print(f"\n{out}.json (also .csv)")
@@ -98,6 +100,20 @@ def compared(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[R
     return rows, [*notes, *counted(found), *conditions(config)]
 
 
+def judged(config: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
+    """One row per comparison of a metric's fast form with a plain one."""
+    from posegen.runner.profiling.judging import measure_metrics
+    from posegen.runner.profiling.measure import alone
+
+    facts = [
+        f"{config['trainer']['threads']} CPU thread(s)",
+        f"the median of {config['repeats']}",
+        "ratio: plain to posegen",
+        "difference: largest of the results",
+    ]
+    return alone(measure_metrics, config), ["; ".join(facts)]
+
+
 def faster(what: str, ours: float, plain: float) -> Row:
     return {"what": what, "posegen": ours, "plain": plain, "ratio": plain / ours, "ratio of": "plain to posegen"}
 
@@ -124,9 +140,9 @@ def aligned(rows: Sequence[Row]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 3}f}"
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 3}f}"
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -30,16 +30,17 @@ def gpu() -> str:
 
 
 def within(folder: str | None, name: str) -> str | None:
-    """``${within:FOLDER,NAME}``: a path below a folder, null where there is no folder."""
-    return None if folder is None else str(Path(folder) / name)
+    """``${within:FOLDER,NAME}``: what lies in a folder under a name, null where nothing does."""
+    place = None if folder is None else Path(folder) / name
+    return str(place) if place is not None and place.exists() else None
 
 
 OmegaConf.register_new_resolver("within", within, replace=True)
 
 
 def row(option: str, path: str | None) -> str:
-    """``${row:OPTION,PATH}``: the name of a cell's method; reference rows that read a folder are also named after it, so that a sweep can have several."""
-    return f"{option}/{Path(path).name}" if path and option.startswith("reference/") else option
+    """``${row:OPTION,PATH}``: the name of a cell's method; an option ``folder`` is named after its folder, too, so that a sweep can have several."""
+    return f"{option}/{Path(path).name}" if path and option.rpartition("/")[2] == "folder" else option
 
 
 OmegaConf.register_new_resolver("asset", asset, replace=True)

@@ -18,7 +18,7 @@ from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.cells import Cell
 from posegen.runner.device import device_of
 from posegen.runner.files import write_text
-from posegen.runner.parts import Parts
+from posegen.runner.parts import Parts, reference_split
 from posegen.runner.pictures import SHOWN
 from posegen.runner.progress import Progress
 from posegen.runner.shards import share
@@ -53,8 +53,10 @@ def sampled(cfg: DictConfig, examine: Stage | None = None, whole: Callable[[Part
     method: Any = get_class(cfg.adapter._target_)
     if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"
         cfg.checkpoint = str(find_checkpoint(cfg))
-    cell = Cell.of(cfg)
     parts = Parts(cfg)
+    if examine is not None:
+        parts.protocol.check()
+    cell = Cell.of(cfg, ["test"] if examine is None else ["test", reference_split(cfg)])
 
     def work() -> None:
         prepare_threads(cfg)

@@ -1,25 +1,35 @@
-"""Tables: from the records of cells alone, so they can be made again at any time."""
+"""Tables: from the records of cells alone, so they can be made again at any time.
+
+``table.csv`` has every column of the protocol; the formats that people read have its headline. Below them stands whatever a reader must know to believe them:
+what the intervals are, why a column is empty, where a published number comes from.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from posegen.runner import formats
 from posegen.runner.errors import UserError
-from posegen.runner.files import read_json, write_text
+from posegen.runner.files import write_text
+from posegen.runner.reported import Reproduction, read_expected
+from posegen.runner.rows import REFERENCE, Group, Row, add_tests, grouped, row_of, state_of
+from posegen.runner.scenarios import Scenarios, breakdown
 
-#: What a reader sees first; the csv has every column of the protocol.
+__all__ = ["Table", "build_table", "main", "row_of", "terminal_row", "write_table"]
+
+#: What a reader sees first, in this order; beside other protocols only some of them ...
 HEADLINE = ("PCK@0.1", "AP50", "AP", "AP75", "AR", "count_error", "count_bias", "caption_agreement", "judge_frechet", "judge_kernel")
-COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
-Row = dict[str, Any]
+BESIDE = ("PCK@0.1", "AP", "count_error", "caption_agreement", "judge_frechet")
+#: ... followed by what those measure (``paper_AP``, ``clean_FID``, ``rfd_frechet``).
+MEASURES = ("AP", "SAP", "PCE", "FID", "KID", "CLIP", "frechet")
 
 
 @dataclass
@@ -28,25 +38,27 @@ class Table:
 
     Attributes:
         title: what was compared.
-        caption: protocol, number of images and seeds, and what the intervals are.
+        caption: protocol, number of images and seeds, what the intervals and marks are.
         columns: the protocol's columns.
+        headline: those that people see.
         lower: columns where smaller is better.
-        rows: one per method and setting.
+        rows: one per method and setting, and one per published source.
         cells: state of every expected cell.
         folder: where the benchmark lies.
+        notes: what stands below the table.
+        scenarios: the same by scenario, where the data has some.
     """
 
     title: str
     caption: str
     columns: Sequence[str]
+    headline: Sequence[str]
     lower: frozenset[str]
     rows: list[Row]
     cells: list[dict[str, Any]]
     folder: Path
-
-    @property
-    def headline(self) -> list[str]:
-        return [name for name in HEADLINE if name in self.columns] or list(self.columns)
+    notes: list[str] = field(default_factory=list)
+    scenarios: Scenarios | None = None
 
     @property
     def shown(self) -> dict[str, Path]:
@@ -55,208 +67,150 @@ class Table:
         return {cell["method"]: self.folder / cell["folder"] for cell in done}
 
     def csv(self) -> str:
-        """One row per method; numbers in their shortest exact form."""
-        names = ["method"]
-        for column in self.columns:
-            names += [column, f"{column}_lo", f"{column}_hi", f"{column}_p"]
-        names += ["n_images", "n_seeds", "state", "reason", *(f"cost_{name}" for name in COSTS)]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([{k: ("" if isinstance(v, float) and math.isnan(v) else v) for k, v in row.items()} for row in self.rows])
-        return text.getvalue()
-
-    def grid(self) -> list[list[str]]:
-        """Header and cells as text, for the formats people read."""
-        best = {column: self._best(column) for column in self.headline}
-        rows = [["method", *self.headline, "trained", "train img/s", "sample img/s"]]
-        for row in self.rows:
-            if row["state"] != "finished":
-                rows.append([row["method"], f"{row['state']}: {row['reason']}".strip(": ")] + [""] * (len(rows[0]) - 2))
-                continue
-            values = [interval_text(row, column, mark=row["ranked"] and row.get(column) == best[column]) for column in self.headline]
-            rows.append([row["method"], *values, parameters(row.get("cost_trained_parameters")), *(number(row.get(f"cost_{c}")) for c in COSTS[1:3])])
-        return rows
-
-    def _best(self, column: str) -> float | None:
-        """The best value of a column; reference rows are not ranked."""
-        values = {r[column] for r in self.rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))}
-        if len(values) < 2 or column == "count_bias":
-            return None
-        return min(values) if column in self.lower else max(values)
+        return formats.table_csv(self)
 
     def markdown(self) -> str:
-        head, *rows = self.grid()
-        lines = [f"# {self.title}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        return "\n".join([*lines, "", self.caption, ""])
+        notes = [f"- {note}" for note in self.notes]
+        return "\n".join([f"# {self.title}", "", formats.markdown(formats.grid(self)), "", self.caption, *([""] if notes else []), *notes, ""])
 
     def latex(self) -> str:
-        """A booktabs table."""
-        head, *rows = self.grid()
-        body = [" & ".join(map(latex_text, row)) + r" \\" for row in rows]
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_text(self.title + '. ' + self.caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(latex_text, head)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        return "\n".join(lines) + "\n"
+        return formats.latex(formats.grid(self), f"{self.title}. {self.caption}", self.notes)
 
     def terminal(self) -> str:
-        """The headline columns, aligned."""
-        rows = self.grid()
-        rows = [[row[0], *row[1:4], *row[6:8], *row[8:10]] if len(row) > 9 else row for row in rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([self.title, *lines, self.caption])
+        return "\n".join([self.title, formats.aligned(formats.grid(self)), self.caption, *self.notes])
 
 
-def build_table(folder: Path) -> Table:
-    """The table of a benchmark folder, with a row for every expected cell, finished or not."""
+def build_table(folder: Path, expected: Path | None = None) -> Table:
+    """The table of a benchmark folder, with a row for every expected cell, finished or not.
+
+    Args:
+        expected: a recorded run that the rows are compared with.
+    """
     from posegen.runner.benchmark import planned
 
     plan = planned(folder)
-    groups: dict[str, list[dict[str, Any]]] = {}
     cells = [{**cell, **state_of(folder / cell["folder"], cell["hash"])} for cell in plan["cells"]]
-    for cell in cells:
-        groups.setdefault(str(Path(cell["folder"]).parent), []).append(cell)
     protocol = instantiate(OmegaConf.create(plan["protocol"]), _convert_="all")
-    names = row_names(groups)
-    rows, spreads = [], {}
-    for key, group in groups.items():
-        row, spread = row_of([folder / c["folder"] for c in group if c["state"] == "finished"], protocol)
-        failed = next((c for c in group if c["state"] != "finished"), None)
-        row = {"method": names[key], "ranked": not names[key].startswith("reference/"), **row}
-        row |= {"state": failed["state"] if failed else "finished", "reason": failed["reason"] if failed else ""}
-        rows.append(row)
-        if spread:
-            spreads[names[key]] = spread
-    add_tests(rows, spreads, plan.get("baseline"), protocol)
-    return Table(plan.get("title") or f"Benchmark {folder.name}", caption(protocol, rows), protocol.columns, protocol.lower_is_better, rows, cells, folder)
+    groups = grouped(cells, folder)
+    own = [group.row(protocol) for group in groups]
+    tested = add_tests(own, groups, plan.get("baseline"), protocol)
+    reproduction = Reproduction(protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {})
+    rows = [line for group, row in zip(groups, own, strict=True) for line in (row, *reproduction.beside(group, row))]
+    headline = headline_of(protocol.columns, plan.get("headline"))
+    return Table(
+        title=plan.get("title") or f"Benchmark {folder.name}",
+        caption=caption(protocol, rows, str(plan.get("baseline")) if tested else None),
+        columns=protocol.columns,
+        headline=headline,
+        lower=protocol.lower_is_better,
+        rows=rows,
+        cells=cells,
+        folder=folder,
+        notes=[*reproduction.legend(), *gaps(own, groups, protocol.columns), *remarks(own, protocol, headline)],
+        scenarios=breakdown(groups, protocol, headline),
+    )
 
 
-def write_table(folder: Path) -> Table:
-    """Writes ``table.{csv,md,tex,html}`` and ``pictures.png`` of a benchmark folder."""
+def headline_of(columns: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
+    """The columns that people see.
+
+    Args:
+        columns: of the protocol.
+        wanted: the benchmark's ``headline``; by default the usual ones of those that there are.
+
+    Raises:
+        UserError: the protocol lacks a wanted column.
+    """
+    if unknown := [name for name in wanted or () if name not in columns]:
+        raise UserError(f"headline: the protocol has no column {', '.join(unknown)}; it has {', '.join(columns)}")
+    others = [name for name in columns if name not in HEADLINE and name.count("_") < 2 and name.rpartition("_")[2] in MEASURES]
+    usual = [name for name in (BESIDE if others else HEADLINE) if name in columns]
+    return list(wanted or [*usual, *others] or columns)
+
+
+def write_table(folder: Path, expected: Path | None = None) -> Table:
+    """Writes ``table.{csv,md,tex,html}`` and ``pictures.png`` of a benchmark, with scenarios also ``table_scenarios.{csv,md}`` and ``pictures/*.png``."""
     from posegen.runner.page import page
-    from posegen.runner.pictures import overview, write_png
+    from posegen.runner.pictures import by_scenario, overview, write_png
 
-    table = build_table(folder)
+    table = build_table(folder, expected)
     for suffix, text in {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": page(table)}.items():
         write_text(folder / f"table.{suffix}", text)
-    methods = {name: cell for name, cell in table.shown.items() if not name.startswith("reference/")}
+    if table.scenarios is not None:
+        write_text(folder / "table_scenarios.csv", table.scenarios.csv())
+        write_text(folder / "table_scenarios.md", table.scenarios.markdown(table.title))
+    methods = {name: cell for name, cell in table.shown.items() if not name.startswith(REFERENCE)}
     if (pictures := overview(methods)) is not None:
         write_png(folder / "pictures.png", pictures)
+    labels = table.scenarios.labels if table.scenarios else []
+    for scenario, grid in by_scenario(labels, methods, table.shown.get(f"{REFERENCE}real")).items():
+        write_png(folder / "pictures" / (re.sub(r"[^\w.-]+", "_", scenario) + ".png"), grid)
     return table
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb ``posegen table [folder]``: makes a benchmark's table again from its records."""
-    folders = [Path(word) for word in argv] or sorted(path.parent for path in Path("outputs/benchmark").glob("*/cells.json"))
+    """The verb ``posegen table [folder ...] [expected=FILE]``: makes a benchmark's table again from its records."""
+    expected = next((Path(word.partition("=")[2]) for word in argv if word.startswith("expected=")), None)
+    folders = [Path(word) for word in argv if not word.startswith("expected=")]
+    folders = folders or sorted(path.parent for path in Path("outputs/benchmark").glob("*/cells.json"))
     if not folders:
         raise UserError("outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen table FOLDER")
     for folder in folders:
-        print(write_table(folder).terminal())
-        print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
+        table = write_table(folder, expected)
+        print(table.terminal())
+        print(f"table: {folder / 'table.md'} (also .tex, .csv, .html{', table_scenarios.md' if table.scenarios else ''})")
     return 0
 
 
-def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, Any] | None]:
-    """(row, bootstrap distributions) of the finished cells of one method, one per seed; empty without any."""
-    if not folders:
-        return {}, None
-    seeds = [protocol.read(folder) for folder in folders]
-    reference = protocol.read(folders[0] / "reference")
-    spread = protocol.resampled(seeds, reference)
-    return {**protocol.table_row(seeds, reference, spread=spread), **costs_of(folders)}, spread
+# What stands below a table.
 
 
-def costs_of(folders: Sequence[Path]) -> Row:
-    """Mean costs over seeds."""
-    notes = [read_json(f / "costs.json") if (f / "costs.json").is_file() else {} for f in folders]
-    notes = [{**note, "wall_s": round(read_json(f / "status.json").get("wall_s", math.nan), 1)} for f, note in zip(folders, notes, strict=True)]
-    known = {name: [note[name] for note in notes if name in note] for name in COSTS}
-    return {f"cost_{name}": sum(values) / len(values) for name, values in known.items() if values}
-
-
-def state_of(cell: Path, expected: str) -> dict[str, str]:
-    """State and reason of a cell, by its ``status.json``."""
-    path = cell / "status.json"
-    if not path.is_file():
-        return {"state": "missing", "reason": "never started"}
-    status = read_json(path)
-    if status["hash"] != expected:
-        return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
-    state = "interrupted" if status["state"] == "running" else status["state"]
-    return {"state": state, "reason": status.get("reason") or ""}
-
-
-def row_names(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    """A row is named after its method, and after its folder's settings where a method has several rows."""
-    names = {}
-    for key, group in groups.items():
-        method = str(group[0]["method"])
-        alone = sum(g[0]["method"] == method for g in groups.values()) == 1
-        settings = Path(key).name.partition(",")[2]
-        names[key] = method if alone else f"{method} ({settings or 'default'})"
-    return names
-
-
-def add_tests(rows: list[Row], spreads: Mapping[str, Any], baseline: str | None, protocol: Any) -> None:
-    """Adds ``<column>_p``: paired bootstrap tests against the baseline row, adjusted over the methods (Holm)."""
-    ranked = {r["method"] for r in rows if r["ranked"]}
-    tested = {name: spread for name, spread in spreads.items() if name in ranked}
-    if baseline not in tested or len(tested) < 2:
-        return
-    p_values = protocol.p_values(tested, baseline)
-    for row in rows:
-        row.update({f"{column}_p": p for column, p in p_values.get(row["method"], {}).items()})
-
-
-def caption(protocol: Any, rows: Sequence[Row]) -> str:
+def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
+    """What the numbers, intervals and marks are; of marks, those that occur."""
     seeds = {r["n_seeds"] for r in rows if r.get("n_seeds")}
     images = {r["n_images"] for r in rows if r.get("n_images")}
     span = ", ".join(map(str, sorted(images))) or "no"
     over = "images only (one seed: differences between trainings are not in them)" if seeds <= {1} else "seeds and images"
-    return (
-        f"Protocol {protocol.name} v{protocol.version}, {span} images; {protocol.level:.0%} bootstrap intervals over {over}. "
-        f"{protocol.note} Reference rows are bounds and are not ranked."
-    )
+    told = [
+        f"Protocol {protocol.name} v{protocol.version}, {span} images; {protocol.level:.0%} bootstrap intervals over {over}.",
+        f"{protocol.note} Reference rows are bounds and are not ranked.",
+    ]
+    if sum(r["ranked"] and r["state"] == "finished" for r in rows) > 1:
+        told.append("Bold: the best method of a column; underlined: the second best of three or more.")
+    if baseline:
+        told.append(f"{formats.DIFFERS}: differs from {baseline} (paired bootstrap test, Holm-adjusted over the methods, p < {formats.ALPHA:g}).")
+    if any(r.get("faithful") == "true" for r in rows):
+        told.append(f"{formats.FAITHFUL}: official quirks are reproduced rather than corrected.")
+    return " ".join(told)
 
 
-def interval_text(row: Row, column: str, mark: bool = False) -> str:
-    value, low, high = row.get(column, math.nan), row.get(f"{column}_lo", math.nan), row.get(f"{column}_hi", math.nan)
-    if math.isnan(value):
-        return "-"
-    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3
-    text = f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"**{text}**" if mark else text
+def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[str]) -> list[str]:
+    """Why columns are empty, and what rows say about their own pictures."""
+    finished = [(row, group) for row, group in zip(rows, groups, strict=True) if row["state"] == "finished"]
+    found: dict[tuple[str, ...], list[str]] = {}
+    for column in columns:
+        empty: dict[str, list[str]] = {}
+        for row, group in finished:
+            if math.isnan(row[column]):
+                empty.setdefault(group.absent.get(column, "the records hold nothing to compute it from"), []).append(row["method"])
+        for reason, names in empty.items():
+            found.setdefault((reason.rstrip("."), *(names if len(names) < len(finished) else ())), []).append(column)
+    notes = [f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}." for (reason, *names), missing in found.items()]
+    return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def parameters(value: float | None) -> str:
-    return "-" if not value else f"{value / 1e6:.2f} M"
-
-
-def latex_text(text: str) -> str:
-    """Escapes what LaTeX would read as commands; ``**x**`` becomes bold."""
-    for char in "\\&%$#_{}":
-        text = text.replace(char, r"\textbackslash{}" if char == "\\" else "\\" + char)
-    text = text.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
-    return rf"\textbf{{{text[2:-2]}}}" if text.startswith("**") and text.endswith("**") else text
+def remarks(rows: Iterable[Row], protocol: Any, headline: Sequence[str]) -> list[str]:
+    """What the values of the headline depend on beyond the images; of columns that have some."""
+    filled = [column for column in headline if any(not math.isnan(row.get(column, math.nan)) for row in rows)]
+    told: dict[str, list[str]] = {}
+    known: Mapping[str, str] = {column: text for metric in protocol.metrics for column, text in metric.remarks.items()}
+    for column in filled:
+        if column in known:
+            told.setdefault(known[column], []).append(column)
+    return [f"{', '.join(columns)}: {text.rstrip('.')}." for text, columns in told.items()]
 
 
 def terminal_row(row: Row) -> str:
     """One row as lines of ``name value [low, high]``."""
-    names = [name for name in HEADLINE if name in row] or [name for name in row if f"{name}_lo" in row]
-    return "\n".join(f"{name:>20}  {interval_text(row, name)}" for name in names)
+    names = headline_of([name for name in row if f"{name}_lo" in row])
+    return "\n".join(f"{name:>20}  {formats.interval_text(row, name)}" for name in names)

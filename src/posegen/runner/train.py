@@ -30,7 +30,7 @@ def train(cfg: DictConfig) -> None:
     """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished."""
     from posegen.runner.check import require_valid
 
-    cell = Cell.of(cfg)
+    cell = Cell.of(cfg, ["train"])
     cell.check()
     if cell.finished():
         print(f"{cell.folder} is finished; nothing to do")
@@ -60,6 +60,8 @@ def fit(parts: Parts, folder: Path) -> None:
     ema = EMA(cfg.trainer.ema)
     if task.count_trained():
         run(parts, task, ema, folder)
+    elif isinstance(task, AdapterTask) and task.adapter.trainable:
+        raise UserError(f"adapter={cfg.method} has nothing to train with these settings; switch some of its parts on")
     with ema.applied(task):
         task.export(folder / "method")
     note_costs(folder, trained_parameters=task.count_trained())
@@ -138,14 +140,18 @@ def needs_of(task: Task, parts: Parts) -> Needs:
         with torch.no_grad():
             negative = parts.backbone.encode_text([""]).cpu()
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
-    return Needs(task.needs, hint, latents, text, negative)
+    fields = task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}  # which are then encoded as they come
+    return Needs(fields, hint, latents, text, negative)
 
 
 def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any, Any]:
-    """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for them; computed once and cached."""
+    """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for them; computed once and cached.
+
+    There are no latents to keep of images that look different on every visit.
+    """
     fields = {parts.backbone.trains_on, "text"} if fields is None else fields
     data, cache, mode = parts.data("train"), Path(parts.cfg.paths.cache), parts.cfg.trainer.progress
-    latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields else None
+    latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields and not data.varies else None
     text = cached_text(data, data.prompts, parts.backbone, cache, mode) if "text" in fields else None
     return latents, text
 

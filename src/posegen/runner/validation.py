@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from posegen.runner.batches import fixed_batches
 from posegen.runner.ema import EMA
+from posegen.runner.evaluate import judging_device
 from posegen.runner.loggers import log_pictures
 from posegen.runner.parts import Parts
 from posegen.runner.sample import batch_of
@@ -44,11 +45,12 @@ class LivePoseAccuracy(Callback):
     def look(self) -> tuple[dict[str, float], np.ndarray]:
         """(values of the protocol, grid of target, sample and re-detected pose)."""
         parts, judged, rows_of_pictures = self.parts, [], []
+        device = judging_device(parts)
         data = parts.data("validation")
         for rows in fixed_batches(min(self.images, len(data)), parts.sampler.batch):
             batch = batch_of(parts, parts.adapter, rows, "validation")
             generated = parts.adapter.generate(batch, parts.sampler)
-            found = parts.protocol.judge(parts.estimator, generated, batch.samples)
+            found = parts.protocol.judge(parts.estimator, generated.to(device), batch.samples)
             judged += found
             for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
                 if len(rows_of_pictures) < GRID:

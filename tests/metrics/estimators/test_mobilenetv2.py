@@ -146,14 +146,14 @@ def test_files_that_are_no_plain_weights_are_refused_by_name(tmp_path: Path) -> 
         MobileNetV2.from_file(tmp_path / "nowhere.pth")
     file, mark = tmp_path / "weights.pth", tmp_path / "mark"
     torch.save({"state_dict": official(trunk()), "meta": Trap(mark)}, file)
-    with pytest.raises(ValueError, match=r"weights\.pth cannot be read as plain weights.*nothing in it was run"):
+    with pytest.raises(ValueError, match=r"weights\.pth: cannot be read as weights.*nothing in it was run"):
         MobileNetV2.from_file(file)
     assert not mark.exists()
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"weights\.pth cannot be read"):
+    with pytest.raises(ValueError, match=r"weights\.pth: cannot be read"):
         MobileNetV2.from_file(file)
     torch.save({"state_dict": {"epoch": 3}}, file)
-    with pytest.raises(ValueError, match=r"weights\.pth holds no named tensors"):
+    with pytest.raises(ValueError, match=r"weights\.pth: it holds no named tensors"):
         MobileNetV2.from_file(file)
 
 

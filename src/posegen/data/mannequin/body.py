@@ -125,11 +125,29 @@ class Body:
         return self.head @ (self.head_radius * np.array((side * x, y, z)))
 
 
-def pose(action: str, dice: Dice) -> Body:
-    """A body doing ``action`` with everything else drawn from ``dice``."""
+@dataclass(frozen=True)
+class Build:
+    """What of a body does not change with its pose: lengths of the bones, radius of the head, and the factor on all limb radii."""
+
+    bones: dict[str, float]
+    head_radius: float
+    girth: float
+
+
+def bones(dice: Dice) -> dict[str, float]:
+    return {name: length * dice.about(1, 0.05) for name, length in BONES.items()}
+
+
+def roundness(dice: Dice) -> tuple[float, float]:
+    """Radius of the head, and the factor on all limb radii."""
+    return HEAD_RADIUS * dice.about(1, 0.05), dice.about(1, 0.12)
+
+
+def pose(action: str, dice: Dice, build: Build | None = None) -> Body:
+    """A body doing ``action``, with everything else drawn from ``dice``, or somebody's body, whose ``build`` is known."""
     form = dice.choice(ACTIONS[action])
     lead = dice.choice((0, 1))  # which side plays the leading part
-    bone = {name: length * dice.about(1, 0.05) for name, length in BONES.items()}
+    bone = bones(dice) if build is None else build.bones
     trunk = turn("x", dice.about(form.lean, 6)) @ turn("z", dice.about(0, 5)) @ turn("y", dice.about(0, 8))
     head = trunk @ turn("y", dice.about(0, 32)) @ turn("x", dice.about(2, 10))
     joints = np.zeros((len(JOINTS), 3))
@@ -144,7 +162,8 @@ def pose(action: str, dice: Dice) -> Body:
         limb = _jittered(form.legs[side ^ lead], form.jitter * 0.7, dice)
         _place_leg(joints, tag, sign, limb, bone)
     view = _view(action, form, dice)
-    return Body(joints @ view.T, view @ head, HEAD_RADIUS * dice.about(1, 0.05), dice.about(1, 0.12), dice.uniform(*form.lift), action == "sitting")
+    radius, girth = roundness(dice) if build is None else (build.head_radius, build.girth)
+    return Body(joints @ view.T, view @ head, radius, girth, dice.uniform(*form.lift), action == "sitting")
 
 
 def turn(axis: str, degrees: float) -> np.ndarray:

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from posegen.data.mannequin.world import WORLD_VERSION, World
+from posegen.data.mannequin.world import World
 
 MOST_PEOPLE = 3
 FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
@@ -55,17 +55,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where the shards of one split of one world lie; ``per_shard`` differs in tests only."""
+    """Where the shards of one split of one world lie; ``per_shard`` differs in tests only, ``world`` in data sets that another class renders."""
 
     root: Path
     split: str
     seed: int
     size: int
     per_shard: int = 1000
+    world: type[World] = World
 
     @property
     def folder(self) -> Path:
-        return self.root / f"mannequin-v{WORLD_VERSION}-seed{self.seed}-{self.size}px" / self.split
+        return self.root / f"{self.world.name}-v{self.world.version}-seed{self.seed}-{self.size}px" / self.split
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """The shards (number, samples) that hold the first ``count`` samples."""
@@ -98,7 +99,7 @@ class Cache:
         if not wanted:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=sum(n for _, n in wanted), desc=f"mannequin {self.split} {self.size}px", unit="img", smoothing=0.1) as bar:
+        with tqdm(total=sum(n for _, n in wanted), desc=f"{self.world.name} {self.split} {self.size}px", unit="img", smoothing=0.1) as bar:
             for done in self._render(wanted, min(workers, len(wanted))):
                 bar.update(done)
 
@@ -123,7 +124,7 @@ class Cache:
         """
         path = self.find(number, needed)
         if path is None:
-            raise BrokenShard(f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run `posegen prepare data=mannequin`")
+            raise BrokenShard(f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run `posegen prepare data={self.world.name}`")
         try:
             images = np.load(path / "images.npy", mmap_mode="r")
             keypoints, areas, counts = (np.load(path / name) for name in FILES[1:4])
@@ -143,7 +144,7 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
     draft.mkdir(parents=True)
     start = number * cache.per_shard
     try:
-        _write(draft, World(cache.seed, cache.size), cache.split, range(start, start + samples))
+        _write(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
         try:
             os.replace(draft, place)
         except OSError:

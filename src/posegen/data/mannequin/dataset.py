@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class MannequinData(PoseData):
     """
 
     name = "mannequin"
+    renders: ClassVar[type[World]] = World
 
     def __init__(
         self, split: str = "train", count: int = 30000, size: int = 64, seed: int = 0, cache: str | Path = "~/.cache/posegen", workers: int | None = None
@@ -38,8 +39,8 @@ class MannequinData(PoseData):
         if count < 1:
             raise ValueError(f"count is {count}: at least one sample is needed")
         self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
-        self.world = World(seed, size)
-        self.cache = Cache(Path(cache).expanduser(), split, seed, size)
+        self.world = self.renders(seed, size)
+        self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
         self._shards: list[Shard] = []
 

@@ -48,6 +48,8 @@ class World:
         size: output pixels; must divide 256.
     """
 
+    name, version = "mannequin", str(WORLD_VERSION)
+
     def __init__(self, seed: int = 0, size: int = 64):
         if SIDE % size:
             raise ValueError(f"size {size} does not divide the {SIDE} pixel canvas: use 32, 64, 128 or 256")
@@ -67,7 +69,7 @@ class World:
 
     def sample_id(self, split: str, index: int) -> str:
         """Stable name of an image; the world's seed shows where it is not the default."""
-        world = "mannequin" if self.seed == 0 else f"mannequin{self.seed}"
+        world = self.name if self.seed == 0 else f"{self.name}{self.seed}"
         return f"{world}/{split}/{index:06d}"
 
     def _dice(self, split: str, index: int, stream: int) -> Dice:
@@ -79,7 +81,7 @@ class World:
 
     def _sample(self, split: str, index: int, stream: int) -> Sample:
         description = self.describe(split, index)
-        image, keypoints, areas = _paint(description, self._dice(split, index, stream))
+        image, keypoints, areas = self._paint(split, index, stream)
         ratio = self.size / SIDE
         image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
         labelled = keypoints[..., 2:] > 0
@@ -87,6 +89,13 @@ class World:
         name = self.sample_id(split, index) + ("" if stream == REALISATION else "/twin")
         areas = (areas * ratio**2).astype(np.float32)
         return Sample(name, str(description), keypoints.astype(np.float32), areas, image, (self.size, self.size), description.attributes)
+
+    def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` in canvas pixels and visible canvas pixels ``[P]`` of one realisation."""
+        description, dice = self.describe(split, index), self._dice(split, index, stream)
+        canvas = Canvas(description.style)
+        horizon = paint_scene(canvas, description.scene, dice)
+        return paint_people(canvas, _realise(description, horizon, dice))
 
 
 def _describe(dice: Dice) -> Description:
@@ -99,11 +108,8 @@ def _describe(dice: Dice) -> Description:
     return Description(style, scene, tuple(looks))
 
 
-def _paint(description: Description, dice: Dice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` in canvas pixels and visible canvas pixels ``[P]`` of one realisation."""
-    canvas = Canvas(description.style)
-    horizon = paint_scene(canvas, description.scene, dice)
-    people = _realise(description, horizon, dice)
+def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paints people into their scene; returns the image, keypoints and visible pixels as `World` wants them."""
     figures = [Figure(*each) for each in zip(people.bodies, people.outfits, people.origins, people.units, strict=True)]
     order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))  # nearer people stand lower and are painted later
     for k in order:
@@ -122,8 +128,13 @@ def _paint(description: Description, dice: Dice) -> tuple[np.ndarray, np.ndarray
 def _realise(description: Description, horizon: float, dice: Dice) -> Realisation:
     bodies = [pose(look.action, dice) for look in description.people]
     outfits = [dress(description.style, look.shirt, look.trousers, dice) for look in description.people]
+    units = largest_units(bodies, dice)
+    return placed(bodies, outfits, units, horizon, dice)
+
+
+def placed(bodies: list[Body], outfits: list[Outfit], units: list[float], horizon: float, dice: Dice) -> Realisation:
+    """People of these sizes (pixels per body height) side by side on the ground."""
     boxes = [_extent(body) for body in bodies]
-    units = _units(boxes, [body.lift for body in bodies], dice)
     lefts = _columns([(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)], dice)
     origins, grounds = [], []
     for body, extent, unit, left in zip(bodies, boxes, units, lefts, strict=True):
@@ -145,16 +156,17 @@ def _extent(body: Body) -> tuple[float, float, float, float]:
     return low[0], high[0], low[1], high[1]
 
 
-def _units(boxes: list[tuple[float, float, float, float]], lifts: list[float], dice: Dice) -> list[float]:
+def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
     """Pixels per body height, such that everybody fits: fewer people are larger, wide poses are smaller."""
+    boxes = [_extent(body) for body in bodies]
     room = SIDE - 2 * MARGIN
     widest = room * {1: 1.0, 2: 0.62, 3: 0.46}[len(boxes)]
     common = {1: (0.66, 0.93), 2: (0.56, 0.80), 3: (0.46, 0.66)}[len(boxes)]
     base = dice.uniform(*common) * SIDE
     units = []
-    for extent, lift in zip(boxes, lifts, strict=True):
+    for extent, body in zip(boxes, bodies, strict=True):
         unit = base if len(boxes) == 1 else base * dice.about(1, 0.1)
-        units.append(min(unit, widest / (extent[1] - extent[0]), (room - 4) / (extent[3] - extent[2] + lift)))
+        units.append(min(unit, widest / (extent[1] - extent[0]), (room - 4) / (extent[3] - extent[2] + body.lift)))
     total = sum(unit * (extent[1] - extent[0]) for unit, extent in zip(units, boxes, strict=True))
     shrink = min(1.0, 1.1 * room / total) if len(boxes) > 1 else 1.0  # outstretched arms may overlap a little
     return [unit * shrink for unit in units]

@@ -1,6 +1,6 @@
 """HigherHRNet: heatmaps and associative-embedding tags at two resolutions (Cheng et al. 2020, arXiv:1908.10357), with mmpose's weights.
 
-The judge of the published Human-Art tables, and the teacher of HumanSD's loss.
+The judge of the published Human-Art tables, and the teacher of the losses of HumanSD and GRPose.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from posegen.data.base import to_tensor, to_uint8
 from posegen.metrics.base import Estimator, Poses
+from posegen.metrics.estimators.associative import JOINTS, PUBLISHED, Decoding, decode
+from posegen.metrics.estimators.bottom_up import keep_distinct
 from posegen.metrics.estimators.hrnet import STRIDE, Basic, HRNet, Stage, published
+from posegen.poses.topology import COCO_SIGMAS
+from posegen.weights.files import read_tensors
 
-JOINTS = 17
 MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # the joint that each one is in a mirrored image
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1], RGB
 SIDE, MULTIPLE = 512, 64  # shorter side of the network's input, and what both sides are multiples of
@@ -73,19 +77,43 @@ def doubling(inputs: int, width: int, kernel: int, blocks: int) -> nn.Sequential
 
 
 class HigherHRNet(nn.Module, Estimator):
-    """The network in mmpose's layout of weights; it has heatmaps for losses, and does not group them into people.
+    """The network in mmpose's layout of weights, what comes before it and the people that its maps hold. It has no pooled features.
 
     Args:
         stages: the shape of the trunk; that of HRNet-W48 by default.
         stem: width of the trunk's first convolutions.
         head: the shape of the head.
+        size: pixels of the shorter side of the images that people are looked for in; others are resized.
+        channel_order: in which the network is given the channels; published weights expect ``rgb``.
+        flip_test: look at the mirrored image, too, and take the mean heatmaps.
+        score_threshold: least score of a person; the published evaluations have none, so that one stray peak is a person.
+        nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1 drops nobody, as in the published evaluations.
+        decoding: how people are found in the maps.
+
+    Raises:
+        ValueError: ``channel_order`` is something else.
     """
 
-    def __init__(self, stages: Sequence[Stage] = published(), stem: int = 64, head: HeadShape = HeadShape()) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage] = published(),
+        stem: int = 64,
+        head: HeadShape = HeadShape(),
+        size: int = SIDE,
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        flip_test: bool = True,
+        score_threshold: float = 0.0,
+        nms_threshold: float = 1.0,
+        decoding: Decoding = PUBLISHED,
+    ) -> None:
         super().__init__()
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"estimator.channel_order={channel_order} is unknown; expected rgb, or bgr for a network that learned from swapped colours")
         self.backbone = HRNet(stages, stem)
         self.keypoint_head = Head(stages[-1].channels[0], head)
         self.multiple = STRIDE * 2 ** (len(stages) - 1)
+        self.size, self.channel_order, self.flip_test = size, channel_order, flip_test
+        self.score_threshold, self.nms_threshold, self.decoding = score_threshold, nms_threshold, decoding
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
@@ -101,7 +129,8 @@ class HigherHRNet(nn.Module, Estimator):
 
     def normalised(self, images: Tensor) -> Tensor:
         """What the network takes, of images in [-1, 1]."""
-        return ((images + 1) / 2 - self.mean) / self.std
+        ordered = images.flip(1) if self.channel_order == "bgr" else images
+        return ((ordered + 1) / 2 - self.mean) / self.std
 
     def heatmaps(self, images: Tensor) -> Tensor:
         """``[B, 17, H/2, W/2]``, about 1 at joints and 0 elsewhere, from one pass; differentiable."""
@@ -111,14 +140,37 @@ class HigherHRNet(nn.Module, Estimator):
         return aggregated(self(inputs))[0]
 
     def flip_tested(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean heatmaps of normalised ``inputs`` and of their mirror images, and the tags ``[B, 17, h, w, n]`` of both, mirrored back."""
-        heatmaps, tags = aggregated(self(inputs))
-        mirrored, mirrored_tags = aggregated([maps.flip(-1) for maps in self(inputs.flip(-1))])
+        """The mean heatmaps of normalised ``inputs`` and of their mirror images, and the tags ``[B, 17, h, w, n]`` of both, mirrored back; one pass."""
+        count = len(inputs)
+        both = self(torch.cat([inputs, inputs.flip(-1)]))
+        heatmaps, tags = aggregated([maps[:count] for maps in both])
+        mirrored, mirrored_tags = aggregated([maps[count:].flip(-1) for maps in both])
         return (heatmaps + mirrored[:, MIRRORED]) / 2, torch.cat([tags, mirrored_tags[:, MIRRORED]], dim=-1)
 
+    @torch.no_grad()
     def estimate(self, images: Tensor) -> list[Poses]:
-        """Raises a TypeError: the maps are not grouped into people."""
-        raise TypeError("HigherHRNet gives heatmaps for losses here and finds no people; judge with another estimator=, for instance estimator=mannequin")
+        """The people in images ``[B, 3, H, W]`` in [-1, 1] of any size, in their pixels.
+
+        Raises:
+            ValueError: the network's maps are not finite.
+        """
+        if not len(images):
+            return []
+        fit = Fit.of(images.shape[-2], images.shape[-1], self.size)
+        inputs = self.normalised(fit.applied(images.to(self.mean.device)))
+        heatmaps, tags = self.flip_tested(inputs) if self.flip_test else aggregated(self(inputs))
+        grid = heatmaps.shape[-2:]
+        return [self.chosen(to_pixels(people, grid, fit.region), scores) for people, scores in decode(heatmaps, tags, self.decoding)]
+
+    def chosen(self, keypoints: np.ndarray, scores: np.ndarray) -> Poses:
+        """People ``[P, 17, 3]`` by falling score, without poor ones and repetitions."""
+        order = np.argsort(-scores, kind="stable")
+        keypoints, scores = keypoints[order], scores[order]
+        keep = scores >= self.score_threshold
+        if self.nms_threshold < 1:
+            places, sigmas = torch.from_numpy(keypoints[None, ..., :2]), torch.tensor(COCO_SIGMAS, dtype=torch.float32)
+            keep &= keep_distinct(places, torch.from_numpy(scores[None]), sigmas, self.nms_threshold)[0].numpy()
+        return Poses(keypoints[keep], scores[keep])
 
     def fill(self, tensors: Mapping[str, Tensor], source: str) -> HigherHRNet:
         """The network with these weights, frozen and in evaluation mode.
@@ -135,20 +187,38 @@ class HigherHRNet(nn.Module, Estimator):
         return self.eval().requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, width: int = 48) -> HigherHRNet:
-        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, or from safetensors with the same names; frozen, in evaluation mode.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        width: int = 48,
+        size: int = SIDE,
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        flip_test: bool = True,
+        score_threshold: float = 0.0,
+        nms_threshold: float = 1.0,
+    ) -> HigherHRNet:
+        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, of which nothing is run, or from safetensors with the same names; frozen.
+
+        Args:
+            path: the file.
+            width: of the finest branch; 32 and 48 are published.
+            size, channel_order, flip_test, score_threshold, nms_threshold: as for the class.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it cannot be read, or holds another network.
         """
-        tensors = read_weights(Path(path).expanduser())
-        return cls.from_width(width).fill(tensors, str(path))
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors file)")
+        options = {"size": size, "channel_order": channel_order, "flip_test": flip_test}
+        network = cls.from_width(width, score_threshold=score_threshold, nms_threshold=nms_threshold, **options)
+        return network.fill(read_tensors(file), str(path))
 
     @classmethod
-    def from_width(cls, width: int = 48) -> HigherHRNet:
-        """HigherHRNet-W``width`` with new weights."""
-        return cls(published(width), head=HeadShape(filters=(width,)))
+    def from_width(cls, width: int = 48, **options: Any) -> HigherHRNet:
+        """HigherHRNet-W``width`` with new weights; ``options`` are the class's, without the shapes."""
+        return cls(published(width), head=HeadShape(filters=(width,)), **options)
 
 
 def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -159,33 +229,50 @@ def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return heatmaps, torch.stack([m[:, JOINTS:] for m in maps if m.shape[1] > JOINTS], dim=-1)
 
 
-def fitted(image: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """An image ``[H, W, 3] uint8`` at the size that mmpose gives the network.
+@dataclass(frozen=True)
+class Fit:
+    """How an image is brought to a size that the network can look at.
 
     The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay corners (the unbiased data
     processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the shorter one, so its rounding leaves a black margin.
+
+    Attributes:
+        given: (height, width) of the image.
+        size: (height, width) of the network's input.
+        region: (height, width) of what the input shows, in pixels of the image between the centres of its first and last pixels.
     """
-    height, width = image.shape[:2]
-    short = ceil(side / MULTIPLE) * MULTIPLE
-    long = ceil(short / min(height, width) * max(height, width) / MULTIPLE) * MULTIPLE
-    region = np.array([min(height, width) - 1.0, (long - 1) / (short - 1) * (min(height, width) - 1)])
-    factors = (np.array([short, long]) - 1.0) / region
-    (x, y), size = (factors, (short, long)) if width < height else (factors[::-1], (long, short))
-    return cv2.warpAffine(image, np.array([[x, 0, 0], [0, y, 0]], np.float32), size, flags=cv2.INTER_LINEAR)
+
+    given: tuple[int, int]
+    size: tuple[int, int]
+    region: tuple[float, float]
+
+    @classmethod
+    def of(cls, height: int, width: int, side: int = SIDE) -> Fit:
+        short = ceil(side / MULTIPLE) * MULTIPLE
+        long = ceil(short / min(height, width) * max(height, width) / MULTIPLE) * MULTIPLE
+        region = (min(height, width) - 1.0, (long - 1) / (short - 1) * (min(height, width) - 1))
+        if width < height:
+            return cls((height, width), (long, short), region[::-1])
+        return cls((height, width), (short, long), region)
+
+    def warped(self, image: np.ndarray) -> np.ndarray:
+        """An image ``[H, W, 3] uint8`` as ``[*size, 3]``."""
+        y, x = (np.array(self.size) - 1.0) / self.region
+        return cv2.warpAffine(image, np.array([[x, 0, 0], [0, y, 0]], np.float32), self.size[::-1], flags=cv2.INTER_LINEAR)
+
+    def applied(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; those that have it stay as they are, others are rounded to whole colours as in a picture file."""
+        if self.given == self.size:
+            return images
+        return torch.stack([to_tensor(self.warped(image)) for image in to_uint8(images)]).to(images.device)
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict of a torch file (bare or under ``state_dict``) or a safetensors file; nothing in it is run.
+def to_pixels(people: np.ndarray, grid: Sequence[int], region: Sequence[float]) -> np.ndarray:
+    """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region`` (height, width), in pixels of the image."""
+    scale = [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]
+    return (people * scale).astype(np.float32)
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors file)")
-    try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-        return dict(content.get("state_dict", content))
-    except Exception as error:  # safetensors and torch raise their own classes for every kind of damage
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{file} cannot be read as weights ({first}); nothing in it was run. Fetch it again, or save its state_dict alone") from error
+
+def fitted(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """An image ``[H, W, 3] uint8`` at the size that mmpose gives the network, see `Fit`."""
+    return Fit.of(image.shape[0], image.shape[1], side).warped(image)

@@ -86,7 +86,10 @@ class MannequinJudge(nn.Module, Estimator):
     # ------------------------------------------------------------------------------------------------------------------- network
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps at strides 2, 4, 8 and 16."""
+        """Feature maps at strides 2, 4, 8 and 16; the last row and column of odd sides are repeated."""
+        height, width = (side % STRIDE for side in images.shape[-2:])
+        if height or width:
+            images = F.pad(images, (0, width, 0, height), mode="replicate")
         x2 = self.stem(F.pixel_unshuffle(images, STRIDE).contiguous(memory_format=torch.channels_last))
         x4 = self.down4(x2)
         x8 = self.down8(x4)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from posegen.metrics.base import Estimator, Poses
+from posegen.weights.files import read_tensors
 
 #: Table 2: expansion, channels, blocks and stride of the first block of each stage.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -75,7 +75,9 @@ class MobileNetV2(nn.Module, Estimator):
         """
         file = Path(path).expanduser()
         network = cls(widen_factor, out_indices, bn_eps, size)
-        network.load_trunk(tensors_of(file), str(file))
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)")
+        network.load_trunk(read_tensors(file), str(file))
         return network.eval().requires_grad_(False)
 
     def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -150,26 +152,3 @@ def divisible(width: float, by: int = 8, least: float = 0.9) -> int:
     """The multiple of ``by`` nearest to a width, or the next one where that would take more than a tenth of it."""
     nearest = max(by, int(width + by / 2) // by * by)
     return nearest if nearest >= least * width else nearest + by
-
-
-def tensors_of(file: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, read without running anything it holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, holds more than plain data and tensors, or holds no tensors.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)")
-    try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds, by damage and version
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{file} cannot be read as plain weights ({reason}); nothing in it was run. Fetch it again, or save its state_dict as .safetensors"
-        ) from error
-    inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    tensors = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
-    if not tensors:
-        raise ValueError(f"{file} holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict'")
-    return tensors

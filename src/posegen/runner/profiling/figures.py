@@ -41,6 +41,9 @@ class Figures(PoseData):
     def twin(self, index: int) -> Sample:
         return self[index]
 
+    def source_of(self, index: int, visit: int = 0) -> Sample:
+        return self[self.count + index]
+
     @property
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "count": self.count, "size": list(self.size)}

@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from posegen.backbones import inert_pickle
+from posegen.weights import inert_pickle
+
+#: Where checkpoints keep the weights beside other things.
+INNER = ("state_dict", "model")
 
 
 class WeightsError(ValueError):
@@ -40,7 +43,7 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of a torch file (``.ckpt``, ``.pth``, ``.pt``, ``.bin``), on the CPU; of a model's folder, those of its files.
 
     A torch file is a pickle. It is read by torch's restricted loader and, where objects other than tensors lie beside the weights, by one that
-    makes inert placeholders of them; code in the file is never run. The dictionary ``state_dict`` is taken where there is one.
+    makes inert placeholders of them; code in the file is never run. The dictionary ``state_dict`` or ``model`` is taken where there is one.
 
     Raises:
         WeightsError: the file is missing, truncated, no weight file, or asks to run code.
@@ -51,10 +54,12 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; expected weights (.safetensors, .ckpt, .pth, .pt or .bin)")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    inner = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    inner = content
+    if isinstance(content, Mapping):
+        inner = next((content[key] for key in INNER if isinstance(content.get(key), Mapping)), content)
     tensors = {str(key): value.detach() for key, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
     if not tensors:
-        raise WeightsError(f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict'")
+        raise WeightsError(f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict' or 'model'")
     return tensors
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from posegen.backbones import inert_pickle
-from posegen.backbones.files import WeightsError, read_tensors, sha256_of
+from posegen.weights import inert_pickle
+from posegen.weights.files import WeightsError, read_tensors, sha256_of
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -116,7 +116,7 @@ def test_a_file_without_tensors_or_none_at_all_is_named(tmp_path: Path) -> None:
 
 
 def test_a_hash_depends_on_content_and_order_and_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from posegen.backbones import files
+    from posegen.weights import files
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     a, b, copy = tmp_path / "a", tmp_path / "b", tmp_path / "copy"

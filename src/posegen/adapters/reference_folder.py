@@ -1,0 +1,189 @@
+"""Pictures that any program has generated, as a row: whatever lies in a folder is judged like the samples of a method."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen.adapters.base import Adapter
+from posegen.adapters.reference import Reference
+from posegen.data.base import PoseBatch, Sample, to_tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: Least digits of a picture's name that may be the end of a sample's id (Human-Art puts the scenario's number in front of the file's).
+DIGITS = 8
+NAMINGS = ("auto", "id", "index")
+Naming = Literal["auto", "id", "index"]
+
+
+class Folder(Reference):
+    """The pictures of a folder.
+
+    Which picture belongs to which sample is told by a list (``names``), by the pictures' names (the sample's id, or its last part, or the file name of the
+    data set's picture where the id ends in it), or by their numbers (``000000.png`` is the first sample of the split, as in the folders of this project).
+
+    Args:
+        path: the folder; folders inside it are searched too.
+        names: a csv file with the columns ``file`` (relative to ``path``) and ``id`` (of the sample); None goes by the pictures' names.
+        by: whether names are ids or indices; ``auto`` takes what fits more samples.
+        panels: pictures side by side in one file, as several released programs save them.
+        panel: which of them is the generated one, counted from 0.
+        resize: pictures of another size are brought to the data's; otherwise they are an error. The shape must be the data's in any case.
+        allow_missing: samples without a picture count as black pictures, which the table says; otherwise they are an error.
+    """
+
+    needs = frozenset({"population"})
+    population = "test"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        names: str | None = None,
+        by: Naming = "auto",
+        panels: int = 1,
+        panel: int = 0,
+        resize: bool = False,
+        allow_missing: bool = False,
+    ) -> None:
+        super().__init__()
+        if by not in NAMINGS:
+            raise ValueError(f"adapter.by is {by!r}; expected one of {', '.join(NAMINGS)}")
+        if not 0 <= panel < panels:
+            raise ValueError(f"adapter.panel={panel} is none of adapter.panels={panels} pictures; they are counted from 0")
+        self.path, self.names, self.by = path, names, by
+        self.panels, self.panel, self.resize, self.allow_missing = panels, panel, resize, allow_missing
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        if not hasattr(self, "files"):
+            self.files = self.assigned(batch.population or batch.samples)
+        black = torch.full((3, *batch.size), -1.0)
+        return torch.stack([self.picture(self.files[i], batch.size) if i in self.files else black for i in batch.ids])
+
+    def assigned(self, samples: Sequence[Sample]) -> dict[str, Path]:
+        """Sample id -> picture, of all samples of the split.
+
+        Raises:
+            ValueError: two pictures belong to one sample, or samples have none; names the first of them.
+        """
+        root = Path(self.path or "")
+        if not self.path or not root.is_dir():
+            raise ValueError(f"adapter.path is {self.path!r}; expected a folder of generated pictures")
+        files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if self.names is not None:
+            found = by_list(Path(self.names), files)
+        else:
+            ways = {"id": by_id, "index": by_index}
+            choices = [way(files, samples) for name, way in ways.items() if self.by in (name, "auto")]
+            found = max(choices, key=lambda choice: len(choice.keys() & {s.id for s in samples}))
+        if twice := {sample: claims for sample, claims in found.items() if len(claims) > 1}:
+            sample, claims = next(iter(twice.items()))
+            raise ValueError(f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}; leave one, or say which in adapter.names")
+        self.report([s.id for s in samples if s.id not in found], len(samples), len(files))
+        return {sample: root / claims[0] for sample, claims in found.items()}
+
+    def report(self, missing: Sequence[str], samples: int, files: int) -> None:
+        """Refuses missing pictures, or remarks on them where they are allowed."""
+        if not missing:
+            return
+        told = f"{self.path} lacks {len(missing)} of {samples} pictures: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        if not self.allow_missing or len(missing) == samples:
+            raise ValueError(
+                f"{told}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them in adapter.names (columns file,id), "
+                "or set adapter.allow_missing=true for a row that is not comparable"
+            )
+        self.remark = f"{told}; they count as black pictures and the row is not comparable"
+
+    def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
+        """``[3, H, W]`` in [-1, 1].
+
+        Raises:
+            ValueError: the file is no picture, or its panels do not fit the data.
+        """
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f"{file} is no readable picture; replace or delete it")
+        width = image.shape[1]
+        if width % self.panels:
+            raise ValueError(f"{file} is {width} pixels wide, no multiple of adapter.panels={self.panels}")
+        image = np.split(image, self.panels, axis=1)[self.panel]
+        if image.shape[:2] != size:
+            image = self.resized(image, size, file)
+        return to_tensor(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+    def resized(self, image: np.ndarray, size: tuple[int, int], file: Path) -> np.ndarray:
+        (height, width), (rows, columns) = image.shape[:2], size
+        told = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
+        if height * columns != width * rows:
+            hint = f"; a file of several pictures needs adapter.panels={width // height}" if width > height and width % height == 0 else ""
+            raise ValueError(f"{told}, another shape: the poses would not fit it{hint}")
+        if not self.resize:
+            raise ValueError(f"{told}; set adapter.resize=true, or data.test.size to theirs")
+        return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if width > columns else cv2.INTER_CUBIC)
+
+
+Claims = Mapping[str, list[str]]
+
+
+def by_list(table: Path, files: Sequence[str]) -> Claims:
+    """Sample id -> files, as a csv file says.
+
+    Raises:
+        ValueError: the table is none, or lists files that are not there.
+    """
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"file", "id"} <= rows[0].keys():
+        raise ValueError(f"adapter.names={table} needs the columns file,id and a row per picture; it has {', '.join(rows[0]) if rows else 'no row'}")
+    if absent := sorted({row["file"] for row in rows} - set(files)):
+        raise ValueError(f"adapter.names={table} lists {len(absent)} files that are not in adapter.path: {', '.join(absent[:5])}")
+    claims = defaultdict(list)
+    for row in rows:
+        claims[row["id"]].append(row["file"])
+    return claims
+
+
+def by_index(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
+    """Sample id -> files whose name is the sample's position in the split, in six digits."""
+    claims = defaultdict(list)
+    for file in files:
+        stem = PurePosixPath(file).stem
+        if len(stem) == 6 and stem.isdecimal() and int(stem) < len(samples):
+            claims[samples[int(stem)].id].append(file)
+    return claims
+
+
+def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
+    """Sample id -> files named after it.
+
+    A name fits if it is the id, the last part of it, or, where it is a long number, the end of the id. Where a name fits several samples, the folders in front
+    of it decide: they hold the sample's scenario or a part of its id.
+    """
+    lengths = {len(stem) for file in files for stem in [PurePosixPath(file).stem] if stem.isdecimal() and len(stem) >= DIGITS}
+    known: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        tail = sample.id.rpartition("/")[2]
+        for key in {sample.id.replace("/", "_"), tail, *(tail[-length:] for length in lengths)}:
+            known[key].append(sample)
+    claims = defaultdict(list)
+    for file in files:
+        place = PurePosixPath(file)
+        fitting = known.get(place.stem, [])
+        if len(fitting) > 1:
+            fitting = [sample for sample in fitting if set(place.parent.parts) & surroundings(sample)]
+        if len(fitting) == 1:
+            claims[fitting[0].id].append(file)
+    return claims
+
+
+def surroundings(sample: Sample) -> set[str]:
+    """Names of folders that a sample's picture may lie in."""
+    scenario = str(sample.attributes.get("scenario", ""))
+    return {scenario, scenario.replace(" ", "_"), scenario.replace("_", " "), *sample.id.split("/")[:-1]} - {""}

@@ -1,0 +1,243 @@
+"""What a method can add to the transformers of a U-Net: blocks before them, and the keys and values of another pass in their self-attention.
+
+`Junctions` opens a U-Net. What a pass adds travels with the call, through diffusers' ``cross_attention_kwargs``, and is kept on no module: so a pass without
+additions is the plain U-Net, gradient checkpointing computes again what was computed before, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from posegen.backbones.base import Bank, Injection
+
+ADDITIONS = "additions"  # among the cross_attention_kwargs of a whole U-Net
+MEMORY = "memory"  # among those of one transformer
+INSERTED = "inserted."  # before the name of a transformer: the block in front of it
+Record = list[tuple[Tensor, Tensor]]
+
+
+class Memory(NamedTuple):
+    """What one self-attention reads besides its own tokens.
+
+    Attributes:
+        keys: ``[R, M, C]``, and so the ``values``.
+        rows: ``[R]`` images that read them, None: all.
+        others: ``[B - R]`` the rest of the batch.
+        strength: see `Bank`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor | None
+    others: Tensor | None
+    strength: float
+
+
+class ReadingProcessor:
+    """A self-attention that can read a `Memory`, or write its own keys and values into a list; without either it is the processor that it replaces."""
+
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        memory: Memory | Record | None = None,
+    ) -> Tensor:
+        if memory is None:
+            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        query, keys, values = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        if isinstance(memory, Memory):
+            made = read(query, keys, values, attn.heads, memory)
+        else:
+            memory.append((keys, values))
+            made = attended(query, keys, values, attn.heads)
+        for layer in attn.to_out:
+            made = layer(made)
+        return made
+
+
+def attended(query: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Fused attention of ``[B, N, C]`` tokens that are not yet divided into heads."""
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, keys, values))
+    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2).to(query.dtype)
+
+
+def read(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory) -> Tensor:
+    """Attention to ``[K; K'], [V; V']`` in the rows of the memory and to ``K, V`` in the others: two fused calls instead of a masked one."""
+    if memory.rows is None:
+        k = torch.cat([keys, memory.keys.to(keys.dtype)], dim=1)
+        v = torch.cat([values, memory.values.to(values.dtype)], dim=1)
+        return attended(query, k, v, heads, strength_bias(query, keys.shape[1], memory))
+    q, k, v = (part.index_select(0, memory.rows) for part in (query, keys, values))
+    made = query.new_empty(query.shape).index_copy(0, memory.rows, read(q, k, v, heads, memory._replace(rows=None)))
+    q, k, v = (part.index_select(0, memory.others) for part in (query, keys, values))
+    return made.index_copy(0, memory.others, attended(q, k, v, heads))
+
+
+def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
+    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None where that is zero, because a bias is slower."""
+    if memory.strength == 1:
+        return None
+    bias = query.new_zeros(own + memory.keys.shape[1])
+    bias[own:] = math.log(memory.strength)
+    return bias.expand(query.shape[1], -1)
+
+
+# One pass.
+
+
+@dataclass(frozen=True, eq=False)
+class Additions:
+    """What is added in one pass, and what is written down.
+
+    Attributes:
+        injection: its ``attention``, ``features`` and ``rows``.
+        others: the images that are not among ``rows``.
+        record: name of a layer -> where its keys and values go, None in a pass that writes nothing down.
+    """
+
+    injection: Injection
+    others: Tensor | None = None
+    record: dict[str, Record] | None = None
+
+    def memory(self, layer: str) -> Memory | Record | None:
+        """What the self-attention of this name is given."""
+        if self.record is not None:
+            return self.record.setdefault(layer, [])
+        bank = self.injection.attention
+        if bank is None or layer not in bank.layers:
+            return None
+        return Memory(*bank.layers[layer], self.injection.rows, self.others, bank.strength)
+
+    def through(self, block: nn.Module, x: Tensor, tokens: Tensor, layer: str) -> Tensor:
+        """``x [B, C, h, w]`` after an inserted block; the images that have no features pass it by."""
+        memory, rows = self.memory(layer), self.injection.rows
+        if rows is None:
+            return block(x, tokens, memory)
+        memory = memory._replace(rows=None) if isinstance(memory, Memory) else memory
+        return x.index_copy(0, rows, block(x.index_select(0, rows), tokens, memory).to(x.dtype))
+
+
+def additions(unet: nn.Module, injection: Injection, batch: int, record: dict[str, Record] | None = None) -> dict[str, Any] | None:
+    """``cross_attention_kwargs`` of a pass over ``batch`` images; None where nothing is added or written down.
+
+    Raises:
+        TypeError: nobody opened the U-Net.
+    """
+    if injection.attention is None and injection.features is None and record is None:
+        return None
+    if not is_open(unet):
+        raise TypeError("Injection.attention and Injection.features need a U-Net that Adapter.attach opened: Junctions(backbone.unet, blocks)")
+    return {ADDITIONS: Additions(injection, None if injection.rows is None else others(injection.rows, batch), record)}
+
+
+def others(rows: Tensor, batch: int) -> Tensor:
+    """``[B - R]`` the numbers below ``batch`` that are not among ``rows [R]``, without waiting for the device."""
+    absent = torch.ones(batch, dtype=torch.uint8, device=rows.device).index_fill(0, rows, 0)
+    return absent.argsort(descending=True, stable=True)[: batch - len(rows)]
+
+
+def bank_of(record: Mapping[str, Record]) -> Bank:
+    """What a pass wrote down."""
+    return Bank({name: written[0] for name, written in record.items() if written})
+
+
+# The U-Net.
+
+
+def transformers(unet: nn.Module) -> dict[str, Transformer2DModel]:
+    """The transformers of a U-Net by name, in the order in which they run."""
+    parts = ("down_blocks", "mid_block", "up_blocks")
+    return {f"{part}.{name}": m for part in parts for name, m in unet.get_submodule(part).named_modules() if isinstance(m, Transformer2DModel)}
+
+
+def level_of(transformer: str, levels: int) -> int:
+    """The level of a U-Net on whose grid a transformer works, from its name."""
+    part, number = transformer.split(".")[:2]
+    if part == "mid_block":
+        return levels - 1
+    return int(number) if part == "down_blocks" else levels - 1 - int(number)
+
+
+def is_open(unet: nn.Module) -> bool:
+    return any(isinstance(getattr(m, "processor", None), ReadingProcessor) for m in unet.modules())
+
+
+class Junctions:
+    """Opens a U-Net for banks and for blocks before its transformers, until `remove`.
+
+    The blocks stay their owner's: neither the names nor the number of the U-Net's weights change.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers` in this order, or none.
+
+    Raises:
+        ValueError: the U-Net is open already, or the blocks are not as many as its transformers.
+        TypeError: a transformer has several layers, which no Stable Diffusion 1 or 2 has.
+    """
+
+    def __init__(self, unet: nn.Module, blocks: Sequence[nn.Module] = ()) -> None:
+        places = transformers(unet)
+        if is_open(unet):
+            raise ValueError("this U-Net is open already; a backbone takes one method at a time")
+        if len(blocks) not in (0, len(places)):
+            raise ValueError(f"{len(blocks)} blocks for {len(places)} transformers; expected one for each")
+        self._hooks: list[RemovableHandle] = []
+        self._attentions: list[Attention] = []
+        for index, (name, transformer) in enumerate(places.items()):
+            if len(transformer.transformer_blocks) != 1:
+                raise TypeError(f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable Diffusion 1 and 2")
+            (layer,) = transformer.transformer_blocks
+            layer.attn1.set_processor(ReadingProcessor(layer.attn1.processor))
+            self._attentions.append(layer.attn1)
+            before = Junction(name, index, blocks[index] if blocks else None)
+            self._hooks += [
+                transformer.register_forward_pre_hook(before, with_kwargs=True),
+                layer.attn2.register_forward_pre_hook(_without_memory, with_kwargs=True),
+            ]
+
+    def remove(self) -> None:
+        """The plain U-Net again."""
+        for hook in self._hooks:
+            hook.remove()
+        for attention in self._attentions:
+            attention.set_processor(attention.processor.plain)
+        self._hooks, self._attentions = [], []
+
+
+class Junction:
+    """Runs before one transformer: lets its input through the inserted block, and hands its self-attention what is meant for it."""
+
+    def __init__(self, name: str, index: int, block: nn.Module | None) -> None:
+        self.name, self.index, self.block = name, index, block
+
+    def __call__(self, _transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        added: Additions | None = (named.get("cross_attention_kwargs") or {}).get(ADDITIONS)
+        if added is None:
+            return None
+        x, *rest = inputs
+        if self.block is not None and added.injection.features is not None:
+            x = added.through(self.block, x, added.injection.features[self.index], INSERTED + self.name)
+        memory = added.memory(self.name)
+        return (x, *rest), {**named, "cross_attention_kwargs": None if memory is None else {MEMORY: memory}}
+
+
+def _without_memory(_attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cross-attention is called with all that self-attention is called with, and complains about what it does not know."""
+    return inputs, {name: value for name, value in named.items() if name != MEMORY}

@@ -1,0 +1,161 @@
+"""Numpy files that hold Python objects (one dict per person in HumanSD's pose files), read without running what they say.
+
+Numpy stores such arrays as pickles, and a pickle is a program. Here it may name what numpy's arrays need and nothing else, and each of these names leads to
+a note of what was asked for; the arrays are then made from the notes, of plain numbers and strings. Files of numpy 1 and of numpy 2 differ in module names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+#: Types of array elements: booleans, whole and real numbers, bytes and strings.
+PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
+UNREADABLE = (OSError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, MemoryError, RecursionError)
+#: What a crafted pickle makes of the notes below is a mistake of some other kind.
+CRAFTED = (TypeError, AttributeError, KeyError, IndexError, LookupError, OverflowError)
+
+
+def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name; of an npy file one array, named ``arr_0``.
+
+    Args:
+        file: a path, or the open content of a file.
+        name: of the file, for messages; by default the path.
+
+    Raises:
+        ValueError: the file is missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts, lists and tuples; names it.
+    """
+    name = name or str(file)
+    try:
+        content = file.read_bytes() if isinstance(file, Path) else file.read()
+        if content[:2] != b"PK":
+            return {"arr_0": _array(io.BytesIO(content))}
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {member.removesuffix(".npy"): _array(io.BytesIO(archive.read(member))) for member in archive.namelist()}
+    except UNREADABLE as error:
+        raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
+    except CRAFTED as error:
+        raise ValueError(f"{name} cannot be read: its pickle is malformed ({type(error).__name__}: {error})") from error
+
+
+def _array(stream: io.BytesIO) -> np.ndarray:
+    version = npy.read_magic(stream)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise ValueError(f"numpy format {version} is not known here")
+    shape, _, dtype = read_header(stream)
+    if not dtype.hasobject:
+        stream.seek(0)
+        return np.load(stream, allow_pickle=False)
+    array = _made(_Notes(stream, encoding="latin1").load(), {})
+    if not isinstance(array, np.ndarray) or array.shape != shape:
+        raise ValueError("its pickle holds no array of the shape that its header tells")
+    return array
+
+
+class _Type:
+    """A note of ``numpy.dtype(code)``."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.code, self.order = code, "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    @property
+    def is_object(self) -> bool:
+        return self.code in ("O", "O8", "O4")
+
+    @property
+    def plain(self) -> np.dtype:
+        if not isinstance(self.code, str) or not PLAIN.fullmatch(self.code) or self.order not in ("<", ">", "|", "="):
+            raise ValueError(f"it holds elements of type {self.code!r}; expected numbers or strings")
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """A note of an array: its shape, type and elements."""
+
+    shape: Any
+    type: _Type
+    fortran: bool
+    elements: Any
+
+    def __setstate__(self, state: tuple) -> None:
+        _, self.shape, self.type, self.fortran, self.elements = state
+
+    def made(self, done: dict[int, Any]) -> np.ndarray:
+        order: Any = "F" if self.fortran else "C"
+        if not self.type.is_object:
+            elements = self.elements.encode("latin1") if isinstance(self.elements, str) else self.elements
+            return np.frombuffer(elements, self.type.plain).reshape(self.shape, order=order).copy()
+        if not isinstance(self.elements, list):
+            raise ValueError("its pickle holds an array of objects that are no list")
+        array = np.empty(len(self.elements), object)
+        for i, element in enumerate(self.elements):
+            array[i] = _made(element, done)
+        return array.reshape(self.shape, order=order)
+
+
+class _Scalar(_Array):
+    """A note of a single number, or of an array that was written in one piece."""
+
+    def __init__(self, elements: Any, type: _Type, shape: Any = (), order: str = "C") -> None:
+        self.elements, self.type, self.shape, self.fortran = elements, type, shape, order == "F"
+
+
+def _made(value: Any, done: dict[int, Any]) -> Any:
+    """What was noted, with the notes replaced by arrays; ``done`` holds what was made already, as pickles name the same object several times."""
+    if isinstance(value, bool | int | float | complex | str | bytes | None):
+        return value
+    if id(value) not in done:
+        done[id(value)] = value, _new(value, done)  # the value is kept, or another would get its id
+    return done[id(value)][1]
+
+
+def _new(value: Any, done: dict[int, Any]) -> Any:
+    if isinstance(value, dict):
+        return {_made(k, done): _made(v, done) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_made(v, done) for v in value)
+    if isinstance(value, _Scalar) and value.shape == ():
+        return value.made(done)[()]
+    if isinstance(value, _Array):
+        return value.made(done)
+    raise ValueError(f"its pickle holds a {type(value).__name__}; expected arrays, numbers, strings, dicts, lists and tuples")
+
+
+def _known(module: str, name: str) -> Callable[..., Any] | None:
+    """A fresh stand-in for what a file may name."""
+    module = module.replace("numpy.core", "numpy._core", 1)
+    stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numpy", "ndarray"): partial(_Array),
+        ("numpy", "dtype"): partial(_Type),
+        ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+        ("numpy._core.multiarray", "scalar"): lambda type, elements=b"": _Scalar(elements, type),
+        ("numpy._core.numeric", "_frombuffer"): lambda elements, type, shape, order: _Scalar(bytes(elements), type, shape, order),
+        ("_codecs", "encode"): lambda text, codec: text.encode("latin1"),
+        ("builtins", "bytearray"): lambda *content: bytes(*content[:1]) if content and isinstance(content[0], bytes) else b"",
+    }
+    return stand_ins.get((module, name))
+
+
+class _Notes(pickle.Unpickler):
+    """Refuses, by name, whatever arrays do not need."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _known(module, name)
+        if known is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array of numbers needs; nothing of it was run")
+        return known

@@ -1,0 +1,218 @@
+"""How a picture of any size becomes a square (or any rectangle) that a model sees: scaled until it covers it, cut, and perhaps mirrored.
+
+``corrected`` is the rule of this project. The others are the published readers', with what is wrong in them: the crop is random even where methods are
+judged, mirrored people keep the names of their joints, so that left is called right, and a joint outside the picture is moved to its corner. Their rotations
+(one picture in ten, by up to 90 degrees) and changes of colour are left out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from posegen.data.base import generator
+from posegen.data.prompts import boxes
+from posegen.poses.reading import PEOPLE
+from posegen.poses.topology import COCO_FLIP
+
+#: Joints that a detector is less sure of are missing, in the published readers and here.
+LEAST_SCORE = 0.02
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of a stored picture: it is mirrored, then scaled, then cut.
+
+    Attributes:
+        stored: (height, width) of the stored picture.
+        scaled: (height, width) that it is scaled to.
+        top: first row of the cut.
+        left: first column of the cut.
+        size: (height, width) of the cut.
+        mirrored: left for right.
+        upturned: top for bottom.
+        enlarging: OpenCV's interpolation for pictures that are too small; others are averaged.
+    """
+
+    stored: Size
+    scaled: Size
+    top: int
+    left: int
+    size: Size
+    mirrored: bool = False
+    upturned: bool = False
+    enlarging: int = cv2.INTER_CUBIC
+
+    @classmethod
+    def covering(cls, stored: Size, size: Size, down: float | None = None, across: float | None = None, **options: Any) -> View:
+        """The shorter side fills ``size``; the longer is cut in the middle, or at a place between 0 (top, left) and 1."""
+        factor = max(size[0] / stored[0], size[1] / stored[1])
+        height, width = (max(least, round(factor * side)) for least, side in zip(size, stored, strict=True))
+        spare = height - size[0], width - size[1]
+        top, left = (s // 2 if part is None else min(int(part * (s + 1)), s) for part, s in zip((down, across), spare, strict=True))
+        return cls(stored, (height, width), top, left, size, **options)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Factors of x and y."""
+        return np.array([self.scaled[1] / self.stored[1], self.scaled[0] / self.stored[0]])
+
+    @property
+    def crop(self) -> dict[str, Any]:
+        """The cut in pixels of the stored picture, and how it is mirrored, for the record."""
+        (x, y), (height, width) = self.scale, self.size
+        box = {"left": self.left / x, "top": self.top / y, "width": width / x, "height": height / y}
+        flips = {name: True for name, done in (("mirrored", self.mirrored), ("upturned", self.upturned)) if done}
+        if self.mirrored:
+            box["left"] = self.stored[1] - box["left"] - box["width"]
+        if self.upturned:
+            box["top"] = self.stored[0] - box["top"] - box["height"]
+        return {name: round(float(value), 2) for name, value in box.items()} | flips
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """``[H, W, 3]`` of the stored size to ``[h, w, 3]``."""
+        image = image[:: -1 if self.upturned else 1, :: -1 if self.mirrored else 1]
+        if self.scaled != self.stored:
+            method = self.enlarging if self.scaled[0] > self.stored[0] else cv2.INTER_AREA
+            image = cv2.resize(np.ascontiguousarray(image), self.scaled[::-1], interpolation=method)
+        return np.ascontiguousarray(image[self.top : self.top + self.size[0], self.left : self.left + self.size[1]])
+
+    def reflected(self, points: np.ndarray) -> np.ndarray:
+        """Points ``[..., 2]`` of the stored picture where the mirrored one has them."""
+        points = points.astype(np.float64)
+        for axis, done in enumerate((self.mirrored, self.upturned)):
+            if done:
+                points[..., axis] = self.stored[1 - axis] - 1 - points[..., axis]
+        return points
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Which of the points ``[..., 2]`` of the cut lie on its pixels."""
+        return np.all((points > -0.5) & (points < np.array(self.size[::-1]) - 0.5), axis=-1)
+
+
+class Transform(ABC):
+    """A rule for what is seen of a picture and where its joints are then.
+
+    Attributes:
+        varies: whether it is another part on every visit.
+    """
+
+    varies = False
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Its options."""
+
+    @abstractmethod
+    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+        """What is seen of the picture ``id`` of size ``stored``; a function of the arguments alone."""
+
+    @abstractmethod
+    def joints(self, keypoints: np.ndarray, view: View) -> np.ndarray:
+        """Keypoints ``[P, 17, 3]`` of the stored picture on the view, zeros where one is missing."""
+
+    def people(self, keypoints: np.ndarray, areas: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Who is seen.
+
+        Args:
+            keypoints: ``[P, 17, 3]`` on the stored picture.
+            areas: ``[P]`` in its pixels, not a number where nobody measured; then the box of the joints that are seen counts.
+
+        Returns:
+            ``[Q, 17, 3] float32`` joints and ``[Q] float32`` areas of those of whom a joint is seen, and ``[P]`` who they are. A measured area is that of the
+            whole person, because it tells how large the person is, not how much of it is in the picture.
+        """
+        joints = self.joints(keypoints, view)
+        there = np.zeros(len(keypoints), bool)
+        there[: len(joints)] = (joints[..., 2] > 0).any(-1)
+        joints, areas = joints[there[: len(joints)]].astype(np.float32), areas[there] * view.scale.prod()
+        return joints, np.where(np.isfinite(areas), areas, boxes(joints)).astype(np.float32), there
+
+
+class Corrected(Transform):
+    """The middle of the picture; joints outside it are missing.
+
+    Args:
+        mirror: share of the visits on which the picture is mirrored, and left and right with it; for training.
+        threshold: joints with a lower or equal score are missing.
+    """
+
+    def __init__(self, mirror: float = 0.0, threshold: float = LEAST_SCORE) -> None:
+        self.mirror, self.threshold, self.varies = mirror, threshold, mirror > 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"name": "corrected", "version": 1, "mirror": self.mirror, "threshold": self.threshold}
+
+    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+        mirrored = self.varies and float(torch.rand((), generator=generator(id, visit, "view"))) < self.mirror
+        return View.covering(stored, size, mirrored=mirrored)
+
+    def joints(self, keypoints: np.ndarray, view: View) -> np.ndarray:
+        if view.mirrored:
+            keypoints = keypoints[:, COCO_FLIP]
+        points = (view.reflected(keypoints[..., :2]) + 0.5) * view.scale - 0.5 - (view.left, view.top)
+        seen = (keypoints[..., 2] > self.threshold) & view.inside(points)
+        return np.where(seen[..., None], np.concatenate([points, keypoints[..., 2:]], -1), 0.0)
+
+
+class Reference(Transform):
+    """A random part, as the programs of HumanSD, Stable-Pose and GRPose read it, also where they are judged.
+
+    Args:
+        horizontal: share of the visits on which the picture is mirrored and left is called right: 0.2 in HumanSD and in Stable-Pose's training.
+        vertical: share of the visits on which it stands on its head: 0.1 in HumanSD.
+        threshold: joints with a lower or equal score are missing.
+        people: how many are read, the first of the file.
+    """
+
+    varies = True
+
+    def __init__(self, horizontal: float = 0.0, vertical: float = 0.0, threshold: float = LEAST_SCORE, people: int = PEOPLE) -> None:
+        self.horizontal, self.vertical, self.threshold, self.most = horizontal, vertical, threshold, people
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        options = {"horizontal": self.horizontal, "vertical": self.vertical, "threshold": self.threshold, "people": self.most}
+        return {"name": "reference", "version": 1, **options}
+
+    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+        down, across, horizontal, vertical = torch.rand(4, generator=generator(id, visit, "view")).tolist()
+        flips = {"mirrored": horizontal < self.horizontal, "upturned": vertical < self.vertical}
+        return View.covering(stored, size, down, across, **flips, enlarging=cv2.INTER_AREA)
+
+    def joints(self, keypoints: np.ndarray, view: View) -> np.ndarray:
+        keypoints = keypoints[: self.most]
+        height, width = view.stored
+        x, y, score = np.moveaxis(keypoints, -1, 0)
+        outside = (x < 0) | (y < 0) | (x >= width) | (y >= height)
+        corner = np.where(outside[..., None], 0.0, keypoints[..., :2])  # with its score, so that it is drawn there
+        points = view.reflected(corner) * view.scale - (view.left, view.top)
+        seen = (score > self.threshold) & ((points >= 0) & (points < view.size[::-1])).all(-1)
+        return np.where(seen[..., None], np.concatenate([points, score[..., None]], -1), 0.0)
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "corrected": Corrected(),
+    "reference": Reference(),
+    "stable_pose": Reference(horizontal=0.2),
+    "humansd": Reference(horizontal=0.2, vertical=0.1),
+}
+
+
+def transform_of(given: str | Transform) -> Transform:
+    """A transform by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(given, str) and given not in TRANSFORMS:
+        raise ValueError(f"transform={given!r}: expected one of {', '.join(TRANSFORMS)}")
+    return TRANSFORMS[given] if isinstance(given, str) else given

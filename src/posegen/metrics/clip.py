@@ -1,0 +1,121 @@
+"""Does the image show what its caption says? The cosine between CLIP's embeddings of the two, as it should be and as the papers computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen.data.base import Sample, to_uint8
+from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+
+PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
+#: Variant -> what becomes of a caption before it is cut to the tokens that the network can read.
+CAPTIONS = {"clean": lambda caption: caption, "paper": lambda caption: caption[:PAPER_CHARACTERS]}
+
+
+def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
+    """CLIP score of n pairs of embeddings ``[n, D]`` of any length, and the score of each pair ``[n]``, in percent.
+
+    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which takes the mean first and cuts it, not the pairs, at 0.
+    """
+    image, text = (np.asarray(x, float) / np.linalg.norm(np.asarray(x, float), axis=1, keepdims=True) for x in (image, text))
+    pairs = 100 * (image * text).sum(1)
+    return max(float(pairs.mean()), 0.0), pairs
+
+
+class Clip(Observer):
+    """Notes ``<variant>_clip``, the score of each generated image with its own caption, for the variants of `CAPTIONS`.
+
+    The network gets bytes: given floats in [0, 1], current processors would divide by 255 once more.
+
+    Args:
+        folder: a CLIP model in transformers layout (``config.json``, weights, tokenizer and ``preprocessor_config.json``); None switches the observer off.
+        variants: of the captions.
+    """
+
+    def __init__(self, folder: str | None, variants: Sequence[str] = ("clean",)) -> None:
+        self.folder, self.variants = folder, tuple(variants)
+        if unknown := set(variants) - CAPTIONS.keys():
+            raise ValueError(f"CLIP score has no variant {sorted(unknown)}; variants are {list(CAPTIONS)}")
+
+    def check(self) -> None:
+        if self.folder is not None:
+            _ = self.model, self.processor
+
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        if self.folder is None or real:  # it compares with a caption, not with the data set
+            return [{} for _ in samples]
+        with torch.no_grad():
+            seen = self.image_embeddings(images)
+            scores = {f"{v}_clip": clip_score(seen, self.text_embeddings([CAPTIONS[v](s.prompt) for s in samples]))[1] for v in self.variants}
+        return [{name: float(values[i]) for name, values in scores.items()} for i in range(len(samples))]
+
+    def image_embeddings(self, images: Tensor) -> np.ndarray:
+        """``[B, D]`` of ``images [B, 3, H, W]`` in [-1, 1], computed where the images are."""
+        pixels = self.processor.image_processor(list(to_uint8(images)), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        return self.model.to(images.device).get_image_features(pixel_values=pixels.to(images.device)).pooler_output.float().cpu().numpy()
+
+    def text_embeddings(self, captions: Sequence[str]) -> np.ndarray:
+        """``[B, D]`` of captions, of which the tokens that the network cannot read are cut off."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.processor.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        return self.model.get_text_features(**tokens).pooler_output.float().cpu().numpy()
+
+    @cached_property
+    def model(self) -> Any:
+        from transformers import CLIPModel
+
+        model, report = self._read(lambda folder: CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, dtype=torch.float32))
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy the model's folder again")
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def processor(self) -> Any:
+        from transformers import CLIPProcessor
+
+        return self._read(lambda folder: CLIPProcessor.from_pretrained(folder, local_files_only=True))
+
+    def _read(self, load: Any) -> Any:
+        folder = Path(str(self.folder)).expanduser()
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, such as ViT-B/16")
+        try:
+            return load(folder)
+        except Exception as error:  # transformers raises many kinds, by damage and version
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ValueError(f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason}); copy the model's folder again") from error
+
+
+class ClipScoreMetric(Metric):
+    """``<variant>_CLIP``: mean cosine of image and caption, in percent.
+
+    ``clean_CLIP`` reads the caption up to the tokens that CLIP can read. ``paper_CLIP`` cuts it to 77 characters, as Stable-Pose's evaluation does, and is
+    at least 0.
+
+    Args:
+        variant: of `Clip`.
+    """
+
+    def __init__(self, variant: str = "clean") -> None:
+        self.name, self.column = f"{variant}_clip", f"{variant}_CLIP"
+        self.columns, self.least = (self.column,), 0.0 if variant == "paper" else -np.inf
+
+    def absent(self, records: Records) -> dict[str, str]:
+        return {} if self.name in records else {self.column: "no CLIP model is configured: set protocol.clip=FOLDER"}
+
+    def record(self, judged: Judged) -> dict[str, float]:
+        return {self.name: judged.observed[self.name]} if self.name in judged.observed else {}
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        if self.name not in records:
+            return {self.column: np.full(len(weights), np.nan)}
+        mean = weights @ np.asarray(records[self.name], float) / weights.sum(1)
+        return {self.column: np.maximum(mean, self.least)}

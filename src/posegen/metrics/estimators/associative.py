@@ -1,0 +1,254 @@
+"""Associative embedding: heatmaps and tag maps to people (Newell et al. 2017, arXiv:1611.05424), with mmpose's constants.
+
+Joints whose tags are alike belong to one person. Peaks are gathered for all joints and images at once, and so are the refinements of positions and the
+missing joints; only the assignment goes joint by joint, because each joint changes the people that the next one is assigned to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+JOINTS = 17
+ORDER = (0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16)  # the torso before the limbs
+TAG_WEIGHT = 100  # of a rounded tag distance against a score, in the cost of an assignment
+NOBODY = 1e10  # the cost of a peak that joins nobody
+LOWEST, HIGHEST = 0.001, 50.0  # heat that has a logarithm here
+EPSILON = float(np.finfo(np.float32).eps)
+CHUNK = 8  # missing joints that are looked for together; their maps stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How maps are decoded; the defaults are those of the published evaluations.
+
+    Attributes:
+        kernel: a peak is the largest value of a square of so many cells around it; odd.
+        candidates: most peaks of a joint.
+        detection_threshold: a peak is higher than this.
+        tag_threshold: a peak belongs to a person whose mean tag is nearer than this.
+        fill: look for a person's missing joints, too.
+        cpu_quirk: reproduce a flaw of mmpose on the processor, where refining overwrites the heatmaps by their logarithms before missing joints are
+            looked for, so that hardly any is found. No published number was made that way.
+    """
+
+    kernel: int = 5
+    candidates: int = 30
+    detection_threshold: float = 0.1
+    tag_threshold: float = 1.0
+    fill: bool = True
+    cpu_quirk: bool = False
+
+
+PUBLISHED = Decoding()
+
+
+@torch.no_grad()
+def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The people of B images.
+
+    Args:
+        heatmaps: ``[B, 17, h, w]``; they are not changed.
+        tags: ``[B, 17, h, w, n]``, n numbers per cell.
+
+    Returns:
+        Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and ``[P] float32`` person scores, the
+        mean over all joints before missing ones are looked for. People are in the order in which they were begun.
+
+    Raises:
+        ValueError: a peak is not finite.
+    """
+    heatmaps, tags = heatmaps.float(), tags.float()
+    found, embeddings = (values.cpu().numpy() for values in peaks(heatmaps, tags, decoding))
+    if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
+        raise ValueError("the maps of the pose network are not finite, so nobody can be found in them; its weights or the images are damaged")
+    groups = [group(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
+    people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
+    image = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+    scores = people[..., 2].mean(1)
+    if len(people):
+        people[..., :2] = refined(heatmaps, image, people[..., :2])
+        if decoding.fill:
+            people = filled(log_heat(heatmaps) if decoding.cpu_quirk else heatmaps, tags, image, people)
+    return [(people[image == i], scores[image == i]) for i in range(len(groups))]
+
+
+def peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags ``[B, 17, k, n]``.
+
+    Maps with fewer maxima are filled up with other cells, which have height 0.
+    """
+    summits = heatmaps * (heatmaps == highest_around(heatmaps, decoding.kernel))
+    height, width = heatmaps.shape[-2:]
+    heights, cells = summits.flatten(2).topk(min(decoding.candidates, height * width), dim=2)
+    own = torch.take_along_dim(tags.flatten(2, 3), cells[..., None], dim=2)
+    return torch.stack([(cells % width).float(), (cells // width).float(), heights], -1), own
+
+
+def highest_around(maps: Tensor, kernel: int) -> Tensor:
+    """The largest value in the square of ``kernel`` cells around each one; rows and columns apart, which on a processor is far faster than pooling."""
+    h, w = maps.shape[-2:]
+    padded = F.pad(maps, (kernel // 2,) * 4, value=-torch.inf)
+    across = reduce(torch.maximum, (padded[..., i : i + w] for i in range(kernel)))
+    return reduce(torch.maximum, (across[..., i : i + h, :] for i in range(kernel)))
+
+
+# Grouping.
+
+
+def group(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
+    """People ``[P, 17, 3]`` of one image; joints that nobody claims are zero.
+
+    A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint, and with it the person's tags.
+
+    Args:
+        candidates: ``[17, k, 3]`` x, y, height.
+        tags: ``[17, k, n]``.
+    """
+    high = candidates[..., 2] > decoding.detection_threshold
+    people = np.zeros((int(high.sum()), JOINTS, 3), np.float32)
+    sums, counts = np.zeros((len(people), tags.shape[-1]), np.float32), np.zeros((len(people), 1), np.float32)
+    rows: dict[float, int] = {}
+    for joint in ORDER:
+        own, joints, n = tags[joint, high[joint]], candidates[joint, high[joint]], len(rows)
+        for peak, person in enumerate(assigned(joints[:, 2], own, sums[:n] / counts[:n], decoding.tag_threshold)):
+            if person < 0:
+                person = rows.setdefault(float(own[peak, 0]), len(rows))
+                sums[person] = counts[person] = 0
+            people[person, joint] = joints[peak]
+            sums[person] += own[peak]
+            counts[person] += 1
+    return people[: len(rows)]
+
+
+def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold: float) -> list[int]:
+    """The person of each of k peaks, -1 where it begins a new one.
+
+    The sum of the rounded tag distances decides, and between equal ones the heights do. Whom nobody can tell apart by that is settled by the order in which
+    the solver looks, so it gets the square matrix that released programs solve: too many peaks meet people who cost too much.
+
+    Args:
+        heights: ``[k]``.
+        tags: ``[k, n]``.
+        means: ``[P, n]`` the people's mean tags.
+        threshold: a person's tag is nearer than this.
+    """
+    distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
+    beyond = (0, 0), (0, max(0, len(tags) - len(means)))
+    peak, person = linear_sum_assignment(np.pad(np.rint(distance) * TAG_WEIGHT - heights[:, None], beyond, constant_values=NOBODY))
+    distance = np.pad(distance, beyond, constant_values=np.inf)
+    owner = np.full(len(heights), -1)
+    near = distance[peak, person] < threshold
+    owner[peak[near]] = person[near]
+    return owner.tolist()
+
+
+# Positions.
+
+
+def smoothed(maps: Tensor) -> Tensor:
+    """``maps [..., h, w]`` under the binomial window of 3x3, where it fits: ``[..., h - 2, w - 2]``."""
+    rows = (maps[..., :-2] + maps[..., 2:]) / 4 + maps[..., 1:-1] / 2
+    return (rows[..., :-2, :] + rows[..., 2:, :]) / 4 + rows[..., 1:-1, :] / 2
+
+
+def log_heat(heatmaps: Tensor) -> Tensor:
+    """Logarithms of smoothed ``heatmaps [B, 17, h, w]``, which continue beyond their borders as their mirror images."""
+    return smoothed(F.pad(heatmaps, (1, 1, 1, 1), mode="reflect")).clamp(LOWEST, HIGHEST).log()
+
+
+def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Peaks between cells: one Newton step on the logarithm of the smoothed heat, that of a Gaussian being a paraboloid (DARK, arXiv:1910.06278, eq. 7).
+
+    Only the cells around the points are smoothed.
+
+    Args:
+        heatmaps: ``[B, 17, h, w]``.
+        image: ``[N]`` the image of each person.
+        points: ``[N, 17, 2]`` x, y in whole cells.
+    """
+    heat = around(heatmaps, image, points)
+    dx, dy = (heat[..., 1, 2] - heat[..., 1, 0]) / 2, (heat[..., 2, 1] - heat[..., 0, 1]) / 2
+    dxx, dyy = heat[..., 1, 2] - 2 * heat[..., 1, 1] + heat[..., 1, 0], heat[..., 2, 1] - 2 * heat[..., 1, 1] + heat[..., 0, 1]
+    dxy = (heat[..., 2, 2] - heat[..., 1, 2] - heat[..., 2, 1] + 2 * heat[..., 1, 1] - heat[..., 1, 0] - heat[..., 0, 1] + heat[..., 0, 0]) / 2
+    # A tiny multiple of the identity keeps flat places where they are; it only counts in double precision.
+    dxx, dyy, dxy = EPSILON + dxx.astype(float), EPSILON + dyy.astype(float), dxy.astype(float)
+    determinant = dxx * dyy - dxy * dxy
+    step = np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1) / np.where(determinant == 0, np.inf, determinant)[..., None]
+    return (points - step).astype(np.float32)
+
+
+def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; beyond the border it is that of the nearest cell."""
+    h, w = heatmaps.shape[-2:]
+    offsets = np.arange(-1, 2)
+
+    def lines(centres: np.ndarray, last: int) -> np.ndarray:
+        """The three lines that are smoothed for each of the three around a centre, ``[N, 17, 3, 3]``."""
+        wanted = np.clip(centres.astype(int)[..., None] + offsets, 0, last)[..., None] + offsets
+        return last - np.abs(last - np.abs(wanted))
+
+    rows, columns = lines(points[..., 1], h - 1), lines(points[..., 0], w - 1)
+    maps = image[:, None] * JOINTS + np.arange(JOINTS)
+    cells = maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
+    windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
+    return np.log(smoothed(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
+
+
+# Missing joints.
+
+
+def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """People with their missing joints where heat less the rounded tag distance is largest, a quarter of a cell towards the larger neighbours.
+
+    Args:
+        heatmaps: ``[B, 17, h, w]``; a joint is found where its heat is positive.
+        tags: ``[B, 17, h, w, n]``.
+        image: ``[N]`` the image of each person.
+        people: ``[N, 17, 3]`` x, y, score.
+    """
+    person, joint = np.nonzero(people[..., 2] == 0)
+    if not len(person):
+        return people
+    maps, device = image[person] * JOINTS + joint, heatmaps.device
+    means = torch.from_numpy(mean_tags(tags, image, people)[person]).to(device)
+    heat, planes = heatmaps.flatten(0, 1), [plane.flatten(0, 1) for plane in tags.unbind(-1)]
+    parts = zip(torch.from_numpy(maps).to(device).split(CHUNK), means.split(CHUNK), strict=True)
+    found = torch.cat([best(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]).cpu().numpy()
+    made = people.copy()
+    made[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
+    return made
+
+
+def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """``[N, n]`` the mean tag of each person's joints, read in the cells that they were refined to."""
+    h, w = tags.shape[2:4]
+    x, y = (np.clip(people[..., i], 0, last).astype(int) for i, last in enumerate((w - 1, h - 1)))  # steps on flat heat lead far away
+    cells = ((image[:, None] * JOINTS + np.arange(JOINTS)) * h + y) * w + x
+    own = tags.flatten(0, 3)[torch.from_numpy(cells).to(tags.device)].cpu().numpy()
+    seen = people[..., 2:] > 0
+    return (own * seen).sum(1) / seen.sum(1).astype(np.float32)
+
+
+def best(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
+    """``[k, 3]`` x, y, heat of the best place in each of k maps.
+
+    Args:
+        heat: ``[k, h, w]``.
+        tags: n maps ``[k, h, w]``.
+        mean: ``[k, n]`` the tag that is looked for.
+    """
+    h, w = heat.shape[1:]
+    squares = sum((plane - mean[:, i, None, None]).square_() for i, plane in enumerate(tags))
+    cell = (heat - squares.sqrt_().round_()).flatten(1).argmax(1)
+    row, x, y = torch.arange(len(heat), device=heat.device), cell % w, cell // w
+    right = heat[row, y, (x + 1).clamp_max(w - 1)] > heat[row, y, (x - 1).clamp_min(0)]
+    below = heat[row, (y + 1).clamp_max(h - 1), x] > heat[row, (y - 1).clamp_min(0), x]
+    return torch.stack([x + (right * 0.5 - 0.25), y + (below * 0.5 - 0.25), heat[row, y, x]], -1)

@@ -1,0 +1,277 @@
+"""Any pose estimator of mmpose 1.x as a judge: by its config file and its weights.
+
+Bottom-up models find the people themselves. Top-down ones look at one person each: the people of another estimator (``finder``), or the whole image as one. A
+detector of mmdet is no option, because mmpose's models fail beside it on a current PyTorch.
+
+mmpose 1.3.2 imports compiled operations and packages that do not exist for a current PyTorch and numpy; none of its models here needs them, so stand-ins take
+their places while it is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from posegen.data.base import to_uint8
+from posegen.metrics.base import Estimator, Poses
+from posegen.poses.topology import COCO_NAMES
+from posegen.weights.files import WeightsError, read_tensors
+
+INSTALL = "pip install 'posegen[mmpose]'"
+MARGIN = 0.1  # room around the joints of a found person on each side, as a share of the longer side of their box
+SEEN = 0.05  # least score of a joint that counts for a person's box
+
+
+class MMPose(nn.Module, Estimator):
+    """People as a model of mmpose sees them.
+
+    Args:
+        config: a config file of mmpose 1.x, or its place below the package's own ``configs``, such as
+            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``. It is a Python program and is run; weights are not.
+        weights: the model's file (``.pth`` or safetensors); None leaves random weights, for trying things out.
+        finder: finds the people that a top-down model looks at; None takes the whole image for one person.
+        score_threshold: least score of a person.
+
+    Raises:
+        ImportError: mmpose is not installed.
+        FileNotFoundError: there is no such config.
+        ValueError: the config makes no model of COCO's joints, or the weights are another model's.
+    """
+
+    def __init__(self, config: str | Path, weights: str | Path | None, finder: Estimator | None = None, score_threshold: float = 0.0) -> None:
+        super().__init__()
+        apis = imported()
+        self.finder, self.score_threshold = finder, score_threshold
+        with quietly():
+            self.model = built(apis, config)
+            if weights is None:
+                self.model.init_weights()
+        self.order = joint_order(self.model.dataset_meta, config)
+        self.top_down = type(self.model).__name__ == "TopdownPoseEstimator"
+        if finder is not None and not self.top_down:
+            raise ValueError(f"estimator.finder is of no use: {config} is bottom-up and finds the people itself; leave it out")
+        if weights is not None:
+            fill(self.model, Path(weights).expanduser())
+        self.eval().requires_grad_(False)
+
+    def estimate(self, images: Tensor) -> list[Poses]:
+        """The people in each of B images ``[B, 3, H, W]``, one image at a time, as mmpose's own programs do."""
+        if self.model.data_preprocessor.device != images.device:
+            self.model.to(images.device)  # mmpose's own, which tells its preprocessing; the one of modules around it does not
+        pixels = np.ascontiguousarray(to_uint8(images)[..., ::-1])  # mmpose reads BGR
+        people = [None] * len(pixels) if self.finder is None else self.finder.estimate(images)
+        with quietly():
+            if not self.top_down:
+                return [self._found(imported().inference_bottomup(self.model, image)) for image in pixels]
+            return [self._looked_at(image, found) for image, found in zip(pixels, people, strict=True)]
+
+    def _looked_at(self, image: np.ndarray, people: Poses | None) -> Poses:
+        """The people of whom another estimator tells where they are; their scores are those of both, multiplied."""
+        if people is None:
+            return self._found(imported().inference_topdown(self.model, image))
+        people = Poses(people.keypoints[there := (people.keypoints[..., 2] > SEEN).any(1)], people.scores[there])
+        if not len(people):
+            return Poses(np.zeros((0, len(COCO_NAMES), 3), np.float32), np.zeros(0, np.float32))
+        return self._found(imported().inference_topdown(self.model, image, boxes_around(people.keypoints)), people.scores)
+
+    def _found(self, results: list[Any], trust: np.ndarray | None = None) -> Poses:
+        """mmpose's results for one image as COCO's joints, best person first."""
+        instances = [result.pred_instances for result in results]
+        points = np.concatenate([np.asarray(i.keypoints, np.float32) for i in instances])[:, self.order]
+        heights = np.concatenate([np.asarray(i.keypoint_scores, np.float32) for i in instances])[:, self.order].clip(0, 1)
+        lost = ~np.isfinite(points).all(-1) | ~np.isfinite(heights)  # what a network makes of images unlike any that it knows
+        points[lost], heights[lost] = 0, 0
+        scores = heights.mean(1) * (1 if trust is None else trust)
+        if not self.top_down and all("bbox_scores" in i for i in instances):  # of the model's own, which tells people from stray joints
+            scores = np.concatenate([np.asarray(i.bbox_scores, np.float32) for i in instances]).reshape(-1).clip(0, 1)
+        best = np.argsort(-scores, kind="stable")
+        best = best[scores[best] >= self.score_threshold]
+        return Poses(np.concatenate([points, heights[..., None]], -1)[best].astype(np.float32), scores[best].astype(np.float32))
+
+
+def boxes_around(keypoints: np.ndarray) -> np.ndarray:
+    """``[N, 4]`` boxes (x, y of two corners) around the joints of ``[N, 17, 3]``, with a margin."""
+    seen = keypoints[..., 2:] > SEEN
+    low, high = np.where(seen, keypoints[..., :2], np.inf).min(1), np.where(seen, keypoints[..., :2], -np.inf).max(1)
+    room = np.maximum(1.0, MARGIN * (high - low).max(1, keepdims=True))
+    return np.concatenate([low - room, high + room], 1).astype(np.float32)
+
+
+# Models.
+
+
+def read_config(config: str | Path) -> Any:
+    """A config that fetches nothing: without the weights that training would start from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no config of a model.
+    """
+    import mmpose
+    from mmengine.config import Config
+
+    shipped = Path(mmpose.__file__).parent / ".mim" / "configs"
+    file = next((path for path in (Path(config).expanduser(), shipped / config) if path.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"estimator.config={config}: no such file, neither here nor below {shipped}")
+    try:
+        read = Config.fromfile(str(file))
+        read.model, read.test_dataloader.dataset.pipeline  # noqa: B018 - both are needed
+    except Exception as error:  # it is a program, and may fail in any way
+        raise ValueError(f"estimator.config={file} is no config of a pose estimator of mmpose 1.x ({type(error).__name__}: {error})") from error
+    _forget_pretrained(read.model)
+    return read
+
+
+def _forget_pretrained(node: Any) -> None:
+    if isinstance(node, dict) and isinstance(start := node.get("init_cfg"), dict) and start.get("type") == "Pretrained":
+        del node["init_cfg"]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        _forget_pretrained(child)
+
+
+def built(apis: Any, config: str | Path) -> nn.Module:
+    """The model of a config, with new weights.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    read = read_config(config)
+    try:
+        return apis.init_model(read, device="cpu")
+    except Exception as error:  # registries wrap errors of every kind
+        raise ValueError(
+            f"estimator.config={config}: its model cannot be built here ({type(error).__name__}: {error}); models that need mmdet, mmpretrain or compiled "
+            "operations of mmcv do not work on a current PyTorch: choose another"
+        ) from error
+
+
+def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
+    """Which of a model's joints are COCO's 17.
+
+    Raises:
+        ValueError: it lacks some.
+    """
+    known = meta["keypoint_name2id"]
+    if missing := [name for name in COCO_NAMES if name not in known]:
+        raise ValueError(f"estimator.config={config} knows {len(known)} joints without COCO's {', '.join(missing)}; choose a model of COCO's 17 joints")
+    return [known[name] for name in COCO_NAMES]
+
+
+def fill(model: nn.Module, weights: Path) -> None:
+    """Loads a file's state dict; nothing else in the file is used or run. Further tensors in it (of training's losses) do not matter.
+
+    Raises:
+        ValueError: the file cannot be read without running it, or a tensor of the model is missing or of another shape.
+    """
+    try:
+        given, own = read_tensors(weights), model.state_dict()
+    except WeightsError as error:
+        raise ValueError(
+            f"estimator.weights: {error}. If it is a checkpoint of your own training, mmengine's logs in it are programs: save the model's state_dict alone"
+        ) from error
+    wrong = [f"{key} is missing" for key in own.keys() - given.keys()]
+    wrong += [f"{key} is {list(given[key].shape)}, not {list(own[key].shape)}" for key in own.keys() & given.keys() if given[key].shape != own[key].shape]
+    if wrong:
+        raise ValueError(
+            f"estimator.weights={weights} are not those of the config's model ({len(wrong)} tensors differ: {'; '.join(sorted(wrong)[:3])}); "
+            "give the config that they were published with"
+        )
+    model.load_state_dict({key: given[key] for key in own})
+
+
+# The package.
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without mmpose's remarks on registries and metadata, and without torch's on the functions that it calls."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def imported() -> Any:
+    """``mmpose.apis``.
+
+    Raises:
+        ImportError: mmpose, or something that it needs, is not installed.
+    """
+    if "mmpose.apis" not in sys.modules:
+        try:
+            with stand_ins(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations of ten packages
+                import mmpose.apis
+                import mmpose.datasets
+                import mmpose.models  # noqa: F401
+        except ImportError as error:
+            sys.modules.pop("mmpose.apis", None)
+            raise ImportError(f"estimator=mmpose needs mmpose 1.3 and what belongs to it ({error}): {INSTALL}") from error
+    return sys.modules["mmpose.apis"]
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """Modules that mmpose imports and does not need, in place while the block runs."""
+    from pycocotools import coco, cocoeval, mask
+    from torchvision.ops import DeformConv2d
+
+    class Deformable(DeformConv2d):
+        """torchvision's in the place of mmcv's, whose weights and offsets have the same layout; the number of groups follows from the offsets."""
+
+        def __init__(self, *arguments: Any, deform_groups: int = 1, bias: bool = False, **options: Any) -> None:
+            super().__init__(*arguments, bias=bias, **options)
+
+    class MultiScaleDeformableAttention:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise ImportError("this model needs the compiled operations of mmcv, which do not exist for a current PyTorch; choose another estimator.config")
+
+    modules = {
+        # xtcocotools is built for numpy 1
+        **_package("xtcocotools", {}),
+        "xtcocotools.coco": coco,
+        "xtcocotools.cocoeval": cocoeval,
+        "xtcocotools.mask": mask,
+        "mmcv.ops": _module("mmcv.ops", {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}),
+        **_package("mmdet", {"mmdet.utils": {"ConfigType": Any, "reduce_mean": _of_one_process}}),
+    }
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+
+
+def _of_one_process(value: Tensor) -> Tensor:
+    """The mean over processes, in training."""
+    return value
+
+
+def _package(name: str, inside: dict[str, dict[str, Any]]) -> dict[str, ModuleType]:
+    package = _module(name, {"__path__": []})
+    return {name: package, **{inner: _module(inner, content) for inner, content in inside.items()}}
+
+
+def _module(name: str, content: dict[str, Any]) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(content)
+    return module

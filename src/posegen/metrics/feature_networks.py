@@ -1,0 +1,266 @@
+"""Networks whose features distances between sets of images are measured in. Weights are files that the user names; nothing is ever downloaded.
+
+Networks are read when the first images come, so that tables can be made where the weights are not; `FeatureNetwork.check` reads them at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from posegen.data.base import generator
+from posegen.weights.files import WeightsError, read_tensors
+
+#: SHA-256 of the two files that hold the Inception network of FID, in TorchScript and as PyTorch weights.
+TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+PYTORCH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class FeatureNetwork(ABC):
+    """Images ``[B, 3, side, side] float32`` in 0 to 255, RGB, to features.
+
+    Attributes:
+        side: height and width of the images.
+        configured: whether its weights are named.
+    """
+
+    side: int = 299
+    configured: bool = True
+
+    @cached_property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network, frozen and in evaluation mode.
+
+        Raises:
+            FileNotFoundError: its file is missing.
+            ValueError: its file is damaged or another one.
+        """
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, D]`` features."""
+
+    def features(self, images: Tensor) -> np.ndarray:
+        """``[B, D] float32`` features, computed where the images are."""
+        with torch.no_grad():
+            self.network.to(images.device)
+            return self.forward(images).float().cpu().numpy()
+
+    def check(self) -> None:
+        """Reads the weights, if some are named.
+
+        Raises:
+            FileNotFoundError, ValueError: as `network`.
+        """
+        if self.configured:
+            _ = self.network
+
+
+class TorchScriptInception(FeatureNetwork):
+    """The 2048 features of FID's Inception network as clean-fid reads them, from ``inception-2015-12-05.pt`` of StyleGAN's metrics.
+
+    Args:
+        path: that file; None switches the network off.
+        sha256: of the file, because TorchScript is a program. None runs any file: only for one you wrote yourself.
+    """
+
+    def __init__(self, path: str | None, sha256: str | None = TORCHSCRIPT_SHA256) -> None:
+        self.path, self.sha256, self.configured = path, sha256, path is not None
+
+    @cached_property
+    def network(self) -> nn.Module:
+        file = verified(str(self.path), self.sha256, "protocol.inception", "inception-2015-12-05.pt, the TorchScript file that clean-fid uses")
+        try:
+            return torch.jit.load(file, map_location="cpu").eval().layers
+        except (RuntimeError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); fetch it again") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - 128) / 128).flatten(1)
+
+
+class FidelityInception(FeatureNetwork):
+    """FID's Inception network with torch-fidelity's weights, which are pytorch-fid's: features after the first pooling and after the last.
+
+    Args:
+        path: ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``, the same file); None switches the network off.
+        sha256: of the file; None reads any file of this network.
+    """
+
+    def __init__(self, path: str | None, sha256: str | None = PYTORCH_SHA256) -> None:
+        self.path, self.sha256, self.configured = path, sha256, path is not None
+
+    @cached_property
+    def network(self) -> nn.Module:
+        file = verified(str(self.path), self.sha256, "protocol.paper_inception", "weights-inception-2015-12-05-6726825d.pth of torch-fidelity")
+        return fill(fid_inception(), file, "protocol.paper_inception")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._stages(images, (2048,))[2048]
+
+    def pooled(self, images: Tensor, widths: Sequence[int] = (64, 2048)) -> dict[int, np.ndarray]:
+        """Features by their number, ``[B, 64]`` after the first pooling or ``[B, 2048]`` after the last; what comes after the last one asked for is not run."""
+        with torch.no_grad():
+            self.network.to(images.device)
+            return {width: values.cpu().numpy() for width, values in self._stages(images, widths).items()}
+
+    def _stages(self, images: Tensor, widths: Sequence[int]) -> dict[int, Tensor]:
+        x, found = (images - 128) / 128, dict[int, Tensor]()
+        for name, layer in self.network.named_children():
+            x = layer(x)
+            width = {"maxpool1": 64, "Mixed_7c": 2048}.get(name, 0)
+            if width in widths:
+                found[width] = x.mean((2, 3))
+            if len(found) == len(widths):
+                break
+        return found
+
+
+def fid_inception() -> nn.Module:
+    """FID's variant of torchvision's Inception v3, without weights, its children in the order they run in up to the classifier."""
+    from cleanfid import inception_pytorch as variant
+    from torchvision.models import Inception3
+
+    network = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+    blocks: dict[Any, dict[str, tuple[int, ...]]] = {
+        variant.FIDInceptionA: {"5b": (192, 32), "5c": (256, 64), "5d": (288, 64)},
+        variant.FIDInceptionC: {"6b": (768, 128), "6c": (768, 160), "6d": (768, 160), "6e": (768, 192)},
+        variant.FIDInceptionE_1: {"7b": (1280,)},
+        variant.FIDInceptionE_2: {"7c": (2048,)},
+    }
+    for block, places in blocks.items():
+        for place, widths in places.items():
+            setattr(network, f"Mixed_{place}", block(*widths))
+    return network
+
+
+class TimmNetwork(FeatureNetwork):
+    """The pooled features of any ``timm`` model, at the size and with the normalisation it was trained with.
+
+    Args:
+        model: its name, such as ``vit_base_patch14_dinov2.lvd142m``.
+        path: its weights, a file of timm's (``.safetensors``, ``.pth``, ``.bin``); None switches the network off.
+    """
+
+    def __init__(self, model: str | None, path: str | None) -> None:
+        self.model, self.path, self.configured = model, path, path is not None
+        if self.configured and not model:
+            raise ValueError(f"protocol.timm={path} names weights of an unknown model; set protocol.timm_model to its name in timm")
+
+    @cached_property
+    def network(self) -> nn.Module:
+        import timm
+
+        file = verified(str(self.path), None, "protocol.timm", f"the weights of timm's {self.model}")
+        try:
+            network = timm.create_model(self.model, pretrained=False, num_classes=0)
+        except Exception as error:  # timm raises several kinds for a name it does not know
+            raise ValueError(f"protocol.timm_model={self.model} cannot be built ({error}); timm.list_models() has the names") from error
+        classifier = network.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+        return fill(network, file, "protocol.timm", ignored=heads)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Size, mean and deviation of the model's training images."""
+        from timm.data import resolve_data_config
+
+        return resolve_data_config(model=self.network)
+
+    @property
+    def side(self) -> int:  # type: ignore[override]
+        return self.about["input_size"][-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(normalised(images, self.about["mean"], self.about["std"]))
+
+
+class RandomNetwork(FeatureNetwork):
+    """A ResNet-18 with random weights, a function of the seed alone: 512 features for where no trained network is at hand.
+
+    Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and are no FID. The features are divided by 16,
+    as each of the network's eight residual sums doubles the variance, so that they are about as large as a trained network's.
+
+    Args:
+        seed: of the weights.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    @cached_property
+    def network(self) -> nn.Module:
+        import timm
+
+        with torch.random.fork_rng(devices=[]):  # timm draws weights, which are replaced here
+            network = timm.create_model("resnet18", pretrained=False, num_classes=0, zero_init_last=False)
+        for name, weight in network.requires_grad_(False).named_parameters():
+            if weight.ndim == 4:
+                deviation = math.sqrt(2 / weight[0].numel())  # He et al. 2015
+                weight.copy_(torch.randn(weight.shape, generator=generator("random network", self.seed, name)) * deviation)
+        return network.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(normalised(images, IMAGENET_MEAN, IMAGENET_STD)) / 16
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """``[B, 3, H, W]`` in 0 to 255 in units of a training set's channels, which are given in [0, 1]."""
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (images / 255 - mean) / std
+
+
+def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
+    """The file, after checking that it is there and is the one that it should be.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its content is another.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out")
+    if sha256 is not None:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != sha256:
+            raise ValueError(f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of {what}); fetch it again")
+    return file
+
+
+def fill(network: nn.Module, file: Path, key: str, ignored: tuple[str, ...] = ()) -> nn.Module:
+    """The network with all its weights from a file, every one of them accounted for, frozen and in evaluation mode.
+
+    Args:
+        network: receives the weights.
+        file: of weights; nothing in it is run.
+        key: the setting that named the file.
+        ignored: prefixes of weights that the network has no place for.
+
+    Raises:
+        ValueError: the file is damaged, or a weight is missing, unexpected or of another shape.
+    """
+    try:
+        tensors = read_tensors(file)
+    except WeightsError as error:
+        raise ValueError(f"{key}={error}") from error
+    counters = "num_batches_tracked"  # old files lack them, and nothing depends on them here
+    own = {name: value for name, value in network.state_dict().items() if not name.endswith(counters)}
+    given = {name: value for name, value in tensors.items() if not name.endswith(counters) and not name.startswith(ignored)}
+    wrong = sorted(own.keys() ^ given.keys()) + [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
+    if wrong:
+        raise ValueError(f"{key}={file} holds another network: {len(wrong)} weights are missing, unexpected or of another shape, such as {wrong[0]}")
+    network.load_state_dict(given, strict=False)
+    return network.eval().requires_grad_(False)

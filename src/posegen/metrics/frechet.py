@@ -1,0 +1,264 @@
+"""Distances between two sets of features: Frechet (FID) and kernel (KID), of whole sets, of subsets and of bootstrap resamples.
+
+Everything is computed in double precision on one thread, so that values depend neither on the machine's load nor on its number of cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TILE = 1024  # rows of a kernel matrix that exist at a time
+
+#: Rows of the first and of the second set, ``[S, s]`` each, that make S subsets of s images.
+Draws = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """The kernel (gamma x.y + coef)^degree; the default is KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401) section 4.
+
+    Attributes:
+        degree, coef: as above.
+        gamma: None is 1 / D.
+    """
+
+    degree: int = 3
+    gamma: float | None = None
+    coef: float = 1.0
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Kernel matrix ``[n, m]`` of ``x [n, D]`` and ``y [m, D]``."""
+        gamma = 1 / x.shape[1] if self.gamma is None else self.gamma
+        return (x @ y.T).mul_(gamma).add_(self.coef).pow_(self.degree)
+
+
+CUBIC = Polynomial()
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance between Gaussians fitted to ``a [n, D]`` and ``b [m, D]``.
+
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), Heusel et al. 2017 (arXiv:1706.08500) equation 6, with n - 1 in the covariances. The last trace is the
+    sum of the roots of the eigenvalues of S1 S2, which exist for singular covariances too: no offset is added to their diagonals.
+
+    Raises:
+        ValueError: the sets differ in dimension, or one has fewer than 2 images.
+    """
+    with one_thread():
+        x, y = _sets(a, b)
+        shared = torch.linalg.eigvalsh(overlap(x, y)).clamp_min(0).sqrt().sum()
+        return float((x.mean(0) - y.mean(0)).square().sum() + x.var(0).sum() + y.var(0).sum() - 2 * shared)
+
+
+def overlap(x: Tensor, y: Tensor) -> Tensor:
+    """A symmetric matrix, right in the lower triangle alone, that has the eigenvalues of S1 S2 (and more or fewer zeros).
+
+    With S2 = L L^T that is L^T S1 L; with S1 = F^T F and S2 = G^T G and few images, the smaller of the squares of F G^T.
+    """
+    if min(len(x), len(y)) > x.shape[1]:
+        lower, failed = torch.linalg.cholesky_ex(covariance(y))
+        if not failed:
+            return sandwiched(covariance(x), lower)
+    cross = root(x) @ root(y).T
+    return moment(cross if len(cross) > cross.shape[1] else cross.T)
+
+
+def root(x: Tensor) -> Tensor:
+    """F ``[k, D]`` with F^T F the covariance of ``x [n, D]``: the centred features where they are few, else a triangular factor."""
+    if len(x) > x.shape[1]:
+        lower, failed = torch.linalg.cholesky_ex(covariance(x))
+        if not failed:
+            return lower.T
+    centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
+    return centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R  # features that depend on each other
+
+
+def covariance(x: Tensor) -> Tensor:
+    """Covariance of ``x [n, D]``, right in the lower triangle alone."""
+    return moment(x - x.mean(0)) / (len(x) - 1)
+
+
+def moment(x: Tensor, tile: int = 256) -> Tensor:
+    """``x^T x``, right in the lower triangle alone, which takes little more than half of the full product's time."""
+    result = x.new_zeros(x.shape[1], x.shape[1])
+    for j in range(0, x.shape[1], tile):
+        result[j:, j : j + tile] = x[:, j:].T @ x[:, j : j + tile]
+    return result
+
+
+def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
+    """``L^T S L`` with L lower triangular, of S and of the result the lower triangles alone; the zeros of L are skipped."""
+    s = s.tril() + s.tril(-1).T
+    result = torch.zeros_like(s)
+    for j in range(0, len(s), tile):
+        result[j:, j : j + tile] = lower[j:, j:].T @ (s[j:, j:] @ lower[j:, j : j + tile])
+    return result
+
+
+def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`frechet_distance` ``[R]`` of ``found [n, D]`` under each row of ``weights [R, n]`` from ``real [m, D]``, for up to a few hundred dimensions.
+
+    S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, which is the covariance of the found features times L. Resamples repeat images,
+    which looks like less variety: they lie further away than the set itself, the more so the fewer images there are to a dimension.
+    """
+    with one_thread():
+        x, y = _sets(found, real)
+        w = torch.as_tensor(weights, dtype=torch.float64)
+        factor = root(y)
+        x = x - y.mean(0)
+        total = w.sum(1)
+        mean2 = (w @ x / total[:, None]).square().sum(1)
+        trace = (w @ x.square().sum(1) - total * mean2) / (total - 1)
+        cross = torch.cat([torch.linalg.eigvalsh(c).clamp_min(0).sqrt().sum(1) for c in covariances(x @ factor.T, w)])
+        return (mean2 + trace + factor.square().sum() - 2 * cross).numpy()
+
+
+def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`frechet_distances` to first order in the weights, for any number of dimensions: the whole set's distance plus the mean of the images' influences.
+
+    One eigendecomposition serves all rows, and rows of ones are exact. Their spread is the delta method's; it has neither the upward shift of full
+    recomputation nor the excess spread that comes with it, and it is too small only where both sets follow the same distribution.
+    """
+    distance = np.full(len(weights), frechet_distance(found, real))
+    if (weights == 1).all():
+        return distance
+    return distance + (weights / weights.sum(1, keepdims=True) - 1 / len(found)) @ influences(found, real)
+
+
+def influences(found: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """How fast the Frechet distance grows with the share of each image in ``found``, ``[n]`` (empirical influence function, up to a constant).
+
+    The derivative of the trace of (L^T S1 L)^(1/2) in S1 is L (L^T S1 L)^(-1/2) L^T / 2; directions without variance are left out, no resample has any there.
+    """
+    with one_thread():
+        x, y = _sets(found, real)
+        factor = root(y)
+        centred = x - x.mean(0)
+        values, vectors = torch.linalg.eigh(moment(root(x) @ factor.T))
+        kept = values > values[-1] * 1e-13
+        along = (centred @ (factor.T @ vectors[:, kept])).square() @ values[kept].rsqrt()
+        spread = (centred.square().sum(1) - along) * len(x) / (len(x) - 1)
+        return (2 * centred @ (x.mean(0) - y.mean(0)) + spread).numpy()
+
+
+def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator[Tensor]:
+    """Covariances of ``features [n, D]`` under each row of ``weights [R, n]``, in chunks ``[<= chunk, D, D]``, right in the lower triangle alone.
+
+    Second moments are linear in the weights, so one matrix product serves a chunk of resamples.
+    """
+    features = features - features.mean(0)
+    row, column = torch.tril_indices(features.shape[1], features.shape[1])
+    products = features[:, row] * features[:, column]
+    for part in weights.split(chunk):
+        total = part.sum(1, keepdim=True)
+        mean = part @ features / total
+        covariance = features.new_zeros(len(part), features.shape[1], features.shape[1])
+        covariance[:, row, column] = (part @ products - total * mean[:, row] * mean[:, column]) / (total - 1)
+        yield covariance
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Polynomial = CUBIC) -> float:
+    """Unbiased squared maximum mean discrepancy of ``a [n, D]`` and ``b [m, D]`` from all pairs: the mean of KID over all random subsets.
+
+    Gretton et al. 2012 (JMLR 13) equation 3.
+
+    Raises:
+        ValueError: the sets differ in dimension, or one has fewer than 2 images.
+    """
+    return float(kernel_distances(a, b, np.ones((1, len(a))), kernel=kernel)[0])
+
+
+def kernel_distances(
+    found: np.ndarray, real: np.ndarray, weights: np.ndarray, real_weights: np.ndarray | None = None, kernel: Polynomial = CUBIC
+) -> np.ndarray:
+    """`kernel_distance` ``[R]`` under each row of ``weights [R, n]`` and ``real_weights [R, m]``, by default ones.
+
+    Pairs are of different images: the copies of an image in a resample are no pair, so the estimate stays unbiased.
+    """
+    with one_thread():
+        x, y = _sets(found, real)
+        w = torch.as_tensor(weights, dtype=torch.float64)
+        v = y.new_ones(1, len(y)) if real_weights is None else torch.as_tensor(real_weights, dtype=torch.float64)
+        own, among = (pair_sums(kernel, a, u) / (u.sum(1).square() - u.square().sum(1)) for a, u in ((x, w), (y, v)))
+        across = pair_sums(kernel, x, w, y, v) / (w.sum(1) * v.sum(1))
+        return (own - 2 * across + among).numpy()
+
+
+def pair_sums(kernel: Polynomial, x: Tensor, w: Tensor, y: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+    """Sums ``[R]`` of w_i v_j k(x_i, y_j); without ``y`` of w_i w_j k(x_i, x_j) over i != j.
+
+    The kernel matrix is made once, tile by tile, for all rows of weights; of a symmetric one half.
+    """
+    same = y is None or v is None
+    y, v = (x, w) if y is None or v is None else (y, v)
+    total = x.new_zeros(max(len(w), len(v)))
+    for i in range(0, len(x), TILE):
+        for j in range(0, i + 1 if same else len(y), TILE):
+            block, mine, theirs = kernel(x[i : i + TILE], y[j : j + TILE]), w[:, i : i + TILE], v[:, j : j + TILE]
+            if same and i == j:
+                block.fill_diagonal_(0)
+            sums = mine @ (block @ theirs[0]) if len(v) == 1 else ((mine @ block) * theirs).sum(1)
+            total += 2 * sums if same and i != j else sums
+    return total
+
+
+def kernel_distance_subsets(a: np.ndarray, b: np.ndarray, draws: Draws | None = None, kernel: Polynomial = CUBIC) -> np.ndarray:
+    """`kernel_distance` of each of S subsets, ``[S]``; their mean is KID as it is usually reported.
+
+    Args:
+        a, b: ``[n, D]`` and ``[m, D]``.
+        draws: the rows of each subset, by default `random_subsets`; `clean_fid_subsets` repeats clean-fid's.
+        kernel: of KID.
+    """
+    first, second = random_subsets(len(a), len(b)) if draws is None else draws
+    if (len(a) + len(b)) ** 2 / 2 > first.size * (first.shape[1] + second.shape[1]):  # fewer products in the subsets than in the sets
+        return np.array([kernel_distance(a[i], b[j], kernel) for i, j in zip(first, second, strict=True)])
+    return kernel_distances(a, b, _members(first, len(a)), _members(second, len(b)), kernel)
+
+
+def random_subsets(n: int, m: int, subsets: int = 100, size: int = 1000, seed: int = 0) -> Draws:
+    """Random subsets of min(n, m, size) rows of two sets, a function of the seed alone."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    size = min(n, m, size)
+    drawn = [(generator.choice(n, size, replace=False), generator.choice(m, size, replace=False)) for _ in range(subsets)]
+    return np.stack([first for first, _ in drawn]), np.stack([second for _, second in drawn])
+
+
+def clean_fid_subsets(n: int, m: int, state: np.random.RandomState, subsets: int = 100, size: int = 1000) -> Draws:
+    """The subsets that clean-fid's ``kernel_distance`` draws with numpy's global generator in ``state``, from the second set first."""
+    size = min(n, m, size)
+    drawn = [(state.choice(m, size, replace=False), state.choice(n, size, replace=False)) for _ in range(subsets)]
+    return np.stack([first for _, first in drawn]), np.stack([second for second, _ in drawn])
+
+
+def _members(rows: np.ndarray, n: int) -> np.ndarray:
+    """Rows ``[S, s]`` of distinct indices as 0-1 weights ``[S, n]``."""
+    weights = np.zeros((len(rows), n))
+    np.put_along_axis(weights, rows, 1.0, 1)
+    return weights
+
+
+def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Both sets in double precision, after checking that they can be compared."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] of the same network")
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"distances of sets need at least 2 images in each, not {len(a)} and {len(b)}")
+    return torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra on one thread: on small matrices more threads only wait for each other, and the last digits would depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

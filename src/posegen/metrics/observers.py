@@ -1,0 +1,66 @@
+"""Further looks at the judged images that need no network of their own kind: swapped colours, and features after clean-fid's resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen.data.base import Sample, to_uint8
+from posegen.metrics.base import Estimator, Observer
+from posegen.metrics.feature_networks import FeatureNetwork
+
+#: In units of a byte: far above rounding errors of whole values, far below what truncation is about.
+WHOLE = 1e-3
+
+
+class Swapped(Observer):
+    """Notes ``swapped``, the poses that the judge finds where red and blue are exchanged, as in the papers' evaluation.
+
+    The pixels are cut to bytes there, not rounded. Pictures that were saved in between hold whole bytes, which stay what they are.
+    """
+
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        swapped = torch.from_numpy(truncated(images)[..., ::-1].copy()).permute(0, 3, 1, 2).to(images) / 127.5 - 1
+        with torch.no_grad():
+            return [{"swapped": poses} for poses in estimator.estimate(swapped)]
+
+
+def truncated(images: Tensor) -> np.ndarray:
+    """``[B, 3, H, W]`` in [-1, 1] to ``[B, H, W, 3] uint8``, cut to whole numbers."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5 + WHOLE).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+class CleanFeatures(Observer):
+    """Notes ``<space>_features`` of every network, after the resizing of clean-fid's mode ``clean``.
+
+    That is bicubic with antialiasing on floating-point channels, whatever the aspect ratio, cut to [0, 255] without rounding (Parmar et al. 2022,
+    arXiv:2104.11222, section 4).
+
+    Args:
+        networks: name of a feature space -> its network; those without weights are left out.
+    """
+
+    def __init__(self, networks: Mapping[str, FeatureNetwork]) -> None:
+        self.networks = dict(networks)
+
+    def check(self) -> None:
+        for network in self.networks.values():
+            network.check()
+
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        used = {space: network for space, network in self.networks.items() if network.configured}
+        resized = {side: clean_resized(to_uint8(images), side).to(images.device) for side in {network.side for network in used.values()}}
+        features = {f"{space}_features": network.features(resized[network.side]) for space, network in used.items()}
+        return [{name: values[i] for name, values in features.items()} for i in range(len(samples))]
+
+
+def clean_resized(pictures: np.ndarray, side: int) -> Tensor:
+    """``[B, H, W, 3] uint8`` to ``[B, 3, side, side] float32`` in 0 to 255, by clean-fid's own function."""
+    from cleanfid.resize import make_resizer
+
+    resize = make_resizer("PIL", False, "bicubic", (side, side))
+    return torch.from_numpy(np.stack([resize(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,148 @@
+"""The metrics' reference cases: invented people, features or numbers, and what the published programs make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen.metrics.base import Judged, Metric, Poses
+from posegen.metrics.clip import clip_score
+from posegen.metrics.frechet import Polynomial, frechet_distance, kernel_distance
+from posegen.metrics.paper_pose import PaperPoseMetric, rows
+from posegen.metrics.paper_quality import scenario_mean, wrapped_bytes
+from posegen.metrics.pose import PoseMetric
+from posegen.metrics.precision import COCO_RANGES, summary
+from posegen.parity.case import RTOL, Case, leaves
+from posegen.runner.errors import UserError
+
+#: What a case expects, by name: of the published program (""), of a right one ("corrected"), ...
+Groups = dict[str, Any]
+Records = dict[str, list]
+Row = dict[str, float]
+
+
+def compute(case: Case) -> dict[str, Tensor]:
+    """The values of the case that can be computed, by the names under which it expects them.
+
+    Raises:
+        UserError: there is no such kind of metric.
+    """
+    if case.module not in KINDS:
+        raise UserError(f"kind {case.module!r} of {case.folder} is none of {', '.join(KINDS)}")
+    made = {name: value for group, values in KINDS[case.module](case).items() for name, value in leaves(values, group)}
+    return {name: torch.tensor(value, dtype=torch.double) for name, value in made.items() if name in case.expected}
+
+
+def pose(case: Case) -> Groups:
+    """AP and AR, the similarity's SAP and SAR and the people count error, of all images as one batch, of batches and as a right program has them."""
+    given = case.facts["inputs"]
+    images = [image(i, *facts) for i, facts in enumerate(zip(given["gt_pose"], given["detections"], strict=True))]
+    paper = records(PaperPoseMetric(), images)
+    groups: Groups = {"": row(paper), "corrected": corrected(records(PoseMetric(similarities=["SAP_fixed"]), images))}
+    if wanted := case.facts.get("expected_per_batch_rows"):
+        found = batches(paper, wanted, case.facts["atol"])
+        groups["per_batch_rows"] = found
+        groups["mean_over_batches"] = {name: np.mean([r[name] for r in found]) for name in found[0]}
+        defined = {name: [r[name] for r in found if r[name] != -1] for name in found[0]}
+        groups["mean_over_batches_without_minus_one"] = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
+    return groups
+
+
+def image(index: int, people: list, detections: list) -> Judged:
+    """One image of a case; the people's areas are to be told from their joints."""
+    keypoints = np.array(people, float).reshape(-1, 17, 3)
+    found = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
+    return Judged(str(index), keypoints, np.full(len(keypoints), np.nan), Poses(found, np.array([d["score"] for d in detections], float)))
+
+
+def records(metric: Metric, images: Iterable[Judged]) -> Records:
+    facts = [metric.record(judged) for judged in images]
+    return {name: [fact[name] for fact in facts] for name in facts[0]}
+
+
+def row(paper: Records) -> Row:
+    """What the published program writes for all images as one batch."""
+    return {name: float(values[0]) for name, values in rows(paper, len(paper["paper_people"])).items()}
+
+
+def corrected(facts: Records) -> Row:
+    """The same values over the whole set, with areas of labelled joints, a similarity with the true y and every image counted."""
+    values: Row = {}
+    for prefix, similarity in (("", "oks"), ("S", "similarity_SAP_fixed")):
+        found = summary(facts[similarity], facts["scores"], facts["areas"], facts["extents"], area_ranges=COCO_RANGES)
+        values |= {prefix + name: float(np.nan_to_num(value[0], nan=-1.0)) for name, value in found.items()}
+    return values | {"PCE": float(np.abs(np.subtract(facts["found"], facts["people"])).mean())}
+
+
+def batches(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) -> list[Row]:
+    """One row per batch of consecutive images.
+
+    A case does not say how many images its batches have: of the divisions that give its rows the first is taken, most even ones coming first; where there is
+    none, the most even one.
+    """
+    n = len(paper["paper_people"])
+    even = -(-n // len(wanted))
+    ways: dict[int, list[Row]] = {0: []}
+    for expected in wanted:
+        further: dict[int, list[Row]] = {}
+        for start, way in ways.items():
+            for end in sorted(range(start + 1, n + 1), key=lambda end: abs(end - start - even)):
+                made = {} if end in further else row({name: values[start:end] for name, values in paper.items()})
+                if made and all(np.isclose(made[name], float(value), RTOL, atol, equal_nan=True) for name, value in expected.items() if name in made):
+                    further[end] = [*way, made]
+        ways = further
+    return ways.get(n) or [row({name: values[i : i + even] for name, values in paper.items()}) for i in range(0, n, even)]
+
+
+def features(case: Case) -> Groups:
+    """Frechet and kernel distances of two sets of features."""
+    given = case.facts["inputs"]
+    real, fake = (np.array(given[name], float) for name in ("real", "fake"))
+    about = given.get("kid", {})
+    kernel = Polynomial(about.get("degree", 3), None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"]), about.get("coef", 1.0))
+    frechet, distance = frechet_distance(real, fake), kernel_distance(real, fake, kernel)
+    values = {"fid_torchmetrics": frechet, "fid_cleanfid": frechet, "kid_whole_set_torchmetrics": distance, "kid_whole_set_cleanfid": distance}
+    if subset := given.get("subset_rows"):
+        values["kid_first_rows"] = kernel_distance(real[:subset], fake[:subset], kernel)
+    for name in case.expected:
+        what, _, size = name.rpartition("_over_blocks_of_")
+        if what in ("kid_mean", "kid_std") and size.isdigit():
+            starts = range(0, min(len(real), len(fake)), int(size))
+            blocks = [kernel_distance(real[i : i + int(size)], fake[i : i + int(size)], kernel) for i in starts]
+            values[name] = float(np.mean(blocks) if what == "kid_mean" else np.std(blocks))
+    return {"": values}
+
+
+def quality_preprocessing(case: Case) -> Groups:
+    """The bytes that the published program's network sees of single pixels."""
+    pixels = np.array(case.facts["inputs"]["pixels_rgb"], np.uint8)
+    found = {"real_bytes": wrapped_bytes(pixels, generated=False), "generated_bytes": wrapped_bytes(pixels, generated=True), "corrected_bytes": pixels}
+    return {"": {name: values.tolist() for name, values in found.items()}}
+
+
+def quality_overall(case: Case) -> Groups:
+    """Values of scenarios to values of all, also times the factors that names end in: ``KID_x100``."""
+    means = scenario_mean(case.facts["inputs"]["scenarios"])
+    parts = {name: name.rpartition("_x") for name in case.expected}
+    scaled = {name: float(factor) * means[metric] for name, (metric, _, factor) in parts.items() if metric in means and factor.isdigit()}
+    return {"": means | scaled}
+
+
+def clip(case: Case) -> Groups:
+    """The CLIP score of a batch and of each pair, from embeddings."""
+    score, pairs = clip_score(*(np.array(case.facts["inputs"][name], float) for name in ("image", "text")))
+    return {"": {"score": score, "per_pair": pairs.tolist()}}
+
+
+#: Kind -> what computes its values.
+KINDS: dict[str, Callable[[Case], Groups]] = {
+    "pose": pose,
+    "features": features,
+    "quality_preprocessing": quality_preprocessing,
+    "quality_overall": quality_overall,
+    "clip_score": clip,
+}
