@@ -59,8 +59,7 @@ class Protocol:
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
         """The records of a set: ``id``, where the image comes from (see `place`), and every metric's facts, one entry per image."""
         rows = [
-            {"id": image.id, **place(image.attributes)}
-            | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
+            {"id": image.id, **place(image.attributes)} | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
             for image in judged
         ]
         if any(row.keys() != rows[0].keys() for row in rows):

@@ -7,7 +7,8 @@ the cell's folder in common: they may be jobs of a sweep (``shards=3 shard=range
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
@@ -17,7 +18,8 @@ from posegen.runner.errors import UserError
 T = TypeVar("T")
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """One of ``count`` shares of the batches."""
 
     index: int = 0
