@@ -20,7 +20,8 @@ class Published(NamedTuple):
 
     Attributes:
         data: the data set, by the name that its authors gave it.
-        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``).
+        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``); one that no protocol repeats under a name of its own, such as
+            HumanSD's FID, which is that of strips of four pictures.
         value: in percent where the source gives percent, KID times 100.
         source: the table or figure.
         read: False for a number that is only remembered; tables leave those out.

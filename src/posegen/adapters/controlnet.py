@@ -45,7 +45,7 @@ class ControlNet(Adapter):
             ("Human-Art", "AP", 18.45, HUMANSD_FIGURE),
             ("Human-Art", "CAP", 57.18, HUMANSD_FIGURE),
             ("Human-Art", "PCE", 2.47, HUMANSD_FIGURE),
-            ("Human-Art", "FID", 27.24, HUMANSD_FIGURE),
+            ("Human-Art", "FID of four-panel strips", 27.24, HUMANSD_FIGURE),
             ("Human-Art", "CLIP", 33.16, HUMANSD_FIGURE),
             ("Human-Art", "AP", 39.52, GRPOSE_TABLE),
             ("Human-Art", "CAP", 69.19, GRPOSE_TABLE),

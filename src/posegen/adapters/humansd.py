@@ -53,7 +53,7 @@ class HumanSD(Adapter):
             ("Human-Art", "AP", 31.85, README_FIGURE),
             ("Human-Art", "CAP", 59.11, README_FIGURE),
             ("Human-Art", "PCE", 1.61, README_FIGURE),
-            ("Human-Art", "FID", 26.28, README_FIGURE),
+            ("Human-Art", "FID of four-panel strips", 26.28, README_FIGURE),
             ("Human-Art", "CLIP", 32.98, README_FIGURE),
             ("Human-Art", "AP", 44.57, GRPOSE_TABLE),
             ("Human-Art", "CAP", 69.68, GRPOSE_TABLE),

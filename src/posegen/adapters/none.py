@@ -25,7 +25,7 @@ class NoAdapter(Adapter):
             ("Human-Art", "AP", 0.09, HUMANSD_FIGURE),
             ("Human-Art", "CAP", 49.05, HUMANSD_FIGURE),
             ("Human-Art", "PCE", 1.76, HUMANSD_FIGURE),
-            ("Human-Art", "FID", 41.55, HUMANSD_FIGURE),
+            ("Human-Art", "FID of four-panel strips", 41.55, HUMANSD_FIGURE),
             ("Human-Art", "CLIP", 33.86, HUMANSD_FIGURE),
             ("Human-Art", "AP", 0.24, GRPOSE_TABLE),
             ("Human-Art", "CAP", 55.71, GRPOSE_TABLE),

@@ -51,7 +51,7 @@ class T2IAdapter(Adapter):
             ("Human-Art", "AP", 18.20, HUMANSD_FIGURE),
             ("Human-Art", "CAP", 55.98, HUMANSD_FIGURE),
             ("Human-Art", "PCE", 2.73, HUMANSD_FIGURE),
-            ("Human-Art", "FID", 29.07, HUMANSD_FIGURE),
+            ("Human-Art", "FID of four-panel strips", 29.07, HUMANSD_FIGURE),
             ("Human-Art", "CLIP", 33.29, HUMANSD_FIGURE),
             ("Human-Art", "AP", 27.22, TRAINED),
             ("Human-Art", "CAP", 65.65, TRAINED),
