@@ -16,6 +16,7 @@ from posegen.backbones.base import Step
 from posegen.backbones.single_file import unet_of
 from posegen.backbones.sizes import SIZES
 from posegen.cli import main
+from posegen.runner.ask import ask
 from posegen.runner.checkpoints import load_method, save_method
 from posegen.runner.compute import arrange
 from posegen.runner.errors import UserError
@@ -214,3 +215,9 @@ def test_data_without_pairs_are_refused_before_anything_runs(world: list[str], t
         pytest.raises(UserError, match="DNAF needs another image of each person"),
     ):
         train(cfg)
+
+
+def test_a_prompt_alone_is_refused(world: list[str]) -> None:
+    message = "adapter=dnaf takes a person from a source image, which a prompt does not bring"
+    with configured("sample", *making("image", world, DNAF.needs), "adapter=dnaf", "prompt=a person") as cfg, pytest.raises(UserError, match=message):
+        ask(cfg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def ask(cfg: DictConfig) -> None:
     that reads no pose needs neither.
 
     Raises:
-        UserError: the method needs a pose and nobody gives one, or the file does not fit the prompts.
+        UserError: the method needs a pose and nobody gives one, or an image of a person, or the file does not fit the prompts.
     """
     given = cfg.get("prompt")
     if given is None:
@@ -33,6 +33,8 @@ def ask(cfg: DictConfig) -> None:
         if extra:
             raise UserError(f"{extra[0]} gives poses to prompts, and there is no prompt; add prompt='a photo of a person'")
         return
+    if "source" in needs(cfg):
+        raise UserError(f"adapter={cfg.method} takes a person from a source image, which a prompt does not bring; leave prompt out and sample data with pairs")
     texts = [given] if isinstance(given, str) else [str(text) for text in given]
     prompts = [text for text in texts for _ in range(int(cfg.images))]
     size = list(Parts(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
@@ -43,18 +45,19 @@ def ask(cfg: DictConfig) -> None:
         node["people"] = imagined(cfg, node)
     elif cfg.get("poses") is not None:
         node["people"] = read(Path(cfg.poses).expanduser(), len(prompts), size)
-    elif needs_pose(cfg):
+    elif "hint" in needs(cfg):
         raise UserError(f"adapter={cfg.method} draws a pose and the prompt brings none; set poses=FILE (COCO or OpenPose json), or prior=gunet")
     OmegaConf.set_struct(cfg, False)
     cfg.data = {"test": node}
     cfg.dataset = "prompts"
 
 
-def needs_pose(cfg: DictConfig) -> bool:
+def needs(cfg: DictConfig) -> Collection[str]:
+    """What the method reads of a batch."""
     from hydra.utils import get_class
 
     method: Any = get_class(cfg.adapter._target_)
-    return "hint" in method.needs
+    return method.needs
 
 
 def imagined(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
