@@ -12,6 +12,7 @@ from posegen.cli import main
 from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from posegen.runner.files import read_json
 from tests.backbones.models import SD1, parts_of
+from tests.data.laion_tree import in_tars
 from tests.data.trees import human_art
 
 ROWS = ["none", "controlnet", "reference/real"]
@@ -70,3 +71,14 @@ def test_sharding_changes_no_byte(user: list[str], finished: Path, tmp_path: Pat
             for name in ("records.csv", "features.npz", "reference/features.npz"):
                 assert (output / "benchmark/human_art" / folder / name).read_bytes() == (finished / "benchmark/human_art" / folder / name).read_bytes()
         assert table(output) == table(finished)
+
+
+def test_laion_human_is_read_from_its_tars(user: list[str], tmp_path: Path) -> None:
+    in_tars(tmp_path / "Aesthetics_Human")
+    own = ["benchmark=laion_human", f"data.root={tmp_path / 'Aesthetics_Human'}", "data.storage=tar", "data.holdout=2"]
+    rest = [word for word in user if not word.startswith(("benchmark=", "data.root=", "adapter="))]
+    assert main([*rest, *own, "adapter=none,reference/real", f"paths.output={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]) == 0
+    with (tmp_path / "benchmark/laion_human/table.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["none"]["state"] == "finished" and rows["none"]["n_images"] == rows["reference/real"]["n_images"]
+    assert rows["none"]["paper_AP"] and rows["none"]["rfd_kernel"]
