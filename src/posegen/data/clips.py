@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from posegen.data.files import replacing
+from posegen.files import replacing
 
 PICTURES = {".jpg", ".jpeg", ".png"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}

@@ -25,9 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.files import replacing
 from posegen.data.joint_vectors import FramedPose, write_joint_vectors
 from posegen.data.stored import Condition, Defect
+from posegen.files import replacing
 from posegen.poses.frame import Square, into, onto
 from posegen.poses.topology import COCO_FLIP
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from posegen.data.files import replacing
 from posegen.data.stored import Entry, Place
+from posegen.files import replacing
 
 VERSION = 1  # of the format, and of what is checked before something gets into an index
 

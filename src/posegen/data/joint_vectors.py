@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.files import replacing
+from posegen.files import replacing
 from posegen.poses.frame import Square, into
 
 JOINTS = 17

@@ -16,11 +16,11 @@ import numpy as np
 
 from posegen.data import checking, pictures
 from posegen.data.base import PoseData, Sample
-from posegen.data.files import replacing
 from posegen.data.index import VERSION, Index
 from posegen.data.looking import Looks, cores, stamp
 from posegen.data.stored import Condition, Defect, Entry, Source, share
 from posegen.data.transforms import Transform, transform_of
+from posegen.files import replacing
 
 
 class RealData(PoseData):

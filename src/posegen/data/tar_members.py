@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posegen.data.files import replacing
+from posegen.files import replacing
 
 BLOCK = 512  # tars consist of blocks of this many bytes; one of zeros ends them
 VERSION = 1  # of the index's layout

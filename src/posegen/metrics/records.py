@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from posegen.files import replacing
 from posegen.metrics.base import Records, count_images
-from posegen.metrics.files import replace_file
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
@@ -36,8 +36,9 @@ def write_records(folder: str | Path, records: Records) -> None:
     arrays = {name: values for name, values in records.items() if any(isinstance(v, np.ndarray) for v in values)}
     scalars = {name: values for name, values in records.items() if name not in arrays}
     flat = {key: array for name, values in arrays.items() for key, array in flatten(name, values).items()}
-    replace_file(folder / ARRAY_FILE, lambda path: path.write_bytes(pack(flat)))
-    replace_file(folder / CSV_FILE, lambda path: path.write_bytes(to_csv(scalars).encode()))
+    for name, content in ((ARRAY_FILE, pack(flat)), (CSV_FILE, to_csv(scalars).encode())):
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def read_records(folder: str | Path) -> dict[str, list]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseData
+from posegen.files import replacing
 from posegen.runner.cells import digest, locked
-from posegen.runner.files import replacing
 from posegen.runner.progress import Mode, Progress
 
 SHARD = 1000

@@ -18,9 +18,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from posegen.data.base import PoseData
+from posegen.files import replacing
 from posegen.runner.cells import content_hash, provenance
 from posegen.runner.errors import UserError
-from posegen.runner.files import read_json, replacing, write_json
+from posegen.runner.files import read_json, write_json
 from posegen.runner.hydra_app import Request, composed
 from posegen.runner.parts import Parts
 from posegen.runner.resolvers import asset

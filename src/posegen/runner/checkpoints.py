@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
+from posegen.files import replacing
 from posegen.runner.errors import UserError
-from posegen.runner.files import read_json, replacing, write_json
+from posegen.runner.files import read_json, write_json
 from posegen.weights.files import not_finite
 
 FORMAT = 1

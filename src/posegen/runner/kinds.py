@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_tensor, to_uint8
+from posegen.files import replacing
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.drawing import overlay
 from posegen.poses.frame import onto
 from posegen.runner.errors import UserError
-from posegen.runner.files import replacing
 from posegen.runner.pictures import picture, read_png, triple, write_png
 
 

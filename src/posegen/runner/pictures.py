@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from posegen.files import replacing
 from posegen.metrics.base import Poses
 from posegen.poses.drawing import overlay
 from posegen.runner.errors import UserError
-from posegen.runner.files import replacing
 
 #: Pictures of a cell that the results page shows.
 SHOWN = 16

@@ -17,12 +17,13 @@ from torch import Tensor
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch, to_tensor, to_uint8
+from posegen.files import replacing
 from posegen.metrics.base import Estimator
 from posegen.poses.reading import PEOPLE, Given, checked_hint, checked_people, given
 from posegen.runner import listing, resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.runner.checkpoints import UNET, adapter_class, load_method, method_folder, read_about, save_method, writable
 from posegen.runner.errors import UserError
-from posegen.runner.files import read_json, replacing, write_json
+from posegen.runner.files import read_json, write_json
 from posegen.runner.origins import BASE, backbone_of
 from posegen.runner.pictures import visible
 from posegen.runner.sampler import Sampler

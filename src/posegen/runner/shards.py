@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig
 
-from posegen.runner.cells import Cell
 from posegen.runner.errors import UserError
+
+if TYPE_CHECKING:
+    from posegen.runner.cells import Cell
 
 T = TypeVar("T")
 

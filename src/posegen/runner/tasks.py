@@ -159,7 +159,7 @@ class TextToImageTask(DiffusionTask):
 
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16, without the autoencoder."""
-        from posegen.runner.files import replacing
+        from posegen.files import replacing
 
         with replacing(folder) as temporary:
             self.backbone.half().save(temporary)
@@ -189,7 +189,7 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16 whose ``scaling_factor`` gives the latents of validation images unit variance."""
-        from posegen.runner.files import replacing
+        from posegen.files import replacing
 
         data = self.parts.data("validation")
         images = torch.stack([data[i].tensor for i in range(min(len(data), 500))])

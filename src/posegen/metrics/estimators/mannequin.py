@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.data.base import Sample
+from posegen.files import replacing
 from posegen.metrics.base import Estimator, Findings, Poses
 from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
-from posegen.metrics.files import replace_file
 from posegen.poses.topology import COCO_SIGMAS
 
 STYLES = ("photo", "cartoon", "sketch", "shadow")
@@ -239,8 +239,10 @@ class MannequinJudge(nn.Module, Estimator):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()}
-        replace_file(folder / "model.safetensors", lambda path: save_file(tensors, path))
-        replace_file(folder / "config.json", lambda path: path.write_text(json.dumps(self.config, indent=2) + "\n"))
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary)
+        with replacing(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MannequinJudge:

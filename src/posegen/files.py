@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, so that an interrupted preparation leaves nothing half-written behind."""
+"""Files and folders that appear complete or not at all, so that an interrupted program leaves nothing half-written behind."""
 
 from __future__ import annotations
 
