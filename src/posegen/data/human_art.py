@@ -11,7 +11,6 @@ Human-Art is handed out by its authors after a form (https://idea-research.githu
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from posegen.data.object_arrays import read_arrays
-from posegen.data.stored import Defect, Entry, Place, Report, Source, share
+from posegen.data.stored import Defect, Entry, Place, Report, Source, json_mapping, share
 
 SCENARIOS = {
     "2D_virtual_human": (
@@ -32,6 +31,7 @@ SCENARIOS = {
 RELEASED = {"entries": 4750, "scenarios": {s: 250 for group in SCENARIOS.values() for s in group}, "sha256": "59eea766cd8b4c00"}
 #: What the lists are called in file names.
 TRAINING, VALIDATION = ("training", "train"), ("validation", "val")
+LIST = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
 FOLDER = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
 
 
@@ -106,7 +106,7 @@ class HumanArt(Source):
                     yield entry
 
     def _mapping(self, file: Path, report: Report) -> Iterator[Entry]:
-        for key, row in _content(file, dict).items():
+        for key, row in json_mapping(file, LIST).items():
             try:
                 picture, poses, prompt = (str(row[name]) for name in ("img_path", "pose_path", "prompt"))
             except (KeyError, TypeError):
@@ -122,7 +122,7 @@ class HumanArt(Source):
             yield self._entry(key, prompt, picture, None, keypoints, areas)
 
     def _annotations(self, file: Path, report: Report) -> Iterator[Entry]:
-        content = _content(file, dict)
+        content = json_mapping(file, LIST)
         people: dict[Any, list[Mapping[str, Any]]] = {}
         for person in content.get("annotations", ()):
             people.setdefault(person.get("image_id"), []).append(person)
@@ -162,18 +162,3 @@ def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return keypoints, np.array([person.get("area", np.nan) for person in people], np.float32).reshape(len(people))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each ({type(error).__name__}: {error})") from error
-
-
-def _content(file: Path, kind: type) -> Any:
-    """The content of a json file.
-
-    Raises:
-        ValueError: it is damaged, or holds something else than a ``kind``; names it.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable json file ({error}); get it again") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected a {kind.__name__}: is it another file of that name?")
-    return content

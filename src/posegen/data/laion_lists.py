@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from posegen.data.stored import json_mapping
 from posegen.data.tar_members import TarMembers
 
 IMAGES, POSES = "images", "pose"
@@ -89,13 +90,7 @@ def mapping_of(file: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: it is damaged, or something else.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable json file ({error}); get it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected {{key: {{img_path, prompt, pose_path}}}}")
-    return content
+    return json_mapping(file, "{key: {img_path, prompt, pose_path}}")
 
 
 def asked_for(file: Path) -> Iterator[Row]:

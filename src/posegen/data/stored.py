@@ -6,6 +6,7 @@ A data set is a `Source` that lists its entries; everything that follows (checki
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,24 @@ class Source(ABC):
         ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: how that of the sorted picture paths, joined by newlines, begins.
         """
         return {}
+
+
+def json_mapping(file: Path, expected: str) -> dict[str, Any]:
+    """The content of one of a data set's json files.
+
+    Args:
+        expected: what it should hold, for the message.
+
+    Raises:
+        ValueError: it is damaged, or holds no mapping; names it.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a readable json file ({error}); get it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; expected {expected}: is it another file of that name?")
+    return content
 
 
 def share(key: str) -> float:
