@@ -101,7 +101,7 @@ def test_a_source_that_is_the_target_changes_nothing(geometry: Geometry, scope: 
     adapter, pose = attached(geometry, naf_scope=scope), batch()
     state = without(adapter.encode(pose), "sourced")
     conditions = state.conditions
-    latents = adapter.backbone.add_noise(conditions["source"], conditions["source_noise"], STEPS)
+    latents = adapter.backbone.add_noise(conditions["source"][:, 0], conditions["source_noise"], STEPS)
     once = replace(adapter.inject(state, latents, STEPS), attention=None)
     with torch.no_grad():
         assert close(predicted(adapter, state, latents), adapter.backbone.predict(latents, STEPS, state.text, once))
@@ -191,7 +191,7 @@ def test_the_noise_of_the_source_is_the_images_own(noise: str, sampling: str) ->
     hook.remove()
     assert torch.equal(seen[0], seen[1]) and close(seen[0][1:2], seen[3])
     a = adapter.backbone.alphas_cumprod[torch.stack([STEPS, STEPS - 20])].view(2, -1, 1, 1, 1)
-    used = [(each - alpha.sqrt() * state.conditions["source"]) / (1 - alpha).sqrt() for each, alpha in zip((seen[0], seen[2]), a, strict=True)]
+    used = [(each - alpha.sqrt() * state.conditions["source"][:, 0]) / (1 - alpha).sqrt() for each, alpha in zip((seen[0], seen[2]), a, strict=True)]
     assert close(*used, atol=1e-3) == (sampling == "fixed")
     assert close(used[0], pose.randn("latents", latents.shape[1:]), 1e-3) == (noise == "shared")
     adapter.train()
@@ -216,6 +216,39 @@ def test_schedulers_with_steps_between_the_trained_ones_serve() -> None:
     sampler, plain = Sampler("EulerDiscreteScheduler", steps=3, guidance=2.0), attached(MANNEQUIN, naf=False)
     made = sampler.latents(adapter, adapter.backbone, pose)
     assert made.isfinite().all() and not close(made, sampler.latents(plain, plain.backbone, pose), 1e-3)
+
+
+# Several sources.
+
+
+@GEOMETRIES
+@pytest.mark.parametrize("settings", [{}, {"naf_scope": "all", "naf_noise": "shared", "source_latent": "sample"}, {"naf_sampling_noise": "fresh"}])
+def test_several_sources_are_read_together_in_any_order(geometry: Geometry, settings: dict[str, Any]) -> None:
+    """One in a list is the one alone; of two, the keys, values and tokens of both are there, each as if it were alone."""
+    adapter, pose = attached(geometry, **settings), batch()
+    latents, first = noisy(adapter, pose), pose.source
+    second = first.flip(0)  # type: ignore[union-attr]
+    given = {"alone": first, "listed": torch.stack([first], 1), "both": torch.stack([first, second], 1), "turned": torch.stack([second, first], 1)}  # type: ignore[list-item]
+    states = {name: adapter.encode(replace(pose, source=source)) for name, source in given.items()}
+    made = {name: predicted(adapter, state, latents) for name, state in states.items()}
+    assert torch.equal(made["alone"], made["listed"])
+    assert close(made["both"], made["turned"]) and not close(made["both"], made["alone"], 1e-4)
+    other = adapter.encode(replace(pose, source=second))
+    with torch.no_grad():
+        banks = [adapter.inject(state, latents, STEPS) for state in (states["alone"], other, states["both"])]
+    for name, pair in banks[2].attention.layers.items():  # type: ignore[union-attr]
+        for kind, joined in enumerate(pair):
+            assert close(joined, torch.cat([bank.attention.layers[name][kind] for bank in banks[:2]], 1), 1e-3), name  # type: ignore[union-attr]
+    for place, tokens in enumerate(banks[2].features):  # type: ignore[arg-type]
+        assert close(tokens, torch.cat([bank.features[place] for bank in banks[:2]], 1), 1e-3)  # type: ignore[index]
+
+
+def test_several_sources_of_some_images_are_those_of_a_batch_with_these_alone() -> None:
+    adapter, pose = attached(naf_scope="all"), batch()
+    pose = replace(pose, source=torch.stack([pose.source, pose.source.flip(0)], 1))  # type: ignore[union-attr, list-item]
+    state, latents = adapter.encode(pose), noisy(adapter, pose)
+    mixed = predicted(adapter, state.having(sourced=torch.tensor([True, False, True])), latents)
+    assert close(mixed[::2], predicted(adapter, state, latents)[::2]) and close(mixed[1], predicted(adapter, without(state, "posed"), latents)[1])
 
 
 # Guidance and dropping.

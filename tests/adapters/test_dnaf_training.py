@@ -218,6 +218,6 @@ def test_data_without_pairs_are_refused_before_anything_runs(world: list[str], t
 
 
 def test_a_prompt_alone_is_refused(world: list[str]) -> None:
-    message = "adapter=dnaf takes a person from a source image, which a prompt does not bring"
+    message = "adapter=dnaf takes a person from a picture; set source=FILE"
     with configured("sample", *making("image", world, DNAF.needs), "adapter=dnaf", "prompt=a person") as cfg, pytest.raises(UserError, match=message):
         ask(cfg)

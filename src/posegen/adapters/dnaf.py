@@ -48,6 +48,9 @@ class DNAF(Adapter):
     everything else, marked [I] below, is inferred from the neighbouring methods. In the published ablation B1 is read as ``naf=false`` and B2 as
     ``inserted=false`` [I].
 
+    Several sources of one image are read together: each is noised and passes the U-Net as if it were alone, and all their keys, values and tokens are
+    appended. They share their noise, so that their order does not matter.
+
     Guidance [I] is on the conditions, with the text in all branches: e0 + w_p (e_p - e0) + w_s (e_ps - e_p), for predictions without conditions, with the
     pose, and with pose and source. The source's pass runs once per step, for the last branch alone.
 
@@ -197,7 +200,7 @@ class DNAF(Adapter):
     # ------------------------------------------------------------------------------------------------------------ once per image
 
     def encode(self, batch: PoseBatch) -> State:
-        if batch.source is None:
+        if (sources := batch.sources) is None:
             raise ValueError("adapter=dnaf reads a source person, and these samples have none; use data with pairs, for instance data=mannequin_pairs")
         assert batch.hint is not None
         self._check_start()
@@ -206,9 +209,9 @@ class DNAF(Adapter):
         everyone = torch.ones(len(batch), dtype=torch.bool)  # with `chance` on the CPU, where rows are chosen without waiting for the device
         conditions |= {"posed": everyone, "sourced": everyone, "chance": batch.rand("dropped conditions")}
         if self.naf:
-            conditions |= self._noisy_source(batch)
+            conditions |= self._noisy_source(batch, sources)
         if self.inserted:
-            conditions |= {f"stage{stage}": tokens for stage, tokens in self.pyramid(batch.source).items()}
+            conditions |= {f"stage{stage}": tokens.unflatten(0, sources.shape[:2]) for stage, tokens in self.pyramid(sources.flatten(0, 1)).items()}
         return state.having(**conditions)
 
     def text_state(self, batch: PoseBatch) -> State:
@@ -218,12 +221,14 @@ class DNAF(Adapter):
         return super().text_state(replace(batch, text=backbone.encode_text([self.fixed_text] * len(batch))))
 
     @torch.no_grad()
-    def _noisy_source(self, batch: PoseBatch) -> dict[str, Tensor]:
-        """The source's clean latents, their noise, and where the noise of later steps comes from."""
+    def _noisy_source(self, batch: PoseBatch, sources: Tensor) -> dict[str, Tensor]:
+        """The sources' clean latents ``[B, S, c, h, w]``, their noise ``[B, c, h, w]``, and where the noise of later steps comes from."""
         backbone: Backbone = self.backbone  # type: ignore[assignment]
-        clean = backbone.to_latents(batch.source, batch.generators("source") if self.source_latent == "sample" else None)  # type: ignore[arg-type]
+        draws = zip(*(batch.generators("source") for _ in range(sources.shape[1])), strict=True)  # the same for all sources of an image
+        posterior = [draw for each in draws for draw in each] if self.source_latent == "sample" else None
+        clean = backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
         targets = "noise" if self.training else "latents"  # the purposes for which training and sampling draw the target's
-        noise = batch.randn("source noise" if self.naf_noise == "independent" else targets, clean.shape[1:]).to(clean)
+        noise = batch.randn("source noise" if self.naf_noise == "independent" else targets, clean.shape[2:]).to(clean)
         seeds = torch.tensor([g.initial_seed() for g in batch.generators("source noise at steps")])
         return {"source": clean, "source_noise": noise, "seed": seeds}
 
@@ -246,19 +251,22 @@ class DNAF(Adapter):
         rows = None if len(chosen) == len(state) else chosen.to(latents.device)
         features = tuple(picked(conditions[f"stage{stage}"], rows) for stage in self.stages) if self.inserted else None
         bank = self._source_pass(state, chosen, rows, timesteps, features) if self.naf and self.naf_strength else None
-        return Injection(encoder=encoder, attention=bank, features=features, rows=rows)
+        return Injection(encoder=encoder, attention=bank, features=joined(features), rows=rows)
 
     def _source_pass(self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None) -> Bank:
         """Keys and values of the U-Net's pass over the sources of these rows, noised to the target's timesteps, without the pose (overview (b))."""
         backbone: Backbone = self.backbone  # type: ignore[assignment]
-        clean, text, steps = picked(state.conditions["source"], rows), picked(state.text, rows), picked(timesteps, rows)
+        clean, steps = picked(state.conditions["source"], rows), picked(timesteps, rows)
         fresh = not self.training and self.naf_noise == "independent" and self.naf_sampling_noise == "fresh"
-        noise = self._fresh_noise(state.conditions["seed"][chosen], steps, clean) if fresh else picked(state.conditions["source_noise"], rows)
-        noisy = backbone.add_noise(clean, noise, steps.round().long()).to(clean.dtype)
+        noise = self._fresh_noise(state.conditions["seed"][chosen], steps, clean[:, 0]) if fresh else picked(state.conditions["source_noise"], rows)
+        several = clean.shape[1]
+        noise, text, steps = (values.repeat_interleave(several, 0) for values in (noise, picked(state.text, rows), steps))
+        noisy = backbone.add_noise(clean.flatten(0, 1), noise, steps.round().long()).to(clean.dtype)
+        own = None if features is None else tuple(tokens.flatten(0, 1) for tokens in features)  # no source sees another
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.naf_detach):
-            bank = backbone.keys_and_values(noisy, steps, text, Injection(features=features))
-        layers = {name: kept for name, kept in bank.layers.items() if self.naf_scope == "all" or not name.startswith(INSERTED)}
-        return Bank(layers, self.naf_strength)
+            bank = backbone.keys_and_values(noisy, steps, text, Injection(features=own))
+        kept = {name: pair for name, pair in bank.layers.items() if self.naf_scope == "all" or not name.startswith(INSERTED)}
+        return Bank({name: joined([part.unflatten(0, (-1, several)) for part in pair]) for name, pair in kept.items()}, self.naf_strength)  # type: ignore[misc]
 
     def _fresh_noise(self, seeds: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
         draws = [generator(seed, step) for seed, step in zip(seeds.tolist(), timesteps.tolist(), strict=True)]
@@ -291,6 +299,11 @@ class DNAF(Adapter):
 
 def picked(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
+
+
+def joined(tokens: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
+    """Each ``[R, S, N, C]`` tokens of S sources as ``[R, S N, C]``."""
+    return None if tokens is None else tuple(each.flatten(1, 2) for each in tokens)
 
 
 def start_from(pose_adapter: T2IAdapter, file: str) -> None:

@@ -124,6 +124,10 @@ class PoseData(ABC):
         """Another image of the person of a sample, in another pose, as it is seen the ``visit``-th time: what appearance is taken from."""
         raise TypeError(f"data {self.name!r} has one image of each person; choose data with pairs, for instance data=mannequin_pairs")
 
+    def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
+        """All images that the appearance of a sample is taken from, as many for every sample."""
+        return [self.source_of(index, visit)]
+
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -154,8 +158,8 @@ class PoseBatch:
         images: ``[B, 3, H, W]`` in [-1, 1].
         poses: ``[B, 17, 3]`` or ``[B, 17, H, W]``, see `Sample.encodable`.
         twins: ``[B, 3, H, W]`` other images of the same captions.
-        source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`.
-        source_keypoints: B arrays ``[P_i, 17, 3]`` of the people in ``source``.
+        source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`; ``[B, S, 3, H, W]`` where there are S of each.
+        source_keypoints: B arrays ``[P_i, 17, 3]`` of the people in ``source``, the first of each.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
         text: ``[B, L, D]`` text states of the prompts.
@@ -192,6 +196,11 @@ class PoseBatch:
         """What is known about each image, without its pixels."""
         rows = zip(self.ids, self.prompts, self.keypoints, self.areas, self.attributes, strict=True)
         return [Sample(i, prompt, keypoints, areas, None, self.size, attributes) for i, prompt, keypoints, areas, attributes in rows]
+
+    @property
+    def sources(self) -> Tensor | None:
+        """``[B, S, 3, H, W]`` the images in ``source``, however many there are of each person."""
+        return self.source.unsqueeze(1) if self.source is not None and self.source.ndim == 4 else self.source
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """One CPU generator per image, a function of (seed, visit, image id, purpose) alone.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from posegen.data.base import PoseData, Sample
+from posegen.data.own import fitted, own_sources
 
 
 class Prompts(PoseData):
@@ -17,14 +21,17 @@ class Prompts(PoseData):
         prompts: the captions.
         people: for each of them the keypoints ``[P, 17, 3]`` of its people, on a canvas of ``size``; None where nobody is known yet.
         size: (height, width) of the images, or the side of a square.
+        sources: files of the pictures that the appearance is taken from, all of them for every prompt; None where no method asks for any.
     """
 
     name, split = "prompts", "test"
 
-    def __init__(self, prompts: Sequence[str], people: Sequence[Any] | None = None, size: int | Sequence[int] = 64) -> None:
+    def __init__(
+        self, prompts: Sequence[str], people: Sequence[Any] | None = None, size: int | Sequence[int] = 64, sources: Sequence[str] | None = None
+    ) -> None:
         if people is not None and len(people) != len(prompts):
             raise ValueError(f"{len(people)} poses for {len(prompts)} prompts; give one pose per prompt")
-        self._prompts, self.people = list(prompts), people
+        self._prompts, self.people, self.sources = list(prompts), people, sources
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     @property
@@ -33,7 +40,8 @@ class Prompts(PoseData):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "prompts": self._prompts, "people": self.people, "size": self.size}
+        known = {"name": self.name, "prompts": self._prompts, "people": self.people, "size": self.size}
+        return known if self.sources is None else {**known, "content": digests(self.sources)}
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -42,6 +50,28 @@ class Prompts(PoseData):
         given = [] if self.people is None else self.people[index]
         keypoints = np.asarray(given, np.float32).reshape(-1, 17, 3)
         return Sample(f"prompt/{index}/{self._prompts[index]}", self._prompts[index], keypoints, boxes(keypoints), None, self.size)
+
+    def source_of(self, index: int, visit: int = 0) -> Sample:
+        return self._pictures[0] if self.sources else super().source_of(index, visit)
+
+    def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
+        return self._pictures if self.sources else super().sources_of(index, visit)
+
+    @cached_property
+    def _pictures(self) -> list[Sample]:
+        return pictured(self.sources or (), self.size)
+
+
+def pictured(files: Sequence[str], size: tuple[int, int]) -> list[Sample]:
+    """Pictures of which nothing is known, at this size."""
+    read = own_sources(list(files)) if files else []
+    nobody, areas = np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)
+    return [Sample(f"source/{i}", "", nobody, areas, fitted(picture, size), size) for i, picture in enumerate(read)]
+
+
+def digests(files: Sequence[str]) -> list[str]:
+    """What is in files, so that results do not depend on where they lie."""
+    return [hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16] for file in files]
 
 
 def boxes(keypoints: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from posegen.runner.parts import Parts
 from posegen.runner.pictures import picture, read_png, write_png
 
 PROMPTS = "posegen.data.prompts.Prompts"
+GIVES = {"poses": "poses", "prior": "poses", "source": "a person"}
 
 
 def ask(cfg: DictConfig) -> None:
@@ -25,20 +26,19 @@ def ask(cfg: DictConfig) -> None:
     that reads no pose needs neither.
 
     Raises:
-        UserError: the method needs a pose and nobody gives one, or an image of a person, or the file does not fit the prompts.
+        UserError: the method needs a pose or a picture of a person and nobody gives one, or a file cannot be used or does not fit the prompts.
     """
     given = cfg.get("prompt")
     if given is None:
-        extra = [key for key in ("poses", "prior") if cfg.get(key) is not None]
+        extra = [key for key in ("poses", "prior", "source") if cfg.get(key) is not None]
         if extra:
-            raise UserError(f"{extra[0]} gives poses to prompts, and there is no prompt; add prompt='a photo of a person'")
+            raise UserError(f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; add prompt='a photo of a person'")
         return
-    if "source" in needs(cfg):
-        raise UserError(f"adapter={cfg.method} takes a person from a source image, which a prompt does not bring; leave prompt out and sample data with pairs")
+    files = sources(cfg)
     texts = [given] if isinstance(given, str) else [str(text) for text in given]
     prompts = [text for text in texts for _ in range(int(cfg.images))]
     size = list(Parts(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
-    node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size}
+    node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size, **({"sources": files} if files else {})}
     if cfg.get("prior") is not None and cfg.get("poses") is not None:
         raise UserError("poses and prior are both set, and each gives the poses; leave one of them out")
     if cfg.get("prior") is not None:
@@ -50,6 +50,29 @@ def ask(cfg: DictConfig) -> None:
     OmegaConf.set_struct(cfg, False)
     cfg.data = {"test": node}
     cfg.dataset = "prompts"
+
+
+def sources(cfg: DictConfig) -> list[str]:
+    """The files in ``cfg.source``, absolute, if the method takes a person from pictures; none otherwise.
+
+    Raises:
+        UserError: it takes one and there is none, or none and there is one, or a file is no picture.
+    """
+    from posegen.data.own import own_sources
+
+    given = cfg.get("source")
+    if "source" not in needs(cfg):
+        if given is not None:
+            raise UserError(f"adapter={cfg.method} reads no picture of a person, and source={given} gives one; leave it out, or choose adapter=dnaf")
+        return []
+    if given is None:
+        raise UserError(f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data with pairs")
+    files = [given] if isinstance(given, str) else [str(each) for each in given]
+    try:
+        own_sources(files)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return [str(Path(file).expanduser().resolve()) for file in files]
 
 
 def needs(cfg: DictConfig) -> Collection[str]:

@@ -44,7 +44,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     size = samples[0].size
     images = torch.stack([s.tensor for s in samples]) if "images" in needs.fields else None
     twins = torch.stack([data.twin(i).tensor for i in indices]) if "twins" in needs.fields else None
-    sources = [data.source_of(i, visit) for i in indices] if "source" in needs.fields else []
+    sources = [data.sources_of(i, visit) for i in indices] if "source" in needs.fields else []
     poses = torch.stack([s.encodable for s in samples]) if "poses" in needs.fields else None
     hint = None
     if needs.hint is not None:
@@ -60,8 +60,8 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         images=images,
         poses=poses,
         twins=twins,
-        source=torch.stack([s.tensor for s in sources]) if sources else None,
-        source_keypoints=[s.keypoints for s in sources],
+        source=torch.stack([torch.stack([s.tensor for s in each]) if len(each) > 1 else each[0].tensor for each in sources]) if sources else None,
+        source_keypoints=[each[0].keypoints for each in sources],
         hint=hint,
         latents=latents,
         text=None if needs.text is None else needs.text(indices),

@@ -157,7 +157,8 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
         problems.append(Problem("backbone", f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s; choose another adapter= or backbone="))
-    needs: Collection[str] = getattr(adapter, "needs", ())
+    brought = {"source"} if any(cfg.get(key) is not None for key in ("prompt", "source")) else set()  # then no data set has to
+    needs: Collection[str] = set(getattr(adapter, "needs", ())) - brought
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
         data = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None

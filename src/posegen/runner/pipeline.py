@@ -17,6 +17,7 @@ from torch import Tensor
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch, to_tensor, to_uint8
+from posegen.data.own import fitted, sources_each
 from posegen.files import replacing
 from posegen.metrics.base import Estimator
 from posegen.poses.reading import PEOPLE, Given, checked_hint, checked_people, given
@@ -127,6 +128,7 @@ class PoseGuidedPipeline:
         prompt: str | Sequence[str],
         poses: Any = None,
         *,
+        source: Any = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -146,6 +148,8 @@ class PoseGuidedPipeline:
             poses: one pose, or one per prompt; see `posegen.poses.reading.given`. Coordinates are pixels of the image, or of the canvas that a file names,
                 which is then scaled to the image. A picture that is mostly black is taken for a drawn skeleton and used as it is; ``estimator`` reads the
                 poses of any other. None draws nobody, and methods without a pose input ignore poses.
+            source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or an array ``[H, W, 3] uint8``). A list is
+                several pictures of that person, a list of lists has one list per prompt. Pictures are resized to the size of the image.
             height, width: of the images; by default the canvas of the poses, where there is one, else what the backbone was trained on.
             num_inference_steps: denoising steps; by default the method's own.
             guidance_scale: of classifier-free guidance, 1 for none; by default the method's own.
@@ -168,6 +172,7 @@ class PoseGuidedPipeline:
         prompts, guides = paired(prompt, poses)
         negatives = repeated(self.sampler.negative_prompt if negative_prompt is None else negative_prompt, len(prompts), "negative_prompt")
         size = self.size(guides, height, width)
+        sources = self.sources(source, len(prompts), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         noise, ids = self.noise(latents, len(rows), size), [f"pipeline/{seed}" for seed in seeds(generator, len(rows))]
@@ -177,6 +182,7 @@ class PoseGuidedPipeline:
             keypoints=[people[i] for i in rows],
             size=size,
             hint=torch.stack([hints[i] for i in rows]).to(self.device, self.dtype) if self.adapter.hint is not None else None,
+            source=None if sources is None else sources[rows].to(self.device, self.dtype),
             text=self.backbone.encode_text(prompts)[rows],
             negative_text=self.backbone.encode_text(negatives)[rows],
             noise=noise,
@@ -238,6 +244,21 @@ class PoseGuidedPipeline:
         if not len(people):
             raise UserError(f"{guide.name}: the estimator finds nobody in this picture; give another one, or keypoints")
         return people
+
+    def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
+        """``[prompts, 3, H, W]`` what appearance is taken from, ``[prompts, S, 3, H, W]`` where there are several pictures; None where the method takes none.
+
+        Raises:
+            UserError: the method needs pictures and there are none, or the other way round, or not as many as prompts.
+        """
+        if "source" not in self.adapter.needs:
+            if source is not None:
+                raise UserError(f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a method that does, such as DNAF")
+            return None
+        if source is None:
+            raise UserError(f"{type(self.adapter).__name__} takes a person from a picture, and there is none; add source=PICTURE")
+        made = torch.stack([torch.stack([to_tensor(fitted(picture, size)) for picture in pictures]) for pictures in sources_each(source, prompts)])
+        return made.squeeze(1) if made.shape[1] == 1 else made
 
     def noise(self, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
         """The given initial noise, if it is of the right shape.
