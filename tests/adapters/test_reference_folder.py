@@ -58,6 +58,24 @@ def test_pictures_named_by_id(tmp_path: Path) -> None:
     assert greys(Folder(str(tmp_path))) == [10, 20, 30]
 
 
+FASHION = "fashionWOMENDressesid0000027501_1front", "fashionWOMENDressesid0000027501_2side"
+MARKET = "0002_c1s1_000451_03", "0002_c2s1_000026_02"
+
+
+@pytest.mark.parametrize("form", ["{}_2_{}_vis.png", "{}_2_{}.png", "{}_to_{}.png", "{}___{}_vis.jpg", "{}.jpg___{}.jpg_vis.png", "theirs/{}.jpg_2_{}_vis.jpg"])
+@pytest.mark.parametrize(
+    "names", [("fashionWOMENDressesid0000027501_1front", "fashionWOMENDressesid0000027501_2side"), ("0002_c1s1_000451_03", "0002_c2s1_000026_02")]
+)
+def test_pictures_of_pairs_are_named_by_both(form: str, names: tuple[str, str], tmp_path: Path) -> None:
+    """However a program joins the names; which is the source and which the target counts."""
+    people = [Sample(f"data/{a}_2_{b}", "", np.zeros((0, 17, 3)), np.zeros(0), None, (8, 8), {"source": a, "target": b}) for a, b in (names, names[::-1])]
+    for grey, pair in ((10, names), (20, names[::-1])):
+        save(tmp_path / form.format(*pair), grey)
+    batch = PoseBatch([p.id for p in people], [""] * 2, [p.keypoints for p in people], (8, 8), population=people)
+    images = Folder(str(tmp_path)).generate(batch, lambda *_: pytest.fail("sampled"))
+    assert [round(float(image.mean() + 1) * 127.5) for image in images] == [10, 20]
+
+
 def test_six_digits_can_be_ids_or_indices(tmp_path: Path) -> None:
     """The first sample's id is the second one's index: whichever fits more samples is meant, and it can be said."""
     ids = ["x/000001", "x/000002", "x/000003"]

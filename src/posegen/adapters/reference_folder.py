@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,9 @@ from posegen.data.base import PoseBatch, Sample, to_tensor
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: Least digits of a picture's name that may be the end of a sample's id (Human-Art puts the scenario's number in front of the file's).
 DIGITS = 8
+#: What programs put between the names of source and target.
+PAIRINGS = ("_2_", "_to_", "___")
+INNER = re.compile(r"\.(jpe?g|png)(?=___|_2_|_to_|$)", re.IGNORECASE)
 NAMINGS = ("auto", "id", "index")
 Naming = Literal["auto", "id", "index"]
 
@@ -28,7 +32,8 @@ class Folder(Reference):
     """The pictures of a folder.
 
     Which picture belongs to which sample is told by a list (``names``), by the pictures' names (the sample's id, or its last part, or the file name of the
-    data set's picture where the id ends in it), or by their numbers (``000000.png`` is the first sample of the split, as in the folders of this project).
+    data set's picture where the id ends in it; for pairs ``SOURCE_2_TARGET``, ``SOURCE_to_TARGET`` or ``SOURCE___TARGET``, also with ``_vis`` behind it), or by
+    their numbers (``000000.png`` is the first sample of the split, as in the folders of this project).
 
     Args:
         path: the folder; folders inside it are searched too.
@@ -163,24 +168,36 @@ def by_index(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     """Sample id -> files named after it.
 
-    A name fits if it is the id, the last part of it, or, where it is a long number, the end of the id. Where a name fits several samples, the folders in front
-    of it decide: they hold the sample's scenario or a part of its id.
+    A name fits if it is the id, the last part of it, or, where it is a long number, the end of the id. That of a pair is made of those of its two pictures, as
+    any program joins them (`PAIRINGS`). Where a name fits several samples, the folders in front of it decide: they hold the sample's scenario or a part of its
+    id.
     """
     lengths = {len(stem) for file in files for stem in [PurePosixPath(file).stem] if stem.isdecimal() and len(stem) >= DIGITS}
     known: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         tail = sample.id.rpartition("/")[2]
-        for key in {sample.id.replace("/", "_"), tail, *(tail[-length:] for length in lengths)}:
+        for key in {sample.id.replace("/", "_"), tail, *(tail[-length:] for length in lengths), *pairings(sample)}:
             known[key].append(sample)
     claims = defaultdict(list)
     for file in files:
         place = PurePosixPath(file)
-        fitting = known.get(place.stem, [])
+        fitting = known.get(place.stem) or known.get(plain(place.stem), [])
         if len(fitting) > 1:
             fitting = [sample for sample in fitting if set(place.parent.parts) & surroundings(sample)]
         if len(fitting) == 1:
             claims[fitting[0].id].append(file)
     return claims
+
+
+def pairings(sample: Sample) -> set[str]:
+    """What the picture of a pair may be called; nothing where the sample is none."""
+    about = sample.attributes
+    return {f"{about['source']}{between}{about['target']}" for between in PAIRINGS} if {"source", "target"} <= about.keys() else set()
+
+
+def plain(stem: str) -> str:
+    """A name without the suffixes of the pictures that it is made of, and without the word that several programs append."""
+    return INNER.sub("", stem.removesuffix("_vis"))
 
 
 def surroundings(sample: Sample) -> set[str]:

@@ -17,6 +17,8 @@ from posegen.poses.topology import COCO_NAMES
 
 #: Least share of the joints that lie on the picture; less, and the numbers belong to pictures of another size, or x is y.
 INSIDE = 0.95
+#: Largest difference between two shapes that are called the same, as the logarithm of the ratio of their aspects.
+UNLIKE = 0.1
 NOSE, HIPS = COCO_NAMES.index("nose"), [COCO_NAMES.index("left_hip"), COCO_NAMES.index("right_hip")]
 
 
@@ -104,7 +106,7 @@ def _nose_above_hips(kept: Sequence[Entry], looks: Sequence[Look]) -> float | No
 
 def warnings(facts: Mapping[str, Any], source: Source, split: str) -> list[str]:
     """What is suspicious about the whole, and what differs from what is known of the data set."""
-    expected, found = source.expected(split), []
+    expected, found = source.expected(split), source.suspicions(split)
     if "entries" in expected and facts["images"] != expected["entries"]:
         found.append(f"{facts['images']:,} pictures can be used; the released list has {expected['entries']:,}")
     if "sha256" in expected and not facts["sha256_of_paths"].startswith(expected["sha256"]):
@@ -112,6 +114,10 @@ def warnings(facts: Mapping[str, Any], source: Source, split: str) -> list[str]:
     here = facts["scenarios"]
     if other := [f"{name} {here.get(name, 0)} of {count}" for name, count in expected.get("scenarios", {}).items() if here.get(name, 0) != count]:
         found.append(f"scenarios that differ from the released list: {', '.join(other)}")
+    if "shape" in expected and facts["sizes"]:
+        height, width = facts["sizes"]["median"]
+        if abs(np.log(height / width * expected["shape"][1] / expected["shape"][0])) > UNLIKE:
+            found.append(f"the median picture is {width} x {height} pixels, of another shape than {expected['shape'][::-1]}: {expected['otherwise']}")
     if facts["joints_inside"] is not None and facts["joints_inside"] < INSIDE:
         found.append(
             f"only {facts['joints_inside']:.1%} of the joints lie on their pictures: the poses belong to pictures of another size, or x and y are swapped"

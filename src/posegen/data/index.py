@@ -92,6 +92,9 @@ class Index:
     def place(self, index: int) -> Place:
         return Place(self.files[index], *self.spans[index].tolist())
 
+    def id(self, index: int) -> str:
+        return json.loads(self.records[index])[0]
+
     @property
     def ids(self) -> list[str]:
         return [json.loads(record)[0] for record in self.records]

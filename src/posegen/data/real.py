@@ -114,7 +114,7 @@ class RealData(PoseData):
         looks = Looks(self.folder / "looks.jsonl", self.source.root).complete(wanted, self.workers, f"{self.name} {self.split}")
         pairs = list(zip(listed, looks, strict=True))
         defects += [Defect(entry.place.file, look.problem) for entry, look in pairs if look.problem]
-        good = [pair for pair in pairs if not pair[1].problem]
+        good = [(entry.on(look.size), look) for entry, look in pairs if not look.problem]
         defects += [remark for pair in good for remark in checking.remarks(*pair)]
         kept, seen = [entry for entry, _ in good], [look for _, look in good]
         index = Index.of(kept, [look.size for look in seen], [look.sha for look in seen])
@@ -178,10 +178,13 @@ class RealData(PoseData):
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        stored, _, rows = self.read
-        entry = stored[rows[index]]
+        return self.row(self.read[2][index], visit, image)
+
+    def row(self, row: int, visit: int = 0, image: bool = True, chance: str | None = None) -> Sample:
+        """The sample of a row of the index; what is random about it belongs to ``chance``, by default to its id."""
+        entry = self.read[0][row]
         assert entry.size is not None and entry.areas is not None  # which an index has of all
-        view = self.transform.view(entry.id, visit, entry.size, self.size)
+        view = self.transform.view(chance or entry.id, visit, entry.size, self.size)
         joints, areas, there = self.transform.people(entry.keypoints, entry.areas, view)
         whole = partial(pictures.read, self.source.root, entry.place, entry.size)
         pixels = view.pixels(whole()) if image else None

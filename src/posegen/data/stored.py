@@ -9,7 +9,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Entry:
         keypoints: ``[P, 17, 3] float32`` on the stored picture: x, y, and a score or COCO visibility, 0 where a joint is missing.
         areas: ``[P]`` in square pixels, None where the data set has none.
         attributes: facts to group by (``scenario``) and to record.
+        frame: (height, width) of the canvas that the keypoints are on where it is not the stored picture's; the picture is that canvas, stretched.
     """
 
     id: str
@@ -65,6 +66,16 @@ class Entry:
     keypoints: np.ndarray
     areas: np.ndarray | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    frame: tuple[int, int] | None = None
+
+    def on(self, size: tuple[int, int]) -> Entry:
+        """The entry with its keypoints on the picture, which turned out to have this (height, width)."""
+        if self.frame is None:
+            return self
+        scale = np.divide(size[::-1], self.frame[::-1])
+        points = np.where(self.keypoints[..., 2:] > 0, (self.keypoints[..., :2] + 0.5) * scale - 0.5, 0.0)
+        keypoints = np.concatenate([points, self.keypoints[..., 2:]], -1).astype(np.float32)
+        return replace(self, keypoints=keypoints, areas=None if self.areas is None else self.areas * scale.prod(), frame=None)
 
 
 @dataclass(frozen=True)
@@ -112,9 +123,14 @@ class Source(ABC):
     def expected(self, split: str) -> Mapping[str, Any]:
         """Known counts and hashes to compare with.
 
-        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: how that of the sorted picture paths, joined by newlines, begins.
+        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: how that of the sorted picture paths, joined by newlines, begins;
+        ``shape``: (height, width) that pictures are a multiple of, about, and ``otherwise``: what is wrong where they are not.
         """
         return {}
+
+    def suspicions(self, split: str) -> list[str]:
+        """What is suspicious about the lists of a split."""
+        return []
 
 
 def json_mapping(file: Path, expected: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How a picture of any size becomes a square (or any rectangle) that a model sees: scaled until it covers it, cut, and perhaps mirrored.
 
-``corrected`` is the rule of this project. The others are the published readers', with what is wrong in them: the crop is random even where methods are
-judged, mirrored people keep the names of their joints, so that left is called right, and a joint outside the picture is moved to its corner. Their rotations
-(one picture in ten, by up to 90 degrees) and changes of colour are left out.
+``corrected`` is the rule of this project, and ``stretch`` that of pairs of person images, which covers nothing and cuts nothing. The others are the published
+readers', with what is wrong in them: the crop is random even where methods are judged, mirrored people keep the names of their joints, so that left is called
+right, and a joint outside the picture is moved to its corner. Their rotations (one picture in ten, by up to 90 degrees) and changes of colour are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from posegen.data.base import generator
 from posegen.data.prompts import boxes
@@ -163,6 +164,41 @@ class Corrected(Transform):
         return np.where(seen[..., None], np.concatenate([points, keypoints[..., 2:]], -1), 0.0)
 
 
+@dataclass(frozen=True)
+class Stretched(View):
+    """All of a picture, or of what lies between its bars, by Pillow's bicubic filter, which averages what it reduces."""
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        image = np.ascontiguousarray(image[:: -1 if self.upturned else 1, :: -1 if self.mirrored else 1])
+        (x, y), (height, width) = self.scale, self.size
+        left, top = float(self.left / x), float(self.top / y)
+        box = left, top, left + float(width / x), top + float(height / y)
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+class Stretch(Corrected):
+    """Pictures are brought to the size whatever their shape, as all programs that learn from pairs of person images do.
+
+    Args:
+        mirror: share of the visits on which the picture is mirrored, and left and right with it; for training.
+        bars: share of the picture's width that each of two bars at its sides takes, which are cut off.
+        threshold: joints with a lower or equal score are missing.
+    """
+
+    def __init__(self, mirror: float = 0.0, bars: float = 0.0, threshold: float = LEAST_SCORE) -> None:
+        super().__init__(mirror, threshold)
+        self.bars = bars
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "name": "stretch", "bars": self.bars}
+
+    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+        mirrored = super().view(id, visit, stored, size).mirrored
+        width = round(size[1] / (1 - 2 * self.bars))
+        return Stretched(stored, (size[0], width), 0, (width - size[1]) // 2, size, mirrored)
+
+
 class Reference(Transform):
     """A random part, as the programs of HumanSD, Stable-Pose and GRPose read it, also where they are judged.
 
@@ -201,6 +237,7 @@ class Reference(Transform):
 
 TRANSFORMS: dict[str, Transform] = {
     "corrected": Corrected(),
+    "stretch": Stretch(),
     "reference": Reference(),
     "stable_pose": Reference(horizontal=0.2),
     "humansd": Reference(horizontal=0.2, vertical=0.1),

@@ -69,7 +69,8 @@ class Chapter:
     @property
     def summary(self) -> str:
         people = f", {self.facts['people']:,} people" if "people" in self.facts else ""
-        return f"{self.usable:,} pictures{people}; {self.left_out} left out, {len(self.defects) - self.left_out} remarks"
+        things = "pairs" if "pairs" in self.facts else "pictures"
+        return f"{self.usable:,} {things}{people}; {self.left_out} left out, {len(self.defects) - self.left_out} remarks"
 
 
 def prepare(cfg: DictConfig) -> None:
