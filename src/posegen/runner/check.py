@@ -49,6 +49,8 @@ ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 JUDGING = ("evaluate", "benchmark")
 #: What only some data sets have: field of a batch -> (method that brings it, what it is).
 OTHER_IMAGES = {"twins": ("twin", "a second image of each caption"), "source": ("source_of", "another image of each person")}
+#: Splits that are trained on or generated; others are only looked at.
+MADE = ("train", "validation", "test")
 Known = Mapping[str, Mapping[str, Option]]
 
 
@@ -162,7 +164,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
         data = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None
-        for field, (method, image) in OTHER_IMAGES.items():
+        for field, (method, image) in OTHER_IMAGES.items() if split in MADE else ():
             if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
                 problems.append(Problem(f"data.{split}", f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="))
         problems += _sizes(f"data.{split}", node, factor)

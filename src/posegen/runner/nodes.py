@@ -58,7 +58,8 @@ def value_of(node: Any) -> Any:
     Raises:
         OmegaConfBaseException: an interpolation in it leads nowhere.
     """
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._dereference_node()._value()
+    node = node if OmegaConf.is_config(node) else node._dereference_node()
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
 
 
 def value_or_none(node: Any) -> Any:
