@@ -89,14 +89,17 @@ class StepBatches(IterableDataset):
     Every epoch is a new permutation of the split; batches never span two epochs, so ``visit`` is the epoch.
 
     Args:
-        size: images per batch.
+        size: images per batch, over all processes.
         start: the first batch to yield; a resumed run starts where it was interrupted.
+        rank: which share of every batch this process sees ...
+        shares: ... of how many equal ones.
     """
 
-    def __init__(self, data: PoseData, needs: Needs, size: int, seed: int, start: int = 0) -> None:
+    def __init__(self, data: PoseData, needs: Needs, size: int, seed: int, start: int = 0, rank: int = 0, shares: int = 1) -> None:
         if len(data) < size:
             raise UserError(f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count")
         self.data, self.needs, self.size, self.seed, self.start = data, needs, size, seed, start
+        self.own = slice(rank * (size // shares), (rank + 1) * (size // shares))
 
     def indices(self, batch: int) -> tuple[list[int], int]:
         """(sample indices, epoch) of a batch."""
@@ -111,7 +114,7 @@ class StepBatches(IterableDataset):
         batch = first
         while True:
             indices, epoch = self.indices(batch)
-            yield collate(self.data, indices, self.needs, self.seed, epoch)
+            yield collate(self.data, indices[self.own], self.needs, self.seed, epoch)
             batch += stride
 
 

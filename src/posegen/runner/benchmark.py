@@ -19,6 +19,7 @@ from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
 from posegen.runner.hydra_app import Failed, Request, composed, run_hydra
 from posegen.runner.parts import reference_split
+from posegen.runner.ranks import Crew
 from posegen.runner.shards import Shard, share
 
 #: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
@@ -84,6 +85,7 @@ class Plan(Callback):
             with composed(request.having(*overrides)) as cfg:
                 require_valid(cfg)
                 Shard.of(cfg)
+                Crew.planned(cfg)
                 require_weights(cfg)
                 cell = Cell.of(cfg, splits_of(cfg))
                 cell.check()
@@ -145,7 +147,10 @@ def run_cell(cfg: DictConfig) -> str:
     watch_parent()
     cell = Cell.of(cfg, splits_of(cfg))
     try:
-        contribute(cfg, cell)
+        if Crew.of(cfg).node:
+            help_train(cfg, cell)
+        else:
+            contribute(cfg, cell)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
         print(f"failed: {cell.folder}: {error}", flush=True)
     return cell.status.get("state", "failed")
@@ -173,6 +178,15 @@ def contribute(cfg: DictConfig, cell: Cell) -> None:
         judge(parts, folder)
 
     share(cell, parts.shard, work, lambda: judged(parts, folder), lambda: conclude(parts, folder))
+
+
+def help_train(cfg: DictConfig, cell: Cell) -> None:
+    """What a cell's other machines do."""
+    from posegen.runner.parts import Parts
+    from posegen.runner.train import assist
+
+    if Parts(cfg).bare_adapter.trainable and cfg.checkpoint is None and not cell.finished():
+        assist(cfg, cell.folder)
 
 
 def note_row(adapter: Any, folder: Path) -> None:

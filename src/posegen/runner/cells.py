@@ -26,11 +26,15 @@ from posegen.runner.files import read_json, write_json, write_text
 #: Groups and keys that results depend on ...
 IDENTITY = ("task", "adapter", "backbone", "data", "sampler", "optim", "trainer", "estimator", "protocol", "seed", "checkpoint")
 #: ... except for these: where things lie, who computes, how it is shown. (Weights at a path count by their hash.)
-NEUTRAL = frozenset({"cache", "workers", "devices", "accelerator", "progress", "save_every", "log_every", "validate_every", "validate_images"})
+NEUTRAL = frozenset(
+    {"cache", "workers", "devices", "nodes", "strategy", "accelerator", "progress", "save_every", "log_every", "validate_every", "validate_images"}
+)
 #: Overrides that do not belong in a folder's name: these stand elsewhere in the path ...
 PLACED = frozenset({"adapter", "data", "seed", "study"})
 #: ... and these, with whatever is below them, change no result, or do so through keys of their own.
 UNNAMED = frozenset({"logger", "hydra", "paths", "experiment", "benchmark", "force", "shard", "shards", "title", "baseline", "headline", "reproduction"})
+#: Options that differ from their group's default in neutral keys alone.
+ALIKE = frozenset({"trainer=default", "trainer=ddp", "trainer=fsdp"})
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 #: Stages a cell can go through; an experiment or verb may stop early.
@@ -113,7 +117,7 @@ class Cell:
             try:
                 yield
             except BaseException as error:
-                state = "running" if isinstance(error, KeyboardInterrupt) else "failed"
+                state = "running" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"  # the latter is what schedulers' signals become
                 reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
                 self.write(state=state, reason=reason, traceback=traceback.format_exc(), wall_s=earlier + time.time() - started)
                 raise
@@ -131,7 +135,7 @@ def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
         key, _, text = override.lstrip("+~").partition("=")
         group = key.split("@")[0]
         first, last = group.split(".")[0].split("/")[0], group.split(".")[-1]
-        if group not in PLACED and first not in UNNAMED and last not in NEUTRAL:
+        if override not in ALIKE and group not in PLACED and first not in UNNAMED and last not in NEUTRAL:
             named.append(f"{group}={_short(config, group, text)}")
     name = ",".join([config["dataset"], *sorted(named)]).replace("/", "-").replace(" ", "")
     if len(name) > 150:  # file systems allow 255 bytes

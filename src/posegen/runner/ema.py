@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from posegen.runner.sharding import as_held, whole
+
 
 class EMA(Callback):
     """Keeps the average of the trained parameters; it is what is sampled, judged and exported.
@@ -30,7 +32,7 @@ class EMA(Callback):
         values = module.state_dict()
         if not self.average:
             self.average = {name: value.detach().clone().float() if value.is_floating_point() else value.clone() for name, value in values.items()}
-        self.average = {name: value.to(values[name].device) for name, value in self.average.items()}
+        self.average = {name: as_held(value, values[name]) for name, value in self.average.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -46,7 +48,7 @@ class EMA(Callback):
                 average.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "average": self.average}
+        return {"steps": self.steps, "average": whole(self.average)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.average = state["steps"], state["average"]

@@ -14,18 +14,30 @@ def asset(name: str) -> str:
     return str(Path(__file__).resolve().parents[1] / "assets" / name)
 
 
-def gpus() -> int:
-    """``${gpus:}``: how many GPUs this process may use, at least 1; asks neither torch nor the driver."""
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use; asks neither torch nor the driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [n for n in visible.split(",") if n.strip()] if visible is not None else list(Path("/dev").glob("nvidia[0-9]*"))
-    return max(1, len(names))
+    if visible is None:
+        return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    return [name.strip() for name in visible.split(",") if name.strip()]
+
+
+def gpus() -> int:
+    """``${gpus:}``: how many GPUs this process may use, at least 1."""
+    return max(1, len(visible_gpus()))
+
+
+def at_once(threads: int) -> int:
+    """``${at_once:THREADS}``: how many cells this machine computes at once: one per GPU, or as many as its cores have room for with so many threads each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(visible_gpus()) or max(1, cores // threads)
 
 
 def gpu() -> str:
     """``${gpu:}``: the GPU of this worker process of a pool as large as `gpus`; the same for all cells the worker runs."""
     number = multiprocessing.current_process().name.rpartition("-")[2]  # loky counts its workers from 1: LokyProcess-1
     index = (int(number) - 1) % gpus() if number.isdigit() else 0
-    visible = [n.strip() for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n.strip()]
+    visible = visible_gpus()
     return visible[index] if visible else str(index)
 
 
@@ -45,5 +57,6 @@ def row(option: str, path: str | None) -> str:
 
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("gpus", gpus, replace=True)
+OmegaConf.register_new_resolver("at_once", at_once, replace=True)
 OmegaConf.register_new_resolver("gpu", gpu, replace=True)
 OmegaConf.register_new_resolver("row", row, replace=True)

@@ -19,6 +19,7 @@ from posegen.runner.compute import arranged
 from posegen.runner.muon import Muon
 from posegen.runner.parts import Parts
 from posegen.runner.recipe import Recipe
+from posegen.runner.sharding import divide
 
 
 class Task(LightningModule):
@@ -50,10 +51,20 @@ class Task(LightningModule):
 
     def training_step(self, batch: PoseBatch, index: int) -> Tensor:
         # Whatever draws from the global generator (dropout, say) is then a function of the step, and a resumed run repeats it.
-        torch.manual_seed(self.seed * 1_000_003 + index)
+        # Processes that share a batch must not all drop the same.
+        torch.manual_seed(self.seed * 1_000_003 + index + (self.global_rank << 40))
         losses = self.losses(batch)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
+        logged = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(logged, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)  # the mean over all processes
         return losses["loss"]
+
+    def configure_model(self) -> None:
+        """Lightning's hook for dividing what trains, which ``trainer=fsdp`` does."""
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy):
+            divide(self, strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]

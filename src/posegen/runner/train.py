@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -12,17 +13,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from posegen.runner.batches import Needs, StepBatches, training_loader
 from posegen.runner.cache import cached_latents, cached_text
 from posegen.runner.cells import Cell
 from posegen.runner.compute import precision
+from posegen.runner.device import device_of
 from posegen.runner.ema import EMA
 from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
 from posegen.runner.parts import Parts
 from posegen.runner.progress import Progress
+from posegen.runner.ranks import Crew, train_together
+from posegen.runner.sharding import whole
 from posegen.runner.tasks import AdapterTask, Task
 
 
@@ -36,6 +41,9 @@ def train(cfg: DictConfig) -> None:
         print(f"{cell.folder} is finished; nothing to do")
         return
     require_valid(cfg)
+    if Crew.of(cfg).node:
+        assist(cfg, cell.folder)
+        return
     with cell.working():
         if not cell.finished():  # by another process that was waited for
             prepare_threads(cfg)
@@ -48,20 +56,41 @@ def prepare_threads(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.trainer.threads)
 
 
+def assist(cfg: DictConfig, folder: Path) -> None:
+    """What a cell's other machines do: they train with the first, and leave everything else to it."""
+    prepare_threads(cfg)
+    fit(Parts(cfg), folder)
+
+
 def fit(parts: Parts, folder: Path) -> None:
-    """Trains the task of ``parts`` in a cell's folder and exports it to ``folder/method`` with its averaged weights.
+    """Trains the task of ``parts`` in a cell's folder, with as many processes as it is to have, and exports it to ``folder/method`` with its averaged weights.
 
     Does nothing where ``method`` exists already: the export is the last thing that training does.
     """
     if (folder / "method").is_dir():
         return
+    crew = Crew.of(parts.cfg)
+    if crew.size > 1:
+        train_together(parts.cfg, folder, crew)
+    else:
+        fit_here(parts, folder, crew)
+
+
+def fit_here(parts: Parts, folder: Path, crew: Crew) -> None:
+    """The part of `fit` that each process does."""
     cfg = parts.cfg
     task = build_task(parts)
     ema = EMA(cfg.trainer.ema)
     if task.count_trained():
-        run(parts, task, ema, folder)
+        run(parts, task, ema, folder, crew)
     elif isinstance(task, AdapterTask) and task.adapter.trainable:
         raise UserError(f"adapter={cfg.method} has nothing to train with these settings; switch some of its parts on")
+    weights, ema.average = (whole(task.state_dict()), whole(ema.average)) if crew.divides else ({}, ema.average)
+    if crew.rank:
+        return
+    if crew.divides:
+        task = build_task(Parts(cfg))  # one that knows nothing of shares
+        task.load_state_dict(weights, strict=False)
     with ema.applied(task):
         task.export(folder / "method")
     note_costs(folder, trained_parameters=task.count_trained())
@@ -74,18 +103,18 @@ def build_task(parts: Parts) -> Task:
     return instantiate(parts.cfg.task, _partial_=True, _convert_="all")(parts)
 
 
-def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
+def run(parts: Parts, task: Task, ema: EMA, folder: Path, crew: Crew) -> None:
     """The fit itself, from the last checkpoint where there is one."""
     cfg, t = parts.cfg, parts.cfg.trainer
-    if cfg.optim.batch % cfg.optim.accumulate:
-        raise UserError(f"optim.batch={cfg.optim.batch} is not divisible by optim.accumulate={cfg.optim.accumulate}")
     checkpoint = folder / "last.ckpt"
     start = start_step(checkpoint)
     data = parts.data("train")
     data.prepare()
-    batches = StepBatches(data, needs_of(task, parts), cfg.optim.batch // cfg.optim.accumulate, cfg.seed, start * cfg.optim.accumulate)
-    callbacks: list[Callback] = [ema, Saver(checkpoint, t.save_every), Reporter(folder, t.steps, start, cfg.optim.batch, t.progress)]
-    if t.validate_every and isinstance(task, AdapterTask) and judgeable(parts):
+    batches = StepBatches(data, needs_of(task, parts), cfg.optim.batch // cfg.optim.accumulate, cfg.seed, start * cfg.optim.accumulate, crew.rank, crew.size)
+    callbacks: list[Callback] = [ema, Saver(checkpoint, t.save_every)]
+    if crew.rank == 0:
+        callbacks.append(Reporter(folder, t.steps, start, cfg.optim.batch, t.progress))
+    if t.validate_every and crew.rank == 0 and isinstance(task, AdapterTask) and judgeable(parts, crew):
         from posegen.runner.validation import LivePoseAccuracy
 
         callbacks.append(LivePoseAccuracy(parts, ema, folder, t.validate_every, t.validate_images))
@@ -93,10 +122,10 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
         trainer = Trainer(
             max_steps=t.steps,
             accelerator=t.accelerator,
-            devices=t.devices,
+            **crew.lightning(device_of(t.accelerator).type),
             precision=precision(t.precision),
             callbacks=callbacks,
-            logger=loggers(parts, folder),
+            logger=loggers(parts, folder) if crew.rank == 0 else False,
             accumulate_grad_batches=cfg.optim.accumulate,
             gradient_clip_val=cfg.optim.clip,
             log_every_n_steps=t.log_every,
@@ -106,7 +135,10 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
             use_distributed_sampler=False,
             default_root_dir=str(folder),
         )
-        trainer.fit(task, training_loader(batches, t.workers), ckpt_path=str(checkpoint) if start else None, weights_only=True if start else None)
+        try:
+            trainer.fit(task, training_loader(batches, t.workers), ckpt_path=str(checkpoint) if start else None, weights_only=True if start else None)
+        except SIGTERMException as stop:  # whose exit code would be 0
+            raise SystemExit(128 + signal.SIGTERM) from stop
     for logger in trainer.loggers:
         if callable(finish := getattr(logger.experiment, "finish", None)):  # a W&B run; the next cell of this process starts its own
             finish()
@@ -114,8 +146,11 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path) -> None:
         raise KeyboardInterrupt
 
 
-def judgeable(parts: Parts) -> bool:
-    """Whether the protocol can judge what the backbone generates; says so where it cannot."""
+def judgeable(parts: Parts, crew: Crew) -> bool:
+    """Whether the protocol can judge what the backbone generates while it trains; says so where it cannot."""
+    if crew.divides:
+        print("no live curve: with trainer=fsdp no process holds the whole method", flush=True)
+        return False
     made, judged = parts.backbone.sample, parts.protocol.sample
     if made != judged:
         print(f"no live curve: the backbone generates {made}s and protocol={parts.protocol.name} judges {judged}s", flush=True)
@@ -190,9 +225,14 @@ class Saver(Callback):
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every, self.saved = path, every, 0
 
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.world_size > 1:  # Lightning would tell the others in the middle of a step; whoever started these processes ends them
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step = trainer.global_step
-        if step > self.saved and step % self.every == 0 and step < trainer.max_steps:
+        due = step % self.every == 0 or trainer.received_sigterm  # the scheduler wants the machine back
+        if step > self.saved and due and step < trainer.max_steps:
             self.saved = step
             temporary = self.path.with_name(f".{self.path.name}.tmp")
             trainer.save_checkpoint(temporary)
@@ -210,7 +250,7 @@ class Reporter(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
         if trainer.global_step > self.step:
-            self.progress.update((trainer.global_step - self.step) * self.batch, loss=float(outputs["loss"]))
+            self.progress.update((trainer.global_step - self.step) * self.batch, loss=float(trainer.callback_metrics["train/loss"]))
             self.step = trainer.global_step
 
     def on_train_end(self, *_: Any) -> None:
