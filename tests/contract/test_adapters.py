@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from posegen.adapters.base import Adapter, Paper
 from posegen.backbones.base import Injection, Step
 from posegen.data.base import PoseBatch
-from posegen.runner.listing import conf_dir
+from posegen.runner.listing import Option, conf_dir
 from posegen.runner.parts import Parts
 from posegen.runner.sample import batch_of
 from tests.tiny import configured, making
@@ -22,6 +22,7 @@ from tests.tiny import configured, making
 FILES = sorted((conf_dir() / "adapter").rglob("*.yaml"))
 NAMES = [file.relative_to(conf_dir() / "adapter").with_suffix("").as_posix() for file in FILES]
 METHODS = [name for name in NAMES if not name.startswith("reference/")]
+WHOLE = [name for name in NAMES if not name.startswith("ablation/")]  # those that say all of their arguments; an ablation changes a few of a method's
 
 #: Factors that all methods share; one of them in an adapter's yaml would make the comparison unfair.
 SHARED = {"seed", "size", "resolution", "steps", "guidance", "guidance_scale", "prompt", "negative_prompt"}
@@ -30,10 +31,18 @@ SHARED |= {"batch", "batch_size", "scheduler", "precision", "ema"}
 
 @pytest.fixture(params=METHODS)
 def parts(request: pytest.FixtureRequest, world: list[str]) -> Iterator[Parts]:
-    method = get_class(OmegaConf.load(conf_dir() / "adapter" / f"{request.param}.yaml")._target_)
+    method = class_of(request.param)
     exact = "trainer.precision=32-true"  # low precision turns a difference in the last bit into one of 1e-2
     with configured("train", *making(method.sample, world, method.needs), f"adapter={request.param}", exact) as cfg:
         yield Parts(cfg)
+
+
+def yaml_of(name: str) -> Path:
+    return conf_dir() / "adapter" / f"{name}.yaml"
+
+
+def class_of(name: str) -> type[Adapter]:
+    return get_class(Option("adapter", name, yaml_of(name)).target or "")
 
 
 def batch(parts: Parts, rows: range = range(2)) -> PoseBatch:
@@ -53,22 +62,29 @@ def step(parts: Parts, pose: PoseBatch) -> tuple[dict[str, torch.Tensor], Step]:
     return adapter.loss(taken, state, pose), taken
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_the_yaml_holds_no_shared_factor_and_agrees_with_the_constructor(file: Path) -> None:
-    values = OmegaConf.load(file)
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_yaml_holds_no_shared_factor_and_agrees_with_the_constructor(name: str) -> None:
+    values = OmegaConf.load(yaml_of(name))
     own = {k: v for k, v in values.items() if k not in ("_target_", "recipes")}
     assert not SHARED & set(own)
     assert all(set(recipe) <= {"lr", "drop_text"} for recipe in (values.get("recipes") or {}).values())
     signature = inspect.signature(get_class(values._target_))
-    for name, value in own.items():
-        default = signature.parameters[name].default
+    for key, value in own.items():
+        default = signature.parameters[key].default
         given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        assert given == (list(default) if isinstance(default, tuple) else default), name
+        assert given == (list(default) if isinstance(default, tuple) else default), key
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_the_class_says_what_it_is(file: Path) -> None:
-    cls = get_class(OmegaConf.load(file)._target_)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE])
+def test_an_ablation_changes_arguments_of_its_method_alone(name: str) -> None:
+    changed = {k: v for k, v in OmegaConf.load(yaml_of(name)).items() if k != "defaults"}
+    parameters = inspect.signature(class_of(name)).parameters
+    assert changed and all(key in parameters and value != parameters[key].default for key, value in changed.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_class_says_what_it_is(name: str) -> None:
+    cls = class_of(name)
     assert issubclass(cls, Adapter) and inspect.getdoc(cls)
     assert isinstance(cls.paper, Paper) and cls.paper.title
     assert cls.needs <= {"hint", "images", "twins", "source", "population"}

@@ -53,3 +53,12 @@ class SameCaption(Reference):
 
     def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
         return batch.twins  # type: ignore[return-value]
+
+
+class CopySource(Reference):
+    """The source images themselves, for data with pairs: all of the appearance and none of the pose."""
+
+    needs = frozenset({"source"})
+
+    def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
+        return batch.source  # type: ignore[return-value]

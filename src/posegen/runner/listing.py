@@ -91,8 +91,11 @@ class Option:
         if found := re.search(r"^_target_:\s*([\w.]+)", text, re.MULTILINE):
             return found[1]
         bases = re.search(r"^defaults:\s*\[?\s*(?:-\s*)?([\w/]+)", text, re.MULTILINE)
-        base = self.file.parent / f"{bases[1]}.yaml" if bases else None
-        return Option(self.group, bases[1], base).target if bases and base and base.is_file() and base != self.file else None
+        if bases is None:
+            return None
+        root = self.file.parents[len(self.name.split("/")) - 1]  # the group's folder
+        base = root / f"{bases[1].removeprefix(f'/{self.group}/')}.yaml" if bases[1].startswith("/") else self.file.parent / f"{bases[1]}.yaml"
+        return Option(self.group, base.relative_to(root).with_suffix("").as_posix(), base).target if base.is_file() and base != self.file else None
 
 
 def groups(where: Sequence[Path] | None = None) -> dict[str, dict[str, Option]]:
