@@ -148,6 +148,14 @@ def test_only_the_branch_without_text_is_unmasked(own: StablePose) -> None:
     assert torch.equal(state.conditions["counts"], state.conditions["tokens"].sum(-1))
 
 
+def test_without_masks_the_attention_is_that_of_the_branch_without_text_and_the_loss_keeps_its_mask(own: StablePose, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = state_of(own, drawn())
+    monkeypatch.setattr(own, "masked", False)
+    free = state_of(own, drawn())
+    assert torch.equal(free.conditions["masks"], masked.conditions["masks"]) and not masked.conditions["tokens"].all()
+    assert free.conditions["tokens"].all() and (free.conditions["counts"] == free.conditions["tokens"].shape[-1]).all()
+
+
 def test_the_new_block_starts_with_the_backbones_convolutions() -> None:
     backbone = backbone_of(SD1)
     scrambled(backbone.unet)

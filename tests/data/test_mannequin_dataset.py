@@ -158,3 +158,20 @@ def test_errors_name_the_options(tmp_path):
         MannequinData("val", cache=tmp_path)
     with pytest.raises(ValueError, match="at least one"):
         MannequinData(count=0, cache=tmp_path)
+
+
+def test_inexact_keypoints_belong_to_the_sample_and_scale_with_the_person(tmp_path):
+    exact, inexact, worse = make(tmp_path, 40), make(tmp_path, 40, keypoint_noise=0.05), make(tmp_path, 40, keypoint_noise=0.1)
+    assert exact.identity != inexact.identity and "keypoint_noise" not in exact.identity
+    shares = []
+    for index in range(40):
+        true, seen = exact[index], inexact[index]
+        np.testing.assert_array_equal(seen.keypoints, inexact[index].keypoints)
+        np.testing.assert_array_equal(seen.image, true.image)
+        np.testing.assert_array_equal(seen.keypoints[..., 2], true.keypoints[..., 2])
+        error = (seen.keypoints - true.keypoints)[..., :2]
+        np.testing.assert_allclose((worse[index].keypoints - true.keypoints)[..., :2], 2 * error, atol=1e-4)
+        shares.append((error / np.sqrt(true.areas)[:, None, None]).ravel())
+    assert np.concatenate(shares).std() == pytest.approx(0.05, rel=0.05)
+    with pytest.raises(ValueError, match="keypoint_noise is -1"):
+        make(tmp_path, keypoint_noise=-1)

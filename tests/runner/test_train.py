@@ -92,6 +92,15 @@ def test_training_changes_weights_and_the_average_lags_behind(world: list[str], 
     assert moved and not equal(raw, averaged)
 
 
+def test_a_method_is_trained_with_official_quirks_where_its_yaml_says_so(world: list[str], tmp_path: Path) -> None:
+    from posegen.runner.checkpoints import read_about
+
+    for adapter, faithful in (("stable_pose", False), ("ablation/stable_pose_faithful", True)):
+        with configured("train", *world, f"adapter={adapter}", f"paths.output={tmp_path}", "trainer.steps=1") as cfg:
+            train(cfg)
+            assert read_about(Cell.of(cfg).folder / "method")["faithful"] is faithful
+
+
 def test_a_method_without_weights_is_a_finished_cell(world: list[str], tmp_path: Path) -> None:
     with configured("train", *world, "adapter=none", f"paths.output={tmp_path}") as cfg:
         train(cfg)

@@ -55,6 +55,7 @@ class StablePose(Adapter):
         threshold: faithful: blurred value above which a pixel belongs to the pose. The released code samples with -0.99 and trains with -1, where half
             precision decides what is above.
         radii: otherwise: pixels by which each layer's mask grows on a canvas of 512.
+        masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.
         normalise_loss: divide the weights by their mean over the image; as published the loss grows with the people's area.
         attention: ``compressed`` or, with the same result, ``dense``, see `posegen.backbones.masked_attention`.
@@ -90,6 +91,7 @@ class StablePose(Adapter):
         kernels: Sequence[int] = (23, 13),
         threshold: float = -0.99,
         radii: Sequence[float] = (8, 6),
+        masked: bool = True,
         alpha: float = 5.0,
         normalise_loss: bool = False,
         attention: Form = "compressed",
@@ -109,7 +111,7 @@ class StablePose(Adapter):
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style, self.patch, self.attention = style, patch, attention
         self.heads, self.head_dim, self.mlp, self.reduced, self.pose_channels = heads, head_dim, mlp, reduced, pose_channels
-        self.kernels, self.threshold, self.radii = tuple(kernels), threshold, tuple(radii)
+        self.kernels, self.threshold, self.radii, self.masked = tuple(kernels), threshold, tuple(radii), masked
         self.alpha, self.normalise_loss = alpha, normalise_loss
 
     def attach(self, backbone: Backbone) -> None:
@@ -153,7 +155,7 @@ class StablePose(Adapter):
         where any cell shows the pose, ``order [B, K, N]``, the indices of pose tokens before those of others, and ``counts [B, K]`` of pose tokens, which
         stay on the host, so that no step waits for the device.
         """
-        tokens = F.max_pool2d(masks.float(), self.patch, ceil_mode=True).flatten(2).bool()
+        tokens = F.max_pool2d(masks.float(), self.patch, ceil_mode=True).flatten(2).bool() | (not self.masked)
         order = (~tokens).byte().argsort(dim=-1, stable=True)
         pose = self.block.pose_conv(self.pose_encoder(hint))
         return state.having(pose=pose, masks=masks, tokens=tokens, order=order, counts=tokens.sum(-1).cpu())

@@ -18,7 +18,7 @@ from posegen.runner.problems import Problem, misspelt, nearest, plain
 #: Groups whose classes the runner gives further arguments, so that none can be said to be missing.
 COMPLETED = ("task", "logger")
 #: Values of an adapter's yaml that are no arguments.
-NO_ARGUMENTS = ("adapter.recipes", "prior.adapter.recipes")
+NO_ARGUMENTS = tuple(f"{where}.{name}" for where in ("adapter", "prior.adapter") for name in ("recipes", "faithful"))
 
 
 # Walking.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
-from posegen.data.base import PoseData, Sample
+from posegen.data.base import PoseData, Sample, generator
 from posegen.data.mannequin.cache import Cache, Shard
 from posegen.data.mannequin.world import SPLITS, WORLD_VERSION, World
 
@@ -26,19 +27,30 @@ class MannequinData(PoseData):
         seed: the world's seed.
         cache: folder for the rendered shards; 0.4 GB for 30,000 images of 64 pixels.
         workers: rendering processes; None takes one per core.
+        keypoint_noise: standard deviation of an error of all keypoints, as a share of the root of the person's area: annotations as a detector would make
+            them. It belongs to the sample, so that every visit sees the same.
     """
 
     name = "mannequin"
     renders: ClassVar[type[World]] = World
 
     def __init__(
-        self, split: str = "train", count: int = 30000, size: int = 64, seed: int = 0, cache: str | Path = "~/.cache/posegen", workers: int | None = None
+        self,
+        split: str = "train",
+        count: int = 30000,
+        size: int = 64,
+        seed: int = 0,
+        cache: str | Path = "~/.cache/posegen",
+        workers: int | None = None,
+        keypoint_noise: float = 0.0,
     ):
         if split not in SPLITS:
             raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
         if count < 1:
             raise ValueError(f"count is {count}: at least one sample is needed")
-        self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
+        if not keypoint_noise >= 0:
+            raise ValueError(f"data.{split}.keypoint_noise is {keypoint_noise}; expected a share of the person's size, 0 or more, for instance 0.05")
+        self.split, self.count, self.seed, self.size, self.keypoint_noise = split, count, seed, (size, size), keypoint_noise
         self.world = self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
@@ -46,7 +58,8 @@ class MannequinData(PoseData):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "version": WORLD_VERSION, "split": self.split, "count": self.count, "size": self.size[0], "seed": self.seed}
+        noise = {"keypoint_noise": self.keypoint_noise} if self.keypoint_noise else {}
+        return {"name": self.name, "version": WORLD_VERSION, "split": self.split, "count": self.count, "size": self.size[0], "seed": self.seed, **noise}
 
     def prepare(self) -> None:
         """Renders missing shards; those that are damaged are found by their checksum and rendered again."""
@@ -62,6 +75,9 @@ class MannequinData(PoseData):
         people, record = int(shard.counts[row]), shard.records[row]
         keypoints, areas = shard.keypoints[row, :people].copy(), shard.areas[row, :people].copy()
         name = self.world.sample_id(self.split, index)
+        if self.keypoint_noise:
+            error = torch.randn(people, 17, 2, generator=generator(name, "keypoint noise")).numpy()
+            keypoints[..., :2] += self.keypoint_noise * np.sqrt(areas)[:, None, None] * error
         return Sample(name, record["prompt"], keypoints, areas, np.array(shard.images[row]), self.size, _tuples(record["attributes"]))
 
     def twin(self, index: int) -> Sample:
