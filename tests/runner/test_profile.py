@@ -181,6 +181,21 @@ def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[s
     assert any("forward" in vars(m) for m in networks(side.adapter, side.backbone))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_weights_are_cast_once_and_no_bit_changes(small: list[str], monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def computed() -> tuple[Side, list[Tensor]]:
+        side = Side(settings(*small, f"adapter={method}", "trainer.precision=bf16-mixed"), 2)
+        return side, [*results(side, "sample"), *(results(side, "train") if side.adapter.trainable else [])]
+
+    kept, ours = computed()
+    monkeypatch.setattr("posegen.runner.compute.keep_cast", lambda *_: None)
+    _, plain = computed()
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    frozen = [m.weight for m in kept.backbone.unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear) and not m.weight.requires_grad]
+    assert all(weight.dtype == torch.bfloat16 for weight in frozen) and bool(frozen) == (method != "humansd")
+    assert not any(p.dtype == torch.bfloat16 for p in kept.task.parameters() if p.requires_grad)
+
+
 def test_the_metrics_have_a_comparison_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from posegen.metrics.timing import coco, decode, distances
 

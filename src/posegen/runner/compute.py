@@ -75,6 +75,18 @@ def arrange(network: nn.Module, channels_last: bool = False, compile: bool = Fal
             module.forward = partial(recomputed, module)
 
 
+def keep_cast(network: nn.Module, precision: str) -> None:
+    """Keeps the frozen weights of convolutions and linear layers in the type that autocast computes in.
+
+    The numbers are the same, since autocast would cast the same weights in every pass: it remembers casts of weights that train alone. Weights of
+    normalisations stay as they are; autocast computes those in single precision.
+    """
+    dtype = PRECISIONS.get(precision)
+    for module in network.modules() if dtype is not None else ():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.to(dtype)
+
+
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
     """``module(*inputs)``, of which the backward pass keeps the inputs alone."""
     forward = type(module).forward

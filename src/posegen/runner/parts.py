@@ -61,13 +61,15 @@ class Parts:
         """The adapter, attached to the backbone and in its initial state, computing as ``trainer`` says."""
         import torch
 
-        from posegen.runner.compute import arranged
+        from posegen.runner.compute import arranged, keep_cast, precision
 
         adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
-        for network in (adapter, self.backbone) if "trainer" in self.cfg else ():  # some verbs compute nothing
-            arranged(network, self.cfg.trainer)
+        if "trainer" in self.cfg:  # some verbs compute nothing
+            for network in (adapter, self.backbone):
+                arranged(network, self.cfg.trainer)
+            keep_cast(self.backbone.unet, precision(self.cfg.trainer.precision))
         return adapter
 
     def data(self, split: str) -> PoseData:
