@@ -20,8 +20,9 @@ from posegen.runner.compute import arrange, keeping, networks
 from posegen.runner.errors import UserError
 from posegen.runner.hydra_app import run_hydra
 from posegen.runner.listing import conf_dir
-from posegen.runner.profile import phases_of
+from posegen.runner.profile import COLUMNS, SHARE, phases_of
 from posegen.runner.profiling import measure
+from posegen.runner.profiling.breakdown import SHARES, kind_of
 from posegen.runner.profiling.judging import measure_metrics
 from posegen.runner.profiling.measure import Clock, compare_sides, measure_phase, tick
 from posegen.runner.profiling.sides import Phase, Plain, Side, official_of
@@ -142,9 +143,32 @@ def test_flops_parameters_and_seconds(small: list[str]) -> None:
     assert guided["flops"] == 2 * once["flops"] > 0  # two branches
     assert once["trained_parameters"] == once["adapter_parameters"] == 0 < once["unet_parameters"]
     assert len(once["seconds"]) == 1 and once["seconds"][0] > 0 and once["memory_mb"] > 50
+    assert sum(once["shares"].values()) == pytest.approx(1) and min(once["shares"].values()) >= 0
+    assert once["shares"]["convolution"] > 0.02 and once["matrix_rate"] > 1e9
     found = compare_sides(config, ["sample"])
     assert found["phases"]["sample"]["difference"] < 1e-4
     assert set(found["phases"]["sample"]["seconds"]) == set(found["notes"]) == {"posegen", "plain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::convolution_backward", "convolution"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "convolution"),
+        ("aten::addmm", "matrix product"),
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NNT", "matrix product"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>", "attention"),
+        ("aten::native_group_norm", "normalisation"),
+        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::copy_", "copy"),
+        ("aten::silu", "pointwise and other"),
+        ("triton_poi_fused_add_mul_3", "pointwise and other"),
+    ],
+)
+def test_operators_and_kernels_are_of_a_kind(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
 
 
 def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
@@ -241,15 +265,21 @@ def test_the_released_program_is_described_by_known_words() -> None:
 def test_the_verb_prints_a_table_and_writes_it(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(measure, "alone", lambda function, *arguments: function(*arguments))
     words = [*small, "adapter=controlnet", "phases=[train]", f"paths.output={tmp_path}"]
-    for compare, columns in (("false", {"what", "ms", "img/s", "peak MiB", "GFLOP"}), ("true", {"what", "posegen", "plain", "ratio", "ratio of"})):
+    for compare, columns in (("false", {*COLUMNS, *(kind + SHARE for kind in SHARES)}), ("true", {"what", "posegen", "plain", "ratio", "ratio of"})):
         assert run_hydra("profile", VERBS["profile"].target, [*words, f"compare={compare}"]) == 0
         printed = capsys.readouterr().out
         assert printed.splitlines()[1].startswith("training step") and "parameters: U-Net" in printed
+        if compare == "false":
+            merged = list(csv.DictReader((tmp_path / "profile" / "profile.csv").open()))
+            assert [(row["method"], row["computed"], row["what"]) for row in merged] == [("controlnet", "eager", "training step")]
+            assert list(merged[0])[8:11] == ["what", "ms", "img/s"]
         file = tmp_path / "profile" / "controlnet" / ("mannequin-compared" if compare == "true" else "mannequin")
         facts = json.loads(file.with_suffix(".json").read_text())
         rows = list(csv.DictReader(file.with_suffix(".csv").open()))
         assert [set(row) for row in rows] == [columns] * len(facts["rows"]) and facts["settings"]["size"] == 64
-        assert all(float(value) == facts["rows"][0][name] > 0 for name, value in rows[0].items() if name not in ("what", "ratio of"))
+        values = {name: float(value) for name, value in rows[0].items() if name not in ("what", "ratio of")}
+        assert all(value == facts["rows"][0][name] for name, value in values.items())
+        assert all(value > 0 for name, value in values.items() if not name.endswith(SHARE))
     assert [row["what"] for row in rows] == ["training step, ms", "peak training memory, MiB"]
 
 

@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.runner.errors import UserError
-from posegen.runner.files import write_json, write_text
+from posegen.runner.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from posegen.runner.profiling.sides import Phase
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 SUBJECTS = ("method", "metrics")
 PHASES = ("forward", "train", "sample")
+COLUMNS = ("what", "ms", "img/s", "peak MiB", "GFLOP", "TFLOP/s", "% of matrix rate")
+SHARE = " %"  # how the names of columns end that only the files have; the printed table says them in its notes
 WHAT = {"forward": "one pass", "train": "training step", "sample": "guided sampling step"}
 
 
@@ -27,18 +29,51 @@ def profile(cfg: DictConfig) -> None:
     """Measures, prints a table, and writes it as json and csv."""
     from posegen.runner.cells import provenance
     from posegen.runner.check import require_valid
+    from posegen.runner.profiling.measure import device_name
 
     require_valid(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     if cfg.what not in SUBJECTS:
         raise UserError(f"what={cfg.what}: expected one of {', '.join(SUBJECTS)}")
     rows, notes = judged(config) if cfg.what == "metrics" else (compared if cfg.compare else measured)(config, phases_of(cfg))
-    print("\n".join([*aligned(rows), "", *notes]))
+    print("\n".join([*aligned([{k: v for k, v in row.items() if not k.endswith(SHARE)} for row in rows]), "", *notes]))
     settings = {key: value for key, value in config.items() if key not in ("hydra", "paths", "logger", "estimator", "protocol", "data")}
-    out = str(Path(cfg.paths.output) / cfg.study / "metrics") if cfg.what == "metrics" else f"{cfg.out}{'-compared' * cfg.compare}"
-    write_json(Path(f"{out}.json"), {"rows": rows, "notes": notes, "settings": settings, **provenance()})
+    folder = Path(cfg.paths.output) / cfg.study
+    out = str(folder / "metrics") if cfg.what == "metrics" else f"{cfg.out}{''.join(f'-{way}' for way in ways(config))}{'-compared' * cfg.compare}"
+    write_json(Path(f"{out}.json"), {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()})
     write_text(Path(f"{out}.csv"), csv_text(rows))
     print(f"\n{out}.json (also .csv)")
+    if cfg.what == "method" and not cfg.compare:
+        write_text(folder / "profile.csv", csv_text(collected(folder)))
+        print(f"{folder / 'profile.csv'}: all methods and ways of computing that were measured there")
+
+
+def ways(config: Mapping[str, Any]) -> list[str]:
+    """What is unusual about the way of computing, for file names."""
+    return [name.replace("compile", "compiled") for name in ("channels_last", "compile") if config["trainer"][name]]
+
+
+def collected(folder: Path) -> list[Row]:
+    """The rows of all measurements of single methods below a folder, with what they hold for."""
+    rows: list[Row] = []
+    for file in sorted(folder.rglob("*.json")):
+        found = read_json(file)
+        settings = found.get("settings") or {}
+        if settings.get("what") != "method" or settings.get("compare"):
+            continue
+        t = settings["trainer"]
+        facts = {
+            "method": settings["method"],
+            "backbone": settings["backbone_name"],
+            "computed": " ".join(ways(settings)) or "eager",
+            "precision": t["precision"],
+            "checkpointing": t["checkpointing"],
+            "pixels": settings["size"],
+            "batch": settings["batch"],
+            "device": found["device"],
+        }
+        rows += [{**facts, **{column: row[column] for column in (*COLUMNS, *row) if column in row}} for row in found["rows"]]
+    return rows
 
 
 def phases_of(cfg: DictConfig) -> list[Phase]:
@@ -63,26 +98,25 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
 
 
 def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[Row], list[str]]:
-    """One row per phase."""
+    """One row per phase: time, memory, FLOPs, the share of the device's matrix rate that they are done at, and the shares of time by kind of computation."""
+    from posegen.runner.profiling.breakdown import said
     from posegen.runner.profiling.measure import alone, measure_phase
 
     rows: list[Row] = []
+    notes: list[str] = []
     found: dict[str, Any] = {}
     for phase in phases:
         found = alone(measure_phase, config, phase)
         seconds, images = min(found["seconds"]), config["batch"]
         passes = config["sampler"]["steps"] if phase == "sample" else 1
-        rows.append(
-            {
-                "what": WHAT[phase],
-                "ms": 1000 * seconds,
-                "img/s": images / (seconds * passes),
-                "peak MiB": found["memory_mb"],
-                "GFLOP": found["flops"] and found["flops"] / 1e9,
-            }
-        )
+        flops, rate = found["flops"] or 0, found["matrix_rate"]
+        speeds = (flops / 1e9 or None, flops / seconds / 1e12 or None, 100 * flops / seconds / rate or None)
+        figures = (WHAT[phase], 1000 * seconds, images / (seconds * passes), found["memory_mb"], *speeds)
+        rows.append({**dict(zip(COLUMNS, figures, strict=True)), **{kind + SHARE: 100 * share for kind, share in found["shares"].items()}})
+        notes.append(f"time of a {WHAT[phase]}: {said(found['shares'])}")
+    notes.append(f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {config['trainer']['precision']}")
     loop = f"img/s of sampling are of {config['sampler']['steps']} steps, without encoding and decoding"
-    return rows, [*counted(found), *([loop] if "sample" in phases else []), *conditions(config)]
+    return rows, [*notes, *counted(found), *([loop] if "sample" in phases else []), *conditions(config)]
 
 
 def compared(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[Row], list[str]]:

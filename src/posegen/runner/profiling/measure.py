@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from posegen.runner.compute import PRECISIONS
+from posegen.runner.device import device_of
 from posegen.runner.errors import UserError
+from posegen.runner.profiling.breakdown import breakdown, matrix_rate
 from posegen.runner.profiling.sides import Phase, Plain, Side
 
 Result = TypeVar("Result")
@@ -39,20 +42,29 @@ def alone(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def measure_phase(config: Facts, phase: Phase) -> Facts:
-    """Time, peak memory and FLOPs of a phase, with the numbers of parameters; the first repetition is a warm-up and counts the FLOPs."""
+    """Time, peak memory and FLOPs of a phase, where the time goes, the device's own rate, and the numbers of parameters.
+
+    One repetition counts the FLOPs, uncompiled, since nothing inside compiled code is counted; it is the first warm-up. The last one is taken apart.
+    """
     cfg = OmegaConf.create(config)
-    side = Side(cfg, cfg.warmup + cfg.repeats)
+    side = Side(cfg, cfg.warmup + cfg.repeats + 2)
     clock, repetitions = Clock(side.device), side.run(phase)
-    flops = 0
-    for i in range(cfg.warmup):
-        if i:
-            tick(side, phase, repetitions, clock)
-            continue
-        with FlopCounterMode(display=False) as counter:
-            tick(side, phase, repetitions, clock)
-        flops = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        tick(side, phase, repetitions, clock)
+    for _ in range(cfg.warmup if cfg.trainer.compile else cfg.warmup - 1):
+        tick(side, phase, repetitions, clock)
     seconds = [tick(side, phase, repetitions, clock)[0] for _ in range(cfg.repeats)]
-    return {"seconds": seconds, "memory_mb": peak_memory_mb(side.device), "flops": flops or None, **parameters(side)}
+    memory = peak_memory_mb(side.device)
+    shares = breakdown(lambda: tick(side, phase, repetitions, clock), side.device)
+    dtype = PRECISIONS.get(side.precision) or torch.float32
+    rates = {"flops": counter.get_total_flops() or None, "matrix_rate": matrix_rate(clock, side.device, dtype)}
+    return {"seconds": seconds, "memory_mb": memory, "shares": shares, **rates, **parameters(side)}
+
+
+def device_name(cfg: DictConfig) -> str:
+    """What a configuration computes on."""
+    device = device_of(cfg.trainer.accelerator)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.trainer.threads} CPU thread(s)"
 
 
 def measure_memory(config: Facts, plain: bool) -> float:
