@@ -228,7 +228,7 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("posegen tr", ["train "]),
+        ("posegen trai", ["train "]),
         ("posegen train adap", ["adapter.", "adapter="]),
         ("posegen train adapter=", ["adapter=method", "adapter=prior", "adapter=reference/real"]),
         ("posegen train -m adapter=method,p", ["adapter=method,prior"]),

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+LATENT_SIDE = 64  # of U-Nets whose configuration does not say what they were trained on
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -228,6 +230,13 @@ class Backbone(nn.Module, ABC):
         if any(side % factor for side in size):
             raise ValueError(f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose {[s - s % factor for s in size]}")
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
+
+    @property
+    def usual_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the U-Net was trained on."""
+        side = self.unet.config.get("sample_size") or LATENT_SIDE  # type: ignore[union-attr, operator]
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        return height * self.geometry.latent_factor, width * self.geometry.latent_factor
 
     # The noise process, with a = alphas_cumprod[t] (Ho et al. 2020, eq. 4; v as in Salimans & Ho 2022, eq. 13).
 

@@ -128,6 +128,18 @@ class PoseData(ABC):
         """All images that the appearance of a sample is taken from, as many for every sample."""
         return [self.source_of(index, visit)]
 
+    def transfers(self, count: int | None, garment: str) -> Transfers:
+        """People of this split who are to be dressed as others of it are.
+
+        Args:
+            count: how many; None: all there are.
+            garment: ``shirt``, ``trousers``, or ``clothes``, which are both.
+
+        Raises:
+            ValueError: it is not known where their clothes are.
+        """
+        raise ValueError(f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, or choose data=mannequin_pairs")
+
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -140,6 +152,34 @@ class PoseData(ABC):
     def condition(self) -> Condition:
         """What `prepare` found; of data that is generated there is little to find."""
         return Condition({"images": len(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Garment:
+    """A piece of clothing in a picture ``image [H, W, 3] uint8``: it is where ``mask [H, W] bool`` says."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Transfers(PoseData):
+    """People who are to be dressed as `PoseData.sources_of` shows others; a sample's image is the person as they are now, at the size that is computed with."""
+
+    def transfers(self, count: int | None, garment: str) -> Transfers:
+        return self
+
+    @abstractmethod
+    def picture_of(self, index: int) -> np.ndarray:
+        """The picture ``[H', W', 3] uint8`` of a person in its own size."""
+
+    @abstractmethod
+    def mask_of(self, index: int) -> np.ndarray:
+        """``[H', W'] bool`` where that picture is to become anew."""
+
+    def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
+        """What is known of the garments, in the same order for each: of the ``picture``, the ``style``, the ``style_again`` in another picture of that person,
+        and a ``wrong_style`` that nobody asked for. Empty where nothing is known."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def sources(cfg: DictConfig) -> list[str]:
         raise UserError(f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data with pairs")
     files = [given] if isinstance(given, str) else [str(each) for each in given]
     try:
-        own_sources(files)
+        own_sources(given if isinstance(given, str) else files)
     except ValueError as error:
         raise UserError(str(error)) from error
     return [str(Path(file).expanduser().resolve()) for file in files]

@@ -24,7 +24,7 @@ from posegen.runner.errors import CellConflict, UserError
 from posegen.runner.files import read_json, write_json, write_text
 
 #: Groups and keys that results depend on ...
-IDENTITY = ("task", "adapter", "backbone", "data", "sampler", "optim", "trainer", "estimator", "protocol", "seed", "checkpoint")
+IDENTITY = ("task", "adapter", "backbone", "data", "sampler", "optim", "trainer", "estimator", "protocol", "seed", "checkpoint", "transfer")
 #: ... except for these: where things lie, who computes, how it is shown. (Weights at a path count by their hash.)
 NEUTRAL = frozenset(
     {"cache", "workers", "devices", "nodes", "strategy", "accelerator", "progress", "save_every", "log_every", "validate_every", "validate_images"}

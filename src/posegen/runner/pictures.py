@@ -54,7 +54,7 @@ def overview(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
             first = next(iter(panels.values()))
             empty = np.zeros_like(np.concatenate(first[1:], axis=1))
             lines.append(np.concatenate([first[0], *(np.concatenate(panels[name][1:], axis=1) if name in panels else empty for name in cells)], axis=1))
-    return _under(["pose", *cells], [1, *[2] * len(cells)], lines)
+    return under(["pose", *cells], [1, *[2] * len(cells)], lines)
 
 
 def by_scenario(labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -75,7 +75,7 @@ def by_scenario(labels: Sequence[str], cells: Mapping[str, Path], real: Path | N
             black = np.zeros_like(first[0])
             line = [first[0], *(panels[name][1] if name in panels else black for name in columns)]
             lines.setdefault(label, []).append(np.concatenate(line, axis=1))
-    grids = {label: _under(["pose", *columns], [1] * (len(columns) + 1), drawn) for label, drawn in lines.items()}
+    grids = {label: under(["pose", *columns], [1] * (len(columns) + 1), drawn) for label, drawn in lines.items()}
     return {label: grid for label, grid in grids.items() if grid is not None}
 
 
@@ -89,7 +89,7 @@ def judged_panels(cells: Mapping[str, Path], index: int) -> dict[str, list[np.nd
     return {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
 
 
-def _under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray], height: int = 26) -> np.ndarray | None:
+def under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray], height: int = 26) -> np.ndarray | None:
     """The lines below a strip with the names of their columns, which are ``widths`` panels wide; None without lines."""
     if not lines:
         return None

@@ -27,12 +27,11 @@ from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
 from posegen.runner.origins import BASE, backbone_of
 from posegen.runner.pictures import visible
-from posegen.runner.sampler import Sampler
+from posegen.runner.sampler import After, Sampler
 from posegen.weights.files import not_finite
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
-LATENT_SIDE = 64  # of U-Nets whose configuration does not say what they were trained on
 Output = Literal["pil", "np", "pt", "latent"]
 
 
@@ -201,10 +200,8 @@ class PoseGuidedPipeline:
         canvases = {guide.size for guide in guides if guide.size is not None}
         if len(canvases) > 1 and (height is None or width is None):
             raise UserError(f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height and width")
-        usual = self.backbone.unet.config.get("sample_size") or LATENT_SIDE  # type: ignore[union-attr]
         geometry = self.backbone.geometry
-        sides = tuple(side * geometry.latent_factor for side in (usual if isinstance(usual, list | tuple) else (usual, usual)))
-        asked = zip((height, width), next(iter(canvases), sides), strict=True)
+        asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
         size = tuple(usual if side is None else side for side, usual in asked)
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if any(not isinstance(side, int) or side < step or side % step for side in size):
@@ -313,13 +310,13 @@ class Steered(Sampler):
     def unset(self, backbone: Backbone) -> Any:
         return type(self.given).from_config(self.given.config)
 
-    def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch) -> Tensor:
-        return super().latents(adapter, backbone, batch).to(next(backbone.parameters()).dtype)
+    def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
+        return super().latents(adapter, backbone, batch, after).to(next(backbone.parameters()).dtype)
 
-    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch) -> Iterator[Tensor]:
+    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Iterator[Tensor]:
         from tqdm.auto import tqdm
 
-        yield from tqdm(super().denoising(adapter, backbone, batch), **{"total": self.steps - self.skip, **self.bar})
+        yield from tqdm(super().denoising(adapter, backbone, batch, after), **{"total": self.steps - self.skip, **self.bar})
 
     def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
         return super().guided(adapter, batch, weights, state, latents.to(state.text.dtype), timestep)

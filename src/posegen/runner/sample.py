@@ -13,7 +13,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from posegen.adapters.base import Adapter
-from posegen.data.base import PoseBatch
+from posegen.data.base import PoseBatch, PoseData
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.cells import Cell
 from posegen.runner.device import device_of
@@ -35,13 +35,22 @@ def sample(cfg: DictConfig) -> None:
     print(f"{cell.folder / 'samples'}{'' if cell.finished() else UNFINISHED}")
 
 
-def sampled(cfg: DictConfig, examine: Stage | None = None, whole: Callable[[Parts, Path], bool] | None = None, finish: Stage | None = None) -> Cell:
+def sampled(
+    cfg: DictConfig,
+    examine: Stage | None = None,
+    whole: Callable[[Parts, Path], bool] | None = None,
+    finish: Stage | None = None,
+    asked: Callable[[DictConfig], None] | None = None,
+    make: Stage | None = None,
+) -> Cell:
     """The cell of a configuration, after sampling with its checkpoint.
 
     Args:
         examine: what this process does with the pictures of its batches.
         whole: whether all that is to be done with batches is done; by default, whether all pictures are there.
         finish: what one process does with the whole.
+        asked: puts what is asked for in the place of the test split; by default, the prompts.
+        make: makes the pictures; by default, `generate`.
     """
     from posegen.runner.ask import ask
     from posegen.runner.check import require_valid
@@ -49,7 +58,7 @@ def sampled(cfg: DictConfig, examine: Stage | None = None, whole: Callable[[Part
     from posegen.runner.train import prepare_threads
 
     require_valid(cfg)
-    ask(cfg)
+    (asked or ask)(cfg)
     method: Any = get_class(cfg.adapter._target_)
     if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"
         cfg.checkpoint = str(find_checkpoint(cfg))
@@ -62,7 +71,7 @@ def sampled(cfg: DictConfig, examine: Stage | None = None, whole: Callable[[Part
         prepare_threads(cfg)
         if method.trainable:
             load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint))
-        generate(parts, parts.adapter, cell.folder)
+        (make or generate_all)(parts, cell.folder)
         if examine is not None:
             examine(parts, cell.folder)
 
@@ -72,6 +81,10 @@ def sampled(cfg: DictConfig, examine: Stage | None = None, whole: Callable[[Part
 
     share(cell, parts.shard, work, lambda: (whole or sampled_all)(parts, cell.folder), conclude)
     return cell
+
+
+def generate_all(parts: Parts, folder: Path) -> None:
+    generate(parts, parts.adapter, folder)
 
 
 def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
@@ -109,10 +122,10 @@ def sampled_all(parts: Parts, folder: Path) -> bool:
     return all(parts.kind.kept(folder / "samples", i) for i in range(len(parts.data("test"))))
 
 
-def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test") -> PoseBatch:
-    """The batch of the samples ``rows``, with what the adapter reads and the sampler's negative prompt."""
-    needs = Needs(frozenset(adapter.needs), adapter.hint)
-    batch = collate(parts.data(split), rows, needs, parts.cfg.seed)
+def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test", data: PoseData | None = None, fields: frozenset[str] = frozenset()) -> PoseBatch:
+    """The batch of the samples ``rows`` of a split or of other data, with what the adapter reads, more ``fields``, and the sampler's negative prompt."""
+    needs = Needs(frozenset(adapter.needs) | fields, adapter.hint)
+    batch = collate(parts.data(split) if data is None else data, rows, needs, parts.cfg.seed)
     with torch.no_grad():
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
 from posegen.runner.compute import autocast
+
+#: What happens to the latents after a step: of the latents, and of a function that brings (clean latents, noise) to the noise level they have now.
+After = Callable[[Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
 
 
 class Sampler:
@@ -53,16 +57,16 @@ class Sampler:
         self.skip, self.precision = skip, precision
 
     @torch.inference_mode()
-    def __call__(self, adapter: Adapter, batch: PoseBatch) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1]."""
+    def __call__(self, adapter: Adapter, batch: PoseBatch, after: After | None = None) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [-1, 1]; ``after`` may change the latents after every step."""
         backbone: Backbone = adapter.backbone  # type: ignore[assignment]
-        return backbone.from_latents(self.latents(adapter, backbone, batch)).clamp(-1, 1)
+        return backbone.from_latents(self.latents(adapter, backbone, batch, after)).clamp(-1, 1)
 
-    def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch) -> Tensor:
+    def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
         """Denoised latents ``[B, c, h, w]``."""
-        return deque(self.denoising(adapter, backbone, batch), maxlen=1).pop()
+        return deque(self.denoising(adapter, backbone, batch, after), maxlen=1).pop()
 
-    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch) -> Iterator[Tensor]:
+    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Iterator[Tensor]:
         """The latents ``[B, c, h, w]`` after every step; what does not change from step to step is computed, and moved to the device, before the first."""
         scheduler = self.build(backbone)
         weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
@@ -71,9 +75,11 @@ class Sampler:
         accepted = inspect.signature(scheduler.step).parameters
         extra = {name: value for name, value in (("eta", self.eta), ("generator", batch.generators("steps"))) if name in accepted}
         schedule = scheduler.timesteps[self.skip * scheduler.order :]
-        for timestep, now in zip(schedule, schedule.to(latents.device), strict=True):  # the scheduler computes with numbers of the host
+        following = [*schedule[1:], None]
+        for timestep, now, then in zip(schedule, schedule.to(latents.device), following, strict=True):  # the scheduler computes with numbers of the host
             guided = self.guided(adapter, batch, weights, state, scheduler.scale_model_input(latents, timestep), now)
             latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
+            latents = latents if after is None else after(latents, partial(noised, scheduler, then))
             yield latents
 
     def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -102,6 +108,11 @@ def predicted(adapter: Adapter, state: State, latents: Tensor, timestep: Tensor)
     backbone: Backbone = adapter.backbone  # type: ignore[assignment]
     timesteps = timestep.expand(len(latents))
     return backbone.predict(latents, timesteps, state.text, adapter.inject(state, latents, timesteps))
+
+
+def noised(scheduler: Any, timestep: Tensor | None, clean: Tensor, noise: Tensor) -> Tensor:
+    """Clean latents ``[B, c, h, w]`` as a scheduler expects them at a timestep; None is after its last step, where no noise is left."""
+    return clean if timestep is None else scheduler.add_noise(clean, noise, timestep.expand(len(clean)))
 
 
 def weighted(predictions: Tensor, weights: Sequence[float]) -> Tensor:

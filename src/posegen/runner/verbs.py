@@ -24,6 +24,7 @@ class Verb:
 VERBS = {
     "train": Verb("train a method: one cell, or with -m a sweep of cells", "posegen.runner.train:train"),
     "sample": Verb("generate images from poses and prompts", "posegen.runner.sample:sample"),
+    "transfer": Verb("dress a person as another picture shows, all else exactly as it was", "posegen.runner.transfer:transfer"),
     "evaluate": Verb("judge a trained method", "posegen.runner.evaluate:evaluate"),
     "benchmark": Verb("train, sample and judge every method of a benchmark, and make its table", "posegen.runner.benchmark:main", "arguments"),
     "table": Verb("make the table of cells that exist", "posegen.runner.table:main", "arguments"),

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 
-from posegen.data.base import Sample
+from posegen.data.base import Sample, Transfers
 from posegen.data.mannequin.body import Body, Build, bones, pose, roundness
 from posegen.data.mannequin.canvas import Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
@@ -20,7 +21,7 @@ from posegen.data.mannequin.dataset import MannequinData
 from posegen.data.mannequin.dice import Dice
 from posegen.data.mannequin.figure import dress
 from posegen.data.mannequin.scene import paint_scene
-from posegen.data.mannequin.world import DESCRIPTION, SPLITS, STYLE_SHARES, WORLD_VERSION, World, largest_units, paint_people, placed
+from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLITS, STYLE_SHARES, WORLD_VERSION, World, largest_units, paint_people, placed
 
 PAIRS_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint of a pair changes and WORLD_VERSION does not
 SCENERY, PERSON, SIZE, TARGET, SOURCE, PLACE = range(6)  # independent random streams within a realisation
@@ -46,11 +47,17 @@ class Targets(World):
         self._dice(split, index, DESCRIPTION)  # refuses splits and indices that are none
         return Dice(WORLD_VERSION, self.seed, SPLITS[split], index, *streams, PAIRS, PAIRS_VERSION)
 
-    def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def garment(self, split: str, index: int, part: str) -> np.ndarray:
+        """Where the ``shirt`` or the ``trousers`` of image ``index`` show, ``[size, size] bool``: the pixels that change with their colour."""
+        black, white = (self._paint(split, index, REALISATION, **{part: colour})[0] for colour in ((0, 0, 0), (255, 255, 255)))
+        small = (self.size, self.size)
+        return (cv2.resize(black, small, interpolation=cv2.INTER_AREA) != cv2.resize(white, small, interpolation=cv2.INTER_AREA)).any(-1)
+
+    def _paint(self, split: str, index: int, stream: int, **worn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         description = self.describe(split, index)
         (look,) = description.people
         person = self._stream(split, index, stream, PERSON)
-        outfit, build = dress(description.style, look.shirt, look.trousers, person), Build(bones(person), *roundness(person))
+        outfit, build = replace(dress(description.style, look.shirt, look.trousers, person), **worn), Build(bones(person), *roundness(person))
         canvas = Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
         bodies = {member: world(self.seed, self.size).body(split, index, stream, build) for member, world in MEMBERS.items()}
@@ -123,6 +130,11 @@ class MannequinPairs(MannequinData):
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self._worded(self.sources[self._checked(index)])
+
+    def transfers(self, count: int | None, garment: str) -> Transfers:
+        from posegen.data.mannequin.transfers import MannequinTransfers
+
+        return MannequinTransfers(self, count, garment)
 
     def twin(self, index: int) -> Sample:
         return self._worded(super().twin(index))
