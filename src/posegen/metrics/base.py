@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -108,7 +108,13 @@ class Judged:
 
 
 class Observer(ABC):
-    """A further look at the judged images, besides the estimator's own: another network's features, say, or the estimator on swapped colours."""
+    """A further look at the judged images, besides the estimator's own: another network's features, say, or the estimator on swapped colours.
+
+    Attributes:
+        compares: it looks at the targets' pictures, too.
+    """
+
+    compares: ClassVar[bool] = False
 
     @abstractmethod
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
@@ -116,7 +122,7 @@ class Observer(ABC):
 
         Args:
             images: ``[B, 3, H, W]`` in [-1, 1].
-            samples: the B targets.
+            samples: the B targets, with their pictures where it ``compares``.
             estimator: the judge.
             real: whether these are the data set's own images, the reference of distances between sets, and no generated ones.
 

@@ -122,6 +122,11 @@ class Protocol:
         differences = [self.values(a, images, reference)[column] - self.values(b, images, reference)[column] for a, b in zip(ours, theirs, strict=True)]
         return Variance.of([d[0] for d in differences], np.stack([d[1:] for d in differences]), n_images)
 
+    @property
+    def compares(self) -> bool:
+        """Whether the targets' pictures are looked at."""
+        return any(observer.compares for observer in self.observers)
+
     def check(self) -> None:
         """Raises what judging would raise for missing or wrong weights of an observer."""
         for observer in self.observers:
@@ -137,7 +142,7 @@ class Protocol:
         Args:
             estimator: the judge.
             images: ``[B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
-            samples: the B targets, with keypoints on the images' pixels.
+            samples: the B targets, with keypoints on the images' pixels, and with their pictures where the protocol `compares`.
             real: whether these are the data set's own images, the reference of distances between sets.
         """
         found = estimator.examine(images)

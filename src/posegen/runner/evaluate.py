@@ -45,7 +45,7 @@ def judge(parts: Parts, folder: Path) -> None:
 
     def examined(rows: range) -> list[Judged]:
         images = parts.kind.read(samples, rows).to(device)
-        found = parts.protocol.judge(parts.estimator, images, [data.seen(i, image=False) for i in rows])
+        found = parts.protocol.judge(parts.estimator, images, [data.seen(i, image=parts.protocol.compares) for i in rows])
         for i, judgement in zip(rows, found, strict=True):
             if i in shown:
                 write_png(picture(folder / "judged", i), parts.kind.shown(read_png(picture(samples, i)), judgement))

@@ -50,7 +50,8 @@ class LivePoseAccuracy(Callback):
         for rows in fixed_batches(min(self.images, len(data)), parts.sampler.batch):
             batch = batch_of(parts, parts.adapter, rows, "validation")
             generated = parts.adapter.generate(batch, parts.sampler)
-            found = parts.protocol.judge(parts.estimator, generated.to(device), batch.samples)
+            samples = [data.seen(i) for i in rows] if parts.protocol.compares else batch.samples
+            found = parts.protocol.judge(parts.estimator, generated.to(device), samples)
             judged += found
             for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
                 if len(rows_of_pictures) < GRID:

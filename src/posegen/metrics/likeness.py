@@ -1,0 +1,150 @@
+"""How alike a generated picture and its target are, pixel by pixel: for data whose targets are the very pictures that a perfect method would make.
+
+Everything is measured on pictures as they are stored, of whole bytes. `Likeness` looks, `LikenessMetric` makes columns of what it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen.data.base import Sample, to_uint8
+from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+
+LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
+MARGIN = 0.15  # of the longer side of a person's joints, by which their box reaches beyond them: hair, hands, feet, clothes
+WINDOW = 11  # pixels of a side of SSIM's Gaussian window, of sigma 1.5 (Wang et al. 2004)
+SHOULDERS_AND_HIPS = (5, 6, 12, 11)  # COCO joints around the torso
+LEGS = ((11, 13), (13, 15), (12, 14), (14, 16))  # thighs and shins
+LEG_WIDTH = 0.12  # of the torso's height
+
+
+def psnr(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; pictures that agree get 58.9 dB, that of rounding, instead of infinity."""
+    error = np.square(pictures.astype(np.float64) - targets).reshape(len(pictures), -1).mean(1)
+    return 10 * np.log10(255**2 / np.maximum(error, LEAST_ERROR))
+
+
+def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Structural similarities ``[B]`` of ``[B, H, W, 3] uint8`` (Wang et al. 2004): Gaussian window of 11 pixels, range 255, mean over colours.
+
+    Of smaller pictures the window is the largest odd one that fits.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    def planes(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32)).permute(0, 3, 1, 2) / 255
+
+    side = min(WINDOW, *(side - 1 + side % 2 for side in pictures.shape[1:3]))
+    values = structural_similarity_index_measure(
+        planes(pictures), planes(targets), gaussian_kernel=side == WINDOW, kernel_size=side, sigma=1.5, data_range=1.0, reduction="none"
+    )
+    return values.reshape(-1).double().numpy()  # type: ignore[union-attr]
+
+
+class Likeness(Observer):
+    """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in the box around the target's people; and
+    ``colour_error``, how far their clothes' colours are apart.
+
+    Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to ankles, at the *target's* joints, in CIELAB; the
+    error is the mean of the distances (CIE 1976). NaN where these joints are not labelled.
+    """
+
+    compares = True
+
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        made, targets = to_uint8(images), np.stack([target_of(sample) for sample in samples])
+        if made.shape != targets.shape:
+            raise ValueError(f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the size of the data")
+        whole = {"psnr": psnr(made, targets), "ssim": ssim(made, targets), "l1": np.abs(made.astype(float) - targets).mean((1, 2, 3)) / 255}
+        return [
+            {**{name: float(values[i]) for name, values in whole.items()}, **in_person(made[i], targets[i], sample.keypoints)}
+            for i, sample in enumerate(samples)
+        ]
+
+
+def target_of(sample: Sample) -> np.ndarray:
+    """``[H, W, 3]`` the picture of a sample.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if sample.image is None:
+        raise ValueError(f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that compares none")
+    return sample.image
+
+
+def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> dict[str, float]:
+    """What `Likeness` notes of the people, given pictures ``[H, W, 3] uint8`` and ``[P, 17, 3]`` keypoints of the target."""
+    boxes = [box for person in keypoints if (box := box_of(person, target.shape[:2]))]
+    if not boxes:
+        return dict.fromkeys(("person_psnr", "person_l1", "colour_error"), float("nan"))
+    inside = np.zeros(target.shape[:2], bool)
+    for rows, columns in boxes:
+        inside[rows, columns] = True
+    ours, theirs = made[inside][None, None], target[inside][None, None]
+    regions = [mask for person in keypoints for mask in clothes(person, target.shape[:2]) if mask.any()]
+    colours = [np.stack([lab(picture)[mask].mean(0) for mask in regions]) for picture in (made, target)] if regions else []
+    distance = float(np.linalg.norm(colours[0] - colours[1], axis=1).mean()) if regions else float("nan")
+    return {"person_psnr": float(psnr(ours, theirs)[0]), "person_l1": float(np.abs(ours.astype(float) - theirs).mean() / 255), "colour_error": distance}
+
+
+def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
+    """Rows and columns of the box around a person's labelled joints, with its margin, cut to the picture; None where there is nothing of it."""
+    shown = person[person[:, 2] > 0, :2]
+    if not len(shown):
+        return None
+    low, high = shown.min(0), shown.max(0)
+    reach = MARGIN * (high - low).max() + 1
+    (left, top), (right, bottom) = np.floor(low - reach).astype(int), np.ceil(high + reach).astype(int) + 1
+    rows, columns = slice(max(0, top), max(0, min(size[0], bottom))), slice(max(0, left), max(0, min(size[1], right)))
+    return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
+
+
+def clothes(person: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+    """Masks ``[H, W] bool`` of a person's torso and legs, as far as their joints are labelled."""
+    known, points = person[:, 2] > 0, person[:, :2]
+    masks = []
+    if known[list(SHOULDERS_AND_HIPS)].all():
+        torso = np.zeros(size, np.uint8)
+        cv2.fillConvexPoly(torso, cv2.convexHull(points[list(SHOULDERS_AND_HIPS)].round().astype(np.int32)), 1)
+        masks.append(torso.astype(bool))
+        width = max(1, round(LEG_WIDTH * float(np.linalg.norm(points[[5, 6]].mean(0) - points[[11, 12]].mean(0)))))
+        legs = np.zeros(size, np.uint8)
+        for a, b in LEGS:
+            if known[a] and known[b]:
+                start, end = (tuple(int(v) for v in points[i].round()) for i in (a, b))
+                cv2.line(legs, start, end, 1, width)
+        masks.append(legs.astype(bool))
+    return masks
+
+
+def lab(picture: np.ndarray) -> np.ndarray:
+    """``[H, W, 3] uint8`` sRGB as CIELAB."""
+    return cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+
+
+class LikenessMetric(Metric):
+    """Means over the images of what `Likeness` noted; L1 as a share of the range of colours."""
+
+    columns = ("PSNR", "SSIM", "L1", "person_PSNR", "person_L1", "colour_error")
+    lower_is_better = frozenset({"L1", "person_L1", "colour_error"})
+
+    def record(self, judged: Judged) -> dict[str, float]:
+        return {name.lower(): judged.observed[name.lower()] for name in self.columns}
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        return {name: mean_of_known(records[name.lower()], weights) for name in self.columns}
+
+
+def mean_of_known(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
+    """Weighted means ``[R]`` of the values that are numbers; NaN where a resample has none."""
+    given = np.asarray(values, float)
+    known = ~np.isnan(given)
+    with np.errstate(invalid="ignore"):
+        return (weights @ np.where(known, given, 0)) / (weights @ known)
