@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,11 +18,14 @@ from posegen.backbones.single_file import unet_of
 from posegen.backbones.sizes import SIZES
 from posegen.cli import main
 from posegen.runner.ask import ask
+from posegen.runner.batches import collate
 from posegen.runner.checkpoints import load_method, save_method
 from posegen.runner.compute import arrange
 from posegen.runner.errors import UserError
+from posegen.runner.parts import Parts
 from posegen.runner.pictures import picture, read_png
-from posegen.runner.train import train
+from posegen.runner.tasks import AdapterTask
+from posegen.runner.train import needs_of, train
 from posegen.weights.files import WeightsError
 from tests.adapters.test_dnaf import MANNEQUIN, STEPS, attached, backbone, batch, close, noisy, predicted, without
 from tests.runner.test_train import Stop, equal, interrupt, trained
@@ -192,6 +196,25 @@ def test_it_trains_resumes_and_samples_on_pairs(world: list[str], tmp_path: Path
     assert main(["sample", *world, *options, f"paths.output={tmp_path / 'whole'}"]) == 0
     [samples] = (tmp_path / "whole").rglob("samples")
     assert read_png(picture(samples, 5)).shape == (64, 64, 3)
+    with configured("train", *world) as cfg:
+        people = Parts(cfg).data("test")
+    assert np.array_equal(read_png(picture(samples.parent / "sources", 5)), people.source_of(5).image)
+
+
+def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(world: list[str], tmp_path: Path) -> None:
+    with configured("train", *making("image", world, DNAF.needs), "adapter=dnaf", f"paths.cache={tmp_path}", "trainer.precision=32-true") as cfg:
+        parts = Parts(cfg)
+        task = AdapterTask(parts)
+        needs = needs_of(task, parts)
+        pose = collate(parts.data("train"), [3, 1], needs, seed=0)
+        adapter, calls = parts.adapter.train(), []
+        parts.backbone.autoencoder.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+        cached, fresh = adapter.encode(pose).conditions["source"], adapter.encode(replace(pose, source_latents=None)).conditions["source"]
+        assert len(calls) == 1 and close(cached, fresh, 2e-3) and not close(cached[0], cached[1], 0.05)
+        needs_of(task, parts)
+        assert len(calls) == 1, "a second run reads them from disk"
+        for settings in ({"source_latent": "sample"}, {"naf": False}, {"naf_strength": 0}):
+            assert "source_latents" not in DNAF(**settings).needs
 
 
 def test_ablations_train_what_is_left_and_an_empty_run_is_refused(world: list[str], tmp_path: Path) -> None:

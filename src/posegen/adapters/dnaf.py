@@ -140,6 +140,8 @@ class DNAF(Adapter):
         self.drop_source, self.drop_pose, self.drop_both = drop_source, drop_pose, drop_both
         self.pose_guidance, self.source_guidance = pose_guidance, source_guidance
         self._check()
+        if naf and naf_strength and source_latent == "mode":
+            self.needs = self.needs | {"source_latents"}  # type: ignore[misc]  # where they are cached
         # Under names that are no arguments: a method folder holds these weights itself and must not ask for the files.
         self._start = {"vision": vision_weights, "pose": pose_weights}
         self.pose_adapter = T2IAdapter(style)
@@ -224,9 +226,12 @@ class DNAF(Adapter):
     def _noisy_source(self, batch: PoseBatch, sources: Tensor) -> dict[str, Tensor]:
         """The sources' clean latents ``[B, S, c, h, w]``, their noise ``[B, c, h, w]``, and where the noise of later steps comes from."""
         backbone: Backbone = self.backbone  # type: ignore[assignment]
-        draws = zip(*(batch.generators("source") for _ in range(sources.shape[1])), strict=True)  # the same for all sources of an image
-        posterior = [draw for each in draws for draw in each] if self.source_latent == "sample" else None
-        clean = backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
+        if batch.source_latents is not None and self.source_latent == "mode":
+            clean = batch.source_latents.unsqueeze(1)
+        else:
+            draws = zip(*(batch.generators("source") for _ in range(sources.shape[1])), strict=True)  # the same for all sources of an image
+            posterior = [draw for each in draws for draw in each] if self.source_latent == "sample" else None
+            clean = backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
         targets = "noise" if self.training else "latents"  # the purposes for which training and sampling draw the target's
         noise = batch.randn("source noise" if self.naf_noise == "independent" else targets, clean.shape[2:]).to(clean)
         seeds = torch.tensor([g.initial_seed() for g in batch.generators("source noise at steps")])

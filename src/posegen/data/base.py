@@ -200,6 +200,7 @@ class PoseBatch:
         twins: ``[B, 3, H, W]`` other images of the same captions.
         source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`; ``[B, S, 3, H, W]`` where there are S of each.
         source_keypoints: B arrays ``[P_i, 17, 3]`` of the people in ``source``, the first of each.
+        source_latents: ``[B, c, h, w]`` clean latents of ``source``, where there is one of each.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
         text: ``[B, L, D]`` text states of the prompts.
@@ -220,6 +221,7 @@ class PoseBatch:
     twins: Tensor | None = None
     source: Tensor | None = None
     source_keypoints: Sequence[np.ndarray] = ()
+    source_latents: Tensor | None = None
     hint: Tensor | None = None
     latents: Tensor | None = None
     text: Tensor | None = None

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from posegen.data.base import Garment
+from posegen.metrics.likeness import lab, mean_of_known
 from posegen.metrics.statistics import bootstrap, interval
 
 
 def colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """``[3]`` median L*, a*, b* of ``image [H, W, 3] uint8`` within ``mask [H, W] bool``; NaN where that is empty."""
-    return np.median(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[mask], axis=0) if mask.any() else np.full(3, np.nan)
+    return np.median(lab(image)[mask], axis=0) if mask.any() else np.full(3, np.nan)
 
 
 def distance(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
@@ -53,8 +53,7 @@ def summarised(rows: Sequence[Mapping[str, float]], resamples: int = 1000, level
     """For every column its mean with a bootstrap interval over the images, and its largest value."""
 
     def means(weights: np.ndarray) -> dict[str, np.ndarray]:
-        with np.errstate(invalid="ignore"):
-            return {name: (weights * np.isfinite(v)) @ np.nan_to_num(v) / (weights @ np.isfinite(v)) for name, v in values.items()}
+        return {name: mean_of_known(v.tolist(), weights) for name, v in values.items()}
 
     values = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
     means_of_all, spread = means(np.ones((1, len(rows)))), bootstrap(means, len(rows), resamples)

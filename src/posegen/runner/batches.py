@@ -27,6 +27,7 @@ class Needs:
         fields: names of optional `PoseBatch` fields: ``images``, ``poses``, ``twins``, ``source``, ``hint``, ``latents``, ``text``.
         hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
         latents: ``[N, c, h, w]`` cached latents of the whole split.
+        source_latents: the same of its sources.
         text: index -> cached text states.
         negative_text: ``[1, L, D]``.
     """
@@ -34,6 +35,7 @@ class Needs:
     fields: frozenset[str] = frozenset()
     hint: Hint | None = None
     latents: Sequence | np.ndarray | None = None
+    source_latents: Sequence | np.ndarray | None = None
     text: Callable[[Sequence[int]], Tensor] | None = None
     negative_text: Tensor | None = None
 
@@ -49,7 +51,9 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     hint = None
     if needs.hint is not None:
         hint = torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))
-    latents = None if needs.latents is None else torch.from_numpy(np.stack([needs.latents[i] for i in indices])).float()
+    latents, source_latents = (
+        None if cached is None else torch.from_numpy(np.stack([cached[i] for i in indices])).float() for cached in (needs.latents, needs.source_latents)
+    )
     return PoseBatch(
         ids=[s.id for s in samples],
         prompts=[s.prompt for s in samples],
@@ -62,6 +66,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         twins=twins,
         source=torch.stack([torch.stack([s.tensor for s in each]) if len(each) > 1 else each[0].tensor for each in sources]) if sources else None,
         source_keypoints=[each[0].keypoints for each in sources],
+        source_latents=source_latents,
         hint=hint,
         latents=latents,
         text=None if needs.text is None else needs.text(indices),

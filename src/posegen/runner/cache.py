@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,20 +65,21 @@ class Encoded:
             return 0
 
 
-def cached_latents(data: PoseData, backbone: Backbone, cache: Path, mode: Mode) -> Encoded:
-    """``[N, c, h, w] float16`` latents of every image of a split."""
-    key = digest(["latents", {**data.identity, "count": None}, backbone.encoding_key("latents")])
+def cached_latents(data: PoseData, backbone: Backbone, cache: Path, mode: Mode, of: Literal["latents", "source latents"] = "latents") -> Encoded:
+    """``[N, c, h, w] float16`` latents of every image of a split, or of the image that the appearance of each is taken from."""
+    key = digest([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
+    image = data.__getitem__ if of == "latents" else data.source_of
     device = next(backbone.parameters()).device
 
     @torch.inference_mode()
     def encode(rows: range) -> np.ndarray:
         parts = []
         for start in range(rows.start, rows.stop, 50):
-            images = torch.stack([data[i].tensor for i in range(start, min(start + 50, rows.stop))])
+            images = torch.stack([image(i).tensor for i in range(start, min(start + 50, rows.stop))])
             parts.append(backbone.to_latents(images.to(device)).half().cpu().numpy())
         return np.concatenate(parts)
 
-    return Encoded(cache / "latents" / f"{data.name}-{data.split}-{key}", len(data)).fill(encode, f"latents of {data.split}", mode)
+    return Encoded(cache / "latents" / f"{data.name}-{data.split}-{key}", len(data)).fill(encode, f"{of} of {data.split}", mode)
 
 
 def cached_text(data: PoseData, prompts: Sequence[str], backbone: Backbone, cache: Path, mode: Mode) -> Callable[[Sequence[int]], Tensor]:

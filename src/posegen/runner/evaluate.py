@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from posegen.data.base import PoseData
 from posegen.metrics.base import Judged
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cells import digest, identity, locked
 from posegen.runner.device import device_of
 from posegen.runner.parts import Parts, reference_split
-from posegen.runner.pictures import SHOWN, picture, read_png, write_png
+from posegen.runner.pictures import picture, pictured, read_png, write_png
 from posegen.runner.progress import Progress
 from posegen.runner.sample import UNFINISHED, sampled
 from posegen.runner.shards import WHOLE, Shard
-
-PER_SCENARIO = 5  # pictures of each scenario that are kept to look at
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -52,17 +47,6 @@ def judge(parts: Parts, folder: Path) -> None:
         return found
 
     Judgement(folder, len(data), parts).fill(examined, parts.shard, "judge")
-
-
-def pictured(data: PoseData) -> set[int]:
-    """The images that people look at: the first ones, and the first of each scenario."""
-    chosen, counts = set(range(min(SHOWN, len(data)))), Counter[Any]()
-    for i in range(len(data)):
-        scenario = data.seen(i, image=False).attributes.get("scenario")
-        counts[scenario] += 1
-        if scenario is not None and counts[scenario] <= PER_SCENARIO:
-            chosen.add(i)
-    return chosen
 
 
 def judging_device(parts: Parts) -> torch.device:

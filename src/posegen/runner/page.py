@@ -84,15 +84,17 @@ def scenarios(table: Table) -> str:
 
 
 def pictures(table: Table) -> str:
-    """One line per pose: the caption, then every method's picture of it."""
+    """One line per pose: the caption, the source where the data has some, then every method's picture of it."""
     columns = dict(sorted(table.shown.items(), key=lambda item: item[0] != "reference/real"))
     if not columns:
         return "<p>No cell has finished.</p>"
     prompts = read_prompts(next(iter(columns.values())))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["prompt", *columns])
+    having = next((folder / "sources" for folder in columns.values() if (folder / "sources").is_dir()), None)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["prompt", *([] if having is None else ["source"]), *columns])
     lines = []
     for i, prompt in enumerate(prompts[:SHOWN]):
-        images = "".join(f"<td>{inline(picture(folder / 'samples', i))}</td>" for folder in columns.values())
+        shown = [*([] if having is None else [having]), *(folder / "samples" for folder in columns.values())]
+        images = "".join(f"<td>{inline(picture(folder, i))}</td>" for folder in shown)
         lines.append(f"<tr><td class='prompt'>{html.escape(prompt)}</td>{images}</tr>")
     return f"<table class='grid'><tr>{head}</tr>{''.join(lines)}</table>"
 

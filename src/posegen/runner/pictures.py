@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from posegen.data.base import PoseData, to_uint8
 from posegen.files import replacing
 from posegen.metrics.base import Poses
 from posegen.poses.drawing import overlay
@@ -19,12 +22,48 @@ SHOWN = 16
 SCORE = 0.1
 #: Rows of the overview picture.
 ROWS = 5
+#: Pictures of each scenario that are kept to look at.
+PER_SCENARIO = 5
 
 
 def triple(image: np.ndarray, target: np.ndarray, found: Poses, zoom: int = 3) -> np.ndarray:
     """Target pose, sample, and sample with the re-detected pose, side by side, enlarged."""
     large = image.repeat(zoom, 0).repeat(zoom, 1)
     return np.concatenate([overlay(np.zeros_like(large), enlarged(target, zoom)), large, overlay(large, enlarged(visible(found.keypoints), zoom))], axis=1)
+
+
+def pictured(data: PoseData) -> set[int]:
+    """The images that people look at: the first ones, and the first of each scenario."""
+    chosen, counts = set(range(min(SHOWN, len(data)))), Counter[Any]()
+    for i in range(len(data)):
+        scenario = data.seen(i, image=False).attributes.get("scenario")
+        counts[scenario] += 1
+        if scenario is not None and counts[scenario] <= PER_SCENARIO:
+            chosen.add(i)
+    return chosen
+
+
+def keep_sources(cell: Path, data: PoseData, indices: Iterable[int]) -> None:
+    """Writes ``cell/sources/<index>.png``: what the appearance of these samples is taken from, several pictures side by side."""
+    for i in indices:
+        write_png(picture(cell / "sources", i), np.concatenate([to_uint8(sample.tensor[None])[0] for sample in data.sources_of(i)], axis=1))
+
+
+def sources(cells: Iterable[Path], index: int) -> np.ndarray | None:
+    """What the appearance of a sample was taken from, as the first of the cells that has it knows; None where no cell does."""
+    file = next((file for cell in cells if (file := picture(cell / "sources", index)).is_file()), None)
+    return None if file is None else read_png(file)
+
+
+def like(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
+    """A picture as high and wide as a panel, made smaller or larger as a whole and filled up in black."""
+    height, width = panel.shape[:2]
+    scale = min(height / image.shape[0], width / image.shape[1])
+    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA)[:height, :width]
+    top, left = (height - large.shape[0]) // 2, (width - large.shape[1]) // 2
+    filled = np.zeros_like(panel)
+    filled[top : top + large.shape[0], left : left + large.shape[1]] = large
+    return filled
 
 
 def visible(detected: np.ndarray) -> np.ndarray:
@@ -42,7 +81,7 @@ def enlarged(keypoints: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def overview(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
-    """A row per pose: the target, then every method's sample beside its re-detected pose; None where no cell has such pictures.
+    """A row per pose: the target, the source where there is one, then every method's sample beside its re-detected pose; None where no cell has such pictures.
 
     Args:
         cells: method -> folder of its cell.
@@ -53,8 +92,18 @@ def overview(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
         if panels:
             first = next(iter(panels.values()))
             empty = np.zeros_like(np.concatenate(first[1:], axis=1))
-            lines.append(np.concatenate([first[0], *(np.concatenate(panels[name][1:], axis=1) if name in panels else empty for name in cells)], axis=1))
-    return under(["pose", *cells], [1, *[2] * len(cells)], lines)
+            made = [np.concatenate(panels[name][1:], axis=1) if name in panels else empty for name in cells]
+            lines.append(np.concatenate([*given(cells, i, first[0]), *made], axis=1))
+    names = ["pose", "source"] if sources(cells.values(), 0) is not None else ["pose"]
+    return under([*names, *cells], [1] * len(names) + [2] * len(cells), lines)
+
+
+def given(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> list[np.ndarray]:
+    """The panels of what the methods are given: the pose, and the source where the data has some."""
+    if sources(cells.values(), 0) is None:
+        return [pose]
+    source = sources(cells.values(), index)
+    return [pose, np.zeros_like(pose) if source is None else like(source, pose)]
 
 
 def by_scenario(labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -73,9 +122,10 @@ def by_scenario(labels: Sequence[str], cells: Mapping[str, Path], real: Path | N
         if panels.keys() & cells.keys():
             first = next(iter(panels.values()))
             black = np.zeros_like(first[0])
-            line = [first[0], *(panels[name][1] if name in panels else black for name in columns)]
+            line = [*given(columns, i, first[0]), *(panels[name][1] if name in panels else black for name in columns)]
             lines.setdefault(label, []).append(np.concatenate(line, axis=1))
-    grids = {label: under(["pose", *columns], [1] * (len(columns) + 1), drawn) for label, drawn in lines.items()}
+    names = [*(["pose", "source"] if sources(columns.values(), 0) is not None else ["pose"]), *columns]
+    grids = {label: under(names, [1] * len(names), drawn) for label, drawn in lines.items()}
     return {label: grid for label, grid in grids.items() if grid is not None}
 
 

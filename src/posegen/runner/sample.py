@@ -19,7 +19,7 @@ from posegen.runner.cells import Cell
 from posegen.runner.device import device_of
 from posegen.runner.files import write_text
 from posegen.runner.parts import Parts, reference_split
-from posegen.runner.pictures import SHOWN
+from posegen.runner.pictures import SHOWN, keep_sources, pictured
 from posegen.runner.progress import Progress
 from posegen.runner.shards import share
 
@@ -103,6 +103,7 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
     device = device_of(parts.cfg.trainer.accelerator)
     parts.backbone.to(device)  # no sub-module of the adapter
     adapter.eval().to(device)
+    looked_at = pictured(data) if "source" in adapter.needs else set()
     with Progress(folder, parts.shard.named("sample"), total, done, "img", parts.cfg.trainer.progress) as progress:
         for rows in missing:
             batch = batch_of(parts, adapter, rows)
@@ -111,6 +112,7 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
             spent += time.perf_counter() - start
             for i, drawn in zip(rows, draws, strict=True):
                 parts.kind.write(out, i, drawn, batch.size)
+            keep_sources(folder, data, looked_at.intersection(rows))
             progress.update(len(rows))
     write_text(out / "prompts.txt", "".join(f"{data[i].prompt}\n" for i in range(min(SHOWN, len(data)))))
     if adapter.ranked:  # a reference row only reads its pictures

@@ -176,7 +176,15 @@ def needs_of(task: Task, parts: Parts) -> Needs:
             negative = parts.backbone.encode_text([""]).cpu()
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
     fields = task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}  # which are then encoded as they come
-    return Needs(fields, hint, latents, text, negative)
+    return Needs(fields, hint, latents, source_latents(parts, task.needs), text, negative)
+
+
+def source_latents(parts: Parts, fields: Collection[str]) -> Any:
+    """Those of the training split, where ``fields`` ask for them and each image has one source that always looks the same; computed once and cached."""
+    data = parts.data("train")
+    if "source_latents" not in fields or data.varies or len(data.sources_of(0)) > 1:
+        return None
+    return cached_latents(data, parts.backbone, Path(parts.cfg.paths.cache), parts.cfg.trainer.progress, "source latents")
 
 
 def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any, Any]:

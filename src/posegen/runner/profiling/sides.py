@@ -57,9 +57,11 @@ class Side:
         """Everything that a method may read, with latents and text states as training caches them."""
         count, needs = self.cfg.batch, Needs(frozenset({"images", *self.adapter.needs}), self.adapter.hint)
         batch = collate(Figures(count, self.cfg.size), range(count), needs, self.cfg.seed).to(self.device)
+        latents = batch.randn("clean", self.backbone.latent_shape(batch.size)).to(self.device)
         return replace(
             batch,
-            latents=batch.randn("clean", self.backbone.latent_shape(batch.size)).to(self.device),
+            latents=latents,
+            source_latents=latents.flip(0) if "source_latents" in self.adapter.needs else None,
             text=self.backbone.encode_text(list(batch.prompts)),
             negative_text=self.backbone.encode_text([self.cfg.sampler.negative_prompt]),
         )
