@@ -26,7 +26,22 @@ from posegen.runner.scenarios import Scenarios, breakdown
 __all__ = ["Table", "build_table", "main", "row_of", "terminal_row", "write_table"]
 
 #: What a reader sees first, in this order; beside other protocols only some of them ...
-HEADLINE = ("PCK@0.1", "AP50", "AP", "AP75", "AR", "count_error", "count_bias", "caption_agreement", "judge_frechet", "judge_kernel")
+HEADLINE = (
+    "PSNR",
+    "SSIM",
+    "person_PSNR",
+    "colour_error",
+    "PCK@0.1",
+    "AP50",
+    "AP",
+    "AP75",
+    "AR",
+    "count_error",
+    "count_bias",
+    "caption_agreement",
+    "judge_frechet",
+    "judge_kernel",
+)
 BESIDE = ("PCK@0.1", "AP", "count_error", "caption_agreement", "judge_frechet")
 #: ... followed by what those measure (``paper_AP``, ``clean_FID``, ``rfd_frechet``).
 MEASURES = ("AP", "SAP", "PCE", "FID", "KID", "CLIP", "frechet")
