@@ -32,7 +32,9 @@ NEUTRAL = frozenset(
 #: Overrides that do not belong in a folder's name: these stand elsewhere in the path ...
 PLACED = frozenset({"adapter", "data", "seed", "study"})
 #: ... and these, with whatever is below them, change no result, or do so through keys of their own.
-UNNAMED = frozenset({"logger", "hydra", "paths", "experiment", "benchmark", "force", "shard", "shards", "title", "baseline", "headline", "reproduction"})
+UNNAMED = frozenset(
+    {"logger", "hydra", "paths", "experiment", "benchmark", "objective", "force", "shard", "shards", "title", "baseline", "headline", "reproduction"}
+)
 #: Options that differ from their group's default in neutral keys alone.
 ALIKE = frozenset({"trainer=default", "trainer=ddp", "trainer=fsdp"})
 #: Keys whose value is a path even where it is a bare name.

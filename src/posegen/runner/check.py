@@ -275,4 +275,7 @@ def cells(request: Request, multirun: bool = False) -> Iterator[Request]:
 def _values_of(axis: Override) -> list[str]:
     if not axis.is_sweep_override():
         return [axis.input_line or ""]
+    if axis.is_interval_sweep():  # whose ends stand for what a sweeper will choose
+        interval: Any = axis.value()
+        return [f"{axis.get_key_element()}={end}" for end in (interval.start, interval.end)]
     return [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]

@@ -31,24 +31,39 @@ from posegen.runner.sharding import whole
 from posegen.runner.tasks import AdapterTask, Task
 
 
-def train(cfg: DictConfig) -> None:
-    """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished."""
+def train(cfg: DictConfig) -> float | None:
+    """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished.
+
+    Returns:
+        The cell's objective for sweepers, None where nobody asks for one.
+    """
     from posegen.runner.check import require_valid
 
     cell = Cell.of(cfg, ["train"])
     cell.check()
     if cell.finished():
         print(f"{cell.folder} is finished; nothing to do")
-        return
+        return answered(cfg, cell.folder)
     require_valid(cfg)
     if Crew.of(cfg).node:
         assist(cfg, cell.folder)
-        return
+        return None
     with cell.working():
         if not cell.finished():  # by another process that was waited for
             prepare_threads(cfg)
             fit(Parts(cfg), cell.folder)
     print(f"{cell.folder} finished")
+    return answered(cfg, cell.folder)
+
+
+def answered(cfg: DictConfig, folder: Path) -> float | None:
+    """The objective of a finished cell, where one is wanted."""
+    from posegen.runner.validation import objective
+
+    if cfg.objective is None:
+        return None
+    prepare_threads(cfg)
+    return objective(cfg, folder)
 
 
 def prepare_threads(cfg: DictConfig) -> None:

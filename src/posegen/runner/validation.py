@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
 
 from posegen.runner.batches import fixed_batches
+from posegen.runner.checkpoints import load_into
+from posegen.runner.device import device_of
 from posegen.runner.ema import EMA
+from posegen.runner.errors import UserError
 from posegen.runner.evaluate import judging_device
+from posegen.runner.files import read_json, write_json
 from posegen.runner.loggers import log_pictures
 from posegen.runner.parts import Parts
 from posegen.runner.sample import batch_of
+from posegen.runner.table import headline_of
 
 GRID = 8  # rows of the picture grid
 
@@ -35,26 +41,69 @@ class LivePoseAccuracy(Callback):
         self.last = step
         was_training = module.training
         module.eval()
-        with self.ema.applied(module), torch.inference_mode():
-            values, grid = self.look()
+        with self.ema.applied(module):
+            values, grid = look(self.parts, self.images)
         module.train(was_training)
         for logger in trainer.loggers:
             logger.log_metrics({f"live/{name}": value for name, value in values.items() if not np.isnan(value)}, step=step)
             log_pictures(logger, "live", grid, step, self.folder / "live")
 
-    def look(self) -> tuple[dict[str, float], np.ndarray]:
-        """(values of the protocol, grid of target, sample and re-detected pose)."""
-        parts, judged, rows_of_pictures = self.parts, [], []
-        device = judging_device(parts)
-        data = parts.data("validation")
-        for rows in fixed_batches(min(self.images, len(data)), parts.sampler.batch):
-            batch = batch_of(parts, parts.adapter, rows, "validation")
-            generated = parts.adapter.generate(batch, parts.sampler)
-            samples = [data.seen(i) for i in rows] if parts.protocol.compares else batch.samples
-            found = parts.protocol.judge(parts.estimator, generated.to(device), samples)
-            judged += found
-            for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
-                if len(rows_of_pictures) < GRID:
-                    rows_of_pictures.append(parts.kind.shown(image, judgement))
-        records = parts.protocol.records(judged)
-        return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(rows_of_pictures)
+
+@torch.inference_mode()
+def look(parts: Parts, images: int) -> tuple[dict[str, float], np.ndarray]:
+    """(values of the protocol, grid of target, sample and re-detected pose) of the first validation images."""
+    judged, rows_of_pictures = [], []
+    device = judging_device(parts)
+    data = parts.data("validation")
+    for rows in fixed_batches(min(images, len(data)), parts.sampler.batch):
+        batch = batch_of(parts, parts.adapter, rows, "validation")
+        generated = parts.adapter.generate(batch, parts.sampler)
+        samples = [data.seen(i) for i in rows] if parts.protocol.compares else batch.samples
+        found = parts.protocol.judge(parts.estimator, generated.to(device), samples)
+        judged += found
+        for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
+            if len(rows_of_pictures) < GRID:
+                rows_of_pictures.append(parts.kind.shown(image, judgement))
+    records = parts.protocol.records(judged)
+    return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(rows_of_pictures)
+
+
+def objective(cfg: DictConfig, folder: Path) -> float:
+    """What a sweeper maximises: the column ``objective`` of validation images that a finished cell's method makes, negated where less is better.
+
+    It is kept in ``objective.json``, so that a finished cell answers at once.
+
+    Raises:
+        UserError: the protocol has no such column, or these images leave it empty.
+    """
+    parts, path = Parts(cfg), folder / "objective.json"
+    column = objective_column(cfg, parts)
+    asked = {"column": column, "images": cfg.trainer.validate_images, "protocol": [parts.protocol.name, parts.protocol.version]}
+    known = read_json(path) if path.is_file() else {}
+    if asked.items() <= known.items():
+        return known["objective"]
+    parts.data("validation").prepare()
+    if parts.bare_adapter.trainable:
+        load_into(parts.adapter, parts.backbone, folder / "method")
+    device = device_of(cfg.trainer.accelerator)
+    parts.backbone.to(device)
+    parts.adapter.eval().to(device)
+    value = look(parts, cfg.trainer.validate_images)[0].get(column, float("nan"))
+    if np.isnan(value):
+        raise UserError(
+            f"objective={column} has no value on {cfg.trainer.validate_images} validation images; choose another column or more trainer.validate_images"
+        )
+    found = -value if column in parts.protocol.lower_is_better else value
+    write_json(path, {**asked, "value": float(value), "objective": float(found)})
+    return float(found)
+
+
+def objective_column(cfg: DictConfig, parts: Parts) -> str:
+    """The column that ``objective`` names.
+
+    Raises:
+        UserError: there is none of that name, or what trains makes nothing to judge.
+    """
+    if not str(cfg.task._target_).endswith(".AdapterTask") or parts.backbone.sample != parts.protocol.sample:
+        raise UserError(f"objective={cfg.objective} needs a method whose samples protocol={parts.protocol.name} can judge; set objective=null")
+    return headline_of(parts.protocol.columns, None if cfg.objective == "headline" else [cfg.objective])[0]
