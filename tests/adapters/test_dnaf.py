@@ -1,4 +1,18 @@
-"""DNAF: identities that any mistake in pairing layers, rows or noise breaks, at odd sizes and on two geometries, and real runs on the tiny world."""
+"""DNAF: identities that any mistake in pairing layers, rows or noise breaks, at odd sizes and on two geometries, and real runs on the tiny world.
+
+What an implementation has to fulfil has numbers, which stand in the names of the tests, ``test_acceptance_<number>_...``:
+
+1. an opened U-Net without additions is the plain one (`tests/backbones/test_self_attention.py`);
+2. inserted blocks that start at zero change nothing;
+3. a pass whose sources are all dropped is the plain one;
+4. a source that is the target, with its noise, changes nothing;
+5. sixteen self-attentions of Stable Diffusion are read, each with as many keys as the source's grid has cells, and nothing of them is left behind;
+6. odd sizes, 32 x 22 latents for one, go through all levels;
+7. one backward pass reaches all that trains and nothing else (`tests/adapters/test_dnaf_training.py`);
+8. another noise or another source changes the prediction, of its own image alone;
+9. guidance with both scales 1 is one branch, with equal scales two;
+10. in a transfer, pixels outside the mask are the picture's own (`tests/runner/test_keeping.py`, `tests/runner/test_transfer.py`).
+"""
 
 from __future__ import annotations
 
@@ -76,7 +90,7 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> bool:
 
 
 @GEOMETRIES
-def test_blocks_that_start_at_zero_leave_the_prediction_alone(geometry: Geometry) -> None:
+def test_acceptance_2_blocks_that_start_at_zero_leave_the_prediction_alone(geometry: Geometry) -> None:
     adapter, pose = attached(geometry, trained=False, naf=False), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     plain = backbone(geometry).predict(latents, STEPS, state.text, Injection(encoder=adapter.inject(without(state, "posed"), latents, STEPS).encoder))
@@ -85,7 +99,7 @@ def test_blocks_that_start_at_zero_leave_the_prediction_alone(geometry: Geometry
 
 
 @GEOMETRIES
-def test_without_conditions_it_is_the_plain_unet(geometry: Geometry) -> None:
+def test_acceptance_3_without_conditions_it_is_the_plain_unet(geometry: Geometry) -> None:
     adapter, pose = attached(geometry), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     plain = backbone(geometry).predict(latents, STEPS, state.text, Injection())
@@ -96,7 +110,7 @@ def test_without_conditions_it_is_the_plain_unet(geometry: Geometry) -> None:
 
 @GEOMETRIES
 @pytest.mark.parametrize("scope", ["original", "all"])
-def test_a_source_that_is_the_target_changes_nothing(geometry: Geometry, scope: str) -> None:
+def test_acceptance_4_a_source_that_is_the_target_changes_nothing(geometry: Geometry, scope: str) -> None:
     """Keys and values twice leave softmax attention as it was; wrong pairs of layers, noise levels or rows do not."""
     adapter, pose = attached(geometry, naf_scope=scope), batch()
     state = without(adapter.encode(pose), "sourced")
@@ -122,7 +136,7 @@ def test_images_without_source_or_pose_are_those_of_a_batch_without(scope: str) 
 
 
 @pytest.mark.parametrize(("kind", "scope", "more"), [("full", "original", 0), ("full", "all", 16), ("cross", "all", 0)])
-def test_sixteen_layers_of_stable_diffusion_are_read_and_the_source_may_have_another_size(kind: str, scope: str, more: int) -> None:
+def test_acceptance_5_sixteen_layers_of_stable_diffusion_are_read_and_the_source_may_have_another_size(kind: str, scope: str, more: int) -> None:
     adapter, pose = attached(inserted_kind=kind, naf_scope=scope), batch((64, 64), source=(128, 128))
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     bank = adapter.inject(state, latents, STEPS).attention
@@ -133,7 +147,7 @@ def test_sixteen_layers_of_stable_diffusion_are_read_and_the_source_may_have_ano
     assert predicted(adapter, state, latents).shape == latents.shape
 
 
-def test_nothing_of_a_pass_is_left_behind() -> None:
+def test_acceptance_5_nothing_of_a_pass_is_left_behind() -> None:
     adapter, pose = attached(), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     injection = adapter.inject(state, latents, STEPS)
@@ -147,7 +161,7 @@ def test_nothing_of_a_pass_is_left_behind() -> None:
 @pytest.mark.parametrize(
     ("geometry", "size", "grids"), [(USUAL, (256, 176), [(32, 22), (16, 11), (8, 6), (4, 3)]), (MANNEQUIN, (60, 44), [(15, 11), (8, 6), (4, 3)])]
 )
-def test_odd_grids_fit(geometry: Geometry, size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
+def test_acceptance_6_odd_grids_fit(geometry: Geometry, size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
     adapter, pose = attached(geometry), batch(size, images=1)
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     assert [tuple(state.conditions[f"level{i}"].shape[-2:]) for i in range(geometry.levels)] == grids
@@ -155,7 +169,7 @@ def test_odd_grids_fit(geometry: Geometry, size: tuple[int, int], grids: list[tu
 
 
 @GEOMETRIES
-def test_every_part_of_the_source_matters_to_its_own_image_alone(geometry: Geometry) -> None:
+def test_acceptance_8_every_part_of_the_source_matters_to_its_own_image_alone(geometry: Geometry) -> None:
     adapter, pose = attached(geometry), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     made, swap = predicted(adapter, state, latents), torch.tensor([0, 2, 1])
@@ -255,7 +269,7 @@ def test_several_sources_of_some_images_are_those_of_a_batch_with_these_alone() 
 
 
 @pytest.mark.parametrize(("pose_scale", "source_scale", "count"), [(None, None, 2), (2.0, 3.0, 3), (1.0, 1.0, 1), (1.0, 2.0, 2), (2.0, 2.0, 2)])
-def test_guidance_has_a_scale_for_each_condition(pose_scale: float | None, source_scale: float | None, count: int) -> None:
+def test_acceptance_9_guidance_has_a_scale_for_each_condition(pose_scale: float | None, source_scale: float | None, count: int) -> None:
     adapter, pose = attached(pose_guidance=pose_scale, source_guidance=source_scale), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     neither, posed, both = (predicted(adapter, without(state, *kept), latents) for kept in ((), ("posed",), ("posed", "sourced")))

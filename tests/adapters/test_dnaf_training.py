@@ -45,7 +45,7 @@ def gradients(adapter: DNAF, sourced: bool = True, precision: torch.dtype | None
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_gradients_reach_all_that_trains_and_only_the_last_projections_at_first(precision: torch.dtype | None) -> None:
+def test_acceptance_7_gradients_reach_all_that_trains_and_only_the_last_projections_at_first(precision: torch.dtype | None) -> None:
     """Under autocast, too, whose copies of the weights from the pass without gradients must not be used in the other."""
     for started in (False, True):
         adapter = attached(trained=started)
@@ -64,7 +64,7 @@ def test_a_batch_that_lost_all_sources_has_gradients_of_zero() -> None:
     assert not any(grad.any() for name, grad in found.items() if not name.startswith("pose_adapter."))
 
 
-def test_what_trains_is_configurable(tmp_path: Path) -> None:
+def test_acceptance_7_what_trains_is_configurable(tmp_path: Path) -> None:
     file = tmp_path / "t2i_adapter"
     attached().pose_adapter.network.save_pretrained(file)
 

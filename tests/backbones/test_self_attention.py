@@ -38,7 +38,7 @@ def predict(backbone: StableDiffusion, injection: Injection | None = None) -> Te
     return backbone.predict(*inputs(), injection or Injection())
 
 
-def test_an_open_unet_is_the_plain_one_and_a_closed_one_too(backbone: StableDiffusion) -> None:
+def test_acceptance_1_an_open_unet_is_the_plain_one_and_a_closed_one_too(backbone: StableDiffusion) -> None:
     plain, names, processors = predict(backbone), list(backbone.unet.state_dict()), dict(backbone.unet.attn_processors)
     blocks = [Shift() for _ in transformers(backbone.unet)]
     junctions = Junctions(backbone.unet, blocks)
