@@ -55,6 +55,15 @@ def test_masks_and_garments_belong_together(data: MannequinPairs) -> None:
     assert shirts.identity != both.identity
 
 
+def test_captions_tell_the_colours_that_are_to_be_worn_where_they_are_told_to(data: MannequinPairs) -> None:
+    for garment in ("shirt", "clothes"):
+        people = data.transfers(4, garment, told=True)
+        for i, (person, style, _) in enumerate(people.people):  # type: ignore[attr-defined]
+            (own,), (other,) = (data[each].attributes["colours"] for each in (person, style))
+            assert f"{other[0]} shirt and {(own if garment == 'shirt' else other)[1]} trousers" in people[i].prompt
+    assert data.transfers(4, "shirt", told=True).identity != data.transfers(4, "shirt").identity
+
+
 def test_what_cannot_be_dressed_is_said(data: MannequinPairs, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="garment='hat'; expected one of shirt, trousers, clothes"):
         data.transfers(None, "hat")

@@ -36,6 +36,11 @@ def test_the_folder_names_what_differs_and_nothing_neutral(tmp_path: Path) -> No
     assert folder(config(tmp_path, seed=3), overrides) == tmp_path / "train/controlnet/mannequin,sampler.guidance=4,trainer=smoke/seed3"
 
 
+def test_files_in_a_list_are_named_without_their_folders(tmp_path: Path) -> None:
+    values = config(tmp_path, source=["/a/front.png", "/b/back.png"])
+    assert folder(values, ["source=[/a/front.png,/b/back.png]"]) == tmp_path / "train/controlnet/mannequin,source=front.png+back.png/seed0"
+
+
 def test_the_folder_does_not_depend_on_how_a_number_was_typed(tmp_path: Path) -> None:
     values = config(tmp_path, optim={"lr": 0.001})
     assert folder(values, ["optim.lr=1e-3"]) == folder(values, ["optim.lr=0.001"]) == tmp_path / "train/controlnet/mannequin,optim.lr=0.001/seed0"

@@ -72,7 +72,14 @@ def test_it_continues_where_it_was_interrupted_and_shares(words: list[str], tmp_
     assert main([*words, "count=6", "study=alone"]) == 0
     assert [picture(cell(tmp_path, "alone") / "samples", i).read_bytes() for i in range(6)] == shared
     assert main([*words, "count=6", "dilate=0", "study=narrow"]) == 0
-    assert read_json(cell(tmp_path, "narrow") / "status.json")["identity"]["transfer"] == {"count": 6, "garment": "clothes", "dilate": 0, "soft": 0}
+    record = read_json(cell(tmp_path, "narrow") / "status.json")["identity"]["transfer"]
+    assert record == {
+        "count": 6,
+        "garment": "clothes",
+        "told": False,
+        "dilate": 0,
+        "soft": 0,
+    }
 
 
 def test_acceptance_10_an_own_picture_keeps_its_size_and_every_pixel_outside_the_mask(words: list[str], tmp_path: Path) -> None:
@@ -103,6 +110,13 @@ def test_the_pose_is_read_from_the_picture(words: list[str], tmp_path: Path) -> 
     found = np.array(read_json(cell(tmp_path) / "status.json")["identity"]["data"]["test"]["people"])
     seen = (found[0, :, 2] > 0) & (people[0].keypoints[0, :, 2] > 0)
     assert seen.sum() > 10 and np.median(np.linalg.norm((found[0] - people[0].keypoints[0])[seen, :2], axis=-1)) < 3
+
+
+def test_a_picture_with_nobody_in_it_needs_a_pose(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = own(tmp_path)
+    write_png(tmp_path / "me.png", np.full((50, 70, 3), 90, np.uint8))
+    assert main([*(word for word in words if not word.startswith("estimator.folder")), *files]) != 0
+    assert "the estimator finds nobody in it; set poses=FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

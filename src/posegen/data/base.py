@@ -128,12 +128,13 @@ class PoseData(ABC):
         """All images that the appearance of a sample is taken from, as many for every sample."""
         return [self.source_of(index, visit)]
 
-    def transfers(self, count: int | None, garment: str) -> Transfers:
+    def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
         """People of this split who are to be dressed as others of it are.
 
         Args:
             count: how many; None: all there are.
             garment: ``shirt``, ``trousers``, or ``clothes``, which are both.
+            told: captions tell the colours that are to be worn.
 
         Raises:
             ValueError: it is not known where their clothes are.
@@ -165,7 +166,7 @@ class Garment:
 class Transfers(PoseData):
     """People who are to be dressed as `PoseData.sources_of` shows others; a sample's image is the person as they are now, at the size that is computed with."""
 
-    def transfers(self, count: int | None, garment: str) -> Transfers:
+    def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
         return self
 
     @abstractmethod

@@ -150,6 +150,8 @@ def _short(config: Mapping[str, Any], key: str, text: str) -> str:
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, list | tuple) and any(os.sep in str(each) for each in value):
+        return "+".join(Path(str(each)).name for each in value)
     text = text if value is None or isinstance(value, Mapping) else str(value)
     return Path(text).name if os.sep in text else text
 

@@ -114,7 +114,7 @@ def people_to_dress(parts: Parts) -> Transfers:
     """Who is dressed."""
     data = parts.data("test")
     data.prepare()
-    return data.transfers(parts.cfg.count, parts.cfg.garment)
+    return data.transfers(parts.cfg.count, parts.cfg.garment, parts.cfg.told)
 
 
 # What is made of it.

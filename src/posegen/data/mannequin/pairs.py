@@ -131,10 +131,10 @@ class MannequinPairs(MannequinData):
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self._worded(self.sources[self._checked(index)])
 
-    def transfers(self, count: int | None, garment: str) -> Transfers:
+    def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
         from posegen.data.mannequin.transfers import MannequinTransfers
 
-        return MannequinTransfers(self, count, garment)
+        return MannequinTransfers(self, count, garment, told)
 
     def twin(self, index: int) -> Sample:
         return self._worded(super().twin(index))

@@ -23,12 +23,13 @@ class MannequinTransfers(Transfers):
 
     Only photos and cartoons have clothes of a colour. A person is dressed as the next one of the list (after the last comes the first) who is painted in the
     same style and wears another colour in each garment; the wrong style is the next one after whose colours differ from both. The caption tells no colours, so
-    that they can come from the picture alone.
+    that they can come from the picture alone. Where it does, it is a control: a backbone that reads captions then paints what is to be worn anyway.
 
     Args:
         pairs: where the people come from.
         count: how many are dressed; None: all with clothes of a colour.
         garment: ``shirt``, ``trousers`` or ``clothes``.
+        told: the captions tell the colours that are to be worn.
 
     Raises:
         ValueError: there is no such garment, or there are fewer people.
@@ -36,10 +37,10 @@ class MannequinTransfers(Transfers):
 
     name = "mannequin_transfers"
 
-    def __init__(self, pairs: MannequinPairs, count: int | None = None, garment: str = "clothes") -> None:
+    def __init__(self, pairs: MannequinPairs, count: int | None = None, garment: str = "clothes", told: bool = False) -> None:
         if garment not in PARTS:
             raise ValueError(f"garment={garment!r}; expected one of {', '.join(PARTS)}")
-        self.pairs, self.garment, self.split, self.size = pairs, garment, pairs.split, pairs.size
+        self.pairs, self.garment, self.told, self.split, self.size = pairs, garment, told, pairs.split, pairs.size
         looks = [pairs.seen(i, image=False).attributes for i in range(len(pairs))]
         coloured = [i for i, look in enumerate(looks) if look["style"] in COLOURED_STYLES]
         every = [found for place in range(len(coloured)) if (found := chosen(coloured[place:] + coloured[:place], looks)) is not None]
@@ -50,17 +51,19 @@ class MannequinTransfers(Transfers):
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**self.pairs.identity, "name": self.name, "people": len(self.people), "garment": self.garment}
+        return {**self.pairs.identity, "name": self.name, "people": len(self.people), "garment": self.garment, "told": self.told}
 
     def __len__(self) -> int:
         return len(self.people)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.pairs[self.people[index][0]]
-        if self.pairs.prompt is not None:
+        person, style, _ = self.people[index]
+        sample, seen = self.pairs[person], self.pairs[person].attributes
+        if self.pairs.prompt is not None and not self.told:
             return sample
-        seen = sample.attributes
-        return replace(sample, prompt=str(Description(seen["style"], seen["scene"], tuple(Look(action) for action in seen["actions"]))))
+        worn, wanted = (dict(zip(("shirt", "trousers"), self.pairs[each].attributes["colours"][0], strict=True)) for each in (person, style))
+        colours = worn | {part: wanted[part] for part in PARTS[self.garment]} if self.told else {}
+        return replace(sample, prompt=str(Description(seen["style"], seen["scene"], (Look(*seen["actions"], **colours),))))
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self.pairs.source_of(self.people[index][1])
