@@ -9,7 +9,10 @@ from shutil import copyfile
 
 import numpy as np
 import pytest
+import torch
 
+from posegen.cli import main
+from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from posegen.runner.cells import Cell
 from posegen.runner.check import validate
 from posegen.runner.evaluate import evaluate
@@ -17,6 +20,7 @@ from posegen.runner.parts import Parts
 from posegen.runner.pictures import picture, read_png
 from posegen.runner.prepare import prepare
 from posegen.runner.train import train
+from tests.backbones.models import SD1, parts_of
 from tests.data.person_trees import deepfashion, market1501
 from tests.tiny import configured
 
@@ -86,3 +90,24 @@ def test_sizes_and_splits_are_checked_before_anything_is_read(world: list[str], 
     assert "data.train.holdout=much: expected a number" in told
     with configured("train", "adapter=dnaf", *mine, "data.train._target_=posegen.data.pairs.Pictures") as cfg:
         assert any("needs another image of each person, which Pictures does not have" in str(problem) for problem in validate(cfg))
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_a_method_with_its_ablations_and_the_real_pictures(tmp_path: Path) -> None:
+    """As a user calls it, at the smallest size of everything; the methods start from the files that it names."""
+    torch.manual_seed(0)
+    parts_of(SD1).save(tmp_path / "sd", autoencoder=True)
+    torch.save({"state_dict": HigherHRNet.from_width(8).state_dict(), "meta": {"epoch": 1}}, tmp_path / "detector.pth")
+    deepfashion(tmp_path / "deepfashion", (4, 1))
+    names = [f"data.root={tmp_path / 'deepfashion'}", f"backbone.path={tmp_path / 'sd'}", f"estimator.path={tmp_path / 'detector.pth'}", "data.holdout=0.3"]
+    sizes = ["data.size=[64,48]", "estimator.width=8", "estimator.size=64", "sampler.steps=2", "trainer.steps=2", "optim.batch=2", "optim.warmup=1"]
+    quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1", "protocol.resamples=20"]
+    places = [f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"]
+    rest = ["benchmark", "benchmark=deepfashion", *names, *sizes, *quiet, *places]
+    assert main(rest) == 0
+    table = {row["method"]: row for row in rows(tmp_path / "out/benchmark/deepfashion/table.csv")}
+    own = ["dnaf", "ablation/dnaf_b1", "ablation/dnaf_b2", "reference/real", "reference/reconstruction", "reference/copy_source"]
+    assert set(own) <= set(table) and all(table[name]["state"] == "finished" and table[name]["n_images"] == "6" for name in own)
+    assert len({table[name]["rfd_kernel"] for name in own}) == 6  # they are six different things
+    with configured("benchmark", *rest[1:-2], *places, "adapter=ablation/dnaf_b1", f"files.vision={tmp_path / 'nothing.pth'}") as cfg:
+        assert Parts(cfg).bare_adapter._start == {"vision": str(tmp_path / "nothing.pth"), "pose": None}
