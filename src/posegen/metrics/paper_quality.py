@@ -90,10 +90,10 @@ def stored(sample: Sample) -> np.ndarray:
     return picture
 
 
-def through_jpeg(picture: np.ndarray) -> np.ndarray:
+def through_jpeg(picture: np.ndarray, quality: int = QUALITY) -> np.ndarray:
     """``[H, W, 3] uint8`` as it comes back from the file it would have been saved to."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=QUALITY)
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file).convert("RGB"))
 
 

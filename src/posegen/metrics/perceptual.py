@@ -1,0 +1,107 @@
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924): the distance of two pictures in the features of a network for image recognition, AlexNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from posegen.data.base import Sample, to_tensor, to_uint8
+from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.feature_networks import fill, verified
+from posegen.metrics.likeness import mean_of_known, target_of
+
+ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
+
+
+class Lpips:
+    """The distance, computed by the package ``lpips``, which brings the weights of its five linear layers; those of AlexNet are the user's.
+
+    Args:
+        alexnet: file of torchvision's AlexNet; None switches it off.
+        linear: file of the linear layers; None: the package's own, version 0.1.
+    """
+
+    def __init__(self, alexnet: str | None = None, linear: str | None = None) -> None:
+        self.alexnet, self.linear, self.configured = alexnet, linear, alexnet is not None
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Frozen, in evaluation mode.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing, damaged or of another network.
+            ImportError: the package is missing; names the command that installs it.
+        """
+        try:
+            import lpips
+        except ImportError as error:
+            raise ImportError("LPIPS needs the package lpips: pip install 'posegen[metrics]'") from error
+        from torchvision.models import alexnet
+
+        with torch.device("meta"):  # its classifier, nine tenths of the weights, is not needed
+            features = alexnet(weights=None).features
+        file = verified(str(self.alexnet), None, "protocol.alexnet", ALEXNET)
+        fill(nn.ModuleDict({"features": features.to_empty(device="cpu")}), file, "protocol.alexnet", ignored=("classifier.",))
+        network = lpips.LPIPS(net="alex", pretrained=self.linear is None, pnet_rand=True, verbose=False)
+        layers = [layer for name in ("slice1", "slice2", "slice3", "slice4", "slice5") for layer in getattr(network.net, name)]
+        for ours, theirs in zip(layers, features, strict=False):  # the last pooling has no place
+            ours.load_state_dict(theirs.state_dict())
+        if self.linear is not None:
+            heads = nn.ModuleDict({f"lin{i}": getattr(network, f"lin{i}") for i in range(5)})
+            fill(heads, verified(self.linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear")
+        return network.eval().requires_grad_(False)
+
+    def check(self) -> None:
+        """Reads the weights, if they are named."""
+        if self.configured:
+            _ = self.network
+
+    def distances(self, made: Tensor, targets: Tensor) -> np.ndarray:
+        """``[B]`` distances of ``[B, 3, H, W]``, which the network expects in [-1, 1]."""
+        with torch.no_grad():
+            self.network.to(made.device)
+            return self.network(made.float(), targets.float()).flatten().cpu().numpy()
+
+
+class Perceptual(Observer):
+    """Notes ``lpips``, the distance of an image, as it is stored, from its target.
+
+    Args:
+        lpips: the distance.
+    """
+
+    compares = True
+
+    def __init__(self, lpips: Lpips) -> None:
+        self.lpips = lpips
+
+    def check(self) -> None:
+        self.lpips.check()
+
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        if not self.lpips.configured or real:
+            return [{} for _ in samples]
+        made = torch.stack([to_tensor(picture) for picture in to_uint8(images)]).to(images.device)
+        targets = torch.stack([to_tensor(target_of(sample)) for sample in samples]).to(images.device)
+        return [{"lpips": float(value)} for value in self.lpips.distances(made, targets)]
+
+
+class PerceptualMetric(Metric):
+    """The mean of what `Perceptual` noted."""
+
+    columns = ("LPIPS",)
+    lower_is_better = frozenset(columns)
+
+    def absent(self, records: Records) -> dict[str, str]:
+        return {} if "lpips" in records else {"LPIPS": f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"}
+
+    def record(self, judged: Judged) -> dict[str, float]:
+        return {"lpips": judged.observed["lpips"]} if "lpips" in judged.observed else {}
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        return {"LPIPS": mean_of_known(records["lpips"], weights) if "lpips" in records else np.full(len(weights), np.nan)}
