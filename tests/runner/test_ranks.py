@@ -132,9 +132,11 @@ def assert_close(output: Path, alone: Path, method: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(world: list[str], alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["serial", "local", "submitit_local"])
+def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(launcher: str, world: list[str], alone: Path, tmp_path: Path) -> None:
+    launching = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "local" else [])]
     sharing = ["adapter=controlnet,humansd", "optim.accumulate=2", "trainer=ddp", "trainer.devices=2", "trainer.validate_every=3", "trainer.validate_images=4"]
-    assert main(["train", "-m", *world, *CPU, f"paths.output={tmp_path}", *sharing]) == 0
+    assert main(["train", "-m", *world, *CPU, f"paths.output={tmp_path}", *sharing, *launching]) == 0
     for method in ("controlnet", "humansd"):
         assert_close(tmp_path, alone, method)
         assert read_json(cell(tmp_path, method) / "status.json")["hash"] == read_json(cell(alone, method) / "status.json")["hash"]
@@ -170,6 +172,26 @@ def test_what_a_process_cannot_do_is_the_cells_error(world: list[str], tmp_path:
     assert main([*command(world, tmp_path, "adapter=controlnet", "trainer=fsdp", "trainer.devices=2")[3:]]) == 1
     assert "train outside of it" in capsys.readouterr().err
     assert read_json(cell(tmp_path, "controlnet") / "status.json")["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_statistics_of_a_share_are_refused(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(world, tmp_path, "adapter=grpose", "trainer.devices=2")[3:]]) == 1
+    assert "adapter=grpose normalises over the batch" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_benchmark_trains_with_two_processes_and_judges_once(world: list[str], tmp_path: Path) -> None:
+    tiny = [o for o in world if not o.startswith(("trainer.steps", "trainer.progress"))]
+    words = ["benchmark", "benchmark=smoke", "adapter=controlnet,none", *tiny, *CPU, "trainer.steps=4", "hydra/launcher=serial"]
+    outputs = {name: tmp_path / name for name in ("two", "one")}
+    for name, sharing in {"two": ["trainer=ddp", "trainer.devices=2"], "one": []}.items():
+        assert main([*words, *sharing, f"paths.output={outputs[name]}"]) == 0
+    one, two = ({c["method"]: c for c in read_json(output / "benchmark/smoke/cells.json")["cells"]} for output in outputs.values())
+    assert one == two  # the same cells at the same places
+    for method in one:
+        records = [pd.read_csv(output / "benchmark/smoke" / one[method]["folder"] / "records.csv")["id"] for output in outputs.values()]
+        assert list(records[0]) == list(records[1]) and len(records[0]) == 6
 
 
 @pytest.mark.slow

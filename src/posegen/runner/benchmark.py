@@ -85,7 +85,6 @@ class Plan(Callback):
             with composed(request.having(*overrides)) as cfg:
                 require_valid(cfg)
                 Shard.of(cfg)
-                Crew.planned(cfg)
                 require_weights(cfg)
                 cell = Cell.of(cfg, splits_of(cfg))
                 cell.check()

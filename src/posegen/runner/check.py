@@ -32,6 +32,7 @@ from posegen.runner.hydra_app import Request, arranged, composed, hydra_message
 from posegen.runner.listing import Option, groups, primaries
 from posegen.runner.overrides import examine, shown
 from posegen.runner.problems import Problem, misspelt, report
+from posegen.runner.ranks import Crew
 
 HELP = """Check a configuration without loading any weights; tells everything that is wrong with it at once.
 
@@ -70,7 +71,7 @@ def validate(cfg: DictConfig, request: Request | None = None) -> list[Problem]:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.targets(cfg):
         problems += nodes.signature(key, node)
-    problems += [*files(cfg), *recipes(cfg), *compatible(cfg)]
+    problems += [*files(cfg), *recipes(cfg), *compatible(cfg), *shared(cfg)]
     if request and request.name in JUDGING:
         problems += judgeable(cfg)
     placed = [_placed(problem, request, known) for problem in problems]
@@ -137,6 +138,17 @@ def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values(child, path)
         elif not child._is_missing():
             yield path, nodes.value_or_none(child)
+
+
+def shared(cfg: DictConfig) -> list[Problem]:
+    """Batches that the processes of a cell cannot share."""
+    if "devices" not in (cfg.get("trainer") or ()) or "batch" not in (cfg.get("optim") or ()):
+        return []
+    try:
+        Crew.planned(cfg)
+    except UserError as error:
+        return [Problem("trainer", str(error))]
+    return []
 
 
 def recipes(cfg: DictConfig) -> list[Problem]:

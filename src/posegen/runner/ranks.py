@@ -106,6 +106,20 @@ class Crew:
                 f"({among}); optim.batch must be a multiple of {parts * self.size}"
             )
 
+    def require_normalisable(self, task: Any, cfg: DictConfig) -> None:
+        """Refuses batch statistics that would be those of a share: torch puts them together on GPUs alone."""
+        from torch import nn
+
+        from posegen.runner.device import device_of
+
+        trained = {name.rpartition(".")[0] for name, p in task.named_parameters() if p.requires_grad}
+        normed = [name for name, module in task.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and name in trained]
+        if self.size > 1 and normed and device_of(cfg.trainer.accelerator).type == "cpu":
+            raise UserError(
+                f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and processes on the CPU cannot share its "
+                "statistics; train it with trainer.devices=1 or on GPUs"
+            )
+
     def lightning(self, accelerator: str) -> dict[str, Any]:
         """Lightning's arguments for this process; it never starts others, and leaves Slurm's signals to the launcher."""
         from lightning.pytorch.plugins.environments import LightningEnvironment

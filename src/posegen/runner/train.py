@@ -95,6 +95,7 @@ def fit_here(parts: Parts, folder: Path, crew: Crew) -> None:
     """The part of `fit` that each process does."""
     cfg = parts.cfg
     task = build_task(parts)
+    crew.require_normalisable(task, cfg)
     ema = EMA(cfg.trainer.ema)
     if task.count_trained():
         run(parts, task, ema, folder, crew)
