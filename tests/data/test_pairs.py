@@ -80,7 +80,7 @@ def test_every_form_gives_the_same_pairs_with_joints_where_the_person_is(form: s
         for seen, one in zip((source, sample), expected[sample.id], strict=True):
             assert seen.size == size and seen.image.shape == (*size, 3) and seen.prompt == "a person" and len(seen.keypoints) == 1
             fits(seen, one, size)
-        assert sample.attributes["source"], sample.attributes["target"] == (source.id.split("/")[1], sample.id.partition("_2_")[2])
+        assert (sample.attributes["source"], sample.attributes["target"]) == (source.id.split("/")[1], sample.id.partition("_2_")[2])
     assert warnings(data) and not any("of the joints" in w or "shape" in w or "other pairs" in w for w in warnings(data))
 
 
