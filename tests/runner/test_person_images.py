@@ -102,12 +102,13 @@ def test_the_benchmark_compares_a_method_with_its_ablations_and_the_real_picture
     names = [f"data.root={tmp_path / 'deepfashion'}", f"backbone.path={tmp_path / 'sd'}", f"estimator.path={tmp_path / 'detector.pth'}", "data.holdout=0.3"]
     sizes = ["data.size=[64,48]", "estimator.width=8", "estimator.size=64", "sampler.steps=2", "trainer.steps=2", "optim.batch=2", "optim.warmup=1"]
     quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1", "protocol.resamples=20"]
+    sizes.append("protocol.size=[64,48]")
     places = [f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"]
     rest = ["benchmark", "benchmark=deepfashion", *names, *sizes, *quiet, *places]
     assert main(rest) == 0
     table = {row["method"]: row for row in rows(tmp_path / "out/benchmark/deepfashion/table.csv")}
     own = ["dnaf", "ablation/dnaf_b1", "ablation/dnaf_b2", "reference/real", "reference/reconstruction", "reference/copy_source"]
     assert set(own) <= set(table) and all(table[name]["state"] == "finished" and table[name]["n_images"] == "6" for name in own)
-    assert len({table[name]["rfd_kernel"] for name in own}) == 6  # they are six different things
+    assert len({table[name]["PSNR"] + table[name]["cfld_SSIM_256"] for name in own}) == 6  # they are six different things
     with configured("benchmark", *rest[1:-2], *places, "adapter=ablation/dnaf_b1", f"files.vision={tmp_path / 'nothing.pth'}") as cfg:
         assert Parts(cfg).bare_adapter._start == {"vision": str(tmp_path / "nothing.pth"), "pose": None}
