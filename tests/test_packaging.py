@@ -33,6 +33,7 @@ def test_wheel_holds_configurations_and_assets(wheel: Path) -> None:
     assets = [file for file in (ROOT / "src" / "posegen" / "assets").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert {file.relative_to(ROOT / "src").as_posix() for file in assets} <= names
     assert "posegen/py.typed" in names
+    assert {f"posegen/runner/demo/{name}" for name in ("editor.html", "editor.js", "page.css")} <= names
     assert not [name for name in names if name.startswith(("tests", "experiments")) or "__pycache__" in name]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -15,8 +15,8 @@ from posegen.backbones.single_file import vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
 from posegen.runner.keeping import Kept, pasted, reduced
-from posegen.runner.pipeline import NoisyBatch
 from posegen.runner.sampler import Sampler
+from posegen.runner.steered import NoisyBatch
 from tests.adapters.cases import backbone_of
 from tests.adapters.test_dnaf import MANNEQUIN
 

@@ -116,6 +116,9 @@ def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
         made = ours("a dancer", poses, latents=noise, height=64, width=64, **settings).images
         assert made.shape == (2, 64, 64, 3) and np.abs(made - expected).max() < 1e-4
     assert np.abs(ours("a dancer", latents=noise, height=64, width=64, **settings).images - expected).max() > 1e-2, "the pose matters"
+    weaker = theirs("a dancer", image=hint, latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings).images
+    made = ours("a dancer", person(), latents=noise, height=64, width=64, control_scale=0.5, **settings).images
+    assert np.abs(made - weaker).max() < 1e-4 < np.abs(made - expected).max()
 
 
 def test_an_image_is_a_function_of_its_generator(pipe: PoseGuidedPipeline) -> None:
@@ -152,6 +155,29 @@ def test_every_kind_of_output(pipe: PoseGuidedPipeline) -> None:
     assert torch.allclose(decoded, made["pt"], atol=1e-5)
     (alone,) = pipe("photo", person(), generator=seeded(), output_type="np", height=64, width=96, return_dict=False)
     assert np.array_equal(alone, made["np"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_control_has_a_strength(method: str, methods: dict[str, Path], base: dict[str, str]) -> None:
+    pipe = loaded(methods[method], base)
+    made = [images(pipe, "a dancer", person(), control_scale=scale) for scale in (0.0, 0.5, 1.0)]
+    assert np.array_equal(made[2], images(pipe, "a dancer", person()))
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in ((made[0], made[1]), (made[1], made[2])))
+    assert np.array_equal(made[0], images(pipe, "a dancer", person(20, 20), control_scale=0.0)), "at 0 no pose matters"
+
+
+def test_every_step_is_told_and_what_is_raised_then_ends_the_sampling(pipe: PoseGuidedPipeline) -> None:
+    done: list[int] = []
+    pipe("a dancer", person(), num_inference_steps=3, on_step=done.append)
+    assert done == [1, 2, 3]
+
+    def enough(step: int) -> None:
+        done.append(step)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipe("a dancer", person(), num_inference_steps=3, on_step=enough)
+    assert done == [1, 2, 3, 1]
 
 
 def test_the_scheduler_can_be_replaced(pipe: PoseGuidedPipeline) -> None:
@@ -252,6 +278,7 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
         (person(), {"negative_prompt": ["a", "b"]}, r"negative_prompt has 2 texts for 1 prompts"),
         (person(), {"num_inference_steps": 0}, r"num_inference_steps is 0; expected a whole number of at least 1"),
         (person(), {"num_images_per_prompt": 1.5}, r"num_images_per_prompt is 1.5"),
+        (person(), {"control_scale": -1}, r"control_scale is -1; expected a number of at least 0"),
         (person(), {"output_type": "jpg"}, r"output_type is 'jpg'; expected one of pil, np, pt, latent"),
         (person(), {"generator": [torch.Generator()] * 2}, r"generator has 2 entries for 1 images"),
         (person(), {"latents": torch.zeros(1, 4, 8, 8)}, r"latents has the shape \[1, 4, 8, 8\]; 1 images of 64 x 64 pixels start from \[1, 8, 16, 16\]"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +130,16 @@ class Injection:
     attention: Bank | None = None
     features: tuple[Tensor, ...] | None = None
     rows: Tensor | None = None
+
+    def scaled(self, factor: float) -> Injection:
+        """The same influence ``factor`` times as strong: residuals, encoder features and concatenated latents are multiplied.
+
+        Latents enter through the linear input convolution, so what that adds is multiplied, too. Attention reads ``attention`` and ``features`` in ways that
+        are not linear; they stay as they are.
+        """
+        down, encoder = (None if maps is None else tuple(factor * m for m in maps) for maps in (self.down, self.encoder))
+        mid, latents = (None if m is None else factor * m for m in (self.mid, self.latents))
+        return replace(self, down=down, mid=mid, encoder=encoder, latents=latents)
 
 
 @dataclass(frozen=True)

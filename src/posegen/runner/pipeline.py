@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from posegen.adapters.base import Adapter, State
+from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
-from posegen.data.base import PoseBatch, to_tensor, to_uint8
+from posegen.data.base import to_tensor, to_uint8
 from posegen.data.own import fitted, sources_each
 from posegen.files import replacing
 from posegen.metrics.base import Estimator
@@ -27,7 +26,8 @@ from posegen.runner.errors import UserError
 from posegen.runner.files import read_json, write_json
 from posegen.runner.origins import BASE, backbone_of
 from posegen.runner.pictures import visible
-from posegen.runner.sampler import After, Sampler
+from posegen.runner.sampler import Sampler
+from posegen.runner.steered import NoisyBatch, Steered
 from posegen.weights.files import not_finite
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
@@ -139,6 +139,8 @@ class PoseGuidedPipeline:
         output_type: Output = "pil",
         return_dict: bool = True,
         estimator: Estimator | None = None,
+        control_scale: float = 1.0,
+        on_step: Callable[[int], None] | None = None,
     ) -> Any:
         """Generates images.
 
@@ -159,6 +161,8 @@ class PoseGuidedPipeline:
             output_type: ``pil``, ``np`` (``[B, H, W, 3]`` in [0, 1]), ``pt`` (``[B, 3, H, W]`` in [0, 1]) or ``latent`` (``[B, c, h, w]``).
             return_dict: False returns ``(images,)``.
             estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
+            control_scale: factor on what the method adds to the U-Net, see `posegen.backbones.base.Injection.scaled`; 1 is what it was trained with.
+            on_step: is called with the number of steps that are done; what it raises ends the sampling.
 
         Returns:
             diffusers' ``ImagePipelineOutput`` with ``images``.
@@ -167,7 +171,7 @@ class PoseGuidedPipeline:
             ValueError: something given cannot be used; said before anything is computed.
         """
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
-        check_numbers(steps, num_images_per_prompt, output_type)
+        check_numbers(steps, num_images_per_prompt, output_type, control_scale)
         prompts, guides = paired(prompt, poses)
         negatives = repeated(self.sampler.negative_prompt if negative_prompt is None else negative_prompt, len(prompts), "negative_prompt")
         size = self.size(guides, height, width)
@@ -187,7 +191,7 @@ class PoseGuidedPipeline:
             noise=noise,
         )
         guidance = self.sampler.guidance if guidance_scale is None else guidance_scale
-        sampler = Steered(self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar)
+        sampler = Steered(self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step)
         made = sampler.latents(self.adapter, self.backbone, batch) if output_type == "latent" else self.adapter.generate(batch, sampler)
         return packed(made, output_type, return_dict)
 
@@ -286,50 +290,16 @@ class PoseGuidedPipeline:
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
 
 
-@dataclass(frozen=True, eq=False)
-class NoisyBatch(PoseBatch):
-    """A batch whose initial noise may be given.
-
-    Attributes:
-        noise: ``[B, c, h, w]``.
-    """
-
-    noise: Tensor | None = None
-
-    def randn(self, purpose: str, shape: Sequence[int]) -> Tensor:
-        return self.noise if self.noise is not None and purpose == "latents" else super().randn(purpose, shape)
-
-
-class Steered(Sampler):
-    """The sampler with a scheduler of the caller's, a progress bar, and models of any precision; its steps are in single precision."""
-
-    def __init__(self, scheduler: Any, steps: int, guidance: float, eta: float, skip: int, bar: Mapping[str, Any]) -> None:
-        super().__init__(type(scheduler).__name__, steps, guidance, eta, skip=skip)
-        self.given, self.bar = scheduler, bar
-
-    def unset(self, backbone: Backbone) -> Any:
-        return type(self.given).from_config(self.given.config)
-
-    def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
-        return super().latents(adapter, backbone, batch, after).to(next(backbone.parameters()).dtype)
-
-    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Iterator[Tensor]:
-        from tqdm.auto import tqdm
-
-        yield from tqdm(super().denoising(adapter, backbone, batch, after), **{"total": self.steps - self.skip, **self.bar})
-
-    def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
-        return super().guided(adapter, batch, weights, state, latents.to(state.text.dtype), timestep)
-
-
 # What a call was given.
 
 
-def check_numbers(steps: int, images: int, output: str) -> None:
+def check_numbers(steps: int, images: int, output: str, control_scale: float) -> None:
     """Refuses numbers that make no images."""
     for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", images)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
+    if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
+        raise UserError(f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the method was trained with")
     if output not in (kinds := ("pil", "np", "pt", "latent")):
         raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
 

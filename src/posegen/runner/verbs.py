@@ -36,5 +36,6 @@ VERBS = {
     "annotate": Verb("find the people of pictures, and write them as a file of poses", "posegen.runner.annotate:annotate", "keys"),
     "parity": Verb("compare methods with tensors of their official implementations", "posegen.parity.command:main", "arguments"),
     "profile": Verb("measure time, memory, parameters and FLOPs of a method", "posegen.runner.profile:profile"),
+    "demo": Verb("compare methods in the browser: drag a pose, see every method draw it", "posegen.runner.demo.command:demo"),
     "completion": Verb("print the completion script of a shell", "posegen.runner.completion:main", "arguments"),
 }

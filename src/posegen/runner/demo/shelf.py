@@ -1,0 +1,147 @@
+"""The methods that can be asked for pictures: finished cells below the output folder, and folders that are named."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.runner import listing
+from posegen.runner.checkpoints import adapter_class, method_folder, read_about
+from posegen.runner.device import device_of
+from posegen.runner.errors import UserError
+from posegen.runner.files import read_json
+
+if TYPE_CHECKING:
+    from posegen.runner.pipeline import PoseGuidedPipeline
+
+#: What a prompt and a pose bring of what methods read.
+BROUGHT = frozenset({"hint", "keypoints"})
+#: The row of the backbone alone.
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method that can be chosen.
+
+    Attributes:
+        label: what people choose it by, unique on the shelf.
+        folder: its method folder; None for the backbone alone.
+        made: when its weights were written, so that a new training is read anew.
+    """
+
+    label: str
+    folder: Path | None
+    made: float = 0.0
+
+
+class Shelf:
+    """Finds methods and keeps the ones used last in memory.
+
+    Args:
+        cfg: the configuration of the page; ``checkpoints``, ``keep``, ``paths.output``, ``backbone`` and ``trainer.accelerator`` are read.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.left_out: list[str] = []
+        self._loaded: OrderedDict[Method, PoseGuidedPipeline] = OrderedDict()
+
+    def methods(self) -> list[Method]:
+        """The named folders, or all finished cells with an image method, newest first; last the backbone alone. ``left_out`` says who cannot be asked."""
+        self.left_out = []
+        found = self._named() if self.cfg.checkpoints else self._cells()
+        labels = [label for label, _ in found]
+        unique = [(label if labels.count(label) == 1 else f"{label} ({folder.parent.parent.name})", folder) for label, folder in found]
+        shelf = {label: Method(label, folder, (folder / "posegen.json").stat().st_mtime) for label, folder in unique}
+        return [*shelf.values(), Method(NONE, None)]
+
+    def pipeline(self, method: Method) -> PoseGuidedPipeline:
+        """The method, read when it is first asked for."""
+        pipe = self._loaded.pop(method, None) or self._read(method)
+        pipe.set_progress_bar_config(disable=True)
+        self._loaded[method] = pipe
+        while len(self._loaded) > max(1, self.cfg.keep):
+            self._loaded.popitem(last=False)
+        return pipe
+
+    def _read(self, method: Method) -> PoseGuidedPipeline:
+        from posegen.runner.pipeline import PoseGuidedPipeline
+
+        device = device_of(self.cfg.trainer.accelerator)
+        if method.folder is not None:
+            return PoseGuidedPipeline.from_pretrained(method.folder, device=device)
+        adapter: Any = instantiate(OmegaConf.load(listing.conf_dir() / "adapter" / f"{NONE}.yaml"))
+        adapter.attach(instantiate(self.cfg.backbone, _convert_="all"))
+        return PoseGuidedPipeline(adapter, OmegaConf.to_container(self.cfg.sampler, resolve=True)).to(device)  # type: ignore[arg-type]
+
+    def _named(self) -> list[tuple[str, Path]]:
+        """(label, method folder) of what ``checkpoints`` names; a folder that cannot be used is an error here, since somebody wants it."""
+        folders = [method_folder(Path(place).expanduser()) for place in self.cfg.checkpoints]
+        for place, folder in zip(self.cfg.checkpoints, folders, strict=True):
+            if reason := why_not(folder):
+                raise UserError(f"checkpoints: {place} {reason}")
+        names = [folder.parent if folder.name == "method" else folder for folder in folders]
+        root = os.path.commonpath([name.parent for name in names])
+        return [(label_of(name, Path(root)), folder) for name, folder in zip(names, folders, strict=True)]
+
+    def _cells(self) -> list[tuple[str, Path]]:
+        output = Path(self.cfg.paths.output)
+        cells = sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        found: list[tuple[str, Path]] = []
+        for status in cells:
+            folder = status.parent / "method"
+            if not (folder / "posegen.json").is_file():
+                continue
+            if read_json(status).get("state") != "finished":
+                continue
+            label = label_of(status.parent, output)
+            if reason := why_not(folder):
+                self.left_out.append(f"{label} {reason}")
+            else:
+                found.append((label, folder))
+        return found
+
+
+def why_not(folder: Path) -> str:
+    """Why a method folder cannot be asked with a prompt and a pose; empty where it can."""
+    try:
+        cls: Any = adapter_class(read_about(folder)["class"], folder)
+    except UserError as error:
+        return f"cannot be used: {error}"
+    if cls.sample != "image":
+        return f"generates a {cls.sample} and no image"
+    lacking = sorted(cls.needs - BROUGHT)
+    return f"needs what this page does not bring: {', '.join(lacking)}" if lacking else ""
+
+
+def label_of(cell: Path, output: Path) -> str:
+    """What people call a cell: its method first, then study, seed and training steps; of any other folder the path."""
+    file = cell / "config.yaml"
+    if not file.is_file():
+        return os.path.relpath(cell, output) if cell.is_relative_to(output) else str(cell)
+    config = OmegaConf.load(file)
+    steps = OmegaConf.select(config, "trainer.steps")
+    rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
+    return f"{config.method} · {', '.join(rest)}"
+
+
+def choose(methods: Sequence[Method], labels: Sequence[str]) -> list[Method]:
+    """The methods with these labels, in the shelf's order.
+
+    Raises:
+        UserError: none is chosen, or one has gone.
+    """
+    known = {method.label: method for method in methods}
+    if not labels:
+        raise UserError("no method is chosen; tick at least one")
+    if gone := [label for label in labels if label not in known]:
+        raise UserError(f"{gone[0]} is not there any more; press 'Look again' and choose anew")
+    return [method for method in methods if method.label in labels]
