@@ -18,7 +18,7 @@ from tests.tiny import configured
 
 @pytest.fixture(scope="module")
 def parts(world: list[str]) -> Parts:
-    with configured("train", *world, "adapter=none") as cfg:
+    with configured("train", *world, "adapter=none", "trainer.precision=32-true") as cfg:
         built = Parts(cfg)
         assert built.adapter and built.sampler and built.data("test")  # while hydra knows the choices
         return built
