@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from posegen.runner.demo.studio import Asked, Made, Studio, Tell
+from posegen.runner.errors import UserError
 from tests.runner.demo.conftest import PROMPT
 from tests.tiny import configured
 
@@ -185,3 +187,15 @@ def test_where_nothing_is_trained_a_benchmark_is_offered(world: list[str], tmp_p
         tab.click("#practice-cancel")
         tab.wait_for_selector("#practice-state .pg-note", timeout=WAIT)
         assert "stopped" in tab.inner_text("#practice-state")
+
+
+def test_a_port_that_is_taken_is_told(studio: Studio) -> None:
+    pytest.importorskip("gradio", reason="gradio is missing: pip install 'posegen[demo]'")
+    from posegen.runner.demo.page import serve
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port} is taken; choose another"):
+            serve(studio, port, block=False)

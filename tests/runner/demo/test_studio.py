@@ -71,6 +71,30 @@ def test_a_method_that_fails_does_not_keep_the_others(world: list[str], outputs:
     assert "is damaged" in made[1].error
 
 
+def test_a_folder_names_the_cells_below_it(world: list[str], outputs: Path) -> None:
+    with configured("demo", *world, f"checkpoints={outputs / 'train'}") as cfg:
+        assert [method.label for method in Studio(cfg).shelf.methods()] == [LABEL, "none"]
+
+
+def test_a_person_is_taken_from_a_picture(world: list[str], tmp_path: Path) -> None:
+    assert main(["train", "adapter=dnaf", *making("image", world, ["source"]), f"paths.output={tmp_path}", "trainer.steps=1"]) == 0
+    with configured("demo", *world, f"paths.output={tmp_path}") as cfg:
+        studio = Studio(cfg)
+        label = studio.shelf.methods()[0].label
+        assert label == "dnaf · train, seed 0, 1 steps"
+        person = np.random.default_rng(0).integers(0, 255, (80, 64, 3), np.uint8)
+        (without,) = studio.make(replace(ASKED, labels=[label]))
+        (made,) = studio.make(replace(ASKED, labels=[label], source=person))
+    assert "takes a person from a picture" in without.error and made.picture is not None
+
+
+def test_words_that_the_world_lacks_are_told(studio: Studio) -> None:
+    (made,) = studio.make(replace(ASKED, labels=["none"], prompt=f"{PROMPT} yoga"))
+    assert list(made.unknown) and made.unknown[-1] == "yoga" and "yoga" in page_of([made])
+    (known,) = studio.make(replace(ASKED, labels=["none"], prompt=studio.presets[0].prompt))
+    assert not known.unknown and "no other words" not in page_of([known])
+
+
 def test_a_named_folder_that_cannot_be_used_is_refused(world: list[str], tmp_path: Path) -> None:
     with configured("demo", *world, f"checkpoints=[{tmp_path}]") as cfg, pytest.raises(UserError, match=r"posegen\.json is missing"):
         Studio(cfg).shelf.methods()
@@ -130,8 +154,7 @@ def test_a_pose_from_the_prompt(studio: Studio, world: list[str], tmp_path: Path
         trained = Studio(cfg)
         poses = [trained.imagine(PROMPT, seed) for seed in (0, 0, 1)]
         assert poses[0] == poses[1] != poses[2] and len(poses[0]["people"]) == 1
-        assert [method.label for method in trained.shelf.methods()] == ["none"]
-        assert "generates a pose" in trained.shelf.left_out[0]
+        assert [method.label for method in trained.shelf.methods()] == ["none"], "a prior makes no picture"
 
 
 def test_what_is_shown_is_escaped_and_marks_the_best() -> None:

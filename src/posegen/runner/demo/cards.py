@@ -25,8 +25,14 @@ EMPTY = (
 def page_of(made: Sequence[Made], progress: str = "") -> str:
     """The cards of pictures below a progress bar."""
     best = best_scores(made)
+    unknown = list(dict.fromkeys(word for entry in made for word in entry.unknown))
+    told = (
+        note(f"No caption of this world has: {', '.join(unknown)}. The scenes show how its captions read; the backbone knows no other words.")
+        if unknown
+        else ""
+    )
     cards = "".join(card(entry, best) for entry in made)
-    return progress + (f'<div class="pg-cards">{cards}</div>' if cards else "")
+    return progress + told + (f'<div class="pg-cards">{cards}</div>' if cards else "")
 
 
 def best_scores(made: Sequence[Made]) -> dict[str, float]:

@@ -39,26 +39,32 @@ def serve(studio: Studio, port: int | None, open_browser: bool = False, block: b
 
     Returns:
         The application, and the page's address.
+
+    Raises:
+        UserError: the port is taken.
     """
     page = build(studio)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
     os.environ["GRADIO_NUM_PORTS"] = str(PORTS)
-    _, url, _ = page.launch(
-        server_name=HOST,
-        server_port=port,
-        inbrowser=open_browser,
-        share=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=[],
-        quiet=True,
-        prevent_thread_lock=True,
-        theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
-        css_paths=[HERE / "page.css"],
-    )
+    try:
+        _, url, _ = page.launch(
+            server_name=HOST,
+            server_port=port,
+            inbrowser=open_browser,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
+            css_paths=[HERE / "page.css"],
+        )
+    except OSError as error:
+        raise UserError(f"port={port}: {f'{HOST}:{port} is taken' if port else error}; choose another, or port=null for the first free one") from error
     print(f"posegen demo: {url} (Ctrl+C ends it)", flush=True)
     if block:
         page.block_thread()
@@ -82,6 +88,8 @@ def build(studio: Studio) -> gr.Blocks:
                     again = gr.Button("Look again", elem_id="refresh", scale=1, min_width=100)
                 left_out = gr.HTML(elem_id="left-out")
                 results = gr.HTML(EMPTY, elem_id="results", apply_default_css=False)
+                with gr.Accordion("A person to draw, for methods that take one from a picture (DNAF)", open=False, elem_id="person"):
+                    source = gr.Image(label="Picture of a person", type="numpy", sources=["upload", "clipboard"], height=220)
         with practising:
             practice(studio, methods, practising, left_out)
 
@@ -91,7 +99,7 @@ def build(studio: Studio) -> gr.Blocks:
         page.load(ticked, None, [methods, practising, left_out], show_progress="hidden")
         again.click(ticked, None, [methods, practising, left_out], show_progress="hidden")
         made = making(studio)
-        inputs = [prompt, pose, methods, seed, steps, guidance, control]
+        inputs = [prompt, pose, methods, seed, steps, guidance, control, source]
         gr.on([go.click, prompt.submit], made, inputs, results, concurrency_limit=1, show_progress="hidden", trigger_mode="once")
         halt.click(studio.stop.set, None, None, queue=False, show_progress="hidden")
     return page
@@ -212,8 +220,8 @@ def offer_of(words: list[str]) -> str:
 def making(studio: Studio) -> Callable[..., Iterator[str]]:
     """Makes the pictures in a thread of their own, and shows every step and every picture as it comes."""
 
-    def make(prompt: str, pose: Any, labels: list[str], seed: int, steps: int, guidance: float, control: float) -> Iterator[str]:
-        asked = Asked(prompt or "", pose, labels or [], seed or 0, steps, guidance, control)
+    def make(prompt: str, pose: Any, labels: list[str], seed: int, steps: int, guidance: float, control: float, source: Any = None) -> Iterator[str]:
+        asked = Asked(prompt or "", pose, labels or [], seed or 0, steps, guidance, control, source=source)
         events: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=work, args=(studio, asked, events), daemon=True).start()
         made: list[Made] = []

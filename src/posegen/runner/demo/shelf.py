@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from posegen.runner.files import read_json
 if TYPE_CHECKING:
     from posegen.runner.pipeline import PoseGuidedPipeline
 
-#: What a prompt and a pose bring of what methods read.
-BROUGHT = frozenset({"hint", "keypoints"})
+#: What a prompt, a pose and a picture of a person bring of what methods read.
+BROUGHT = frozenset({"hint", "source"})
 #: The row of the backbone alone.
 NONE = "none"
+#: Why a pose prior makes no row.
+POSE = "generates a pose and no image"
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,10 @@ class Shelf:
     def methods(self) -> list[Method]:
         """The named folders, or all finished cells with an image method, newest first; last the backbone alone. ``left_out`` says who cannot be asked."""
         self.left_out = []
-        found = self._named() if self.cfg.checkpoints else self._cells()
+        found = self._named() if self.cfg.checkpoints else self._cells(Path(self.cfg.paths.output))
         labels = [label for label, _ in found]
-        unique = [(label if labels.count(label) == 1 else f"{label} ({folder.parent.parent.name})", folder) for label, folder in found]
-        shelf = {label: Method(label, folder, (folder / "posegen.json").stat().st_mtime) for label, folder in unique}
-        return [*shelf.values(), Method(NONE, None)]
+        unique = [(label if labels.count(label) == 1 else f"{label} ({told_apart(folder)})", folder) for label, folder in found]
+        return [*(Method(label, folder, (folder / "posegen.json").stat().st_mtime) for label, folder in dict(unique).items()), Method(NONE, None)]
 
     def pipeline(self, method: Method) -> PoseGuidedPipeline:
         """The method, read when it is first asked for."""
@@ -84,29 +84,30 @@ class Shelf:
 
     def _named(self) -> list[tuple[str, Path]]:
         """(label, method folder) of what ``checkpoints`` names; a folder that cannot be used is an error here, since somebody wants it."""
-        folders = [method_folder(Path(place).expanduser()) for place in self.cfg.checkpoints]
-        for place, folder in zip(self.cfg.checkpoints, folders, strict=True):
-            if reason := why_not(folder):
-                raise UserError(f"checkpoints: {place} {reason}")
-        names = [folder.parent if folder.name == "method" else folder for folder in folders]
-        root = os.path.commonpath([name.parent for name in names])
-        return [(label_of(name, Path(root)), folder) for name, folder in zip(names, folders, strict=True)]
-
-    def _cells(self) -> list[tuple[str, Path]]:
-        output = Path(self.cfg.paths.output)
-        cells = sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+        named = [self.cfg.checkpoints] if isinstance(self.cfg.checkpoints, str) else list(self.cfg.checkpoints)
         found: list[tuple[str, Path]] = []
-        for status in cells:
-            folder = status.parent / "method"
-            if not (folder / "posegen.json").is_file():
-                continue
-            if read_json(status).get("state") != "finished":
-                continue
-            label = label_of(status.parent, output)
-            if reason := why_not(folder):
-                self.left_out.append(f"{label} {reason}")
+        for place in named:
+            folder = method_folder(Path(place).expanduser())
+            if folder.is_dir() and not (folder / "posegen.json").is_file() and (cells := self._cells(folder)):
+                found += cells
+            elif reason := why_not(folder):
+                raise UserError(f"checkpoints: {place} {reason}")
             else:
+                found.append((label_of(folder.parent if folder.name == "method" else folder), folder))
+        return found
+
+    def _cells(self, output: Path) -> list[tuple[str, Path]]:
+        """(label, method folder) of the finished cells below a folder that can be asked for a picture; notes why others cannot."""
+        found: list[tuple[str, Path]] = []
+        for status in sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+            folder = status.parent / "method"
+            if not (folder / "posegen.json").is_file() or read_json(status).get("state") != "finished":
+                continue
+            label, reason = label_of(status.parent), why_not(folder)
+            if not reason:
                 found.append((label, folder))
+            elif reason != POSE:
+                self.left_out.append(f"{label} {reason}")
         return found
 
 
@@ -117,20 +118,25 @@ def why_not(folder: Path) -> str:
     except UserError as error:
         return f"cannot be used: {error}"
     if cls.sample != "image":
-        return f"generates a {cls.sample} and no image"
+        return POSE
     lacking = sorted(cls.needs - BROUGHT)
     return f"needs what this page does not bring: {', '.join(lacking)}" if lacking else ""
 
 
-def label_of(cell: Path, output: Path) -> str:
-    """What people call a cell: its method first, then study, seed and training steps; of any other folder the path."""
+def label_of(cell: Path) -> str:
+    """What people call a cell: its method first, then study, seed and training steps; of any other folder its name."""
     file = cell / "config.yaml"
     if not file.is_file():
-        return os.path.relpath(cell, output) if cell.is_relative_to(output) else str(cell)
+        return cell.name
     config = OmegaConf.load(file)
     steps = OmegaConf.select(config, "trainer.steps")
     rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
     return f"{config.method} · {', '.join(rest)}"
+
+
+def told_apart(folder: Path) -> str:
+    """What tells a method folder from another of the same label: of a cell the folder with its settings, of any other the folder around it."""
+    return folder.parents[1].name if folder.name == "method" else str(folder.parent)
 
 
 def choose(methods: Sequence[Method], labels: Sequence[str]) -> list[Method]:

@@ -53,6 +53,7 @@ class Asked:
         guidance: of the text.
         control: factor on the methods' influence.
         negative: what the guidance points away from.
+        source: ``[H, W, 3] uint8`` a picture of a person, for methods that take one.
     """
 
     prompt: str
@@ -63,6 +64,7 @@ class Asked:
     guidance: float = 2.0
     control: float = 1.0
     negative: str = ""
+    source: np.ndarray | None = None
 
     def checked(self) -> Asked:
         """The same, if it can be made.
@@ -89,6 +91,7 @@ class Made:
         asked: ``[P, 17, 3]`` the pose on the picture's pixels.
         found: the people that the estimator sees in it.
         scores: shown column -> value in percent; empty where nobody was asked for.
+        unknown: words of the prompt that the method's world lacks.
         error: why there is no picture.
     """
 
@@ -97,6 +100,7 @@ class Made:
     asked: np.ndarray = field(default_factory=lambda: np.zeros((0, 17, 3), np.float32))
     found: Poses = field(default_factory=lambda: Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)))
     scores: dict[str, float] = field(default_factory=dict)
+    unknown: Sequence[str] = ()
     error: str = ""
 
 
@@ -179,6 +183,9 @@ class Studio:
         prepare_threads(self.cfg)  # here, since it counts for the thread that computes
         tell(method, 0, int(asked.steps))
         pipe = self.shelf.pipeline(method)
+        takes = "source" in pipe.adapter.needs
+        if takes and asked.source is None:
+            raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
         size = pipe.size([Given("pose")], None, None)
         keypoints = Given("pose", to_keypoints(asked.pose, self.size).astype(np.float64), size=self.size).on(size).keypoints
         made = pipe(
@@ -189,13 +196,23 @@ class Studio:
             num_inference_steps=int(asked.steps),
             guidance_scale=float(asked.guidance),
             negative_prompt=asked.negative,
+            source=asked.source if takes else None,
             generator=torch.Generator().manual_seed(int(asked.seed)),
             control_scale=float(asked.control),
             on_step=step,
         )
         picture = np.array(made.images[0])
         found, scores = self.judged(asked.prompt, picture, keypoints)  # type: ignore[arg-type]
-        return Made(method.label, picture, keypoints.astype(np.float32), found, scores)  # type: ignore[union-attr]
+        unknown = self.unknown(asked.prompt) if pipe.backbone.recipe == self.data.name else []
+        return Made(method.label, picture, keypoints.astype(np.float32), found, scores, unknown)  # type: ignore[union-attr]
+
+    def unknown(self, prompt: str) -> list[str]:
+        """Words of a prompt that no caption of the data has: a world that renders its captions knows no others."""
+        return [word for word in dict.fromkeys(prompt.lower().split()) if word not in self.vocabulary]
+
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        return frozenset(word for caption in self.data.prompts for word in caption.lower().split())
 
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """The people whom the estimator finds in a picture, and the protocol's pose scores of them; no scores where nobody was asked for."""
