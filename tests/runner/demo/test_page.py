@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
+from posegen.poses.reading import given
+from posegen.runner.demo.editor import to_keypoints
 from posegen.runner.demo.studio import Asked, Made, Studio, Tell
 from posegen.runner.errors import UserError
 from tests.runner.demo.conftest import PROMPT
@@ -160,6 +163,16 @@ def test_people_are_edited_with_buttons_and_keys(opened: tuple[Any, Recording]) 
     for _ in range(4):
         page.click('button[data-act="undo"]')
     assert many.count() == first and page.locator('button[data-act="undo"]').is_disabled(), "back to the beginning"
+
+
+def test_what_is_saved_is_what_is_drawn(opened: tuple[Any, Recording], tmp_path: Path) -> None:
+    page, studio = opened
+    with page.expect_download() as download:
+        page.click(".pe-save")
+    download.value.save_as(tmp_path / "pose.json")
+    (saved,) = given(tmp_path / "pose.json")
+    assert saved.size == studio.size
+    assert np.abs(saved.keypoints - to_keypoints(studio.presets[0].pose, studio.size)).max() < 1e-2
 
 
 def test_other_ways_to_a_pose(opened: tuple[Any, Recording], tmp_path: Path) -> None:

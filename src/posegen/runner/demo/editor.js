@@ -46,6 +46,7 @@ function draw() {
   if (state.people.length) order.push(state.selected); // the selected one on top, so that its joints can be reached
   for (const i of order) drawPerson(i);
   element.querySelector(".pe-count").textContent = state.people.length === 1 ? "1 person" : `${state.people.length} people`;
+  element.querySelector(".pe-save").disabled = !state.people.length;
   for (const button of element.querySelectorAll("button[data-act]")) {
     const act = button.dataset.act;
     const full = state.people.length >= props.most;
@@ -201,6 +202,22 @@ function act(name) {
 element.querySelector(".pe-tools").addEventListener("click", (event) => {
   const button = event.target.closest("button[data-act]");
   if (button && !button.disabled) act(button.dataset.act);
+});
+
+// The pose as a COCO file, in pixels of the canvas whose top-left pixel has its centre at (0, 0).
+function coco() {
+  const [rows, columns] = props.size;
+  const flat = (person) => person.flatMap(([x, y, v]) => (v > 0 ? [x * columns - 0.5, y * rows - 0.5, 2] : [0, 0, 0]).map((n) => Math.round(n * 1e3) / 1e3));
+  const annotations = state.people.map((person, i) => ({ id: i + 1, image_id: 1, category_id: 1, keypoints: flat(person) }));
+  return { images: [{ id: 1, height: rows, width: columns }], annotations };
+}
+
+element.querySelector(".pe-save").addEventListener("click", () => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(coco())], { type: "application/json" }));
+  link.download = "pose.json";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 });
 
 svg.addEventListener("keydown", (event) => {

@@ -17,7 +17,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from posegen.runner import listing
 from posegen.runner.demo.cards import EMPTY, note, page_of, progress_bar
 from posegen.runner.demo.editor import facts, standing
 from posegen.runner.demo.practice import Practice
@@ -79,8 +78,9 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=5, min_width=380):
                 prompt, pose = asking(studio)
             with gr.Column(scale=7, min_width=420):
-                practising = gr.Group(visible=not trained(studio.shelf.methods()))
-                methods = gr.CheckboxGroup(label="Methods", elem_id="methods", info="every trained cell below the output folder, newest first")
+                practising = gr.Column(visible=not trained(studio.shelf.methods()), elem_id="practising")
+                where = "those of checkpoints=" if studio.cfg.checkpoints else f"every trained cell below {studio.cfg.paths.output}, newest first"
+                methods = gr.CheckboxGroup(label="Methods", elem_id="methods", info=where)
                 control, guidance, steps, seed = settings(studio)
                 with gr.Row():
                     go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
@@ -175,9 +175,9 @@ def shown(studio: Studio) -> tuple[Any, Any, Any]:
     return gr.update(choices=labels, value=chosen), gr.update(visible=not trained(methods)), note(f"Left out: {left}" if left else "")
 
 
-def practice(studio: Studio, methods: gr.CheckboxGroup, group: gr.Group, left_out: gr.HTML) -> None:
+def practice(studio: Studio, methods: gr.CheckboxGroup, group: gr.Column, left_out: gr.HTML) -> None:
     """Offers to train something where nothing is trained."""
-    offers = {offer_of(list(words)): list(words) for words in studio.cfg.practice}
+    offers = {f"{say} (posegen benchmark {' '.join(words)})": list(words) for say, words in studio.cfg.practice.items()}
     gr.HTML(note("No method is trained yet below the output folder. Run a benchmark here, or train from the command line and press 'Look again'."))
     which = gr.Radio(list(offers), value=next(iter(offers), None), label="Benchmark", elem_id="practice-which")
     with gr.Row():
@@ -207,14 +207,6 @@ def practice(studio: Studio, methods: gr.CheckboxGroup, group: gr.Group, left_ou
 
     start.click(run, which, [state, methods, group, left_out], concurrency_limit=1, show_progress="hidden")
     end.click(cancel, None, None, queue=False, show_progress="hidden")
-
-
-def offer_of(words: list[str]) -> str:
-    """What a benchmark is, with the words that run it."""
-    name = next((word.partition("=")[2] for word in words if word.startswith("benchmark=")), "mannequin")
-    option = listing.groups()["benchmark"].get(name)
-    summary = option.summary if option else "a benchmark"
-    return f"{summary} (posegen benchmark {' '.join(words)})"
 
 
 def making(studio: Studio) -> Callable[..., Iterator[str]]:
