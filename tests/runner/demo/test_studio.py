@@ -71,6 +71,14 @@ def test_a_method_that_fails_does_not_keep_the_others(world: list[str], outputs:
     assert "is damaged" in made[1].error
 
 
+def test_a_folder_without_a_backbone_takes_the_configured_one(world: list[str], outputs: Path, tmp_path: Path) -> None:
+    (cell,) = (outputs / "train" / "controlnet").glob("*/seed0")
+    shutil.copytree(cell / "method", tmp_path / "mine")
+    with configured("demo", *world, f"checkpoints={tmp_path / 'mine'}") as cfg:
+        made = list(Studio(cfg).make(replace(ASKED, labels=["mine", "none"])))
+    assert [entry.error for entry in made] == ["", ""]
+
+
 def test_a_folder_names_the_cells_below_it(world: list[str], outputs: Path) -> None:
     with configured("demo", *world, f"checkpoints={outputs / 'train'}") as cfg:
         assert [method.label for method in Studio(cfg).shelf.methods()] == [LABEL, "none"]

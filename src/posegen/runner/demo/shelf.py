@@ -77,10 +77,18 @@ class Shelf:
 
         device = device_of(self.cfg.trainer.accelerator)
         if method.folder is not None:
-            return PoseGuidedPipeline.from_pretrained(method.folder, device=device)
+            return PoseGuidedPipeline.from_pretrained(method.folder, self._backbone(method.folder), device=device)
         adapter: Any = instantiate(OmegaConf.load(listing.conf_dir() / "adapter" / f"{NONE}.yaml"))
         adapter.attach(instantiate(self.cfg.backbone, _convert_="all"))
         return PoseGuidedPipeline(adapter, OmegaConf.to_container(self.cfg.sampler, resolve=True)).to(device)  # type: ignore[arg-type]
+
+    def _backbone(self, folder: Path) -> dict[str, Any] | None:
+        """The configured backbone for a method folder that belongs to it and does not know where it lies: a cell's does, and so does a saved pipeline."""
+        about, node = read_about(folder), OmegaConf.to_container(self.cfg.backbone, resolve=True)
+        knows = "pipeline" in about or (folder.name == "method" and (folder.parent / "config.yaml").is_file())
+        if knows or not isinstance(node, dict) or node.get("id") != about["backbone"]["id"]:
+            return None
+        return {str(key): value for key, value in node.items() if key != "_target_"}
 
     def _named(self) -> list[tuple[str, Path]]:
         """(label, method folder) of what ``checkpoints`` names; a folder that cannot be used is an error here, since somebody wants it."""
