@@ -146,6 +146,14 @@ def test_the_shipped_estimator_reads_a_picture_into_the_editor(world: list[str],
     assert seen.sum() > 8 and np.median(np.abs(read[0, seen, :2] - sample.keypoints[0, seen, :2])) < 3
 
 
+def test_the_canvas_may_be_another_one_and_the_pose_stays(world: list[str], outputs: Path, studio: Studio) -> None:
+    with configured("demo", *world, f"paths.output={outputs}", "canvas=[128,128]") as cfg:
+        large = Studio(cfg)
+        assert large.size == (128, 128) and large.presets == studio.presets
+        (theirs, _), (ours, _) = large.make(ASKED), studio.make(ASKED)
+    assert np.array_equal(theirs.picture, ours.picture)  # type: ignore[arg-type]
+
+
 def test_pictures_keep_their_aspect() -> None:
     tall = np.zeros((200, 100, 3), np.uint8)
     tall[:, :10] = 255

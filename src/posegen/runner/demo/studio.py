@@ -126,8 +126,9 @@ class Studio:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the editor's canvas."""
-        return self.data.size
+        """(height, width) of the editor's canvas, on which pictures are read."""
+        height, width = self.cfg.canvas or self.data.size
+        return int(height), int(width)
 
     @cached_property
     def data(self) -> PoseData:
