@@ -57,11 +57,8 @@ class Protocol:
         self.lower_is_better = frozenset().union(*(metric.lower_is_better for metric in self.metrics))
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
-        """The records of a set: ``id``, where the image comes from (see `place`), and every metric's facts, one entry per image."""
-        rows = [
-            {"id": image.id, **place(image.attributes)} | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
-            for image in judged
-        ]
+        """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts, one entry per image."""
+        rows = [{"id": image.id, **place(image)} | {name: value for metric in self.metrics for name, value in metric.record(image).items()} for image in judged]
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError("the images have different records; judge all images of a set with the same estimator")
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
@@ -157,10 +154,17 @@ class Protocol:
     read = staticmethod(read_records)
 
 
-def place(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data says about where an image comes from: its ``scenario``, and the cut out of the stored picture as ``crop_left`` and so on, in its pixels."""
-    scenario = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
-    return scenario | {f"crop_{name}": float(attributes["crop"].get(name, 0)) for name in CROP if "crop" in attributes}
+def place(image: Judged) -> dict[str, Any]:
+    """What tables are broken down by, and where an image comes from.
+
+    ``scenario``, ``people`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of the stored picture as
+    ``crop_left`` and so on, in its pixels.
+    """
+    known, attributes = {"people": float(len(image.keypoints))}, image.attributes
+    named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
+    if actions := set(attributes.get("actions") or ()):
+        named["action"] = str(min(actions)) if len(actions) == 1 else "several"
+    return named | known | {f"crop_{name}": float(attributes["crop"].get(name, 0)) for name in CROP if "crop" in attributes}
 
 
 def check_same_images(seeds: Sequence[Mapping]) -> int:

@@ -20,7 +20,7 @@ from posegen.metrics.base import Records, count_images
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
-NAMES = ("id", "scenario")  # columns of text, also where every entry looks like a number
+NAMES = ("id", "scenario", "action")  # columns of text, also where every entry looks like a number
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
 
