@@ -120,5 +120,5 @@ def test_the_record_of_a_mirrored_cut_is_in_the_stored_picture() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="transform='centre': expected one of corrected, reference, stable_pose, humansd"):
+    with pytest.raises(ValueError, match="transform='centre': expected one of corrected, stretch, reference, stable_pose, humansd"):
         transform_of("centre")
