@@ -33,3 +33,29 @@ def test_tensorboard_and_csv_write_into_the_cell(world: list[str], tmp_path: Pat
         with configured("train", *world, f"logger={logger}", "trainer.steps=2", "trainer.log_every=1", f"paths.output={tmp_path / logger}") as cfg:
             train(cfg)
         assert list((tmp_path / logger / "train/controlnet").rglob(f"curves/{pattern}"))
+
+
+def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from posegen.runner.benchmark import main
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    options = ["logger=wandb", "logger.checkpoints=true", "logger.rows=3", "trainer.steps=2", "trainer.save_every=2", f"paths.output={tmp_path}"]
+    assert main([*world, "adapter=controlnet,none", "hydra/launcher=serial", *options]) == 0
+    content = {run: b"".join(p.read_bytes() for p in run.glob("*.wandb")) for run in tmp_path.rglob("offline-run-*")}
+    judged = [text for text in content.values() if b"test/PCK@0.1" in text]
+    assert len(judged) == 2 and all(b"images" in text for text in judged)
+    files = {path.name for run in content for path in run.rglob("*") if path.is_file()}
+    assert any(name.startswith("images_") and name.endswith(".table.json") for name in files)
+    assert any(b"benchmark-mannequin" in text and b"table.csv" in text for text in content.values())
+    assert any(b"controlnet-seed0" in text and b"diffusion_pytorch_model.safetensors" in text for text in content.values())
+
+
+def test_what_a_dashboard_cannot_take_is_said_and_nothing_is_lost(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from posegen.runner.benchmark import main
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr("posegen.runner.dashboard.image_table", lambda *_: 1 / 0)
+    assert main([*world, "adapter=none", "hydra/launcher=serial", "logger=wandb", f"paths.output={tmp_path}"]) == 0
+    assert "W&B does not show the results of" in capsys.readouterr().out

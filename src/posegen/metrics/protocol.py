@@ -157,14 +157,14 @@ class Protocol:
 def place(image: Judged) -> dict[str, Any]:
     """What tables are broken down by, and where an image comes from.
 
-    ``scenario``, ``people`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of the stored picture as
-    ``crop_left`` and so on, in its pixels.
+    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of the stored picture as ``crop_left`` and
+    so on, in its pixels. The number of ``people`` is among the pose metric's records.
     """
-    known, attributes = {"people": float(len(image.keypoints))}, image.attributes
+    attributes = image.attributes
     named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
     if actions := set(attributes.get("actions") or ()):
         named["action"] = str(min(actions)) if len(actions) == 1 else "several"
-    return named | known | {f"crop_{name}": float(attributes["crop"].get(name, 0)) for name in CROP if "crop" in attributes}
+    return named | {f"crop_{name}": float(attributes["crop"].get(name, 0)) for name in CROP if "crop" in attributes}
 
 
 def check_same_images(seeds: Sequence[Mapping]) -> int:

@@ -43,15 +43,18 @@ def main(argv: Sequence[str]) -> int:
             code = run_hydra("benchmark", run_cell, argv)
     finally:
         if Plan.current is not None:
-            code = max(code, conclude(Path(Plan.current)))
+            code = max(code, conclude(Path(Plan.current), Plan.config))
     return code
 
 
-def conclude(folder: Path) -> int:
-    """Writes the table of a benchmark folder and says what is missing; 0 where nothing is."""
+def conclude(folder: Path, config: DictConfig | None = None) -> int:
+    """Writes the table of a benchmark folder, shows it to the dashboard of ``config``, and says what is missing; 0 where nothing is."""
+    from posegen.runner.dashboard import log_table
     from posegen.runner.table import write_table
 
     table = write_table(folder)
+    if config is not None:
+        log_table(table, config)
     print(table.terminal())
     print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
@@ -66,8 +69,9 @@ class Plan(Callback):
     A Hydra callback, so that it sees the sweep exactly as the sweeper will.
     """
 
-    #: Folder of the benchmark that this process runs, for the table that follows the sweep.
+    #: Folder of the benchmark that this process runs, and its configuration, for the table that follows the sweep.
     current: str | None = None
+    config: DictConfig | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
@@ -97,7 +101,7 @@ class Plan(Callback):
         parts.protocol.check()
         headline_of(parts.protocol.columns, about.get("headline"))
         write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
-        Plan.current = str(folder)
+        Plan.current, Plan.config = str(folder), config
         prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from posegen.metrics.base import Judged
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cells import digest, identity, locked
+from posegen.runner.dashboard import log_results
 from posegen.runner.device import device_of
 from posegen.runner.parts import Parts, reference_split
 from posegen.runner.pictures import picture, pictured, read_png, write_png
@@ -63,9 +64,11 @@ def judged(parts: Parts, folder: Path) -> bool:
 
 
 def conclude(parts: Parts, folder: Path) -> None:
-    """Writes ``records.csv`` and ``features.npz`` of a cell whose pictures have all been judged, and puts the records of real images beside them."""
+    """Writes ``records.csv`` and ``features.npz`` of a cell whose pictures have all been judged, puts the records of real images beside them, and shows both
+    to the dashboard."""
     shutil.copytree(reference(parts), folder / "reference", dirs_exist_ok=True)
     Judgement(folder, len(parts.data("test")), parts).merge()
+    log_results(parts, folder)
 
 
 def reference(parts: Parts, shard: Shard = WHOLE) -> Path:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from posegen.runner.errors import UserError
 from posegen.runner.parts import Parts
@@ -37,44 +35,13 @@ def tensorboard(parts: Parts, folder: Path) -> Any:
         raise UserError("logger=tensorboard needs the extra: pip install 'posegen[tensorboard]'") from error
 
 
-def wandb(
-    parts: Parts,
-    folder: Path,
-    project: str = "posegen",
-    mode: Literal["offline", "online", "disabled"] = "offline",
-    entity: str | None = None,
-    tags: Sequence[str] = (),
-) -> Any:
-    """A W&B run per cell: named after method and seed, grouped by study and method, so that a sweep opens as a comparison.
-
-    The run's id is a function of the cell, so a resumed cell continues its run.
-    """
-    import wandb
+def wandb(parts: Parts, folder: Path, **settings: Any) -> Any:
+    """A W&B run per cell, see `posegen.runner.dashboard`; ``settings`` are those of ``conf/logger/wandb.yaml``."""
     from lightning.pytorch.loggers import WandbLogger
 
-    from posegen.runner.cells import digest
+    from posegen.runner.dashboard import Dashboard
 
-    cfg = parts.cfg
-    config = OmegaConf.to_container(cfg, resolve=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=project,
-        entity=entity,
-        mode=mode,
-        dir=str(folder),
-        id=digest([str(folder), cfg.seed]),
-        resume="allow" if mode == "online" else None,
-        name=f"{cfg.method}-seed{cfg.seed}",
-        group=f"{cfg.study}/{cfg.method}",
-        job_type=str(cfg.study),
-        tags=[*tags, f"method:{cfg.method}", f"data:{cfg.dataset}", f"seed:{cfg.seed}"],
-        config=config,  # type: ignore[arg-type]
-        reinit="finish_previous",
-    )
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step")
-    run.define_metric("live/PCK@0.1", step_metric="trainer/global_step", summary="max")
-    return WandbLogger(experiment=run)
+    return WandbLogger(experiment=Dashboard(**settings).run_of(parts.cfg, folder))
 
 
 def log_pictures(logger: Any, name: str, grid: np.ndarray, step: int, folder: Path) -> None:

@@ -21,7 +21,7 @@ from posegen.runner.errors import UserError
 from posegen.runner.files import write_text
 from posegen.runner.reported import Reproduction, read_expected
 from posegen.runner.rows import REFERENCE, Group, Row, add_tests, grouped, row_of, state_of
-from posegen.runner.scenarios import Scenarios, breakdown
+from posegen.runner.scenarios import PARTS, Scenarios, breakdown
 
 __all__ = ["Table", "build_table", "main", "row_of", "terminal_row", "write_table"]
 
@@ -61,7 +61,7 @@ class Table:
         cells: state of every expected cell.
         folder: where the benchmark lies.
         notes: what stands below the table.
-        scenarios: the same by scenario, where the data has some.
+        parts: the same by all that the images can be divided by.
     """
 
     title: str
@@ -73,7 +73,11 @@ class Table:
     cells: list[dict[str, Any]]
     folder: Path
     notes: list[str] = field(default_factory=list)
-    scenarios: Scenarios | None = None
+    parts: Sequence[Scenarios] = ()
+
+    @property
+    def scenarios(self) -> Scenarios | None:
+        return next((found for found in self.parts if found.by == "scenario"), None)
 
     @property
     def shown(self) -> dict[str, Path]:
@@ -107,6 +111,9 @@ def build_table(folder: Path, expected: Path | None = None) -> Table:
     cells = [{**cell, **state_of(folder / cell["folder"], cell["hash"])} for cell in plan["cells"]]
     protocol = instantiate(OmegaConf.create(plan["protocol"]), _convert_="all")
     groups = grouped(cells, folder)
+    for group in groups:
+        for cell in group.cells:
+            cell["row"] = group.name
     own = [group.row(protocol) for group in groups]
     tested = add_tests(own, groups, plan.get("baseline"), protocol)
     reproduction = Reproduction(protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {})
@@ -122,7 +129,7 @@ def build_table(folder: Path, expected: Path | None = None) -> Table:
         cells=cells,
         folder=folder,
         notes=[*reproduction.legend(), *gaps(own, groups, protocol.columns), *remarks(own, protocol, headline)],
-        scenarios=breakdown(groups, protocol, headline),
+        parts=[found for by in PARTS if (found := breakdown(groups, protocol, headline, by))],
     )
 
 

@@ -28,6 +28,7 @@ VERBS = {
     "evaluate": Verb("judge a trained method", "posegen.runner.evaluate:evaluate"),
     "benchmark": Verb("train, sample and judge every method of a benchmark, and make its table", "posegen.runner.benchmark:main", "arguments"),
     "table": Verb("make the table of cells that exist", "posegen.runner.table:main", "arguments"),
+    "report": Verb("make a page of a benchmark that opens without a network: table, curves, pictures", "posegen.runner.report:main", "arguments"),
     "power": Verb("how many images and seeds it takes to see a difference between two methods", "posegen.runner.power:main", "arguments"),
     "list": Verb("list methods, backbones, data, experiments, ... and what each is", "posegen.runner.listing:main", "arguments"),
     "check": Verb("find everything that is wrong with a configuration, without running it", "posegen.runner.check:main", "arguments"),

@@ -1,0 +1,121 @@
+"""The report: a page that needs nothing else, its charts as files, and a report of W&B as an object."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from posegen.runner.benchmark import main as benchmark
+from posegen.runner.charts import Line, Mark, lines, marks, ticks
+from posegen.runner.curves import curves_of, smoothed
+from posegen.runner.errors import UserError
+from posegen.runner.report import composed, main, read
+from posegen.runner.table import build_table
+
+
+@pytest.fixture(scope="module")
+def study(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("study")
+    live = ["trainer.validate_every=3", "trainer.validate_images=4", "trainer.log_every=1", "seed=0,1", f"paths.output={output}"]
+    assert benchmark([*world, "adapter=controlnet,reference/real", "hydra/launcher=serial", *live]) == 0
+    return output / "benchmark/mannequin"
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_needs_nothing_else_and_has_every_section(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(study), "poses=4"]) == 0
+    text = (study / "report.html").read_text()
+    page = Page(text)
+    addresses = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "action", "data") and value]
+    assert addresses and all(value.startswith(("#", "data:image/png;base64,")) for value in addresses)
+    assert not re.search(r"@import|url\(", text) and "link" not in [tag for tag, _ in page.tags]
+    sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert sections == ["table", "curves", "accuracy--quality-and-cost", "by-action", "by-people", "pictures"]
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+    assert labels[0] == "Loss of the training" and "PCK@0.1 on validation images" in labels and "Quality beside pose accuracy" in labels
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 4 * 2  # poses, of the first seed of both rows
+    assert sum(attributes.get("scope") == "row" for tag, attributes in page.tags if tag == "th") >= 2
+    assert "report.html" in capsys.readouterr().out
+    for file in (study / "figures").glob("*.svg"):
+        assert ET.fromstring(file.read_text()).tag.endswith("svg")
+    assert {"train_loss.svg", "quality.svg"} <= {file.name for file in (study / "figures").iterdir()}
+
+
+def test_a_cell_that_did_not_finish_is_shown_with_its_reason(study: Path) -> None:
+    plan = json.loads((study / "cells.json").read_text())
+    try:
+        (study / "cells.json").write_text(json.dumps({**plan, "cells": [*plan["cells"], {"folder": "lost/seed0", "method": "lost", "seed": 0, "hash": "0"}]}))
+        assert main([str(study), "poses=0"]) == 0
+        assert "missing: never started" in (study / "report.html").read_text()
+    finally:
+        (study / "cells.json").write_text(json.dumps(plan))
+
+
+def test_curves_of_several_runs_are_one_and_newer_points_win(tmp_path: Path) -> None:
+    folder = tmp_path / "curves"
+    folder.mkdir()
+    (folder / "metrics-1.csv").write_text("epoch,step,train/loss\n0,1,5.0\n0,2,4.0\n0,3,9.0\n")
+    (folder / "metrics.csv").write_text("step,train/loss,live/AP\n3,3.0,\n4,2.0,10\n4,,nan\n")
+    assert curves_of(tmp_path) == {"train/loss": [(1, 5), (2, 4), (3, 3), (4, 2)], "live/AP": [(4, 10)]}
+    assert curves_of(tmp_path / "nothing") == {}
+    assert smoothed([(i, float(i)) for i in range(1, 6)], 2) == [(2, 1.5), (4, 3.5)] and smoothed([(1, 2.0)], 5) == [(1, 2.0)]
+
+
+def test_charts_have_what_they_are_given() -> None:
+    two = lines("t", [Line("a", [[(0, 1), (1, 3)], [(0, 3), (1, 5)]]), Line("<b>", [[(0, 0), (2, 2)]])], ("x", "y"))
+    assert two is not None and two.svg.count("<polyline") == 4 and Line("a", [[(0, 1), (1, 3)], [(0, 3)]]).mean == [(0, 2)]
+    assert "&lt;b&gt;" in two.html() and "<b>" not in two.svg
+    assert lines("t", [Line("a", [])], ("x", "y")) is None and marks("t", [Mark("a", float("nan"), 1)], ("x", "y")) is None
+    point = marks("t", [Mark("a", 1, 2, (0.5, 1.5), (1, 3)), Mark("r", 2, 2, bound=True)], ("x", "y"))
+    assert point is not None and point.svg.count("<circle") == 2 and point.svg.count("class='span'") == 2 and point.svg.count("fill='none'") == 1
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(90, 110) == [90, 95, 100, 105, 110]
+
+
+def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
+    report = composed(build_table(study), "someone/poses")
+    assert report.entity == "someone" and [type(block).__name__ for block in report.blocks] == ["MarkdownBlock", "P", "H2", "PanelGrid"]
+    assert "controlnet" in report.blocks[0].text
+    panels = report.blocks[3]
+    assert "benchmark/mannequin" in str(panels.runsets[0].filters) and panels.runsets[0].groupby == ["Group"]
+    assert "live/PCK@0.1" in str(panels.panels[1].y)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pose=3"], "pose=3: posegen report has no such option; it has poses, wandb"),
+        (["poses=many"], "poses=many: expected a number of lines of pictures"),
+        (["wandb=me"], "wandb=me: expected ENTITY/PROJECT"),
+        ([], "outputs/benchmark holds no benchmark; run posegen benchmark first"),
+    ],
+)
+def test_wrong_words_are_named(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        read(words)
+
+
+def test_a_folder_without_a_benchmark_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        main([str(tmp_path)])
