@@ -1,0 +1,272 @@
+"""Pages that the code tells: one per method, one per group of options, one of commands. A new yaml gets its place by being there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.utils import get_class
+
+from posegen.adapters.base import Adapter, Paper
+from posegen.runner import listing
+from posegen.runner.hydra_app import Request, composed
+from posegen.runner.listing import Option
+from posegen.runner.parts import Parts
+from posegen.runner.verbs import VERBS
+
+#: The group -> the title of its page, in the order that readers need them.
+GROUPS = {
+    "data": "Data sets",
+    "backbone": "Backbones",
+    "protocol": "Protocols",
+    "benchmark": "Benchmarks",
+    "estimator": "Judges",
+    "sampler": "Samplers",
+    "trainer": "Trainers",
+    "optim": "Optimisers",
+    "logger": "Loggers",
+    "task": "Tasks",
+    "prior": "Priors",
+    "experiment": "Experiments",
+    "hydra/launcher": "Launchers",
+    "hydra/sweeper": "Sweepers",
+}
+
+#: What a method generates -> the shipped backbone that its weights are counted on.
+SMALL = {"image": "mannequin", "pose": "mannequin_pose"}
+
+#: A field of a batch -> what a method that needs it is given.
+FIELDS = {
+    "hint": "the drawn skeleton",
+    "images": "the real image",
+    "twins": "other images of the same caption",
+    "source": "a picture of the same person in another pose",
+    "population": "all samples of a split, without their images",
+    "keypoints": "the joints themselves",
+}
+
+
+def pages() -> dict[str, str]:
+    """Path of a page -> its markdown."""
+    found = listing.groups()
+    made = {"methods/index.md": method_index(found["adapter"]), "methods/reference.md": reference_rows(found["adapter"])}
+    for name, option in methods(found["adapter"]):
+        made[f"methods/{name}.md"] = method_page(option, ablations(option, found["adapter"]))
+    made["options/commands.md"] = commands()
+    for group in GROUPS:
+        made[page_of(group)] = group_page(group, found[group])
+    return made
+
+
+def page_of(group: str) -> str:
+    return f"options/{group.removeprefix('hydra/')}.md"
+
+
+# Methods.
+
+
+def methods(options: dict[str, Option]) -> Iterator[tuple[str, Option]]:
+    """The methods: every option of ``adapter`` in no folder."""
+    return ((name, option) for name, option in options.items() if "/" not in name)
+
+
+def ablations(method: Option, options: dict[str, Option]) -> list[Option]:
+    """Options that are the method's class with other settings."""
+    return [option for name, option in options.items() if name.startswith("ablation/") and option.target == method.target]
+
+
+def class_of(option: Option) -> type[Adapter]:
+    return get_class(option.target or "")
+
+
+def method_index(options: dict[str, Option]) -> str:
+    """A table of all methods."""
+    lines = ["# Methods", "", "Each page is made from the method's own file, so it says what the code does.", ""]
+    lines += ["| `adapter=` | What it is | Paper |", "|---|---|---|"]
+    for name, option in methods(options):
+        lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(class_of(option).paper)} |")
+    lines += ["", "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your method](../add-your-method.md)."]
+    return "\n".join(lines) + "\n"
+
+
+def method_page(option: Option, variants: Sequence[Option]) -> str:
+    """Everything that the code tells about a method."""
+    cls = class_of(option)
+    parts = [
+        f"# {cls.__name__}",
+        f"{option.summary}.",
+        f"```bash\nposegen train adapter={option.name}{suited(cls)}\n```",
+        docstring(cls.__doc__ or ""),
+        "## Facts",
+        facts(cls),
+        "## What trains",
+        what_trains(option, cls),
+        "## Settings",
+        f"`adapter.KEY=VALUE`; `{shown(option.file)}`:\n\n{yaml_of(option)}",
+    ]
+    for variant in variants:
+        parts += [f"### {variant.name}", f"{variant.summary}.", yaml_of(variant)]
+    if published := published_rows(cls.paper):
+        parts += ["## Published numbers", published]
+    return "\n\n".join(parts) + "\n"
+
+
+def suited(cls: type[Adapter]) -> str:
+    """Overrides without which the shipped world has not what the method needs."""
+    return "".join((f" backbone={SMALL['pose']}" * (cls.sample == "pose"), " data=mannequin_pairs" * ("source" in cls.needs)))
+
+
+def facts(cls: type[Adapter]) -> str:
+    """The class facts as a list."""
+    paper = cls.paper
+    official = cls.official
+    habits = {
+        "guidance in two passes": official.guidance == "sequential",
+        "conditions encoded in every pass": official.encodes_every_pass,
+        "gradients of the frozen decoder": official.decoder_gradients,
+    }
+    rows = {
+        "Paper": f"{paper.title}, {link(paper)}" if paper.id else paper.title,
+        "Official program": f"`{paper.code}`" if paper.code else "",
+        "Licence": paper.licence,
+        "Needs": "; ".join(f"`{field}`, {FIELDS[field]}" if field in FIELDS else f"`{field}`" for field in sorted(cls.needs)) or "the prompt alone",
+        "Generates": f"a{'n' * (cls.sample == 'image')} {cls.sample}",
+        "Before training": "the backbone's predictions are unchanged" if cls.starts_neutral else "the backbone's predictions are changed",
+        "The released program also has": ", ".join(habit for habit, has in habits.items() if has),
+        "Source": f"`{shown(Path(listing.source_of(f'{cls.__module__}.{cls.__name__}')[0]))}`",
+    }
+    beside: dict[str, list[str]] = {}
+    for key, why in cls.beside.items():
+        beside.setdefault(why, []).append(f"`{key}`")
+    left_out = [f"- Left out of official files: {why} ({', '.join(keys)})" for why, keys in beside.items()]
+    return "\n".join([f"- {key}: {value}" for key, value in rows.items() if value] + left_out)
+
+
+def what_trains(option: Option, cls: type[Adapter]) -> str:
+    """A table of the modules with weights that train on the shipped backbone, counted, not told."""
+    with composed(Request("train", (f"adapter={option.name}", *suited(cls).split()))) as cfg:
+        parts = Parts(cfg)
+        networks = {"adapter": parts.adapter, "backbone": parts.backbone}
+        counted: Counter[tuple[str, str]] = Counter()
+        for owner, network in networks.items():
+            for name, weight in network.named_parameters():
+                counted[(owner, name.split(".")[0])] += weight.numel() * weight.requires_grad
+    trained = {key: count for key, count in counted.items() if count}
+    if not trained:
+        return "Nothing."
+    rows = [f"| `{owner}.{module}` | {count:,} |" for (owner, module), count in trained.items()]
+    note = f"On `backbone={SMALL[cls.sample]}`, whose U-Net has {sum(p.numel() for p in networks['backbone'].unet.parameters()):,} weights:"
+    return "\n".join([note, "", "| Module | Weights that train |", "|---|---|", *rows])
+
+
+def published_rows(paper: Paper) -> str:
+    """What others published about the method, by its source."""
+    rows = [f"| {row.data} | {row.metric} | {row.value:g} | {row.source} |" for row in paper.published if row.read]
+    return "\n".join(["| Data | Metric | Value | Source |", "|---|---|---|---|", *rows]) if rows else ""
+
+
+def reference_rows(options: dict[str, Option]) -> str:
+    """Rows that are never trained and never ranked."""
+    parts = ["# Reference rows", "They are swept like methods, bound them, and compete with none."]
+    for name, option in options.items():
+        if name.startswith("reference/"):
+            parts += [f"## {name}", f"{option.summary}.", docstring(class_of(option).__doc__ or ""), yaml_of(option)]
+    return "\n\n".join(parts) + "\n"
+
+
+def link(paper: Paper) -> str:
+    """The paper's id, as a link where it is one of arXiv."""
+    number = paper.id.removeprefix("arXiv:")
+    return f"[{paper.id}](https://arxiv.org/abs/{number})" if number != paper.id else paper.id
+
+
+# Options.
+
+
+def group_page(group: str, options: dict[str, Option]) -> str:
+    """Every option of a group with its comments."""
+    parts = [f"# {GROUPS[group]}", f"`{group}=NAME` on the command line; `posegen list {group}` prints this list."]
+    for name, option in options.items():
+        parts += [f"## {name}", f"{option.summary}."]
+        if doc := docstring(class_doc(option)):
+            parts.append(doc)
+        parts.append(yaml_of(option))
+    return "\n\n".join(parts) + "\n"
+
+
+def class_doc(option: Option) -> str:
+    """The docstring of what an option builds: of its own class, or of the source that its splits read; read without importing anything."""
+    targets = re.findall(r"_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
+    sources = re.findall(r"source:[^\n]*?(?:\n\s+)?_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
+    for target in (*sources, *([option.target] if option.target else []), *(targets if option.group == "data" else [])):
+        place = listing.source_of(target)
+        if place and "posegen" in place[0].parts:
+            tree = ast.parse(place[0].read_text(encoding="utf-8"))
+            node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == place[1]), None)
+            if node is not None:
+                return ast.get_docstring(node) or ""
+    return ""
+
+
+def commands() -> str:
+    """Every verb with the examples of its help."""
+    parts = ["# Commands", "`posegen VERB --help` prints the same, with all keys."]
+    for verb, about in VERBS.items():
+        parts += [f"## {verb}", f"{about.summary[0].upper()}{about.summary[1:]}."]
+        file = listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml"
+        if file.is_file() and (header := re.search(r"^header: \|-?\n(.*)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)):
+            parts.append(fenced("text", re.sub(r"^ {2}", "", header[1], flags=re.MULTILINE).strip("\n")))
+    return "\n\n".join(parts) + "\n"
+
+
+def yaml_of(option: Option) -> str:
+    """An option's file with its comments."""
+    return fenced("yaml", option.file.read_text(encoding="utf-8").strip())
+
+
+def fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```"
+
+
+def shown(file: Path) -> str:
+    """A file's path from the checkout on."""
+    root = listing.conf_dir().parent
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
+# Docstrings.
+
+
+def docstring(text: str) -> str:
+    """A class's docstring as markdown: sections of arguments become lists."""
+    made: list[str] = []
+    for block in re.split(r"\n(?=(?:Args|Attributes|Raises|Example):+\n)", cleaned(text)):
+        heading, _, body = block.partition("\n")
+        if not re.fullmatch(r"(Args|Attributes|Raises|Example):+", heading):
+            made.append(re.sub(r"::$", ":", block.strip(), flags=re.MULTILINE))
+        elif heading.startswith("Example"):
+            made.append(fenced("python", re.sub(r"^ {4}", "", body, flags=re.MULTILINE).strip("\n")))
+        elif heading == "Args:":
+            made.append("\n".join(arguments(body)))
+    return "\n\n".join(made).replace("``", "`")
+
+
+def cleaned(text: str) -> str:
+    """The docstring without its indentation."""
+    first, _, rest = text.strip().partition("\n")
+    margin = min((len(line) - len(line.lstrip()) for line in rest.splitlines() if line.strip()), default=0)
+    return "\n".join([first, *(line[margin:] for line in rest.splitlines())])
+
+
+def arguments(body: str) -> Iterator[str]:
+    """``name: what`` lines as items of a list, with their continuations joined."""
+    items: list[str] = []
+    for line in body.splitlines():
+        if found := re.match(r" {4}(\w+): (.*)", line):
+            items.append(f"- `{found[1]}`: {found[2]}")
+        elif line.strip() and items:
+            items[-1] += f" {line.strip()}"
+    yield from items
