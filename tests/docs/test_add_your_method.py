@@ -15,6 +15,7 @@ PAGE = "add-your-method.md"
 COMPOSING = {"train", "evaluate", "benchmark"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [words for block in blocks(PAGE) if block.language == "bash" for words in block.commands], ids=" ".join)
 def test_commands_of_the_page_run(
     words: list[str], world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -49,7 +50,7 @@ def test_the_method_keeps_what_all_methods_must(world: list[str], tmp_path: Path
 
     list(write_files(PAGE, tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
-    with configured("train", *world, "adapter=mine", f"hydra.searchpath=[file://{tmp_path / 'yours/conf'}]") as cfg:
+    with configured("train", *world, "trainer.precision=32-true", "adapter=mine", f"hydra.searchpath=[file://{tmp_path / 'yours/conf'}]") as cfg:
         parts = Parts(cfg)
         batch = batch_of(parts, parts.adapter, range(2))
         noisy, at = torch.randn(2, *parts.backbone.latent_shape(batch.size)), torch.tensor([100, 700])

@@ -1,0 +1,52 @@
+"""Every command on every page is one that the command line takes, and every page's links and names lead somewhere."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from posegen.runner import listing, verbs
+from posegen.runner.hydra_app import Request
+from posegen.runner.overrides import examine
+from tests.docs.blocks import DOCS, blocks
+
+RUN_ELSEWHERE = {"troubleshooting.md", "add-your-method.md", "bring-your-data.md"}  # wrong on purpose; with packages of their own
+PAGES = sorted(file.name for file in DOCS.glob("*.md") if file.name not in RUN_ELSEWHERE)
+COMMANDS = [(page, words) for page in PAGES for block in blocks(page) if block.language == "bash" for words in block.commands if words[0] == "posegen"]
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+def test_commands_name_what_there_is(page: str, words: list[str]) -> None:
+    _, verb, *rest = words
+    if verb == "check":
+        verb, *rest = rest
+    assert verb in verbs.VERBS
+    if verb in listing.primaries():
+        assert examine(Request.parse(verb, rest))[0] == []
+
+
+@pytest.mark.parametrize("page", sorted(file.name for file in DOCS.glob("*.md")))
+def test_options_in_the_text_exist(page: str) -> None:
+    """``group=option`` in the running text, of every group but those whose values are names of the reader's."""
+    groups = listing.groups()
+    theirs = {"mine", "NAME", "yours"}
+    for group, names in re.findall(r"`(?:posegen \w+ )?((?:hydra/)?[a-z]+)=([\w/,]+)`", (DOCS / page).read_text()):
+        for name in names.split(","):
+            assert group not in groups or name in theirs or name in groups[group], f"{page}: {group}={name}"
+
+
+def test_columns_on_the_page_of_metrics_exist() -> None:
+    """The columns of the first table are those of the default protocol, all of them."""
+    from posegen.runner.parts import Parts
+    from tests.tiny import configured
+
+    page = (DOCS / "metrics.md").read_text()
+    table = page.partition("## The ones to trust")[2].partition("\n\n##")[0]
+    told = [name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+    with configured("train") as cfg:
+        assert sorted(told) == sorted(Parts(cfg).protocol.columns)
+    table = page.partition("## To compare with papers")[2].partition("\n\nPerson images")[0]
+    told = [name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+    with configured("train", "protocol=paper_pose") as cfg:
+        assert set(told) <= set(Parts(cfg).protocol.columns)
