@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -24,6 +25,19 @@ def test_commands_name_what_there_is(page: str, words: list[str]) -> None:
     assert verb in verbs.VERBS
     if verb in listing.primaries():
         assert examine(Request.parse(verb, rest))[0] == []
+
+
+README = [command for command in re.findall(r"`(posegen [^`]+)`", (DOCS.parent / "README.md").read_text()) if "..." not in command]
+
+
+@pytest.mark.parametrize("command", README)
+def test_commands_of_the_readme_name_what_there_is(command: str) -> None:
+    test_commands_name_what_there_is("README.md", shlex.split(command))
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (DOCS.parent / "README.md").read_text())
+    assert [link for link in links if not link.startswith("https://") and not (DOCS.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", sorted(file.name for file in DOCS.glob("*.md")))
