@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from hydra.utils import get_class
@@ -17,7 +17,7 @@ from posegen.runner.listing import Option
 from posegen.runner.parts import Parts
 from posegen.runner.verbs import VERBS
 
-#: The group -> the title of its page, in the order that readers need them.
+#: The group -> the title of its page, in the order that readers need them. A group that is not here comes last and is called by its name.
 GROUPS = {
     "data": "Data sets",
     "backbone": "Backbones",
@@ -56,9 +56,15 @@ def pages() -> dict[str, str]:
     for name, option in methods(found["adapter"]):
         made[f"methods/{name}.md"] = method_page(option, ablations(option, found["adapter"]))
     made["options/commands.md"] = commands()
-    for group in GROUPS:
+    for group in shown_groups(found):
         made[page_of(group)] = group_page(group, found[group])
     return made
+
+
+def shown_groups(found: Collection[str]) -> list[str]:
+    """The groups that have a page: all but methods, which have their own, and what Hydra needs for itself."""
+    rest = [group for group in found if group not in (*GROUPS, "adapter") and not group.startswith("hydra/")]
+    return [*(group for group in GROUPS if group in found), *rest]
 
 
 def page_of(group: str) -> str:
@@ -188,7 +194,7 @@ def link(paper: Paper) -> str:
 
 def group_page(group: str, options: dict[str, Option]) -> str:
     """Every option of a group with its comments."""
-    parts = [f"# {GROUPS[group]}", f"`{group}=NAME` on the command line; `posegen list {group}` prints this list."]
+    parts = [f"# {GROUPS.get(group, group)}", f"`{group}=NAME` on the command line; `posegen list {group}` prints this list."]
     for name, option in options.items():
         parts += [f"## {name}", f"{option.summary}."]
         if doc := docstring(class_doc(option)):
