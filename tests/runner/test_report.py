@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from posegen.runner.benchmark import main as benchmark
 from posegen.runner.charts import Line, Mark, lines, marks, ticks
 from posegen.runner.curves import curves_of, smoothed
 from posegen.runner.errors import UserError
+from posegen.runner.figures import figures
+from posegen.runner.gallery import chosen
+from posegen.runner.page import page
+from posegen.runner.pictures import picture, write_png
 from posegen.runner.report import composed, main, read
 from posegen.runner.table import build_table
 
@@ -47,14 +54,16 @@ def test_the_page_needs_nothing_else_and_has_every_section(study: Path, capsys: 
     text = (study / "report.html").read_text()
     page = Page(text)
     addresses = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "action", "data") and value]
-    assert addresses and all(value.startswith(("#", "data:image/png;base64,")) for value in addresses)
+    assert addresses and all(re.match("#|data:image/(png|webp);base64,", value) for value in addresses)
     assert not re.search(r"@import|url\(", text) and "link" not in [tag for tag, _ in page.tags]
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    assert sections == ["table", "curves", "accuracy--quality-and-cost", "by-action", "by-people", "pictures"]
+    assert sections == ["table", "curves", "accuracy--quality-and-cost", "by-action", "by-people", "pictures", "cells"]
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
     assert labels[0] == "Loss of the training" and "PCK@0.1 on validation images" in labels and "Quality beside pose accuracy" in labels
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4 * 2  # poses, of the first seed of both rows
+    assert len(pictures) == 4 * (1 + 2 * 2)  # the pose, and of both rows' first seeds the sample and what was found in it
+    assert all(picture["alt"] for picture in pictures) and pictures[0]["alt"] == "target pose of picture 0"
+    assert "default-src 'none'" in text
     assert sum(attributes.get("scope") == "row" for tag, attributes in page.tags if tag == "th") >= 2
     assert "report.html" in capsys.readouterr().out
     for file in (study / "figures").glob("*.svg"):
@@ -67,9 +76,39 @@ def test_a_cell_that_did_not_finish_is_shown_with_its_reason(study: Path) -> Non
     try:
         (study / "cells.json").write_text(json.dumps({**plan, "cells": [*plan["cells"], {"folder": "lost/seed0", "method": "lost", "seed": 0, "hash": "0"}]}))
         assert main([str(study), "poses=0"]) == 0
-        assert "missing: never started" in (study / "report.html").read_text()
+        text = (study / "report.html").read_text()
+        assert re.search("Not finished</th></tr><tr><th scope='row'>lost</th><td class='reason' colspan='\\d+'>missing: never started</td></tr>", text)
+        assert "4 of 5 finished" in text and "<section id='pictures'>" not in text
     finally:
         (study / "cells.json").write_text(json.dumps(plan))
+
+
+def test_pictures_are_no_larger_than_asked_for_and_every_row_has_its_own(study: Path) -> None:
+    table = build_table(study)
+    for cell in table.cells:
+        cell["row"] = f"{cell['method']} ({cell['seed']})"  # as where the rows of a method differ in a setting
+    text = page(table, 3, side=24)
+    sizes = [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).shape[:2] for data in re.findall("base64,([^']+)'", text)]
+    assert len(sizes) == 3 * (1 + 4 * 2) and {max(size) for size in sizes} == {24}
+    assert [name in text for name in ("controlnet (1)</th>", "real (0)</th>")] == [True, True]
+
+
+def test_more_lines_than_a_grid_has_by_default_and_every_scenario_first(tmp_path: Path) -> None:
+    for i in range(40):
+        write_png(picture(tmp_path / "samples", i), np.zeros((2, 2, 3), np.uint8))
+    assert chosen([tmp_path], [], 33) == list(range(33))
+    labels = ["cartoon"] * 20 + ["oil painting"] * 20
+    for i in (3, 25):
+        write_png(picture(tmp_path / "judged", i), np.zeros((2, 6, 3), np.uint8))
+    assert chosen([tmp_path], labels, 4) == [3, 25, 0, 20]
+
+
+def test_a_method_looks_alike_in_all_charts_and_shapes_follow_colours(study: Path) -> None:
+    drawn = figures(build_table(study))
+    assert {key.number for figure in drawn.values() for key in figure.keys if key.name == "controlnet"} == {0}
+    many = marks("t", [Mark(str(i), i, i) for i in range(16)], ("x", "y"))
+    assert many is not None and many.svg.count("<circle") == 7 and many.svg.count("rotate(45") == 2
+    assert lines("t", [Line("a", [[(1, 2)]])], ("x", "y")).svg.count("<circle") == 1  # type: ignore[union-attr]
 
 
 def test_curves_of_several_runs_are_one_and_newer_points_win(tmp_path: Path) -> None:
@@ -104,8 +143,9 @@ def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["pose=3"], "pose=3: posegen report has no such option; it has poses, wandb"),
+        (["pose=3"], "pose=3: posegen report has no such option; it has poses, side, wandb"),
         (["poses=many"], "poses=many: expected a number of lines of pictures"),
+        (["side=0"], "side=0: expected the longer side of the page's pictures in pixels, 16 or more"),
         (["wandb=me"], "wandb=me: expected ENTITY/PROJECT"),
         ([], "outputs/benchmark holds no benchmark; run posegen benchmark first"),
     ],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
 DIFFERS, FAITHFUL = "†", "‡"
 ALPHA = 0.05
+UNDIRECTED = ("_bias", "variance", "diversity")
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DIFFERS: r"$^\dagger$", FAITHFUL: r"$^\ddagger$"}
 LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
 
@@ -77,14 +78,19 @@ def entry(row: Row, column: str, ranks: Mapping[float, int]) -> Entry:
     return Entry(interval_text(row, column), rank, row.get(f"{column}_p", 1.0) < ALPHA)
 
 
+def directed(column: str) -> bool:
+    """Whether more or less of a column is better as such: the best bias is none, and the best spread of poses that of real ones."""
+    return not column.endswith(UNDIRECTED)
+
+
 def ranking(rows: Iterable[Row], column: str, lower: bool) -> dict[float, int]:
     """Value -> 1 for the best and 2 for the second best of a column.
 
-    Reference rows are not ranked; neither is a column whose best value is in between (a bias), nor one with a single method. Of two methods one is best and
+    Reference rows are not ranked; neither is a column that is not `directed`, nor one with a single method. Of two methods one is best and
     the other not worth a mark.
     """
     values = {r[column] for r in rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))}
-    if len(values) < 2 or column.endswith("_bias"):
+    if len(values) < 2 or not directed(column):
         return {}
     best = sorted(values, reverse=not lower)
     return {value: rank for rank, value in enumerate(best[: 2 if len(best) > 2 else 1], 1)}

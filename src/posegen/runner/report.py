@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 from posegen.runner.errors import UserError
 from posegen.runner.files import write_text
 from posegen.runner.formats import markdown
+from posegen.runner.page import SIDE, page
 
 if TYPE_CHECKING:
     from posegen.runner.table import Table
 
 POSES = 32  # lines of the grid of pictures
-KEYS = ("poses", "wandb")
+LEAST_SIDE = 16
+KEYS = ("poses", "side", "wandb")
 
 
 def main(argv: Sequence[str]) -> int:
-    """``posegen report [folder ...] [poses=32] [wandb=ENTITY/PROJECT]``."""
-    from posegen.runner.page import figures, page
+    """``posegen report [folder ...] [poses=32] [side=256] [wandb=ENTITY/PROJECT]``."""
+    from posegen.runner.figures import figures
     from posegen.runner.table import build_table
 
     folders, options = read(argv)
     for folder in folders:
         table = build_table(folder)
-        write_text(folder / "report.html", page(table, options["poses"]))
+        write_text(folder / "report.html", page(table, options["poses"], options["side"]))
         for name, figure in figures(table).items():
             write_text(folder / "figures" / f"{name}.svg", figure.file())
         print(f"{folder / 'report.html'} (charts also as {folder / 'figures'}/*.svg)")
@@ -44,15 +46,17 @@ def read(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
     given = dict(word.split("=", 1) for word in argv if re.match(r"\w+=", word))
     if unknown := sorted(given.keys() - set(KEYS)):
         raise UserError(f"{unknown[0]}={given[unknown[0]]}: posegen report has no such option; it has {', '.join(KEYS)}")
-    poses = given.get("poses", str(POSES))
+    poses, side = given.get("poses", str(POSES)), given.get("side", str(SIDE))
     if not poses.isdigit():
         raise UserError(f"poses={poses}: expected a number of lines of pictures, 0 or more")
+    if not side.isdigit() or int(side) < LEAST_SIDE:
+        raise UserError(f"side={side}: expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more")
     if "wandb" in given and not re.fullmatch(r"[\w.-]+/[\w.-]+", given["wandb"]):
         raise UserError(f"wandb={given['wandb']}: expected ENTITY/PROJECT, the account and project whose runs the report shows")
     folders = [Path(word) for word in argv if not re.match(r"\w+=", word)] or sorted(p.parent for p in Path("outputs/benchmark").glob("*/cells.json"))
     if not folders:
         raise UserError("outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen report FOLDER")
-    return folders, {"poses": int(poses), "wandb": given.get("wandb")}
+    return folders, {"poses": int(poses), "side": int(side), "wandb": given.get("wandb")}
 
 
 # A report of W&B.

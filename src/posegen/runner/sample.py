@@ -19,7 +19,7 @@ from posegen.runner.cells import Cell
 from posegen.runner.device import device_of
 from posegen.runner.files import write_text
 from posegen.runner.parts import Parts, reference_split
-from posegen.runner.pictures import SHOWN, keep_sources, pictured
+from posegen.runner.pictures import keep_sources, pictured
 from posegen.runner.progress import Progress
 from posegen.runner.shards import share
 
@@ -114,7 +114,7 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
                 parts.kind.write(out, i, drawn, batch.size)
             keep_sources(folder, data, looked_at.intersection(rows))
             progress.update(len(rows))
-    write_text(out / "prompts.txt", "".join(f"{data[i].prompt}\n" for i in range(min(SHOWN, len(data)))))
+    write_text(out / "prompts.txt", "".join(f"{' '.join(prompt.split())}\n" for prompt in data.prompts))
     if adapter.ranked:  # a reference row only reads its pictures
         note_costs(folder, sample_images_per_s=round((total - done) * parts.protocol.draws / spent, 3))
 

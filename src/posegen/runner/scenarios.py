@@ -102,11 +102,16 @@ def parts_of(records: Records, by: str) -> list[str]:
 def values_in(name: str, seeds: Sequence[Records], reference: Records, protocol: Any, columns: Sequence[str], by: str) -> tuple[dict[str, float], str]:
     """(means over seeds in one part, why there are none)."""
     real = restricted(reference, name, by) if by in reference else reference
-    try:
-        points = [protocol.values(own, np.ones((1, len(own["id"]))), real) for own in (restricted(records, name, by) for records in seeds)]
-    except ValueError as error:  # a metric that needs more images than there are in this part
-        return dict.fromkeys(columns, math.nan), f"{name}: {error}"
-    return {column: float(np.mean([point[column][0] for point in points])) for column in columns}, ""
+    parts = [restricted(records, name, by) for records in seeds]
+    found, reason = dict.fromkeys(columns, math.nan), ""
+    for metric in protocol.metrics:
+        try:
+            points = [metric.resampled(own, np.ones((1, len(own["id"]))), real) for own in parts]
+        except ValueError as error:  # it needs more images than there are in this part
+            reason = f"{name}: {error}"
+            continue
+        found |= {column: float(np.mean([point[column][0] for point in points])) for column in columns if column in points[0]}
+    return found, reason
 
 
 def restricted(records: Records, name: str, by: str) -> Mapping[str, Sequence[Any]]:

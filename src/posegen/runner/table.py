@@ -81,9 +81,12 @@ class Table:
 
     @property
     def shown(self) -> dict[str, Path]:
-        """Method -> folder of its cell of the first seed, for those that finished."""
-        done = [cell for cell in self.cells if cell["state"] == "finished" and cell["seed"] == self.cells[0]["seed"]]
-        return {cell["method"]: self.folder / cell["folder"] for cell in done}
+        """Row -> folder of its cell of the first seed, or of the next one that finished."""
+        done = [cell for cell in self.cells if cell["state"] == "finished"]
+        found: dict[str, Path] = {}
+        for cell in sorted(done, key=lambda cell: cell["seed"] != self.cells[0]["seed"]):
+            found.setdefault(cell["row"], self.folder / cell["folder"])
+        return {row: found[row] for row in dict.fromkeys(cell["row"] for cell in done)}
 
     def csv(self) -> str:
         return formats.table_csv(self)
