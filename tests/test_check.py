@@ -50,6 +50,8 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
         ("optim.batch=many", "optim.batch=many: expected a number; usually it is 32"),
         ("optim.batch=auto", None),
         ("optim.lr=0.1", None),
+        ("optim.lr=fast", "optim.lr=fast: expected a number of at least 0, or null"),
+        ("optim.lr=-1", "optim.lr=-1: expected a number of at least 0, or null"),
         # Values that are missing or lead nowhere.
         ("adapter.strength=???", "adapter.strength=???: a value is missing; give one with adapter.strength=VALUE"),
         ("adapter.strength=${nothing.here}", "Interpolation key 'nothing.here' not found"),
@@ -184,3 +186,17 @@ def test_shipped_benchmarks_have_no_problems() -> None:
     for name in groups()["benchmark"]:
         found = [p for p in check(Request("benchmark", (f"benchmark={name}",)))[0] if p.expected != "no such file or folder"]
         assert [p for p in found if p.value != "???"] == [], name  # what the user gives: where data and weights lie
+
+
+def test_values_that_a_training_would_notice_late_are_found_early() -> None:
+    from posegen.runner.check import PRECISIONS, training
+    from posegen.runner.compute import PRECISIONS as KNOWN
+
+    assert set(PRECISIONS) == {"auto", *KNOWN}
+    cfg = OmegaConf.create({"optim": {"lr": None, "drop_text": 2}, "trainer": {"precision": "bf16"}})
+    told = [str(problem) for problem in training(cfg)]
+    assert told == [
+        "optim.drop_text=2: expected a number from 0 to 1, or null",
+        "trainer.precision=bf16: expected one of auto, 32-true, bf16-mixed, 16-mixed; did you mean bf16-mixed?",
+    ]
+    assert training(OmegaConf.create({})) == []

@@ -31,7 +31,7 @@ from posegen.runner.errors import UserError
 from posegen.runner.hydra_app import Request, arranged, composed, hydra_message
 from posegen.runner.listing import Option, groups, primaries
 from posegen.runner.overrides import examine, shown
-from posegen.runner.problems import Problem, misspelt, report
+from posegen.runner.problems import Problem, misspelt, nearest, report
 from posegen.runner.ranks import Crew
 
 HELP = """Check a configuration without loading any weights; tells everything that is wrong with it at once.
@@ -52,6 +52,10 @@ JUDGING = ("evaluate", "benchmark")
 OTHER_IMAGES = {"twins": ("twin", "a second image of each caption"), "source": ("source_of", "another image of each person")}
 #: Splits that are trained on or generated; others are only looked at.
 MADE = ("train", "validation", "test")
+#: Precisions that training and sampling both know, see `posegen.runner.compute.PRECISIONS`, which would bring torch.
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+#: Numbers that are usually null, so that nothing else tells what they are: key -> (least, most).
+NUMBERS = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 Known = Mapping[str, Mapping[str, Option]]
 
 
@@ -71,7 +75,7 @@ def validate(cfg: DictConfig, request: Request | None = None) -> list[Problem]:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.targets(cfg):
         problems += nodes.signature(key, node)
-    problems += [*files(cfg), *recipes(cfg), *compatible(cfg), *shared(cfg)]
+    problems += [*files(cfg), *training(cfg), *recipes(cfg), *compatible(cfg), *shared(cfg)]
     if request and request.name in JUDGING:
         problems += judgeable(cfg)
     placed = [_placed(problem, request, known) for problem in problems]
@@ -138,6 +142,22 @@ def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values(child, path)
         elif not child._is_missing():
             yield path, nodes.value_or_none(child)
+
+
+def training(cfg: DictConfig) -> list[Problem]:
+    """Values of ``optim`` and ``trainer`` that would only be noticed once a training has begun."""
+    problems = []
+    for key, (least, most) in NUMBERS.items():
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and least <= value <= most):
+            problems.append(
+                Problem(key, f"expected a number {f'from {least:g} to {most:g}' if most < float('inf') else f'of at least {least:g}'}, or null", value)
+            )
+    precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
+    if precision is not None and precision not in PRECISIONS:
+        problems.append(Problem("trainer.precision", f"expected one of {', '.join(PRECISIONS)}", precision, nearest(str(precision), PRECISIONS)))
+    return problems
 
 
 def shared(cfg: DictConfig) -> list[Problem]:
