@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: lis
     assert len(judged) == 2 and all(b"images" in text for text in judged)
     files = {path.name for run in content for path in run.rglob("*") if path.is_file()}
     assert any(name.startswith("images_") and name.endswith(".table.json") for name in files)
+    tables = [json.loads(path.read_text()) for run in content for path in run.rglob("images_*.table.json")]
+    assert all(len(table["data"]) == 3 and table["columns"][:5] == ["id", "prompt", "pose", "sample", "found"] for table in tables)
+    worst = [[row[table["columns"].index("PCK@0.1")] for row in table["data"]] for table in tables]
+    assert worst == [sorted(values) for values in worst] and sorted(t["data"][0][0] for t in tables)[0].startswith("mannequin/test/")
+    (whole,) = [json.loads(path.read_text()) for run in content for path in run.rglob("table_*.table.json")]
+    rows = [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
+    assert [row["method"] for row in rows] == ["controlnet", "none"] and all(isinstance(row["count_error_hi"], float) for row in rows)
     assert any(b"benchmark-mannequin" in text and b"table.csv" in text for text in content.values())
     assert any(b"controlnet-seed0" in text and b"diffusion_pytorch_model.safetensors" in text for text in content.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +19,13 @@ from posegen.runner.charts import Line, Mark, lines, marks, ticks
 from posegen.runner.curves import curves_of, smoothed
 from posegen.runner.errors import UserError
 from posegen.runner.figures import figures
+from posegen.runner.files import write_text
 from posegen.runner.gallery import chosen
 from posegen.runner.page import page
 from posegen.runner.pictures import picture, write_png
-from posegen.runner.report import composed, main, read
+from posegen.runner.report import main, read
 from posegen.runner.table import build_table
+from posegen.runner.wandb_report import Place, composed, place_of
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +135,43 @@ def test_charts_have_what_they_are_given() -> None:
 
 
 def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
-    report = composed(build_table(study), "someone/poses")
-    assert report.entity == "someone" and [type(block).__name__ for block in report.blocks] == ["MarkdownBlock", "P", "H2", "PanelGrid"]
-    assert "controlnet" in report.blocks[0].text
-    panels = report.blocks[3]
-    assert "benchmark/mannequin" in str(panels.runsets[0].filters) and panels.runsets[0].groupby == ["Group"]
-    assert "live/PCK@0.1" in str(panels.panels[1].y)
+    from wandb_workspaces.expr import expr_to_filters
+
+    table = build_table(study)
+    place = place_of(table, "someone/poses")
+    assert place == Place("someone", "poses", "benchmark/mannequin")
+    report = composed(table, place)
+    kinds = [type(block).__name__ for block in report.blocks if type(block).__name__ != "UnorderedList"]
+    assert report.entity == "someone" and kinds == ["MarkdownBlock", "P", *["H2", "PanelGrid"] * 3] and "controlnet" in report.blocks[0].text
+    curves, values, pictures = (block for block in report.blocks if type(block).__name__ == "PanelGrid")
+    (runs,) = curves.runsets
+    assert runs.filters == "JobType == 'benchmark/mannequin'" and runs.groupby == ["Group"]
+    assert [panel.title for panel in curves.panels][:2] == ["train/loss", "live/PCK@0.1"]
+    assert values.panels[0].metrics == ["test/PCK@0.1"] and values.panels[-1].y.name == "test/judge_frechet"
+    assert pictures.panels[-1].table_name == "images"
+    # What would go to the account, as far as it can be made without one.
+    sent = [json.dumps(panel._to_model().model_dump(by_alias=True, mode="json")) for block in (curves, values, pictures) for panel in block.panels]
+    assert "live/PCK@0.1" in sent[1] and any('"summary:test/judge_frechet"' in text for text in sent) and '"images"' in sent[-1]
+    assert "jobType" in str(expr_to_filters(runs.filters))
+
+
+def test_where_the_runs_are_is_what_the_cells_say(study: Path, tmp_path: Path) -> None:
+    table = build_table(study)
+    with pytest.raises(UserError, match=r"wandb=true: no cell of .* was logged to W&B \(logger=wandb\)"):
+        place_of(table, "true")
+    logger = {"_target_": "posegen.runner.loggers.wandb", "project": "poses", "entity": "us"}
+    write_text(tmp_path / "a/seed0/config.yaml", json.dumps({"study": "mine", "logger": logger}))
+    table.folder, table.cells = tmp_path, [{**table.cells[0], "folder": "a/seed0"}]
+    assert place_of(table, "true") == Place("us", "poses", "mine")
+
+
+def test_a_missing_extra_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("wandb_workspaces")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(UserError, match=r"pip install 'posegen\[wandb\]'"):
+        main([str(study), "poses=0", "wandb=me/poses"])
+    assert (study / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ judged its values and a table of images. The benchmark's table is a run of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from posegen.runner.figures import ACCURACY
 from posegen.runner.parts import Parts
 from posegen.runner.pictures import picture, read_png
+from posegen.runner.rows import COSTS
 
 if TYPE_CHECKING:
     from posegen.runner.table import Table
@@ -107,19 +109,32 @@ def log_results(parts: Parts, folder: Path) -> None:
 
 
 def image_table(parts: Parts, folder: Path, records: Any, rows: int) -> Any:
-    """A table of the images that are kept to look at: what was asked for, the pose, the sample, the pose that is found in it, and each image's own values."""
+    """A table of the images that are kept to look at: what was asked for, the pose, the sample, the pose that is found in it, and each image's own values.
+
+    The same images for every method, those with the worst poses on top.
+    """
     import wandb
 
     looked_at = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:rows]
     prompts = folder / "samples" / "prompts.txt"
     words = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else [""] * len(records["id"])
-    own = [values_of(parts, {name: [values[i]] for name, values in records.items()}) for i in looked_at]
-    columns = [column for column in parts.protocol.columns if any(np.isfinite(each.get(column, np.nan)) for each in own)]
+    own = {i: values_of(parts, {name: [values[i]] for name, values in records.items()}) for i in looked_at}
+    columns = [column for column in parts.protocol.columns if any(np.isfinite(each.get(column, np.nan)) for each in own.values())]
     table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *columns])
-    for i, values in zip(looked_at, own, strict=True):
+    for i, values in sorted(own.items(), key=lambda item: worst_first(item[1])):
         panels = [wandb.Image(panel) for panel in np.split(read_png(picture(folder / "judged", i)), 3, axis=1)]
-        table.add_data(records["id"][i], words[i], *panels, *(values.get(column) for column in columns))
+        table.add_data(records["id"][i], words[i] if i < len(words) else "", *panels, *(known(values.get(column)) for column in columns))
     return table
+
+
+def worst_first(values: Mapping[str, float]) -> float:
+    """What images are sorted by: the first measure of pose accuracy that there is."""
+    return next((values[name] for name in ACCURACY if np.isfinite(values.get(name, np.nan))), 0.0)
+
+
+def known(value: Any) -> Any:
+    """None in the place of a number that is none."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def values_of(parts: Parts, record: Any) -> dict[str, float]:
@@ -133,6 +148,15 @@ def values_of(parts: Parts, record: Any) -> dict[str, float]:
     return found
 
 
+def numbers_of(table: Table) -> tuple[list[str], list[list[Any]]]:
+    """(columns, rows) of the table as numbers that can be sorted and plotted, with the bounds of the intervals."""
+    columns = ["method", "ranked", "state", "reason", "n_images", "n_seeds"]
+    columns += [f"{column}{suffix}" for column in table.headline for suffix in ("", "_lo", "_hi")]
+    columns += [f"cost_{name}" for name in COSTS]
+    used = [name for name in columns if any(known(row.get(name)) is not None for row in table.rows)]
+    return used, [[known(row.get(name)) for name in used] for row in table.rows]
+
+
 def log_table(table: Table, cfg: DictConfig) -> None:
     """The table of a benchmark as a run and an artifact of its own; nothing with another logger."""
     board = Dashboard.of(cfg)
@@ -140,14 +164,12 @@ def log_table(table: Table, cfg: DictConfig) -> None:
         return
     import wandb
 
-    from posegen.runner.formats import grid
-
     study = str(cfg.study)
     place, tags = table.folder / "dashboard", [*board.tags, "table"]
     with showing(f"the table of {table.folder}") as stack:
-        run = opened(stack, board._started(place, [str(table.folder), "table"], "table", f"{study}/table", study, tags, {"study": study}))
-        head, *lines = grid(table)
-        run.log({"table": wandb.Table(columns=[entry.text for entry in head], data=[[entry.text for entry in line] for line in lines])})
+        run = opened(stack, board._started(place, [str(table.folder), "table"], "table", f"{study}/table", f"{study}/table", tags, {"study": study}))
+        columns, rows = numbers_of(table)
+        run.log({"table": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")
         for name in FILES:
             if (table.folder / name).is_file():

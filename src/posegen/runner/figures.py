@@ -39,6 +39,10 @@ def accuracy_of(table: Table) -> str:
     return next((name for name in ACCURACY if name in table.columns and not empty(table, name)), table.headline[0])
 
 
+def quality_of(table: Table) -> str | None:
+    return next((name for name in QUALITY if name in table.columns and name != accuracy_of(table) and not empty(table, name)), None)
+
+
 def learning(table: Table) -> dict[str, Figure]:
     """File name -> figure of the training's curves: the loss, and the columns that were looked at while training."""
     found: dict[str, list[dict[str, Curve]]] = {}
@@ -61,8 +65,7 @@ def learning(table: Table) -> dict[str, Figure]:
 
 def compared(table: Table) -> dict[str, Figure]:
     """File name -> figure of quality beside pose accuracy, and of pose accuracy beside what it costs."""
-    accuracy, numbers = accuracy_of(table), numbered(table)
-    quality = next((name for name in QUALITY if name in table.columns and name != accuracy and not empty(table, name)), None)
+    accuracy, quality, numbers = accuracy_of(table), quality_of(table), numbered(table)
     done = [row for row in table.rows if row["state"] == "finished"]
 
     def mark(row: Row, x: str, y: str, scale: float = 1.0) -> charts.Mark:

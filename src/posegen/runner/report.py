@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posegen.runner.errors import UserError
 from posegen.runner.files import write_text
-from posegen.runner.formats import markdown
 from posegen.runner.page import SIDE, page
-
-if TYPE_CHECKING:
-    from posegen.runner.table import Table
 
 POSES = 32  # lines of the grid of pictures
 LEAST_SIDE = 16
@@ -21,7 +17,7 @@ KEYS = ("poses", "side", "wandb")
 
 
 def main(argv: Sequence[str]) -> int:
-    """``posegen report [folder ...] [poses=32] [side=256] [wandb=ENTITY/PROJECT]``."""
+    """``posegen report [folder ...] [poses=32] [side=256] [wandb=true|ENTITY/PROJECT]``."""
     from posegen.runner.figures import figures
     from posegen.runner.table import build_table
 
@@ -33,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
             write_text(folder / "figures" / f"{name}.svg", figure.file())
         print(f"{folder / 'report.html'} (charts also as {folder / 'figures'}/*.svg)")
         if options["wandb"]:
+            from posegen.runner.wandb_report import published
+
             print(published(table, options["wandb"]))
     return 0
 
@@ -51,48 +49,10 @@ def read(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
         raise UserError(f"poses={poses}: expected a number of lines of pictures, 0 or more")
     if not side.isdigit() or int(side) < LEAST_SIDE:
         raise UserError(f"side={side}: expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more")
-    if "wandb" in given and not re.fullmatch(r"[\w.-]+/[\w.-]+", given["wandb"]):
-        raise UserError(f"wandb={given['wandb']}: expected ENTITY/PROJECT, the account and project whose runs the report shows")
+    wandb = given.get("wandb", "false")
+    if not re.fullmatch(r"true|false|[\w.-]+/[\w.-]+", wandb):
+        raise UserError(f"wandb={wandb}: expected ENTITY/PROJECT, the account and project whose runs the report shows, or true: where the cells were logged")
     folders = [Path(word) for word in argv if not re.match(r"\w+=", word)] or sorted(p.parent for p in Path("outputs/benchmark").glob("*/cells.json"))
     if not folders:
         raise UserError("outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen report FOLDER")
-    return folders, {"poses": int(poses), "side": int(side), "wandb": given.get("wandb")}
-
-
-# A report of W&B.
-
-
-def published(table: Table, where: str) -> str:
-    """Saves the report to an account and returns its address.
-
-    Raises:
-        UserError: the package is missing, or W&B refuses.
-    """
-    report = composed(table, where)
-    try:
-        report.save(draft=False)
-    except Exception as error:  # whatever the network, the account or the package has to say
-        raise UserError(f"wandb={where}: the report could not be saved ({error}); log in with wandb login, and sync offline runs with wandb sync") from error
-    return str(report.url)
-
-
-def composed(table: Table, where: str) -> Any:
-    """The report as an object of ``wandb-workspaces``: the table, and panels that compare the study's runs."""
-    try:
-        from wandb_workspaces.reports import v2 as wr
-    except ImportError as error:
-        raise UserError("wandb=... needs the extra: pip install 'posegen[wandb]'") from error
-    from posegen.runner.formats import grid
-
-    entity, project = where.split("/")
-    study = table.folder.as_posix().rpartition("outputs/")[2]
-    runs = wr.Runset(entity=entity, project=project, name=study, filters=f"JobType == '{study}'", groupby=["Group"])
-    live = [f"live/{column}" for column in table.headline[:3]]
-    panels = [wr.LinePlot(x="trainer/global_step", y=[name]) for name in ("train/loss", *live)]
-    blocks: list[Any] = [
-        wr.MarkdownBlock(text=markdown(grid(table))),
-        wr.P(text=table.caption),
-        wr.H2(text="Curves"),
-        wr.PanelGrid(runsets=[runs], panels=[*panels, wr.MediaBrowser(media_keys=["live", "images"])]),
-    ]
-    return wr.Report(entity=entity, project=project, title=table.title, description=study, blocks=blocks)
+    return folders, {"poses": int(poses), "side": int(side), "wandb": "" if wandb == "false" else wandb}
