@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -190,6 +191,28 @@ def test_wrong_words_are_named(words: list[str], message: str, tmp_path: Path, m
         read(words)
 
 
-def test_a_folder_without_a_benchmark_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=str(tmp_path)):
+def test_a_folder_without_cells_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} holds no cells"):
         main([str(tmp_path)])
+
+
+def test_a_sweep_that_no_benchmark_planned_has_a_page(study: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "train"
+    shutil.copytree(study, sweep, ignore=shutil.ignore_patterns("cells.json"))
+    assert main([str(sweep), "poses=1"]) == 0
+    assert "Study train" in (sweep / "report.html").read_text() and "id='pictures'" in (sweep / "report.html").read_text()
+    for records in sweep.rglob("records.csv"):
+        records.unlink()  # as posegen train leaves its cells
+    assert main([str(sweep), "poses=1"]) == 0
+    text = (sweep / "report.html").read_text()
+    assert "not judged: trained, not judged; posegen evaluate judges it" in text and "PCK@0.1 on validation images" in text
+
+
+def test_cells_that_were_judged_differently_are_no_study(study: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "evaluate"
+    shutil.copytree(study, sweep, ignore=shutil.ignore_patterns("cells.json"))
+    status = next(sweep.rglob("controlnet/**/status.json"))
+    facts = json.loads(status.read_text())
+    status.write_text(json.dumps({**facts, "identity": {**facts["identity"], "estimator": "another"}}))
+    with pytest.raises(UserError, match=r"differ in estimator; name a folder whose cells are judged alike"):
+        main([str(sweep)])

@@ -24,7 +24,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --rule: #ddd; --dim: #5a5a5a; --bad: #a4260b; --heat: #56b4e9; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181c; --rule: #3a3d44; --dim: #a9adb5; --bad: #ff9d80; --heat: #0072b2; } }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: var(--ink); background: var(--paper); }
-h1 { line-height: 1.2; font-size: 1.8rem; } h2 { margin-top: 2.2rem; } nav a { margin-right: 1rem; color: inherit; white-space: nowrap; }
+h1 { line-height: 1.2; font-size: 1.8rem; } h2 { margin-top: 2.2rem; } nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; } nav a { color: inherit; }
 @media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .6rem; } h1 { font-size: 1.4rem; } }
 @media print { nav { display: none; } body { max-width: none; } .scroll { overflow: visible; } }
 """

@@ -19,11 +19,12 @@ KEYS = ("poses", "side", "wandb")
 def main(argv: Sequence[str]) -> int:
     """``posegen report [folder ...] [poses=32] [side=256] [wandb=true|ENTITY/PROJECT]``."""
     from posegen.runner.figures import figures
+    from posegen.runner.studies import study_of
     from posegen.runner.table import build_table
 
     folders, options = read(argv)
     for folder in folders:
-        table = build_table(folder)
+        table = build_table(folder, plan=study_of(folder))
         write_text(folder / "report.html", page(table, options["poses"], options["side"]))
         for name, figure in figures(table).items():
             write_text(folder / "figures" / f"{name}.svg", figure.file())
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
-    """(benchmark folders, options) of the command's words.
+    """(folders, options) of the command's words.
 
     Raises:
         UserError: an option is unknown or wrong, or there is no benchmark.

@@ -102,16 +102,17 @@ class Table:
         return "\n".join([self.title, formats.aligned(formats.grid(self)), self.caption, *self.notes])
 
 
-def build_table(folder: Path, expected: Path | None = None) -> Table:
+def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, Any] | None = None) -> Table:
     """The table of a benchmark folder, with a row for every expected cell, finished or not.
 
     Args:
         expected: a recorded run that the rows are compared with.
+        plan: which cells are expected; by default, those that the benchmark planned.
     """
     from posegen.runner.benchmark import planned
 
-    plan = planned(folder)
-    cells = [{**cell, **state_of(folder / cell["folder"], cell["hash"])} for cell in plan["cells"]]
+    plan = planned(folder) if plan is None else plan
+    cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
     protocol = instantiate(OmegaConf.create(plan["protocol"]), _convert_="all")
     groups = grouped(cells, folder)
     for group in groups:
