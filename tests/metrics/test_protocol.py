@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from invented_people import random_set
+from invented_people import judged, random_set
 
 from posegen.metrics.caption import CaptionMetric
 from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric
-from posegen.metrics.protocol import Protocol
+from posegen.metrics.protocol import Protocol, place
 
 SCENES = ("park", "beach")
 
@@ -66,3 +66,17 @@ def test_bootstrap_takes_seconds():
     start = time.process_time()
     protocol.table_row([records], reference)
     assert time.process_time() - start < 20, "1000 resamples of 400 images must be cheap"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"actions": ("sitting",)}, {"action": "sitting"}),
+        ({"actions": "sitting"}, {"action": "sitting"}),
+        ({"actions": ("sitting", "running")}, {"action": "several"}),
+        ({"actions": ()}, {}),
+        ({"scenario": 7}, {"scenario": "7"}),
+    ],
+)
+def test_what_tables_are_broken_down_by(attributes, expected):
+    assert place(judged("a", [], [], [], attributes=attributes)) == expected

@@ -162,7 +162,8 @@ def place(image: Judged) -> dict[str, Any]:
     """
     attributes = image.attributes
     named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
-    if actions := set(attributes.get("actions") or ()):
+    told = attributes.get("actions") or ()  # of data about single people it is a word, not a list of one
+    if actions := {told} if isinstance(told, str) else set(told):
         named["action"] = str(min(actions)) if len(actions) == 1 else "several"
     return named | {f"crop_{name}": float(attributes["crop"].get(name, 0)) for name in CROP if "crop" in attributes}
 
