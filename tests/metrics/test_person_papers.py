@@ -149,6 +149,12 @@ def test_lpips_is_its_formula(alex: Path) -> None:
     assert lpips.distances(made, made) == pytest.approx([0, 0], abs=1e-7)
 
 
+def test_papers_share_the_networks_of_the_same_files(alex: Path, inception: Path) -> None:
+    protocol = configured("person_all", alexnet=str(alex), imagenet_inception=str(inception), size=[64, 56])
+    observers = [observer for observer in protocol.observers if isinstance(observer, PersonPaper)]
+    assert len(observers) == 4 and len({id(o.inception.network) for o in observers}) == len({id(o.lpips.network) for o in observers}) == 1
+
+
 def test_files_that_are_missing_or_others(alex: Path, inception: Path) -> None:
     with pytest.raises(FileNotFoundError, match="protocol.alexnet=/nowhere/a.pth: no such file; expected alexnet-owt-7be5be79.pth"):
         Lpips("/nowhere/a.pth").check()

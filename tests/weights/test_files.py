@@ -81,6 +81,14 @@ def test_a_foreign_class_is_never_made_and_its_methods_never_run(tmp_path: Path,
     assert not ran
 
 
+def test_a_program_in_torchscript_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's permissive loader would run it, so that one must not be asked."""
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "program.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("the program was loaded"))
+    with pytest.raises(WeightsError, match=r"program\.pt.*nothing in it was run"):
+        read_tensors(tmp_path / "program.pt")
+
+
 def test_a_plain_pickle_that_is_no_torch_file_runs_nothing(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     (tmp_path / "evil.bin").write_bytes(pickle.dumps(Attack(os.system, f"touch {trace}")))

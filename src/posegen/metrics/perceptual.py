@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,32 +29,15 @@ class Lpips:
     def __init__(self, alexnet: str | None = None, linear: str | None = None) -> None:
         self.alexnet, self.linear, self.configured = alexnet, linear, alexnet is not None
 
-    @cached_property
+    @property
     def network(self) -> nn.Module:
-        """Frozen, in evaluation mode.
+        """Frozen, in evaluation mode; of the same files there is one, whoever asks.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, damaged or of another network.
             ImportError: the package is missing; names the command that installs it.
         """
-        try:
-            import lpips
-        except ImportError as error:
-            raise ImportError("LPIPS needs the package lpips: pip install 'posegen[metrics]'") from error
-        from torchvision.models import alexnet
-
-        with torch.device("meta"):  # its classifier, nine tenths of the weights, is not needed
-            features = alexnet(weights=None).features
-        file = verified(str(self.alexnet), None, "protocol.alexnet", ALEXNET)
-        fill(nn.ModuleDict({"features": features.to_empty(device="cpu")}), file, "protocol.alexnet", ignored=("classifier.",))
-        network = lpips.LPIPS(net="alex", pretrained=self.linear is None, pnet_rand=True, verbose=False)
-        layers = [layer for name in ("slice1", "slice2", "slice3", "slice4", "slice5") for layer in getattr(network.net, name)]
-        for ours, theirs in zip(layers, features, strict=False):  # the last pooling has no place
-            ours.load_state_dict(theirs.state_dict())
-        if self.linear is not None:
-            heads = nn.ModuleDict({f"lin{i}": getattr(network, f"lin{i}") for i in range(5)})
-            fill(heads, verified(self.linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear")
-        return network.eval().requires_grad_(False)
+        return lpips_network(str(self.alexnet), self.linear)
 
     def check(self) -> None:
         """Reads the weights, if they are named."""
@@ -66,6 +49,29 @@ class Lpips:
         with torch.no_grad():
             self.network.to(made.device)
             return self.network(made.float(), targets.float()).flatten().cpu().numpy()
+
+
+@cache
+def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
+    """The network of these files, read once."""
+    try:
+        import lpips
+    except ImportError as error:
+        raise ImportError("LPIPS needs the package lpips: pip install 'posegen[metrics]'") from error
+    from torchvision.models import alexnet
+
+    with torch.device("meta"):  # its classifier, nine tenths of the weights, is not needed
+        features = alexnet(weights=None).features
+    file = verified(alexnet_file, None, "protocol.alexnet", ALEXNET)
+    fill(nn.ModuleDict({"features": features.to_empty(device="cpu")}), file, "protocol.alexnet", ignored=("classifier.",))
+    network = lpips.LPIPS(net="alex", pretrained=linear is None, pnet_rand=True, verbose=False)
+    layers = [layer for name in ("slice1", "slice2", "slice3", "slice4", "slice5") for layer in getattr(network.net, name)]
+    for ours, theirs in zip(layers, features, strict=False):  # the last pooling has no place
+        ours.load_state_dict(theirs.state_dict())
+    if linear is not None:
+        heads = nn.ModuleDict({f"lin{i}": getattr(network, f"lin{i}") for i in range(5)})
+        fill(heads, verified(linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear")
+    return network.eval().requires_grad_(False)
 
 
 class Perceptual(Observer):

@@ -10,7 +10,7 @@ Not taken over: PCDMs' scripts draw four pictures and keep the one of the highes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache
 from typing import Any, Literal, get_args
 
 import cv2
@@ -48,19 +48,25 @@ class ImageNetInception(FeatureNetwork):
     def __init__(self, path: str | None) -> None:
         self.path, self.configured = path, path is not None
 
-    @cached_property
-    def network(self) -> nn.Module:
-        from torchvision.models import Inception3
-
-        file = verified(str(self.path), None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3")
-        network = fill(Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",))
-        network.dropout, network.fc = nn.Identity(), nn.Identity()
-        return network
+    @property
+    def network(self) -> nn.Module:  # type: ignore[override]
+        return imagenet_inception(str(self.path))
 
     def forward(self, images: Tensor) -> Tensor:
         resized = F.interpolate(images / 255, (299, 299), mode="bilinear", align_corners=False)
         scale, shift = (images.new_tensor(values).view(3, 1, 1) for values in (SCALE, SHIFT))
         return self.network(resized * scale + shift)
+
+
+@cache
+def imagenet_inception(path: str) -> nn.Module:
+    """The network of a file, read once for all papers that use it."""
+    from torchvision.models import Inception3
+
+    file = verified(path, None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3")
+    network = fill(Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",))
+    network.dropout, network.fc = nn.Identity(), nn.Identity()
+    return network
 
 
 def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.ndarray:
