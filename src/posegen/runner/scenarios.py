@@ -67,31 +67,34 @@ class Scenarios:
         return f"Means over seeds, without intervals; '{MACRO}' is the unweighted mean over the lines above, and '-' where one of them has no value."
 
 
-def breakdown(groups: Sequence[Group], protocol: Any, columns: Sequence[str], by: str = "scenario") -> Scenarios | None:
-    """The parts of the finished rows; None where the records name fewer than two.
+def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[str]) -> list[Scenarios]:
+    """The finished rows by everything in `PARTS` of which the records name two or more; records are read once.
 
     The columns are those of the protocol on each part's records alone, compared with the real images of the same part.
     """
-    rows: list[Row] = []
-    labels: list[str] = []
-    reasons: dict[str, None] = {}
+    found: dict[str, Scenarios] = {}
     for group in groups:
         if not group.finished:
             continue
         seeds = [protocol.read(folder) for folder in group.finished]
         reference = protocol.read(group.finished[0] / "reference")
-        labels = parts_of(seeds[0], by)
-        names = sorted(set(labels))
-        if len(names) < 2:
-            continue
-        own = []
-        for name in names:
-            values, reason = values_in(name, seeds, reference, protocol, columns, by)
-            reasons |= {reason: None} if reason else {}
-            own.append({"method": group.name, "ranked": group.ranked, "state": "finished", by: name, "n_images": labels.count(name), **values})
-        mean = {column: float(np.mean([row[column] for row in own])) for column in columns}
-        rows += [*own, {**own[0], by: MACRO, "n_images": len(labels), **mean}]
-    return Scenarios(columns, protocol.lower_is_better, rows, labels, list(reasons), by) if rows else None
+        for by in PARTS:
+            labels = parts_of(seeds[0], by)
+            if len(set(labels)) > 1:
+                table = found.setdefault(by, Scenarios(columns, protocol.lower_is_better, [], labels, [], by))
+                add_row(table, group, seeds, reference, protocol)
+    return [found[by] for by in PARTS if by in found]
+
+
+def add_row(table: Scenarios, group: Group, seeds: Sequence[Records], reference: Records, protocol: Any) -> None:
+    """Adds the parts of one group of cells and their mean."""
+    by, labels, own = table.by, parts_of(seeds[0], table.by), []
+    for name in sorted(set(labels)):
+        values, reason = values_in(name, seeds, reference, protocol, table.columns, by)
+        table.notes += [reason] if reason and reason not in table.notes else []
+        own.append({"method": group.name, "ranked": group.ranked, "state": "finished", by: name, "n_images": labels.count(name), **values})
+    mean = {column: float(np.mean([row[column] for row in own])) for column in table.columns}
+    table.rows += [*own, {**own[0], by: MACRO, "n_images": len(labels), **mean}]
 
 
 def parts_of(records: Records, by: str) -> list[str]:

@@ -21,7 +21,7 @@ from posegen.runner.errors import UserError
 from posegen.runner.files import write_text
 from posegen.runner.reported import Reproduction, read_expected
 from posegen.runner.rows import REFERENCE, Group, Row, add_tests, grouped, row_of, state_of
-from posegen.runner.scenarios import PARTS, Scenarios, breakdown
+from posegen.runner.scenarios import Scenarios, breakdowns
 
 __all__ = ["Table", "build_table", "main", "row_of", "terminal_row", "write_table"]
 
@@ -133,7 +133,7 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
         cells=cells,
         folder=folder,
         notes=[*reproduction.legend(), *gaps(own, groups, protocol.columns), *remarks(own, protocol, headline)],
-        parts=[found for by in PARTS if (found := breakdown(groups, protocol, headline, by))],
+        parts=breakdowns(groups, protocol, headline),
     )
 
 
