@@ -179,6 +179,7 @@ def test_a_missing_extra_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) 
     ("words", "message"),
     [
         (["pose=3"], "pose=3: posegen report has no such option; it has poses, side, wandb"),
+        (["--wandb", "me/mine"], "--wandb: posegen report takes options as key=value: poses=..., side=..., wandb=..."),
         (["poses=many"], "poses=many: expected a number of lines of pictures"),
         (["side=0"], "side=0: expected the longer side of the page's pictures in pixels, 16 or more"),
         (["wandb=me"], "wandb=me: expected ENTITY/PROJECT"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,9 @@ def test_the_objective_is_a_column_of_the_protocol(world: list[str]) -> None:
         objective_column(cfg, Parts(cfg))
     with configured("train", "experiment=mannequin_judge", "objective=headline") as cfg, pytest.raises(UserError, match="set objective=null"):
         objective_column(cfg, Parts(cfg))
+
+
+def test_without_optuna_the_command_that_installs_it_is_named(sweepers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert run_hydra("train", hill, ["out=out", *SWEEP]) == 1
+    assert "hydra/sweeper=optuna needs the extra: pip install 'posegen[optuna]'" in capsys.readouterr().err

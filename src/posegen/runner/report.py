@@ -42,6 +42,8 @@ def read(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
     Raises:
         UserError: an option is unknown or wrong, or there is no benchmark.
     """
+    if flags := [word for word in argv if word.startswith("-")]:
+        raise UserError(f"{flags[0]}: posegen report takes options as key=value: {', '.join(f'{key}=...' for key in KEYS)}")
     given = dict(word.split("=", 1) for word in argv if re.match(r"\w+=", word))
     if unknown := sorted(given.keys() - set(KEYS)):
         raise UserError(f"{unknown[0]}={given[unknown[0]]}: posegen report has no such option; it has {', '.join(KEYS)}")

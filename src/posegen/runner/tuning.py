@@ -156,6 +156,11 @@ def texts(params: Mapping[str, Any]) -> dict[str, str]:
     return {key: f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value) for key, value in params.items()}
 
 
+def tpe(seed: int, **settings: Any) -> Any:
+    """Optuna's tree-structured Parzen estimator; named here, so that Hydra need not import optuna to say that it is missing."""
+    return imported().samplers.TPESampler(seed=seed, **settings)
+
+
 def imported() -> Any:
     """The optuna package.
 
