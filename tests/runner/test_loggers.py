@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from posegen.runner.curves import curves_of
 from posegen.runner.train import train
 from tests.tiny import configured
 
@@ -29,11 +31,14 @@ def test_wandb_offline_holds_config_curves_pictures_and_group(world: list[str], 
     assert list(run.rglob("live_*.png"))
 
 
-def test_tensorboard_and_csv_write_into_the_cell(world: list[str], tmp_path: Path) -> None:
-    for logger, pattern in (("tensorboard", "events.out.tfevents.*"), ("csv", "metrics.csv")):
+def test_every_logger_leaves_its_curves_and_the_csv_in_the_cell(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for logger, pattern in (("tensorboard", "curves/events.out.tfevents.*"), ("wandb", "*.wandb"), ("csv", "curves/metrics.csv")):
         with configured("train", *world, f"logger={logger}", "trainer.steps=2", "trainer.log_every=1", f"paths.output={tmp_path / logger}") as cfg:
             train(cfg)
-        assert list((tmp_path / logger / "train/controlnet").rglob(f"curves/{pattern}"))
+        (cell,) = (tmp_path / logger).rglob("seed0")
+        assert list(cell.rglob(pattern))
+        assert [step for step, _ in curves_of(cell)["train/loss"]] == [0, 1]
 
 
 def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +59,8 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: lis
     (whole,) = [json.loads(path.read_text()) for run in content for path in run.rglob("table_*.table.json")]
     rows = [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
     assert [row["method"] for row in rows] == ["controlnet", "none"] and all(isinstance(row["count_error_hi"], float) for row in rows)
-    assert any(b"benchmark-mannequin" in text and b"table.csv" in text for text in content.values())
+    (board,) = [text for run, text in content.items() if "dashboard" in run.parts]
+    assert b"benchmark-" in board and b"table.csv" in board, set(re.findall(rb"[\w./:-]{4,}", board))
     assert any(b"controlnet-seed0" in text and b"diffusion_pytorch_model.safetensors" in text for text in content.values())
 
 

@@ -12,7 +12,7 @@ Curve = list[tuple[float, float]]
 
 
 def curves_of(cell: Path) -> dict[str, Curve]:
-    """Name -> points ``(step, value)`` in the order of steps, of ``curves/metrics*.csv``; empty for cells that did not train or log elsewhere."""
+    """Name -> points ``(step, value)`` in the order of steps, of ``curves/metrics*.csv``; empty for cells that did not train, or with ``logger=null``."""
     found: dict[str, dict[float, float]] = {}
     for file in sorted((cell / "curves").glob("metrics*.csv"), key=lambda f: (f.name == "metrics.csv", f.name)):  # the newest last: it has the last word
         with file.open(newline="", encoding="utf-8") as stream:

@@ -216,10 +216,19 @@ def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any,
 
 
 def loggers(parts: Parts, folder: Path) -> Any:
-    """The configured Lightning loggers; each ``logger`` option is a function ``(parts, folder) -> Logger``."""
-    from hydra.utils import instantiate
+    """The configured Lightning logger, and beside every other one the csv: tables and pages are made of what lies in the cell, without a network.
 
-    return instantiate(parts.cfg.logger, _partial_=True, _convert_="all")(parts, folder) if parts.cfg.logger else False
+    Each ``logger`` option is a function ``(parts, folder) -> Logger``; None logs nothing.
+    """
+    from hydra.utils import instantiate
+    from lightning.pytorch.loggers import CSVLogger
+
+    from posegen.runner.loggers import csv
+
+    if not parts.cfg.logger:
+        return False
+    chosen = instantiate(parts.cfg.logger, _partial_=True, _convert_="all")(parts, folder)
+    return [chosen] if isinstance(chosen, CSVLogger) else [chosen, csv(parts, folder)]
 
 
 def note_costs(folder: Path, **costs: float) -> None:
