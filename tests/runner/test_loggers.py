@@ -60,7 +60,7 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: lis
     rows = [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
     assert [row["method"] for row in rows] == ["controlnet", "none"] and all(isinstance(row["count_error_hi"], float) for row in rows)
     (board,) = [text for run, text in content.items() if "dashboard" in run.parts]
-    assert b"benchmark-" in board and b"table.csv" in board, set(re.findall(rb"[\w./:-]{4,}", board))
+    assert b"benchmark-mannequin" in board and b"table.csv" in board, set(re.findall(rb"[\w./:-]{4,}", board))
     assert any(b"controlnet-seed0" in text and b"diffusion_pytorch_model.safetensors" in text for text in content.values())
 
 

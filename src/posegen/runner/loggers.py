@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def wandb(parts: Parts, folder: Path, **settings: Any) -> Any:
     return WandbLogger(experiment=Dashboard(**settings).run_of(parts.cfg, folder))
 
 
-def log_pictures(logger: Any, name: str, grid: np.ndarray, step: int, folder: Path) -> None:
-    """A picture ``[H, W, 3] uint8`` to the logger where it takes pictures, and always as a png in ``folder``."""
+def log_pictures(loggers: Iterable[Any], name: str, grid: np.ndarray, step: int, folder: Path) -> None:
+    """A picture ``[H, W, 3] uint8`` as a png in ``folder``, and to each logger that takes pictures."""
     from posegen.runner.pictures import write_png
 
     write_png(folder / f"{name}-{step:07d}.png", grid)
-    experiment = getattr(logger, "experiment", None)
-    if hasattr(logger, "log_image"):
-        logger.log_image(key=name, images=[grid], step=step)
-    elif experiment is not None and hasattr(experiment, "add_image"):
-        experiment.add_image(name, grid, step, dataformats="HWC")
+    for logger in loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=name, images=[grid], step=step)
+        elif hasattr(logger.experiment, "add_image"):
+            logger.experiment.add_image(name, grid, step, dataformats="HWC")

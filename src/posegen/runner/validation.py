@@ -46,7 +46,7 @@ class LivePoseAccuracy(Callback):
         module.train(was_training)
         for logger in trainer.loggers:
             logger.log_metrics({f"live/{name}": value for name, value in values.items() if not np.isnan(value)}, step=step)
-            log_pictures(logger, "live", grid, step, self.folder / "live")
+        log_pictures(trainer.loggers, "live", grid, step, self.folder / "live")
 
 
 @torch.inference_mode()
