@@ -184,8 +184,8 @@ def test_a_checkpoint_that_would_run_code(world: list[str], tmp_path: Path, caps
 
 
 def test_a_method_folder_of_a_foreign_class(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from posegen.runner.checkpoints import adapter_class
-    from posegen.runner.errors import UserError
+    from posegen.errors import UserError
+    from posegen.runner.method_folder import adapter_class
 
     copy = shutil.copytree(method, tmp_path / "copy")
     about = json.loads((copy / "posegen.json").read_text())

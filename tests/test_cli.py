@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from posegen import cli
-from posegen.runner import listing, verbs
-from posegen.runner.completion import complete
-from posegen.runner.hydra_app import Request, arranged, run_hydra
-from posegen.runner.overrides import examine
+from posegen.config import groups as listing
+from posegen.config.app import Request, arranged, run_hydra
+from posegen.config.overrides import examine
+from posegen.verbs import registry as verbs
+from posegen.verbs.completion import complete
 
 HEAVY = {"torch", "lightning", "diffusers", "transformers", "pandas", "wandb"}
 RUN = "world:run"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from posegen.runner import listing, verbs
+from posegen.config import groups as listing
+from posegen.verbs import registry as verbs
 
 ROOT = Path(__file__).parents[1]
 CONF = sorted(file.relative_to(ROOT / "conf") for file in (ROOT / "conf").rglob("*.yaml"))
@@ -33,7 +34,7 @@ def test_wheel_holds_configurations_and_assets(wheel: Path) -> None:
     assets = [file for file in (ROOT / "src" / "posegen" / "assets").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert {file.relative_to(ROOT / "src").as_posix() for file in assets} <= names
     assert "posegen/py.typed" in names
-    assert {f"posegen/runner/demo/{name}" for name in ("editor.html", "editor.js", "page.css")} <= names
+    assert {f"posegen/verbs/demo_app/{name}" for name in ("editor.html", "editor.js", "page.css")} <= names
     assert not [name for name in names if name.startswith(("tests", "experiments")) or "__pycache__" in name]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -53,7 +54,7 @@ def test_command_is_installed_by_its_name() -> None:
 
 
 def test_extras_that_messages_name_exist() -> None:
-    from posegen.runner.hydra_app import EXTRAS
+    from posegen.config.app import EXTRAS
 
     assert set(EXTRAS.values()) <= set(PROJECT["optional-dependencies"])
 

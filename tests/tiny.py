@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.backbones.mannequin import build_autoencoder, untrained
+from posegen.config.app import Request, composed
 from posegen.data.mannequin.captions import VOCABULARY
 from posegen.metrics.estimators.mannequin import MannequinJudge
-from posegen.runner.hydra_app import Request, composed
 
 
 def make_world(folder: Path) -> list[str]:

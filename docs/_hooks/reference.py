@@ -11,11 +11,11 @@ from pathlib import Path
 from hydra.utils import get_class
 
 from posegen.adapters.base import Adapter, Paper
-from posegen.runner import listing
-from posegen.runner.hydra_app import Request, composed
-from posegen.runner.listing import Option
-from posegen.runner.parts import Parts
-from posegen.runner.verbs import VERBS
+from posegen.config import groups as listing
+from posegen.config.app import Request, composed
+from posegen.config.groups import Option
+from posegen.runner.components import Parts
+from posegen.verbs.registry import VERBS
 
 #: The group -> the title of its page, in the order that readers need them. A group that is not here comes last and is called by its name.
 GROUPS = {

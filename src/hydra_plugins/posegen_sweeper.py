@@ -1,6 +1,6 @@
-"""Hydra takes its plugins from the package ``hydra_plugins`` alone; posegen's is written in `posegen.runner.tuning`."""
+"""Hydra takes its plugins from the package ``hydra_plugins`` alone; posegen's is written in `posegen.config.sweeper`."""
 
-from posegen.runner import tuning
+from posegen.config import sweeper as tuning
 
 
 class OptunaSweeper(tuning.OptunaSweeper):

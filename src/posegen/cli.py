@@ -14,9 +14,9 @@ from importlib import import_module
 
 import yaml
 
-from posegen.runner import listing
-from posegen.runner.problems import misspelt
-from posegen.runner.verbs import VERBS
+from posegen.config import groups as listing
+from posegen.config.problems import misspelt
+from posegen.verbs.registry import VERBS
 
 EXAMPLES = """\
   posegen benchmark                                          a table in minutes, offline
@@ -69,7 +69,7 @@ def run(verb: str, rest: list[str]) -> int:
     chosen = VERBS[verb]
     asks = any(word.split("=")[0] in QUESTIONS for word in rest) and verb in listing.primaries()
     if chosen.takes != "arguments" or asks:
-        from posegen.runner.hydra_app import run_hydra
+        from posegen.config.app import run_hydra
 
         return run_hydra(verb, chosen.target, rest, spread=chosen.takes == "keys")
     if {"--help", "-h"} & set(rest) and (file := listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml").is_file():
@@ -79,7 +79,7 @@ def run(verb: str, rest: list[str]) -> int:
     try:
         return getattr(import_module(module), function)(rest) or 0
     except Exception as error:
-        from posegen.runner.hydra_app import tell, traceback_wanted
+        from posegen.config.app import tell, traceback_wanted
 
         return tell(error, verb, rest, traceback_wanted())
 

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.parity.build import stable_diffusion
 

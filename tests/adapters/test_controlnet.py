@@ -8,11 +8,11 @@ from torch import Tensor
 
 from posegen.adapters.base import State
 from posegen.adapters.controlnet import ControlNet
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
-from posegen.backbones.encoder_copy import EncoderCopy
-from posegen.backbones.single_file import unet_of
-from posegen.weights.files import UnknownKeys
+from posegen.backbones.blocks.encoder_copy import EncoderCopy
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.single_file import unet_of
+from posegen.io.weights import UnknownKeys
 from tests.adapters.cases import SD1, backbone_of, full_size, original, scrambled
 
 PLACE = "adapter.branch.network."

@@ -11,7 +11,7 @@ What an implementation has to fulfil has numbers, which stand in the names of th
 7. one backward pass reaches all that trains and nothing else (`tests/adapters/test_dnaf_training.py`);
 8. another noise or another source changes the prediction, of its own image alone;
 9. guidance with both scales 1 is one branch, with equal scales two;
-10. in a transfer, pixels outside the mask are the picture's own (`tests/runner/test_keeping.py`, `tests/runner/test_transfer.py`).
+10. in a transfer, pixels outside the mask are the picture's own (`tests/runner/test_inpainting.py`, `tests/verbs/test_transfer.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor
 from posegen.adapters.base import State
 from posegen.adapters.dnaf import DNAF
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.self_attention import INSERTED, transformers
-from posegen.backbones.single_file import vae_of
+from posegen.backbones.blocks.self_attention import INSERTED, transformers
+from posegen.backbones.loading.single_file import vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
 from posegen.runner.sampler import Sampler

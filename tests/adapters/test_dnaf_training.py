@@ -14,22 +14,22 @@ from torch import Tensor
 
 from posegen.adapters.dnaf import DNAF
 from posegen.backbones.base import Step
-from posegen.backbones.single_file import unet_of
-from posegen.backbones.sizes import SIZES
+from posegen.backbones.loading.single_file import unet_of
+from posegen.backbones.loading.sizes import SIZES
 from posegen.cli import main
-from posegen.runner.ask import ask
+from posegen.errors import UserError
+from posegen.io.weights import WeightsError
 from posegen.runner.batches import collate
-from posegen.runner.checkpoints import load_method, save_method
-from posegen.runner.compute import arrange
-from posegen.runner.errors import UserError
-from posegen.runner.parts import Parts
-from posegen.runner.pictures import picture, read_png
-from posegen.runner.tasks import AdapterTask
-from posegen.runner.train import needs_of, train
-from posegen.weights.files import WeightsError
+from posegen.runner.components import Parts
+from posegen.runner.images import picture, read_png
+from posegen.runner.method_folder import load_method, save_method
+from posegen.runner.precision import arrange
+from posegen.runner.prompts import ask
+from posegen.train.loop import needs_of, train
+from posegen.train.tasks import AdapterTask
 from tests.adapters.test_dnaf import MANNEQUIN, STEPS, attached, backbone, batch, close, noisy, predicted, without
-from tests.runner.test_train import Stop, equal, interrupt, trained
 from tests.tiny import configured, making
+from tests.train.test_train import Stop, equal, interrupt, trained
 
 
 def gradients(adapter: DNAF, sourced: bool = True, precision: torch.dtype | None = None) -> dict[str, Tensor]:

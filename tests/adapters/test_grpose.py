@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from posegen.adapters.base import State
 from posegen.adapters.grpose import GRPose, PoseGraphBlock, pose_cells
-from posegen.backbones import ldm_keys as ldm
-from posegen.backbones import pose_graph
 from posegen.backbones.base import Geometry, Step
-from posegen.backbones.pose_graph import DenseEdgeConvolution, EdgeConvolution, GraphConvolution, neighbours
-from posegen.backbones.single_file import unet_of, vae_of
+from posegen.backbones.blocks import pose_graph
+from posegen.backbones.blocks.pose_graph import DenseEdgeConvolution, EdgeConvolution, GraphConvolution, neighbours
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.single_file import unet_of, vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
+from posegen.io.weights import UnknownKeys
 from posegen.parity.case import Case
 from posegen.parity.compare import agree
 from posegen.parity.grpose import compute
-from posegen.weights.files import UnknownKeys
 from tests.adapters.cases import SD1, backbone_of, full_size, original, reference, scrambled
 
 SD15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)

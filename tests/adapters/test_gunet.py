@@ -16,16 +16,16 @@ from torch import Tensor
 
 from posegen.adapters.gunet import NODES, GUNet, JointBlock, SpatialBlock, skeleton
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.folder import Parts
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import SCHEDULER as SD_SCHEDULER
 from posegen.backbones.mannequin import SCHEDULER, build_text, build_tokenizer, build_unet
 from posegen.backbones.pose_space import PoseSpace, pose_unet
-from posegen.backbones.single_file import SCHEDULER as SD_SCHEDULER
 from posegen.data.base import PoseBatch
+from posegen.io.weights import UnknownKeys
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
-from posegen.runner.convert import accounted, convert
 from posegen.runner.sampler import Sampler
-from posegen.weights.files import UnknownKeys
+from posegen.verbs.convert import accounted, convert
 from tests.adapters.cases import reference, scrambled
 
 GRID = 8
@@ -207,7 +207,7 @@ def test_a_released_folder_is_converted_by_its_own_configuration_and_sampled(wor
     source = folder / "unet" / "diffusion_pytorch_model.safetensors"
     convert(OmegaConf.create(method), OmegaConf.create(body), str(source), str(tmp_path / "method"))
 
-    from posegen.runner.checkpoints import load_method
+    from posegen.runner.method_folder import load_method
 
     torch.manual_seed(4)
     again = PoseSpace(folder, "reference", 8)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from posegen.adapters.humansd import HumanSD
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
-from posegen.backbones.single_file import unet_of
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
-from posegen.weights.files import UnknownKeys
+from posegen.io.weights import UnknownKeys
 from tests.adapters.cases import SD2, backbone_of, full_size, original, scrambled
 
 

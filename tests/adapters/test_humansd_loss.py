@@ -14,7 +14,7 @@ from torch import Tensor
 from posegen.adapters.base import State
 from posegen.adapters.humansd import HumanSD, widen
 from posegen.backbones.base import Step
-from posegen.backbones.single_file import unet_of
+from posegen.backbones.loading.single_file import unet_of
 from posegen.metrics.estimators.higherhrnet import HeadShape, HigherHRNet
 from posegen.metrics.estimators.hrnet import Stage
 from tests.adapters.cases import SD1, backbone_of

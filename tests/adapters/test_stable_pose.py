@@ -15,11 +15,11 @@ from torch import Tensor
 
 from posegen.adapters.base import State
 from posegen.adapters.stable_pose import OFFICIAL, StablePose, grown, positions, table
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry, Step
-from posegen.backbones.single_file import unet_of
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.single_file import unet_of
+from posegen.io.weights import UnknownKeys
 from posegen.poses.drawing import PoseDrawing
-from posegen.weights.files import UnknownKeys
 from tests.adapters.cases import SD1, backbone_of, full_size, original, reference, scrambled
 
 SD15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)

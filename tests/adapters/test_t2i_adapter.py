@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from posegen.adapters.t2i_adapter import T2IAdapter, original_names
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.runner.checkpoints import save_method
-from posegen.weights.files import UnknownKeys
+from posegen.io.weights import UnknownKeys
+from posegen.runner.method_folder import save_method
 from tests.adapters.cases import SD1, SD2, backbone_of, full_size, original, scrambled
 
 

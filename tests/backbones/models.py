@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
-from posegen.backbones.folder import Parts
-from posegen.backbones.single_file import SCHEDULER, unet_of, vae_of
-from posegen.backbones.tokens import CONTEXT, END, clip_tokenizer
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
+from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
 WIDTH, LAYERS = 64, 2  # of the text tower; heads are 64 wide in the originals
 VAE_CHANNELS = (32, 32, 32, 64)

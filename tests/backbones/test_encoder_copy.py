@@ -10,8 +10,8 @@ from diffusers import ControlNetModel
 from torch import nn
 
 from posegen.backbones.base import Geometry
-from posegen.backbones.encoder_copy import EncoderCopy, scaled
-from posegen.backbones.single_file import unet_of
+from posegen.backbones.blocks.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.loading.single_file import unet_of
 from tests.backbones.models import SD1, SD2
 
 MANNEQUIN = Geometry(8, 4, (32, 32, 64), (False, True, True), 1, (4, 4, 4), 32, "v_prediction", norm_groups=16)

@@ -11,10 +11,10 @@ from diffusers import AutoencoderDC, AutoencoderTiny, DDIMScheduler
 from torch import Tensor, nn
 
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.folder import Parts
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.mannequin import SCHEDULER as COSINE
 from posegen.backbones.mannequin import build_text, build_tokenizer
-from posegen.backbones.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion, latent_factor
 
 #: The mannequin's design: no attention at the finest level. Stable Diffusion's: none at the coarsest.

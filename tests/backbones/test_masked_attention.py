@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from posegen.backbones.masked_attention import Fill, Masking, Over, compressed, dense
+from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compressed, dense
 
 TOKENS = 12
 COUNTS = (5, 0, TOKENS, 3, TOKENS, 0, 11)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from posegen.backbones import pose_maps
+from posegen.backbones.blocks import pose_maps
 from posegen.backbones.pose_space import PoseSpace
-from posegen.weights.files import WeightsError
+from posegen.io.weights import WeightsError
 
 
 def poses(count: int = 20, reach: float = 0.9) -> Tensor:

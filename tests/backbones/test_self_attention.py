@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from posegen.backbones.base import Bank, Geometry, Injection
-from posegen.backbones.self_attention import Junctions, Memory, level_of, others, read, transformers
+from posegen.backbones.blocks.self_attention import Junctions, Memory, level_of, others, read, transformers
 from posegen.backbones.stable_diffusion import StableDiffusion
 from tests.backbones.test_injection import MANNEQUIN, USUAL, inputs, parts_of
 

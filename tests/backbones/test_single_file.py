@@ -12,13 +12,13 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from posegen.backbones import ldm_keys as ldm
-from posegen.backbones import tokens
 from posegen.backbones.base import Geometry
-from posegen.backbones.single_file import unet_geometry, vae_of
-from posegen.backbones.sizes import SIZES, Size, parts_without_weights
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading import tokenizer as tokens
+from posegen.backbones.loading.single_file import unet_geometry, vae_of
+from posegen.backbones.loading.sizes import SIZES, Size, parts_without_weights
 from posegen.backbones.stable_diffusion import StableDiffusion
-from posegen.weights.files import WeightsError
+from posegen.io.weights import WeightsError
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 from tests.tiny import configured
 

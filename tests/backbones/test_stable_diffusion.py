@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posegen.backbones.base import Geometry, Injection, Step
-from posegen.backbones.folder import Parts
-from posegen.backbones.single_file import unet_of
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
-from posegen.weights.files import WeightsError
+from posegen.io.weights import WeightsError
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 
 GENERATIONS = {"SD1": SD1, "SD2": SD2}

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter, Paper
 from posegen.backbones.base import Injection, Step
+from posegen.config.groups import Option, conf_dir
 from posegen.data.base import PoseBatch
-from posegen.runner.listing import Option, conf_dir
-from posegen.runner.parts import Parts
-from posegen.runner.sample import batch_of
+from posegen.runner.components import Parts
+from posegen.runner.generate import batch_of
 from tests.tiny import configured, making
 
 FILES = sorted((conf_dir() / "adapter").rglob("*.yaml"))
@@ -137,7 +137,7 @@ def test_the_branches_of_guidance_sum_to_one(parts: Parts) -> None:
 
 
 def test_saved_weights_give_the_same_pictures(parts: Parts, tmp_path: Path) -> None:
-    from posegen.runner.checkpoints import load_into, save_method
+    from posegen.runner.method_folder import load_into, save_method
 
     adapter, backbone = parts.adapter, parts.backbone
     with torch.no_grad():

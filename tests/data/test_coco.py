@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from posegen.backbones.pose_maps import joint_vectors
-from posegen.data import coco
+from posegen.backbones.blocks.pose_maps import joint_vectors
 from posegen.data.base import Sample
-from posegen.data.coco import CocoSingle, turned
-from posegen.data.joint_vectors import JointVectors
+from posegen.data.formats import coco
+from posegen.data.formats.coco import CocoSingle, turned
+from posegen.data.formats.joint_vectors import JointVectors
 from posegen.poses.topology import COCO_FLIP
 from tests.adapters.cases import reference
 from tests.data.coco_pair import person, singles, write_pair

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from posegen.backbones.pose_maps import joint_vectors
-from posegen.data.joint_vectors import JointVectors, write_joint_vectors
+from posegen.backbones.blocks.pose_maps import joint_vectors
+from posegen.data.formats.joint_vectors import JointVectors, write_joint_vectors
 from posegen.data.mannequin.world import World
 
 PEOPLE = 10

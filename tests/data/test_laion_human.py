@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posegen.data.laion_human import LaionHuman
-from posegen.data.laion_lists import Paths, Row, chosen_shards, held_out, key_of
-from posegen.data.real import RealData
-from posegen.data.stored import Defect, Entry
+from posegen.data.formats.laion_human import LaionHuman
+from posegen.data.formats.laion_lists import Paths, Row, chosen_shards, held_out, key_of
+from posegen.data.on_disk.indexed import RealData
+from posegen.data.on_disk.source import Defect, Entry
 from tests.data.laion_tree import KEYS, in_tars, jpeg, members_of, parquet, people, tar_of, unpacked
 
 MAPPED = {"train": "mapping_file_training.json"}

@@ -8,8 +8,8 @@ from posegen.data.mannequin import WORLD_VERSION, World
 from posegen.data.mannequin.body import pose
 from posegen.data.mannequin.canvas import SIDE, Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURS, SCENES, STYLES
-from posegen.data.mannequin.dice import Dice
 from posegen.data.mannequin.figure import GARMENTS, RIGHT, Figure, dress
+from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.world import _keypoints
 
 L_SHOULDER, R_SHOULDER, L_KNEE, R_KNEE = 5, 6, 13, 14

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posegen.data.object_arrays import read_arrays
+from posegen.data.on_disk.object_arrays import read_arrays
 from tests.data.trees import malicious_array
 
 DICE = np.random.default_rng(0)

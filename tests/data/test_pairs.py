@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from posegen.data.base import Sample
-from posegen.data.deepfashion import DeepFashion, Name, flat
-from posegen.data.market1501 import Market1501, named
-from posegen.data.pair_files import joints_in
-from posegen.data.pairs import Pairs, Pictures
+from posegen.data.formats.deepfashion import DeepFashion, Name, flat
+from posegen.data.formats.market1501 import Market1501, named
+from posegen.data.formats.pair_files import joints_in
+from posegen.data.formats.pairs import Pairs, Pictures
 from posegen.poses.topology import COCO_FLIP, COCO_NAMES, OPENPOSE_NAMES
 from posegen.runner.batches import Needs, StepBatches, training_loader
 from tests.data.person_trees import Person, annotation, deepfashion, market1501, pairs_of

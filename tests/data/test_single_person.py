@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posegen.data.base import PoseData, Sample
-from posegen.data.single_person import SinglePerson
+from posegen.data.formats.single_person import SinglePerson
 
 
 def sample(index: int, people: int, joints: int = 17) -> Sample:

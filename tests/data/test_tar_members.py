@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posegen.data import tar_members
-from posegen.data.tar_members import TarMembers, index_of
+from posegen.data.on_disk import tar_members
+from posegen.data.on_disk.tar_members import TarMembers, index_of
 from tests.data.laion_tree import members_of, tar_of
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from posegen.data.transforms import TRANSFORMS, Corrected, Reference, Transform, View, transform_of
+from posegen.data.on_disk.transforms import TRANSFORMS, Corrected, Reference, Transform, View, transform_of
 from posegen.poses.topology import COCO_FLIP
 from tests.data.trees import people
 

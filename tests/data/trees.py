@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from posegen.data.human_art import SCENARIOS
+from posegen.data.formats.human_art import SCENARIOS
 from posegen.poses.drawing import overlay
 
 #: A standing figure in a square of side 1, joint by joint.

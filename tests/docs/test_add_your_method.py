@@ -44,8 +44,8 @@ def test_the_method_keeps_what_all_methods_must(world: list[str], tmp_path: Path
     import torch
 
     from posegen.backbones.base import Injection
-    from posegen.runner.parts import Parts
-    from posegen.runner.sample import batch_of
+    from posegen.runner.components import Parts
+    from posegen.runner.generate import batch_of
     from tests.tiny import configured
 
     list(write_files(PAGE, tmp_path))

@@ -7,9 +7,10 @@ import shlex
 
 import pytest
 
-from posegen.runner import listing, verbs
-from posegen.runner.hydra_app import Request
-from posegen.runner.overrides import examine
+from posegen.config import groups as listing
+from posegen.config.app import Request
+from posegen.config.overrides import examine
+from posegen.verbs import registry as verbs
 from tests.docs.blocks import DOCS, blocks
 
 RUN_ELSEWHERE = {"troubleshooting.md", "add-your-method.md", "bring-your-data.md"}  # wrong on purpose; with packages of their own
@@ -52,7 +53,7 @@ def test_options_in_the_text_exist(page: str) -> None:
 
 def test_columns_on_the_page_of_metrics_exist() -> None:
     """The columns of the first table are those of the default protocol, all of them."""
-    from posegen.runner.parts import Parts
+    from posegen.runner.components import Parts
     from tests.tiny import configured
 
     page = (DOCS / "metrics.md").read_text()

@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from posegen.runner import listing, verbs
+from posegen.config import groups as listing
+from posegen.verbs import registry as verbs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

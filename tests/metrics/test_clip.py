@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_observers import Watching, pictures, tensors
+from test_image_features import Watching, pictures, tensors
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from posegen.backbones.tokens import merges_of, tokenizer_of
+from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.data.base import Sample
 from posegen.metrics.base import Judged, Poses
 from posegen.metrics.clip import Clip, ClipScoreMetric, clip_score

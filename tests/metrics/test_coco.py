@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from posegen.metrics.coco import evaluate
+from posegen.metrics.math.coco import evaluate
 from posegen.metrics.timing.coco import STATISTICS, People, invented, measure, prepared
 
 pytest.importorskip("pycocotools")

@@ -3,7 +3,7 @@ import pytest
 from invented_people import judged
 
 from posegen.metrics.distribution import DistributionMetric
-from posegen.metrics.frechet import frechet_distances, kernel_distances
+from posegen.metrics.math.frechet import frechet_distances, kernel_distances
 
 
 def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:

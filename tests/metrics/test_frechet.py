@@ -7,7 +7,7 @@ import pytest
 import torch
 from cleanfid import fid
 
-from posegen.metrics.frechet import (
+from posegen.metrics.math.frechet import (
     TILE,
     Polynomial,
     clean_fid_subsets,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from posegen.metrics.base import Judged, Poses
-from posegen.metrics.frechet import frechet_distances, kernel_distances
+from posegen.metrics.math.frechet import frechet_distances, kernel_distances
 from posegen.metrics.pose import PoseMetric
 
 ROOT = Path(__file__).parents[2]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from test_goldens import CASES
-from test_observers import Watching, pictures, tensors
+from test_image_features import Watching, pictures, tensors
 
 from posegen.data.base import Sample
 from posegen.metrics.clip import clip_score
 from posegen.metrics.feature_networks import FidelityInception
-from posegen.metrics.paper_quality import PaperFeatures, cropped, scenario_mean, through_jpeg, wrapped_bytes
+from posegen.metrics.papers.quality import PaperFeatures, cropped, scenario_mean, through_jpeg, wrapped_bytes
 
 
 class Pixels(FidelityInception):

@@ -6,7 +6,7 @@ import pytest
 from invented_people import judged, person, random_set
 
 from posegen.metrics.base import Metric
-from posegen.metrics.oks import oks
+from posegen.metrics.math.oks import oks
 from posegen.metrics.pose import PoseMetric
 
 RANGES = {"": (0, 1e10), "_M": (32**2, 96**2), "_L": (96**2, 1e10)}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from posegen.metrics.statistics import SEEDS, Variance, bootstrap, holm, interval, multiple, paired_p_value, resample
+from posegen.metrics.math.statistics import SEEDS, Variance, bootstrap, holm, interval, multiple, paired_p_value, resample
 
 
 def mean_of(x):

@@ -11,8 +11,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry
+from posegen.backbones.loading import ldm_keys as ldm
 from tests.adapters.cases import original, scrambled
 
 CONFIG = {

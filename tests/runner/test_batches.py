@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
+from posegen.errors import UserError
 from posegen.runner.batches import Needs, StepBatches, fixed_batches, training_loader
-from posegen.runner.errors import UserError
 
 
 class Numbers(PoseData):

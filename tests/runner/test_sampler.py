@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from posegen.data.base import PoseBatch
-from posegen.runner.errors import UserError
-from posegen.runner.parts import Parts
-from posegen.runner.pictures import picture, read_png
-from posegen.runner.sample import batch_of, generate
+from posegen.errors import UserError
+from posegen.runner.components import Parts
+from posegen.runner.generate import batch_of, generate
+from posegen.runner.images import picture, read_png
 from tests.tiny import configured
 
 

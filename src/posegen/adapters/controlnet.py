@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from posegen.adapters.base import Adapter, Official, Paper, State
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Injection
-from posegen.backbones.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.blocks.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
+from posegen.io.weights import UnknownKeys
 from posegen.poses.drawing import PoseDrawing
-from posegen.weights.files import UnknownKeys
 
 HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from posegen.adapters.base import Adapter, Official, Paper, State
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Backbone, Bank, Injection, Step
-from posegen.backbones.inserted import InsertedBlock, Kind
-from posegen.backbones.pyramid import Pyramid, hierarchical, native_size, small_swin
-from posegen.backbones.self_attention import INSERTED, Junctions, level_of, transformers
+from posegen.backbones.blocks.image_pyramid import Pyramid, hierarchical, native_size, small_swin
+from posegen.backbones.blocks.inserted_block import InsertedBlock, Kind
+from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_of, transformers
 from posegen.data.base import PoseBatch, generator
-from posegen.weights.files import UnknownKeys, WeightsError, read_tensors
+from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
 
 SWIN_B, SWIN_STAGES = "swin_base_patch4_window7_224", 4  # microsoft/swin-base-patch4-window7-224 in the authors' README
 LARGE = 320  # width of Stable Diffusion's finest level: U-Nets like it read Swin-B, smaller ones a Swin of their own size

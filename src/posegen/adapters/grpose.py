@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from posegen.adapters.base import Adapter, Official, Paper, State
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
-from posegen.backbones.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.blocks.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
@@ -310,7 +310,7 @@ class PoseGraphBlock(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, int], time_dim: int, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]) -> None:
-        from posegen.backbones.pose_graph import GraphConvolution  # brings torch-geometric, seconds that no other method needs to pay
+        from posegen.backbones.blocks.pose_graph import GraphConvolution  # brings torch-geometric, seconds that no other method needs to pay
 
         super().__init__()
         inputs, width = channels

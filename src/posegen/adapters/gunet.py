@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from posegen.adapters.base import Adapter, Paper, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.data.base import PoseBatch
+from posegen.io.weights import UnknownKeys
 from posegen.poses.topology import COCO_BONES, COCO_NAMES
-from posegen.weights.files import UnknownKeys
 
 PAPER_TABLE = "tables of section 4.4; the unit of MSE and Var is not given"
 NODES = len(COCO_NAMES)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Paper, State
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Injection, Step
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Official, Paper, State
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
-from posegen.backbones.encoder_copy import EncoderCopy
-from posegen.backbones.masked_attention import Fill, Masking, Over, compressed, dense
+from posegen.backbones.blocks.encoder_copy import EncoderCopy
+from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compressed, dense
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import REFERENCE_SIDE, PoseDrawing
 
@@ -58,7 +58,7 @@ class StablePose(Adapter):
         masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.
         normalise_loss: divide the weights by their mean over the image; as published the loss grows with the people's area.
-        attention: ``compressed`` or, with the same result, ``dense``, see `posegen.backbones.masked_attention`.
+        attention: ``compressed`` or, with the same result, ``dense``, see `posegen.backbones.blocks.masked_attention`.
     """
 
     needs = frozenset({"hint"})

@@ -12,9 +12,9 @@ from typing import Any
 from diffusers import AutoencoderDC, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from posegen.backbones.folder import Parts, read_model
+from posegen.backbones.loading.diffusers_folder import Parts, read_model
+from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
-from posegen.backbones.tokens import merges_of, tokenizer_of
 
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",

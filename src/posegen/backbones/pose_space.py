@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel
 
-from posegen.backbones.folder import Parts, read_config, read_model, read_tokenizer
-from posegen.backbones.pose_maps import ENCODINGS
+from posegen.backbones.blocks.pose_maps import ENCODINGS
+from posegen.backbones.loading.diffusers_folder import Parts, read_config, read_model, read_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion, resolve
-from posegen.weights.files import WeightsError, sha256_of, weight_files
+from posegen.io.weights import WeightsError, sha256_of, weight_files
 
 JOINTS = 17
 

@@ -11,13 +11,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Bank, Geometry, Injection, Weights
-from posegen.backbones.folder import Parts, copy_source, read_folder, tensors_hash
-from posegen.backbones.self_attention import Record, additions, bank_of
-from posegen.backbones.single_file import read_single_file
-from posegen.backbones.sizes import SIZES, parts_without_weights
-from posegen.weights.files import WeightsError
+from posegen.backbones.blocks.self_attention import Record, additions, bank_of
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.diffusers_folder import Parts, copy_source, read_folder, tensors_hash
+from posegen.backbones.loading.single_file import read_single_file
+from posegen.backbones.loading.sizes import SIZES, parts_without_weights
+from posegen.io.weights import WeightsError
 
 HUB = "hub:"
 

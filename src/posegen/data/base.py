@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posegen.data.stored import Condition
-from posegen.poses.frame import Square, into
+from posegen.data.on_disk.source import Condition
+from posegen.poses.pose_square import Square, into
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Sample:
 
     @property
     def pose(self) -> Tensor:
-        """The main person ``[17, 3] float32`` in a square of its own, with a margin (see `posegen.poses.frame.into`); zeros where nobody is labelled."""
+        """The main person ``[17, 3] float32`` in a square of its own, with a margin (see `posegen.poses.pose_square.into`); zeros where nobody is labelled."""
         if self.main is None:
             return torch.zeros(17, 3)
         person = self.keypoints[self.main]

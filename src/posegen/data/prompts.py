@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from posegen.data.base import PoseData, Sample
-from posegen.data.own import fitted, own_sources
+from posegen.data.user_images import fitted, own_sources
 
 
 class Prompts(PoseData):

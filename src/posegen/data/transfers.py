@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from posegen.data.base import Sample, Transfers
-from posegen.data.own import fitted, own_mask, own_picture
 from posegen.data.prompts import boxes, digests, pictured
+from posegen.data.user_images import fitted, own_mask, own_picture
 
 
 class OwnTransfer(Transfers):

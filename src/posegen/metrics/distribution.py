@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from posegen.metrics.base import Judged, Metric, Records, count_images
-from posegen.metrics.frechet import frechet_distances, frechet_first_order, kernel_distances
+from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
 #: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first order.
 EXACT = 200

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from posegen.data.base import generator
-from posegen.weights.files import WeightsError, read_tensors
+from posegen.io.weights import WeightsError, read_tensors
 
 #: SHA-256 of the two files that hold the Inception network of FID, in TorchScript and as PyTorch weights.
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"

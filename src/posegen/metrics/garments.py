@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from posegen.data.base import Garment
-from posegen.metrics.likeness import lab, mean_of_known
-from posegen.metrics.statistics import bootstrap, interval
+from posegen.metrics.math.statistics import bootstrap, interval
+from posegen.metrics.pixel_similarity import lab, mean_of_known
 
 
 def colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from posegen.data.base import Sample, to_tensor, to_uint8
 from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
 from posegen.metrics.feature_networks import fill, verified
-from posegen.metrics.likeness import mean_of_known, target_of
+from posegen.metrics.pixel_similarity import mean_of_known, target_of
 
 ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 

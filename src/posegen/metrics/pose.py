@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from posegen.metrics.base import Judged, Metric, Records
-from posegen.metrics.oks import box_areas, oks, sides
-from posegen.metrics.precision import EVERY_AREA, MAX_DETECTIONS, summary
-from posegen.metrics.similarity import SIMILARITIES
+from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
+from posegen.metrics.math.oks import box_areas, oks, sides
+from posegen.metrics.math.pose_similarity import SIMILARITIES
 
 
 class PoseMetric(Metric):
@@ -21,7 +21,7 @@ class PoseMetric(Metric):
         area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with
             a suffix has AP and AR only.
         pck: radius of a correct keypoint relative to the longer side of the person's keypoint box.
-        similarities: columns of `posegen.metrics.similarity.SIMILARITIES`, average precisions with another similarity in the place of OKS.
+        similarities: columns of `posegen.metrics.math.pose_similarity.SIMILARITIES`, average precisions with another similarity in the place of OKS.
         confident: adds ``count_error_confident``, where only detections of at least this score are counted.
     """
 

@@ -1,7 +1,7 @@
 """Is a pose what the caption asks for, how much do poses of one caption differ, and are they bodies? The protocol of text-to-pose models.
 
-A pose lives in its person's own square (`posegen.poses.frame`), so place and size on a canvas count nowhere. Lengths are in cells of a grid of 32 over that
-square, the grid of GUNet's released program; a margin of a tenth of the person's box around the joints is part of the square.
+A pose lives in its person's own square (`posegen.poses.pose_square`), so place and size on a canvas count nowhere. Lengths are in cells of a grid of 32
+over that square, the grid of GUNet's released program; a margin of a tenth of the person's box around the joints is part of the square.
 """
 
 from __future__ import annotations

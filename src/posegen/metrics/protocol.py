@@ -10,8 +10,8 @@ from torch import Tensor
 
 from posegen.data.base import Sample
 from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
-from posegen.metrics.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 
 CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 

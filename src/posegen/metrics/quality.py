@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from posegen.metrics.base import Judged, Metric, Records, count_images
-from posegen.metrics.frechet import frechet_first_order, kernel_distances
+from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
 
 #: The one space whose distances are called FID and KID.

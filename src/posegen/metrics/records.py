@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from posegen.files import replacing
+from posegen.io.atomic import replacing
 from posegen.metrics.base import Records, count_images
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"

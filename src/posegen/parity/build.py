@@ -9,14 +9,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Geometry
-from posegen.backbones.folder import Parts
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.mannequin import build_text, build_tokenizer
-from posegen.backbones.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
-from posegen.runner.convert import accounted, load
-from posegen.runner.errors import UserError
+from posegen.errors import UserError
+from posegen.verbs.convert import accounted, load
 
 Method = TypeVar("Method", bound=Adapter)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from posegen.runner.errors import UserError
+from posegen.errors import UserError
 
 METRIC_FACTS = {"kind", "inputs", "expected"}
 RTOL = 1e-6  # of metrics, beside their own atol

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from posegen.errors import UserError
 from posegen.parity.case import Case, is_metric, read_json
 from posegen.parity.compare import compare
-from posegen.runner.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:

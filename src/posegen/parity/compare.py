@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from posegen.errors import UserError
 from posegen.parity.case import Case
-from posegen.runner.errors import UserError
 
 
 @dataclass(frozen=True)

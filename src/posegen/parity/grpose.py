@@ -10,12 +10,12 @@ from torch import Tensor
 
 from posegen.adapters.base import State
 from posegen.adapters.grpose import BLOCK, GRPose, PoseGraphBlock
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2
 from posegen.parity.build import converted, stable_diffusion
 from posegen.parity.case import Case
-from posegen.runner.errors import UserError
 
 NORM_GROUPS, NEIGHBOURS = 32, 9  # literals of the official program
 

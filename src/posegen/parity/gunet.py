@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from posegen.adapters.base import State
 from posegen.adapters.gunet import GUNet, SpatialBlock
-from posegen.backbones import pose_maps
 from posegen.backbones.base import Injection, Step
-from posegen.backbones.folder import Parts
+from posegen.backbones.blocks import pose_maps
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import SCHEDULER
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.pose_space import PoseSpace, pose_unet
-from posegen.backbones.single_file import SCHEDULER
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.parity.build import converted
 from posegen.parity.case import Case
-from posegen.poses.frame import Square, into
-from posegen.runner.errors import UserError
+from posegen.poses.pose_square import Square, into
 from posegen.runner.sampler import Sampler
 
 Outputs = Iterator[tuple[str, Tensor]]

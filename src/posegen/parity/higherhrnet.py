@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import to_tensor
+from posegen.errors import UserError
 from posegen.metrics.estimators.associative import Decoding, decode
 from posegen.metrics.estimators.higherhrnet import Fit, HeadShape, HigherHRNet, aggregated, to_pixels
 from posegen.metrics.estimators.hrnet import Stage
 from posegen.parity.case import Case
-from posegen.runner.errors import UserError
 
 #: Settings of mmpose's decoding of which only this value, the published evaluations', is known here.
 FIXED = {

@@ -14,16 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 from posegen.adapters.base import State
 from posegen.adapters.humansd import HumanSD
-from posegen.backbones import ldm_keys as ldm
 from posegen.backbones.base import Backbone, Geometry, Step
+from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.metrics.estimators.higherhrnet import HigherHRNet, aggregated
 from posegen.metrics.estimators.hrnet import Stage
 from posegen.parity.build import converted, kl_autoencoder, stable_diffusion
 from posegen.parity.case import Case
 from posegen.parity.higherhrnet import head_of
-from posegen.runner.errors import UserError
 from posegen.runner.sampler import Sampler
 
 TEACHER = "mmpose_model."  # beginning of the pose network's keys

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posegen.errors import UserError
 from posegen.metrics.base import Judged, Metric, Poses
 from posegen.metrics.clip import clip_score
-from posegen.metrics.frechet import Polynomial, frechet_distance, kernel_distance
-from posegen.metrics.paper_pose import PaperPoseMetric, rows
-from posegen.metrics.paper_quality import scenario_mean, wrapped_bytes
+from posegen.metrics.math.average_precision import COCO_RANGES, summary
+from posegen.metrics.math.frechet import Polynomial, frechet_distance, kernel_distance
+from posegen.metrics.papers.pose import PaperPoseMetric, rows
+from posegen.metrics.papers.quality import scenario_mean, wrapped_bytes
 from posegen.metrics.pose import PoseMetric
-from posegen.metrics.precision import COCO_RANGES, summary
 from posegen.parity.case import RTOL, Case, leaves
-from posegen.runner.errors import UserError
 
 #: What a case expects, by name: of the published program (""), of a right one ("corrected"), ...
 Groups = dict[str, Any]

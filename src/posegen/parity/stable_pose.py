@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from posegen.adapters.base import State
 from posegen.adapters.stable_pose import StablePose, positions
 from posegen.backbones.base import Geometry, Injection, Step
-from posegen.backbones.ldm_keys import below
+from posegen.backbones.loading.ldm_keys import below
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.parity.build import converted, stable_diffusion
 from posegen.parity.case import Case
-from posegen.runner.errors import UserError
 from posegen.runner.sampler import Sampler
 
 Outputs = Iterator[tuple[str, Tensor]]

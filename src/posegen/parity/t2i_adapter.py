@@ -12,9 +12,9 @@ from torch import Tensor
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Geometry, Injection
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.parity.build import converted, stable_diffusion
 from posegen.parity.case import Case
-from posegen.runner.errors import UserError
 
 #: Output -> factor of the features.
 STRENGTHS = {"eps": 1.0, "eps_weight": 0.6}

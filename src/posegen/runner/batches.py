@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from posegen.data.base import PoseBatch, PoseData, Sample, generator
-from posegen.runner.errors import UserError
+from posegen.errors import UserError
 
 Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 

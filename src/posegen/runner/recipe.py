@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from posegen.runner.errors import UserError
+from posegen.errors import UserError
 
 
 @dataclass(frozen=True)

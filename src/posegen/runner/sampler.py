@@ -14,7 +14,7 @@ from torch import Tensor
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
-from posegen.runner.compute import autocast
+from posegen.runner.precision import autocast
 
 #: What happens to the latents after a step: of the latents, and of a function that brings (clean latents, noise) to the noise level they have now.
 After = Callable[[Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]

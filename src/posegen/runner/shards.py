@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig
 
-from posegen.runner.errors import UserError
+from posegen.errors import UserError
 
 if TYPE_CHECKING:
-    from posegen.runner.cells import Cell
+    from posegen.runner.cell import Cell
 
 T = TypeVar("T")
 

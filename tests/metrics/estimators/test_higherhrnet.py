@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from safetensors.torch import save_file
 
+from posegen.config.app import Request, composed
 from posegen.data.base import to_tensor
 from posegen.metrics.estimators.bottom_up import gaussians
 from posegen.metrics.estimators.higherhrnet import MEAN, MIRRORED, STD, HeadShape, HigherHRNet, fitted
@@ -20,7 +21,6 @@ from posegen.parity.case import Case
 from posegen.parity.compare import compare
 from posegen.parity.higherhrnet import image_of, network_of
 from posegen.poses.topology import COCO_NAMES
-from posegen.runner.hydra_app import Request, composed
 from tests.adapters.cases import full_size, reference
 
 SMALL = tuple(Stage(1, (1,) * (i + 1), tuple(8 * 2**j for j in range(i + 1))) for i in range(4))

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from posegen.config.app import Request, composed
+from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2, divisible
-from posegen.runner.errors import UserError
-from posegen.runner.hydra_app import Request, composed
 from tests.adapters.cases import reference
 
 NARROW = 0.125
@@ -168,7 +168,7 @@ def test_the_option_builds_it(tmp_path: Path) -> None:
 
 
 def test_the_option_wants_a_file() -> None:
-    from posegen.runner.check import require_valid
+    from posegen.config.check import require_valid
 
     with composed(Request("train", ("estimator=mobilenetv2",))) as cfg, pytest.raises(UserError, match=r"estimator\.path"):
         require_valid(cfg)

@@ -11,7 +11,7 @@ from math import cos, radians, sin
 
 import numpy as np
 
-from posegen.data.mannequin.dice import Dice
+from posegen.data.mannequin.rng import Dice
 
 JOINTS = (
     "pelvis", "waist", "neck", "head", "side_l", "side_r",

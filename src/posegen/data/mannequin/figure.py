@@ -13,8 +13,8 @@ import numpy as np
 
 from posegen.data.mannequin.body import Body, J
 from posegen.data.mannequin.canvas import INK, Canvas, Colour, capsules, fixed, mix, scaled
-from posegen.data.mannequin.dice import Dice
 from posegen.data.mannequin.head import paint_head
+from posegen.data.mannequin.rng import Dice
 
 GARMENTS: dict[str, Colour] = {
     "red": (214, 42, 46), "orange": (243, 134, 28), "yellow": (246, 212, 48), "green": (46, 152, 62), "blue": (44, 88, 214),

@@ -18,8 +18,8 @@ from posegen.data.mannequin.body import Body, Build, bones, pose, roundness
 from posegen.data.mannequin.canvas import Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
 from posegen.data.mannequin.dataset import MannequinData
-from posegen.data.mannequin.dice import Dice
 from posegen.data.mannequin.figure import dress
+from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLITS, STYLE_SHARES, WORLD_VERSION, World, largest_units, paint_people, placed
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from posegen.data.mannequin.canvas import SIDE, Canvas, Colour, box, ellipse, mix, scaled, words
-from posegen.data.mannequin.dice import Dice
+from posegen.data.mannequin.rng import Dice
 
 SKIES: tuple[tuple[Colour, Colour], ...] = (
     ((92, 158, 236), (190, 222, 248)), ((120, 186, 240), (218, 236, 246)), ((84, 140, 220), (170, 206, 240)), ((142, 190, 226), (240, 226, 206)),

@@ -16,8 +16,8 @@ from posegen.data.base import Sample
 from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, pose
 from posegen.data.mannequin.canvas import SIDE, Canvas, box, ellipse, snap
 from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
-from posegen.data.mannequin.dice import Dice
 from posegen.data.mannequin.figure import Figure, Outfit, dress
+from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 
 WORLD_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint changes

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posegen.data.base import to_tensor, to_uint8
+from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.estimators.associative import JOINTS, PUBLISHED, Decoding, decode
 from posegen.metrics.estimators.bottom_up import keep_distinct
 from posegen.metrics.estimators.hrnet import STRIDE, Basic, HRNet, Stage, published
 from posegen.poses.topology import COCO_SIGMAS
-from posegen.weights.files import read_tensors
 
 MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # the joint that each one is in a mirrored image
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1], RGB

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.data.base import Sample
-from posegen.files import replacing
+from posegen.io.atomic import replacing
 from posegen.metrics.base import Estimator, Findings, Poses
 from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
 from posegen.poses.topology import COCO_SIGMAS

@@ -22,9 +22,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from posegen.data.base import to_uint8
+from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.poses.topology import COCO_NAMES
-from posegen.weights.files import WeightsError, read_tensors
 
 INSTALL = "pip install 'posegen[mmpose]'"
 MARGIN = 0.1  # room around the joints of a found person on each side, as a share of the longer side of their box

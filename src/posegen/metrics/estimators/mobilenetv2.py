@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
-from posegen.weights.files import read_tensors
 
 #: Table 2: expansion, channels, blocks and stride of the first block of each stage.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

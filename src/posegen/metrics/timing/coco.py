@@ -1,4 +1,4 @@
-"""Keypoint AP of a whole set: `posegen.metrics.coco.evaluate` against pycocotools and faster-coco-eval.
+"""Keypoint AP of a whole set: `posegen.metrics.math.coco.evaluate` against pycocotools and faster-coco-eval.
 
 Every program has its input in memory in its own form; measured are the similarities, the matching and the accumulation over three ranges of areas.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from posegen.metrics.coco import evaluate
+from posegen.metrics.math.coco import evaluate
 from posegen.metrics.timing.base import Timing
 from posegen.poses.topology import COCO_SIGMAS
 

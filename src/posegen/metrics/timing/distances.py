@@ -1,4 +1,4 @@
-"""Distances between sets of features: `posegen.metrics.frechet` against the matrix square root of scipy and a loop over random subsets.
+"""Distances between sets of features: `posegen.metrics.math.frechet` against the matrix square root of scipy and a loop over random subsets.
 
 Both sides compute in double precision from the same features; ours keeps to one thread, the others use as many as numpy is given.
 """
@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from posegen.metrics.frechet import Draws, frechet_distance, kernel_distance_subsets, random_subsets
+from posegen.metrics.math.frechet import Draws, frechet_distance, kernel_distance_subsets, random_subsets
 from posegen.metrics.timing.base import Timing
 
 FRECHET_TARGET, KERNEL_TARGET = 4.0, 3.0

@@ -1,0 +1,67 @@
+"""The transformer block that a method puts before each of a U-Net's own: it starts as the identity and reads tokens of another image."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from posegen.backbones.blocks.self_attention import Memory, ReadingProcessor, Record
+
+Kind = Literal["full", "cross_ff", "cross"]
+KINDS = get_args(Kind)
+
+
+class InsertedBlock(nn.Module):
+    """x + P_out(T(P_in(GN(x)), tokens)), where T is a transformer layer and P are 1x1 convolutions, P_out from zero.
+
+    Args:
+        width: channels of the feature maps.
+        tokens: width of the tokens that the cross-attention reads.
+        kind: T is self-attention, cross-attention and feed-forward (``full``), the last two (``cross_ff``), or cross-attention alone (``cross``).
+        heads: of both attentions.
+        groups: of the group normalisation.
+        zero: start as the identity; False starts P_out at random.
+    """
+
+    _supports_gradient_checkpointing = True  # as diffusers' blocks say it
+
+    def __init__(self, width: int, tokens: int, kind: Kind = "full", heads: int = 8, groups: int = 32, zero: bool = True) -> None:
+        super().__init__()
+        self.checkpointing = False
+        self.norm, self.enter = nn.GroupNorm(groups, width, eps=1e-6), nn.Conv2d(width, width, 1)
+        self.own, self.feed = kind == "full", kind != "cross"
+        size = {"heads": heads, "dim_head": width // heads}
+        if self.own:
+            self.self_norm = nn.LayerNorm(width)
+            self.self_attention = Attention(width, **size, processor=ReadingProcessor(AttnProcessor2_0()))
+        self.cross_norm, self.cross_attention = nn.LayerNorm(width), Attention(width, tokens, **size)
+        if self.feed:
+            self.feed_norm, self.feed_forward = nn.LayerNorm(width), FeedForward(width, activation_fn="geglu")
+        self.leave = nn.Conv2d(width, width, 1)
+        if zero:
+            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.leave.bias)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.checkpointing = True
+
+    def forward(self, x: Tensor, tokens: Tensor, memory: Memory | Record | None = None) -> Tensor:
+        """``x [B, C, h, w]`` and ``tokens [B, N, S]`` to ``[B, C, h, w]``; ``memory`` is for the self-attention, where there is one."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, tokens, memory, use_reentrant=False)
+        return self._forward(x, tokens, memory)
+
+    def _forward(self, x: Tensor, tokens: Tensor, memory: Memory | Record | None) -> Tensor:
+        h = self.enter(self.norm(x)).flatten(2).mT
+        if self.own:
+            own = {} if memory is None else {"memory": memory}
+            h = h + self.self_attention(self.self_norm(h), **own)
+        h = h + self.cross_attention(self.cross_norm(h), tokens.to(h.dtype))
+        if self.feed:
+            h = h + self.feed_forward(self.feed_norm(h))
+        return x + self.leave(h.mT.unflatten(2, x.shape[-2:]))

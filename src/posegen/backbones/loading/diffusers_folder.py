@@ -1,0 +1,232 @@
+"""The parts of a Stable Diffusion in diffusers' folder layout: ``unet/ vae/ text_encoder/ tokenizer/ scheduler/``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+import transformers
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
+
+from posegen.io.weights import WeightsError, first_line, sha256_of, weight_files
+
+Model = TypeVar("Model", ModelMixin, PreTrainedModel)
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
+AUTOENCODERS: dict[str, type[Autoencoder]] = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
+FOLDERS = ("unet", "text_encoder", "tokenizer", "scheduler")
+HARMLESS = ("position_ids",)  # a buffer that old text towers saved
+
+
+@dataclass
+class Parts:
+    """What a Stable Diffusion is made of.
+
+    Attributes:
+        unet: the denoiser.
+        autoencoder: between images and latents.
+        text_encoder: between tokens and text states.
+        tokenizer: between prompts and tokens.
+        scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
+        files: where the weights came from; empty for parts that were never saved.
+        origin: what the weights are a function of, for parts that need neither files nor a look at their tensors to be told apart.
+    """
+
+    unet: UNet2DConditionModel
+    autoencoder: Autoencoder
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: dict[str, Any]
+    files: tuple[Path, ...] = field(default=())
+    origin: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the weight files, or of the origin or the tensors where there are no files."""
+        if self.origin is not None:
+            return hashlib.sha256(self.origin.encode()).hexdigest()
+        if self.files:
+            return sha256_of(self.files)
+        return tensors_hash(self.unet, self.text_encoder, self.autoencoder)
+
+    def save(self, folder: Path, autoencoder: bool = True) -> None:
+        """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere; weights in the precision that the modules have."""
+        self.unet.save_pretrained(folder / "unet")
+        with no_progress_bar():
+            self.text_encoder.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(self.scheduler, indent=2) + "\n")
+        if autoencoder:
+            self.autoencoder.save_pretrained(folder / "vae")
+
+
+def tensors_hash(*modules: torch.nn.Module) -> str:
+    """SHA-256 of the modules' tensors, by name and content."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> Parts:
+    """Reads the parts in ``folder``.
+
+    Args:
+        folder: in diffusers' layout.
+        autoencoder: a folder to read the autoencoder from instead of ``folder/vae``; itself or its ``vae`` folder.
+        fresh: build the U-Net and the text tower from their configurations with new random weights (drawn from torch's global generator).
+
+    Raises:
+        WeightsError: something is missing, damaged or of another shape.
+    """
+    missing = [name for name in FOLDERS if not (folder / name).is_dir()]
+    if missing:
+        absent = ", ".join(f"{name}/" for name in missing)
+        raise WeightsError(f"{folder}: no {absent}; expected a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae")
+    unet_folder, text_folder, vae_folder = folder / "unet", folder / "text_encoder", autoencoder_folder(autoencoder or folder)
+    return Parts(
+        unet=UNet2DConditionModel.from_config(read_config(unet_folder)) if fresh else read_model(UNet2DConditionModel, unet_folder),
+        autoencoder=read_autoencoder(vae_folder),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**read_config(text_folder))) if fresh else read_model(CLIPTextModel, text_folder),
+        tokenizer=read_tokenizer(folder / "tokenizer"),
+        scheduler=read_config(folder / "scheduler", "scheduler_config.json"),
+        files=() if fresh else (*weight_files(unet_folder), *weight_files(text_folder), *weight_files(vae_folder)),
+    )
+
+
+def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
+    """Copies what `read_folder` or ``read_single_file`` read, byte by byte, so that the copy has the same hash.
+
+    Args:
+        place: the folder in diffusers' layout, or the single file.
+        autoencoder: where the autoencoder was read from instead.
+        target: the folder to write.
+
+    Returns:
+        ``path`` and ``autoencoder`` of the copies, relative to ``target``.
+    """
+    target.mkdir(parents=True)
+    if place.is_dir():
+        for name in FOLDERS:
+            _copy_part(place / name, target / name)
+    else:
+        shutil.copyfile(place, target / place.name)
+    if place.is_dir() or autoencoder is not None:
+        _copy_part(autoencoder_folder(autoencoder or place), target / "vae")
+    return {"path": ".", "autoencoder": None} if place.is_dir() else {"path": place.name, "autoencoder": "vae" if autoencoder else None}
+
+
+def _copy_part(folder: Path, target: Path) -> None:
+    """Copies a part's configuration or vocabulary and, where it is a model, the weights that are read."""
+    target.mkdir()
+    weights = weight_files(folder) if (folder / "config.json").is_file() else ()
+    for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *weights):
+        shutil.copyfile(file, target / file.name)
+
+
+def autoencoder_folder(folder: Path) -> Path:
+    """The folder with the autoencoder: ``folder/vae`` where there is one, else ``folder`` itself.
+
+    Raises:
+        WeightsError: neither holds an autoencoder.
+    """
+    place = folder / "vae" if (folder / "vae").is_dir() else folder
+    if not (place / "config.json").is_file():
+        raise WeightsError(f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to the folder of one")
+    return place
+
+
+def read_autoencoder(folder: Path) -> Autoencoder:
+    """The autoencoder in ``folder``.
+
+    Raises:
+        WeightsError: it is of a class that posegen does not know, or cannot be read.
+    """
+    name = read_config(folder).get("_class_name", "AutoencoderKL")
+    if name not in AUTOENCODERS:
+        raise WeightsError(f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of {', '.join(AUTOENCODERS)}")
+    return read_model(AUTOENCODERS[name], folder)
+
+
+def read_model(cls: type[Model], folder: Path) -> Model:
+    """A diffusers or transformers model in single precision, with every weight accounted for.
+
+    Raises:
+        WeightsError: the configuration or the weights are missing, damaged, incomplete or of another shape.
+    """
+    read_config(folder)
+    files = weight_files(folder)
+    dtype = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32}
+    variant = "fp16" if all(".fp16." in file.name for file in files) else None
+    try:
+        with no_progress_bar():
+            model, info = cls.from_pretrained(
+                folder, variant=variant, use_safetensors=files[0].suffix == ".safetensors", local_files_only=True, output_loading_info=True, **dtype
+            )
+    except Exception as error:  # both libraries raise whatever their readers raise
+        what = f"{', '.join(f.name for f in files)} as {cls.__name__} ({first_line(error)})"
+        raise WeightsError(f"{folder}: cannot read {what}; the file is damaged or does not belong to config.json, fetch it again") from error
+    problems = [
+        f"{len(keys)} {kind}, for instance {sorted(map(str, keys))[:3]}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if (keys := [key for key in info.get(kind, ()) if not str(key).endswith(HARMLESS)])
+    ]
+    if problems:
+        raise WeightsError(f"{folder}: the weights do not fit config.json of this {cls.__name__}: {'; '.join(problems)}")
+    if issubclass(cls, ModelMixin):
+        model.register_to_config(_name_or_path="")  # or every copy that is saved would name the folder on this machine
+    return model
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Within the context transformers draws no progress bar: these are small or local files."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A json configuration.
+
+    Raises:
+        WeightsError: it is missing or not json.
+    """
+    file = folder / name
+    try:
+        return dict(json.loads(file.read_text()))
+    except OSError as error:
+        raise WeightsError(f"{file}: missing; expected a folder in diffusers' layout, made with save_pretrained") from error
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file}: not json ({error}); fetch or write it again") from error
+
+
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``.
+
+    Raises:
+        WeightsError: it is missing or damaged.
+    """
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if (pad := tokenizer.pad_token) != tokenizer.eos_token:
+            # Stable Diffusion 2 pads with "!". Loaded as such it would be cut out of the prompts before they are read, unlike in the original.
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=tokenizer.eos_token)
+            tokenizer.pad_token = pad
+        return tokenizer
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise WeightsError(f"{folder}: cannot read the tokenizer ({error}); expected tokenizer.json, or vocab.json and merges.txt") from error

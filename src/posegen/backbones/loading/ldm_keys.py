@@ -1,0 +1,215 @@
+"""Names of the same weights in the original latent-diffusion code and in diffusers.
+
+Everything is a table of module prefixes, made from a `Geometry`, so that it serves every width and depth, in both directions, and so that a key
+that is in no table is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+from torch import Tensor
+
+from posegen.backbones.base import Geometry
+from posegen.io.weights import UnknownKeys
+
+UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+SCHEDULE = frozenset({
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
+    "posterior_mean_coef2", "logvar", "scale_factor",
+})  # fmt: skip
+#: What an original file of a method holds besides the method: beginning of the keys -> why it is not taken.
+BESIDE = {
+    "first_stage_model": "the autoencoder, which the backbone brings",
+    "cond_stage_model": "the text tower, which the backbone brings",
+    **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
+}
+
+RESNET = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
+VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+OPEN_CLIP_LAYER = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
+
+Table = dict[str, str]
+
+
+def unet_table(g: Geometry) -> Table:
+    """Original module prefix -> diffusers' module prefix for the whole U-Net."""
+    return {**encoder_table(g), **_decoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
+
+
+def encoder_table(g: Geometry) -> Table:
+    """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
+    table = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in"}
+    index = count(1)
+    for level in range(g.levels):
+        for layer in range(g.layers):
+            table |= _block(f"input_blocks.{next(index)}", f"down_blocks.{level}", layer, g.attention[level])
+        if level < g.levels - 1:
+            table[f"input_blocks.{next(index)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+    table |= _resnet("middle_block.0", "mid_block.resnets.0") | _resnet("middle_block.2", "mid_block.resnets.1")
+    return {**table, "middle_block.1": "mid_block.attentions.0"}
+
+
+def _decoder_table(g: Geometry) -> Table:
+    table: Table = {}
+    index = count()
+    for up, level in enumerate(reversed(range(g.levels))):
+        for layer in range(g.layers + 1):
+            original = f"output_blocks.{next(index)}"
+            table |= _block(original, f"up_blocks.{up}", layer, g.attention[level])
+        if level > 0:
+            table[f"{original}.{1 + g.attention[level]}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
+    return table
+
+
+def control_table(g: Geometry) -> Table:
+    """A ControlNet whose hint block has two convolutions per halving, besides the first and the last; an activation follows each."""
+    inner = 2 * (g.latent_factor.bit_length() - 1)
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
+    table = {**encoder_table(g), **{f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}}
+    table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(g.residual_channels))}
+    return {**table, "middle_block_out.0": "controlnet_mid_block"}
+
+
+def vae_table(levels: int, layers: int) -> Table:
+    """The KL autoencoder with ``levels`` levels of ``layers`` residual blocks in the encoder and one more in the decoder."""
+    table = {name: name for name in ("quant_conv", "post_quant_conv")}
+    for side, blocks in (("encoder", "down"), ("decoder", "up")):
+        table |= {f"{side}.conv_in": f"{side}.conv_in", f"{side}.norm_out": f"{side}.conv_norm_out", f"{side}.conv_out": f"{side}.conv_out"}
+        for i in (0, 1):
+            table |= _prefixed(VAE_RESNET, f"{side}.mid.block_{i + 1}", f"{side}.mid_block.resnets.{i}")
+        table |= _prefixed(VAE_ATTENTION, f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
+        for level in range(levels):
+            place = f"{side}.{blocks}_blocks.{level if side == 'encoder' else levels - 1 - level}"
+            for layer in range(layers + (side == "decoder")):
+                table |= _prefixed(VAE_RESNET, f"{side}.{blocks}.{level}.block.{layer}", f"{place}.resnets.{layer}")
+            table[f"{side}.{blocks}.{level}.{blocks}sample.conv"] = f"{place}.{blocks}samplers.0.conv"
+    return table
+
+
+def _block(original: str, place: str, layer: int, attention: bool) -> Table:
+    table = _resnet(f"{original}.0", f"{place}.resnets.{layer}")
+    return {**table, f"{original}.1": f"{place}.attentions.{layer}"} if attention else table
+
+
+def _resnet(original: str, place: str) -> Table:
+    return _prefixed(RESNET, original, place)
+
+
+def _prefixed(names: Mapping[str, str], original: str, place: str) -> Table:
+    return {f"{original}.{old}": f"{place}.{new}" for old, new in names.items()}
+
+
+def rename(key: str, table: Mapping[str, str]) -> str | None:
+    """``key`` with its longest known module prefix replaced, None where there is none."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        if (new := table.get(".".join(parts[:end]))) is not None:
+            return ".".join([new, *parts[end:]])
+    return None
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """What became of the keys of a file.
+
+    Attributes:
+        tensors: by their new names.
+        unknown: keys that the table does not have.
+    """
+
+    tensors: dict[str, Tensor]
+    unknown: tuple[str, ...]
+
+
+def renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
+    """All ``tensors`` under their new names."""
+    pairs = [(key, rename(key, table)) for key in tensors]
+    return Renamed({new: tensors[key] for key, new in pairs if new is not None}, tuple(key for key, new in pairs if new is None))
+
+
+def rule_of(key: str, rules: Iterable[str]) -> str | None:
+    """The rule that ``key`` falls under: itself, or the modules that it begins with."""
+    return next((rule for rule in rules if key == rule or key.startswith(f"{rule}.")), None)
+
+
+def placed(tensors: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], place: str, beside: Iterable[str], method: str) -> dict[str, Tensor]:
+    """A method's tensors under the names that this project has for them.
+
+    Args:
+        tensors: a whole original file.
+        prefix: what the keys of the method's tensors begin with.
+        table: for their names behind ``prefix``.
+        place: what their new names begin with.
+        beside: beginnings of the keys that are left out.
+        method: for the message.
+
+    Raises:
+        UnknownKeys: neither ``table`` nor ``beside`` knows a key.
+    """
+    own = {key for key in tensors if key.startswith(prefix) and not rule_of(key, beside)}
+    names = {key: rename(key.removeprefix(prefix), table) for key in own}
+    unknown = [key for key in tensors if names.get(key) is None and not rule_of(key, beside)]
+    if unknown:
+        raise UnknownKeys(unknown, method)
+    return {f"{place}{name}": tensors[key] for key, name in names.items()}
+
+
+def inverse(table: Mapping[str, str]) -> Table:
+    """The table in the other direction."""
+    return {new: old for old, new in table.items()}
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose key begins with ``prefix``, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def has_prefix(keys: Iterable[str], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in keys)
+
+
+def vae_tensors(original: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
+    """The autoencoder's weights; diffusers has linear maps where the original's attention has 1x1 convolutions."""
+    result = renamed(original, table)
+    tensors = {key: value.flatten(1) if ".attentions." in key and value.ndim == 4 else value for key, value in result.tensors.items()}
+    return Renamed(tensors, result.unknown)
+
+
+def clip_tensors(original: Mapping[str, Tensor]) -> Renamed:
+    """The text tower of SD1, whose names only lack the module around them in transformers 5."""
+    return Renamed({key: value for key, value in original.items() if not key.endswith("position_ids")}, ())
+
+
+def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
+    """The first ``layers`` layers of SD2's OpenCLIP tower with its final norm, under transformers' names.
+
+    SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as known.
+    """
+    top = {"token_embedding.weight": "embeddings.token_embedding.weight", "positional_embedding": "embeddings.position_embedding.weight"}
+    top |= {"ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias"}
+    unused = {"text_projection", "logit_scale", "attn_mask"}
+    tensors: dict[str, Tensor] = {}
+    unknown = []
+    for key, value in original.items():
+        layer, _, name = key.removeprefix("transformer.resblocks.").partition(".")
+        if key in top:
+            tensors[top[key]] = value
+        elif key in unused or (layer.isdigit() and int(layer) >= layers):
+            continue
+        elif layer.isdigit() and name.startswith("attn.in_proj_"):
+            for part, chunk in zip("qkv", value.chunk(3), strict=True):
+                tensors[f"encoder.layers.{layer}.self_attn.{part}_proj.{name.rpartition('_')[2]}"] = chunk
+        elif layer.isdigit() and (new := rename(name, OPEN_CLIP_LAYER)):
+            tensors[f"encoder.layers.{layer}.{new}"] = value
+        else:
+            unknown.append(key)
+    return Renamed(tensors, tuple(unknown))

@@ -1,0 +1,186 @@
+"""Stable Diffusion 1 and 2 from one original file, sized from the shapes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from posegen.backbones.base import Geometry
+from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.loading.diffusers_folder import Parts, autoencoder_folder, read_autoencoder
+from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
+from posegen.io.weights import WeightsError, read_tensors, weight_files
+
+SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # what the shapes of the tensors do not tell
+VAE_SCALE = 0.18215
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+"""The noise process of all Stable Diffusion 1 and 2 checkpoints."""
+
+
+def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> Parts:
+    """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
+
+    Raises:
+        WeightsError: the file cannot be read, or is not a whole Stable Diffusion 1 or 2.
+    """
+    tensors = read_tensors(file)
+    vae_folder = autoencoder_folder(autoencoder) if autoencoder else None
+    old = ldm.has_prefix(tensors, ldm.CLIP)
+    text_prefix = ldm.CLIP if old else ldm.OPEN_CLIP
+    for prefix, what in ((ldm.UNET, "U-Net"), (text_prefix, "text tower"), *(() if vae_folder else ((ldm.VAE, "autoencoder"),))):
+        if not ldm.has_prefix(tensors, prefix):
+            raise WeightsError(f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with U-Net, autoencoder and text tower")
+    try:
+        unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
+        vae = read_autoencoder(vae_folder) if vae_folder else _read_vae(ldm.below(tensors, ldm.VAE), file)
+        text = _read_text(ldm.below(tensors, text_prefix), old, file, fresh)
+    except KeyError as error:  # a tensor that a size is read from
+        raise WeightsError(f"{file}: {error.args[0]} is missing; the file is incomplete or no Stable Diffusion 1 or 2: fetch it again") from error
+    files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
+    return Parts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
+
+
+def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -> UNet2DConditionModel:
+    geometry = unet_geometry(tensors, old)
+    unet = unet_of(geometry, in_channels=tensors["input_blocks.0.0.weight"].shape[1])
+    return unet if fresh else _filled(unet, ldm.renamed(tensors, ldm.unet_table(geometry)), f"{file}: the U-Net")
+
+
+def _read_vae(tensors: dict[str, Tensor], file: Path) -> AutoencoderKL:
+    channels, layers = _vae_size(tensors)
+    vae = vae_of(channels, layers, latent_channels=tensors["post_quant_conv.weight"].shape[0])
+    weights = {key: value for key, value in tensors.items() if not key.startswith(("loss.", "model_ema."))}  # left from the autoencoder's own training
+    return _filled(vae, ldm.vae_tensors(weights, ldm.vae_table(len(channels), layers)), f"{file}: the autoencoder")
+
+
+def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -> CLIPTextModel:
+    """SD1's CLIP tower whole, SD2's OpenCLIP tower without its last layer."""
+    width = tensors["embeddings.token_embedding.weight" if old else "token_embedding.weight"].shape
+    stem, hidden = ("encoder.layers.", "mlp.fc1") if old else ("transformer.resblocks.", "mlp.c_fc")
+    layers = len({key.removeprefix(stem).partition(".")[0] for key in tensors if key.startswith(stem)}) - (not old)
+    config = CLIPTextConfig(
+        vocab_size=width[0],
+        hidden_size=width[1],
+        intermediate_size=tensors[f"{stem}0.{hidden}.weight"].shape[0],
+        projection_dim=width[1],
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width[1] // TEXT_HEAD_WIDTH),
+        max_position_embeddings=CONTEXT,
+        hidden_act="quick_gelu" if old else "gelu",
+    )
+    text = CLIPTextModel(config)
+    if fresh:
+        return text
+    return _filled(text, ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers), f"{file}: the text tower")
+
+
+def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
+    """The size of an original U-Net, from the shapes of its tensors; ``old`` for Stable Diffusion 1.
+
+    Raises:
+        KeyError: a tensor that every U-Net has is not there.
+    """
+    levels: list[list[int]] = [[]]
+    attention: list[bool] = [False]
+    for i in count(1):
+        block = f"input_blocks.{i}"
+        if f"{block}.0.op.weight" in tensors:
+            levels.append([])
+            attention.append(False)
+        elif (weight := tensors.get(f"{block}.0.out_layers.3.weight")) is not None:
+            levels[-1].append(weight.shape[0])
+            attention[-1] = f"{block}.1.proj_in.weight" in tensors
+        else:
+            break
+    if not all(levels):
+        raise KeyError("input_blocks.*.0.out_layers.3.weight")
+    channels = tuple(level[0] for level in levels)
+    return Geometry(
+        latent_channels=tensors["out.2.weight"].shape[0],
+        latent_factor=8,
+        channels=channels,
+        attention=tuple(attention),
+        layers=len(levels[0]),
+        heads=tuple(SD1_HEADS if old else max(1, c // SD2_HEAD_WIDTH) for c in channels),
+        text_dim=tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        linear_projection=tensors["middle_block.1.proj_in.weight"].ndim == 2,
+    )
+
+
+def unet_of(geometry: Geometry, in_channels: int | None = None) -> UNet2DConditionModel:
+    """A U-Net of this size with new weights."""
+    down = tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in geometry.attention)
+    return UNet2DConditionModel(
+        in_channels=in_channels or geometry.latent_channels,
+        out_channels=geometry.latent_channels,
+        block_out_channels=geometry.channels,
+        layers_per_block=geometry.layers,
+        down_block_types=down,
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+        cross_attention_dim=geometry.text_dim,
+        attention_head_dim=geometry.heads,  # diffusers' name for the number of heads
+        use_linear_projection=geometry.linear_projection,
+        norm_num_groups=geometry.norm_groups,
+    )
+
+
+def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4) -> AutoencoderKL:
+    """A KL autoencoder of this size with new weights."""
+    return AutoencoderKL(
+        block_out_channels=channels,
+        layers_per_block=layers,
+        latent_channels=latent_channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        scaling_factor=VAE_SCALE,
+    )
+
+
+def _vae_size(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:
+    """Width of each level and residual blocks per level."""
+
+    def first(level: int, block: int) -> Tensor | None:
+        return tensors.get(f"encoder.down.{level}.block.{block}.conv2.weight")
+
+    channels = []
+    while (weight := first(len(channels), 0)) is not None:
+        channels.append(weight.shape[0])
+    layers = next(block for block in count() if first(0, block) is None)
+    if not channels:
+        raise KeyError("encoder.down.0.block.0.conv2.weight")
+    return tuple(channels), layers
+
+
+def _filled(model: nn.Module, weights: ldm.Renamed, what: str) -> nn.Module:
+    """``model`` with ``weights``, every one of them accounted for.
+
+    Raises:
+        WeightsError: a weight is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - weights.tensors.keys()),
+        "unknown": sorted([*weights.unknown, *(weights.tensors.keys() - own.keys())]),
+        "mis-shaped": sorted(key for key in own.keys() & weights.tensors.keys() if own[key].shape != weights.tensors[key].shape),
+    }
+    found = [f"{len(keys)} {kind}, for instance {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
+    if found:
+        raise WeightsError(f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or another model")
+    model.load_state_dict({key: value.float() for key, value in weights.tensors.items()})
+    return model

@@ -1,0 +1,65 @@
+"""Stable Diffusion at its published sizes without any file: what profiling needs, since cost depends on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from posegen.backbones.base import Geometry
+from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
+from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
+
+CHANNELS, ATTENTION = (320, 640, 1280, 1280), (True, True, True, False)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published Stable Diffusion.
+
+    Attributes:
+        unet: geometry of the U-Net.
+        text: what its CLIP tower has besides the width of the text states; Stable Diffusion 2 leaves OpenCLIP's last layer out.
+        pad: how its tokenizer fills short prompts.
+        vae: widths of the autoencoder's levels, with two residual blocks each.
+    """
+
+    unet: Geometry
+    text: Mapping[str, Any]
+    pad: str
+    vae: tuple[int, ...] = (128, 256, 512, 512)
+
+
+SIZES = {
+    "sd15": Size(
+        Geometry(4, 8, CHANNELS, ATTENTION, 2, (8, 8, 8, 8), 768),
+        {"intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
+        END,
+    ),
+    "sd21": Size(
+        Geometry(4, 8, CHANNELS, ATTENTION, 2, (5, 10, 20, 20), 1024, linear_projection=True),
+        {"intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"},
+        "!",
+    ),
+}
+
+
+def parts_without_weights(name: str, size: Size) -> Parts:
+    """U-Net, autoencoder and text tower of this size; the weights are random and the same every time.
+
+    The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB.
+
+    Args:
+        name: what the weights are known by.
+    """
+    tokenizer = clip_tokenizer(size.pad)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=size.unet.text_dim, projection_dim=size.unet.text_dim, max_position_embeddings=CONTEXT, **size.text
+    )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return Parts(unet_of(size.unet), vae_of(size.vae, 2), CLIPTextModel(text), tokenizer, dict(SCHEDULER), origin=f"random weights of {name}")

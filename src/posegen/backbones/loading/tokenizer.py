@@ -1,0 +1,80 @@
+"""CLIP tokenizers made of a list of merges."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+from posegen.io.weights import WeightsError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+CONTEXT = 77
+CLIP_MERGES = 48894  # of the file, the number that CLIP was trained with
+
+Merge = tuple[str, str]
+
+
+def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
+    """The tokenizer whose vocabulary is all bytes, all bytes that end a word, the merges, and the two marks of a text.
+
+    Raises:
+        ValueError: a merge joins what no byte is written as, such as a space.
+    """
+    symbols = byte_symbols()
+    tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(pair) for pair in merges), START, END]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if strange := [pair for pair in merges if not set(pair) <= vocabulary.keys()]:
+        raise ValueError(f"no merge of bytes: {strange[0]}")
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=max_length)
+
+
+def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
+    """The tokenizer of CLIP and OpenCLIP, from the vocabulary that the package open_clip brings; SD1 pads with the end mark, SD2 with ``!``.
+
+    Raises:
+        WeightsError: open_clip is not installed.
+    """
+    package = find_spec("open_clip")  # does not import it
+    if package is None or package.origin is None:
+        raise WeightsError("an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip install open_clip_torch")
+    lines = gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    merges = [(first, second) for first, second in (line.split() for line in lines[1 : CLIP_MERGES + 1])]
+    tokenizer = tokenizer_of(merges, CONTEXT)
+    tokenizer.pad_token = pad  # only now: as an argument it would be cut out of the prompts before they are read
+    return tokenizer
+
+
+def byte_symbols() -> list[str]:
+    """The printable characters that stand for the 256 bytes in byte-level BPE (GPT-2, CLIP), in the order of their token ids."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+
+
+def merges_of(words: Iterable[str]) -> list[Merge]:
+    """Merges with which each of ``words`` becomes one token.
+
+    Each word is read with the merges so far, and its first two pieces are joined, until one piece is left. Later merges have lower priority, so
+    they cannot change how earlier words are read.
+    """
+    ranks: dict[Merge, int] = {}
+    for word in words:
+        letters = [*word[:-1], word[-1] + WORD_END]
+        while len(pieces := _read(letters, ranks)) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+    return list(ranks)
+
+
+def _read(pieces: list[str], ranks: dict[Merge, int]) -> list[str]:
+    """Byte-pair encoding: joins the pair of the lowest rank until none is known."""
+    while True:
+        known = [(ranks[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
+        if not known:
+            return pieces
+        _, i = min(known)
+        pieces = [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]

@@ -1,0 +1,174 @@
+"""``hydra/sweeper=optuna``: hyper-parameters by Optuna's ask-and-tell interface, an equal budget for every method.
+
+Hydra's own Optuna plugin is held at Optuna 2, and treats a list of methods as one more thing to tune. Here a value that is a list is swept as always, and each
+combination gets a study of its own with the same number of trials; a value that is an interval is tuned. Nothing is stored but the cells: the trials are a
+function of the seed and of what earlier trials found, so an interrupted study repeats them, and finished cells answer at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from posegen.errors import UserError
+from posegen.io.text import write_text
+
+DIGITS = 3  # of a tuned value; more would only make names of folders longer
+
+
+@dataclass
+class Study:
+    """The trials of one combination.
+
+    Attributes:
+        fixed: the combination, as overrides.
+        optuna: what proposes values.
+        rows: one per finished trial: tuned values as text, and the objective (None: failed).
+    """
+
+    fixed: tuple[str, ...]
+    optuna: Any
+    rows: list[tuple[dict[str, str], float | None]] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[dict[str, str], float | None] | None:
+        """The trial with the largest objective, None where all failed."""
+        return max((row for row in self.rows if row[1] is not None), key=lambda row: row[1] or 0.0, default=None)
+
+
+class OptunaSweeper(Sweeper):
+    """See the module.
+
+    Args:
+        trials: per study.
+        at_once: trials of a study that are asked for together.
+        seed: of the samplers; every study starts from the same.
+        sampler: makes one from ``seed``.
+        params: key -> values, as ``hydra.sweeper.params`` of the basic sweeper; intervals are tuned.
+    """
+
+    def __init__(self, trials: int, at_once: int, seed: int, sampler: Callable[..., Any], params: Mapping[str, str] | None = None) -> None:
+        if trials < 1 or at_once < 1:
+            raise UserError(f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}: expected 1 or more of each")
+        self.trials, self.at_once, self.seed, self.sampler, self.params = trials, at_once, seed, sampler, dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.folder = Path(config.hydra.sweep.dir)
+        self.runs: Any = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        lists, intervals = self.space(arguments)
+        studies = [Study(fixed, self.study()) for fixed in product(*lists)]
+        errors: list[Exception] = []
+        for first in range(0, self.trials, self.at_once):
+            count = min(self.at_once, self.trials - first)
+            asked = [(study, study.optuna.ask(intervals)) for study in studies for _ in range(count)]
+            jobs = [[*study.fixed, *(f"{key}={value}" for key, value in texts(trial.params).items())] for study, trial in asked]
+            returns = self.runs.launch(jobs, initial_job_idx=first * len(studies))
+            for (study, trial), job in zip(asked, returns, strict=True):
+                value = self.tell(study, trial, job, errors)
+                study.rows.append((texts(trial.params), value))
+            self.report(studies)
+        if errors:
+            raise errors[0]
+
+    def space(self, arguments: Sequence[str]) -> tuple[list[list[str]], dict[str, Any]]:
+        """(for each key that is swept or set, its overrides; for each key that is tuned, its distribution)."""
+        words = {key: f"{key}={value}" for key, value in self.params.items()} | {word.split("=", 1)[0]: word for word in arguments}
+        lists: list[list[str]] = []
+        intervals: dict[str, Any] = {}
+        for override in OverridesParser.create().parse_overrides(list(words.values())):
+            key = override.get_key_element()
+            if override.is_interval_sweep():
+                intervals[key] = distribution(override)
+            elif override.is_sweep_override():
+                lists.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            else:
+                lists.append([override.input_line or ""])
+        if not intervals:
+            raise UserError("nothing is tuned: give a key an interval, for instance 'optim.lr=tag(log, interval(1e-4, 1e-2))'")
+        return lists, intervals
+
+    def study(self) -> Any:
+        optuna = imported()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return optuna.create_study(direction="maximize", sampler=self.sampler(seed=self.seed))
+
+    def tell(self, study: Study, trial: Any, job: Any, errors: list[Exception]) -> float | None:
+        """Passes a job's objective on to the study; a failed job is a failed trial.
+
+        Raises:
+            UserError: the job has no objective.
+        """
+        try:
+            value = job.return_value
+        except Exception as error:  # of the job; the others go on
+            errors.append(error)
+            study.optuna.tell(trial, state=imported().trial.TrialState.FAIL)
+            return None
+        if not isinstance(value, float):
+            raise UserError(f"a trial returned {value!r} instead of a number; set objective=headline, or a column of the protocol")
+        study.optuna.tell(trial, value)
+        return value
+
+    def report(self, studies: Sequence[Study]) -> None:
+        """Writes ``tuned.csv``, a line per trial, and prints the best of each study so far."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        keys = list(studies[0].rows[0][0])
+        writer.writerow(["study", "trial", *keys, "objective", "best"])
+        for study in studies:
+            name = " ".join(word for word in study.fixed if len(studies) == 1 or any(word not in other.fixed for other in studies))
+            for number, row in enumerate(study.rows):
+                writer.writerow([name, number, *row[0].values(), "" if row[1] is None else row[1], int(row is study.best)])
+            best = study.best
+            found = "every trial failed" if best is None else f"{' '.join(f'{k}={v}' for k, v in best[0].items())} reaches {best[1]:.5g}"
+            print(f"{name or 'study'}: after {len(study.rows)} of {self.trials} trials {found}", flush=True)
+        write_text(self.folder / "tuned.csv", text.getvalue())
+
+
+def distribution(override: Override) -> Any:
+    """Optuna's distribution of an interval: whole numbers where both ends are, logarithmic where it is tagged ``log``."""
+    optuna, interval = imported(), override.value()
+    assert isinstance(interval, IntervalSweep) and interval.start is not None and interval.end is not None
+    whole = isinstance(interval.start, int) and isinstance(interval.end, int)
+    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+    try:
+        return kind(interval.start, interval.end, log="log" in interval.tags)
+    except ValueError as error:
+        raise UserError(f"{override.input_line}: {error}") from error
+
+
+def texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """Tuned values as they stand in overrides."""
+    return {key: f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value) for key, value in params.items()}
+
+
+def tpe(seed: int, **settings: Any) -> Any:
+    """Optuna's tree-structured Parzen estimator; named here, so that Hydra need not import optuna to say that it is missing."""
+    return imported().samplers.TPESampler(seed=seed, **settings)
+
+
+def imported() -> Any:
+    """The optuna package.
+
+    Raises:
+        UserError: it is not installed; names the command.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise UserError("hydra/sweeper=optuna needs the extra: pip install 'posegen[optuna]'") from error
+    return optuna

@@ -1,0 +1,129 @@
+"""What lists say of LAION-Human's pictures: HumanSD's mappings, img2dataset's tables, and the prompts beside pictures in tars."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from posegen.data.on_disk.source import json_mapping
+from posegen.data.on_disk.tar_members import TarMembers
+
+IMAGES, POSES = "images", "pose"
+DIGITS, PER_SHARD = 9, 10_000
+
+
+class Row(NamedTuple):
+    """What a list says of a picture: its key, and whatever is known of prompt, picture, file of poses and address."""
+
+    key: str
+    prompt: str | None = None
+    picture: str | None = None
+    poses: str | None = None
+    url: str | None = None
+
+    @property
+    def shard(self) -> int:
+        return int(self.key) // PER_SHARD
+
+
+@dataclass(frozen=True)
+class Paths:
+    """How the paths of a mapping become paths below the root.
+
+    Attributes:
+        strip: what they begin with and the disk has not; None takes them from their folder ``images`` or ``pose`` on, which all known copies have.
+        add: what is put before them then.
+    """
+
+    strip: str | None = None
+    add: str = ""
+
+    def below(self, path: str) -> str:
+        path = path.lstrip("/")
+        if self.strip is None:
+            parts = path.split("/")
+            start = next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0)
+            path = "/".join(parts[start:])
+        return f"{self.add}{path.removeprefix(self.strip.lstrip('/') if self.strip else '')}".lstrip("/")
+
+
+# Keys.
+
+
+def key_of(name: str | int) -> str | None:
+    """The nine digits of a key however it is written: ``338717``, ``000338717``, ``00033_000338717``; None for anything else."""
+    match = re.fullmatch(rf"(?:\d+[_/])?(\d{{1,{DIGITS}}})", str(name).strip())
+    return match[1].zfill(DIGITS) if match else None
+
+
+def held_out(key: str, one_in: int) -> bool:
+    """Whether the SHA-1 of a key, read as a number, is divisible by ``one_in``."""
+    return int(hashlib.sha1(key.encode()).hexdigest(), 16) % one_in == 0
+
+
+def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | None:
+    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if given is None:
+        return None
+    parts = str(given).split(",") if isinstance(given, str | int) else [str(part) for part in given]
+    ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
+    if not ranges or not all(ranges):
+        raise ValueError(f"data.shards={given}: expected numbers and ranges such as 0-79 or 0-3,7")
+    return frozenset(number for match in ranges if match for number in range(int(match[1]), int(match[2] or match[1]) + 1))
+
+
+# Files.
+
+
+def mapping_of(file: Path) -> Mapping[str, Any]:
+    """One of HumanSD's mappings.
+
+    Raises:
+        ValueError: it is damaged, or something else.
+    """
+    return json_mapping(file, "{key: {img_path, prompt, pose_path}}")
+
+
+def asked_for(file: Path) -> Iterator[Row]:
+    """What img2dataset was asked to fetch; nothing where there is no such list.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the file is damaged or has no keys.
+    """
+    if not file.is_file():
+        return
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ImportError(f"{file} can only be read with pyarrow: pip install 'posegen[data]'") from error
+    try:
+        names = [name for name in ("key", "url") if name in parquet.read_schema(file).names]
+        columns = parquet.read_table(file, columns=names).to_pydict()
+        keys = [key_of(key) for key in columns["key"]]
+    except (ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error}); expected the columns key and url") from error
+    yield from (Row(key, url=url) for key, url in zip(keys, columns.get("url", [None] * len(keys)), strict=True) if key is not None)
+
+
+def prompt_beside(members: TarMembers, picture: str) -> str | None:
+    """The prompt beside a picture in its tar."""
+    stem = picture.removesuffix(Path(picture).suffix)
+    try:
+        if f"{stem}.txt" in members:
+            return members.read(f"{stem}.txt").decode("utf-8").strip()
+        if f"{stem}.json" in members:
+            caption = json.loads(members.read(f"{stem}.json")).get("caption")
+            return None if caption is None else str(caption)
+    except (UnicodeDecodeError, ValueError, AttributeError):
+        pass
+    return None

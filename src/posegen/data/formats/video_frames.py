@@ -1,0 +1,137 @@
+"""Frames out of videos: which, and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from posegen.io.atomic import replacing
+
+PICTURES = {".jpg", ".jpeg", ".png"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+MANIFEST = "clip.json"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which frames of a clip are taken: every ``stride``-th, or ``per_clip`` in all, each from the middle of its part of the clip.
+
+    Raises:
+        ValueError: not exactly one of the two is a positive number.
+    """
+
+    stride: int | None = None
+    per_clip: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [number for number in (self.stride, self.per_clip) if number is not None]
+        if len(given) != 1 or given[0] < 1:
+            raise ValueError(f"data.stride={self.stride} and data.per_clip={self.per_clip}: expected one positive number and one null")
+
+    def of(self, count: int) -> list[int]:
+        """The chosen of ``count`` frames."""
+        if self.stride is not None:
+            return list(range(0, count, self.stride))
+        parts = min(count, self.per_clip or count)
+        return [int((i + 0.5) * count / parts) for i in range(parts)]
+
+    @property
+    def name(self) -> str:
+        """Of the folder of the chosen frames."""
+        return f"stride_{self.stride}" if self.stride is not None else f"per_clip_{self.per_clip}"
+
+    @property
+    def identity(self) -> dict[str, int | None]:
+        return asdict(self)
+
+
+def extracted(videos: Sequence[Path], target: Path, selection: Selection, report: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
+    """Each video with the folder of its chosen frames, ``<target>/<clip>/<number>.png``.
+
+    What an earlier run extracted from the same file is not extracted again; a folder appears only when all of its frames are there. Its ``clip.json`` says
+    what it was made of: the video, its size and time of change, the choice, the frames' numbers, and the version of OpenCV.
+
+    Args:
+        report: told of each video that cannot be read.
+    """
+    waiting = [video for video in videos if not _done(video, target / video.stem, selection)]
+    failed = set()
+    for video in tqdm(waiting, desc="frames", unit="clip", dynamic_ncols=True, disable=not waiting):
+        try:
+            extract(video, target / video.stem, selection)
+        except ValueError as error:
+            report(video, str(error))
+            failed.add(video)
+    yield from ((video, target / video.stem) for video in videos if video not in failed)
+
+
+def extract(video: Path, folder: Path, selection: Selection) -> None:
+    """Writes the chosen frames of one video.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    chosen = selection.of(count_frames(video))
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for number, frame in frames_of(video, set(chosen)):
+            good, png = cv2.imencode(".png", frame)
+            if not good:
+                raise ValueError(f"frame {number} cannot be encoded")
+            (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
+        (temporary / MANIFEST).write_text(json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1), encoding="utf-8")
+
+
+def count_frames(video: Path) -> int:
+    """The frames that can be decoded; what the file says of itself is not to be trusted.
+
+    Raises:
+        ValueError: there is none.
+    """
+    count = sum(1 for _ in _frames(video))
+    if not count:
+        raise ValueError("cannot be decoded (no frames)")
+    return count
+
+
+def frames_of(video: Path, wanted: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, ``[H, W, 3] uint8`` BGR) of the wanted frames of a video."""
+    for number, capture in enumerate(_frames(video)):
+        if number in wanted:
+            good, frame = capture.retrieve()
+            if not good:
+                raise ValueError(f"frame {number} cannot be decoded")
+            yield number, frame
+
+
+def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
+    """Stops at each frame of a video."""
+    capture = cv2.VideoCapture(str(video))
+    try:
+        while capture.grab():
+            yield capture
+    finally:
+        capture.release()
+
+
+def _manifest(video: Path, selection: Selection) -> dict[str, Any]:
+    status = video.stat()
+    made_of = {"clip": video.stem, "video": video.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
+    return made_of | {"selection": selection.identity, "opencv": cv2.__version__}
+
+
+def _done(video: Path, folder: Path, selection: Selection) -> bool:
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    now = _manifest(video, selection)
+    same = all(found.get(name) == now[name] for name in ("video", "bytes", "changed", "selection"))
+    return same and all((folder / f"{number:08d}.png").is_file() for number in found["frames"])

@@ -1,0 +1,150 @@
+"""Where the members of a tar are, so that each can be read at its place: any order, no extraction, no copy.
+
+One pass over the headers makes an index, which is kept beside the tar (or in a folder of its own, where the tar's is read-only) and belongs to the tar's size
+and time of change. Only uncompressed tars have such places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from posegen.io.atomic import replacing
+
+BLOCK = 512  # tars consist of blocks of this many bytes; one of zeros ends them
+VERSION = 1  # of the index's layout
+COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd")}
+
+
+@dataclass(frozen=True)
+class TarMembers(Mapping[str, tuple[int, int]]):
+    """The regular files in a tar: name -> (offset of the first byte, size in bytes), in the tar's order.
+
+    Attributes:
+        file: the tar.
+        places: what is where.
+        problem: why the tar ends early; empty for a whole one. The members before the break are all there.
+    """
+
+    file: Path
+    places: dict[str, tuple[int, int]]
+    problem: str = ""
+
+    def __getitem__(self, name: str) -> tuple[int, int]:
+        return self.places[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, name: str) -> bytes:
+        """The content of a member.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        offset, size = self.places[name]
+        with self.file.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+
+    @classmethod
+    def of(cls, file: Path, cache: Path | None = None) -> TarMembers:
+        """The index of a tar, read where it was kept and made where it was not.
+
+        Args:
+            file: the tar.
+            cache: folder of the index; None is the tar's own.
+
+        Raises:
+            FileNotFoundError: there is no such tar.
+            ValueError: it is compressed, or no tar.
+        """
+        index = index_of(file, cache)
+        stamp = stamp_of(file)
+        known = _kept(file, index, stamp)
+        if known is None:
+            known = cls(file, *scan(file))
+            _keep(known, index, stamp)
+        return known
+
+
+def index_of(file: Path, cache: Path | None = None) -> Path:
+    """Where the index of a tar is kept."""
+    if cache is None:
+        return file.with_name(f"{file.name}.index.npz")
+    return cache / f"{file.stem}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}.index.npz"
+
+
+def stamp_of(file: Path) -> list[int]:
+    """What an index belongs to: the layout's version, the tar's size and its time of change."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected an uncompressed tar")
+    status = file.stat()
+    return [VERSION, status.st_size, status.st_mtime_ns]
+
+
+def scan(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
+    """The members of a tar and, where it ends early, the problem.
+
+    Raises:
+        ValueError: it is compressed, or no tar.
+    """
+    _refuse_compressed(file)
+    length, places, problem = file.stat().st_size, {}, ""
+    with file.open("rb") as stream:
+        try:
+            tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - it owns nothing but the stream
+        except tarfile.TarError as error:
+            raise ValueError(f"{file} is no tar ({error}); fetch or make it again") from error
+        try:
+            while (member := tar.next()) is not None:
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("unexpected end of data")
+                if member.isreg() and not member.issparse():
+                    places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+        except tarfile.TarError as error:
+            problem = str(error)
+        stream.seek(tar.offset)
+        if not problem and stream.read(BLOCK) != bytes(BLOCK):  # tarfile ends quietly at a damaged header, and without the closing block
+            problem = "no end mark"
+    return places, f"truncated or damaged ({problem}); {len(places)} members before the break" if problem else ""
+
+
+def _refuse_compressed(file: Path) -> None:
+    with file.open("rb") as stream:
+        begin = stream.read(8)
+    for mark, (name, program) in COMPRESSED.items():
+        if begin.startswith(mark):
+            raise ValueError(
+                f"{file} is compressed with {name}, so its members cannot be read where they lie; uncompress it once (`{program}` makes a plain .tar of it)"
+            )
+
+
+def _kept(file: Path, index: Path, stamp: list[int]) -> TarMembers | None:
+    try:
+        with np.load(index, allow_pickle=False) as kept:
+            if kept["stamp"].tolist() != stamp:
+                return None
+            places = zip(kept["offsets"].tolist(), kept["sizes"].tolist(), strict=True)
+            return TarMembers(file, dict(zip(kept["names"].tolist(), places, strict=True)), str(kept["problem"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # missing or damaged: it is made again
+
+
+def _keep(members: TarMembers, index: Path, stamp: list[int]) -> None:
+    places = np.array(list(members.places.values()), np.int64).reshape(-1, 2)
+    names = np.array(list(members.places), dtype=np.str_)
+    try:
+        with replacing(index) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, stamp=stamp, names=names, offsets=places[:, 0], sizes=places[:, 1], problem=members.problem)
+    except OSError as error:
+        raise ValueError(f"{index}, the index of a tar, cannot be written ({error}); name a folder for indices with data.cache=FOLDER") from error

@@ -1,0 +1,92 @@
+"""Pictures that someone brings, from a file or from memory, as RGB arrays of the size that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from posegen.data.on_disk.images import decoded
+
+
+def own_picture(value: Any, name: str) -> np.ndarray:
+    """A picture ``[H, W, 3] uint8`` RGB.
+
+    Args:
+        value: the path of a file, a PIL image, or an array or tensor ``[H, W, 3] uint8``.
+        name: for messages.
+
+    Raises:
+        ValueError: it is none of these, or the file cannot be read.
+    """
+    if isinstance(value, str | Path):
+        try:
+            return np.array(decoded(Path(value).expanduser().read_bytes()))
+        except (OSError, ValueError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{name}={value} is no picture that can be read ({problem}); expected a file such as png or jpg") from error
+    if hasattr(value, "convert"):  # a PIL image
+        return np.array(value.convert("RGB"))
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    raise ValueError(f"{name} has the shape {list(array.shape)} ({array.dtype}); expected a file, a PIL image, or an array [H, W, 3] uint8")
+
+
+def own_sources(value: Any, name: str = "source") -> list[np.ndarray]:
+    """One picture or a list of them.
+
+    Raises:
+        ValueError: there is none, or one cannot be used.
+    """
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    if several and not len(value):
+        raise ValueError(f"{name}=[] holds no picture; give one, or a list of them")
+    return [own_picture(each, f"{name}[{i}]") for i, each in enumerate(value)] if several else [own_picture(value, name)]
+
+
+def sources_each(value: Any, count: int, name: str = "source") -> list[list[np.ndarray]]:
+    """For each of ``count`` images its pictures: the same for all of them, or those of its own list where ``value`` is a list of lists.
+
+    Raises:
+        ValueError: one cannot be used, or there are not as many lists as images, of one length.
+    """
+    if not (isinstance(value, list | tuple) and any(isinstance(entry, list | tuple) for entry in value)):
+        return [own_sources(value, name)] * count
+    each = [own_sources(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+    if len(each) != count or len({len(pictures) for pictures in each}) > 1:
+        raise ValueError(f"{name} has lists of {[len(pictures) for pictures in each]} pictures for {count} images; give one list per image, all of one length")
+    return each
+
+
+def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture at another (height, width); its proportions are not kept, as published methods resize what they are trained on."""
+    if picture.shape[:2] == size:
+        return picture
+    shrinks = size[0] * size[1] < picture.shape[0] * picture.shape[1]
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def own_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
+    """Which pixels ``[H, W] bool`` of a picture are to become anew: those where another picture of its size is light.
+
+    Raises:
+        ValueError: it cannot be read, is of another size, or is light nowhere or everywhere.
+    """
+    shown = value if isinstance(value, str | Path) else "array"
+    if not isinstance(value, str | Path) and not hasattr(value, "convert"):
+        value = np.asarray(value)
+        if value.ndim == 2:
+            value = np.repeat((value * 255 if value.dtype == bool or value.max(initial=0) <= 1 else value).astype(np.uint8)[..., None], 3, axis=2)
+    mask = own_picture(value, name).max(-1) > 127
+    if mask.shape != picture.shape[:2]:
+        (height, width), (tall, wide) = mask.shape, picture.shape[:2]
+        raise ValueError(f"{name}={shown} is {width} x {height} pixels and its picture is {wide} x {tall}; expected a mask of the picture's own size")
+    if not mask.any():
+        raise ValueError(f"{name}={shown} is dark everywhere, so nothing would change; paint white what is to become anew")
+    if mask.all():
+        raise ValueError(f"{name}={shown} is light everywhere, so nothing of the picture would stay; paint black what is to be kept, or use posegen sample")
+    return mask

@@ -1,0 +1,265 @@
+"""How four papers on pose-guided person image synthesis evaluate: the same names for numbers that do not compare.
+
+Read in the programs of GFLA, PIDM, PCDMs and CFLD; DNAF published none and names FID and LPIPS at 256x176. They agree that FID compares all generated test
+pictures with all *training* pictures, in torchvision's Inception v3 for ImageNet, and that LPIPS, SSIM and PSNR compare a picture with its target. They
+differ in the size, in who resizes, in the file that pictures go through, in what is dropped, and in SSIM's window and range.
+
+Not taken over: PCDMs' scripts draw four pictures and keep the one of the highest SSIM *with the target*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from posegen.data.base import Sample, to_uint8
+from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.feature_networks import FeatureNetwork, fill, verified
+from posegen.metrics.math.frechet import frechet_first_order
+from posegen.metrics.papers.quality import as_tensor, through_jpeg
+from posegen.metrics.perceptual import ALEXNET, Lpips
+from posegen.metrics.pixel_similarity import mean_of_known, psnr, target_of
+from posegen.metrics.protocol import Protocol
+from posegen.metrics.quality import features_of
+
+Resizing = Literal["none", "pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic"]
+WINDOW = 51  # of the SSIM with equal weights
+#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four programs apply it to pictures that were not.
+SCALE, SHIFT = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5), ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
+
+
+class ImageNetInception(FeatureNetwork):
+    """The 2048 pooled features of torchvision's Inception v3 for ImageNet, of pictures of any size in 0 to 255.
+
+    They are resized to 299 bilinearly, without antialiasing, and get torchvision's change of values for normalised pictures, as in all four programs.
+
+    Args:
+        path: ``inception_v3_google-0cc3c7bd.pth``; None switches the network off.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path, self.configured = path, path is not None
+
+    @property
+    def network(self) -> nn.Module:  # type: ignore[override]
+        return imagenet_inception(str(self.path))
+
+    def forward(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(images / 255, (299, 299), mode="bilinear", align_corners=False)
+        scale, shift = (images.new_tensor(values).view(3, 1, 1) for values in (SCALE, SHIFT))
+        return self.network(resized * scale + shift)
+
+
+@cache
+def imagenet_inception(path: str) -> nn.Module:
+    """The network of a file, read once for all papers that use it."""
+    from torchvision.models import Inception3
+
+    file = verified(path, None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3")
+    network = fill(Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",))
+    network.dropout, network.fc = nn.Identity(), nn.Identity()
+    return network
+
+
+def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.ndarray:
+    """``[B, H, W, 3] uint8`` in another size, with the filter of one library; pictures of that size are left alone.
+
+    Of the two libraries, Pillow and torch filter the high frequencies out when they make pictures smaller, OpenCV does not.
+    """
+    if way == "none" or pictures.shape[1:3] == size:
+        return pictures
+    if way == "pil_bicubic":
+        return np.stack([np.asarray(Image.fromarray(p).resize(size[::-1], Image.Resampling.BICUBIC)) for p in pictures])
+    if way == "torch_bicubic":
+        made = F.interpolate(as_tensor(pictures), size, mode="bicubic", align_corners=False, antialias=True)
+        return made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return np.stack([cv2.resize(p, size[::-1], interpolation=cv2.INTER_LINEAR if way == "cv2_bilinear" else cv2.INTER_CUBIC) for p in pictures])
+
+
+def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
+    """SSIM of two ``[H, W, 3] uint8`` with equal weights in a window and sample covariances, the ``ssim`` of these programs; NaN where it does not fit."""
+    from skimage.metrics import structural_similarity
+
+    if min(made.shape[:2]) < window:
+        return float("nan")
+    return float(structural_similarity(target / 255, made / 255, win_size=window, data_range=1.0, channel_axis=-1))
+
+
+def ssim_gaussian(made: np.ndarray, target: np.ndarray, sigma: float, data_range: float | None = None) -> float:
+    """SSIM of two ``[H, W, 3] uint8`` with Gaussian weights, the ``ssim_256`` of these programs.
+
+    Args:
+        data_range: None: as they have it, from the darkest to the brightest value of the *generated* picture.
+    """
+    from skimage.metrics import structural_similarity
+
+    spread = float(made.max()) - float(made.min()) if data_range is None else data_range
+    options: dict[str, Any] = {"gaussian_weights": True, "sigma": sigma, "use_sample_covariance": False, "channel_axis": -1}
+    return float(structural_similarity(target.astype(float), made.astype(float), data_range=max(spread, 1.0), **options))
+
+
+def relative_error(made: np.ndarray, target: np.ndarray) -> float:
+    """The sum of differences over the sum of both, which these programs call MAE."""
+    a, b = made.astype(float) / 255, target.astype(float) / 255
+    return float(np.abs(a - b).sum() / max((a + b).sum(), 1e-12))
+
+
+class PersonPaper(Observer):
+    """Notes what one paper's script looks at, every name beginning with the paper's: ``_features`` and, compared with the target, ``_lpips``, ``_ssim``,
+    ``_ssim_256``, ``_psnr``, ``_l1`` and ``_mae``.
+
+    Args:
+        paper: its short name.
+        inception: the network of FID.
+        lpips: the perceptual distance.
+        size: (height, width) that pictures are resized to.
+        resize: by whom, for FID and LPIPS.
+        resize_ssim: by whom, for SSIM, PSNR and the two errors.
+        jpeg: quality of the JPEG file that generated pictures go through; None: they are kept as they are.
+        sigma: of the Gaussian window of ``ssim_256``.
+        lpips_range: what pictures are given to LPIPS in; it expects ``-1..1``.
+    """
+
+    compares = True
+
+    def __init__(
+        self,
+        paper: str,
+        inception: FeatureNetwork,
+        lpips: Lpips,
+        size: Sequence[int],
+        resize: Resizing = "none",
+        resize_ssim: Resizing = "none",
+        jpeg: int | None = None,
+        sigma: float = 1.5,
+        lpips_range: Literal["-1..1", "0..1"] = "-1..1",
+    ) -> None:
+        for name, way in (("resize", resize), ("resize_ssim", resize_ssim)):
+            if way not in get_args(Resizing):
+                raise ValueError(f"{name} of {paper} is {way!r}; expected one of {', '.join(get_args(Resizing))}")
+        self.paper, self.inception, self.lpips, self.size = paper, inception, lpips, (int(size[0]), int(size[1]))
+        self.resize, self.resize_ssim, self.jpeg, self.sigma, self.lpips_range = resize, resize_ssim, jpeg, sigma, lpips_range
+
+    def check(self) -> None:
+        self.inception.check()
+        self.lpips.check()
+
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+        made = to_uint8(images)
+        if self.jpeg is not None and not real:
+            made = np.stack([through_jpeg(picture, self.jpeg) for picture in made])
+        found = self._features(made, images.device)
+        if not real:  # pictures of a reference are compared as a set alone
+            targets = np.stack([target_of(sample) for sample in samples])
+            found |= self._likeness(made, targets) | self._perceived(made, targets, images.device)
+        return [{f"{self.paper}_{name}": values[i] for name, values in found.items()} for i in range(len(samples))]
+
+    def _features(self, made: np.ndarray, device: torch.device) -> dict[str, Any]:
+        if not self.inception.configured:
+            return {}
+        return {"features": self.inception.features(as_tensor(resized(made, self.size, self.resize)).to(device))}
+
+    def _perceived(self, made: np.ndarray, targets: np.ndarray, device: torch.device) -> dict[str, Any]:
+        if not self.lpips.configured:
+            return {}
+        pair = [as_tensor(resized(p, self.size, self.resize)).to(device) / 255 for p in (made, targets)]
+        pair = pair if self.lpips_range == "0..1" else [2 * p - 1 for p in pair]
+        return {"lpips": [float(value) for value in self.lpips.distances(*pair)]}
+
+    def _likeness(self, made: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+        made, targets = (resized(p, self.size, self.resize_ssim) for p in (made, targets))
+        pairs = list(zip(made, targets, strict=True))
+        return {
+            "ssim": [ssim_uniform(*pair) for pair in pairs],
+            "ssim_256": [ssim_gaussian(*pair, self.sigma) for pair in pairs],
+            "psnr": [float(value) for value in psnr(made, targets)],
+            "l1": [float(np.abs(a.astype(float) - b).mean() / 255) for a, b in pairs],
+            "mae": [relative_error(a, b) for a, b in pairs],
+        }
+
+
+class PersonPaperMetric(Metric):
+    """The columns of one paper: ``<paper>_FID``, ``_LPIPS``, ``_SSIM``, ``_SSIM_256``, ``_PSNR``, ``_L1``, ``_MAE``.
+
+    Args:
+        paper: its short name, as of `PersonPaper`.
+        batch: images of a batch of FID; with ``drop_last`` the incomplete last batch of both sets does not count, as in the programs of GFLA, PIDM and PCDMs.
+        lpips_batch: the same for LPIPS.
+        drop_last: see above.
+        allow_rank_deficient: give FID of sets with no more images than the 2048 dimensions.
+    """
+
+    def __init__(self, paper: str, batch: int = 64, lpips_batch: int = 64, drop_last: bool = True, allow_rank_deficient: bool = False) -> None:
+        self.paper, self.batch, self.lpips_batch, self.drop_last, self.allow = paper, batch, lpips_batch, drop_last, allow_rank_deficient
+        means = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE")
+        self.means = {f"{paper}_{name}": f"{paper}_{name.lower()}" for name in means}
+        self.fid, self.features = f"{paper}_FID", f"{paper}_features"
+        self.columns = (self.fid, *self.means)
+        self.lower_is_better = frozenset(f"{paper}_{name}" for name in ("FID", "LPIPS", "L1", "MAE"))
+        dropped = f"; the last incomplete batch of {batch} is dropped, as there" if drop_last else ""
+        self.remarks = {self.fid: f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"}
+
+    def absent(self, records: Records) -> dict[str, str]:
+        reasons = {}
+        if self.features not in records:
+            reasons[self.fid] = "the network is not configured: set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
+        elif not self.allow and (images := len(self._kept(count_images(records), self.batch))) <= (dimensions := len(records[self.features][0])):
+            reasons[self.fid] = f"{images} images are no more than the {dimensions} dimensions: generate more, or set protocol.allow_rank_deficient=true"
+        if f"{self.paper}_lpips" not in records:
+            reasons[f"{self.paper}_LPIPS"] = f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"
+        return reasons
+
+    def record(self, judged: Judged) -> dict[str, Any]:
+        return {name: value for name, value in judged.observed.items() if name.startswith(f"{self.paper}_")}
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        nothing = np.full(len(weights), np.nan)
+        values = {column: mean_of_known(records[name], weights) if name in records else nothing for column, name in self.means.items()}
+        kept = self._kept(count_images(records), self.lpips_batch)
+        if (lpips := f"{self.paper}_lpips") in records:
+            values[f"{self.paper}_LPIPS"] = mean_of_known([records[lpips][i] for i in kept], weights[:, kept])
+        return {self.fid: self._frechet(records, weights, reference, nothing), **values}
+
+    def _frechet(self, records: Records, weights: np.ndarray, reference: Records | None, nothing: np.ndarray) -> np.ndarray:
+        if reference is None or self.features not in records or self.features not in reference:
+            return nothing
+        rows, real = (self._kept(count_images(r), self.batch) for r in (records, reference))
+        sets = features_of(records, self.features, rows), features_of(reference, self.features, real)
+        least = 1 if self.allow else sets[0].shape[-1]
+        return frechet_first_order(*sets, weights[:, rows]) if min(len(rows), len(real)) > least else nothing
+
+    def _kept(self, count: int, batch: int) -> range:
+        """The images that count; of a set that is no batch long, all."""
+        return range(count - count % batch if self.drop_last and count >= batch else count)
+
+
+class PersonProtocol(Protocol):
+    """A protocol whose yaml names files and a size once, at its top, and interpolates them into metrics and observers.
+
+    Args:
+        alexnet, linear, imagenet_inception, inception, size, allow_rank_deficient: what the yaml interpolates.
+        about: of `Protocol`.
+    """
+
+    note = "Columns that begin with a paper's name follow its program and compare with no other; judge columns are in the features of the judge and are no FID."
+
+    def __init__(
+        self,
+        *,
+        alexnet: str | None = None,
+        linear: str | None = None,
+        imagenet_inception: str | None = None,
+        inception: str | None = None,
+        size: Sequence[int] | None = None,
+        allow_rank_deficient: bool = False,
+        **about: Any,
+    ) -> None:
+        super().__init__(**about)

@@ -1,0 +1,131 @@
+"""The pose metrics of HumanSD, StablePose and GRPose as their shared program computes them, errors included.
+
+Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs from a COCO evaluation of the whole set:
+
+* Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans all 17 joints, where a missing joint
+  stands at (-1, -1): occluded people become as large as their distance from the corner and are forgiven errors of that size.
+* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean over batches.
+* A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean; ``paper_AP_M_defined`` leaves such batches out.
+  Which of the two the papers print is not known.
+* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at every threshold.
+* PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so that an image without people hides the
+  last one. A batch without any people has no PCE and is left out of the mean.
+* The detector sees red and blue swapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from posegen.metrics.base import Judged, Metric, Poses, Records, count_images
+from posegen.metrics.math.average_precision import COCO_RANGES, MAX_DETECTIONS, Ranking, rank
+from posegen.metrics.math.oks import oks
+from posegen.metrics.math.pose_similarity import cosine
+
+MAX_PEOPLE = 10
+MISSING = (-1.0, -1.0, 0.0)
+STATISTICS = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "AR_M", "AR_L")
+COLUMNS = ("AP", "AP_M", "AP_L", "AR", "SAP", "PCE")
+
+
+class PaperPoseMetric(Metric):
+    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE (people).
+
+    Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample of images keeps every batch as it is and
+    counts it by the mean weight of its images, because batches of resampled images would have to be matched and ranked anew.
+
+    Args:
+        batch: images per row of the published program (StablePose and GRPose 4, HumanSD 10).
+        drop_last: leave an incomplete last batch out.
+        count_only_with_people: the published error of PCE; False compares all images of a batch.
+    """
+
+    lower_is_better = frozenset({"paper_PCE"})
+    columns = (*(f"paper_{name}" for name in COLUMNS), "paper_AP_M_defined", "paper_AP_L_defined")
+
+    def __init__(self, batch: int = 4, drop_last: bool = True, count_only_with_people: bool = True) -> None:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; expected the number of images per batch, at least 1")
+        self.batch, self.drop_last, self.count_only_with_people = batch, drop_last, count_only_with_people
+        self.remarks = {f"paper_AP{size}": "batches without people of that size count as -1, as published" for size in ("_M", "_L")}
+
+    def absent(self, records: Records) -> dict[str, str]:
+        if count_images(records) >= self.batch or not self.drop_last:
+            return {}
+        reason = f"there are fewer images than a batch of {self.batch}; lower the batch of PaperPoseMetric in the protocol, or judge more images"
+        return dict.fromkeys(self.columns, reason)
+
+    def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
+        """Similarities ``[D, P]`` with the detections' scores and extents and the people's areas, best detection first, and the numbers of people."""
+        keypoints = np.asarray(judged.keypoints[:MAX_PEOPLE], float).reshape(-1, 17, 3)
+        keypoints = np.where(keypoints[..., 2:] > 0, keypoints, MISSING)
+        keypoints = keypoints[(keypoints[..., 0] > 0).any(-1)]
+        poses: Poses = judged.observed.get("swapped", judged.found)
+        visible = np.flatnonzero((poses.keypoints[..., 2] > 0).any(-1))  # the evaluation passes over the others, the count does not
+        order = visible[np.argsort(-poses.scores[visible], kind="stable")[:MAX_DETECTIONS]]
+        found = poses.keypoints[order].astype(float)
+        areas = np.ptp(keypoints[..., :2], axis=1).prod(-1)
+        return {
+            "paper_people": float(len(keypoints)),
+            "paper_found": float(len(poses)),
+            "paper_oks": oks(found, keypoints, areas),
+            "paper_cosine": cosine(found, keypoints, literal=True),
+            "paper_scores": poses.scores[order],
+            "paper_areas": areas,
+            "paper_extents": np.ptp(found[..., :2], axis=1).prod(-1),
+        }
+
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+        images = count_images(records)
+        used = images - images % self.batch if self.drop_last else images
+        if not used:
+            return {name: np.full(len(weights), np.nan) for name in self.columns}
+        row = rows({name: values[:used] for name, values in records.items()}, self.batch, self.count_only_with_people)
+        starts = np.arange(0, used, self.batch)
+        share = np.add.reduceat(weights[:, :used], starts, axis=1) / np.diff([*starts, used])
+        row |= {f"{name}_defined": np.where(row[name] == -1, np.nan, row[name]) for name in ("AP_M", "AP_L")}
+        means = {name: mean(share, row[name]) for name in (*COLUMNS, "AP_M_defined", "AP_L_defined")}
+        return {f"paper_{name}": value if name == "PCE" else 100 * value for name, value in means.items()}
+
+
+def mean(share: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Weighted means ``[R]`` of the ``values [B]`` that are defined, by ``share [R, B]``."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return share[:, defined] @ values[defined] / share[:, defined].sum(1)
+
+
+def rows(records: Records, batch: int, count_only_with_people: bool = True) -> dict[str, np.ndarray]:
+    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with S before them for SAP, and ``PCE``.
+
+    Args:
+        records: of n images, as `PaperPoseMetric.record` returned them.
+        batch: images per row; the last may have fewer.
+        count_only_with_people: the published error of PCE.
+    """
+    values: dict[str, np.ndarray] = {}
+    rest = records["paper_scores"], records["paper_areas"], records["paper_extents"]
+    for prefix, similarity in (("", "paper_oks"), ("S", "paper_cosine")):
+        for suffix, area_range in COCO_RANGES.items():
+            found = statistics(rank(records[similarity], *rest, area_range).split(batch))
+            values |= {f"{prefix}{name}{suffix}": value for name, value in found.items() if name + suffix in STATISTICS}
+    difference = np.abs(np.subtract(records["paper_people"], records["paper_found"]))
+    return values | {"PCE": count_errors(difference, np.asarray(records["paper_people"]) > 0, batch, count_only_with_people)}
+
+
+def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
+    """COCO's AP and AR of every batch, -1 without people."""
+    found: list[Mapping[str, np.ndarray]] = [ranking.statistics(np.ones((1, len(ranking.people)))) for ranking in batches]
+    return {name: np.nan_to_num([row[name][0] for row in found], nan=-1.0) for name in found[0]}
+
+
+def count_errors(difference: np.ndarray, populated: np.ndarray, batch: int, only_with_people: bool) -> np.ndarray:
+    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people count."""
+    errors = []
+    for start in range(0, len(difference), batch):
+        own, some = difference[start : start + batch], populated[start : start + batch]
+        own = own[: some.sum()] if only_with_people else own
+        errors.append(own.mean() if len(own) else np.nan)
+    return np.array(errors)

@@ -1,0 +1,367 @@
+"""`PoseGuidedPipeline`: any trained or converted method, used like a pipeline of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from posegen.adapters.base import Adapter
+from posegen.backbones.base import Backbone
+from posegen.config import groups as listing
+from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
+from posegen.data.base import to_tensor, to_uint8
+from posegen.data.user_images import fitted, sources_each
+from posegen.errors import UserError
+from posegen.io.atomic import replacing
+from posegen.io.text import read_json, write_json
+from posegen.io.weights import not_finite
+from posegen.metrics.base import Estimator
+from posegen.poses.reading import PEOPLE, Given, checked_hint, checked_people, given
+from posegen.runner.backbone_lookup import BASE, backbone_of
+from posegen.runner.images import visible
+from posegen.runner.method_folder import UNET, adapter_class, load_method, method_folder, read_about, save_method, writable
+from posegen.runner.pipeline_sampler import NoisyBatch, Steered
+from posegen.runner.sampler import Sampler
+
+#: How a method is sampled where its folder does not say, as in diffusers' pipelines.
+STEPS, GUIDANCE = 50, 7.5
+Output = Literal["pil", "np", "pt", "latent"]
+
+
+class PoseGuidedPipeline:
+    """Generates images from prompts and poses with one method on its backbone.
+
+    Example::
+
+        pipe = PoseGuidedPipeline.from_pretrained("weights/controlnet", backbone="weights/sd15", device="cuda", dtype=torch.float16)
+        image = pipe("a dancer on a beach", "pose.json", generator=torch.Generator().manual_seed(0)).images[0]
+
+    The same generator gives the same image on every device and in every batch: each image draws one seed from it.
+
+    Args:
+        adapter: a method, attached to its backbone.
+        sampler: settings of `Sampler` that the method is sampled with unless a call says otherwise.
+        scheduler: a scheduler of diffusers; by default the sampler's, with the noise process of the backbone.
+        own_unet: the U-Net is not the backbone's own although the method does not train it.
+
+    Attributes:
+        scheduler: may be replaced, as in diffusers: ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
+    """
+
+    def __init__(self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False) -> None:
+        known = {key: value for key, value in (sampler or {}).items() if key in ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")}
+        self.adapter, self.own_unet = adapter.eval(), own_unet
+        self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
+        self.scheduler = scheduler if scheduler is not None else self.sampler.unset(self.backbone)
+        self.bar: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        backbone: str | Path | Mapping[str, Any] | Backbone | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PoseGuidedPipeline:
+        """The pipeline of a cell, a method folder, a folder that ``posegen convert`` made, or one that `save_pretrained` wrote.
+
+        Args:
+            folder: any of these.
+            backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither the folder nor posegen has it.
+            device: where to compute.
+            dtype: in which precision; the steps of the sampler themselves are in single precision.
+
+        Raises:
+            UserError: the folder or the backbone cannot be used, or they do not belong together.
+        """
+        method = method_folder(Path(folder).expanduser())
+        about = read_about(method)
+        if (sample := adapter_class(about["class"], method).sample) != "image":
+            raise UserError(f"{method} holds a method that generates a {sample}, and this pipeline makes images; name the folder of an image method")
+        body = backbone if isinstance(backbone, Backbone) else backbone_of(method, about, backbone)
+        adapter = load_method(method, body)
+        return cls(adapter, about.get("sampler"), saved_scheduler(method / "scheduler"), own_unet=(method / UNET).is_file()).to(device, dtype)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.adapter.backbone  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.backbone.unet.parameters()).dtype
+
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> PoseGuidedPipeline:
+        """Moves everything to a device, a precision, or both.
+
+        Raises:
+            UserError: a weight is too large for the precision.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        noise = self.backbone.alphas_cumprod
+        for module in (self.adapter, self.backbone):
+            module.to(device=device, dtype=dtype)
+        self.backbone.alphas_cumprod = noise.to(self.device)  # keeps its precision
+        if dtype == torch.float16 and (bad := [*not_finite(self.adapter.state_dict()), *not_finite(self.backbone.state_dict())]):
+            raise UserError(f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; load it again with dtype=torch.bfloat16 or float32")
+        return self
+
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """Arguments of the ``tqdm`` bar; ``disable=True`` shows none."""
+        self.bar = settings
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        poses: Any = None,
+        *,
+        source: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: Output = "pil",
+        return_dict: bool = True,
+        estimator: Estimator | None = None,
+        control_scale: float = 1.0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Any:
+        """Generates images.
+
+        Args:
+            prompt: one prompt, or one per pose.
+            poses: one pose, or one per prompt; see `posegen.poses.reading.given`. Coordinates are pixels of the image, or of the canvas that a file names,
+                which is then scaled to the image. A picture that is mostly black is taken for a drawn skeleton and used as it is; ``estimator`` reads the
+                poses of any other. None draws nobody, and methods without a pose input ignore poses.
+            source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or an array ``[H, W, 3] uint8``). A list is
+                several pictures of that person, a list of lists has one list per prompt. Pictures are resized to the size of the image.
+            height, width: of the images; by default the canvas of the poses, where there is one, else what the backbone was trained on.
+            num_inference_steps: denoising steps; by default the method's own.
+            guidance_scale: of classifier-free guidance, 1 for none; by default the method's own.
+            negative_prompt: what the guidance points away from; one, or one per prompt.
+            num_images_per_prompt: images of each prompt and pose.
+            generator: one for all images, or one per image.
+            latents: ``[B, c, h, w]`` initial noise of unit variance, instead of what the generator gives.
+            output_type: ``pil``, ``np`` (``[B, H, W, 3]`` in [0, 1]), ``pt`` (``[B, 3, H, W]`` in [0, 1]) or ``latent`` (``[B, c, h, w]``).
+            return_dict: False returns ``(images,)``.
+            estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
+            control_scale: factor on what the method adds to the U-Net, see `posegen.backbones.base.Injection.scaled`; 1 is what it was trained with.
+            on_step: is called with the number of steps that are done; what it raises ends the sampling.
+
+        Returns:
+            diffusers' ``ImagePipelineOutput`` with ``images``.
+
+        Raises:
+            ValueError: something given cannot be used; said before anything is computed.
+        """
+        steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
+        check_numbers(steps, num_images_per_prompt, output_type, control_scale)
+        prompts, guides = paired(prompt, poses)
+        negatives = repeated(self.sampler.negative_prompt if negative_prompt is None else negative_prompt, len(prompts), "negative_prompt")
+        size = self.size(guides, height, width)
+        sources = self.sources(source, len(prompts), size)
+        people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
+        rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
+        noise, ids = self.noise(latents, len(rows), size), [f"pipeline/{seed}" for seed in seeds(generator, len(rows))]
+        batch = NoisyBatch(
+            ids=ids,
+            prompts=[prompts[i] for i in rows],
+            keypoints=[people[i] for i in rows],
+            size=size,
+            hint=torch.stack([hints[i] for i in rows]).to(self.device, self.dtype) if self.adapter.hint is not None else None,
+            source=None if sources is None else sources[rows].to(self.device, self.dtype),
+            text=self.backbone.encode_text(prompts)[rows],
+            negative_text=self.backbone.encode_text(negatives)[rows],
+            noise=noise,
+        )
+        guidance = self.sampler.guidance if guidance_scale is None else guidance_scale
+        sampler = Steered(self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step)
+        made = sampler.latents(self.adapter, self.backbone, batch) if output_type == "latent" else self.adapter.generate(batch, sampler)
+        return packed(made, output_type, return_dict)
+
+    def size(self, guides: Sequence[Given], height: int | None, width: int | None) -> tuple[int, int]:
+        """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images.
+
+        Raises:
+            UserError: the canvases differ, or a side is not one that the backbone can make; names the nearest ones that are.
+        """
+        canvases = {guide.size for guide in guides if guide.size is not None}
+        if len(canvases) > 1 and (height is None or width is None):
+            raise UserError(f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height and width")
+        geometry = self.backbone.geometry
+        asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
+        size = tuple(usual if side is None else side for side, usual in asked)
+        step = geometry.latent_factor * 2 ** (geometry.levels - 1)
+        if any(not isinstance(side, int) or side < step or side % step for side in size):
+            near = [" or ".join(map(str, sorted({max(step, side // step * step), -(-side // step) * step or step}))) for side in map(round, size)]
+            raise UserError(
+                f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}; nearest: height={near[0]}, width={near[1]}"
+            )
+        return size  # type: ignore[return-value]
+
+    def read(self, guide: Given, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
+        """(people ``[P, 17, 3]``, hint ``[C, H, W]``) of one image; the hint is empty where the method reads none."""
+        drawing = self.adapter.hint
+        low, high = drawing.range if drawing is not None else (0.0, 1.0)
+        nobody = np.zeros((0, 17, 3), np.float32)
+        if guide.hint is not None:
+            return nobody, torch.from_numpy(checked_hint(guide.hint, size, (low, high), guide.name))
+        if guide.picture is not None and guide.is_drawing:
+            hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
+            return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
+        people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
+        people = nobody if people is None else checked_people(people, size, guide.name, drawing.threshold if drawing is not None else 0.0)
+        return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
+
+    def found(self, guide: Given, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
+        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image.
+
+        Raises:
+            UserError: there is nobody to look for them, or nobody in the picture.
+        """
+        if estimator is None:
+            if self.backbone.recipe != "mannequin":
+                raise UserError(f"{guide.name}: a picture that is no skeleton on black needs something that reads its poses: estimator=...")
+            estimator = instantiate(OmegaConf.load(listing.conf_dir() / "estimator" / "mannequin.yaml"))
+        picture = cv2.resize(guide.picture, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
+        people = visible(estimator.estimate(to_tensor(picture)[None])[0].keypoints)  # type: ignore[union-attr]
+        people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
+        if not len(people):
+            raise UserError(f"{guide.name}: the estimator finds nobody in this picture; give another one, or keypoints")
+        return people
+
+    def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
+        """``[prompts, 3, H, W]`` what appearance is taken from, ``[prompts, S, 3, H, W]`` where there are several pictures; None where the method takes none.
+
+        Raises:
+            UserError: the method needs pictures and there are none, or the other way round, or not as many as prompts.
+        """
+        if "source" not in self.adapter.needs:
+            if source is not None:
+                raise UserError(f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a method that does, such as DNAF")
+            return None
+        if source is None:
+            raise UserError(f"{type(self.adapter).__name__} takes a person from a picture, and there is none; add source=PICTURE")
+        made = torch.stack([torch.stack([to_tensor(fitted(picture, size)) for picture in pictures]) for pictures in sources_each(source, prompts)])
+        return made.squeeze(1) if made.shape[1] == 1 else made
+
+    def noise(self, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
+        """The given initial noise, if it is of the right shape.
+
+        Raises:
+            UserError: it is not.
+        """
+        shape = (images, *self.backbone.latent_shape(size))
+        if latents is not None and tuple(latents.shape) != shape:
+            raise UserError(f"latents has the shape {list(latents.shape)}; {images} images of {size[1]} x {size[0]} pixels start from {list(shape)}")
+        return None if latents is None else latents.float()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder from which `from_pretrained` makes the same pipeline without anything else: the method folder with its scheduler and its backbone.
+
+        Raises:
+            UserError: something else is in the folder, or the backbone was not read from files.
+        """
+        settings = {key: value for key, value in vars(self.sampler).items() if key != "batch"} | {"scheduler": type(self.scheduler).__name__}
+        with replacing(writable(Path(folder).expanduser())) as temporary:
+            save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, sampler=settings)
+            self.scheduler.save_pretrained(temporary / "scheduler")
+            try:
+                arguments = self.backbone.save_source(temporary / BASE)
+            except TypeError as error:
+                raise UserError(str(error)) from error
+            body = {"class": f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}", "kwargs": arguments}
+            write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
+
+
+# What a call was given.
+
+
+def check_numbers(steps: int, images: int, output: str, control_scale: float) -> None:
+    """Refuses numbers that make no images."""
+    for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", images)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
+    if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
+        raise UserError(f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the method was trained with")
+    if output not in (kinds := ("pil", "np", "pt", "latent")):
+        raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
+
+
+def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[Given]]:
+    """As many prompts as poses; where one is alone, it goes with all of the others."""
+    prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    if not prompts or not all(isinstance(p, str) for p in prompts):
+        raise UserError(f"prompt is {prompt!r}; expected a text or a list of texts")
+    guides = [Given("poses")] if poses is None else given(poses)
+    count = max(len(prompts), len(guides))
+    if {len(prompts), len(guides)} - {1, count}:
+        raise UserError(f"{len(prompts)} prompts and poses of {len(guides)} images; give one of either for all of the other, or as many of both")
+    return prompts * (count // len(prompts)), guides * (count // len(guides))
+
+
+def repeated(texts: str | Sequence[str], count: int, name: str) -> list[str]:
+    """One text for all, or one for each."""
+    many = [texts] * count if isinstance(texts, str) else list(texts)
+    if len(many) != count:
+        raise UserError(f"{name} has {len(many)} texts for {count} prompts; give one, or as many")
+    return many
+
+
+def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
+    """A number per image from one generator, from one each, or from torch's own."""
+    generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator] * count
+    if len(generators) != count:
+        raise UserError(f"generator has {len(generators)} entries for {count} images; give one, or as many")
+    return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in generators]
+
+
+# What a call returns, and what a folder holds.
+
+
+def packed(made: Tensor, output: Output, return_dict: bool) -> Any:
+    """Images ``[B, 3, H, W]`` in [-1, 1], or latents, as the caller wants them."""
+    from diffusers import ImagePipelineOutput
+    from PIL import Image
+
+    images: Any = made
+    if output == "pil":
+        images = [Image.fromarray(image) for image in to_uint8(made)]
+    elif output != "latent":
+        images = (made.float() / 2 + 0.5).clamp(0, 1)
+        images = images.permute(0, 2, 3, 1).cpu().numpy() if output == "np" else images
+    return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def saved_scheduler(folder: Path) -> Any:
+    """The scheduler that `PoseGuidedPipeline.save_pretrained` wrote, None without one.
+
+    Raises:
+        UserError: the file names something that is no scheduler of diffusers.
+    """
+    import diffusers
+
+    if not (file := folder / "scheduler_config.json").is_file():
+        return None
+    config = read_json(file)
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise UserError(f"{file} names the class {config.get('_class_name')}, which is no scheduler of diffusers; nothing was run")
+    return cls.from_config(config)  # type: ignore[attr-defined]

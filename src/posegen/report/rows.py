@@ -1,0 +1,152 @@
+"""The rows of a table: what the cells of one method and setting found, cost, and became of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posegen.io.text import read_json
+
+COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
+REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none
+Row = dict[str, Any]
+
+
+@dataclass
+class Group:
+    """The cells of one row, one per seed.
+
+    Attributes:
+        name: of the row.
+        cells: entries of the plan with ``state`` and ``reason``.
+        folder: where the benchmark lies.
+        spread: bootstrap distributions of the columns; empty until `row` was made.
+        absent: column -> why its records cannot fill it.
+    """
+
+    name: str
+    cells: list[dict[str, Any]]
+    folder: Path
+    spread: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> bool:
+        return not self.name.startswith(REFERENCE)
+
+    @property
+    def finished(self) -> list[Path]:
+        """Folders of the finished cells."""
+        return [self.folder / cell["folder"] for cell in self.cells if cell["state"] == "finished"]
+
+    @property
+    def method(self) -> str:
+        return str(self.cells[0]["method"])
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return Path(self.cells[0]["folder"]).parent.name.partition(",")[0]
+
+    @property
+    def adapter(self) -> str:
+        """Import path of the method's class, empty where no cell has started."""
+        stored = [identity_of(self.folder / cell["folder"]).get("adapter") or {} for cell in self.cells]
+        return next((node["_target_"] for node in stored if "_target_" in node), "")
+
+    def row(self, protocol: Any) -> Row:
+        """The values, costs and state of the row; a cell that did not finish makes the row unfinished."""
+        values, spread = row_of(self.finished, protocol)
+        self.spread = spread or {}
+        if self.finished:
+            self.absent = protocol.absent(protocol.read(self.finished[0]))
+        failed = next((cell for cell in self.cells if cell["state"] != "finished"), None)
+        state = {"state": failed["state"], "reason": failed["reason"]} if failed else {"state": "finished", "reason": self.remark}
+        return {"method": self.name, "ranked": self.ranked, **values, **state, "faithful": self.faithful}
+
+    @property
+    def remark(self) -> str:
+        """What the method itself said about its pictures."""
+        return next((note["remark"] for note in self._notes() if note.get("remark")), "")
+
+    @property
+    def faithful(self) -> str:
+        """Whether official quirks are reproduced: ``true``, ``false``, or empty where there is nothing official."""
+        said = [note["faithful"] for note in self._notes() if note.get("faithful") is not None]
+        return str(bool(said[0])).lower() if said else ""
+
+    def _notes(self) -> Iterator[dict[str, Any]]:
+        """What cells say about themselves; older ones say it in the method folder that they trained."""
+        for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
+            if file.is_file():
+                yield read_json(file)
+
+
+def grouped(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
+    """The rows of a plan's cells, which have their ``state``, in the plan's order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(str(Path(cell["folder"]).parent), []).append(cell)
+    names = row_names(groups)
+    return [Group(names[key], group, folder) for key, group in groups.items()]
+
+
+def row_names(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """A row is named after its method, and after its folder's settings where a method has several rows."""
+    names = {}
+    for key, group in groups.items():
+        method = str(group[0]["method"])
+        alone = sum(g[0]["method"] == method for g in groups.values()) == 1
+        settings = Path(key).name.partition(",")[2]
+        names[key] = method if alone else f"{method} ({settings or 'default'})"
+    return names
+
+
+def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, Any] | None]:
+    """(row, bootstrap distributions) of the finished cells of one method, one per seed; empty without any."""
+    if not folders:
+        return {}, None
+    seeds = [protocol.read(folder) for folder in folders]
+    reference = protocol.read(folders[0] / "reference")
+    spread = protocol.resampled(seeds, reference)
+    return {**protocol.table_row(seeds, reference, spread=spread), **costs_of(folders)}, spread
+
+
+def costs_of(folders: Sequence[Path]) -> Row:
+    """Mean costs over seeds."""
+    notes = [read_json(f / "costs.json") if (f / "costs.json").is_file() else {} for f in folders]
+    notes = [{**note, "wall_s": round(read_json(f / "status.json").get("wall_s", math.nan), 1)} for f, note in zip(folders, notes, strict=True)]
+    known = {name: [note[name] for note in notes if name in note] for name in COSTS}
+    return {f"cost_{name}": sum(values) / len(values) for name, values in known.items() if values}
+
+
+def state_of(cell: Path, expected: str) -> dict[str, str]:
+    """State and reason of a cell, by its ``status.json``."""
+    path = cell / "status.json"
+    if not path.is_file():
+        return {"state": "missing", "reason": "never started"}
+    status = read_json(path)
+    if status["hash"] != expected:
+        return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
+    state = "interrupted" if status["state"] == "running" else status["state"]
+    return {"state": state, "reason": status.get("reason") or ""}
+
+
+def identity_of(cell: Path) -> dict[str, Any]:
+    """What a cell's results depend on, empty for one that was never started."""
+    path = cell / "status.json"
+    return read_json(path).get("identity") or {} if path.is_file() else {}
+
+
+def add_tests(rows: Sequence[Row], groups: Sequence[Group], baseline: str | None, protocol: Any) -> bool:
+    """Adds ``<column>_p``: paired bootstrap tests against the baseline row, adjusted over the methods (Holm); whether there was something to test."""
+    tested = {group.name: group.spread for group in groups if group.ranked and group.spread}
+    if baseline not in tested or len(tested) < 2:
+        return False
+    p_values = protocol.p_values(tested, baseline)
+    for row in rows:
+        row.update({f"{column}_p": p for column, p in p_values.get(row["method"], {}).items()})
+    return True

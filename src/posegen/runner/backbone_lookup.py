@@ -1,0 +1,88 @@
+"""The backbone that a folder's method belongs to, found again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from posegen.backbones.base import Backbone
+from posegen.config import groups as listing
+from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
+from posegen.errors import UserError
+from posegen.runner.method_folder import named_class
+
+BASE = "base"  # where a saved pipeline keeps the files of its backbone
+Asked = str | Path | Mapping[str, Any] | None
+
+
+def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> Backbone:
+    """The backbone of a method folder.
+
+    It is what the caller asks for, that which lies in the folder itself (a saved pipeline), that of the cell around it, or what its id means: ``mannequin-v1``
+    is shipped with posegen, others are on the user's disk.
+
+    Args:
+        method: the method folder.
+        about: its ``posegen.json``.
+        asked: path of the backbone, or arguments that differ from those of the configuration with its id.
+
+    Raises:
+        UserError: nobody says where the backbone is, or a file names a class that is no backbone.
+    """
+    saved = about.get("pipeline")
+    if asked is None and isinstance(saved, Mapping):
+        file, node = method / "posegen.json", {"_target_": saved["class"], **inside(method / BASE, saved["kwargs"])}
+    else:
+        file, node = described(method, about["backbone"]["id"])
+        node = {**node, **changes(asked, node)}
+    if "???" in node.values():
+        raise UserError(
+            f"{method} belongs to backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), which is not in it; "
+            "name it: from_pretrained(folder, backbone=FOLDER_OR_FILE)"
+        )
+    cls = named_class(str(node.pop("_target_")), Backbone, "backbone", file)  # type: ignore[type-abstract]
+    return cls(**node)
+
+
+def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
+    """(file, arguments) of the backbone: those of the cell around a method folder, unless it has moved, or of the configuration with this id."""
+    cell = method.parent / "config.yaml"
+    if method.name == "method" and cell.is_file():
+        node = plain(OmegaConf.load(cell).backbone)
+        if Path(str(node.get("path"))).exists():
+            return cell, node
+    options = [option.file for option in listing.groups()["backbone"].values()]
+    nodes: dict[Path, Any] = {file: OmegaConf.load(file) for file in options}
+    file = next((file for file, node in nodes.items() if node.get("id") == id), None)
+    if file is not None:
+        return file, plain(nodes[file])
+    usual = listing.conf_dir() / "backbone" / "sd15.yaml"
+    return usual, {**plain(OmegaConf.load(usual)), "id": id}
+
+
+def plain(node: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+
+
+def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:
+    """What someone who names a backbone changes of its arguments."""
+    if asked is None or isinstance(asked, Mapping):
+        return dict(asked or {})
+    place = Path(asked).expanduser()
+    whole = place.is_file() or (place / "vae").is_dir()  # it brings an autoencoder of its own
+    return {"path": str(asked), "autoencoder": None if whole else node.get("autoencoder")}
+
+
+def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved backbone's arguments with their paths, which must not lead out of the folder ``base``.
+
+    Raises:
+        UserError: one does.
+    """
+    paths = {name: (base / arguments[name]).resolve() for name in ("path", "autoencoder") if arguments.get(name) is not None}
+    if strays := [name for name, path in paths.items() if not path.is_relative_to(base.resolve())]:
+        raise UserError(f"{base.parent / 'posegen.json'}: the backbone's {strays[0]} {arguments[strays[0]]!r} is outside the folder; nothing was read")
+    return {**arguments, **{name: str(path) for name, path in paths.items()}}

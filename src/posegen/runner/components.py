@@ -1,0 +1,120 @@
+"""The configured objects of a cell, each built when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.errors import UserError
+from posegen.runner.recipe import Recipe
+
+if TYPE_CHECKING:
+    from posegen.adapters.base import Adapter
+    from posegen.backbones.base import Backbone
+    from posegen.data.base import PoseData, Sample
+    from posegen.metrics.base import Estimator
+    from posegen.metrics.protocol import Protocol
+    from posegen.runner.outputs import Kind
+    from posegen.runner.sampler import Sampler
+    from posegen.runner.shards import Shard
+
+
+def reference_split(cfg: DictConfig) -> str:
+    """The split whose real images distances between sets compare with."""
+    return cfg.data.get("reference", "validation")
+
+
+class Parts:
+    """Lazy access to what a configuration describes.
+
+    Args:
+        cfg: a composed cell configuration.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self._data: dict[str, PoseData] = {}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        import torch
+
+        torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
+        return instantiate(self.cfg.backbone, _convert_="all")
+
+    @cached_property
+    def bare_adapter(self) -> Adapter:
+        """The adapter before `attach`."""
+        node = {k: v for k, v in self.cfg.adapter.items() if k not in ("recipes", "faithful")}
+        adapter = instantiate(OmegaConf.create(node), _convert_="all")
+        adapter.faithful = self.cfg.adapter.get("faithful", adapter.faithful)  # before it is attached: quirks may shape modules
+        if adapter.sample != self.backbone.sample:
+            raise UserError(f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; choose another backbone=")
+        return adapter
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The adapter, attached to the backbone and in its initial state, computing as ``trainer`` says."""
+        import torch
+
+        from posegen.runner.precision import arranged, keep_cast, precision
+
+        adapter = self.bare_adapter
+        torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
+        adapter.attach(self.backbone)
+        if "trainer" in self.cfg:  # some verbs compute nothing
+            for network in (adapter, self.backbone):
+                arranged(network, self.cfg.trainer)
+            keep_cast(self.backbone.unet, precision(self.cfg.trainer.precision))
+        return adapter
+
+    def data(self, split: str) -> PoseData:
+        if split not in self._data:
+            if split not in self.cfg.data:
+                raise UserError(f"data has no split {split!r}; it has {sorted(map(str, self.cfg.data))}")
+            self._data[split] = instantiate(self.cfg.data[split], _convert_="all")
+        return self._data[split]
+
+    @cached_property
+    def population(self) -> list[Sample]:
+        """A split without its images, the training split unless the adapter says otherwise: what it may know of the world before it is asked."""
+        data = self.data(self.bare_adapter.population)
+        return [replace(data.seen(i, image=False), image=None) for i in range(len(data))]
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the backbone generates."""
+        from posegen.runner.outputs import KINDS
+
+        return KINDS[self.backbone.sample]
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        from posegen.runner.precision import precision
+
+        return instantiate(self.cfg.sampler, precision=precision(self.cfg.trainer.precision), _convert_="all")
+
+    @cached_property
+    def estimator(self) -> Estimator:
+        return instantiate(self.cfg.estimator, _convert_="all")
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        return instantiate(self.cfg.protocol, _convert_="all")
+
+    @cached_property
+    def shard(self) -> Shard:
+        """Which batches this process samples and judges."""
+        from posegen.runner.shards import Shard
+
+        return Shard.of(self.cfg)
+
+    def recipe(self, steps: int) -> Recipe:
+        """Optimiser settings: the shared ones, with what they leave open from the adapter's recipe for this backbone."""
+        recipes: Any = self.cfg.adapter.get("recipes") or {}
+        name = "" if self.cfg.optim.lr is not None and self.cfg.optim.drop_text is not None else self.backbone.recipe
+        return Recipe.of(self.cfg.optim, steps, recipes, name)

@@ -1,0 +1,119 @@
+"""How a method computes: where, in which precision, memory layout and compilation. None of it names a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from posegen.errors import UserError
+
+#: Lightning's names of the precisions that sampling and `posegen profile` know, too.
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+#: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected, would be frozen into the code.
+REPEATED = ("BasicTransformerBlock",)
+#: What may be computed again. The wide inner activations of feed-forward layers are the largest share of a transformer block's memory and cost little to
+#: compute; checkpointing whole blocks, diffusers' own kind, saves most and costs another forward pass.
+CHECKPOINTING = ("none", "feedforward", "blocks")
+WIDE = ("GEGLU",)
+
+
+def precision(choice: str) -> Any:
+    """Lightning's name of a precision; ``auto`` is bf16 where the hardware computes in it, else fp32."""
+    if choice != "auto":
+        return choice
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "bf16-mixed" if capability == "AVX512" and _has_bf16() else "32-true"
+
+
+def _has_bf16() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of a precision in Lightning's names.
+
+    Raises:
+        UserError: it is not among `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision} is not known to sampling; expected auto or one of {', '.join(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def arrange(network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: str = "none") -> None:
+    """Applies what ``trainer`` says about the way of computing to a backbone or an adapter.
+
+    Args:
+        channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
+        compile: compile the transformer blocks when they first run.
+        checkpointing: what is computed again in the backward pass instead of being kept: one of `CHECKPOINTING`.
+
+    Raises:
+        UserError: ``checkpointing`` is something else.
+    """
+    if checkpointing not in CHECKPOINTING:
+        raise UserError(f"trainer.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    for module in network.modules():
+        if compile and type(module).__name__ in REPEATED:
+            module.compile()
+        if checkpointing == "blocks" and getattr(module, "_supports_gradient_checkpointing", False):
+            module.enable_gradient_checkpointing()
+        if checkpointing == "feedforward" and type(module).__name__ in WIDE:
+            module.forward = partial(recomputed, module)
+
+
+def keep_cast(network: nn.Module, precision: str) -> None:
+    """Keeps the frozen weights of convolutions and linear layers in the type that autocast computes in.
+
+    The numbers are the same, since autocast would cast the same weights in every pass: it remembers casts of weights that train alone. Weights of
+    normalisations stay as they are; autocast computes those in single precision.
+    """
+    dtype = PRECISIONS.get(precision)
+    for module in network.modules() if dtype is not None else ():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.to(dtype)
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """``module(*inputs)``, of which the backward pass keeps the inputs alone."""
+    forward = type(module).forward
+    if not torch.is_grad_enabled():
+        return forward(module, *inputs)
+    return checkpoint(forward, module, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def keeping(*modules: nn.Module) -> Iterator[None]:
+    """Within the context, nothing of feed-forward layers is computed twice."""
+    changed = [module for module in modules if "forward" in vars(module)]
+    for module in changed:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.forward = partial(recomputed, module)
+
+
+def arranged(network: nn.Module, trainer: Mapping[str, Any]) -> None:
+    """`arrange` by the keys of the ``trainer`` group."""
+    arrange(network, *(trainer[key] for key in ("channels_last", "compile", "checkpointing")))
+
+
+def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
+    """All modules that a step runs: those of the U-Net and of the adapter."""
+    yield from backbone.unet.modules()
+    yield from adapter.modules()

@@ -1,0 +1,67 @@
+"""Exponential moving average of what trains, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from posegen.train.fsdp import as_held, whole
+
+
+class EMA(Callback):
+    """Keeps the average of the trained parameters; it is what is sampled, judged and exported.
+
+    The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start. Running statistics are averaged with
+    the weights that they belong to; counters are copied. The average travels in Lightning checkpoints, so a resumed run continues it exactly.
+
+    Args:
+        decay: final decay per step; 0 switches the average off.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.average: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        values = module.state_dict()
+        if not self.average:
+            self.average = {name: value.detach().clone().float() if value.is_floating_point() else value.clone() for name, value in values.items()}
+        self.average = {name: as_held(value, values[name]) for name, value in self.average.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step <= self.steps:  # accumulating: no optimiser step was made
+            return
+        self.steps = trainer.global_step
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, value in module.state_dict().items():
+            average = self.average[name]
+            if value.is_floating_point():
+                average.lerp_(value.to(average.dtype), 1 - decay)
+            else:
+                average.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "average": whole(self.average)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.average = state["steps"], state["average"]
+
+    @contextmanager
+    def applied(self, module: LightningModule) -> Iterator[None]:
+        """Inside the block the module has the averaged weights."""
+        if not self.average or self.decay == 0:
+            yield
+            return
+        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.average, strict=False)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own, strict=False)

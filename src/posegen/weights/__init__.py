@@ -1,1 +1,0 @@
-"""Files of weights from anywhere: read without running anything in them, and recognised by their content."""

@@ -1,0 +1,202 @@
+"""``posegen check``: everything that is wrong with a configuration, at once, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+
+from posegen import cli
+from posegen.config.app import Request, composed
+from posegen.config.check import check, require_valid, validate
+from posegen.config.signatures import expectation
+from posegen.errors import UserError
+
+
+def problems(*overrides: str, verb: str = "train", multirun: bool = False) -> list[str]:
+    return [str(problem) for problem in check(Request(verb, ("out=out", *overrides)), multirun)[0]]
+
+
+def test_a_right_configuration_has_no_problems(tree: Path) -> None:
+    assert problems() == []
+    assert problems("adapter=reference/real", "adapter.strength=2", "+adapter.channels=[8,16]", "+adapter.style=humansd", "+adapter.hint={a: 1}") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        # Names that Hydra lets pass behind a +.
+        ("+adapter.chanels=3", "adapter.chanels=3: Method takes no such argument; did you mean channels?"),
+        ("+data.train.sise=3", "data.train.sise=3: Data takes no such argument; did you mean size?"),
+        ("+data.test.sise=3", "data.test.sise=3: Data.cached takes no such argument; did you mean size?"),
+        ("+optim.bach=3", "optim.bach=3: no such key; did you mean batch? available: batch, decay, lr (conf/optim/adamw.yaml)"),
+        ("++sed=3", "sed=3: no such key; did you mean seed?"),
+        ("+adapter.recipes.small.rate=1", "adapter.recipes.small.rate: no such setting in optim"),
+        # Values of the wrong type.
+        ("adapter.strength=high", "adapter.strength=high: expected a number (conf/adapter/method.yaml)"),
+        ("+adapter.style=opnpose", "adapter.style=opnpose: expected one of openpose, humansd; did you mean openpose?"),
+        ("+adapter.channels=[8,x]", "expected a list, each an integer, but it holds 'x'"),
+        ("+adapter.size=[8]", "adapter.size=[8]: expected a list of 2 (an integer, an integer), but it holds 1"),
+        ("+adapter.layers=1.5", "adapter.layers=1.5: expected an integer or null"),
+        ("+adapter.hint={a: b}", "expected a mapping or null"),
+        ("+adapter.drawing={_target_: world.Data, split: a}", None),
+        ("+adapter.drawing={_target_: world.Drawing, style: x}", "adapter.drawing.style=x: expected one of openpose, humansd"),
+        ("+backbone.faithful=1", "backbone.faithful=1: expected true or false"),
+        ("optim.batch=many", "optim.batch=many: expected a number; usually it is 32"),
+        ("optim.batch=auto", None),
+        ("optim.lr=0.1", None),
+        ("optim.lr=fast", "optim.lr=fast: expected a number of at least 0, or null"),
+        ("optim.lr=-1", "optim.lr=-1: expected a number of at least 0, or null"),
+        # Values that are missing or lead nowhere.
+        ("adapter.strength=???", "adapter.strength=???: a value is missing; give one with adapter.strength=VALUE"),
+        ("adapter.strength=${nothing.here}", "Interpolation key 'nothing.here' not found"),
+        ("~data.train.split", "data.train.split: Data needs this argument; give it with +data.train.split=VALUE"),
+        ("backbone.path=/no/such/folder", "backbone.path=/no/such/folder: no such file or folder (conf/backbone/small.yaml)"),
+        ("backbone.path=hub:owner/name", None),
+        # Classes that do not exist.
+        ("adapter._target_=world.Methd", "did you mean world.Method?"),
+        ("adapter._target_=wrld.Method", "adapter._target_=wrld.Method: cannot be imported"),
+        # Choices that exclude each other.
+        ("adapter=prior", "backbone: PosePrior generates poses, Backbone images; choose another adapter= or backbone="),
+        # Free-form mappings stay free.
+        ("+labels.anything=1", None),
+    ],
+)
+def test_one_problem(tree: Path, override: str, expected: str | None) -> None:
+    found = problems(override)
+    assert len(found) == (expected is not None), found
+    assert expected is None or expected in found[0]
+
+
+def test_all_problems_are_told_at_once(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["out=out", "adapter=methd", "optim.bach=3", "+adapter.chanels=3", "backbone.path=/no", "hydra/launcher=bsic"]
+    assert cli.main(["check", "train", *words]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("5 problems:")
+    assert all(name in message for name in ("adapter=methd", "optim.bach", "adapter.chanels", "backbone.path", "hydra/launcher=bsic"))
+
+
+def test_mistakes_in_files_are_found(tree: Path) -> None:
+    found = problems("experiment=careless")
+    assert [line.partition(":")[0] for line in found] == ["optim.bach=16", "sed=1"]
+
+
+def test_missing_value_of_the_verb_is_named(tree: Path) -> None:
+    assert [p.key for p in check(Request("train"))[0]] == ["out"]
+
+
+def test_image_size_must_fit_the_latent_factor(tree: Path) -> None:
+    (tree / "weights" / "vae").mkdir(parents=True)
+    (tree / "weights" / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [8, 8, 8, 8]}))
+    assert problems("backbone.path=weights", "+data.train.size=64") == []
+    assert "expected a multiple of the backbone's latent factor 8, such as 56" in problems("backbone.path=weights", "+data.train.size=60")[0]
+
+
+def test_every_cell_of_a_sweep_is_checked(tree: Path) -> None:
+    found, count = check(Request("train", ("out=out", "adapter=method,prior", "seed=0,1,2", "optim.batch=8,many")), multirun=True)
+    assert [p.key for p in found] == ["optim.batch", "backbone"] or [p.key for p in found] == ["backbone", "optim.batch"]
+    assert count == 2 + 2 + 1  # every pair of options, every further value once
+
+
+def test_a_benchmarks_own_sweep_is_checked(tree: Path) -> None:
+    assert "PosePrior generates poses" in problems(verb="benchmark")[0]
+    assert problems("adapter=method", verb="benchmark") == []
+
+
+def test_the_verb_says_what_is_fine_and_what_is_not(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "out=out"]) == 0
+    assert capsys.readouterr().out == "posegen train: the configuration is fine\n"
+    assert cli.main(["check", "tran", "out=out"]) == 1
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+def test_a_running_verb_refuses_all_problems_in_one_error(tree: Path) -> None:
+    with composed(Request("train", ("out=out", "+adapter.chanels=3", "backbone.path=/no"))) as cfg:
+        with pytest.raises(UserError, match="2 problems") as error:
+            require_valid(cfg)
+        whole = OmegaConf.create({**cfg, "hydra": {}})
+        assert list(map(str, validate(whole))) == list(map(str, validate(cfg)))
+    assert "chanels" in str(error.value)
+
+
+class Colour(Enum):
+    red = 1
+
+
+class Unknown:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "fits"),
+    [
+        (1, float, True),
+        (True, int, False),
+        (1.0, int, False),
+        (1, bool, False),
+        (None, int | None, True),
+        (None, int, False),
+        ("a", Path, True),
+        (1, str, False),
+        ("a", str | Path | None, True),
+        ([1, 2], tuple[int, ...], True),
+        ([1, 2], Sequence[str], False),
+        ([1, "a"], tuple[int, str], True),
+        ("abc", Sequence[str], False),
+        ({"a": 1}, Mapping[str, int], True),
+        ({"a": "b"}, dict[str, int], False),
+        ("b", Literal["a", "b"], True),
+        (1, Literal["a", "b"], False),
+        ("red", Colour, True),
+        ("blue", Colour, False),
+        ("anything", Any, True),
+        ({"_target_": "x"}, Unknown, True),
+        ("plain", Unknown, True),
+    ],
+)
+def test_values_are_compared_with_annotations(value: Any, annotation: Any, fits: bool) -> None:
+    assert (expectation(value, annotation) is None) == fits
+
+
+# The configurations that posegen ships.
+
+
+@pytest.mark.parametrize("verb", ["train", "sample", "evaluate"])
+def test_shipped_verbs_compose_and_have_no_unknown_names(verb: str) -> None:
+    found = [p for p in check(Request(verb))[0] if p.expected != "no such file or folder"]
+    assert found == []
+
+
+def test_shipped_experiments_have_no_problems() -> None:
+    from posegen.config.groups import groups
+
+    for name in groups().get("experiment", {}):
+        found = [p for p in check(Request("train", (f"experiment={name}",)))[0] if p.expected != "no such file or folder"]
+        assert found == [], name
+
+
+def test_shipped_benchmarks_have_no_problems() -> None:
+    from posegen.config.groups import groups
+
+    for name in groups()["benchmark"]:
+        found = [p for p in check(Request("benchmark", (f"benchmark={name}",)))[0] if p.expected != "no such file or folder"]
+        assert [p for p in found if p.value != "???"] == [], name  # what the user gives: where data and weights lie
+
+
+def test_values_that_a_training_would_notice_late_are_found_early() -> None:
+    from posegen.config.check import PRECISIONS, training
+    from posegen.runner.precision import PRECISIONS as KNOWN
+
+    assert set(PRECISIONS) == {"auto", *KNOWN}
+    cfg = OmegaConf.create({"optim": {"lr": None, "drop_text": 2}, "trainer": {"precision": "bf16"}})
+    told = [str(problem) for problem in training(cfg)]
+    assert told == [
+        "optim.drop_text=2: expected a number from 0 to 1, or null",
+        "trainer.precision=bf16: expected one of auto, 32-true, bf16-mixed, 16-mixed; did you mean bf16-mixed?",
+    ]
+    assert training(OmegaConf.create({})) == []

@@ -1,0 +1,79 @@
+"""The report in a real browser: columns sort, the best first, every group of rows for itself, and nothing is loaded from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from posegen.io.text import write_json
+from posegen.report.page import page
+from posegen.report.table import build_table
+from posegen.runner.images import picture, write_png
+from tests.report.test_table import PROTOCOL, finished
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}: the Debian package chromium is missing")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    shifts = {"middle": 3.5, "near": 0.2, "far": 9.0, "reference/real": 0.0, "reference/twin": 12.0}
+    cells = [finished(folder, name, shift) for name, shift in shifts.items()]
+    cells.append({"folder": "absent/world/seed0", "method": "absent", "seed": 0, "hash": "absent"})
+    for cell in cells[:-1]:
+        write_png(picture(folder / cell["folder"] / "judged", 0), np.zeros((8, 24, 3), np.uint8))
+    write_json(folder / "cells.json", {"title": "Sorting", "baseline": None, "protocol": PROTOCOL, "cells": cells})
+    (folder / "report.html").write_text(page(build_table(folder)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tab(study: Path) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'posegen[test]'")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS), headless=True)
+        opened, asked, failures = browser.new_page(viewport={"width": 1200, "height": 900}), [], []
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.on("pageerror", lambda error: failures.append(str(error)))
+        opened.on("console", lambda message: failures.append(message.text) if message.type == "error" else None)
+        opened.goto((study / "report.html").as_uri())
+        yield opened
+        browser.close()
+    assert not failures and {url.partition(":")[0] for url in asked} <= {"file", "data"}
+
+
+def names(tab: Any) -> list[str]:
+    return [text.strip() for text in tab.locator("#table tbody tr:not(.label) th").all_inner_texts()]
+
+
+def test_a_click_puts_the_best_on_top_and_another_turns_it(tab: Any) -> None:
+    head = tab.locator("#table thead th", has_text="PCK@0.1")
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending" and names(tab) == ["near", "middle", "far", "absent", "reference/real", "reference/twin"]
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending" and names(tab) == ["far", "middle", "near", "absent", "reference/twin", "reference/real"]
+    count = tab.locator("#table thead th", has_text="judge_frechet")
+    count.locator("button").click()
+    assert count.get_attribute("aria-sort") == "ascending" and head.get_attribute("aria-sort") is None  # of which less is better
+    tab.locator("#table thead button").first.click()
+    assert names(tab)[:3] == ["far", "middle", "near"]
+
+
+def test_the_poses_that_were_found_can_be_shown(tab: Any) -> None:
+    found = tab.locator(".grid img.found").first
+    assert not found.is_visible()
+    tab.check("#found")
+    assert found.is_visible()
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(tab: Any) -> None:
+    tab.set_viewport_size({"width": 390, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,0 +1,120 @@
+"""Cells: where they lie, what they are, and what happens when that changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posegen.errors import CellConflict, UserError
+from posegen.runner.cell import Cell, content_hash, differences, folder, identity
+
+
+def config(tmp_path: Path, **changes: object) -> dict:
+    base = {
+        "paths": {"output": str(tmp_path), "cache": "/anywhere"},
+        "study": "train",
+        "method": "controlnet",
+        "dataset": "mannequin",
+        "seed": 0,
+        "adapter": {"strength": 1.0},
+        "trainer": {"steps": 10, "devices": 1, "progress": "bar"},
+        "data": {"train": {"count": 5, "cache": "/anywhere", "workers": 1}},
+        "logger": {"project": "x"},
+    }
+    return {**base, **changes}
+
+
+def cell(tmp_path: Path, **changes: object) -> Cell:
+    values = config(tmp_path, **changes)
+    return Cell(folder(values, []), identity(values), values)
+
+
+def test_the_folder_names_what_differs_and_nothing_neutral(tmp_path: Path) -> None:
+    overrides = ["adapter=controlnet", "seed=3", "+sampler.guidance=4", "logger=wandb", "trainer.devices=2", "paths.output=x", "trainer=smoke"]
+    assert folder(config(tmp_path, seed=3), overrides) == tmp_path / "train/controlnet/mannequin,sampler.guidance=4,trainer=smoke/seed3"
+
+
+def test_files_in_a_list_are_named_without_their_folders(tmp_path: Path) -> None:
+    values = config(tmp_path, source=["/a/front.png", "/b/back.png"])
+    assert folder(values, ["source=[/a/front.png,/b/back.png]"]) == tmp_path / "train/controlnet/mannequin,source=front.png+back.png/seed0"
+
+
+def test_the_folder_does_not_depend_on_how_a_number_was_typed(tmp_path: Path) -> None:
+    values = config(tmp_path, optim={"lr": 0.001})
+    assert folder(values, ["optim.lr=1e-3"]) == folder(values, ["optim.lr=0.001"]) == tmp_path / "train/controlnet/mannequin,optim.lr=0.001/seed0"
+
+
+def test_neutral_keys_are_not_identity(tmp_path: Path) -> None:
+    here = identity(config(tmp_path))
+    there = identity(config(tmp_path, logger={}, trainer={"steps": 10, "devices": 8, "progress": "none"}, data={"train": {"count": 5, "cache": "/else"}}))
+    assert here == there
+    assert here != identity(config(tmp_path, trainer={"steps": 11, "devices": 1}))
+
+
+def test_files_count_by_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.bin").write_bytes(b"same")
+    assert identity({"backbone": {"path": str(tmp_path / "a")}}) == identity({"backbone": {"path": str(tmp_path / "b")}})
+    before = content_hash(tmp_path / "a")
+    (tmp_path / "a" / "w.bin").write_bytes(b"other")
+    assert content_hash(tmp_path / "a") != before
+
+
+def test_a_finished_cell_stays_finished(tmp_path: Path) -> None:
+    first = cell(tmp_path)
+    with first.working():
+        assert not first.finished()
+    again = cell(tmp_path, logger={"project": "another"})
+    with again.working():
+        assert again.finished()
+
+
+def test_another_identity_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    first = cell(tmp_path)
+    with first.working():
+        (first.folder / "result").write_text("precious")
+    with pytest.raises(CellConflict, match=r"trainer\.steps: 10 there, 99 now") as error, cell(tmp_path, trainer={"steps": 99}).working():
+        pass
+    assert "study=" in str(error.value)
+    assert (first.folder / "result").read_text() == "precious" and first.finished()
+
+
+def test_a_failure_is_recorded_with_its_reason(tmp_path: Path) -> None:
+    broken = cell(tmp_path)
+    with pytest.raises(RuntimeError), broken.working():
+        raise RuntimeError("no such luck")
+    assert broken.status["state"] == "failed" and "no such luck" in broken.status["reason"]
+    with broken.working():
+        pass
+    assert broken.finished() and "reason" not in broken.status
+
+
+def test_an_interrupted_cell_is_still_running(tmp_path: Path) -> None:
+    stopped = cell(tmp_path)
+    with pytest.raises(KeyboardInterrupt), stopped.working():
+        raise KeyboardInterrupt
+    assert stopped.status["state"] == "running"
+
+
+def test_a_damaged_status_names_the_file_and_the_fix(tmp_path: Path) -> None:
+    damaged = cell(tmp_path)
+    damaged.folder.mkdir(parents=True)
+    (damaged.folder / "status.json").write_text('{"state": "fin')
+    with pytest.raises(UserError, match=r"status\.json.*delete it"):
+        damaged.check()
+
+
+def test_differences_are_dotted() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [("a.c", 2, 3), ("d", None, 4)]
+
+
+def test_the_record_is_json(tmp_path: Path) -> None:
+    done = cell(tmp_path)
+    with done.working():
+        pass
+    status = json.loads((done.folder / "status.json").read_text())
+    assert {"state", "identity", "hash", "versions", "git", "wall_s"} <= set(status)
+    assert (done.folder / "config.yaml").is_file()

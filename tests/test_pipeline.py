@@ -1,0 +1,414 @@
+"""The pipeline: what it makes, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from PIL import Image
+
+import posegen
+from posegen.adapters.controlnet import ControlNet
+from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.errors import UserError
+from posegen.pipeline import PoseGuidedPipeline
+from posegen.poses.drawing import STYLES
+from posegen.poses.reading import given
+from posegen.runner.components import Parts
+from posegen.runner.method_folder import save_method
+from tests.backbones.models import SD1, parts_of
+from tests.tiny import configured
+
+METHODS = ("controlnet", "humansd", "t2i_adapter")
+
+
+def person(x: float = 32, y: float = 32) -> np.ndarray:
+    points = np.random.default_rng(0).uniform(-20, 20, (17, 3)) + np.array([x, y, 0])
+    points[:, 2] = 2
+    return points
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def trained(parts: Parts) -> Parts:
+    """The parts with weights that no fresh ones have."""
+    for p in [*parts.adapter.parameters(), *parts.backbone.parameters()]:
+        if p.requires_grad:
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return parts
+
+
+@pytest.fixture(scope="module")
+def methods(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A method folder of every method."""
+    folder = tmp_path_factory.mktemp("methods")
+    for name in METHODS:
+        with configured("train", *world, f"adapter={name}") as cfg:
+            parts = trained(Parts(cfg))
+            save_method(folder / name, parts.adapter, parts.backbone, sampler={"steps": 2, "guidance": 3.0, "batch": 50})
+    return {name: folder / name for name in METHODS}
+
+
+@pytest.fixture(scope="module")
+def base(world: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("backbone.").split("=") for word in world if word.startswith("backbone."))
+
+
+def loaded(folder: Path, base: dict[str, str] | None = None, **settings: Any) -> PoseGuidedPipeline:
+    pipe = PoseGuidedPipeline.from_pretrained(folder, backbone=base, **settings)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe(methods: dict[str, Path], base: dict[str, str]) -> PoseGuidedPipeline:
+    return loaded(methods["controlnet"], base)
+
+
+def images(pipe: PoseGuidedPipeline, *args: Any, **kwargs: Any) -> np.ndarray:
+    return pipe(*args, **{"generator": seeded(), "output_type": "np", **kwargs}).images
+
+
+# What it makes.
+
+
+def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
+    """Same noise, prompt and drawing through diffusers' own ControlNet pipeline."""
+    backbone = StableDiffusion.from_parts(parts_of(SD1))
+    method = ControlNet()
+    method.attach(backbone)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=seeded(p.numel())))
+    save_method(tmp_path, method, backbone)
+    parts = backbone.parts
+    theirs = diffusers.StableDiffusionControlNetPipeline(
+        parts.autoencoder,
+        parts.text_encoder,
+        parts.tokenizer,
+        parts.unet,
+        diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet"),
+        diffusers.DDIMScheduler.from_config(parts.scheduler),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    ours = PoseGuidedPipeline(method)
+    ours.set_progress_bar_config(disable=True)
+    hint = Image.fromarray(STYLES["openpose"](person()[None], (64, 64)))
+    noise = torch.randn(2, 4, 8, 8, generator=seeded())
+    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "blurred", "num_images_per_prompt": 2, "output_type": "np"}
+    expected = theirs("a dancer", image=hint, latents=noise, height=64, width=64, **settings).images
+    for poses in (person(), hint):
+        made = ours("a dancer", poses, latents=noise, height=64, width=64, **settings).images
+        assert made.shape == (2, 64, 64, 3) and np.abs(made - expected).max() < 1e-4
+    assert np.abs(ours("a dancer", latents=noise, height=64, width=64, **settings).images - expected).max() > 1e-2, "the pose matters"
+    weaker = theirs("a dancer", image=hint, latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings).images
+    made = ours("a dancer", person(), latents=noise, height=64, width=64, control_scale=0.5, **settings).images
+    assert np.abs(made - weaker).max() < 1e-4 < np.abs(made - expected).max()
+
+
+def test_an_image_is_a_function_of_its_generator(pipe: PoseGuidedPipeline) -> None:
+    both = images(pipe, "photo", person(), num_images_per_prompt=2, generator=[seeded(1), seeded(2)])
+    alone = images(pipe, "photo", person(), generator=seeded(2))
+    assert np.allclose(both[1], alone[0], atol=1e-4) and not np.allclose(both[0], both[1], atol=1e-2)
+    assert np.array_equal(images(pipe, "photo", person()), images(pipe, "photo", person()))
+    torch.manual_seed(5)
+    free = images(pipe, "photo", person(), generator=None)
+    assert not np.allclose(free, images(pipe, "photo", person(), generator=None), atol=1e-2)
+    torch.manual_seed(5)
+    assert np.array_equal(free, images(pipe, "photo", person(), generator=None)), "without one, torch's own generator counts"
+
+
+def test_prompts_and_poses_are_paired(pipe: PoseGuidedPipeline) -> None:
+    two = [person(), np.stack([person(20), person(44)])]
+
+    def made(*args: Any, **kwargs: Any) -> np.ndarray:
+        return images(pipe, *args, generator=[seeded(1), seeded(2)], **kwargs)
+
+    together = made(["photo", "sketch"], two, negative_prompt=["", "cartoon"])
+    second = images(pipe, "sketch", two[1], negative_prompt="cartoon", generator=seeded(2))
+    assert np.allclose(together[1], second[0], atol=1e-4)
+    one_pose, one_prompt = made(["photo", "sketch"], person()), made("photo", two)
+    assert np.allclose(together[0], one_pose[0], atol=1e-4) and np.allclose(together[0], one_prompt[0], atol=1e-4)
+
+
+def test_every_kind_of_output(pipe: PoseGuidedPipeline) -> None:
+    made = {kind: pipe("photo", person(), generator=seeded(), output_type=kind, height=64, width=96).images for kind in ("pil", "np", "pt", "latent")}
+    assert isinstance(made["pil"], list) and made["pil"][0].size == (96, 64)
+    assert made["np"].shape == (1, 64, 96, 3) and made["pt"].shape == (1, 3, 64, 96) and made["latent"].shape == (1, *pipe.backbone.latent_shape((64, 96)))
+    assert np.abs(np.asarray(made["pil"][0]) / 255 - made["np"][0]).max() <= 0.51 / 255 and np.allclose(made["pt"][0].permute(1, 2, 0), made["np"][0])
+    decoded = pipe.backbone.from_latents(made["latent"]).clamp(-1, 1) / 2 + 0.5
+    assert torch.allclose(decoded, made["pt"], atol=1e-5)
+    (alone,) = pipe("photo", person(), generator=seeded(), output_type="np", height=64, width=96, return_dict=False)
+    assert np.array_equal(alone, made["np"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_control_has_a_strength(method: str, methods: dict[str, Path], base: dict[str, str]) -> None:
+    pipe = loaded(methods[method], base)
+    made = [images(pipe, "a dancer", person(), control_scale=scale) for scale in (0.0, 0.5, 1.0)]
+    assert np.array_equal(made[2], images(pipe, "a dancer", person()))
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in ((made[0], made[1]), (made[1], made[2])))
+    assert np.array_equal(made[0], images(pipe, "a dancer", person(20, 20), control_scale=0.0)), "at 0 no pose matters"
+
+
+def test_every_step_is_told_and_what_is_raised_then_ends_the_sampling(pipe: PoseGuidedPipeline) -> None:
+    done: list[int] = []
+    pipe("a dancer", person(), num_inference_steps=3, on_step=done.append)
+    assert done == [1, 2, 3]
+
+    def enough(step: int) -> None:
+        done.append(step)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pipe("a dancer", person(), num_inference_steps=3, on_step=enough)
+    assert done == [1, 2, 3, 1]
+
+
+def test_the_scheduler_can_be_replaced(pipe: PoseGuidedPipeline) -> None:
+    before, usual = pipe.scheduler, images(pipe, "photo", person())
+    try:
+        for cls in (diffusers.UniPCMultistepScheduler, diffusers.DDPMScheduler):  # the second draws noise in every step
+            pipe.scheduler = cls.from_config(pipe.scheduler.config)
+            assert not np.allclose(images(pipe, "photo", person(), num_inference_steps=3), usual, atol=1e-3)
+            assert np.array_equal(images(pipe, "photo", person(), num_inference_steps=3), images(pipe, "photo", person(), num_inference_steps=3))
+    finally:
+        pipe.scheduler = before
+    assert np.array_equal(images(pipe, "photo", person()), usual)
+
+
+def test_the_folder_says_how_to_sample_unless_the_call_does(pipe: PoseGuidedPipeline) -> None:
+    assert (pipe.sampler.steps, pipe.sampler.guidance) == (2, 3.0)
+    assert np.array_equal(images(pipe, "photo", person()), images(pipe, "photo", person(), num_inference_steps=2, guidance_scale=3.0))
+    assert not np.allclose(images(pipe, "photo", person()), images(pipe, "photo", person(), guidance_scale=1.0), atol=1e-3)
+
+
+def test_the_bar_counts_the_steps(pipe: PoseGuidedPipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe.set_progress_bar_config(desc="sampling")
+    pipe("photo", person(), num_inference_steps=3)
+    assert "sampling: 100%" in (shown := capsys.readouterr().err) and "3/3" in shown
+    pipe.set_progress_bar_config(disable=True)
+    pipe("photo", person())
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_is_close(method: str, methods: dict[str, Path], base: dict[str, str]) -> None:
+    full, half = (loaded(methods[method], base, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert half.dtype == torch.bfloat16 and half.backbone.alphas_cumprod.dtype == torch.float32
+    difference = np.abs(images(full, "photo", person()) - images(half, "photo", person()))
+    assert 0 < difference.mean() < 0.05
+
+
+# Poses in every form.
+
+
+def test_drawings_files_and_keypoints_are_the_same_pose(pipe: PoseGuidedPipeline, tmp_path: Path) -> None:
+    expected = images(pipe, "photo", person())
+    drawn = STYLES["openpose"](person()[None], (64, 64))
+    Image.fromarray(drawn).save(tmp_path / "skeleton.png")
+    content = {
+        "annotations": [{"image_id": 1, "keypoints": (person() * [2, 2, 1] + [0.5, 0.5, 0]).ravel().tolist()}],
+        "images": [{"id": 1, "height": 128, "width": 128}],
+    }
+    (tmp_path / "pose.json").write_text(json.dumps(content))
+    assert np.array_equal(images(pipe, "photo", tmp_path / "skeleton.png"), expected)
+    assert np.allclose(images(pipe, "photo", torch.from_numpy(drawn).permute(2, 0, 1) / 255), expected, atol=1e-4)
+    assert np.allclose(images(pipe, "photo", tmp_path / "pose.json", height=64, width=64), expected, atol=1e-3), "the file's canvas is scaled to the image"
+    assert images(pipe, "photo", tmp_path / "pose.json").shape == (1, 128, 128, 3), "or gives the image its size"
+
+
+def test_a_drawing_takes_the_range_that_the_method_reads(methods: dict[str, Path], base: dict[str, str]) -> None:
+    pipe = loaded(methods["humansd"], base)
+    drawn = STYLES["humansd"](person()[None], (64, 64))
+    expected = images(pipe, "photo", person())
+    assert np.allclose(images(pipe, "photo", drawn), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"values from 0 to .*; the method reads -1 \(black\) to 1"):
+        pipe("photo", torch.from_numpy(drawn).permute(2, 0, 1) / 255)
+
+
+def test_poses_are_read_from_pictures_of_people(pipe: PoseGuidedPipeline, world: list[str]) -> None:
+    own = [word for word in world if not word.startswith("estimator")]
+    with configured("train", *own) as cfg:
+        sample = next(s for s in map(instantiate(cfg.data.test, _convert_="all").__getitem__, range(6)) if len(s.keypoints) == 1)
+    [guide] = given(Image.fromarray(sample.image))
+    people, hint = pipe.read(guide, (64, 64), None)
+    seen = sample.keypoints[0, :, 2] == 2
+    off = np.linalg.norm(people[0, seen, :2] - sample.keypoints[0, seen, :2], axis=-1)
+    assert len(people) == 1 and np.median(off) < 2 and hint.shape == (3, 64, 64)
+    with pytest.raises(UserError, match="the estimator finds nobody in this picture"):
+        pipe("photo", np.full((64, 64, 3), 200, np.uint8))
+
+
+def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
+    assert np.array_equal(images(pipe, "photo"), images(pipe, "photo", np.zeros((64, 64, 3), np.uint8)))
+
+
+# What it refuses, before anything is computed.
+
+
+@pytest.mark.parametrize(
+    ("poses", "settings", "message"),
+    [
+        (person(), {"height": 60, "width": 64}, r"height=60, width=64: .* multiples of 8; nearest: height=56 or 64, width=64"),
+        (person(), {"height": 3, "width": -1}, r"nearest: height=8, width=8"),
+        (person(500), {}, r"poses: all joints are outside the canvas of 64 x 64"),
+        (person() * [1, 1, 0], {}, r"poses: no joint is visible .* leave poses out"),
+        (person() * np.nan, {}, r"poses: person 0, joint 0 \(nose\) is not finite"),
+        (np.stack([person()] * 11), {}, r"11 people; the methods know up to 10"),
+        (np.zeros((32, 32, 3), np.uint8), {"height": 64, "width": 64}, r"a drawn skeleton of 32 x 32 pixels .* for an image of 64 x 64"),
+        ([np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)], {}, r"canvases of different sizes .*set height and width"),
+        ([person()] * 2, {"prompt": ["a", "b", "c"]}, r"3 prompts and poses of 2 images"),
+        (person(), {"prompt": 3}, r"prompt is 3; expected a text"),
+        (person(), {"negative_prompt": ["a", "b"]}, r"negative_prompt has 2 texts for 1 prompts"),
+        (person(), {"num_inference_steps": 0}, r"num_inference_steps is 0; expected a whole number of at least 1"),
+        (person(), {"num_images_per_prompt": 1.5}, r"num_images_per_prompt is 1.5"),
+        (person(), {"control_scale": -1}, r"control_scale is -1; expected a number of at least 0"),
+        (person(), {"output_type": "jpg"}, r"output_type is 'jpg'; expected one of pil, np, pt, latent"),
+        (person(), {"generator": [torch.Generator()] * 2}, r"generator has 2 entries for 1 images"),
+        (person(), {"latents": torch.zeros(1, 4, 8, 8)}, r"latents has the shape \[1, 4, 8, 8\]; 1 images of 64 x 64 pixels start from \[1, 8, 16, 16\]"),
+    ],
+)
+def test_bad_input_is_one_error_at_once(pipe: PoseGuidedPipeline, poses: Any, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe.backbone, "encode_text", lambda texts: pytest.fail("something was computed"))
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"prompt": "photo", "poses": poses, **settings})
+
+
+def test_other_pictures_need_an_estimator_on_other_backbones() -> None:
+    method = ControlNet()
+    method.attach(StableDiffusion.from_parts(parts_of(SD1)))
+    with pytest.raises(UserError, match="a picture that is no skeleton on black needs something that reads its poses: estimator="):
+        PoseGuidedPipeline(method)("a dancer", np.full((64, 64, 3), 200, np.uint8))
+
+
+# Folders.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_saved_makes_the_same_images_without_the_rest(method: str, methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
+    copy = {key: str(shutil.copytree(value, tmp_path / key)) for key, value in base.items()}
+    pipe = loaded(methods[method], copy)
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    expected = images(pipe, ["photo", "sketch"], person(), num_inference_steps=3)
+    pipe.save_pretrained(tmp_path / "saved")
+    for folder in copy.values():
+        shutil.rmtree(folder)
+    again = loaded(tmp_path / "saved")
+    assert isinstance(again.scheduler, diffusers.DPMSolverMultistepScheduler) and again.sampler.guidance == 3.0
+    assert np.array_equal(images(again, ["photo", "sketch"], person(), num_inference_steps=3), expected)
+    again.save_pretrained(tmp_path / "saved")  # over itself
+    assert np.array_equal(images(loaded(tmp_path / "saved"), ["photo", "sketch"], person(), num_inference_steps=3), expected)
+
+
+def test_a_unet_of_its_own_is_saved_along(methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
+    body = StableDiffusion(**base, recipe="mannequin")
+    method = ControlNet()
+    method.attach(body)
+    with torch.no_grad():
+        body.unet.conv_out.bias.add_(0.3)
+    save_method(tmp_path / "method", method, body, own_unet=True)
+    pipe = loaded(tmp_path / "method", base)
+    pipe.save_pretrained(tmp_path / "saved")
+    expected, again = images(pipe, "photo", person(), num_inference_steps=2), loaded(tmp_path / "saved")
+    assert np.array_equal(images(again, "photo", person(), num_inference_steps=2), expected)
+    assert again.backbone.weights.sha256 == StableDiffusion(**base).weights.sha256
+
+
+def test_a_trained_cell_is_a_pipeline(world: list[str], tmp_path: Path) -> None:
+    from posegen.cli import main
+
+    assert main(["train", *world, "adapter=controlnet", "trainer.steps=1", f"paths.output={tmp_path}"]) == 0
+    (cell,) = (status.parent for status in tmp_path.rglob("status.json"))
+    pipe = loaded(cell)  # its backbone is that of its configuration
+    assert (pipe.sampler.steps, pipe.sampler.guidance) == (2, 2.0)
+    assert pipe("photo", person()).images[0].size == (64, 64)
+
+
+def test_the_shipped_backbone_needs_no_name(tmp_path: Path) -> None:
+    with configured("train", "adapter=controlnet") as cfg:
+        parts = Parts(cfg)
+        save_method(tmp_path / "method", parts.adapter, parts.backbone)
+    pipe = loaded(tmp_path / "method")
+    assert pipe.backbone.weights == parts.backbone.weights and (pipe.sampler.steps, pipe.sampler.guidance) == (50, 7.5)
+
+
+def test_a_backbone_that_is_nowhere_must_be_named(methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
+    for id in ("sd15", "elsewhere"):
+        folder = copied(methods["controlnet"], tmp_path / id, backbone={"id": id, "sha256": "0" * 64})
+        with pytest.raises(UserError, match=rf"belongs to backbone {id} \(sha256 000000000000\), which is not in it; name it: from_pretrained\("):
+            PoseGuidedPipeline.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"was trained on backbone mannequin-v1 .*, configured is mannequin-v1"):
+        PoseGuidedPipeline.from_pretrained(methods["controlnet"])
+    assert loaded(methods["controlnet"], StableDiffusion(**base)).device.type == "cpu"
+
+
+def copied(folder: Path, target: Path, **entries: Any) -> Path:
+    shutil.copytree(folder, target)
+    about = target / "posegen.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), **entries}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        ({"class": "os.system", "kwargs": {"command": "touch trace"}}, r"names the class os\.system, which is no backbone; nothing was run"),
+        (
+            {"class": "posegen.backbones.stable_diffusion.StableDiffusion", "kwargs": {"path": "../../x"}},
+            r"the backbone's path '../../x' is outside the folder",
+        ),
+    ],
+)
+def test_a_foreign_folder_runs_nothing_and_reads_nothing_else(methods: dict[str, Path], tmp_path: Path, pipeline: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PoseGuidedPipeline.from_pretrained(copied(methods["controlnet"], tmp_path / "folder", pipeline=pipeline))
+
+
+def test_a_foreign_scheduler_is_refused(methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
+    folder = copied(methods["controlnet"], tmp_path / "folder")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DiffusionPipeline"}))
+    with pytest.raises(UserError, match="names the class DiffusionPipeline, which is no scheduler of diffusers"):
+        loaded(folder, base)
+
+
+def test_nothing_else_is_overwritten_and_a_backbone_in_memory_cannot_be_saved(pipe: PoseGuidedPipeline, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is no method folder, so it is not overwritten"):
+        pipe.save_pretrained(tmp_path)
+    method = ControlNet()
+    method.attach(StableDiffusion.from_parts(parts_of(SD1)))
+    with pytest.raises(UserError, match="backbone untrained was not read from files"):
+        PoseGuidedPipeline(method).save_pretrained(tmp_path / "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_weights_that_overflow_in_half_precision_are_named(methods: dict[str, Path], base: dict[str, str]) -> None:
+    pipe = loaded(methods["controlnet"], base)
+    with torch.no_grad():
+        pipe.backbone.unet.conv_out.bias[0] = 1e6
+    with pytest.raises(UserError, match=r"1 tensors are too large for torch\.float16, for instance unet\.conv_out\.bias; .*bfloat16"):
+        pipe.to(torch.float16)
+
+
+def test_importing_posegen_imports_no_torch() -> None:
+    program = "import sys, posegen; assert 'torch' not in sys.modules; posegen.PoseGuidedPipeline; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
+        _ = posegen.Pipeline

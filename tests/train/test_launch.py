@@ -1,0 +1,215 @@
+"""Several processes train one cell: they see the same batches as one, end near the same weights, and can be continued by any number of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from posegen.cli import main
+from posegen.errors import UserError
+from posegen.io.text import read_json
+from posegen.runner.batches import Needs, StepBatches
+from posegen.runner.cell import folder, identity
+from posegen.runner.components import Parts
+from posegen.train.launch import Crew, meeting_point, node_rank, require_gpus
+from tests.tiny import configured
+
+#: Two processes add the same numbers in another order; fp32, so that this is all that differs.
+CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every=1"]
+CLOSE = {"rtol": 1e-4}
+
+
+def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
+    with configured("train", *world) as cfg:
+        data = Parts(cfg).data("train")
+        data.prepare()
+
+        def steps(rank: int, shares: int) -> list[tuple[list[str], torch.Tensor]]:
+            batches = iter(StepBatches(data, Needs(), 8, seed=3, start=2, rank=rank, shares=shares))
+            return [(list(b.ids), b.randn("noise", (2,))) for b, _ in zip(batches, range(5), strict=False)]
+
+        whole = steps(0, 1)
+        for shares in (2, 4):
+            parts = [steps(rank, shares) for rank in range(shares)]
+            for step, (ids, noise) in enumerate(whole):
+                assert [i for part in parts for i in part[step][0]] == ids
+                assert torch.equal(torch.cat([part[step][1] for part in parts]), noise)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.devices=3"], r"optim.batch=4 .* shared equally by 3 processes \(trainer.devices=3\); optim.batch must be a multiple of 3"),
+        (["trainer.devices=2", "optim.accumulate=4"], "must be a multiple of 8"),
+        (["trainer.devices=2", "trainer.nodes=3"], "trainer.devices=2 on trainer.nodes=3"),
+        (["trainer.devices=0"], "trainer.devices=0 is no number"),
+        (["trainer.nodes=0"], "trainer.nodes=0 is no number"),
+        (["trainer.strategy=dp"], "expected one of ddp, fsdp"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(overrides: list[str], message: str, world: list[str]) -> None:
+    with configured("train", *world, *overrides) as cfg, pytest.raises(UserError, match=message):
+        Crew.of(cfg)
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(UserError, match=r"trainer.devices=64 .* sees \d+ GPUs \(CUDA_VISIBLE_DEVICES=1, .*hydra/launcher=serial.* set trainer.devices=1"):
+        require_gpus(64, "gpu")
+
+
+def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NODE_RANK", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_JOB_NODELIST", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    crew = Crew(devices=2, nodes=2)
+    for ask in (node_rank, lambda: meeting_point(crew)):
+        with pytest.raises(UserError, match="MASTER_ADDR"):
+            ask()
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-09,12]")
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    assert replace(crew, node=node_rank(), local=1).rank == 3
+    assert meeting_point(crew) == ("gpu07", 15000 + 3456)
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    with pytest.raises(UserError, match="ntasks-per-node=1"):
+        node_rank()
+
+
+def test_a_cell_is_the_same_whoever_computes_it(world: list[str]) -> None:
+    with configured("train", *world) as alone, configured("train", *world, "trainer=fsdp", "trainer.devices=4", "trainer.nodes=2") as many:
+        assert identity(alone) == identity(many)
+        config = OmegaConf.to_container(alone, resolve=True)
+        assert folder(config, ["trainer=fsdp", "trainer.devices=4"]) == folder(config, ["trainer=default"]) == folder(config, [])
+        assert folder(config, ["trainer=smoke"]) != folder(config, [])
+
+
+# Real processes: each takes several seconds to start.
+
+
+def cell(output: Path, method: str) -> Path:
+    (status,) = (output / "train" / method).rglob("status.json")
+    return status.parent
+
+
+def curve(output: Path, method: str) -> pd.Series:
+    return pd.read_csv(cell(output, method) / "curves" / "metrics.csv").set_index("step")["train/loss"].dropna()
+
+
+def weights(output: Path, method: str) -> torch.Tensor:
+    files = sorted((cell(output, method) / "method").rglob("*.safetensors"))
+    return torch.cat([value.flatten() for file in files for _, value in sorted(load_file(file).items())])
+
+
+def command(world: list[str], output: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "posegen.cli", "train", *world, *CPU, f"paths.output={output}", *overrides]
+
+
+@pytest.fixture(scope="module")
+def alone(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cells that one process trained."""
+    output = tmp_path_factory.mktemp("alone")
+    assert main(["train", "-m", *world, *CPU, f"paths.output={output}", "adapter=controlnet,humansd", "optim.accumulate=2"]) == 0
+    return output
+
+
+def assert_close(output: Path, alone: Path, method: str) -> None:
+    """The same curve, and weights that are apart by little of what training moved them (AdamW's first steps are of full length for gradients of rounding)."""
+    np.testing.assert_allclose(curve(output, method), curve(alone, method).loc[curve(output, method).index], **CLOSE)
+    assert (weights(output, method) - weights(alone, method)).abs().mean() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["serial", "local", "submitit_local"])
+def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(launcher: str, world: list[str], alone: Path, tmp_path: Path) -> None:
+    launching = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "local" else [])]
+    sharing = ["adapter=controlnet,humansd", "optim.accumulate=2", "trainer=ddp", "trainer.devices=2", "trainer.validate_every=3", "trainer.validate_images=4"]
+    assert main(["train", "-m", *world, *CPU, f"paths.output={tmp_path}", *sharing, *launching]) == 0
+    for method in ("controlnet", "humansd"):
+        assert_close(tmp_path, alone, method)
+        assert read_json(cell(tmp_path, method) / "status.json")["hash"] == read_json(cell(alone, method) / "status.json")["hash"]
+        assert {p.name for p in cell(tmp_path, method).glob("live/*")} == {"live-0000003.png", "live-0000006.png"}
+        assert not (cell(tmp_path, method) / "ranks").exists()
+    assert len(list(tmp_path.rglob("status.json"))) == 2  # no second sweep beside the first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_killed_with_two_processes_and_continued_with_one(strategy: str, world: list[str], alone: Path, tmp_path: Path) -> None:
+    options = ["adapter=humansd", "optim.accumulate=2", "trainer.save_every=1"]
+    running = subprocess.Popen(command(world, tmp_path, *options, f"trainer={strategy}", "trainer.devices=2"), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (saved := list(tmp_path.rglob("last.ckpt"))) and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert saved and not list(tmp_path.rglob("method"))
+    assert main([*command(world, tmp_path, *options)[3:]]) == 0
+    assert curve(tmp_path, "humansd").index[0] > 0  # it was continued
+    assert_close(tmp_path, alone, "humansd")
+
+
+@pytest.mark.slow
+def test_a_finished_share_by_full_sharding_has_whole_weights(world: list[str], alone: Path, tmp_path: Path) -> None:
+    assert main([*command(world, tmp_path, "adapter=humansd", "optim.accumulate=2", "trainer=fsdp", "trainer.devices=2")[3:]]) == 0
+    assert_close(tmp_path, alone, "humansd")
+
+
+@pytest.mark.slow
+def test_what_a_process_cannot_do_is_the_cells_error(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(world, tmp_path, "adapter=controlnet", "trainer=fsdp", "trainer.devices=2")[3:]]) == 1
+    assert "train outside of it" in capsys.readouterr().err
+    assert read_json(cell(tmp_path, "controlnet") / "status.json")["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_statistics_of_a_share_are_refused(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(world, tmp_path, "adapter=grpose", "trainer.devices=2")[3:]]) == 1
+    assert "adapter=grpose normalises over the batch" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_benchmark_trains_with_two_processes_and_judges_once(world: list[str], tmp_path: Path) -> None:
+    tiny = [o for o in world if not o.startswith(("trainer.steps", "trainer.progress"))]
+    words = ["benchmark", "benchmark=smoke", "adapter=controlnet,none", *tiny, *CPU, "trainer.steps=4", "hydra/launcher=serial"]
+    outputs = {name: tmp_path / name for name in ("two", "one")}
+    for name, sharing in {"two": ["trainer=ddp", "trainer.devices=2"], "one": []}.items():
+        assert main([*words, *sharing, f"paths.output={outputs[name]}"]) == 0
+    one, two = ({c["method"]: c for c in read_json(output / "benchmark/smoke/cells.json")["cells"]} for output in outputs.values())
+    assert one == two  # the same cells at the same places
+    for method in one:
+        records = [pd.read_csv(output / "benchmark/smoke" / one[method]["folder"] / "records.csv")["id"] for output in outputs.values()]
+        assert list(records[0]) == list(records[1]) and len(records[0]) == 6
+
+
+@pytest.mark.slow
+def test_two_machines(world: list[str], alone: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["adapter=controlnet", "optim.accumulate=2", "trainer=ddp", "trainer.devices=1", "trainer.nodes=2"]
+    machines = [
+        subprocess.Popen(
+            command(world, tmp_path, *options),
+            env={**os.environ, "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stderr=subprocess.PIPE,
+        )
+        for node in range(2)
+    ]
+    for machine in machines:
+        _, said = machine.communicate(timeout=180)
+        assert machine.returncode == 0, said.decode()[-2000:]
+    assert_close(tmp_path, alone, "controlnet")
+    assert len(list(tmp_path.rglob("metrics*.csv"))) == 1

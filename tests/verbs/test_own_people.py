@@ -1,0 +1,117 @@
+"""A person from pictures of one's own: in the pipeline and in ``posegen sample``, one picture or several, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from posegen.cli import main
+from posegen.io.text import read_json
+from posegen.pipeline import PoseGuidedPipeline
+from posegen.runner.components import Parts
+from posegen.runner.images import picture, read_png, write_png
+from posegen.runner.method_folder import save_method
+from tests.runner.test_prompts import pose_file
+from tests.test_pipeline import images, loaded, person
+from tests.test_pipeline import trained as changed
+from tests.tiny import configured
+
+
+def picture_of(seed: int, size: tuple[int, int] = (64, 64)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def method(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A method folder of DNAF whose every weight counts."""
+    folder = tmp_path_factory.mktemp("methods") / "dnaf"
+    with configured("train", *world, "data=mannequin_pairs", "adapter=dnaf") as cfg:
+        parts = changed(Parts(cfg))
+        save_method(folder, parts.adapter, parts.backbone, sampler={"steps": 2, "guidance": 2.0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(world: list[str]) -> dict[str, str]:
+    return dict(word.removeprefix("backbone.").split("=") for word in world if word.startswith("backbone."))
+
+
+@pytest.fixture(scope="module")
+def pipe(method: Path, base: dict[str, str]) -> PoseGuidedPipeline:
+    return loaded(method, base)
+
+
+def test_a_picture_is_the_same_from_a_file_from_memory_and_in_a_list(pipe: PoseGuidedPipeline, tmp_path: Path) -> None:
+    array = picture_of(0)
+    write_png(tmp_path / "a.png", array)
+    made = [images(pipe, "photo", person(), source=source) for source in (array, tmp_path / "a.png", Image.fromarray(array), [array], [[array]])]
+    assert all(np.array_equal(each, made[0]) for each in made[1:])
+    assert not np.allclose(made[0], images(pipe, "photo", person(), source=picture_of(1)), atol=1e-3)
+
+
+def test_several_pictures_count_together_and_a_list_of_lists_has_one_per_prompt(pipe: PoseGuidedPipeline) -> None:
+    a, b = picture_of(0), picture_of(1, (48, 80))
+    both, turned = (images(pipe, "photo", person(), source=source) for source in ([a, b], [b, a]))
+    assert np.allclose(both, turned, atol=1e-4) and not np.allclose(both, images(pipe, "photo", person(), source=a), atol=1e-3)
+    each = images(pipe, ["photo", "photo"], person(), source=[[a], [b]])
+    assert np.allclose(each[0], images(pipe, ["photo", "photo"], person(), source=a)[0], atol=1e-4)
+    assert np.allclose(each[1], images(pipe, ["photo", "photo"], person(), source=b)[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "DNAF takes a person from a picture, and there is none; add source=PICTURE"),
+        ("nowhere.png", "source=nowhere.png is no picture that can be read"),
+        (np.zeros((64, 64), np.uint8), r"source has the shape \[64, 64\]"),
+        ([], "holds no picture"),
+        ([[picture_of(0)], [picture_of(0)]], "2? ?.*pictures for 1 images"),
+    ],
+)
+def test_what_is_no_picture_is_refused(pipe: PoseGuidedPipeline, source: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe("photo", person(), source=source)
+
+
+def test_a_method_without_a_source_refuses_one(world: list[str], base: dict[str, str], tmp_path: Path) -> None:
+    with configured("train", *world, "adapter=controlnet") as cfg:
+        parts = Parts(cfg)
+        save_method(tmp_path / "method", parts.adapter, parts.backbone)
+    with pytest.raises(ValueError, match="ControlNet reads no picture of a person"):
+        loaded(tmp_path / "method", base)("photo", person(), source=picture_of(0))
+
+
+def sampled(method: Path, world: list[str], out: Path, *words: str) -> int:
+    pose = pose_file(out) if not (out / "pose.json").exists() else out / "pose.json"
+    own = ["adapter=dnaf", f"checkpoint={method}", "prompt=a person", f"poses={pose}", f"paths.output={out / 'outputs'}"]
+    return main(["sample", *world, *own, *words])
+
+
+def test_prompts_with_a_person_from_pictures(method: Path, world: list[str], tmp_path: Path) -> None:
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    write_png(a, picture_of(0)), write_png(b, picture_of(1, (30, 40)))
+    made = {}
+    for name, source in {"one": f"source={a}", "listed": f"source=[{a}]", "two": f"source=[{a},{b}]"}.items():
+        assert sampled(method, world, tmp_path, source, f"study={name}", "images=2") == 0
+        [status] = (tmp_path / "outputs" / name).rglob("status.json")
+        made[name] = [read_png(picture(status.parent / "samples", i)) for i in range(2)]
+        assert len(read_json(status)["identity"]["content"]["test"]) == 1 + (name == "two")
+    assert np.array_equal(made["one"], made["listed"]) and not np.array_equal(made["one"], made["two"])
+    write_png(a, picture_of(2))
+    assert sampled(method, world, tmp_path, f"source={a}", "study=one", "images=2") != 0, "the same place holds another person's pictures"
+
+
+def test_what_a_prompt_lacks_is_said(method: Path, world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in {
+        (): "adapter=dnaf takes a person from a picture; set source=FILE",
+        ("source=nowhere.png",): "nowhere.png",
+        ("source=[nowhere.png]",): "source[0]=nowhere.png is no picture that can be read",
+        ("prompt=null", "poses=null", "data=mannequin_pairs", f"source={pose_file(tmp_path)}"): "source gives a person to prompts, and there is no prompt",
+        ("adapter=controlnet", f"source={pose_file(tmp_path)}"): "adapter=controlnet reads no picture of a person",
+    }.items():
+        assert sampled(method, world, tmp_path, *words) != 0
+        assert message in capsys.readouterr().err
