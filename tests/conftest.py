@@ -5,7 +5,12 @@ import os
 # Before anything imports torch: the tests run several at a time and measure nothing in parallel code.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
     os.environ[name] = "1"
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 for name in ("POSEGEN_SEARCHPATH", "POSEGEN_TRACEBACK", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
 

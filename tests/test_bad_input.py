@@ -71,7 +71,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (package / "conf" / group).mkdir(parents=True)
     (package / "conf/adapter/pose_maker.yaml").write_text("_target_: bad_input_package.PoseMaker\n")
     split = "{_target_: bad_input_package.Folder, folder: '???', split: SPLIT}"
-    (package / "conf/data/theirs.yaml").write_text("\n".join(f"{s}: {split.replace('SPLIT', s)}" for s in ("train", "validation", "test")) + "\n")
+    (package / "conf/data/theirs.yaml").write_text(
+        "\n".join(f"{s}: {split.replace('SPLIT', s)}" for s in ("train", "validation", "test")) + "\n"
+    )
     sys.path.insert(0, str(package))
     yield package
     sys.path.remove(str(package))
@@ -85,7 +87,9 @@ def pictures(tmp_path: Path) -> Path:
     dice = np.random.default_rng(0)
     for i in range(4):
         cv2.imwrite(str(folder / f"{i}.png"), dice.integers(0, 255, (64, 64, 3), np.uint8))
-    (folder / "poses.json").write_text(json.dumps([np.concatenate([dice.uniform(5, 60, (1, 17, 2)), np.full((1, 17, 1), 2.0)], -1).tolist()] * 4))
+    (folder / "poses.json").write_text(
+        json.dumps([np.concatenate([dice.uniform(5, 60, (1, 17, 2)), np.full((1, 17, 1), 2.0)], -1).tolist()] * 4)
+    )
     return folder
 
 
@@ -96,7 +100,11 @@ def options(world: list[str], *more: str) -> list[str]:
 def on_pictures(world: list[str], theirs: Path, folder: Path, output: Path) -> list[str]:
     """A method's sampling on the third party's data set."""
     own = [o for o in world if not o.startswith("data.")]
-    data = ["data=theirs", f"hydra.searchpath=[file://{theirs / 'conf'}]", *(f"data.{s}.folder={folder}" for s in ("train", "validation", "test"))]
+    data = [
+        "data=theirs",
+        f"hydra.searchpath=[file://{theirs / 'conf'}]",
+        *(f"data.{s}.folder={folder}" for s in ("train", "validation", "test")),
+    ]
     return ["evaluate", *own, *data, f"paths.output={output}"]
 
 
@@ -128,15 +136,26 @@ def test_a_misspelt_option(world: list[str], capsys: pytest.CaptureFixture[str])
 
 
 def test_a_wrong_type(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(["train", *world, "adapter.strength=strong", f"paths.output={tmp_path}"], capsys, "adapter.strength", "strong")
+    refused(
+        ["train", *world, "adapter.strength=strong", f"paths.output={tmp_path}"], capsys, "adapter.strength", "strong"
+    )
     assert not list(tmp_path.rglob("status.json"))
 
 
-def test_a_missing_data_folder(world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused([*on_pictures(world, theirs, tmp_path / "nowhere", tmp_path), "adapter=none"], capsys, "data.test.folder", "nowhere")
+def test_a_missing_data_folder(
+    world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(
+        [*on_pictures(world, theirs, tmp_path / "nowhere", tmp_path), "adapter=none"],
+        capsys,
+        "data.test.folder",
+        "nowhere",
+    )
 
 
-def test_a_corrupt_image(world: list[str], theirs: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrupt_image(
+    world: list[str], theirs: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The images before it are kept: what was sampled is not sampled again once the file is replaced."""
     words = [*on_pictures(world, theirs, pictures, tmp_path / "out"), "adapter=reference/real", "sampler.batch=1"]
     whole = (pictures / "3.png").read_bytes()
@@ -176,14 +195,23 @@ class Malicious:
 
 def test_a_checkpoint_that_would_run_code(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Malicious.target = tmp_path / "executed"
-    for name, write in {"zip.ckpt": torch.save, "plain.pth": lambda value, path: path.write_bytes(pickle.dumps(value))}.items():
+    for name, write in {
+        "zip.ckpt": torch.save,
+        "plain.pth": lambda value, path: path.write_bytes(pickle.dumps(value)),
+    }.items():
         write({"state_dict": {"x": torch.zeros(1)}, "callbacks": Malicious()}, tmp_path / name)
         own = [o for o in world if o.startswith("backbone.")]
-        refused(["convert", "adapter=controlnet", *own, f"source={tmp_path / name}", f"target={tmp_path / 'out'}"], capsys, name)
+        refused(
+            ["convert", "adapter=controlnet", *own, f"source={tmp_path / name}", f"target={tmp_path / 'out'}"],
+            capsys,
+            name,
+        )
     assert not Malicious.target.exists() and not (tmp_path / "out").exists()
 
 
-def test_a_method_folder_of_a_foreign_class(world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_folder_of_a_foreign_class(
+    world: list[str], method: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from posegen.errors import UserError
     from posegen.runner.method_folder import adapter_class
 
@@ -195,12 +223,22 @@ def test_a_method_folder_of_a_foreign_class(world: list[str], method: Path, tmp_
         adapter_class("os.system", copy)
 
 
-def test_an_adapter_that_the_backbone_cannot_serve(world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", *world, "adapter=pose_maker", f"hydra.searchpath=[file://{theirs / 'conf'}]", f"paths.output={tmp_path}"]
+def test_an_adapter_that_the_backbone_cannot_serve(
+    world: list[str], theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "train",
+        *world,
+        "adapter=pose_maker",
+        f"hydra.searchpath=[file://{theirs / 'conf'}]",
+        f"paths.output={tmp_path}",
+    ]
     refused(words, capsys, "PoseMaker", "pose", "backbone")
 
 
-def test_a_cell_folder_of_another_identity(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_folder_of_another_identity(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["train", *world, "trainer.steps=1", f"paths.output={tmp_path}"]
     assert main(words) == 0
     (status,) = tmp_path.rglob("status.json")

@@ -32,7 +32,13 @@ except SystemExit as end:
     code = end.code
 heavy = {HEAVY!r} & set(sys.modules)
 sys.exit(f"imported {{heavy}}" if heavy else code)"""
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
 
 
 # Help.
@@ -72,8 +78,16 @@ def test_help_of_a_verb_opens_with_its_examples() -> None:
 
 
 def examples() -> list[str]:
-    texts = [cli.EXAMPLES, *(file.read_text() for file in sorted((listing.conf_dir() / "hydra" / "help").glob("*.yaml")))]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip().startswith("posegen ") and "--help" not in line]
+    texts = [
+        cli.EXAMPLES,
+        *(file.read_text() for file in sorted((listing.conf_dir() / "hydra" / "help").glob("*.yaml"))),
+    ]
+    lines = [
+        line.strip()
+        for text in texts
+        for line in text.splitlines()
+        if line.strip().startswith("posegen ") and "--help" not in line
+    ]
     return [line.split("  ")[0] for line in lines]
 
 
@@ -122,7 +136,9 @@ def test_sweep_goes_on_after_a_failed_cell(tree: Path, capsys: pytest.CaptureFix
     assert "posegen train: failed in cell 1" in capsys.readouterr().err
 
 
-def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("PYTHONPATH", str(tree))
     launcher = Path(__file__).parents[1] / "conf" / "hydra" / "launcher"
@@ -141,10 +157,16 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(tree: P
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["adapter=methd"], "adapter=methd: no such option; did you mean method? available: method, prior, reference/real"),
+        (
+            ["adapter=methd"],
+            "adapter=methd: no such option; did you mean method? available: method, prior, reference/real",
+        ),
         (["adapter=real"], "did you mean reference/real?"),
         (["adaptr=method"], "adaptr: no such group or key; did you mean adapter?"),
-        (["adapter.strenght=2"], "adapter.strenght: no such key; did you mean adapter.strength? available: recipes, strength (conf/adapter/method.yaml)"),
+        (
+            ["adapter.strenght=2"],
+            "adapter.strenght: no such key; did you mean adapter.strength? available: recipes, strength (conf/adapter/method.yaml)",
+        ),
         (["optm.decay=2"], "optm.decay: there is no optm; did you mean optim?"),
         (["method"], "method: expected group=option or key=value; did you mean adapter=method?"),
         (["seed=0,1"], "add --multirun"),
@@ -154,7 +176,9 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(tree: P
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_misspelt_words_get_one_message(tree: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+def test_misspelt_words_get_one_message(
+    tree: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
     assert run_hydra("train", RUN, ["out=out", *words]) == 1
     message = capsys.readouterr().err
     assert expected in message
@@ -174,7 +198,9 @@ def test_error_of_a_job_is_one_message(tree: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "posegen train: failed in cell 0\nPOSEGEN_TRACEBACK=1 shows where it happened.\n"
 
 
-def test_traceback_on_demand_and_for_bugs(tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traceback_on_demand_and_for_bugs(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run_hydra("train", RUN, ["out=out", "fail=bug"]) == 1
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("POSEGEN_TRACEBACK", "1")
@@ -202,7 +228,9 @@ def test_list_names_the_nearest_group(tree: Path, capsys: pytest.CaptureFixture[
     assert "did you mean adapter?" in capsys.readouterr().err
 
 
-def test_other_packages_are_listed_by_their_source_alone(tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_packages_are_listed_by_their_source_alone(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = "A method of another package  [Their paper, arXiv:8765.4321]"
     assert cli.main(["list", "adapters", "--config-dir", "their/conf"]) == 0
     assert expected in capsys.readouterr().out
@@ -219,7 +247,9 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
     if not words:
         monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
     chosen: list[str] = []
-    assert run_hydra("train", lambda cfg: chosen.append(cfg.adapter._target_), ["out=out", "adapter=theirs", *words]) == 0
+    assert (
+        run_hydra("train", lambda cfg: chosen.append(cfg.adapter._target_), ["out=out", "adapter=theirs", *words]) == 0
+    )
     assert chosen == ["their.method.Theirs"]
 
 
@@ -275,7 +305,9 @@ def test_completion_of_another_shell_is_refused(capsys: pytest.CaptureFixture[st
 
 
 def test_verb_may_name_the_keys_it_takes(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "world.py").write_text((tree / "world.py").read_text() + "\n\ndef turn(adapter, out):\n    print(adapter.strength, out)\n")
+    (tree / "world.py").write_text(
+        (tree / "world.py").read_text() + "\n\ndef turn(adapter, out):\n    print(adapter.strength, out)\n"
+    )
     assert run_hydra("train", "world:turn", ["out=there", "adapter.strength=2"], spread=True) == 0
     assert capsys.readouterr().out == "2 there\n"
     assert run_hydra("train", "world:turn", ["out=there", "+adapter.strenght=2"], spread=True) == 1
@@ -284,6 +316,9 @@ def test_verb_may_name_the_keys_it_takes(tree: Path, capsys: pytest.CaptureFixtu
 
 def test_closed_pipe_is_no_error() -> None:
     result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen.cli train --help | head -1"], capture_output=True, text=True, check=False
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen.cli train --help | head -1"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")

@@ -24,14 +24,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built wheel; hatchling itself is called, which needs no network."""
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     return next(folder.glob("*.whl"))
 
 
 def test_wheel_holds_configurations_and_assets(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"posegen/conf/{file.as_posix()}" for file in CONF} <= names
-    assets = [file for file in (ROOT / "src" / "posegen" / "assets").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assets = [
+        file
+        for file in (ROOT / "src" / "posegen" / "assets").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
     assert {file.relative_to(ROOT / "src").as_posix() for file in assets} <= names
     assert "posegen/py.typed" in names
     assert {f"posegen/verbs/demo_app/{name}" for name in ("editor.html", "editor.js", "page.css")} <= names
@@ -43,7 +52,14 @@ def test_wheel_answers_without_the_checkout(wheel: Path, tmp_path: Path) -> None
     zipfile.ZipFile(wheel).extractall(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for words in (["list", "adapters"], ["train", "--cfg", "job", "--package", "optim"]):
-        result = subprocess.run([sys.executable, "-m", "posegen.cli", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [sys.executable, "-m", "posegen.cli", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip()
 

@@ -57,7 +57,9 @@ def methods(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name in METHODS:
         with configured("train", *world, f"adapter={name}") as cfg:
             parts = trained(Parts(cfg))
-            save_method(folder / name, parts.adapter, parts.backbone, sampler={"steps": 2, "guidance": 3.0, "batch": 50})
+            save_method(
+                folder / name, parts.adapter, parts.backbone, sampler={"steps": 2, "guidance": 3.0, "batch": 50}
+            )
     return {name: folder / name for name in METHODS}
 
 
@@ -110,13 +112,23 @@ def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
     ours.set_progress_bar_config(disable=True)
     hint = Image.fromarray(STYLES["openpose"](person()[None], (64, 64)))
     noise = torch.randn(2, 4, 8, 8, generator=seeded())
-    settings: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0, "negative_prompt": "blurred", "num_images_per_prompt": 2, "output_type": "np"}
+    settings: dict[str, Any] = {
+        "num_inference_steps": 3,
+        "guidance_scale": 4.0,
+        "negative_prompt": "blurred",
+        "num_images_per_prompt": 2,
+        "output_type": "np",
+    }
     expected = theirs("a dancer", image=hint, latents=noise, height=64, width=64, **settings).images
     for poses in (person(), hint):
         made = ours("a dancer", poses, latents=noise, height=64, width=64, **settings).images
         assert made.shape == (2, 64, 64, 3) and np.abs(made - expected).max() < 1e-4
-    assert np.abs(ours("a dancer", latents=noise, height=64, width=64, **settings).images - expected).max() > 1e-2, "the pose matters"
-    weaker = theirs("a dancer", image=hint, latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings).images
+    assert np.abs(ours("a dancer", latents=noise, height=64, width=64, **settings).images - expected).max() > 1e-2, (
+        "the pose matters"
+    )
+    weaker = theirs(
+        "a dancer", image=hint, latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings
+    ).images
     made = ours("a dancer", person(), latents=noise, height=64, width=64, control_scale=0.5, **settings).images
     assert np.abs(made - weaker).max() < 1e-4 < np.abs(made - expected).max()
 
@@ -130,7 +142,9 @@ def test_an_image_is_a_function_of_its_generator(pipe: PoseGuidedPipeline) -> No
     free = images(pipe, "photo", person(), generator=None)
     assert not np.allclose(free, images(pipe, "photo", person(), generator=None), atol=1e-2)
     torch.manual_seed(5)
-    assert np.array_equal(free, images(pipe, "photo", person(), generator=None)), "without one, torch's own generator counts"
+    assert np.array_equal(free, images(pipe, "photo", person(), generator=None)), (
+        "without one, torch's own generator counts"
+    )
 
 
 def test_prompts_and_poses_are_paired(pipe: PoseGuidedPipeline) -> None:
@@ -147,10 +161,19 @@ def test_prompts_and_poses_are_paired(pipe: PoseGuidedPipeline) -> None:
 
 
 def test_every_kind_of_output(pipe: PoseGuidedPipeline) -> None:
-    made = {kind: pipe("photo", person(), generator=seeded(), output_type=kind, height=64, width=96).images for kind in ("pil", "np", "pt", "latent")}
+    made = {
+        kind: pipe("photo", person(), generator=seeded(), output_type=kind, height=64, width=96).images
+        for kind in ("pil", "np", "pt", "latent")
+    }
     assert isinstance(made["pil"], list) and made["pil"][0].size == (96, 64)
-    assert made["np"].shape == (1, 64, 96, 3) and made["pt"].shape == (1, 3, 64, 96) and made["latent"].shape == (1, *pipe.backbone.latent_shape((64, 96)))
-    assert np.abs(np.asarray(made["pil"][0]) / 255 - made["np"][0]).max() <= 0.51 / 255 and np.allclose(made["pt"][0].permute(1, 2, 0), made["np"][0])
+    assert (
+        made["np"].shape == (1, 64, 96, 3)
+        and made["pt"].shape == (1, 3, 64, 96)
+        and made["latent"].shape == (1, *pipe.backbone.latent_shape((64, 96)))
+    )
+    assert np.abs(np.asarray(made["pil"][0]) / 255 - made["np"][0]).max() <= 0.51 / 255 and np.allclose(
+        made["pt"][0].permute(1, 2, 0), made["np"][0]
+    )
     decoded = pipe.backbone.from_latents(made["latent"]).clamp(-1, 1) / 2 + 0.5
     assert torch.allclose(decoded, made["pt"], atol=1e-5)
     (alone,) = pipe("photo", person(), generator=seeded(), output_type="np", height=64, width=96, return_dict=False)
@@ -183,10 +206,16 @@ def test_every_step_is_told_and_what_is_raised_then_ends_the_sampling(pipe: Pose
 def test_the_scheduler_can_be_replaced(pipe: PoseGuidedPipeline) -> None:
     before, usual = pipe.scheduler, images(pipe, "photo", person())
     try:
-        for cls in (diffusers.UniPCMultistepScheduler, diffusers.DDPMScheduler):  # the second draws noise in every step
+        for cls in (
+            diffusers.UniPCMultistepScheduler,
+            diffusers.DDPMScheduler,
+        ):  # the second draws noise in every step
             pipe.scheduler = cls.from_config(pipe.scheduler.config)
             assert not np.allclose(images(pipe, "photo", person(), num_inference_steps=3), usual, atol=1e-3)
-            assert np.array_equal(images(pipe, "photo", person(), num_inference_steps=3), images(pipe, "photo", person(), num_inference_steps=3))
+            assert np.array_equal(
+                images(pipe, "photo", person(), num_inference_steps=3),
+                images(pipe, "photo", person(), num_inference_steps=3),
+            )
     finally:
         pipe.scheduler = before
     assert np.array_equal(images(pipe, "photo", person()), usual)
@@ -194,8 +223,12 @@ def test_the_scheduler_can_be_replaced(pipe: PoseGuidedPipeline) -> None:
 
 def test_the_folder_says_how_to_sample_unless_the_call_does(pipe: PoseGuidedPipeline) -> None:
     assert (pipe.sampler.steps, pipe.sampler.guidance) == (2, 3.0)
-    assert np.array_equal(images(pipe, "photo", person()), images(pipe, "photo", person(), num_inference_steps=2, guidance_scale=3.0))
-    assert not np.allclose(images(pipe, "photo", person()), images(pipe, "photo", person(), guidance_scale=1.0), atol=1e-3)
+    assert np.array_equal(
+        images(pipe, "photo", person()), images(pipe, "photo", person(), num_inference_steps=2, guidance_scale=3.0)
+    )
+    assert not np.allclose(
+        images(pipe, "photo", person()), images(pipe, "photo", person(), guidance_scale=1.0), atol=1e-3
+    )
 
 
 def test_the_bar_counts_the_steps(pipe: PoseGuidedPipeline, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +262,9 @@ def test_drawings_files_and_keypoints_are_the_same_pose(pipe: PoseGuidedPipeline
     (tmp_path / "pose.json").write_text(json.dumps(content))
     assert np.array_equal(images(pipe, "photo", tmp_path / "skeleton.png"), expected)
     assert np.allclose(images(pipe, "photo", torch.from_numpy(drawn).permute(2, 0, 1) / 255), expected, atol=1e-4)
-    assert np.allclose(images(pipe, "photo", tmp_path / "pose.json", height=64, width=64), expected, atol=1e-3), "the file's canvas is scaled to the image"
+    assert np.allclose(images(pipe, "photo", tmp_path / "pose.json", height=64, width=64), expected, atol=1e-3), (
+        "the file's canvas is scaled to the image"
+    )
     assert images(pipe, "photo", tmp_path / "pose.json").shape == (1, 128, 128, 3), "or gives the image its size"
 
 
@@ -245,7 +280,9 @@ def test_a_drawing_takes_the_range_that_the_method_reads(methods: dict[str, Path
 def test_poses_are_read_from_pictures_of_people(pipe: PoseGuidedPipeline, world: list[str]) -> None:
     own = [word for word in world if not word.startswith("estimator")]
     with configured("train", *own) as cfg:
-        sample = next(s for s in map(instantiate(cfg.data.test, _convert_="all").__getitem__, range(6)) if len(s.keypoints) == 1)
+        sample = next(
+            s for s in map(instantiate(cfg.data.test, _convert_="all").__getitem__, range(6)) if len(s.keypoints) == 1
+        )
     [guide] = given(Image.fromarray(sample.image))
     people, hint = pipe.read(guide, (64, 64), None)
     seen = sample.keypoints[0, :, 2] == 2
@@ -265,14 +302,26 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
 @pytest.mark.parametrize(
     ("poses", "settings", "message"),
     [
-        (person(), {"height": 60, "width": 64}, r"height=60, width=64: .* multiples of 8; nearest: height=56 or 64, width=64"),
+        (
+            person(),
+            {"height": 60, "width": 64},
+            r"height=60, width=64: .* multiples of 8; nearest: height=56 or 64, width=64",
+        ),
         (person(), {"height": 3, "width": -1}, r"nearest: height=8, width=8"),
         (person(500), {}, r"poses: all joints are outside the canvas of 64 x 64"),
         (person() * [1, 1, 0], {}, r"poses: no joint is visible .* leave poses out"),
         (person() * np.nan, {}, r"poses: person 0, joint 0 \(nose\) is not finite"),
         (np.stack([person()] * 11), {}, r"11 people; the methods know up to 10"),
-        (np.zeros((32, 32, 3), np.uint8), {"height": 64, "width": 64}, r"a drawn skeleton of 32 x 32 pixels .* for an image of 64 x 64"),
-        ([np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)], {}, r"canvases of different sizes .*set height and width"),
+        (
+            np.zeros((32, 32, 3), np.uint8),
+            {"height": 64, "width": 64},
+            r"a drawn skeleton of 32 x 32 pixels .* for an image of 64 x 64",
+        ),
+        (
+            [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)],
+            {},
+            r"canvases of different sizes .*set height and width",
+        ),
         ([person()] * 2, {"prompt": ["a", "b", "c"]}, r"3 prompts and poses of 2 images"),
         (person(), {"prompt": 3}, r"prompt is 3; expected a text"),
         (person(), {"negative_prompt": ["a", "b"]}, r"negative_prompt has 2 texts for 1 prompts"),
@@ -281,10 +330,16 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
         (person(), {"control_scale": -1}, r"control_scale is -1; expected a number of at least 0"),
         (person(), {"output_type": "jpg"}, r"output_type is 'jpg'; expected one of pil, np, pt, latent"),
         (person(), {"generator": [torch.Generator()] * 2}, r"generator has 2 entries for 1 images"),
-        (person(), {"latents": torch.zeros(1, 4, 8, 8)}, r"latents has the shape \[1, 4, 8, 8\]; 1 images of 64 x 64 pixels start from \[1, 8, 16, 16\]"),
+        (
+            person(),
+            {"latents": torch.zeros(1, 4, 8, 8)},
+            r"latents has the shape \[1, 4, 8, 8\]; 1 images of 64 x 64 pixels start from \[1, 8, 16, 16\]",
+        ),
     ],
 )
-def test_bad_input_is_one_error_at_once(pipe: PoseGuidedPipeline, poses: Any, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_one_error_at_once(
+    pipe: PoseGuidedPipeline, poses: Any, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipe.backbone, "encode_text", lambda texts: pytest.fail("something was computed"))
     with pytest.raises(ValueError, match=message):
         pipe(**{"prompt": "photo", "poses": poses, **settings})
@@ -293,7 +348,9 @@ def test_bad_input_is_one_error_at_once(pipe: PoseGuidedPipeline, poses: Any, se
 def test_other_pictures_need_an_estimator_on_other_backbones() -> None:
     method = ControlNet()
     method.attach(StableDiffusion.from_parts(parts_of(SD1)))
-    with pytest.raises(UserError, match="a picture that is no skeleton on black needs something that reads its poses: estimator="):
+    with pytest.raises(
+        UserError, match="a picture that is no skeleton on black needs something that reads its poses: estimator="
+    ):
         PoseGuidedPipeline(method)("a dancer", np.full((64, 64, 3), 200, np.uint8))
 
 
@@ -301,7 +358,9 @@ def test_other_pictures_need_an_estimator_on_other_backbones() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_saved_makes_the_same_images_without_the_rest(method: str, methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_saved_makes_the_same_images_without_the_rest(
+    method: str, methods: dict[str, Path], base: dict[str, str], tmp_path: Path
+) -> None:
     copy = {key: str(shutil.copytree(value, tmp_path / key)) for key, value in base.items()}
     pipe = loaded(methods[method], copy)
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -313,7 +372,9 @@ def test_what_is_saved_makes_the_same_images_without_the_rest(method: str, metho
     assert isinstance(again.scheduler, diffusers.DPMSolverMultistepScheduler) and again.sampler.guidance == 3.0
     assert np.array_equal(images(again, ["photo", "sketch"], person(), num_inference_steps=3), expected)
     again.save_pretrained(tmp_path / "saved")  # over itself
-    assert np.array_equal(images(loaded(tmp_path / "saved"), ["photo", "sketch"], person(), num_inference_steps=3), expected)
+    assert np.array_equal(
+        images(loaded(tmp_path / "saved"), ["photo", "sketch"], person(), num_inference_steps=3), expected
+    )
 
 
 def test_a_unet_of_its_own_is_saved_along(methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
@@ -348,10 +409,15 @@ def test_the_shipped_backbone_needs_no_name(tmp_path: Path) -> None:
     assert pipe.backbone.weights == parts.backbone.weights and (pipe.sampler.steps, pipe.sampler.guidance) == (50, 7.5)
 
 
-def test_a_backbone_that_is_nowhere_must_be_named(methods: dict[str, Path], base: dict[str, str], tmp_path: Path) -> None:
+def test_a_backbone_that_is_nowhere_must_be_named(
+    methods: dict[str, Path], base: dict[str, str], tmp_path: Path
+) -> None:
     for id in ("sd15", "elsewhere"):
         folder = copied(methods["controlnet"], tmp_path / id, backbone={"id": id, "sha256": "0" * 64})
-        with pytest.raises(UserError, match=rf"belongs to backbone {id} \(sha256 000000000000\), which is not in it; name it: from_pretrained\("):
+        with pytest.raises(
+            UserError,
+            match=rf"belongs to backbone {id} \(sha256 000000000000\), which is not in it; name it: from_pretrained\(",
+        ):
             PoseGuidedPipeline.from_pretrained(folder)
     with pytest.raises(UserError, match=r"was trained on backbone mannequin-v1 .*, configured is mannequin-v1"):
         PoseGuidedPipeline.from_pretrained(methods["controlnet"])
@@ -368,14 +434,19 @@ def copied(folder: Path, target: Path, **entries: Any) -> Path:
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ({"class": "os.system", "kwargs": {"command": "touch trace"}}, r"names the class os\.system, which is no backbone; nothing was run"),
+        (
+            {"class": "os.system", "kwargs": {"command": "touch trace"}},
+            r"names the class os\.system, which is no backbone; nothing was run",
+        ),
         (
             {"class": "posegen.backbones.stable_diffusion.StableDiffusion", "kwargs": {"path": "../../x"}},
             r"the backbone's path '../../x' is outside the folder",
         ),
     ],
 )
-def test_a_foreign_folder_runs_nothing_and_reads_nothing_else(methods: dict[str, Path], tmp_path: Path, pipeline: Any, message: str) -> None:
+def test_a_foreign_folder_runs_nothing_and_reads_nothing_else(
+    methods: dict[str, Path], tmp_path: Path, pipeline: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         PoseGuidedPipeline.from_pretrained(copied(methods["controlnet"], tmp_path / "folder", pipeline=pipeline))
 
@@ -388,7 +459,9 @@ def test_a_foreign_scheduler_is_refused(methods: dict[str, Path], base: dict[str
         loaded(folder, base)
 
 
-def test_nothing_else_is_overwritten_and_a_backbone_in_memory_cannot_be_saved(pipe: PoseGuidedPipeline, tmp_path: Path) -> None:
+def test_nothing_else_is_overwritten_and_a_backbone_in_memory_cannot_be_saved(
+    pipe: PoseGuidedPipeline, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is no method folder, so it is not overwritten"):
         pipe.save_pretrained(tmp_path)
@@ -403,7 +476,9 @@ def test_weights_that_overflow_in_half_precision_are_named(methods: dict[str, Pa
     pipe = loaded(methods["controlnet"], base)
     with torch.no_grad():
         pipe.backbone.unet.conv_out.bias[0] = 1e6
-    with pytest.raises(UserError, match=r"1 tensors are too large for torch\.float16, for instance unet\.conv_out\.bias; .*bfloat16"):
+    with pytest.raises(
+        UserError, match=r"1 tensors are too large for torch\.float16, for instance unet\.conv_out\.bias; .*bfloat16"
+    ):
         pipe.to(torch.float16)
 
 

@@ -19,7 +19,9 @@ def make_world(folder: Path) -> list[str]:
     """Overrides that put a tiny backbone, autoencoder, judge and data set in place of the shipped ones; they are written to ``folder``."""
     torch.manual_seed(0)
     build_autoencoder(width=16, stem=8, layers=1).save_pretrained(folder / "autoencoder")
-    untrained(str(folder / "autoencoder"), VOCABULARY, channels=(16, 16), text_dim=16, heads=2).save(folder / "backbone")
+    untrained(str(folder / "autoencoder"), VOCABULARY, channels=(16, 16), text_dim=16, heads=2).save(
+        folder / "backbone"
+    )
     MannequinJudge(widths=(8, 8, 16, 16)).save(folder / "judge")
     return [
         f"backbone.path={folder / 'backbone'}",
@@ -44,7 +46,10 @@ def making(sample: str, world: list[str], needs: Collection[str] = ()) -> list[s
     """The overrides of `make_world` for a backbone that generates images or poses, and for a method that ``needs`` these fields of a batch."""
     if sample == "image":
         return ["data=mannequin_pairs", *world] if "source" in needs else world
-    return ["backbone=mannequin_pose", *(override for override in world if not override.startswith("backbone.autoencoder"))]
+    return [
+        "backbone=mannequin_pose",
+        *(override for override in world if not override.startswith("backbone.autoencoder")),
+    ]
 
 
 @contextmanager

@@ -52,7 +52,10 @@ FIELDS = {
 def pages() -> dict[str, str]:
     """Path of a page -> its markdown."""
     found = listing.groups()
-    made = {"methods/index.md": method_index(found["adapter"]), "methods/reference.md": reference_rows(found["adapter"])}
+    made = {
+        "methods/index.md": method_index(found["adapter"]),
+        "methods/reference.md": reference_rows(found["adapter"]),
+    }
     for name, option in methods(found["adapter"]):
         made[f"methods/{name}.md"] = method_page(option, ablations(option, found["adapter"]))
     made["options/commands.md"] = commands()
@@ -81,7 +84,9 @@ def methods(options: dict[str, Option]) -> Iterator[tuple[str, Option]]:
 
 def ablations(method: Option, options: dict[str, Option]) -> list[Option]:
     """Options that are the method's class with other settings."""
-    return [option for name, option in options.items() if name.startswith("ablation/") and option.target == method.target]
+    return [
+        option for name, option in options.items() if name.startswith("ablation/") and option.target == method.target
+    ]
 
 
 def class_of(option: Option) -> type[Adapter]:
@@ -94,7 +99,10 @@ def method_index(options: dict[str, Option]) -> str:
     lines += ["| `adapter=` | What it is | Paper |", "|---|---|---|"]
     for name, option in methods(options):
         lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(class_of(option).paper)} |")
-    lines += ["", "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your method](../add-your-method.md)."]
+    lines += [
+        "",
+        "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your method](../add-your-method.md).",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -122,7 +130,9 @@ def method_page(option: Option, variants: Sequence[Option]) -> str:
 
 def suited(cls: type[Adapter]) -> str:
     """Overrides without which the shipped world has not what the method needs."""
-    return "".join((f" backbone={SMALL['pose']}" * (cls.sample == "pose"), " data=mannequin_pairs" * ("source" in cls.needs)))
+    return "".join(
+        (f" backbone={SMALL['pose']}" * (cls.sample == "pose"), " data=mannequin_pairs" * ("source" in cls.needs))
+    )
 
 
 def facts(cls: type[Adapter]) -> str:
@@ -138,9 +148,14 @@ def facts(cls: type[Adapter]) -> str:
         "Paper": f"{paper.title}, {link(paper)}" if paper.id else paper.title,
         "Official program": f"`{paper.code}`" if paper.code else "",
         "Licence": paper.licence,
-        "Needs": "; ".join(f"`{field}`, {FIELDS[field]}" if field in FIELDS else f"`{field}`" for field in sorted(cls.needs)) or "the prompt alone",
+        "Needs": "; ".join(
+            f"`{field}`, {FIELDS[field]}" if field in FIELDS else f"`{field}`" for field in sorted(cls.needs)
+        )
+        or "the prompt alone",
         "Generates": f"a{'n' * (cls.sample == 'image')} {cls.sample}",
-        "Before training": "the backbone's predictions are unchanged" if cls.starts_neutral else "the backbone's predictions are changed",
+        "Before training": "the backbone's predictions are unchanged"
+        if cls.starts_neutral
+        else "the backbone's predictions are changed",
         "The released program also has": ", ".join(habit for habit, has in habits.items() if has),
         "Source": f"`{shown(Path(listing.source_of(f'{cls.__module__}.{cls.__name__}')[0]))}`",
     }
@@ -194,7 +209,10 @@ def link(paper: Paper) -> str:
 
 def group_page(group: str, options: dict[str, Option]) -> str:
     """Every option of a group with its comments."""
-    parts = [f"# {GROUPS.get(group, group)}", f"`{group}=NAME` on the command line; `posegen list {group}` prints this list."]
+    parts = [
+        f"# {GROUPS.get(group, group)}",
+        f"`{group}=NAME` on the command line; `posegen list {group}` prints this list.",
+    ]
     for name, option in options.items():
         parts += [f"## {name}", f"{option.summary}."]
         if doc := docstring(class_doc(option)):
@@ -207,7 +225,11 @@ def class_doc(option: Option) -> str:
     """The docstring of what an option builds: of its own class, or of the source that its splits read; read without importing anything."""
     targets = re.findall(r"_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
     sources = re.findall(r"source:[^\n]*?(?:\n\s+)?_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
-    for target in (*sources, *([option.target] if option.target else []), *(targets if option.group == "data" else [])):
+    for target in (
+        *sources,
+        *([option.target] if option.target else []),
+        *(targets if option.group == "data" else []),
+    ):
         place = listing.source_of(target)
         if place and "posegen" in place[0].parts:
             tree = ast.parse(place[0].read_text(encoding="utf-8"))
@@ -223,7 +245,9 @@ def commands() -> str:
     for verb, about in VERBS.items():
         parts += [f"## {verb}", f"{about.summary[0].upper()}{about.summary[1:]}."]
         file = listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml"
-        if file.is_file() and (header := re.search(r"^header: \|-?\n(.*)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)):
+        if file.is_file() and (
+            header := re.search(r"^header: \|-?\n(.*)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        ):
             parts.append(fenced("text", re.sub(r"^ {2}", "", header[1], flags=re.MULTILINE).strip("\n")))
     return "\n\n".join(parts) + "\n"
 

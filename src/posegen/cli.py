@@ -88,7 +88,11 @@ def help_text() -> str:
     """Examples, verbs and groups, read from the file tree."""
     column = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:<{column}}  {verb.summary}" for name, verb in VERBS.items())
-    found = {name: options for name, options in listing.groups().items() if not name.startswith("hydra/") or name in ("hydra/launcher", "hydra/sweeper")}
+    found = {
+        name: options
+        for name, options in listing.groups().items()
+        if not name.startswith("hydra/") or name in ("hydra/launcher", "hydra/sweeper")
+    }
     return f"""posegen compares pose-guided human image generators.
 
 {EXAMPLES}

@@ -27,7 +27,15 @@ from posegen.metrics.base import Estimator
 from posegen.poses.reading import PEOPLE, Given, checked_hint, checked_people, given
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.images import visible
-from posegen.runner.method_folder import UNET, adapter_class, load_method, method_folder, read_about, save_method, writable
+from posegen.runner.method_folder import (
+    UNET,
+    adapter_class,
+    load_method,
+    method_folder,
+    read_about,
+    save_method,
+    writable,
+)
 from posegen.runner.pipeline_sampler import NoisyBatch, Steered
 from posegen.runner.sampler import Sampler
 
@@ -56,8 +64,14 @@ class PoseGuidedPipeline:
         scheduler: may be replaced, as in diffusers: ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
     """
 
-    def __init__(self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False) -> None:
-        known = {key: value for key, value in (sampler or {}).items() if key in ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")}
+    def __init__(
+        self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False
+    ) -> None:
+        known = {
+            key: value
+            for key, value in (sampler or {}).items()
+            if key in ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
+        }
         self.adapter, self.own_unet = adapter.eval(), own_unet
         self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
         self.scheduler = scheduler if scheduler is not None else self.sampler.unset(self.backbone)
@@ -85,10 +99,14 @@ class PoseGuidedPipeline:
         method = method_folder(Path(folder).expanduser())
         about = read_about(method)
         if (sample := adapter_class(about["class"], method).sample) != "image":
-            raise UserError(f"{method} holds a method that generates a {sample}, and this pipeline makes images; name the folder of an image method")
+            raise UserError(
+                f"{method} holds a method that generates a {sample}, and this pipeline makes images; name the folder of an image method"
+            )
         body = backbone if isinstance(backbone, Backbone) else backbone_of(method, about, backbone)
         adapter = load_method(method, body)
-        return cls(adapter, about.get("sampler"), saved_scheduler(method / "scheduler"), own_unet=(method / UNET).is_file()).to(device, dtype)
+        return cls(
+            adapter, about.get("sampler"), saved_scheduler(method / "scheduler"), own_unet=(method / UNET).is_file()
+        ).to(device, dtype)
 
     @property
     def backbone(self) -> Backbone:
@@ -102,7 +120,9 @@ class PoseGuidedPipeline:
     def dtype(self) -> torch.dtype:
         return next(self.backbone.unet.parameters()).dtype
 
-    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> PoseGuidedPipeline:
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> PoseGuidedPipeline:
         """Moves everything to a device, a precision, or both.
 
         Raises:
@@ -114,8 +134,12 @@ class PoseGuidedPipeline:
         for module in (self.adapter, self.backbone):
             module.to(device=device, dtype=dtype)
         self.backbone.alphas_cumprod = noise.to(self.device)  # keeps its precision
-        if dtype == torch.float16 and (bad := [*not_finite(self.adapter.state_dict()), *not_finite(self.backbone.state_dict())]):
-            raise UserError(f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; load it again with dtype=torch.bfloat16 or float32")
+        if dtype == torch.float16 and (
+            bad := [*not_finite(self.adapter.state_dict()), *not_finite(self.backbone.state_dict())]
+        ):
+            raise UserError(
+                f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; load it again with dtype=torch.bfloat16 or float32"
+            )
         return self
 
     def set_progress_bar_config(self, **settings: Any) -> None:
@@ -174,7 +198,11 @@ class PoseGuidedPipeline:
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
         check_numbers(steps, num_images_per_prompt, output_type, control_scale)
         prompts, guides = paired(prompt, poses)
-        negatives = repeated(self.sampler.negative_prompt if negative_prompt is None else negative_prompt, len(prompts), "negative_prompt")
+        negatives = repeated(
+            self.sampler.negative_prompt if negative_prompt is None else negative_prompt,
+            len(prompts),
+            "negative_prompt",
+        )
         size = self.size(guides, height, width)
         sources = self.sources(source, len(prompts), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
@@ -185,15 +213,23 @@ class PoseGuidedPipeline:
             prompts=[prompts[i] for i in rows],
             keypoints=[people[i] for i in rows],
             size=size,
-            hint=torch.stack([hints[i] for i in rows]).to(self.device, self.dtype) if self.adapter.hint is not None else None,
+            hint=torch.stack([hints[i] for i in rows]).to(self.device, self.dtype)
+            if self.adapter.hint is not None
+            else None,
             source=None if sources is None else sources[rows].to(self.device, self.dtype),
             text=self.backbone.encode_text(prompts)[rows],
             negative_text=self.backbone.encode_text(negatives)[rows],
             noise=noise,
         )
         guidance = self.sampler.guidance if guidance_scale is None else guidance_scale
-        sampler = Steered(self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step)
-        made = sampler.latents(self.adapter, self.backbone, batch) if output_type == "latent" else self.adapter.generate(batch, sampler)
+        sampler = Steered(
+            self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step
+        )
+        made = (
+            sampler.latents(self.adapter, self.backbone, batch)
+            if output_type == "latent"
+            else self.adapter.generate(batch, sampler)
+        )
         return packed(made, output_type, return_dict)
 
     def size(self, guides: Sequence[Given], height: int | None, width: int | None) -> tuple[int, int]:
@@ -204,13 +240,18 @@ class PoseGuidedPipeline:
         """
         canvases = {guide.size for guide in guides if guide.size is not None}
         if len(canvases) > 1 and (height is None or width is None):
-            raise UserError(f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height and width")
+            raise UserError(
+                f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height and width"
+            )
         geometry = self.backbone.geometry
         asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
         size = tuple(usual if side is None else side for side, usual in asked)
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if any(not isinstance(side, int) or side < step or side % step for side in size):
-            near = [" or ".join(map(str, sorted({max(step, side // step * step), -(-side // step) * step or step}))) for side in map(round, size)]
+            near = [
+                " or ".join(map(str, sorted({max(step, side // step * step), -(-side // step) * step or step})))
+                for side in map(round, size)
+            ]
             raise UserError(
                 f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}; nearest: height={near[0]}, width={near[1]}"
             )
@@ -227,7 +268,11 @@ class PoseGuidedPipeline:
             hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
             return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
         people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
-        people = nobody if people is None else checked_people(people, size, guide.name, drawing.threshold if drawing is not None else 0.0)
+        people = (
+            nobody
+            if people is None
+            else checked_people(people, size, guide.name, drawing.threshold if drawing is not None else 0.0)
+        )
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
 
     def found(self, guide: Given, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
@@ -238,7 +283,9 @@ class PoseGuidedPipeline:
         """
         if estimator is None:
             if self.backbone.recipe != "mannequin":
-                raise UserError(f"{guide.name}: a picture that is no skeleton on black needs something that reads its poses: estimator=...")
+                raise UserError(
+                    f"{guide.name}: a picture that is no skeleton on black needs something that reads its poses: estimator=..."
+                )
             estimator = instantiate(OmegaConf.load(listing.conf_dir() / "estimator" / "mannequin.yaml"))
         picture = cv2.resize(guide.picture, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
         people = visible(estimator.estimate(to_tensor(picture)[None])[0].keypoints)  # type: ignore[union-attr]
@@ -255,11 +302,20 @@ class PoseGuidedPipeline:
         """
         if "source" not in self.adapter.needs:
             if source is not None:
-                raise UserError(f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a method that does, such as DNAF")
+                raise UserError(
+                    f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a method that does, such as DNAF"
+                )
             return None
         if source is None:
-            raise UserError(f"{type(self.adapter).__name__} takes a person from a picture, and there is none; add source=PICTURE")
-        made = torch.stack([torch.stack([to_tensor(fitted(picture, size)) for picture in pictures]) for pictures in sources_each(source, prompts)])
+            raise UserError(
+                f"{type(self.adapter).__name__} takes a person from a picture, and there is none; add source=PICTURE"
+            )
+        made = torch.stack(
+            [
+                torch.stack([to_tensor(fitted(picture, size)) for picture in pictures])
+                for pictures in sources_each(source, prompts)
+            ]
+        )
         return made.squeeze(1) if made.shape[1] == 1 else made
 
     def noise(self, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
@@ -270,7 +326,9 @@ class PoseGuidedPipeline:
         """
         shape = (images, *self.backbone.latent_shape(size))
         if latents is not None and tuple(latents.shape) != shape:
-            raise UserError(f"latents has the shape {list(latents.shape)}; {images} images of {size[1]} x {size[0]} pixels start from {list(shape)}")
+            raise UserError(
+                f"latents has the shape {list(latents.shape)}; {images} images of {size[1]} x {size[0]} pixels start from {list(shape)}"
+            )
         return None if latents is None else latents.float()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -279,7 +337,9 @@ class PoseGuidedPipeline:
         Raises:
             UserError: something else is in the folder, or the backbone was not read from files.
         """
-        settings = {key: value for key, value in vars(self.sampler).items() if key != "batch"} | {"scheduler": type(self.scheduler).__name__}
+        settings = {key: value for key, value in vars(self.sampler).items() if key != "batch"} | {
+            "scheduler": type(self.scheduler).__name__
+        }
         with replacing(writable(Path(folder).expanduser())) as temporary:
             save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, sampler=settings)
             self.scheduler.save_pretrained(temporary / "scheduler")
@@ -287,7 +347,10 @@ class PoseGuidedPipeline:
                 arguments = self.backbone.save_source(temporary / BASE)
             except TypeError as error:
                 raise UserError(str(error)) from error
-            body = {"class": f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}", "kwargs": arguments}
+            body = {
+                "class": f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}",
+                "kwargs": arguments,
+            }
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
 
 
@@ -300,7 +363,9 @@ def check_numbers(steps: int, images: int, output: str, control_scale: float) ->
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
     if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
-        raise UserError(f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the method was trained with")
+        raise UserError(
+            f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the method was trained with"
+        )
     if output not in (kinds := ("pil", "np", "pt", "latent")):
         raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
 
@@ -313,7 +378,9 @@ def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[Giv
     guides = [Given("poses")] if poses is None else given(poses)
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
-        raise UserError(f"{len(prompts)} prompts and poses of {len(guides)} images; give one of either for all of the other, or as many of both")
+        raise UserError(
+            f"{len(prompts)} prompts and poses of {len(guides)} images; give one of either for all of the other, or as many of both"
+        )
     return prompts * (count // len(prompts)), guides * (count // len(guides))
 
 
@@ -363,5 +430,7 @@ def saved_scheduler(folder: Path) -> Any:
     config = read_json(file)
     cls = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise UserError(f"{file} names the class {config.get('_class_name')}, which is no scheduler of diffusers; nothing was run")
+        raise UserError(
+            f"{file} names the class {config.get('_class_name')}, which is no scheduler of diffusers; nothing was run"
+        )
     return cls.from_config(config)  # type: ignore[attr-defined]

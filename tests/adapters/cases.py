@@ -35,7 +35,9 @@ def full_size(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return facts, {key: torch.empty(shape, device="meta") for key, shape in facts["keys"].items()}
 
 
-def backbone_of(geometry: Geometry, vae: AutoencoderKL | None = None, weights: Mapping[str, Tensor] | None = None) -> StableDiffusion:
+def backbone_of(
+    geometry: Geometry, vae: AutoencoderKL | None = None, weights: Mapping[str, Tensor] | None = None
+) -> StableDiffusion:
     """A backbone of this size with Stable Diffusion's noise process, random but for the U-Net's official ``weights``."""
     return stable_diffusion(geometry, weights, vae)
 

@@ -49,18 +49,30 @@ def test_names_of_the_hint_block_and_the_zero_convolutions(own: ControlNet) -> N
 
 def test_diffusers_names_are_taken(own: ControlNet) -> None:
     plain = own.branch.network.state_dict()
-    assert {key: id(value) for key, value in own.convert(plain).items()} == {PLACE + key: id(value) for key, value in plain.items()}
+    assert {key: id(value) for key, value in own.convert(plain).items()} == {
+        PLACE + key: id(value) for key, value in plain.items()
+    }
     with pytest.raises(UnknownKeys, match="controlnet_up_blocks"):
         own.convert({**plain, "controlnet_up_blocks.0.weight": torch.zeros(1)})
 
 
 def test_the_rest_of_a_whole_model_is_left_out_by_rule(own: ControlNet) -> None:
-    rest = ["model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias", "cond_stage_model.transformer.text_model.x", "betas", "logvar"]
-    assert own.convert({**official(own), **dict.fromkeys(rest, torch.zeros(1))}).keys() == {f"adapter.{key}" for key in own.state_dict()}
+    rest = [
+        "model.diffusion_model.out.2.bias",
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.transformer.text_model.x",
+        "betas",
+        "logvar",
+    ]
+    assert own.convert({**official(own), **dict.fromkeys(rest, torch.zeros(1))}).keys() == {
+        f"adapter.{key}" for key in own.state_dict()
+    }
 
 
 def test_keys_without_a_place_are_named(own: ControlNet) -> None:
-    with pytest.raises(UnknownKeys, match="2 keys that ControlNet has no place for: control_model.extra.weight, optimizer; ") as caught:
+    with pytest.raises(
+        UnknownKeys, match="2 keys that ControlNet has no place for: control_model.extra.weight, optimizer; "
+    ) as caught:
         own.convert({**official(own), "control_model.extra.weight": torch.zeros(1), "optimizer": torch.zeros(1)})
     assert isinstance(caught.value, ValueError) and caught.value.keys == ("control_model.extra.weight", "optimizer")
 
@@ -83,11 +95,22 @@ def test_full_size_keys() -> None:
     adapter.branch = branch
     object.__setattr__(adapter, "backbone", type("Sized", (), {"geometry": sd15}))
     converted, whole = adapter.convert(keys), ldm.renamed(ldm.below(keys, ldm.UNET), ldm.unet_table(sd15))
-    assert {key: value.shape for key, value in converted.items()} == {f"adapter.{key}": value.shape for key, value in adapter.state_dict().items()}
-    assert {key: value.shape for key, value in whole.tensors.items()} == {key: value.shape for key, value in unet.state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == {
+        f"adapter.{key}": value.shape for key, value in adapter.state_dict().items()
+    }
+    assert {key: value.shape for key, value in whole.tensors.items()} == {
+        key: value.shape for key, value in unet.state_dict().items()
+    }
     assert not whole.unknown
-    assert sum(p.numel() for p in adapter.parameters()) == facts["parameters"]["control_model (trainable with sd_locked)"] == 361_279_120
+    assert (
+        sum(p.numel() for p in adapter.parameters())
+        == facts["parameters"]["control_model (trainable with sd_locked)"]
+        == 361_279_120
+    )
     assert sum(p.numel() for p in unet.parameters()) == facts["parameters"]["unet"]
     fresh = {f"{ldm.CONTROL}{key}" for key in facts["new_in_control_model"]}
-    named = ldm.renamed(ldm.below({key: value for key, value in keys.items() if key not in fresh}, ldm.CONTROL), ldm.encoder_table(sd15))
+    named = ldm.renamed(
+        ldm.below({key: value for key, value in keys.items() if key not in fresh}, ldm.CONTROL),
+        ldm.encoder_table(sd15),
+    )
     assert not named.unknown, "what is not new in the control model has the U-Net encoder's names"

@@ -59,12 +59,23 @@ def attached(geometry: Geometry = USUAL, trained: bool = True, **settings: Any) 
     return adapter.eval()
 
 
-def batch(size: tuple[int, int] = (64, 64), images: int = 3, source: tuple[int, int] | None = None, text_dim: int = 32) -> PoseBatch:
+def batch(
+    size: tuple[int, int] = (64, 64), images: int = 3, source: tuple[int, int] | None = None, text_dim: int = 32
+) -> PoseBatch:
     draw = torch.Generator().manual_seed(3)
     hint, text = torch.rand(images, 3, *size, generator=draw), torch.randn(images, 5, text_dim, generator=draw)
     people = torch.rand(images, 3, *(source or size), generator=draw) * 2 - 1
     keypoints = [np.zeros((0, 17, 3))] * images
-    return PoseBatch([str(i) for i in range(images)], [""] * images, keypoints, size, source=people, hint=hint, text=text, negative_text=text[:1])
+    return PoseBatch(
+        [str(i) for i in range(images)],
+        [""] * images,
+        keypoints,
+        size,
+        source=people,
+        hint=hint,
+        text=text,
+        negative_text=text[:1],
+    )
 
 
 def noisy(adapter: DNAF, pose: PoseBatch) -> Tensor:
@@ -93,7 +104,9 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> bool:
 def test_acceptance_2_blocks_that_start_at_zero_leave_the_prediction_alone(geometry: Geometry) -> None:
     adapter, pose = attached(geometry, trained=False, naf=False), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
-    plain = backbone(geometry).predict(latents, STEPS, state.text, Injection(encoder=adapter.inject(without(state, "posed"), latents, STEPS).encoder))
+    plain = backbone(geometry).predict(
+        latents, STEPS, state.text, Injection(encoder=adapter.inject(without(state, "posed"), latents, STEPS).encoder)
+    )
     assert torch.equal(predicted(adapter, state, latents), plain)
     assert not close(predicted(attached(geometry, naf=False), state, latents), plain, 1e-3)
 
@@ -119,7 +132,11 @@ def test_acceptance_4_a_source_that_is_the_target_changes_nothing(geometry: Geom
     once = replace(adapter.inject(state, latents, STEPS), attention=None)
     with torch.no_grad():
         assert close(predicted(adapter, state, latents), adapter.backbone.predict(latents, STEPS, state.text, once))
-    assert not close(predicted(adapter, state, latents + 0.1), adapter.backbone.predict(latents + 0.1, STEPS, state.text, once), 1e-3)
+    assert not close(
+        predicted(adapter, state, latents + 0.1),
+        adapter.backbone.predict(latents + 0.1, STEPS, state.text, once),
+        1e-3,
+    )
 
 
 @pytest.mark.parametrize("scope", ["original", "all"])
@@ -136,14 +153,37 @@ def test_images_without_source_or_pose_are_those_of_a_batch_without(scope: str) 
 
 
 @pytest.mark.parametrize(("kind", "scope", "more"), [("full", "original", 0), ("full", "all", 16), ("cross", "all", 0)])
-def test_acceptance_5_sixteen_layers_of_stable_diffusion_are_read_and_the_source_may_have_another_size(kind: str, scope: str, more: int) -> None:
+def test_acceptance_5_sixteen_layers_of_stable_diffusion_are_read_and_the_source_may_have_another_size(
+    kind: str, scope: str, more: int
+) -> None:
     adapter, pose = attached(inserted_kind=kind, naf_scope=scope), batch((64, 64), source=(128, 128))
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     bank = adapter.inject(state, latents, STEPS).attention
     assert bank is not None
     original = {name: keys for name, (keys, _) in bank.layers.items() if not name.startswith(INSERTED)}
-    assert len(original) == 16 and len(bank.layers) == 16 + more and set(original) == set(transformers(adapter.backbone.unet))
-    assert [keys.shape[1] for keys in original.values()] == [256, 256, 64, 64, 16, 16, 4, 16, 16, 16, 64, 64, 64, 256, 256, 256]
+    assert (
+        len(original) == 16
+        and len(bank.layers) == 16 + more
+        and set(original) == set(transformers(adapter.backbone.unet))
+    )
+    assert [keys.shape[1] for keys in original.values()] == [
+        256,
+        256,
+        64,
+        64,
+        16,
+        16,
+        4,
+        16,
+        16,
+        16,
+        64,
+        64,
+        64,
+        256,
+        256,
+        256,
+    ]
     assert predicted(adapter, state, latents).shape == latents.shape
 
 
@@ -159,7 +199,8 @@ def test_acceptance_5_nothing_of_a_pass_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("geometry", "size", "grids"), [(USUAL, (256, 176), [(32, 22), (16, 11), (8, 6), (4, 3)]), (MANNEQUIN, (60, 44), [(15, 11), (8, 6), (4, 3)])]
+    ("geometry", "size", "grids"),
+    [(USUAL, (256, 176), [(32, 22), (16, 11), (8, 6), (4, 3)]), (MANNEQUIN, (60, 44), [(15, 11), (8, 6), (4, 3)])],
 )
 def test_acceptance_6_odd_grids_fit(geometry: Geometry, size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
     adapter, pose = attached(geometry), batch(size, images=1)
@@ -177,7 +218,9 @@ def test_acceptance_8_every_part_of_the_source_matters_to_its_own_image_alone(ge
     assert len(names) == (6 if geometry is USUAL else 4)
     for name in names:
         other = predicted(adapter, state.having(**{name: state.conditions[name][swap]}), latents)
-        assert close(other[0], made[0]) and not close(other[1], made[1], 1e-4) and not close(other[2], made[2], 1e-4), name
+        assert close(other[0], made[0]) and not close(other[1], made[1], 1e-4) and not close(other[2], made[2], 1e-4), (
+            name
+        )
     sources = adapter.encode(replace(pose, source=pose.source[swap]))  # type: ignore[index]
     noises = sources.having(source_noise=state.conditions["source_noise"])
     one = state.having(**{name: state.conditions[name][swap] for name in names if name != "source_noise"})
@@ -187,12 +230,15 @@ def test_acceptance_8_every_part_of_the_source_matters_to_its_own_image_alone(ge
 def test_the_strength_is_the_weight_of_a_key() -> None:
     latents, pose = noisy(attached(), batch()), batch()
     full, faint, none, off = (
-        predicted(a, a.encode(pose), latents) for a in (attached(), attached(naf_strength=1e-7), attached(naf_strength=0), attached(naf=False))
+        predicted(a, a.encode(pose), latents)
+        for a in (attached(), attached(naf_strength=1e-7), attached(naf_strength=0), attached(naf=False))
     )
     assert torch.equal(none, off) and close(faint, off) and not close(full, off, 1e-3)
 
 
-@pytest.mark.parametrize(("noise", "sampling"), [("independent", "fixed"), ("independent", "fresh"), ("shared", "fixed")])
+@pytest.mark.parametrize(
+    ("noise", "sampling"), [("independent", "fixed"), ("independent", "fresh"), ("shared", "fixed")]
+)
 def test_the_noise_of_the_source_is_the_images_own(noise: str, sampling: str) -> None:
     adapter, pose = attached(naf_noise=noise, naf_sampling_noise=sampling), batch()
     state, seen = adapter.encode(pose), []
@@ -205,11 +251,16 @@ def test_the_noise_of_the_source_is_the_images_own(noise: str, sampling: str) ->
     hook.remove()
     assert torch.equal(seen[0], seen[1]) and close(seen[0][1:2], seen[3])
     a = adapter.backbone.alphas_cumprod[torch.stack([STEPS, STEPS - 20])].view(2, -1, 1, 1, 1)
-    used = [(each - alpha.sqrt() * state.conditions["source"][:, 0]) / (1 - alpha).sqrt() for each, alpha in zip((seen[0], seen[2]), a, strict=True)]
+    used = [
+        (each - alpha.sqrt() * state.conditions["source"][:, 0]) / (1 - alpha).sqrt()
+        for each, alpha in zip((seen[0], seen[2]), a, strict=True)
+    ]
     assert close(*used, atol=1e-3) == (sampling == "fixed")
     assert close(used[0], pose.randn("latents", latents.shape[1:]), 1e-3) == (noise == "shared")
     adapter.train()
-    assert torch.equal(adapter.encode(pose).conditions["source_noise"], pose.randn("noise", latents.shape[1:])) == (noise == "shared")
+    assert torch.equal(adapter.encode(pose).conditions["source_noise"], pose.randn("noise", latents.shape[1:])) == (
+        noise == "shared"
+    )
 
 
 def test_the_source_is_encoded_once_per_image_and_passes_the_unet_once_per_step() -> None:
@@ -236,13 +287,21 @@ def test_schedulers_with_steps_between_the_trained_ones_serve() -> None:
 
 
 @GEOMETRIES
-@pytest.mark.parametrize("settings", [{}, {"naf_scope": "all", "naf_noise": "shared", "source_latent": "sample"}, {"naf_sampling_noise": "fresh"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"naf_scope": "all", "naf_noise": "shared", "source_latent": "sample"}, {"naf_sampling_noise": "fresh"}],
+)
 def test_several_sources_are_read_together_in_any_order(geometry: Geometry, settings: dict[str, Any]) -> None:
     """One in a list is the one alone; of two, the keys, values and tokens of both are there, each as if it were alone."""
     adapter, pose = attached(geometry, **settings), batch()
     latents, first = noisy(adapter, pose), pose.source
     second = first.flip(0)  # type: ignore[union-attr]
-    given = {"alone": first, "listed": torch.stack([first], 1), "both": torch.stack([first, second], 1), "turned": torch.stack([second, first], 1)}  # type: ignore[list-item]
+    given = {
+        "alone": first,
+        "listed": torch.stack([first], 1),
+        "both": torch.stack([first, second], 1),
+        "turned": torch.stack([second, first], 1),
+    }  # type: ignore[list-item]
     states = {name: adapter.encode(replace(pose, source=source)) for name, source in given.items()}
     made = {name: predicted(adapter, state, latents) for name, state in states.items()}
     assert torch.equal(made["alone"], made["listed"])
@@ -262,17 +321,26 @@ def test_several_sources_of_some_images_are_those_of_a_batch_with_these_alone() 
     pose = replace(pose, source=torch.stack([pose.source, pose.source.flip(0)], 1))  # type: ignore[union-attr, list-item]
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     mixed = predicted(adapter, state.having(sourced=torch.tensor([True, False, True])), latents)
-    assert close(mixed[::2], predicted(adapter, state, latents)[::2]) and close(mixed[1], predicted(adapter, without(state, "posed"), latents)[1])
+    assert close(mixed[::2], predicted(adapter, state, latents)[::2]) and close(
+        mixed[1], predicted(adapter, without(state, "posed"), latents)[1]
+    )
 
 
 # Guidance and dropping.
 
 
-@pytest.mark.parametrize(("pose_scale", "source_scale", "count"), [(None, None, 2), (2.0, 3.0, 3), (1.0, 1.0, 1), (1.0, 2.0, 2), (2.0, 2.0, 2)])
-def test_acceptance_9_guidance_has_a_scale_for_each_condition(pose_scale: float | None, source_scale: float | None, count: int) -> None:
+@pytest.mark.parametrize(
+    ("pose_scale", "source_scale", "count"),
+    [(None, None, 2), (2.0, 3.0, 3), (1.0, 1.0, 1), (1.0, 2.0, 2), (2.0, 2.0, 2)],
+)
+def test_acceptance_9_guidance_has_a_scale_for_each_condition(
+    pose_scale: float | None, source_scale: float | None, count: int
+) -> None:
     adapter, pose = attached(pose_guidance=pose_scale, source_guidance=source_scale), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
-    neither, posed, both = (predicted(adapter, without(state, *kept), latents) for kept in ((), ("posed",), ("posed", "sourced")))
+    neither, posed, both = (
+        predicted(adapter, without(state, *kept), latents) for kept in ((), ("posed",), ("posed", "sourced"))
+    )
     w_p, w_s = pose_scale or 2.5, source_scale or 2.5
     weighted = adapter.branches(state, 2.5)
     assert len(weighted) == count
@@ -285,13 +353,23 @@ def test_conditions_are_dropped_by_each_images_own_chance() -> None:
     many = 4000
     chance = PoseBatch([str(i) for i in range(many)], [""] * many, [], (8, 8)).rand("dropped conditions")
     text = torch.zeros(many, 1, 1)
-    dropped = adapter.drop(State(text, text, {"chance": chance, "sourced": chance > -1}), torch.ones(many, dtype=torch.bool)).conditions
-    shares = {(s, p): float(((dropped["sourced"] == s) & (dropped["posed"] == p)).float().mean()) for s in (True, False) for p in (True, False)}
-    assert shares == pytest.approx({(True, True): 0.4, (False, True): 0.2, (True, False): 0.1, (False, False): 0.3}, abs=0.03)
+    dropped = adapter.drop(
+        State(text, text, {"chance": chance, "sourced": chance > -1}), torch.ones(many, dtype=torch.bool)
+    ).conditions
+    shares = {
+        (s, p): float(((dropped["sourced"] == s) & (dropped["posed"] == p)).float().mean())
+        for s in (True, False)
+        for p in (True, False)
+    }
+    assert shares == pytest.approx(
+        {(True, True): 0.4, (False, True): 0.2, (True, False): 0.1, (False, False): 0.3}, abs=0.03
+    )
     assert torch.equal(adapter.encode(batch()).conditions["chance"], chance[:3])
 
 
 def test_a_fixed_text_is_everybodys() -> None:
     adapter, pose = attached(fixed_text="person"), batch()
     state = adapter.encode(pose)
-    assert torch.equal(state.text, adapter.backbone.encode_text(["person"]).expand(3, -1, -1)) and not torch.equal(attached().encode(pose).text, state.text)
+    assert torch.equal(state.text, adapter.backbone.encode_text(["person"]).expand(3, -1, -1)) and not torch.equal(
+        attached().encode(pose).text, state.text
+    )

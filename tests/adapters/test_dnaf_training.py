@@ -45,7 +45,9 @@ def gradients(adapter: DNAF, sourced: bool = True, precision: torch.dtype | None
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_acceptance_7_gradients_reach_all_that_trains_and_only_the_last_projections_at_first(precision: torch.dtype | None) -> None:
+def test_acceptance_7_gradients_reach_all_that_trains_and_only_the_last_projections_at_first(
+    precision: torch.dtype | None,
+) -> None:
     """Under autocast, too, whose copies of the weights from the pass without gradients must not be used in the other."""
     for started in (False, True):
         adapter = attached(trained=started)
@@ -70,20 +72,30 @@ def test_acceptance_7_what_trains_is_configurable(tmp_path: Path) -> None:
 
     def kinds(**settings: Any) -> set[str]:
         adapter = attached(trained=False, **settings)
-        return {name.split(".")[0] + (".network" if "pyramid.network" in name else "") for name, p in adapter.named_parameters() if p.requires_grad}
+        return {
+            name.split(".")[0] + (".network" if "pyramid.network" in name else "")
+            for name, p in adapter.named_parameters()
+            if p.requires_grad
+        }
 
     assert kinds() == {"pose_adapter", "blocks", "pyramid.network", "pyramid"}
     assert kinds(vision_train=False, vision_positions=0) == {"pose_adapter", "blocks"}
     assert kinds(inserted=False) == {"pose_adapter"}
     assert kinds(pose_train=False, pose_weights=str(file)) == {"blocks", "pyramid.network", "pyramid"}
-    assert DNAF().trainable and not attached(trained=False, inserted=False, pose_train=False, pose_weights=str(file)).trainable
+    assert (
+        DNAF().trainable
+        and not attached(trained=False, inserted=False, pose_train=False, pose_weights=str(file)).trainable
+    )
 
 
 def test_the_pose_adapter_starts_from_a_file(tmp_path: Path) -> None:
     other, pose = attached(), batch()
     other.pose_adapter.network.save_pretrained(tmp_path)
     started = attached(trained=False, pose_weights=str(tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(started.pose_adapter.features(pose.hint), other.pose_adapter.features(pose.hint), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(started.pose_adapter.features(pose.hint), other.pose_adapter.features(pose.hint), strict=True)
+    )
     with pytest.raises(WeightsError, match="adapter.pose_weights=.*keys that T2IAdapter has no place for"):
         attached(MANNEQUIN, pose_weights=str(tmp_path))
     attached(MANNEQUIN).pose_adapter.network.save_pretrained(tmp_path / "small")
@@ -111,7 +123,9 @@ def test_checkpointing_and_compilation_change_nothing(detach: bool, scope: str) 
 
 def test_gradients_cross_the_sources_pass_where_they_may() -> None:
     with_pass, without_pass = (gradients(attached(naf_detach=detach)) for detach in (False, True))
-    assert not all(close(with_pass[name], grad, 1e-7) for name, grad in without_pass.items() if name.startswith("blocks."))
+    assert not all(
+        close(with_pass[name], grad, 1e-7) for name, grad in without_pass.items() if name.startswith("blocks.")
+    )
 
 
 # Saving, sizes, and what is refused.
@@ -119,7 +133,10 @@ def test_gradients_cross_the_sources_pass_where_they_may() -> None:
 
 def test_a_method_folder_needs_no_other_file(tmp_path: Path) -> None:
     attached().pose_adapter.network.save_pretrained(tmp_path / "pose")
-    adapter, pose = attached(vision_train=False, pose_weights=str(tmp_path / "pose"), pose_train=False, levels=[0, 1, 1, 2]), batch()
+    adapter, pose = (
+        attached(vision_train=False, pose_weights=str(tmp_path / "pose"), pose_train=False, levels=[0, 1, 1, 2]),
+        batch(),
+    )
     save_method(tmp_path / "method", adapter, adapter.backbone)
     for file in (tmp_path / "pose").iterdir():
         file.unlink()
@@ -136,9 +153,18 @@ def test_it_has_the_published_size_on_stable_diffusion(kind: Any, millions: floa
     with torch.device("meta"):
         unet = unet_of(geometry)
         adapter = DNAF(inserted_kind=kind)
-        adapter.attach(SimpleNamespace(geometry=geometry, unet=unet, requires_grad_=unet.requires_grad_, eval=unet.eval))  # type: ignore[arg-type]
-    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (adapter.blocks, adapter.pose_adapter, adapter.pyramid.network)]
-    assert [round(each, 2) for each in sizes[1:]] == [77.37, 86.74] and round(sizes[0], 1) == millions and len(adapter.blocks) == 16
+        adapter.attach(
+            SimpleNamespace(geometry=geometry, unet=unet, requires_grad_=unet.requires_grad_, eval=unet.eval)
+        )  # type: ignore[arg-type]
+    sizes = [
+        sum(p.numel() for p in part.parameters()) / 1e6
+        for part in (adapter.blocks, adapter.pose_adapter, adapter.pyramid.network)
+    ]
+    assert (
+        [round(each, 2) for each in sizes[1:]] == [77.37, 86.74]
+        and round(sizes[0], 1) == millions
+        and len(adapter.blocks) == 16
+    )
     assert adapter.pyramid.size == 224 and adapter.stages == [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
 
 
@@ -184,7 +210,9 @@ def test_samples_without_a_source_and_parts_that_would_stay_random_are_refused()
 # Real runs.
 
 
-def test_it_trains_resumes_and_samples_on_pairs(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_trains_resumes_and_samples_on_pairs(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, options = making("image", world, DNAF.needs), ["adapter=dnaf"]
     whole = trained(world, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
@@ -201,15 +229,26 @@ def test_it_trains_resumes_and_samples_on_pairs(world: list[str], tmp_path: Path
     assert np.array_equal(read_png(picture(samples.parent / "sources", 5)), people.source_of(5).image)
 
 
-def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(world: list[str], tmp_path: Path) -> None:
-    with configured("train", *making("image", world, DNAF.needs), "adapter=dnaf", f"paths.cache={tmp_path}", "trainer.precision=32-true") as cfg:
+def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(
+    world: list[str], tmp_path: Path
+) -> None:
+    with configured(
+        "train",
+        *making("image", world, DNAF.needs),
+        "adapter=dnaf",
+        f"paths.cache={tmp_path}",
+        "trainer.precision=32-true",
+    ) as cfg:
         parts = Parts(cfg)
         task = AdapterTask(parts)
         needs = needs_of(task, parts)
         pose = collate(parts.data("train"), [3, 1], needs, seed=0)
         adapter, calls = parts.adapter.train(), []
         parts.backbone.autoencoder.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-        cached, fresh = adapter.encode(pose).conditions["source"], adapter.encode(replace(pose, source_latents=None)).conditions["source"]
+        cached, fresh = (
+            adapter.encode(pose).conditions["source"],
+            adapter.encode(replace(pose, source_latents=None)).conditions["source"],
+        )
         assert len(calls) == 1 and close(cached, fresh, 2e-3) and not close(cached[0], cached[1], 0.05)
         needs_of(task, parts)
         assert len(calls) == 1, "a second run reads them from disk"
@@ -218,8 +257,16 @@ def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(w
 
 
 def test_ablations_train_what_is_left_and_an_empty_run_is_refused(world: list[str], tmp_path: Path) -> None:
-    world = [*(o for o in making("image", world, DNAF.needs) if not o.startswith("trainer.steps")), "adapter=dnaf", "trainer.steps=1"]
-    assert {key.split(".")[1] for key in trained(world, tmp_path / "b1", "adapter.naf=false")} == {"adapter", "blocks", "pyramid"}
+    world = [
+        *(o for o in making("image", world, DNAF.needs) if not o.startswith("trainer.steps")),
+        "adapter=dnaf",
+        "trainer.steps=1",
+    ]
+    assert {key.split(".")[1] for key in trained(world, tmp_path / "b1", "adapter.naf=false")} == {
+        "adapter",
+        "blocks",
+        "pyramid",
+    }
     pose_only = trained(world, tmp_path / "b2", "adapter.inserted=false")
     assert {key.split(".")[0] for key in pose_only} == {"t2i_adapter"}
     nothing = ["adapter.inserted=false", "adapter.pose_train=false"]
@@ -242,5 +289,8 @@ def test_data_without_pairs_are_refused_before_anything_runs(world: list[str], t
 
 def test_a_prompt_alone_is_refused(world: list[str]) -> None:
     message = "adapter=dnaf takes a person from a picture; set source=FILE"
-    with configured("sample", *making("image", world, DNAF.needs), "adapter=dnaf", "prompt=a person") as cfg, pytest.raises(UserError, match=message):
+    with (
+        configured("sample", *making("image", world, DNAF.needs), "adapter=dnaf", "prompt=a person") as cfg,
+        pytest.raises(UserError, match=message),
+    ):
         ask(cfg)

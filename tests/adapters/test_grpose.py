@@ -66,7 +66,9 @@ def test_full_size_keys() -> None:
         method = GRPose()
         method.attach(SimpleNamespace(geometry=SD15, unet=unet, requires_grad_=lambda on: None, eval=lambda: None))  # type: ignore[arg-type]
     converted = method.convert(keys)
-    assert {key: value.shape for key, value in converted.items()} == {f"adapter.{key}": value.shape for key, value in method.state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == {
+        f"adapter.{key}": value.shape for key, value in method.state_dict().items()
+    }
     assert sum(p.numel() for p in method.parameters()) == facts["counts"]["control_model"] == 412_997_248
     assert sum(key.endswith("num_batches_tracked") for key in converted) == 12
 
@@ -75,7 +77,9 @@ def test_full_size_keys() -> None:
 
 
 def test_neighbours_are_the_nearest_directions_in_chunks_of_any_size() -> None:
-    maps = 1 + 0.05 * torch.randn(2, 6, 4, 5, generator=torch.Generator().manual_seed(0))  # directions that half precision cannot tell apart
+    maps = 1 + 0.05 * torch.randn(
+        2, 6, 4, 5, generator=torch.Generator().manual_seed(0)
+    )  # directions that half precision cannot tell apart
     maps = maps * torch.linspace(0.1, 9, 20).view(1, 1, 4, 5)
     nodes = nn.functional.normalize(maps.flatten(2), dim=1).mT.double()
     wanted = torch.cdist(nodes, nodes).topk(7, largest=False).indices.sort(-1).values
@@ -129,10 +133,16 @@ def test_images_of_a_batch_have_graphs_of_their_own() -> None:
 
 
 def batch(g: Geometry, cells: tuple[int, int] = (8, 16), images: int = 2) -> PoseBatch:
-    hint = torch.rand(images, 3, *(side * g.latent_factor for side in cells), generator=torch.Generator().manual_seed(2)) * 2 - 1
+    hint = (
+        torch.rand(images, 3, *(side * g.latent_factor for side in cells), generator=torch.Generator().manual_seed(2))
+        * 2
+        - 1
+    )
     text = torch.randn(images, 5, g.text_dim, generator=torch.Generator().manual_seed(3))
     ids = [str(i) for i in range(images)]
-    return PoseBatch(ids, ids, [], tuple(hint.shape[-2:]), hint=hint, text=text, negative_text=torch.zeros(1, 5, g.text_dim))  # type: ignore[arg-type]
+    return PoseBatch(
+        ids, ids, [], tuple(hint.shape[-2:]), hint=hint, text=text, negative_text=torch.zeros(1, 5, g.text_dim)
+    )  # type: ignore[arg-type]
 
 
 def backbone(g: Geometry) -> StableDiffusion:
@@ -154,7 +164,9 @@ def attached(g: Geometry = SMALL, seed: int = 0, **settings: Any) -> GRPose:
 @torch.no_grad()
 def residuals(method: GRPose, pose: PoseBatch, cells: tuple[int, int] = (8, 16)) -> list[Tensor]:
     g: Geometry = method.backbone.geometry  # type: ignore[union-attr, assignment]
-    latents = torch.randn(1, g.latent_channels, *cells, generator=torch.Generator().manual_seed(4)).expand(len(pose), -1, -1, -1)
+    latents = torch.randn(1, g.latent_channels, *cells, generator=torch.Generator().manual_seed(4)).expand(
+        len(pose), -1, -1, -1
+    )
     state = method.encode(pose)
     found = method.inject(state, latents, torch.full((len(pose),), 300))
     return [*found.down, found.mid]  # type: ignore[misc, list-item]
@@ -181,7 +193,10 @@ def test_any_size(g: Geometry) -> None:
 def test_original_names_come_back(g: Geometry) -> None:
     method = attached(g)
     official = original(method.state_dict(), method.table(g), ldm.CONTROL)
-    assert "control_model.input_blocks.1.0.gnn.graph_conv.gconv.nn.0.weight" in official and "control_model.input_blocks.1.0.in_layers.0.weight" not in official
+    assert (
+        "control_model.input_blocks.1.0.gnn.graph_conv.gconv.nn.0.weight" in official
+        and "control_model.input_blocks.1.0.in_layers.0.weight" not in official
+    )
     for given in (official, ldm.below(official, ldm.CONTROL)):
         converted = method.convert(given)
         assert converted.keys() == {f"adapter.{key}" for key in method.state_dict()}
@@ -191,10 +206,27 @@ def test_original_names_come_back(g: Geometry) -> None:
 def test_the_rest_of_a_whole_model_is_left_out_by_rule_and_other_keys_are_named() -> None:
     method = attached()
     official = original(method.state_dict(), method.table(SMALL), ldm.CONTROL)
-    rest = ["model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias", "cond_stage_model.transformer.x", "mmpose_model.backbone.x", "betas"]
-    assert method.convert({**official, **dict.fromkeys(rest, torch.zeros(1))}).keys() == {f"adapter.{key}" for key in method.state_dict()}
-    with pytest.raises(UnknownKeys, match="2 keys that GRPose has no place for: control_model.input_blocks.1.0.in_layers.0.weight, optimizer; "):
-        method.convert({**official, "control_model.input_blocks.1.0.in_layers.0.weight": torch.zeros(1), "optimizer": torch.zeros(1)})
+    rest = [
+        "model.diffusion_model.out.2.bias",
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.transformer.x",
+        "mmpose_model.backbone.x",
+        "betas",
+    ]
+    assert method.convert({**official, **dict.fromkeys(rest, torch.zeros(1))}).keys() == {
+        f"adapter.{key}" for key in method.state_dict()
+    }
+    with pytest.raises(
+        UnknownKeys,
+        match="2 keys that GRPose has no place for: control_model.input_blocks.1.0.in_layers.0.weight, optimizer; ",
+    ):
+        method.convert(
+            {
+                **official,
+                "control_model.input_blocks.1.0.in_layers.0.weight": torch.zeros(1),
+                "optimizer": torch.zeros(1),
+            }
+        )
 
 
 def test_capacity_follows_the_geometry() -> None:
@@ -204,7 +236,11 @@ def test_capacity_follows_the_geometry() -> None:
     assert GRPose(inject_channels=[8, 9, 10]).pose_channels(MANNEQUIN) == (8, 9, 10)
     encoder = attached(MANNEQUIN).pose_encoder
     assert [c.stride[0] for c in encoder.modules() if isinstance(c, nn.Conv2d)][:6] == [1, 2, 1, 2, 2, 2]
-    assert [tuple(f.shape[1:]) for f in encoder(torch.zeros(1, 3, 64, 64)).values()] == [(16, 16, 16), (24, 8, 8), (40, 4, 4)]
+    assert [tuple(f.shape[1:]) for f in encoder(torch.zeros(1, 3, 64, 64)).values()] == [
+        (16, 16, 16),
+        (24, 8, 8),
+        (40, 4, 4),
+    ]
 
 
 def test_levels_without_a_graph_keep_their_residual_blocks() -> None:
@@ -227,13 +263,18 @@ def test_levels_without_a_graph_keep_their_residual_blocks() -> None:
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GRPose(**settings).attach(SimpleNamespace(geometry=SMALL, unet=None, requires_grad_=lambda on: None, eval=lambda: None))  # type: ignore[arg-type]
+        GRPose(**settings).attach(
+            SimpleNamespace(geometry=SMALL, unet=None, requires_grad_=lambda on: None, eval=lambda: None)
+        )  # type: ignore[arg-type]
 
 
 def test_both_forms_of_the_edge_convolution_take_the_same_weights_and_agree() -> None:
     one, other = attached().eval(), attached(edges="dense").eval()
     other.load_state_dict(one.state_dict())
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(residuals(one, batch(SMALL)), residuals(other, batch(SMALL)), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-4)
+        for a, b in zip(residuals(one, batch(SMALL)), residuals(other, batch(SMALL)), strict=True)
+    )
 
 
 def test_the_copy_starts_from_the_backbone_and_its_new_parts_change_nothing() -> None:
@@ -242,10 +283,18 @@ def test_the_copy_starts_from_the_backbone_and_its_new_parts_change_nothing() ->
     method.attach(backbone)
     for level, down in enumerate(backbone.unet.down_blocks):
         block, resnet = method.block(level), down.resnets[0]
-        assert torch.equal(block.conv_in.weight, resnet.conv1.weight) and torch.equal(block.time.weight, resnet.time_emb_proj.weight)
-        assert isinstance(block.skip, nn.Identity) if resnet.conv_shortcut is None else torch.equal(block.skip.weight, resnet.conv_shortcut.weight)
+        assert torch.equal(block.conv_in.weight, resnet.conv1.weight) and torch.equal(
+            block.time.weight, resnet.time_emb_proj.weight
+        )
+        assert (
+            isinstance(block.skip, nn.Identity)
+            if resnet.conv_shortcut is None
+            else torch.equal(block.skip.weight, resnet.conv_shortcut.weight)
+        )
         x = torch.randn(2, resnet.in_channels, 4, 4)
-        assert torch.equal(block(x, torch.randn(2, SMALL.time_dim), torch.randn(2, resnet.out_channels, 4, 4)), block.skip(x))
+        assert torch.equal(
+            block(x, torch.randn(2, SMALL.time_dim), torch.randn(2, resnet.out_channels, 4, 4)), block.skip(x)
+        )
     assert not any(r.any() for r in residuals(method, batch(SMALL)))
 
 
@@ -264,7 +313,10 @@ def test_what_depends_on_the_pose_alone_is_computed_once_per_image(monkeypatch: 
 
 def test_an_image_does_not_depend_on_its_batch_in_evaluation() -> None:
     method, pose = attached().eval(), batch(SMALL)
-    for name, value in method.state_dict().items():  # what all nodes share would leave the choice of neighbours to rounding
+    for (
+        name,
+        value,
+    ) in method.state_dict().items():  # what all nodes share would leave the choice of neighbours to rounding
         if "pose" in name and name.rpartition(".")[2] in ("bias", "running_mean"):
             value.zero_()
     alone = residuals(method, replace(pose, ids=pose.ids[1:], hint=pose.hint[1:], text=pose.text[1:]))  # type: ignore[index]
@@ -277,24 +329,35 @@ def test_training_updates_each_running_statistic_once_per_step_and_they_are_save
     residuals(method.train(), batch(SMALL))
     counts = [value for name, value in method.state_dict().items() if name.endswith("num_batches_tracked")]
     assert len(counts) == 6 and all(count == 1 for count in counts)
-    assert len(before) == 12 and not any(torch.equal(method.state_dict()[name], value) for name, value in before.items())
+    assert len(before) == 12 and not any(
+        torch.equal(method.state_dict()[name], value) for name, value in before.items()
+    )
     again = attached(seed=1)
     again.load_state_dict(method.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(residuals(again.eval(), batch(SMALL)), residuals(method.eval(), batch(SMALL)), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(residuals(again.eval(), batch(SMALL)), residuals(method.eval(), batch(SMALL)), strict=True)
+    )
 
 
 def test_fewer_nodes_than_neighbours_are_joined_completely_or_refused() -> None:
     method, pose = attached(MANNEQUIN).eval(), batch(MANNEQUIN, (8, 8))
     assert all(torch.isfinite(r).all() for r in residuals(method, pose, (8, 8)))
     method.faithful = True
-    with pytest.raises(ValueError, match=r"adapter.k is 9, but level 2 of images of 32x32 pixels has only 2x2 nodes.*larger data.size, or adapter.k=4"):
+    with pytest.raises(
+        ValueError,
+        match=r"adapter.k is 9, but level 2 of images of 32x32 pixels has only 2x2 nodes.*larger data.size, or adapter.k=4",
+    ):
         method.encode(pose)
     residuals(method, batch(MANNEQUIN, (16, 16)), (16, 16))
 
 
 def test_strength_scales_all_residuals() -> None:
     one, double = attached().eval(), attached(strength=2.0).eval()
-    assert all(torch.allclose(2 * a, b) for a, b in zip(residuals(one, batch(SMALL)), residuals(double, batch(SMALL)), strict=True))
+    assert all(
+        torch.allclose(2 * a, b)
+        for a, b in zip(residuals(one, batch(SMALL)), residuals(double, batch(SMALL)), strict=True)
+    )
 
 
 def test_the_pose_reaches_the_block_through_its_graph() -> None:
@@ -368,7 +431,11 @@ def test_the_loss_weighs_the_pose(step: Step) -> None:
     method, error = attached(SD1), (step.prediction - step.target).square()
     losses = method.loss(step, STATE, posed())
     expected = weighted(error)
-    assert losses.keys() == {"loss", "plain"} and torch.allclose(losses["loss"], expected) and torch.allclose(losses["plain"], error.mean())
+    assert (
+        losses.keys() == {"loss", "plain"}
+        and torch.allclose(losses["loss"], expected)
+        and torch.allclose(losses["plain"], error.mean())
+    )
     assert torch.allclose(attached(SD1, alpha=1.0).loss(step, STATE, posed())["loss"], error.mean())
 
 
@@ -400,7 +467,9 @@ def test_the_perception_loss_weighs_by_signal_and_looks_at_the_right_images(step
     difference = (teacher.conv(made) - teacher.conv(images)).square().mean((1, 2, 3))
     assert torch.allclose(found, (0.5 * backbone.alphas_cumprod[step.timesteps] * difference).mean())
     method.loss(step, STATE, posed())
-    assert torch.allclose(teacher.images[3], backbone.from_latents(step.clean).clamp(-1, 1)), "without images, the decoded clean latents"
+    assert torch.allclose(teacher.images[3], backbone.from_latents(step.clean).clamp(-1, 1)), (
+        "without images, the decoded clean latents"
+    )
 
 
 def test_the_logged_loss_sees_mirrored_images_of_8_bits() -> None:
@@ -412,5 +481,7 @@ def test_the_logged_loss_sees_mirrored_images_of_8_bits() -> None:
 
 
 def test_a_missing_teacher_is_said(step: Step) -> None:
-    with pytest.raises(ValueError, match=r"adapter.perception=logged needs a pose network: adapter.teacher='\$\{estimator\}'"):
+    with pytest.raises(
+        ValueError, match=r"adapter.perception=logged needs a pose network: adapter.teacher='\$\{estimator\}'"
+    ):
         attached(SD1, perception="logged").loss(step, STATE, posed())

@@ -36,7 +36,11 @@ def backbone() -> PoseSpace:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["person"])
     unet = pose_unet(build_unet((16, 16), text_dim=16, heads=2).config, GRID)
-    return PoseSpace.of(Parts(unet, None, build_text(tokenizer, 16, layers=1, heads=1), tokenizer, dict(SCHEDULER), origin="test"), "reference", GRID)
+    return PoseSpace.of(
+        Parts(unet, None, build_text(tokenizer, 16, layers=1, heads=1), tokenizer, dict(SCHEDULER), origin="test"),
+        "reference",
+        GRID,
+    )
 
 
 def attached(backbone: PoseSpace, faithful: bool = False, **settings: object) -> GUNet:
@@ -50,7 +54,11 @@ def attached(backbone: PoseSpace, faithful: bool = False, **settings: object) ->
 
 def official(backbone: PoseSpace, rows: int = 4) -> dict[str, Tensor]:
     """The tensors of a released file of this size."""
-    return {**backbone.unet.state_dict(), "spa_block.theta": torch.randn(rows, rows, 1), "spa_block.b": torch.randn(1, rows, 1, 1)}
+    return {
+        **backbone.unet.state_dict(),
+        "spa_block.theta": torch.randn(rows, rows, 1),
+        "spa_block.b": torch.randn(1, rows, 1, 1),
+    }
 
 
 @torch.no_grad()
@@ -69,7 +77,9 @@ def test_every_key_of_a_released_file_has_its_place(backbone: PoseSpace) -> None
     placed, account = accounted(method, backbone, official(backbone))
     assert not account.wrong
     assert {key for key in placed if key.startswith("adapter.")} == {"adapter.spa_block.theta", "adapter.spa_block.b"}
-    assert {key for key in placed if key.startswith("backbone.")} == {f"backbone.unet.{key}" for key in backbone.unet.state_dict()}
+    assert {key for key in placed if key.startswith("backbone.")} == {
+        f"backbone.unet.{key}" for key in backbone.unet.state_dict()
+    }
 
 
 def test_keys_without_a_place_are_named(backbone: PoseSpace) -> None:
@@ -92,7 +102,11 @@ def test_full_size_keys() -> None:
     with torch.device("meta"):
         unet = pose_unet(facts["config"], 32)
     stub = torch.nn.Module()
-    stub.unet, stub.geometry, stub.latent_shape = unet, Geometry.from_diffusers(unet.config, 1), lambda size: (17, 32, 32)
+    stub.unet, stub.geometry, stub.latent_shape = (
+        unet,
+        Geometry.from_diffusers(unet.config, 1),
+        lambda size: (17, 32, 32),
+    )
     method = GUNet()
     method.attach(stub)  # type: ignore[arg-type]
     shapes = {key: value.shape for key, value in method.convert(keys).items()}
@@ -169,7 +183,9 @@ def test_a_later_method_takes_the_place_of_an_earlier_one(backbone: PoseSpace) -
 
 
 def test_an_unknown_graph_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"adapter\.graph is 'joints'; expected one of per_sample, batch17, joint, off"):
+    with pytest.raises(
+        ValueError, match=r"adapter\.graph is 'joints'; expected one of per_sample, batch17, joint, off"
+    ):
         GUNet(graph="joints")  # type: ignore[arg-type]
 
 
@@ -193,16 +209,25 @@ def test_a_released_folder_is_converted_by_its_own_configuration_and_sampled(wor
     for part in ("text_encoder", "tokenizer"):
         (folder / part).symlink_to(shipped / part)
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**SD_SCHEDULER, "_class_name": "PNDMScheduler", "skip_prk_steps": True}))
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({**SD_SCHEDULER, "_class_name": "PNDMScheduler", "skip_prk_steps": True})
+    )
     torch.manual_seed(3)
-    unet = UNet2DConditionModel.from_config({**json.loads((shipped / "unet" / "config.json").read_text()), "in_channels": 17, "out_channels": 17})
+    unet = UNet2DConditionModel.from_config(
+        {**json.loads((shipped / "unet" / "config.json").read_text()), "in_channels": 17, "out_channels": 17}
+    )
     unet.save_config(folder / "unet")
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "_class_name": "GUNet2DConditionModel"}))
     tensors = {**unet.state_dict(), "spa_block.theta": torch.randn(4, 4, 1), "spa_block.b": torch.randn(1, 4, 1, 1)}
     save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
 
-    body = {"_target_": "posegen.backbones.pose_space.PoseSpace", "path": str(folder), "encoding": "reference", "grid": 8}
+    body = {
+        "_target_": "posegen.backbones.pose_space.PoseSpace",
+        "path": str(folder),
+        "encoding": "reference",
+        "grid": 8,
+    }
     method = {"_target_": "posegen.adapters.gunet.GUNet", "graph": "per_sample"}
     source = folder / "unet" / "diffusion_pytorch_model.safetensors"
     convert(OmegaConf.create(method), OmegaConf.create(body), str(source), str(tmp_path / "method"))

@@ -40,7 +40,13 @@ def test_original_names_come_back(own: HumanSD) -> None:
 
 
 def test_the_rest_is_left_out_by_rule_and_other_keys_are_named(own: HumanSD) -> None:
-    rest = ["first_stage_model.quant_conv.bias", "cond_stage_model.model.logit_scale", "mmpose_model.backbone.conv1.weight", "betas", "posterior_variance"]
+    rest = [
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.model.logit_scale",
+        "mmpose_model.backbone.conv1.weight",
+        "betas",
+        "posterior_variance",
+    ]
     whole = {**official(own), **dict.fromkeys(rest, torch.zeros(1))}
     assert len(own.convert(whole)) == len(official(own))
     with pytest.raises(UnknownKeys, match="1 keys that HumanSD has no place for: control_model.x"):
@@ -49,11 +55,15 @@ def test_the_rest_is_left_out_by_rule_and_other_keys_are_named(own: HumanSD) -> 
 
 def test_full_size_keys() -> None:
     facts, keys = full_size("humansd_keys.json")
-    sd21 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (5, 10, 20, 20), 1024, linear_projection=True)
+    sd21 = Geometry(
+        4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (5, 10, 20, 20), 1024, linear_projection=True
+    )
     with torch.device("meta"):
         unet = unet_of(sd21, in_channels=8)
     adapter = HumanSD()
     object.__setattr__(adapter, "backbone", type("Sized", (), {"geometry": sd21, "unet": unet}))
     converted = adapter.convert({**keys, "mmpose_model.backbone.conv1.weight": torch.empty(0)})
-    assert {key: value.shape for key, value in converted.items()} == {f"backbone.unet.{key}": value.shape for key, value in unet.state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == {
+        f"backbone.unet.{key}": value.shape for key, value in unet.state_dict().items()
+    }
     assert sum(p.numel() for p in unet.parameters()) == facts["trainable_parameters"] == 865_922_244

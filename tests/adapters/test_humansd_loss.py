@@ -65,7 +65,9 @@ def test_the_reference_weight_is_the_encoded_count_of_unseen_joints_in_the_decod
     step, backbone = step_of(adapter), cast(Any, adapter.backbone)
     weight = adapter.reference_weight(step, BATCH)
     (image,) = teacher.raw
-    assert torch.allclose(image, (backbone.from_latents(step.prediction - step.target) / 2 + 0.5).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(
+        image, (backbone.from_latents(step.prediction - step.target) / 2 + 0.5).clamp(0, 1), atol=1e-6
+    )
     assert not teacher.images, "the image goes to the network as it is"
     count = (heatmaps <= 0.3).sum(1, keepdim=True).float().repeat(1, 3, 1, 1)
     enlarged = torch.nn.functional.interpolate(count, (32, 64), mode="bicubic")
@@ -108,16 +110,27 @@ def test_the_corrected_weight_is_the_share_of_a_cell_with_joints_in_the_predicte
     step = step_of(adapter)
     weight = adapter.corrected_weight(step)
     assert weight.shape == (2, 1, 4, 8)
-    assert weight[:, 0, :, :2].eq(1).all() and weight[:, 0, :2, 2].eq(1).all() and not weight[:, 0, :, 3:].any() and not weight[:, 0, 2:, 2].any()
+    assert (
+        weight[:, 0, :, :2].eq(1).all()
+        and weight[:, 0, :2, 2].eq(1).all()
+        and not weight[:, 0, :, 3:].any()
+        and not weight[:, 0, 2:, 2].any()
+    )
     error = (step.prediction - step.target).square()
     losses = adapter.loss(step, STATE, BATCH)
-    assert torch.allclose(losses["loss"], (error * (1 + 0.5 * weight)).mean()) and torch.allclose(losses["plain"], error.mean())
+    assert torch.allclose(losses["loss"], (error * (1 + 0.5 * weight)).mean()) and torch.allclose(
+        losses["plain"], error.mean()
+    )
     backbone: Any = adapter.backbone
-    assert torch.allclose(teacher.images[0], backbone.from_latents(backbone.predict_clean(step)).clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(
+        teacher.images[0], backbone.from_latents(backbone.predict_clean(step)).clamp(-1, 1), atol=1e-5
+    )
 
 
 def test_a_teacher_that_sees_nothing_leaves_the_plain_loss() -> None:
-    adapter = attached(loss_kind="heatmap_corrected", teacher=Teacher(lambda images: images.new_full((2, 17, 8, 16), UNSEEN)))
+    adapter = attached(
+        loss_kind="heatmap_corrected", teacher=Teacher(lambda images: images.new_full((2, 17, 8, 16), UNSEEN))
+    )
     losses = adapter.loss(step_of(adapter), STATE, BATCH)
     assert losses["loss"] == losses["plain"]
 

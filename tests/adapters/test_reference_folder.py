@@ -18,7 +18,10 @@ SCENARIOS = ["digital_art", "oil_painting", "digital_art"]
 
 def samples(ids: list[str] = IDS) -> list[Sample]:
     scenarios = SCENARIOS if ids is IDS else [""] * len(ids)
-    return [Sample(i, "", np.zeros((0, 17, 3)), np.zeros(0), None, (8, 8), {"scenario": s}) for i, s in zip(ids, scenarios, strict=True)]
+    return [
+        Sample(i, "", np.zeros((0, 17, 3)), np.zeros(0), None, (8, 8), {"scenario": s})
+        for i, s in zip(ids, scenarios, strict=True)
+    ]
 
 
 def save(file: Path, value: int, size: tuple[int, int] = (8, 8)) -> None:
@@ -31,7 +34,9 @@ def greys(adapter: Folder, ids: list[str] = IDS, order: list[int] | None = None)
     """The grey of the picture that each sample gets, asked for in some order."""
     people = samples(ids)
     rows = order or list(range(len(ids)))
-    batch = PoseBatch([ids[i] for i in rows], [""] * len(rows), [people[i].keypoints for i in rows], (8, 8), population=people)
+    batch = PoseBatch(
+        [ids[i] for i in rows], [""] * len(rows), [people[i].keypoints for i in rows], (8, 8), population=people
+    )
     images = adapter.generate(batch, lambda *_: pytest.fail("sampled"))
     assert images.shape == (len(rows), 3, 8, 8) and images.dtype == torch.float32
     return [round(float(image.mean() + 1) * 127.5) for image in images]
@@ -62,13 +67,30 @@ FASHION = "fashionWOMENDressesid0000027501_1front", "fashionWOMENDressesid000002
 MARKET = "0002_c1s1_000451_03", "0002_c2s1_000026_02"
 
 
-@pytest.mark.parametrize("form", ["{}_2_{}_vis.png", "{}_2_{}.png", "{}_to_{}.png", "{}___{}_vis.jpg", "{}.jpg___{}.jpg_vis.png", "theirs/{}.jpg_2_{}_vis.jpg"])
 @pytest.mark.parametrize(
-    "names", [("fashionWOMENDressesid0000027501_1front", "fashionWOMENDressesid0000027501_2side"), ("0002_c1s1_000451_03", "0002_c2s1_000026_02")]
+    "form",
+    [
+        "{}_2_{}_vis.png",
+        "{}_2_{}.png",
+        "{}_to_{}.png",
+        "{}___{}_vis.jpg",
+        "{}.jpg___{}.jpg_vis.png",
+        "theirs/{}.jpg_2_{}_vis.jpg",
+    ],
+)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("fashionWOMENDressesid0000027501_1front", "fashionWOMENDressesid0000027501_2side"),
+        ("0002_c1s1_000451_03", "0002_c2s1_000026_02"),
+    ],
 )
 def test_pictures_of_pairs_are_named_by_both(form: str, names: tuple[str, str], tmp_path: Path) -> None:
     """However a program joins the names; which is the source and which the target counts."""
-    people = [Sample(f"data/{a}_2_{b}", "", np.zeros((0, 17, 3)), np.zeros(0), None, (8, 8), {"source": a, "target": b}) for a, b in (names, names[::-1])]
+    people = [
+        Sample(f"data/{a}_2_{b}", "", np.zeros((0, 17, 3)), np.zeros(0), None, (8, 8), {"source": a, "target": b})
+        for a, b in (names, names[::-1])
+    ]
     for grey, pair in ((10, names), (20, names[::-1])):
         save(tmp_path / form.format(*pair), grey)
     batch = PoseBatch([p.id for p in people], [""] * 2, [p.keypoints for p in people], (8, 8), population=people)
@@ -121,9 +143,17 @@ def test_a_folder_that_fits_no_sample_is_an_error_even_then(tmp_path: Path) -> N
 
 
 def test_two_pictures_of_a_sample_are_an_error(tmp_path: Path) -> None:
-    for file in ("digital_art/000000000007.png", "again/digital_art/000000000007.png", "oil_painting/000000000007.png", "digital_art/000000000031.png"):
+    for file in (
+        "digital_art/000000000007.png",
+        "again/digital_art/000000000007.png",
+        "oil_painting/000000000007.png",
+        "digital_art/000000000031.png",
+    ):
         save(tmp_path / file, 10)
-    with pytest.raises(ValueError, match=f"2 pictures of sample {IDS[0]}: again/digital_art/000000000007.png, digital_art/000000000007.png"):
+    with pytest.raises(
+        ValueError,
+        match=f"2 pictures of sample {IDS[0]}: again/digital_art/000000000007.png, digital_art/000000000007.png",
+    ):
         greys(Folder(str(tmp_path)))
 
 
@@ -156,7 +186,9 @@ def test_colours_stay_in_order_and_broken_files_are_named(tmp_path: Path) -> Non
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i:06d}.png"), np.full((8, 8, 3), (0, 0, 255), np.uint8))  # OpenCV's red
     people = samples()
-    images = Folder(str(tmp_path)).generate(PoseBatch(IDS, [""] * 3, [], (8, 8), population=people), lambda *_: torch.zeros(0))
+    images = Folder(str(tmp_path)).generate(
+        PoseBatch(IDS, [""] * 3, [], (8, 8), population=people), lambda *_: torch.zeros(0)
+    )
     assert images[0, :, 0, 0].tolist() == [1, -1, -1]
     (tmp_path / "000002.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="000002.png is no readable picture"):

@@ -59,14 +59,22 @@ def state_of(method: StablePose, hint: Tensor) -> State:
 # Masks.
 
 
-@pytest.mark.parametrize("image", ["one_person", "three_people", "missing_joints", "off_canvas_dataset_rule", "tiny_crowd"])
+@pytest.mark.parametrize(
+    "image", ["one_person", "three_people", "missing_joints", "off_canvas_dataset_rule", "tiny_crowd"]
+)
 def test_masks_of_the_evaluation_rule(own: StablePose, monkeypatch: pytest.MonkeyPatch, image: str) -> None:
     folder = reference("skeleton_render")
-    facts, golden = json.loads((folder / "inputs.json").read_text())["images"][image], load_file(folder / "masks.safetensors")
+    facts, golden = (
+        json.loads((folder / "inputs.json").read_text())["images"][image],
+        load_file(folder / "masks.safetensors"),
+    )
     hint = own.hint(np.array(facts["canvas_keypoints"]), tuple(facts["canvas_height_width"]))
     monkeypatch.setattr(own, "faithful", True)
     masks = own.masks(torch.from_numpy(hint)[None])
-    for made, name in ((masks[0], "latent_mask"), (state_of(own, torch.from_numpy(hint)[None]).conditions["tokens"][0].view(2, 32, 32), "token_mask")):
+    for made, name in (
+        (masks[0], "latent_mask"),
+        (state_of(own, torch.from_numpy(hint)[None]).conditions["tokens"][0].view(2, 32, 32), "token_mask"),
+    ):
         for i, kernel in enumerate(own.kernels):
             expected = golden[f"{image}.{name}.k{kernel}"].bool()
             assert expected.any() and (made[i] ^ expected).sum() <= 3
@@ -74,7 +82,9 @@ def test_masks_of_the_evaluation_rule(own: StablePose, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("faithful", [True, False])
 @pytest.mark.parametrize("size", [(64, 96), (512, 512)], ids=str)
-def test_masks_go_from_coarse_to_fine_and_follow_the_drawing(own: StablePose, monkeypatch: pytest.MonkeyPatch, faithful: bool, size: tuple[int, int]) -> None:
+def test_masks_go_from_coarse_to_fine_and_follow_the_drawing(
+    own: StablePose, monkeypatch: pytest.MonkeyPatch, faithful: bool, size: tuple[int, int]
+) -> None:
     monkeypatch.setattr(own, "faithful", faithful)
     both = torch.cat([drawn(size), drawn(size, people=0)])
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,13 +136,18 @@ def test_latents_of_any_size(own: StablePose, attention: str, size: tuple[int, i
 
 
 @pytest.mark.parametrize("faithful", [True, False])
-def test_masks_change_what_the_branch_computes_and_no_pose_breaks_nothing(own: StablePose, monkeypatch: pytest.MonkeyPatch, faithful: bool) -> None:
+def test_masks_change_what_the_branch_computes_and_no_pose_breaks_nothing(
+    own: StablePose, monkeypatch: pytest.MonkeyPatch, faithful: bool
+) -> None:
     monkeypatch.setattr(own, "faithful", faithful)
     state = state_of(own, torch.cat([drawn(), drawn(people=0)]))
     x, t = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(1)), torch.tensor([500, 500])
     (_, masked), (_, free) = own.branches(state, 7.5)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        with_masks, without = own.inject(masked, x, t).down[1], own.inject(replace(free, text=masked.text), x, t).down[1]
+        with_masks, without = (
+            own.inject(masked, x, t).down[1],
+            own.inject(replace(free, text=masked.text), x, t).down[1],
+        )
     assert with_masks.isfinite().all() and not torch.allclose(with_masks[0], without[0], atol=1e-2)
     assert torch.allclose(with_masks[1], without[1], atol=1e-2) is not faithful
 
@@ -144,11 +159,15 @@ def test_only_the_branch_without_text_is_unmasked(own: StablePose) -> None:
     assert (weight, rest) == (7.5, -6.5) and with_text is state
     tokens = without.conditions["tokens"]
     assert not without.text.any() and tokens.all() and not state.conditions["tokens"].all()
-    assert (without.conditions["counts"] == tokens.shape[-1]).all() and torch.equal(without.conditions["pose"], state.conditions["pose"])
+    assert (without.conditions["counts"] == tokens.shape[-1]).all() and torch.equal(
+        without.conditions["pose"], state.conditions["pose"]
+    )
     assert torch.equal(state.conditions["counts"], state.conditions["tokens"].sum(-1))
 
 
-def test_without_masks_the_attention_is_that_of_the_branch_without_text_and_the_loss_keeps_its_mask(own: StablePose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_masks_the_attention_is_that_of_the_branch_without_text_and_the_loss_keeps_its_mask(
+    own: StablePose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     masked = state_of(own, drawn())
     monkeypatch.setattr(own, "masked", False)
     free = state_of(own, drawn())
@@ -164,7 +183,11 @@ def test_the_new_block_starts_with_the_backbones_convolutions() -> None:
     first = backbone.unet.down_blocks[0].resnets[0]
     for name in ("conv1", "time_emb_proj", "conv2"):
         own = getattr(method.block, name).weight
-        assert torch.equal(own, getattr(first, name).weight) and own.requires_grad and not getattr(first, name).weight.requires_grad
+        assert (
+            torch.equal(own, getattr(first, name).weight)
+            and own.requires_grad
+            and not getattr(first, name).weight.requires_grad
+        )
     assert not method.pose_encoder(drawn()).any() and method.block.pose_conv.weight.any()
 
 
@@ -181,19 +204,25 @@ def test_positions_are_columns_then_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("geometry", "reduced", "tokens", "head", "pose"), [(SD15, 128, 512, 40, 192), (MANNEQUIN, 16, 64, 4, 16)], ids=["stable diffusion", "mannequin"]
+    ("geometry", "reduced", "tokens", "head", "pose"),
+    [(SD15, 128, 512, 40, 192), (MANNEQUIN, 16, 64, 4, 16)],
+    ids=["stable diffusion", "mannequin"],
 )
 def test_sizes_follow_the_geometry(geometry: Geometry, reduced: int, tokens: int, head: int, pose: int) -> None:
     method = sized(geometry)
     transformer, encoder = method.block.transformer, method.pose_encoder
     assert (transformer.reduce.out_channels, transformer.dim, encoder.zero.out_channels) == (reduced, tokens, pose)
-    assert transformer.attentions[0].to_qkv.out_features == 3 * 8 * head and transformer.mlps[0][1].out_features == tokens
+    assert (
+        transformer.attentions[0].to_qkv.out_features == 3 * 8 * head and transformer.mlps[0][1].out_features == tokens
+    )
     made = encoder.to_empty(device="cpu")(torch.zeros(1, 3, 8 * geometry.latent_factor, 4 * geometry.latent_factor))
     assert made.shape == (1, pose, 8, 4)
 
 
 def test_a_layer_for_each_kernel() -> None:
-    method = sized(SD1, kernels=[23, 17, 13], radii=[8, 7, 6], patch=1, reduced=12, mlp=20, heads=3, head_dim=5, pose_channels=10)
+    method = sized(
+        SD1, kernels=[23, 17, 13], radii=[8, 7, 6], patch=1, reduced=12, mlp=20, heads=3, head_dim=5, pose_channels=10
+    )
     transformer = method.block.transformer
     assert (len(transformer.attentions), len(transformer.mlps), transformer.dim) == (3, 3, 12)
     assert transformer.attentions[2].to_out.in_features == 15 and transformer.mlps[2][1].out_features == 20
@@ -228,7 +257,10 @@ def test_the_loss_weighs_the_finest_mask(own: StablePose) -> None:
     generator = torch.Generator().manual_seed(0)
     prediction, target = torch.randn(2, 2, 4, 8, 12, generator=generator)
     x = torch.zeros_like(prediction)
-    step, state = Step(prediction, target, x, x, x, torch.zeros(2)), state_of(own, torch.cat([drawn(), drawn(people=0)]))
+    step, state = (
+        Step(prediction, target, x, x, x, torch.zeros(2)),
+        state_of(own, torch.cat([drawn(), drawn(people=0)])),
+    )
     losses = own.loss(step, state, None)  # type: ignore[arg-type]
     mask, error = state.conditions["masks"][:, 1:2], (prediction - target).square()
     assert 0 < mask[0].sum() < mask[0].numel()
@@ -258,7 +290,12 @@ def test_original_names_come_back(own: StablePose, prefix: str) -> None:
 
 
 def test_the_rest_of_a_whole_model_is_left_out_by_rule_and_other_keys_are_named(own: StablePose) -> None:
-    rest = ["model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias", "cond_stage_model.transformer.text_model.x", "betas"]
+    rest = [
+        "model.diffusion_model.out.2.bias",
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.transformer.text_model.x",
+        "betas",
+    ]
     whole = {**official(own), **dict.fromkeys(rest, torch.zeros(1))}
     assert own.convert(whole).keys() == {f"adapter.{key}" for key in own.state_dict()}
     foreign = [f"{OFFICIAL}{key}" for key in ("input_blocks.1.0.in_layers.0.weight", "input_hint_block.0.weight", "x")]
@@ -271,9 +308,15 @@ def test_full_size_keys() -> None:
     facts, keys = full_size("stable_pose_keys.json")
     method = sized(SD15)
     converted = method.convert(keys)
-    assert {key: value.shape for key, value in converted.items()} == {f"adapter.{key}": value.shape for key, value in method.state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == {
+        f"adapter.{key}": value.shape for key, value in method.state_dict().items()
+    }
     assert len(converted) == 366
-    assert sum(p.numel() for p in method.parameters()) == facts["parameters"]["adapter (trainable with sd_locked)"] == 364_943_616
+    assert (
+        sum(p.numel() for p in method.parameters())
+        == facts["parameters"]["adapter (trainable with sd_locked)"]
+        == 364_943_616
+    )
     copied = method.convert({f"{OFFICIAL}{key}": keys[f"{OFFICIAL}{key}"] for key in facts["copied_from_unet"]})
     encoder = ldm.renamed(ldm.below(keys, ldm.UNET), ldm.unet_table(SD15)).tensors
     assert len(copied) == 294 and {key.removeprefix("adapter.branch.network.") for key in copied} <= encoder.keys()

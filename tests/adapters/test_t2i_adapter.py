@@ -31,7 +31,15 @@ def attached(geometry: Geometry, faithful: bool = False, **settings: object) -> 
 def batch(size: tuple[int, int], text_dim: int = 64, images: int = 2) -> PoseBatch:
     draw = torch.Generator().manual_seed(1)
     hint, text = torch.rand(images, 3, *size, generator=draw), torch.randn(images, 5, text_dim, generator=draw)
-    return PoseBatch([str(i) for i in range(images)], [""] * images, [np.zeros((0, 17, 3))] * images, size, hint=hint, text=text, negative_text=text[:1])
+    return PoseBatch(
+        [str(i) for i in range(images)],
+        [""] * images,
+        [np.zeros((0, 17, 3))] * images,
+        size,
+        hint=hint,
+        text=text,
+        negative_text=text[:1],
+    )
 
 
 @torch.no_grad()
@@ -53,21 +61,38 @@ def own() -> T2IAdapter:
 @pytest.mark.parametrize("prefix", ["adapter.", ""], ids=["prefixed", "bare"])
 def test_original_names_come_back(own: T2IAdapter, prefix: str) -> None:
     plain = ldm.below(own.network.state_dict(), "adapter.")
-    converted = own.convert({**original(plain, original_names(2, 2), prefix), "model.diffusion_model.out.2.bias": torch.zeros(1), "betas": torch.zeros(1)})
+    converted = own.convert(
+        {
+            **original(plain, original_names(2, 2), prefix),
+            "model.diffusion_model.out.2.bias": torch.zeros(1),
+            "betas": torch.zeros(1),
+        }
+    )
     assert converted.keys() == {f"adapter.{key}" for key in own.state_dict()}
     assert all(torch.equal(converted[f"adapter.{key}"], value) for key, value in own.state_dict().items())
 
 
 def test_original_names_number_the_blocks_of_all_levels_throughout(own: T2IAdapter) -> None:
     names = original(ldm.below(own.network.state_dict(), "adapter."), original_names(2, 2), "")
-    blocks = {f"body.{i}.{part}.{what}" for i in range(4) for part in ("block1", "block2") for what in ("weight", "bias")}
-    assert names.keys() == blocks | {f"{name}.{what}" for name in ("conv_in", "body.2.in_conv") for what in ("weight", "bias")}
-    assert names["body.3.block1.weight"].shape == (64, 64, 3, 3) and names["body.2.in_conv.weight"].shape == (64, 32, 1, 1)
+    blocks = {
+        f"body.{i}.{part}.{what}" for i in range(4) for part in ("block1", "block2") for what in ("weight", "bias")
+    }
+    assert names.keys() == blocks | {
+        f"{name}.{what}" for name in ("conv_in", "body.2.in_conv") for what in ("weight", "bias")
+    }
+    assert names["body.3.block1.weight"].shape == (64, 64, 3, 3) and names["body.2.in_conv.weight"].shape == (
+        64,
+        32,
+        1,
+        1,
+    )
 
 
 def test_diffusers_names_are_taken_and_others_named(own: T2IAdapter) -> None:
     plain = own.network.state_dict()
-    assert {key: id(value) for key, value in own.convert(plain).items()} == {f"adapter.network.{key}": id(value) for key, value in plain.items()}
+    assert {key: id(value) for key, value in own.convert(plain).items()} == {
+        f"adapter.network.{key}": id(value) for key, value in plain.items()
+    }
     with pytest.raises(UnknownKeys, match="1 keys that T2IAdapter has no place for: adapter.body.9.block1.weight"):
         own.convert({**plain, "adapter.body.9.block1.weight": torch.zeros(1)})
 
@@ -81,7 +106,9 @@ def test_full_size_keys() -> None:
         adapter.network = diffusers.T2IAdapter(channels=list(sd15.channels), downscale_factor=8)
     for prefix in ("", "adapter."):
         converted = adapter.convert({prefix + key: value for key, value in keys.items()})
-        assert {key: value.shape for key, value in converted.items()} == {f"adapter.{key}": value.shape for key, value in adapter.state_dict().items()}
+        assert {key: value.shape for key, value in converted.items()} == {
+            f"adapter.{key}": value.shape for key, value in adapter.state_dict().items()
+        }
     assert sum(p.numel() for p in adapter.parameters()) == facts["parameters"]["total"] == 77_369_280
 
 
@@ -115,7 +142,9 @@ def test_tau_ends_the_pose_after_its_share_of_the_steps(tau: float) -> None:
     scheduler = diffusers.DDIMScheduler(steps_offset=1)
     scheduler.set_timesteps(20)
     state = adapter.encode(pose)
-    used = [bool(adapter.inject(state, pose.hint, timestep.repeat(2)).encoder[0].any()) for timestep in scheduler.timesteps]  # type: ignore[index, arg-type]
+    used = [
+        bool(adapter.inject(state, pose.hint, timestep.repeat(2)).encoder[0].any()) for timestep in scheduler.timesteps
+    ]  # type: ignore[index, arg-type]
     assert used == [step < round(tau * 20) for step in range(20)]
     mixed = adapter.inject(state, pose.hint, torch.tensor([999, 0])).encoder[0]  # type: ignore[index, arg-type]
     assert [bool(feature.any()) for feature in mixed] == [tau > 0, tau == 1]
@@ -126,7 +155,9 @@ def test_odd_grids_fit_the_unet_unless_official_rounding_is_asked_for() -> None:
     assert predicted(attached(SD1), pose, torch.tensor([10, 900])).shape == (2, 4, 5, 9)
     faithful = attached(SD1, faithful=True)
     assert [tuple(f.shape[-2:]) for f in faithful.features(pose.hint)] == [(5, 9), (2, 4)]
-    with pytest.raises(ValueError, match=r"data.size \(40, 72\) gives odd grids.*multiples of 16, for instance \[48, 80\]"):
+    with pytest.raises(
+        ValueError, match=r"data.size \(40, 72\) gives odd grids.*multiples of 16, for instance \[48, 80\]"
+    ):
         faithful.encode(pose)
 
 
@@ -135,7 +166,11 @@ def test_it_is_sized_by_the_backbone() -> None:
     adapter = T2IAdapter(blocks=3)
     with torch.device("meta"):
         adapter.network = diffusers.T2IAdapter(channels=list(mannequin.channels), num_res_blocks=3, downscale_factor=4)
-        assert [tuple(f.shape) for f in adapter.features(torch.empty(1, 3, 64, 32))] == [(1, 32, 16, 8), (1, 64, 8, 4), (1, 128, 4, 2)]
+        assert [tuple(f.shape) for f in adapter.features(torch.empty(1, 3, 64, 32))] == [
+            (1, 32, 16, 8),
+            (1, 64, 8, 4),
+            (1, 128, 4, 2),
+        ]
 
 
 def test_settings_out_of_range_are_said() -> None:

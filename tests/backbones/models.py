@@ -52,7 +52,11 @@ def original_of(parts: Parts, geometry: Geometry) -> dict[str, Tensor]:
     attention = {key: value[:, :, None, None] for key, value in vae.items() if ".attn_1." in key and value.ndim == 2}
     text = parts.text_encoder.state_dict()
     tower = {ldm.CLIP + key: value for key, value in text.items()} if old else _open_clip(text)
-    extra = {"alphas_cumprod": torch.zeros(1000), f"{ldm.CLIP}embeddings.position_ids": torch.arange(CONTEXT)[None]} if old else {"betas": torch.zeros(1000)}
+    extra = (
+        {"alphas_cumprod": torch.zeros(1000), f"{ldm.CLIP}embeddings.position_ids": torch.arange(CONTEXT)[None]}
+        if old
+        else {"betas": torch.zeros(1000)}
+    )
     return {key: value.clone().contiguous() for key, value in {**unet, **vae, **attention, **tower, **extra}.items()}
 
 
@@ -64,7 +68,14 @@ def _named(tensors: Mapping[str, Tensor], table: Mapping[str, str], prefix: str)
 
 def _open_clip(text: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenCLIP's names, with one more layer, which Stable Diffusion 2 does not run."""
-    whole = {**text, **{key.replace(f"layers.{LAYERS - 1}.", f"layers.{LAYERS}."): value + 1 for key, value in text.items() if f"layers.{LAYERS - 1}." in key}}
+    whole = {
+        **text,
+        **{
+            key.replace(f"layers.{LAYERS - 1}.", f"layers.{LAYERS}."): value + 1
+            for key, value in text.items()
+            if f"layers.{LAYERS - 1}." in key
+        },
+    }
     tensors = {
         "token_embedding.weight": whole["embeddings.token_embedding.weight"],
         "positional_embedding": whole["embeddings.position_embedding.weight"],
@@ -76,8 +87,12 @@ def _open_clip(text: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for layer in range(LAYERS + 1):
         theirs, ours = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
         for kind in ("weight", "bias"):
-            tensors[f"{theirs}.attn.in_proj_{kind}"] = torch.cat([whole[f"{ours}.self_attn.{p}_proj.{kind}"] for p in "qkv"])
-            tensors |= {f"{theirs}.{old}.{kind}": whole[f"{ours}.{new}.{kind}"] for old, new in ldm.OPEN_CLIP_LAYER.items()}
+            tensors[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
+                [whole[f"{ours}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            )
+            tensors |= {
+                f"{theirs}.{old}.{kind}": whole[f"{ours}.{new}.{kind}"] for old, new in ldm.OPEN_CLIP_LAYER.items()
+            }
     return {ldm.OPEN_CLIP + key: value for key, value in tensors.items()}
 
 

@@ -81,7 +81,9 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     plain = gradients()
     branch.network.enable_gradient_checkpointing()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients(), plain, strict=True))
-    assert any(module.gradient_checkpointing for module in branch.modules() if hasattr(module, "gradient_checkpointing"))
+    assert any(
+        module.gradient_checkpointing for module in branch.modules() if hasattr(module, "gradient_checkpointing")
+    )
 
 
 def test_a_latent_factor_that_no_hint_network_fits_is_said(unet: nn.Module = nn.Module()) -> None:  # noqa: B008  (never looked at)

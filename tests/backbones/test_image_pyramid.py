@@ -33,7 +33,9 @@ def test_a_small_swin_takes_images_of_any_size(size: tuple[int, int]) -> None:
     cells = [(size[0] // 4, size[1] // 4)]
     for _ in range(2):
         cells.append(tuple(-(-side // 2) for side in cells[-1]))  # type: ignore[arg-type]
-    assert {stage: tuple(tokens.shape) for stage, tokens in made.items()} == {i: (2, h * w, 32 * 2**i) for i, (h, w) in enumerate(cells) if i}
+    assert {stage: tuple(tokens.shape) for stage, tokens in made.items()} == {
+        i: (2, h * w, 32 * 2**i) for i, (h, w) in enumerate(cells) if i
+    }
     torch.cat([tokens.flatten() for tokens in made.values()]).square().sum().backward()
     assert all(p.grad is not None for p in pyramid.parameters())  # nothing is kept that no map needs
 
@@ -60,9 +62,13 @@ def test_the_weights_of_three_programs_give_the_same_features(tmp_path: Path) ->
     whole = SwinForImageClassification(config).eval()
     whole.save_pretrained(tmp_path / "transformers")
     stages = SwinBackbone.from_pretrained(tmp_path / "transformers", out_features=["stage1", "stage2", "stage3"]).eval()
-    pixels = (IMAGES / 2 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    pixels = (IMAGES / 2 + 0.5 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
     with torch.no_grad():
-        wanted = [feature.flatten(2).mT for feature in stages(pixels).feature_maps] + [whole.swin(pixels).last_hidden_state]
+        wanted = [feature.flatten(2).mT for feature in stages(pixels).feature_maps] + [
+            whole.swin(pixels).last_hidden_state
+        ]
     network = hierarchical(NAME, tmp_path / "transformers")
     made = features(network, IMAGES)
     assert all(torch.allclose(made[i], feature, atol=1e-4) for i, feature in enumerate(wanted))
@@ -74,7 +80,10 @@ def test_the_weights_of_three_programs_give_the_same_features(tmp_path: Path) ->
         if parts[2:3] == ["downsample"]:
             parts[1] = str(int(parts[1]) - 1)
         old[".".join(parts)] = value
-    torch.save({"model": {**old, "head.weight": torch.zeros(2, 768), "norm.bias": torch.zeros(768)}}, tmp_path / "microsoft.pth")
+    torch.save(
+        {"model": {**old, "head.weight": torch.zeros(2, 768), "norm.bias": torch.zeros(768)}},
+        tmp_path / "microsoft.pth",
+    )
     for file in ("timm.safetensors", "microsoft.pth"):
         again = features(hierarchical(NAME, tmp_path / file), IMAGES)
         assert all(torch.equal(again[i], made[i]) for i in range(4)), file
@@ -82,7 +91,9 @@ def test_the_weights_of_three_programs_give_the_same_features(tmp_path: Path) ->
 
 def test_other_weights_and_stages_are_refused(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=f"adapter.vision_weights=.*other.safetensors does not hold the weights of {NAME}"):
+    with pytest.raises(
+        WeightsError, match=f"adapter.vision_weights=.*other.safetensors does not hold the weights of {NAME}"
+    ):
         hierarchical(NAME, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"asks for stages \[0, 3\] of a vision network with stages 0 to 1"):
         Pyramid(small_swin(16, 2), [0, 3], None)

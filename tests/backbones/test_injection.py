@@ -26,7 +26,13 @@ def parts_of(geometry: Geometry) -> Parts:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(("person",), max_length=8)
     scheduler = COSINE if geometry.prediction_type == "v_prediction" else SCHEDULER
-    return Parts(unet_of(geometry), vae_of((32,) * 3, 1), build_text(tokenizer, geometry.text_dim, 1, 2), tokenizer, dict(scheduler))
+    return Parts(
+        unet_of(geometry),
+        vae_of((32,) * 3, 1),
+        build_text(tokenizer, geometry.text_dim, 1, 2),
+        tokenizer,
+        dict(scheduler),
+    )
 
 
 @pytest.fixture(scope="module", params=[MANNEQUIN, USUAL], ids=["mannequin", "usual"])
@@ -45,12 +51,16 @@ def features(*sizes: tuple[int, int]) -> tuple[Tensor, ...]:
 
 
 def test_the_geometry_is_the_networks_own(backbone: StableDiffusion) -> None:
-    assert backbone.geometry in (MANNEQUIN, USUAL) and backbone.geometry.attention == tuple(hasattr(block, "attentions") for block in backbone.unet.down_blocks)
+    assert backbone.geometry in (MANNEQUIN, USUAL) and backbone.geometry.attention == tuple(
+        hasattr(block, "attentions") for block in backbone.unet.down_blocks
+    )
 
 
 def test_residuals_are_those_of_diffusers_and_each_kind_works_alone(backbone: StableDiffusion) -> None:
     given, sizes = inputs(), [(8, 12)] * 2 + [(4, 6)] * 2 + [(2, 3)] * 2
-    down = tuple(torch.randn(2, width, *size) for width, size in zip(backbone.geometry.residual_channels, sizes, strict=True))
+    down = tuple(
+        torch.randn(2, width, *size) for width, size in zip(backbone.geometry.residual_channels, sizes, strict=True)
+    )
     mid = torch.randn(2, 64, 2, 3)
     for injection in (Injection(down=down, mid=mid), Injection(down=down), Injection(mid=mid)):
         wanted = backbone.unet(
@@ -71,7 +81,9 @@ def test_encoder_features_are_those_of_diffusers_where_it_can_add_them() -> None
 def test_encoder_features_reach_the_last_skip_of_every_level(backbone: StableDiffusion, level: int) -> None:
     alone = tuple(f if i == level else torch.zeros_like(f) for i, f in enumerate(features()))
     skips: list[Tensor] = []
-    hook = backbone.unet.down_blocks[level].register_forward_hook(lambda _m, _i, out: skips.append(out[1][backbone.geometry.layers - 1]))
+    hook = backbone.unet.down_blocks[level].register_forward_hook(
+        lambda _m, _i, out: skips.append(out[1][backbone.geometry.layers - 1])
+    )
     plain, added = (backbone.predict(*inputs(), injection) for injection in (Injection(), Injection(encoder=alone)))
     hook.remove()
     assert torch.allclose(skips[1] - skips[0], alone[level], atol=1e-5) and not torch.allclose(plain, added)
@@ -98,8 +110,12 @@ def test_the_noise_process_is_that_of_the_scheduler(backbone: StableDiffusion) -
     scheduler = DDIMScheduler.from_config(backbone.scheduler_config)
     clean, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 400, 990])
     assert torch.equal(backbone.alphas_cumprod, scheduler.alphas_cumprod) and backbone.alphas_cumprod[-1] < 1e-6
-    assert torch.allclose(backbone.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps), atol=1e-6)
-    assert torch.allclose(backbone.target(clean, noise, timesteps), scheduler.get_velocity(clean, noise, timesteps), atol=1e-6)
+    assert torch.allclose(
+        backbone.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps), atol=1e-6
+    )
+    assert torch.allclose(
+        backbone.target(clean, noise, timesteps), scheduler.get_velocity(clean, noise, timesteps), atol=1e-6
+    )
 
 
 def _dc() -> nn.Module:
@@ -110,11 +126,15 @@ def _dc() -> nn.Module:
 
 def _tiny(stages: int) -> Callable[[], nn.Module]:
     blocks = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * stages)
-    return lambda: AutoencoderTiny(encoder_block_out_channels=(8,) * stages, decoder_block_out_channels=(8,) * stages, **blocks)
+    return lambda: AutoencoderTiny(
+        encoder_block_out_channels=(8,) * stages, decoder_block_out_channels=(8,) * stages, **blocks
+    )
 
 
 @pytest.mark.parametrize(("make", "factor"), [(_tiny(3), 4), (_tiny(4), 8), (_dc, 4)], ids=["tiny 4", "tiny 8", "dc 4"])
-def test_deterministic_autoencoders_serve_too_and_decode_differentiably(make: Callable[[], nn.Module], factor: int) -> None:
+def test_deterministic_autoencoders_serve_too_and_decode_differentiably(
+    make: Callable[[], nn.Module], factor: int
+) -> None:
     vae = make().requires_grad_(False)
     sd = StableDiffusion.from_parts(replace(parts_of(USUAL), autoencoder=vae))  # type: ignore[arg-type]
     images = torch.rand(2, 3, 32, 32) * 2 - 1

@@ -15,7 +15,9 @@ from posegen.data.mannequin.captions import VOCABULARY
 PROMPT = "photo of one person in the park : one running in red shirt and blue trousers"
 
 
-@pytest.mark.parametrize("words", [VOCABULARY, tuple(reversed(VOCABULARY)), ("aaaa", "aa", "a", "baaab", "kicking", "kin", "king", "ing")])
+@pytest.mark.parametrize(
+    "words", [VOCABULARY, tuple(reversed(VOCABULARY)), ("aaaa", "aa", "a", "baaab", "kicking", "kin", "king", "ing")]
+)
 def test_every_word_is_one_token_in_whatever_order_it_is_given(words: tuple[str, ...]) -> None:
     tokenizer = build_tokenizer(words)
     ids = [tokenizer(word).input_ids for word in words]
@@ -43,7 +45,9 @@ def test_what_can_never_be_one_token_is_refused() -> None:
 
 
 def test_the_longest_caption_fits() -> None:
-    longest = "cartoon of three people in the street : " + " , ".join(["one running in orange shirt and purple trousers"] * 3)
+    longest = "cartoon of three people in the street : " + " , ".join(
+        ["one running in orange shirt and purple trousers"] * 3
+    )
     assert len(build_tokenizer(VOCABULARY)(longest).input_ids) <= 48
 
 

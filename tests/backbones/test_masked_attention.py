@@ -71,7 +71,9 @@ def test_an_image_depends_on_its_batch_only_where_the_batch_is_asked_for() -> No
     alone = Masking(masks.pose[:1], masks.order[:1], masks.counts[:1], "lowest")
     for form in (dense, compressed):
         assert torch.allclose(form(q, k, v, masks)[:1], form(q[:1], k[:1], v[:1], alone), atol=1e-6)
-        assert not torch.allclose(form(q, k, v, masks, "batch")[:1], form(q[:1], k[:1], v[:1], alone, "batch"), atol=1e-3)
+        assert not torch.allclose(
+            form(q, k, v, masks, "batch")[:1], form(q[:1], k[:1], v[:1], alone, "batch"), atol=1e-3
+        )
 
 
 def test_half_precision_around_it_changes_nothing() -> None:

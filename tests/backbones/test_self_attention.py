@@ -42,9 +42,15 @@ def test_acceptance_1_an_open_unet_is_the_plain_one_and_a_closed_one_too(backbon
     plain, names, processors = predict(backbone), list(backbone.unet.state_dict()), dict(backbone.unet.attn_processors)
     blocks = [Shift() for _ in transformers(backbone.unet)]
     junctions = Junctions(backbone.unet, blocks)
-    assert torch.equal(predict(backbone), plain) and list(backbone.unet.state_dict()) == names and len(backbone.unet.attn_processors) == len(processors)
+    assert (
+        torch.equal(predict(backbone), plain)
+        and list(backbone.unet.state_dict()) == names
+        and len(backbone.unet.attn_processors) == len(processors)
+    )
     tokens = tuple(torch.ones(2, 1, 1) for _ in blocks)
-    assert not torch.allclose(predict(backbone, Injection(features=tokens)), plain) and all(block.seen == [2] for block in blocks)
+    assert not torch.allclose(predict(backbone, Injection(features=tokens)), plain) and all(
+        block.seen == [2] for block in blocks
+    )
     junctions.remove()
     assert backbone.unet.attn_processors == processors and torch.equal(predict(backbone), plain)
     assert not any(module._forward_pre_hooks for module in backbone.unet.modules())
@@ -56,9 +62,15 @@ def test_blocks_see_their_own_features_of_their_own_rows(backbone: StableDiffusi
     plain, tokens = predict(backbone), tuple(torch.full((1, 1, 1), float(i)) for i in range(len(blocks)))
     seen: list[float] = []
     for block in transformers(backbone.unet).values():
-        block.register_forward_pre_hook(lambda _m, inputs: seen.append(float(inputs[0].detach().double().mean())), prepend=True)
+        block.register_forward_pre_hook(
+            lambda _m, inputs: seen.append(float(inputs[0].detach().double().mean())), prepend=True
+        )
     made = predict(backbone, Injection(features=tokens, rows=torch.tensor([1])))
-    assert torch.equal(made[0], plain[0]) and not torch.allclose(made[1], plain[1]) and all(block.seen == [1] for block in blocks)
+    assert (
+        torch.equal(made[0], plain[0])
+        and not torch.allclose(made[1], plain[1])
+        and all(block.seen == [1] for block in blocks)
+    )
     assert len(seen) == len(blocks)
 
 

@@ -52,13 +52,19 @@ def test_objects_of_the_trainer_beside_the_weights_do_no_harm(tmp_path: Path) ->
     ("change", "said"),
     [
         (lambda s: {**s, f"{ldm.UNET}lora.up": torch.ones(1)}, r"the U-Net .*1 unknown, for instance lora\.up"),
-        (lambda s: without(s, f"{ldm.UNET}out.0.weight"), r"the U-Net .*1 missing, for instance conv_norm_out\.weight"),
+        (
+            lambda s: without(s, f"{ldm.UNET}out.0.weight"),
+            r"the U-Net .*1 missing, for instance conv_norm_out\.weight",
+        ),
         (lambda s: without(s, f"{ldm.UNET}out.2.weight"), r"out\.2\.weight is missing; the file is incomplete"),
         (lambda s: {k: v for k, v in s.items() if "input_blocks" not in k}, r"is missing; the file is incomplete"),
         (lambda s: {**s, f"{ldm.VAE}encoder.conv_in.weight": torch.ones(1)}, r"the autoencoder .*1 mis-shaped"),
         (lambda s: {k: v for k, v in s.items() if "cond_stage" not in k}, r"no text tower"),
         (lambda s: without(s, "ln_final.bias"), r"the text tower .*1 missing"),
-        (lambda s: {**s, f"{ldm.OPEN_CLIP}visual.proj": torch.ones(1)}, r"the text tower .*1 unknown, for instance visual\.proj"),
+        (
+            lambda s: {**s, f"{ldm.OPEN_CLIP}visual.proj": torch.ones(1)},
+            r"the text tower .*1 unknown, for instance visual\.proj",
+        ),
     ],
 )
 def test_incomplete_files_are_one_clear_error(tmp_path: Path, change: Callable[[State], State], said: str) -> None:
@@ -90,18 +96,27 @@ def test_the_size_of_the_official_files_is_read_from_their_shapes(name: str) -> 
         pytest.skip(f"{file} is not here")
     keys = {key: torch.empty(shape, device="meta") for key, shape in json.loads(file.read_text())["keys"].items()}
     channels, attention = (320, 640, 1280, 1280), (True, True, True, False)
-    sd15, sd21 = Geometry(4, 8, channels, attention, 2, (8,) * 4, 768), Geometry(4, 8, channels, attention, 2, (5, 10, 20, 20), 1024, linear_projection=True)
-    assert unet_geometry(ldm.below(keys, ldm.UNET), old=name == "controlnet") == (sd15 if name == "controlnet" else sd21)
+    sd15, sd21 = (
+        Geometry(4, 8, channels, attention, 2, (8,) * 4, 768),
+        Geometry(4, 8, channels, attention, 2, (5, 10, 20, 20), 1024, linear_projection=True),
+    )
+    assert unet_geometry(ldm.below(keys, ldm.UNET), old=name == "controlnet") == (
+        sd15 if name == "controlnet" else sd21
+    )
     with torch.device("meta"):
         vae = vae_of((128, 256, 512, 512), 2)
     named = ldm.vae_tensors(ldm.below(keys, ldm.VAE), ldm.vae_table(4, 2))
-    assert not named.unknown and {k: v.shape for k, v in named.tensors.items()} == {k: v.shape for k, v in vae.state_dict().items()}
+    assert not named.unknown and {k: v.shape for k, v in named.tensors.items()} == {
+        k: v.shape for k, v in vae.state_dict().items()
+    }
 
 
 # Without any file.
 
 
-@pytest.mark.parametrize(("name", "manifest", "parameters"), [("sd15", "controlnet", 859_520_964), ("sd21", "humansd", 865_910_724)])
+@pytest.mark.parametrize(
+    ("name", "manifest", "parameters"), [("sd15", "controlnet", 859_520_964), ("sd21", "humansd", 865_910_724)]
+)
 def test_published_sizes_are_those_of_the_official_files(name: str, manifest: str, parameters: int) -> None:
     with torch.device("meta"):
         parts = parts_without_weights(name, SIZES[name])
@@ -112,10 +127,16 @@ def test_published_sizes_are_those_of_the_official_files(name: str, manifest: st
     unet = ldm.renamed(ldm.below(keys, ldm.UNET), ldm.unet_table(SIZES[name].unet)).tensors
     vae = ldm.vae_tensors(ldm.below(keys, ldm.VAE), ldm.vae_table(4, 2)).tensors
     layers = SIZES[name].text["num_hidden_layers"]
-    text = (ldm.clip_tensors(ldm.below(keys, ldm.CLIP)) if name == "sd15" else ldm.open_clip_tensors(ldm.below(keys, ldm.OPEN_CLIP), layers)).tensors
+    text = (
+        ldm.clip_tensors(ldm.below(keys, ldm.CLIP))
+        if name == "sd15"
+        else ldm.open_clip_tensors(ldm.below(keys, ldm.OPEN_CLIP), layers)
+    ).tensors
     for own, official in ((parts.unet, unet), (parts.autoencoder, vae), (parts.text_encoder, text)):
         shapes = {key: list(value.shape) for key, value in own.state_dict().items()}
-        assert {key: list(value.shape) for key, value in official.items() if key in shapes and key != "conv_in.weight"}.items() <= shapes.items()
+        assert {
+            key: list(value.shape) for key, value in official.items() if key in shapes and key != "conv_in.weight"
+        }.items() <= shapes.items()
         assert shapes.keys() == official.keys()
 
 
@@ -124,12 +145,25 @@ def test_a_backbone_of_a_published_size_needs_no_file(name: str, monkeypatch: py
     small = SD1 if name == "sd15" else SD2
     text = {**SIZES[name].text, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     monkeypatch.setitem(SIZES, name, Size(small, text, SIZES[name].pad, vae=(32, 32, 32, 32)))
-    with configured("train", f"backbone={name}", "backbone.path=null", "backbone.initialise=random", "++backbone.prediction_type=v_prediction") as cfg:
+    with configured(
+        "train",
+        f"backbone={name}",
+        "backbone.path=null",
+        "backbone.initialise=random",
+        "++backbone.prediction_type=v_prediction",
+    ) as cfg:
         one, two = (instantiate(cfg.backbone) for _ in range(2))
-    assert one.geometry == replace(small, prediction_type="v_prediction") and one.weights == two.weights and one.weights.id == name
+    assert (
+        one.geometry == replace(small, prediction_type="v_prediction")
+        and one.weights == two.weights
+        and one.weights.id == name
+    )
     assert torch.equal(one.unet.conv_in.weight, two.unet.conv_in.weight) and one.unet.conv_in.weight.std() > 0
     assert one.encode_text(["a dancer"]).shape == (1, 77, small.text_dim)
-    with pytest.raises(WeightsError, match=r"backbone\.path is not set.* backbone\.path=null needs backbone\.initialise=random and a published backbone\.size"):
+    with pytest.raises(
+        WeightsError,
+        match=r"backbone\.path is not set.* backbone\.path=null needs backbone\.initialise=random and a published backbone\.size",
+    ):
         StableDiffusion(None, initialise="random")
     with pytest.raises(ValueError, match=r"backbone\.size is 'sdxl'; expected one of sd15, sd21"):
         StableDiffusion(None, initialise="random", size="sdxl")  # type: ignore[arg-type]
@@ -151,7 +185,9 @@ def test_a_copy_of_what_was_read_is_the_same_backbone(kind: str, tmp_path: Path)
     with torch.no_grad():
         read.unet.conv_in.weight.zero_()  # whatever an adapter did to it
     arguments = read.save_source(tmp_path / "copy")
-    paths = {name: tmp_path / "copy" / arguments[name] for name in ("path", "autoencoder") if arguments[name] is not None}
+    paths = {
+        name: tmp_path / "copy" / arguments[name] for name in ("path", "autoencoder") if arguments[name] is not None
+    }
     again = StableDiffusion(**{**arguments, **paths})
     assert again.weights == read.weights and again.geometry == read.geometry and again.unet.conv_in.weight.any()
     with pytest.raises(TypeError, match="backbone untrained was not read from files"):

@@ -43,7 +43,11 @@ def small() -> StableDiffusion:
 
 def inputs(geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
-    return torch.randn(2, 4, 8, 16, generator=draw), torch.tensor([10, 900]), torch.randn(2, 5, geometry.text_dim, generator=draw)
+    return (
+        torch.randn(2, 4, 8, 16, generator=draw),
+        torch.tensor([10, 900]),
+        torch.randn(2, 5, geometry.text_dim, generator=draw),
+    )
 
 
 # Reading.
@@ -56,7 +60,9 @@ def test_all_forms_are_the_same_model(places: Path, tmp_path: Path, name: str, k
     geometry, place = GENERATIONS[name], places / name
     if kind != "folder":
         place, tensors = tmp_path / f"model.{kind}", original_of(parts_of(geometry), geometry)
-        write_safetensors(place, tensors) if kind == "safetensors" else torch.save({"state_dict": tensors, "global_step": 7}, place)
+        write_safetensors(place, tensors) if kind == "safetensors" else torch.save(
+            {"state_dict": tensors, "global_step": 7}, place
+        )
     read, made = StableDiffusion(place), StableDiffusion.from_parts(parts_of(geometry))
     assert read.geometry == geometry
     given, images, prompts = inputs(geometry), torch.rand(2, 3, 64, 128) * 2 - 1, ["a person runs", "Zwei Füße!"]
@@ -81,7 +87,10 @@ def test_random_weights_keep_the_shapes_and_the_autoencoder(places: Path) -> Non
     torch.manual_seed(0)
     fresh, read = StableDiffusion(places / "SD1", initialise="random"), StableDiffusion(places / "SD1")
     assert fresh.geometry == read.geometry and fresh.encoding_key("latents") == read.encoding_key("latents")
-    assert not torch.equal(fresh.unet.conv_in.weight, read.unet.conv_in.weight) and fresh.weights.sha256 != read.weights.sha256
+    assert (
+        not torch.equal(fresh.unet.conv_in.weight, read.unet.conv_in.weight)
+        and fresh.weights.sha256 != read.weights.sha256
+    )
 
 
 def test_the_autoencoder_may_live_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -95,7 +104,10 @@ def test_the_autoencoder_may_live_elsewhere(folder: Path, tmp_path: Path) -> Non
 
 
 def test_no_path_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="backbone.path is not set. .*folder in diffusers' layout .*nothing is downloaded unless you say so"):
+    with pytest.raises(
+        WeightsError,
+        match="backbone.path is not set. .*folder in diffusers' layout .*nothing is downloaded unless you say so",
+    ):
         StableDiffusion(None)
     with pytest.raises(WeightsError, match="nothing: no such file or folder. backbone.path expects"):
         StableDiffusion(tmp_path / "nothing")
@@ -147,12 +159,16 @@ def test_a_bad_configuration_is_named(folder: Path) -> None:
 def test_an_unknown_autoencoder_and_a_foreign_text_tower_are_refused(folder: Path, places: Path) -> None:
     config = folder / "vae" / "config.json"
     config.write_text(json.dumps({"_class_name": "os.system"}))
-    with pytest.raises(WeightsError, match="os.system is not an autoencoder that posegen knows; expected one of AutoencoderKL"):
+    with pytest.raises(
+        WeightsError, match="os.system is not an autoencoder that posegen knows; expected one of AutoencoderKL"
+    ):
         StableDiffusion(folder)
     parts = parts_of(SD1)
     wide = Geometry(4, 8, (32, 64), (True, False), 1, (8, 8), 48)
     with pytest.raises(WeightsError, match="attends to text states of width 48, the text tower makes 64"):
-        StableDiffusion.from_parts(Parts(unet_of(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler))
+        StableDiffusion.from_parts(
+            Parts(unet_of(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler)
+        )
 
 
 # What adapters inject.
@@ -166,7 +182,9 @@ def test_residuals_reach_the_decoder_and_leave_no_graph_in_the_frozen_encoder(sm
     tracked: dict[str, bool] = {}
 
     def watch(name: str, module: torch.nn.Module) -> object:
-        return module.register_forward_hook(lambda _m, _i, made: tracked.update({name: (made[0] if isinstance(made, tuple) else made).requires_grad}))
+        return module.register_forward_hook(
+            lambda _m, _i, made: tracked.update({name: (made[0] if isinstance(made, tuple) else made).requires_grad})
+        )
 
     modules = {"conv_in": small.unet.conv_in, "mid": small.unet.mid_block, "up": small.unet.up_blocks[0]}
     modules |= {f"down{i}": block for i, block in enumerate(small.unet.down_blocks)}
@@ -184,7 +202,11 @@ def test_zero_residuals_change_nothing_and_their_number_is_checked(small: Stable
     given = inputs(SD1)
     nothing = tuple(torch.zeros(2, c, 1, 1) for c in SD1.residual_channels)
     alone = small.predict(*given, Injection())
-    for injection in (Injection(down=nothing), Injection(mid=torch.zeros(2, 64, 1, 1)), Injection(down=nothing, mid=torch.zeros(2, 64, 1, 1))):
+    for injection in (
+        Injection(down=nothing),
+        Injection(mid=torch.zeros(2, 64, 1, 1)),
+        Injection(down=nothing, mid=torch.zeros(2, 64, 1, 1)),
+    ):
         assert torch.equal(small.predict(*given, injection), alone)
     assert not torch.equal(small.predict(*given, Injection(mid=torch.ones(2, 64, 1, 1))), alone)
     with pytest.raises(ValueError, match=f"has 1 residuals, this backbone has {len(nothing)} skip connections"):
@@ -199,7 +221,10 @@ def test_encoder_features_enter_before_the_last_skip_of_their_level(small: Stabl
     alone: dict[int, tuple[Tensor, ...]] = {}
 
     def skips(into: dict[int, tuple[Tensor, ...]], injection: Injection) -> Tensor:
-        hooks = [block.register_forward_hook(lambda _m, _i, out, i=i: into.update({i: out[1]})) for i, block in enumerate(small.unet.down_blocks)]
+        hooks = [
+            block.register_forward_hook(lambda _m, _i, out, i=i: into.update({i: out[1]}))
+            for i, block in enumerate(small.unet.down_blocks)
+        ]
         prediction = small.predict(latents, timesteps, text, injection)
         for hook in hooks:
             hook.remove()
@@ -208,9 +233,15 @@ def test_encoder_features_enter_before_the_last_skip_of_their_level(small: Stabl
     without, influenced = skips(alone, Injection()), skips(made, Injection(encoder=features))
     assert not torch.allclose(without, influenced)
     assert torch.allclose(made[0][0], alone[0][0] + features[0], atol=1e-6), "the skip of the finest level's layer"
-    assert torch.allclose(made[0][1], small.unet.down_blocks[0].downsamplers[0](made[0][0]), atol=1e-6), "and what goes on to the next level"
+    assert torch.allclose(made[0][1], small.unet.down_blocks[0].downsamplers[0](made[0][0]), atol=1e-6), (
+        "and what goes on to the next level"
+    )
     only = skips(made, Injection(encoder=(torch.zeros(1), features[1])))
-    assert torch.equal(made[0][1], alone[0][1]) and torch.allclose(made[1][0], alone[1][0] + features[1], atol=1e-6) and not torch.allclose(only, influenced)
+    assert (
+        torch.equal(made[0][1], alone[0][1])
+        and torch.allclose(made[1][0], alone[1][0] + features[1], atol=1e-6)
+        and not torch.allclose(only, influenced)
+    )
     assert torch.equal(small.predict(latents, timesteps, text, Injection()), without), "no hook stays"
     with pytest.raises(ValueError, match="has 1 feature maps, this backbone has 2 levels"):
         small.predict(latents, timesteps, text, Injection(encoder=features[:1]))
@@ -240,7 +271,9 @@ def test_prompts_are_encoded_once_each_and_in_order(small: StableDiffusion) -> N
 
 def test_sizes_must_be_multiples_of_the_latent_factor(small: StableDiffusion) -> None:
     assert small.latent_shape((64, 128)) == (4, 8, 16)
-    with pytest.raises(ValueError, match=r"\(60, 64\) is not a multiple of the backbone's latent factor 8; choose \[56, 64\]"):
+    with pytest.raises(
+        ValueError, match=r"\(60, 64\) is not a multiple of the backbone's latent factor 8; choose \[56, 64\]"
+    ):
         small.latent_shape((60, 64))
 
 
@@ -248,9 +281,13 @@ def test_sizes_must_be_multiples_of_the_latent_factor(small: StableDiffusion) ->
 def test_a_right_prediction_gives_the_clean_latents(kind: str) -> None:
     parts = parts_of(SD1)
     scheduler = {**parts.scheduler, "prediction_type": kind}
-    backbone = StableDiffusion.from_parts(Parts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler))
+    backbone = StableDiffusion.from_parts(
+        Parts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler)
+    )
     assert backbone.geometry.prediction_type == kind
     clean, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 400, 990])
     noisy, target = backbone.add_noise(clean, noise, timesteps), backbone.target(clean, noise, timesteps)
-    assert torch.allclose(backbone.predict_clean(Step(target, target, noisy, clean, noise, timesteps)), clean, atol=2e-4)
+    assert torch.allclose(
+        backbone.predict_clean(Step(target, target, noisy, clean, noise, timesteps)), clean, atol=2e-4
+    )
     assert torch.equal(target, noise) == (kind == "epsilon")

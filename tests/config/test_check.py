@@ -24,7 +24,16 @@ def problems(*overrides: str, verb: str = "train", multirun: bool = False) -> li
 
 def test_a_right_configuration_has_no_problems(tree: Path) -> None:
     assert problems() == []
-    assert problems("adapter=reference/real", "adapter.strength=2", "+adapter.channels=[8,16]", "+adapter.style=humansd", "+adapter.hint={a: 1}") == []
+    assert (
+        problems(
+            "adapter=reference/real",
+            "adapter.strength=2",
+            "+adapter.channels=[8,16]",
+            "+adapter.style=humansd",
+            "+adapter.hint={a: 1}",
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +43,10 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
         ("+adapter.chanels=3", "adapter.chanels=3: Method takes no such argument; did you mean channels?"),
         ("+data.train.sise=3", "data.train.sise=3: Data takes no such argument; did you mean size?"),
         ("+data.test.sise=3", "data.test.sise=3: Data.cached takes no such argument; did you mean size?"),
-        ("+optim.bach=3", "optim.bach=3: no such key; did you mean batch? available: batch, decay, lr (conf/optim/adamw.yaml)"),
+        (
+            "+optim.bach=3",
+            "optim.bach=3: no such key; did you mean batch? available: batch, decay, lr (conf/optim/adamw.yaml)",
+        ),
         ("++sed=3", "sed=3: no such key; did you mean seed?"),
         ("+adapter.recipes.small.rate=1", "adapter.recipes.small.rate: no such setting in optim"),
         # Values of the wrong type.
@@ -45,7 +57,10 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
         ("+adapter.layers=1.5", "adapter.layers=1.5: expected an integer or null"),
         ("+adapter.hint={a: b}", "expected a mapping or null"),
         ("+adapter.drawing={_target_: world.Data, split: a}", None),
-        ("+adapter.drawing={_target_: world.Drawing, style: x}", "adapter.drawing.style=x: expected one of openpose, humansd"),
+        (
+            "+adapter.drawing={_target_: world.Drawing, style: x}",
+            "adapter.drawing.style=x: expected one of openpose, humansd",
+        ),
         ("+backbone.faithful=1", "backbone.faithful=1: expected true or false"),
         ("optim.batch=many", "optim.batch=many: expected a number; usually it is 32"),
         ("optim.batch=auto", None),
@@ -56,13 +71,19 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
         ("adapter.strength=???", "adapter.strength=???: a value is missing; give one with adapter.strength=VALUE"),
         ("adapter.strength=${nothing.here}", "Interpolation key 'nothing.here' not found"),
         ("~data.train.split", "data.train.split: Data needs this argument; give it with +data.train.split=VALUE"),
-        ("backbone.path=/no/such/folder", "backbone.path=/no/such/folder: no such file or folder (conf/backbone/small.yaml)"),
+        (
+            "backbone.path=/no/such/folder",
+            "backbone.path=/no/such/folder: no such file or folder (conf/backbone/small.yaml)",
+        ),
         ("backbone.path=hub:owner/name", None),
         # Classes that do not exist.
         ("adapter._target_=world.Methd", "did you mean world.Method?"),
         ("adapter._target_=wrld.Method", "adapter._target_=wrld.Method: cannot be imported"),
         # Choices that exclude each other.
-        ("adapter=prior", "backbone: PosePrior generates poses, Backbone images; choose another adapter= or backbone="),
+        (
+            "adapter=prior",
+            "backbone: PosePrior generates poses, Backbone images; choose another adapter= or backbone=",
+        ),
         # Free-form mappings stay free.
         ("+labels.anything=1", None),
     ],
@@ -74,11 +95,21 @@ def test_one_problem(tree: Path, override: str, expected: str | None) -> None:
 
 
 def test_all_problems_are_told_at_once(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["out=out", "adapter=methd", "optim.bach=3", "+adapter.chanels=3", "backbone.path=/no", "hydra/launcher=bsic"]
+    words = [
+        "out=out",
+        "adapter=methd",
+        "optim.bach=3",
+        "+adapter.chanels=3",
+        "backbone.path=/no",
+        "hydra/launcher=bsic",
+    ]
     assert cli.main(["check", "train", *words]) == 1
     message = capsys.readouterr().err
     assert message.startswith("5 problems:")
-    assert all(name in message for name in ("adapter=methd", "optim.bach", "adapter.chanels", "backbone.path", "hydra/launcher=bsic"))
+    assert all(
+        name in message
+        for name in ("adapter=methd", "optim.bach", "adapter.chanels", "backbone.path", "hydra/launcher=bsic")
+    )
 
 
 def test_mistakes_in_files_are_found(tree: Path) -> None:
@@ -94,12 +125,20 @@ def test_image_size_must_fit_the_latent_factor(tree: Path) -> None:
     (tree / "weights" / "vae").mkdir(parents=True)
     (tree / "weights" / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [8, 8, 8, 8]}))
     assert problems("backbone.path=weights", "+data.train.size=64") == []
-    assert "expected a multiple of the backbone's latent factor 8, such as 56" in problems("backbone.path=weights", "+data.train.size=60")[0]
+    assert (
+        "expected a multiple of the backbone's latent factor 8, such as 56"
+        in problems("backbone.path=weights", "+data.train.size=60")[0]
+    )
 
 
 def test_every_cell_of_a_sweep_is_checked(tree: Path) -> None:
-    found, count = check(Request("train", ("out=out", "adapter=method,prior", "seed=0,1,2", "optim.batch=8,many")), multirun=True)
-    assert [p.key for p in found] == ["optim.batch", "backbone"] or [p.key for p in found] == ["backbone", "optim.batch"]
+    found, count = check(
+        Request("train", ("out=out", "adapter=method,prior", "seed=0,1,2", "optim.batch=8,many")), multirun=True
+    )
+    assert [p.key for p in found] == ["optim.batch", "backbone"] or [p.key for p in found] == [
+        "backbone",
+        "optim.batch",
+    ]
     assert count == 2 + 2 + 1  # every pair of options, every further value once
 
 
@@ -176,7 +215,9 @@ def test_shipped_experiments_have_no_problems() -> None:
     from posegen.config.groups import groups
 
     for name in groups().get("experiment", {}):
-        found = [p for p in check(Request("train", (f"experiment={name}",)))[0] if p.expected != "no such file or folder"]
+        found = [
+            p for p in check(Request("train", (f"experiment={name}",)))[0] if p.expected != "no such file or folder"
+        ]
         assert found == [], name
 
 
@@ -184,7 +225,9 @@ def test_shipped_benchmarks_have_no_problems() -> None:
     from posegen.config.groups import groups
 
     for name in groups()["benchmark"]:
-        found = [p for p in check(Request("benchmark", (f"benchmark={name}",)))[0] if p.expected != "no such file or folder"]
+        found = [
+            p for p in check(Request("benchmark", (f"benchmark={name}",)))[0] if p.expected != "no such file or folder"
+        ]
         assert [p for p in found if p.value != "???"] == [], name  # what the user gives: where data and weights lie
 
 

@@ -20,14 +20,24 @@ from posegen.train.validation import objective_column
 from tests.tiny import configured
 
 CONF = listing.conf_dir()
-SWEEP = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=6", "adapter=method,prior", "optim.decay=tag(log,interval(1e-4,1.0))"]
+SWEEP = [
+    "-m",
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.trials=6",
+    "adapter=method,prior",
+    "optim.decay=tag(log,interval(1e-4,1.0))",
+]
 
 
 def hill(cfg: DictConfig) -> float | None:
     """Highest at a decay of 0.01; the prior's hill lies elsewhere."""
     if cfg.fail == "user" and cfg.optim.decay > 0.01:
         raise ValueError("too large")
-    return None if cfg.fail == "bug" else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter._target_.endswith(".Method") else 0))
+    return (
+        None
+        if cfg.fail == "bug"
+        else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter._target_.endswith(".Method") else 0))
+    )
 
 
 @pytest.fixture
@@ -42,7 +52,9 @@ def tuned(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_each_method_tunes_its_own_with_the_same_number_of_trials(sweepers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_method_tunes_its_own_with_the_same_number_of_trials(
+    sweepers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_hydra("train", hill, ["out=out", *SWEEP]) == 0
     rows = tuned(sweepers / "runs")
     assert [row["study"] for row in rows] == ["adapter=method"] * 6 + ["adapter=prior"] * 6
@@ -77,14 +89,25 @@ def test_a_failed_trial_leaves_the_others(sweepers: Path, capsys: pytest.Capture
         (["hydra.sweeper.trials=0"], "hydra.sweeper.trials=0"),
     ],
 )
-def test_what_cannot_be_tuned_is_said(words: list[str], message: str, sweepers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_tuned_is_said(
+    words: list[str], message: str, sweepers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_hydra("train", hill, ["out=out", *SWEEP, *words]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_learning_rates_are_tuned_on_the_validation_split(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_rates_are_tuned_on_the_validation_split(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget = [o for o in world if not o.startswith("trainer.steps")] + ["trainer.steps=2", "trainer.validate_images=8"]
-    words = ["train", "experiment=tune", "adapter=controlnet,humansd", "hydra/launcher=serial", "hydra.sweeper.trials=2", "objective=count_error"]
+    words = [
+        "train",
+        "experiment=tune",
+        "adapter=controlnet,humansd",
+        "hydra/launcher=serial",
+        "hydra.sweeper.trials=2",
+        "objective=count_error",
+    ]
     assert main([*words, *budget, f"paths.output={tmp_path}"]) == 0
     rows = tuned(tmp_path / "tune")
     answers = [read_json(file) for file in sorted(tmp_path.rglob("objective.json"))]
@@ -104,11 +127,16 @@ def test_the_objective_is_a_column_of_the_protocol(world: list[str]) -> None:
         assert objective_column(cfg, Parts(cfg)) == "PCK@0.1"
     with configured("train", *world, "objective=FID") as cfg, pytest.raises(UserError, match="no column FID"):
         objective_column(cfg, Parts(cfg))
-    with configured("train", "experiment=mannequin_judge", "objective=headline") as cfg, pytest.raises(UserError, match="set objective=null"):
+    with (
+        configured("train", "experiment=mannequin_judge", "objective=headline") as cfg,
+        pytest.raises(UserError, match="set objective=null"),
+    ):
         objective_column(cfg, Parts(cfg))
 
 
-def test_without_optuna_the_command_that_installs_it_is_named(sweepers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_optuna_the_command_that_installs_it_is_named(
+    sweepers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert run_hydra("train", hill, ["out=out", *SWEEP]) == 1
     assert "hydra/sweeper=optuna needs the extra: pip install 'posegen[optuna]'" in capsys.readouterr().err

@@ -22,7 +22,9 @@ from tests.tiny import configured, making
 FILES = sorted((conf_dir() / "adapter").rglob("*.yaml"))
 NAMES = [file.relative_to(conf_dir() / "adapter").with_suffix("").as_posix() for file in FILES]
 METHODS = [name for name in NAMES if not name.startswith("reference/")]
-WHOLE = [name for name in NAMES if not name.startswith("ablation/")]  # those that say all of their arguments; an ablation changes a few of a method's
+WHOLE = [
+    name for name in NAMES if not name.startswith("ablation/")
+]  # those that say all of their arguments; an ablation changes a few of a method's
 
 #: Factors that all methods share; one of them in an adapter's yaml would make the comparison unfair.
 SHARED = {"seed", "size", "resolution", "steps", "guidance", "guidance_scale", "prompt", "negative_prompt"}
@@ -108,7 +110,10 @@ def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
 def test_before_training_a_method_changes_nothing_or_says_so(parts: Parts) -> None:
     """Most methods start from the backbone itself: zero convolutions, zero input channels."""
     backbone = parts.backbone
-    latents, timesteps = torch.randn(2, *backbone.latent_shape((64, 64)), generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
+    latents, timesteps = (
+        torch.randn(2, *backbone.latent_shape((64, 64)), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([10, 900]),
+    )
     text = backbone.encode_text(["photo", "sketch"])
     with torch.no_grad():
         alone = backbone.predict(latents, timesteps, text, Injection())
@@ -147,4 +152,6 @@ def test_saved_weights_give_the_same_pictures(parts: Parts, tmp_path: Path) -> N
     save_method(tmp_path / "method", adapter, backbone)
     again = Parts(parts.cfg)
     load_into(again.adapter, again.backbone, tmp_path / "method")
-    assert torch.equal(adapter.generate(batch(parts), parts.sampler), again.adapter.generate(batch(again), again.sampler))
+    assert torch.equal(
+        adapter.generate(batch(parts), parts.sampler), again.adapter.generate(batch(again), again.sampler)
+    )

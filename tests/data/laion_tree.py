@@ -61,7 +61,11 @@ def poses_and_mapping(root: Path, prefix: str = "Aesthetics_Human/") -> dict[str
         file = root / "pose" / f"{name_of(key)}.npz"
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, people(key))
-        row = {"img_path": f"{prefix}images/{name_of(key)}.jpg", "prompt": f"prompt of {key}", "pose_path": f"{prefix}pose/{name_of(key)}.npz"}
+        row = {
+            "img_path": f"{prefix}images/{name_of(key)}.jpg",
+            "prompt": f"prompt of {key}",
+            "pose_path": f"{prefix}pose/{name_of(key)}.npz",
+        }
         mapping[name_of(key).replace("/", "_")] = row
     (root / "mapping_file_training.json").write_text(json.dumps(mapping))
     return mapping
@@ -90,4 +94,9 @@ def parquet(file: Path, keys: Sequence[int | str]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
-    write_table(pa.table({"url": [f"https://example.org/{int(key)}" for key in keys], "key": list(keys), "width": [64] * len(keys)}), file)
+    write_table(
+        pa.table(
+            {"url": [f"https://example.org/{int(key)}" for key in keys], "key": list(keys), "width": [64] * len(keys)}
+        ),
+        file,
+    )

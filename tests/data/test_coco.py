@@ -34,12 +34,26 @@ def by_image(data: CocoSingle) -> dict[int, Sample]:
 
 
 def test_only_people_who_are_alone_and_labelled_enough_are_chosen(tmp_path: Path) -> None:
-    people = [person(1), person(2), person(2), person(3, 7), person(4, 8), person(5), person(5, 0, iscrowd=1), person(6, 0)]
+    people = [
+        person(1),
+        person(2),
+        person(2),
+        person(3, 7),
+        person(4, 8),
+        person(5),
+        person(5, 0, iscrowd=1),
+        person(6, 0),
+    ]
     root = write_pair(tmp_path, people, [(image, f"caption of {image}\n") for image in range(1, 7)])
     data = CocoSingle(root)
     assert {image: s.prompt for image, s in by_image(data).items()} == {1: "caption of 1", 4: "caption of 4"}
     facts = data.condition.facts
-    assert (facts["pictures with people"], facts["with one person"], facts["fewer than 8 joints"], facts["kept"]) == (6, 4, 1, 2)
+    assert (facts["pictures with people"], facts["with one person"], facts["fewer than 8 joints"], facts["kept"]) == (
+        6,
+        4,
+        1,
+        2,
+    )
     assert set(by_image(CocoSingle(root, joints=7))) == {1, 3, 4} and not data.condition.defects
 
 
@@ -56,16 +70,27 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_read(tmp_path: Path) -> No
     data = CocoSingle(write_pair(tmp_path, broken, [(image, "a") for image in (1, 2, 3, 4, 6, 7)]))
     assert set(by_image(data)) == {1}
     problems = {d.file.partition("image ")[2][:-1]: d.problem for d in data.condition.defects}
-    assert problems.keys() == set("234567") and problems["3"] == "63 numbers for 17 joints" and problems["5"] == "no caption"
+    assert (
+        problems.keys() == set("234567")
+        and problems["3"] == "63 numbers for 17 joints"
+        and problems["5"] == "no caption"
+    )
     assert "an empty box" in problems["2"] and "not finite" in problems["6"] and problems["7"] == "no joint is labelled"
 
 
 def test_shares_are_disjoint_and_together_everybody(root: Path) -> None:
     train, test = (CocoSingle(root, name, share=share) for name, share in (("train", (0.0, 0.8)), ("test", (0.8, 1.0))))
     assert len(train) == 16 and len(test) == 4
-    assert by_image(train).keys() | by_image(test).keys() == set(range(1, 21)) and not by_image(train).keys() & by_image(test).keys()
+    assert (
+        by_image(train).keys() | by_image(test).keys() == set(range(1, 21))
+        and not by_image(train).keys() & by_image(test).keys()
+    )
     assert train.identity != test.identity and [s.prompt for s in by_image(train).values()] == list(train.prompts)
-    assert list(by_image(CocoSingle(root, count=3))) == list(by_image(CocoSingle(root)))[:3] != list(by_image(CocoSingle(root, seed=1)))[:3]
+    assert (
+        list(by_image(CocoSingle(root, count=3)))
+        == list(by_image(CocoSingle(root)))[:3]
+        != list(by_image(CocoSingle(root, seed=1)))[:3]
+    )
 
 
 # How they are seen.
@@ -106,7 +131,9 @@ def test_mirrored_people_keep_their_left_and_right() -> None:
     np.testing.assert_allclose(mirrored[5], pose[6] * (-1, 1, 1))
     np.testing.assert_allclose(turned(mirrored, True, 0.0), pose)
     np.testing.assert_allclose(turned(pose, False, 90.0)[:, :2], pose[:, 1::-1] * (-1, 1), atol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(turned(pose, True, 7.0)[:, :2], axis=1), np.linalg.norm(pose[list(COCO_FLIP), :2], axis=1))
+    np.testing.assert_allclose(
+        np.linalg.norm(turned(pose, True, 7.0)[:, :2], axis=1), np.linalg.norm(pose[list(COCO_FLIP), :2], axis=1)
+    )
 
 
 def test_augmentation_is_fixed_or_new_on_each_visit(root: Path) -> None:
@@ -162,11 +189,17 @@ def test_the_maps_are_those_of_the_released_program(tmp_path: Path) -> None:
     """Its tensors, where they lie beside the checkout, through the annotation files, the frame and the export."""
     tensors = load_file(reference("gunet_encode") / "io.safetensors")
     count = sum(name.endswith(".bbox") for name in tensors)
-    people = [person(i + 1, keypoints=tensors[f"in.{i}.keypoints"].flatten().tolist(), bbox=tensors[f"in.{i}.bbox"].tolist()) for i in range(count)]
+    people = [
+        person(i + 1, keypoints=tensors[f"in.{i}.keypoints"].flatten().tolist(), bbox=tensors[f"in.{i}.bbox"].tolist())
+        for i in range(count)
+    ]
     root = write_pair(tmp_path, people, [(i + 1, str(i)) for i in range(count)])
     CocoSingle(root, maps=joint_vectors).export(tmp_path / "made")
     for entry in json.loads((tmp_path / "made" / "train.json").read_text()):
-        made, expected = np.load(tmp_path / "made" / entry["image_path"].lstrip("/")), tensors[f"out.{entry['text']}.joint_vector"]
+        made, expected = (
+            np.load(tmp_path / "made" / entry["image_path"].lstrip("/")),
+            tensors[f"out.{entry['text']}.joint_vector"],
+        )
         np.testing.assert_allclose(made, expected, atol=2e-4)
 
 
@@ -192,11 +225,16 @@ def test_annotations_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no person_keypoints_train2014\.json in it or in its folder annotations; download .*data\.root=FOLDER"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no person_keypoints_train2014\.json in it or in its folder annotations; download .*data\.root=FOLDER",
+    ):
         CocoSingle(tmp_path).prepare()
     with pytest.raises(FileNotFoundError, match=r"no person_keypoints_val2014\.json"):
         CocoSingle(root, year="val2014").prepare()
-    with pytest.raises(ValueError, match=r"data\.train: .* has 20 people who are alone .*share=\[0\.0, 1\.0\] holds 20; count is 21"):
+    with pytest.raises(
+        ValueError, match=r"data\.train: .* has 20 people who are alone .*share=\[0\.0, 1\.0\] holds 20; count is 21"
+    ):
         CocoSingle(root, count=21).prompts  # noqa: B018
     with pytest.raises(ValueError, match=r"data\.test\.frame=circle; expected one of box, joints"):
         CocoSingle(root, "test", frame="circle")  # type: ignore[arg-type]

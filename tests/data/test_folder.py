@@ -25,7 +25,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def written(root: Path, *files: str) -> list[Picture]:
-    pictures = [picture(root, file, key, f"prompt of {Path(file).stem}", SIZE) for key, file in enumerate(files or ("a.jpg", "b.png", "deep/c d.jpg"))]
+    pictures = [
+        picture(root, file, key, f"prompt of {Path(file).stem}", SIZE)
+        for key, file in enumerate(files or ("a.jpg", "b.png", "deep/c d.jpg"))
+    ]
     for one in pictures:
         one.write()
     return pictures
@@ -33,7 +36,11 @@ def written(root: Path, *files: str) -> list[Picture]:
 
 def coco(root: Path, pictures: list[Picture], name: str = "poses.json") -> None:
     images = [{"id": one.key + 7, "file_name": one.file, "height": SIZE[0], "width": SIZE[1]} for one in pictures]
-    rows = [{"image_id": one.key + 7, "keypoints": k.reshape(-1).tolist(), "area": 50.0, "iscrowd": 0} for one in pictures for k in one.keypoints]
+    rows = [
+        {"image_id": one.key + 7, "keypoints": k.reshape(-1).tolist(), "area": 50.0, "iscrowd": 0}
+        for one in pictures
+        for k in one.keypoints
+    ]
     (root / name).write_text(json.dumps({"images": images, "annotations": rows}))
 
 
@@ -44,7 +51,9 @@ def captioned(root: Path, pictures: list[Picture]) -> None:
 def everything(source: Folder, *splits: str) -> tuple[dict[str, Any], list[Defect]]:
     """The entries by file, and what was reported."""
     defects: list[Defect] = []
-    return {entry.place.file: entry for split in splits or SPLITS for entry in source.entries(split, defects.append)}, defects
+    return {
+        entry.place.file: entry for split in splits or SPLITS for entry in source.entries(split, defects.append)
+    }, defects
 
 
 def test_coco_poses_and_json_prompts(root: Path) -> None:
@@ -63,7 +72,9 @@ def test_coco_poses_and_json_prompts(root: Path) -> None:
 def test_results_know_pictures_by_name(root: Path) -> None:
     [one] = written(root, "deep/c d.jpg")
     for name in ("c d", "c d.jpg", "deep/c d.jpg"):
-        (root / "poses.json").write_text(json.dumps([{"image_id": name, "keypoints": k.reshape(-1).tolist(), "score": 0.5} for k in one.keypoints]))
+        (root / "poses.json").write_text(
+            json.dumps([{"image_id": name, "keypoints": k.reshape(-1).tolist(), "score": 0.5} for k in one.keypoints])
+        )
         entries, defects = everything(Folder(root, prompts=None))
         np.testing.assert_allclose(entries[one.file].keypoints, one.keypoints)
         assert not defects and entries[one.file].prompt == "" and np.isnan(entries[one.file].areas).all()
@@ -125,7 +136,9 @@ def test_splits_by_folders_or_by_a_hash_of_the_path(root: Path) -> None:
     assert sorted(file for files in splits.values() for file in files) == sorted([*names, "train/a.png", "held/b.png"])
     assert 210 < len(splits["train"]) < 270 and 10 < len(splits["validation"]) < 50
     (root / "more.png").touch()
-    assert all({*files} <= {*Folder(root, None, None).pictures(split)} for split, files in splits.items())  # nothing moves when pictures come
+    assert all(
+        {*files} <= {*Folder(root, None, None).pictures(split)} for split, files in splits.items()
+    )  # nothing moves when pictures come
     folders = Folder(root, None, None, folders={"train": "train", "test": "held"})
     assert folders.pictures("train") == ["train/a.png"] and folders.pictures("test") == ["held/b.png"]
     with pytest.raises(FileNotFoundError, match=r"data\.folders has no folder for validation; it has train, test"):
@@ -138,7 +151,11 @@ def test_it_is_read_as_any_other_data(root: Path, tmp_path: Path) -> None:
     captioned(root, pictures)
     (root / "held").mkdir()
     data = RealData(Folder(root, folders={"train": "."}, name="mine"), "train", (32, 40), cache=tmp_path / "cache")
-    assert data.prompts == [one.prompt for one in pictures] and data[0].image.shape == (32, 40, 3) and data[0].id == "mine/a.jpg"
+    assert (
+        data.prompts == [one.prompt for one in pictures]
+        and data[0].image.shape == (32, 40, 3)
+        and data[0].id == "mine/a.jpg"
+    )
     identity = data.identity
     (root / "prompts.json").write_text(json.dumps({one.file: "other" for one in pictures}))
     other = RealData(Folder(root, folders={"train": "."}, name="mine"), "train", (32, 40), cache=tmp_path / "cache")
@@ -149,9 +166,15 @@ def test_it_is_read_as_any_other_data(root: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"root": "nowhere"}, r"data\.root=nowhere: no such folder"),
-        ({"poses": "none.json"}, r"data\.poses=none\.json: there is no .*none\.json; expected a json file in COCO's format"),
+        (
+            {"poses": "none.json"},
+            r"data\.poses=none\.json: there is no .*none\.json; expected a json file in COCO's format",
+        ),
         ({"prompts": "none.csv"}, r"data\.prompts=none\.csv: there is no"),
-        ({"shares": (0.5, 0.2, 0.2)}, r"data\.shares=\[0\.5, 0\.2, 0\.2\]: expected the shares of train, validation, test, which add up to 1"),
+        (
+            {"shares": (0.5, 0.2, 0.2)},
+            r"data\.shares=\[0\.5, 0\.2, 0\.2\]: expected the shares of train, validation, test, which add up to 1",
+        ),
         ({"poses": "broken.json"}, r"broken\.json is not a readable json file"),
         ({"poses": "strange.json"}, r"strange\.json is not in COCO's format"),
         ({"prompts": "strange.json"}, r"strange\.json: expected \{picture: prompt\}"),

@@ -72,7 +72,11 @@ def test_both_layouts_have_the_same_pictures_under_the_same_ids(tmp_path: Path) 
         sets.append(data_of(tmp_path / layout, "train", layout))
     one, other = sets
     assert [s.id for s in one] == [s.id for s in other] and one.prompts == other.prompts
-    assert one[0].id.startswith("human_art/1000000000") and one[0].prompt.startswith("cartoon, ") and one[0].attributes["scenario"] == "cartoon"
+    assert (
+        one[0].id.startswith("human_art/1000000000")
+        and one[0].prompt.startswith("cartoon, ")
+        and one[0].attributes["scenario"] == "cartoon"
+    )
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a.keypoints[..., :2], b.keypoints[..., :2])
         np.testing.assert_allclose(a.areas, b.areas, rtol=1e-5)
@@ -90,7 +94,9 @@ def test_lists_have_other_names_and_one_file_per_scenario(tmp_path: Path) -> Non
     content = json.loads(whole.read_text())
     for name in ("cartoon", "digital_art"):
         images = [image for image in content["images"] if name in image["file_name"]]
-        (root / "annotations" / f"validation_humanart_{name}.json").write_text(json.dumps({**content, "images": images}))
+        (root / "annotations" / f"validation_humanart_{name}.json").write_text(
+            json.dumps({**content, "images": images})
+        )
     (root / "annotations" / "validation_humanart_coco.json").write_text("not to be read")
     ids = [sample.id for sample in data_of(root)]
     whole.unlink()
@@ -111,7 +117,10 @@ def test_a_held_out_part_of_the_training_list_is_the_validation_split(tree: Path
         (lambda image, people: image.pop("description"), "not as in COCO's format"),
         (lambda image, people: people[0]["keypoints"].pop(), "not as in COCO's format"),
         (lambda image, people: people[0]["keypoints"].__setitem__(0, float("nan")), "a joint is not a number"),
-        (lambda image, people: image.update(file_name="HumanArt/images/../../secret.jpg"), "leads out of the data set's folder"),
+        (
+            lambda image, people: image.update(file_name="HumanArt/images/../../secret.jpg"),
+            "leads out of the data set's folder",
+        ),
         (lambda image, people: image.update(id=None), "used twice"),
     ],
 )
@@ -133,7 +142,10 @@ def test_poses_of_other_pictures_are_noticed(tree: Path) -> None:
     file = tree / "annotations" / "validation_humanart.json"
     content = json.loads(file.read_text())
     for row in content["annotations"]:
-        row["keypoints"][0::3], row["keypoints"][1::3] = [y + 90 for y in row["keypoints"][1::3]], [100 - x for x in row["keypoints"][0::3]]
+        row["keypoints"][0::3], row["keypoints"][1::3] = (
+            [y + 90 for y in row["keypoints"][1::3]],
+            [100 - x for x in row["keypoints"][0::3]],
+        )
     file.write_text(json.dumps(content))
     warnings = " ".join((data := data_of(tree)).prepare() or data.condition.warnings)
     assert "of the joints lie on their pictures" in warnings
@@ -142,20 +154,27 @@ def test_poses_of_other_pictures_are_noticed(tree: Path) -> None:
 def test_errors_say_what_to_do(tree: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.root=.*: there is no folder images in it; did you mean .*HumanArt\?"):
         HumanArt(tree.parent)
-    with pytest.raises(FileNotFoundError, match=r"has no list for test: expected mapping_file_validation\.json or .* choose data\.poses=annotation"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"has no list for test: expected mapping_file_validation\.json or .* choose data\.poses=annotation",
+    ):
         len(data_of(tree, poses="mapping"))
     with pytest.raises(ValueError, match=r"data\.test\.count=9: human_art has 8 pictures that can be used"):
         len(data_of(tree, count=9))
     for file in tree.rglob("*.jpg"):
         file.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"no picture of .* can be used; 8 defects, such as .*\.jpg: cannot be decoded"):
+    with pytest.raises(
+        ValueError, match=r"no picture of .* can be used; 8 defects, such as .*\.jpg: cannot be decoded"
+    ):
         data_of(tree).prepare()
 
 
 # Again, and interrupted.
 
 
-def test_an_interruption_loses_little_and_a_second_run_opens_what_changed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_loses_little_and_a_second_run_opens_what_changed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[Place] = []
     look = looking.look
 
@@ -186,13 +205,17 @@ def test_an_interruption_loses_little_and_a_second_run_opens_what_changed(tree: 
     assert [defect.problem for defect in data.condition.defects] == ["missing"]
 
 
-def test_an_interrupted_second_run_does_not_pass_for_a_finished_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_second_run_does_not_pass_for_a_finished_one(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = data_of(tree)
     data.prepare()
     Image.new("RGB", (100, 72), "red").save(tree / data.read[0].place(0).file)
     content = data.identity["content"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("posegen.data.on_disk.indexed.checking.facts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            "posegen.data.on_disk.indexed.checking.facts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         data.prepare()
     data.prepare()
     assert data.identity["content"] != content and data.condition.facts["content"] == data.identity["content"]
@@ -259,13 +282,20 @@ def test_captions_and_poses_are_known_without_opening_a_picture(tree: Path) -> N
     assert all(s.image is None and np.array_equal(s.keypoints, k) for s, (_, k) in zip(seen, expected, strict=True))
     alone = SinglePerson(data)
     assert len(alone) == sum(len(k) == 1 for _, k in expected) and alone.seen(0, image=False).image is None
-    with pytest.raises(ValueError, match=r"\.jpg is missing; it was there when the data was prepared: bring it back, or run `posegen prepare` again"):
+    with pytest.raises(
+        ValueError,
+        match=r"\.jpg is missing; it was there when the data was prepared: bring it back, or run `posegen prepare` again",
+    ):
         data[0]
 
 
 def test_fewer_are_taken_evenly_and_are_part_of_more(spoilt: tuple[Path, str, Planted]) -> None:
     root, layout, _ = spoilt
-    ids = [[s.id for s in (d.seen(i, image=False) for i in range(len(d)))] for n in (6, 20, None) if (d := data_of(root, "train", layout, count=n))]
+    ids = [
+        [s.id for s in (d.seen(i, image=False) for i in range(len(d)))]
+        for n in (6, 20, None)
+        if (d := data_of(root, "train", layout, count=n))
+    ]
     few, more, every = ids
     assert len(few) == 6 and len(more) == 20 and set(few) < set(more) < set(every)
     assert [i for i in every if i in set(more)] == more  # in their order
@@ -290,7 +320,15 @@ def test_workers_read_the_same(tree: Path) -> None:
     for one, other in zip(*batches, strict=True):
         assert one.ids == other.ids and one.images.equal(other.images) and one.visit == other.visit
         assert all(np.array_equal(a, b) for a, b in zip(one.keypoints, other.keypoints, strict=True))
-    first, second = ({i: image for batch in batches[0] if batch.visit == visit for i, image in zip(batch.ids, batch.images, strict=True)} for visit in (0, 1))
+    first, second = (
+        {
+            i: image
+            for batch in batches[0]
+            if batch.visit == visit
+            for i, image in zip(batch.ids, batch.images, strict=True)
+        }
+        for visit in (0, 1)
+    )
     assert any(not first[i].equal(second[i]) for i in first.keys() & second.keys())
 
 
@@ -313,11 +351,19 @@ def test_colours_of_all_modes(tmp_path: Path) -> None:
         "alpha.webp": (clear, on_white, 60),
         "palette.png": (image.quantize(64), colour, 40),
         "transparent.png": (Image.fromarray(gradient // 16, "P"), np.zeros(0), 0),
-        "ink.tif": (Image.merge("CMYK", [Image.fromarray(255 - colour[..., i]) for i in range(3)] + [Image.new("L", (8, 8))]), colour, 1),
+        "ink.tif": (
+            Image.merge("CMYK", [Image.fromarray(255 - colour[..., i]) for i in range(3)] + [Image.new("L", (8, 8))]),
+            colour,
+            1,
+        ),
         "two.png": (image.convert("1"), np.asarray(image.convert("1").convert("RGB")), 0),
     }
     for name, (stored, expected, tolerance) in cases.items():
-        stored.save(tmp_path / name, **({"transparency": 0} if name == "transparent.png" else {}), **({"lossless": True} if "webp" in name else {}))
+        stored.save(
+            tmp_path / name,
+            **({"transparency": 0} if name == "transparent.png" else {}),
+            **({"lossless": True} if "webp" in name else {}),
+        )
         read = pictures.decoded((tmp_path / name).read_bytes())
         assert read.dtype == np.uint8 and read.shape == (8, 8, 3), name
         if expected.size:

@@ -35,7 +35,10 @@ def folder(poses: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_files_are_laid_out_as_released(folder: Path) -> None:
     assert np.load(folder / "joint_vectors" / "3.npy").shape == (17, 4096)
     assert (folder / "texts" / "3.txt").read_text() == "caption 3"
-    assert json.loads((folder / "train.json").read_text())[3] == {"image_path": "/joint_vectors/3.npy", "text": "caption 3"}
+    assert json.loads((folder / "train.json").read_text())[3] == {
+        "image_path": "/joint_vectors/3.npy",
+        "text": "caption 3",
+    }
 
 
 def test_what_was_written_is_read(folder: Path, poses: torch.Tensor) -> None:
@@ -60,7 +63,10 @@ def test_keypoints_are_read_off_the_maps(folder: Path, poses: torch.Tensor) -> N
 
 
 def test_shares_are_disjoint_and_together_everybody(folder: Path) -> None:
-    parts = [JointVectors(folder, split=name, share=share) for name, share in {"train": (0.0, 0.8), "test": (0.8, 1.0)}.items()]
+    parts = [
+        JointVectors(folder, split=name, share=share)
+        for name, share in {"train": (0.0, 0.8), "test": (0.8, 1.0)}.items()
+    ]
     names = [{s.id for s in part} for part in parts]
     assert [len(part) for part in parts] == [8, 2] and not names[0] & names[1] and len(names[0] | names[1]) == PEOPLE
     assert parts[0].identity != parts[1].identity
@@ -70,12 +76,16 @@ def test_shares_are_disjoint_and_together_everybody(folder: Path) -> None:
 def test_broken_data_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.json: FileNotFoundError.*expected a list of"):
         JointVectors(tmp_path)
-    with pytest.raises(ValueError, match=r"data\.train: .* names 10 people, of whom share=\[0\.0, 1\.0\] holds 10; count is 11"):
+    with pytest.raises(
+        ValueError, match=r"data\.train: .* names 10 people, of whom share=\[0\.0, 1\.0\] holds 10; count is 11"
+    ):
         JointVectors(folder, count=11)
     (tmp_path / "joint_vectors").mkdir()
     np.save(tmp_path / "joint_vectors" / "0.npy", np.zeros((17, 10)))
     (tmp_path / "train.json").write_text(json.dumps([{"image_path": "/joint_vectors/0.npy", "text": "a"}]))
-    with pytest.raises(ValueError, match=r"0\.npy holds \[17, 10\] values; expected finite ones for 17 square joint maps"):
+    with pytest.raises(
+        ValueError, match=r"0\.npy holds \[17, 10\] values; expected finite ones for 17 square joint maps"
+    ):
         JointVectors(tmp_path)
     (tmp_path / "joint_vectors" / "0.npy").unlink()
     with pytest.raises(ValueError, match=r"0\.npy, which .*train\.json names, cannot be read"):

@@ -23,7 +23,9 @@ MAPPED = {"train": "mapping_file_training.json"}
 def listed(source: LaionHuman, split: str = "train") -> tuple[dict[int, Entry], list[Defect]]:
     """Entries by key, and defects."""
     defects: list[Defect] = []
-    return {int(entry.id.removeprefix("laion_human/")): entry for entry in source.entries(split, defects.append)}, defects
+    return {
+        int(entry.id.removeprefix("laion_human/")): entry for entry in source.entries(split, defects.append)
+    }, defects
 
 
 def whole(root: Path, **options: Any) -> LaionHuman:
@@ -55,7 +57,11 @@ def test_samples_are_the_same_in_either_storage(tmp_path: Path, storage: str) ->
     assert len(data) == len(KEYS)
     for sample in (data[i] for i in range(len(data))):
         key = int(sample.id.removeprefix("laion_human/"))
-        assert sample.image is not None and sample.image.shape == (32, 32, 3) and abs(float(sample.image.mean()) - key % 256) < 3
+        assert (
+            sample.image is not None
+            and sample.image.shape == (32, 32, 3)
+            and abs(float(sample.image.mean()) - key % 256) < 3
+        )
         assert sample.prompt == f"prompt of {key}" and len(sample.keypoints) == 1
 
 
@@ -84,7 +90,11 @@ def test_keys_however_they_are_written() -> None:
 def test_shards_are_chosen(tmp_path: Path) -> None:
     root = unpacked(tmp_path)
     assert {key // 10_000 for key in listed(whole(root, shards="30-40"))[0]} == {33}
-    assert chosen_shards("0-3,7") == {0, 1, 2, 3, 7} and chosen_shards(7) == chosen_shards([7]) == {7} and chosen_shards(None) is None
+    assert (
+        chosen_shards("0-3,7") == {0, 1, 2, 3, 7}
+        and chosen_shards(7) == chosen_shards([7]) == {7}
+        and chosen_shards(None) is None
+    )
     with pytest.raises(ValueError, match=r"data\.shards=a-b: expected numbers and ranges such as 0-79"):
         whole(root, shards="a-b")
 
@@ -98,7 +108,10 @@ def test_paths_of_all_known_copies_lead_to_the_files(tmp_path: Path, prefix: str
 
 
 def test_other_paths_can_be_adapted(tmp_path: Path) -> None:
-    assert Paths("old/", "new/").below("/old/a.jpg") == "new/a.jpg" and Paths(add="new/").below("x/images/a.jpg") == "new/images/a.jpg"
+    assert (
+        Paths("old/", "new/").below("/old/a.jpg") == "new/a.jpg"
+        and Paths(add="new/").below("x/images/a.jpg") == "new/images/a.jpg"
+    )
     (tmp_path / "moved").mkdir()
     root = unpacked(tmp_path / "moved")
     (root / "mapping_file_training.json").rename(tmp_path / "mapping_file_training.json")
@@ -108,7 +121,10 @@ def test_other_paths_can_be_adapted(tmp_path: Path) -> None:
 
 
 def test_paths_that_lead_nowhere_are_found_out_before_a_million_are_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"of 12 random entries none has its file of poses, such as .*npz; unpack .*data\.shards.*data\.strip_prefix"):
+    with pytest.raises(
+        ValueError,
+        match=r"of 12 random entries none has its file of poses, such as .*npz; unpack .*data\.shards.*data\.strip_prefix",
+    ):
         listed(whole(unpacked(tmp_path), strip_prefix="wrong/"))
 
 
@@ -141,7 +157,10 @@ def test_poses_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     (root / "pose/00033/000330001.npz").write_bytes(b"PK no zip")
     np.savez(root / "pose/00033/000330002.npz", np.zeros(0, object))  # nobody was found, which happens
     entries, defects = listed(whole(root))
-    assert sorted(d.file for d in defects) == ["pose/00033/000330000.npz", "pose/00033/000330001.npz"] and len(entries) == len(KEYS) - 2
+    assert (
+        sorted(d.file for d in defects) == ["pose/00033/000330000.npz", "pose/00033/000330001.npz"]
+        and len(entries) == len(KEYS) - 2
+    )
     assert defects[0].problem == "missing" and defects[1].problem.startswith("cannot be read")
     assert entries[330002].keypoints.shape == (0, 17, 3)
 
@@ -150,7 +169,9 @@ def test_entries_of_the_mapping_that_are_something_else_are_named(tmp_path: Path
     root = unpacked(tmp_path)
     file = root / "mapping_file_training.json"
     mapping = json.loads(file.read_text())
-    file.write_text(json.dumps(mapping | {"2000000001648": mapping["00000_000000000"], "00000_000000001": {"prompt": "a"}}))
+    file.write_text(
+        json.dumps(mapping | {"2000000001648": mapping["00000_000000000"], "00000_000000001": {"prompt": "a"}})
+    )
     entries, defects = listed(whole(root))
     assert len(entries) == len(KEYS) - 1
     assert {d.file.partition(": ")[2] for d in defects} == {"2000000001648", "00000_000000001"}
@@ -162,7 +183,10 @@ def test_a_missing_or_damaged_mapping_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"mapping_file_training\.json is not a readable json file"):
         listed(LaionHuman(root))
     (root / "mapping_file_training.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no mapping_file_training\.json or .*hand out.*data\.mapping=FILE; data\.storage=tar can do without"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"has no mapping_file_training\.json or .*hand out.*data\.mapping=FILE; data\.storage=tar can do without",
+    ):
         listed(LaionHuman(root))
     with pytest.raises(FileNotFoundError, match=r"data\.mapping has no list for validation; it has train"):
         listed(whole(root), "validation")
@@ -177,7 +201,9 @@ def test_tars_can_do_without_a_mapping(tmp_path: Path, prompts: str) -> None:
     (root / "mapping_file_training.json").unlink()
     entries, defects = listed(LaionHuman(root, "tar", holdout=10**9))
     if prompts == "none":
-        assert not entries and Counter(d.problem for d in defects) == {"no prompt: neither a mapping nor a .txt or .json beside it in the tar": 12}
+        assert not entries and Counter(d.problem for d in defects) == {
+            "no prompt: neither a mapping nor a .txt or .json beside it in the tar": 12
+        }
     else:
         assert sorted(entries) == sorted(KEYS) and entries[KEYS[3]].prompt == f"prompt of {KEYS[3]}" and not defects
 
@@ -190,7 +216,10 @@ def test_tables_bring_addresses_and_what_was_not_fetched(tmp_path: Path, kind: A
     entries, defects = listed(LaionHuman(root, "tar", holdout=10**9))
     assert sorted(entries) == sorted(set(KEYS) - {KEYS[2]})
     assert [d.file for d in defects] == [f"images/00000.tar: {KEYS[2]:09d}"]
-    assert entries[KEYS[1]].attributes["url"] == f"https://example.org/{KEYS[1]}" and "url" not in entries[KEYS[7]].attributes
+    assert (
+        entries[KEYS[1]].attributes["url"] == f"https://example.org/{KEYS[1]}"
+        and "url" not in entries[KEYS[7]].attributes
+    )
 
 
 def test_a_damaged_table_costs_the_addresses_only(tmp_path: Path) -> None:
@@ -198,14 +227,18 @@ def test_a_damaged_table_costs_the_addresses_only(tmp_path: Path) -> None:
     (root / "images/00000.parquet").write_bytes(b"no table")
     entries, defects = listed(whole(root, storage="tar"))
     assert len(entries) == len(KEYS)
-    assert [(d.file, d.fatal) for d in defects] == [("images/00000.parquet", False)] and "expected the columns key and url" in defects[0].problem
+    assert [(d.file, d.fatal) for d in defects] == [
+        ("images/00000.parquet", False)
+    ] and "expected the columns key and url" in defects[0].problem
 
 
 def test_a_table_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = in_tars(tmp_path)
     parquet(root / "images/00000.parquet", KEYS[:6])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"00000\.parquet can only be read with pyarrow: pip install 'posegen\[data\]'"):
+    with pytest.raises(
+        ImportError, match=r"00000\.parquet can only be read with pyarrow: pip install 'posegen\[data\]'"
+    ):
         listed(whole(root, storage="tar"))
 
 
@@ -217,7 +250,9 @@ def test_truncated_and_compressed_tars_are_named_and_the_rest_is_read(tmp_path: 
     about = {d.file: d.problem for d in defects}
     assert about["images/00000.tar"].startswith("truncated or damaged") and "gunzip" in about["images/00033.tar"]
     assert 0 < len(entries) < 6 and max(entries) < 6
-    assert sum("dead link" in d.problem for d in defects) == 6 - len(entries)  # the compressed tar is one defect, not six
+    assert sum("dead link" in d.problem for d in defects) == 6 - len(
+        entries
+    )  # the compressed tar is one defect, not six
 
 
 def test_tars_that_are_missing_or_carry_another_name_are_named(tmp_path: Path) -> None:
@@ -243,14 +278,21 @@ def test_pictures_are_left_out_by_a_list_or_a_function(tmp_path: Path, monkeypat
     (tmp_path / "own_filter.py").write_text("def unsafe(key, prompt):\n    return prompt.endswith(' 3')\n")
     monkeypatch.syspath_prepend(tmp_path)
     identities = set()
-    for exclude, left_out in ((None, set()), ("unsafe.txt", {KEYS[0], KEYS[7]}), ("own_filter:unsafe", {3}), (lambda key, prompt: int(key) > 6, set(KEYS[6:]))):
+    for exclude, left_out in (
+        (None, set()),
+        ("unsafe.txt", {KEYS[0], KEYS[7]}),
+        ("own_filter:unsafe", {3}),
+        (lambda key, prompt: int(key) > 6, set(KEYS[6:])),
+    ):
         source = whole(root, exclude=exclude)
         entries, defects = listed(source)
         assert set(entries) == set(KEYS) - left_out
         assert [d.problem for d in defects] == ["left out by data.exclude"] * len(left_out)
         identities.add(json.dumps(source.identity("train")))
     assert len(identities) == 4
-    with pytest.raises(ValueError, match=r"data\.exclude=none\.txt: there is no .*; expected a file with a key per line"):
+    with pytest.raises(
+        ValueError, match=r"data\.exclude=none\.txt: there is no .*; expected a file with a key per line"
+    ):
         listed(whole(root, exclude="none.txt"))
     with pytest.raises(ValueError, match=r"data\.exclude=own_filter:safe: .*expected module:function"):
         whole(root, exclude="own_filter:safe")
@@ -261,7 +303,10 @@ def test_pictures_are_left_out_by_a_list_or_a_function(tmp_path: Path, monkeypat
 
 def test_the_identity_tells_lists_and_options_apart(tmp_path: Path) -> None:
     root = in_tars(tmp_path)
-    identities = [whole(root, storage="tar", **options).identity("train") for options in ({}, {"shards": "0"}, {"strip_prefix": "a/"})]
+    identities = [
+        whole(root, storage="tar", **options).identity("train")
+        for options in ({}, {"shards": "0"}, {"strip_prefix": "a/"})
+    ]
     tar_of(root / "images/00034.tar", members_of([340_000]))
     identities += [whole(root, storage="tar").identity("train"), LaionHuman(root).identity("train")]
     assert len({json.dumps(identity) for identity in identities}) == 5

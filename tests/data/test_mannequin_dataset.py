@@ -29,7 +29,12 @@ def test_samples_come_back_from_disk_as_they_were_rendered(tmp_path):
     data, world = make(tmp_path), World()
     for index in (0, 7, 8, 19, -1):
         sample, fresh = data[index], world.render("test", index % 20)
-        assert (sample.id, sample.prompt, sample.size, sample.attributes) == (fresh.id, fresh.prompt, fresh.size, fresh.attributes)
+        assert (sample.id, sample.prompt, sample.size, sample.attributes) == (
+            fresh.id,
+            fresh.prompt,
+            fresh.size,
+            fresh.attributes,
+        )
         for name in ("image", "keypoints", "areas"):
             np.testing.assert_array_equal(getattr(sample, name), getattr(fresh, name))
             assert getattr(sample, name).dtype == getattr(fresh, name).dtype
@@ -161,7 +166,11 @@ def test_errors_name_the_options(tmp_path):
 
 
 def test_inexact_keypoints_belong_to_the_sample_and_scale_with_the_person(tmp_path):
-    exact, inexact, worse = make(tmp_path, 40), make(tmp_path, 40, keypoint_noise=0.05), make(tmp_path, 40, keypoint_noise=0.1)
+    exact, inexact, worse = (
+        make(tmp_path, 40),
+        make(tmp_path, 40, keypoint_noise=0.05),
+        make(tmp_path, 40, keypoint_noise=0.1),
+    )
     assert exact.identity != inexact.identity and "keypoint_noise" not in exact.identity
     shares = []
     for index in range(40):

@@ -30,7 +30,9 @@ def test_the_pairs_have_not_changed_without_a_new_version(data: MannequinPairs) 
             for part in (sample.image, sample.keypoints, sample.areas):
                 total.update(np.ascontiguousarray(part).tobytes())
             total.update(f"{sample.id} {sample.prompt}".encode())
-    assert total.hexdigest()[:16] == GOLDEN[WORLD_VERSION, PAIRS_VERSION], "pixels, keypoints or captions changed: raise PAIRS_VERSION and add its digest here"
+    assert total.hexdigest()[:16] == GOLDEN[WORLD_VERSION, PAIRS_VERSION], (
+        "pixels, keypoints or captions changed: raise PAIRS_VERSION and add its digest here"
+    )
 
 
 def test_a_pair_is_one_person_before_one_scene(data: MannequinPairs) -> None:
@@ -75,11 +77,15 @@ def test_bones_are_of_equal_length_and_poses_are_not(data: MannequinPairs) -> No
 
 
 def test_splits_seeds_and_the_plain_world_share_nothing(tmp_path: Path) -> None:
-    every = [MannequinPairs(split, 3, seed=seed, cache=tmp_path, workers=1) for split in ("train", "validation", "test") for seed in (0, 1)]
-    plain = MannequinData("test", 3, cache=tmp_path, workers=1)
-    images = [part(i).image.tobytes() for d in every for i in range(3) for part in (d.__getitem__, d.source_of, d.twin)] + [
-        plain[i].image.tobytes() for i in range(3)
+    every = [
+        MannequinPairs(split, 3, seed=seed, cache=tmp_path, workers=1)
+        for split in ("train", "validation", "test")
+        for seed in (0, 1)
     ]
+    plain = MannequinData("test", 3, cache=tmp_path, workers=1)
+    images = [
+        part(i).image.tobytes() for d in every for i in range(3) for part in (d.__getitem__, d.source_of, d.twin)
+    ] + [plain[i].image.tobytes() for i in range(3)]
     assert len(set(images)) == len(images)
     assert len({sample.id for d in every for i in range(3) for sample in (d[i], d.source_of(i), d.twin(i))}) == 54
 
@@ -87,7 +93,10 @@ def test_splits_seeds_and_the_plain_world_share_nothing(tmp_path: Path) -> None:
 def test_they_are_read_from_disk_as_they_were_rendered_also_by_other_processes(data: MannequinPairs) -> None:
     again = pickle.loads(pickle.dumps(data))
     for index in (0, 59, -1):
-        for read, world, number in ((again[index], Targets(), index % 60), (again.source_of(index), Sources(), index % 60)):
+        for read, world, number in (
+            (again[index], Targets(), index % 60),
+            (again.source_of(index), Sources(), index % 60),
+        ):
             fresh = world.render("test", number)
             assert (read.id, read.prompt, read.attributes) == (fresh.id, fresh.prompt, fresh.attributes)
             np.testing.assert_array_equal(read.image, fresh.image)
@@ -99,7 +108,10 @@ def test_they_are_read_from_disk_as_they_were_rendered_also_by_other_processes(d
 def test_one_prompt_for_all_is_part_of_the_identity(data: MannequinPairs, tmp_path: Path) -> None:
     worded = MannequinPairs("test", 4, cache=tmp_path, workers=1, prompt="a person")
     assert {*worded.prompts, worded[1].prompt, worded.source_of(1).prompt, worded.twin(1).prompt} == {"a person"}
-    assert worded.identity != MannequinPairs("test", 4, cache=tmp_path, workers=1).identity and data.prompts[3] == data[3].prompt
+    assert (
+        worded.identity != MannequinPairs("test", 4, cache=tmp_path, workers=1).identity
+        and data.prompts[3] == data[3].prompt
+    )
     assert worded[0].attributes == data[0].attributes
 
 

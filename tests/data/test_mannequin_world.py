@@ -40,7 +40,9 @@ def large():
 
 
 def test_the_world_has_not_changed_without_a_new_version():
-    assert digest(range(40)) == GOLDEN[WORLD_VERSION], "pixels, keypoints or captions changed: raise WORLD_VERSION and add its digest here"
+    assert digest(range(40)) == GOLDEN[WORLD_VERSION], (
+        "pixels, keypoints or captions changed: raise WORLD_VERSION and add its digest here"
+    )
 
 
 def test_the_order_of_rendering_does_not_matter():
@@ -52,7 +54,12 @@ def test_the_order_of_rendering_does_not_matter():
 
 
 def test_seed_split_and_index_all_matter():
-    images = [World(seed).render(split, index).image.tobytes() for seed in (0, 1) for split in ("train", "validation", "test") for index in (0, 1)]
+    images = [
+        World(seed).render(split, index).image.tobytes()
+        for seed in (0, 1)
+        for split in ("train", "validation", "test")
+        for index in (0, 1)
+    ]
     assert len(set(images)) == 12
 
 
@@ -68,7 +75,9 @@ def test_sample_types(samples):
         assert sample.keypoints.shape == (people, 17, 3) and sample.keypoints.dtype == np.float32
         assert sample.areas.shape == (people,) and sample.areas.dtype == np.float32
         assert len(sample.attributes["actions"]) == people
-        assert len(sample.attributes["colours"]) == (people if sample.attributes["style"] in ("photo", "cartoon") else 0)
+        assert len(sample.attributes["colours"]) == (
+            people if sample.attributes["style"] in ("photo", "cartoon") else 0
+        )
 
 
 def test_shares_of_styles_counts_and_the_rest():
@@ -81,7 +90,10 @@ def test_shares_of_styles_counts_and_the_rest():
         assert abs(counts[count] / 4000 - share) < 0.03
     assert {d.scene for d in found} == set(SCENES)
     looks = [look for d in found for look in d.people]
-    for name, options, values in (("action", ACTIONS, [x.action for x in looks]), ("shirt", COLOURS, [x.shirt for x in looks if x.shirt])):
+    for name, options, values in (
+        ("action", ACTIONS, [x.action for x in looks]),
+        ("shirt", COLOURS, [x.shirt for x in looks if x.shirt]),
+    ):
         assert min(Counter(values)[o] for o in options) > 0.8 * len(values) / len(options), name
     assert all(look.shirt != look.trousers for look in looks if look.shirt)
 
@@ -89,7 +101,9 @@ def test_shares_of_styles_counts_and_the_rest():
 def test_keypoints_follow_the_size():
     small, big = World(size=64).render("train", 11), World(size=128).render("train", 11)
     shown = small.keypoints[..., 2] > 0
-    np.testing.assert_allclose((small.keypoints[..., :2][shown] + 0.5) * 2 - 0.5, big.keypoints[..., :2][shown], atol=1e-4)
+    np.testing.assert_allclose(
+        (small.keypoints[..., :2][shown] + 0.5) * 2 - 0.5, big.keypoints[..., :2][shown], atol=1e-4
+    )
     np.testing.assert_allclose(small.areas * 4, big.areas, rtol=1e-6)
 
 
@@ -97,7 +111,11 @@ def test_keypoints_lie_on_the_limbs_they_name(large):
     """In t-poses from the front nothing hides the knees: the left one has the trousers' colour, the right one 0.62 of its brightness."""
     checked = 0
     for sample in large:
-        if sample.attributes["style"] != "cartoon" or sample.attributes["count"] > 1 or sample.attributes["actions"][0] not in ("tpose", "jumping", "waving"):
+        if (
+            sample.attributes["style"] != "cartoon"
+            or sample.attributes["count"] > 1
+            or sample.attributes["actions"][0] not in ("tpose", "jumping", "waving")
+        ):
             continue
         points = np.rint(sample.keypoints[0, :, :2]).astype(int)
         if abs(points[L_KNEE, 0] - points[R_KNEE, 0]) < 24:  # seen from the side: one knee may hide the other
@@ -136,7 +154,10 @@ def test_area_is_the_silhouette(large):
     """In a shadow picture of a studio nothing but the person is darker than the backdrop."""
     checked = 0
     for sample in large:
-        if (sample.attributes["style"], sample.attributes["scene"]) == ("shadow", "studio") and "sitting" not in sample.attributes["actions"]:
+        if (sample.attributes["style"], sample.attributes["scene"]) == (
+            "shadow",
+            "studio",
+        ) and "sitting" not in sample.attributes["actions"]:
             dark = (sample.image.max(-1) < 106).sum()
             np.testing.assert_allclose(sample.areas.sum(), dark, rtol=0.03)
             checked += 1
@@ -187,7 +208,9 @@ def test_people_are_told_from_left_to_right_and_remain_judgeable(samples):
 
 def test_upright_single_people_fill_the_picture(samples):
     heights = [
-        np.ptp(s.keypoints[0, 3:, 1]) / 64 for s in samples if s.attributes["count"] == 1 and s.attributes["actions"][0] not in ("sitting", "lying")
+        np.ptp(s.keypoints[0, 3:, 1]) / 64
+        for s in samples
+        if s.attributes["count"] == 1 and s.attributes["actions"][0] not in ("sitting", "lying")
     ]  # from ear to ankle: about 0.85 of the body
     assert min(heights) > 0.4 and 0.55 < np.median(heights) < 0.8 and max(heights) < 0.95
 
@@ -202,7 +225,9 @@ def test_twin_has_the_same_caption_and_another_picture():
     world = World()
     for index in range(20):
         sample, twin = world.render("test", index), world.render_caption_twin("test", index)
-        assert twin.prompt == sample.prompt and dict(twin.attributes) == dict(sample.attributes) and twin.id != sample.id
+        assert (
+            twin.prompt == sample.prompt and dict(twin.attributes) == dict(sample.attributes) and twin.id != sample.id
+        )
         assert (twin.image != sample.image).mean() > 0.05
         assert not np.allclose(twin.keypoints, sample.keypoints, atol=1)
         np.testing.assert_array_equal(twin.image, World().render_caption_twin("test", index).image)

@@ -16,7 +16,14 @@ from tests.data.trees import malicious_array
 
 DICE = np.random.default_rng(0)
 PEOPLE = [
-    {"keypoints": DICE.random((17, 3)).astype(np.float32), "score": np.float32(i), "area": np.float64(3), "n": 3, "text": "é", "more": (1, [2.5, None])}
+    {
+        "keypoints": DICE.random((17, 3)).astype(np.float32),
+        "score": np.float32(i),
+        "area": np.float64(3),
+        "n": 3,
+        "text": "é",
+        "more": (1, [2.5, None]),
+    }
     for i in range(4)
 ]
 
@@ -61,7 +68,9 @@ def test_every_protocol_of_both_numpys(protocol: int, numpy: int) -> None:
         content = content.replace(b"numpy._core", b"numpy.core")
     elif numpy == 1:  # names carry their lengths, and the frame that they are in carries its own
         content = content.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
-        content = content.replace(b"\x8c\x13numpy._core.numeric", b"\x8c\x12numpy.core.numeric").replace(content[2:11], b"")
+        content = content.replace(b"\x8c\x13numpy._core.numeric", b"\x8c\x12numpy.core.numeric").replace(
+            content[2:11], b""
+        )
     assert (b"_core" in content) == (numpy == 2)
     assert all(map(same, read_arrays(npy(content))["arr_0"], PEOPLE))
 
@@ -69,7 +78,10 @@ def test_every_protocol_of_both_numpys(protocol: int, numpy: int) -> None:
 def test_nothing_is_run(tmp_path: Path) -> None:
     file, trap = tmp_path / "pose.npz", tmp_path / "trap"
     file.write_bytes(malicious_array(trap))
-    with pytest.raises(ValueError, match=r"pose\.npz cannot be read: it asks for posix\.system, which no array of numbers needs; nothing of it was run"):
+    with pytest.raises(
+        ValueError,
+        match=r"pose\.npz cannot be read: it asks for posix\.system, which no array of numbers needs; nothing of it was run",
+    ):
         read_arrays(file)
     np.savez(tmp_path / "zipped.npz", np.array([Attack(trap)], object))
     with pytest.raises(ValueError, match="system"):
@@ -97,7 +109,9 @@ class Asks:
         return self.call
 
 
-@pytest.mark.parametrize("function", [eval, getattr, np.load, np.fromfile, np.dtype.newbyteorder, pickle.loads, Path.unlink])
+@pytest.mark.parametrize(
+    "function", [eval, getattr, np.load, np.fromfile, np.dtype.newbyteorder, pickle.loads, Path.unlink]
+)
 def test_only_what_arrays_need_may_be_named(function: Any) -> None:
     with pytest.raises(ValueError, match=r"people\.npy cannot be read"):
         read_arrays(npy(pickle.dumps(Asks(function, "x"))), "people.npy")
@@ -131,7 +145,15 @@ def test_a_pickle_cannot_spoil_the_next_file(tmp_path: Path) -> None:
     assert all(map(same, read_arrays(npy(pickle.dumps(np.array(PEOPLE, object))))["arr_0"], PEOPLE))
 
 
-@pytest.mark.parametrize("spoilt", [lambda data: data[:-200], lambda data: data[:150] + b"x" * 60 + data[210:], lambda data: b"nonsense", lambda data: b""])
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda data: data[:-200],
+        lambda data: data[:150] + b"x" * 60 + data[210:],
+        lambda data: b"nonsense",
+        lambda data: b"",
+    ],
+)
 def test_damaged_files_are_named(tmp_path: Path, spoilt: Any) -> None:
     file = tmp_path / "people.npz"
     np.savez_compressed(file, PEOPLE)

@@ -17,7 +17,15 @@ def sample(index: int, people: int, joints: int = 17) -> Sample:
     for person in range(people):
         keypoints[person, :joints] = [[10 * person + j % 4, 3 * j, 2] for j in range(joints)]
     actions = tuple(f"action {i}" for i in range(people))
-    return Sample(str(index), f"prompt {index}", keypoints, np.arange(1.0, people + 1), None, (64, 64), {"actions": actions, "style": "photo"})
+    return Sample(
+        str(index),
+        f"prompt {index}",
+        keypoints,
+        np.arange(1.0, people + 1),
+        None,
+        (64, 64),
+        {"actions": actions, "style": "photo"},
+    )
 
 
 class Crowd(PoseData):
@@ -49,7 +57,10 @@ def test_only_single_people_with_enough_joints_are_taken() -> None:
 
 def test_the_first_so_many_are_taken_and_more_than_there_are_refused() -> None:
     assert [SinglePerson(Crowd(), 1)[0].id] == ["1"] and len(SinglePerson(Crowd(), 1)) == 1
-    with pytest.raises(ValueError, match=r"data\.train\.count=3: only 2 of the 12 samples of crowd show one person .* raise data\.train\.data\.count"):
+    with pytest.raises(
+        ValueError,
+        match=r"data\.train\.count=3: only 2 of the 12 samples of crowd show one person .* raise data\.train\.data\.count",
+    ):
         SinglePerson(Crowd(), 3)[0]
 
 

@@ -66,7 +66,10 @@ def test_the_index_goes_into_a_cache_where_one_is_named(tar: Path, tmp_path: Pat
 
 def test_a_place_for_the_index_that_cannot_be_written_is_named(tar: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/00000-.*\.index\.npz, the index of a tar, cannot be written .*; name a folder for indices"):
+    with pytest.raises(
+        ValueError,
+        match=r"file/00000-.*\.index\.npz, the index of a tar, cannot be written .*; name a folder for indices",
+    ):
         TarMembers.of(tar, tmp_path / "file")
 
 

@@ -10,7 +10,13 @@ from posegen.data.on_disk.transforms import TRANSFORMS, Corrected, Reference, Tr
 from posegen.poses.topology import COCO_FLIP
 from tests.data.trees import people
 
-SIZES = [((300, 220), (64, 64)), ((220, 300), (64, 64)), ((97, 131), (64, 48)), ((40, 50), (64, 64)), ((64, 64), (64, 64))]
+SIZES = [
+    ((300, 220), (64, 64)),
+    ((220, 300), (64, 64)),
+    ((97, 131), (64, 48)),
+    ((40, 50), (64, 64)),
+    ((64, 64), (64, 64)),
+]
 NO_AREAS = np.full(1, np.nan)
 
 
@@ -32,10 +38,18 @@ def found(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("stored", "size"), SIZES)
 @pytest.mark.parametrize(
     ("transform", "tolerance"),
-    [(Corrected(), 0.3), (Corrected(mirror=1.0), 0.3), (Reference(), 0.8), (Reference(horizontal=1.0), 0.8), (Reference(vertical=1.0), 0.8)],
+    [
+        (Corrected(), 0.3),
+        (Corrected(mirror=1.0), 0.3),
+        (Reference(), 0.8),
+        (Reference(horizontal=1.0), 0.8),
+        (Reference(vertical=1.0), 0.8),
+    ],
     ids=["corrected", "mirrored", "reference", "reference mirrored", "reference upturned"],
 )
-def test_joints_stay_on_their_pixels(stored: tuple[int, int], size: tuple[int, int], transform: Transform, tolerance: float) -> None:
+def test_joints_stay_on_their_pixels(
+    stored: tuple[int, int], size: tuple[int, int], transform: Transform, tolerance: float
+) -> None:
     view = transform.view("some id", 3, stored, size)
     checked = 0
     for x, y in np.random.default_rng(0).uniform(0.1, 0.9, (40, 2)) * (stored[1], stored[0]):
@@ -107,7 +121,10 @@ def test_random_parts_are_functions_of_id_and_visit() -> None:
     assert views == again
     lefts = np.array([view.left for view in views])
     assert lefts.min() < 15 and lefts.max() > 120 and len(set(lefts)) > 60 and not any(view.top for view in views)
-    assert 0.1 < np.mean([view.mirrored for view in views]) < 0.32 and 0.02 < np.mean([view.upturned for view in views]) < 0.2
+    assert (
+        0.1 < np.mean([view.mirrored for view in views]) < 0.32
+        and 0.02 < np.mean([view.upturned for view in views]) < 0.2
+    )
     assert reference.varies and not TRANSFORMS["corrected"].varies and Corrected(0.5).varies
 
 
@@ -120,5 +137,7 @@ def test_the_record_of_a_mirrored_cut_is_in_the_stored_picture() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="transform='centre': expected one of corrected, stretch, reference, stable_pose, humansd"):
+    with pytest.raises(
+        ValueError, match="transform='centre': expected one of corrected, stretch, reference, stable_pose, humansd"
+    ):
         transform_of("centre")

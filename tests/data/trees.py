@@ -74,7 +74,9 @@ def people(dice: np.random.Generator, count: int, size: tuple[int, int]) -> np.n
     side = dice.uniform(0.5, 0.9, (count, 1, 1)) * min(size)
     corner = dice.uniform(0, 1, (count, 1, 2)) * (np.array([width, height]) - 1 - side)
     points = corner + FIGURE * side + dice.uniform(-0.01, 0.01, (count, 17, 2)) * side
-    return np.concatenate([points.clip(0, (width - 1, height - 1)), np.full((count, 17, 1), 2.0)], -1).astype(np.float32)
+    return np.concatenate([points.clip(0, (width - 1, height - 1)), np.full((count, 17, 1), 2.0)], -1).astype(
+        np.float32
+    )
 
 
 def picture(root: Path, file: str, key: int, prompt: str, size: tuple[int, int], count: int | None = None) -> Picture:
@@ -124,7 +126,20 @@ def human_art(
 
 def _plant_pictures(pictures: list[Picture], planted: Planted) -> dict[str, Picture]:
     """Spoils one picture after the other."""
-    kinds = ("missing", "corrupt", "truncated", "outside", "twelve", "ten", "nobody", "grey", "cmyk", "alpha", "spaces", "turned")
+    kinds = (
+        "missing",
+        "corrupt",
+        "truncated",
+        "outside",
+        "twelve",
+        "ten",
+        "nobody",
+        "grey",
+        "cmyk",
+        "alpha",
+        "spaces",
+        "turned",
+    )
     odd = dict(zip(kinds, pictures, strict=False))
     assert len(odd) == len(kinds), "too few pictures for all defects"
     for kind in ("truncated", "alpha"):
@@ -139,13 +154,24 @@ def _plant_pictures(pictures: list[Picture], planted: Planted) -> dict[str, Pict
         odd[kind].keypoints = people(np.random.default_rng(count), count, odd[kind].image.shape[:2])
     for kind, mode in (("grey", "L"), ("cmyk", "CMYK"), ("alpha", "RGBA")):
         Image.fromarray(odd[kind].image).convert(mode).save(odd[kind].path)
-    lying = Image.fromarray(odd["turned"].image).transpose(Image.Transpose.ROTATE_90)  # stands upright when turned as EXIF says
+    lying = Image.fromarray(odd["turned"].image).transpose(
+        Image.Transpose.ROTATE_90
+    )  # stands upright when turned as EXIF says
     exif = Image.Exif()
     exif[0x0112] = 6
     lying.save(odd["turned"].path, exif=exif)
-    planted.left_out |= {odd[kind].file: problem for kind, problem in (("missing", "missing"), ("corrupt", "decoded"), ("truncated", "decoded"))}
-    planted.remarks |= {odd["outside"].file: "lie outside", odd["twelve"].file: "12 people", odd["nobody"].file: "nobody"}
-    planted.remarks |= {odd[kind].file: f"colour mode {mode}" for kind, mode in (("grey", "L"), ("cmyk", "CMYK"), ("alpha", "RGBA"))}
+    planted.left_out |= {
+        odd[kind].file: problem
+        for kind, problem in (("missing", "missing"), ("corrupt", "decoded"), ("truncated", "decoded"))
+    }
+    planted.remarks |= {
+        odd["outside"].file: "lie outside",
+        odd["twelve"].file: "12 people",
+        odd["nobody"].file: "nobody",
+    }
+    planted.remarks |= {
+        odd[kind].file: f"colour mode {mode}" for kind, mode in (("grey", "L"), ("cmyk", "CMYK"), ("alpha", "RGBA"))
+    }
     planted.fine += [odd[kind].file for kind in ("ten", "spaces", "turned")]
     return odd
 
@@ -188,7 +214,10 @@ def _write_mapping(root: Path, name: str, pictures: list[Picture]) -> None:
         (root / one.pose).parent.mkdir(parents=True, exist_ok=True)
         scored = one.keypoints.copy()
         scored[..., 2] = np.where(scored[..., 2] > 0, 0.9, 0)
-        rows = [{"keypoints": k, "score": np.float32(0.9), "area": np.float32(a)} for k, a in zip(scored, one.areas, strict=True)]
+        rows = [
+            {"keypoints": k, "score": np.float32(0.9), "area": np.float32(a)}
+            for k, a in zip(scored, one.areas, strict=True)
+        ]
         np.savez(root / one.pose, rows)
         mapping[str(one.key)] = {"img_path": one.file, "prompt": one.prompt, "pose_path": one.pose}
     (root / f"mapping_file_{name}.json").write_text(json.dumps(mapping))
@@ -203,9 +232,24 @@ def _write_annotations(root: Path, name: str, pictures: list[Picture]) -> None:
         for keypoints, area in zip(one.keypoints, one.areas, strict=True):
             left, top = keypoints[:, :2].min(0)
             box = [float(left), float(top), *(keypoints[:, :2].max(0) - (left, top)).tolist()]
-            row = {"id": len(annotations) + 1, "image_id": one.key, "category_id": 1, "iscrowd": 0, "area": float(area), "bbox": box}
+            row = {
+                "id": len(annotations) + 1,
+                "image_id": one.key,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": float(area),
+                "bbox": box,
+            }
             numbers = keypoints.reshape(-1).tolist()
-            annotations.append({**row, "keypoints": numbers, "num_keypoints": 17, "keypoints_21": [*numbers, *[0] * 12], "self_contact": []})
+            annotations.append(
+                {
+                    **row,
+                    "keypoints": numbers,
+                    "num_keypoints": 17,
+                    "keypoints_21": [*numbers, *[0] * 12],
+                    "self_contact": [],
+                }
+            )
     (root / "annotations").mkdir(exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
     (root / "annotations" / f"{name}_humanart.json").write_text(json.dumps(content))

@@ -50,12 +50,18 @@ def davis(root: Path) -> Path:
 
 
 def dance_track(root: Path) -> Path:
-    for part, names in (("train", ("dancetrack0001",)), ("val", ("dancetrack0004", "dancetrack0005")), ("test", ("dancetrack0003",))):
+    for part, names in (
+        ("train", ("dancetrack0001",)),
+        ("val", ("dancetrack0004", "dancetrack0005")),
+        ("test", ("dancetrack0003",)),
+    ):
         (root / f"{part}_seqmap.txt").parent.mkdir(parents=True, exist_ok=True)
         (root / f"{part}_seqmap.txt").write_text("name\n" + "\n".join(names) + "\n")
         for name in names:
             pictures(root / part / name / "img1", 4, "{:08d}.jpg", first=1)
-            (root / part / name / "seqinfo.ini").write_text(f"[Sequence]\nname={name}\nimWidth={SIZE[1]}\nimHeight={SIZE[0]}\n")
+            (root / part / name / "seqinfo.ini").write_text(
+                f"[Sequence]\nname={name}\nimWidth={SIZE[1]}\nimHeight={SIZE[0]}\n"
+            )
             if part != "test":
                 (root / part / name / "gt").mkdir()
                 lines = [f"{f},{track},{10 * track},5,8,30,1,1,1" for track in (1, 2) for f in range(1, 4)]
@@ -67,7 +73,15 @@ def poses(root: Path, files: dict[str, int], name: str = "poses.json") -> None:
     """A file in COCO's format with so many people in each of the pictures."""
     images = [{"id": i, "file_name": file, "height": SIZE[0], "width": SIZE[1]} for i, file in enumerate(files)]
     people = [
-        {"image_id": i, "id": 100 * i + k, "category_id": 1, "keypoints": [10 + k, 20, 0.9] * 17, "score": 0.9, "area": 400.0, "bbox": [10, 20, 5, 5]}
+        {
+            "image_id": i,
+            "id": 100 * i + k,
+            "category_id": 1,
+            "keypoints": [10 + k, 20, 0.9] * 17,
+            "score": 0.9,
+            "area": 400.0,
+            "bbox": [10, 20, 5, 5],
+        }
         for i, count in enumerate(files.values())
         for k in range(count)
     ]

@@ -34,7 +34,11 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     """All blocks of a page of the documentation, in order."""
-    found = re.findall(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.findall(
+        r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$',
+        (DOCS / page).read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
     return [Block(*each) for each in found]
 
 

@@ -16,9 +16,15 @@ COMPOSING = {"train", "evaluate", "benchmark"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [words for block in blocks(PAGE) if block.language == "bash" for words in block.commands], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [words for block in blocks(PAGE) if block.language == "bash" for words in block.commands], ids=" ".join
+)
 def test_commands_of_the_page_run(
-    words: list[str], world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    world: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert len(list(write_files(PAGE, tmp_path))) == 4
     monkeypatch.syspath_prepend(tmp_path)
@@ -34,12 +40,17 @@ def test_commands_of_the_page_run(
         assert "Mine: the pose in the middle of the U-Net, backbone frozen  [My method, arXiv:0000.00000]" in said
     if verb == "benchmark":
         (table,) = tmp_path.rglob("table.csv")
-        assert {row["method"]: row["state"] for row in csv.DictReader(table.open())} == {"mine": "finished", "none": "finished"}
+        assert {row["method"]: row["state"] for row in csv.DictReader(table.open())} == {
+            "mine": "finished",
+            "none": "finished",
+        }
     for name in [name for name in sys.modules if name.partition(".")[0] == "yours"]:
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_the_method_keeps_what_all_methods_must(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_method_keeps_what_all_methods_must(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It starts as the backbone alone, and what it adds changes the prediction once it has weights."""
     import torch
 
@@ -50,7 +61,13 @@ def test_the_method_keeps_what_all_methods_must(world: list[str], tmp_path: Path
 
     list(write_files(PAGE, tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
-    with configured("train", *world, "trainer.precision=32-true", "adapter=mine", f"hydra.searchpath=[file://{tmp_path / 'yours/conf'}]") as cfg:
+    with configured(
+        "train",
+        *world,
+        "trainer.precision=32-true",
+        "adapter=mine",
+        f"hydra.searchpath=[file://{tmp_path / 'yours/conf'}]",
+    ) as cfg:
         parts = Parts(cfg)
         batch = batch_of(parts, parts.adapter, range(2))
         noisy, at = torch.randn(2, *parts.backbone.latent_shape(batch.size)), torch.tensor([100, 700])

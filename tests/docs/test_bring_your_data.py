@@ -17,7 +17,9 @@ PAGE = "bring-your-data.md"
 
 
 @pytest.mark.slow
-def test_the_page_from_top_to_bottom(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_from_top_to_bottom(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("POSEGEN_CACHE", str(tmp_path / "cache"))
@@ -26,8 +28,16 @@ def test_the_page_from_top_to_bottom(world: list[str], tmp_path: Path, monkeypat
     own = [o for o in world if not o.startswith("data.")]
     for words in (words for block in blocks(PAGE) if block.language == "bash" for words in block.commands):
         verb = words[1]
-        more = own if verb in ("train", "evaluate") else [o for o in own if o.startswith("paths.")] if verb == "prepare" else []
-        assert main([*words[1:], *more, *(["optim.batch=2"] if verb in ("train", "evaluate") else [])]) == 0, capsys.readouterr().err
+        more = (
+            own
+            if verb in ("train", "evaluate")
+            else [o for o in own if o.startswith("paths.")]
+            if verb == "prepare"
+            else []
+        )
+        assert main([*words[1:], *more, *(["optim.batch=2"] if verb in ("train", "evaluate") else [])]) == 0, (
+            capsys.readouterr().err
+        )
     found = json.loads((tmp_path / "pictures/poses.json").read_text())
     assert found["annotations"], "the shipped judge finds the shipped world's people"
     assert list((tmp_path / "outputs").rglob("records.csv"))

@@ -13,12 +13,25 @@ from posegen.config.overrides import examine
 from posegen.verbs import registry as verbs
 from tests.docs.blocks import DOCS, blocks
 
-RUN_ELSEWHERE = {"troubleshooting.md", "add-your-method.md", "bring-your-data.md"}  # wrong on purpose; with packages of their own
+RUN_ELSEWHERE = {
+    "troubleshooting.md",
+    "add-your-method.md",
+    "bring-your-data.md",
+}  # wrong on purpose; with packages of their own
 PAGES = sorted(file.name for file in DOCS.glob("*.md") if file.name not in RUN_ELSEWHERE)
-COMMANDS = [(page, words) for page in PAGES for block in blocks(page) if block.language == "bash" for words in block.commands if words[0] == "posegen"]
+COMMANDS = [
+    (page, words)
+    for page in PAGES
+    for block in blocks(page)
+    if block.language == "bash"
+    for words in block.commands
+    if words[0] == "posegen"
+]
 
 
-@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_commands_name_what_there_is(page: str, words: list[str]) -> None:
     _, verb, *rest = words
     if verb == "check":
@@ -28,7 +41,11 @@ def test_commands_name_what_there_is(page: str, words: list[str]) -> None:
         assert examine(Request.parse(verb, rest))[0] == []
 
 
-README = [command for command in re.findall(r"`(posegen [^`]+)`", (DOCS.parent / "README.md").read_text()) if "..." not in command]
+README = [
+    command
+    for command in re.findall(r"`(posegen [^`]+)`", (DOCS.parent / "README.md").read_text())
+    if "..." not in command
+]
 
 
 @pytest.mark.parametrize("command", README)
@@ -58,12 +75,20 @@ def test_columns_on_the_page_of_metrics_exist() -> None:
 
     page = (DOCS / "metrics.md").read_text()
     table = page.partition("## The ones to trust")[2].partition("\n\n##")[0]
-    told = [name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+    told = [
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1])
+    ]
     with configured("train") as cfg:
         assert sorted(told) == sorted(Parts(cfg).protocol.columns)
     known: set[str] = set()
     for protocol in ("all", "person_all", "pose_prior"):
         with configured("train", f"protocol={protocol}") as cfg:
             known |= set(Parts(cfg).protocol.columns)
-    told = re.findall(r"`((?:clean|paper|person|judge|colour)_\w+|PSNR|SSIM|AP\w*|diversity|validity)`", page.replace("`protocol=", ""))
+    told = re.findall(
+        r"`((?:clean|paper|person|judge|colour)_\w+|PSNR|SSIM|AP\w*|diversity|validity)`",
+        page.replace("`protocol=", ""),
+    )
     assert len(told) > 20 and set(told) <= known | {"person_image", "person_all", "paper_pose"}

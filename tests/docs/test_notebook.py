@@ -35,11 +35,18 @@ def executed(count: int | None) -> list[tuple[str, Any]]:
     """All cells of code in order, with this number of images or the notebook's own."""
     names: dict[str, Any] = {"__name__": "__main__"}
     sources = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
-    return [run(source if count is None else re.sub(r"COUNT = \d+", f"COUNT = {count}", source), names) for source in sources]
+    return [
+        run(source if count is None else re.sub(r"COUNT = \d+", f"COUNT = {count}", source), names)
+        for source in sources
+    ]
 
 
 def stored() -> list[str]:
-    return ["".join("".join(out.get("text", "")) for out in cell["outputs"]) for cell in CELLS if cell["cell_type"] == "code"]
+    return [
+        "".join("".join(out.get("text", "")) for out in cell["outputs"])
+        for cell in CELLS
+        if cell["cell_type"] == "code"
+    ]
 
 
 @pytest.mark.slow
@@ -48,7 +55,9 @@ def test_the_notebook_runs(count: int | None) -> None:
     results = executed(count)
     assert [bool(text) or isinstance(value, Image.Image) for text, value in results] == [True] * len(results)
     if count is None:
-        for (text, _), before in zip(results[:-1], stored()[:-1], strict=True):  # the judge's last digits are the machine's
+        for (text, _), before in zip(
+            results[:-1], stored()[:-1], strict=True
+        ):  # the judge's last digits are the machine's
             assert text == before
 
 

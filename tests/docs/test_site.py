@@ -52,7 +52,13 @@ def test_every_option_of_adapter_is_on_a_page(pages: dict[str, str]) -> None:
 
 def test_a_methods_page_tells_what_its_class_and_file_tell(pages: dict[str, str]) -> None:
     page = pages["methods/stable_pose.md"]
-    facts = ("arXiv:2406.02485", "ai-med/StablePose@", "| Human-Art | AP | 48.88 |", "pose-masked self-attention (PMSA)", "# latent cells per side of a token")
+    facts = (
+        "arXiv:2406.02485",
+        "ai-med/StablePose@",
+        "| Human-Art | AP | 48.88 |",
+        "pose-masked self-attention (PMSA)",
+        "# latent cells per side of a token",
+    )
     assert [text for text in facts if text not in page] == []
     assert "ablation/stable_pose_unmasked" in page
     assert re.search(r"`adapter\.pose_encoder` \| 67,872 ", page), "counted on the shipped backbone"
@@ -60,12 +66,16 @@ def test_a_methods_page_tells_what_its_class_and_file_tell(pages: dict[str, str]
 
 def test_what_trains_is_counted(pages: dict[str, str]) -> None:
     assert "## What trains\n\nNothing." in pages["methods/none.md"]
-    assert re.search(r"\| `backbone\.unet` \| 4,1\d\d,\d\d\d \|", pages["methods/humansd.md"]), "HumanSD trains the U-Net"
+    assert re.search(r"\| `backbone\.unet` \| 4,1\d\d,\d\d\d \|", pages["methods/humansd.md"]), (
+        "HumanSD trains the U-Net"
+    )
 
 
 def test_a_new_yaml_gets_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "theirs.yaml").write_text("# Text alone, by another name.\n_target_: posegen.adapters.none.NoAdapter\n")
+    (tmp_path / "adapter" / "theirs.yaml").write_text(
+        "# Text alone, by another name.\n_target_: posegen.adapters.none.NoAdapter\n"
+    )
     monkeypatch.setenv("POSEGEN_SEARCHPATH", str(tmp_path))
     reference = hook("reference")
     options = listing.groups()["adapter"]
@@ -82,7 +92,9 @@ def test_every_verb_is_on_the_page_of_commands(pages: dict[str, str]) -> None:
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
-    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     for page in (tmp_path / "site").rglob("*.html"):
         assert not elsewhere(page.read_text()), page

@@ -16,7 +16,11 @@ from posegen.cli import main
 from tests.docs.blocks import blocks
 
 PAGE = "troubleshooting.md"
-CASES = [(first.text.strip(), second.text.strip()) for first, second in pairwise(blocks(PAGE)) if (first.language, second.language) == ("bash", "text")]
+CASES = [
+    (first.text.strip(), second.text.strip())
+    for first, second in pairwise(blocks(PAGE))
+    if (first.language, second.language) == ("bash", "text")
+]
 
 
 class Malicious:
@@ -45,7 +49,9 @@ def changed_cell(words: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "message"), CASES, ids=[command for command, _ in CASES])
-def test_the_page_holds_what_the_program_prints(command: str, message: str, folder: Path, world: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_holds_what_the_program_prints(
+    command: str, message: str, folder: Path, world: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     words = shlex.split(command)[1:]
     if "study=changed" in words:
         words += world

@@ -13,7 +13,11 @@ import pytest
 from tests.docs.blocks import Block, blocks
 
 #: What the page says -> what the test does.
-SMALLER = {r"trainer\.steps=\d+": "trainer.steps=2", r"data\.train\.count=\d+": "data.train.count=32", r"data\.test\.count=\d+": "data.test.count=4"}
+SMALLER = {
+    r"trainer\.steps=\d+": "trainer.steps=2",
+    r"data\.train\.count=\d+": "data.train.count=32",
+    r"data\.test\.count=\d+": "data.test.count=4",
+}
 
 
 def smaller(block: Block) -> str:
@@ -30,7 +34,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
     command = tmp_path / "bin" / "posegen"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m posegen.cli "$@"\n')
     command.chmod(0o755)
-    return {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "POSEGEN_CACHE": str(tmp_path / "cache")}
+    return {
+        **os.environ,
+        "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
+        "POSEGEN_CACHE": str(tmp_path / "cache"),
+    }
 
 
 @pytest.mark.slow
@@ -40,7 +48,9 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, environment: dict[
     for block in blocks("tutorial.md"):
         if block.language in ("bash", "python"):
             program = ["bash", "-e", "-c"] if block.language == "bash" else [sys.executable, "-c"]
-            result = subprocess.run([*program, smaller(block)], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            result = subprocess.run(
+                [*program, smaller(block)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
             assert result.returncode == 0, f"{block.text}\n{result.stderr[-3000:]}"
     assert (folder / "generated.png").is_file()
     assert (folder / "outputs/tutorial/report.html").is_file()

@@ -73,7 +73,9 @@ def test_code_in_a_file_is_refused_by_name_and_not_run(tmp_path: Path, function:
     assert not trace.exists()
 
 
-def test_a_foreign_class_is_never_made_and_its_methods_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_class_is_never_made_and_its_methods_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = []
     monkeypatch.setattr(ModelCheckpoint, "__setstate__", lambda self, state: ran.append(state), raising=False)
     torch.save({"state_dict": WEIGHTS, "hook": ModelCheckpoint()}, tmp_path / "a.ckpt")
@@ -123,7 +125,9 @@ def test_a_file_without_tensors_or_none_at_all_is_named(tmp_path: Path) -> None:
         read_tensors(tmp_path / "absent.pt")
 
 
-def test_a_hash_depends_on_content_and_order_and_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_depends_on_content_and_order_and_is_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from posegen.io import weights as files
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

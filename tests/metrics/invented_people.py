@@ -37,7 +37,9 @@ def judged(image_id: str, people: list[np.ndarray], found: list[np.ndarray], sco
     """An image whose people have half of their box as area."""
     keypoints = np.array(people).reshape(-1, 17, 3)
     areas = np.prod(np.ptp(keypoints[..., :2], axis=1), axis=-1) / 2
-    return Judged(image_id, keypoints, areas, Poses(np.array(found).reshape(-1, 17, 3), np.array(scores, float)), **more)
+    return Judged(
+        image_id, keypoints, areas, Poses(np.array(found).reshape(-1, 17, 3), np.array(scores, float)), **more
+    )
 
 
 def random_set(images: int, seed: int = 0, noise: float = 2.0) -> list[Judged]:
@@ -49,7 +51,11 @@ def random_set(images: int, seed: int = 0, noise: float = 2.0) -> list[Judged]:
         people += [jittered(rng, p * [*rng.uniform(0.9, 1.1, 2), 1], noise) for p in people if rng.random() < 0.4]
         for p in people:
             p[rng.random(17) < 0.3, 2] = 0
-        found = [jittered(rng, p, noise * rng.uniform(0.2, 3)) for p in people for _ in range(rng.choice(3, p=[0.15, 0.7, 0.15]))]
+        found = [
+            jittered(rng, p, noise * rng.uniform(0.2, 3))
+            for p in people
+            for _ in range(rng.choice(3, p=[0.15, 0.7, 0.15]))
+        ]
         found += [person(*rng.uniform(20, 300, 2), rng.uniform(0.5, 12)) for _ in range(rng.integers(0, 3))]
         result.append(judged(f"image/{i}", people, found, rng.integers(1, 40, len(found)) / 40))
     return result

@@ -38,13 +38,17 @@ def test_matching(undefined):
     for t, threshold in enumerate(THRESHOLDS):
         chosen = [matched_in_turn(s, x, threshold) for s, x in zip(similarities, excluded, strict=True)]
         assert anybody[t].tolist() == [p >= 0 for image in chosen for p in image]
-        assert hits[t].tolist() == [p >= 0 and not x[p] for image, x in zip(chosen, excluded, strict=True) for p in image]
+        assert hits[t].tolist() == [
+            p >= 0 and not x[p] for image, x in zip(chosen, excluded, strict=True) for p in image
+        ]
 
 
 def test_no_number_beats_every_number_and_is_beaten_by_the_next():
     def takes(*similarity: float) -> list[bool]:
         """Which of two people is left for a second detection that only fits one of them."""
-        return [bool(match([np.array([similarity, fit])], np.zeros(2, bool))[0][9, 1]) for fit in ((1.0, 0.0), (0.0, 1.0))]
+        return [
+            bool(match([np.array([similarity, fit])], np.zeros(2, bool))[0][9, 1]) for fit in ((1.0, 0.0), (0.0, 1.0))
+        ]
 
     assert takes(0.99, 0.5) == [False, True]
     assert takes(0.99, NAN) == [True, False], "the second is taken at 0.95 without being similar"
@@ -77,13 +81,20 @@ def test_resamples_at_once_equal_resamples_alone():
     together = ranking.precision_and_recall(weights)
     assert np.isnan(together[0][2]).all() and np.isnan(together[1][2]).all()
     for r, w in enumerate(weights):
-        assert all(np.array_equal(a[r], b[0], equal_nan=True) for a, b in zip(together, ranking.precision_and_recall(w[None]), strict=True))
+        assert all(
+            np.array_equal(a[r], b[0], equal_nan=True)
+            for a, b in zip(together, ranking.precision_and_recall(w[None]), strict=True)
+        )
 
 
 def test_precision_by_hand():
     """Right, wrong, right of three people: precision 1 up to recall 1/3 (34 of 101 levels), then 2/3 up to recall 2/3 (33 more)."""
     hits = np.array([[True, False, True]])
-    precision, recall = Ranking(np.zeros(3, int), hits, np.ones((1, 3), bool), np.array([3.0])).precision_and_recall(np.ones((1, 1)))
-    assert recall == pytest.approx(np.array([[2 / 3]])) and precision == pytest.approx(np.array([[(34 + 33 * 2 / 3) / 101]]))
+    precision, recall = Ranking(np.zeros(3, int), hits, np.ones((1, 3), bool), np.array([3.0])).precision_and_recall(
+        np.ones((1, 1))
+    )
+    assert recall == pytest.approx(np.array([[2 / 3]])) and precision == pytest.approx(
+        np.array([[(34 + 33 * 2 / 3) / 101]])
+    )
     ignored = Ranking(np.zeros(3, int), hits, hits, np.array([3.0])).precision_and_recall(np.ones((1, 1)))[0]
     assert ignored == pytest.approx(np.array([[67 / 101]]))

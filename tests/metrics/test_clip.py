@@ -23,7 +23,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("clip")
     tokenizer = tokenizer_of(merges_of(WORDS), 77)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    marks = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
     config = CLIPConfig(
         text_config={**sizes, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": 77},
         vision_config={**sizes, "image_size": 32, "patch_size": 8},
@@ -41,7 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(*captions: str) -> list[Sample]:
-    return [Sample(str(i), caption, np.zeros((0, 17, 3), np.float32), np.zeros(0), None, (40, 50)) for i, caption in enumerate(captions)]
+    return [
+        Sample(str(i), caption, np.zeros((0, 17, 3), np.float32), np.zeros(0), None, (40, 50))
+        for i, caption in enumerate(captions)
+    ]
 
 
 def look(folder, captions, variants=("clean", "paper"), given=None):
@@ -55,7 +62,10 @@ def test_score_by_hand(folder):
     clip.check()
     picture = np.full((1, 32, 32, 3), 100, np.uint8)
     model, tokens = CLIPModel.from_pretrained(folder), clip.processor.tokenizer("a person", return_tensors="pt")
-    mean, std = (torch.tensor(getattr(clip.processor.image_processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    mean, std = (
+        torch.tensor(getattr(clip.processor.image_processor, name)).view(3, 1, 1)
+        for name in ("image_mean", "image_std")
+    )
     pixels = ((torch.full((1, 3, 32, 32), 100.0) / 255) - mean) / std
     with torch.no_grad():
         both = model(pixel_values=pixels, **tokens)
@@ -67,7 +77,9 @@ def test_captions_are_cut_to_tokens_and_the_papers_to_characters(folder):
     once = "a person dancing in the street "
     assert len(LONG.split()) > 77 and len(once * 2) < 77 < len(once * 3)
     long, cut, short = (look(folder, [text, "a person"])[0] for text in (LONG, LONG[:77], once))
-    assert long["paper_clip"] == pytest.approx(cut["clean_clip"], abs=1e-4) and long["clean_clip"] != pytest.approx(long["paper_clip"], abs=1e-4)
+    assert long["paper_clip"] == pytest.approx(cut["clean_clip"], abs=1e-4) and long["clean_clip"] != pytest.approx(
+        long["paper_clip"], abs=1e-4
+    )
     assert short["clean_clip"] == pytest.approx(short["paper_clip"], abs=1e-5)
 
 
@@ -95,7 +107,9 @@ def test_folders_that_are_no_clip(folder, tmp_path):
         Clip(str(tmp_path)).check()
     from safetensors.torch import load_file, save_file
 
-    partial = {name: value for name, value in load_file(folder / "model.safetensors").items() if "text_projection" not in name}
+    partial = {
+        name: value for name, value in load_file(folder / "model.safetensors").items() if "text_projection" not in name
+    }
     save_file(partial, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights of CLIP \(text_projection.weight\)"):
         Clip(str(tmp_path)).check()
@@ -105,15 +119,23 @@ def test_folders_that_are_no_clip(folder, tmp_path):
 
 def test_columns():
     nobody = Poses(np.zeros((0, 17, 3)), np.zeros(0))
-    rows = [Judged(str(i), np.zeros((0, 17, 3)), np.zeros(0), nobody, observed={"clean_clip": s, "paper_clip": -s}) for i, s in enumerate((20.0, 30.0))]
+    rows = [
+        Judged(str(i), np.zeros((0, 17, 3)), np.zeros(0), nobody, observed={"clean_clip": s, "paper_clip": -s})
+        for i, s in enumerate((20.0, 30.0))
+    ]
     protocol = Protocol([ClipScoreMetric("clean"), ClipScoreMetric("paper")], resamples=20)
     records = protocol.records(rows)
     row = protocol.table_row([records])
-    assert row["clean_CLIP"] == 25 and row["paper_CLIP"] == 0 and 20 <= row["clean_CLIP_lo"] < row["clean_CLIP_hi"] <= 30
+    assert (
+        row["clean_CLIP"] == 25 and row["paper_CLIP"] == 0 and 20 <= row["clean_CLIP_lo"] < row["clean_CLIP_hi"] <= 30
+    )
     assert protocol.values(records, np.array([[3.0, 1.0]]))["clean_CLIP"] == [22.5]
     assert protocol.absent(records) == {} and not protocol.lower_is_better
     empty = protocol.records([Judged("0", np.zeros((0, 17, 3)), np.zeros(0), nobody)])
-    assert np.isnan(protocol.table_row([empty])["clean_CLIP"]) and set(protocol.absent(empty)) == {"clean_CLIP", "paper_CLIP"}
+    assert np.isnan(protocol.table_row([empty])["clean_CLIP"]) and set(protocol.absent(empty)) == {
+        "clean_CLIP",
+        "paper_CLIP",
+    }
 
 
 def test_score_is_cut_at_zero_after_the_mean():

@@ -32,7 +32,11 @@ def test_crowds_are_larger_than_what_counts():
     made = invented(20, 150, 700, seed=20)
     assert max(map(len, made.scores)) > 30
     kept = [np.argsort(-s, kind="stable")[:20] for s in made.scores]
-    best = People(made.keypoints, made.areas, *([part[i] for part, i in zip(parts, kept, strict=True)] for parts in (made.found, made.scores)))
+    best = People(
+        made.keypoints,
+        made.areas,
+        *([part[i] for part, i in zip(parts, kept, strict=True)] for parts in (made.found, made.scores)),
+    )
     assert np.array_equal(values(made), values(best))
 
 

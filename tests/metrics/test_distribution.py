@@ -31,7 +31,9 @@ def test_same_images_are_at_distance_zero():
 def test_frechet_weights_equal_duplicates():
     x, y, w = features(40, 0), features(50, 1, 0.5), np.random.default_rng(2).integers(0, 3, 40)
     duplicated = np.repeat(x, w, axis=0)
-    assert frechet_distances(x, y, w[None].astype(float)) == pytest.approx(frechet_distances(duplicated, y, np.ones((1, len(duplicated)))))
+    assert frechet_distances(x, y, w[None].astype(float)) == pytest.approx(
+        frechet_distances(duplicated, y, np.ones((1, len(duplicated))))
+    )
 
 
 def test_kernel_by_double_loop():
@@ -47,7 +49,9 @@ def test_resampling_leaves_the_kernel_distance_unbiased():
     x, y = features(60, 0), features(60, 1, 0.3)
     weights = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), 4000).astype(float)
     spread = kernel_distances(x, y, weights)
-    assert spread.mean() == pytest.approx(kernel_distances(x, y, np.ones((1, 60)))[0], abs=4 * spread.std() / np.sqrt(4000) + 0.02 * spread.std())
+    assert spread.mean() == pytest.approx(
+        kernel_distances(x, y, np.ones((1, 60)))[0], abs=4 * spread.std() / np.sqrt(4000) + 0.02 * spread.std()
+    )
 
 
 def test_needs_two_images_and_a_reference():

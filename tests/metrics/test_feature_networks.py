@@ -10,7 +10,13 @@ import torch
 from cleanfid import inception_pytorch
 from torch import nn
 
-from posegen.metrics.feature_networks import FidelityInception, RandomNetwork, TimmNetwork, TorchScriptInception, fid_inception
+from posegen.metrics.feature_networks import (
+    FidelityInception,
+    RandomNetwork,
+    TimmNetwork,
+    TorchScriptInception,
+    fid_inception,
+)
 
 
 class StandIn(nn.Module):
@@ -41,16 +47,24 @@ def test_inception_script(script):
     network.check()
     weights = torch.jit.load(str(script)).state_dict()["layers.1.weight"][:, :, 0, 0]
     expected = ((images() - 128) / 128).mean((2, 3)) @ weights.T
-    assert network.features(images()).shape == (2, 2048) and network.features(images()) == pytest.approx(expected.detach().numpy(), abs=1e-5)
+    assert network.features(images()).shape == (2, 2048) and network.features(images()) == pytest.approx(
+        expected.detach().numpy(), abs=1e-5
+    )
     from cleanfid.inception_torchscript import InceptionV3W
 
-    assert network.features(images()) == pytest.approx(InceptionV3W(str(script.parent), download=False)(images()).detach().numpy(), abs=1e-6)
+    assert network.features(images()) == pytest.approx(
+        InceptionV3W(str(script.parent), download=False)(images()).detach().numpy(), abs=1e-6
+    )
 
 
 def test_files_that_are_missing_or_others(script, tmp_path):
-    with pytest.raises(FileNotFoundError, match="protocol.inception=/nowhere/x.pt: no such file; expected inception-2015-12-05.pt"):
+    with pytest.raises(
+        FileNotFoundError, match="protocol.inception=/nowhere/x.pt: no such file; expected inception-2015-12-05.pt"
+    ):
         TorchScriptInception("/nowhere/x.pt").check()
-    with pytest.raises(ValueError, match=f"protocol.inception={script} is damaged or another file .*expected f58cb9b6ec323ed6"):
+    with pytest.raises(
+        ValueError, match=f"protocol.inception={script} is damaged or another file .*expected f58cb9b6ec323ed6"
+    ):
         TorchScriptInception(str(script)).check()
     cut = tmp_path / "cut.pt"
     cut.write_bytes(script.read_bytes()[:1000])
@@ -95,7 +109,11 @@ def test_random_network_is_a_function_of_its_seed():
     first = RandomNetwork().features(images())
     assert torch.equal(before, torch.random.get_rng_state()), "it must not use the global generator"
     torch.manual_seed(2)
-    assert np.array_equal(first, RandomNetwork().features(images())) and first.shape == (2, 512) and first.dtype == np.float32
+    assert (
+        np.array_equal(first, RandomNetwork().features(images()))
+        and first.shape == (2, 512)
+        and first.dtype == np.float32
+    )
     assert not np.allclose(first, RandomNetwork(seed=1).features(images()))
     assert 0.1 < first.std() < 10 and np.abs(first[0] - first[1]).max() > 0
 

@@ -25,7 +25,9 @@ from posegen.metrics.timing.distances import by_loop, measure
 
 def features(n: int, dimensions: int, seed: int, shift: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.maximum(rng.normal(size=(n, dimensions)) @ np.random.default_rng(9).normal(size=(dimensions, dimensions)) + shift, 0)
+    return np.maximum(
+        rng.normal(size=(n, dimensions)) @ np.random.default_rng(9).normal(size=(dimensions, dimensions)) + shift, 0
+    )
 
 
 def by_clean_fid(a: np.ndarray, b: np.ndarray) -> float:
@@ -88,13 +90,17 @@ def test_subsets_that_are_cheaper_one_by_one():
     draws = random_subsets(300, 200, 4, 20, seed=1)
     one_by_one = kernel_distance_subsets(a, b, draws)
     assert one_by_one.mean() == pytest.approx(by_loop(a, b, draws), rel=1e-9)
-    assert kernel_distance_subsets(a, b, tuple(np.tile(rows, (40, 1)) for rows in draws)) == pytest.approx(np.tile(one_by_one, 40), rel=1e-9)
+    assert kernel_distance_subsets(a, b, tuple(np.tile(rows, (40, 1)) for rows in draws)) == pytest.approx(
+        np.tile(one_by_one, 40), rel=1e-9
+    )
 
 
 def test_draws_are_a_function_of_the_seed():
     first, second = random_subsets(50, 40, 5, 30, seed=1)
     assert first.shape == second.shape == (5, 30) and second.max() < 40 and all(len(set(row)) == 30 for row in first)
-    assert np.array_equal(first, random_subsets(50, 40, 5, 30, seed=1)[0]) and not np.array_equal(first, random_subsets(50, 40, 5, 30, seed=2)[0])
+    assert np.array_equal(first, random_subsets(50, 40, 5, 30, seed=1)[0]) and not np.array_equal(
+        first, random_subsets(50, 40, 5, 30, seed=2)[0]
+    )
     assert random_subsets(50, 40)[0].shape == (100, 40)
 
 

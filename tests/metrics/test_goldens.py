@@ -17,7 +17,9 @@ POSE = [name for name, case in CASES.items() if case["kind"] == "pose"]
 FEATURES = [name for name, case in CASES.items() if case["kind"] == "features"]
 RANGES = {"": (0, 1e10), "_M": (32**2, 96**2), "_L": (96**2, 1e10)}
 
-pytestmark = pytest.mark.skipif(not CASES, reason="the reference cases (shared/parity/metrics) are not beside this checkout")
+pytestmark = pytest.mark.skipif(
+    not CASES, reason="the reference cases (shared/parity/metrics) are not beside this checkout"
+)
 
 
 def judged(index: int, people: list, detections: list) -> Judged:
@@ -33,7 +35,10 @@ def judged(index: int, people: list, detections: list) -> Judged:
 def test_pose(name):
     case = CASES[name]
     metric = PoseMetric(RANGES)
-    images = [judged(i, *facts) for i, facts in enumerate(zip(case["inputs"]["gt_pose"], case["inputs"]["detections"], strict=True))]
+    images = [
+        judged(i, *facts)
+        for i, facts in enumerate(zip(case["inputs"]["gt_pose"], case["inputs"]["detections"], strict=True))
+    ]
     rows = [metric.record(image) for image in images]
     values = metric.compute({key: [row[key] for row in rows] for key in rows[0]})
     expected = case["expected_corrected"]
@@ -50,4 +55,6 @@ def test_distances(name):
     real, fake = (np.array(case["inputs"][key], float) for key in ("real", "fake"))
     once = np.ones((1, len(fake)))
     assert frechet_distances(fake, real, once)[0] == pytest.approx(case["expected"]["fid_torchmetrics"], rel=1e-6)
-    assert kernel_distances(fake, real, once)[0] == pytest.approx(case["expected"]["kid_whole_set_torchmetrics"], rel=1e-6)
+    assert kernel_distances(fake, real, once)[0] == pytest.approx(
+        case["expected"]["kid_whole_set_torchmetrics"], rel=1e-6
+    )

@@ -64,4 +64,6 @@ def test_clean_features():
     found = observer.observe(tensors(pictures()), SAMPLES, Watching(), real=True)
     assert [list(look) for look in found] == [["a_features", "b_features"]] * 2
     assert found[1]["a_features"] == pytest.approx(build_resizer("clean")(pictures()[1]).mean((0, 1)), rel=1e-5)
-    assert CleanFeatures({"clean": TorchScriptInception(None)}).observe(tensors(pictures()), SAMPLES, Watching(), real=False) == [{}, {}]
+    assert CleanFeatures({"clean": TorchScriptInception(None)}).observe(
+        tensors(pictures()), SAMPLES, Watching(), real=False
+    ) == [{}, {}]

@@ -52,7 +52,9 @@ def test_real_and_generated_pictures_are_treated_differently():
     samples = [sample("a", pictures()[0]), sample("b", pictures()[1], lambda: whole)]
     observer = PaperFeatures(network)
     found = observer.observe(tensors(pictures()), samples, Watching(), real=True)
-    assert [{name: value.shape for name, value in look.items()} for look in found] == [{"paper_64": (64,), "paper_2048": (2048,), "paper_fixed_64": (64,)}] * 2
+    assert [{name: value.shape for name, value in look.items()} for look in found] == [
+        {"paper_64": (64,), "paper_2048": (2048,), "paper_fixed_64": (64,)}
+    ] * 2
     crops = np.stack([cropped(pictures()[0]), cropped(whole)])
     assert np.array_equal(network.seen[0].permute(0, 2, 3, 1).numpy(), wrapped_bytes(crops, generated=False))
     assert np.array_equal(network.seen[1].permute(0, 2, 3, 1).numpy(), crops)
@@ -69,7 +71,9 @@ def test_files_change_pictures_a_little():
 
 
 def test_switched_off_and_without_pictures():
-    assert PaperFeatures(FidelityInception(None)).observe(tensors(pictures()), [sample("a", None)] * 2, Watching(), real=True) == [{}, {}]
+    assert PaperFeatures(FidelityInception(None)).observe(
+        tensors(pictures()), [sample("a", None)] * 2, Watching(), real=True
+    ) == [{}, {}]
     with pytest.raises(ValueError, match="sample a has no image, only a pose"):
         PaperFeatures(Pixels()).observe(tensors(pictures(1)), [sample("a", None)], Watching(), real=True)
 
@@ -83,10 +87,14 @@ def test_reference_cases():
         assert wrapped_bytes(pixels, generated).tolist() == case["expected"][name]
     case = kinds["quality_overall"]
     found = scenario_mean(case["inputs"]["scenarios"])
-    assert found == pytest.approx({name: case["expected"][name] for name in ("FID", "KID", "IS")}, abs=1e-9), json.dumps(case)
+    assert found == pytest.approx({name: case["expected"][name] for name in ("FID", "KID", "IS")}, abs=1e-9), (
+        json.dumps(case)
+    )
     case = kinds["clip_score"]
     score, pairs = clip_score(*(np.array(case["inputs"][name]) for name in ("image", "text")))
-    assert score == pytest.approx(case["expected"]["score"], abs=1e-4) and pairs == pytest.approx(case["expected"]["per_pair"], abs=1e-4)
+    assert score == pytest.approx(case["expected"]["score"], abs=1e-4) and pairs == pytest.approx(
+        case["expected"]["per_pair"], abs=1e-4
+    )
 
 
 def test_bytes_agree_with_torch():
@@ -95,4 +103,6 @@ def test_bytes_agree_with_torch():
     from torchvision.transforms.functional import normalize, to_tensor
 
     theirs = normalize(to_tensor(colours), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) * 255
-    assert np.array_equal(wrapped_bytes(colours, generated=False), (theirs.long() % 256).byte().permute(1, 2, 0).numpy())
+    assert np.array_equal(
+        wrapped_bytes(colours, generated=False), (theirs.long() % 256).byte().permute(1, 2, 0).numpy()
+    )

@@ -18,7 +18,15 @@ from torchvision.models import Inception3, alexnet
 
 from posegen.data.base import Sample, to_tensor
 from posegen.metrics.math.frechet import frechet_distance
-from posegen.metrics.papers.person_images import ImageNetInception, PersonPaper, PersonPaperMetric, relative_error, resized, ssim_gaussian, ssim_uniform
+from posegen.metrics.papers.person_images import (
+    ImageNetInception,
+    PersonPaper,
+    PersonPaperMetric,
+    relative_error,
+    resized,
+    ssim_gaussian,
+    ssim_uniform,
+)
 from posegen.metrics.perceptual import Lpips, Perceptual, PerceptualMetric
 from posegen.metrics.pixel_similarity import psnr
 
@@ -69,15 +77,24 @@ def test_distance_of_invented_sets() -> None:
 
 def test_a_picture_agrees_with_itself_and_a_window_that_does_not_fit_gives_no_number() -> None:
     made, _ = invented(64, 64)
-    assert ssim_uniform(made, made) == pytest.approx(1) and ssim_gaussian(made, made, 1.2) == pytest.approx(1) and relative_error(made, made) == 0
+    assert (
+        ssim_uniform(made, made) == pytest.approx(1)
+        and ssim_gaussian(made, made, 1.2) == pytest.approx(1)
+        and relative_error(made, made) == 0
+    )
     assert np.isnan(ssim_uniform(made[:50], made[:50]))
 
 
 def test_libraries_resize_differently() -> None:
     stripes = np.repeat((np.arange(750)[None, :, None] % 3 * 120).astype(np.uint8), 1101, 0).repeat(3, 2)[None]
-    made = {way: resized(stripes, (256, 176), way) for way in ("pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic")}
+    made = {
+        way: resized(stripes, (256, 176), way)
+        for way in ("pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic")
+    }
     assert all(picture.shape == (1, 256, 176, 3) for picture in made.values())
-    assert (made["pil_bicubic"][0] == np.asarray(Image.fromarray(stripes[0]).resize((176, 256), Image.Resampling.BICUBIC))).all()
+    assert (
+        made["pil_bicubic"][0] == np.asarray(Image.fromarray(stripes[0]).resize((176, 256), Image.Resampling.BICUBIC))
+    ).all()
     assert (made["cv2_bilinear"][0] == cv2.resize(stripes[0], (176, 256), interpolation=cv2.INTER_LINEAR)).all()
     difference = {way: np.abs(made["pil_bicubic"].astype(int) - picture).mean() for way, picture in made.items()}
     assert difference["torch_bicubic"] < 1 < 10 < difference["cv2_bilinear"]
@@ -129,7 +146,10 @@ def test_features_are_those_of_torchvision_with_its_change_of_values(inception: 
 def test_lpips_is_its_formula(alex: Path) -> None:
     lpips = Lpips(str(alex))
     made, target = (torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in (0, 1))
-    shift, scale = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1), torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    shift, scale = (
+        torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1),
+        torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1),
+    )
     network = alexnet(weights=None)
     network.load_state_dict(torch.load(alex), strict=False)
     expected = torch.zeros(2)
@@ -152,11 +172,16 @@ def test_lpips_is_its_formula(alex: Path) -> None:
 def test_papers_share_the_networks_of_the_same_files(alex: Path, inception: Path) -> None:
     protocol = configured("person_all", alexnet=str(alex), imagenet_inception=str(inception), size=[64, 56])
     observers = [observer for observer in protocol.observers if isinstance(observer, PersonPaper)]
-    assert len(observers) == 4 and len({id(o.inception.network) for o in observers}) == len({id(o.lpips.network) for o in observers}) == 1
+    assert (
+        len(observers) == 4
+        and len({id(o.inception.network) for o in observers}) == len({id(o.lpips.network) for o in observers}) == 1
+    )
 
 
 def test_files_that_are_missing_or_others(alex: Path, inception: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="protocol.alexnet=/nowhere/a.pth: no such file; expected alexnet-owt-7be5be79.pth"):
+    with pytest.raises(
+        FileNotFoundError, match="protocol.alexnet=/nowhere/a.pth: no such file; expected alexnet-owt-7be5be79.pth"
+    ):
         Lpips("/nowhere/a.pth").check()
     with pytest.raises(ValueError, match="protocol.alexnet=.* holds another network"):
         Lpips(str(inception)).check()
@@ -181,7 +206,14 @@ def configured(name: str, **values: Any) -> Any:
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_every_paper_fills_its_columns(paper: str, alex: Path, inception: Path) -> None:
-    protocol = configured(f"pgpis_{paper}", alexnet=str(alex), imagenet_inception=str(inception), size=[64, 56], allow_rank_deficient=True, resamples=5)
+    protocol = configured(
+        f"pgpis_{paper}",
+        alexnet=str(alex),
+        imagenet_inception=str(inception),
+        size=[64, 56],
+        allow_rank_deficient=True,
+        resamples=5,
+    )
     protocol.check()
     images, samples = pair_of()
     (looked,) = (observer.observe(images, samples, None, False) for observer in protocol.observers)
@@ -191,7 +223,11 @@ def test_every_paper_fills_its_columns(paper: str, alex: Path, inception: Path) 
     reference = protocol.records([judged(str(i), [], [], [], observed=real[0]) for i in range(3)])
     row = protocol.table_row([found], reference)
     assert all(np.isfinite(row[column]) for column in protocol.columns) and protocol.absent(found) == {}
-    assert row[f"{paper}_SSIM_256"] < 1 and 15 < row[f"{paper}_PSNR"] < 22 and (row[f"{paper}_FID"] > 0.01) == (paper == "gfla")  # its file alone is JPEG
+    assert (
+        row[f"{paper}_SSIM_256"] < 1
+        and 15 < row[f"{paper}_PSNR"] < 22
+        and (row[f"{paper}_FID"] > 0.01) == (paper == "gfla")
+    )  # its file alone is JPEG
 
 
 def test_programs_differ_where_they_are_said_to(alex: Path) -> None:
@@ -201,7 +237,9 @@ def test_programs_differ_where_they_are_said_to(alex: Path) -> None:
         (observer,) = configured(f"pgpis_{paper}", alexnet=str(alex), size=[64, 56]).observers
         (values[paper],) = observer.observe(images, samples, None, False)
     assert len({round(values[p][f"{p}_lpips"], 6) for p in PAPERS}) == 4
-    assert values["pidm"]["pidm_psnr"] == psnr(*(np.stack([p]) for p in invented(80, 64)))[0]  # in the size that it is stored in
+    assert (
+        values["pidm"]["pidm_psnr"] == psnr(*(np.stack([p]) for p in invented(80, 64)))[0]
+    )  # in the size that it is stored in
     assert values["pcdms"]["pcdms_psnr"] != values["cfld"]["cfld_psnr"]
 
 
@@ -213,20 +251,35 @@ def test_without_files_columns_stay_empty_and_say_why() -> None:
     records = protocol.records([judged(str(i), [], [], [], observed=observed, features=np.zeros(2)) for i in range(2)])
     absent = protocol.absent(records)
     assert {f"{paper}_{name}" for paper in PAPERS for name in ("FID", "LPIPS")} | {"LPIPS", "clean_FID"} <= set(absent)
-    assert "set protocol.alexnet=PATH" in absent["LPIPS"] and "set protocol.imagenet_inception=PATH" in absent["cfld_FID"]
+    assert (
+        "set protocol.alexnet=PATH" in absent["LPIPS"] and "set protocol.imagenet_inception=PATH" in absent["cfld_FID"]
+    )
     row = protocol.table_row([records], records)
-    assert np.isnan(row["LPIPS"]) and row["cfld_SSIM"] == pytest.approx(0.7049, abs=1e-4) and row["pidm_SSIM_256"] == pytest.approx(0.6364, abs=1e-4)
+    assert (
+        np.isnan(row["LPIPS"])
+        and row["cfld_SSIM"] == pytest.approx(0.7049, abs=1e-4)
+        and row["pidm_SSIM_256"] == pytest.approx(0.6364, abs=1e-4)
+    )
 
 
 def test_incomplete_batches_are_dropped_as_there() -> None:
     rng = np.random.default_rng(0)
-    records = {"id": [str(i) for i in range(10)], "x_features": list(rng.normal(size=(10, 2))), "x_lpips": list(range(10)), "x_ssim": [0.5] * 10}
+    records = {
+        "id": [str(i) for i in range(10)],
+        "x_features": list(rng.normal(size=(10, 2))),
+        "x_lpips": list(range(10)),
+        "x_ssim": [0.5] * 10,
+    }
     reference = {"id": [str(i) for i in range(9)], "x_features": list(rng.normal(size=(9, 2)))}
     for drop, found, real, lpips in ((True, 8, 8, 4.0), (False, 10, 9, 4.5)):
         metric = PersonPaperMetric("x", batch=4, lpips_batch=3, drop_last=drop)
         values = metric.compute(records, reference=reference)
         expected = frechet_distance(np.stack(records["x_features"][:found]), np.stack(reference["x_features"][:real]))
-        assert values["x_FID"] == pytest.approx(expected, rel=1e-6) and values["x_LPIPS"] == lpips and values["x_SSIM"] == 0.5
+        assert (
+            values["x_FID"] == pytest.approx(expected, rel=1e-6)
+            and values["x_LPIPS"] == lpips
+            and values["x_SSIM"] == 0.5
+        )
 
 
 def test_a_way_of_resizing_that_nobody_knows_is_named() -> None:
@@ -239,4 +292,7 @@ def test_the_corrected_distance_is_a_column(alex: Path) -> None:
     observer, metric = Perceptual(Lpips(str(alex))), PerceptualMetric()
     (looked,) = observer.observe(images, samples, None, False)  # type: ignore[arg-type]
     record = metric.record(judged("a", [], [], [], observed=looked))
-    assert metric.compute({"lpips": [record["lpips"]] * 2})["LPIPS"] == pytest.approx(looked["lpips"]) and looked["lpips"] > 0
+    assert (
+        metric.compute({"lpips": [record["lpips"]] * 2})["LPIPS"] == pytest.approx(looked["lpips"])
+        and looked["lpips"] > 0
+    )

@@ -25,12 +25,16 @@ def evaluate(images: list[Judged], **options) -> dict[str, float]:
 
 def busy(images: int, seed: int) -> list[Judged]:
     """Images away from the left border, where everybody labelled has a joint with x > 0; missing joints are told by their visibility alone."""
-    return [image for image in random_set(2 * images, seed) if len(image.found) and (image.keypoints[..., 0] > 0).all()][:images]
+    return [
+        image for image in random_set(2 * images, seed) if len(image.found) and (image.keypoints[..., 0] > 0).all()
+    ][:images]
 
 
 def published(image: Judged) -> tuple[np.ndarray, np.ndarray]:
     """The people as the published program has them: missing joints at (-1, -1), areas over all joints."""
-    keypoints = np.array([[joint if joint[2] > 0 else (-1, -1, 0) for joint in p] for p in image.keypoints], float).reshape(-1, 17, 3)
+    keypoints = np.array(
+        [[joint if joint[2] > 0 else (-1, -1, 0) for joint in p] for p in image.keypoints], float
+    ).reshape(-1, 17, 3)
     return keypoints, np.array([(p[:, 0].max() - p[:, 0].min()) * (p[:, 1].max() - p[:, 1].min()) for p in keypoints])
 
 
@@ -39,7 +43,11 @@ def coco_rows(images: list[Judged], batch: int) -> list[dict[str, float]]:
     result = []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        made = People(*map(list, zip(*map(published, part), strict=True)), [i.found.keypoints for i in part], [i.found.scores for i in part])
+        made = People(
+            *map(list, zip(*map(published, part), strict=True)),
+            [i.found.keypoints for i in part],
+            [i.found.scores for i in part],
+        )
         result.append(dict(zip(STATISTICS, prepared("pycocotools", made)()[0], strict=True)))
     return result
 
@@ -57,7 +65,9 @@ def test_mean_over_batches_equals_pycocotools(batch, seed):
     for name in ("AP", "AR", "AP_M", "AP_L"):
         assert values[f"paper_{name}"] == pytest.approx(100 * np.mean([row[name] for row in complete])), name
     for name in ("AP_M", "AP_L"):
-        assert values[f"paper_{name}_defined"] == pytest.approx(100 * np.mean([row[name] for row in complete if row[name] >= 0])), name
+        assert values[f"paper_{name}_defined"] == pytest.approx(
+            100 * np.mean([row[name] for row in complete if row[name] >= 0])
+        ), name
     with_last = evaluate(images, batch=batch, drop_last=False)
     assert with_last["paper_AP"] == pytest.approx(100 * np.mean([row["AP"] for row in expected]))
 
@@ -77,7 +87,11 @@ def test_who_counts():
     """At most ten people, only those with a joint to the right of x = 0, and of the detections those with a score; PCE counts all detections."""
     left, hidden, silent = person(-50, 100), person(100, 100), person(60, 60)
     hidden[:, 2] = silent[:, 2] = 0
-    facts = PaperPoseMetric().record(judged("a", [left, hidden] + [person(100 + 9 * i, 100) for i in range(12)], [silent, person(60, 60)], [0.9, 0.5]))
+    facts = PaperPoseMetric().record(
+        judged(
+            "a", [left, hidden] + [person(100 + 9 * i, 100) for i in range(12)], [silent, person(60, 60)], [0.9, 0.5]
+        )
+    )
     assert facts["paper_people"] == 8 and facts["paper_found"] == 2 and facts["paper_oks"].shape == (1, 8)
 
 
@@ -92,7 +106,9 @@ def test_people_count_error_skips_the_last_images():
     assert evaluate(images, batch=3, count_only_with_people=False)["paper_PCE"] == pytest.approx(4 / 3)
     nobody = [counted(0, 1), counted(0, 0)]
     assert np.isnan(evaluate(nobody, batch=2)["paper_PCE"]) and evaluate(nobody, batch=2)["paper_AP"] == -100
-    assert evaluate([*nobody, counted(1, 3), counted(1, 1)], batch=2)["paper_PCE"] == 1, "a batch without a value is left out"
+    assert evaluate([*nobody, counted(1, 3), counted(1, 1)], batch=2)["paper_PCE"] == 1, (
+        "a batch without a value is left out"
+    )
 
 
 def test_similarity_precision():
@@ -102,7 +118,9 @@ def test_similarity_precision():
     values = evaluate([judged("a", [lonely], [person(900, 50)], [0.5])], batch=1)
     assert values["paper_SAP"] == pytest.approx(100) and values["paper_AP"] == 0
     alike = evaluate([judged("a", [person(100, 100)], [person(100, 100)], [0.5])], batch=1)
-    assert alike["paper_AP"] == pytest.approx(100) and 70 <= alike["paper_SAP"] <= 90, "a perfect pose does not reach 100"
+    assert alike["paper_AP"] == pytest.approx(100) and 70 <= alike["paper_SAP"] <= 90, (
+        "a perfect pose does not reach 100"
+    )
 
 
 def test_poses_found_on_swapped_colours_come_first():
@@ -116,7 +134,9 @@ def test_resamples_weigh_batches():
     metric = PaperPoseMetric(batch=4)
     records = collect(metric, images)
     row = rows(records, 4)["AP"]
-    weights = np.array([np.repeat([2.0, 0, 1, 1, 1], 4), [1.0, 1, 1, 1, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 2, 0, 1, 1, 0, 0]])
+    weights = np.array(
+        [np.repeat([2.0, 0, 1, 1, 1], 4), [1.0, 1, 1, 1, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 2, 0, 1, 1, 0, 0]]
+    )
     share = np.array([[2, 0, 1, 1, 1], [1, 0, 1, 0.5, 0.5]])
     assert metric.resampled(records, weights)["paper_AP"] == pytest.approx(100 * share @ row / share.sum(1))
 
@@ -125,7 +145,10 @@ def test_fewer_images_than_a_batch():
     metric = PaperPoseMetric(batch=4)
     records = collect(metric, [counted(1, 1)] * 3)
     assert all(np.isnan(value) for value in metric.compute(records).values())
-    assert metric.absent(records).keys() == set(metric.columns) and "fewer images than a batch of 4" in metric.absent(records)["paper_AP"]
+    assert (
+        metric.absent(records).keys() == set(metric.columns)
+        and "fewer images than a batch of 4" in metric.absent(records)["paper_AP"]
+    )
     assert PaperPoseMetric(batch=4, drop_last=False).compute(records)["paper_AP"] == pytest.approx(100)
     with pytest.raises(ValueError, match="batch is 0"):
         PaperPoseMetric(batch=0)

@@ -17,7 +17,9 @@ NOBODY = Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32))
 def waves(shift: int, strength: float, base: float) -> np.ndarray:
     """An invented picture ``[256, 176, 3] uint8``."""
     y, x, c = np.mgrid[:256, :176, :3]
-    return np.round(base + strength * np.sin(2 * np.pi * ((x - shift) / 16 + c / 3)) * np.cos(2 * np.pi * y / 24)).astype(np.uint8)
+    return np.round(
+        base + strength * np.sin(2 * np.pi * ((x - shift) / 16 + c / 3)) * np.cos(2 * np.pi * y / 24)
+    ).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def test_values_of_invented_pictures() -> None:
     target, made = waves(0, 80, 128)[None], waves(2, 70, 120)[None]
     assert psnr(made, target)[0] == pytest.approx(18.4970, abs=1e-4)
     assert ssim(made, target)[0] == pytest.approx(0.6659, abs=1e-4)
-    assert psnr(target, target)[0] == pytest.approx(10 * np.log10(12 * 255**2)) and ssim(target, target)[0] == pytest.approx(1)
+    assert psnr(target, target)[0] == pytest.approx(10 * np.log10(12 * 255**2)) and ssim(target, target)[
+        0
+    ] == pytest.approx(1)
 
 
 def test_small_pictures_have_a_smaller_window() -> None:
@@ -44,9 +48,15 @@ def test_small_pictures_have_a_smaller_window() -> None:
 def test_the_target_itself_is_perfect_and_the_source_is_not(pairs: MannequinPairs) -> None:
     samples = [pairs[i] for i in range(8)]
     for looks in seen([s.image for s in samples], samples):
-        assert looks["colour_error"] == 0 and looks["l1"] == looks["person_l1"] == 0 and looks["person_psnr"] == pytest.approx(58.92, abs=0.01)
+        assert (
+            looks["colour_error"] == 0
+            and looks["l1"] == looks["person_l1"] == 0
+            and looks["person_psnr"] == pytest.approx(58.92, abs=0.01)
+        )
     for looks in seen([pairs.source_of(i).image for i in range(8)], samples):
-        assert looks["person_psnr"] < looks["psnr"] < 40 and looks["ssim"] < 0.99 and looks["colour_error"] > 0  # only the person has moved
+        assert (
+            looks["person_psnr"] < looks["psnr"] < 40 and looks["ssim"] < 0.99 and looks["colour_error"] > 0
+        )  # only the person has moved
 
 
 def test_colours_are_those_of_the_clothes(pairs: MannequinPairs) -> None:
@@ -73,7 +83,9 @@ def test_what_is_unknown_is_no_number_and_does_not_count(pairs: MannequinPairs) 
     metric = LikenessMetric()
     rows = [metric.record(Judged("i", target.keypoints, target.areas, NOBODY, observed=r)) for r in records]
     values = metric.compute({name: [row[name] for row in rows] for name in rows[0]})
-    assert values["colour_error"] == pytest.approx(records[2]["colour_error"]) and values["PSNR"] == pytest.approx(np.mean([r["psnr"] for r in records]))
+    assert values["colour_error"] == pytest.approx(records[2]["colour_error"]) and values["PSNR"] == pytest.approx(
+        np.mean([r["psnr"] for r in records])
+    )
 
 
 def test_a_target_without_a_picture_or_of_another_size_is_said(pairs: MannequinPairs) -> None:

@@ -29,13 +29,26 @@ def coco_values(images) -> dict[str, float]:
     for i, image in enumerate(images):
         for keypoints, area in zip(image.keypoints, image.areas, strict=True):
             labelled = int((keypoints[:, 2] > 0).sum())
-            facts = {"image_id": i, "category_id": 1, "iscrowd": 0, "keypoints": keypoints.ravel().tolist(), "num_keypoints": labelled}
+            facts = {
+                "image_id": i,
+                "category_id": 1,
+                "iscrowd": 0,
+                "keypoints": keypoints.ravel().tolist(),
+                "num_keypoints": labelled,
+            }
             truth.append(facts | {"id": len(truth) + 1, "area": float(area), "bbox": box(keypoints)})
         for keypoints, score in zip(image.found.keypoints, image.found.scores, strict=True):
-            results.append({"image_id": i, "category_id": 1, "keypoints": keypoints.ravel().tolist(), "score": float(score)})
+            results.append(
+                {"image_id": i, "category_id": 1, "keypoints": keypoints.ravel().tolist(), "score": float(score)}
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         api = coco.COCO()
-        api.dataset = {"images": [{"id": i} for i in range(len(images))], "annotations": truth, "categories": [{"id": 1}], "info": {}}
+        api.dataset = {
+            "images": [{"id": i} for i in range(len(images))],
+            "annotations": truth,
+            "categories": [{"id": 1}],
+            "info": {},
+        }
         api.createIndex()
         evaluation = cocoeval.COCOeval(api, api.loadRes(results), "keypoints")
         evaluation.evaluate()
@@ -80,9 +93,13 @@ def test_weights_equal_duplicated_images():
 def test_perfect_and_blind():
     people = [person(30, 30), person(90, 40, 2)]
     perfect = evaluate(PoseMetric(), [judged("a", people, people, [0.9, 0.8])])
-    assert perfect == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100, "AR": 100, "PCK@0.1": 100, "OKS": 100, "count_error": 0, "count_bias": 0})
+    assert perfect == pytest.approx(
+        {"AP": 100, "AP50": 100, "AP75": 100, "AR": 100, "PCK@0.1": 100, "OKS": 100, "count_error": 0, "count_bias": 0}
+    )
     blind = evaluate(PoseMetric(), [judged("a", people, [], [])])
-    assert blind == pytest.approx({"AP": 0, "AP50": 0, "AP75": 0, "AR": 0, "PCK@0.1": 0, "OKS": 0, "count_error": 2, "count_bias": -2})
+    assert blind == pytest.approx(
+        {"AP": 0, "AP50": 0, "AP75": 0, "AR": 0, "PCK@0.1": 0, "OKS": 0, "count_error": 2, "count_bias": -2}
+    )
 
 
 def test_nobody_asked_for():
@@ -112,15 +129,26 @@ def test_pck_is_a_tenth_of_the_longer_box_side():
 
 
 def test_counts_all_images():
-    images = [judged("a", [person(30, 30)], [], []), judged("b", [], [person(30, 30)] * 2, [0.5, 0.4]), judged("c", [person(30, 30)], [person(30, 30)], [0.5])]
+    images = [
+        judged("a", [person(30, 30)], [], []),
+        judged("b", [], [person(30, 30)] * 2, [0.5, 0.4]),
+        judged("c", [person(30, 30)], [person(30, 30)], [0.5]),
+    ]
     values = evaluate(PoseMetric(), images)
     assert values["count_error"] == pytest.approx(1) and values["count_bias"] == pytest.approx(1 / 3)
 
 
 def test_only_confident_people_are_counted():
-    images = [judged("a", [person(30, 30)], [person(30, 30)] * 3, [0.2, 0.19, 0.9]), judged("b", [], [person(30, 30)], [0.1])]
+    images = [
+        judged("a", [person(30, 30)], [person(30, 30)] * 3, [0.2, 0.19, 0.9]),
+        judged("b", [], [person(30, 30)], [0.1]),
+    ]
     metric = PoseMetric(confident=0.2)
-    assert metric.lower_is_better == {"count_error", "count_error_confident"} and metric.columns[-3:] == ("count_error", "count_error_confident", "count_bias")
+    assert metric.lower_is_better == {"count_error", "count_error_confident"} and metric.columns[-3:] == (
+        "count_error",
+        "count_error_confident",
+        "count_bias",
+    )
     values = evaluate(metric, images)
     assert values["count_error_confident"] == 0.5 and values["count_error"] == 1.5
     assert evaluate(metric, images, np.array([0.0, 2.0]))["count_error_confident"] == 0
@@ -130,7 +158,10 @@ def test_precision_of_other_similarities():
     """Someone who stands elsewhere in another size has the asked pose, but is not the asked person; the cosine does not even tell left from right."""
     target, other = person(50, 50), person(150, 80, 2)
     flipped = person(50, 50) * [-1, 1, 1]
-    values = evaluate(PoseMetric(similarities=["SAP_fixed", "AP_aligned"]), [judged("a", [target], [other], [0.9]), judged("b", [target], [flipped], [0.8])])
+    values = evaluate(
+        PoseMetric(similarities=["SAP_fixed", "AP_aligned"]),
+        [judged("a", [target], [other], [0.9]), judged("b", [target], [flipped], [0.8])],
+    )
     assert values["AP"] == 0 and values["AP_aligned"] == pytest.approx(100 * 51 / 101) and values["SAP_fixed"] < 100
     assert list(PoseMetric(similarities=["AP_aligned"]).columns).index("AP_aligned") == 4
 
@@ -144,7 +175,9 @@ def test_areas_that_are_not_known_are_boxes_of_labelled_joints():
 
 
 def test_bad_options_are_one_clear_error():
-    with pytest.raises(ValueError, match=r"area_ranges: '_M' is \[9216, 1024\]; expected the least and the largest area"):
+    with pytest.raises(
+        ValueError, match=r"area_ranges: '_M' is \[9216, 1024\]; expected the least and the largest area"
+    ):
         PoseMetric({"_M": (9216, 1024)})
     with pytest.raises(ValueError, match="similarities: there is no 'SAP'; choose from SAP_fixed, AP_aligned"):
         PoseMetric(similarities=["SAP"])

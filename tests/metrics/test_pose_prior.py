@@ -66,14 +66,20 @@ def test_the_nearest_real_pose_of_the_same_request_counts() -> None:
     assert found["target_PCK@0.1"] == 0 and found["nearest_PCK@0.1"] == 100
     assert values(judged(body(), moved(body(), 13)), real=real)["nearest_MSE"] == pytest.approx(49, rel=1e-3)
     silent = judged(body(), moved(body(), 5), request="")
-    assert values(silent, real=(judged(moved(body(), 6), body(), request=""),))["nearest_MSE"] == pytest.approx(25, rel=1e-4)
+    assert values(silent, real=(judged(moved(body(), 6), body(), request=""),))["nearest_MSE"] == pytest.approx(
+        25, rel=1e-4
+    )
 
 
 def test_absent_joints_count_for_presence_and_are_no_hits() -> None:
     half = body()
     half[:8] = 0
     found = values(judged(body(), half))
-    assert found["presence"] == pytest.approx(100 * 9 / 17) and found["target_PCK@0.1"] == pytest.approx(100 * 9 / 17) and found["MSE"] == 0
+    assert (
+        found["presence"] == pytest.approx(100 * 9 / 17)
+        and found["target_PCK@0.1"] == pytest.approx(100 * 9 / 17)
+        and found["MSE"] == 0
+    )
     found = values(judged(half, body()))
     assert found["presence"] == pytest.approx(100 * 9 / 17) and found["target_PCK@0.1"] == 100
     nothing = values(judged(body(), np.zeros((17, 3))))
@@ -105,7 +111,10 @@ def test_a_mean_pose_wins_the_error_and_has_no_variance() -> None:
 
 def test_a_row_from_disk_is_the_same(tmp_path: Path) -> None:
     protocol = PosePrior([PosePriorMetric()], resamples=50)
-    images = [judged(body(i), moved(body(i), i % 4), moved(body(i), 0, i % 3), id=str(i), request=str(i % 2)) for i in range(12)]
+    images = [
+        judged(body(i), moved(body(i), i % 4), moved(body(i), 0, i % 3), id=str(i), request=str(i % 2))
+        for i in range(12)
+    ]
     records = protocol.records(images)
     protocol.write(tmp_path, records)
     row = protocol.table_row([protocol.read(tmp_path)], protocol.read(tmp_path))

@@ -37,7 +37,9 @@ def test_the_literal_cosine_does_not_see_y():
     other[0, :, 1] = target[0, :, 1].max() + target[0, :, 1].min() - target[0, :, 1]  # standing on its head
     assert cosine(target, target)[0, 0] == pytest.approx(1)
     assert cosine(target, target, literal=True)[0, 0] < 0.95
-    assert cosine(other, target, literal=True)[0, 0] == pytest.approx(cosine(target, target, literal=True)[0, 0], abs=0.02)
+    assert cosine(other, target, literal=True)[0, 0] == pytest.approx(
+        cosine(target, target, literal=True)[0, 0], abs=0.02
+    )
 
 
 def test_undefined_is_zero():
@@ -45,7 +47,10 @@ def test_undefined_is_zero():
     target[0, 1:, 2] = 0
     assert np.isnan(cosine(target, target)).all() and np.isnan(cosine(target, target, literal=True)).all()
     assert defined_cosine(target, target, AREA).tolist() == [[0.0]]
-    assert cosine(np.zeros((0, 17, 3)), target).shape == (0, 1) and cosine(target, np.zeros((0, 17, 3))).shape == (1, 0)
+    assert cosine(np.zeros((0, 17, 3)), target).shape == (0, 1) and cosine(target, np.zeros((0, 17, 3))).shape == (
+        1,
+        0,
+    )
 
 
 def test_aligned_oks_forgives_place_and_size_alone():

@@ -22,7 +22,9 @@ def judged_set(images: int, noise: float, seed: int = 0, dimension: int = 16):
     for i, image in enumerate(random_set(images, 0, noise)):
         wanted = {"style": "photo", "scene": SCENES[i % 2], "count": len(image.keypoints)}
         found = {"style": "photo", "scene": SCENES[int(rng.integers(2))]}
-        yield replace(image, attributes=wanted, found_attributes=found, features=rng.normal(size=dimension).astype(np.float32))
+        yield replace(
+            image, attributes=wanted, found_attributes=found, features=rng.normal(size=dimension).astype(np.float32)
+        )
 
 
 def test_row(tmp_path):
@@ -42,7 +44,10 @@ def test_row(tmp_path):
 def test_p_values():
     protocol = corrected()
     reference = protocol.records(judged_set(80, 0.0, 9))
-    spreads = {f"noise {noise}": protocol.resampled([protocol.records(judged_set(80, noise))], reference) for noise in (2.0, 2.1, 12.0)}
+    spreads = {
+        f"noise {noise}": protocol.resampled([protocol.records(judged_set(80, noise))], reference)
+        for noise in (2.0, 2.1, 12.0)
+    }
     p = protocol.p_values(spreads, "noise 2.0")
     assert p.keys() == {"noise 2.1", "noise 12.0"}
     assert p["noise 12.0"]["AP"] < 0.05 and p["noise 12.0"]["style_agreement"] == 1

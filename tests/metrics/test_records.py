@@ -35,7 +35,9 @@ def test_equal_records_give_equal_bytes(tmp_path, monkeypatch):
     write_records(tmp_path / "b", RECORDS)
     for name in ("records.csv", "features.npz"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["features.npz", "records.csv"], "temporary files are left"
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["features.npz", "records.csv"], (
+        "temporary files are left"
+    )
 
 
 def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
@@ -66,7 +68,12 @@ def test_damage_is_named(tmp_path):
 def test_never_unpickles(tmp_path):
     write_records(tmp_path, RECORDS)
     with zipfile.ZipFile(tmp_path / "features.npz", "a") as archive:
-        header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+        header = (
+            b"\x93NUMPY\x01\x00"
+            + (118).to_bytes(2, "little")
+            + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117)
+            + b"\n"
+        )
         archive.writestr("evil.npy", header + pickle.dumps([print]))
     with pytest.raises(ValueError, match="allow_pickle"):
         read_records(tmp_path)

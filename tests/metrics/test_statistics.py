@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from posegen.metrics.math.statistics import SEEDS, Variance, bootstrap, holm, interval, multiple, paired_p_value, resample
+from posegen.metrics.math.statistics import (
+    SEEDS,
+    Variance,
+    bootstrap,
+    holm,
+    interval,
+    multiple,
+    paired_p_value,
+    resample,
+)
 
 
 def mean_of(x):
@@ -46,7 +55,10 @@ def test_paired_test_sees_what_an_unpaired_one_would_miss():
 
 def test_paired_test_keeps_its_level():
     rng = np.random.default_rng(5)
-    rejected = [paired_p_value(bootstrap(mean_of(rng.normal(size=80)), 80, 200, k)["mean"], np.zeros(200)) < 0.1 for k in range(200)]
+    rejected = [
+        paired_p_value(bootstrap(mean_of(rng.normal(size=80)), 80, 200, k)["mean"], np.zeros(200)) < 0.1
+        for k in range(200)
+    ]
     assert 0.04 < np.mean(rejected) < 0.17
 
 
@@ -61,7 +73,12 @@ def test_holm():
 def observed(seeds, image, both, seed, n=400, dice=0):
     """Differences of S seeds on n images with given standard deviations, and their estimated variance."""
     random = np.random.default_rng(dice)
-    x = 1 + image * random.normal(size=n) + seed * random.normal(size=(seeds, 1)) + both * random.normal(size=(seeds, n))
+    x = (
+        1
+        + image * random.normal(size=n)
+        + seed * random.normal(size=(seeds, 1))
+        + both * random.normal(size=(seeds, n))
+    )
     weights = resample(n, 500, 0)
     return Variance.of(x.mean(1), np.stack([weights @ row / n for row in x]), n)
 
@@ -78,7 +95,9 @@ def test_the_standard_error_agrees_with_repeated_experiments():
         random = np.random.default_rng(dice)
         return (3 * random.normal(size=100) + random.normal(size=(2, 1)) + 2 * random.normal(size=(2, 100))).mean()
 
-    assert Variance(0, image=9, both=4, seed=1).standard_error(100, 2) == pytest.approx(np.std([mean(d) for d in range(4000)]), rel=0.05)
+    assert Variance(0, image=9, both=4, seed=1).standard_error(100, 2) == pytest.approx(
+        np.std([mean(d) for d in range(4000)]), rel=0.05
+    )
 
 
 def test_one_seed_knows_nothing_about_seeds():

@@ -31,13 +31,20 @@ def output(folder: Path, name: str) -> torch.Tensor:
 def told(capsys: pytest.CaptureFixture[str], line: str) -> str:
     """The line of the report that begins with ``line``."""
     out = capsys.readouterr().out
-    return next((row.strip() for row in out.splitlines() if row.split() and row.split()[0] == line), f"no line for {line} in\n{out}")
+    return next(
+        (row.strip() for row in out.splitlines() if row.split() and row.split()[0] == line),
+        f"no line for {line} in\n{out}",
+    )
 
 
 def test_what_diffusers_computes_is_computed(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parity", str(case)]) == 0
     out = capsys.readouterr().out
-    assert "tiny  (controlnet: whole forward)" in out and "passed: 11 of 11 tensors agree" in out and out.endswith("1 of 1 cases passed\n")
+    assert (
+        "tiny  (controlnet: whole forward)" in out
+        and "passed: 11 of 11 tensors agree" in out
+        and out.endswith("1 of 1 cases passed\n")
+    )
     assert "FAILED" not in out
 
 
@@ -52,7 +59,9 @@ def test_one_wrong_value_fails_by_name(case: Path, capsys: pytest.CaptureFixture
     assert failed.split()[:3] == ["eps_strength", "abs", "1.00e-02"] and f"outside {1 / wrong.numel():7.3%}" in failed
 
 
-def test_outputs_that_are_missing_superfluous_or_of_another_shape_fail_by_name(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_are_missing_superfluous_or_of_another_shape_fail_by_name(
+    case: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     alter(case, invented=torch.zeros(1), eps_mid_only=None, eps=output(case, "eps")[:1])
     assert main(["parity", str(case)]) == 1
     out = capsys.readouterr().out
@@ -97,7 +106,11 @@ def fails_with_one_message(capsys: pytest.CaptureFixture[str], *arguments: str) 
 def test_a_damaged_file_is_one_clear_error(case: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
     (case / file).write_bytes((case / file).read_bytes()[:40])
     message = fails_with_one_message(capsys, str(case))
-    assert message.count(str(case)) == 1 and "is no reference case" in message and "expected case.json and io.safetensors" in message
+    assert (
+        message.count(str(case)) == 1
+        and "is no reference case" in message
+        and "expected case.json and io.safetensors" in message
+    )
 
 
 def test_a_case_that_does_not_say_its_method_is_one_clear_error(case: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,18 +51,33 @@ def test_a_set_of_invented_people_agrees_with_pycocotools(tmp_path: Path, capsys
     spans = [np.ptp(np.where(k[..., 2:] > 0, k[..., :2], -1), axis=1).prod(-1) for k in made.keypoints]
     tight = [np.array([np.ptp(p[p[:, 2] > 0, :2], axis=0).prod() for p in k]) for k in made.keypoints]
     missing = [np.where(k[..., 2:] > 0, k, [-1.0, -1.0, 0.0]).tolist() for k in made.keypoints]
-    detections = [[detection(k.tolist(), s) for k, s in zip(*image, strict=True)] for image in zip(made.found, made.scores, strict=True)]
+    detections = [
+        [detection(k.tolist(), s) for k, s in zip(*image, strict=True)]
+        for image in zip(made.found, made.scores, strict=True)
+    ]
     published = from_pycocotools(People(made.keypoints, spans, made.found, made.scores))
     right = from_pycocotools(People(made.keypoints, tight, made.found, made.scores))
     assert published["AP"] != right["AP"]
-    code, told = run(capsys, write(tmp_path, "invented", case(missing, detections, expected=published, expected_corrected=right)))
-    assert code == 0 and "invented  (metrics: pose)" in told and "passed: 20 of 20 values agree" in told and told.endswith("1 of 1 cases passed\n")
+    code, told = run(
+        capsys, write(tmp_path, "invented", case(missing, detections, expected=published, expected_corrected=right))
+    )
+    assert (
+        code == 0
+        and "invented  (metrics: pose)" in told
+        and "passed: 20 of 20 values agree" in told
+        and told.endswith("1 of 1 cases passed\n")
+    )
 
 
 def test_nobody_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No ground truth is -1; the published count error is the mean of nothing, the right one that of all images."""
     nothing = dict.fromkeys([*STATISTICS, "SAP", "SAR_M"], -1.0)
-    facts = case([[NOBODY], []], [[detection(BODY)], []], expected={**nothing, "PCE": None}, expected_corrected={**nothing, "PCE": 0.5})
+    facts = case(
+        [[NOBODY], []],
+        [[detection(BODY)], []],
+        expected={**nothing, "PCE": None},
+        expected_corrected={**nothing, "PCE": 0.5},
+    )
     code, told = run(capsys, write(tmp_path, "nobody", facts))
     assert code == 0, told
     facts["expected"]["PCE"] = "nan"
@@ -85,7 +100,11 @@ def test_batches_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "expected_mean_over_batches_without_minus_one": {"AP": 76 / 101, "PCE": 0.5},
     }
     assert run(capsys, write(tmp_path, "rows", case(people, found, **groups)))[0] == 0
-    uneven = case([people[0], *people[3:], [BODY]], [found[0], *found[3:], [detection(BODY)]], **{**groups, "expected": {"PCE": 0.25}})
+    uneven = case(
+        [people[0], *people[3:], [BODY]],
+        [found[0], *found[3:], [detection(BODY)]],
+        **{**groups, "expected": {"PCE": 0.25}},
+    )
     code, told = run(capsys, write(tmp_path, "uneven", uneven))
     assert code == 0, f"one image and three are two batches too\n{told}"
     rows[1]["AR"] = 0.9
@@ -100,8 +119,17 @@ def features() -> dict[str, Any]:
     own = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernel(real, real), kernel(fake, fake))]
     fid = (real.mean() - fake.mean()) ** 2 + (real.std(ddof=1) - fake.std(ddof=1)) ** 2
     first = 1 + 8 - 2 * (1 + 1 + 27 + 27) / 4  # of 0, 2 and 1, 1: k(0, 2) = 1, k(1, 1) = 8, k(0, 1) = 1, k(2, 1) = 27
-    expected = {"fid_cleanfid": fid, "kid_whole_set_cleanfid": sum(own) - 2 * kernel(real, fake).mean(), "kid_first_rows": first}
-    return {"kind": "features", "inputs": {"real": real.tolist(), "fake": fake.tolist(), "subset_rows": 2}, "expected": expected, "atol": 1e-9}
+    expected = {
+        "fid_cleanfid": fid,
+        "kid_whole_set_cleanfid": sum(own) - 2 * kernel(real, fake).mean(),
+        "kid_first_rows": first,
+    }
+    return {
+        "kind": "features",
+        "inputs": {"real": real.tolist(), "fake": fake.tolist(), "subset_rows": 2},
+        "expected": expected,
+        "atol": 1e-9,
+    }
 
 
 def test_distances_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +140,30 @@ def test_distances_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_other_kinds_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """White is (1 - 0.485) / 0.229 = 2.2489 in red: 573.5 bytes, 61 modulo 256. The cosine of (1, 0) and (3, 4) is 0.6, that of opposite vectors -1."""
     rows = {"real_bytes": [[61, 107, 161]], "generated_bytes": [[61, 107, 161]], "corrected_bytes": [[255, 255, 255]]}
-    pixels = {"kind": "quality_preprocessing", "inputs": {"pixels_rgb": [[255, 255, 255]]}, "expected": rows, "atol": 0}
+    pixels = {
+        "kind": "quality_preprocessing",
+        "inputs": {"pixels_rgb": [[255, 255, 255]]},
+        "expected": rows,
+        "atol": 0,
+    }
     scenarios = {"a": {"FID": 2.0, "KID": 0.5}, "b": {"FID": 4.0, "KID": None}}
-    overall = {"kind": "quality_overall", "inputs": {"scenarios": scenarios}, "expected": {"FID": 3.0, "KID": 0.5, "KID_x100": 50.0}, "atol": 0}
+    overall = {
+        "kind": "quality_overall",
+        "inputs": {"scenarios": scenarios},
+        "expected": {"FID": 3.0, "KID": 0.5, "KID_x100": 50.0},
+        "atol": 0,
+    }
     pairs = {"image": [[1, 0], [0, 2]], "text": [[3, 4], [0, -1]]}
-    clip = {"kind": "clip_score", "inputs": pairs, "expected": {"score": 0.0, "per_pair": [60.0, -100.0]}, "atol": 1e-9}
-    code, told = run(capsys, *(write(tmp_path, name, facts) for name, facts in (("pixels", pixels), ("overall", overall), ("clip", clip))))
+    clip = {
+        "kind": "clip_score",
+        "inputs": pairs,
+        "expected": {"score": 0.0, "per_pair": [60.0, -100.0]},
+        "atol": 1e-9,
+    }
+    code, told = run(
+        capsys,
+        *(write(tmp_path, name, facts) for name, facts in (("pixels", pixels), ("overall", overall), ("clip", clip))),
+    )
     assert code == 0 and told.endswith("3 of 3 cases passed\n")
 
 
@@ -148,7 +194,9 @@ def test_files_that_are_no_cases_are_one_clear_error(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.skipif(not CASES, reason=ABSENT)
-@pytest.mark.parametrize("file", [pytest.param(file, id=file.stem) for file in CASES if json.loads(file.read_text())["kind"] in KINDS])
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, id=file.stem) for file in CASES if json.loads(file.read_text())["kind"] in KINDS]
+)
 def test_every_value_of_the_reference_cases_agrees(file: Path) -> None:
     found = compare(Case.read(file))
     assert all(line.ok for line in found), "\n".join(["", *map(str, found)])

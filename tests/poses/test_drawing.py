@@ -5,7 +5,17 @@ import cv2
 import numpy as np
 import pytest
 
-from posegen.poses.drawing import HUMANSD_COLOURS, LEFT_COLOUR, OPENPOSE_COLOURS, RIGHT_COLOUR, STYLES, PoseDrawing, humansd, openpose, overlay
+from posegen.poses.drawing import (
+    HUMANSD_COLOURS,
+    LEFT_COLOUR,
+    OPENPOSE_COLOURS,
+    RIGHT_COLOUR,
+    STYLES,
+    PoseDrawing,
+    humansd,
+    openpose,
+    overlay,
+)
 from posegen.poses.topology import COCO_LIMBS
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "parity" / "skeleton_render"
@@ -46,15 +56,22 @@ def test_strokes(case):
         assert image[y, x].tolist() == colour, (x, y)
 
 
-@pytest.mark.parametrize("name", ["one_person", "three_people", "missing_joints", "off_canvas_dataset_rule", "tiny_crowd", "eval_panel_off_canvas"])
+@pytest.mark.parametrize(
+    "name",
+    ["one_person", "three_people", "missing_joints", "off_canvas_dataset_rule", "tiny_crowd", "eval_panel_off_canvas"],
+)
 def test_humansd_reproduces_the_reference(name):
     if not GOLDENS.is_dir():
         pytest.skip(f"the reference drawings are not at {GOLDENS}")
     case = json.loads((GOLDENS / "inputs.json").read_text())["images"][name]
     expected = cv2.imread(str(GOLDENS / case["file"]))[..., ::-1]
-    image = humansd(np.array(case["canvas_keypoints"]), tuple(case["canvas_height_width"]), case["keypoint_threshold"], 1.0)
+    image = humansd(
+        np.array(case["canvas_keypoints"]), tuple(case["canvas_height_width"]), case["keypoint_threshold"], 1.0
+    )
     differing = (image != expected).any(-1).mean()
-    assert differing <= (0.001 if name == "eval_panel_off_canvas" else 0)  # OpenCV 5 clips thick lines off the canvas a little differently
+    assert differing <= (
+        0.001 if name == "eval_panel_off_canvas" else 0
+    )  # OpenCV 5 clips thick lines off the canvas a little differently
 
 
 def test_auto_is_the_reference_at_512():
@@ -76,7 +93,9 @@ def test_auto_does_not_shift_the_skeleton():
     points[0, [5, 7]] = (20.25, 31.75, 1)
     image = humansd(points, (64, 64)).sum(-1).astype(float)
     y, x = np.indices(image.shape)
-    np.testing.assert_allclose(((image * x).sum() / image.sum(), (image * y).sum() / image.sum()), (20.25, 31.75), atol=0.13)
+    np.testing.assert_allclose(
+        ((image * x).sum() / image.sum(), (image * y).sum() / image.sum()), (20.25, 31.75), atol=0.13
+    )
 
 
 def test_every_limb_has_its_colour():
@@ -153,5 +172,7 @@ def test_gunet_reproduces_the_reference(number):
     case = json.loads((folder / "inputs.json").read_text())["cases"][number]
     points = np.array([[*(16 * np.array(case["keypoints"][joint])), joint >= 0] for joint in case["subset"]], float)
     image = STYLES["gunet"](points[None], (512, 512), 0.02, 1.0)
-    saved = cv2.imread(str(folder / case["file"]))  # read as BGR, and its red and blue were swapped before it was written
+    saved = cv2.imread(
+        str(folder / case["file"])
+    )  # read as BGR, and its red and blue were swapped before it was written
     assert np.abs(image.astype(float) * 255 / image.max() - saved).max() <= 1

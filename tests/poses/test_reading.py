@@ -74,12 +74,23 @@ def test_a_list_has_an_entry_per_image() -> None:
 FILES: dict[str, Callable[[np.ndarray], Any]] = {
     "coco annotations": lambda p: {
         "images": [{"id": 7, "height": 64, "width": 96}],
-        "annotations": [{"image_id": 7, "keypoints": person.ravel().tolist()} for person in p] + [{"image_id": 7, "keypoints": [0] * 51, "iscrowd": 1}],
+        "annotations": [{"image_id": 7, "keypoints": person.ravel().tolist()} for person in p]
+        + [{"image_id": 7, "keypoints": [0] * 51, "iscrowd": 1}],
     },
-    "coco results": lambda p: [{"image_id": 7, "category_id": 1, "keypoints": person.ravel().tolist(), "score": 0.5} for person in p],
+    "coco results": lambda p: [
+        {"image_id": 7, "category_id": 1, "keypoints": person.ravel().tolist(), "score": 0.5} for person in p
+    ],
     "openpose BODY_25": lambda p: {"version": 1.3, "people": [{"pose_keypoints_2d": body_25(person)} for person in p]},
-    "openpose COCO": lambda p: {"people": [{"pose_keypoints_2d": coco_to_openpose18(person[None]).ravel().tolist()} for person in p] + [empty()]},
-    "openpose frames": lambda p: [{"people": [{"pose_keypoints_2d": person.ravel().tolist()} for person in p], "canvas_height": 64, "canvas_width": 96}],
+    "openpose COCO": lambda p: {
+        "people": [{"pose_keypoints_2d": coco_to_openpose18(person[None]).ravel().tolist()} for person in p] + [empty()]
+    },
+    "openpose frames": lambda p: [
+        {
+            "people": [{"pose_keypoints_2d": person.ravel().tolist()} for person in p],
+            "canvas_height": 64,
+            "canvas_width": 96,
+        }
+    ],
     "openpose shares of the canvas": lambda p: {
         "people": [{"pose_keypoints_2d": (person / [96, 64, 1]).ravel().tolist()} for person in p],
         "canvas_height": 64,
@@ -100,10 +111,15 @@ def test_files_of_every_format_give_the_same_people(form: str, tmp_path: Path) -
 
 
 def test_a_file_of_several_images_is_several_poses(tmp_path: Path) -> None:
-    rows = [{"image_id": image, "keypoints": people(1, seed)[0].ravel().tolist()} for seed, image in enumerate(["b", "a", "b"])]
+    rows = [
+        {"image_id": image, "keypoints": people(1, seed)[0].ravel().tolist()}
+        for seed, image in enumerate(["b", "a", "b"])
+    ]
     file = write(tmp_path, rows)
     b, a = given(file)
-    assert np.array_equal(b.keypoints, np.concatenate([people(1, 0), people(1, 2)])) and np.array_equal(a.keypoints, people(1, 1))
+    assert np.array_equal(b.keypoints, np.concatenate([people(1, 0), people(1, 2)])) and np.array_equal(
+        a.keypoints, people(1, 1)
+    )
     assert "image a" in a.name
     with pytest.raises(ValueError, match=r"poses\[0\] holds poses of 2 images; an entry of a list is one image"):
         given([file])
@@ -114,7 +130,9 @@ def test_pictures_are_skeletons_where_they_are_mostly_black(tmp_path: Path) -> N
     cv2.imwrite(str(tmp_path / "skeleton.jpg"), drawn[..., ::-1])
     photo = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
-    lossy, exact, array, seen = (given(x)[0] for x in (tmp_path / "skeleton.jpg", Image.fromarray(drawn), drawn, tmp_path / "photo.png"))
+    lossy, exact, array, seen = (
+        given(x)[0] for x in (tmp_path / "skeleton.jpg", Image.fromarray(drawn), drawn, tmp_path / "photo.png")
+    )
     assert lossy.is_drawing and exact.is_drawing and array.is_drawing and not seen.is_drawing
     assert np.array_equal(exact.picture, drawn) and np.array_equal(seen.picture, photo) and exact.size == (64, 96)
 
@@ -134,7 +152,10 @@ def test_keypoints_follow_their_canvas() -> None:
         ({"people": [{"pose_keypoints_2d": [1.0] * 60}]}, r"person 0 has 60 numbers; expected COCO annotations"),
         ({"people": []}, r"nobody is in it"),
         ({"people": [{"points": []}]}, r"an entry lacks what its format has \(KeyError: 'pose_keypoints_2d'\)"),
-        ({"people": [{"pose_keypoints_2d": [0.5] * 51}]}, r"all coordinates lie between 0 and 1, .* write them in pixels"),
+        (
+            {"people": [{"pose_keypoints_2d": [0.5] * 51}]},
+            r"all coordinates lie between 0 and 1, .* write them in pixels",
+        ),
         ([], r"neither COCO's nor OpenPose's format"),
         ({"annotations": []}, r"nobody is in it"),
         ({"annotations": [{"image_id": 1}]}, r"an entry lacks .*'keypoints'"),
@@ -154,7 +175,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         given(tmp_path / "absent.json")
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((17, 2)), np.zeros((1, 18, 3)), np.zeros(3), [[[1, 2], [3]]], None, np.zeros((17, 5), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((17, 2)), np.zeros((1, 18, 3)), np.zeros(3), [[[1, 2], [3]]], None, np.zeros((17, 5), np.uint8)]
+)
 def test_arrays_of_another_shape_are_named(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"poses.* expected COCO keypoints \[17, 3\] or \[P, 17, 3\]"):
         given(wrong)
@@ -183,8 +206,14 @@ def spoilt(change: Callable[[np.ndarray], None], count: int = 2) -> np.ndarray:
     [
         (spoilt(lambda p: p.__setitem__((1, 5, 0), np.nan)), r"person 1, joint 5 \(left_shoulder\) is not finite"),
         (spoilt(lambda p: p.__setitem__((1, 5, 2), np.nan)), r"person 1, joint 5 \(left_shoulder\) is not finite"),
-        (spoilt(lambda p: p.__setitem__((..., 2), 0)), r"no joint is visible .* leave poses out to sample without a pose"),
-        (spoilt(lambda p: p.__setitem__((..., slice(2)), p[..., :2] + 64)), r"all joints are outside the canvas of 64 x 64 pixels: x is \d+ to \d+"),
+        (
+            spoilt(lambda p: p.__setitem__((..., 2), 0)),
+            r"no joint is visible .* leave poses out to sample without a pose",
+        ),
+        (
+            spoilt(lambda p: p.__setitem__((..., slice(2)), p[..., :2] + 64)),
+            r"all joints are outside the canvas of 64 x 64 pixels: x is \d+ to \d+",
+        ),
         (people(11), r"11 people; the methods know up to 10"),
     ],
     ids=["place", "score", "empty", "outside", "crowd"],

@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from posegen.poses.topology import COCO_FLIP, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT, COCO_SIGMAS, OPENPOSE_LIMBS, OPENPOSE_NAMES, coco_to_openpose18
+from posegen.poses.topology import (
+    COCO_FLIP,
+    COCO_LEFT,
+    COCO_LIMBS,
+    COCO_NAMES,
+    COCO_RIGHT,
+    COCO_SIGMAS,
+    OPENPOSE_LIMBS,
+    OPENPOSE_NAMES,
+    coco_to_openpose18,
+)
 
 
 @pytest.fixture

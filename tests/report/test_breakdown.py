@@ -22,7 +22,10 @@ from posegen.runner.images import picture, read_png, triple, write_png
 PROTOCOL = {
     "_target_": "posegen.metrics.protocol.Protocol",
     "resamples": 20,
-    "metrics": [{"_target_": "posegen.metrics.pose.PoseMetric"}, {"_target_": "posegen.metrics.distribution.DistributionMetric"}],
+    "metrics": [
+        {"_target_": "posegen.metrics.pose.PoseMetric"},
+        {"_target_": "posegen.metrics.distribution.DistributionMetric"},
+    ],
 }
 SCENARIOS = ["oil painting"] * 3 + ["cartoon"] * 5
 
@@ -35,7 +38,16 @@ def judged(shifts: dict[str, float], names: list[str], seed: int = 0) -> list[Ju
         target = np.concatenate([dice.uniform(10, 50, (1, 17, 2)), np.full((1, 17, 1), 2.0)], -1).astype(np.float32)
         found = target.copy()
         found[..., 0] += shifts[name]
-        images.append(Judged(f"x/{i}", target, np.array([900.0]), Poses(found, np.ones(1)), {"scenario": name}, features=dice.normal(size=3)))
+        images.append(
+            Judged(
+                f"x/{i}",
+                target,
+                np.array([900.0]),
+                Poses(found, np.ones(1)),
+                {"scenario": name},
+                features=dice.normal(size=3),
+            )
+        )
     return images
 
 
@@ -54,7 +66,10 @@ def benchmark(folder: Path, names: list[str] = SCENARIOS, seeds: int = 2) -> Pat
             protocol.write(cell / "reference", protocol.records(judged(dict.fromkeys(names, 0.0), names, seed=5)))
             write_json(cell / "status.json", {"state": "finished", "hash": method, "wall_s": 1.0})
             cells.append({"folder": f"{method}/art/seed{seed}", "method": method, "seed": seed, "hash": method})
-    write_json(folder / "cells.json", {"title": "Art", "protocol": PROTOCOL, "cells": cells, "headline": ["PCK@0.1", "AP", "judge_frechet"]})
+    write_json(
+        folder / "cells.json",
+        {"title": "Art", "protocol": PROTOCOL, "cells": cells, "headline": ["PCK@0.1", "AP", "judge_frechet"]},
+    )
     return folder
 
 
@@ -70,7 +85,9 @@ def test_every_method_has_a_value_per_scenario_and_their_mean(tmp_path: Path) ->
     painter = {name: table["painter", name] for name in ("oil painting", "cartoon", MACRO)}
     assert [painter[n]["n_images"] for n in painter] == ["3", "5", "8"]
     assert float(painter["oil painting"]["PCK@0.1"]) == 100 and float(painter["cartoon"]["PCK@0.1"]) < 20
-    assert float(painter[MACRO]["PCK@0.1"]) == pytest.approx((100 + float(painter["cartoon"]["PCK@0.1"])) / 2), "unweighted, though there are more cartoons"
+    assert float(painter[MACRO]["PCK@0.1"]) == pytest.approx((100 + float(painter["cartoon"]["PCK@0.1"])) / 2), (
+        "unweighted, though there are more cartoons"
+    )
 
 
 def test_distances_are_to_real_pictures_of_the_same_scenario(tmp_path: Path) -> None:
@@ -106,7 +123,11 @@ def test_readers_see_methods_side_by_side(tmp_path: Path) -> None:
 def test_data_without_scenarios_has_no_such_table(tmp_path: Path) -> None:
     folder = benchmark(tmp_path, ["cartoon"] * 4, seeds=1)
     table = write_table(folder)
-    assert table.scenarios is None and not (folder / "table_scenarios.md").exists() and "By scenario" not in (folder / "table.html").read_text()
+    assert (
+        table.scenarios is None
+        and not (folder / "table_scenarios.md").exists()
+        and "By scenario" not in (folder / "table.html").read_text()
+    )
 
 
 def test_scenarios_may_be_numbers(tmp_path: Path) -> None:
@@ -127,4 +148,6 @@ def test_every_scenario_with_judged_pictures_has_a_grid(tmp_path: Path) -> None:
     grid = read_png(folder / "pictures/oil_painting.png")
     assert grid.shape == (26 + 2 * 16, 4 * 16, 3)
     _, *pictures = np.split(grid[26:], 4, axis=1)
-    assert [set(panel.ravel().tolist()) for panel in pictures] == [{40}, {80}, {120}], "samples without what the judge saw, the real picture last"
+    assert [set(panel.ravel().tolist()) for panel in pictures] == [{40}, {80}, {120}], (
+        "samples without what the judge saw, the real picture last"
+    )

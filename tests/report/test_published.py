@@ -26,7 +26,9 @@ class Paperlike(Metric):
     def record(self, judged: Judged) -> dict[str, Any]:
         return {"found": judged.features[0]}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         mean = weights @ np.asarray(records["found"]) / weights.sum(1)
         return dict.fromkeys(self.columns, mean)
 
@@ -48,7 +50,11 @@ class Method:
     )
 
 
-PROTOCOL = {"_target_": "posegen.metrics.protocol.Protocol", "resamples": 50, "metrics": [{"_target_": f"{__name__}.Paperlike"}]}
+PROTOCOL = {
+    "_target_": "posegen.metrics.protocol.Protocol",
+    "resamples": 50,
+    "metrics": [{"_target_": f"{__name__}.Paperlike"}],
+}
 
 
 def benchmark(folder: Path, data: str = "human_art", **facts: Any) -> Path:
@@ -59,13 +65,22 @@ def benchmark(folder: Path, data: str = "human_art", **facts: Any) -> Path:
         protocol = Protocol([Paperlike()], resamples=50)
         dice = np.random.default_rng(0).normal(0, 1, 40)
         judged = [
-            Judged(f"x/{i}", np.zeros((0, 17, 3)), np.zeros(0), Poses(np.zeros((0, 17, 3)), np.zeros(0)), features=np.array([mean + x]))
+            Judged(
+                f"x/{i}",
+                np.zeros((0, 17, 3)),
+                np.zeros(0),
+                Poses(np.zeros((0, 17, 3)), np.zeros(0)),
+                features=np.array([mean + x]),
+            )
             for i, x in enumerate(dice - dice.mean())
         ]
         for place in (cell, cell / "reference"):
             protocol.write(place, protocol.records(judged))
         target = f"{__name__}.Method"
-        write_json(cell / "status.json", {"state": "finished", "hash": name, "wall_s": 1.0, "identity": {"adapter": {"_target_": target}}})
+        write_json(
+            cell / "status.json",
+            {"state": "finished", "hash": name, "wall_s": 1.0, "identity": {"adapter": {"_target_": target}}},
+        )
         cells.append({"folder": f"{name}/{data}/seed0", "method": name, "seed": 0, "hash": name})
     write_json(folder / "cells.json", {"title": "T", "baseline": None, "protocol": PROTOCOL, "cells": cells, **facts})
     return folder
@@ -77,7 +92,15 @@ def rows(table: Table) -> dict[str, dict[str, Any]]:
 
 def test_reported_rows_stand_below_their_method_with_their_source(tmp_path: Path) -> None:
     table = build_table(benchmark(tmp_path))
-    assert list(rows(table)) == ["method", "method [1]", "method [2]", "other", "other [1]", "other [2]", "reference/real"]
+    assert list(rows(table)) == [
+        "method",
+        "method [1]",
+        "method [2]",
+        "other",
+        "other [1]",
+        "other [2]",
+        "reference/real",
+    ]
     reported = rows(table)["method [1]"]
     assert (reported["state"], reported["reason"]) == ("reported", "table 2 of A paper")
     assert (reported["paper_AP"], reported["paper_SAP"]) == (10.0, 10.2), "what papers call CAP is the programs' SAP"
@@ -88,19 +111,28 @@ def test_remembered_numbers_and_those_of_other_data_are_never_printed(tmp_path: 
     write_table(benchmark(tmp_path))
     for file in tmp_path.glob("table.*"):
         text = file.read_text()
-        assert "77.77" not in text and "recollection" not in text and "Elsewhere" not in text and "another paper" in text
+        assert (
+            "77.77" not in text and "recollection" not in text and "Elsewhere" not in text and "another paper" in text
+        )
 
 
 def test_a_reported_number_is_neither_best_nor_second_best(tmp_path: Path) -> None:
     """50 is more than any method here reached."""
-    lines = {line.split(" | ")[0]: line for line in build_table(benchmark(tmp_path)).markdown().splitlines() if line.startswith("| ")}
+    lines = {
+        line.split(" | ")[0]: line
+        for line in build_table(benchmark(tmp_path)).markdown().splitlines()
+        if line.startswith("| ")
+    }
     assert "50" in lines["| method [2]"] and "**" not in lines["| method [2]"] and "**10.0" in lines["| method"]
 
 
 def test_nothing_is_compared_unless_the_benchmark_names_the_table(tmp_path: Path) -> None:
     table = build_table(benchmark(tmp_path))
     assert rows(table)["method"]["reproduction"] == "not comparable"
-    assert any(note.startswith("method, other: not comparable with published numbers: the benchmark does not say") for note in table.notes)
+    assert any(
+        note.startswith("method, other: not comparable with published numbers: the benchmark does not say")
+        for note in table.notes
+    )
     assert "reproduction" not in table.markdown().splitlines()[2]
     assert "reproduction" not in rows(table)["reference/real"]
 
@@ -108,15 +140,26 @@ def test_nothing_is_compared_unless_the_benchmark_names_the_table(tmp_path: Path
 def test_numbers_of_other_data_are_not_comparable(tmp_path: Path) -> None:
     table = build_table(benchmark(tmp_path, data="mannequin", reproduction={"source": "A paper"}))
     assert list(rows(table)) == ["method", "other", "reference/real"]
-    assert "method, other: not comparable with published numbers: published on Elsewhere, Human-Art; this is mannequin." in table.notes
+    assert (
+        "method, other: not comparable with published numbers: published on Elsewhere, Human-Art; this is mannequin."
+        in table.notes
+    )
 
 
 def test_a_number_is_reproduced_inside_the_interval_or_the_tolerance(tmp_path: Path) -> None:
     table = build_table(benchmark(tmp_path, reproduction={"source": "A paper"}))
-    assert {name: row.get("reproduction") for name, row in rows(table).items() if row["ranked"]} == {"method": "reproduced", "other": "not reproduced"}
-    assert any("other: not reproduced (table 2 of A paper): paper_AP 9 [" in note and "where 10 was reported" in note for note in table.notes)
+    assert {name: row.get("reproduction") for name, row in rows(table).items() if row["ranked"]} == {
+        "method": "reproduced",
+        "other": "not reproduced",
+    }
+    assert any(
+        "other: not reproduced (table 2 of A paper): paper_AP 9 [" in note and "where 10 was reported" in note
+        for note in table.notes
+    )
     assert table.markdown().splitlines()[2].startswith("| method | reproduction | paper_AP")
-    close = build_table(benchmark(tmp_path, reproduction={"source": "A paper", "tolerance": {"paper_AP": 1.1, "paper_SAP": 1.5}}))
+    close = build_table(
+        benchmark(tmp_path, reproduction={"source": "A paper", "tolerance": {"paper_AP": 1.1, "paper_SAP": 1.5}})
+    )
     assert rows(close)["other"]["reproduction"] == "reproduced"
 
 
@@ -134,7 +177,11 @@ def test_two_settings_of_a_method_share_its_reported_rows(tmp_path: Path) -> Non
 
 
 def test_a_method_can_be_left_out_with_a_reason(tmp_path: Path) -> None:
-    table = build_table(benchmark(tmp_path, reproduction={"source": "A paper", "excluded": {"other": "trained for a tenth of the steps"}}))
+    table = build_table(
+        benchmark(
+            tmp_path, reproduction={"source": "A paper", "excluded": {"other": "trained for a tenth of the steps"}}
+        )
+    )
     assert rows(table)["other"]["reproduction"] == "not comparable"
     assert "other: not comparable with published numbers: trained for a tenth of the steps." in table.notes
 
@@ -144,7 +191,10 @@ def test_a_recorded_run_can_be_compared_with(tmp_path: Path, capsys: pytest.Capt
     file.write_text("method: {paper_AP: 10.1}\nreference/real: {paper_AP: 11.0}\n")
     assert main(["table", str(folder), f"expected={file}"]) == 0
     out = capsys.readouterr().out
-    assert "reference/real: not reproduced (the recorded run): paper_AP 12 [" in out and "Compared with the recorded run" in out
+    assert (
+        "reference/real: not reproduced (the recorded run): paper_AP 12 [" in out
+        and "Compared with the recorded run" in out
+    )
     file.write_text("method: {AP: 10.1}\n")
     with pytest.raises(UserError, match="the recorded run has values of AP, which are no columns"):
         build_table(folder, file)
@@ -157,13 +207,24 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
         read_expected(tmp_path / "e.yaml")
 
 
-def test_a_protocol_without_published_columns_imports_no_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_protocol_without_published_columns_imports_no_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("posegen.report.published.get_class", lambda _: pytest.fail("imported"))
     from posegen.report.rows import Group
 
     row = {"method": "m", "state": "finished"}
-    assert Reproduction(["AP"]).beside(Group("m", [{"folder": "m/human_art/seed0", "method": "m", "state": "finished"}], tmp_path), row) == []
+    assert (
+        Reproduction(["AP"]).beside(
+            Group("m", [{"folder": "m/human_art/seed0", "method": "m", "state": "finished"}], tmp_path), row
+        )
+        == []
+    )
 
 
 def test_names_of_data_sets_may_be_spelt_differently() -> None:
-    assert same_name("Human-Art", "human_art") and same_name("LAION-Human", "laion_human") and not same_name("Human-Art", "human_art_hd")
+    assert (
+        same_name("Human-Art", "human_art")
+        and same_name("LAION-Human", "laion_human")
+        and not same_name("Human-Art", "human_art_hd")
+    )

@@ -26,15 +26,29 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     parts_of(SD1).save(folder / "sd", autoencoder=True)
     torch.manual_seed(0)
     torch.save({"state_dict": HigherHRNet.from_width(8).state_dict(), "meta": {"epoch": 1}}, folder / "detector.pth")
-    sizes = ["data.size=64", "estimator.width=8", "estimator.size=64", "sampler.steps=2", "trainer.steps=2", "optim.batch=2", "protocol.resamples=20"]
+    sizes = [
+        "data.size=64",
+        "estimator.width=8",
+        "estimator.size=64",
+        "sampler.steps=2",
+        "trainer.steps=2",
+        "optim.batch=2",
+        "protocol.resamples=20",
+    ]
     quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1"]
-    names = [f"data.root={folder / 'HumanArt'}", f"backbone.path={folder / 'sd'}", f"estimator.path={folder / 'detector.pth'}"]
+    names = [
+        f"data.root={folder / 'HumanArt'}",
+        f"backbone.path={folder / 'sd'}",
+        f"estimator.path={folder / 'detector.pth'}",
+    ]
     return ["benchmark", "benchmark=human_art", *names, *sizes, *quiet, f"adapter={','.join(ROWS)}"]
 
 
 def table(output: Path) -> dict[str, dict[str, str]]:
     with (output / "benchmark/human_art/table.csv").open(newline="") as file:
-        return {row["method"]: {k: v for k, v in row.items() if not k.startswith("cost_")} for row in csv.DictReader(file)}
+        return {
+            row["method"]: {k: v for k, v in row.items() if not k.startswith("cost_")} for row in csv.DictReader(file)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +65,17 @@ def test_every_column_of_every_protocol_is_filled_or_says_why_not(finished: Path
     assert all(row["state"] == "finished" and row["n_images"] == "38" for row in own.values())
     columns = [name.removesuffix("_lo") for name in own["none"] if name.endswith("_lo")]
     filled = {name for name in columns if own["controlnet"][name]}
-    assert {"AP", "AR", "PCK@0.1", "count_error", "count_bias", "paper_AP", "paper_SAP", "paper_PCE", "rfd_kernel"} <= filled
+    assert {
+        "AP",
+        "AR",
+        "PCK@0.1",
+        "count_error",
+        "count_bias",
+        "paper_AP",
+        "paper_SAP",
+        "paper_PCE",
+        "rfd_kernel",
+    } <= filled
     for name in set(columns) - filled:
         assert f"{name}" in text.split("\n\n", 2)[-1], name
 
@@ -66,10 +90,23 @@ def test_sharding_changes_no_byte(user: list[str], finished: Path, tmp_path: Pat
     cells = {c["method"]: c["folder"] for c in read_json(finished / "benchmark/human_art/cells.json")["cells"]}
     for pieces in (2, 3):
         output = tmp_path / str(pieces)
-        assert main([*user, f"paths.output={output}", f"paths.cache={output / 'cache'}", f"shards={pieces}", f"shard=range({pieces})"]) == 0
+        assert (
+            main(
+                [
+                    *user,
+                    f"paths.output={output}",
+                    f"paths.cache={output / 'cache'}",
+                    f"shards={pieces}",
+                    f"shard=range({pieces})",
+                ]
+            )
+            == 0
+        )
         for folder in cells.values():
             for name in ("records.csv", "features.npz", "reference/features.npz"):
-                assert (output / "benchmark/human_art" / folder / name).read_bytes() == (finished / "benchmark/human_art" / folder / name).read_bytes()
+                assert (output / "benchmark/human_art" / folder / name).read_bytes() == (
+                    finished / "benchmark/human_art" / folder / name
+                ).read_bytes()
         assert table(output) == table(finished)
 
 
@@ -77,7 +114,18 @@ def test_laion_human_is_read_from_its_tars(user: list[str], tmp_path: Path) -> N
     in_tars(tmp_path / "Aesthetics_Human")
     own = ["benchmark=laion_human", f"data.root={tmp_path / 'Aesthetics_Human'}", "data.storage=tar", "data.holdout=2"]
     rest = [word for word in user if not word.startswith(("benchmark=", "data.root=", "adapter="))]
-    assert main([*rest, *own, "adapter=none,reference/real", f"paths.output={tmp_path}", f"paths.cache={tmp_path / 'cache'}"]) == 0
+    assert (
+        main(
+            [
+                *rest,
+                *own,
+                "adapter=none,reference/real",
+                f"paths.output={tmp_path}",
+                f"paths.cache={tmp_path / 'cache'}",
+            ]
+        )
+        == 0
+    )
     with (tmp_path / "benchmark/laion_human/table.csv").open(newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert rows["none"]["state"] == "finished" and rows["none"]["n_images"] == rows["reference/real"]["n_images"]

@@ -32,7 +32,13 @@ from posegen.verbs.report import main, read
 @pytest.fixture(scope="module")
 def study(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("study")
-    live = ["trainer.validate_every=3", "trainer.validate_images=4", "trainer.log_every=1", "seed=0,1", f"paths.output={output}"]
+    live = [
+        "trainer.validate_every=3",
+        "trainer.validate_images=4",
+        "trainer.log_every=1",
+        "seed=0,1",
+        f"paths.output={output}",
+    ]
     assert benchmark([*world, "adapter=controlnet,reference/real", "hydra/launcher=serial", *live]) == 0
     return output / "benchmark/mannequin"
 
@@ -57,15 +63,26 @@ def test_the_page_needs_nothing_else_and_has_every_section(study: Path, capsys: 
     assert main([str(study), "poses=4"]) == 0
     text = (study / "report.html").read_text()
     page = Page(text)
-    addresses = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "action", "data") and value]
+    addresses = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "data") and value
+    ]
     assert addresses and all(re.match("#|data:image/(png|webp);base64,", value) for value in addresses)
     assert not re.search(r"@import|url\(", text) and "link" not in [tag for tag, _ in page.tags]
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections == ["table", "curves", "accuracy--quality-and-cost", "by-action", "by-people", "pictures", "cells"]
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
-    assert labels[0] == "Loss of the training" and "PCK@0.1 on validation images" in labels and "Quality beside pose accuracy" in labels
+    assert (
+        labels[0] == "Loss of the training"
+        and "PCK@0.1 on validation images" in labels
+        and "Quality beside pose accuracy" in labels
+    )
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4 * (1 + 2 * 2)  # the pose, and of both rows' first seeds the sample and what was found in it
+    assert len(pictures) == 4 * (
+        1 + 2 * 2
+    )  # the pose, and of both rows' first seeds the sample and what was found in it
     assert all(picture["alt"] for picture in pictures) and pictures[0]["alt"] == "target pose of picture 0"
     assert "default-src 'none'" in text
     assert sum(attributes.get("scope") == "row" for tag, attributes in page.tags if tag == "th") >= 2
@@ -78,10 +95,17 @@ def test_the_page_needs_nothing_else_and_has_every_section(study: Path, capsys: 
 def test_a_cell_that_did_not_finish_is_shown_with_its_reason(study: Path) -> None:
     plan = json.loads((study / "cells.json").read_text())
     try:
-        (study / "cells.json").write_text(json.dumps({**plan, "cells": [*plan["cells"], {"folder": "lost/seed0", "method": "lost", "seed": 0, "hash": "0"}]}))
+        (study / "cells.json").write_text(
+            json.dumps(
+                {**plan, "cells": [*plan["cells"], {"folder": "lost/seed0", "method": "lost", "seed": 0, "hash": "0"}]}
+            )
+        )
         assert main([str(study), "poses=0"]) == 0
         text = (study / "report.html").read_text()
-        assert re.search("Not finished</th></tr><tr><th scope='row'>lost</th><td class='reason' colspan='\\d+'>missing: never started</td></tr>", text)
+        assert re.search(
+            "Not finished</th></tr><tr><th scope='row'>lost</th><td class='reason' colspan='\\d+'>missing: never started</td></tr>",
+            text,
+        )
         assert "4 of 5 finished" in text and "<section id='pictures'>" not in text
     finally:
         (study / "cells.json").write_text(json.dumps(plan))
@@ -92,7 +116,10 @@ def test_pictures_are_no_larger_than_asked_for_and_every_row_has_its_own(study: 
     for cell in table.cells:
         cell["row"] = f"{cell['method']} ({cell['seed']})"  # as where the rows of a method differ in a setting
     text = page(table, 3, side=24)
-    sizes = [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).shape[:2] for data in re.findall("base64,([^']+)'", text)]
+    sizes = [
+        cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).shape[:2]
+        for data in re.findall("base64,([^']+)'", text)
+    ]
     assert len(sizes) == 3 * (1 + 4 * 2) and {max(size) for size in sizes} == {24}
     assert [name in text for name in ("controlnet (1)</th>", "real (0)</th>")] == [True, True]
 
@@ -122,16 +149,27 @@ def test_curves_of_several_runs_are_one_and_newer_points_win(tmp_path: Path) -> 
     (folder / "metrics.csv").write_text("step,train/loss,live/AP\n3,3.0,\n4,2.0,10\n4,,nan\n")
     assert curves_of(tmp_path) == {"train/loss": [(1, 5), (2, 4), (3, 3), (4, 2)], "live/AP": [(4, 10)]}
     assert curves_of(tmp_path / "nothing") == {}
-    assert smoothed([(i, float(i)) for i in range(1, 6)], 2) == [(2, 1.5), (4, 3.5)] and smoothed([(1, 2.0)], 5) == [(1, 2.0)]
+    assert smoothed([(i, float(i)) for i in range(1, 6)], 2) == [(2, 1.5), (4, 3.5)] and smoothed([(1, 2.0)], 5) == [
+        (1, 2.0)
+    ]
 
 
 def test_charts_have_what_they_are_given() -> None:
     two = lines("t", [Line("a", [[(0, 1), (1, 3)], [(0, 3), (1, 5)]]), Line("<b>", [[(0, 0), (2, 2)]])], ("x", "y"))
-    assert two is not None and two.svg.count("<polyline") == 4 and Line("a", [[(0, 1), (1, 3)], [(0, 3)]]).mean == [(0, 2)]
+    assert (
+        two is not None and two.svg.count("<polyline") == 4 and Line("a", [[(0, 1), (1, 3)], [(0, 3)]]).mean == [(0, 2)]
+    )
     assert "&lt;b&gt;" in two.html() and "<b>" not in two.svg
-    assert lines("t", [Line("a", [])], ("x", "y")) is None and marks("t", [Mark("a", float("nan"), 1)], ("x", "y")) is None
+    assert (
+        lines("t", [Line("a", [])], ("x", "y")) is None and marks("t", [Mark("a", float("nan"), 1)], ("x", "y")) is None
+    )
     point = marks("t", [Mark("a", 1, 2, (0.5, 1.5), (1, 3)), Mark("r", 2, 2, bound=True)], ("x", "y"))
-    assert point is not None and point.svg.count("<circle") == 2 and point.svg.count("class='span'") == 2 and point.svg.count("fill='none'") == 1
+    assert (
+        point is not None
+        and point.svg.count("<circle") == 2
+        and point.svg.count("class='span'") == 2
+        and point.svg.count("fill='none'") == 1
+    )
     assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(90, 110) == [90, 95, 100, 105, 110]
 
 
@@ -143,7 +181,11 @@ def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
     assert place == Place("someone", "poses", "benchmark/mannequin")
     report = composed(table, place)
     kinds = [type(block).__name__ for block in report.blocks if type(block).__name__ != "UnorderedList"]
-    assert report.entity == "someone" and kinds == ["MarkdownBlock", "P", *["H2", "PanelGrid"] * 3] and "controlnet" in report.blocks[0].text
+    assert (
+        report.entity == "someone"
+        and kinds == ["MarkdownBlock", "P", *["H2", "PanelGrid"] * 3]
+        and "controlnet" in report.blocks[0].text
+    )
     curves, values, pictures = (block for block in report.blocks if type(block).__name__ == "PanelGrid")
     (runs,) = curves.runsets
     assert runs.filters == "JobType == 'benchmark/mannequin'" and runs.groupby == ["Group"]
@@ -151,8 +193,16 @@ def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
     assert values.panels[0].metrics == ["test/PCK@0.1"] and values.panels[-1].y.name == "test/judge_frechet"
     assert pictures.panels[-1].table_name == "images"
     # What would go to the account, as far as it can be made without one.
-    sent = [json.dumps(panel._to_model().model_dump(by_alias=True, mode="json")) for block in (curves, values, pictures) for panel in block.panels]
-    assert "live/PCK@0.1" in sent[1] and any('"summary:test/judge_frechet"' in text for text in sent) and '"images"' in sent[-1]
+    sent = [
+        json.dumps(panel._to_model().model_dump(by_alias=True, mode="json"))
+        for block in (curves, values, pictures)
+        for panel in block.panels
+    ]
+    assert (
+        "live/PCK@0.1" in sent[1]
+        and any('"summary:test/judge_frechet"' in text for text in sent)
+        and '"images"' in sent[-1]
+    )
     assert "jobType" in str(expr_to_filters(runs.filters))
 
 
@@ -201,12 +251,16 @@ def test_a_sweep_that_no_benchmark_planned_has_a_page(study: Path, tmp_path: Pat
     sweep = tmp_path / "train"
     shutil.copytree(study, sweep, ignore=shutil.ignore_patterns("cells.json"))
     assert main([str(sweep), "poses=1"]) == 0
-    assert "Study train" in (sweep / "report.html").read_text() and "id='pictures'" in (sweep / "report.html").read_text()
+    assert (
+        "Study train" in (sweep / "report.html").read_text() and "id='pictures'" in (sweep / "report.html").read_text()
+    )
     for records in sweep.rglob("records.csv"):
         records.unlink()  # as posegen train leaves its cells
     assert main([str(sweep), "poses=1"]) == 0
     text = (sweep / "report.html").read_text()
-    assert "not judged: trained, not judged; posegen evaluate judges it" in text and "PCK@0.1 on validation images" in text
+    assert (
+        "not judged: trained, not judged; posegen evaluate judges it" in text and "PCK@0.1 on validation images" in text
+    )
 
 
 def test_cells_that_were_judged_differently_are_no_study(study: Path, tmp_path: Path) -> None:

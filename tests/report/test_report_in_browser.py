@@ -57,12 +57,28 @@ def names(tab: Any) -> list[str]:
 def test_a_click_puts_the_best_on_top_and_another_turns_it(tab: Any) -> None:
     head = tab.locator("#table thead th", has_text="PCK@0.1")
     head.locator("button").click()
-    assert head.get_attribute("aria-sort") == "descending" and names(tab) == ["near", "middle", "far", "absent", "reference/real", "reference/twin"]
+    assert head.get_attribute("aria-sort") == "descending" and names(tab) == [
+        "near",
+        "middle",
+        "far",
+        "absent",
+        "reference/real",
+        "reference/twin",
+    ]
     head.locator("button").press("Enter")
-    assert head.get_attribute("aria-sort") == "ascending" and names(tab) == ["far", "middle", "near", "absent", "reference/twin", "reference/real"]
+    assert head.get_attribute("aria-sort") == "ascending" and names(tab) == [
+        "far",
+        "middle",
+        "near",
+        "absent",
+        "reference/twin",
+        "reference/real",
+    ]
     count = tab.locator("#table thead th", has_text="judge_frechet")
     count.locator("button").click()
-    assert count.get_attribute("aria-sort") == "ascending" and head.get_attribute("aria-sort") is None  # of which less is better
+    assert (
+        count.get_attribute("aria-sort") == "ascending" and head.get_attribute("aria-sort") is None
+    )  # of which less is better
     tab.locator("#table thead button").first.click()
     assert names(tab)[:3] == ["far", "middle", "near"]
 

@@ -34,14 +34,22 @@ class Silent(Metric):
     def record(self, judged: Judged) -> dict[str, Any]:
         return {"paper": float(len(judged.found))}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
-        return {"clean_FID": np.full(len(weights), np.nan), "paper_AP": weights @ np.asarray(records["paper"]) / weights.sum(1)}
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
+        return {
+            "clean_FID": np.full(len(weights), np.nan),
+            "paper_AP": weights @ np.asarray(records["paper"]) / weights.sum(1),
+        }
 
 
 PROTOCOL = {
     "_target_": "posegen.metrics.protocol.Protocol",
     "resamples": 50,
-    "metrics": [{"_target_": "posegen.metrics.pose.PoseMetric"}, {"_target_": "posegen.metrics.distribution.DistributionMetric"}],
+    "metrics": [
+        {"_target_": "posegen.metrics.pose.PoseMetric"},
+        {"_target_": "posegen.metrics.distribution.DistributionMetric"},
+    ],
 }
 THREE = {**PROTOCOL, "metrics": [*PROTOCOL["metrics"], {"_target_": f"{__name__}.Silent"}]}  # type: ignore[misc]
 
@@ -54,7 +62,9 @@ def judged(shift: float, seed: int = 0, count: int = 12) -> list[Judged]:
         target = np.concatenate([dice.uniform(10, 50, (1, 17, 2)), np.full((1, 17, 1), 2.0)], -1).astype(np.float32)
         found = target.copy()
         found[..., 0] += shift
-        images.append(Judged(f"x/{i}", target, np.array([900.0]), Poses(found, np.ones(1)), features=dice.normal(size=4)))
+        images.append(
+            Judged(f"x/{i}", target, np.array([900.0]), Poses(found, np.ones(1)), features=dice.normal(size=4))
+        )
     return images
 
 
@@ -64,18 +74,29 @@ def finished(folder: Path, name: str, shift: float, seed: int = 0, data: str = "
     protocol.write(cell, protocol.records(judged(shift)))
     protocol.write(cell / "reference", protocol.records(judged(0, seed=9)))
     write_json(cell / "status.json", {"state": "finished", "hash": name, "wall_s": 1.0})
-    write_json(cell / "costs.json", {"trained_parameters": 1_500_000, "sample_images_per_s": 3.25, "peak_memory_mb": 2048})
+    write_json(
+        cell / "costs.json", {"trained_parameters": 1_500_000, "sample_images_per_s": 3.25, "peak_memory_mb": 2048}
+    )
     write_png(picture(cell / "samples", 0), np.zeros((8, 8, 3), np.uint8))
     return {"folder": str(cell.relative_to(folder)), "method": name, "seed": seed, "hash": name}
 
 
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
-    cells = [finished(tmp_path, "near", 0.2), finished(tmp_path, "none", 6.0), finished(tmp_path, "reference/real", 0.0)]
+    cells = [
+        finished(tmp_path, "near", 0.2),
+        finished(tmp_path, "none", 6.0),
+        finished(tmp_path, "reference/real", 0.0),
+    ]
     cells.append({"folder": "broken/world/seed0", "method": "broken", "seed": 0, "hash": "broken"})
-    write_json(tmp_path / "broken/world/seed0/status.json", {"state": "failed", "hash": "broken", "reason": "ran out of luck & time"})
+    write_json(
+        tmp_path / "broken/world/seed0/status.json",
+        {"state": "failed", "hash": "broken", "reason": "ran out of luck & time"},
+    )
     cells.append({"folder": "absent/world/seed0", "method": "absent", "seed": 0, "hash": "absent"})
-    write_json(tmp_path / "cells.json", {"title": "A 100% test", "baseline": "none", "protocol": PROTOCOL, "cells": cells})
+    write_json(
+        tmp_path / "cells.json", {"title": "A 100% test", "baseline": "none", "protocol": PROTOCOL, "cells": cells}
+    )
     return tmp_path
 
 
@@ -96,7 +117,11 @@ def test_every_expected_cell_has_a_row(benchmark: Path) -> None:
     rows = rows_of(benchmark)
     assert list(rows) == ["near", "none", "reference/real", "broken", "absent"]
     assert float(rows["near"]["PCK@0.1"]) == 100.0 and float(rows["near"]["AP"]) > float(rows["none"]["AP"])
-    assert rows["near"]["state"] == "finished" and rows["near"]["n_seeds"] == "1" and rows["near"]["cost_sample_images_per_s"] == "3.25"
+    assert (
+        rows["near"]["state"] == "finished"
+        and rows["near"]["n_seeds"] == "1"
+        and rows["near"]["cost_sample_images_per_s"] == "3.25"
+    )
     assert (rows["broken"]["state"], rows["broken"]["reason"]) == ("failed", "ran out of luck & time")
     assert rows["absent"]["state"] == "missing" and rows["absent"]["AP"] == ""
 
@@ -113,16 +138,32 @@ def test_the_best_method_is_marked_and_a_reference_never_is(benchmark: Path) -> 
 
 
 def test_the_second_best_of_three_is_underlined_in_every_format(tmp_path: Path) -> None:
-    folder = plan(tmp_path, [finished(tmp_path, name, shift) for name, shift in (("near", 0.2), ("far", 6.0), ("middle", 2.0), ("reference/real", 0.0))])
+    folder = plan(
+        tmp_path,
+        [
+            finished(tmp_path, name, shift)
+            for name, shift in (("near", 0.2), ("far", 6.0), ("middle", 2.0), ("reference/real", 0.0))
+        ],
+    )
     write_table(folder)
-    assert "<u>" in line_of(folder, "middle") and "<u>" not in line_of(folder, "far") + line_of(folder, "near") + line_of(folder, "reference/real")
-    assert r"\underline{" in (folder / "table.tex").read_text() and "class='second'" in (folder / "table.html").read_text()
+    assert "<u>" in line_of(folder, "middle") and "<u>" not in line_of(folder, "far") + line_of(
+        folder, "near"
+    ) + line_of(folder, "reference/real")
+    assert (
+        r"\underline{" in (folder / "table.tex").read_text() and "class='second'" in (folder / "table.html").read_text()
+    )
 
 
 def test_ranks_follow_the_columns_direction_and_a_bias_has_none() -> None:
-    rows = [{"method": m, "ranked": True, "state": "finished", "AP": v, "FID": v, "count_bias": v} for m, v in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    rows = [
+        {"method": m, "ranked": True, "state": "finished", "AP": v, "FID": v, "count_bias": v}
+        for m, v in (("a", 1.0), ("b", 2.0), ("c", 3.0))
+    ]
     rows.append({"method": "reference/x", "ranked": False, "state": "finished", "AP": 9.0, "FID": 0.0})
-    assert ranking(rows, "AP", lower=False) == {3.0: 1, 2.0: 2} and ranking(rows, "FID", lower=True) == {1.0: 1, 2.0: 2}
+    assert ranking(rows, "AP", lower=False) == {3.0: 1, 2.0: 2} and ranking(rows, "FID", lower=True) == {
+        1.0: 1,
+        2.0: 2,
+    }
     assert ranking(rows, "count_bias", lower=True) == {} and ranking(rows[:1], "AP", lower=False) == {}
     assert ranking(rows[:2], "AP", lower=False) == {2.0: 1}, "of two, the other one is no second best worth a mark"
 
@@ -141,7 +182,12 @@ def test_faithful_rows_say_so(tmp_path: Path) -> None:
         write_json(tmp_path / name / "world/seed0/row.json", {"faithful": faithful, "remark": ""})
     write_json(tmp_path / "far/world/seed0/method/posegen.json", {"faithful": False})
     folder = plan(tmp_path, cells)
-    assert {name: row["faithful"] for name, row in rows_of(folder).items()} == {"near": "true", "far": "false", "none": "", "reference/real": ""}
+    assert {name: row["faithful"] for name, row in rows_of(folder).items()} == {
+        "near": "true",
+        "far": "false",
+        "none": "",
+        "reference/real": "",
+    }
     assert line_of(folder, "near").startswith("| near ‡ |") and "‡" not in line_of(folder, "far")
     assert "‡: official quirks" in build_table(folder).caption
 
@@ -152,15 +198,25 @@ def test_empty_columns_say_why_and_remarks_stand_below(tmp_path: Path) -> None:
     assert {"clean_FID", "paper_AP"} <= set(table.headline)
     assert "No clean_FID: set protocol.inception_file to the Inception network." in table.notes
     assert "paper_AP: batches of 4, as published." in table.notes
-    head, near = (next(line for line in table.markdown().splitlines() if line.startswith(start)) for start in ("| method", "| near"))
+    head, near = (
+        next(line for line in table.markdown().splitlines() if line.startswith(start))
+        for start in ("| method", "| near")
+    )
     assert near.split(" | ")[head.split(" | ").index("clean_FID")] == "-"
-    assert "protocol.inception" in table.latex() and "protocol.inception_file" in table.terminal() and "- No clean_FID" in table.markdown()
+    assert (
+        "protocol.inception" in table.latex()
+        and "protocol.inception_file" in table.terminal()
+        and "- No clean_FID" in table.markdown()
+    )
 
 
 def test_a_column_that_only_some_rows_lack_names_them(tmp_path: Path) -> None:
     cells = [finished(tmp_path, "near", 0.2), finished(tmp_path, "none", 6.0)]
     protocol = Protocol([PoseMetric(), Silent()])
-    protocol.write(tmp_path / "none/world/seed0", protocol.records([Judged(j.id, j.keypoints, j.areas, j.found) for j in judged(6.0)]))
+    protocol.write(
+        tmp_path / "none/world/seed0",
+        protocol.records([Judged(j.id, j.keypoints, j.areas, j.found) for j in judged(6.0)]),
+    )
     notes = build_table(plan(tmp_path, cells)).notes
     assert notes == ["No judge_frechet, judge_kernel of none: the records hold nothing to compute it from."]
 
@@ -169,7 +225,10 @@ def test_what_a_method_says_about_its_pictures_stands_below(tmp_path: Path) -> N
     cell = finished(tmp_path, "reference/folder/theirs", 0.2)
     write_json(tmp_path / cell["folder"] / "row.json", {"remark": "theirs lacks 2 of 12 pictures"})
     table = build_table(plan(tmp_path, [cell]))
-    assert "reference/folder/theirs: theirs lacks 2 of 12 pictures." in table.notes and table.rows[0]["reason"] == "theirs lacks 2 of 12 pictures"
+    assert (
+        "reference/folder/theirs: theirs lacks 2 of 12 pictures." in table.notes
+        and table.rows[0]["reason"] == "theirs lacks 2 of 12 pictures"
+    )
 
 
 def test_the_headline_is_a_choice(tmp_path: Path) -> None:
@@ -209,7 +268,15 @@ def test_a_table_made_again_has_the_same_bytes(benchmark: Path) -> None:
 def test_the_first_columns_of_the_csv_never_change(benchmark: Path) -> None:
     names = build_table(benchmark).csv().splitlines()[0].split(",")
     assert names[:5] == ["method", "AP", "AP_lo", "AP_hi", "AP_p"]
-    end = ["n_images", "n_seeds", "state", "reason", "cost_trained_parameters", "cost_train_images_per_s", "cost_sample_images_per_s"]
+    end = [
+        "n_images",
+        "n_seeds",
+        "state",
+        "reason",
+        "cost_trained_parameters",
+        "cost_train_images_per_s",
+        "cost_sample_images_per_s",
+    ]
     assert names[names.index("n_images") :] == [*end, "cost_wall_s", "cost_peak_memory_mb", "faithful", "reproduction"]
 
 
@@ -220,7 +287,10 @@ def test_two_settings_of_a_method_are_two_rows(tmp_path: Path) -> None:
         target = tmp_path / f"near/world,sampler.guidance={scale}"
         (tmp_path / "near/world").rename(target)
         cells.append({**cell, "folder": f"near/{target.name}/seed0"})
-    assert [row["method"] for row in build_table(plan(tmp_path, cells)).rows] == ["near (sampler.guidance=2)", "near (sampler.guidance=4)"]
+    assert [row["method"] for row in build_table(plan(tmp_path, cells)).rows] == [
+        "near (sampler.guidance=2)",
+        "near (sampler.guidance=4)",
+    ]
 
 
 def test_a_folder_without_a_benchmark_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,10 +300,16 @@ def test_a_folder_without_a_benchmark_says_what_to_do(tmp_path: Path, capsys: py
 
 def test_latex_text_is_escaped() -> None:
     assert latex_text(r"5_% \ †") == r"5\_\% \textbackslash{} $^\dagger$"
-    assert Entry("5_%", rank=1, differs=True).marked(r"\textbf{{}}", r"\underline{{}}", latex_text) == r"\textbf{5\_\%}$^\dagger$"
+    assert (
+        Entry("5_%", rank=1, differs=True).marked(r"\textbf{{}}", r"\underline{{}}", latex_text)
+        == r"\textbf{5\_\%}$^\dagger$"
+    )
 
 
 def test_the_terminal_shows_as_many_columns_as_fit() -> None:
-    lines = [[Entry(text) for text in row] for row in (["method", "AP", "PCE", "x" * 30], ["a", "1", "2", "3"], ["b", "failed: " + "y" * 60, "", ""])]
+    lines = [
+        [Entry(text) for text in row]
+        for row in (["method", "AP", "PCE", "x" * 30], ["a", "1", "2", "3"], ["b", "failed: " + "y" * 60, "", ""])
+    ]
     assert aligned(lines, width=20).splitlines()[0] == "method  AP  PCE"
     assert "y" * 60 in aligned(lines, width=20)

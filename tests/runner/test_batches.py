@@ -21,7 +21,14 @@ class Numbers(PoseData):
 
     def __getitem__(self, index: int) -> Sample:
         image = np.full((8, 8, 3), index, np.uint8)
-        return Sample(f"numbers/{index}", f"number {index}", np.zeros((1, 17, 3), np.float32), np.ones(1, np.float32), image, self.size)
+        return Sample(
+            f"numbers/{index}",
+            f"number {index}",
+            np.zeros((1, 17, 3), np.float32),
+            np.ones(1, np.float32),
+            image,
+            self.size,
+        )
 
     @property
     def identity(self) -> dict:

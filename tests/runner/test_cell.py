@@ -32,23 +32,48 @@ def cell(tmp_path: Path, **changes: object) -> Cell:
 
 
 def test_the_folder_names_what_differs_and_nothing_neutral(tmp_path: Path) -> None:
-    overrides = ["adapter=controlnet", "seed=3", "+sampler.guidance=4", "logger=wandb", "trainer.devices=2", "paths.output=x", "trainer=smoke"]
-    assert folder(config(tmp_path, seed=3), overrides) == tmp_path / "train/controlnet/mannequin,sampler.guidance=4,trainer=smoke/seed3"
+    overrides = [
+        "adapter=controlnet",
+        "seed=3",
+        "+sampler.guidance=4",
+        "logger=wandb",
+        "trainer.devices=2",
+        "paths.output=x",
+        "trainer=smoke",
+    ]
+    assert (
+        folder(config(tmp_path, seed=3), overrides)
+        == tmp_path / "train/controlnet/mannequin,sampler.guidance=4,trainer=smoke/seed3"
+    )
 
 
 def test_files_in_a_list_are_named_without_their_folders(tmp_path: Path) -> None:
     values = config(tmp_path, source=["/a/front.png", "/b/back.png"])
-    assert folder(values, ["source=[/a/front.png,/b/back.png]"]) == tmp_path / "train/controlnet/mannequin,source=front.png+back.png/seed0"
+    assert (
+        folder(values, ["source=[/a/front.png,/b/back.png]"])
+        == tmp_path / "train/controlnet/mannequin,source=front.png+back.png/seed0"
+    )
 
 
 def test_the_folder_does_not_depend_on_how_a_number_was_typed(tmp_path: Path) -> None:
     values = config(tmp_path, optim={"lr": 0.001})
-    assert folder(values, ["optim.lr=1e-3"]) == folder(values, ["optim.lr=0.001"]) == tmp_path / "train/controlnet/mannequin,optim.lr=0.001/seed0"
+    assert (
+        folder(values, ["optim.lr=1e-3"])
+        == folder(values, ["optim.lr=0.001"])
+        == tmp_path / "train/controlnet/mannequin,optim.lr=0.001/seed0"
+    )
 
 
 def test_neutral_keys_are_not_identity(tmp_path: Path) -> None:
     here = identity(config(tmp_path))
-    there = identity(config(tmp_path, logger={}, trainer={"steps": 10, "devices": 8, "progress": "none"}, data={"train": {"count": 5, "cache": "/else"}}))
+    there = identity(
+        config(
+            tmp_path,
+            logger={},
+            trainer={"steps": 10, "devices": 8, "progress": "none"},
+            data={"train": {"count": 5, "cache": "/else"}},
+        )
+    )
     assert here == there
     assert here != identity(config(tmp_path, trainer={"steps": 11, "devices": 1}))
 
@@ -57,7 +82,9 @@ def test_files_count_by_content(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.bin").write_bytes(b"same")
-    assert identity({"backbone": {"path": str(tmp_path / "a")}}) == identity({"backbone": {"path": str(tmp_path / "b")}})
+    assert identity({"backbone": {"path": str(tmp_path / "a")}}) == identity(
+        {"backbone": {"path": str(tmp_path / "b")}}
+    )
     before = content_hash(tmp_path / "a")
     (tmp_path / "a" / "w.bin").write_bytes(b"other")
     assert content_hash(tmp_path / "a") != before
@@ -76,7 +103,10 @@ def test_another_identity_is_refused_and_nothing_is_lost(tmp_path: Path) -> None
     first = cell(tmp_path)
     with first.working():
         (first.folder / "result").write_text("precious")
-    with pytest.raises(CellConflict, match=r"trainer\.steps: 10 there, 99 now") as error, cell(tmp_path, trainer={"steps": 99}).working():
+    with (
+        pytest.raises(CellConflict, match=r"trainer\.steps: 10 there, 99 now") as error,
+        cell(tmp_path, trainer={"steps": 99}).working(),
+    ):
         pass
     assert "study=" in str(error.value)
     assert (first.folder / "result").read_text() == "precious" and first.finished()

@@ -36,7 +36,9 @@ def test_the_source_stands_beside_the_pose_where_the_data_has_some(tmp_path: Pat
     panel = triple(np.zeros((8, 8, 3), np.uint8), person(2).keypoints, person(0.9))
     for name in ("plain", "sourced"):
         write_png(picture(tmp_path / name / "judged", 0), panel)
-    write_png(picture(tmp_path / "sourced" / "sources", 0), np.full((8, 16, 3), 200, np.uint8))  # two pictures side by side
+    write_png(
+        picture(tmp_path / "sourced" / "sources", 0), np.full((8, 16, 3), 200, np.uint8)
+    )  # two pictures side by side
     cells = {name: tmp_path / name for name in ("plain", "sourced")}
     for grid, columns in ((overview(cells), 6), (by_scenario(["a"], cells, None)["a"], 4)):
         assert grid is not None and grid.shape[1] == 24 * columns

@@ -33,7 +33,12 @@ class Oracle(StableDiffusion):
 
 def method(linear: bool = True) -> NoAdapter:
     parts = backbone_of(MANNEQUIN, vae_of((32,) * 3, 1)).parts
-    parts.scheduler |= {"skip_prk_steps": linear, "set_alpha_to_one": True, "clip_sample": False, "timestep_spacing": "leading"}
+    parts.scheduler |= {
+        "skip_prk_steps": linear,
+        "set_alpha_to_one": True,
+        "clip_sample": False,
+        "timestep_spacing": "leading",
+    }
     torch.manual_seed(0)  # without `linear` PNDM starts with Runge and Kutta's steps
     adapter = NoAdapter()
     adapter.attach(Oracle.from_parts(parts))
@@ -45,7 +50,13 @@ def batch(images: int = 2) -> PoseBatch:
     text = torch.randn(images, 5, 32, generator=draw)
     pictures = torch.rand(images, 3, 32, 32, generator=draw) * 2 - 1
     return PoseBatch(
-        [str(i) for i in range(images)], [""] * images, [np.zeros((0, 17, 3))] * images, (32, 32), images=pictures, text=text, negative_text=text[:1]
+        [str(i) for i in range(images)],
+        [""] * images,
+        [np.zeros((0, 17, 3))] * images,
+        (32, 32),
+        images=pictures,
+        text=text,
+        negative_text=text[:1],
     )
 
 
@@ -61,7 +72,9 @@ def trajectory(adapter: NoAdapter, sampler: Sampler, start: Tensor, after: Calla
     return torch.stack(list(sampler.denoising(adapter, adapter.backbone, pose, after)))
 
 
-@pytest.mark.parametrize(("scheduler", "linear"), [("DDIMScheduler", True), ("PNDMScheduler", True), ("PNDMScheduler", False)])
+@pytest.mark.parametrize(
+    ("scheduler", "linear"), [("DDIMScheduler", True), ("PNDMScheduler", True), ("PNDMScheduler", False)]
+)
 def test_what_is_kept_has_the_noise_of_the_next_step(scheduler: str, linear: bool) -> None:
     """Where the model predicts the noise of the picture exactly, keeping the picture changes nothing; the level of the step before would."""
     adapter, pose, sampler = method(linear), batch(), Sampler(scheduler, steps=20, guidance=1.0)
@@ -88,21 +101,29 @@ def test_what_is_kept_has_the_noise_of_the_next_step(scheduler: str, linear: boo
     assert (alone - trajectory(adapter, sampler, start, late)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize(
+    "scheduler", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
 def test_at_the_end_the_rest_is_the_pictures_own(scheduler: str) -> None:
     adapter, pose = method(), batch()
     kept = Kept.of(adapter.backbone, pose, half())
     adapter.backbone.clean = torch.zeros_like(kept.clean)
     made = Sampler(scheduler, steps=5, guidance=1.0).latents(adapter, adapter.backbone, pose, kept)
     outside = ~kept.anew.expand_as(made)
-    assert torch.equal(made[outside], kept.clean[outside]) and not torch.allclose(made[~outside], kept.clean[~outside], atol=1e-2)
+    assert torch.equal(made[outside], kept.clean[outside]) and not torch.allclose(
+        made[~outside], kept.clean[~outside], atol=1e-2
+    )
 
 
 def test_a_cell_counts_where_any_of_its_pixels_does() -> None:
     mask = torch.zeros(1, 12, 16, dtype=torch.bool)
     mask[0, 5, 7] = True
     assert reduced(mask, 4).nonzero().tolist() == [[0, 0, 1, 1]]
-    assert reduced(mask, 4, dilate=1).sum() == 9 and reduced(mask, 4, dilate=1)[0, 0, :3, :3].all() and reduced(mask, 4, dilate=9).all()
+    assert (
+        reduced(mask, 4, dilate=1).sum() == 9
+        and reduced(mask, 4, dilate=1)[0, 0, :3, :3].all()
+        and reduced(mask, 4, dilate=9).all()
+    )
 
 
 @pytest.mark.parametrize("soft", [0, 3])

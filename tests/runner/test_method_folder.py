@@ -22,7 +22,15 @@ from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.errors import UserError
 from posegen.io.text import write_json
 from posegen.runner.cell import identity
-from posegen.runner.method_folder import UNET, adapter_class, find_checkpoint, load_into, load_method, read_about, save_method
+from posegen.runner.method_folder import (
+    UNET,
+    adapter_class,
+    find_checkpoint,
+    load_into,
+    load_method,
+    read_about,
+    save_method,
+)
 from tests.tiny import configured
 
 
@@ -32,7 +40,9 @@ class Scale(Adapter):
     needs = frozenset()
     paper = Paper("A method of tests", "")
 
-    def __init__(self, start: float = 1.0, sizes: tuple[int, ...] = (1, 2), unet: bool = False, teacher: object = None) -> None:
+    def __init__(
+        self, start: float = 1.0, sizes: tuple[int, ...] = (1, 2), unet: bool = False, teacher: object = None
+    ) -> None:
         super().__init__()
         self.start, self.sizes, self.unet, self.teacher = start, sizes, unet, teacher
 
@@ -82,18 +92,24 @@ def test_what_is_saved_comes_back(tmp_path: Path, world: list[str], backbone: St
     fresh = StableDiffusion(*(word.partition("=")[2] for word in world[:2]), recipe="mannequin")
     again = load_method(tmp_path / "method", fresh)
     assert isinstance(again, Scale) and (again.start, list(again.sizes), again.unet) == (0.5, [3, 4, 5], unet)
-    assert again.state_dict().keys() == {"factor", "seen"} and all(torch.equal(value, adapter.state_dict()[key]) for key, value in again.state_dict().items())
+    assert again.state_dict().keys() == {"factor", "seen"} and all(
+        torch.equal(value, adapter.state_dict()[key]) for key, value in again.state_dict().items()
+    )
     assert torch.equal(fresh.unet.conv_in.bias, backbone.unet.conv_in.bias)
     assert (tmp_path / "method" / UNET).is_file() == unet
     assert read_about(tmp_path / "method")["sampler"] == {"steps": 2}
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, backbone: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_appears_whole_or_not_at_all(
+    tmp_path: Path, backbone: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adapter = saved(tmp_path / "method", backbone)
     before = (tmp_path / "method" / "adapter.safetensors").read_bytes()
     with torch.no_grad():
         adapter.factor.add_(1)
-    monkeypatch.setattr("posegen.runner.method_folder.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "posegen.runner.method_folder.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     for name in ("method", "new"):
         with pytest.raises(OSError, match="disk full"):
             save_method(tmp_path / name, adapter, backbone)
@@ -105,7 +121,10 @@ def test_arguments_that_draw_the_pose_come_back(tmp_path: Path, backbone: Stable
     from posegen.adapters.controlnet import ControlNet
     from posegen.adapters.humansd import HumanSD
 
-    for adapter in (ControlNet(style="humansd", scales=[1.0] * 6, only_mid=True), HumanSD(style="openpose", pose_latent="mode")):
+    for adapter in (
+        ControlNet(style="humansd", scales=[1.0] * 6, only_mid=True),
+        HumanSD(style="openpose", pose_latent="mode"),
+    ):
         adapter.attach(backbone)
         folder = tmp_path / type(adapter).__name__
         save_method(folder, adapter, backbone)
@@ -121,7 +140,9 @@ class TwoControls(Scale):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        copies = [ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(8, 8, 8)) for _ in range(3)]
+        copies = [
+            ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(8, 8, 8)) for _ in range(3)
+        ]
         copies[2].controlnet_cond_embedding = None
         self.near, self.far, self.changed = copies
 
@@ -133,7 +154,12 @@ def test_every_weight_is_written_once_and_comes_back(tmp_path: Path, backbone: S
         for i, p in enumerate(adapter.parameters()):
             p.fill_(i)
     save_method(tmp_path / "method", adapter, backbone)
-    assert {entry.name for entry in (tmp_path / "method").iterdir()} == {"posegen.json", "adapter.safetensors", "controlnet", "controlnet_1"}
+    assert {entry.name for entry in (tmp_path / "method").iterdir()} == {
+        "posegen.json",
+        "adapter.safetensors",
+        "controlnet",
+        "controlnet_1",
+    }
     rest = load_file(tmp_path / "method" / "adapter.safetensors")
     assert rest.keys() == {key for key in adapter.state_dict() if not key.startswith(("near.", "far."))}
     plain = ControlNetModel.from_pretrained(tmp_path / "method" / "controlnet_1").state_dict()
@@ -143,7 +169,10 @@ def test_every_weight_is_written_once_and_comes_back(tmp_path: Path, backbone: S
     for name in ("controlnet_1", "adapter.safetensors"):
         copy = shutil.copytree(tmp_path / "method", tmp_path / f"without {name}")
         shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
-        with pytest.raises(UserError, match=rf"{name}.* is missing; the method folder is incomplete|does not fit TwoControls: \d+ missing: far\."):
+        with pytest.raises(
+            UserError,
+            match=rf"{name}.* is missing; the method folder is incomplete|does not fit TwoControls: \d+ missing: far\.",
+        ):
             load_method(copy, backbone)
 
 
@@ -151,7 +180,10 @@ def test_folders_that_hold_everything_twice_are_still_read(tmp_path: Path, backb
     adapter = TwoControls()
     adapter.attach(backbone)
     save_method(tmp_path / "method", adapter, backbone)
-    save_file({key: value.contiguous() for key, value in adapter.state_dict().items()}, tmp_path / "method" / "adapter.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in adapter.state_dict().items()},
+        tmp_path / "method" / "adapter.safetensors",
+    )
     assert load_method(tmp_path / "method", backbone).state_dict().keys() == adapter.state_dict().keys()
 
 
@@ -159,7 +191,9 @@ def test_folders_that_hold_everything_twice_are_still_read(tmp_path: Path, backb
 
 
 @pytest.mark.parametrize("official", [True, False])
-def test_the_folder_says_whether_official_quirks_are_reproduced(tmp_path: Path, backbone: StableDiffusion, official: bool) -> None:
+def test_the_folder_says_whether_official_quirks_are_reproduced(
+    tmp_path: Path, backbone: StableDiffusion, official: bool
+) -> None:
     adapter = saved(tmp_path / "method", backbone)
     adapter.faithful = official
     save_method(tmp_path / "method", adapter, backbone)
@@ -175,13 +209,22 @@ def test_the_folder_says_whether_official_quirks_are_reproduced(tmp_path: Path, 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("unet", [False, True], ids=["adapter", "U-Net"])
-def test_weights_that_are_no_numbers_are_named(tmp_path: Path, backbone: StableDiffusion, value: float, unet: bool) -> None:
+def test_weights_that_are_no_numbers_are_named(
+    tmp_path: Path, backbone: StableDiffusion, value: float, unet: bool
+) -> None:
     saved(tmp_path / "method", backbone, unet=True)
-    file, key = (tmp_path / "method" / UNET, "conv_in.bias") if unet else (tmp_path / "method" / "adapter.safetensors", "factor")
+    file, key = (
+        (tmp_path / "method" / UNET, "conv_in.bias")
+        if unet
+        else (tmp_path / "method" / "adapter.safetensors", "factor")
+    )
     tensors = load_file(file)
     tensors[key].view(-1)[0] = value
     save_file(tensors, file)
-    with pytest.raises(UserError, match=rf"{file.name} holds NaN or infinity in 1 of \d+ tensors: {key}\. Its training diverged, or it overflowed"):
+    with pytest.raises(
+        UserError,
+        match=rf"{file.name} holds NaN or infinity in 1 of \d+ tensors: {key}\. Its training diverged, or it overflowed",
+    ):
         load_method(tmp_path / "method", backbone)
 
 
@@ -192,7 +235,8 @@ def test_weights_of_another_method_are_refused(tmp_path: Path, backbone: StableD
     other = ControlNet()
     other.attach(backbone)
     with pytest.raises(
-        UserError, match=r"method holds weights of .*Scale, the configured adapter is posegen.adapters.controlnet.ControlNet; choose the adapter"
+        UserError,
+        match=r"method holds weights of .*Scale, the configured adapter is posegen.adapters.controlnet.ControlNet; choose the adapter",
     ):
         load_into(other, backbone, tmp_path / "method")
 
@@ -200,7 +244,10 @@ def test_weights_of_another_method_are_refused(tmp_path: Path, backbone: StableD
 def test_weights_for_another_backbone_are_refused(tmp_path: Path, backbone: StableDiffusion) -> None:
     saved(tmp_path / "method", backbone)
     edit(tmp_path / "method", backbone={"id": "sd15", "sha256": "0" * 64})
-    with pytest.raises(UserError, match=r"method was trained on backbone sd15 \(sha256 000000000000\), configured is backbone \(\w{12}\); set backbone="):
+    with pytest.raises(
+        UserError,
+        match=r"method was trained on backbone sd15 \(sha256 000000000000\), configured is backbone \(\w{12}\); set backbone=",
+    ):
         load_method(tmp_path / "method", backbone)
 
 
@@ -225,7 +272,9 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path: Path, backbone: StableD
         load_method(tmp_path / "method", backbone)
 
 
-@pytest.mark.parametrize("about", [{"format": 99}, {"format": 1}, {"format": 1, "class": 3, "kwargs": {}, "backbone": {}}, []], ids=str)
+@pytest.mark.parametrize(
+    "about", [{"format": 99}, {"format": 1}, {"format": 1, "class": 3, "kwargs": {}, "backbone": {}}, []], ids=str
+)
 def test_a_foreign_posegen_json_is_refused(tmp_path: Path, about: Any) -> None:
     with pytest.raises(UserError, match=r"no method folder \(posegen.json is missing\)"):
         read_about(tmp_path)
@@ -238,7 +287,15 @@ def test_a_foreign_posegen_json_is_refused(tmp_path: Path, about: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "torch.nn.Linear", "posegen.adapters.base.State", "posegen.io.text.write_json", "Adapter", "posegen.adapters.absent.X"]
+    "name",
+    [
+        "os.system",
+        "torch.nn.Linear",
+        "posegen.adapters.base.State",
+        "posegen.io.text.write_json",
+        "Adapter",
+        "posegen.adapters.absent.X",
+    ],
 )
 def test_only_adapters_are_built(tmp_path: Path, backbone: StableDiffusion, name: str) -> None:
     saved(tmp_path / "method", backbone)
@@ -249,9 +306,13 @@ def test_only_adapters_are_built(tmp_path: Path, backbone: StableDiffusion, name
 
 
 def test_a_folder_cannot_have_a_module_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "evil_method.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nfrom posegen.adapters.none import NoAdapter as Method\n")
+    (tmp_path / "evil_method.py").write_text(
+        f"open({str(tmp_path / 'trace')!r}, 'w')\nfrom posegen.adapters.none import NoAdapter as Method\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"names the class evil_method\.Method, which is no adapter; .*Import its package first"):
+    with pytest.raises(
+        UserError, match=r"names the class evil_method\.Method, which is no adapter; .*Import its package first"
+    ):
         adapter_class("evil_method.Method", tmp_path)
     assert "evil_method" not in sys.modules and not (tmp_path / "trace").exists()
 
@@ -271,7 +332,8 @@ def cell(cfg: DictConfig, name: str, age: int, state: str = "finished", **differ
 def test_the_newest_finished_cell_of_the_method_is_found(tmp_path: Path, world: list[str]) -> None:
     with configured("sample", *world, f"paths.output={tmp_path / 'outputs'}") as cfg:
         with pytest.raises(
-            UserError, match=r"no finished cell of adapter controlnet in .*outputs; run posegen train adapter=controlnet first, or set checkpoint=FOLDER"
+            UserError,
+            match=r"no finished cell of adapter controlnet in .*outputs; run posegen train adapter=controlnet first, or set checkpoint=FOLDER",
         ):
             find_checkpoint(cfg)
         cell(cfg, "old", 50)
@@ -290,7 +352,9 @@ def test_a_checkpoint_is_a_cell_or_a_method_folder(tmp_path: Path, world: list[s
             assert find_checkpoint(cfg) == tmp_path / "cell" / "method"
 
 
-def test_newer_weights_are_not_mistaken_for_those_that_were_judged(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_newer_weights_are_not_mistaken_for_those_that_were_judged(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from posegen.cli import main
 
     place = [*world, "adapter=controlnet", f"paths.output={tmp_path}"]

@@ -48,7 +48,9 @@ def test_a_prompt_with_the_poses_of_a_file(trained: list[str], tmp_path: Path) -
     assert test["prompts"] == ["a photo of a person dancing"] * 3 and np.shape(test["people"]) == (3, 1, 17, 3)
 
 
-def test_a_method_that_draws_a_pose_needs_one(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_that_draws_a_pose_needs_one(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["sample", *trained, PROMPT]) != 0
     assert "set poses=FILE (COCO or OpenPose json), or prior=gunet" in capsys.readouterr().err
     assert main(["sample", *trained, f"poses={pose_file(tmp_path)}"]) != 0
@@ -56,7 +58,9 @@ def test_a_method_that_draws_a_pose_needs_one(trained: list[str], tmp_path: Path
     assert main(["sample", *trained, "adapter=none", PROMPT]) == 0
 
 
-def test_a_file_for_another_number_of_prompts_is_refused(trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_for_another_number_of_prompts_is_refused(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = pose_file(tmp_path)
     (one,) = json.loads(file.read_text())
     file.write_text(json.dumps([one, {**one, "image_id": 2}]))
@@ -64,7 +68,9 @@ def test_a_file_for_another_number_of_prompts_is_refused(trained: list[str], tmp
     assert "holds 2 images and there are 3 prompts" in capsys.readouterr().err
 
 
-def test_text_to_pose_to_image(trained: list[str], world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_to_pose_to_image(
+    trained: list[str], world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["sample", *trained, PROMPT, "prior=gunet", "prior.sampler.steps=2", "prior.scale=0.5", "images=2"]
     assert main(words) != 0
     assert "no finished cell of adapter gunet" in capsys.readouterr().err

@@ -43,7 +43,9 @@ def test_guidance_is_the_weighted_sum_of_the_branches(parts: Parts) -> None:
     from posegen.runner.sampler import Sampler
 
     batch: PoseBatch = batch_of(parts, parts.adapter, range(2))
-    one, two, three = (Sampler(steps=1, guidance=g).latents(parts.adapter, parts.backbone, batch) for g in (1.0, 2.0, 3.0))
+    one, two, three = (
+        Sampler(steps=1, guidance=g).latents(parts.adapter, parts.backbone, batch) for g in (1.0, 2.0, 3.0)
+    )
     assert torch.allclose(three - two, two - one, atol=1e-4)
 
 
@@ -55,7 +57,9 @@ def test_skipped_steps_are_the_first(parts: Parts, scheduler: str) -> None:
         """The timesteps at which the U-Net is asked."""
         seen: list[float] = []
         hook = parts.backbone.unet.register_forward_pre_hook(lambda _module, inputs: seen.append(float(inputs[1][0])))
-        latents = Sampler(scheduler, steps=4, skip=skip).latents(parts.adapter, parts.backbone, batch_of(parts, parts.adapter, range(2)))
+        latents = Sampler(scheduler, steps=4, skip=skip).latents(
+            parts.adapter, parts.backbone, batch_of(parts, parts.adapter, range(2))
+        )
         hook.remove()
         assert latents.isfinite().all()
         return seen

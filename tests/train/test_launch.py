@@ -52,7 +52,10 @@ def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.devices=3"], r"optim.batch=4 .* shared equally by 3 processes \(trainer.devices=3\); optim.batch must be a multiple of 3"),
+        (
+            ["trainer.devices=3"],
+            r"optim.batch=4 .* shared equally by 3 processes \(trainer.devices=3\); optim.batch must be a multiple of 3",
+        ),
         (["trainer.devices=2", "optim.accumulate=4"], "must be a multiple of 8"),
         (["trainer.devices=2", "trainer.nodes=3"], "trainer.devices=2 on trainer.nodes=3"),
         (["trainer.devices=0"], "trainer.devices=0 is no number"),
@@ -67,7 +70,10 @@ def test_what_cannot_be_shared_is_refused(overrides: list[str], message: str, wo
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    with pytest.raises(UserError, match=r"trainer.devices=64 .* sees \d+ GPUs \(CUDA_VISIBLE_DEVICES=1, .*hydra/launcher=serial.* set trainer.devices=1"):
+    with pytest.raises(
+        UserError,
+        match=r"trainer.devices=64 .* sees \d+ GPUs \(CUDA_VISIBLE_DEVICES=1, .*hydra/launcher=serial.* set trainer.devices=1",
+    ):
         require_gpus(64, "gpu")
 
 
@@ -89,10 +95,17 @@ def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cell_is_the_same_whoever_computes_it(world: list[str]) -> None:
-    with configured("train", *world) as alone, configured("train", *world, "trainer=fsdp", "trainer.devices=4", "trainer.nodes=2") as many:
+    with (
+        configured("train", *world) as alone,
+        configured("train", *world, "trainer=fsdp", "trainer.devices=4", "trainer.nodes=2") as many,
+    ):
         assert identity(alone) == identity(many)
         config = OmegaConf.to_container(alone, resolve=True)
-        assert folder(config, ["trainer=fsdp", "trainer.devices=4"]) == folder(config, ["trainer=default"]) == folder(config, [])
+        assert (
+            folder(config, ["trainer=fsdp", "trainer.devices=4"])
+            == folder(config, ["trainer=default"])
+            == folder(config, [])
+        )
         assert folder(config, ["trainer=smoke"]) != folder(config, [])
 
 
@@ -121,7 +134,12 @@ def command(world: list[str], output: Path, *overrides: str) -> list[str]:
 def alone(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cells that one process trained."""
     output = tmp_path_factory.mktemp("alone")
-    assert main(["train", "-m", *world, *CPU, f"paths.output={output}", "adapter=controlnet,humansd", "optim.accumulate=2"]) == 0
+    assert (
+        main(
+            ["train", "-m", *world, *CPU, f"paths.output={output}", "adapter=controlnet,humansd", "optim.accumulate=2"]
+        )
+        == 0
+    )
     return output
 
 
@@ -133,13 +151,25 @@ def assert_close(output: Path, alone: Path, method: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["serial", "local", "submitit_local"])
-def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(launcher: str, world: list[str], alone: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(
+    launcher: str, world: list[str], alone: Path, tmp_path: Path
+) -> None:
     launching = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "local" else [])]
-    sharing = ["adapter=controlnet,humansd", "optim.accumulate=2", "trainer=ddp", "trainer.devices=2", "trainer.validate_every=3", "trainer.validate_images=4"]
+    sharing = [
+        "adapter=controlnet,humansd",
+        "optim.accumulate=2",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "trainer.validate_every=3",
+        "trainer.validate_images=4",
+    ]
     assert main(["train", "-m", *world, *CPU, f"paths.output={tmp_path}", *sharing, *launching]) == 0
     for method in ("controlnet", "humansd"):
         assert_close(tmp_path, alone, method)
-        assert read_json(cell(tmp_path, method) / "status.json")["hash"] == read_json(cell(alone, method) / "status.json")["hash"]
+        assert (
+            read_json(cell(tmp_path, method) / "status.json")["hash"]
+            == read_json(cell(alone, method) / "status.json")["hash"]
+        )
         assert {p.name for p in cell(tmp_path, method).glob("live/*")} == {"live-0000003.png", "live-0000006.png"}
         assert not (cell(tmp_path, method) / "ranks").exists()
     assert len(list(tmp_path.rglob("status.json"))) == 2  # no second sweep beside the first
@@ -147,9 +177,13 @@ def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(launcher: str, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_killed_with_two_processes_and_continued_with_one(strategy: str, world: list[str], alone: Path, tmp_path: Path) -> None:
+def test_killed_with_two_processes_and_continued_with_one(
+    strategy: str, world: list[str], alone: Path, tmp_path: Path
+) -> None:
     options = ["adapter=humansd", "optim.accumulate=2", "trainer.save_every=1"]
-    running = subprocess.Popen(command(world, tmp_path, *options, f"trainer={strategy}", "trainer.devices=2"), stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command(world, tmp_path, *options, f"trainer={strategy}", "trainer.devices=2"), stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (saved := list(tmp_path.rglob("last.ckpt"))) and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -163,19 +197,32 @@ def test_killed_with_two_processes_and_continued_with_one(strategy: str, world: 
 
 @pytest.mark.slow
 def test_a_finished_share_by_full_sharding_has_whole_weights(world: list[str], alone: Path, tmp_path: Path) -> None:
-    assert main([*command(world, tmp_path, "adapter=humansd", "optim.accumulate=2", "trainer=fsdp", "trainer.devices=2")[3:]]) == 0
+    assert (
+        main(
+            [
+                *command(world, tmp_path, "adapter=humansd", "optim.accumulate=2", "trainer=fsdp", "trainer.devices=2")[
+                    3:
+                ]
+            ]
+        )
+        == 0
+    )
     assert_close(tmp_path, alone, "humansd")
 
 
 @pytest.mark.slow
-def test_what_a_process_cannot_do_is_the_cells_error(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_process_cannot_do_is_the_cells_error(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command(world, tmp_path, "adapter=controlnet", "trainer=fsdp", "trainer.devices=2")[3:]]) == 1
     assert "train outside of it" in capsys.readouterr().err
     assert read_json(cell(tmp_path, "controlnet") / "status.json")["state"] == "failed"
 
 
 @pytest.mark.slow
-def test_statistics_of_a_share_are_refused(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_a_share_are_refused(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command(world, tmp_path, "adapter=grpose", "trainer.devices=2")[3:]]) == 1
     assert "adapter=grpose normalises over the batch" in capsys.readouterr().err
 
@@ -183,14 +230,28 @@ def test_statistics_of_a_share_are_refused(world: list[str], tmp_path: Path, cap
 @pytest.mark.slow
 def test_a_benchmark_trains_with_two_processes_and_judges_once(world: list[str], tmp_path: Path) -> None:
     tiny = [o for o in world if not o.startswith(("trainer.steps", "trainer.progress"))]
-    words = ["benchmark", "benchmark=smoke", "adapter=controlnet,none", *tiny, *CPU, "trainer.steps=4", "hydra/launcher=serial"]
+    words = [
+        "benchmark",
+        "benchmark=smoke",
+        "adapter=controlnet,none",
+        *tiny,
+        *CPU,
+        "trainer.steps=4",
+        "hydra/launcher=serial",
+    ]
     outputs = {name: tmp_path / name for name in ("two", "one")}
     for name, sharing in {"two": ["trainer=ddp", "trainer.devices=2"], "one": []}.items():
         assert main([*words, *sharing, f"paths.output={outputs[name]}"]) == 0
-    one, two = ({c["method"]: c for c in read_json(output / "benchmark/smoke/cells.json")["cells"]} for output in outputs.values())
+    one, two = (
+        {c["method"]: c for c in read_json(output / "benchmark/smoke/cells.json")["cells"]}
+        for output in outputs.values()
+    )
     assert one == two  # the same cells at the same places
     for method in one:
-        records = [pd.read_csv(output / "benchmark/smoke" / one[method]["folder"] / "records.csv")["id"] for output in outputs.values()]
+        records = [
+            pd.read_csv(output / "benchmark/smoke" / one[method]["folder"] / "records.csv")["id"]
+            for output in outputs.values()
+        ]
         assert list(records[0]) == list(records[1]) and len(records[0]) == 6
 
 

@@ -46,7 +46,9 @@ def serial(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running(words: list[str]) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([sys.executable, "-m", "posegen.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "posegen.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield process
     finally:
@@ -112,7 +114,9 @@ def test_a_terminated_training_keeps_its_last_step(world: list[str], tmp_path: P
     assert 0 < torch.load(checkpoint, weights_only=True)["global_step"] < 190
     assert read_json(checkpoint.parent / "status.json")["state"] == "running"
     assert all(main([*words, f"paths.output={tmp_path / name}"]) == 0 for name in ("ended", "whole"))
-    ended, whole = ([file.read_bytes() for file in sorted((tmp_path / name).rglob("*.safetensors"))] for name in ("ended", "whole"))
+    ended, whole = (
+        [file.read_bytes() for file in sorted((tmp_path / name).rglob("*.safetensors"))] for name in ("ended", "whole")
+    )
     assert ended == whole
 
 

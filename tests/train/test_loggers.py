@@ -13,14 +13,22 @@ from posegen.train.loop import train
 from tests.tiny import configured
 
 
-def test_wandb_offline_holds_config_curves_pictures_and_group(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline_holds_config_curves_pictures_and_group(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     seen: dict = {}
     init = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **kwargs: seen.update(kwargs) or init(**kwargs))
-    options = ["logger=wandb", "trainer.validate_every=3", "trainer.validate_images=4", "trainer.log_every=1", f"paths.output={tmp_path}"]
+    options = [
+        "logger=wandb",
+        "trainer.validate_every=3",
+        "trainer.validate_images=4",
+        "trainer.log_every=1",
+        f"paths.output={tmp_path}",
+    ]
     with configured("train", *world, *options) as cfg:
         train(cfg)
     assert seen["mode"] == "offline" and seen["group"] == "train/controlnet" and seen["name"] == "controlnet-seed0"
@@ -31,21 +39,43 @@ def test_wandb_offline_holds_config_curves_pictures_and_group(world: list[str], 
     assert list(run.rglob("live_*.png"))
 
 
-def test_every_logger_leaves_its_curves_and_the_csv_in_the_cell(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_logger_leaves_its_curves_and_the_csv_in_the_cell(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    for logger, pattern in (("tensorboard", "curves/events.out.tfevents.*"), ("wandb", "*.wandb"), ("csv", "curves/metrics.csv")):
-        with configured("train", *world, f"logger={logger}", "trainer.steps=2", "trainer.log_every=1", f"paths.output={tmp_path / logger}") as cfg:
+    for logger, pattern in (
+        ("tensorboard", "curves/events.out.tfevents.*"),
+        ("wandb", "*.wandb"),
+        ("csv", "curves/metrics.csv"),
+    ):
+        with configured(
+            "train",
+            *world,
+            f"logger={logger}",
+            "trainer.steps=2",
+            "trainer.log_every=1",
+            f"paths.output={tmp_path / logger}",
+        ) as cfg:
             train(cfg)
         (cell,) = (tmp_path / logger).rglob("seed0")
         assert list(cell.rglob(pattern))
         assert [step for step, _ in curves_of(cell)["train/loss"]] == [0, 1]
 
 
-def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from posegen.verbs.benchmark import main
 
     monkeypatch.setenv("WANDB_SILENT", "true")
-    options = ["logger=wandb", "logger.checkpoints=true", "logger.rows=3", "trainer.steps=2", "trainer.save_every=2", f"paths.output={tmp_path}"]
+    options = [
+        "logger=wandb",
+        "logger.checkpoints=true",
+        "logger.rows=3",
+        "trainer.steps=2",
+        "trainer.save_every=2",
+        f"paths.output={tmp_path}",
+    ]
     assert main([*world, "adapter=controlnet,none", "hydra/launcher=serial", *options]) == 0
     content = {run: b"".join(p.read_bytes() for p in run.glob("*.wandb")) for run in tmp_path.rglob("offline-run-*")}
     judged = [text for text in content.values() if b"test/PCK@0.1" in text]
@@ -53,15 +83,24 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(world: lis
     files = {path.name for run in content for path in run.rglob("*") if path.is_file()}
     assert any(name.startswith("images_") and name.endswith(".table.json") for name in files)
     tables = [json.loads(path.read_text()) for run in content for path in run.rglob("images_*.table.json")]
-    assert all(len(table["data"]) == 3 and table["columns"][:5] == ["id", "prompt", "pose", "sample", "found"] for table in tables)
+    assert all(
+        len(table["data"]) == 3 and table["columns"][:5] == ["id", "prompt", "pose", "sample", "found"]
+        for table in tables
+    )
     worst = [[row[table["columns"].index("PCK@0.1")] for row in table["data"]] for table in tables]
-    assert worst == [sorted(values) for values in worst] and sorted(t["data"][0][0] for t in tables)[0].startswith("mannequin/test/")
+    assert worst == [sorted(values) for values in worst] and sorted(t["data"][0][0] for t in tables)[0].startswith(
+        "mannequin/test/"
+    )
     (whole,) = [json.loads(path.read_text()) for run in content for path in run.rglob("table_*.table.json")]
     rows = [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
-    assert [row["method"] for row in rows] == ["controlnet", "none"] and all(isinstance(row["count_error_hi"], float) for row in rows)
+    assert [row["method"] for row in rows] == ["controlnet", "none"] and all(
+        isinstance(row["count_error_hi"], float) for row in rows
+    )
     (board,) = [text for run, text in content.items() if "dashboard" in run.parts]
     assert b"benchmark-mannequin" in board and b"table.csv" in board, set(re.findall(rb"[\w./:-]{4,}", board))
-    assert any(b"controlnet-seed0" in text and b"diffusion_pytorch_model.safetensors" in text for text in content.values())
+    assert any(
+        b"controlnet-seed0" in text and b"diffusion_pytorch_model.safetensors" in text for text in content.values()
+    )
 
 
 def test_what_a_dashboard_cannot_take_is_said_and_nothing_is_lost(

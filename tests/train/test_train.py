@@ -53,7 +53,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["controlnet", "humansd"])
-def test_an_interrupted_run_ends_at_the_same_weights_bit_for_bit(adapter: str, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_at_the_same_weights_bit_for_bit(
+    adapter: str, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [f"adapter={adapter}", "optim.accumulate=2", "trainer.log_every=1"]
     whole = trained(world, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
@@ -78,10 +80,18 @@ def test_checkpoints_hold_only_what_trains(world: list[str], tmp_path: Path, mon
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(world: list[str], tmp_path: Path) -> None:
     at_once = trained(world, tmp_path / "a", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0")
-    in_parts = trained(world, tmp_path / "b", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0", "optim.accumulate=4")
-    start = trained(world, tmp_path / "start", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0", "optim.lr=1e-12")
-    moved, apart = (torch.cat([(a[k] - b[k]).flatten() for k in a]).norm() for a, b in ((at_once, start), (at_once, in_parts)))
-    assert moved > 0 and apart < 0.2 * moved  # not zero: AdamW's first step is of full length also where a gradient is all rounding
+    in_parts = trained(
+        world, tmp_path / "b", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0", "optim.accumulate=4"
+    )
+    start = trained(
+        world, tmp_path / "start", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0", "optim.lr=1e-12"
+    )
+    moved, apart = (
+        torch.cat([(a[k] - b[k]).flatten() for k in a]).norm() for a, b in ((at_once, start), (at_once, in_parts))
+    )
+    assert (
+        moved > 0 and apart < 0.2 * moved
+    )  # not zero: AdamW's first step is of full length also where a gradient is all rounding
 
 
 def test_training_changes_weights_and_the_average_lags_behind(world: list[str], tmp_path: Path) -> None:
@@ -107,7 +117,9 @@ def test_a_method_without_weights_is_a_finished_cell(world: list[str], tmp_path:
         assert Cell.of(cfg).finished()
 
 
-def test_the_second_time_nothing_is_computed_whatever_the_logger(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_time_nothing_is_computed_whatever_the_logger(
+    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained(world, tmp_path, "adapter=controlnet")
     monkeypatch.setattr("posegen.train.loop.fit", lambda *_: pytest.fail("trained again"))
     trained(world, tmp_path, "adapter=controlnet", "logger=tensorboard")
@@ -123,13 +135,18 @@ def test_a_damaged_checkpoint_names_the_file_and_the_fix(world: list[str], tmp_p
 
 
 def test_an_indivisible_batch_is_refused(world: list[str], tmp_path: Path) -> None:
-    with configured("train", *world, "optim.accumulate=3", f"paths.output={tmp_path}") as cfg, pytest.raises(UserError, match=r"optim\.accumulate=3"):
+    with (
+        configured("train", *world, "optim.accumulate=3", f"paths.output={tmp_path}") as cfg,
+        pytest.raises(UserError, match=r"optim\.accumulate=3"),
+    ):
         fit(Parts(cfg), tmp_path / "cell")
 
 
 def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path: Path) -> None:
     plain = trained(world, tmp_path / "plain", "adapter=controlnet")
-    watched = trained(world, tmp_path / "watched", "adapter=controlnet", "trainer.validate_every=2", "trainer.validate_images=4")
+    watched = trained(
+        world, tmp_path / "watched", "adapter=controlnet", "trainer.validate_every=2", "trainer.validate_images=4"
+    )
     assert equal(plain, watched)
     assert len(list((tmp_path / "watched").rglob("live-*.png"))) == 3
     (curves,) = (tmp_path / "watched").rglob("metrics.csv")
@@ -137,10 +154,19 @@ def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path
 
 
 def test_the_way_of_computing_changes_no_more_than_rounding(world: list[str], tmp_path: Path) -> None:
-    ways = {"plain": [], "other": ["trainer.channels_last=true", "trainer.checkpointing=blocks"], "light": ["trainer.checkpointing=feedforward"]}
-    made = {name: trained(world, tmp_path / name, "adapter=controlnet", "trainer.log_every=1", *options) for name, options in ways.items()}
+    ways = {
+        "plain": [],
+        "other": ["trainer.channels_last=true", "trainer.checkpointing=blocks"],
+        "light": ["trainer.checkpointing=feedforward"],
+    }
+    made = {
+        name: trained(world, tmp_path / name, "adapter=controlnet", "trainer.log_every=1", *options)
+        for name, options in ways.items()
+    }
     assert equal(made["plain"], made["light"])
-    assert made["plain"].keys() == made["other"].keys() and not equal(made["plain"], made["other"])  # the sums of a convolution have another order
+    assert made["plain"].keys() == made["other"].keys() and not equal(
+        made["plain"], made["other"]
+    )  # the sums of a convolution have another order
     curves = [pd.read_csv(next((tmp_path / name).rglob("metrics.csv")))["train/loss"] for name in ("plain", "other")]
     np.testing.assert_allclose(*curves, rtol=1e-3)
 

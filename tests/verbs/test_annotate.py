@@ -88,12 +88,28 @@ def test_the_people_of_rendered_pictures(tmp_path: Path, capfd: pytest.CaptureFi
         Image.fromarray(sample.image).save(tmp_path / "photos" / ("more" if i % 2 else "") / f"{i}.png")
     whole = cv2.imencode(".jpg", samples[0].image)[1].tobytes()
     (tmp_path / "photos" / "broken.jpg").write_bytes(whole[: len(whole) // 2])
-    words = ["annotate", "source=photos", "target=out/poses.json", "estimator=mannequin", "overlays=drawn", "progress=none"]
+    words = [
+        "annotate",
+        "source=photos",
+        "target=out/poses.json",
+        "estimator=mannequin",
+        "overlays=drawn",
+        "progress=none",
+    ]
     assert main(words) == 0
     assert "broken.jpg cannot be decoded" in capfd.readouterr().err
     content = json.loads(Path("out/poses.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
-    assert list(names.values()) == ["0.png", "2.png", "4.png", "6.png", "more/1.png", "more/3.png", "more/5.png", "more/7.png"]
+    assert list(names.values()) == [
+        "0.png",
+        "2.png",
+        "4.png",
+        "6.png",
+        "more/1.png",
+        "more/3.png",
+        "more/5.png",
+        "more/7.png",
+    ]
     assert [entry["file_name"] for entry in content["info"]["unreadable"]] == ["broken.jpg"]
     similar = []
     for number, name in names.items():
@@ -111,7 +127,13 @@ def test_the_people_of_rendered_pictures(tmp_path: Path, capfd: pytest.CaptureFi
 
 
 def test_every_size_and_format() -> None:
-    for name, size in {"a.png": (24, 32), "b.webp": (24, 32), "c.JPG": (24, 32), "d/e.png": (17, 9), "d/f.jpeg": (24, 32)}.items():
+    for name, size in {
+        "a.png": (24, 32),
+        "b.webp": (24, 32),
+        "c.JPG": (24, 32),
+        "d/e.png": (17, 9),
+        "d/f.jpeg": (24, 32),
+    }.items():
         paint(name, size)
     paint(".hidden.png"), Path("pictures/notes.txt").write_text("")
     content = run(batch=4)
@@ -122,8 +144,12 @@ def test_every_size_and_format() -> None:
         ("d/e.png", 17, 9),
         ("d/f.jpeg", 24, 32),
     ]
-    assert Brightness.looks == [(3, 3, 24, 32), (1, 3, 17, 9), (1, 3, 24, 32)], "pictures of one size in one pass, in fixed parts"
-    assert [a["image_id"] for a in content["annotations"]] == [1, 2, 3, 4, 5] and [a["id"] for a in content["annotations"]] == [1, 2, 3, 4, 5]
+    assert Brightness.looks == [(3, 3, 24, 32), (1, 3, 17, 9), (1, 3, 24, 32)], (
+        "pictures of one size in one pass, in fixed parts"
+    )
+    assert [a["image_id"] for a in content["annotations"]] == [1, 2, 3, 4, 5] and [
+        a["id"] for a in content["annotations"]
+    ] == [1, 2, 3, 4, 5]
 
 
 def test_an_interrupted_run_continues(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +228,17 @@ def test_annotations() -> None:
     joints[0, 4:6] = [[12, 8, 0.4], [np.inf, 1, 0.8]]
     joints[2, 0] = [5, 5, 0.09]
     (person,) = people(Poses(joints, np.float32([0.5, 0.4, 0.3])), 0.1)
-    assert person["num_keypoints"] == 2 and person["bbox"] == [2, 3, 10, 5] and person["area"] == 50 and person["score"] == 0.5
-    assert np.reshape(person["keypoints"], (17, 3))[[0, 1, 4, 5]].tolist() == [[2, 3, 2], [0, 0, 0], [12, 8, 2], [0, 0, 0]]
+    assert (
+        person["num_keypoints"] == 2
+        and person["bbox"] == [2, 3, 10, 5]
+        and person["area"] == 50
+        and person["score"] == 0.5
+    )
+    assert np.reshape(person["keypoints"], (17, 3))[[0, 1, 4, 5]].tolist() == [
+        [2, 3, 2],
+        [0, 0, 0],
+        [12, 8, 2],
+        [0, 0, 0],
+    ]
     assert [round(s, 3) for s in person["keypoint_scores"][:5]] == [0.9, 0, 0, 0, 0.4]
     assert len(people(Poses(joints, np.float32([0.5, 0.4, 0.3])), 0.0)) == 2

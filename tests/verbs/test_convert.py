@@ -69,7 +69,9 @@ def official(method: str, trained: Parts) -> dict[str, Tensor]:
 
 def whole(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same with what lies beside it in a whole model's file."""
-    return official | dict.fromkeys(["first_stage_model.quant_conv.bias", "cond_stage_model.x", "betas", "alphas_cumprod"], torch.zeros(2))
+    return official | dict.fromkeys(
+        ["first_stage_model.quant_conv.bias", "cond_stage_model.x", "betas", "alphas_cumprod"], torch.zeros(2)
+    )
 
 
 def unet_of(parts: Parts) -> dict[str, Tensor]:
@@ -86,23 +88,37 @@ def run(method: str, backbone: list[str], source: Path | None, target: Path, *mo
 
 
 def saved(tensors: dict[str, Tensor], file: Path) -> Path:
-    save_file(tensors, file) if file.suffix == ".safetensors" else torch.save({"state_dict": tensors, "global_step": 1}, file)
+    save_file(tensors, file) if file.suffix == ".safetensors" else torch.save(
+        {"state_dict": tensors, "global_step": 1}, file
+    )
     return file
 
 
 def test_a_converted_folder_holds_the_trained_method(
-    method: str, backbone: list[str], trained: Parts, official: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str,
+    backbone: list[str],
+    trained: Parts,
+    official: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, target = saved(whole(official), tmp_path / "official.ckpt"), tmp_path / "method"
     run(method, backbone, source, target)
     printed = capsys.readouterr().out
     place = "controlnet/" if method == "controlnet" else "backbone/unet/"
     assert f"taken           {len(official):5}  into {place}\n" in printed
-    assert "ignored by rule     2  betas, ...: the noise process" in printed and "ignored by rule     1  first_stage_model: the autoencoder" in printed
-    assert (target / "backbone").exists() == (method == "humansd") and (target / "controlnet").exists() == (method == "controlnet")
+    assert (
+        "ignored by rule     2  betas, ...: the noise process" in printed
+        and "ignored by rule     1  first_stage_model: the autoencoder" in printed
+    )
+    assert (target / "backbone").exists() == (method == "humansd") and (target / "controlnet").exists() == (
+        method == "controlnet"
+    )
     assert not (target / "adapter.safetensors").exists(), "nothing is written twice"
     about = json.loads((target / "posegen.json").read_text())
-    assert about["faithful"] and about["converted"]["file"] == "official.ckpt" and len(about["converted"]["sha256"]) == 64
+    assert (
+        about["faithful"] and about["converted"]["file"] == "official.ckpt" and len(about["converted"]["sha256"]) == 64
+    )
     again = Parts(trained.cfg)
     load_into(again.adapter, again.backbone, target)
     for own, wanted in ((again.adapter, trained.adapter), (again.backbone, trained.backbone)):
@@ -129,22 +145,33 @@ def test_the_backbones_own_unet_is_recognised_in_any_precision(
 
 def controlled(parts: Parts) -> dict[str, Tensor]:
     """A ControlNet's weights under their original names."""
-    renamed = ldm.renamed(parts.adapter.branch.network.state_dict(), ldm.inverse(ldm.control_table(parts.backbone.geometry)))
+    renamed = ldm.renamed(
+        parts.adapter.branch.network.state_dict(), ldm.inverse(ldm.control_table(parts.backbone.geometry))
+    )
     return {key: value.clone() for key, value in renamed.tensors.items()}
 
 
-def test_another_unet_comes_along_and_the_folder_stays_that_of_the_backbone(backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_unet_comes_along_and_the_folder_stays_that_of_the_backbone(
+    backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with configured("train", *backbone, "adapter=controlnet") as cfg:
         parts = Parts(cfg)
         unet = unet_of(parts)
         unet[f"{ldm.UNET}out.2.bias"] += 1
-        source = saved({ldm.CONTROL + key: value for key, value in controlled(parts).items()} | unet, tmp_path / "official.ckpt")
+        source = saved(
+            {ldm.CONTROL + key: value for key, value in controlled(parts).items()} | unet, tmp_path / "official.ckpt"
+        )
         run("controlnet", backbone, source, tmp_path / "method")
         again = Parts(cfg)
         method = load_method(tmp_path / "method", again.backbone)
     printed = capsys.readouterr().out
-    assert f"  taken           {len(unet):5}  into backbone/unet/: the file's own U-Net, 1 of its tensors differ from the backbone's\n" in printed
-    assert torch.equal(again.backbone.unet.conv_out.bias, unet[f"{ldm.UNET}out.2.bias"]) and not any(p.requires_grad for p in again.backbone.parameters())
+    assert (
+        f"  taken           {len(unet):5}  into backbone/unet/: the file's own U-Net, 1 of its tensors differ from the backbone's\n"
+        in printed
+    )
+    assert torch.equal(again.backbone.unet.conv_out.bias, unet[f"{ldm.UNET}out.2.bias"]) and not any(
+        p.requires_grad for p in again.backbone.parameters()
+    )
     recorded = json.loads((tmp_path / "method" / "posegen.json").read_text())["backbone"]
     assert recorded == {"id": "sd15", "sha256": parts.backbone.weights.sha256} and method.faithful
 
@@ -154,7 +181,10 @@ def test_half_a_unet_or_one_of_another_design_is_refused(backbone: list[str], tm
         parts = Parts(cfg)
         control, unet = {ldm.CONTROL + key: value for key, value in controlled(parts).items()}, unet_of(parts)
     half = {key: value for key, value in unet.items() if "output_blocks" not in key}
-    for wrong, message in ((half, r"missing: backbone\.unet\.up_blocks"), (unet | {f"{ldm.UNET}lora.up": torch.zeros(1)}, r"1 unexpected: .*lora\.up")):
+    for wrong, message in (
+        (half, r"missing: backbone\.unet\.up_blocks"),
+        (unet | {f"{ldm.UNET}lora.up": torch.zeros(1)}, r"1 unexpected: .*lora\.up"),
+    ):
         with pytest.raises(UserError, match=message):
             run("controlnet", backbone, saved(control | wrong, tmp_path / "official.ckpt"), tmp_path / "method")
     assert not (tmp_path / "method").exists()
@@ -173,10 +203,16 @@ def test_a_controlnet_comes_from_diffusers_and_goes_back(backbone: list[str], tm
         adapter, body = parts.adapter, parts.backbone
     scrambled(adapter)
     adapter.branch.network.save_pretrained(tmp_path / "diffusers", safe_serialization=form != "bin")
-    source = tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors" if form == "file" else tmp_path / "diffusers"
+    source = (
+        tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors" if form == "file" else tmp_path / "diffusers"
+    )
     run("controlnet", backbone, source, tmp_path / "method")
     theirs = ControlNetModel.from_pretrained(tmp_path / "method" / "controlnet")
-    noisy, timesteps, text = torch.randn(1, *body.latent_shape((64, 64))), torch.tensor([500]), body.encode_text(["photo"])
+    noisy, timesteps, text = (
+        torch.randn(1, *body.latent_shape((64, 64))),
+        torch.tensor([500]),
+        body.encode_text(["photo"]),
+    )
     hint = torch.rand(1, 3, 64, 64)
     state = State(text, text).having(hint=adapter.branch.hint_features(hint), on=torch.ones(1, 1, 1, 1))
     ours = adapter.inject(state, noisy, timesteps)
@@ -219,33 +255,54 @@ def test_a_folder_of_several_models_or_of_this_project_says_what_to_name(backbon
 def test_without_a_source_a_method_starts_from_the_backbone(method: str, backbone: list[str], tmp_path: Path) -> None:
     run(method, backbone, None, tmp_path / "method", "sampler=ddim", "sampler.guidance=9")
     about = json.loads((tmp_path / "method" / "posegen.json").read_text())
-    assert about["initialised"] and not about["faithful"] and about["sampler"]["guidance"] == 9 and "converted" not in about
+    assert (
+        about["initialised"]
+        and not about["faithful"]
+        and about["sampler"]["guidance"] == 9
+        and "converted" not in about
+    )
     with configured("train", *backbone, f"adapter={method}") as cfg:
         fresh, parts = Parts(cfg), Parts(cfg)
         load_into(parts.adapter, parts.backbone, tmp_path / "method")
     if method == "controlnet":
         mid = fresh.backbone.unet.mid_block.state_dict()
-        assert all(torch.equal(value, mid[key]) for key, value in parts.adapter.branch.network.mid_block.state_dict().items())
+        assert all(
+            torch.equal(value, mid[key]) for key, value in parts.adapter.branch.network.mid_block.state_dict().items()
+        )
     else:
         extra, old = parts.backbone.unet.conv_in.weight.split([8, 8], dim=1)[::-1], fresh.backbone.unet.conv_in.weight
         assert not extra[0].any() and torch.equal(extra[1], old)
 
 
 SPOILT: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
-    "missing": (lambda tensors, key: tensors.pop(key), r"1 missing: (adapter\.branch\.network|backbone\.unet)\.conv_in\.bias"),
+    "missing": (
+        lambda tensors, key: tensors.pop(key),
+        r"1 missing: (adapter\.branch\.network|backbone\.unet)\.conv_in\.bias",
+    ),
     "unexpected": (lambda tensors, key: tensors.update({"lora.up": torch.zeros(1)}), r"1 unexpected: lora\.up"),
-    "mis-shaped": (lambda tensors, key: tensors.update({key: torch.zeros(5)}), r"1 mis-shaped: .*conv_in\.bias \[5\] instead of \[16\]"),
+    "mis-shaped": (
+        lambda tensors, key: tensors.update({key: torch.zeros(5)}),
+        r"1 mis-shaped: .*conv_in\.bias \[5\] instead of \[16\]",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_a_key_that_is_out_of_place_is_named_and_nothing_is_written(
-    method: str, backbone: list[str], official: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    method: str,
+    backbone: list[str],
+    official: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     spoil, message = SPOILT[kind]
     spoil(official, f"{TABLES[method][1]}input_blocks.0.0.bias")
     fix = "the file is of another size: choose the backbone=" if kind == "mis-shaped" else "choose the adapter="
-    with pytest.raises(UserError, match=rf"official\.safetensors does not fit \w+ on backbone [\w-]+: {message}\. Nothing was written; {fix}"):
+    with pytest.raises(
+        UserError,
+        match=rf"official\.safetensors does not fit \w+ on backbone [\w-]+: {message}\. Nothing was written; {fix}",
+    ):
         run(method, backbone, saved(official, tmp_path / "official.safetensors"), tmp_path / "method")
     assert f"  {kind:15}     1\n" in capsys.readouterr().out + "\n"
     assert not (tmp_path / "method").exists()
@@ -253,11 +310,18 @@ def test_a_key_that_is_out_of_place_is_named_and_nothing_is_written(
 
 def test_weights_of_another_method_or_with_broken_numbers_are_named(backbone: list[str], tmp_path: Path) -> None:
     other = {f"body.{i}.weight": torch.zeros(2) for i in range(3)} | {"conv_in.weight": torch.zeros(2)}
-    with pytest.raises(UserError, match=r"a\.pth holds no weights of ControlNet: its keys begin with body \(3\), conv_in \(1\)\. .*choose the adapter="):
+    with pytest.raises(
+        UserError,
+        match=r"a\.pth holds no weights of ControlNet: its keys begin with body \(3\), conv_in \(1\)\. .*choose the adapter=",
+    ):
         run("controlnet", backbone, saved(other, tmp_path / "a.pth"), tmp_path / "method")
     overflowed = {"control_model.x": torch.tensor([1e6]).half(), "control_model.y": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"b\.pth holds NaN or infinity in 1 of 2 tensors: control_model\.x\. .*half precision"):
-        run("controlnet", ["backbone.path=nowhere"], saved(overflowed, tmp_path / "b.pth"), tmp_path / "method")  # said before the backbone is read
+    with pytest.raises(
+        UserError, match=r"b\.pth holds NaN or infinity in 1 of 2 tensors: control_model\.x\. .*half precision"
+    ):
+        run(
+            "controlnet", ["backbone.path=nowhere"], saved(overflowed, tmp_path / "b.pth"), tmp_path / "method"
+        )  # said before the backbone is read
     assert not (tmp_path / "method").exists()
 
 
@@ -282,7 +346,9 @@ def test_only_a_method_folder_is_overwritten(backbone: list[str], tmp_path: Path
     target = tmp_path / "precious"
     target.mkdir()
     (target / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"precious exists and is no method folder, so it is not overwritten; choose a new folder"):
+    with pytest.raises(
+        UserError, match=r"precious exists and is no method folder, so it is not overwritten; choose a new folder"
+    ):
         run("controlnet", backbone, tmp_path / "a.pth", target)
     with pytest.raises(UserError, match=r"thesis\.tex exists and is no method folder"):
         run("controlnet", backbone, tmp_path / "a.pth", target / "thesis.tex")
@@ -302,12 +368,19 @@ def test_a_backbone_must_be_named_and_the_method_must_have_weights(backbone: lis
         run("none", backbone, source, tmp_path / "method")
 
 
-def test_the_verb_ends_with_an_exit_code(backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_ends_with_an_exit_code(
+    backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb = VERBS["convert"]
     with configured("train", *backbone, "adapter=controlnet") as cfg:
         tensors = dict(Parts(cfg).adapter.branch.network.state_dict())
     for name, content in (("good", tensors), ("bad", {"x": torch.zeros(1)})):
-        words = [*backbone, "adapter=controlnet", f"source={saved(content, tmp_path / f'{name}.pth')}", f"target={tmp_path / name}"]
+        words = [
+            *backbone,
+            "adapter=controlnet",
+            f"source={saved(content, tmp_path / f'{name}.pth')}",
+            f"target={tmp_path / name}",
+        ]
         assert run_hydra("convert", verb.target, words, spread=True) == (name == "bad")
     printed = capsys.readouterr()
     assert f"wrote {tmp_path / 'good'}; use it with checkpoint={tmp_path / 'good'}" in printed.out

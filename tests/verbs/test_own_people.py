@@ -48,7 +48,10 @@ def pipe(method: Path, base: dict[str, str]) -> PoseGuidedPipeline:
 def test_a_picture_is_the_same_from_a_file_from_memory_and_in_a_list(pipe: PoseGuidedPipeline, tmp_path: Path) -> None:
     array = picture_of(0)
     write_png(tmp_path / "a.png", array)
-    made = [images(pipe, "photo", person(), source=source) for source in (array, tmp_path / "a.png", Image.fromarray(array), [array], [[array]])]
+    made = [
+        images(pipe, "photo", person(), source=source)
+        for source in (array, tmp_path / "a.png", Image.fromarray(array), [array], [[array]])
+    ]
     assert all(np.array_equal(each, made[0]) for each in made[1:])
     assert not np.allclose(made[0], images(pipe, "photo", person(), source=picture_of(1)), atol=1e-3)
 
@@ -56,7 +59,9 @@ def test_a_picture_is_the_same_from_a_file_from_memory_and_in_a_list(pipe: PoseG
 def test_several_pictures_count_together_and_a_list_of_lists_has_one_per_prompt(pipe: PoseGuidedPipeline) -> None:
     a, b = picture_of(0), picture_of(1, (48, 80))
     both, turned = (images(pipe, "photo", person(), source=source) for source in ([a, b], [b, a]))
-    assert np.allclose(both, turned, atol=1e-4) and not np.allclose(both, images(pipe, "photo", person(), source=a), atol=1e-3)
+    assert np.allclose(both, turned, atol=1e-4) and not np.allclose(
+        both, images(pipe, "photo", person(), source=a), atol=1e-3
+    )
     each = images(pipe, ["photo", "photo"], person(), source=[[a], [b]])
     assert np.allclose(each[0], images(pipe, ["photo", "photo"], person(), source=a)[0], atol=1e-4)
     assert np.allclose(each[1], images(pipe, ["photo", "photo"], person(), source=b)[1], atol=1e-4)
@@ -87,7 +92,13 @@ def test_a_method_without_a_source_refuses_one(world: list[str], base: dict[str,
 
 def sampled(method: Path, world: list[str], out: Path, *words: str) -> int:
     pose = pose_file(out) if not (out / "pose.json").exists() else out / "pose.json"
-    own = ["adapter=dnaf", f"checkpoint={method}", "prompt=a person", f"poses={pose}", f"paths.output={out / 'outputs'}"]
+    own = [
+        "adapter=dnaf",
+        f"checkpoint={method}",
+        "prompt=a person",
+        f"poses={pose}",
+        f"paths.output={out / 'outputs'}",
+    ]
     return main(["sample", *world, *own, *words])
 
 
@@ -102,15 +113,24 @@ def test_prompts_with_a_person_from_pictures(method: Path, world: list[str], tmp
         assert len(read_json(status)["identity"]["content"]["test"]) == 1 + (name == "two")
     assert np.array_equal(made["one"], made["listed"]) and not np.array_equal(made["one"], made["two"])
     write_png(a, picture_of(2))
-    assert sampled(method, world, tmp_path, f"source={a}", "study=one", "images=2") != 0, "the same place holds another person's pictures"
+    assert sampled(method, world, tmp_path, f"source={a}", "study=one", "images=2") != 0, (
+        "the same place holds another person's pictures"
+    )
 
 
-def test_what_a_prompt_lacks_is_said(method: Path, world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_prompt_lacks_is_said(
+    method: Path, world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words, message in {
         (): "adapter=dnaf takes a person from a picture; set source=FILE",
         ("source=nowhere.png",): "nowhere.png",
         ("source=[nowhere.png]",): "source[0]=nowhere.png is no picture that can be read",
-        ("prompt=null", "poses=null", "data=mannequin_pairs", f"source={pose_file(tmp_path)}"): "source gives a person to prompts, and there is no prompt",
+        (
+            "prompt=null",
+            "poses=null",
+            "data=mannequin_pairs",
+            f"source={pose_file(tmp_path)}",
+        ): "source gives a person to prompts, and there is no prompt",
         ("adapter=controlnet", f"source={pose_file(tmp_path)}"): "adapter=controlnet reads no picture of a person",
     }.items():
         assert sampled(method, world, tmp_path, *words) != 0

@@ -24,7 +24,10 @@ from tests.backbones.models import SD1, parts_of
 from tests.data.person_trees import deepfashion, market1501
 from tests.tiny import configured
 
-SETS: dict[str, tuple[Callable, str]] = {"deepfashion": (deepfashion, "data.size=[64,48]"), "market1501": (market1501, "data.size=[64,32]")}
+SETS: dict[str, tuple[Callable, str]] = {
+    "deepfashion": (deepfashion, "data.size=[64,48]"),
+    "market1501": (market1501, "data.size=[64,32]"),
+}
 
 
 def user(name: str, world: list[str], folder: Path) -> list[str]:
@@ -32,7 +35,15 @@ def user(name: str, world: list[str], folder: Path) -> list[str]:
     make, size = SETS[name]
     make(folder / name, (12, 2))
     tiny = [override for override in world if not override.startswith(("data.", "paths.cache"))]
-    return [*tiny, f"data={name}", f"data.root={folder / name}", size, "data.holdout=0.3", f"paths.cache={folder / 'cache'}", f"paths.output={folder / 'out'}"]
+    return [
+        *tiny,
+        f"data={name}",
+        f"data.root={folder / name}",
+        size,
+        "data.holdout=0.3",
+        f"paths.cache={folder / 'cache'}",
+        f"paths.output={folder / 'out'}",
+    ]
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -40,7 +51,9 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_one_report_tells_of_pictures_and_pairs(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_report_tells_of_pictures_and_pairs(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     mine = user("deepfashion", world, tmp_path)
     gone = min((tmp_path / "deepfashion/img_highres/MEN").rglob("*.jpg"))
     gone.unlink()
@@ -48,16 +61,24 @@ def test_one_report_tells_of_pictures_and_pairs(world: list[str], tmp_path: Path
         prepare(cfg)
         found = rows(Path(cfg.out) / "report.csv")
         report = (Path(cfg.out) / "report.md").read_text()
-    assert [row["problem"] for row in found if row["file"] == gone.relative_to(tmp_path / "deepfashion").as_posix()] == ["missing"]
+    assert [
+        row["problem"] for row in found if row["file"] == gone.relative_to(tmp_path / "deepfashion").as_posix()
+    ] == ["missing"]
     pairs = [row for row in found if "_2_" in row["file"]]
-    assert len(pairs) == 4 and {row["split"] for row in pairs} <= {"train", "validation"} and all("no usable picture" in row["problem"] for row in pairs)
+    assert (
+        len(pairs) == 4
+        and {row["split"] for row in pairs} <= {"train", "validation"}
+        and all("no usable picture" in row["problem"] for row in pairs)
+    )
     printed = capsys.readouterr().out
     assert "train_images: 35 pictures, 35 people; 1 left out" in printed and "test: 12 pairs; 0 left out" in printed
     assert "the released list has 48,674" in report and "- outfits also in train: 0 of 2" in report
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_method_is_trained_and_judged_against_the_training_pictures(name: str, world: list[str], tmp_path: Path) -> None:
+def test_a_method_is_trained_and_judged_against_the_training_pictures(
+    name: str, world: list[str], tmp_path: Path
+) -> None:
     mine = user(name, world, tmp_path)
     with configured("train", "adapter=dnaf", *mine) as cfg:
         train(cfg)
@@ -68,7 +89,9 @@ def test_a_method_is_trained_and_judged_against_the_training_pictures(name: str,
     assert image.shape == (*data.size, 3) and image.std() > 0
     assert len(rows(folder / "records.csv")) == 12 == len(data)
     names = [row["id"].split("/")[1] for row in rows(folder / "reference/records.csv")]
-    assert len(names) == 36 == len(set(names)) and not any("_2_" in one for one in names)  # each once, the held-out ones with them
+    assert len(names) == 36 == len(set(names)) and not any(
+        "_2_" in one for one in names
+    )  # each once, the held-out ones with them
 
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -77,7 +100,10 @@ def test_a_method_is_trained_and_judged_against_the_training_pictures(name: str,
     with configured("evaluate", "adapter=reference/folder", f"adapter.path={theirs}", *mine) as cfg:
         evaluate(cfg)
         again = Cell.of(cfg).folder
-    assert all(np.array_equal(read_png(picture(folder / "samples", i)), read_png(picture(again / "samples", i))) for i in range(12))
+    assert all(
+        np.array_equal(read_png(picture(folder / "samples", i)), read_png(picture(again / "samples", i)))
+        for i in range(12)
+    )
 
 
 def test_sizes_and_splits_are_checked_before_anything_is_read(world: list[str], tmp_path: Path) -> None:
@@ -89,7 +115,10 @@ def test_sizes_and_splits_are_checked_before_anything_is_read(world: list[str], 
     assert "data.train.size=[63, 48]: expected a multiple of" in told
     assert "data.train.holdout=much: expected a number" in told
     with configured("train", "adapter=dnaf", *mine, "data.train._target_=posegen.data.formats.pairs.Pictures") as cfg:
-        assert any("needs another image of each person, which Pictures does not have" in str(problem) for problem in validate(cfg))
+        assert any(
+            "needs another image of each person, which Pictures does not have" in str(problem)
+            for problem in validate(cfg)
+        )
 
 
 @pytest.mark.slow
@@ -99,16 +128,42 @@ def test_the_benchmark_compares_a_method_with_its_ablations_and_the_real_picture
     parts_of(SD1).save(tmp_path / "sd", autoencoder=True)
     torch.save({"state_dict": HigherHRNet.from_width(8).state_dict(), "meta": {"epoch": 1}}, tmp_path / "detector.pth")
     deepfashion(tmp_path / "deepfashion", (4, 1))
-    names = [f"data.root={tmp_path / 'deepfashion'}", f"backbone.path={tmp_path / 'sd'}", f"estimator.path={tmp_path / 'detector.pth'}", "data.holdout=0.3"]
-    sizes = ["data.size=[64,48]", "estimator.width=8", "estimator.size=64", "sampler.steps=2", "trainer.steps=2", "optim.batch=2", "optim.warmup=1"]
+    names = [
+        f"data.root={tmp_path / 'deepfashion'}",
+        f"backbone.path={tmp_path / 'sd'}",
+        f"estimator.path={tmp_path / 'detector.pth'}",
+        "data.holdout=0.3",
+    ]
+    sizes = [
+        "data.size=[64,48]",
+        "estimator.width=8",
+        "estimator.size=64",
+        "sampler.steps=2",
+        "trainer.steps=2",
+        "optim.batch=2",
+        "optim.warmup=1",
+    ]
     quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1", "protocol.resamples=20"]
     sizes.append("protocol.size=[64,48]")
     places = [f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"]
     rest = ["benchmark", "benchmark=deepfashion", *names, *sizes, *quiet, *places]
     assert main(rest) == 0
     table = {row["method"]: row for row in rows(tmp_path / "out/benchmark/deepfashion/table.csv")}
-    own = ["dnaf", "ablation/dnaf_b1", "ablation/dnaf_b2", "reference/real", "reference/reconstruction", "reference/copy_source"]
-    assert set(own) <= set(table) and all(table[name]["state"] == "finished" and table[name]["n_images"] == "6" for name in own)
-    assert len({table[name]["PSNR"] + table[name]["cfld_SSIM_256"] for name in own}) == 6  # they are six different things
-    with configured("benchmark", *rest[1:-2], *places, "adapter=ablation/dnaf_b1", f"files.vision={tmp_path / 'nothing.pth'}") as cfg:
+    own = [
+        "dnaf",
+        "ablation/dnaf_b1",
+        "ablation/dnaf_b2",
+        "reference/real",
+        "reference/reconstruction",
+        "reference/copy_source",
+    ]
+    assert set(own) <= set(table) and all(
+        table[name]["state"] == "finished" and table[name]["n_images"] == "6" for name in own
+    )
+    assert (
+        len({table[name]["PSNR"] + table[name]["cfld_SSIM_256"] for name in own}) == 6
+    )  # they are six different things
+    with configured(
+        "benchmark", *rest[1:-2], *places, "adapter=ablation/dnaf_b1", f"files.vision={tmp_path / 'nothing.pth'}"
+    ) as cfg:
         assert Parts(cfg).bare_adapter._start == {"vision": str(tmp_path / "nothing.pth"), "pose": None}

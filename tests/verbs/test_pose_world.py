@@ -29,15 +29,34 @@ ROWS = ["gunet", "reference/mean_pose", "reference/other_pose"]
 def overrides(world: list[str]) -> list[str]:
     """The tiny world with one person per picture."""
     counts = {"train": (16, 40), "validation": (8, 20), "test": (4, 12)}
-    kept = [o for o in making("pose", world) if not o.startswith(("data.", "trainer.progress", "backbone=", "sampler.batch"))]
-    return [*kept, *(f"data.{s}.count={n}" for s, (n, _) in counts.items()), *(f"data.{s}.data.count={n}" for s, (_, n) in counts.items()), "sampler.batch=3"]
+    kept = [
+        o
+        for o in making("pose", world)
+        if not o.startswith(("data.", "trainer.progress", "backbone=", "sampler.batch"))
+    ]
+    return [
+        *kept,
+        *(f"data.{s}.count={n}" for s, (n, _) in counts.items()),
+        *(f"data.{s}.data.count={n}" for s, (_, n) in counts.items()),
+        "sampler.batch=3",
+    ]
 
 
 @pytest.fixture(scope="module")
 def finished(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("poses")
     more = ["trainer.steps=2", "protocol.draws=3", f"paths.output={output}", "hydra/launcher=basic"]
-    assert main(["benchmark", "benchmark=mannequin_prior", *(o for o in overrides if not o.startswith("trainer.steps")), *more]) == 0
+    assert (
+        main(
+            [
+                "benchmark",
+                "benchmark=mannequin_prior",
+                *(o for o in overrides if not o.startswith("trainer.steps")),
+                *more,
+            ]
+        )
+        == 0
+    )
     return output / "benchmark" / "mannequin_prior"
 
 
@@ -78,22 +97,44 @@ def test_poses_on_disk_come_back_and_damage_is_named(tmp_path: Path) -> None:
         kind.read(tmp_path, range(7, 8))
 
 
-def test_training_notes_that_there_is_no_live_curve_of_another_kind(world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_notes_that_there_is_no_live_curve_of_another_kind(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = [o for o in making("pose", world) if not o.startswith("trainer.steps")]
-    assert main(["train", "adapter=gunet", *tiny, "trainer.steps=1", "trainer.validate_every=1", f"paths.output={tmp_path}"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "adapter=gunet",
+                *tiny,
+                "trainer.steps=1",
+                "trainer.validate_every=1",
+                f"paths.output={tmp_path}",
+            ]
+        )
+        == 0
+    )
     assert "no live curve: the backbone generates poses and protocol=corrected judges images" in capsys.readouterr().out
 
 
 def test_a_live_curve_of_poses(world: list[str], tmp_path: Path) -> None:
     tiny = [o for o in making("pose", world) if not o.startswith("trainer.steps")]
-    more = ["trainer.steps=1", "trainer.validate_every=1", "trainer.validate_images=4", "protocol=pose_prior", f"paths.output={tmp_path}"]
+    more = [
+        "trainer.steps=1",
+        "trainer.validate_every=1",
+        "trainer.validate_images=4",
+        "protocol=pose_prior",
+        f"paths.output={tmp_path}",
+    ]
     assert main(["train", "adapter=gunet", *tiny, *more]) == 0
     [curve] = tmp_path.rglob("curves/metrics.csv")
     assert "live/MSE" in curve.read_text()
     assert [path.name for path in tmp_path.rglob("live/*.png")] == ["live-0000001.png"]
 
 
-@pytest.mark.parametrize(("verb", "refused"), [("train", False), ("sample", False), ("evaluate", True), ("benchmark", True)])
+@pytest.mark.parametrize(
+    ("verb", "refused"), [("train", False), ("sample", False), ("evaluate", True), ("benchmark", True)]
+)
 def test_a_protocol_of_another_kind_is_refused_where_it_judges(verb: str, refused: bool, world: list[str]) -> None:
     words = ("adapter=gunet", *making("pose", world))
     with configured(verb, *words) as cfg:
@@ -104,7 +145,13 @@ def test_a_protocol_of_another_kind_is_refused_where_it_judges(verb: str, refuse
 def test_latents_of_poses_are_not_cached(overrides: list[str], tmp_path: Path) -> None:
     words = [o for o in overrides if not o.startswith("paths.cache")]
     with configured(
-        "train", "adapter=gunet", "backbone=mannequin_pose", "data=mannequin_single", *words, f"paths.cache={tmp_path}", "trainer.progress=none"
+        "train",
+        "adapter=gunet",
+        "backbone=mannequin_pose",
+        "data=mannequin_single",
+        *words,
+        f"paths.cache={tmp_path}",
+        "trainer.progress=none",
     ) as cfg:
         prepare([cfg])
     assert (tmp_path / "text").is_dir() and not (tmp_path / "latents").exists()

@@ -24,7 +24,9 @@ class Score(Metric):
     def record(self, judged: Judged) -> dict[str, Any]:
         return {"score": judged.features[0]}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         return dict.fromkeys(self.columns, weights @ np.asarray(records["score"]) / weights.sum(1))
 
 
@@ -38,7 +40,11 @@ def cells(folder: Path, values: np.ndarray, name: str = "", **identity: Any) -> 
         for place in (cell, cell / "reference"):
             protocol.write(place, protocol.records(images))
         write_json(cell / "status.json", {"state": "finished", "identity": identity})
-        node = {"_target_": "posegen.metrics.protocol.Protocol", "resamples": 400, "metrics": [{"_target_": f"{__name__}.Score"}]}
+        node = {
+            "_target_": "posegen.metrics.protocol.Protocol",
+            "resamples": 400,
+            "metrics": [{"_target_": f"{__name__}.Score"}],
+        }
         (cell / "config.yaml").write_text(yaml.safe_dump({"protocol": node}))
     return str(folder)
 
@@ -57,9 +63,15 @@ def answers(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_the_detectable_difference_falls_with_images_and_seeds(methods: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_detectable_difference_falls_with_images_and_seeds(
+    methods: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = answers(capsys, *methods, "column=score", "images=100,10000", "seeds=1,4", "difference=2,1")
-    rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in out.splitlines() if re.fullmatch(r"\s+\d+(\s+[\d.]+)+", line)}
+    rows = {
+        line.split()[0]: [float(x) for x in line.split()[1:]]
+        for line in out.splitlines()
+        if re.fullmatch(r"\s+\d+(\s+[\d.]+)+", line)
+    }
     assert rows["100"] == pytest.approx([2.8 * np.sqrt(1 + 1), 2.8 * np.sqrt(1 + 1 / 4)], rel=0.15)
     assert rows["10000"] == pytest.approx([2.8 * np.sqrt(0.01 + 1), 2.8 * np.sqrt(0.01 + 1 / 4)], rel=0.15)
     few, needed = re.search(r"\n +2 +(\S+) +(\S+)\n", out).groups()  # type: ignore[union-attr]
@@ -68,9 +80,16 @@ def test_the_detectable_difference_falls_with_images_and_seeds(methods: tuple[st
     assert "3 seeds, which are few" in out
 
 
-def test_with_one_seed_the_answer_says_what_it_does_not_know(methods: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_one_seed_the_answer_says_what_it_does_not_know(
+    methods: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = answers(capsys, f"{methods[0]}/seed1", f"{methods[1]}/seed1", "column=score")
-    assert "how much trainings differ is unknown" in out and "these trainings" in out and "1 seed" in out and "3 seeds" not in out
+    assert (
+        "how much trainings differ is unknown" in out
+        and "these trainings" in out
+        and "1 seed" in out
+        and "3 seeds" not in out
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,12 +103,16 @@ def test_with_one_seed_the_answer_says_what_it_does_not_know(methods: tuple[str,
         (["column=score", "more"], "3 folders are named; expected two"),
     ],
 )
-def test_bad_input_is_one_error(methods: tuple[str, str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_error(
+    methods: tuple[str, str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["power", *methods, *words]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_cells_that_do_not_belong_together_are_refused(methods: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_that_do_not_belong_together_are_refused(
+    methods: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = {
         "differ in estimator": cells(tmp_path / "judged", np.zeros((1, 200)), estimator={"id": "another"}),
         "judge both on the same data.test": cells(tmp_path / "seen", np.zeros((1, 200)), name="y"),

@@ -23,8 +23,16 @@ from tests.tiny import configured
 @pytest.fixture
 def tree(tmp_path: Path, world: list[str]) -> tuple[list[str], Planted]:
     """Overrides for a tree with defects on the tiny world's backbone, and what is wrong with it."""
-    planted = human_art(tmp_path / "HumanArt", scenarios=6, per_scenario=4, size=(72, 100), layout="mapping", defects=True)
-    options = [f"data.root={tmp_path / 'HumanArt'}", "data.poses=mapping", "data.size=64", "data.holdout=0.3", "data=human_art"]
+    planted = human_art(
+        tmp_path / "HumanArt", scenarios=6, per_scenario=4, size=(72, 100), layout="mapping", defects=True
+    )
+    options = [
+        f"data.root={tmp_path / 'HumanArt'}",
+        "data.poses=mapping",
+        "data.size=64",
+        "data.holdout=0.3",
+        "data=human_art",
+    ]
     mine = [override for override in world if not override.startswith(("data.", "paths.cache"))]
     return [*mine, *options, f"paths.cache={tmp_path / 'cache'}", f"paths.output={tmp_path / 'out'}"], planted
 
@@ -49,7 +57,9 @@ def test_one_report_names_every_defect(tree: tuple[list[str], Planted], capsys: 
     assert f"| test | {24 - len(planted.left_out)} |" in report and "the released list has 4,750" in report
     printed = capsys.readouterr().out
     assert (
-        f"test: {24 - len(planted.left_out)} pictures" in printed and f"; {len(planted.left_out)} left out, " in printed and str(out / "report.md") in printed
+        f"test: {24 - len(planted.left_out)} pictures" in printed
+        and f"; {len(planted.left_out)} left out, " in printed
+        and str(out / "report.md") in printed
     )
     sheets = [read_png(out / f"contact_{split}.png") for split in ("train", "validation", "test")]
     assert all(sheet.shape == (1024, 1024, 3) for sheet in sheets) and not np.array_equal(sheets[0], sheets[2])
@@ -58,7 +68,9 @@ def test_one_report_names_every_defect(tree: tuple[list[str], Planted], capsys: 
 def test_the_second_time_nothing_is_done(tree: tuple[list[str], Planted], tmp_path: Path) -> None:
     overrides = [*tree[0], "latents=true", "text=true"]
     prepared(*overrides)
-    assert list((tmp_path / "cache").glob("latents/human_art-train-*/00000.npy")) and list((tmp_path / "cache").glob("text/human_art-train-*/00000.npy"))
+    assert list((tmp_path / "cache").glob("latents/human_art-train-*/00000.npy")) and list(
+        (tmp_path / "cache").glob("text/human_art-train-*/00000.npy")
+    )
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
     prepared(*overrides)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
@@ -71,13 +83,22 @@ def test_the_second_time_nothing_is_done(tree: tuple[list[str], Planted], tmp_pa
 @pytest.mark.parametrize("transform", ["corrected", "humansd"])
 def test_methods_train_on_what_was_prepared(tree: tuple[list[str], Planted], tmp_path: Path, transform: str) -> None:
     """Also on images that look different on every visit, of which no latents are kept."""
-    with configured("train", *tree[0], f"data.transform={transform}", "trainer.steps=3", "trainer.validate_every=2", "trainer.validate_images=4") as cfg:
+    with configured(
+        "train",
+        *tree[0],
+        f"data.transform={transform}",
+        "trainer.steps=3",
+        "trainer.validate_every=2",
+        "trainer.validate_images=4",
+    ) as cfg:
         train(cfg)
         assert Cell.of(cfg).finished()
     assert bool(list((tmp_path / "cache").glob("latents/*"))) == (transform == "corrected")
 
 
-def test_splits_without_a_list_do_not_stop_the_others(tree: tuple[list[str], Planted], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_splits_without_a_list_do_not_stop_the_others(
+    tree: tuple[list[str], Planted], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "HumanArt" / "mapping_file_training.json").unlink()
     out = prepared(*tree[0])
     assert "has no list for train" in (out / "report.md").read_text() and "train: 0 pictures" in capsys.readouterr().out
@@ -91,7 +112,9 @@ def test_splits_without_a_list_do_not_stop_the_others(tree: tuple[list[str], Pla
 def test_a_missing_root_is_one_problem() -> None:
     with configured("prepare", "data=human_art") as cfg, pytest.raises(UserError) as caught:
         prepare(cfg)
-    assert str(caught.value).count("data.") == 2 and "data.root=???: a value is missing; give one with data.root=VALUE" in str(caught.value)
+    assert str(caught.value).count(
+        "data."
+    ) == 2 and "data.root=???: a value is missing; give one with data.root=VALUE" in str(caught.value)
 
 
 def test_generated_data_is_rendered(world: list[str], tmp_path: Path) -> None:
@@ -110,7 +133,12 @@ def test_long_lists_are_in_the_table() -> None:
 def test_the_poses_of_single_people_are_written_as_gunets_authors_store_them(tmp_path: Path, world: list[str]) -> None:
     singles(tmp_path / "coco")
     mine = [override for override in world if not override.startswith(("data.", "paths.cache", "backbone."))]
-    options = ["data=coco_single", f"data.root={tmp_path / 'coco'}", f"paths.cache={tmp_path / 'cache'}", f"joint_vectors={tmp_path / 'vectors'}"]
+    options = [
+        "data=coco_single",
+        f"data.root={tmp_path / 'coco'}",
+        f"paths.cache={tmp_path / 'cache'}",
+        f"joint_vectors={tmp_path / 'vectors'}",
+    ]
     prepared(*mine, *options)
     assert len(list((tmp_path / "vectors/joint_vectors").glob("*.npy"))) == 8  # four fifths
     with pytest.raises(UserError, match="data=mannequin has no single people to write; choose data=coco_single"):

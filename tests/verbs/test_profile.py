@@ -30,8 +30,17 @@ from posegen.verbs.registry import VERBS
 from tests.tiny import configured
 
 SMALL = ["size=64", "batch=2", "warmup=1", "repeats=1", "optim.lr=1e-3", "optim.drop_text=0.5"]
-METHODS = [file.stem for file in sorted((conf_dir() / "adapter").glob("*.yaml")) if get_class(OmegaConf.load(file)._target_).sample == "image"]
-WAYS = ({}, {"guidance": "sequential"}, {"guidance": "sequential", "encodes_every_pass": True}, {"encodes_every_pass": True})
+METHODS = [
+    file.stem
+    for file in sorted((conf_dir() / "adapter").glob("*.yaml"))
+    if get_class(OmegaConf.load(file)._target_).sample == "image"
+]
+WAYS = (
+    {},
+    {"guidance": "sequential"},
+    {"guidance": "sequential", "encodes_every_pass": True},
+    {"encodes_every_pass": True},
+)
 
 
 @pytest.fixture
@@ -81,7 +90,9 @@ def test_both_sides_learn_the_same(small: list[str], method: str) -> None:
         gradients.append({name: p.grad.clone() for name, p in ours.task.named_parameters() if p.requires_grad})
         side.task.zero_grad()
     assert torch.allclose(*losses, atol=1e-4)
-    assert gradients[0] and all(torch.allclose(value, gradients[1][name], atol=1e-4) for name, value in gradients[0].items())
+    assert gradients[0] and all(
+        torch.allclose(value, gradients[1][name], atol=1e-4) for name, value in gradients[0].items()
+    )
 
 
 def test_the_plain_side_pays_for_what_it_says(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +100,15 @@ def test_the_plain_side_pays_for_what_it_says(small: list[str], monkeypatch: pyt
     seen = {}
     for side in (ours, plain):
         passes, encodings = [], []
-        hook = side.backbone.unet.register_forward_pre_hook(lambda _module, inputs, passes=passes: passes.append(len(inputs[0])))
+        hook = side.backbone.unet.register_forward_pre_hook(
+            lambda _module, inputs, passes=passes: passes.append(len(inputs[0]))
+        )
         encode = side.adapter.encode
-        monkeypatch.setattr(side.adapter, "encode", lambda batch, encode=encode, encodings=encodings: encodings.append(1) or encode(batch))
+        monkeypatch.setattr(
+            side.adapter,
+            "encode",
+            lambda batch, encode=encode, encodings=encodings: encodings.append(1) or encode(batch),
+        )
         results(side, "sample")
         hook.remove()
         monkeypatch.undo()
@@ -107,11 +124,22 @@ def test_only_the_plain_side_computes_gradients_of_the_frozen_decoder_and_leaves
     unet = sides[0].backbone.unet
     for side, wasted in zip(sides, (False, True), strict=True):
         encoded: list[bool] = []
-        hooks = [b.register_forward_hook(lambda _m, _i, made, encoded=encoded: encoded.append(made[0].requires_grad)) for b in unet.down_blocks]
+        hooks = [
+            b.register_forward_hook(lambda _m, _i, made, encoded=encoded: encoded.append(made[0].requires_grad))
+            for b in unet.down_blocks
+        ]
         with side.running("train"):
-            assert any(isinstance(getattr(m, "processor", None), AttnProcessor) for m in networks(side.adapter, side.backbone)) == wasted
+            assert (
+                any(
+                    isinstance(getattr(m, "processor", None), AttnProcessor)
+                    for m in networks(side.adapter, side.backbone)
+                )
+                == wasted
+            )
             side.task.losses(side.batch)["loss"].backward()
-        assert encoded == [False] * len(unet.down_blocks)  # no graph reaches into the frozen encoder, so none of its activations is kept
+        assert encoded == [False] * len(
+            unet.down_blocks
+        )  # no graph reaches into the frozen encoder, so none of its activations is kept
         reached = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
         assert reached == ({"up_blocks", "conv_norm_out", "conv_out"} if wasted else set())
         unet.zero_grad()
@@ -128,7 +156,9 @@ def test_an_optimiser_of_the_plain_side_updates_what_trains_alone(small: list[st
     results(plain, "train", 1)
     moved = {name for name, p in plain.task.named_parameters() if not torch.equal(before[name], p)}
     assert moved and all(name.startswith("adapter.") for name in moved)
-    assert sum(p.numel() for group in plain.optimizer.param_groups for p in group["params"]) == sum(p.numel() for p in plain.adapter.parameters())
+    assert sum(p.numel() for group in plain.optimizer.param_groups for p in group["params"]) == sum(
+        p.numel() for p in plain.adapter.parameters()
+    )
 
 
 def test_a_setting_that_changes_the_weights_cannot_be_compared(small: list[str]) -> None:
@@ -172,7 +202,9 @@ def test_operators_and_kernels_are_of_a_kind(name: str, kind: str) -> None:
 
 
 def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
-    usual, other = (Side(settings(*small, "adapter=controlnet", f"trainer.channels_last={flag}"), 2) for flag in ("false", "true"))
+    usual, other = (
+        Side(settings(*small, "adapter=controlnet", f"trainer.channels_last={flag}"), 2) for flag in ("false", "true")
+    )
     for side, flag in ((usual, False), (other, True)):
         assert side.backbone.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == flag
         assert side.adapter.branch.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last) == flag
@@ -190,7 +222,8 @@ def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[s
         side = Side(settings(*small, "adapter=controlnet", f"trainer.checkpointing={way}"), 1)
         sizes: dict[int, int] = {}
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, s=sizes: (s.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1], lambda t: t
+            lambda t, s=sizes: (s.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1],
+            lambda t: t,
         ):
             loss = side.task.losses(side.batch)["loss"]
         loss.backward()
@@ -206,7 +239,9 @@ def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_frozen_weights_are_cast_once_and_no_bit_changes(small: list[str], monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_frozen_weights_are_cast_once_and_no_bit_changes(
+    small: list[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     def computed() -> tuple[Side, list[Tensor]]:
         side = Side(settings(*small, f"adapter={method}", "trainer.precision=bf16-mixed"), 2)
         return side, [*results(side, "sample"), *(results(side, "train") if side.adapter.trainable else [])]
@@ -215,7 +250,11 @@ def test_frozen_weights_are_cast_once_and_no_bit_changes(small: list[str], monke
     monkeypatch.setattr("posegen.runner.precision.keep_cast", lambda *_: None)
     _, plain = computed()
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
-    frozen = [m.weight for m in kept.backbone.unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear) and not m.weight.requires_grad]
+    frozen = [
+        m.weight
+        for m in kept.backbone.unet.modules()
+        if isinstance(m, torch.nn.Conv2d | torch.nn.Linear) and not m.weight.requires_grad
+    ]
     assert all(weight.dtype == torch.bfloat16 for weight in frozen) and bool(frozen) == (method != "humansd")
     assert not any(p.dtype == torch.bfloat16 for p in kept.task.parameters() if p.requires_grad)
 
@@ -223,7 +262,10 @@ def test_frozen_weights_are_cast_once_and_no_bit_changes(small: list[str], monke
 def test_the_metrics_have_a_comparison_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from posegen.metrics.timing import coco, decode, distances
 
-    for module, sizes in ((coco, {"images": 20, "people": 40, "detections": 60}), (distances, {"images": 40, "dimensions": 8, "subsets": 3, "size": 10})):
+    for module, sizes in (
+        (coco, {"images": 20, "people": 40, "detections": 60}),
+        (distances, {"images": 40, "dimensions": 8, "subsets": 3, "size": 10}),
+    ):
         monkeypatch.setattr(module, "measure", partial(module.measure, **sizes))
     monkeypatch.setattr(decode, "SIZE", 128)
     rows = measure_metrics({"repeats": 1, "trainer": {"threads": 1}})
@@ -231,12 +273,17 @@ def test_the_metrics_have_a_comparison_of_their_own(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_way_that_nobody_knows_is_named(small: list[str]) -> None:
-    with pytest.raises(UserError, match=r"trainer\.checkpointing=some is unknown; expected one of none, feedforward, blocks"):
+    with pytest.raises(
+        UserError, match=r"trainer\.checkpointing=some is unknown; expected one of none, feedforward, blocks"
+    ):
         Side(settings(*small, "adapter=none", "trainer.checkpointing=some"), 1)
 
 
 def test_precision_is_that_of_the_trainer(small: list[str]) -> None:
-    single, half = (results(Side(settings(*small, "adapter=none", f"trainer.precision={p}"), 1), "forward", 1)[0] for p in ("32-true", "bf16-mixed"))
+    single, half = (
+        results(Side(settings(*small, "adapter=none", f"trainer.precision={p}"), 1), "forward", 1)[0]
+        for p in ("32-true", "bf16-mixed")
+    )
     assert single.dtype == torch.float32 and half.dtype == torch.bfloat16
     with pytest.raises(UserError, match=r"trainer\.precision=64-true is not known"):
         results(Side(settings(*small, "adapter=none", "trainer.precision=64-true"), 1), "forward", 1)
@@ -258,20 +305,29 @@ def test_what_cannot_be_measured_is_refused(override: str, message: str) -> None
 
 def test_the_released_program_is_described_by_known_words() -> None:
     cfg = settings("official={guidence: batched}")
-    with pytest.raises(UserError, match=r"official\.guidence is no part of a released program; expected some of settings, guidance"):
+    with pytest.raises(
+        UserError, match=r"official\.guidence is no part of a released program; expected some of settings, guidance"
+    ):
         official_of(cfg)
 
 
-def test_the_verb_prints_a_table_and_writes_it(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_a_table_and_writes_it(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(measure, "alone", lambda function, *arguments: function(*arguments))
     words = [*small, "adapter=controlnet", "phases=[train]", f"paths.output={tmp_path}"]
-    for compare, columns in (("false", {*COLUMNS, *(kind + SHARE for kind in SHARES)}), ("true", {"what", "posegen", "plain", "ratio", "ratio of"})):
+    for compare, columns in (
+        ("false", {*COLUMNS, *(kind + SHARE for kind in SHARES)}),
+        ("true", {"what", "posegen", "plain", "ratio", "ratio of"}),
+    ):
         assert run_hydra("profile", VERBS["profile"].target, [*words, f"compare={compare}"]) == 0
         printed = capsys.readouterr().out
         assert printed.splitlines()[1].startswith("training step") and "parameters: U-Net" in printed
         if compare == "false":
             merged = list(csv.DictReader((tmp_path / "profile" / "profile.csv").open()))
-            assert [(row["method"], row["computed"], row["what"]) for row in merged] == [("controlnet", "eager", "training step")]
+            assert [(row["method"], row["computed"], row["what"]) for row in merged] == [
+                ("controlnet", "eager", "training step")
+            ]
             assert list(merged[0])[8:11] == ["what", "ms", "img/s"]
         file = tmp_path / "profile" / "controlnet" / ("mannequin-compared" if compare == "true" else "mannequin")
         facts = json.loads(file.with_suffix(".json").read_text())
@@ -285,5 +341,8 @@ def test_the_verb_prints_a_table_and_writes_it(small: list[str], tmp_path: Path,
 
 def test_measurements_run_in_processes_of_their_own() -> None:
     assert measure.alone(os.getpid) != os.getpid()
-    with pytest.raises(UserError, match=r"the process that ran _exit.* was killed, most likely for want of memory; lower size= or batch="):
+    with pytest.raises(
+        UserError,
+        match=r"the process that ran _exit.* was killed, most likely for want of memory; lower size= or batch=",
+    ):
         measure.alone(os._exit, 1)

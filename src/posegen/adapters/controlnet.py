@@ -62,7 +62,10 @@ class ControlNet(Adapter):
     )
     official = Official(guidance="sequential", encodes_every_pass=True, decoder_gradients=True)
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
-    beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}
+    beside: ClassVar[Mapping[str, str]] = {
+        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
+        **ldm.BESIDE,
+    }
 
     def __init__(
         self,

@@ -19,8 +19,13 @@ from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_o
 from posegen.data.base import PoseBatch, generator
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
 
-SWIN_B, SWIN_STAGES = "swin_base_patch4_window7_224", 4  # microsoft/swin-base-patch4-window7-224 in the authors' README
-LARGE = 320  # width of Stable Diffusion's finest level: U-Nets like it read Swin-B, smaller ones a Swin of their own size
+SWIN_B, SWIN_STAGES = (
+    "swin_base_patch4_window7_224",
+    4,
+)  # microsoft/swin-base-patch4-window7-224 in the authors' README
+LARGE = (
+    320  # width of Stable Diffusion's finest level: U-Nets like it read Swin-B, smaller ones a Swin of their own size
+)
 
 Scope = Literal["original", "all"]
 Noise = Literal["independent", "shared"]
@@ -130,9 +135,19 @@ class DNAF(Adapter):
     ) -> None:
         super().__init__()
         self.style, self.fixed_text = style, fixed_text
-        self.naf, self.naf_scope, self.naf_noise, self.naf_sampling_noise = naf, naf_scope, naf_noise, naf_sampling_noise
+        self.naf, self.naf_scope, self.naf_noise, self.naf_sampling_noise = (
+            naf,
+            naf_scope,
+            naf_noise,
+            naf_sampling_noise,
+        )
         self.naf_detach, self.naf_strength, self.source_latent = naf_detach, naf_strength, source_latent
-        self.inserted, self.inserted_kind, self.inserted_heads, self.inserted_zero = inserted, inserted_kind, inserted_heads, inserted_zero
+        self.inserted, self.inserted_kind, self.inserted_heads, self.inserted_zero = (
+            inserted,
+            inserted_kind,
+            inserted_heads,
+            inserted_zero,
+        )
         self.levels, self.vision, self.vision_size = levels, vision, vision_size
         self.vision_norm, self.vision_positions = vision_norm, vision_positions
         self.vision_train = vision_weights is None if vision_train is None else vision_train
@@ -153,11 +168,17 @@ class DNAF(Adapter):
                 raise ValueError(f"adapter.{name} is {value!r}; expected one of {', '.join(allowed)}")
         shares = (self.drop_source, self.drop_pose, self.drop_both)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"adapter.drop_source, drop_pose and drop_both are {shares}; expected shares of the images whose sum is at most 1")
+            raise ValueError(
+                f"adapter.drop_source, drop_pose and drop_both are {shares}; expected shares of the images whose sum is at most 1"
+            )
         if not 0 <= self.naf_strength <= 1:
-            raise ValueError(f"adapter.naf_strength is {self.naf_strength}; expected a weight from 0 (no keys of the source) to 1")
+            raise ValueError(
+                f"adapter.naf_strength is {self.naf_strength}; expected a weight from 0 (no keys of the source) to 1"
+            )
         if not self.inserted and not (self.naf and self.naf_strength):
-            raise ValueError("adapter.inserted and adapter.naf are both off, so nothing would read the source; switch one on, or use adapter=t2i_adapter")
+            raise ValueError(
+                "adapter.inserted and adapter.naf are both off, so nothing would read the source; switch one on, or use adapter=t2i_adapter"
+            )
 
     # ---------------------------------------------------------------------------------------------------------------------- modules
 
@@ -178,13 +199,24 @@ class DNAF(Adapter):
         g, places = backbone.geometry, transformers(backbone.unet)
         levels = [min(i, SWIN_STAGES - 1) for i in range(g.levels)] if self.levels is None else list(self.levels)
         if len(levels) != g.levels:
-            raise ValueError(f"adapter.levels has {len(levels)} stages {levels}; expected one for each of the {g.levels} levels of the U-Net")
+            raise ValueError(
+                f"adapter.levels has {len(levels)} stages {levels}; expected one for each of the {g.levels} levels of the U-Net"
+            )
         self.stages = [levels[level_of(name, g.levels)] for name in places]
         self.pyramid = self._pyramid(g.channels[0])
         if wrong := sorted({m.in_channels for m in places.values() if m.in_channels % self.inserted_heads}):
-            raise ValueError(f"adapter.inserted_heads is {self.inserted_heads}; expected a divisor of the U-Net's widths, here {wrong}")
+            raise ValueError(
+                f"adapter.inserted_heads is {self.inserted_heads}; expected a divisor of the U-Net's widths, here {wrong}"
+            )
         self.blocks.extend(
-            InsertedBlock(m.in_channels, self.pyramid.channels[stage], self.inserted_kind, self.inserted_heads, g.norm_groups, self.inserted_zero)
+            InsertedBlock(
+                m.in_channels,
+                self.pyramid.channels[stage],
+                self.inserted_kind,
+                self.inserted_heads,
+                g.norm_groups,
+                self.inserted_zero,
+            )
             for m, stage in zip(places.values(), self.stages, strict=True)
         )
 
@@ -193,7 +225,9 @@ class DNAF(Adapter):
         name = self.vision or (SWIN_B if width >= LARGE else None)
         weights = self._start["vision"]
         if name is None and weights is not None:
-            raise ValueError(f"adapter.vision_weights={weights} is of no network; name it with adapter.vision, for instance {SWIN_B}")
+            raise ValueError(
+                f"adapter.vision_weights={weights} is of no network; name it with adapter.vision, for instance {SWIN_B}"
+            )
         network = hierarchical(name, weights) if name is not None else small_swin(width, max(self.stages) + 1)
         size = self.vision_size if self.vision_size is not None or name is None else native_size(network)
         network.requires_grad_(self.vision_train)
@@ -203,17 +237,24 @@ class DNAF(Adapter):
 
     def encode(self, batch: PoseBatch) -> State:
         if (sources := batch.sources) is None:
-            raise ValueError("adapter=dnaf reads a source person, and these samples have none; use data with pairs, for instance data=mannequin_pairs")
+            raise ValueError(
+                "adapter=dnaf reads a source person, and these samples have none; use data with pairs, for instance data=mannequin_pairs"
+            )
         assert batch.hint is not None
         self._check_start()
         state = self.text_state(batch)
         conditions = {f"level{i}": feature for i, feature in enumerate(self.pose_adapter.features(batch.hint))}
-        everyone = torch.ones(len(batch), dtype=torch.bool)  # with `chance` on the CPU, where rows are chosen without waiting for the device
+        everyone = torch.ones(
+            len(batch), dtype=torch.bool
+        )  # with `chance` on the CPU, where rows are chosen without waiting for the device
         conditions |= {"posed": everyone, "sourced": everyone, "chance": batch.rand("dropped conditions")}
         if self.naf:
             conditions |= self._noisy_source(batch, sources)
         if self.inserted:
-            conditions |= {f"stage{stage}": tokens.unflatten(0, sources.shape[:2]) for stage, tokens in self.pyramid(sources.flatten(0, 1)).items()}
+            conditions |= {
+                f"stage{stage}": tokens.unflatten(0, sources.shape[:2])
+                for stage, tokens in self.pyramid(sources.flatten(0, 1)).items()
+            }
         return state.having(**conditions)
 
     def text_state(self, batch: PoseBatch) -> State:
@@ -229,10 +270,14 @@ class DNAF(Adapter):
         if batch.source_latents is not None and self.source_latent == "mode":
             clean = batch.source_latents.unsqueeze(1)
         else:
-            draws = zip(*(batch.generators("source") for _ in range(sources.shape[1])), strict=True)  # the same for all sources of an image
+            draws = zip(
+                *(batch.generators("source") for _ in range(sources.shape[1])), strict=True
+            )  # the same for all sources of an image
             posterior = [draw for each in draws for draw in each] if self.source_latent == "sample" else None
             clean = backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
-        targets = "noise" if self.training else "latents"  # the purposes for which training and sampling draw the target's
+        targets = (
+            "noise" if self.training else "latents"
+        )  # the purposes for which training and sampling draw the target's
         noise = batch.randn("source noise" if self.naf_noise == "independent" else targets, clean.shape[2:]).to(clean)
         seeds = torch.tensor([g.initial_seed() for g in batch.generators("source noise at steps")])
         return {"source": clean, "source_noise": noise, "seed": seeds}
@@ -242,7 +287,9 @@ class DNAF(Adapter):
         untrained = {"pose": not self.pose_train, "vision": self.inserted and not self.vision_train}
         for part, stays in untrained.items():
             if self.training and stays and self._start[part] is None:
-                raise ValueError(f"adapter.{part}_train is false and adapter.{part}_weights is not set, so it would stay random; set one of them")
+                raise ValueError(
+                    f"adapter.{part}_train is false and adapter.{part}_weights is not set, so it would stay random; set one of them"
+                )
 
     # ------------------------------------------------------------------------------------------------------------ every step
 
@@ -258,20 +305,33 @@ class DNAF(Adapter):
         bank = self._source_pass(state, chosen, rows, timesteps, features) if self.naf and self.naf_strength else None
         return Injection(encoder=encoder, attention=bank, features=joined(features), rows=rows)
 
-    def _source_pass(self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None) -> Bank:
+    def _source_pass(
+        self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None
+    ) -> Bank:
         """Keys and values of the U-Net's pass over the sources of these rows, noised to the target's timesteps, without the pose (overview (b))."""
         backbone: Backbone = self.backbone  # type: ignore[assignment]
         clean, steps = picked(state.conditions["source"], rows), picked(timesteps, rows)
         fresh = not self.training and self.naf_noise == "independent" and self.naf_sampling_noise == "fresh"
-        noise = self._fresh_noise(state.conditions["seed"][chosen], steps, clean[:, 0]) if fresh else picked(state.conditions["source_noise"], rows)
+        noise = (
+            self._fresh_noise(state.conditions["seed"][chosen], steps, clean[:, 0])
+            if fresh
+            else picked(state.conditions["source_noise"], rows)
+        )
         several = clean.shape[1]
-        noise, text, steps = (values.repeat_interleave(several, 0) for values in (noise, picked(state.text, rows), steps))
+        noise, text, steps = (
+            values.repeat_interleave(several, 0) for values in (noise, picked(state.text, rows), steps)
+        )
         noisy = backbone.add_noise(clean.flatten(0, 1), noise, steps.round().long()).to(clean.dtype)
         own = None if features is None else tuple(tokens.flatten(0, 1) for tokens in features)  # no source sees another
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.naf_detach):
             bank = backbone.keys_and_values(noisy, steps, text, Injection(features=own))
-        kept = {name: pair for name, pair in bank.layers.items() if self.naf_scope == "all" or not name.startswith(INSERTED)}
-        return Bank({name: joined([part.unflatten(0, (-1, several)) for part in pair]) for name, pair in kept.items()}, self.naf_strength)  # type: ignore[misc]
+        kept = {
+            name: pair for name, pair in bank.layers.items() if self.naf_scope == "all" or not name.startswith(INSERTED)
+        }
+        return Bank(
+            {name: joined([part.unflatten(0, (-1, several)) for part in pair]) for name, pair in kept.items()},
+            self.naf_strength,
+        )  # type: ignore[misc]
 
     def _fresh_noise(self, seeds: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
         draws = [generator(seed, step) for seed, step in zip(seeds.tolist(), timesteps.tolist(), strict=True)]
@@ -291,7 +351,9 @@ class DNAF(Adapter):
         """Removes the text where it is told to, and the source, the pose or both by each image's own chance."""
         chance, both = state.conditions["chance"], self.drop_both
         source = chance < both + self.drop_source
-        pose = (chance < both) | ((chance >= both + self.drop_source) & (chance < both + self.drop_source + self.drop_pose))
+        pose = (chance < both) | (
+            (chance >= both + self.drop_source) & (chance < both + self.drop_source + self.drop_pose)
+        )
         return state.keep_text(keep).having(sourced=~source, posed=~pose)
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
@@ -319,9 +381,14 @@ def start_from(pose_adapter: T2IAdapter, file: str) -> None:
     """
     own = pose_adapter.state_dict()
     try:
-        tensors = {key.removeprefix("adapter."): value for key, value in pose_adapter.convert(read_tensors(Path(file).expanduser())).items()}
+        tensors = {
+            key.removeprefix("adapter."): value
+            for key, value in pose_adapter.convert(read_tensors(Path(file).expanduser())).items()
+        }
     except UnknownKeys as error:
         raise WeightsError(f"adapter.pose_weights={file}: {error}") from error
     if wrong := sorted(key for key in own if key not in tensors or tensors[key].shape != own[key].shape):
-        raise WeightsError(f"adapter.pose_weights={file} is no T2I-Adapter for this backbone: {len(wrong)} keys differ, for instance {wrong[0]}")
+        raise WeightsError(
+            f"adapter.pose_weights={file} is no T2I-Adapter for this backbone: {len(wrong)} keys differ, for instance {wrong[0]}"
+        )
     pose_adapter.load_state_dict(tensors)

@@ -20,9 +20,18 @@ from posegen.poses.drawing import PoseDrawing
 
 HUMAN_ART = "table on the GRPose project page, trained on Human-Art"
 LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
-INJECT_RATIOS = (192 / 320, 256 / 640, 384 / 1280, 512 / 1280)  # pose channels to the width of each level, as published on Stable Diffusion
+INJECT_RATIOS = (
+    192 / 320,
+    256 / 640,
+    384 / 1280,
+    512 / 1280,
+)  # pose channels to the width of each level, as published on Stable Diffusion
 STEM = 32  # width of the pose encoder at full resolution; it doubles with every halving
-MASK_KERNEL, MASK_SIGMA, BACKGROUND = 13, 3.0, -0.99  # pixels; highest value of a blurred hint that counts as background
+MASK_KERNEL, MASK_SIGMA, BACKGROUND = (
+    13,
+    3.0,
+    -0.99,
+)  # pixels; highest value of a blurred hint that counts as background
 FORMS = ("factorised", "dense")
 PERCEPTIONS = ("off", "logged", "differentiable")
 
@@ -121,7 +130,14 @@ class GRPose(Adapter):
         if k < 1:
             raise ValueError(f"adapter.k is {k}; expected at least 1 neighbour")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
-        self.style, self.strength, self.k, self.levels, self.inject_channels, self.edges = style, strength, k, levels, inject_channels, edges
+        self.style, self.strength, self.k, self.levels, self.inject_channels, self.edges = (
+            style,
+            strength,
+            k,
+            levels,
+            inject_channels,
+            edges,
+        )
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
@@ -133,8 +149,13 @@ class GRPose(Adapter):
         places, channels = self.places(g), self.pose_channels(g)
         self.pose_encoder = PoseEncoder(channels, g.latent_factor, places)
         resnets = {level: backbone.unet.down_blocks[level].resnets[0] for level in places}  # type: ignore[index, union-attr]
-        blocks = {level: PoseGraphBlock.replacing(resnet, channels[level], g.norm_groups, self.k, self.edges) for level, resnet in resnets.items()}
-        self.branch = EncoderCopy(backbone.unet, g.latent_factor, replaced={(level, 0): block for level, block in blocks.items()})  # type: ignore[arg-type]
+        blocks = {
+            level: PoseGraphBlock.replacing(resnet, channels[level], g.norm_groups, self.k, self.edges)
+            for level, resnet in resnets.items()
+        }
+        self.branch = EncoderCopy(
+            backbone.unet, g.latent_factor, replaced={(level, 0): block for level, block in blocks.items()}
+        )  # type: ignore[arg-type]
 
     def places(self, g: Geometry) -> tuple[int, ...]:
         """The levels that have a graph block.
@@ -144,7 +165,9 @@ class GRPose(Adapter):
         """
         places = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
         if not places or not set(places) <= set(range(g.levels)):
-            raise ValueError(f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, or null for all")
+            raise ValueError(
+                f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, or null for all"
+            )
         return places
 
     def pose_channels(self, g: Geometry) -> tuple[int, ...]:
@@ -158,7 +181,9 @@ class GRPose(Adapter):
             ratios = [INJECT_RATIOS[min(level, len(INJECT_RATIOS) - 1)] for level in range(count)]
             return tuple(max(8, 8 * round(ratio * width / 8)) for ratio, width in zip(ratios, g.channels, strict=False))
         if len(self.inject_channels) != count:
-            raise ValueError(f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level down to the last graph block")
+            raise ValueError(
+                f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level down to the last graph block"
+            )
         return tuple(self.inject_channels)
 
     def block(self, level: int) -> PoseGraphBlock:
@@ -169,7 +194,9 @@ class GRPose(Adapter):
         geometry: Geometry = self.backbone.geometry  # type: ignore[union-attr, assignment]
         self.check_nodes((batch.hint.shape[-2], batch.hint.shape[-1]), geometry)
         features = self.pose_encoder(batch.hint)
-        return self.text_state(batch).having(**{f"pose{level}": self.block(level).encode(pose) for level, pose in features.items()})
+        return self.text_state(batch).having(
+            **{f"pose{level}": self.block(level).encode(pose) for level, pose in features.items()}
+        )
 
     def check_nodes(self, size: tuple[int, int], g: Geometry) -> None:
         """The official program fails where a level has fewer nodes than neighbours; without its quirks the graph is complete there.
@@ -203,7 +230,9 @@ class GRPose(Adapter):
         if self.perception == "off":
             return {"loss": loss, "plain": error.mean().detach()}
         if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
-            raise ValueError(f"adapter.perception={self.perception} needs a pose network: adapter.teacher='${{estimator}}'")
+            raise ValueError(
+                f"adapter.perception={self.perception} needs a pose network: adapter.teacher='${{estimator}}'"
+            )
         signal = backbone.alphas_cumprod.to(error.device)[step.timesteps]
         with torch.set_grad_enabled(self.perception == "differentiable" and torch.is_grad_enabled()):
             perception = (self.perception_weight * signal * self.perceived(*self.images(step, batch))).mean()
@@ -231,7 +260,9 @@ class GRPose(Adapter):
         images = images.float().clamp(-1, 1)
         if self.perception != "logged":
             return images
-        return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1  # the released code keeps the features of its flip test alone
+        return ((images + 1) / 2 * 255).floor().flip(
+            -1
+        ) / 127.5 - 1  # the released code keeps the features of its flip test alone
 
     # ---------------------------------------------------------------------------------------------------------------------- weights
 
@@ -242,14 +273,19 @@ class GRPose(Adapter):
             UnknownKeys: names the keys that have no place.
         """
         prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
-        return ldm.placed(official, prefix, self.table(self.backbone.geometry), "adapter.", self.beside, type(self).__name__)  # type: ignore[union-attr, arg-type]
+        return ldm.placed(
+            official, prefix, self.table(self.backbone.geometry), "adapter.", self.beside, type(self).__name__
+        )  # type: ignore[union-attr, arg-type]
 
     def table(self, g: Geometry) -> dict[str, str]:
         """Original module prefix -> this class's."""
         table = ldm.control_table(g)
         table = {old: f"branch.network.{new}" for old, new in table.items() if not old.startswith("input_hint_block.")}
         for level in self.places(g):
-            original, place = f"input_blocks.{1 + level * (g.layers + 1)}.0.", f"branch.network.down_blocks.{level}.resnets.0."
+            original, place = (
+                f"input_blocks.{1 + level * (g.layers + 1)}.0.",
+                f"branch.network.down_blocks.{level}.resnets.0.",
+            )
             table = {old: new for old, new in table.items() if not old.startswith(original)}
             table |= {original + old: place + new for old, new in BLOCK.items()}
         parts = {"pre_extractor": "stem", "extractors": "stages", "zero_convs": "zeros"}
@@ -277,7 +313,9 @@ class PoseEncoder(nn.Module):
         stem = [*conv(3, STEM), *(layer for a, b in pairwise(widths) for layer in (*conv(a, b, 2), *conv(b, b)))]
         self.stem = nn.Sequential(*stem)
         self.stages = nn.ModuleList(nn.Sequential(*conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels]))
-        self.zeros = nn.ModuleDict({str(level): zeroed(nn.Conv2d(channels[level], channels[level], 3, padding=1)) for level in levels})
+        self.zeros = nn.ModuleDict(
+            {str(level): zeroed(nn.Conv2d(channels[level], channels[level], 3, padding=1)) for level in levels}
+        )
 
     def forward(self, hint: Tensor) -> dict[int, Tensor]:
         """``[B, 3, H, W]`` in [-1, 1] to level -> ``[B, C, h, w]``."""
@@ -309,8 +347,18 @@ class PoseGraphBlock(nn.Module):
         edges: form of the edge convolutions.
     """
 
-    def __init__(self, channels: tuple[int, int], time_dim: int, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]) -> None:
-        from posegen.backbones.blocks.pose_graph import GraphConvolution  # brings torch-geometric, seconds that no other method needs to pay
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        time_dim: int,
+        pose_channels: int,
+        groups: int,
+        k: int,
+        edges: Literal["factorised", "dense"],
+    ) -> None:
+        from posegen.backbones.blocks.pose_graph import (
+            GraphConvolution,
+        )  # brings torch-geometric, seconds that no other method needs to pay
 
         super().__init__()
         inputs, width = channels
@@ -328,9 +376,18 @@ class PoseGraphBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     @classmethod
-    def replacing(cls, resnet: Any, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]) -> PoseGraphBlock:
+    def replacing(
+        cls, resnet: Any, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]
+    ) -> PoseGraphBlock:
         """A block in the place of diffusers' ``ResnetBlock2D``, with its weights where there are counterparts."""
-        block = cls((resnet.in_channels, resnet.out_channels), resnet.time_emb_proj.in_features, pose_channels, groups, k, edges)
+        block = cls(
+            (resnet.in_channels, resnet.out_channels),
+            resnet.time_emb_proj.in_features,
+            pose_channels,
+            groups,
+            k,
+            edges,
+        )
         block.conv_in.load_state_dict(resnet.conv1.state_dict())
         block.time.load_state_dict(resnet.time_emb_proj.state_dict())
         if resnet.conv_shortcut is not None:
@@ -357,7 +414,10 @@ def pose_cells(hint: Tensor, factor: int) -> Tensor:
     """
     from torchvision.transforms.functional import gaussian_blur
 
-    with torch.no_grad(), torch.autocast(hint.device.type, enabled=False):  # in half precision the background would not stay -1
+    with (
+        torch.no_grad(),
+        torch.autocast(hint.device.type, enabled=False),
+    ):  # in half precision the background would not stay -1
         blurred = gaussian_blur(hint.float(), MASK_KERNEL, MASK_SIGMA).amax(1, keepdim=True)
         return (F.max_pool2d(blurred, factor) > BACKGROUND).float()
 

@@ -52,7 +52,10 @@ class GUNet(Adapter):
         "arXiv:2409.11689",
         "MCULab-sohu/PoseDiffusion@2120766",
         "code Apache-2.0, data CC BY-NC 4.0, by the README's badges",
-        published=(("COCO 2014, one person", "MSE", 262.2, PAPER_TABLE), ("COCO 2014, one person", "Var", 244.5, PAPER_TABLE)),
+        published=(
+            ("COCO 2014, one person", "MSE", 262.2, PAPER_TABLE),
+            ("COCO 2014, one person", "Var", 244.5, PAPER_TABLE),
+        ),
     )
 
     def __init__(self, graph: Graph = "per_sample", joint_width: int = 16) -> None:
@@ -136,14 +139,18 @@ class SpatialBlock(nn.Module):
         """``[B, C, h, w]`` whose groups of 17 elements are the nodes."""
         self._check(x)
         if len(x) % NODES:
-            raise ValueError(f"adapter.graph=batch17 takes batches of 2, {NODES} or a multiple of {NODES}, not {len(x)}; set adapter.graph=per_sample")
+            raise ValueError(
+                f"adapter.graph=batch17 takes batches of 2, {NODES} or a multiple of {NODES}, not {len(x)}; set adapter.graph=per_sample"
+            )
         return self(x.unflatten(0, (-1, NODES)), self.adjacency[None]).flatten(0, 1)
 
     def copied(self, x: Tensor) -> Tensor:
         """The sum over 17 nodes that are copies of one element, for each of ``[B, C, h, w]``: nodes of equal degree are equal, so each is computed once."""
         self._check(x)
         mixed = torch.einsum("hok,bchw->bcow", self.theta, x)
-        return torch.stack([nodes * F.relu(degree * mixed + self.bias + x) for degree, nodes in self.degrees.items()]).sum(0)
+        return torch.stack(
+            [nodes * F.relu(degree * mixed + self.bias + x) for degree, nodes in self.degrees.items()]
+        ).sum(0)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-2] != len(self.theta):

@@ -85,7 +85,12 @@ class HumanSD(Adapter):
             raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(LOSSES)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style = style
-        self.pose_latent, self.loss_kind, self.threshold, self.loss_weight = pose_latent, loss_kind, threshold, loss_weight
+        self.pose_latent, self.loss_kind, self.threshold, self.loss_weight = (
+            pose_latent,
+            loss_kind,
+            threshold,
+            loss_weight,
+        )
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
     def attach(self, backbone: Backbone) -> None:
@@ -109,7 +114,9 @@ class HumanSD(Adapter):
         if self.loss_kind == "plain":
             return {"loss": error.mean()}
         if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
-            raise ValueError(f"adapter.loss_kind={self.loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'")
+            raise ValueError(
+                f"adapter.loss_kind={self.loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'"
+            )
         if isinstance(self.teacher, nn.Module):
             self.teacher.to(error.device)
         return {"loss": (error * self.weight(step, batch)).mean(), "plain": error.mean().detach()}
@@ -117,7 +124,9 @@ class HumanSD(Adapter):
     @torch.no_grad()
     def weight(self, step: Step, batch: PoseBatch) -> Tensor:
         """What the heatmap losses multiply the squared error by."""
-        extra = self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
+        extra = (
+            self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
+        )
         return 1 + self.loss_weight * extra
 
     def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
@@ -145,7 +154,9 @@ class HumanSD(Adapter):
             UnknownKeys: names the keys that have no place.
         """
         backbone: Backbone = self.backbone  # type: ignore[assignment]
-        return ldm.placed(official, ldm.UNET, ldm.unet_table(backbone.geometry), "backbone.unet.", self.beside, type(self).__name__)
+        return ldm.placed(
+            official, ldm.UNET, ldm.unet_table(backbone.geometry), "backbone.unet.", self.beside, type(self).__name__
+        )
 
 
 def widen(unet: nn.Module, extra: int) -> None:
@@ -156,7 +167,9 @@ def widen(unet: nn.Module, extra: int) -> None:
     """
     old: nn.Conv2d = unet.conv_in  # type: ignore[assignment]
     if old.in_channels != extra:
-        raise ValueError(f"the U-Net takes {old.in_channels} channels, not the {extra} of the latents; HumanSD needs a text-to-image backbone of its own")
+        raise ValueError(
+            f"the U-Net takes {old.in_channels} channels, not the {extra} of the latents; HumanSD needs a text-to-image backbone of its own"
+        )
     new = nn.Conv2d(old.in_channels + extra, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)  # type: ignore[arg-type]
     with torch.no_grad():
         new.weight.zero_()

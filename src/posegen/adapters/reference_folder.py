@@ -62,7 +62,9 @@ class Folder(Reference):
         if by not in NAMINGS:
             raise ValueError(f"adapter.by is {by!r}; expected one of {', '.join(NAMINGS)}")
         if not 0 <= panel < panels:
-            raise ValueError(f"adapter.panel={panel} is none of adapter.panels={panels} pictures; they are counted from 0")
+            raise ValueError(
+                f"adapter.panel={panel} is none of adapter.panels={panels} pictures; they are counted from 0"
+            )
         self.path, self.names, self.by = path, names, by
         self.panels, self.panel, self.resize, self.allow_missing = panels, panel, resize, allow_missing
 
@@ -90,7 +92,9 @@ class Folder(Reference):
             found = max(choices, key=lambda choice: len(choice.keys() & {s.id for s in samples}))
         if twice := {sample: claims for sample, claims in found.items() if len(claims) > 1}:
             sample, claims = next(iter(twice.items()))
-            raise ValueError(f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}; leave one, or say which in adapter.names")
+            raise ValueError(
+                f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}; leave one, or say which in adapter.names"
+            )
         self.report([s.id for s in samples if s.id not in found], len(samples), len(files))
         return {sample: root / claims[0] for sample, claims in found.items()}
 
@@ -127,7 +131,11 @@ class Folder(Reference):
         (height, width), (rows, columns) = image.shape[:2], size
         told = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
         if height * columns != width * rows:
-            hint = f"; a file of several pictures needs adapter.panels={width // height}" if width > height and width % height == 0 else ""
+            hint = (
+                f"; a file of several pictures needs adapter.panels={width // height}"
+                if width > height and width % height == 0
+                else ""
+            )
             raise ValueError(f"{told}, another shape: the poses would not fit it{hint}")
         if not self.resize:
             raise ValueError(f"{told}; set adapter.resize=true, or data.test.size to theirs")
@@ -146,9 +154,13 @@ def by_list(table: Path, files: Sequence[str]) -> Claims:
     with table.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or not {"file", "id"} <= rows[0].keys():
-        raise ValueError(f"adapter.names={table} needs the columns file,id and a row per picture; it has {', '.join(rows[0]) if rows else 'no row'}")
+        raise ValueError(
+            f"adapter.names={table} needs the columns file,id and a row per picture; it has {', '.join(rows[0]) if rows else 'no row'}"
+        )
     if absent := sorted({row["file"] for row in rows} - set(files)):
-        raise ValueError(f"adapter.names={table} lists {len(absent)} files that are not in adapter.path: {', '.join(absent[:5])}")
+        raise ValueError(
+            f"adapter.names={table} lists {len(absent)} files that are not in adapter.path: {', '.join(absent[:5])}"
+        )
     claims = defaultdict(list)
     for row in rows:
         claims[row["id"]].append(row["file"])
@@ -172,7 +184,9 @@ def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     any program joins them (`PAIRINGS`). Where a name fits several samples, the folders in front of it decide: they hold the sample's scenario or a part of its
     id.
     """
-    lengths = {len(stem) for file in files for stem in [PurePosixPath(file).stem] if stem.isdecimal() and len(stem) >= DIGITS}
+    lengths = {
+        len(stem) for file in files for stem in [PurePosixPath(file).stem] if stem.isdecimal() and len(stem) >= DIGITS
+    }
     known: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         tail = sample.id.rpartition("/")[2]
@@ -192,7 +206,11 @@ def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 def pairings(sample: Sample) -> set[str]:
     """What the picture of a pair may be called; nothing where the sample is none."""
     about = sample.attributes
-    return {f"{about['source']}{between}{about['target']}" for between in PAIRINGS} if {"source", "target"} <= about.keys() else set()
+    return (
+        {f"{about['source']}{between}{about['target']}" for between in PAIRINGS}
+        if {"source", "target"} <= about.keys()
+        else set()
+    )
 
 
 def plain(stem: str) -> str:

@@ -49,7 +49,12 @@ class OtherPose(Reference):
                 self.requests.setdefault(self.request(sample), []).append(sample)
         everyone = list(batch.population or ())
         choices = [self.requests.get(self.request(sample), everyone) for sample in batch.samples]
-        return torch.stack([chosen[int(u * len(chosen))].pose for u, chosen in zip(batch.rand("other pose").tolist(), choices, strict=True)])
+        return torch.stack(
+            [
+                chosen[int(u * len(chosen))].pose
+                for u, chosen in zip(batch.rand("other pose").tolist(), choices, strict=True)
+            ]
+        )
 
     def request(self, sample: Sample) -> object:
         return sample.about_main.get(self.same)

@@ -77,7 +77,10 @@ class StablePose(Adapter):
     )
     official = Official(settings={"attention": "dense"}, encodes_every_pass=True, decoder_gradients=True)
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
-    beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}
+    beside: ClassVar[Mapping[str, str]] = {
+        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
+        **ldm.BESIDE,
+    }
 
     def __init__(
         self,
@@ -97,20 +100,37 @@ class StablePose(Adapter):
         attention: Form = "compressed",
     ) -> None:
         super().__init__()
-        sizes = {"patch": patch, "heads": heads, "head_dim": head_dim, "mlp": mlp, "reduced": reduced, "pose_channels": pose_channels}
+        sizes = {
+            "patch": patch,
+            "heads": heads,
+            "head_dim": head_dim,
+            "mlp": mlp,
+            "reduced": reduced,
+            "pose_channels": pose_channels,
+        }
         if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
             raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f"adapter.kernels is {list(kernels)}; a blur is an odd number of pixels wide, for instance [23, 13]")
+            raise ValueError(
+                f"adapter.kernels is {list(kernels)}; a blur is an odd number of pixels wide, for instance [23, 13]"
+            )
         if any(r < 0 for r in radii):
             raise ValueError(f"adapter.radii is {list(radii)}; a mask grows by 0 pixels or more, for instance [8, 6]")
         if len(kernels) != len(radii) or not kernels:
-            raise ValueError(f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}; both need one per layer of the transformer")
+            raise ValueError(
+                f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}; both need one per layer of the transformer"
+            )
         if attention not in FORMS:
             raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(FORMS)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style, self.patch, self.attention = style, patch, attention
-        self.heads, self.head_dim, self.mlp, self.reduced, self.pose_channels = heads, head_dim, mlp, reduced, pose_channels
+        self.heads, self.head_dim, self.mlp, self.reduced, self.pose_channels = (
+            heads,
+            head_dim,
+            mlp,
+            reduced,
+            pose_channels,
+        )
         self.kernels, self.threshold, self.radii, self.masked = tuple(kernels), threshold, tuple(radii), masked
         self.alpha, self.normalise_loss = alpha, normalise_loss
 
@@ -119,7 +139,9 @@ class StablePose(Adapter):
         geometry, width = backbone.geometry, backbone.geometry.channels[0]
         pose_channels = self.pose_channels or in_eights(width * POSE_SHARE)
         reduced, head_dim = self.reduced or in_eights(width * REDUCED_SHARE), self.head_dim or max(1, width // 8)
-        transformer = PoseTransformer(width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp, self.attention)
+        transformer = PoseTransformer(
+            width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp, self.attention
+        )
         block = PoseBlock(backbone.unet.down_blocks[0].resnets[0], geometry.norm_groups, pose_channels, transformer)
         self.pose_encoder = PoseEncoder(geometry.latent_factor, pose_channels)
         self.branch = EncoderCopy(backbone.unet, geometry.latent_factor, replaced={FIRST: block})  # type: ignore[arg-type]
@@ -164,10 +186,15 @@ class StablePose(Adapter):
         """The masks that the transformer reads, one per layer."""
         tokens, order, counts = (state.conditions[name].unbind(1) for name in ("tokens", "order", "counts"))
         fill: Fill = "lowest" if self.faithful else "nothing"
-        return [Masking(pose, indices, count.tolist(), fill) for pose, indices, count in zip(tokens, order, counts, strict=True)]
+        return [
+            Masking(pose, indices, count.tolist(), fill)
+            for pose, indices, count in zip(tokens, order, counts, strict=True)
+        ]
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        down, mid = self.branch(latents, timesteps, state.text, conditions={FIRST: (state.conditions["pose"], self.layers(state))})
+        down, mid = self.branch(
+            latents, timesteps, state.text, conditions={FIRST: (state.conditions["pose"], self.layers(state))}
+        )
         return Injection(down=down, mid=mid)
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
@@ -175,7 +202,9 @@ class StablePose(Adapter):
         if guidance == 1.0:
             return [(1.0, state)]
         everything = torch.ones_like(state.conditions["tokens"])
-        free = state.without_text().having(tokens=everything, counts=torch.full_like(state.conditions["counts"], everything.shape[-1]))
+        free = state.without_text().having(
+            tokens=everything, counts=torch.full_like(state.conditions["counts"], everything.shape[-1])
+        )
         return [(guidance, state), (1.0 - guidance, free)]
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
@@ -194,7 +223,9 @@ class StablePose(Adapter):
         """
         backbone: Backbone = self.backbone  # type: ignore[assignment]
         prefix = OFFICIAL if ldm.has_prefix(official, OFFICIAL) else ""
-        return ldm.placed(official, prefix, table(backbone.geometry, len(self.kernels)), "adapter.", self.beside, type(self).__name__)
+        return ldm.placed(
+            official, prefix, table(backbone.geometry, len(self.kernels)), "adapter.", self.beside, type(self).__name__
+        )
 
 
 class PoseEncoder(nn.Module):
@@ -257,17 +288,32 @@ class PoseTransformer(nn.Module):
         mlp: hidden width of the feed-forward networks; None is the tokens'.
     """
 
-    def __init__(self, channels: int, reduced: int, patch: int, depth: int, heads: int, head_dim: int, mlp: int | None, form: Form) -> None:
+    def __init__(
+        self,
+        channels: int,
+        reduced: int,
+        patch: int,
+        depth: int,
+        heads: int,
+        head_dim: int,
+        mlp: int | None,
+        form: Form,
+    ) -> None:
         super().__init__()
         dim = reduced * patch**2
         if dim < 8 or dim % 4:
-            raise ValueError(f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels; the position table needs 8, 12, 16, ...")
+            raise ValueError(
+                f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels; the position table needs 8, 12, 16, ..."
+            )
         hidden = mlp or dim
         self.patch, self.dim = patch, dim
         self.reduce = conv(channels, reduced)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.attentions = nn.ModuleList(PoseMaskedAttention(dim, heads, head_dim, form) for _ in range(depth))
-        self.mlps = nn.ModuleList(nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)) for _ in range(depth))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+            for _ in range(depth)
+        )
         self.expand = conv(reduced, channels)
 
     def forward(self, x: Tensor, layers: Sequence[Masking]) -> Tensor:
@@ -308,7 +354,9 @@ class PoseBlock(nn.Module):
 
     def __init__(self, original: nn.Module, groups: int, pose_channels: int, transformer: PoseTransformer) -> None:
         super().__init__()
-        self.conv1, self.time_emb_proj, self.conv2 = (deepcopy(getattr(original, name)) for name in ("conv1", "time_emb_proj", "conv2"))
+        self.conv1, self.time_emb_proj, self.conv2 = (
+            deepcopy(getattr(original, name)) for name in ("conv1", "time_emb_proj", "conv2")
+        )
         self.transformer = transformer
         self.pose_conv = conv(pose_channels, self.conv2.in_channels)
         self.groups = groups
@@ -335,7 +383,9 @@ def blurred(images: Tensor, kernel: int) -> Tensor:
     from torchvision.transforms.functional import gaussian_blur
 
     if kernel // 2 >= min(images.shape[-2:]):
-        raise ValueError(f"adapter.kernels has {kernel}, too wide for images of {list(images.shape[-2:])}; take a blur less than twice as wide as the image")
+        raise ValueError(
+            f"adapter.kernels has {kernel}, too wide for images of {list(images.shape[-2:])}; take a blur less than twice as wide as the image"
+        )
     return gaussian_blur(images, [kernel, kernel], [SIGMA, SIGMA])
 
 
@@ -361,7 +411,11 @@ def table(geometry: Geometry, depth: int) -> ldm.Table:
     """Original module prefix -> this project's, for the adapter's part of an official file."""
     block, place = "input_blocks.1.0", "branch.network.down_blocks.0.resnets.0"
     gone = {f"{block}.in_layers.0", f"{block}.out_layers.0"}
-    encoder = {old: f"branch.network.{new}" for old, new in ldm.control_table(geometry).items() if old not in gone and not old.startswith("input_hint_block")}
+    encoder = {
+        old: f"branch.network.{new}"
+        for old, new in ldm.control_table(geometry).items()
+        if old not in gone and not old.startswith("input_hint_block")
+    }
     own = {
         "feature_extractor.pre_extractor": "pose_encoder.trunk",
         "feature_extractor.extractors.0.0": "pose_encoder.last",

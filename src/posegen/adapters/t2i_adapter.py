@@ -67,12 +67,23 @@ class T2IAdapter(Adapter):
         ),
     )
     #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
-    beside: ClassVar[Mapping[str, str]] = {"model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone", **ldm.BESIDE}
+    beside: ClassVar[Mapping[str, str]] = {
+        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
+        **ldm.BESIDE,
+    }
 
-    def __init__(self, style: Literal["openpose", "humansd"] = "openpose", strength: float = 1.0, tau: float = 1.0, blocks: int = 2) -> None:
+    def __init__(
+        self,
+        style: Literal["openpose", "humansd"] = "openpose",
+        strength: float = 1.0,
+        tau: float = 1.0,
+        blocks: int = 2,
+    ) -> None:
         super().__init__()
         if not 0 <= tau <= 1:
-            raise ValueError(f"adapter.tau is {tau}; expected the share of the noise process in which the pose is used, from 0 to 1")
+            raise ValueError(
+                f"adapter.tau is {tau}; expected the share of the noise process in which the pose is used, from 0 to 1"
+            )
         if blocks < 1:
             raise ValueError(f"adapter.blocks is {blocks}; expected at least one residual block per level")
         self.hint = PoseDrawing(style, range=(0.0, 1.0))
@@ -81,7 +92,9 @@ class T2IAdapter(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         size = backbone.geometry
-        self.network = diffusers.T2IAdapter(channels=list(size.channels), num_res_blocks=self.blocks, downscale_factor=size.latent_factor)
+        self.network = diffusers.T2IAdapter(
+            channels=list(size.channels), num_res_blocks=self.blocks, downscale_factor=size.latent_factor
+        )
 
     def features(self, hint: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.
@@ -95,7 +108,9 @@ class T2IAdapter(Adapter):
     def encode(self, batch: PoseBatch) -> State:
         assert batch.hint is not None
         self.check_size(batch.hint.shape[-2:])
-        return self.text_state(batch).having(**{f"level{i}": feature for i, feature in enumerate(self.features(batch.hint))})
+        return self.text_state(batch).having(
+            **{f"level{i}": feature for i, feature in enumerate(self.features(batch.hint))}
+        )
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         backbone: Backbone = self.backbone  # type: ignore[assignment]
@@ -121,7 +136,9 @@ class T2IAdapter(Adapter):
         """
         backbone: Backbone = self.backbone  # type: ignore[assignment]
         table = original_names(backbone.geometry.levels, self.blocks)
-        if any(".resnets." in key and key.startswith(PREFIX) for key in official):  # diffusers' names are this project's
+        if any(
+            ".resnets." in key and key.startswith(PREFIX) for key in official
+        ):  # diffusers' names are this project's
             table = {name: name for name in table.values()}
         prefix = PREFIX if ldm.has_prefix(official, PREFIX) else ""
         return ldm.placed(official, prefix, table, f"adapter.network.{PREFIX}", self.beside, type(self).__name__)

@@ -60,7 +60,9 @@ class Geometry:
         return tuple(widths)
 
     @classmethod
-    def from_diffusers(cls, unet: Mapping[str, Any], latent_factor: int = 8, prediction_type: str = "epsilon") -> Geometry:
+    def from_diffusers(
+        cls, unet: Mapping[str, Any], latent_factor: int = 8, prediction_type: str = "epsilon"
+    ) -> Geometry:
         """From the config of a ``UNet2DConditionModel``; there ``attention_head_dim`` is the number of heads."""
         channels = tuple(unet["block_out_channels"])
         heads = unet.get("num_attention_heads") or unet["attention_head_dim"]
@@ -137,7 +139,9 @@ class Injection:
         Latents enter through the linear input convolution, so what that adds is multiplied, too. Attention reads ``attention`` and ``features`` in ways that
         are not linear; they stay as they are.
         """
-        down, encoder = (None if maps is None else tuple(factor * m for m in maps) for maps in (self.down, self.encoder))
+        down, encoder = (
+            None if maps is None else tuple(factor * m for m in maps) for maps in (self.down, self.encoder)
+        )
         mid, latents = (None if m is None else factor * m for m in (self.mid, self.latents))
         return replace(self, down=down, mid=mid, encoder=encoder, latents=latents)
 
@@ -220,7 +224,9 @@ class Backbone(nn.Module, ABC):
         Raises:
             TypeError: the weights were not read from files.
         """
-        raise TypeError(f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a folder and read it from there")
+        raise TypeError(
+            f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a folder and read it from there"
+        )
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         """Which of an official file's keys are those of a plain U-Net, and their names in ``unet``; None for one that has no place there."""
@@ -238,7 +244,9 @@ class Backbone(nn.Module, ABC):
         """
         factor = self.geometry.latent_factor
         if any(side % factor for side in size):
-            raise ValueError(f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose {[s - s % factor for s in size]}")
+            raise ValueError(
+                f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose {[s - s % factor for s in size]}"
+            )
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
 
     @property

@@ -29,7 +29,12 @@ SCHEDULER: dict[str, Any] = {
 
 
 def build_unet(
-    channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4, latent_channels: int = 8, size: int = 16
+    channels: Sequence[int] = (32, 64, 128),
+    layers: int = 1,
+    text_dim: int = 64,
+    heads: int = 4,
+    latent_channels: int = 8,
+    size: int = 16,
 ) -> UNet2DConditionModel:
     """A U-Net on ``[B, latent_channels, size, size]`` latents with cross-attention at every level but the finest; 4.1 M parameters by default."""
     levels = len(channels)
@@ -101,12 +106,19 @@ def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer
     tokenizer = tokenizer_of(merges_of(word for word in words if word not in broken), max_length)
     broken += [word for word in words if word not in broken and len(tokenizer(word).input_ids) != 3]
     if broken:
-        raise ValueError(f"not a single word for a CLIP tokenizer: {broken}; write them in ASCII letters, without spaces, digits and mixed punctuation")
+        raise ValueError(
+            f"not a single word for a CLIP tokenizer: {broken}; write them in ASCII letters, without spaces, digits and mixed punctuation"
+        )
     return tokenizer
 
 
 def untrained(
-    autoencoder: str, words: Sequence[str], channels: Sequence[int] = (32, 64, 128), layers: int = 1, text_dim: int = 64, heads: int = 4
+    autoencoder: str,
+    words: Sequence[str],
+    channels: Sequence[int] = (32, 64, 128),
+    layers: int = 1,
+    text_dim: int = 64,
+    heads: int = 4,
 ) -> StableDiffusion:
     """A backbone with a fresh U-Net and text tower on a trained autoencoder: where ``experiment=mannequin_backbone`` starts.
 

@@ -64,14 +64,23 @@ class PoseSpace(StableDiffusion):
         config, text = read_config(folder / "unet"), folder / "text_encoder"
         scheduler = read_config(folder / "scheduler", "scheduler_config.json")
         sizes = {key: value for key, value in config.items() if not key.startswith("_")}
-        facts = {"unet": sizes, "scheduler": scheduler, "encoding": encoding, "grid": grid, "sigma": sigma, "text": sha256_of(weight_files(text))}
+        facts = {
+            "unet": sizes,
+            "scheduler": scheduler,
+            "encoding": encoding,
+            "grid": grid,
+            "sigma": sigma,
+            "text": sha256_of(weight_files(text)),
+        }
         parts = Parts(
             unet=pose_unet(config, grid),
             autoencoder=None,  # type: ignore[arg-type]
             text_encoder=read_model(CLIPTextModel, text),
             tokenizer=read_tokenizer(folder / "tokenizer"),
             scheduler=scheduler,
-            origin=json.dumps(facts, sort_keys=True),  # the U-Net's random weights are not part of what this backbone is
+            origin=json.dumps(
+                facts, sort_keys=True
+            ),  # the U-Net's random weights are not part of what this backbone is
         )
         self._source = folder, None
         self._assemble(parts, recipe, id or folder.stem)
@@ -101,7 +110,14 @@ class PoseSpace(StableDiffusion):
             shutil.copytree(place / part, folder / part)
         (folder / "unet").mkdir()
         shutil.copyfile(place / "unet" / "config.json", folder / "unet" / "config.json")
-        return {"path": ".", "encoding": self.encoding, "grid": self.grid, "sigma": self.sigma, "recipe": self.recipe, "id": self.weights.id}
+        return {
+            "path": ".",
+            "encoding": self.encoding,
+            "grid": self.grid,
+            "sigma": self.sigma,
+            "recipe": self.recipe,
+            "id": self.weights.id,
+        }
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         return f"{self.encoding}-{self.grid}-{self.sigma}" if of == "latents" else super().encoding_key(of)

@@ -46,7 +46,9 @@ class StableDiffusion(Backbone):
     """
 
     sample: Literal["image", "pose"] = "image"
-    _source: tuple[Path, Path | None] | None = None  # the files that were read: folder or single file, and another autoencoder
+    _source: tuple[Path, Path | None] | None = (
+        None  # the files that were read: folder or single file, and another autoencoder
+    )
 
     def __init__(
         self,
@@ -93,7 +95,9 @@ class StableDiffusion(Backbone):
         self.recipe = recipe
         noise = DDIMScheduler.from_config(self.scheduler_config)
         if noise.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise WeightsError(f"backbone {id}: its scheduler has prediction_type {noise.config.prediction_type!r}; expected epsilon or v_prediction")
+            raise WeightsError(
+                f"backbone {id}: its scheduler has prediction_type {noise.config.prediction_type!r}; expected epsilon or v_prediction"
+            )
         self.register_buffer("alphas_cumprod", noise.alphas_cumprod.float(), persistent=False)
         self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1], noise.config.prediction_type)
         self._check_fit(id)
@@ -131,7 +135,11 @@ class StableDiffusion(Backbone):
     def save_source(self, folder: Path) -> dict[str, Any]:
         if self._source is None:
             return super().save_source(folder)
-        arguments: dict[str, Any] = {**copy_source(*self._source, folder), "recipe": self.recipe, "id": self.weights.id}
+        arguments: dict[str, Any] = {
+            **copy_source(*self._source, folder),
+            "recipe": self.recipe,
+            "id": self.weights.id,
+        }
         return {**arguments, "prediction_type": self.geometry.prediction_type}
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
@@ -151,7 +159,14 @@ class StableDiffusion(Backbone):
         self._predict(latents, timesteps, text, injection, record)
         return bank_of(record)
 
-    def _predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection, record: dict[str, Record] | None = None) -> Tensor:
+    def _predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        injection: Injection,
+        record: dict[str, Record] | None = None,
+    ) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         down, mid = self._residuals(injection)
@@ -173,7 +188,9 @@ class StableDiffusion(Backbone):
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         unique = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(unique, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            unique, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+        )
         states = self.text_encoder(tokens.input_ids.to(self.text_encoder.device), return_dict=False)[0]
         place = {prompt: i for i, prompt in enumerate(unique)}
         return states[[place[prompt] for prompt in prompts]]
@@ -215,8 +232,13 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
         yield
         return
     if len(features) != len(unet.down_blocks):
-        raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {len(unet.down_blocks)} levels")
-    hooks = [_last_layer(block).register_forward_hook(_adding(feature)) for block, feature in zip(unet.down_blocks, features, strict=True)]
+        raise ValueError(
+            f"Injection.encoder has {len(features)} feature maps, this backbone has {len(unet.down_blocks)} levels"
+        )
+    hooks = [
+        _last_layer(block).register_forward_hook(_adding(feature))
+        for block, feature in zip(unet.down_blocks, features, strict=True)
+    ]
     try:
         yield
     finally:
@@ -263,4 +285,6 @@ def _fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # network, credentials, unknown name
-        raise WeightsError(f"{HUB}{name}: cannot fetch it ({error}); with no network set backbone.path to a local folder or file") from error
+        raise WeightsError(
+            f"{HUB}{name}: cannot fetch it ({error}); with no network set backbone.path to a local folder or file"
+        ) from error

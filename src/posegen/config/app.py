@@ -77,16 +77,30 @@ class Request:
         """From the command line behind a verb."""
         args = get_args_parser().parse_args(arranged(argv))
         extra = [listing.searchable(args.config_dir)] if args.config_dir else []
-        extra += [listing.searchable(entry) for word in args.overrides if word.startswith("hydra.searchpath=") for entry in listing.searchpath(word)]
+        extra += [
+            listing.searchable(entry)
+            for word in args.overrides
+            if word.startswith("hydra.searchpath=")
+            for entry in listing.searchpath(word)
+        ]
         overrides = tuple(word for word in args.overrides if not word.startswith("hydra.searchpath="))
-        return cls(args.config_name or verb, overrides, Path(args.config_path).resolve() if args.config_path else listing.conf_dir(), tuple(extra))
+        return cls(
+            args.config_name or verb,
+            overrides,
+            Path(args.config_path).resolve() if args.config_path else listing.conf_dir(),
+            tuple(extra),
+        )
 
     @classmethod
     def of(cls, node: DictConfig) -> Request:
         """From the ``hydra`` node of a composed configuration, as a running job sees it."""
         sources = [(s.provider, s.schema, s.path) for s in node.runtime.config_sources]
         main = next((Path(path) for provider, _, path in sources if provider == "main"), listing.conf_dir())
-        extra = tuple(f"{schema}://{path}" for provider, schema, path in sources if provider not in ("hydra", "main", "schema", "posegen"))
+        extra = tuple(
+            f"{schema}://{path}"
+            for provider, schema, path in sources
+            if provider not in ("hydra", "main", "schema", "posegen")
+        )
         return cls(node.job.config_name, tuple(node.overrides.task), main, extra, dict(node.runtime.choices))
 
     @property
@@ -136,7 +150,9 @@ class Task:
 
     def __init__(self, target: str | Callable[..., Any], spread: bool = False) -> None:
         self.target, self.spread = target, spread
-        self.__module__ = target.partition(":")[0] if isinstance(target, str) else target.__module__  # Hydra names the job after it
+        self.__module__ = (
+            target.partition(":")[0] if isinstance(target, str) else target.__module__
+        )  # Hydra names the job after it
 
     def __call__(self, cfg: DictConfig) -> Any:
         try:
@@ -217,9 +233,23 @@ def arranged(argv: Sequence[str]) -> list[str]:
             continue
         action = actions.get(word.partition("=")[0])
         if action is None:
-            raise UserError(str(misspelt(word, "no such flag", word.partition("=")[0], (flag for flag in actions if flag.startswith("--")))))
+            raise UserError(
+                str(
+                    misspelt(
+                        word,
+                        "no such flag",
+                        word.partition("=")[0],
+                        (flag for flag in actions if flag.startswith("--")),
+                    )
+                )
+            )
         flags.append(word)
-        if action.nargs != 0 and "=" not in word and words and (action.nargs is None or words[0] in (action.choices or ())):
+        if (
+            action.nargs != 0
+            and "=" not in word
+            and words
+            and (action.nargs is None or words[0] in (action.choices or ()))
+        ):
             flags.append(words.pop(0))
     return flags + overrides
 
@@ -233,7 +263,9 @@ def quoted(override: str) -> str:
 def help_of(request: Request) -> str:
     """A verb's help: Hydra's template, with the groups from the file tree because Hydra itself takes a second to list them."""
     groups = listing.groups(request.roots)
-    chosen = any(word.startswith("hydra/help=") for word in request.overrides) or request.name not in groups.get("hydra/help", {})
+    chosen = any(word.startswith("hydra/help=") for word in request.overrides) or request.name not in groups.get(
+        "hydra/help", {}
+    )
     cfg = request.having(*request.overrides, *([] if chosen else [f"hydra/help={request.name}"])).compose()
     template = Template(cfg.hydra.help.template)
     with read_write(cfg), open_dict(cfg):
@@ -262,7 +294,9 @@ def tell(error: Exception, verb: str, argv: Sequence[str], traced: bool = False)
         if traced:
             return 1
     message = explain(error, verb, argv)
-    known = isinstance(error, UserError) or (isinstance(error, HydraException) and not isinstance(error, InstantiationException))
+    known = isinstance(error, UserError) or (
+        isinstance(error, HydraException) and not isinstance(error, InstantiationException)
+    )
     hint = "" if known or not isinstance(_cause(error), EXPECTED) else "\nPOSEGEN_TRACEBACK=1 shows where it happened."
     print(f"posegen {verb}: {message}{hint}", file=sys.stderr)
     return 1
@@ -280,8 +314,16 @@ def explain(error: Exception, verb: str, argv: Sequence[str]) -> str:
         return report(problems) if problems else hydra_message(error)
     cause = _cause(error)
     message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
-    key = str(error).rpartition("full_key: ")[2].strip() if isinstance(error, InstantiationException) and "full_key: " in str(error) else ""
-    named = message if isinstance(cause, (UserError, OSError)) or type(cause) is ValueError else f"{type(cause).__name__}: {message}"
+    key = (
+        str(error).rpartition("full_key: ")[2].strip()
+        if isinstance(error, InstantiationException) and "full_key: " in str(error)
+        else ""
+    )
+    named = (
+        message
+        if isinstance(cause, (UserError, OSError)) or type(cause) is ValueError
+        else f"{type(cause).__name__}: {message}"
+    )
     return f"{key}: {named}" if key else named
 
 

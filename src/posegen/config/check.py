@@ -49,7 +49,10 @@ ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 #: Verbs that judge what was generated.
 JUDGING = ("evaluate", "benchmark")
 #: What only some data sets have: field of a batch -> (method that brings it, what it is).
-OTHER_IMAGES = {"twins": ("twin", "a second image of each caption"), "source": ("source_of", "another image of each person")}
+OTHER_IMAGES = {
+    "twins": ("twin", "a second image of each caption"),
+    "source": ("source_of", "another image of each person"),
+}
 #: Splits that are trained on or generated; others are only looked at.
 MADE = ("train", "validation", "test")
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
@@ -130,7 +133,13 @@ def files(cfg: DictConfig) -> list[Problem]:
     problems = []
     for key, value in _values(cfg):
         reads = INPUT.search(key) and not OUTPUT.search(key)
-        if reads and isinstance(value, str) and value and not ELSEWHERE.match(value) and not Path(value).expanduser().exists():
+        if (
+            reads
+            and isinstance(value, str)
+            and value
+            and not ELSEWHERE.match(value)
+            and not Path(value).expanduser().exists()
+        ):
             problems.append(Problem(key, "no such file or folder", value))
     return problems
 
@@ -152,11 +161,22 @@ def training(cfg: DictConfig) -> list[Problem]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and least <= value <= most):
             problems.append(
-                Problem(key, f"expected a number {f'from {least:g} to {most:g}' if most < float('inf') else f'of at least {least:g}'}, or null", value)
+                Problem(
+                    key,
+                    f"expected a number {f'from {least:g} to {most:g}' if most < float('inf') else f'of at least {least:g}'}, or null",
+                    value,
+                )
             )
     precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
     if precision is not None and precision not in PRECISIONS:
-        problems.append(Problem("trainer.precision", f"expected one of {', '.join(PRECISIONS)}", precision, nearest(str(precision), PRECISIONS)))
+        problems.append(
+            Problem(
+                "trainer.precision",
+                f"expected one of {', '.join(PRECISIONS)}",
+                precision,
+                nearest(str(precision), PRECISIONS),
+            )
+        )
     return problems
 
 
@@ -190,15 +210,27 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     problems = []
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
-        problems.append(Problem("backbone", f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s; choose another adapter= or backbone="))
-    brought = {"source"} if any(cfg.get(key) is not None for key in ("prompt", "source")) else set()  # then no data set has to
+        problems.append(
+            Problem(
+                "backbone",
+                f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s; choose another adapter= or backbone=",
+            )
+        )
+    brought = (
+        {"source"} if any(cfg.get(key) is not None for key in ("prompt", "source")) else set()
+    )  # then no data set has to
     needs: Collection[str] = set(getattr(adapter, "needs", ())) - brought
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
         data = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None
         for field, (method, image) in OTHER_IMAGES.items() if split in MADE else ():
             if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
-                problems.append(Problem(f"data.{split}", f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="))
+                problems.append(
+                    Problem(
+                        f"data.{split}",
+                        f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data=",
+                    )
+                )
         problems += _sizes(f"data.{split}", node, factor)
     return problems
 
@@ -231,7 +263,13 @@ def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     if not factor or all(side % factor == 0 for side in sides):
         return []
     right = [max(factor, side // factor * factor) for side in sides]
-    return [Problem(f"{key}.size", f"expected a multiple of the backbone's latent factor {factor}, such as {right if len(right) > 1 else right[0]}", size)]
+    return [
+        Problem(
+            f"{key}.size",
+            f"expected a multiple of the backbone's latent factor {factor}, such as {right if len(right) > 1 else right[0]}",
+            size,
+        )
+    ]
 
 
 def _latent_factor(node: Any) -> int | None:
@@ -261,7 +299,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(str(misspelt(verb, "no such verb to check", verb, names)))
     problems, count = check(request, multirun=get_args_parser().parse_args(arranged(words)).multirun)
     cells = f"{count} combinations are" if count > 1 else "the configuration is"
-    print(report(problems) if problems else f"posegen {verb}: {cells} fine", file=sys.stderr if problems else sys.stdout)
+    print(
+        report(problems) if problems else f"posegen {verb}: {cells} fine", file=sys.stderr if problems else sys.stdout
+    )
     return 1 if problems else 0
 
 
@@ -283,7 +323,11 @@ def check(request: Request, multirun: bool = False) -> tuple[list[Problem], int]
 
 def cells(request: Request, multirun: bool = False) -> Iterator[Request]:
     """The cells of a request that differ in what can be wrong with them: every combination of options, and every value once."""
-    own = {override.key_or_group: (word, override) for word in request.overrides for override in [OverridesParser.create().parse_override(word)]}
+    own = {
+        override.key_or_group: (word, override)
+        for word in request.overrides
+        for override in [OverridesParser.create().parse_override(word)]
+    }
     swept = {key for key, (_, override) in own.items() if override.is_sweep_override()}
     rest = [word for key, (word, _) in own.items() if key not in swept]
     with composed(request.having(*rest)):
@@ -292,7 +336,10 @@ def cells(request: Request, multirun: bool = False) -> Iterator[Request]:
         yield request
         return
     params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items() if key not in own]
-    axes = [OverridesParser.create().parse_override(word) for word in (*params, *(own[key][0] for key in own if key in swept))]
+    axes = [
+        OverridesParser.create().parse_override(word)
+        for word in (*params, *(own[key][0] for key in own if key in swept))
+    ]
     known = groups(request.roots)
     choices = [_values_of(axis) for axis in axes if axis.key_or_group in known]
     values = [_values_of(axis) for axis in axes if axis.key_or_group not in known]

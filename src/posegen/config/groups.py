@@ -94,8 +94,16 @@ class Option:
         if bases is None:
             return None
         root = self.file.parents[len(self.name.split("/")) - 1]  # the group's folder
-        base = root / f"{bases[1].removeprefix(f'/{self.group}/')}.yaml" if bases[1].startswith("/") else self.file.parent / f"{bases[1]}.yaml"
-        return Option(self.group, base.relative_to(root).with_suffix("").as_posix(), base).target if base.is_file() and base != self.file else None
+        base = (
+            root / f"{bases[1].removeprefix(f'/{self.group}/')}.yaml"
+            if bases[1].startswith("/")
+            else self.file.parent / f"{bases[1]}.yaml"
+        )
+        return (
+            Option(self.group, base.relative_to(root).with_suffix("").as_posix(), base).target
+            if base.is_file() and base != self.file
+            else None
+        )
 
 
 def groups(where: Sequence[Path] | None = None) -> dict[str, dict[str, Option]]:
@@ -143,7 +151,9 @@ def facts(target: str) -> dict[str, str]:
         return {}
     found = {"doc": (ast.get_docstring(node) or "").split("\n")[0].rstrip(".")}
     for statement in node.body:
-        names = [t.id for t in getattr(statement, "targets", [getattr(statement, "target", None)]) if isinstance(t, ast.Name)]
+        names = [
+            t.id for t in getattr(statement, "targets", [getattr(statement, "target", None)]) if isinstance(t, ast.Name)
+        ]
         if "paper" in names and isinstance(call := getattr(statement, "value", None), ast.Call):
             literals = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
             found["paper"] = ", ".join(str(value) for value in literals[:2])
@@ -185,7 +195,9 @@ def group_named(name: str, known: Iterable[str]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """``posegen list [group ...]``."""
-    parser = argparse.ArgumentParser("posegen list", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "posegen list", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("groups", nargs="*", metavar="group")
     parser.add_argument("--config-dir", "-cd", action="append", default=[], help="a folder with more groups")
     arguments = parser.parse_args(list(argv))
@@ -201,4 +213,6 @@ def main(argv: Sequence[str]) -> int:
 
 def searchpath(override: str) -> list[str]:
     """The entries of a ``hydra.searchpath=[...]`` override."""
-    return [entry.strip(" '\"") for entry in override.partition("=")[2].strip("[]'\" ").split(",") if entry.strip(" '\"")]
+    return [
+        entry.strip(" '\"") for entry in override.partition("=")[2].strip("[]'\" ").split(",") if entry.strip(" '\"")
+    ]

@@ -26,7 +26,9 @@ NO_ARGUMENTS = tuple(f"{where}.{name}" for where in ("adapter", "prior.adapter")
 
 def children(node: Any) -> Iterator[tuple[str, Any]]:
     """(name, child node) of a container, the child as it stands there, unresolved."""
-    if isinstance(node, (DictConfig, ListConfig)) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+    if isinstance(node, (DictConfig, ListConfig)) and not (
+        node._is_none() or node._is_missing() or node._is_interpolation()
+    ):
         names: Iterable[Any] = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
         yield from ((str(name), node._get_node(name)) for name in names)
 
@@ -137,25 +139,40 @@ def signature(key: str, node: DictConfig) -> list[Problem]:
     accepted = signatures.parameters(target)
     if accepted is None:
         return []
-    given = {name: child for name, child in children(node) if name not in signatures.HYDRA_KEYS and inside(key, name) not in NO_ARGUMENTS}
+    given = {
+        name: child
+        for name, child in children(node)
+        if name not in signatures.HYDRA_KEYS and inside(key, name) not in NO_ARGUMENTS
+    }
     title = getattr(target, "__qualname__", str(target))
     problems = []
     for name, child in given.items():
         if name in accepted:
             problems += _argument(f"{key}.{name}", child, accepted[name])
         else:
-            problems.append(misspelt(f"{key}.{name}", f"{title} takes no such argument", name, accepted, value=value_or_none(child)))
-    required = [name for name, parameter in accepted.items() if parameter.default is parameter.empty and name not in given]
+            problems.append(
+                misspelt(f"{key}.{name}", f"{title} takes no such argument", name, accepted, value=value_or_none(child))
+            )
+    required = [
+        name for name, parameter in accepted.items() if parameter.default is parameter.empty and name not in given
+    ]
     if key.split(".")[0] in COMPLETED or node.get("_partial_") or "_args_" in node:
         required = []
-    return problems + [Problem(f"{key}.{name}", f"{title} needs this argument; give it with +{key}.{name}=VALUE") for name in required]
+    return problems + [
+        Problem(f"{key}.{name}", f"{title} needs this argument; give it with +{key}.{name}=VALUE") for name in required
+    ]
 
 
 def _argument(key: str, node: Any, parameter: Any) -> list[Problem]:
     """What is wrong with the value of one argument."""
     if has_target(node):
         built, wanted = locate(target_of(node)), parameter.annotation
-        wrong = isinstance(built, type) and isinstance(wanted, type) and wanted.__module__.startswith("posegen") and not issubclass(built, wanted)
+        wrong = (
+            isinstance(built, type)
+            and isinstance(wanted, type)
+            and wanted.__module__.startswith("posegen")
+            and not issubclass(built, wanted)
+        )
         return [Problem(f"{key}._target_", f"expected a {wanted.__name__}", target_of(node))] if wrong else []
     if node._is_missing() or any(True for _ in targets(node, key)):
         return []
@@ -166,7 +183,11 @@ def _argument(key: str, node: Any, parameter: Any) -> list[Problem]:
     if value is None and parameter.default is None:
         return []
     expected = signatures.expectation(value, parameter.annotation)
-    return [Problem(key, f"expected {expected}", value, nearest(str(value), signatures.options(parameter.annotation)))] if expected else []
+    return (
+        [Problem(key, f"expected {expected}", value, nearest(str(value), signatures.options(parameter.annotation)))]
+        if expected
+        else []
+    )
 
 
 def locate(path: Any) -> Callable[..., Any] | str:
@@ -179,6 +200,8 @@ def locate(path: Any) -> Callable[..., Any] | str:
         module, _, name = str(path).rpartition(".")
         names = vars(sys.modules[module]) if module in sys.modules else {}
         found = nearest(name, (n for n in names if not n.startswith("_")))
-        return f"cannot be imported: {str(error.__cause__ or error).splitlines()[0]}" + (f"; did you mean {module}.{found}?" if found else "")
+        return f"cannot be imported: {str(error.__cause__ or error).splitlines()[0]}" + (
+            f"; did you mean {module}.{found}?" if found else ""
+        )
     finally:
         log.disabled = before

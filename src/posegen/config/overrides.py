@@ -61,7 +61,10 @@ def _options(override: Override, options: Collection[str]) -> list[Problem]:
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
     names = {name for value in values for name in str(value).strip("[]'\"").split(",")} - {"null", ""}
     group = override.key_or_group
-    return [misspelt(f"{group}={name}", f"no such option{bringing(name)}", name, options) for name in sorted(names - set(options))]
+    return [
+        misspelt(f"{group}={name}", f"no such option{bringing(name)}", name, options)
+        for name in sorted(names - set(options))
+    ]
 
 
 def _brought_by_hydra(group: str) -> list[str]:
@@ -85,7 +88,11 @@ def _keys(request: Request, overrides: Iterable[tuple[str, Override]], known: Gr
         cfg = request.compose()
     except (HydraException, OmegaConfBaseException) as error:
         return {"": [Problem(request.name, hydra_message(error))]}
-    judged = {word: _key(override, cfg, known) for word, override in overrides if override.key_or_group.split(".")[0] != "hydra"}
+    judged = {
+        word: _key(override, cfg, known)
+        for word, override in overrides
+        if override.key_or_group.split(".")[0] != "hydra"
+    }
     return {word: [problem] for word, problem in judged.items() if problem}
 
 
@@ -99,7 +106,9 @@ def _key(override: Override, cfg: DictConfig, known: Groups) -> Problem | None:
         return None
     if override.is_add() or override.is_force_add():
         return None  # whether it is understood is for `check` to say, which looks at signatures
-    siblings = {str(k) for k in node if k != "hydra" and not str(k).startswith("_")} | (set() if parent else {g for g in known if "/" not in g})
+    siblings = {str(k) for k in node if k != "hydra" and not str(k).startswith("_")} | (
+        set() if parent else {g for g in known if "/" not in g}
+    )
     found = nearest(name, siblings)
     return Problem(
         key,
@@ -119,12 +128,19 @@ def _key_of(override: Override, parent: str, cfg: DictConfig, known: Groups) -> 
     if not isinstance(node, DictConfig):
         return Problem(override.key_or_group, f"{above} is {node!r} and holds no keys")
     if name in node and node[name] is not None:
-        return Problem(override.key_or_group, f"{parent} is {node[name]!r} and holds no keys", file=file_of(parent, cfg, known))
+        return Problem(
+            override.key_or_group, f"{parent} is {node[name]!r} and holds no keys", file=file_of(parent, cfg, known)
+        )
     if name in node or override.is_add() or override.is_force_add():
         return None
     names = [str(k) for k in node if k != "hydra" and not str(k).startswith("_")]
     found = nearest(name, names)
-    return Problem(override.key_or_group, f"there is no {parent}", nearest=found and ".".join(filter(None, (above, found))), available=sorted(names))
+    return Problem(
+        override.key_or_group,
+        f"there is no {parent}",
+        nearest=found and ".".join(filter(None, (above, found))),
+        available=sorted(names),
+    )
 
 
 def _unreadable(word: str, known: Groups, error: Exception) -> Problem:

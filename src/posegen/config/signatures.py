@@ -13,8 +13,24 @@ from typing import Any, Literal, Union
 
 #: What Hydra reads itself.
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
-NUMBERS = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null", os.PathLike: "a path"}
-SEQUENCES = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection, collections.abc.Set)
+NUMBERS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    type(None): "null",
+    os.PathLike: "a path",
+}
+SEQUENCES = (
+    list,
+    tuple,
+    set,
+    frozenset,
+    collections.abc.Sequence,
+    collections.abc.Iterable,
+    collections.abc.Collection,
+    collections.abc.Set,
+)
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -138,7 +154,12 @@ def options(annotation: Any) -> list[str]:
         return [a for a in typing.get_args(annotation) if isinstance(a, str)]
     if inspect.isclass(annotation) and issubclass(annotation, Enum):
         return list(annotation.__members__)
-    return [name for a in typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) for name in options(a)]
+    return [
+        name
+        for a in typing.get_args(annotation)
+        if typing.get_origin(annotation) in (Union, types.UnionType)
+        for name in options(a)
+    ]
 
 
 def is_subclass(target: Any, wanted: Any) -> bool:

@@ -59,14 +59,31 @@ class OptunaSweeper(Sweeper):
         params: key -> values, as ``hydra.sweeper.params`` of the basic sweeper; intervals are tuned.
     """
 
-    def __init__(self, trials: int, at_once: int, seed: int, sampler: Callable[..., Any], params: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        trials: int,
+        at_once: int,
+        seed: int,
+        sampler: Callable[..., Any],
+        params: Mapping[str, str] | None = None,
+    ) -> None:
         if trials < 1 or at_once < 1:
-            raise UserError(f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}: expected 1 or more of each")
-        self.trials, self.at_once, self.seed, self.sampler, self.params = trials, at_once, seed, sampler, dict(params or {})
+            raise UserError(
+                f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}: expected 1 or more of each"
+            )
+        self.trials, self.at_once, self.seed, self.sampler, self.params = (
+            trials,
+            at_once,
+            seed,
+            sampler,
+            dict(params or {}),
+        )
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.folder = Path(config.hydra.sweep.dir)
-        self.runs: Any = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.runs: Any = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> None:
         lists, intervals = self.space(arguments)
@@ -75,7 +92,10 @@ class OptunaSweeper(Sweeper):
         for first in range(0, self.trials, self.at_once):
             count = min(self.at_once, self.trials - first)
             asked = [(study, study.optuna.ask(intervals)) for study in studies for _ in range(count)]
-            jobs = [[*study.fixed, *(f"{key}={value}" for key, value in texts(trial.params).items())] for study, trial in asked]
+            jobs = [
+                [*study.fixed, *(f"{key}={value}" for key, value in texts(trial.params).items())]
+                for study, trial in asked
+            ]
             returns = self.runs.launch(jobs, initial_job_idx=first * len(studies))
             for (study, trial), job in zip(asked, returns, strict=True):
                 value = self.tell(study, trial, job, errors)
@@ -86,7 +106,9 @@ class OptunaSweeper(Sweeper):
 
     def space(self, arguments: Sequence[str]) -> tuple[list[list[str]], dict[str, Any]]:
         """(for each key that is swept or set, its overrides; for each key that is tuned, its distribution)."""
-        words = {key: f"{key}={value}" for key, value in self.params.items()} | {word.split("=", 1)[0]: word for word in arguments}
+        words = {key: f"{key}={value}" for key, value in self.params.items()} | {
+            word.split("=", 1)[0]: word for word in arguments
+        }
         lists: list[list[str]] = []
         intervals: dict[str, Any] = {}
         for override in OverridesParser.create().parse_overrides(list(words.values())):
@@ -98,7 +120,9 @@ class OptunaSweeper(Sweeper):
             else:
                 lists.append([override.input_line or ""])
         if not intervals:
-            raise UserError("nothing is tuned: give a key an interval, for instance 'optim.lr=tag(log, interval(1e-4, 1e-2))'")
+            raise UserError(
+                "nothing is tuned: give a key an interval, for instance 'optim.lr=tag(log, interval(1e-4, 1e-2))'"
+            )
         return lists, intervals
 
     def study(self) -> Any:
@@ -119,7 +143,9 @@ class OptunaSweeper(Sweeper):
             study.optuna.tell(trial, state=imported().trial.TrialState.FAIL)
             return None
         if not isinstance(value, float):
-            raise UserError(f"a trial returned {value!r} instead of a number; set objective=headline, or a column of the protocol")
+            raise UserError(
+                f"a trial returned {value!r} instead of a number; set objective=headline, or a column of the protocol"
+            )
         study.optuna.tell(trial, value)
         return value
 
@@ -130,11 +156,19 @@ class OptunaSweeper(Sweeper):
         keys = list(studies[0].rows[0][0])
         writer.writerow(["study", "trial", *keys, "objective", "best"])
         for study in studies:
-            name = " ".join(word for word in study.fixed if len(studies) == 1 or any(word not in other.fixed for other in studies))
+            name = " ".join(
+                word for word in study.fixed if len(studies) == 1 or any(word not in other.fixed for other in studies)
+            )
             for number, row in enumerate(study.rows):
-                writer.writerow([name, number, *row[0].values(), "" if row[1] is None else row[1], int(row is study.best)])
+                writer.writerow(
+                    [name, number, *row[0].values(), "" if row[1] is None else row[1], int(row is study.best)]
+                )
             best = study.best
-            found = "every trial failed" if best is None else f"{' '.join(f'{k}={v}' for k, v in best[0].items())} reaches {best[1]:.5g}"
+            found = (
+                "every trial failed"
+                if best is None
+                else f"{' '.join(f'{k}={v}' for k, v in best[0].items())} reaches {best[1]:.5g}"
+            )
             print(f"{name or 'study'}: after {len(study.rows)} of {self.trials} trials {found}", flush=True)
         write_text(self.folder / "tuned.csv", text.getvalue())
 

@@ -69,7 +69,10 @@ class Sample:
     def about_main(self) -> dict[str, Any]:
         """The attributes of the main person: of those with one entry per person, its own."""
         own, many = self.main, len(self.keypoints)
-        return {k: v[own] if own is not None and isinstance(v, tuple | list) and len(v) == many else v for k, v in self.attributes.items()}
+        return {
+            k: v[own] if own is not None and isinstance(v, tuple | list) and len(v) == many else v
+            for k, v in self.attributes.items()
+        }
 
     @property
     def pose(self) -> Tensor:
@@ -118,11 +121,15 @@ class PoseData(ABC):
 
     def twin(self, index: int) -> Sample:
         """Another image of the same caption, what a perfect text-only generator would make."""
-        raise TypeError(f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out")
+        raise TypeError(
+            f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out"
+        )
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         """Another image of the person of a sample, in another pose, as it is seen the ``visit``-th time: what appearance is taken from."""
-        raise TypeError(f"data {self.name!r} has one image of each person; choose data with pairs, for instance data=mannequin_pairs")
+        raise TypeError(
+            f"data {self.name!r} has one image of each person; choose data with pairs, for instance data=mannequin_pairs"
+        )
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
         """All images that the appearance of a sample is taken from, as many for every sample."""
@@ -139,7 +146,9 @@ class PoseData(ABC):
         Raises:
             ValueError: it is not known where their clothes are.
         """
-        raise ValueError(f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, or choose data=mannequin_pairs")
+        raise ValueError(
+            f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, or choose data=mannequin_pairs"
+        )
 
     @property
     @abstractmethod
@@ -238,7 +247,10 @@ class PoseBatch:
     def samples(self) -> list[Sample]:
         """What is known about each image, without its pixels."""
         rows = zip(self.ids, self.prompts, self.keypoints, self.areas, self.attributes, strict=True)
-        return [Sample(i, prompt, keypoints, areas, None, self.size, attributes) for i, prompt, keypoints, areas, attributes in rows]
+        return [
+            Sample(i, prompt, keypoints, areas, None, self.size, attributes)
+            for i, prompt, keypoints, areas, attributes in rows
+        ]
 
     @property
     def sources(self) -> Tensor | None:

@@ -27,7 +27,11 @@ class Prompts(PoseData):
     name, split = "prompts", "test"
 
     def __init__(
-        self, prompts: Sequence[str], people: Sequence[Any] | None = None, size: int | Sequence[int] = 64, sources: Sequence[str] | None = None
+        self,
+        prompts: Sequence[str],
+        people: Sequence[Any] | None = None,
+        size: int | Sequence[int] = 64,
+        sources: Sequence[str] | None = None,
     ) -> None:
         if people is not None and len(people) != len(prompts):
             raise ValueError(f"{len(people)} poses for {len(prompts)} prompts; give one pose per prompt")
@@ -49,7 +53,14 @@ class Prompts(PoseData):
     def __getitem__(self, index: int) -> Sample:
         given = [] if self.people is None else self.people[index]
         keypoints = np.asarray(given, np.float32).reshape(-1, 17, 3)
-        return Sample(f"prompt/{index}/{self._prompts[index]}", self._prompts[index], keypoints, boxes(keypoints), None, self.size)
+        return Sample(
+            f"prompt/{index}/{self._prompts[index]}",
+            self._prompts[index],
+            keypoints,
+            boxes(keypoints),
+            None,
+            self.size,
+        )
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self._pictures[0] if self.sources else super().source_of(index, visit)

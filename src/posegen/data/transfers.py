@@ -28,7 +28,16 @@ class OwnTransfer(Transfers):
 
     name, split = "own_transfer", "test"
 
-    def __init__(self, picture: str, mask: str, sources: Sequence[str], people: Any, size: Sequence[int], prompt: str = "", images: int = 1) -> None:
+    def __init__(
+        self,
+        picture: str,
+        mask: str,
+        sources: Sequence[str],
+        people: Any,
+        size: Sequence[int],
+        prompt: str = "",
+        images: int = 1,
+    ) -> None:
         self.files, self.prompt, self.images = (picture, mask, *sources), prompt, images
         self.keypoints = np.asarray(people, np.float32).reshape(-1, 17, 3)
         self.size = int(size[0]), int(size[1])
@@ -47,7 +56,13 @@ class OwnTransfer(Transfers):
 
     @property
     def identity(self) -> dict[str, Any]:
-        known = {"name": self.name, "prompt": self.prompt, "people": self.keypoints.tolist(), "size": self.size, "images": self.images}
+        known = {
+            "name": self.name,
+            "prompt": self.prompt,
+            "people": self.keypoints.tolist(),
+            "size": self.size,
+            "images": self.images,
+        }
         return {**known, "content": digests(self.files)}
 
     def __len__(self) -> int:

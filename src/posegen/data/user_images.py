@@ -27,13 +27,17 @@ def own_picture(value: Any, name: str) -> np.ndarray:
             return np.array(decoded(Path(value).expanduser().read_bytes()))
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{name}={value} is no picture that can be read ({problem}); expected a file such as png or jpg") from error
+            raise ValueError(
+                f"{name}={value} is no picture that can be read ({problem}); expected a file such as png or jpg"
+            ) from error
     if hasattr(value, "convert"):  # a PIL image
         return np.array(value.convert("RGB"))
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
         return np.ascontiguousarray(array)
-    raise ValueError(f"{name} has the shape {list(array.shape)} ({array.dtype}); expected a file, a PIL image, or an array [H, W, 3] uint8")
+    raise ValueError(
+        f"{name} has the shape {list(array.shape)} ({array.dtype}); expected a file, a PIL image, or an array [H, W, 3] uint8"
+    )
 
 
 def own_sources(value: Any, name: str = "source") -> list[np.ndarray]:
@@ -45,7 +49,9 @@ def own_sources(value: Any, name: str = "source") -> list[np.ndarray]:
     several = isinstance(value, Sequence) and not isinstance(value, str)
     if several and not len(value):
         raise ValueError(f"{name}=[] holds no picture; give one, or a list of them")
-    return [own_picture(each, f"{name}[{i}]") for i, each in enumerate(value)] if several else [own_picture(value, name)]
+    return (
+        [own_picture(each, f"{name}[{i}]") for i, each in enumerate(value)] if several else [own_picture(value, name)]
+    )
 
 
 def sources_each(value: Any, count: int, name: str = "source") -> list[list[np.ndarray]]:
@@ -58,7 +64,9 @@ def sources_each(value: Any, count: int, name: str = "source") -> list[list[np.n
         return [own_sources(value, name)] * count
     each = [own_sources(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
     if len(each) != count or len({len(pictures) for pictures in each}) > 1:
-        raise ValueError(f"{name} has lists of {[len(pictures) for pictures in each]} pictures for {count} images; give one list per image, all of one length")
+        raise ValueError(
+            f"{name} has lists of {[len(pictures) for pictures in each]} pictures for {count} images; give one list per image, all of one length"
+        )
     return each
 
 
@@ -80,13 +88,25 @@ def own_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
     if not isinstance(value, str | Path) and not hasattr(value, "convert"):
         value = np.asarray(value)
         if value.ndim == 2:
-            value = np.repeat((value * 255 if value.dtype == bool or value.max(initial=0) <= 1 else value).astype(np.uint8)[..., None], 3, axis=2)
+            value = np.repeat(
+                (value * 255 if value.dtype == bool or value.max(initial=0) <= 1 else value).astype(np.uint8)[
+                    ..., None
+                ],
+                3,
+                axis=2,
+            )
     mask = own_picture(value, name).max(-1) > 127
     if mask.shape != picture.shape[:2]:
         (height, width), (tall, wide) = mask.shape, picture.shape[:2]
-        raise ValueError(f"{name}={shown} is {width} x {height} pixels and its picture is {wide} x {tall}; expected a mask of the picture's own size")
+        raise ValueError(
+            f"{name}={shown} is {width} x {height} pixels and its picture is {wide} x {tall}; expected a mask of the picture's own size"
+        )
     if not mask.any():
-        raise ValueError(f"{name}={shown} is dark everywhere, so nothing would change; paint white what is to become anew")
+        raise ValueError(
+            f"{name}={shown} is dark everywhere, so nothing would change; paint white what is to become anew"
+        )
     if mask.all():
-        raise ValueError(f"{name}={shown} is light everywhere, so nothing of the picture would stay; paint black what is to be kept, or use posegen sample")
+        raise ValueError(
+            f"{name}={shown} is light everywhere, so nothing of the picture would stay; paint black what is to be kept, or use posegen sample"
+        )
     return mask

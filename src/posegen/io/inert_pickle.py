@@ -80,7 +80,22 @@ KNOWN: dict[tuple[str, str], Any] = {
 
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 #: Packages whose classes do things when they are made; a file that names one is refused rather than read around it.
-SUSPECT = {"builtins", "code", "codecs", "ctypes", "importlib", "io", "multiprocessing", "nt", "os", "pathlib", "pickle", "_pickle", "posix", "pty"}
+SUSPECT = {
+    "builtins",
+    "code",
+    "codecs",
+    "ctypes",
+    "importlib",
+    "io",
+    "multiprocessing",
+    "nt",
+    "os",
+    "pathlib",
+    "pickle",
+    "_pickle",
+    "posix",
+    "pty",
+}
 SUSPECT |= {"runpy", "shutil", "socket", "subprocess", "sys", "threading", "webbrowser"}
 
 
@@ -91,7 +106,9 @@ class Unpickler(pickle.Unpickler):
         module = OLD_NAMES.get(module, module)
         if (module, name) in KNOWN:
             known = KNOWN[module, name]
-            return known if isinstance(known, type) else partial(known)  # a copy, because a pickle can set attributes of what it names
+            return (
+                known if isinstance(known, type) else partial(known)
+            )  # a copy, because a pickle can set attributes of what it names
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in ("torch", "torch.storage", "torch.cuda") and name.endswith("Storage") and name.isidentifier():

@@ -36,7 +36,9 @@ class UnknownKeys(WeightsError):
     def __init__(self, keys: Iterable[str], method: str) -> None:
         self.keys = tuple(sorted(keys))
         shown = ", ".join(self.keys[:5]) + (", ..." if len(self.keys) > 5 else "")
-        super().__init__(f"{len(self.keys)} keys that {method} has no place for: {shown}; the file holds another method or another model")
+        super().__init__(
+            f"{len(self.keys)} keys that {method} has no place for: {shown}; the file holds another method or another model"
+        )
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
@@ -57,9 +59,15 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     inner = content
     if isinstance(content, Mapping):
         inner = next((content[key] for key in INNER if isinstance(content.get(key), Mapping)), content)
-    tensors = {str(key): value.detach() for key, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
+    tensors = (
+        {str(key): value.detach() for key, value in inner.items() if isinstance(value, Tensor)}
+        if isinstance(inner, Mapping)
+        else {}
+    )
     if not tensors:
-        raise WeightsError(f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict' or 'model'")
+        raise WeightsError(
+            f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict' or 'model'"
+        )
     return tensors
 
 
@@ -79,7 +87,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or infinity."""
-    return sorted(key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all()))
+    return sorted(
+        key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    )
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

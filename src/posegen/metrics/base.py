@@ -60,7 +60,9 @@ class Estimator(ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """``[B, D]`` pooled features, the space of distribution distances."""
-        raise TypeError(f"{type(self).__name__} has no pooled features; choose another estimator for distribution distances")
+        raise TypeError(
+            f"{type(self).__name__} has no pooled features; choose another estimator for distribution distances"
+        )
 
     def heatmaps(self, images: Tensor) -> Tensor:
         """``[B, 17, h, w]`` keypoint probabilities."""
@@ -117,7 +119,9 @@ class Observer(ABC):
     compares: ClassVar[bool] = False
 
     @abstractmethod
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         """What it notices in each of B images; the keys are the names under which metrics find it in `Judged.observed`.
 
         Args:
@@ -160,7 +164,9 @@ class Metric(ABC):
         """The facts of one image: numbers and strings go to ``records.csv``, arrays to ``features.npz``."""
 
     @abstractmethod
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         """Values over R resamples of a set.
 
         Args:
@@ -172,7 +178,9 @@ class Metric(ABC):
             Column name -> ``[R]``, NaN where there is nothing to measure.
         """
 
-    def compute(self, records: Records, weights: np.ndarray | None = None, reference: Records | None = None) -> dict[str, float]:
+    def compute(
+        self, records: Records, weights: np.ndarray | None = None, reference: Records | None = None
+    ) -> dict[str, float]:
         """Values over a set, or over the one resample of it where image i counts ``weights[i]`` times."""
         weights = np.ones(count_images(records)) if weights is None else weights
         return {name: float(value[0]) for name, value in self.resampled(records, weights[None], reference).items()}

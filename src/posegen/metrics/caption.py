@@ -22,7 +22,9 @@ class CaptionMetric(Metric):
         found = {**judged.found_attributes, "count": len(judged.found)}
         return {f"{name}_agrees": agreement(judged.attributes.get(name), found.get(name)) for name in ATTRIBUTES}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         shares = []
         for name in ATTRIBUTES:
             agrees = np.asarray(records[f"{name}_agrees"], float)

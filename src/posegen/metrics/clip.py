@@ -24,7 +24,9 @@ def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
 
     Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which takes the mean first and cuts it, not the pairs, at 0.
     """
-    image, text = (np.asarray(x, float) / np.linalg.norm(np.asarray(x, float), axis=1, keepdims=True) for x in (image, text))
+    image, text = (
+        np.asarray(x, float) / np.linalg.norm(np.asarray(x, float), axis=1, keepdims=True) for x in (image, text)
+    )
     pairs = 100 * (image * text).sum(1)
     return max(float(pairs.mean()), 0.0), pairs
 
@@ -48,23 +50,38 @@ class Clip(Observer):
         if self.folder is not None:
             _ = self.model, self.processor
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         if self.folder is None or real:  # it compares with a caption, not with the data set
             return [{} for _ in samples]
         with torch.no_grad():
             seen = self.image_embeddings(images)
-            scores = {f"{v}_clip": clip_score(seen, self.text_embeddings([CAPTIONS[v](s.prompt) for s in samples]))[1] for v in self.variants}
+            scores = {
+                f"{v}_clip": clip_score(seen, self.text_embeddings([CAPTIONS[v](s.prompt) for s in samples]))[1]
+                for v in self.variants
+            }
         return [{name: float(values[i]) for name, values in scores.items()} for i in range(len(samples))]
 
     def image_embeddings(self, images: Tensor) -> np.ndarray:
         """``[B, D]`` of ``images [B, 3, H, W]`` in [-1, 1], computed where the images are."""
-        pixels = self.processor.image_processor(list(to_uint8(images)), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        return self.model.to(images.device).get_image_features(pixel_values=pixels.to(images.device)).pooler_output.float().cpu().numpy()
+        pixels = self.processor.image_processor(
+            list(to_uint8(images)), input_data_format="channels_last", return_tensors="pt"
+        )["pixel_values"]
+        return (
+            self.model.to(images.device)
+            .get_image_features(pixel_values=pixels.to(images.device))
+            .pooler_output.float()
+            .cpu()
+            .numpy()
+        )
 
     def text_embeddings(self, captions: Sequence[str]) -> np.ndarray:
         """``[B, D]`` of captions, of which the tokens that the network cannot read are cut off."""
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self.processor.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = self.processor.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         return self.model.get_text_features(**tokens).pooler_output.float().cpu().numpy()
 
@@ -72,9 +89,15 @@ class Clip(Observer):
     def model(self) -> Any:
         from transformers import CLIPModel
 
-        model, report = self._read(lambda folder: CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, dtype=torch.float32))
+        model, report = self._read(
+            lambda folder: CLIPModel.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            )
+        )
         if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy the model's folder again")
+            raise ValueError(
+                f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy the model's folder again"
+            )
         return model.eval().requires_grad_(False)
 
     @cached_property
@@ -86,12 +109,16 @@ class Clip(Observer):
     def _read(self, load: Any) -> Any:
         folder = Path(str(self.folder)).expanduser()
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, such as ViT-B/16")
+            raise FileNotFoundError(
+                f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, such as ViT-B/16"
+            )
         try:
             return load(folder)
         except Exception as error:  # transformers raises many kinds, by damage and version
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason}); copy the model's folder again") from error
+            raise ValueError(
+                f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason}); copy the model's folder again"
+            ) from error
 
 
 class ClipScoreMetric(Metric):
@@ -114,7 +141,9 @@ class ClipScoreMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float]:
         return {self.name: judged.observed[self.name]} if self.name in judged.observed else {}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         if self.name not in records:
             return {self.column: np.full(len(weights), np.nan)}
         mean = weights @ np.asarray(records[self.name], float) / weights.sum(1)

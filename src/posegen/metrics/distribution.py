@@ -28,12 +28,16 @@ class DistributionMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         return {} if judged.features is None else {"features": np.asarray(judged.features, np.float32)}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         if reference is None or "features" not in records or "features" not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         for what, these in (("generated", records), ("reference", reference)):
             if count_images(these) < 2:
-                raise ValueError(f"distances of sets need at least 2 {what} images, not {count_images(these)}: judge more images or leave this metric out")
+                raise ValueError(
+                    f"distances of sets need at least 2 {what} images, not {count_images(these)}: judge more images or leave this metric out"
+                )
         found, real = (np.stack(list(r["features"])).astype(float) for r in (records, reference))
         frechet = frechet_distances if found.shape[1] <= EXACT else frechet_first_order
         return {"judge_frechet": frechet(found, real, weights), "judge_kernel": kernel_distances(found, real, weights)}

@@ -80,12 +80,19 @@ class TorchScriptInception(FeatureNetwork):
 
     @cached_property
     def network(self) -> nn.Module:
-        file = verified(str(self.path), self.sha256, "protocol.inception", "inception-2015-12-05.pt, the TorchScript file that clean-fid uses")
+        file = verified(
+            str(self.path),
+            self.sha256,
+            "protocol.inception",
+            "inception-2015-12-05.pt, the TorchScript file that clean-fid uses",
+        )
         try:
             return torch.jit.load(file, map_location="cpu").eval().layers
         except (RuntimeError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); fetch it again") from error
+            raise ValueError(
+                f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); fetch it again"
+            ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - 128) / 128).flatten(1)
@@ -104,7 +111,12 @@ class FidelityInception(FeatureNetwork):
 
     @cached_property
     def network(self) -> nn.Module:
-        file = verified(str(self.path), self.sha256, "protocol.paper_inception", "weights-inception-2015-12-05-6726825d.pth of torch-fidelity")
+        file = verified(
+            str(self.path),
+            self.sha256,
+            "protocol.paper_inception",
+            "weights-inception-2015-12-05-6726825d.pth of torch-fidelity",
+        )
         return fill(fid_inception(), file, "protocol.paper_inception")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -157,7 +169,9 @@ class TimmNetwork(FeatureNetwork):
     def __init__(self, model: str | None, path: str | None) -> None:
         self.model, self.path, self.configured = model, path, path is not None
         if self.configured and not model:
-            raise ValueError(f"protocol.timm={path} names weights of an unknown model; set protocol.timm_model to its name in timm")
+            raise ValueError(
+                f"protocol.timm={path} names weights of an unknown model; set protocol.timm_model to its name in timm"
+            )
 
     @cached_property
     def network(self) -> nn.Module:
@@ -167,7 +181,9 @@ class TimmNetwork(FeatureNetwork):
         try:
             network = timm.create_model(self.model, pretrained=False, num_classes=0)
         except Exception as error:  # timm raises several kinds for a name it does not know
-            raise ValueError(f"protocol.timm_model={self.model} cannot be built ({error}); timm.list_models() has the names") from error
+            raise ValueError(
+                f"protocol.timm_model={self.model} cannot be built ({error}); timm.list_models() has the names"
+            ) from error
         classifier = network.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
         return fill(network, file, "protocol.timm", ignored=heads)
@@ -209,7 +225,9 @@ class RandomNetwork(FeatureNetwork):
         for name, weight in network.requires_grad_(False).named_parameters():
             if weight.ndim == 4:
                 deviation = math.sqrt(2 / weight[0].numel())  # He et al. 2015
-                weight.copy_(torch.randn(weight.shape, generator=generator("random network", self.seed, name)) * deviation)
+                weight.copy_(
+                    torch.randn(weight.shape, generator=generator("random network", self.seed, name)) * deviation
+                )
         return network.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -231,12 +249,16 @@ def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out")
+        raise FileNotFoundError(
+            f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out"
+        )
     if sha256 is not None:
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != sha256:
-            raise ValueError(f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of {what}); fetch it again")
+            raise ValueError(
+                f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of {what}); fetch it again"
+            )
     return file
 
 
@@ -258,9 +280,15 @@ def fill(network: nn.Module, file: Path, key: str, ignored: tuple[str, ...] = ()
         raise ValueError(f"{key}={error}") from error
     counters = "num_batches_tracked"  # old files lack them, and nothing depends on them here
     own = {name: value for name, value in network.state_dict().items() if not name.endswith(counters)}
-    given = {name: value for name, value in tensors.items() if not name.endswith(counters) and not name.startswith(ignored)}
-    wrong = sorted(own.keys() ^ given.keys()) + [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
+    given = {
+        name: value for name, value in tensors.items() if not name.endswith(counters) and not name.startswith(ignored)
+    }
+    wrong = sorted(own.keys() ^ given.keys()) + [
+        name for name in own.keys() & given.keys() if own[name].shape != given[name].shape
+    ]
     if wrong:
-        raise ValueError(f"{key}={file} holds another network: {len(wrong)} weights are missing, unexpected or of another shape, such as {wrong[0]}")
+        raise ValueError(
+            f"{key}={file} holds another network: {len(wrong)} weights are missing, unexpected or of another shape, such as {wrong[0]}"
+        )
     network.load_state_dict(given, strict=False)
     return network.eval().requires_grad_(False)

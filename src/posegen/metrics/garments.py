@@ -27,7 +27,9 @@ def distance(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def transferred(picture: np.ndarray, mask: np.ndarray, result: np.ndarray, garments: Mapping[str, Sequence[Garment]]) -> dict[str, float]:
+def transferred(
+    picture: np.ndarray, mask: np.ndarray, result: np.ndarray, garments: Mapping[str, Sequence[Garment]]
+) -> dict[str, float]:
     """What a result is like; see `posegen.data.base.Transfers` for the garments.
 
     Returns:
@@ -38,15 +40,25 @@ def transferred(picture: np.ndarray, mask: np.ndarray, result: np.ndarray, garme
         picture. Only the margin tells whether the style was read: what is painted grey has a gain, too, and is closer to half of all styles.
     """
     change = np.abs(result.astype(int) - picture)
-    row = {"outside_max_difference": float(change[~mask].max(initial=0)), "inside_mean_difference": float(change[mask].mean())}
+    row = {
+        "outside_max_difference": float(change[~mask].max(initial=0)),
+        "inside_mean_difference": float(change[mask].mean()),
+    }
     if not garments:
         return row
     worn = {who: [colour(each.image, each.mask) for each in several] for who, several in garments.items()}
     made = [colour(result, each.mask) for each in garments["picture"]]
     to = {who: distance(made, worn[who]) for who in ("style", "picture", "wrong_style")}
     before, again = distance(worn["picture"], worn["style"]), distance(worn["style_again"], worn["style"])
-    row |= {f"to_{who}": value for who, value in to.items()} | {"picture_to_style": before, "style_again_to_style": again}
-    return row | {"gain": before - to["style"], "margin": to["wrong_style"] - to["style"], "follows": float(to["style"] < to["picture"])}
+    row |= {f"to_{who}": value for who, value in to.items()} | {
+        "picture_to_style": before,
+        "style_again_to_style": again,
+    }
+    return row | {
+        "gain": before - to["style"],
+        "margin": to["wrong_style"] - to["style"],
+        "follows": float(to["style"] < to["picture"]),
+    }
 
 
 def summarised(rows: Sequence[Mapping[str, float]], resamples: int = 1000, level: float = 0.95) -> list[dict[str, Any]]:
@@ -61,6 +73,12 @@ def summarised(rows: Sequence[Mapping[str, float]], resamples: int = 1000, level
     for name, v in values.items():
         low, high = interval(spread[name], level)
         known = v[np.isfinite(v)]
-        row = {"column": name, "mean": float(means_of_all[name][0]), "lo": low, "hi": high, "largest": float(known.max(initial=-np.inf))}
+        row = {
+            "column": name,
+            "mean": float(means_of_all[name][0]),
+            "lo": low,
+            "hi": high,
+            "largest": float(known.max(initial=-np.inf)),
+        }
         table.append({**row, "n_images": len(known)})
     return table

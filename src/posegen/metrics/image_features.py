@@ -23,7 +23,9 @@ class Swapped(Observer):
     The pixels are cut to bytes there, not rounded. Pictures that were saved in between hold whole bytes, which stay what they are.
     """
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         swapped = torch.from_numpy(truncated(images)[..., ::-1].copy()).permute(0, 3, 1, 2).to(images) / 127.5 - 1
         with torch.no_grad():
             return [{"swapped": poses} for poses in estimator.estimate(swapped)]
@@ -51,9 +53,14 @@ class CleanFeatures(Observer):
         for network in self.networks.values():
             network.check()
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         used = {space: network for space, network in self.networks.items() if network.configured}
-        resized = {side: clean_resized(to_uint8(images), side).to(images.device) for side in {network.side for network in used.values()}}
+        resized = {
+            side: clean_resized(to_uint8(images), side).to(images.device)
+            for side in {network.side for network in used.values()}
+        }
         features = {f"{space}_features": network.features(resized[network.side]) for space, network in used.items()}
         return [{name: values[i] for name, values in features.items()} for i in range(len(samples))]
 

@@ -63,14 +63,23 @@ def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
     with torch.device("meta"):  # its classifier, nine tenths of the weights, is not needed
         features = alexnet(weights=None).features
     file = verified(alexnet_file, None, "protocol.alexnet", ALEXNET)
-    fill(nn.ModuleDict({"features": features.to_empty(device="cpu")}), file, "protocol.alexnet", ignored=("classifier.",))
+    fill(
+        nn.ModuleDict({"features": features.to_empty(device="cpu")}),
+        file,
+        "protocol.alexnet",
+        ignored=("classifier.",),
+    )
     network = lpips.LPIPS(net="alex", pretrained=linear is None, pnet_rand=True, verbose=False)
-    layers = [layer for name in ("slice1", "slice2", "slice3", "slice4", "slice5") for layer in getattr(network.net, name)]
+    layers = [
+        layer for name in ("slice1", "slice2", "slice3", "slice4", "slice5") for layer in getattr(network.net, name)
+    ]
     for ours, theirs in zip(layers, features, strict=False):  # the last pooling has no place
         ours.load_state_dict(theirs.state_dict())
     if linear is not None:
         heads = nn.ModuleDict({f"lin{i}": getattr(network, f"lin{i}") for i in range(5)})
-        fill(heads, verified(linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear")
+        fill(
+            heads, verified(linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear"
+        )
     return network.eval().requires_grad_(False)
 
 
@@ -89,7 +98,9 @@ class Perceptual(Observer):
     def check(self) -> None:
         self.lpips.check()
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         if not self.lpips.configured or real:
             return [{} for _ in samples]
         made = torch.stack([to_tensor(picture) for picture in to_uint8(images)]).to(images.device)
@@ -104,10 +115,18 @@ class PerceptualMetric(Metric):
     lower_is_better = frozenset(columns)
 
     def absent(self, records: Records) -> dict[str, str]:
-        return {} if "lpips" in records else {"LPIPS": f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"}
+        return (
+            {}
+            if "lpips" in records
+            else {"LPIPS": f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"}
+        )
 
     def record(self, judged: Judged) -> dict[str, float]:
         return {"lpips": judged.observed["lpips"]} if "lpips" in judged.observed else {}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
-        return {"LPIPS": mean_of_known(records["lpips"], weights) if "lpips" in records else np.full(len(weights), np.nan)}
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
+        return {
+            "LPIPS": mean_of_known(records["lpips"], weights) if "lpips" in records else np.full(len(weights), np.nan)
+        }

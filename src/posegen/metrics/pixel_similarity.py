@@ -17,7 +17,9 @@ from posegen.data.base import Sample, to_uint8
 from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
 
 LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
-MARGIN = 0.15  # of the longer side of a person's joints, by which their box reaches beyond them: hair, hands, feet, clothes
+MARGIN = (
+    0.15  # of the longer side of a person's joints, by which their box reaches beyond them: hair, hands, feet, clothes
+)
 WINDOW = 11  # pixels of a side of SSIM's Gaussian window, of sigma 1.5 (Wang et al. 2004)
 SHOULDERS_AND_HIPS = (5, 6, 12, 11)  # COCO joints around the torso
 LEGS = ((11, 13), (13, 15), (12, 14), (14, 16))  # thighs and shins
@@ -43,7 +45,13 @@ def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     side = min(WINDOW, *(side - 1 + side % 2 for side in pictures.shape[1:3]))
     values = structural_similarity_index_measure(
-        planes(pictures), planes(targets), gaussian_kernel=side == WINDOW, kernel_size=side, sigma=1.5, data_range=1.0, reduction="none"
+        planes(pictures),
+        planes(targets),
+        gaussian_kernel=side == WINDOW,
+        kernel_size=side,
+        sigma=1.5,
+        data_range=1.0,
+        reduction="none",
     )
     return values.reshape(-1).double().numpy()  # type: ignore[union-attr]
 
@@ -58,15 +66,28 @@ class Likeness(Observer):
 
     compares = True
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         if real:
-            return [dict.fromkeys(NOTED, float("nan")) for _ in samples]  # pictures of a reference are compared as a set alone
+            return [
+                dict.fromkeys(NOTED, float("nan")) for _ in samples
+            ]  # pictures of a reference are compared as a set alone
         made, targets = to_uint8(images), np.stack([target_of(sample) for sample in samples])
         if made.shape != targets.shape:
-            raise ValueError(f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the size of the data")
-        whole = {"psnr": psnr(made, targets), "ssim": ssim(made, targets), "l1": np.abs(made.astype(float) - targets).mean((1, 2, 3)) / 255}
+            raise ValueError(
+                f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the size of the data"
+            )
+        whole = {
+            "psnr": psnr(made, targets),
+            "ssim": ssim(made, targets),
+            "l1": np.abs(made.astype(float) - targets).mean((1, 2, 3)) / 255,
+        }
         return [
-            {**{name: float(values[i]) for name, values in whole.items()}, **in_person(made[i], targets[i], sample.keypoints)}
+            {
+                **{name: float(values[i]) for name, values in whole.items()},
+                **in_person(made[i], targets[i], sample.keypoints),
+            }
             for i, sample in enumerate(samples)
         ]
 
@@ -78,7 +99,9 @@ def target_of(sample: Sample) -> np.ndarray:
         ValueError: it has none.
     """
     if sample.image is None:
-        raise ValueError(f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that compares none")
+        raise ValueError(
+            f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that compares none"
+        )
     return sample.image
 
 
@@ -92,9 +115,15 @@ def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> di
         inside[rows, columns] = True
     ours, theirs = made[inside][None, None], target[inside][None, None]
     regions = [mask for person in keypoints for mask in clothes(person, target.shape[:2]) if mask.any()]
-    colours = [np.stack([lab(picture)[mask].mean(0) for mask in regions]) for picture in (made, target)] if regions else []
+    colours = (
+        [np.stack([lab(picture)[mask].mean(0) for mask in regions]) for picture in (made, target)] if regions else []
+    )
     distance = float(np.linalg.norm(colours[0] - colours[1], axis=1).mean()) if regions else float("nan")
-    return {"person_psnr": float(psnr(ours, theirs)[0]), "person_l1": float(np.abs(ours.astype(float) - theirs).mean() / 255), "colour_error": distance}
+    return {
+        "person_psnr": float(psnr(ours, theirs)[0]),
+        "person_l1": float(np.abs(ours.astype(float) - theirs).mean() / 255),
+        "colour_error": distance,
+    }
 
 
 def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
@@ -141,7 +170,9 @@ class LikenessMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float]:
         return {name.lower(): judged.observed[name.lower()] for name in self.columns}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         return {name: mean_of_known(records[name.lower()], weights) for name in self.columns}
 
 

@@ -32,14 +32,22 @@ class PoseMetric(Metric):
         similarities: Sequence[str] = (),
         confident: float | None = None,
     ) -> None:
-        self.area_ranges = {suffix: (float(low), float(high)) for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items()}
+        self.area_ranges = {
+            suffix: (float(low), float(high)) for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items()
+        }
         for suffix, (low, high) in self.area_ranges.items():
             if not low < high:
-                raise ValueError(f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in square pixels")
+                raise ValueError(
+                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in square pixels"
+                )
         if unknown := [name for name in similarities if name not in SIMILARITIES]:
             raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
         self.pck, self.similarities, self.confident = pck, list(similarities), confident
-        precisions = [name + suffix for suffix in self.area_ranges for name in (("AP", "AR") if suffix else ("AP", "AP50", "AP75", "AR"))]
+        precisions = [
+            name + suffix
+            for suffix in self.area_ranges
+            for name in (("AP", "AR") if suffix else ("AP", "AP50", "AP75", "AR"))
+        ]
         counts = ["count_error", *(["count_error_confident"] if confident is not None else []), "count_bias"]
         self.columns = (*precisions, *self.similarities, f"PCK@{pck:g}", "OKS", *counts)
         self.lower_is_better = frozenset(counts[:-1])
@@ -71,7 +79,9 @@ class PoseMetric(Metric):
             facts["confident"] = float((judged.found.scores >= self.confident).sum())
         return facts | {f"similarity_{name}": SIMILARITIES[name](found, keypoints, areas) for name in self.similarities}
 
-    def _best(self, found: np.ndarray, similarity: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> tuple[int, float]:
+    def _best(
+        self, found: np.ndarray, similarity: np.ndarray, keypoints: np.ndarray, areas: np.ndarray
+    ) -> tuple[int, float]:
         """Correct keypoints and summed similarity when every person has its most similar detection."""
         if not similarity.size:
             return 0, 0.0
@@ -81,12 +91,19 @@ class PoseMetric(Metric):
         radius = self.pck * longer_side(keypoints, areas)
         return int((labelled & (distance <= radius[:, None])).sum()), float(similarity.max(0).sum())
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         rest = records["scores"], records["areas"], records["extents"], weights
         found = summary(records["oks"], *rest, self.area_ranges)
-        found |= {name: summary(records[f"similarity_{name}"], *rest, {"": EVERY_AREA})["AP"] for name in self.similarities}
+        found |= {
+            name: summary(records[f"similarity_{name}"], *rest, {"": EVERY_AREA})["AP"] for name in self.similarities
+        }
         values = {name: 100 * found[name] for name in self.columns if name in found}
-        total = {name: weights @ np.asarray(records[name], float) for name in ("people", "found", "joints", "joints_correct", "oks_sum")}
+        total = {
+            name: weights @ np.asarray(records[name], float)
+            for name in ("people", "found", "joints", "joints_correct", "oks_sum")
+        }
         surplus = np.asarray(records["found"], float) - np.asarray(records["people"], float)
         with np.errstate(invalid="ignore"):
             values[f"PCK@{self.pck:g}"] = 100 * total["joints_correct"] / total["joints"]

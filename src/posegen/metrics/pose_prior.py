@@ -52,29 +52,58 @@ class PosePriorMetric(Metric):
 
     def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
         self.pck, self.same = pck, same
-        self.columns = ("MSE", "variance", f"target_PCK@{pck:g}", "nearest_MSE", f"nearest_PCK@{pck:g}", "diversity", "validity", "presence")
+        self.columns = (
+            "MSE",
+            "variance",
+            f"target_PCK@{pck:g}",
+            "nearest_MSE",
+            f"nearest_PCK@{pck:g}",
+            "diversity",
+            "validity",
+            "presence",
+        )
 
     def record(self, judged: Judged) -> dict[str, Any]:
         """``truth [17, 3]`` and ``poses [K, 17, 3]`` in the coordinates of the square, and ``request``."""
         asked: Any = judged.attributes.get(self.same, "")
         return {"request": str(asked), "truth": judged.keypoints[0], "poses": judged.found.keypoints}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         real = reference if reference is not None else {"request": [], "truth": []}
         range_of_bones = bone_range(np.array([*real["truth"]] or [*records["truth"]]))
         rows = []
         for request, truth, poses in zip(records["request"], records["truth"], records["poses"], strict=True):
-            alike = [other for asked, other in zip(real["request"], real["truth"], strict=True) if request != "" and asked == request]
+            alike = [
+                other
+                for asked, other in zip(real["request"], real["truth"], strict=True)
+                if request != "" and asked == request
+            ]
             rows.append((*self.fit(poses, np.array([truth, *alike])), *spread(poses), validity(poses, range_of_bones)))
-        names = ("MSE", f"target_PCK@{self.pck:g}", "nearest_MSE", f"nearest_PCK@{self.pck:g}", "presence", "variance", "diversity", "validity")
-        return {name: mean_of_known(np.array(values), weights) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+        names = (
+            "MSE",
+            f"target_PCK@{self.pck:g}",
+            "nearest_MSE",
+            f"nearest_PCK@{self.pck:g}",
+            "presence",
+            "variance",
+            "diversity",
+            "validity",
+        )
+        return {
+            name: mean_of_known(np.array(values), weights)
+            for name, values in zip(names, zip(*rows, strict=True), strict=True)
+        }
 
     def fit(self, poses: np.ndarray, truths: np.ndarray) -> tuple[float, float, float, float, float]:
         """(MSE, PCK, nearest MSE, nearest PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, the target first; means over the K poses."""
         made, wanted = poses[:, None, :, 2] > 0, truths[None, :, :, 2] > 0
         squared = (HALF**2) * ((poses[:, None, :, :2] - truths[None, :, :, :2]) ** 2).sum(-1)
         error = mean(squared, made & wanted)
-        hit = 100 * mean(made & (squared <= (self.pck * extents(truths)[None, :, None]) ** 2), wanted & np.ones_like(made))
+        hit = 100 * mean(
+            made & (squared <= (self.pck * extents(truths)[None, :, None]) ** 2), wanted & np.ones_like(made)
+        )
         agrees = 100 * (made[:, 0] == wanted[:, 0]).mean()
         nearest, most = (np.where(np.isnan(values), -np.inf, values).max(1) for values in (-error, hit))
         return nan_mean(error[:, 0]), nan_mean(hit[:, 0]), -nan_mean(nearest), nan_mean(most), agrees
@@ -154,13 +183,24 @@ class PosePrior(Protocol):
     note = f"MSE and variance in squared cells, diversity in cells, of a grid of {GRID} over the person's own square."
 
     def __init__(
-        self, metrics: Sequence[Metric], draws: int = 10, name: str = "pose_prior", version: int = 1, resamples: int = 1000, level: float = 0.95
+        self,
+        metrics: Sequence[Metric],
+        draws: int = 10,
+        name: str = "pose_prior",
+        version: int = 1,
+        resamples: int = 1000,
+        level: float = 0.95,
     ) -> None:
         super().__init__(metrics, name, version, resamples, level)
         self.draws = draws
 
-    def judge(self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False) -> list[Judged]:
+    def judge(
+        self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False
+    ) -> list[Judged]:
         """Poses ``[B, K, 17, 3]`` or ``[B, 17, 3]`` of the main persons of B samples, beside the true ones."""
         drawn = images.float().cpu().numpy().reshape(len(samples), -1, 17, 3)
         found = [Poses(poses, np.ones(len(poses), np.float32)) for poses in drawn]
-        return [Judged(s.id, s.pose[None].numpy(), s.areas, poses, s.about_main) for s, poses in zip(samples, found, strict=True)]
+        return [
+            Judged(s.id, s.pose[None].numpy(), s.areas, poses, s.about_main)
+            for s, poses in zip(samples, found, strict=True)
+        ]

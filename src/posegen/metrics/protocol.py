@@ -48,7 +48,13 @@ class Protocol:
         level: float = 0.95,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.metrics, self.name, self.version, self.resamples, self.level = list(metrics), name, version, resamples, level
+        self.metrics, self.name, self.version, self.resamples, self.level = (
+            list(metrics),
+            name,
+            version,
+            resamples,
+            level,
+        )
         self.observers = list(observers)
         self.columns = [column for metric in self.metrics for column in metric.columns]
         twice = {column for column in self.columns if self.columns.count(column) > 1}
@@ -58,16 +64,26 @@ class Protocol:
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
         """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts, one entry per image."""
-        rows = [{"id": image.id, **place(image)} | {name: value for metric in self.metrics for name, value in metric.record(image).items()} for image in judged]
+        rows = [
+            {"id": image.id, **place(image)}
+            | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
+            for image in judged
+        ]
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError("the images have different records; judge all images of a set with the same estimator")
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def values(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
         """All columns over the resamples ``weights [R, n]``."""
-        return {name: value for metric in self.metrics for name, value in metric.resampled(records, weights, reference).items()}
+        return {
+            name: value
+            for metric in self.metrics
+            for name, value in metric.resampled(records, weights, reference).items()
+        }
 
-    def resampled(self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    def resampled(
+        self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0
+    ) -> dict[str, np.ndarray]:
         """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged on the same images.
 
         Args:
@@ -79,7 +95,11 @@ class Protocol:
         return bootstrap(computes, check_same_images(seeds), self.resamples, seed)
 
     def table_row(
-        self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0, spread: Mapping[str, np.ndarray] | None = None
+        self,
+        seeds: Sequence[Records],
+        reference: Records | None = None,
+        seed: int = 0,
+        spread: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, float]:
         """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds), ``n_images`` and ``n_seeds``.
 
@@ -109,14 +129,27 @@ class Protocol:
             Method -> column -> p-value, without the baseline.
         """
         methods = [method for method in spreads if method != baseline]
-        tests = {column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods]) for column in self.columns}
+        tests = {
+            column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods])
+            for column in self.columns
+        }
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
-    def variance(self, ours: Sequence[Records], theirs: Sequence[Records], column: str, reference: Records | None = None, seed: int = 0) -> Variance:
+    def variance(
+        self,
+        ours: Sequence[Records],
+        theirs: Sequence[Records],
+        column: str,
+        reference: Records | None = None,
+        seed: int = 0,
+    ) -> Variance:
         """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged on the same images."""
         n_images = check_same_images([*ours, *theirs])
         images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
-        differences = [self.values(a, images, reference)[column] - self.values(b, images, reference)[column] for a, b in zip(ours, theirs, strict=True)]
+        differences = [
+            self.values(a, images, reference)[column] - self.values(b, images, reference)[column]
+            for a, b in zip(ours, theirs, strict=True)
+        ]
         return Variance.of([d[0] for d in differences], np.stack([d[1:] for d in differences]), n_images)
 
     @property
@@ -133,7 +166,9 @@ class Protocol:
         """Columns that these records cannot fill -> the reason."""
         return {column: reason for metric in self.metrics for column, reason in metric.absent(records).items()}
 
-    def judge(self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False) -> list[Judged]:
+    def judge(
+        self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False
+    ) -> list[Judged]:
         """Examines one batch.
 
         Args:
@@ -147,7 +182,10 @@ class Protocol:
         looks = [observer.observe(images, samples, estimator, real) for observer in self.observers]
         observed = [{name: value for look in looks for name, value in look[i].items()} for i in range(len(samples))]
         facts = zip(samples, found.poses, found.attributes, features, observed, strict=True)
-        return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, attributes, *more) for s, poses, attributes, *more in facts]
+        return [
+            Judged(s.id, s.keypoints, s.areas, poses, s.attributes, attributes, *more)
+            for s, poses, attributes, *more in facts
+        ]
 
     # How records are stored is no choice, but whoever holds a protocol needs no other module.
     write = staticmethod(write_records)

@@ -28,14 +28,30 @@ class CleanQualityMetric(Metric):
         allow_rank_deficient: whether to give Frechet distances of sets with no more images than dimensions, which depend on the number of images most.
     """
 
-    def __init__(self, space: str = INCEPTION, setting: str = "", kernel_factor: float = 1.0, allow_rank_deficient: bool = False) -> None:
-        self.features, self.setting, self.factor, self.allow = f"{space}_features", setting, kernel_factor, allow_rank_deficient
-        self.frechet, self.kernel = (f"{space}_{name}" for name in (("FID", "KID") if space == INCEPTION else ("frechet", "kernel")))
+    def __init__(
+        self, space: str = INCEPTION, setting: str = "", kernel_factor: float = 1.0, allow_rank_deficient: bool = False
+    ) -> None:
+        self.features, self.setting, self.factor, self.allow = (
+            f"{space}_features",
+            setting,
+            kernel_factor,
+            allow_rank_deficient,
+        )
+        self.frechet, self.kernel = (
+            f"{space}_{name}" for name in (("FID", "KID") if space == INCEPTION else ("frechet", "kernel"))
+        )
         self.columns = (self.frechet, self.kernel, f"{self.frechet}_macro", f"{self.kernel}_macro")
         self.lower_is_better = frozenset(self.columns)
         times = "" if kernel_factor == 1 else f", times {kernel_factor:g}"
-        about = {self.frechet: "interval to first order; it falls with the number of images", self.kernel: f"all pairs{times}"}
-        self.remarks = {name + suffix: text + mean for name, text in about.items() for suffix, mean in (("", ""), ("_macro", "; mean over scenarios"))}
+        about = {
+            self.frechet: "interval to first order; it falls with the number of images",
+            self.kernel: f"all pairs{times}",
+        }
+        self.remarks = {
+            name + suffix: text + mean
+            for name, text in about.items()
+            for suffix, mean in (("", ""), ("_macro", "; mean over scenarios"))
+        }
 
     def absent(self, records: Records) -> dict[str, str]:
         if self.features not in records:
@@ -57,16 +73,22 @@ class CleanQualityMetric(Metric):
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {self.features: judged.observed[self.features]} if self.features in judged.observed else {}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         if reference is None or self.features not in records or self.features not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         every = (range(count_images(records)), range(count_images(reference)))
         values = dict(zip(self.columns, self._distances(records, weights, reference, *every), strict=False))
-        parts = [self._distances(records, weights, reference, *rows) for rows in by_scenario(records, reference).values()]
+        parts = [
+            self._distances(records, weights, reference, *rows) for rows in by_scenario(records, reference).values()
+        ]
         means = np.mean(parts, axis=0) if "scenario" in records else np.full((2, len(weights)), np.nan)
         return values | dict(zip(self.columns[2:], means, strict=True))
 
-    def _distances(self, records: Records, weights: np.ndarray, reference: Records, rows: Sequence[int], real: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _distances(
+        self, records: Records, weights: np.ndarray, reference: Records, rows: Sequence[int], real: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Frechet and kernel distance ``[R]`` between some of the images, NaN where there are too few."""
         nothing = np.full(len(weights), np.nan)
         if min(len(rows), len(real)) < 2:
@@ -84,8 +106,14 @@ def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
 
 def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
     """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all images."""
-    both = [[str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r) for r in (records, reference)]
-    return {name: tuple([i for i, other in enumerate(names) if other == name] for names in both) for name in dict.fromkeys(both[0])}  # type: ignore[misc]
+    both = [
+        [str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r)
+        for r in (records, reference)
+    ]
+    return {
+        name: tuple([i for i, other in enumerate(names) if other == name] for names in both)
+        for name in dict.fromkeys(both[0])
+    }  # type: ignore[misc]
 
 
 class QualityProtocol(Protocol):

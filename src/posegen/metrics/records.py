@@ -53,12 +53,16 @@ def read_records(folder: str | Path) -> dict[str, list]:
         with np.load(folder / ARRAY_FILE, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{folder / ARRAY_FILE} cannot be read ({error}); it is damaged: run the evaluation of this cell again") from error
+        raise ValueError(
+            f"{folder / ARRAY_FILE} cannot be read ({error}); it is damaged: run the evaluation of this cell again"
+        ) from error
     for name in stored:
         if not name.endswith(SHAPES):
             records[name] = unflatten(stored[name], stored.get(name + SHAPES))
             if len(records[name]) != n_images:
-                raise ValueError(f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation of this cell again")
+                raise ValueError(
+                    f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation of this cell again"
+                )
     return records
 
 
@@ -67,7 +71,10 @@ def flatten(name: str, values: Sequence[Any]) -> dict[str, np.ndarray]:
     arrays = [np.asarray(v) for v in values]
     if len({a.shape for a in arrays}) == 1:
         return {name: np.stack(arrays)}
-    return {name: np.concatenate([a.ravel() for a in arrays]), name + SHAPES: np.array([a.shape for a in arrays], np.int32)}
+    return {
+        name: np.concatenate([a.ravel() for a in arrays]),
+        name + SHAPES: np.array([a.shape for a in arrays], np.int32),
+    }
 
 
 def unflatten(stored: np.ndarray, shapes: np.ndarray | None) -> list[np.ndarray]:
@@ -104,8 +111,12 @@ def from_csv(path: Path) -> dict[str, list]:
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if "id" not in header or any(len(row) != len(header) for row in rows):
-        raise ValueError(f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation of this cell again")
-    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
+        raise ValueError(
+            f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation of this cell again"
+        )
+    columns = (
+        dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
+    )
     return {name: values if name in NAMES else numbers(values) for name, values in columns.items()}
 
 

@@ -21,7 +21,9 @@ from posegen.verbs.convert import accounted, load
 Method = TypeVar("Method", bound=Adapter)
 
 
-def stable_diffusion(geometry: Geometry, weights: Mapping[str, Tensor] | None = None, vae: AutoencoderKL | None = None) -> StableDiffusion:
+def stable_diffusion(
+    geometry: Geometry, weights: Mapping[str, Tensor] | None = None, vae: AutoencoderKL | None = None
+) -> StableDiffusion:
     """Stable Diffusion of this size with its noise process.
 
     Args:

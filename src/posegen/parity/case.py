@@ -57,10 +57,17 @@ class Case:
             tensors = load_file(folder / "io.safetensors")
             weights = load_file(folder / "weights.safetensors") if (folder / "weights.safetensors").exists() else {}
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{folder} is no reference case ({error}); expected case.json and io.safetensors, with weights.safetensors beside them") from error
+            raise UserError(
+                f"{folder} is no reference case ({error}); expected case.json and io.safetensors, with weights.safetensors beside them"
+            ) from error
         if missing := {"method", "module", "config"} - facts.keys():
-            raise UserError(f"{folder / 'case.json'} does not say {', '.join(sorted(missing))}; a reference case names its method, module and config")
-        parts = {kind: {key.removeprefix(f"{kind}."): value for key, value in tensors.items() if key.startswith(f"{kind}.")} for kind in ("in", "mid", "out")}
+            raise UserError(
+                f"{folder / 'case.json'} does not say {', '.join(sorted(missing))}; a reference case names its method, module and config"
+            )
+        parts = {
+            kind: {key.removeprefix(f"{kind}."): value for key, value in tensors.items() if key.startswith(f"{kind}.")}
+            for kind in ("in", "mid", "out")
+        }
         single = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
         return cls(folder, facts, single, parts["in"], parts["mid"], parts["out"])
 
@@ -68,12 +75,24 @@ class Case:
     def _read_metric(cls, file: Path) -> Case:
         facts = read_json(file)
         if not is_metric(facts):
-            raise UserError(f"{file} is no reference case; a case of a metric says {', '.join(sorted(METRIC_FACTS))}, other cases are folders")
-        groups = {key.removeprefix("expected").removeprefix("_"): value for key, value in facts.items() if key.startswith("expected")}
+            raise UserError(
+                f"{file} is no reference case; a case of a metric says {', '.join(sorted(METRIC_FACTS))}, other cases are folders"
+            )
+        groups = {
+            key.removeprefix("expected").removeprefix("_"): value
+            for key, value in facts.items()
+            if key.startswith("expected")
+        }
         try:
-            expected = {name: torch.tensor(value, dtype=torch.double) for group, values in groups.items() for name, value in leaves(values, group)}
+            expected = {
+                name: torch.tensor(value, dtype=torch.double)
+                for group, values in groups.items()
+                for name, value in leaves(values, group)
+            }
         except (TypeError, ValueError) as error:
-            raise UserError(f"{file} is no reference case ({error}); what a metric is to return are numbers, lists of numbers or tables of them") from error
+            raise UserError(
+                f"{file} is no reference case ({error}); what a metric is to return are numbers, lists of numbers or tables of them"
+            ) from error
         facts = {"rtol": RTOL, "atol": 0.0, **facts, "method": "metrics", "module": facts["kind"], "config": {}}
         return cls(file, facts, {}, {}, {}, expected)
 

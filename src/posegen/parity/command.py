@@ -17,7 +17,9 @@ def main(arguments: Sequence[str]) -> int:
         UserError: a folder or file holds no case, or a case cannot be read.
     """
     if not arguments:
-        raise UserError("posegen parity needs the folder of a reference case, or the json file of a metric's, or a folder of either: posegen parity FOLDER...")
+        raise UserError(
+            "posegen parity needs the folder of a reference case, or the json file of a metric's, or a folder of either: posegen parity FOLDER..."
+        )
     passed: list[bool] = []
     for place in cases(arguments):
         case = Case.read(place)
@@ -38,7 +40,9 @@ def cases(arguments: Sequence[str]) -> Iterator[Path]:
     """
     for argument in arguments:
         place = Path(argument).expanduser()
-        found = [place] if place.is_file() else sorted(case for file in place.rglob("*.json") if (case := case_of(file)))
+        found = (
+            [place] if place.is_file() else sorted(case for file in place.rglob("*.json") if (case := case_of(file)))
+        )
         if not found:
             raise UserError(
                 f"{place}: no reference case here; expected a folder with case.json and io.safetensors, the json file of a metric's case, or a folder of either"

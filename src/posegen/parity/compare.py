@@ -59,7 +59,11 @@ def lines(case: Case, computed: Mapping[str, Tensor], missing: str) -> Iterator[
     if not case.expected:
         yield Line("(no outputs)", ok=False, reason=f"{case.folder / 'io.safetensors'} holds no tensor out.*")
     for name, expected in case.expected.items():
-        yield agree(name, computed[name], expected, *case.tolerance(name)) if name in computed else Line(name, ok=False, reason=missing)
+        yield (
+            agree(name, computed[name], expected, *case.tolerance(name))
+            if name in computed
+            else Line(name, ok=False, reason=missing)
+        )
     for name in computed.keys() - case.expected.keys() - case.mids.keys():
         yield Line(name, ok=False, reason="computed, but the case has no such output")
     for name in sorted(computed.keys() & (case.mids.keys() - case.expected.keys())):
@@ -76,7 +80,13 @@ def agree(name: str, made: Tensor, expected: Tensor, rtol: float, atol: float) -
     size = b.abs()
     outside = (error > atol + rtol * size.nan_to_num()).double().mean().item() if error.numel() else 0.0
     relative = (error / size)[size > 0]
-    return Line(name, outside == 0.0, error.max().item() if error.numel() else 0.0, relative.max().item() if relative.numel() else 0.0, outside)
+    return Line(
+        name,
+        outside == 0.0,
+        error.max().item() if error.numel() else 0.0,
+        relative.max().item() if relative.numel() else 0.0,
+        outside,
+    )
 
 
 def method_of(case: Case):  # type: ignore[no-untyped-def]

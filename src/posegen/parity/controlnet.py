@@ -50,5 +50,7 @@ def outputs(case: Case) -> Iterator[tuple[str, Tensor]]:
 def injected(method: ControlNet, case: Case) -> Injection:
     """What the method puts into the pass of the case."""
     features = method.branch.hint_features(case.inputs["hint"])
-    state = State(case.inputs["context"], case.inputs["context"]).having(hint=features, on=features.new_ones(len(features), 1, 1, 1))
+    state = State(case.inputs["context"], case.inputs["context"]).having(
+        hint=features, on=features.new_ones(len(features), 1, 1, 1)
+    )
     return method.inject(state, case.inputs["x"], case.inputs["timesteps"].long())

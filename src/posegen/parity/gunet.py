@@ -82,9 +82,15 @@ def network(case: Case) -> Outputs:
             if "latents" in given:
                 yield f"{run}.heatmaps", sampled(case, method, backbone, run, given)
             elif "x0" in given:
-                yield f"{run}.mse", loss(method, backbone, {"encoder_hidden_states": text_for(len(given["x0"]), case), **given})
+                yield (
+                    f"{run}.mse",
+                    loss(method, backbone, {"encoder_hidden_states": text_for(len(given["x0"]), case), **given}),
+                )
             else:
-                yield f"{run}.sample", predicted(backbone, given["sample"], given["timestep"], given["encoder_hidden_states"])
+                yield (
+                    f"{run}.sample",
+                    predicted(backbone, given["sample"], given["timestep"], given["encoder_hidden_states"]),
+                )
                 yield from ((f"{run}.{name}", value) for name, value in seen.items())
 
 
@@ -104,7 +110,9 @@ def predicted(backbone: PoseSpace, noisy: Tensor, timestep: Tensor, text: Tensor
 
 def text_for(count: int, case: Case) -> Tensor:
     """The text states of another run with as many images; the loss brings none of its own."""
-    return next(value for name, value in case.inputs.items() if name.endswith(".encoder_hidden_states") and len(value) == count)
+    return next(
+        value for name, value in case.inputs.items() if name.endswith(".encoder_hidden_states") and len(value) == count
+    )
 
 
 def loss(method: GUNet, backbone: PoseSpace, given: dict[str, Tensor]) -> Tensor:
@@ -153,7 +161,9 @@ def watched(unet: Any) -> Iterator[dict[str, Tensor]]:
 
     hooks = [
         unet.mid_block.resnets[-1].register_forward_hook(leaves_middle),
-        unet.up_blocks[0].register_forward_pre_hook(lambda module, inputs, given: enters_decoder(module, inputs, given), with_kwargs=True),
+        unet.up_blocks[0].register_forward_pre_hook(
+            lambda module, inputs, given: enters_decoder(module, inputs, given), with_kwargs=True
+        ),
     ]
     try:
         yield seen
@@ -169,7 +179,9 @@ def encoding(case: Case) -> Outputs:
     for i in sorted({name.partition(".")[0] for name in case.inputs}, key=int):
         keypoints, box = (case.inputs[f"{i}.{name}"].double().numpy() for name in ("keypoints", "bbox"))
         pose = torch.from_numpy(into(Square.of_box(box), keypoints))
-        vectors = pose_maps.joint_vectors(pose[None], case.config["heatmap_size"], case.config["sigma"], case.config["variance_threshold"]).float()
+        vectors = pose_maps.joint_vectors(
+            pose[None], case.config["heatmap_size"], case.config["sigma"], case.config["variance_threshold"]
+        ).float()
         yield f"{i}.joint_vector", vectors[0].flatten(1)
         yield f"{i}.dataset_image", pose_maps.shrunk(vectors, case.expected[f"{i}.dataset_image"].shape[-1])[0]
 

@@ -92,7 +92,9 @@ def variants(case: Case) -> Iterator[tuple[str, Decoding]]:
     """
     config = case.config.get("test_cfg", {})
     if other := [f"{key}={config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]:
-        raise UserError(f"{case.folder / 'case.json'}: config.test_cfg has {', '.join(other)}; only the decoding of the published evaluations is known here")
+        raise UserError(
+            f"{case.folder / 'case.json'}: config.test_cfg has {', '.join(other)}; only the decoding of the published evaluations is known here"
+        )
     names = {
         "nms_kernel": "kernel",
         "max_num_people": "candidates",

@@ -68,15 +68,23 @@ def compute(case: Case) -> dict[str, Tensor]:
     """Every output."""
     config = case.config
     if config["parameterization"] != "eps":
-        raise UserError(f"{case.folder / 'case.json'} has parameterization {config['parameterization']!r}; HumanSD predicts the noise, eps")
+        raise UserError(
+            f"{case.folder / 'case.json'} has parameterization {config['parameterization']!r}; HumanSD predicts the noise, eps"
+        )
     vae = kl_autoencoder(config["ddconfig"], config["embed_dim"], case.weights)
     vae.register_to_config(scaling_factor=config["scale_factor"])
     factor = 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)
     backbone = stable_diffusion(Geometry.from_ldm(config["unet_config"], latent_factor=factor), vae=vae)
-    method = Given(loss_kind="heatmap_reference", threshold=config["estimate_thresh"], loss_weight=config["pose_loss_weight"])
+    method = Given(
+        loss_kind="heatmap_reference", threshold=config["estimate_thresh"], loss_weight=config["pose_loss_weight"]
+    )
     method = converted(method, backbone, case.weights)
     method.state = State(case.inputs["context"], case.inputs["context_uncond"]).having(pose=case.inputs["pose_latent"])
-    return {**dict(predictions(case, method, backbone)), **dict(sampled(case, method, backbone)), **dict(losses(case, method, backbone))}
+    return {
+        **dict(predictions(case, method, backbone)),
+        **dict(sampled(case, method, backbone)),
+        **dict(losses(case, method, backbone)),
+    }
 
 
 def predictions(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +95,10 @@ def predictions(case: Case, method: Given, backbone: StableDiffusion) -> Iterato
         made = [predicted(method, backbone, state, noisy, timesteps) for _, state in branches]
     yield from ((name, output) for name, (_, output) in seen.items())
     yield from zip(("eps", "eps_uncond"), made, strict=True)
-    yield "eps_cfg", torch.stack([weight * prediction for (weight, _), prediction in zip(branches, made, strict=True)]).sum(0)
+    yield (
+        "eps_cfg",
+        torch.stack([weight * prediction for (weight, _), prediction in zip(branches, made, strict=True)]).sum(0),
+    )
     image = backbone.from_latents(case.inputs["x_start"])
     yield "vae_decoded", image
     yield "vae_moments_of_tanh_decoded", backbone.autoencoder.encode(image.tanh()).latent_dist.parameters
@@ -129,7 +140,12 @@ def losses(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tup
     yield from {"loss": whole["loss"], "loss_plain_mse": whole["plain"]}.items()
     each = [loss(range(i, i + 1)) for i in rows]
     yield "loss_per_sample", torch.stack([one["loss"] for one in each])
-    yield "loss_vlb", (bound_weights(backbone.alphas_cumprod.double())[timesteps] * torch.stack([one["plain"] for one in each])).mean()
+    yield (
+        "loss_vlb",
+        (
+            bound_weights(backbone.alphas_cumprod.double())[timesteps] * torch.stack([one["plain"] for one in each])
+        ).mean(),
+    )
     teacher.train()
     yield "loss_trainmode_bn", loss(rows)["loss"]
 
@@ -160,7 +176,9 @@ def watched(**modules: nn.Module) -> Iterator[dict[str, tuple[Tensor, Any]]]:
 def batch(case: Case, rows: range) -> PoseBatch:
     """As many images as ``rows``, of the case's size."""
     height, width = (side * 2 ** (len(case.config["ddconfig"]["ch_mult"]) - 1) for side in case.inputs["x"].shape[2:])
-    return PoseBatch([str(i) for i in rows], [""] * len(rows), [np.zeros((0, 17, 3), np.float32)] * len(rows), (height, width))
+    return PoseBatch(
+        [str(i) for i in rows], [""] * len(rows), [np.zeros((0, 17, 3), np.float32)] * len(rows), (height, width)
+    )
 
 
 def pose_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> HigherHRNet:
@@ -168,7 +186,9 @@ def pose_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], sourc
     stages = [Stage(1, tuple(config["num_blocks"]["stage1"]), tuple(config["stage1_num_channels"]))]
     for number in range(2, 2 + len(config["num_modules"])):
         blocks = tuple(config["num_blocks"][f"stage{number}"])
-        stages.append(Stage(config["num_modules"][f"stage{number}"], blocks, tuple(config["num_channels"][: len(blocks)])))
+        stages.append(
+            Stage(config["num_modules"][f"stage{number}"], blocks, tuple(config["num_channels"][: len(blocks)]))
+        )
     return HigherHRNet(stages, config["stem_width"], head_of(config["head"])).fill(weights, source)
 
 

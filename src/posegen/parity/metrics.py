@@ -48,7 +48,9 @@ def pose(case: Case) -> Groups:
         groups["per_batch_rows"] = found
         groups["mean_over_batches"] = {name: np.mean([r[name] for r in found]) for name in found[0]}
         defined = {name: [r[name] for r in found if r[name] != -1] for name in found[0]}
-        groups["mean_over_batches_without_minus_one"] = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
+        groups["mean_over_batches_without_minus_one"] = {
+            name: np.mean(values) if values else -1.0 for name, values in defined.items()
+        }
     return groups
 
 
@@ -56,7 +58,12 @@ def image(index: int, people: list, detections: list) -> Judged:
     """One image of a case; the people's areas are to be told from their joints."""
     keypoints = np.array(people, float).reshape(-1, 17, 3)
     found = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
-    return Judged(str(index), keypoints, np.full(len(keypoints), np.nan), Poses(found, np.array([d["score"] for d in detections], float)))
+    return Judged(
+        str(index),
+        keypoints,
+        np.full(len(keypoints), np.nan),
+        Poses(found, np.array([d["score"] for d in detections], float)),
+    )
 
 
 def records(metric: Metric, images: Iterable[Judged]) -> Records:
@@ -92,10 +99,16 @@ def batches(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) 
         for start, way in ways.items():
             for end in sorted(range(start + 1, n + 1), key=lambda end: abs(end - start - even)):
                 made = {} if end in further else row({name: values[start:end] for name, values in paper.items()})
-                if made and all(np.isclose(made[name], float(value), RTOL, atol, equal_nan=True) for name, value in expected.items() if name in made):
+                if made and all(
+                    np.isclose(made[name], float(value), RTOL, atol, equal_nan=True)
+                    for name, value in expected.items()
+                    if name in made
+                ):
                     further[end] = [*way, made]
         ways = further
-    return ways.get(n) or [row({name: values[i : i + even] for name, values in paper.items()}) for i in range(0, n, even)]
+    return ways.get(n) or [
+        row({name: values[i : i + even] for name, values in paper.items()}) for i in range(0, n, even)
+    ]
 
 
 def features(case: Case) -> Groups:
@@ -103,9 +116,18 @@ def features(case: Case) -> Groups:
     given = case.facts["inputs"]
     real, fake = (np.array(given[name], float) for name in ("real", "fake"))
     about = given.get("kid", {})
-    kernel = Polynomial(about.get("degree", 3), None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"]), about.get("coef", 1.0))
+    kernel = Polynomial(
+        about.get("degree", 3),
+        None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"]),
+        about.get("coef", 1.0),
+    )
     frechet, distance = frechet_distance(real, fake), kernel_distance(real, fake, kernel)
-    values = {"fid_torchmetrics": frechet, "fid_cleanfid": frechet, "kid_whole_set_torchmetrics": distance, "kid_whole_set_cleanfid": distance}
+    values = {
+        "fid_torchmetrics": frechet,
+        "fid_cleanfid": frechet,
+        "kid_whole_set_torchmetrics": distance,
+        "kid_whole_set_cleanfid": distance,
+    }
     if subset := given.get("subset_rows"):
         values["kid_first_rows"] = kernel_distance(real[:subset], fake[:subset], kernel)
     for name in case.expected:
@@ -120,7 +142,11 @@ def features(case: Case) -> Groups:
 def quality_preprocessing(case: Case) -> Groups:
     """The bytes that the published program's network sees of single pixels."""
     pixels = np.array(case.facts["inputs"]["pixels_rgb"], np.uint8)
-    found = {"real_bytes": wrapped_bytes(pixels, generated=False), "generated_bytes": wrapped_bytes(pixels, generated=True), "corrected_bytes": pixels}
+    found = {
+        "real_bytes": wrapped_bytes(pixels, generated=False),
+        "generated_bytes": wrapped_bytes(pixels, generated=True),
+        "corrected_bytes": pixels,
+    }
     return {"": {name: values.tolist() for name, values in found.items()}}
 
 
@@ -128,7 +154,11 @@ def quality_overall(case: Case) -> Groups:
     """Values of scenarios to values of all, also times the factors that names end in: ``KID_x100``."""
     means = scenario_mean(case.facts["inputs"]["scenarios"])
     parts = {name: name.rpartition("_x") for name in case.expected}
-    scaled = {name: float(factor) * means[metric] for name, (metric, _, factor) in parts.items() if metric in means and factor.isdigit()}
+    scaled = {
+        name: float(factor) * means[metric]
+        for name, (metric, _, factor) in parts.items()
+        if metric in means and factor.isdigit()
+    }
     return {"": means | scaled}
 
 

@@ -33,10 +33,16 @@ def compute(case: Case) -> dict[str, Tensor]:
     Raises:
         UserError: the case is of a module that is not known here.
     """
-    kinds: dict[str, Callable[[Case], Outputs]] = {"PMSAViT": transformer, "FeatureExtractor": first_block, "StablePoseAdapter": whole}
+    kinds: dict[str, Callable[[Case], Outputs]] = {
+        "PMSAViT": transformer,
+        "FeatureExtractor": first_block,
+        "StablePoseAdapter": whole,
+    }
     kind = case.module.partition(" ")[0]
     if kind not in kinds:
-        raise UserError(f"module {case.module!r} of {case.folder / 'case.json'} is not known; it begins with {', '.join(kinds)}")
+        raise UserError(
+            f"module {case.module!r} of {case.folder / 'case.json'} is not known; it begins with {', '.join(kinds)}"
+        )
     wanted = case.expected.keys() | case.mids.keys()
     return {name: value.detach() for name, value in kinds[kind](case) if name in wanted}
 
@@ -44,7 +50,9 @@ def compute(case: Case) -> dict[str, Tensor]:
 def transformer(case: Case) -> Outputs:
     method = part_of(case, f"{BLOCK}transformer.")
     net, x, masks = method.block.transformer, case.inputs["x"], masks_of(case)
-    seen, inputs = recorded({"embed": net.embed, "mlp": net.mlps[-1], **{f"attn{i}": layer for i, layer in enumerate(net.attentions)}})
+    seen, inputs = recorded(
+        {"embed": net.embed, "mlp": net.mlps[-1], **{f"attn{i}": layer for i, layer in enumerate(net.attentions)}}
+    )
     state = seeing(method, masks)
     with torch.no_grad():
         yield "y", net(x, method.layers(state))
@@ -73,7 +81,11 @@ def first_block(case: Case) -> Outputs:
 def whole(case: Case) -> Outputs:
     config, given = case.config, case.inputs
     backbone = stable_diffusion(Geometry.from_ldm(config), case.weights)
-    backbone.scheduler_config |= {"beta_start": config["linear_start"], "beta_end": config["linear_end"], "num_train_timesteps": config["timesteps"]}
+    backbone.scheduler_config |= {
+        "beta_start": config["linear_start"],
+        "beta_end": config["linear_end"],
+        "num_train_timesteps": config["timesteps"],
+    }
     method, masks = literal(converted(method_of(case), backbone, case.weights)), masks_of(case)
     text, timesteps = State(given["context"], given["context_uncond"]), given["timesteps"].long()
     with torch.no_grad():
@@ -85,9 +97,19 @@ def whole(case: Case) -> Outputs:
         yield "eps", (eps := backbone.predict(given["x"], timesteps, state.text, injection))
         yield "eps_nocontrol", backbone.predict(given["x"], timesteps, state.text, Injection())
         free = method.conditioned(text, given["hint"], torch.ones_like(masks))
-        yield "eps_nomask", backbone.predict(given["x"], timesteps, text.text, method.inject(free, given["x"], timesteps))
+        yield (
+            "eps_nomask",
+            backbone.predict(given["x"], timesteps, text.text, method.inject(free, given["x"], timesteps)),
+        )
         yield from guided_step(case, method, backbone, state)
-    step = Step(eps.requires_grad_(), backbone.target(given["x_start"], given["noise"], timesteps), given["x"], given["x_start"], given["noise"], timesteps)
+    step = Step(
+        eps.requires_grad_(),
+        backbone.target(given["x_start"], given["noise"], timesteps),
+        given["x"],
+        given["x_start"],
+        given["noise"],
+        timesteps,
+    )
     loss = method.loss(step, state, NO_ONE)["loss"]
     yield "loss", loss
     yield "loss_grad_eps", torch.autograd.grad(loss, step.prediction)[0]
@@ -136,7 +158,11 @@ def part_of(case: Case, *places: str) -> StablePose:
     """
     channels, method = case.config["channels"], method_of(case)
     method.faithful = True
-    method.attach(stable_diffusion(Geometry(4, 8, (channels,) * 2, (False,) * 2, 1, (1,) * 2, channels, norm_groups=math.gcd(channels, 32))))
+    method.attach(
+        stable_diffusion(
+            Geometry(4, 8, (channels,) * 2, (False,) * 2, 1, (1,) * 2, channels, norm_groups=math.gcd(channels, 32))
+        )
+    )
     if "emb_channels" in case.config:
         method.block.time_emb_proj = nn.Linear(case.config["emb_channels"], channels)
     weights = below(method.convert(case.weights), "adapter.")
@@ -195,5 +221,7 @@ def stated(case: Case, pattern: str) -> float:
     """
     words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
     if (found := re.search(pattern, words)) is None:
-        raise UserError(f"the outputs cfg_pair and ddim_x_prev of {case.folder / 'case.json'} do not say their {pattern!r}")
+        raise UserError(
+            f"the outputs cfg_pair and ddim_x_prev of {case.folder / 'case.json'} do not say their {pattern!r}"
+        )
     return float(found[1])

@@ -31,8 +31,12 @@ def compute(case: Case) -> dict[str, Tensor]:
 def outputs(case: Case) -> Iterator[tuple[str, Tensor]]:
     config = case.config["adapter"]
     if other := {key: config[key] for key, value in RELEASED.items() if config.get(key, value) != value}:
-        raise UserError(f"{case.folder / 'case.json'} has {other}; posegen has the architecture of the released openpose and keypose weights, {RELEASED}")
-    geometry = Geometry.from_ldm(case.config["unet"], latent_factor=isqrt(config["cin"] // case.inputs["hint"].shape[1]))
+        raise UserError(
+            f"{case.folder / 'case.json'} has {other}; posegen has the architecture of the released openpose and keypose weights, {RELEASED}"
+        )
+    geometry = Geometry.from_ldm(
+        case.config["unet"], latent_factor=isqrt(config["cin"] // case.inputs["hint"].shape[1])
+    )
     backbone = stable_diffusion(geometry, case.weights)
     noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), case.inputs["context"]
     for name, strength in STRENGTHS.items():
@@ -49,4 +53,6 @@ def batch(case: Case) -> PoseBatch:
     hint, text = case.inputs["hint"], case.inputs["context"]
     ids = [str(i) for i in range(len(hint))]
     nobody = [np.zeros((0, 17, 3), np.float32)] * len(ids)
-    return PoseBatch(ids, [""] * len(ids), nobody, (hint.shape[2], hint.shape[3]), hint=hint, text=text, negative_text=text[:1])
+    return PoseBatch(
+        ids, [""] * len(ids), nobody, (hint.shape[2], hint.shape[3]), hint=hint, text=text, negative_text=text[:1]
+    )

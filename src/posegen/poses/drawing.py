@@ -14,7 +14,16 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from posegen.poses.topology import COCO_BARS, COCO_BONES, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT, OPENPOSE_LIMBS, coco_to_openpose18
+from posegen.poses.topology import (
+    COCO_BARS,
+    COCO_BONES,
+    COCO_LEFT,
+    COCO_LIMBS,
+    COCO_NAMES,
+    COCO_RIGHT,
+    OPENPOSE_LIMBS,
+    coco_to_openpose18,
+)
 
 Scale = float | Literal["auto"]
 Colour = tuple[int, int, int]
@@ -68,15 +77,27 @@ class Pen:
 
     def disc(self, centre: Sequence[int], radius: float, colour: tuple[int, ...]) -> None:
         """A filled disc around a placed point."""
-        cv2.circle(self.canvas, centre, max(1, round(radius * self.scale * (1 << self.shift))), colour, -1, cv2.LINE_8, self.shift)
+        cv2.circle(
+            self.canvas,
+            centre,
+            max(1, round(radius * self.scale * (1 << self.shift))),
+            colour,
+            -1,
+            cv2.LINE_8,
+            self.shift,
+        )
 
     def spindles(self, ends: np.ndarray, half_width: float, colours: Sequence[Colour], opacity: float) -> None:
         """Filled ellipses whose long axes join placed points ``[n, 2, 2]``, each blended over what is there."""
         ends, half_width = ends / (1 << self.shift), half_width * self.scale
         low = np.maximum(np.floor(ends.min(1) - half_width - 2), 0).astype(int)
         high = np.minimum(np.ceil(ends.max(1) + half_width + 3), self.canvas.shape[1::-1]).astype(int)
-        outlines = self._exact_ellipses(ends, half_width, low) if self.finer == 1 else self._ellipses(ends, half_width, low)
-        for (left, top), (right, bottom), outline, colour in zip(low.tolist(), high.tolist(), outlines, colours, strict=True):
+        outlines = (
+            self._exact_ellipses(ends, half_width, low) if self.finer == 1 else self._ellipses(ends, half_width, low)
+        )
+        for (left, top), (right, bottom), outline, colour in zip(
+            low.tolist(), high.tolist(), outlines, colours, strict=True
+        ):
             if left < right and top < bottom:
                 patch = self.canvas[top:bottom, left:right]
                 painted = cv2.fillConvexPoly(patch.copy(), outline, colour, cv2.LINE_8, self.shift)
@@ -87,7 +108,9 @@ class Pen:
         along = ends[:, 0] - ends[:, 1]
         lengths = np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)
         across = np.stack((-along[:, 1], along[:, 0]), -1) * (half_width / lengths)[:, None]
-        points = (ends.mean(1) - origins)[:, None] + _CIRCLE[:, :1] * along[:, None] / 2 + _CIRCLE[:, 1:] * across[:, None]
+        points = (
+            (ends.mean(1) - origins)[:, None] + _CIRCLE[:, :1] * along[:, None] / 2 + _CIRCLE[:, 1:] * across[:, None]
+        )
         return np.rint(points * (1 << self.shift)).astype(np.int32)
 
     def _exact_ellipses(self, ends: np.ndarray, half_width: float, origins: np.ndarray) -> list[np.ndarray]:
@@ -96,7 +119,10 @@ class Pen:
         for (start, end), origin in zip(ends, origins, strict=True):
             (x, y), (dx, dy) = (start + end) / 2, start - end
             axes = int(math.hypot(dx, dy) / 2), max(1, round(half_width))
-            outlines.append(cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1) - origin.astype(np.int32))
+            outlines.append(
+                cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
+                - origin.astype(np.int32)
+            )
         return outlines
 
     def finish(self) -> np.ndarray:
@@ -132,7 +158,9 @@ def humansd(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.0
     return pen.finish()
 
 
-def openpose(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
+def openpose(
+    keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto"
+) -> np.ndarray:
     """The 18-point skeleton of ControlNet and T2I-Adapter: dots first, then translucent spindles; arguments as in ``humansd``."""
     pen = Pen(size, scale)
     people = coco_to_openpose18(_checked(keypoints))
@@ -175,7 +203,13 @@ class PoseDrawing:
         range: values of black and of full colour, (0, 1) or (-1, 1).
     """
 
-    def __init__(self, style: str = "humansd", threshold: float = 0.02, scale: Scale = "auto", range: tuple[float, float] = (0.0, 1.0)):
+    def __init__(
+        self,
+        style: str = "humansd",
+        threshold: float = 0.02,
+        scale: Scale = "auto",
+        range: tuple[float, float] = (0.0, 1.0),
+    ):
         if style not in STYLES:
             near = get_close_matches(style, STYLES, 1, 0)
             raise ValueError(f"unknown drawing style '{style}'; did you mean '{near[0]}'? Styles: {', '.join(STYLES)}")
@@ -185,10 +219,14 @@ class PoseDrawing:
         """Draws people ``[P, 17, 3]`` on a canvas of ``size`` (height, width): ``[3, h, w] float32`` in ``range``."""
         image = STYLES[self.style](keypoints, size, self.threshold, self.scale)
         low, high = self.range
-        return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) * np.float32((high - low) / 255) + np.float32(low)
+        return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) * np.float32((high - low) / 255) + np.float32(
+            low
+        )
 
     def __repr__(self) -> str:
-        return f"PoseDrawing(style={self.style!r}, threshold={self.threshold}, scale={self.scale!r}, range={self.range})"
+        return (
+            f"PoseDrawing(style={self.style!r}, threshold={self.threshold}, scale={self.scale!r}, range={self.range})"
+        )
 
 
 def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, opacity: float = 0.85) -> np.ndarray:
@@ -225,5 +263,7 @@ def _checked(keypoints: np.ndarray) -> np.ndarray:
     bad = ~np.isfinite(keypoints).all(-1)
     if bad.any():
         person, joint = np.argwhere(bad)[0]
-        raise ValueError(f"person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {keypoints[person, joint].tolist()}")
+        raise ValueError(
+            f"person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {keypoints[person, joint].tolist()}"
+        )
     return keypoints

@@ -45,7 +45,9 @@ def into(square: Square, keypoints: np.ndarray) -> np.ndarray:
     return np.where(labelled, np.concatenate([points, labelled], 1), 0.0)
 
 
-def onto(pose: np.ndarray, size: tuple[int, int], scale: float = 1.0, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+def onto(
+    pose: np.ndarray, size: tuple[int, int], scale: float = 1.0, centre: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray:
     """The inverse of `into` for a square on a canvas.
 
     Args:

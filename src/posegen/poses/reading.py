@@ -72,7 +72,9 @@ def given(poses: Any, name: str = "poses") -> list[Given]:
         entries = [given(entry, f"{name}[{i}]") for i, entry in enumerate(poses)]
         for i, entry in enumerate(entries):
             if len(entry) != 1:
-                raise ValueError(f"{name}[{i}] holds poses of {len(entry)} images; an entry of a list is one image: give it alone, or take it apart")
+                raise ValueError(
+                    f"{name}[{i}] holds poses of {len(entry)} images; an entry of a list is one image: give it alone, or take it apart"
+                )
         return [entry[0] for entry in entries]
     if isinstance(poses, str | Path):
         return read_file(Path(poses).expanduser())
@@ -126,7 +128,9 @@ def read_file(file: Path) -> list[Given]:
         return read_json(file)
     image = cv2.imdecode(np.frombuffer(file.read_bytes() or b"\0", np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{file}: not a readable picture; expected a json file of keypoints, or a picture such as png or jpg")
+        raise ValueError(
+            f"{file}: not a readable picture; expected a json file of keypoints, or a picture such as png or jpg"
+        )
     return [_picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), str(file))]
 
 
@@ -143,7 +147,9 @@ def read_json(file: Path) -> list[Given]:
     try:
         images = _images(content, str(file))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{file}: an entry lacks what its format has ({type(error).__name__}: {error}); {FORMATS}") from error
+        raise ValueError(
+            f"{file}: an entry lacks what its format has ({type(error).__name__}: {error}); {FORMATS}"
+        ) from error
     if not images:
         raise ValueError(f"{file}: nobody is in it; {FORMATS}")
     return images
@@ -159,7 +165,11 @@ def _images(content: Any, name: str) -> list[Given]:
     if isinstance(content, Mapping) and "people" in content:
         return [_openpose(content, name)]
     if isinstance(content, Mapping) and "annotations" in content:
-        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in content.get("images", ()) if {"height", "width"} <= image.keys()}
+        sizes = {
+            image["id"]: (int(image["height"]), int(image["width"]))
+            for image in content.get("images", ())
+            if {"height", "width"} <= image.keys()
+        }
         return _coco(content["annotations"], name, sizes.get)
     if isinstance(content, Sequence) and content and all(isinstance(entry, Mapping) for entry in content):
         if all("people" in entry for entry in content):
@@ -176,7 +186,10 @@ def _coco(rows: Sequence[Mapping[str, Any]], name: str, size: Callable[[Any], tu
         if (person[:, 2] > 0).any():
             images.setdefault(row.get("image_id"), []).append(person)
     several = len(images) > 1
-    return [Given(f"{name} (image {image})" if several else name, np.stack(people), size=size(image)) for image, people in images.items()]
+    return [
+        Given(f"{name} (image {image})" if several else name, np.stack(people), size=size(image))
+        for image, people in images.items()
+    ]
 
 
 def _openpose(frame: Mapping[str, Any], name: str) -> Given:
@@ -186,10 +199,16 @@ def _openpose(frame: Mapping[str, Any], name: str) -> Given:
     if not people:
         raise ValueError(f"{name}: nobody is in it")
     keypoints = np.stack(people)
-    size = (int(frame["canvas_height"]), int(frame["canvas_width"])) if {"canvas_height", "canvas_width"} <= frame.keys() else None
+    size = (
+        (int(frame["canvas_height"]), int(frame["canvas_width"]))
+        if {"canvas_height", "canvas_width"} <= frame.keys()
+        else None
+    )
     if (np.abs(keypoints[..., :2]) <= 1).all():
         if size is None:
-            raise ValueError(f"{name}: all coordinates lie between 0 and 1, as shares of a canvas that the file does not know; write them in pixels")
+            raise ValueError(
+                f"{name}: all coordinates lie between 0 and 1, as shares of a canvas that the file does not know; write them in pixels"
+            )
         keypoints[..., :2] *= size[::-1]
     return Given(name, keypoints, size=size)
 
@@ -229,10 +248,14 @@ def checked_people(keypoints: np.ndarray, size: tuple[int, int], name: str, thre
     bad = seen & ~np.isfinite(keypoints).all(-1)
     if bad.any():
         person, joint = np.argwhere(bad)[0]
-        raise ValueError(f"{name}: person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {keypoints[person, joint].tolist()}")
+        raise ValueError(
+            f"{name}: person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {keypoints[person, joint].tolist()}"
+        )
     people = np.where(seen[..., None], keypoints, 0.0)[seen.any(-1)]
     if not len(people):
-        raise ValueError(f"{name}: no joint is visible (the third number is at most {threshold:g} everywhere); leave poses out to sample without a pose")
+        raise ValueError(
+            f"{name}: no joint is visible (the third number is at most {threshold:g} everywhere); leave poses out to sample without a pose"
+        )
     if len(people) > PEOPLE:
         raise ValueError(f"{name}: {len(people)} people; the methods know up to {PEOPLE}: keep the largest")
     x, y, score = np.moveaxis(people, -1, 0)
@@ -262,7 +285,9 @@ def checked_hint(hint: np.ndarray, size: tuple[int, int], range: tuple[float, fl
             f"expected 3 channels and the size of the image: draw it anew, or set width and height"
         )
     low, high = range
-    lightest_black = low + 0.25 * (high - low)  # a drawing has a black background; [0, 1] for a method that reads [-1, 1] has none
+    lightest_black = low + 0.25 * (
+        high - low
+    )  # a drawing has a black background; [0, 1] for a method that reads [-1, 1] has none
     if not np.isfinite(hint).all() or not low - 1e-3 <= hint.min() <= lightest_black or hint.max() > high + 1e-3:
         raise ValueError(
             f"{name}: a drawn skeleton with values from {hint.min():g} to {hint.max():g}; the method reads {low:g} (black) to {high:g}: "

@@ -16,10 +16,48 @@ COCO_BARS = ((5, 6), (11, 12))
 # The skeleton of GUNet and of COCO's own annotations: with bars, and no line from an ear to a shoulder, which is no bone.
 COCO_BONES = tuple(sorted({*COCO_LIMBS, *COCO_BARS} - {(3, 5), (4, 6)}))
 # Per-joint spread of the object keypoint similarity: OKS = exp(-d^2 / (2 area (2 sigma)^2)).
-COCO_SIGMAS = np.array([0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089])
+COCO_SIGMAS = np.array(
+    [
+        0.026,
+        0.025,
+        0.025,
+        0.035,
+        0.035,
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
+    ]
+)
 COCO_LEFT = (1, 3, 5, 7, 9, 11, 13, 15)
 COCO_RIGHT = (2, 4, 6, 8, 10, 12, 14, 16)
-COCO_FLIP = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # the joint that takes each place in a mirrored image
+COCO_FLIP = (
+    0,
+    2,
+    1,
+    4,
+    3,
+    6,
+    5,
+    8,
+    7,
+    10,
+    9,
+    12,
+    11,
+    14,
+    13,
+    16,
+    15,
+)  # the joint that takes each place in a mirrored image
 
 OPENPOSE_NAMES = (
     "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip", "right_knee",

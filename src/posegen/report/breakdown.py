@@ -54,12 +54,21 @@ class Scenarios:
         for part in self.names:
             rows = [row for row in self.rows if row[self.by] == part]
             ranks = ranking(rows, column, column in self.lower)
-            values = {row["method"]: Entry(plain(row[column]), ranks.get(row[column], 0) if row["ranked"] else 0) for row in rows}
-            lines.append([Entry(part), Entry(str(rows[0]["n_images"])), *(values.get(method, Entry("-")) for method in methods)])
+            values = {
+                row["method"]: Entry(plain(row[column]), ranks.get(row[column], 0) if row["ranked"] else 0)
+                for row in rows
+            }
+            lines.append(
+                [Entry(part), Entry(str(rows[0]["n_images"])), *(values.get(method, Entry("-")) for method in methods)]
+            )
         return lines
 
     def markdown(self, title: str) -> str:
-        parts = [f"# {title}, by {self.by}", *(f"## {column}\n\n{markdown(self.grid(column))}" for column in self.columns), self.caption]
+        parts = [
+            f"# {title}, by {self.by}",
+            *(f"## {column}\n\n{markdown(self.grid(column))}" for column in self.columns),
+            self.caption,
+        ]
         return "\n\n".join([*parts, *(f"- {note}" for note in self.notes)]) + "\n"
 
     @property
@@ -92,7 +101,16 @@ def add_row(table: Scenarios, group: Group, seeds: Sequence[Records], reference:
     for name in sorted(set(labels)):
         values, reason = values_in(name, seeds, reference, protocol, table.columns, by)
         table.notes += [reason] if reason and reason not in table.notes else []
-        own.append({"method": group.name, "ranked": group.ranked, "state": "finished", by: name, "n_images": labels.count(name), **values})
+        own.append(
+            {
+                "method": group.name,
+                "ranked": group.ranked,
+                "state": "finished",
+                by: name,
+                "n_images": labels.count(name),
+                **values,
+            }
+        )
     mean = {column: float(np.mean([row[column] for row in own])) for column in table.columns}
     table.rows += [*own, {**own[0], by: MACRO, "n_images": len(labels), **mean}]
 
@@ -102,7 +120,9 @@ def parts_of(records: Records, by: str) -> list[str]:
     return [f"{label:g}" if isinstance(label, float) else str(label) for label in records.get(by, ())]
 
 
-def values_in(name: str, seeds: Sequence[Records], reference: Records, protocol: Any, columns: Sequence[str], by: str) -> tuple[dict[str, float], str]:
+def values_in(
+    name: str, seeds: Sequence[Records], reference: Records, protocol: Any, columns: Sequence[str], by: str
+) -> tuple[dict[str, float], str]:
     """(means over seeds in one part, why there are none)."""
     real = restricted(reference, name, by) if by in reference else reference
     parts = [restricted(records, name, by) for records in seeds]
@@ -113,7 +133,9 @@ def values_in(name: str, seeds: Sequence[Records], reference: Records, protocol:
         except ValueError as error:  # it needs more images than there are in this part
             reason = f"{name}: {error}"
             continue
-        found |= {column: float(np.mean([point[column][0] for point in points])) for column in columns if column in points[0]}
+        found |= {
+            column: float(np.mean([point[column][0] for point in points])) for column in columns if column in points[0]
+        }
     return found, reason
 
 

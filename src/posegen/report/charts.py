@@ -63,7 +63,9 @@ class Axes:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         across, up = ((value - low) / ((high - low) or 1) for value, (low, high) in ((x, self.x), (y, self.y)))
-        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
+        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(
+            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1
+        )
 
     def frame(self) -> str:
         parts = []
@@ -78,7 +80,9 @@ class Axes:
         across, up = map(html.escape, self.names)
         parts.append(f"<text x='{(LEFT + WIDTH - RIGHT) / 2}' y='{HEIGHT - 8}' class='middle'>{across}</text>")
         middle = (TOP + HEIGHT - BOTTOM) / 2
-        return "".join(parts) + f"<text x='13' y='{middle}' class='middle' transform='rotate(-90 13 {middle})'>{up}</text>"
+        return (
+            "".join(parts) + f"<text x='13' y='{middle}' class='middle' transform='rotate(-90 13 {middle})'>{up}</text>"
+        )
 
     def svg(self, title: str) -> str:
         about = f"viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{html.escape(title, quote=True)}'"
@@ -111,7 +115,11 @@ class Key:
     line: bool = False
 
     def swatch(self) -> str:
-        mark = f"<line x1='0' x2='18' y1='5' y2='5' stroke-width='2.2' {stroke(self.number)}/>" if self.line else shape(9, 5, self.number, self.hollow, 4)
+        mark = (
+            f"<line x1='0' x2='18' y1='5' y2='5' stroke-width='2.2' {stroke(self.number)}/>"
+            if self.line
+            else shape(9, 5, self.number, self.hollow, 4)
+        )
         return f"<svg width='18' height='10' aria-hidden='true'>{mark}</svg>"
 
 
@@ -130,7 +138,10 @@ class Figure:
     def file(self) -> str:
         """A picture of its own, on white, with title and names inside."""
         rows = -(-len(self.keys) // KEYS)
-        parts = [f"<text x='{LEFT}' y='16' font-weight='bold'>{html.escape(self.title)}</text>", f"<g transform='translate(0 18)'>{self.svg}</g>"]
+        parts = [
+            f"<text x='{LEFT}' y='16' font-weight='bold'>{html.escape(self.title)}</text>",
+            f"<g transform='translate(0 18)'>{self.svg}</g>",
+        ]
         for i, key in enumerate(self.keys):
             x, y = LEFT + i % KEYS * (WIDTH - LEFT) // KEYS, HEIGHT + 34 + 18 * (i // KEYS)
             mark = key.swatch().replace("<svg ", f"<svg x='{x - 4}' y='{y - 9}' ")
@@ -160,14 +171,22 @@ def marks(title: str, drawn: Sequence[Mark], names: tuple[str, str]) -> Figure |
     known = [m for m in drawn if math.isfinite(m.x) and math.isfinite(m.y)]
     if not known:
         return None
-    ranges = [[v for m in known for v in (m.x, *(m.across or ())) if math.isfinite(v)], [v for m in known for v in (m.y, *(m.up or ())) if math.isfinite(v)]]
+    ranges = [
+        [v for m in known for v in (m.x, *(m.across or ())) if math.isfinite(v)],
+        [v for m in known for v in (m.y, *(m.up or ())) if math.isfinite(v)],
+    ]
     axes, keys = Axes(span(ranges[0]), span(ranges[1]), names), []
     for i, m in enumerate(known):
         number, (x, y) = i if m.number is None else m.number, axes.at(m.x, m.y)
-        spans = [[axes.at(v, m.y) for v in m.across or () if math.isfinite(v)], [axes.at(m.x, v) for v in m.up or () if math.isfinite(v)]]
+        spans = [
+            [axes.at(v, m.y) for v in m.across or () if math.isfinite(v)],
+            [axes.at(m.x, v) for v in m.up or () if math.isfinite(v)],
+        ]
         for (x1, y1), (x2, y2) in (ends for ends in spans if len(ends) == 2):
             axes.parts.append(f"<line class='span' stroke='{colour(number)}' x1='{x1}' y1='{y1}' x2='{x2}' y2='{y2}'/>")
-        axes.parts.append(f"<g>{shape(x, y, number, m.bound)}<title>{html.escape(m.name)}: {m.x:.4g}, {m.y:.4g}</title></g>")
+        axes.parts.append(
+            f"<g>{shape(x, y, number, m.bound)}<title>{html.escape(m.name)}: {m.x:.4g}, {m.y:.4g}</title></g>"
+        )
         keys.append(Key(m.name, number, m.bound))
     return Figure(title, axes.svg(title), keys)
 
@@ -189,7 +208,9 @@ def shape(x: float, y: float, number: int, hollow: bool, radius: float = 5) -> s
     if kind == "circle":
         return f"<circle cx='{x:g}' cy='{y:g}' r='{radius:g}' {look}/>"
     turned = f" transform='rotate(45 {x:g} {y:g})'" if kind == "diamond" else ""
-    return f"<rect x='{x - radius:g}' y='{y - radius:g}' width='{2 * radius:g}' height='{2 * radius:g}' {look}{turned}/>"
+    return (
+        f"<rect x='{x - radius:g}' y='{y - radius:g}' width='{2 * radius:g}' height='{2 * radius:g}' {look}{turned}/>"
+    )
 
 
 def path(axes: Axes, run: Sequence[tuple[float, float]], number: int, kind: str) -> str:

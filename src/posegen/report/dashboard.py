@@ -57,21 +57,53 @@ class Dashboard:
         """The run of a cell. Its id is a function of the cell, so that a resumed cell continues its run."""
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         tags = [*self.tags, f"method:{cfg.method}", f"data:{cfg.dataset}", f"seed:{cfg.seed}"]
-        run = self._started(folder, [str(folder), cfg.seed], f"{cfg.method}-seed{cfg.seed}", f"{cfg.study}/{cfg.method}", str(cfg.study), tags, config)
+        run = self._started(
+            folder,
+            [str(folder), cfg.seed],
+            f"{cfg.method}-seed{cfg.seed}",
+            f"{cfg.study}/{cfg.method}",
+            str(cfg.study),
+            tags,
+            config,
+        )
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step")
         run.define_metric("live/PCK@0.1", step_metric="trainer/global_step", summary="max")
         return run
 
-    def _started(self, folder: Path, key: Sequence[Any], name: str, group: str, kind: str, tags: Sequence[str], config: dict[str, Any]) -> Any:
+    def _started(
+        self,
+        folder: Path,
+        key: Sequence[Any],
+        name: str,
+        group: str,
+        kind: str,
+        tags: Sequence[str],
+        config: dict[str, Any],
+    ) -> Any:
         import wandb
 
         from posegen.runner.cell import digest
 
         folder.mkdir(parents=True, exist_ok=True)
         resume: Any = "allow" if self.mode == "online" else None
-        about: dict[str, Any] = {"id": digest(list(key)), "name": name, "group": group, "job_type": kind, "tags": list(tags), "config": config}
-        return wandb.init(project=self.project, entity=self.entity, mode=self.mode, dir=str(folder), resume=resume, reinit="finish_previous", **about)
+        about: dict[str, Any] = {
+            "id": digest(list(key)),
+            "name": name,
+            "group": group,
+            "job_type": kind,
+            "tags": list(tags),
+            "config": config,
+        }
+        return wandb.init(
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,
+            dir=str(folder),
+            resume=resume,
+            reinit="finish_previous",
+            **about,
+        )
 
 
 @contextmanager
@@ -97,11 +129,15 @@ def log_results(parts: Parts, folder: Path) -> None:
     import wandb
 
     records = parts.protocol.read(folder)
-    points = parts.protocol.values(records, np.ones((1, len(records["id"]))), parts.protocol.read(folder / "reference"))  # a run shows no intervals
+    points = parts.protocol.values(
+        records, np.ones((1, len(records["id"]))), parts.protocol.read(folder / "reference")
+    )  # a run shows no intervals
     values = {column: float(value[0]) for column, value in points.items()}
     with showing(f"the results of {folder}") as stack:
         run = opened(stack, board.run_of(parts.cfg, folder))
-        run.summary.update({f"test/{column}": values[column] for column in parts.protocol.columns if np.isfinite(values[column])})
+        run.summary.update(
+            {f"test/{column}": values[column] for column in parts.protocol.columns if np.isfinite(values[column])}
+        )
         run.log({"images": image_table(parts, folder, records, board.rows)})
         if board.checkpoints and (folder / "method").is_dir():
             artifact = wandb.Artifact(f"{parts.cfg.method}-seed{parts.cfg.seed}".replace("/", "-"), type="method")
@@ -120,11 +156,20 @@ def image_table(parts: Parts, folder: Path, records: Any, rows: int) -> Any:
     prompts = folder / "samples" / "prompts.txt"
     words = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else [""] * len(records["id"])
     own = {i: values_of(parts, {name: [values[i]] for name, values in records.items()}) for i in looked_at}
-    columns = [column for column in parts.protocol.columns if any(np.isfinite(each.get(column, np.nan)) for each in own.values())]
+    columns = [
+        column
+        for column in parts.protocol.columns
+        if any(np.isfinite(each.get(column, np.nan)) for each in own.values())
+    ]
     table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *columns])
     for i, values in sorted(own.items(), key=lambda item: worst_first(item[1])):
         panels = [wandb.Image(panel) for panel in np.split(read_png(picture(folder / "judged", i)), 3, axis=1)]
-        table.add_data(records["id"][i], words[i] if i < len(words) else "", *panels, *(known(values.get(column)) for column in columns))
+        table.add_data(
+            records["id"][i],
+            words[i] if i < len(words) else "",
+            *panels,
+            *(known(values.get(column)) for column in columns),
+        )
     return table
 
 
@@ -168,7 +213,18 @@ def log_table(table: Table, cfg: DictConfig) -> None:
     study = str(cfg.study)
     place, tags = table.folder / "dashboard", [*board.tags, "table"]
     with showing(f"the table of {table.folder}") as stack:
-        run = opened(stack, board._started(place, [str(table.folder), "table"], "table", f"{study}/table", f"{study}/table", tags, {"study": study}))
+        run = opened(
+            stack,
+            board._started(
+                place,
+                [str(table.folder), "table"],
+                "table",
+                f"{study}/table",
+                f"{study}/table",
+                tags,
+                {"study": study},
+            ),
+        )
         columns, rows = numbers_of(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")

@@ -40,7 +40,10 @@ def accuracy_of(table: Table) -> str:
 
 
 def quality_of(table: Table) -> str | None:
-    return next((name for name in QUALITY if name in table.columns and name != accuracy_of(table) and not empty(table, name)), None)
+    return next(
+        (name for name in QUALITY if name in table.columns and name != accuracy_of(table) and not empty(table, name)),
+        None,
+    )
 
 
 def learning(table: Table) -> dict[str, Figure]:
@@ -50,16 +53,30 @@ def learning(table: Table) -> dict[str, Figure]:
         found.setdefault(cell.get("row", cell["method"]), []).append(curves_of(table.folder / cell["folder"]))
     first = accuracy_of(table)
     columns = [first, *(column for column in table.headline if column != first)]
-    shown = [f"live/{column}" for column in columns if any(f"live/{column}" in curve for runs in found.values() for curve in runs)][:LIVE]
+    shown = [
+        f"live/{column}"
+        for column in columns
+        if any(f"live/{column}" in curve for runs in found.values() for curve in runs)
+    ][:LIVE]
     made, numbers = {}, numbered(table)
     for name in ("train/loss", *shown):
         loss = name == "train/loss"
         drawn = [
-            charts.Line(row, [smoothed(c[name], min(SMOOTHED, len(c[name]) // LEAST or 1)) if loss else c[name] for c in runs if name in c], numbers.get(row))
+            charts.Line(
+                row,
+                [
+                    smoothed(c[name], min(SMOOTHED, len(c[name]) // LEAST or 1)) if loss else c[name]
+                    for c in runs
+                    if name in c
+                ],
+                numbers.get(row),
+            )
             for row, runs in found.items()
         ]
         title = "Loss of the training" if loss else f"{name.removeprefix('live/')} on validation images"
-        made[name.replace("/", "_")] = charts.lines(title, [line for line in drawn if line.runs], ("step", name.partition("/")[2]))
+        made[name.replace("/", "_")] = charts.lines(
+            title, [line for line in drawn if line.runs], ("step", name.partition("/")[2])
+        )
     return {name: figure for name, figure in made.items() if figure}
 
 
@@ -70,14 +87,28 @@ def compared(table: Table) -> dict[str, Figure]:
 
     def mark(row: Row, x: str, y: str, scale: float = 1.0) -> charts.Mark:
         across, up = ((row[f"{n}_lo"], row[f"{n}_hi"]) if f"{n}_lo" in row else None for n in (x, y))
-        return charts.Mark(row["method"], scale * row.get(x, math.nan), row.get(y, math.nan), across, up, not row["ranked"], numbers[row["method"]])
+        return charts.Mark(
+            row["method"],
+            scale * row.get(x, math.nan),
+            row.get(y, math.nan),
+            across,
+            up,
+            not row["ranked"],
+            numbers[row["method"]],
+        )
 
     made: dict[str, Figure | None] = {}
     if quality:
         lower = " (lower is better)" if quality in table.lower else ""
-        made["quality"] = charts.marks("Quality beside pose accuracy", [mark(r, accuracy, quality) for r in done], (accuracy, quality + lower))
+        made["quality"] = charts.marks(
+            "Quality beside pose accuracy", [mark(r, accuracy, quality) for r in done], (accuracy, quality + lower)
+        )
     for name, (kind, label) in COSTS.items():
-        ranked = [mark(r, f"cost_{name}", accuracy, 1e-6 if name == "trained_parameters" else 1.0) for r in done if r["ranked"]]
+        ranked = [
+            mark(r, f"cost_{name}", accuracy, 1e-6 if name == "trained_parameters" else 1.0)
+            for r in done
+            if r["ranked"]
+        ]
         made[name] = charts.marks(f"Pose accuracy beside {kind}", ranked, (label, accuracy))
     return {name: figure for name, figure in made.items() if figure}
 

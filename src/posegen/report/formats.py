@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 DIFFERS, FAITHFUL = "†", "‡"
 ALPHA = 0.05
 UNDIRECTED = ("_bias", "variance", "diversity")
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DIFFERS: r"$^\dagger$", FAITHFUL: r"$^\ddagger$"}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    DIFFERS: r"$^\dagger$",
+    FAITHFUL: r"$^\ddagger$",
+}
 LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
 
 
@@ -60,13 +66,22 @@ def grid(table: Table) -> Grid:
     for row in table.rows:
         name = Entry(row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else ""))
         if row["state"] not in ("finished", "reported"):
-            lines.append([name, Entry(f"{row['state']}: {row['reason']}".strip(": "))] + [Entry("")] * (len(lines[0]) - 2))
+            lines.append(
+                [name, Entry(f"{row['state']}: {row['reason']}".strip(": "))] + [Entry("")] * (len(lines[0]) - 2)
+            )
             continue
         values = [entry(row, column, ranks[column]) for column in table.headline]
         if row["state"] == "reported":
             lines.append([name, *(Entry("reported") for _ in extra), *values, *(Entry("") for _ in costs)])
             continue
-        lines.append([name, *(Entry(row.get(key, "")) for key in extra), *values, *(Entry(cost(row)) for cost in costs.values())])
+        lines.append(
+            [
+                name,
+                *(Entry(row.get(key, "")) for key in extra),
+                *values,
+                *(Entry(cost(row)) for cost in costs.values()),
+            ]
+        )
     return lines
 
 
@@ -89,7 +104,9 @@ def ranking(rows: Iterable[Row], column: str, lower: bool) -> dict[float, int]:
     Reference rows are not ranked; neither is a column that is not `directed`, nor one with a single method. Of two methods one is best and
     the other not worth a mark.
     """
-    values = {r[column] for r in rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))}
+    values = {
+        r[column] for r in rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))
+    }
     if len(values) < 2 or not directed(column):
         return {}
     best = sorted(values, reverse=not lower)
@@ -104,7 +121,9 @@ def to_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([{k: ("" if isinstance(v, float) and math.isnan(v) else v) for k, v in row.items()} for row in rows])
+    writer.writerows(
+        [{k: ("" if isinstance(v, float) and math.isnan(v) else v) for k, v in row.items()} for row in rows]
+    )
     return text.getvalue()
 
 
@@ -113,7 +132,15 @@ def table_csv(table: Table) -> str:
     names = ["method"]
     for column in table.columns:
         names += [column, f"{column}_lo", f"{column}_hi", f"{column}_p"]
-    names += ["n_images", "n_seeds", "state", "reason", *(f"cost_{name}" for name in COSTS), "faithful", "reproduction"]
+    names += [
+        "n_images",
+        "n_seeds",
+        "state",
+        "reason",
+        *(f"cost_{name}" for name in COSTS),
+        "faithful",
+        "reproduction",
+    ]
     return to_csv(names, table.rows)
 
 
@@ -126,7 +153,9 @@ def markdown(lines: Grid) -> str:
 
 def latex(lines: Grid, caption: str, notes: Sequence[str]) -> str:
     """A booktabs table."""
-    head, *rows = [" & ".join(one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line) + r" \\" for line in lines]
+    head, *rows = [
+        " & ".join(one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line) + r" \\" for line in lines
+    ]
     text = [
         r"\begin{table}",
         r"\centering",
@@ -153,9 +182,16 @@ def aligned(lines: Grid, width: int = 160) -> str:
     """Columns of equal width, as many as fit; the best value of a column is between stars."""
     cells = [[one.marked("**{}**", "{}") for one in line] for line in lines]
     # What became of a row that did not finish may be long; it stands behind the others.
-    widths = [max(len(line[i]) for line in cells if not (i == 1 and line[2:] and not any(line[2:]))) for i in range(len(cells[0]))]
-    fitting = next((n for n in range(len(widths), 2, -1) if sum(widths[:n]) + 2 * (n - 1) <= width), min(2, len(widths)))
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)).rstrip() for line in cells)
+    widths = [
+        max(len(line[i]) for line in cells if not (i == 1 and line[2:] and not any(line[2:])))
+        for i in range(len(cells[0]))
+    ]
+    fitting = next(
+        (n for n in range(len(widths), 2, -1) if sum(widths[:n]) + 2 * (n - 1) <= width), min(2, len(widths))
+    )
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)).rstrip() for line in cells
+    )
 
 
 # Numbers.

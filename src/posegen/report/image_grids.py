@@ -48,9 +48,19 @@ def gallery(table: Table, poses: int, side: int) -> str:
     head = "".join(f"<th scope='col'>{broken(name)}</th>" for name in names)
     facts = {name: facts_of(cell) for name, cell in cells.items()}
     prompts = read_prompts(cells.values())
-    body = "".join(line.html(prompts[line.index] if line.index < len(prompts) else "", posed, sourced, facts) for line in lines)
-    switch = "<input type='checkbox' id='found'> <label for='found'>show the poses that the judge found</label>" if any(line.judged for line in lines) else ""
-    told = "<p class='dim'>Below a picture: how many joints were found where they should be.</p>" if any(facts.values()) else ""
+    body = "".join(
+        line.html(prompts[line.index] if line.index < len(prompts) else "", posed, sourced, facts) for line in lines
+    )
+    switch = (
+        "<input type='checkbox' id='found'> <label for='found'>show the poses that the judge found</label>"
+        if any(line.judged for line in lines)
+        else ""
+    )
+    told = (
+        "<p class='dim'>Below a picture: how many joints were found where they should be.</p>"
+        if any(facts.values())
+        else ""
+    )
     return f"{told}{switch}<div class='scroll'><table class='grid' aria-label='pictures'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
@@ -63,33 +73,49 @@ class Line:
         files = {name: picture(cell / "judged", index) for name, cell in cells.items()}
         self.judged = {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
         self.pose = next((panels[0] for panels in self.judged.values()), None) is not None
-        self.source = next((file for cell in cells.values() if (file := picture(cell / "sources", index)).is_file()), None)
+        self.source = next(
+            (file for cell in cells.values() if (file := picture(cell / "sources", index)).is_file()), None
+        )
 
     def html(self, prompt: str, posed: bool, sourced: bool, facts: Mapping[str, Mapping[int, str]]) -> str:
         about = f"picture {self.index}"
         head = f"<th scope='row'{' class=worded' if prompt else ''}>{'<br>'.join(map(html.escape, filter(None, [f'{self.index}', *self.label, prompt])))}</th>"
         parts = []
         if posed:
-            parts.append(shown(next((panels[0] for panels in self.judged.values()), None), f"target pose of {about}", self.side))
+            parts.append(
+                shown(next((panels[0] for panels in self.judged.values()), None), f"target pose of {about}", self.side)
+            )
         if sourced:
             parts.append(inline(self.source, f"source of {about}", self.side) if self.source else "")
         for name, file in self.samples.items():
-            found = shown(self.judged[name][2], f"{name}, {about}, with the poses that were found", self.side, "found") if name in self.judged else ""
+            found = (
+                shown(self.judged[name][2], f"{name}, {about}, with the poses that were found", self.side, "found")
+                if name in self.judged
+                else ""
+            )
             told = facts[name].get(self.index, "")
-            parts.append(f"{found}{inline(file, f'{name}, {about}', self.side)}{f'<small>{told}</small>' if told else ''}")
+            parts.append(
+                f"{found}{inline(file, f'{name}, {about}', self.side)}{f'<small>{told}</small>' if told else ''}"
+            )
         return f"<tr>{head}{''.join(f'<td>{part}</td>' for part in parts)}</tr>"
 
 
 def chosen(folders: Collection[Path], labels: Sequence[str], poses: int) -> list[int]:
     """The images that are shown: the first ones, and where there are scenarios the first of each, then the second of each, and so on."""
-    known = sorted({int(file.stem) for folder in folders for file in (folder / "samples").glob("*.png") if file.stem.isdigit()})
+    known = sorted(
+        {int(file.stem) for folder in folders for file in (folder / "samples").glob("*.png") if file.stem.isdigit()}
+    )
     if not labels:
         return known[:poses]
-    pictured = {int(file.stem) for folder in folders for file in (folder / "judged").glob("*.png") if file.stem.isdigit()}
+    pictured = {
+        int(file.stem) for folder in folders for file in (folder / "judged").glob("*.png") if file.stem.isdigit()
+    }
     parts: dict[str, list[int]] = {}
     for i in sorted(known, key=lambda i: (i not in pictured, i)):
         parts.setdefault(labels[i], []).append(i)
-    return [i for i in chain.from_iterable(zip_longest(*(parts[name] for name in sorted(parts)))) if i is not None][:poses]
+    return [i for i in chain.from_iterable(zip_longest(*(parts[name] for name in sorted(parts)))) if i is not None][
+        :poses
+    ]
 
 
 def facts_of(cell: Path) -> dict[int, str]:

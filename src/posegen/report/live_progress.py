@@ -46,7 +46,9 @@ class Overview:
         folder = self.folder()
         if folder is None or not (Path(folder) / "cells.json").is_file():
             return {}
-        return {cell["folder"]: Path(folder) / cell["folder"] for cell in read_json(Path(folder) / "cells.json")["cells"]}
+        return {
+            cell["folder"]: Path(folder) / cell["folder"] for cell in read_json(Path(folder) / "cells.json")["cells"]
+        }
 
     def _draw(self) -> None:
         from rich.live import Live
@@ -96,4 +98,6 @@ def describe(state: str, report: dict[str, Any]) -> str:
     rate = report.get("rate", 0.0)
     left = (report["total"] - report["done"]) / rate if rate else 0.0
     loss = f", loss {report['loss']:.3f}" if "loss" in report else ""
-    return f"{report['stage']} {report['done']}/{report['total']} {report['unit']}, {rate:.1f}/s, {left:.0f} s left{loss}"
+    return (
+        f"{report['stage']} {report['done']}/{report['total']} {report['unit']}, {rate:.1f}/s, {left:.0f} s left{loss}"
+    )

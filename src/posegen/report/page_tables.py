@@ -60,9 +60,15 @@ def results(table: Table) -> str:
         rows = [(line, row) for line, row, own in zip(lines, table.rows, kinds, strict=True) if own == kind]
         if rows:
             drawn = "".join(unfinished(line) if kind == "unfinished" else tr(line, kind) for line, _ in rows)
-            above = f"<tr class='label'><th colspan='{len(head)}' scope='rowgroup'>{label}</th></tr>" if set(kinds) != {""} else ""
+            above = (
+                f"<tr class='label'><th colspan='{len(head)}' scope='rowgroup'>{label}</th></tr>"
+                if set(kinds) != {""}
+                else ""
+            )
             body.append(f"<tbody>{above}{drawn}</tbody>")
-    return shell(head, "".join(body), {name: name in table.lower for name in table.headline if directed(name)}, table.title)
+    return shell(
+        head, "".join(body), {name: name in table.lower for name in table.headline if directed(name)}, table.title
+    )
 
 
 def kind_of(row: Row) -> str:
@@ -84,7 +90,9 @@ def shell(head: Sequence[Entry], body: str, lower: Mapping[str, bool], about: st
         least = lower.get(entry.text)
         first = "ascending" if i == 0 or least else "descending"
         mark = arrow(least) if arrows and least is not None else ""
-        names.append(f"<th scope='col' data-first='{first}'><button type='button'>{broken(entry.text)}{mark}</button></th>")
+        names.append(
+            f"<th scope='col' data-first='{first}'><button type='button'>{broken(entry.text)}{mark}</button></th>"
+        )
     label = html.escape(about, quote=True)
     return f"<div class='scroll'><table class='sortable' aria-label='{label}'><thead><tr>{''.join(names)}</tr></thead>{body}</table></div>"
 
@@ -131,7 +139,9 @@ def by_part(found: Scenarios) -> str:
         body = f"<tbody>{''.join(rows)}</tbody><tbody class='mean'>{mean}</tbody>"
         made = shell(head, body, dict.fromkeys(names, column in found.lower), f"{column} by {found.by}", arrows=False)
         better = arrow(column in found.lower) if directed(column) else ""
-        tables.append(f"<details{'' if i else ' open'}><summary>{html.escape(column)}{better}</summary>{made}</details>")
+        tables.append(
+            f"<details{'' if i else ' open'}><summary>{html.escape(column)}{better}</summary>{made}</details>"
+        )
     return f"{''.join(tables)}<p class='dim'>{html.escape(found.caption)}</p>{listed(merged(found.notes))}"
 
 
@@ -142,7 +152,11 @@ def part_row(line: Sequence[Entry], head: Sequence[str], shades: Mapping[tuple[s
 
 def shading(found: Scenarios, column: str) -> dict[tuple[str, str], float]:
     """(part, method) -> 0 for the worst value of a column among the methods to 1 for the best; empty where there is no better."""
-    values = {(row[found.by], row["method"]): row[column] for row in found.rows if row["ranked"] and row[column] == row[column]}
+    values = {
+        (row[found.by], row["method"]): row[column]
+        for row in found.rows
+        if row["ranked"] and row[column] == row[column]
+    }
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     if not directed(column) or low == high:
         return {}
@@ -168,7 +182,11 @@ def cells(table: Table) -> str:
         versions, hours = status.get("versions", {}), status.get("wall_s", 0.0) / 3600
         commit = (status.get("git") or "")[:10]
         told = f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"]
-        rest = [f"{hours:.2f}" if hours else "-", f"{versions.get('posegen', '-')} {commit}".strip(), status.get("machine", "-")]
+        rest = [
+            f"{hours:.2f}" if hours else "-",
+            f"{versions.get('posegen', '-')} {commit}".strip(),
+            status.get("machine", "-"),
+        ]
         kind = "" if cell["state"] == "finished" else " class='reason'"
         shown = "".join(f"<td>{html.escape(text)}</td>" for text in rest)
         rows.append(f"<tr><th scope='row'>{broken(cell['folder'])}</th><td{kind}>{html.escape(told)}</td>{shown}</tr>")

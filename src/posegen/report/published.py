@@ -70,17 +70,33 @@ class Reproduction:
             row["reproduction"] = INCOMPARABLE
             self.notes.append(f"{row['method']}, {INCOMPARABLE} with published numbers: {refusal}.")
         else:
-            self._judge(row, repeated[0].source, {fact.column: fact.value for fact in repeated}, self.settings.get("tolerance") or {})
+            self._judge(
+                row,
+                repeated[0].source,
+                {fact.column: fact.value for fact in repeated},
+                self.settings.get("tolerance") or {},
+            )
         fresh = group.method not in self.shown
         self.shown.add(group.method)
-        return [self._row(group.method, source, here) for source in dict.fromkeys(fact.source for fact in here)] if fresh else []
+        return (
+            [self._row(group.method, source, here) for source in dict.fromkeys(fact.source for fact in here)]
+            if fresh
+            else []
+        )
 
     def _repeated(self, here: Sequence[Published]) -> list[str]:
         """The sources that the benchmark repeats."""
         wanted = self.settings.get("source")
         return [fact.source for fact in here if wanted and wanted in fact.source]
 
-    def _refusal(self, group: Group, row: Row, published: Sequence[Published], here: Sequence[Published], repeated: Sequence[Published]) -> str:
+    def _refusal(
+        self,
+        group: Group,
+        row: Row,
+        published: Sequence[Published],
+        here: Sequence[Published],
+        repeated: Sequence[Published],
+    ) -> str:
         """Why a row cannot be compared with what is published about its method; empty where it can."""
         if not here:
             return f"published on {', '.join(sorted({fact.data for fact in published}))}; this is {group.data}"
@@ -103,12 +119,20 @@ class Reproduction:
         if source not in self.sources:
             self.sources.append(source)
         values = {fact.column: fact.value for fact in published if fact.source == source}
-        return {"method": f"{method} [{self.sources.index(source) + 1}]", "ranked": False, **values, "state": "reported", "reason": source}
+        return {
+            "method": f"{method} [{self.sources.index(source) + 1}]",
+            "ranked": False,
+            **values,
+            "state": "reported",
+            "reason": source,
+        }
 
     def _judge(self, row: Row, source: str, values: Mapping[str, float], tolerance: Mapping[str, float]) -> None:
         """Compares the values of columns."""
         if unknown := sorted(values.keys() - set(self.columns)):
-            raise UserError(f"{source} has values of {', '.join(unknown)}, which are no columns of this protocol; its columns are {', '.join(self.columns)}")
+            raise UserError(
+                f"{source} has values of {', '.join(unknown)}, which are no columns of this protocol; its columns are {', '.join(self.columns)}"
+            )
         if row["state"] != "finished":
             return
         missed = []
@@ -150,10 +174,15 @@ def read_expected(path: Path) -> dict[str, dict[str, float]]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         told = " ".join(str(error).split())
-        raise UserError(f"expected={path} cannot be read ({told}); expected a yaml file with lines like 'controlnet: {{AP: 16.1}}'") from error
+        raise UserError(
+            f"expected={path} cannot be read ({told}); expected a yaml file with lines like 'controlnet: {{AP: 16.1}}'"
+        ) from error
     numbers = isinstance(found, dict) and all(
-        isinstance(row, dict) and all(isinstance(v, int | float) and not math.isnan(v) for v in row.values()) for row in found.values()
+        isinstance(row, dict) and all(isinstance(v, int | float) and not math.isnan(v) for v in row.values())
+        for row in found.values()
     )
     if not numbers:
-        raise UserError(f"expected={path} needs lines like 'controlnet: {{AP: 16.1}}': for each row the values of some columns")
+        raise UserError(
+            f"expected={path} needs lines like 'controlnet: {{AP: 16.1}}': for each row the values of some columns"
+        )
     return found

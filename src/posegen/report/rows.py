@@ -64,7 +64,11 @@ class Group:
         if self.finished:
             self.absent = protocol.absent(protocol.read(self.finished[0]))
         failed = next((cell for cell in self.cells if cell["state"] != "finished"), None)
-        state = {"state": failed["state"], "reason": failed["reason"]} if failed else {"state": "finished", "reason": self.remark}
+        state = (
+            {"state": failed["state"], "reason": failed["reason"]}
+            if failed
+            else {"state": "finished", "reason": self.remark}
+        )
         return {"method": self.name, "ranked": self.ranked, **values, **state, "faithful": self.faithful}
 
     @property
@@ -118,7 +122,10 @@ def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, An
 def costs_of(folders: Sequence[Path]) -> Row:
     """Mean costs over seeds."""
     notes = [read_json(f / "costs.json") if (f / "costs.json").is_file() else {} for f in folders]
-    notes = [{**note, "wall_s": round(read_json(f / "status.json").get("wall_s", math.nan), 1)} for f, note in zip(folders, notes, strict=True)]
+    notes = [
+        {**note, "wall_s": round(read_json(f / "status.json").get("wall_s", math.nan), 1)}
+        for f, note in zip(folders, notes, strict=True)
+    ]
     known = {name: [note[name] for note in notes if name in note] for name in COSTS}
     return {f"cost_{name}": sum(values) / len(values) for name, values in known.items() if values}
 

@@ -25,7 +25,9 @@ def study_of(folder: Path) -> dict[str, Any]:
     """
     if (folder / "cells.json").is_file():
         return planned(folder)
-    cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if (path.parent / "config.yaml").is_file()]
+    cells = [
+        path.parent for path in sorted(folder.rglob("seed*/status.json")) if (path.parent / "config.yaml").is_file()
+    ]
     if not cells:
         raise UserError(
             f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); name the folder of a benchmark, or of a sweep: outputs/train"
@@ -43,7 +45,12 @@ def study_of(folder: Path) -> dict[str, Any]:
         }
         for cell in cells
     ]
-    return {"title": f"Study {folder.name}", "baseline": "none", "protocol": configs[(judged or cells)[0]]["protocol"], "cells": planned_cells}
+    return {
+        "title": f"Study {folder.name}",
+        "baseline": "none",
+        "protocol": configs[(judged or cells)[0]]["protocol"],
+        "cells": planned_cells,
+    }
 
 
 def require_alike(cells: list[Path]) -> None:
@@ -56,7 +63,9 @@ def require_alike(cells: list[Path]) -> None:
         here, there = (read_json(path / "status.json")["identity"] for path in (cell, cells[0]))
         other = [key for key in SHARED if here.get(key) != there.get(key)]
         if other or ids(cell) != ids(cells[0]):
-            raise UserError(f"{cells[0]} and {cell} differ in {', '.join(other) or 'the images that were judged'}; name a folder whose cells are judged alike")
+            raise UserError(
+                f"{cells[0]} and {cell} differ in {', '.join(other) or 'the images that were judged'}; name a folder whose cells are judged alike"
+            )
 
 
 def ids(cell: Path) -> list[str]:

@@ -93,7 +93,18 @@ class Table:
 
     def markdown(self) -> str:
         notes = [f"- {note}" for note in self.notes]
-        return "\n".join([f"# {self.title}", "", formats.markdown(formats.grid(self)), "", self.caption, *([""] if notes else []), *notes, ""])
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                formats.markdown(formats.grid(self)),
+                "",
+                self.caption,
+                *([""] if notes else []),
+                *notes,
+                "",
+            ]
+        )
 
     def latex(self) -> str:
         return formats.latex(formats.grid(self), f"{self.title}. {self.caption}", self.notes)
@@ -120,7 +131,9 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
             cell["row"] = group.name
     own = [group.row(protocol) for group in groups]
     tested = add_tests(own, groups, plan.get("baseline"), protocol)
-    reproduction = Reproduction(protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {})
+    reproduction = Reproduction(
+        protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {}
+    )
     rows = [line for group, row in zip(groups, own, strict=True) for line in (row, *reproduction.beside(group, row))]
     headline = headline_of(protocol.columns, plan.get("headline"))
     return Table(
@@ -149,7 +162,9 @@ def headline_of(columns: Sequence[str], wanted: Sequence[str] | None = None) -> 
     """
     if unknown := [name for name in wanted or () if name not in columns]:
         raise UserError(f"headline: the protocol has no column {', '.join(unknown)}; it has {', '.join(columns)}")
-    others = [name for name in columns if name not in HEADLINE and name.count("_") < 2 and name.rpartition("_")[2] in MEASURES]
+    others = [
+        name for name in columns if name not in HEADLINE and name.count("_") < 2 and name.rpartition("_")[2] in MEASURES
+    ]
     usual = [name for name in (BESIDE if others else HEADLINE) if name in columns]
     return list(wanted or [*usual, *others] or columns)
 
@@ -160,7 +175,12 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
     from posegen.runner.images import by_scenario, overview, write_png
 
     table = build_table(folder, expected)
-    for suffix, text in {"csv": table.csv(), "md": table.markdown(), "tex": table.latex(), "html": page(table)}.items():
+    for suffix, text in {
+        "csv": table.csv(),
+        "md": table.markdown(),
+        "tex": table.latex(),
+        "html": page(table),
+    }.items():
         write_text(folder / f"table.{suffix}", text)
     if table.scenarios is not None:
         write_text(folder / "table_scenarios.csv", table.scenarios.csv())
@@ -180,11 +200,15 @@ def main(argv: Sequence[str]) -> int:
     folders = [Path(word) for word in argv if not word.startswith("expected=")]
     folders = folders or sorted(path.parent for path in Path("outputs/benchmark").glob("*/cells.json"))
     if not folders:
-        raise UserError("outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen table FOLDER")
+        raise UserError(
+            "outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen table FOLDER"
+        )
     for folder in folders:
         table = write_table(folder, expected)
         print(table.terminal())
-        print(f"table: {folder / 'table.md'} (also .tex, .csv, .html{', table_scenarios.md' if table.scenarios else ''})")
+        print(
+            f"table: {folder / 'table.md'} (also .tex, .csv, .html{', table_scenarios.md' if table.scenarios else ''})"
+        )
     return 0
 
 
@@ -196,7 +220,9 @@ def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
     seeds = {r["n_seeds"] for r in rows if r.get("n_seeds")}
     images = {r["n_images"] for r in rows if r.get("n_images")}
     span = ", ".join(map(str, sorted(images))) or "no"
-    over = "images only (one seed: differences between trainings are not in them)" if seeds <= {1} else "seeds and images"
+    over = (
+        "images only (one seed: differences between trainings are not in them)" if seeds <= {1} else "seeds and images"
+    )
     told = [
         f"Protocol {protocol.name} v{protocol.version}, {span} images; {protocol.level:.0%} bootstrap intervals over {over}.",
         f"{protocol.note} Reference rows are bounds and are not ranked.",
@@ -204,7 +230,9 @@ def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
     if sum(r["ranked"] and r["state"] == "finished" for r in rows) > 1:
         told.append("Bold: the best method of a column; underlined: the second best of three or more.")
     if baseline:
-        told.append(f"{formats.DIFFERS}: differs from {baseline} (paired bootstrap test, Holm-adjusted over the methods, p < {formats.ALPHA:g}).")
+        told.append(
+            f"{formats.DIFFERS}: differs from {baseline} (paired bootstrap test, Holm-adjusted over the methods, p < {formats.ALPHA:g})."
+        )
     if any(r.get("faithful") == "true" for r in rows):
         told.append(f"{formats.FAITHFUL}: official quirks are reproduced rather than corrected.")
     return " ".join(told)
@@ -218,10 +246,15 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[str]) -
         empty: dict[str, list[str]] = {}
         for row, group in finished:
             if math.isnan(row[column]):
-                empty.setdefault(group.absent.get(column, "the records hold nothing to compute it from"), []).append(row["method"])
+                empty.setdefault(group.absent.get(column, "the records hold nothing to compute it from"), []).append(
+                    row["method"]
+                )
         for reason, names in empty.items():
             found.setdefault((reason.rstrip("."), *(names if len(names) < len(finished) else ())), []).append(column)
-    notes = [f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}." for (reason, *names), missing in found.items()]
+    notes = [
+        f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}."
+        for (reason, *names), missing in found.items()
+    ]
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 

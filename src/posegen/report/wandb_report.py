@@ -49,7 +49,9 @@ def place_of(table: Table, asked: str) -> Place:
         return Place(entity, project, study)
     nodes = [config["logger"] for config in logged if (config.get("logger") or {}).get("_target_") == TARGET]
     if not nodes:
-        raise UserError(f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); run it so, or say where its runs are: wandb=ENTITY/PROJECT")
+        raise UserError(
+            f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); run it so, or say where its runs are: wandb=ENTITY/PROJECT"
+        )
     return Place(nodes[0].get("entity"), nodes[0].get("project", "posegen"), study)
 
 
@@ -74,7 +76,9 @@ def published(table: Table, asked: str) -> str:
         report = composed(table, place)
         report.save(draft=False)
     except Exception as error:  # whatever the network, the account or the package has to say
-        raise UserError(f"wandb={asked}: the report could not be saved ({error}); log in with wandb login, and send offline runs with wandb sync") from error
+        raise UserError(
+            f"wandb={asked}: the report could not be saved ({error}); log in with wandb login, and send offline runs with wandb sync"
+        ) from error
     return str(report.url)
 
 
@@ -94,16 +98,51 @@ def workspaces() -> Any:
 def composed(table: Table, place: Place) -> Any:
     """The report as an object: the table, live curves, values of the judged cells, images. Runs of the same row are grouped, one per seed."""
     wr = workspaces()
-    runs = wr.Runset(entity=place.entity, project=place.project, name=place.study, filters=f"JobType == '{place.study}'", groupby=["Group"])
+    runs = wr.Runset(
+        entity=place.entity,
+        project=place.project,
+        name=place.study,
+        filters=f"JobType == '{place.study}'",
+        groupby=["Group"],
+    )
     accuracy, quality = accuracy_of(table), quality_of(table)
-    shown = [accuracy, *(column for column in table.headline if column != accuracy and any(math.isfinite(row.get(column, math.nan)) for row in table.rows))]
-    curves = [wr.LinePlot(title=name, x=STEP, y=[name]) for name in ("train/loss", *(f"live/{column}" for column in shown[:LIVE]))]
-    values: list[Any] = [wr.BarPlot(title=column, metrics=[f"test/{column}"], groupby="Group", groupby_aggfunc="mean") for column in shown[:BARS]]
+    shown = [
+        accuracy,
+        *(
+            column
+            for column in table.headline
+            if column != accuracy and any(math.isfinite(row.get(column, math.nan)) for row in table.rows)
+        ),
+    ]
+    curves = [
+        wr.LinePlot(title=name, x=STEP, y=[name])
+        for name in ("train/loss", *(f"live/{column}" for column in shown[:LIVE]))
+    ]
+    values: list[Any] = [
+        wr.BarPlot(title=column, metrics=[f"test/{column}"], groupby="Group", groupby_aggfunc="mean")
+        for column in shown[:BARS]
+    ]
     if quality:
-        values.append(wr.ScatterPlot(title="quality beside pose accuracy", x=wr.SummaryMetric(f"test/{accuracy}"), y=wr.SummaryMetric(f"test/{quality}")))
-    pictures = [wr.MediaBrowser(media_keys=["live"]), wr.WeavePanelSummaryTable(table_name="images", layout=wr.Layout(w=24, h=16))]
+        values.append(
+            wr.ScatterPlot(
+                title="quality beside pose accuracy",
+                x=wr.SummaryMetric(f"test/{accuracy}"),
+                y=wr.SummaryMetric(f"test/{quality}"),
+            )
+        )
+    pictures = [
+        wr.MediaBrowser(media_keys=["live"]),
+        wr.WeavePanelSummaryTable(table_name="images", layout=wr.Layout(w=24, h=16)),
+    ]
     blocks: list[Any] = [wr.MarkdownBlock(text=markdown(grid(table))), wr.P(text=table.caption)]
     blocks += [wr.UnorderedList(items=list(table.notes))] if table.notes else []
     for name, panels in {"Curves": curves, "Values": values, "Pictures": pictures}.items():
         blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
-    return wr.Report(entity=place.entity, project=place.project, title=table.title[:LONGEST], description=place.study, blocks=blocks, width="fluid")
+    return wr.Report(
+        entity=place.entity,
+        project=place.project,
+        title=table.title[:LONGEST],
+        description=place.study,
+        blocks=blocks,
+        width="fluid",
+    )

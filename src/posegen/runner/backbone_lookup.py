@@ -82,7 +82,11 @@ def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: one does.
     """
-    paths = {name: (base / arguments[name]).resolve() for name in ("path", "autoencoder") if arguments.get(name) is not None}
+    paths = {
+        name: (base / arguments[name]).resolve() for name in ("path", "autoencoder") if arguments.get(name) is not None
+    }
     if strays := [name for name, path in paths.items() if not path.is_relative_to(base.resolve())]:
-        raise UserError(f"{base.parent / 'posegen.json'}: the backbone's {strays[0]} {arguments[strays[0]]!r} is outside the folder; nothing was read")
+        raise UserError(
+            f"{base.parent / 'posegen.json'}: the backbone's {strays[0]} {arguments[strays[0]]!r} is outside the folder; nothing was read"
+        )
     return {**arguments, **{name: str(path) for name, path in paths.items()}}

@@ -52,7 +52,8 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     if needs.hint is not None:
         hint = torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))
     latents, source_latents = (
-        None if cached is None else torch.from_numpy(np.stack([cached[i] for i in indices])).float() for cached in (needs.latents, needs.source_latents)
+        None if cached is None else torch.from_numpy(np.stack([cached[i] for i in indices])).float()
+        for cached in (needs.latents, needs.source_latents)
     )
     return PoseBatch(
         ids=[s.id for s in samples],
@@ -64,7 +65,11 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         images=images,
         poses=poses,
         twins=twins,
-        source=torch.stack([torch.stack([s.tensor for s in each]) if len(each) > 1 else each[0].tensor for each in sources]) if sources else None,
+        source=torch.stack(
+            [torch.stack([s.tensor for s in each]) if len(each) > 1 else each[0].tensor for each in sources]
+        )
+        if sources
+        else None,
         source_keypoints=[each[0].keypoints for each in sources],
         source_latents=source_latents,
         hint=hint,
@@ -85,7 +90,9 @@ def drawn(hint: Hint, sample: Sample) -> np.ndarray:
     try:
         return hint(sample.keypoints, sample.size)
     except ValueError as error:
-        raise UserError(f"the pose of sample {sample.id} cannot be drawn: {error}; mend or remove it in the data set") from error
+        raise UserError(
+            f"the pose of sample {sample.id} cannot be drawn: {error}; mend or remove it in the data set"
+        ) from error
 
 
 class StepBatches(IterableDataset):
@@ -100,9 +107,13 @@ class StepBatches(IterableDataset):
         shares: ... of how many equal ones.
     """
 
-    def __init__(self, data: PoseData, needs: Needs, size: int, seed: int, start: int = 0, rank: int = 0, shares: int = 1) -> None:
+    def __init__(
+        self, data: PoseData, needs: Needs, size: int, seed: int, start: int = 0, rank: int = 0, shares: int = 1
+    ) -> None:
         if len(data) < size:
-            raise UserError(f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count")
+            raise UserError(
+                f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count"
+            )
         self.data, self.needs, self.size, self.seed, self.start = data, needs, size, seed, start
         self.own = slice(rank * (size // shares), (rank + 1) * (size // shares))
 
@@ -110,7 +121,10 @@ class StepBatches(IterableDataset):
         """(sample indices, epoch) of a batch."""
         epoch, position = divmod(batch, len(self.data) // self.size)
         if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._order = epoch, torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).tolist()
+            self._epoch, self._order = (
+                epoch,
+                torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).tolist(),
+            )
         return self._order[position * self.size : (position + 1) * self.size], epoch
 
     def __iter__(self) -> Iterator[PoseBatch]:

@@ -24,16 +24,55 @@ from posegen.errors import CellConflict, UserError
 from posegen.io.text import read_json, write_json, write_text
 
 #: Groups and keys that results depend on ...
-IDENTITY = ("task", "adapter", "backbone", "data", "sampler", "optim", "trainer", "estimator", "protocol", "seed", "checkpoint", "transfer")
+IDENTITY = (
+    "task",
+    "adapter",
+    "backbone",
+    "data",
+    "sampler",
+    "optim",
+    "trainer",
+    "estimator",
+    "protocol",
+    "seed",
+    "checkpoint",
+    "transfer",
+)
 #: ... except for these: where things lie, who computes, how it is shown. (Weights at a path count by their hash.)
 NEUTRAL = frozenset(
-    {"cache", "workers", "devices", "nodes", "strategy", "accelerator", "progress", "save_every", "log_every", "validate_every", "validate_images"}
+    {
+        "cache",
+        "workers",
+        "devices",
+        "nodes",
+        "strategy",
+        "accelerator",
+        "progress",
+        "save_every",
+        "log_every",
+        "validate_every",
+        "validate_images",
+    }
 )
 #: Overrides that do not belong in a folder's name: these stand elsewhere in the path ...
 PLACED = frozenset({"adapter", "data", "seed", "study"})
 #: ... and these, with whatever is below them, change no result, or do so through keys of their own.
 UNNAMED = frozenset(
-    {"logger", "hydra", "paths", "experiment", "benchmark", "objective", "force", "shard", "shards", "title", "baseline", "headline", "reproduction"}
+    {
+        "logger",
+        "hydra",
+        "paths",
+        "experiment",
+        "benchmark",
+        "objective",
+        "force",
+        "shard",
+        "shards",
+        "title",
+        "baseline",
+        "headline",
+        "reproduction",
+    }
 )
 #: Options that differ from their group's default in neutral keys alone.
 ALIKE = frozenset({"trainer=default", "trainer=ddp", "trainer=fsdp"})
@@ -92,8 +131,13 @@ class Cell:
         if not status or status["hash"] == self.hash:
             return
         rows = differences(status["identity"], self.identity)
-        listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows) or "  (files at the same paths have other content)"
-        raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\nKeep both with another study=NAME, or delete that folder to replace it.")
+        listed = (
+            "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
+            or "  (files at the same paths have other content)"
+        )
+        raise CellConflict(
+            f"{self.folder} holds a cell of other settings:\n{listed}\nKeep both with another study=NAME, or delete that folder to replace it."
+        )
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"
@@ -119,15 +163,25 @@ class Cell:
             try:
                 yield
             except BaseException as error:
-                state = "running" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"  # the latter is what schedulers' signals become
+                state = (
+                    "running" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+                )  # the latter is what schedulers' signals become
                 reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-                self.write(state=state, reason=reason, traceback=traceback.format_exc(), wall_s=earlier + time.time() - started)
+                self.write(
+                    state=state,
+                    reason=reason,
+                    traceback=traceback.format_exc(),
+                    wall_s=earlier + time.time() - started,
+                )
                 raise
             self.write(state="running" if sharing else "finished", wall_s=earlier + time.time() - started)
 
     def write(self, **facts: Any) -> None:
         """Writes ``status.json``."""
-        write_json(self.folder / "status.json", {"hash": self.hash, "identity": self.identity, "pid": os.getpid(), **provenance(), **facts})
+        write_json(
+            self.folder / "status.json",
+            {"hash": self.hash, "identity": self.identity, "pid": os.getpid(), **provenance(), **facts},
+        )
 
 
 def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
@@ -216,7 +270,11 @@ def provenance() -> dict[str, Any]:
 
     names = ("posegen", "torch", "diffusers", "lightning", "numpy")
     versions = {name: metadata.version(name) for name in names if _installed(name)}
-    return {"versions": {"python": platform.python_version(), **versions}, "git": git_commit(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "git": git_commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
 def _installed(name: str) -> bool:

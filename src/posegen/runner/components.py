@@ -51,9 +51,13 @@ class Parts:
         """The adapter before `attach`."""
         node = {k: v for k, v in self.cfg.adapter.items() if k not in ("recipes", "faithful")}
         adapter = instantiate(OmegaConf.create(node), _convert_="all")
-        adapter.faithful = self.cfg.adapter.get("faithful", adapter.faithful)  # before it is attached: quirks may shape modules
+        adapter.faithful = self.cfg.adapter.get(
+            "faithful", adapter.faithful
+        )  # before it is attached: quirks may shape modules
         if adapter.sample != self.backbone.sample:
-            raise UserError(f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; choose another backbone=")
+            raise UserError(
+                f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; choose another backbone="
+            )
         return adapter
 
     @cached_property

@@ -15,5 +15,7 @@ def device_of(accelerator: str) -> torch.device:
     """
     wanted = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(accelerator, accelerator)
     if wanted not in ("cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"trainer.accelerator={accelerator} is not on this machine; expected auto, cpu, or gpu where there is one")
+        raise UserError(
+            f"trainer.accelerator={accelerator} is not on this machine; expected auto, cpu, or gpu where there is one"
+        )
     return torch.device(wanted)

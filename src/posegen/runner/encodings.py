@@ -65,7 +65,9 @@ class Encoded:
             return 0
 
 
-def cached_latents(data: PoseData, backbone: Backbone, cache: Path, mode: Mode, of: Literal["latents", "source latents"] = "latents") -> Encoded:
+def cached_latents(
+    data: PoseData, backbone: Backbone, cache: Path, mode: Mode, of: Literal["latents", "source latents"] = "latents"
+) -> Encoded:
     """``[N, c, h, w] float16`` latents of every image of a split, or of the image that the appearance of each is taken from."""
     key = digest([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
     image = data.__getitem__ if of == "latents" else data.source_of
@@ -79,10 +81,14 @@ def cached_latents(data: PoseData, backbone: Backbone, cache: Path, mode: Mode, 
             parts.append(backbone.to_latents(images.to(device)).half().cpu().numpy())
         return np.concatenate(parts)
 
-    return Encoded(cache / "latents" / f"{data.name}-{data.split}-{key}", len(data)).fill(encode, f"{of} of {data.split}", mode)
+    return Encoded(cache / "latents" / f"{data.name}-{data.split}-{key}", len(data)).fill(
+        encode, f"{of} of {data.split}", mode
+    )
 
 
-def cached_text(data: PoseData, prompts: Sequence[str], backbone: Backbone, cache: Path, mode: Mode) -> Callable[[Sequence[int]], Tensor]:
+def cached_text(
+    data: PoseData, prompts: Sequence[str], backbone: Backbone, cache: Path, mode: Mode
+) -> Callable[[Sequence[int]], Tensor]:
     """A function from sample indices to their text states ``[B, L, D]``; each different prompt is encoded and kept once."""
     different = sorted(set(prompts))
     place = {prompt: i for i, prompt in enumerate(different)}
@@ -93,5 +99,7 @@ def cached_text(data: PoseData, prompts: Sequence[str], backbone: Backbone, cach
         chunks = [different[s : min(s + 100, rows.stop)] for s in range(rows.start, rows.stop, 100)]
         return np.concatenate([backbone.encode_text(chunk).half().cpu().numpy() for chunk in chunks])
 
-    states = Encoded(cache / "text" / f"{data.name}-{data.split}-{key}", len(different)).fill(encode, f"text of {data.split}", mode)
+    states = Encoded(cache / "text" / f"{data.name}-{data.split}-{key}", len(different)).fill(
+        encode, f"text of {data.split}", mode
+    )
     return lambda indices: torch.from_numpy(np.stack([states[place[prompts[i]]] for i in indices])).float()

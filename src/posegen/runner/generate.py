@@ -108,7 +108,9 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
         for rows in missing:
             batch = batch_of(parts, adapter, rows)
             start = time.perf_counter()
-            draws = torch.stack([adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)], 1)
+            draws = torch.stack(
+                [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)], 1
+            )
             spent += time.perf_counter() - start
             for i, drawn in zip(rows, draws, strict=True):
                 parts.kind.write(out, i, drawn, batch.size)
@@ -124,7 +126,14 @@ def sampled_all(parts: Parts, folder: Path) -> bool:
     return all(parts.kind.kept(folder / "samples", i) for i in range(len(parts.data("test"))))
 
 
-def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test", data: PoseData | None = None, fields: frozenset[str] = frozenset()) -> PoseBatch:
+def batch_of(
+    parts: Parts,
+    adapter: Adapter,
+    rows: range,
+    split: str = "test",
+    data: PoseData | None = None,
+    fields: frozenset[str] = frozenset(),
+) -> PoseBatch:
     """The batch of the samples ``rows`` of a split or of other data, with what the adapter reads, more ``fields``, and the sampler's negative prompt."""
     needs = Needs(frozenset(adapter.needs) | fields, adapter.hint)
     batch = collate(parts.data(split) if data is None else data, rows, needs, parts.cfg.seed)
@@ -132,4 +141,6 @@ def batch_of(parts: Parts, adapter: Adapter, rows: range, split: str = "test", d
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
     population = parts.population if "population" in adapter.needs else None
-    return replace(batch, text=text, negative_text=negative, population=population).to(next(parts.backbone.parameters()).device)
+    return replace(batch, text=text, negative_text=negative, population=population).to(
+        next(parts.backbone.parameters()).device
+    )

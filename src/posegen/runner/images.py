@@ -29,7 +29,14 @@ PER_SCENARIO = 5
 def triple(image: np.ndarray, target: np.ndarray, found: Poses, zoom: int = 3) -> np.ndarray:
     """Target pose, sample, and sample with the re-detected pose, side by side, enlarged."""
     large = image.repeat(zoom, 0).repeat(zoom, 1)
-    return np.concatenate([overlay(np.zeros_like(large), enlarged(target, zoom)), large, overlay(large, enlarged(visible(found.keypoints), zoom))], axis=1)
+    return np.concatenate(
+        [
+            overlay(np.zeros_like(large), enlarged(target, zoom)),
+            large,
+            overlay(large, enlarged(visible(found.keypoints), zoom)),
+        ],
+        axis=1,
+    )
 
 
 def pictured(data: PoseData) -> set[int]:
@@ -46,7 +53,10 @@ def pictured(data: PoseData) -> set[int]:
 def keep_sources(cell: Path, data: PoseData, indices: Iterable[int]) -> None:
     """Writes ``cell/sources/<index>.png``: what the appearance of these samples is taken from, several pictures side by side."""
     for i in indices:
-        write_png(picture(cell / "sources", i), np.concatenate([to_uint8(sample.tensor[None])[0] for sample in data.sources_of(i)], axis=1))
+        write_png(
+            picture(cell / "sources", i),
+            np.concatenate([to_uint8(sample.tensor[None])[0] for sample in data.sources_of(i)], axis=1),
+        )
 
 
 def sources(cells: Iterable[Path], index: int) -> np.ndarray | None:
@@ -59,7 +69,9 @@ def like(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
     """A picture as high and wide as a panel, made smaller or larger as a whole and filled up in black."""
     height, width = panel.shape[:2]
     scale = min(height / image.shape[0], width / image.shape[1])
-    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA)[:height, :width]
+    large = cv2.resize(
+        image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
+    )[:height, :width]
     top, left = (height - large.shape[0]) // 2, (width - large.shape[1]) // 2
     filled = np.zeros_like(panel)
     filled[top : top + large.shape[0], left : left + large.shape[1]] = large
@@ -106,7 +118,9 @@ def given(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> list[np.nd
     return [pose, np.zeros_like(pose) if source is None else like(source, pose)]
 
 
-def by_scenario(labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS) -> dict[str, np.ndarray]:
+def by_scenario(
+    labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS
+) -> dict[str, np.ndarray]:
     """For every scenario of which the cells have judged pictures a grid: target pose, every method's sample, and the real picture where there is such a row.
 
     Args:
@@ -139,7 +153,9 @@ def judged_panels(cells: Mapping[str, Path], index: int) -> dict[str, list[np.nd
     return {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
 
 
-def under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray], height: int = 26) -> np.ndarray | None:
+def under(
+    names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray], height: int = 26
+) -> np.ndarray | None:
     """The lines below a strip with the names of their columns, which are ``widths`` panels wide; None without lines."""
     if not lines:
         return None
@@ -147,7 +163,9 @@ def under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarra
     strip = np.full((height, lines[0].shape[1], 3), 255, np.uint8)
     for name, left in zip(names, np.cumsum([0, *widths]), strict=False):
         place = (int(left) * side + 6, height - 8)
-        cv2.putText(strip, name.removeprefix("reference/"), place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
+        cv2.putText(
+            strip, name.removeprefix("reference/"), place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA
+        )
     return np.concatenate([strip, *lines])
 
 

@@ -44,7 +44,11 @@ class Kept:
         """
         assert batch.images is not None
         clean = backbone.to_latents(batch.images)
-        return cls(clean, batch.randn("latents", clean.shape[1:]).to(clean), reduced(masks, backbone.geometry.latent_factor, dilate).to(clean.device))
+        return cls(
+            clean,
+            batch.randn("latents", clean.shape[1:]).to(clean),
+            reduced(masks, backbone.geometry.latent_factor, dilate).to(clean.device),
+        )
 
     def __call__(self, latents: Tensor, noised: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         return torch.where(self.anew, latents, noised(self.clean, self.noise).to(latents.dtype))
@@ -69,7 +73,9 @@ def pasted(picture: np.ndarray, mask: np.ndarray, made: np.ndarray, soft: int = 
         ``[H, W, 3] uint8``.
     """
     made = fitted(made, picture.shape[:2])  # type: ignore[arg-type]
-    inwards = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]  # 0 outside, 1 at the border
+    inwards = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
+        1:-1, 1:-1
+    ]  # 0 outside, 1 at the border
     share = np.clip(inwards / (soft + 1), 0, 1)[..., None]
     mixed = np.rint(share * made + (1 - share) * picture).astype(np.uint8)
     return np.where(mask[..., None], mixed, picture)

@@ -41,7 +41,9 @@ def judge(parts: Parts, folder: Path) -> None:
 
     def examined(rows: range) -> list[Judged]:
         images = parts.kind.read(samples, rows).to(device)
-        found = parts.protocol.judge(parts.estimator, images, [data.seen(i, image=parts.protocol.compares) for i in rows])
+        found = parts.protocol.judge(
+            parts.estimator, images, [data.seen(i, image=parts.protocol.compares) for i in rows]
+        )
         for i, judgement in zip(rows, found, strict=True):
             if i in shown:
                 write_png(picture(folder / "judged", i), parts.kind.shown(read_png(picture(samples, i)), judgement))
@@ -83,7 +85,11 @@ def reference(parts: Parts, shard: Shard = WHOLE) -> Path:
     data = parts.data(reference_split(parts.cfg))
     data.prepare()
     protocol = {k: v for k, v in identity(parts.cfg)["protocol"].items() if k not in ("resamples", "level")}
-    folder = Path(parts.cfg.paths.cache) / "reference" / digest([data.identity, identity(parts.cfg)["estimator"], protocol, parts.sampler.batch])
+    folder = (
+        Path(parts.cfg.paths.cache)
+        / "reference"
+        / digest([data.identity, identity(parts.cfg)["estimator"], protocol, parts.sampler.batch])
+    )
 
     def examined(rows: range) -> list[Judged]:
         samples = [data[i] for i in rows]
@@ -130,7 +136,9 @@ class Judgement:
         if not missing:
             return
         total, left = (sum(map(len, batches)) for batches in (own, missing))
-        with Progress(self.folder, shard.named(stage), total, total - left, "img", self.parts.cfg.trainer.progress) as progress:
+        with Progress(
+            self.folder, shard.named(stage), total, total - left, "img", self.parts.cfg.trainer.progress
+        ) as progress:
             for rows in missing:
                 self.parts.protocol.write(self._place(rows), self.parts.protocol.records(examined(rows)))
                 progress.update(len(rows))
@@ -139,7 +147,9 @@ class Judgement:
         """Puts the records of all batches together; they have the same bytes whoever made them."""
         if not self.merged:
             pieces = [self.parts.protocol.read(self._place(rows)) for rows in self.batches]
-            self.parts.protocol.write(self.folder, {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]})
+            self.parts.protocol.write(
+                self.folder, {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}
+            )
         shutil.rmtree(self.folder / "batches", ignore_errors=True)
 
     def _place(self, rows: range) -> Path:

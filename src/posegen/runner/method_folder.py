@@ -70,8 +70,14 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
 
 def arguments(adapter: Adapter) -> dict[str, Any]:
     """The constructor's arguments that are plain values, read back from the attributes that keep them."""
-    values = {name: getattr(adapter, name) for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name)}
-    return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | list | tuple | None)}
+    values = {
+        name: getattr(adapter, name) for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name)
+    }
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, str | int | float | bool | list | tuple | None)
+    }
 
 
 def trains(module: nn.Module) -> bool:
@@ -96,7 +102,9 @@ def as_configured(module: Any) -> bool:
     """Whether a diffusers module has the weights that its configuration gives it."""
     with torch.device("meta"):
         described = type(module).from_config(module.config).state_dict()
-    return {key: value.shape for key, value in described.items()} == {key: value.shape for key, value in module.state_dict().items()}
+    return {key: value.shape for key, value in described.items()} == {
+        key: value.shape for key, value in module.state_dict().items()
+    }
 
 
 def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
@@ -137,12 +145,20 @@ def read_about(folder: Path) -> dict[str, Any]:
     """``posegen.json`` of a method folder."""
     path = folder / "posegen.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no method folder (posegen.json is missing); name a finished cell, its method folder, or the target of posegen convert")
+        raise UserError(
+            f"{folder} is no method folder (posegen.json is missing); name a finished cell, its method folder, or the target of posegen convert"
+        )
     about = read_json(path)
     version = about.get("format") if isinstance(about, dict) else None
     fields = {"class": str, "kwargs": dict, "backbone": dict}
-    if version != FORMAT or not all(isinstance(about.get(name), kind) for name, kind in fields.items()) or not {"id", "sha256"} <= about["backbone"].keys():
-        raise UserError(f"{path} has format {version}, this version reads format {FORMAT}; make the folder again with posegen train or convert")
+    if (
+        version != FORMAT
+        or not all(isinstance(about.get(name), kind) for name, kind in fields.items())
+        or not {"id", "sha256"} <= about["backbone"].keys()
+    ):
+        raise UserError(
+            f"{path} has format {version}, this version reads format {FORMAT}; make the folder again with posegen train or convert"
+        )
     return about
 
 
@@ -191,11 +207,15 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], file: Path | str) -> N
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
-        "of another shape": [f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}" for key in misshaped],
+        "of another shape": [
+            f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}" for key in misshaped
+        ],
     }
     if any(problems.values()):
         kinds = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
-        raise UserError(f"{file} does not fit {type(module).__name__}: {kinds}. The settings of the adapter or the backbone differ from those of the weights")
+        raise UserError(
+            f"{file} does not fit {type(module).__name__}: {kinds}. The settings of the adapter or the backbone differ from those of the weights"
+        )
     module.load_state_dict(tensors)
 
 
@@ -278,7 +298,9 @@ def writable(folder: Path) -> Path:
     Raises:
         UserError: something else is there.
     """
-    free = not folder.exists() or (folder.is_dir() and (not any(folder.iterdir()) or (folder / "posegen.json").is_file()))
+    free = not folder.exists() or (
+        folder.is_dir() and (not any(folder.iterdir()) or (folder / "posegen.json").is_file())
+    )
     if not free:
         raise UserError(f"{folder} exists and is no method folder, so it is not overwritten; choose a new folder")
     return folder

@@ -79,12 +79,19 @@ class SinglePoses(Kind):
         return torch.stack([sample.pose for sample in samples])
 
     def pictures(self, generated: Tensor, size: tuple[int, int]) -> np.ndarray:
-        return np.stack([overlay(np.zeros((*size, 3), np.uint8), onto(pose, size)[None]) for pose in generated.float().cpu().numpy()])
+        return np.stack(
+            [
+                overlay(np.zeros((*size, 3), np.uint8), onto(pose, size)[None])
+                for pose in generated.float().cpu().numpy()
+            ]
+        )
 
     def shown(self, picture: np.ndarray, judged: Judged) -> np.ndarray:
         """The third panel has all poses of the caption."""
         size = picture.shape[:2]
-        return triple(picture, onto(judged.keypoints, size), Poses(onto(judged.found.keypoints, size), judged.found.scores))
+        return triple(
+            picture, onto(judged.keypoints, size), Poses(onto(judged.found.keypoints, size), judged.found.scores)
+        )
 
     def write(self, folder: Path, index: int, draws: Tensor, size: tuple[int, int]) -> None:
         content = io.BytesIO()
@@ -113,7 +120,9 @@ def _read(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it and run the command again to make it anew") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it and run the command again to make it anew"
+        ) from error
 
 
 KINDS: dict[Literal["image", "pose"], Kind] = {"image": Images(), "pose": SinglePoses()}

@@ -51,15 +51,28 @@ class Steered(Sampler):
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
         return super().latents(adapter, backbone, batch, after).to(next(backbone.parameters()).dtype)
 
-    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Iterator[Tensor]:
+    def denoising(
+        self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
+    ) -> Iterator[Tensor]:
         from tqdm.auto import tqdm
 
-        for done, latents in enumerate(tqdm(super().denoising(adapter, backbone, batch, after), **{"total": self.steps - self.skip, **self.bar}), 1):
+        for done, latents in enumerate(
+            tqdm(super().denoising(adapter, backbone, batch, after), **{"total": self.steps - self.skip, **self.bar}),
+            1,
+        ):
             if self.on_step is not None:
                 self.on_step(done)
             yield latents
 
-    def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
+    def guided(
+        self,
+        adapter: Adapter,
+        batch: PoseBatch,
+        weights: Sequence[float],
+        state: State,
+        latents: Tensor,
+        timestep: Tensor,
+    ) -> Tensor:
         method: Any = adapter if self.control_scale == 1 else Scaled(adapter, self.control_scale)
         return super().guided(method, batch, weights, state, latents.to(state.text.dtype), timestep)
 

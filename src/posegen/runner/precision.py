@@ -46,12 +46,16 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
         UserError: it is not among `PRECISIONS`.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision} is not known to sampling; expected auto or one of {', '.join(PRECISIONS)}")
+        raise UserError(
+            f"trainer.precision={precision} is not known to sampling; expected auto or one of {', '.join(PRECISIONS)}"
+        )
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def arrange(network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: str = "none") -> None:
+def arrange(
+    network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: str = "none"
+) -> None:
     """Applies what ``trainer`` says about the way of computing to a backbone or an adapter.
 
     Args:
@@ -83,7 +87,9 @@ def keep_cast(network: nn.Module, precision: str) -> None:
     """
     dtype = PRECISIONS.get(precision)
     for module in network.modules() if dtype is not None else ():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not any(p.requires_grad for p in module.parameters(recurse=False)):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not any(
+            p.requires_grad for p in module.parameters(recurse=False)
+        ):
             module.to(dtype)
 
 

@@ -23,7 +23,9 @@ class Progress:
         mode: ``bar`` draws a tqdm bar as well, ``file`` only writes the file, ``none`` does neither.
     """
 
-    def __init__(self, folder: Path, stage: str, total: int, done: int = 0, unit: str = "img", mode: Mode = "bar") -> None:
+    def __init__(
+        self, folder: Path, stage: str, total: int, done: int = 0, unit: str = "img", mode: Mode = "bar"
+    ) -> None:
         self.folder, self.stage, self.total, self.done, self.unit, self.mode = folder, stage, total, done, unit, mode
         self.start, self.first, self.written = time.monotonic(), done, 0.0
         self.bar = None
@@ -42,7 +44,14 @@ class Progress:
         now = time.monotonic()
         if self.mode != "none" and (now - self.written > 1.0 or self.done >= self.total):
             self.written = now
-            report = {"stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit, "rate": self.rate, **facts}
+            report = {
+                "stage": self.stage,
+                "done": self.done,
+                "total": self.total,
+                "unit": self.unit,
+                "rate": self.rate,
+                **facts,
+            }
             write_json(self.folder / "progress.json", report)
 
     @property

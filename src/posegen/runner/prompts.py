@@ -32,13 +32,21 @@ def ask(cfg: DictConfig) -> None:
     if given is None:
         extra = [key for key in ("poses", "prior", "source") if cfg.get(key) is not None]
         if extra:
-            raise UserError(f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; add prompt='a photo of a person'")
+            raise UserError(
+                f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; add prompt='a photo of a person'"
+            )
         return
     files = sources(cfg)
     texts = [given] if isinstance(given, str) else [str(text) for text in given]
     prompts = [text for text in texts for _ in range(int(cfg.images))]
     size = list(Parts(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
-    node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size, **({"sources": files} if files else {})}
+    node = {
+        "_target_": PROMPTS,
+        "prompts": prompts,
+        "people": None,
+        "size": size,
+        **({"sources": files} if files else {}),
+    }
     if cfg.get("prior") is not None and cfg.get("poses") is not None:
         raise UserError("poses and prior are both set, and each gives the poses; leave one of them out")
     if cfg.get("prior") is not None:
@@ -46,7 +54,9 @@ def ask(cfg: DictConfig) -> None:
     elif cfg.get("poses") is not None:
         node["people"] = read(Path(cfg.poses).expanduser(), len(prompts), size)
     elif "hint" in needs(cfg):
-        raise UserError(f"adapter={cfg.method} draws a pose and the prompt brings none; set poses=FILE (COCO or OpenPose json), or prior=gunet")
+        raise UserError(
+            f"adapter={cfg.method} draws a pose and the prompt brings none; set poses=FILE (COCO or OpenPose json), or prior=gunet"
+        )
     OmegaConf.set_struct(cfg, False)
     cfg.data = {"test": node}
     cfg.dataset = "prompts"
@@ -63,10 +73,14 @@ def sources(cfg: DictConfig) -> list[str]:
     given = cfg.get("source")
     if "source" not in needs(cfg):
         if given is not None:
-            raise UserError(f"adapter={cfg.method} reads no picture of a person, and source={given} gives one; leave it out, or choose adapter=dnaf")
+            raise UserError(
+                f"adapter={cfg.method} reads no picture of a person, and source={given} gives one; leave it out, or choose adapter=dnaf"
+            )
         return []
     if given is None:
-        raise UserError(f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data with pairs")
+        raise UserError(
+            f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data with pairs"
+        )
     files = [given] if isinstance(given, str) else [str(each) for each in given]
     try:
         own_sources(given if isinstance(given, str) else files)
@@ -99,7 +113,9 @@ def imagined(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     prepare_threads(prior)
     parts = Parts(prior)
     if parts.backbone.sample != "pose":
-        raise UserError(f"prior.adapter={prior.method} generates a {parts.backbone.sample}; a prior generates poses, for instance prior=gunet")
+        raise UserError(
+            f"prior.adapter={prior.method} generates a {parts.backbone.sample}; a prior generates poses, for instance prior=gunet"
+        )
     load_into(parts.adapter, parts.backbone, find_checkpoint(prior))
     data = parts.data("test")
     with torch.inference_mode():
@@ -129,10 +145,14 @@ def read(file: Path, count: int, size: Sequence[int]) -> list[Any]:
     try:
         found = [entry.on(canvas) for entry in given(str(file), "poses")]
         if any(entry.keypoints is None for entry in found):
-            raise UserError(f"poses={file} is a picture; this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too")
+            raise UserError(
+                f"poses={file} is a picture; this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
+            )
         people = [checked_people(entry.keypoints, canvas, entry.name) for entry in found if entry.keypoints is not None]
     except ValueError as error:
         raise UserError(str(error)) from error
     if len(people) not in (1, count):
-        raise UserError(f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, or as many")
+        raise UserError(
+            f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, or as many"
+        )
     return [entry.tolist() for entry in (people * count if len(people) == 1 else people)]

@@ -53,7 +53,14 @@ class Sampler:
     ) -> None:
         if skip and not 0 < skip < steps:
             raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
-        self.scheduler, self.steps, self.guidance, self.eta, self.negative_prompt, self.batch = scheduler, steps, guidance, eta, negative_prompt, batch
+        self.scheduler, self.steps, self.guidance, self.eta, self.negative_prompt, self.batch = (
+            scheduler,
+            steps,
+            guidance,
+            eta,
+            negative_prompt,
+            batch,
+        )
         self.skip, self.precision = skip, precision
 
     @torch.inference_mode()
@@ -66,23 +73,41 @@ class Sampler:
         """Denoised latents ``[B, c, h, w]``."""
         return deque(self.denoising(adapter, backbone, batch, after), maxlen=1).pop()
 
-    def denoising(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Iterator[Tensor]:
+    def denoising(
+        self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
+    ) -> Iterator[Tensor]:
         """The latents ``[B, c, h, w]`` after every step; what does not change from step to step is computed, and moved to the device, before the first."""
         scheduler = self.build(backbone)
         weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
         state = State.cat(states)
-        latents = batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.device) * scheduler.init_noise_sigma
+        latents = (
+            batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.device) * scheduler.init_noise_sigma
+        )
         accepted = inspect.signature(scheduler.step).parameters
-        extra = {name: value for name, value in (("eta", self.eta), ("generator", batch.generators("steps"))) if name in accepted}
+        extra = {
+            name: value
+            for name, value in (("eta", self.eta), ("generator", batch.generators("steps")))
+            if name in accepted
+        }
         schedule = scheduler.timesteps[self.skip * scheduler.order :]
         following = [*schedule[1:], None]
-        for timestep, now, then in zip(schedule, schedule.to(latents.device), following, strict=True):  # the scheduler computes with numbers of the host
+        for timestep, now, then in zip(
+            schedule, schedule.to(latents.device), following, strict=True
+        ):  # the scheduler computes with numbers of the host
             guided = self.guided(adapter, batch, weights, state, scheduler.scale_model_input(latents, timestep), now)
             latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
             latents = latents if after is None else after(latents, partial(noised, scheduler, then))
             yield latents
 
-    def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
+    def guided(
+        self,
+        adapter: Adapter,
+        batch: PoseBatch,
+        weights: Sequence[float],
+        state: State,
+        latents: Tensor,
+        timestep: Tensor,
+    ) -> Tensor:
         """The weighted sum ``[B, c, h, w]`` of the branches' predictions, all of them one batch; ``state`` holds the branches one after another."""
         with autocast(self.precision, latents.device):
             predictions = predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), timestep)

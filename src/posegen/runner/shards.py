@@ -36,7 +36,9 @@ class Shard:
         """
         index, count = cfg.get("shard", 0), cfg.get("shards", 1)
         if not isinstance(count, int) or not isinstance(index, int) or not 0 <= index < count:
-            raise UserError(f"shard={index} of shards={count} does not exist; shard counts from 0 and is less than shards")
+            raise UserError(
+                f"shard={index} of shards={count} does not exist; shard counts from 0 and is less than shards"
+            )
         return cls(index, count)
 
     def own(self, batches: Sequence[T]) -> Sequence[T]:
@@ -51,7 +53,13 @@ class Shard:
 WHOLE = Shard()
 
 
-def share(cell: Cell, shard: Shard, work: Callable[[], Any], whole: Callable[[], bool], conclude: Callable[[], Any] = lambda: None) -> None:
+def share(
+    cell: Cell,
+    shard: Shard,
+    work: Callable[[], Any],
+    whole: Callable[[], bool],
+    conclude: Callable[[], Any] = lambda: None,
+) -> None:
     """Does a process's share of a cell, and finishes the cell where nothing is left.
 
     Args:

@@ -31,7 +31,10 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         values = module.state_dict()
         if not self.average:
-            self.average = {name: value.detach().clone().float() if value.is_floating_point() else value.clone() for name, value in values.items()}
+            self.average = {
+                name: value.detach().clone().float() if value.is_floating_point() else value.clone()
+                for name, value in values.items()
+            }
         self.average = {name: as_held(value, values[name]) for name, value in self.average.items()}
 
     @torch.no_grad()

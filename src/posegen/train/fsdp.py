@@ -33,9 +33,13 @@ def divide(task: Task, mesh: Any) -> None:
     inside = set() if unet is None else set(map(id, unet.parameters()))
     outside = [name for name, p in task.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside or unet is None:
-        raise UserError(f"trainer=fsdp divides the U-Net, but {len(outside)} tensors train outside of it ({', '.join(outside[:3])}, ...); use trainer=ddp")
+        raise UserError(
+            f"trainer=fsdp divides the U-Net, but {len(outside)} tensors train outside of it ({', '.join(outside[:3])}, ...); use trainer=ddp"
+        )
     if task.recipe.optimizer == "muon":
-        raise UserError("optim.optimizer=muon works on whole matrices, which trainer=fsdp divides; use trainer=ddp or optim.optimizer=adamw")
+        raise UserError(
+            "optim.optimizer=muon works on whole matrices, which trainer=fsdp divides; use trainer=ddp or optim.optimizer=adamw"
+        )
     for stage in (block for name in STAGES for block in getattr(unet, name)):
         fully_shard(stage, mesh=mesh)
     fully_shard(unet, mesh=mesh)

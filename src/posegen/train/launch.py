@@ -73,7 +73,10 @@ class Crew:
         devices = gpus() if t.devices in ("auto", -1) else t.devices
         for key, value in {"devices": devices, "nodes": nodes}.items():
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"trainer.{key}={value} is no number of {key}; expected 1 or more" + (", or auto for all GPUs" if key == "devices" else ""))
+                raise UserError(
+                    f"trainer.{key}={value} is no number of {key}; expected 1 or more"
+                    + (", or auto for all GPUs" if key == "devices" else "")
+                )
         strategy = t.get("strategy", "ddp")
         if strategy not in STRATEGIES:
             raise UserError(f"trainer.strategy={strategy} is unknown; expected one of {', '.join(STRATEGIES)}")
@@ -113,7 +116,11 @@ class Crew:
         from posegen.runner.devices import device_of
 
         trained = {name.rpartition(".")[0] for name, p in task.named_parameters() if p.requires_grad}
-        normed = [name for name, module in task.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and name in trained]
+        normed = [
+            name
+            for name, module in task.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and name in trained
+        ]
         if self.size > 1 and normed and device_of(cfg.trainer.accelerator).type == "cpu":
             raise UserError(
                 f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and processes on the CPU cannot share its "
@@ -127,14 +134,22 @@ class Crew:
         alone: dict[str, Any] = {"devices": 1, "plugins": [LightningEnvironment()]}
         if self.size == 1:
             return alone
-        return {**alone, "devices": self.devices, "num_nodes": self.nodes, "strategy": self._strategy(accelerator), "sync_batchnorm": accelerator != "cpu"}
+        return {
+            **alone,
+            "devices": self.devices,
+            "num_nodes": self.nodes,
+            "strategy": self._strategy(accelerator),
+            "sync_batchnorm": accelerator != "cpu",
+        }
 
     def _strategy(self, accelerator: str) -> Any:
         from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
         backend = "gloo" if accelerator == "cpu" else None
         if self.strategy == "ddp":
-            return DDPStrategy(find_unused_parameters=True, process_group_backend=backend)  # which parts take part in a step is a method's own business
+            return DDPStrategy(
+                find_unused_parameters=True, process_group_backend=backend
+            )  # which parts take part in a step is a method's own business
         return ModelParallelStrategy(self.size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
 
 
@@ -150,7 +165,9 @@ def require_gpus(wanted: int, accelerator: str) -> None:
     if found < wanted:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         limit = (
-            "" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen}, which hydra/launcher=local sets for its workers; hydra/launcher=serial leaves them all)"
+            ""
+            if seen is None
+            else f" (CUDA_VISIBLE_DEVICES={seen}, which hydra/launcher=local sets for its workers; hydra/launcher=serial leaves them all)"
         )
         raise UserError(
             f"trainer.devices={wanted} with trainer.accelerator={accelerator}, but this process sees {found} GPUs{limit}; "
@@ -168,7 +185,9 @@ def node_rank() -> int:
         UserError: nobody says, or one machine runs the program several times.
     """
     if os.environ.get("SLURM_LOCALID", "0") != "0":
-        raise UserError("Slurm started several tasks on this machine; posegen starts one process per device itself: use --ntasks-per-node=1")
+        raise UserError(
+            "Slurm started several tasks on this machine; posegen starts one process per device itself: use --ntasks-per-node=1"
+        )
     rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
     if rank is None:
         raise UserError(
@@ -195,7 +214,9 @@ def meeting_point(crew: Crew) -> tuple[str, int]:
         address = address or SLURMEnvironment.resolve_root_node_address(listed)
         port = port or str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000)
     if not address or not port:
-        raise UserError("trainer.nodes is more than 1 outside of Slurm; set MASTER_ADDR and MASTER_PORT to a host and a free port of the first machine")
+        raise UserError(
+            "trainer.nodes is more than 1 outside of Slurm; set MASTER_ADDR and MASTER_PORT to a host and a free port of the first machine"
+        )
     return address, int(port)
 
 
@@ -247,7 +268,9 @@ def surroundings(cfg: DictConfig, crew: Crew, local: int, host: str, port: int) 
         "WORLD_SIZE": str(crew.size),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # no advice about DDP's settings
         "OMP_NUM_THREADS": str(cfg.trainer.threads),
-        "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),  # methods of other packages are found there
+        "PYTHONPATH": os.pathsep.join(
+            entry or os.getcwd() for entry in sys.path
+        ),  # methods of other packages are found there
     }
 
 
@@ -266,10 +289,15 @@ def watch(members: Mapping[int, subprocess.Popen], logs: Path) -> None:
     failed = {rank: member.returncode for rank, member in members.items() if member.poll()}
     if not failed:
         return
-    reports = sorted((logs / f"{rank}.json" for rank in failed if (logs / f"{rank}.json").is_file()), key=lambda file: file.stat().st_mtime_ns)
+    reports = sorted(
+        (logs / f"{rank}.json" for rank in failed if (logs / f"{rank}.json").is_file()),
+        key=lambda file: file.stat().st_mtime_ns,
+    )
     if not reports:
         rank, code = next(iter(failed.items()))
-        raise RuntimeError(f"the process of rank {rank} ended with code {code} and left no reason; the same command continues from the last checkpoint")
+        raise RuntimeError(
+            f"the process of rank {rank} ended with code {code} and left no reason; the same command continues from the last checkpoint"
+        )
     report = read_json(reports[0])
     if report["mendable"]:
         raise UserError(report["message"])
@@ -287,7 +315,10 @@ def end(members: Any) -> None:
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
     """Within the context, SIGTERM ends this process as an exception, so that what it started is ended too."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None):
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) not in (
+        signal.SIG_DFL,
+        None,
+    ):
         yield  # a launcher handles it
         return
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -311,7 +342,10 @@ def main() -> int:
     try:
         work(OmegaConf.create(job["config"]), folder, crew)
     except Exception as error:
-        report = {"mendable": isinstance(error, UserError), "message": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"}
+        report = {
+            "mendable": isinstance(error, UserError),
+            "message": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}",
+        }
         write_json(folder / "ranks" / f"{crew.rank}.json", {**report, "traceback": traceback.format_exc()})
         sys.stderr.flush()
         os._exit(1)  # at once: destructors of the process group would wait for the others

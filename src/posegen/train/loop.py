@@ -126,7 +126,15 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path, crew: Crew) -> None:
     start = start_step(checkpoint)
     data = parts.data("train")
     data.prepare()
-    batches = StepBatches(data, needs_of(task, parts), cfg.optim.batch // cfg.optim.accumulate, cfg.seed, start * cfg.optim.accumulate, crew.rank, crew.size)
+    batches = StepBatches(
+        data,
+        needs_of(task, parts),
+        cfg.optim.batch // cfg.optim.accumulate,
+        cfg.seed,
+        start * cfg.optim.accumulate,
+        crew.rank,
+        crew.size,
+    )
     callbacks: list[Callback] = [ema, Saver(checkpoint, t.save_every)]
     if crew.rank == 0:
         callbacks.append(Reporter(folder, t.steps, start, cfg.optim.batch, t.progress))
@@ -152,11 +160,18 @@ def run(parts: Parts, task: Task, ema: EMA, folder: Path, crew: Crew) -> None:
             default_root_dir=str(folder),
         )
         try:
-            trainer.fit(task, training_loader(batches, t.workers), ckpt_path=str(checkpoint) if start else None, weights_only=True if start else None)
+            trainer.fit(
+                task,
+                training_loader(batches, t.workers),
+                ckpt_path=str(checkpoint) if start else None,
+                weights_only=True if start else None,
+            )
         except SIGTERMException as stop:  # whose exit code would be 0
             raise SystemExit(128 + signal.SIGTERM) from stop
     for logger in trainer.loggers:
-        if callable(finish := getattr(logger.experiment, "finish", None)):  # a W&B run; the next cell of this process starts its own
+        if callable(
+            finish := getattr(logger.experiment, "finish", None)
+        ):  # a W&B run; the next cell of this process starts its own
             finish()
     if trainer.global_step < t.steps:  # Lightning returns normally after Ctrl-C
         raise KeyboardInterrupt
@@ -169,7 +184,10 @@ def judgeable(parts: Parts, crew: Crew) -> bool:
         return False
     made, judged = parts.backbone.sample, parts.protocol.sample
     if made != judged:
-        print(f"no live curve: the backbone generates {made}s and protocol={parts.protocol.name} judges {judged}s", flush=True)
+        print(
+            f"no live curve: the backbone generates {made}s and protocol={parts.protocol.name} judges {judged}s",
+            flush=True,
+        )
     return made == judged
 
 
@@ -180,7 +198,9 @@ def start_step(checkpoint: Path) -> int:
     try:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{checkpoint} cannot be read ({error}); delete it to train this cell from the start") from error
+        raise UserError(
+            f"{checkpoint} cannot be read ({error}); delete it to train this cell from the start"
+        ) from error
 
 
 def needs_of(task: Task, parts: Parts) -> Needs:
@@ -191,7 +211,9 @@ def needs_of(task: Task, parts: Parts) -> Needs:
         with torch.no_grad():
             negative = parts.backbone.encode_text([""]).cpu()
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
-    fields = task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}  # which are then encoded as they come
+    fields = (
+        task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}
+    )  # which are then encoded as they come
     return Needs(fields, hint, latents, source_latents(parts, task.needs), text, negative)
 
 
@@ -200,7 +222,9 @@ def source_latents(parts: Parts, fields: Collection[str]) -> Any:
     data = parts.data("train")
     if "source_latents" not in fields or data.varies or len(data.sources_of(0)) > 1:
         return None
-    return cached_latents(data, parts.backbone, Path(parts.cfg.paths.cache), parts.cfg.trainer.progress, "source latents")
+    return cached_latents(
+        data, parts.backbone, Path(parts.cfg.paths.cache), parts.cfg.trainer.progress, "source latents"
+    )
 
 
 def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any, Any]:
@@ -240,7 +264,10 @@ def note_costs(folder: Path, **costs: float) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's advice on what this runner does on purpose (no workers, an endless loader, a resumed epoch) is not shown."""
-    chatty = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    chatty = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
     levels = [logger.level for logger in chatty]
     for logger in chatty:
         logger.setLevel(logging.ERROR)
@@ -259,7 +286,9 @@ class Saver(Callback):
         self.path, self.every, self.saved = path, every, 0
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.world_size > 1:  # Lightning would tell the others in the middle of a step; whoever started these processes ends them
+        if (
+            trainer.world_size > 1
+        ):  # Lightning would tell the others in the middle of a step; whoever started these processes ends them
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -283,7 +312,9 @@ class Reporter(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
         if trainer.global_step > self.step:
-            self.progress.update((trainer.global_step - self.step) * self.batch, loss=float(trainer.callback_metrics["train/loss"]))
+            self.progress.update(
+                (trainer.global_step - self.step) * self.batch, loss=float(trainer.callback_metrics["train/loss"])
+            )
             self.step = trainer.global_step
 
     def on_train_end(self, *_: Any) -> None:

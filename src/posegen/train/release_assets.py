@@ -34,7 +34,9 @@ def judge_figures(folder: Path, parts: Parts) -> Figures:
     """Calibrates the judge's threshold on the validation split, in place, and measures it on the test split."""
     judge: Any = instantiate({**parts.cfg.estimator, "folder": str(folder)})
     validation, test = parts.data("validation"), parts.data("test")
-    calibration = judge.calibrate((images, [len(s.keypoints) for s in samples]) for samples, images in batches(validation))
+    calibration = judge.calibrate(
+        (images, [len(s.keypoints) for s in samples]) for samples, images in batches(validation)
+    )
     judge.save(folder)
     values = judged(parts, judge, test, lambda images: images)
     return {**{f"validation_{k}": v for k, v in calibration.items()}, **values, **attribute_accuracy(judge, test)}
@@ -58,7 +60,9 @@ def autoencoder_figures(folder: Path, parts: Parts) -> Figures:
     psnr: list[float] = []
 
     def restore(images: torch.Tensor) -> torch.Tensor:
-        restored = autoencoder.decode(autoencoder.encode(images, return_dict=False)[0], return_dict=False)[0].clamp(-1, 1)
+        restored = autoencoder.decode(autoencoder.encode(images, return_dict=False)[0], return_dict=False)[0].clamp(
+            -1, 1
+        )
         psnr.extend((10 * torch.log10(4 / (restored - images).square().mean((1, 2, 3)))).tolist())
         return restored
 
@@ -70,7 +74,9 @@ def backbone_figures(folder: Path, parts: Parts) -> Figures:
     """What the benchmark of the mannequin world says about the text-only row, beside the row of fresh renders of the same captions."""
     table = Path(parts.cfg.paths.output) / "benchmark" / "mannequin" / "table.csv"
     if not table.is_file():
-        raise UserError(f"{table} is missing; run posegen benchmark with the new weights (backbone.path={folder}) first")
+        raise UserError(
+            f"{table} is missing; run posegen benchmark with the new weights (backbone.path={folder}) first"
+        )
     with table.open(newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     names = ("PCK@0.1", "AP50", "style_agreement", "scene_agreement", "count_agreement", "judge_frechet")
@@ -79,7 +85,11 @@ def backbone_figures(folder: Path, parts: Parts) -> Figures:
     return {**figures, "images": float(rows["none"]["n_images"])}
 
 
-FIGURES: dict[str, Callable[[Path, Parts], Figures]] = {"judge": judge_figures, "autoencoder": autoencoder_figures, "backbone": backbone_figures}
+FIGURES: dict[str, Callable[[Path, Parts], Figures]] = {
+    "judge": judge_figures,
+    "autoencoder": autoencoder_figures,
+    "backbone": backbone_figures,
+}
 
 
 def batches(data: PoseData, size: int = 50) -> Any:
@@ -111,11 +121,17 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
         state: ``final`` where the part reached its gate, else ``interim``.
     """
     target = Path(asset(f"{version}/{part}"))
-    with composed(Request("evaluate", (f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}"))) as cfg, replacing(target) as temporary:
+    with (
+        composed(Request("evaluate", (f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}"))) as cfg,
+        replacing(target) as temporary,
+    ):
         shutil.copytree(cell / "method", temporary)
         torch.set_num_threads(cfg.trainer.threads)
         figures = FIGURES[part](temporary, Parts(cfg))
-        write_json(temporary / "card.json", card(part, version, state, cell, temporary, figures) | continued(cell, version, target))
+        write_json(
+            temporary / "card.json",
+            card(part, version, state, cell, temporary, figures) | continued(cell, version, target),
+        )
     return target
 
 

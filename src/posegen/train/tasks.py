@@ -55,7 +55,9 @@ class Task(LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + index + (self.global_rank << 40))
         losses = self.losses(batch)
         logged = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(logged, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)  # the mean over all processes
+        self.log_dict(
+            logged, batch_size=len(batch), sync_dist=self.trainer.world_size > 1
+        )  # the mean over all processes
         return losses["loss"]
 
     def configure_model(self) -> None:
@@ -78,7 +80,11 @@ class Task(LightningModule):
         state = super().state_dict(*args, **kwargs)
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         parents = {name.rpartition(".")[0] for name in trained}
-        buffers = {name for name, _ in self.named_buffers() if name.rpartition(".")[0] in parents or name.startswith("adapter.")}
+        buffers = {
+            name
+            for name, _ in self.named_buffers()
+            if name.rpartition(".")[0] in parents or name.startswith("adapter.")
+        }
         return {name: value for name, value in state.items() if name in trained or name in buffers}
 
     def transfer_batch_to_device(self, batch: PoseBatch, device: torch.device, dataloader_idx: int) -> PoseBatch:
@@ -135,7 +141,9 @@ class AdapterTask(DiffusionTask):
     def export(self, folder: Path) -> None:
         from posegen.runner.method_folder import save_method
 
-        save_method(folder, self.adapter, self.backbone, sampler=OmegaConf.to_container(self.parts.cfg.sampler, resolve=True))
+        save_method(
+            folder, self.adapter, self.backbone, sampler=OmegaConf.to_container(self.parts.cfg.sampler, resolve=True)
+        )
 
 
 class TextToImageTask(DiffusionTask):
@@ -204,7 +212,9 @@ class AutoencoderTask(Task):
 
         data = self.parts.data("validation")
         images = torch.stack([data[i].tensor for i in range(min(len(data), 500))])
-        latents = torch.cat([self.autoencoder.encode(chunk.to(self.device), return_dict=False)[0] for chunk in images.split(50)])
+        latents = torch.cat(
+            [self.autoencoder.encode(chunk.to(self.device), return_dict=False)[0] for chunk in images.split(50)]
+        )
         self.autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         with replacing(folder) as temporary:
             self.autoencoder.half().save_pretrained(temporary)

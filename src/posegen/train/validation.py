@@ -45,7 +45,9 @@ class LivePoseAccuracy(Callback):
             values, grid = look(self.parts, self.images)
         module.train(was_training)
         for logger in trainer.loggers:
-            logger.log_metrics({f"live/{name}": value for name, value in values.items() if not np.isnan(value)}, step=step)
+            logger.log_metrics(
+                {f"live/{name}": value for name, value in values.items() if not np.isnan(value)}, step=step
+            )
         log_pictures(trainer.loggers, "live", grid, step, self.folder / "live")
 
 
@@ -65,7 +67,9 @@ def look(parts: Parts, images: int) -> tuple[dict[str, float], np.ndarray]:
             if len(rows_of_pictures) < GRID:
                 rows_of_pictures.append(parts.kind.shown(image, judgement))
     records = parts.protocol.records(judged)
-    return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(rows_of_pictures)
+    return {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}, np.concatenate(
+        rows_of_pictures
+    )
 
 
 def objective(cfg: DictConfig, folder: Path) -> float:
@@ -78,7 +82,11 @@ def objective(cfg: DictConfig, folder: Path) -> float:
     """
     parts, path = Parts(cfg), folder / "objective.json"
     column = objective_column(cfg, parts)
-    asked = {"column": column, "images": cfg.trainer.validate_images, "protocol": [parts.protocol.name, parts.protocol.version]}
+    asked = {
+        "column": column,
+        "images": cfg.trainer.validate_images,
+        "protocol": [parts.protocol.name, parts.protocol.version],
+    }
     known = read_json(path) if path.is_file() else {}
     if asked.items() <= known.items():
         return known["objective"]
@@ -105,5 +113,7 @@ def objective_column(cfg: DictConfig, parts: Parts) -> str:
         UserError: there is none of that name, or what trains makes nothing to judge.
     """
     if not str(cfg.task._target_).endswith(".AdapterTask") or parts.backbone.sample != parts.protocol.sample:
-        raise UserError(f"objective={cfg.objective} needs a method whose samples protocol={parts.protocol.name} can judge; set objective=null")
+        raise UserError(
+            f"objective={cfg.objective} needs a method whose samples protocol={parts.protocol.name} can judge; set objective=null"
+        )
     return headline_of(parts.protocol.columns, None if cfg.objective == "headline" else [cfg.objective])[0]

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMAT, PARTS = 1, "*.part.json"  # of what is kept
 DIGITS = 3  # of pixels and scores
-CATEGORY = {"id": 1, "name": "person", "supercategory": "person", "keypoints": COCO_NAMES, "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS]}
+CATEGORY = {
+    "id": 1,
+    "name": "person",
+    "supercategory": "person",
+    "keypoints": COCO_NAMES,
+    "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS],
+}
 #: A picture as it is kept: file, width, height and people (annotations without ids), or file and why it cannot be read.
 Entry = dict[str, Any]
 
@@ -69,7 +75,13 @@ def annotate(
     given = Path(source).expanduser()
     root, files = pictures(given, drawn)
     who: Any = OmegaConf.to_container(estimator, resolve=True)
-    settings = {"source": str(given.resolve()), **identity({"estimator": who}), "least_score": least_score, "batch": batch, "format": FORMAT}
+    settings = {
+        "source": str(given.resolve()),
+        **identity({"estimator": who}),
+        "least_score": least_score,
+        "batch": batch,
+        "format": FORMAT,
+    }
     folder = out.with_name(f"{out.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
@@ -77,7 +89,9 @@ def annotate(
         parts = [Part.of(folder, root, [files[i] for i in rows]) for rows in fixed_batches(len(files), batch)]
         todo = [part for part in parts if not part.finished(drawn)]
         look = Look(estimator, accelerator, least_score)
-        with Progress(folder, "annotate", len(files), len(files) - sum(map(len, todo)), mode=progress if todo else "none") as bar:
+        with Progress(
+            folder, "annotate", len(files), len(files) - sum(map(len, todo)), mode=progress if todo else "none"
+        ) as bar:
             for part in todo:
                 part.work(look, drawn)
                 bar.update(len(part))
@@ -94,11 +108,19 @@ def pictures(source: Path, overlays: Path | None) -> tuple[Path, list[Path]]:
     """
     if source.is_file():
         return source.parent, [source]
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
+    files = sorted(
+        file
+        for file in source.rglob("*")
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
     if not files:
-        raise UserError(f"source={source} holds no pictures; expected a file, or a folder with some of {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"source={source} holds no pictures; expected a file, or a folder with some of {', '.join(SUFFIXES)}"
+        )
     if overlays and overlays.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"overlays={overlays} lies inside source={source}, so its pictures would be annotated next time; choose a folder beside it")
+        raise UserError(
+            f"overlays={overlays} lies inside source={source}, so its pictures would be annotated next time; choose a folder beside it"
+        )
     return source, files
 
 
@@ -110,12 +132,16 @@ def claim(target: Path, folder: Path, settings: Mapping[str, Any]) -> None:
     """
     about, plain = folder / "settings.json", json.loads(json.dumps(settings))
     if target.exists() and not about.is_file():
-        raise UserError(f"target={target} exists, and posegen annotate did not write it; name another file, or delete it")
+        raise UserError(
+            f"target={target} exists, and posegen annotate did not write it; name another file, or delete it"
+        )
     if not target.exists() and not any(folder.glob(PARTS)):
         write_json(about, plain)
     elif rows := differences(read_json(about), plain):
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
-        raise UserError(f"target={target} belongs to other settings:\n{listed}\nKeep both with another target=, or delete {target} and {folder} to replace it.")
+        raise UserError(
+            f"target={target} belongs to other settings:\n{listed}\nKeep both with another target=, or delete {target} and {folder} to replace it."
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +160,9 @@ class Part:
 
     @classmethod
     def of(cls, folder: Path, root: Path, files: Sequence[Path]) -> Part:
-        facts = [(file.relative_to(root).as_posix(), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        facts = [
+            (file.relative_to(root).as_posix(), (status := file.stat()).st_size, status.st_mtime_ns) for file in files
+        ]
         return cls(root, files, folder / f"{digest(facts)}.part.json")
 
     def __len__(self) -> int:
@@ -148,7 +176,9 @@ class Part:
         """Whether everything is found, and drawn where that is wanted."""
         if not self.place.is_file():
             return False
-        return overlays is None or all("reason" in entry or overlay_file(overlays, entry).is_file() for entry in self.entries)
+        return overlays is None or all(
+            "reason" in entry or overlay_file(overlays, entry).is_file() for entry in self.entries
+        )
 
     def work(self, look: Look, overlays: Path | None) -> None:
         """Finds the people, or reads who was found before, and draws them."""
@@ -157,7 +187,9 @@ class Part:
         for entry in entries:
             image = images[entry["file"]]
             if overlays is not None and isinstance(image, np.ndarray):
-                people = np.array([person["keypoints"] for person in entry["people"]], np.float64).reshape(-1, len(COCO_NAMES), 3)
+                people = np.array([person["keypoints"] for person in entry["people"]], np.float64).reshape(
+                    -1, len(COCO_NAMES), 3
+                )
                 write_png(overlay_file(overlays, entry), overlay(image, people))
         write_text(self.place, json.dumps(entries) + "\n")
 
@@ -202,14 +234,21 @@ class Look:
 
     def entries(self, images: Mapping[str, np.ndarray | str]) -> list[Entry]:
         """What is to be kept of pictures, in their order."""
-        made: dict[str, Entry] = {name: {"file": name, "reason": image} for name, image in images.items() if isinstance(image, str)}
+        made: dict[str, Entry] = {
+            name: {"file": name, "reason": image} for name, image in images.items() if isinstance(image, str)
+        }
         sizes: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
         for name, image in images.items():
             if isinstance(image, np.ndarray):
                 sizes.setdefault(image.shape, {})[name] = image
         for (height, width, _), alike in sizes.items():
             for name, poses in zip(alike, self.found(list(alike.values())), strict=True):
-                made[name] = {"file": name, "width": width, "height": height, "people": people(poses, self.least_score)}
+                made[name] = {
+                    "file": name,
+                    "width": width,
+                    "height": height,
+                    "people": people(poses, self.least_score),
+                }
         return [made[name] for name in images]
 
     def found(self, images: Sequence[np.ndarray]) -> list[Poses]:
@@ -264,18 +303,30 @@ def report(target: Path, root: Path, entries: Sequence[Entry], settings: Mapping
         print(f"{root / entry['file']} {entry['reason']}; it is left out", file=sys.stderr)
     count = sum(len(entry.get("people", ())) for entry in entries)
     left = f", {len(unreadable)} pictures unreadable" if unreadable else ""
-    print(f"{target}: {count} people in {len(entries) - len(unreadable)} pictures{left}{'; nothing has changed' if same else ''}")
+    print(
+        f"{target}: {count} people in {len(entries) - len(unreadable)} pictures{left}{'; nothing has changed' if same else ''}"
+    )
 
 
 def coco(entries: Iterable[Entry], settings: Mapping[str, Any]) -> str:
     """The text of a file in COCO's keypoint format; ids start at 1, because tools take an id of 0 for none."""
     entries = list(entries)
     readable = [entry for entry in entries if "reason" not in entry]
-    images = [{"id": i, "file_name": e["file"], "width": e["width"], "height": e["height"]} for i, e in enumerate(readable, 1)]
-    found = [{"image_id": i, "category_id": 1, "iscrowd": 0, **person} for i, entry in enumerate(readable, 1) for person in entry["people"]]
+    images = [
+        {"id": i, "file_name": e["file"], "width": e["width"], "height": e["height"]} for i, e in enumerate(readable, 1)
+    ]
+    found = [
+        {"image_id": i, "category_id": 1, "iscrowd": 0, **person}
+        for i, entry in enumerate(readable, 1)
+        for person in entry["people"]
+    ]
     unreadable = [{"file_name": entry["file"], "reason": entry["reason"]} for entry in entries if "reason" in entry]
     what = "people found by posegen annotate; areas are those of the boxes around labelled joints"
-    info = {"description": what, **{key: value for key, value in settings.items() if key != "source"}, "unreadable": unreadable}
+    info = {
+        "description": what,
+        **{key: value for key, value in settings.items() if key != "source"},
+        "unreadable": unreadable,
+    }
     annotations = [{"id": i, **annotation} for i, annotation in enumerate(found, 1)]
     content = {"info": info, "images": images, "annotations": annotations, "categories": [CATEGORY]}
     return json.dumps(content, allow_nan=False) + "\n"

@@ -59,7 +59,11 @@ def conclude(folder: Path, config: DictConfig | None = None) -> int:
     print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
     for cell in unfinished:
-        print(f"{cell['state']}: {cell['folder']}" + (f": {cell['reason']}" if cell.get("reason") else "") + "; the same command again continues it")
+        print(
+            f"{cell['state']}: {cell['folder']}"
+            + (f": {cell['reason']}" if cell.get("reason") else "")
+            + "; the same command again continues it"
+        )
     return 1 if unfinished else 0
 
 
@@ -95,7 +99,15 @@ class Plan(Callback):
                 if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
                     cells.append(cell)
         folder = Path(config.paths.output) / config.study
-        planned = [{"folder": os.path.relpath(c.folder, folder), "method": c.config["method"], "seed": c.config["seed"], "hash": c.hash} for c in cells]
+        planned = [
+            {
+                "folder": os.path.relpath(c.folder, folder),
+                "method": c.config["method"],
+                "seed": c.config["seed"],
+                "hash": c.hash,
+            }
+            for c in cells
+        ]
         about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
         parts = Parts(OmegaConf.create(cells[0].config))
         parts.protocol.check()
@@ -175,7 +187,9 @@ def contribute(cfg: DictConfig, cell: Cell) -> None:
             if cfg.checkpoint is None:
                 with locked(folder / ".training"):
                     fit(parts, folder)
-            load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint or folder / "method"))  # what was exported, so that a resumed cell samples alike
+            load_into(
+                parts.adapter, parts.backbone, Path(cfg.checkpoint or folder / "method")
+            )  # what was exported, so that a resumed cell samples alike
         generate(parts, parts.adapter, folder)
         note_row(parts.adapter, folder)
         judge(parts, folder)
@@ -246,5 +260,7 @@ def planned(folder: Path) -> dict[str, Any]:
     """
     path = folder / "cells.json"
     if not path.is_file():
-        raise UserError(f"{folder} holds no benchmark (cells.json is missing); run posegen benchmark first or name another folder")
+        raise UserError(
+            f"{folder} holds no benchmark (cells.json is missing); run posegen benchmark first or name another folder"
+        )
     return read_json(path)

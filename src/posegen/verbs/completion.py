@@ -90,8 +90,16 @@ def keys(cfg: Any, name: str) -> list[str]:
     node = OmegaConf.select(cfg, place, throw_on_resolution_failure=False) if place else cfg
     if not isinstance(node, DictConfig):
         return []
-    found = [(str(key), node._get_node(key)) for key in node if not str(key).startswith("_") and (key != "hydra" or name.startswith("hydra"))]
-    return [f"{place}.{key}{end}".lstrip(".") for key, child in found for end in ("." if isinstance(child, DictConfig) else "=",)]
+    found = [
+        (str(key), node._get_node(key))
+        for key in node
+        if not str(key).startswith("_") and (key != "hydra" or name.startswith("hydra"))
+    ]
+    return [
+        f"{place}.{key}{end}".lstrip(".")
+        for key, child in found
+        for end in ("." if isinstance(child, DictConfig) else "=",)
+    ]
 
 
 def values(cfg: Any, name: str) -> list[str]:
@@ -117,7 +125,9 @@ def _composed(verb: str, before: Sequence[str]) -> Any:
 
 def _extra(before: Sequence[str]) -> list[str]:
     folders = [after for flag, after in pairwise(before) if flag in ("--config-dir", "-cd")]
-    return folders + [entry for word in before if word.startswith("hydra.searchpath=") for entry in listing.searchpath(word)]
+    return folders + [
+        entry for word in before if word.startswith("hydra.searchpath=") for entry in listing.searchpath(word)
+    ]
 
 
 def matching(word: str, names: Iterable[str]) -> list[str]:

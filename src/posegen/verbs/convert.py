@@ -22,7 +22,14 @@ SHOWN = 5  # keys of a kind in a message
 UNET = "backbone.unet."  # what the converted keys of a U-Net begin with
 
 
-def convert(adapter: DictConfig, backbone: DictConfig, source: str | None, target: str, sampler: DictConfig | None = None, **_: Any) -> None:
+def convert(
+    adapter: DictConfig,
+    backbone: DictConfig,
+    source: str | None,
+    target: str,
+    sampler: DictConfig | None = None,
+    **_: Any,
+) -> None:
     """Reads official weights, prints what became of their keys, and writes a method folder.
 
     A file of a whole model gives the U-Net too where that differs from the backbone's; the folder still belongs to the backbone, whose text tower,
@@ -46,7 +53,9 @@ def convert(adapter: DictConfig, backbone: DictConfig, source: str | None, targe
     if source is None:
         method, body = attached(adapter, backbone)
         save_method(folder, method, body, initialised=True, **facts)
-        print(f"{type(method).__name__} starts from the weights of backbone {body.weights.id}; what those do not give is random, from seed 0")
+        print(
+            f"{type(method).__name__} starts from the weights of backbone {body.weights.id}; what those do not give is random, from seed 0"
+        )
     else:
         file = Path(source).expanduser()
         official, sha256 = read_official(file)
@@ -56,7 +65,14 @@ def convert(adapter: DictConfig, backbone: DictConfig, source: str | None, targe
         if account.wrong:
             raise UserError(complaint(file, method, body, official, account))
         load(method, body, placed)
-        save_method(folder, method, body, own_unet=account.different > 0, converted={"file": file.name, "sha256": sha256}, **facts)
+        save_method(
+            folder,
+            method,
+            body,
+            own_unet=account.different > 0,
+            converted={"file": file.name, "sha256": sha256},
+            **facts,
+        )
     print(f"wrote {folder}; use it with checkpoint={folder} on backbone {body.weights.id}")
 
 
@@ -101,8 +117,12 @@ def attached(adapter: DictConfig, backbone: DictConfig, faithful: bool = False) 
     plain = {name: OmegaConf.to_container(node, resolve=True) for name, node in nodes.items()}
     parts = Parts(OmegaConf.create({**plain, "method": adapter.get("_target_"), "seed": 0}))
     if not parts.bare_adapter.trainable:
-        raise UserError(f"adapter {adapter.get('_target_')} has no weights; choose the method that the file belongs to with adapter=")
-    parts.bare_adapter.faithful = faithful or parts.bare_adapter.faithful  # before it is built: quirks may shape modules
+        raise UserError(
+            f"adapter {adapter.get('_target_')} has no weights; choose the method that the file belongs to with adapter="
+        )
+    parts.bare_adapter.faithful = (
+        faithful or parts.bare_adapter.faithful
+    )  # before it is built: quirks may shape modules
     return parts.adapter, parts.backbone
 
 
@@ -110,12 +130,16 @@ def complaint(file: Path, method: Adapter, backbone: Backbone, official: Mapping
     """Why a file cannot be used, and what to do."""
     name = type(method).__name__
     if not account.taken and not account.misshaped:
-        begins = ", ".join(f"{begin} ({n})" for begin, n in Counter(key.partition(".")[0] for key in official).most_common(SHOWN))
+        begins = ", ".join(
+            f"{begin} ({n})" for begin, n in Counter(key.partition(".")[0] for key in official).most_common(SHOWN)
+        )
         return f"{file} holds no weights of {name}: its keys begin with {begins}. Nothing was written; choose the adapter= that the file belongs to"
     fix = "choose the adapter= and the backbone= (with its backbone.path=) that the file was trained with"
     if account.misshaped:
         fix = "the file is of another size: choose the backbone= (with its backbone.path=) that it was trained on, or the adapter's settings"
-    return f"{file} does not fit {name} on backbone {backbone.weights.id}: {account.summary()}. Nothing was written; {fix}"
+    return (
+        f"{file} does not fit {name} on backbone {backbone.weights.id}: {account.summary()}. Nothing was written; {fix}"
+    )
 
 
 @dataclass(frozen=True)
@@ -147,25 +171,40 @@ class Account:
         return {kind: keys for kind, keys in kinds.items() if keys}
 
     def summary(self) -> str:
-        return "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}" for kind, keys in self.wrong.items())
+        return "; ".join(
+            f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
+            for kind, keys in self.wrong.items()
+        )
 
     def listed(self) -> str:
         """One line per kind and place."""
         whys: dict[str, list[str]] = {}
         for begin, why in self.ignored:
             whys.setdefault(why, []).append(begin)
-        left = {f"{begins[0]}{', ...' * (len(begins) > 1)}: {why}": sum(self.ignored[begin, why] for begin in begins) for why, begins in whys.items()}
+        left = {
+            f"{begins[0]}{', ...' * (len(begins) > 1)}: {why}": sum(self.ignored[begin, why] for begin in begins)
+            for why, begins in whys.items()
+        }
         rows = [("taken", n, f"into {place}") for place, n in self.taken.items()] or [("taken", 0, "")]
         if self.different:
-            rows[-1] = (*rows[-1][:2], f"{rows[-1][2]}: the file's own U-Net, {self.different} of its tensors differ from the backbone's")
+            rows[-1] = (
+                *rows[-1][:2],
+                f"{rows[-1][2]}: the file's own U-Net, {self.different} of its tensors differ from the backbone's",
+            )
         elif self.same:
             rows.append(("identical", self.same, "to the backbone's U-Net, which is used"))
         rows += [("ignored by rule", n, what) for what, n in left.items()] or [("ignored by rule", 0, "")]
-        rows += [("missing", len(self.missing), ""), ("unexpected", len(self.unexpected), ""), ("mis-shaped", len(self.misshaped), "")]
+        rows += [
+            ("missing", len(self.missing), ""),
+            ("unexpected", len(self.unexpected), ""),
+            ("mis-shaped", len(self.misshaped), ""),
+        ]
         return "\n".join(f"  {kind:15} {n:5}  {what}".rstrip() for kind, n, what in rows)
 
 
-def accounted(method: Adapter, backbone: Backbone, official: Mapping[str, Tensor], whole: bool = False) -> tuple[dict[str, Tensor], Account]:
+def accounted(
+    method: Adapter, backbone: Backbone, official: Mapping[str, Tensor], whole: bool = False
+) -> tuple[dict[str, Tensor], Account]:
     """The converted tensors of ``official``, and what became of every key.
 
     Args:
@@ -189,7 +228,10 @@ def accounted(method: Adapter, backbone: Backbone, official: Mapping[str, Tensor
     fitting = own.keys() & placed.keys()
     misshaped = {key for key in fitting if own[key].shape != placed[key].shape}
     different = {key for key in unet.keys() & fitting - misshaped if not same(own[key], placed[key])}
-    places = {f"adapter.{prefix}": f"{name}/" for name, (prefix, _) in plain_modules(method).items()} | {UNET: "backbone/unet/", "": ADAPTER}
+    places = {f"adapter.{prefix}": f"{name}/" for name, (prefix, _) in plain_modules(method).items()} | {
+        UNET: "backbone/unet/",
+        "": ADAPTER,
+    }
     account = Account(
         taken=Counter(
             next(place for begin, place in places.items() if key.startswith(begin))
@@ -199,8 +241,13 @@ def accounted(method: Adapter, backbone: Backbone, official: Mapping[str, Tensor
         different=len(different),
         ignored=ignored((key for key in official if key not in beside), method.beside),
         missing=tuple(sorted(own.keys() - placed.keys())),
-        unexpected=(*dict.fromkeys(key for key in (*unknown, *beside) if beside.get(key) is None), *sorted(placed.keys() - own.keys())),
-        misshaped=tuple(f"{key} {list(placed[key].shape)} instead of {list(own[key].shape)}" for key in sorted(misshaped)),
+        unexpected=(
+            *dict.fromkeys(key for key in (*unknown, *beside) if beside.get(key) is None),
+            *sorted(placed.keys() - own.keys()),
+        ),
+        misshaped=tuple(
+            f"{key} {list(placed[key].shape)} instead of {list(own[key].shape)}" for key in sorted(misshaped)
+        ),
     )
     return {key: value for key, value in placed.items() if different or key not in unet}, account
 
@@ -210,7 +257,10 @@ def same(a: Tensor, b: Tensor) -> bool:
     import torch
 
     a, b = a.detach().cpu().float(), b.detach().cpu().float()
-    return torch.equal(a, b) or any(torch.equal(a.to(kind).float(), b) or torch.equal(a, b.to(kind).float()) for kind in (torch.half, torch.bfloat16))
+    return torch.equal(a, b) or any(
+        torch.equal(a.to(kind).float(), b) or torch.equal(a, b.to(kind).float())
+        for kind in (torch.half, torch.bfloat16)
+    )
 
 
 def expected(method: Adapter, backbone: Backbone) -> dict[str, Tensor]:
@@ -218,12 +268,16 @@ def expected(method: Adapter, backbone: Backbone) -> dict[str, Tensor]:
     from posegen.runner.method_folder import trains
 
     own = {f"adapter.{key}": value for key, value in method.state_dict().items()}
-    return own | ({f"{UNET}{key}": value for key, value in backbone.unet.state_dict().items()} if trains(backbone.unet) else {})
+    return own | (
+        {f"{UNET}{key}": value for key, value in backbone.unet.state_dict().items()} if trains(backbone.unet) else {}
+    )
 
 
 def ignored(keys: Iterable[str], rules: Mapping[str, str]) -> Counter[tuple[str, str]]:
     """How many of ``keys`` fall under each rule, a beginning of keys."""
-    falling = [(begin, why) for key in keys for begin, why in rules.items() if key == begin or key.startswith(f"{begin}.")]
+    falling = [
+        (begin, why) for key in keys for begin, why in rules.items() if key == begin or key.startswith(f"{begin}.")
+    ]
     return Counter(falling)
 
 

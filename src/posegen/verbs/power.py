@@ -32,7 +32,9 @@ def main(argv: Sequence[str]) -> int:
         else:
             folders.append(Path(word))
     if len(folders) != 2:
-        raise UserError(f"{len(folders)} folders are named; expected two, of the methods to compare: posegen power A B column=PCK@0.1 (see --help)")
+        raise UserError(
+            f"{len(folders)} folders are named; expected two, of the methods to compare: posegen power A B column=PCK@0.1 (see --help)"
+        )
     ours, theirs = paired(*map(seeds_of, folders))
     protocol = instantiate(OmegaConf.create(config_of(ours[0])["protocol"]), _convert_="all")
     column = options["column"]
@@ -40,9 +42,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(str(misspelt("column", "no such column in the protocol", column, protocol.columns)))
     records = [[protocol.read(cell) for cell in cells] for cells in (ours, theirs)]
     if any(own["id"] != records[0][0]["id"] for side in records for own in side):
-        raise UserError(f"{folders[0]} and {folders[1]} were judged on different images; judge both on the same data.test")
+        raise UserError(
+            f"{folders[0]} and {folders[1]} were judged on different images; judge both on the same data.test"
+        )
     variance = protocol.variance(*records, column, protocol.read(ours[0] / "reference"))
-    print(report(variance, len(records[0][0]["id"]), len(ours), column, {key: numbers(key, value) for key, value in options.items() if key != "column"}))
+    print(
+        report(
+            variance,
+            len(records[0][0]["id"]),
+            len(ours),
+            column,
+            {key: numbers(key, value) for key, value in options.items() if key != "column"},
+        )
+    )
     return 0
 
 
@@ -64,16 +76,34 @@ def report(variance: Any, images: int, observed: int, column: str, options: dict
         f"{column}: the methods differ by {variance.difference:.3g} on {images} images and {observed} seed{'s' if observed > 1 else ''}; its standard error is "
         f"{error:.2g}.",
         f"Smallest true difference that is found with probability {power:g} (two-sided, p < {alpha:g}):",
-        aligned([["images", *heads(seeds, known)], *([str(n), *(f"{variance.detectable(n, s, power, alpha):.3g}" for s in seeds)] for n in counts)]),
+        aligned(
+            [
+                ["images", *heads(seeds, known)],
+                *([str(n), *(f"{variance.detectable(n, s, power, alpha):.3g}" for s in seeds)] for n in counts),
+            ]
+        ),
     ]
     differences = options["difference"] or ([abs(variance.difference)] if variance.difference else [])
     needed = [[f"{d:.3g}", *(amount(variance.images_needed(d, s, power, alpha)) for s in seeds)] for d in differences]
-    lines += ["Images needed to find a difference:", aligned([["difference", *heads(seeds, known)], *needed])] if needed else []
+    lines += (
+        ["Images needed to find a difference:", aligned([["difference", *heads(seeds, known)], *needed])]
+        if needed
+        else []
+    )
     if known:
-        lines.append(f"Variance by seed was estimated from {observed} seeds{', which are few' if observed < 5 else ''}. '-': the seeds alone vary too much.")
+        lines.append(
+            f"Variance by seed was estimated from {observed} seeds{', which are few' if observed < 5 else ''}. '-': the seeds alone vary too much."
+        )
     else:
-        lines.append("Only one seed: how much trainings differ is unknown, and the numbers hold for these two trainings alone. Train more seeds of both.")
-    return "\n".join([*lines, "Normal approximation; statistics of whole sets (AP, distances between sets) follow it for large numbers of images."])
+        lines.append(
+            "Only one seed: how much trainings differ is unknown, and the numbers hold for these two trainings alone. Train more seeds of both."
+        )
+    return "\n".join(
+        [
+            *lines,
+            "Normal approximation; statistics of whole sets (AP, distances between sets) follow it for large numbers of images.",
+        ]
+    )
 
 
 def heads(seeds: Sequence[int], known: bool) -> list[str]:
@@ -86,7 +116,9 @@ def amount(images: float) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(
+        "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows
+    )
 
 
 def numbers(key: str, text: str) -> list[float]:
@@ -98,7 +130,9 @@ def numbers(key: str, text: str) -> list[float]:
     most = 1.0 if key in ("power", "alpha") else math.inf
     least = 0.0 if key in ("power", "alpha", "difference") else 1.0
     if any(not least <= n < most or n == 0 for n in found) or (key in ("power", "alpha", "seeds") and not found):
-        raise UserError(f"{key}={text}: expected {'a probability between 0 and 1' if most == 1 else 'positive numbers, separated by commas'}")
+        raise UserError(
+            f"{key}={text}: expected {'a probability between 0 and 1' if most == 1 else 'positive numbers, separated by commas'}"
+        )
     return found
 
 
@@ -125,11 +159,15 @@ def paired(ours: dict[str, Path], theirs: dict[str, Path]) -> tuple[list[Path], 
     """
     common = sorted(ours.keys() & theirs.keys())
     if not common:
-        raise UserError(f"the methods have no seed in common: {', '.join(ours)} and {', '.join(theirs)}; run the missing ones")
+        raise UserError(
+            f"the methods have no seed in common: {', '.join(ours)} and {', '.join(theirs)}; run the missing ones"
+        )
     for seed in common:
         a, b = (identity_of(side[seed]) for side in (ours, theirs))
         if other := [key for key in SHARED if a.get(key) != b.get(key)]:
-            raise UserError(f"{ours[seed]} and {theirs[seed]} differ in {', '.join(other)}, so their images are not paired; judge both in the same way")
+            raise UserError(
+                f"{ours[seed]} and {theirs[seed]} differ in {', '.join(other)}, so their images are not paired; judge both in the same way"
+            )
     return [ours[seed] for seed in common], [theirs[seed] for seed in common]
 
 

@@ -60,7 +60,13 @@ class Chapter:
             found = data.condition
         except (OSError, ValueError):  # there is not even a list
             return cls(split, {}, failure, (), 0)
-        return cls(split, found.facts, [*failure, *found.warnings], [(d.file, d.problem, d.fatal) for d in found.defects], usable)
+        return cls(
+            split,
+            found.facts,
+            [*failure, *found.warnings],
+            [(d.file, d.problem, d.fatal) for d in found.defects],
+            usable,
+        )
 
     @property
     def left_out(self) -> int:
@@ -70,7 +76,9 @@ class Chapter:
     def summary(self) -> str:
         people = f", {self.facts['people']:,} people" if "people" in self.facts else ""
         things = "pairs" if "pairs" in self.facts else "pictures"
-        return f"{self.usable:,} {things}{people}; {self.left_out} left out, {len(self.defects) - self.left_out} remarks"
+        return (
+            f"{self.usable:,} {things}{people}; {self.left_out} left out, {len(self.defects) - self.left_out} remarks"
+        )
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -111,7 +119,9 @@ def export(parts: Parts, folder: Path) -> None:
     """
     write = getattr(parts.data("train"), "export", None)
     if write is None:
-        raise UserError(f"joint_vectors={folder}: data={parts.cfg.dataset} has no single people to write; choose data=coco_single")
+        raise UserError(
+            f"joint_vectors={folder}: data={parts.cfg.dataset} has no single people to write; choose data=coco_single"
+        )
     print(f"{folder}: {write(folder):,} people")
 
 
@@ -122,7 +132,9 @@ def encode(parts: Parts, chapters: Sequence[Chapter]) -> None:
     if not fields:
         return
     if not any(chapter.split == "train" and chapter.usable for chapter in chapters):
-        raise UserError(f"{fields[0]}=true encodes the split train, which is not there; leave it out, or add train to splits")
+        raise UserError(
+            f"{fields[0]}=true encodes the split train, which is not there; leave it out, or add train to splits"
+        )
     if cfg.latents and parts.data("train").varies:
         print("no latents: the training images look different on every visit, see data.transform")
 
@@ -141,9 +153,19 @@ def page(dataset: str, chapters: Sequence[Chapter]) -> str:
     """The report as markdown."""
     lines = [f"# {dataset}", "", "| split | pictures | people | left out | remarks |", "|---|---|---|---|---|"]
     for c in chapters:
-        lines.append(f"| {c.split} | {c.usable} | {c.facts.get('people', '')} | {c.left_out} | {len(c.defects) - c.left_out} |")
+        lines.append(
+            f"| {c.split} | {c.usable} | {c.facts.get('people', '')} | {c.left_out} | {len(c.defects) - c.left_out} |"
+        )
     for c in chapters:
-        lines += ["", f"## {c.split}", "", *(f"**{warning}**\n" for warning in c.warnings), *_facts(c.facts), *_kinds(c), *_named(c)]
+        lines += [
+            "",
+            f"## {c.split}",
+            "",
+            *(f"**{warning}**\n" for warning in c.warnings),
+            *_facts(c.facts),
+            *_kinds(c),
+            *_named(c),
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -157,7 +179,9 @@ def _kinds(chapter: Chapter) -> Iterator[str]:
     """How often each problem occurs, whatever its numbers."""
     if chapter.defects:
         yield from ("", "| problem | files | |", "|---|---|---|")
-    kinds = Counter(("".join("#" if c.isdigit() else c for c in problem), fatal) for _, problem, fatal in chapter.defects)
+    kinds = Counter(
+        ("".join("#" if c.isdigit() else c for c in problem), fatal) for _, problem, fatal in chapter.defects
+    )
     for (kind, fatal), count in kinds.most_common(50):
         yield f"| {_cell(kind)} | {count} | {'left out' if fatal else 'kept'} |"
 

@@ -35,12 +35,25 @@ def profile(cfg: DictConfig) -> None:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     if cfg.what not in SUBJECTS:
         raise UserError(f"what={cfg.what}: expected one of {', '.join(SUBJECTS)}")
-    rows, notes = judged(config) if cfg.what == "metrics" else (compared if cfg.compare else measured)(config, phases_of(cfg))
+    rows, notes = (
+        judged(config) if cfg.what == "metrics" else (compared if cfg.compare else measured)(config, phases_of(cfg))
+    )
     print("\n".join([*aligned([{k: v for k, v in row.items() if not k.endswith(SHARE)} for row in rows]), "", *notes]))
-    settings = {key: value for key, value in config.items() if key not in ("hydra", "paths", "logger", "estimator", "protocol", "data")}
+    settings = {
+        key: value
+        for key, value in config.items()
+        if key not in ("hydra", "paths", "logger", "estimator", "protocol", "data")
+    }
     folder = Path(cfg.paths.output) / cfg.study
-    out = str(folder / "metrics") if cfg.what == "metrics" else f"{cfg.out}{''.join(f'-{way}' for way in ways(config))}{'-compared' * cfg.compare}"
-    write_json(Path(f"{out}.json"), {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()})
+    out = (
+        str(folder / "metrics")
+        if cfg.what == "metrics"
+        else f"{cfg.out}{''.join(f'-{way}' for way in ways(config))}{'-compared' * cfg.compare}"
+    )
+    write_json(
+        Path(f"{out}.json"),
+        {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()},
+    )
     write_text(Path(f"{out}.csv"), csv_text(rows))
     print(f"\n{out}.json (also .csv)")
     if cfg.what == "method" and not cfg.compare:
@@ -72,7 +85,9 @@ def collected(folder: Path) -> list[Row]:
             "batch": settings["batch"],
             "device": found["device"],
         }
-        rows += [{**facts, **{column: row[column] for column in (*COLUMNS, *row) if column in row}} for row in found["rows"]]
+        rows += [
+            {**facts, **{column: row[column] for column in (*COLUMNS, *row) if column in row}} for row in found["rows"]
+        ]
     return rows
 
 
@@ -91,9 +106,13 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
         raise UserError(f"{wrong[0]}={cfg[wrong[0]]}: expected at least {least[wrong[0]]}")
     if not method.ranked:
         raise UserError(f"adapter {cfg.method} is a reference row and computes nothing; choose a method with adapter=")
-    possible = [phase for phase in wanted if (phase != "train" or method.trainable) and (phase != "forward" or not cfg.compare)]
+    possible = [
+        phase for phase in wanted if (phase != "train" or method.trainable) and (phase != "forward" or not cfg.compare)
+    ]
     if not possible:
-        raise UserError(f"phases={wanted}: nothing of that {'can be compared' if cfg.compare else f'is done by adapter {cfg.method}'}; add sample")
+        raise UserError(
+            f"phases={wanted}: nothing of that {'can be compared' if cfg.compare else f'is done by adapter {cfg.method}'}; add sample"
+        )
     return possible  # type: ignore[return-value]
 
 
@@ -112,9 +131,16 @@ def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[R
         flops, rate = found["flops"] or 0, found["matrix_rate"]
         speeds = (flops / 1e9 or None, flops / seconds / 1e12 or None, 100 * flops / seconds / rate or None)
         figures = (WHAT[phase], 1000 * seconds, images / (seconds * passes), found["memory_mb"], *speeds)
-        rows.append({**dict(zip(COLUMNS, figures, strict=True)), **{kind + SHARE: 100 * share for kind, share in found["shares"].items()}})
+        rows.append(
+            {
+                **dict(zip(COLUMNS, figures, strict=True)),
+                **{kind + SHARE: 100 * share for kind, share in found["shares"].items()},
+            }
+        )
         notes.append(f"time of a {WHAT[phase]}: {said(found['shares'])}")
-    notes.append(f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {config['trainer']['precision']}")
+    notes.append(
+        f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {config['trainer']['precision']}"
+    )
     loop = f"img/s of sampling are of {config['sampler']['steps']} steps, without encoding and decoding"
     return rows, [*notes, *counted(found), *([loop] if "sample" in phases else []), *conditions(config)]
 
@@ -124,10 +150,21 @@ def compared(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[R
     from posegen.verbs.profiling.measure import alone, compare_sides, measure_memory
 
     found = alone(compare_sides, config, list(phases))
-    rows = [faster(WHAT[phase] + ", ms", *(1000 * min(times) for times in facts["seconds"].values())) for phase, facts in found["phases"].items()]
+    rows = [
+        faster(WHAT[phase] + ", ms", *(1000 * min(times) for times in facts["seconds"].values()))
+        for phase, facts in found["phases"].items()
+    ]
     if "train" in phases:
         ours, plain = (alone(measure_memory, config, side) for side in (False, True))
-        rows.append({"what": "peak training memory, MiB", "posegen": ours, "plain": plain, "ratio": ours / plain, "ratio of": "posegen to plain"})
+        rows.append(
+            {
+                "what": "peak training memory, MiB",
+                "posegen": ours,
+                "plain": plain,
+                "ratio": ours / plain,
+                "ratio of": "posegen to plain",
+            }
+        )
     notes = [line for side, did in found["notes"].items() for line in (f"{side}:", *(f"  {what}" for what in did))]
     if (difference := found["phases"].get("sample", {}).get("difference")) is not None:
         notes.append(f"largest difference of the two sides' latents: {difference:.1e}")
@@ -162,21 +199,38 @@ def conditions(config: Mapping[str, Any]) -> list[str]:
     """Under what the numbers hold."""
     t = config["trainer"]
     flags = [name for name in ("channels_last", "compile") if t[name]] + [f"checkpointing {t['checkpointing']}"]
-    facts = [f"{config['size']} px", f"batch {config['batch']}", t["precision"], f"{t['threads']} CPU thread(s)", *flags]
-    return [f"adapter {config['method']} on backbone {config['backbone_name']}: {', '.join(facts)}; the best of {config['repeats']}"]
+    facts = [
+        f"{config['size']} px",
+        f"batch {config['batch']}",
+        t["precision"],
+        f"{t['threads']} CPU thread(s)",
+        *flags,
+    ]
+    return [
+        f"adapter {config['method']} on backbone {config['backbone_name']}: {', '.join(facts)}; the best of {config['repeats']}"
+    ]
 
 
 def aligned(rows: Sequence[Row]) -> list[str]:
     """Rows as text columns."""
     grid = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in grid]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in grid
+    ]
 
 
 def shown(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or "-"
-    return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 3}f}"
+    return (
+        f"{value:.1e}"
+        if 0 < abs(value) < 5e-4
+        else f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 3}f}"
+    )
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -43,10 +43,14 @@ def read(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
         UserError: an option is unknown or wrong, or there is no benchmark.
     """
     if flags := [word for word in argv if word.startswith("-")]:
-        raise UserError(f"{flags[0]}: posegen report takes options as key=value: {', '.join(f'{key}=...' for key in KEYS)}")
+        raise UserError(
+            f"{flags[0]}: posegen report takes options as key=value: {', '.join(f'{key}=...' for key in KEYS)}"
+        )
     given = dict(word.split("=", 1) for word in argv if re.match(r"\w+=", word))
     if unknown := sorted(given.keys() - set(KEYS)):
-        raise UserError(f"{unknown[0]}={given[unknown[0]]}: posegen report has no such option; it has {', '.join(KEYS)}")
+        raise UserError(
+            f"{unknown[0]}={given[unknown[0]]}: posegen report has no such option; it has {', '.join(KEYS)}"
+        )
     poses, side = given.get("poses", str(POSES)), given.get("side", str(SIDE))
     if not poses.isdigit():
         raise UserError(f"poses={poses}: expected a number of lines of pictures, 0 or more")
@@ -54,8 +58,14 @@ def read(argv: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
         raise UserError(f"side={side}: expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more")
     wandb = given.get("wandb", "false")
     if not re.fullmatch(r"true|false|[\w.-]+/[\w.-]+", wandb):
-        raise UserError(f"wandb={wandb}: expected ENTITY/PROJECT, the account and project whose runs the report shows, or true: where the cells were logged")
-    folders = [Path(word) for word in argv if not re.match(r"\w+=", word)] or sorted(p.parent for p in Path("outputs/benchmark").glob("*/cells.json"))
+        raise UserError(
+            f"wandb={wandb}: expected ENTITY/PROJECT, the account and project whose runs the report shows, or true: where the cells were logged"
+        )
+    folders = [Path(word) for word in argv if not re.match(r"\w+=", word)] or sorted(
+        p.parent for p in Path("outputs/benchmark").glob("*/cells.json")
+    )
     if not folders:
-        raise UserError("outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen report FOLDER")
+        raise UserError(
+            "outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen report FOLDER"
+        )
     return folders, {"poses": int(poses), "side": int(side), "wandb": "" if wandb == "false" else wandb}

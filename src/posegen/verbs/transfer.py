@@ -40,7 +40,9 @@ SIDE = 192  # least height of a picture in the comparison
 def transfer(cfg: DictConfig) -> None:
     """Dresses the person in ``cfg.picture``, or people of the test split, and writes pictures, a comparison and records."""
     if "source" not in needs(cfg):
-        raise UserError(f"adapter={cfg.method} reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf")
+        raise UserError(
+            f"adapter={cfg.method} reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
+        )
     for name in ("dilate", "soft"):
         if not isinstance(cfg[name], int) or cfg[name] < 0:
             raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")
@@ -48,7 +50,10 @@ def transfer(cfg: DictConfig) -> None:
     if not cell.finished():
         print(f"{cell.folder}{UNFINISHED}")
         return
-    print(f"{cell.folder / 'samples'}\n{cell.folder / 'comparison.png'}\n{(cell.folder / 'summary.csv').read_text(encoding='utf-8')}", end="")
+    print(
+        f"{cell.folder / 'samples'}\n{cell.folder / 'comparison.png'}\n{(cell.folder / 'summary.csv').read_text(encoding='utf-8')}",
+        end="",
+    )
 
 
 # What is asked for.
@@ -63,10 +68,14 @@ def own(cfg: DictConfig) -> None:
     files = {name: cfg[name] for name in FILES}
     if all(value is None for value in files.values()):
         if cfg.poses is not None or cfg.prompt is not None:
-            raise UserError("poses and prompt belong to a picture, and there is none; set picture=FILE, or say prompts with data.prompt=TEXT")
+            raise UserError(
+                "poses and prompt belong to a picture, and there is none; set picture=FILE, or say prompts with data.prompt=TEXT"
+            )
         return
     if missing := [name for name, value in files.items() if value is None]:
-        raise UserError(f"{missing[0]} is not set; a person of your own needs picture=FILE (who), mask=FILE (where, white) and source=FILE (what to wear)")
+        raise UserError(
+            f"{missing[0]} is not set; a person of your own needs picture=FILE (who), mask=FILE (where, white) and source=FILE (what to wear)"
+        )
     try:
         image = own_picture(cfg.picture, "picture")
         own_mask(cfg.mask, image)
@@ -77,7 +86,15 @@ def own(cfg: DictConfig) -> None:
     people = people_of(cfg, parts, image, size)
     paths = {name: str(Path(cfg[name]).expanduser().resolve()) for name in ("picture", "mask")}
     prompt = "" if cfg.prompt is None else str(cfg.prompt)
-    node = {"_target_": OWN, **paths, "sources": shown, "people": people.tolist(), "size": list(size), "prompt": prompt, "images": int(cfg.images)}
+    node = {
+        "_target_": OWN,
+        **paths,
+        "sources": shown,
+        "people": people.tolist(),
+        "size": list(size),
+        "prompt": prompt,
+        "images": int(cfg.images),
+    }
     OmegaConf.set_struct(cfg, False)
     cfg.data = {"test": node}
     cfg.dataset = "own"
@@ -106,7 +123,9 @@ def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int,
     found = visible(parts.estimator.estimate(to_tensor(fitted(image, size))[None])[0].keypoints)
     found = found[(found[..., 2] > 0).any(-1)]
     if not len(found):
-        raise UserError(f"picture={cfg.picture}: the estimator finds nobody in it; set poses=FILE (COCO or OpenPose json), or another estimator=")
+        raise UserError(
+            f"picture={cfg.picture}: the estimator finds nobody in it; set poses=FILE (COCO or OpenPose json), or another estimator="
+        )
     return found
 
 
@@ -129,11 +148,20 @@ def dress(parts: Parts, folder: Path) -> None:
     parts.backbone.to(device)  # no sub-module of the adapter
     adapter.eval().to(device)
     total, left = sum(map(len, batches)), sum(map(len, missing))
-    with Progress(folder, parts.shard.named("transfer"), total, total - left, "img", parts.cfg.trainer.progress if left else "none") as progress:
+    with Progress(
+        folder,
+        parts.shard.named("transfer"),
+        total,
+        total - left,
+        "img",
+        parts.cfg.trainer.progress if left else "none",
+    ) as progress:
         for rows in missing:
             batch = batch_of(parts, adapter, rows, data=people, fields=frozenset({"images"}))
             masks = [people.mask_of(i) for i in rows]
-            kept = Kept.of(parts.backbone, batch, torch.stack([at(mask, batch.size) for mask in masks]), parts.cfg.dilate)
+            kept = Kept.of(
+                parts.backbone, batch, torch.stack([at(mask, batch.size) for mask in masks]), parts.cfg.dilate
+            )
             made = to_uint8(adapter.generate(batch, partial(parts.sampler, after=kept)))  # type: ignore[misc]
             for i, mask, each in zip(rows, masks, made, strict=True):
                 write_png(picture(out, i), pasted(people.picture_of(i), mask, each, parts.cfg.soft))
@@ -153,8 +181,14 @@ def conclude(parts: Parts, folder: Path) -> None:
     """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures as they lie on disk."""
     people = people_to_dress(parts)
     results = [read_png(picture(folder / "samples", i)) for i in range(len(people))]
-    rows = [transferred(people.picture_of(i), people.mask_of(i), result, people.garments_of(i)) for i, result in enumerate(results)]
-    named = [{"id": people[i].id, "source": "+".join(each.id for each in people.sources_of(i)), **row} for i, row in enumerate(rows)]
+    rows = [
+        transferred(people.picture_of(i), people.mask_of(i), result, people.garments_of(i))
+        for i, result in enumerate(results)
+    ]
+    named = [
+        {"id": people[i].id, "source": "+".join(each.id for each in people.sources_of(i)), **row}
+        for i, row in enumerate(rows)
+    ]
     write_text(folder / "records.csv", table(named))
     write_text(folder / "summary.csv", table(summarised(rows, parts.protocol.resamples, parts.protocol.level)))
     write_png(folder / "comparison.png", comparison(people, results[:SHOWN]))
@@ -165,7 +199,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+    writer.writerows(
+        {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    )
     return out.getvalue()
 
 
@@ -176,7 +212,9 @@ def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
     for i, result in enumerate(results):
         worn = [sample.image for sample in people.sources_of(i)]
         mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
-        first, *rest = [fitted(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)]  # type: ignore[arg-type]
+        first, *rest = [
+            fitted(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)
+        ]  # type: ignore[arg-type]
         pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
         lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))
     names = ["picture", "mask", "pose", *["source"] * len(people.sources_of(0)), "result"]

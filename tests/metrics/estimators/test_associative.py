@@ -21,7 +21,9 @@ def people(count: int, seed: int = 0) -> Tensor:
     return centres[:, None] + (torch.rand(count, 17, 2, generator=generator) - 0.5) * torch.tensor([12.0, 42.0])
 
 
-def maps(points: Tensor, heights: Tensor | float = 0.9, n: int = 2, size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor]:
+def maps(
+    points: Tensor, heights: Tensor | float = 0.9, n: int = 2, size: tuple[int, int] = SIZE
+) -> tuple[Tensor, Tensor]:
     """Heatmaps and tags of one image in which person i has the tags 3 i."""
     heat = gaussians(points, size, 2.0) * torch.as_tensor(heights).expand(points.shape[:2])[..., None, None]
     tags = 3.0 * heat.argmax(0)[..., None].expand(-1, -1, -1, n)
@@ -61,7 +63,9 @@ def test_a_missing_joint_is_where_its_heat_has_the_persons_tag() -> None:
     ((bare, unfilled),) = decode(heat, tags, Decoding(fill=False))
     left = by_tag(found)[0]
     assert np.abs(left[9, :2] - points[0, 9].numpy()).max() <= 0.75 and 0.02 < left[9, 2] <= 0.04
-    assert (left[9, :2] % 1).tolist() in [[a, b] for a in (0.25, 0.75) for b in (0.25, 0.75)], "a quarter of a cell beside a whole one"
+    assert (left[9, :2] % 1).tolist() in [[a, b] for a in (0.25, 0.75) for b in (0.25, 0.75)], (
+        "a quarter of a cell beside a whole one"
+    )
     assert np.array_equal(scores, unfilled), "a person's score is that of what was seen at first"
     assert (bare[..., 2] == 0).sum() == 1 and np.array_equal(np.delete(by_tag(bare)[0], 9, 0), np.delete(left, 9, 0))
 
@@ -145,8 +149,12 @@ def test_every_joint_has_its_turn() -> None:
 def test_assignment() -> None:
     one = np.zeros((1, 1), np.float32)
     peak = np.float32([[0.5], [0.4]])
-    assert assigned(np.float32([0.9, 0.8]), peak, one, 1.0) == [0, -1], "both distances round to 0, so the higher peak is chosen"
-    assert assigned(np.float32([0.9, 0.8]), np.float32([[0.6], [0.4]]), one, 1.0) == [-1, 0], "the distance counts before the height"
+    assert assigned(np.float32([0.9, 0.8]), peak, one, 1.0) == [0, -1], (
+        "both distances round to 0, so the higher peak is chosen"
+    )
+    assert assigned(np.float32([0.9, 0.8]), np.float32([[0.6], [0.4]]), one, 1.0) == [-1, 0], (
+        "the distance counts before the height"
+    )
     assert assigned(np.float32([0.9]), np.float32([[1.0]]), one, 1.0) == [-1], "as far as the threshold is too far"
     assert assigned(np.float32([0.9, 0.8]), np.float32([[2.0], [0.0]]), np.float32([[0.0], [2.1]]), 1.0) == [1, 0]
     assert assigned(np.float32([0.9]), np.float32([[5.0]]), np.zeros((0, 1), np.float32), 1.0) == [-1]
@@ -158,7 +166,9 @@ def test_a_new_peak_with_the_key_of_a_person_replaces_its_joint() -> None:
     tags[0] = [[1, 1], [1, 7]]
     candidates[1, 0], tags[1, 0] = [5, 5, 0.7], [1.2, 6.9]
     (person,) = group(candidates, tags, PUBLISHED)
-    assert person[0].tolist() == pytest.approx([8, 8, 0.8]) and person[1].tolist() == pytest.approx([5, 5, 0.7]), "and the person's tag with it"
+    assert person[0].tolist() == pytest.approx([8, 8, 0.8]) and person[1].tolist() == pytest.approx([5, 5, 0.7]), (
+        "and the person's tag with it"
+    )
 
 
 def test_at_most_so_many_candidates() -> None:

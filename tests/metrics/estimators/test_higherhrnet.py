@@ -44,7 +44,9 @@ def test_full_size_keys() -> None:
     facts, keys = full_size("higherhrnet_w48_keys.json")
     with torch.device("meta"):
         network = HigherHRNet()
-    assert {key: value.shape for key, value in network.state_dict().items()} == {key: value.shape for key, value in keys.items()}
+    assert {key: value.shape for key, value in network.state_dict().items()} == {
+        key: value.shape for key, value in keys.items()
+    }
     assert sum(p.numel() for p in network.parameters()) == facts["total_parameters"] == 63_827_139
 
 
@@ -71,7 +73,9 @@ def test_the_trunk_is_timms() -> None:
     ours = HRNet([Stage(1, (1,), (32,)), *(Stage(1, (2,) * n, widths[:n]) for n in (2, 3, 4))]).eval()
     weights = theirs.state_dict()
     assert ours.load_state_dict(weights, strict=False).missing_keys == []
-    assert {key.rsplit(".fuse_layers", 1)[0] for key in weights.keys() - ours.state_dict().keys()} == {"stage4.0"}  # towards the coarser branches
+    assert {key.rsplit(".fuse_layers", 1)[0] for key in weights.keys() - ours.state_dict().keys()} == {
+        "stage4.0"
+    }  # towards the coarser branches
     with torch.no_grad():
         x = images(1, 3, 64, 96)
         assert torch.allclose(ours(x), theirs(x)[0], atol=1e-5)
@@ -96,7 +100,9 @@ def test_the_flip_test_does_not_tell_left_from_right(network: HigherHRNet) -> No
     with torch.no_grad():
         (heatmaps, tags), (mirrored, mirrored_tags) = network.flip_tested(x), network.flip_tested(x.flip(-1))
     assert torch.allclose(mirrored.flip(-1)[:, swapped], heatmaps, atol=1e-5)
-    assert tags.shape == (1, 17, 16, 32, 2) and torch.allclose(mirrored_tags.flip(-2)[:, swapped].flip(-1), tags, atol=1e-5)
+    assert tags.shape == (1, 17, 16, 32, 2) and torch.allclose(
+        mirrored_tags.flip(-2)[:, swapped].flip(-1), tags, atol=1e-5
+    )
 
 
 def test_images_are_fitted_to_multiples_of_64() -> None:
@@ -154,10 +160,15 @@ def test_images_of_the_networks_size_are_not_touched() -> None:
 def test_options() -> None:
     people = people_on((32, 32))
     x = images(1, 3, 64, 64)
-    assert [len(Seeing(people, (0.5, 0.9), flip_test=False, score_threshold=t).estimate(x)[0]) for t in (0.0, 0.6, 0.95)] == [2, 1, 0]
+    assert [
+        len(Seeing(people, (0.5, 0.9), flip_test=False, score_threshold=t).estimate(x)[0]) for t in (0.0, 0.6, 0.95)
+    ] == [2, 1, 0]
     near = people.clone()
     near[1] = near[0] + 4
-    assert [len(Seeing(near, (0.5, 0.9), flip_test=False, nms_threshold=t).estimate(x)[0]) for t in (1.0, 0.1)] == [2, 1]
+    assert [len(Seeing(near, (0.5, 0.9), flip_test=False, nms_threshold=t).estimate(x)[0]) for t in (1.0, 0.1)] == [
+        2,
+        1,
+    ]
     swapped = Seeing(people, (0.5, 0.9), channel_order="bgr")
     assert torch.equal(swapped.normalised(x), Seeing(people, (0.5, 0.9)).normalised(x.flip(1)))
     with pytest.raises(ValueError, match=r"estimator.channel_order=gbr is unknown; expected rgb, or bgr"):
@@ -212,11 +223,23 @@ def test_an_official_file_comes_back(tmp_path: Path, narrow: HigherHRNet, name: 
         torch.save({"meta": meta, "state_dict": tensors, "optimizer": {"step": 1}}, tmp_path / name)
     else:
         save_file(tensors, tmp_path / name)
-    words = ("estimator=higherhrnet", f"estimator.path={tmp_path / name}", "estimator.width=8", "estimator.size=64", "estimator.score_threshold=0.3")
+    words = (
+        "estimator=higherhrnet",
+        f"estimator.path={tmp_path / name}",
+        "estimator.width=8",
+        "estimator.size=64",
+        "estimator.score_threshold=0.3",
+    )
     with composed(Request("annotate", words)) as cfg:
         read = instantiate(cfg.estimator, _convert_="all")
     assert not read.training and not any(p.requires_grad for p in read.parameters())
-    assert (read.size, read.score_threshold, read.nms_threshold, read.flip_test, read.channel_order) == (64, 0.3, 1.0, True, "rgb")
+    assert (read.size, read.score_threshold, read.nms_threshold, read.flip_test, read.channel_order) == (
+        64,
+        0.3,
+        1.0,
+        True,
+        "rgb",
+    )
     x = images(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(read.heatmaps(x), narrow.heatmaps(x))
@@ -228,7 +251,9 @@ def test_other_files_are_refused_by_name(tmp_path: Path, narrow: HigherHRNet) ->
     torch.save({"state_dict": narrow.state_dict()}, file)
     with pytest.raises(FileNotFoundError, match=r"nowhere.pth is missing; estimator.path expects"):
         HigherHRNet.from_pretrained(tmp_path / "nowhere.pth")
-    with pytest.raises(ValueError, match=r"mmpose.pth does not hold this HigherHRNet \(\d+ tensors differ: .*; check the width"):
+    with pytest.raises(
+        ValueError, match=r"mmpose.pth does not hold this HigherHRNet \(\d+ tensors differ: .*; check the width"
+    ):
         HigherHRNet.from_pretrained(file, width=16)
     (tmp_path / "cut.pth").write_bytes(file.read_bytes()[:1000])
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))

@@ -6,7 +6,15 @@ import torch
 
 from posegen.data.base import Sample
 from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
-from posegen.metrics.estimators.mannequin import STYLES, MannequinJudge, regress, targets, to_cells, to_pixels, torso_centres
+from posegen.metrics.estimators.mannequin import (
+    STYLES,
+    MannequinJudge,
+    regress,
+    targets,
+    to_cells,
+    to_pixels,
+    torso_centres,
+)
 from posegen.poses.topology import COCO_SIGMAS
 
 SMALL = (8, 16, 16, 24)
@@ -28,7 +36,9 @@ def judge(**config) -> MannequinJudge:
 def people(images: int) -> torch.Tensor:
     """``[B, 2, 17, 3]`` random keypoints around two places."""
     generator = torch.Generator().manual_seed(0)
-    points = torch.rand(images, 2, 17, 2, generator=generator) * 16 - 8 + torch.tensor([[18.0, 30.0], [45.0, 34.0]])[:, None]
+    points = (
+        torch.rand(images, 2, 17, 2, generator=generator) * 16 - 8 + torch.tensor([[18.0, 30.0], [45.0, 34.0]])[:, None]
+    )
     return torch.cat([points, torch.full((images, 2, 17, 1), 2.0)], -1)
 
 
@@ -36,7 +46,10 @@ def perfect_outputs(keypoints: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a faultless network says of 64 x 64 images."""
     cells = to_cells(keypoints[..., :2])
     centres, _ = torso_centres(cells, keypoints[..., 2] > 0)
-    heat, centre = (torch.stack([gaussians(p, (32, 32), 1.0) for p in points.unbind(1)]).amax(0) for points in (cells, centres[:, :, None]))
+    heat, centre = (
+        torch.stack([gaussians(p, (32, 32), 1.0) for p in points.unbind(1)]).amax(0)
+        for points in (cells, centres[:, :, None])
+    )
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     grid = torch.stack([x, y], -1) * 2 + 0.5
     nearest = (grid[None, :, :, None] - centres[:, None, None]).square().sum(-1).argmin(-1)
@@ -72,7 +85,10 @@ def test_peaks_are_subcell_exact():
 
 
 def test_snap_prefers_the_near_peak_to_the_high_one():
-    heat = torch.maximum(0.5 * gaussians(torch.tensor([10.0, 10.0]), (32, 32), 1.0), gaussians(torch.tensor([28.0, 28.0]), (32, 32), 1.0))
+    heat = torch.maximum(
+        0.5 * gaussians(torch.tensor([10.0, 10.0]), (32, 32), 1.0),
+        gaussians(torch.tensor([28.0, 28.0]), (32, 32), 1.0),
+    )
     guess = torch.linspace(6, 16, 17)[:, None].expand(-1, 2).clone()
     guess[0] = torch.tensor([11.0, 9.0])
     places, scores = snap(guess[None, None], heat.expand(1, 17, -1, -1))
@@ -97,21 +113,35 @@ def test_score_threshold_and_calibration():
     assert model.config["score_threshold"] < unsure.min()
     assert model.calibrate([(images, [1] * 4)])["count_error"] == 0
     middle = np.sqrt(unsure.max() * sure.min())
-    assert model.config["score_threshold"] == pytest.approx(middle, rel=0.1), "as far from missing people as from inventing them"
+    assert model.config["score_threshold"] == pytest.approx(middle, rel=0.1), (
+        "as far from missing people as from inventing them"
+    )
     assert [len(p) for p in model.estimate(images)] == [1] * 4
 
 
 def sample(count: int = 2, style: str = "photo") -> Sample:
     keypoints = people(1)[0, :count].numpy()
     image = np.full((64, 64, 3), 40 * (1 + STYLES.index(style)) if style in STYLES else 0, np.uint8)
-    return Sample(f"test/{style}", "", keypoints, np.full(count, 200.0), image, (64, 64), {"style": style, "scene": "park", "count": count})
+    return Sample(
+        f"test/{style}",
+        "",
+        keypoints,
+        np.full(count, 200.0),
+        image,
+        (64, 64),
+        {"style": style, "scene": "park", "count": count},
+    )
 
 
 def test_targets():
     made = targets([sample(2), sample(0), sample(1, "sketch")])
     assert made["keypoints"].shape == (3, 2, 17, 3) and made["areas"].shape == (3, 2)
     assert (made["keypoints"][1] == 0).all()
-    assert {name: v.tolist() for name, v in made["attributes"].items()} == {"style": [0, 0, 2], "scene": [0, 0, 0], "count": [2, 0, 1]}
+    assert {name: v.tolist() for name, v in made["attributes"].items()} == {
+        "style": [0, 0, 2],
+        "scene": [0, 0, 0],
+        "count": [2, 0, 1],
+    }
     with pytest.raises(ValueError, match=r"test/oil has the style 'oil'.*photo"):
         targets([sample(1, "oil")])
 
@@ -150,7 +180,10 @@ def test_learns():
         images[i] += (i + 1) * 0.1
         for p in s.keypoints:
             for k, (x, y, _) in enumerate(p):
-                images[i] += gaussians(torch.tensor([float(x), float(y)]), (64, 64), 1.0) * torch.tensor([k % 3, k // 3 % 3, k // 9])[:, None, None]
+                images[i] += (
+                    gaussians(torch.tensor([float(x), float(y)]), (64, 64), 1.0)
+                    * torch.tensor([k % 3, k // 3 % 3, k // 9])[:, None, None]
+                )
     optimiser = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=50)
     made = model.targets(samples)

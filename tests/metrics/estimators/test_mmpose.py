@@ -98,12 +98,16 @@ def seeing_red(made: MMPose) -> MMPose:
     return made
 
 
-def image(*spots: tuple[int, int], colour: tuple[int, int, int] = (1, -1, -1), size: tuple[int, int] = (128, 96)) -> Tensor:
+def image(
+    *spots: tuple[int, int], colour: tuple[int, int, int] = (1, -1, -1), size: tuple[int, int] = (128, 96)
+) -> Tensor:
     """Black, with spots of a colour that fade outwards ``[1, 3, H, W]``."""
     made = torch.zeros(3, *size)
     y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     for spot in spots:
-        made += (torch.tensor(colour) + 1)[:, None, None] / 2 * torch.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / 50)
+        made += (
+            (torch.tensor(colour) + 1)[:, None, None] / 2 * torch.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / 50)
+        )
     return 2 * made[None].clamp(0, 1) - 1
 
 
@@ -125,7 +129,9 @@ def test_a_finder_tells_a_top_down_model_where_people_are(top_down: MMPose, monk
         def estimate(self, images: Tensor) -> list[Poses]:
             people = np.zeros((3, 17, 3), np.float32)
             people[0, :2], people[1, :2] = [[30, 60, 1], [50, 80, 1]], [[50, 20, 1], [70, 40, 1]]
-            return [Poses(people, np.array([0.5, 1.0, 1.0], np.float32))] + [Poses(people[:0], np.zeros(0, np.float32))] * (len(images) - 1)
+            return [Poses(people, np.array([0.5, 1.0, 1.0], np.float32))] + [
+                Poses(people[:0], np.zeros(0, np.float32))
+            ] * (len(images) - 1)
 
     plain = top_down.estimate(image((60, 30)))[0]
     monkeypatch.setattr(top_down, "finder", Finder())
@@ -165,8 +171,14 @@ def test_weights_are_read_without_what_lies_beside_them(offline: Any, tmp_path: 
     np.testing.assert_array_equal(second.estimate(given)[0].keypoints, expected)
     assert not np.array_equal(third.estimate(given)[0].keypoints, expected)
     assert not any(p.requires_grad for p in second.parameters()) and not second.training
-    torch.save({"state_dict": {key: value for key, value in state.items() if not key.startswith("head.cls_x")}}, tmp_path / "part.pth")
-    with pytest.raises(ValueError, match=r"part\.pth are not those of the config's model \(1 tensors differ: head\.cls_x\.weight is missing\)"):
+    torch.save(
+        {"state_dict": {key: value for key, value in state.items() if not key.startswith("head.cls_x")}},
+        tmp_path / "part.pth",
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"part\.pth are not those of the config's model \(1 tensors differ: head\.cls_x\.weight is missing\)",
+    ):
         MMPose(RTMPOSE, tmp_path / "part.pth")
     with pytest.raises(ValueError, match=r"none\.pth: no such file"):
         MMPose(RTMPOSE, tmp_path / "none.pth")
@@ -176,8 +188,13 @@ def test_a_checkpoint_that_would_have_to_be_run_is_refused_with_the_way_out(offl
     """mmengine's training logs are pickled as calls; the restricted reader makes none."""
     from mmengine.logging import HistoryBuffer
 
-    torch.save({"message_hub": {"loss": HistoryBuffer([1.0], [1])}, "state_dict": MMPose(RTMPOSE, None).model.state_dict()}, tmp_path / "epoch_1.pth")
-    with pytest.raises(ValueError, match=r"epoch_1\.pth.*asks to run .*nothing in it was run.*save the model's state_dict alone"):
+    torch.save(
+        {"message_hub": {"loss": HistoryBuffer([1.0], [1])}, "state_dict": MMPose(RTMPOSE, None).model.state_dict()},
+        tmp_path / "epoch_1.pth",
+    )
+    with pytest.raises(
+        ValueError, match=r"epoch_1\.pth.*asks to run .*nothing in it was run.*save the model's state_dict alone"
+    ):
         MMPose(RTMPOSE, tmp_path / "epoch_1.pth")
 
 
@@ -193,15 +210,23 @@ def test_what_training_would_start_from_is_forgotten_wherever_it_stands(offline:
 
 
 def test_configs_that_cannot_be_used_are_named(offline: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"estimator\.config=none\.py: no such file, neither here nor below .*configs"):
+    with pytest.raises(
+        FileNotFoundError, match=r"estimator\.config=none\.py: no such file, neither here nor below .*configs"
+    ):
         MMPose("none.py", None)
     (tmp_path / "own.py").write_text("model = dict(type='Nothing')\n")
     with pytest.raises(ValueError, match=r"own\.py is no config of a pose estimator of mmpose 1\.x \(AttributeError"):
         MMPose(tmp_path / "own.py", None)
-    (tmp_path / "own.py").write_text("model = dict(type='Nothing', backbone=dict())\ntest_dataloader = dict(dataset=dict(pipeline=[]))\n")
-    with pytest.raises(ValueError, match=r"its model cannot be built here \(KeyError: .*Nothing is not in the .*choose another"):
+    (tmp_path / "own.py").write_text(
+        "model = dict(type='Nothing', backbone=dict())\ntest_dataloader = dict(dataset=dict(pipeline=[]))\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"its model cannot be built here \(KeyError: .*Nothing is not in the .*choose another"
+    ):
         MMPose(tmp_path / "own.py", None)
-    with pytest.raises(ValueError, match=r"knows 14 joints without COCO's nose, left_eye.*choose a model of COCO's 17 joints"):
+    with pytest.raises(
+        ValueError, match=r"knows 14 joints without COCO's nose, left_eye.*choose a model of COCO's 17 joints"
+    ):
         MMPose(f"{BODY}/topdown_heatmap/crowdpose/td-hm_hrnet-w32_8xb64-210e_crowdpose-256x192.py", None)
 
 

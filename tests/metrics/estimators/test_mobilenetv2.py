@@ -32,7 +32,9 @@ def trunk(seed: int = 0, **config: Any) -> MobileNetV2:
 
 def official(network: MobileNetV2, prefix: str = "backbone.") -> dict[str, Tensor]:
     """As in a file of mmpose, which has a head as well."""
-    return {prefix + key: value for key, value in network.state_dict().items()} | {"keypoint_head.final_layer.bias": torch.zeros(34)}
+    return {prefix + key: value for key, value in network.state_dict().items()} | {
+        "keypoint_head.final_layer.bias": torch.zeros(34)
+    }
 
 
 def test_full_size_names() -> None:
@@ -40,7 +42,9 @@ def test_full_size_names() -> None:
     prefix = "mmpose_model.backbone."
     with torch.device("meta"):
         own = MobileNetV2().state_dict()
-    assert {key.removeprefix(prefix): shape for key, shape in keys.items() if key.startswith(prefix)} == {key: list(v.shape) for key, v in own.items()}
+    assert {key.removeprefix(prefix): shape for key, shape in keys.items() if key.startswith(prefix)} == {
+        key: list(v.shape) for key, v in own.items()
+    }
 
 
 def test_size_of_the_published_network() -> None:
@@ -57,7 +61,9 @@ def test_widths_are_multiples_of_eight() -> None:
 
 def test_feature_maps_of_every_layer() -> None:
     maps = trunk(out_indices=range(8)).feature_maps(torch.zeros(2, 3, 64, 96))
-    assert [64 // m.shape[2] for m in maps] == [2, 4, 8, 16, 16, 32, 32, 32] and all(m.shape[3] * 2 == m.shape[2] * 3 for m in maps)
+    assert [64 // m.shape[2] for m in maps] == [2, 4, 8, 16, 16, 32, 32, 32] and all(
+        m.shape[3] * 2 == m.shape[2] * 3 for m in maps
+    )
     assert maps[-1].shape[1] == 1280 and len(trunk().feature_maps(torch.zeros(1, 3, 64, 64))) == 1
     with pytest.raises(ValueError, match=r"out_indices is \[8\]; expected some of the layers 0 to 7"):
         MobileNetV2(out_indices=[8])
@@ -65,7 +71,11 @@ def test_feature_maps_of_every_layer() -> None:
 
 def test_shortcuts_are_where_shapes_allow() -> None:
     stages = [trunk().get_submodule(f"layer{i}") for i in range(1, 8)]
-    assert [[block.shortcut for block in stage] for stage in stages[1:4]] == [[False, True], [False, True, True], [False] + [True] * 3]
+    assert [[block.shortcut for block in stage] for stage in stages[1:4]] == [
+        [False, True],
+        [False, True, True],
+        [False] + [True] * 3,
+    ]
     block = stages[2][1]
     x = torch.randn(1, block.conv[0].conv.in_channels, 4, 4)
     assert torch.equal(block(x), x + block.conv(x))
@@ -75,7 +85,9 @@ def test_images_are_brought_to_the_size_and_units_of_training() -> None:
     network = trunk(size=96)
     white = network.prepared(torch.ones(1, 3, 32, 48))
     assert white.shape == (1, 3, 96, 144)
-    assert torch.allclose(white[0, :, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]))
+    assert torch.allclose(
+        white[0, :, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    )
     image = torch.rand(1, 3, 96, 96)
     assert torch.allclose(network.prepared(image * 2 - 1) * network.std + network.mean, image, atol=1e-6)
 
@@ -124,9 +136,14 @@ def test_weights_come_back_frozen(tmp_path: Path, prefix: str, suffix: str) -> N
 def test_another_network_is_named(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(official(trunk()), file)
-    with pytest.raises(ValueError, match=r"weights\.pth holds no MobileNetV2 of this size \(.*instead of.*widen_factor"):
+    with pytest.raises(
+        ValueError, match=r"weights\.pth holds no MobileNetV2 of this size \(.*instead of.*widen_factor"
+    ):
         MobileNetV2.from_file(file)
-    torch.save({"backbone.conv1.conv.weight": torch.zeros(1)} | {f"backbone.stage.{i}": torch.zeros(1) for i in range(3)}, file)
+    torch.save(
+        {"backbone.conv1.conv.weight": torch.zeros(1)} | {f"backbone.stage.{i}": torch.zeros(1) for i in range(3)},
+        file,
+    )
     with pytest.raises(ValueError, match=r"missing.*in all"):
         MobileNetV2.from_file(file)
 
@@ -162,7 +179,9 @@ def test_the_option_builds_it(tmp_path: Path) -> None:
 
     file = tmp_path / "weights.pth"
     torch.save(official(trunk()), file)
-    with composed(Request("train", ("estimator=mobilenetv2", f"estimator.path={file}", f"estimator.widen_factor={NARROW}"))) as cfg:
+    with composed(
+        Request("train", ("estimator=mobilenetv2", f"estimator.path={file}", f"estimator.widen_factor={NARROW}"))
+    ) as cfg:
         built = instantiate(cfg.estimator, _convert_="all")
     assert isinstance(built, MobileNetV2) and (built.size, built.out_indices) == (512, (7,))
 
@@ -170,5 +189,8 @@ def test_the_option_builds_it(tmp_path: Path) -> None:
 def test_the_option_wants_a_file() -> None:
     from posegen.config.check import require_valid
 
-    with composed(Request("train", ("estimator=mobilenetv2",))) as cfg, pytest.raises(UserError, match=r"estimator\.path"):
+    with (
+        composed(Request("train", ("estimator=mobilenetv2",))) as cfg,
+        pytest.raises(UserError, match=r"estimator\.path"),
+    ):
         require_valid(cfg)

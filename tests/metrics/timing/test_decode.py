@@ -13,7 +13,10 @@ from posegen.metrics.timing.base import Timing
 def test_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SIZE", 128)
     found = timing.measure(2)
-    assert [timing.name for timing in found] == ["decoding 5 people on maps of 128 x 128", "decoding 8 people on maps of 128 x 128"]
+    assert [timing.name for timing in found] == [
+        "decoding 5 people on maps of 128 x 128",
+        "decoding 8 people on maps of 128 x 128",
+    ]
     assert all(t.agreement < 1e-4 and t.ratio > 1.5 and t.target == 5 for t in found)
 
 

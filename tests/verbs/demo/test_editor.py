@@ -20,7 +20,9 @@ def test_shares_are_of_the_canvas_whatever_its_size() -> None:
     small, large = to_keypoints(value, (64, 64)), to_keypoints(value, (512, 512))
     assert np.abs((small[..., :2] + 0.5) * 8 - (large[..., :2] + 0.5)).max() < 1e-3
     edges = {"people": [[[0, 0, 2], [1, 1, 2], *[[0.5, 0.5, 0]] * 15]]}
-    assert to_keypoints(edges, (64, 48))[0, :2, :2].tolist() == [[-0.5, -0.5], [47.5, 63.5]], "the centre of the top-left pixel is (0, 0)"
+    assert to_keypoints(edges, (64, 48))[0, :2, :2].tolist() == [[-0.5, -0.5], [47.5, 63.5]], (
+        "the centre of the top-left pixel is (0, 0)"
+    )
 
 
 def test_whoever_has_no_joint_is_left_out() -> None:

@@ -137,10 +137,14 @@ def test_type_drag_generate(opened: tuple[Any, Recording]) -> None:
     old = before.pose["people"][0]
     expected = [old[joint][0] + 30 / side, old[joint][1] - 20 / side]
     assert person[joint][:2] == pytest.approx(expected, abs=0.01), "the joint followed the mouse"
-    assert [spot for i, spot in enumerate(person) if i != joint] == [spot for i, spot in enumerate(old) if i != joint], "and no other one"
+    assert [spot for i, spot in enumerate(person) if i != joint] == [
+        spot for i, spot in enumerate(old) if i != joint
+    ], "and no other one"
     assert [spot[2] for spot in twin] == [spot[2] for spot in person]
     assert page.locator(".pg-card").count() == 2
-    sizes = page.locator(".pg-card img").evaluate_all("images => images.map(image => image.complete && image.naturalWidth)")
+    sizes = page.locator(".pg-card img").evaluate_all(
+        "images => images.map(image => image.complete && image.naturalWidth)"
+    )
     assert len(sizes) == 4 and min(sizes) >= 64, "every method has its picture and the pose that was found in it"
     scores = page.locator(".pg-card .pg-score").all_inner_texts()
     assert len(scores) == 4 and all(re.match(r"(PCK@0\.1|OKS) \d+", text) for text in scores)
@@ -183,7 +187,9 @@ def test_other_ways_to_a_pose(opened: tuple[Any, Recording], tmp_path: Path) -> 
     assert "posegen train adapter=gunet" in page.inner_text("#pose-said")
     person = [value for _ in range(17) for value in (8, 16, 2)]
     file = tmp_path / "pose.json"
-    file.write_text(f'{{"images": [{{"id": 1, "height": 32, "width": 32}}], "annotations": [{{"image_id": 1, "keypoints": {person}}}]}}')
+    file.write_text(
+        f'{{"images": [{{"id": 1, "height": 32, "width": 32}}], "annotations": [{{"image_id": 1, "keypoints": {person}}}]}}'
+    )
     page.set_input_files("#sources input[type=file][accept*=json], input[type=file][accept*=json]", str(file))
     page.wait_for_selector("#pose-said .pg-note:not(.pg-bad)", timeout=WAIT)
     generate(page, studio)

@@ -40,7 +40,9 @@ def test_pictures_are_the_pipelines_own(studio: Studio) -> None:
     assert folder is not None
     pipe = PoseGuidedPipeline.from_pretrained(folder)
     pose, noise = to_keypoints(standing(), (64, 64)), torch.Generator().manual_seed(3)
-    expected = pipe(PROMPT, pose, num_inference_steps=2, guidance_scale=3.0, generator=noise, height=64, width=64).images[0]
+    expected = pipe(
+        PROMPT, pose, num_inference_steps=2, guidance_scale=3.0, generator=noise, height=64, width=64
+    ).images[0]
     assert np.array_equal(made[0].picture, np.array(expected))
     assert {"PCK@0.1", "OKS"} == made[0].scores.keys() and all(0 <= value <= 100 for value in made[0].scores.values())
 
@@ -85,7 +87,18 @@ def test_a_folder_names_the_cells_below_it(world: list[str], outputs: Path) -> N
 
 
 def test_a_person_is_taken_from_a_picture(world: list[str], tmp_path: Path) -> None:
-    assert main(["train", "adapter=dnaf", *making("image", world, ["source"]), f"paths.output={tmp_path}", "trainer.steps=1"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "adapter=dnaf",
+                *making("image", world, ["source"]),
+                f"paths.output={tmp_path}",
+                "trainer.steps=1",
+            ]
+        )
+        == 0
+    )
     with configured("demo", *world, f"paths.output={tmp_path}") as cfg:
         studio = Studio(cfg)
         label = studio.shelf.methods()[0].label
@@ -104,7 +117,10 @@ def test_words_that_the_world_lacks_are_told(studio: Studio) -> None:
 
 
 def test_a_named_folder_that_cannot_be_used_is_refused(world: list[str], tmp_path: Path) -> None:
-    with configured("demo", *world, f"checkpoints=[{tmp_path}]") as cfg, pytest.raises(UserError, match=r"posegen\.json is missing"):
+    with (
+        configured("demo", *world, f"checkpoints=[{tmp_path}]") as cfg,
+        pytest.raises(UserError, match=r"posegen\.json is missing"),
+    ):
         Studio(cfg).shelf.methods()
 
 
@@ -116,7 +132,12 @@ def test_it_stops_between_two_steps(studio: Studio) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"prompt": " "}, "prompt is empty"), ({"labels": []}, "no method is chosen"), ({"labels": ["gone"]}, "not there any more"), ({"steps": 0}, "steps is 0")],
+    [
+        ({"prompt": " "}, "prompt is empty"),
+        ({"labels": []}, "no method is chosen"),
+        ({"labels": ["gone"]}, "not there any more"),
+        ({"steps": 0}, "steps is 0"),
+    ],
 )
 def test_what_cannot_be_made_is_refused(studio: Studio, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -136,7 +157,9 @@ def test_scenes_have_what_their_prompts_say(studio: Studio) -> None:
 
 
 def test_the_shipped_estimator_reads_a_picture_into_the_editor(world: list[str], outputs: Path) -> None:
-    with configured("demo", *[word for word in world if not word.startswith("estimator")], f"paths.output={outputs}") as cfg:
+    with configured(
+        "demo", *[word for word in world if not word.startswith("estimator")], f"paths.output={outputs}"
+    ) as cfg:
         studio = Studio(cfg)
         sample = next(sample for sample in map(studio.data.__getitem__, range(6)) if len(sample.keypoints) == 1)
         read = to_keypoints(studio.read(sample.image.repeat(4, 0).repeat(4, 1)), studio.size)  # type: ignore[union-attr]
@@ -158,7 +181,9 @@ def test_pictures_keep_their_aspect() -> None:
     tall = np.zeros((200, 100, 3), np.uint8)
     tall[:, :10] = 255
     small = fitted(tall, (64, 64))
-    assert small.shape == (64, 64, 3) and small[:, :16].min() > 250 and small[:, 24:].max() < 5, "its border goes on to the left"
+    assert small.shape == (64, 64, 3) and small[:, :16].min() > 250 and small[:, 24:].max() < 5, (
+        "its border goes on to the left"
+    )
 
 
 def test_a_pose_from_the_prompt(studio: Studio, world: list[str], tmp_path: Path) -> None:
@@ -176,7 +201,11 @@ def test_a_pose_from_the_prompt(studio: Studio, world: list[str], tmp_path: Path
 def test_what_is_shown_is_escaped_and_marks_the_best() -> None:
     picture = np.zeros((64, 64, 3), np.uint8)
     found = Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32))
-    made = [Made("<b>a</b>", picture, scores={"OKS": 3.0}, found=found), Made("b", picture, scores={"OKS": 5.0}), Made("c", error="<script>")]
+    made = [
+        Made("<b>a</b>", picture, scores={"OKS": 3.0}, found=found),
+        Made("b", picture, scores={"OKS": 5.0}),
+        Made("c", error="<script>"),
+    ]
     made.append(Made("d", picture, scores={"OKS": math.nan}))
     text = page_of(made)
     assert "<script>" not in text and "<b>a</b>" not in text and text.count("pg-best") == 1

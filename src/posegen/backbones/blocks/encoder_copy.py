@@ -40,7 +40,9 @@ class EncoderCopy(nn.Module):
         super().__init__()
         halvings = latent_factor.bit_length() - 1
         if not replaced and (2**halvings != latent_factor or not 1 <= halvings < len(hint_channels)):
-            raise ValueError(f"no hint network for a latent factor of {latent_factor}; it is {', '.join(str(2**i) for i in range(1, len(hint_channels)))}")
+            raise ValueError(
+                f"no hint network for a latent factor of {latent_factor}; it is {', '.join(str(2**i) for i in range(1, len(hint_channels)))}"
+            )
         widths = (1,) if replaced else tuple(hint_channels[: halvings + 1])
         self.network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
         if replaced:

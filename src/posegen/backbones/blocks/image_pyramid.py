@@ -32,15 +32,23 @@ class Pyramid(nn.Module):
         channels: width of each stage's map, by stage.
     """
 
-    def __init__(self, network: nn.Module, stages: Sequence[int], size: int | None, norm: bool = True, positions: int = 8) -> None:
+    def __init__(
+        self, network: nn.Module, stages: Sequence[int], size: int | None, norm: bool = True, positions: int = 8
+    ) -> None:
         super().__init__()
         self.network, self.stages, self.size, self.norm = network, sorted(set(stages)), size, norm
         made = [info["num_chs"] for info in network.feature_info]
         if self.stages[-1] >= len(made) or self.stages[0] < 0:
-            raise ValueError(f"adapter.levels asks for stages {self.stages} of a vision network with stages 0 to {len(made) - 1}")
+            raise ValueError(
+                f"adapter.levels asks for stages {self.stages} of a vision network with stages 0 to {len(made) - 1}"
+            )
         self.channels = {stage: made[stage] for stage in self.stages}
         network.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
-        grids = [nn.Parameter(0.02 * torch.randn(1, width, positions, positions)) for width in self.channels.values()] if positions else []
+        grids = (
+            [nn.Parameter(0.02 * torch.randn(1, width, positions, positions)) for width in self.channels.values()]
+            if positions
+            else []
+        )
         self.positions = nn.ParameterList(grids)
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
@@ -56,7 +64,9 @@ class Pyramid(nn.Module):
         if self.size is not None:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         images = (images / 2 + 0.5 - self.mean) / self.std
-        maps = self.network.forward_intermediates(images, indices=self.stages, output_fmt="NCHW", intermediates_only=True)
+        maps = self.network.forward_intermediates(
+            images, indices=self.stages, output_fmt="NCHW", intermediates_only=True
+        )
         return {stage: self._tokens(each, i) for i, (stage, each) in enumerate(zip(self.stages, maps, strict=True))}
 
     def _tokens(self, feature: Tensor, number: int) -> Tensor:
@@ -81,7 +91,9 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
         WeightsError: the file is unreadable or is of another network.
     """
     if not timm.is_model(name):
-        raise ValueError(f"adapter.vision is {name!r}, which timm does not know; expected for instance swin_base_patch4_window7_224")
+        raise ValueError(
+            f"adapter.vision is {name!r}, which timm does not know; expected for instance swin_base_patch4_window7_224"
+        )
     any_size = {"strict_img_size": False, "drop_path_rate": 0.0} if name.startswith("swin") else {}
     network = timm.create_model(name, pretrained=False, num_classes=0, **any_size)
     if weights is not None:
@@ -90,8 +102,12 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
         tensors = checkpoint_filter_fn(tensors, network) if isinstance(network, SwinTransformer) else tensors
         tensors = {key: value for key, value in tensors.items() if not key.startswith(HEAD)}
         wanted = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(HEAD)}
-        if wrong := sorted(key for key in wanted.keys() | tensors.keys() if key not in tensors or wanted.get(key) != tensors[key].shape):
-            raise WeightsError(f"adapter.vision_weights={place} does not hold the weights of {name}: {len(wrong)} keys differ, for instance {wrong[0]}")
+        if wrong := sorted(
+            key for key in wanted.keys() | tensors.keys() if key not in tensors or wanted.get(key) != tensors[key].shape
+        ):
+            raise WeightsError(
+                f"adapter.vision_weights={place} does not hold the weights of {name}: {len(wrong)} keys differ, for instance {wrong[0]}"
+            )
         network.load_state_dict(tensors, strict=False)
     return network
 
@@ -100,7 +116,14 @@ def small_swin(width: int, stages: int) -> nn.Module:
     """A Swin Transformer for small images, as wide as a U-Net whose finest level has ``width`` channels: two layers per stage, windows of 4 x 4 tokens."""
     heads = [max(1, width * 2**i // HEAD_WIDTH) for i in range(stages)]
     return SwinTransformer(
-        img_size=64, window_size=4, embed_dim=width, depths=(2,) * stages, num_heads=heads, num_classes=0, strict_img_size=False, drop_path_rate=0.0
+        img_size=64,
+        window_size=4,
+        embed_dim=width,
+        depths=(2,) * stages,
+        num_heads=heads,
+        num_classes=0,
+        strict_img_size=False,
+        drop_path_rate=0.0,
     )
 
 
@@ -132,7 +155,11 @@ def timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = key.removeprefix(TRANSFORMERS)
         for theirs, ours in RENAMED:
             name = name.replace(theirs, ours)
-        renamed[name.replace("layernorm.", "norm.") if name.startswith("layernorm.") else name.replace("classifier.", "head.")] = value
+        renamed[
+            name.replace("layernorm.", "norm.")
+            if name.startswith("layernorm.")
+            else name.replace("classifier.", "head.")
+        ] = value
     for key in [key for key in renamed if ".attn.query." in key]:
         parts = [renamed.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
         renamed[key.replace(".query.", ".qkv.")] = torch.cat(parts)

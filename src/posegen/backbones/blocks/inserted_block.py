@@ -30,7 +30,9 @@ class InsertedBlock(nn.Module):
 
     _supports_gradient_checkpointing = True  # as diffusers' blocks say it
 
-    def __init__(self, width: int, tokens: int, kind: Kind = "full", heads: int = 8, groups: int = 32, zero: bool = True) -> None:
+    def __init__(
+        self, width: int, tokens: int, kind: Kind = "full", heads: int = 8, groups: int = 32, zero: bool = True
+    ) -> None:
         super().__init__()
         self.checkpointing = False
         self.norm, self.enter = nn.GroupNorm(groups, width, eps=1e-6), nn.Conv2d(width, width, 1)

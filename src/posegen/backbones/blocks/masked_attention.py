@@ -98,10 +98,16 @@ def _pose_first(q: Tensor, k: Tensor, v: Tensor, count: Tensor, most: int, fill:
     mean = (v * ~pose[:, None, :, None]).sum(2, keepdim=True) / others.view(-1, 1, 1, 1)
     keys, values = F.pad(k, (0, 0, 1, 0)), torch.cat([mean, v], dim=2)  # the virtual key comes before the pose
     of_pose = F.pad(fill.new_zeros(tokens), (1, 0), value=-math.inf)
-    of_others = torch.cat([(fill + others.log())[:, None], fill.new_zeros(pose.shape).masked_fill(~pose, -math.inf)], dim=1)[:, None, None]
-    bias = torch.where(pose[:, None, :most, None], of_pose, of_others)  # an image with fewer pose tokens has others here
+    of_others = torch.cat(
+        [(fill + others.log())[:, None], fill.new_zeros(pose.shape).masked_fill(~pose, -math.inf)], dim=1
+    )[:, None, None]
+    bias = torch.where(
+        pose[:, None, :most, None], of_pose, of_others
+    )  # an image with fewer pose tokens has others here
     above = F.scaled_dot_product_attention(q[:, :, :most], keys, values, bias)
-    below = F.scaled_dot_product_attention(q[:, :, most:], keys[:, :, : most + 1], values[:, :, : most + 1], of_others[..., : most + 1])
+    below = F.scaled_dot_product_attention(
+        q[:, :, most:], keys[:, :, : most + 1], values[:, :, : most + 1], of_others[..., : most + 1]
+    )
     return torch.cat([above, below], dim=2)
 
 

@@ -46,7 +46,14 @@ def neighbours(maps: Tensor, k: int, rows: int = 1024) -> Tensor:
 class FixedDegreeMax(Aggregation):
     """The maximum over the edges of a node, where all nodes have equally many and edges are sorted by node: no scattering."""
 
-    def forward(self, x: Tensor, index: Tensor | None = None, ptr: Tensor | None = None, dim_size: int | None = None, dim: int = -2) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+    ) -> Tensor:
         """``[nodes * k, C]`` to ``[nodes, C]``."""
         return x.view(dim_size, -1, x.shape[-1]).amax(1)
 
@@ -93,7 +100,9 @@ class DenseEdgeConvolution(nn.Module):
     def forward(self, maps: Tensor, near: Tensor) -> Tensor:
         """As `EdgeConvolution.forward`."""
         nodes = maps.flatten(2)
-        joined = nodes.gather(2, near.flatten(1)[:, None].expand(-1, nodes.shape[1], -1)).view(*nodes.shape, near.shape[-1])
+        joined = nodes.gather(2, near.flatten(1)[:, None].expand(-1, nodes.shape[1], -1)).view(
+            *nodes.shape, near.shape[-1]
+        )
         centre = nodes[..., None].expand_as(joined)
         return F.relu(self.mix(torch.cat([centre, joined - centre], dim=1))).amax(3).view_as(maps)
 

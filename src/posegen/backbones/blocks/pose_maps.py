@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 STORED, SPREAD = 64, 2.0  # side of the stored maps, and the joints' standard deviation on it
 MOST_VARIANCE = 0.2  # a map that varies more is taken for an absent joint's
-LOWEST, LEAST_AREA = 0.05, 5  # share of a map's pixels that may belong to its joint, and the area that an outline must exceed
+LOWEST, LEAST_AREA = (
+    0.05,
+    5,
+)  # share of a map's pixels that may belong to its joint, and the area that an outline must exceed
 LEAST_HEIGHT = 0.3  # of the peak of a plain map that counts as a joint
 FLOOR = 1e-3  # heights below it tell nothing about where a peak is
 
@@ -74,7 +77,9 @@ def cells(maps: Tensor, least_area: float = LEAST_AREA) -> np.ndarray:
     centroid.
     """
     single = maps.detach().float().cpu().numpy()
-    return np.array([[_cell(joint, least_area) for joint in pose] for pose in single], np.int64).reshape(*single.shape[:2], 2)
+    return np.array([[_cell(joint, least_area) for joint in pose] for pose in single], np.int64).reshape(
+        *single.shape[:2], 2
+    )
 
 
 def _cell(joint: np.ndarray, least_area: float) -> tuple[int, int]:
@@ -118,7 +123,10 @@ def decode_plain(maps: Tensor, sigma: float) -> Tensor:
     top, place = heights.flatten(2).max(-1)
     peak = torch.stack([place % size[1], place // size[1]], -1)
     around = _around(heights, peak)
-    offset = torch.stack([_offset(around.sum(-2), peak[..., 0], size[1], sigma), _offset(around.sum(-1), peak[..., 1], size[0], sigma)], -1)
+    offset = torch.stack(
+        [_offset(around.sum(-2), peak[..., 0], size[1], sigma), _offset(around.sum(-1), peak[..., 1], size[0], sigma)],
+        -1,
+    )
     extent = torch.tensor([size[1], size[0]]).to(heights)
     confidence = top.clamp(0, 1)[..., None]
     return torch.cat([(2 * (peak + offset) + 1) / extent - 1, confidence], -1) * (confidence >= LEAST_HEIGHT)
@@ -136,7 +144,11 @@ def _offset(heights: Tensor, peak: Tensor, size: int, sigma: float) -> Tensor:
     """Where the peak is between cells, from the heights ``[B, 17, 3]`` before, at and after the highest cell along one axis."""
     before, middle, after = heights.clamp_min(FLOOR).log().unbind(-1)
     inside = sigma**2 / 2 * (after - before)
-    offset = torch.where(peak == 0, sigma**2 * (after - middle) + 0.5, torch.where(peak == size - 1, sigma**2 * (middle - before) - 0.5, inside))
+    offset = torch.where(
+        peak == 0,
+        sigma**2 * (after - middle) + 0.5,
+        torch.where(peak == size - 1, sigma**2 * (middle - before) - 0.5, inside),
+    )
     return offset.clamp(-1, 1)
 
 
@@ -157,4 +169,7 @@ def decode_scaled(maps: Tensor, sigma: float) -> Tensor:
     return decode_plain(maps * std + mean, sigma)
 
 
-ENCODINGS = {"reference": Encoding(encode_released, decode_released), "corrected": Encoding(encode_scaled, decode_scaled)}
+ENCODINGS = {
+    "reference": Encoding(encode_released, decode_released),
+    "corrected": Encoding(encode_scaled, decode_scaled),
+}

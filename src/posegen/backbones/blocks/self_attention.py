@@ -133,7 +133,9 @@ class Additions:
         return x.index_copy(0, rows, block(x.index_select(0, rows), tokens, memory).to(x.dtype))
 
 
-def additions(unet: nn.Module, injection: Injection, batch: int, record: dict[str, Record] | None = None) -> dict[str, Any] | None:
+def additions(
+    unet: nn.Module, injection: Injection, batch: int, record: dict[str, Record] | None = None
+) -> dict[str, Any] | None:
     """``cross_attention_kwargs`` of a pass over ``batch`` images; None where nothing is added or written down.
 
     Raises:
@@ -142,7 +144,9 @@ def additions(unet: nn.Module, injection: Injection, batch: int, record: dict[st
     if injection.attention is None and injection.features is None and record is None:
         return None
     if not is_open(unet):
-        raise TypeError("Injection.attention and Injection.features need a U-Net that Adapter.attach opened: Junctions(backbone.unet, blocks)")
+        raise TypeError(
+            "Injection.attention and Injection.features need a U-Net that Adapter.attach opened: Junctions(backbone.unet, blocks)"
+        )
     return {ADDITIONS: Additions(injection, None if injection.rows is None else others(injection.rows, batch), record)}
 
 
@@ -163,7 +167,12 @@ def bank_of(record: Mapping[str, Record]) -> Bank:
 def transformers(unet: nn.Module) -> dict[str, Transformer2DModel]:
     """The transformers of a U-Net by name, in the order in which they run."""
     parts = ("down_blocks", "mid_block", "up_blocks")
-    return {f"{part}.{name}": m for part in parts for name, m in unet.get_submodule(part).named_modules() if isinstance(m, Transformer2DModel)}
+    return {
+        f"{part}.{name}": m
+        for part in parts
+        for name, m in unet.get_submodule(part).named_modules()
+        if isinstance(m, Transformer2DModel)
+    }
 
 
 def level_of(transformer: str, levels: int) -> int:
@@ -202,7 +211,9 @@ class Junctions:
         self._attentions: list[Attention] = []
         for index, (name, transformer) in enumerate(places.items()):
             if len(transformer.transformer_blocks) != 1:
-                raise TypeError(f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable Diffusion 1 and 2")
+                raise TypeError(
+                    f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable Diffusion 1 and 2"
+                )
             (layer,) = transformer.transformer_blocks
             layer.attn1.set_processor(ReadingProcessor(layer.attn1.processor))
             self._attentions.append(layer.attn1)
@@ -227,7 +238,9 @@ class Junction:
     def __init__(self, name: str, index: int, block: nn.Module | None) -> None:
         self.name, self.index, self.block = name, index, block
 
-    def __call__(self, _transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def __call__(
+        self, _transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         added: Additions | None = (named.get("cross_attention_kwargs") or {}).get(ADDITIONS)
         if added is None:
             return None
@@ -238,6 +251,8 @@ class Junction:
         return (x, *rest), {**named, "cross_attention_kwargs": None if memory is None else {MEMORY: memory}}
 
 
-def _without_memory(_attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _without_memory(
+    _attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Cross-attention is called with all that self-attention is called with, and complains about what it does not know."""
     return inputs, {name: value for name, value in named.items() if name != MEMORY}

@@ -20,7 +20,9 @@ from posegen.io.weights import WeightsError, first_line, sha256_of, weight_files
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
-AUTOENCODERS: dict[str, type[Autoencoder]] = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
+AUTOENCODERS: dict[str, type[Autoencoder]] = {
+    cls.__name__: cls for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)
+}
 FOLDERS = ("unet", "text_encoder", "tokenizer", "scheduler")
 HARMLESS = ("position_ids",)  # a buffer that old text towers saved
 
@@ -92,12 +94,22 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
     missing = [name for name in FOLDERS if not (folder / name).is_dir()]
     if missing:
         absent = ", ".join(f"{name}/" for name in missing)
-        raise WeightsError(f"{folder}: no {absent}; expected a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae")
-    unet_folder, text_folder, vae_folder = folder / "unet", folder / "text_encoder", autoencoder_folder(autoencoder or folder)
+        raise WeightsError(
+            f"{folder}: no {absent}; expected a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae"
+        )
+    unet_folder, text_folder, vae_folder = (
+        folder / "unet",
+        folder / "text_encoder",
+        autoencoder_folder(autoencoder or folder),
+    )
     return Parts(
-        unet=UNet2DConditionModel.from_config(read_config(unet_folder)) if fresh else read_model(UNet2DConditionModel, unet_folder),
+        unet=UNet2DConditionModel.from_config(read_config(unet_folder))
+        if fresh
+        else read_model(UNet2DConditionModel, unet_folder),
         autoencoder=read_autoencoder(vae_folder),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**read_config(text_folder))) if fresh else read_model(CLIPTextModel, text_folder),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**read_config(text_folder)))
+        if fresh
+        else read_model(CLIPTextModel, text_folder),
         tokenizer=read_tokenizer(folder / "tokenizer"),
         scheduler=read_config(folder / "scheduler", "scheduler_config.json"),
         files=() if fresh else (*weight_files(unet_folder), *weight_files(text_folder), *weight_files(vae_folder)),
@@ -123,7 +135,11 @@ def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str
         shutil.copyfile(place, target / place.name)
     if place.is_dir() or autoencoder is not None:
         _copy_part(autoencoder_folder(autoencoder or place), target / "vae")
-    return {"path": ".", "autoencoder": None} if place.is_dir() else {"path": place.name, "autoencoder": "vae" if autoencoder else None}
+    return (
+        {"path": ".", "autoencoder": None}
+        if place.is_dir()
+        else {"path": place.name, "autoencoder": "vae" if autoencoder else None}
+    )
 
 
 def _copy_part(folder: Path, target: Path) -> None:
@@ -142,7 +158,9 @@ def autoencoder_folder(folder: Path) -> Path:
     """
     place = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (place / "config.json").is_file():
-        raise WeightsError(f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to the folder of one")
+        raise WeightsError(
+            f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to the folder of one"
+        )
     return place
 
 
@@ -154,7 +172,9 @@ def read_autoencoder(folder: Path) -> Autoencoder:
     """
     name = read_config(folder).get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
-        raise WeightsError(f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of {', '.join(AUTOENCODERS)}")
+        raise WeightsError(
+            f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of {', '.join(AUTOENCODERS)}"
+        )
     return read_model(AUTOENCODERS[name], folder)
 
 
@@ -171,18 +191,27 @@ def read_model(cls: type[Model], folder: Path) -> Model:
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(
-                folder, variant=variant, use_safetensors=files[0].suffix == ".safetensors", local_files_only=True, output_loading_info=True, **dtype
+                folder,
+                variant=variant,
+                use_safetensors=files[0].suffix == ".safetensors",
+                local_files_only=True,
+                output_loading_info=True,
+                **dtype,
             )
     except Exception as error:  # both libraries raise whatever their readers raise
         what = f"{', '.join(f.name for f in files)} as {cls.__name__} ({first_line(error)})"
-        raise WeightsError(f"{folder}: cannot read {what}; the file is damaged or does not belong to config.json, fetch it again") from error
+        raise WeightsError(
+            f"{folder}: cannot read {what}; the file is damaged or does not belong to config.json, fetch it again"
+        ) from error
     problems = [
         f"{len(keys)} {kind}, for instance {sorted(map(str, keys))[:3]}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if (keys := [key for key in info.get(kind, ()) if not str(key).endswith(HARMLESS)])
     ]
     if problems:
-        raise WeightsError(f"{folder}: the weights do not fit config.json of this {cls.__name__}: {'; '.join(problems)}")
+        raise WeightsError(
+            f"{folder}: the weights do not fit config.json of this {cls.__name__}: {'; '.join(problems)}"
+        )
     if issubclass(cls, ModelMixin):
         model.register_to_config(_name_or_path="")  # or every copy that is saved would name the folder on this machine
     return model
@@ -210,7 +239,9 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
     except OSError as error:
-        raise WeightsError(f"{file}: missing; expected a folder in diffusers' layout, made with save_pretrained") from error
+        raise WeightsError(
+            f"{file}: missing; expected a folder in diffusers' layout, made with save_pretrained"
+        ) from error
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file}: not json ({error}); fetch or write it again") from error
 
@@ -229,4 +260,6 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
             tokenizer.pad_token = pad
         return tokenizer
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise WeightsError(f"{folder}: cannot read the tokenizer ({error}); expected tokenizer.json, or vocab.json and merges.txt") from error
+        raise WeightsError(
+            f"{folder}: cannot read the tokenizer ({error}); expected tokenizer.json, or vocab.json and merges.txt"
+        ) from error

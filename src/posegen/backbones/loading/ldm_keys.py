@@ -35,7 +35,13 @@ RESNET = {
 }  # fmt: skip
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-OPEN_CLIP_LAYER = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj"}
+OPEN_CLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
 
 Table = dict[str, str]
 
@@ -47,7 +53,11 @@ def unet_table(g: Geometry) -> Table:
 
 def encoder_table(g: Geometry) -> Table:
     """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
-    table = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in"}
+    table = {
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "input_blocks.0.0": "conv_in",
+    }
     index = count(1)
     for level in range(g.levels):
         for layer in range(g.layers):
@@ -74,7 +84,10 @@ def control_table(g: Geometry) -> Table:
     """A ControlNet whose hint block has two convolutions per halving, besides the first and the last; an activation follows each."""
     inner = 2 * (g.latent_factor.bit_length() - 1)
     hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
-    table = {**encoder_table(g), **{f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}}
+    table = {
+        **encoder_table(g),
+        **{f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)},
+    }
     table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(g.residual_channels))}
     return {**table, "middle_block_out.0": "controlnet_mid_block"}
 
@@ -83,7 +96,11 @@ def vae_table(levels: int, layers: int) -> Table:
     """The KL autoencoder with ``levels`` levels of ``layers`` residual blocks in the encoder and one more in the decoder."""
     table = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side, blocks in (("encoder", "down"), ("decoder", "up")):
-        table |= {f"{side}.conv_in": f"{side}.conv_in", f"{side}.norm_out": f"{side}.conv_norm_out", f"{side}.conv_out": f"{side}.conv_out"}
+        table |= {
+            f"{side}.conv_in": f"{side}.conv_in",
+            f"{side}.norm_out": f"{side}.conv_norm_out",
+            f"{side}.conv_out": f"{side}.conv_out",
+        }
         for i in (0, 1):
             table |= _prefixed(VAE_RESNET, f"{side}.mid.block_{i + 1}", f"{side}.mid_block.resnets.{i}")
         table |= _prefixed(VAE_ATTENTION, f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
@@ -133,7 +150,9 @@ class Renamed:
 def renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
     """All ``tensors`` under their new names."""
     pairs = [(key, rename(key, table)) for key in tensors]
-    return Renamed({new: tensors[key] for key, new in pairs if new is not None}, tuple(key for key, new in pairs if new is None))
+    return Renamed(
+        {new: tensors[key] for key, new in pairs if new is not None}, tuple(key for key, new in pairs if new is None)
+    )
 
 
 def rule_of(key: str, rules: Iterable[str]) -> str | None:
@@ -141,7 +160,14 @@ def rule_of(key: str, rules: Iterable[str]) -> str | None:
     return next((rule for rule in rules if key == rule or key.startswith(f"{rule}.")), None)
 
 
-def placed(tensors: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], place: str, beside: Iterable[str], method: str) -> dict[str, Tensor]:
+def placed(
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    table: Mapping[str, str],
+    place: str,
+    beside: Iterable[str],
+    method: str,
+) -> dict[str, Tensor]:
     """A method's tensors under the names that this project has for them.
 
     Args:
@@ -180,7 +206,10 @@ def has_prefix(keys: Iterable[str], prefix: str) -> bool:
 def vae_tensors(original: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
     """The autoencoder's weights; diffusers has linear maps where the original's attention has 1x1 convolutions."""
     result = renamed(original, table)
-    tensors = {key: value.flatten(1) if ".attentions." in key and value.ndim == 4 else value for key, value in result.tensors.items()}
+    tensors = {
+        key: value.flatten(1) if ".attentions." in key and value.ndim == 4 else value
+        for key, value in result.tensors.items()
+    }
     return Renamed(tensors, result.unknown)
 
 
@@ -194,7 +223,10 @@ def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
 
     SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as known.
     """
-    top = {"token_embedding.weight": "embeddings.token_embedding.weight", "positional_embedding": "embeddings.position_embedding.weight"}
+    top = {
+        "token_embedding.weight": "embeddings.token_embedding.weight",
+        "positional_embedding": "embeddings.position_embedding.weight",
+    }
     top |= {"ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias"}
     unused = {"text_projection", "logit_scale", "attn_mask"}
     tensors: dict[str, Tensor] = {}

@@ -43,15 +43,23 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
     vae_folder = autoencoder_folder(autoencoder) if autoencoder else None
     old = ldm.has_prefix(tensors, ldm.CLIP)
     text_prefix = ldm.CLIP if old else ldm.OPEN_CLIP
-    for prefix, what in ((ldm.UNET, "U-Net"), (text_prefix, "text tower"), *(() if vae_folder else ((ldm.VAE, "autoencoder"),))):
+    for prefix, what in (
+        (ldm.UNET, "U-Net"),
+        (text_prefix, "text tower"),
+        *(() if vae_folder else ((ldm.VAE, "autoencoder"),)),
+    ):
         if not ldm.has_prefix(tensors, prefix):
-            raise WeightsError(f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with U-Net, autoencoder and text tower")
+            raise WeightsError(
+                f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with U-Net, autoencoder and text tower"
+            )
     try:
         unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
         vae = read_autoencoder(vae_folder) if vae_folder else _read_vae(ldm.below(tensors, ldm.VAE), file)
         text = _read_text(ldm.below(tensors, text_prefix), old, file, fresh)
     except KeyError as error:  # a tensor that a size is read from
-        raise WeightsError(f"{file}: {error.args[0]} is missing; the file is incomplete or no Stable Diffusion 1 or 2: fetch it again") from error
+        raise WeightsError(
+            f"{file}: {error.args[0]} is missing; the file is incomplete or no Stable Diffusion 1 or 2: fetch it again"
+        ) from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
     return Parts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
 
@@ -65,7 +73,9 @@ def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
 def _read_vae(tensors: dict[str, Tensor], file: Path) -> AutoencoderKL:
     channels, layers = _vae_size(tensors)
     vae = vae_of(channels, layers, latent_channels=tensors["post_quant_conv.weight"].shape[0])
-    weights = {key: value for key, value in tensors.items() if not key.startswith(("loss.", "model_ema."))}  # left from the autoencoder's own training
+    weights = {
+        key: value for key, value in tensors.items() if not key.startswith(("loss.", "model_ema."))
+    }  # left from the autoencoder's own training
     return _filled(vae, ldm.vae_tensors(weights, ldm.vae_table(len(channels), layers)), f"{file}: the autoencoder")
 
 
@@ -87,7 +97,9 @@ def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
     text = CLIPTextModel(config)
     if fresh:
         return text
-    return _filled(text, ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers), f"{file}: the text tower")
+    return _filled(
+        text, ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers), f"{file}: the text tower"
+    )
 
 
 def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
@@ -177,10 +189,14 @@ def _filled(model: nn.Module, weights: ldm.Renamed, what: str) -> nn.Module:
     problems = {
         "missing": sorted(own.keys() - weights.tensors.keys()),
         "unknown": sorted([*weights.unknown, *(weights.tensors.keys() - own.keys())]),
-        "mis-shaped": sorted(key for key in own.keys() & weights.tensors.keys() if own[key].shape != weights.tensors[key].shape),
+        "mis-shaped": sorted(
+            key for key in own.keys() & weights.tensors.keys() if own[key].shape != weights.tensors[key].shape
+        ),
     }
     found = [f"{len(keys)} {kind}, for instance {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
     if found:
-        raise WeightsError(f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or another model")
+        raise WeightsError(
+            f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or another model"
+        )
     model.load_state_dict({key: value.float() for key, value in weights.tensors.items()})
     return model

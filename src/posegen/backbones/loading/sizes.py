@@ -58,8 +58,19 @@ def parts_without_weights(name: str, size: Size) -> Parts:
     """
     tokenizer = clip_tokenizer(size.pad)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=size.unet.text_dim, projection_dim=size.unet.text_dim, max_position_embeddings=CONTEXT, **size.text
+        vocab_size=len(tokenizer),
+        hidden_size=size.unet.text_dim,
+        projection_dim=size.unet.text_dim,
+        max_position_embeddings=CONTEXT,
+        **size.text,
     )
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        return Parts(unet_of(size.unet), vae_of(size.vae, 2), CLIPTextModel(text), tokenizer, dict(SCHEDULER), origin=f"random weights of {name}")
+        return Parts(
+            unet_of(size.unet),
+            vae_of(size.vae, 2),
+            CLIPTextModel(text),
+            tokenizer,
+            dict(SCHEDULER),
+            origin=f"random weights of {name}",
+        )

@@ -42,8 +42,14 @@ def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
     """
     package = find_spec("open_clip")  # does not import it
     if package is None or package.origin is None:
-        raise WeightsError("an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip install open_clip_torch")
-    lines = gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+        raise WeightsError(
+            "an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip install open_clip_torch"
+        )
+    lines = (
+        gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes())
+        .decode()
+        .split("\n")
+    )
     merges = [(first, second) for first, second in (line.split() for line in lines[1 : CLIP_MERGES + 1])]
     tokenizer = tokenizer_of(merges, CONTEXT)
     tokenizer.pad_token = pad  # only now: as an argument it would be cut out of the prompts before they are read

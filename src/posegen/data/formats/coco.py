@@ -115,10 +115,22 @@ class CocoSingle(PoseData):
         cache: str | Path | None = None,
         maps: Maps | None = None,
     ) -> None:
-        for key, value, known in (("frame", frame, get_args(Frame)), ("caption", caption, get_args(Caption)), ("augment", augment, (*get_args(Augment), None))):
+        for key, value, known in (
+            ("frame", frame, get_args(Frame)),
+            ("caption", caption, get_args(Caption)),
+            ("augment", augment, (*get_args(Augment), None)),
+        ):
             if value not in known:
-                raise ValueError(f"data.{split}.{key}={value}; expected one of {', '.join('null' if k is None else k for k in known)}")
-        self.root, self.split, self.year, self.share, self.joints = Path(root).expanduser(), split, year, tuple(share), joints
+                raise ValueError(
+                    f"data.{split}.{key}={value}; expected one of {', '.join('null' if k is None else k for k in known)}"
+                )
+        self.root, self.split, self.year, self.share, self.joints = (
+            Path(root).expanduser(),
+            split,
+            year,
+            tuple(share),
+            joints,
+        )
         self.frame, self.caption, self.augment, self.flip, self.rotation = frame, caption, augment, flip, rotation
         self.size, self.count, self.seed, self.maps = (size, size), count, seed, maps
         self.cache = None if cache is None else Path(cache).expanduser()
@@ -163,9 +175,19 @@ class CocoSingle(PoseData):
 
     @property
     def identity(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in ("split", "year", "joints", "frame", "caption", "augment", "count", "seed")}
+        options = {
+            name: getattr(self, name)
+            for name in ("split", "year", "joints", "frame", "caption", "augment", "count", "seed")
+        }
         augmentation = {"flip": self.flip, "rotation": self.rotation} if self.augment else {}
-        return {"name": self.name, "files": self.people.facts["sha256"], "share": list(self.share), "size": self.size[0], **options, **augmentation}
+        return {
+            "name": self.name,
+            "files": self.people.facts["sha256"],
+            "share": list(self.share),
+            "size": self.size[0],
+            **options,
+            **augmentation,
+        }
 
     def prepare(self) -> None:
         self.people  # noqa: B018 - reads and keeps them
@@ -173,7 +195,12 @@ class CocoSingle(PoseData):
     @property
     def condition(self) -> Condition:
         few = int((self.people.labelled < self.joints).sum())
-        facts = {**self.people.facts, f"fewer than {self.joints} joints": few, "kept": len(self.people) - few, "in this split": len(self)}
+        facts = {
+            **self.people.facts,
+            f"fewer than {self.joints} joints": few,
+            "kept": len(self.people) - few,
+            "in this split": len(self),
+        }
         return Condition(facts, defects=self.people.defects)
 
     def __len__(self) -> int:
@@ -219,7 +246,9 @@ class CocoSingle(PoseData):
             ValueError: no ``maps`` are configured.
         """
         if self.maps is None:
-            raise ValueError(f"data.{self.split}.maps is null; maps are made by a function, for instance posegen.backbones.blocks.pose_maps.joint_vectors")
+            raise ValueError(
+                f"data.{self.split}.maps is null; maps are made by a function, for instance posegen.backbones.blocks.pose_maps.joint_vectors"
+            )
         with tqdm(total=len(self), desc="joint vectors", unit="pose", dynamic_ncols=True) as bar:
             write_joint_vectors(folder, self._encoded(self.maps, bar.update))
         return len(self)
@@ -256,7 +285,11 @@ def singles(people: Path, captions: Path, cache: Path | None = None) -> Singles:
         ValueError: a file is no annotation file of COCO's.
     """
     stamps = [str(VERSION), *(f"{f.resolve()}|{(s := f.stat()).st_size}|{s.st_mtime_ns}" for f in (people, captions))]
-    kept = None if cache is None else cache / "coco" / f"{people.stem}-{hashlib.sha256('|'.join(stamps).encode()).hexdigest()[:16]}.npz"
+    kept = (
+        None
+        if cache is None
+        else cache / "coco" / f"{people.stem}-{hashlib.sha256('|'.join(stamps).encode()).hexdigest()[:16]}.npz"
+    )
     found = None if kept is None else _read(kept)
     if found is None:
         found = _chosen(_load(people, "annotations"), _load(captions, "annotations"), people.name)
@@ -312,7 +345,9 @@ def _load(file: Path, part: str) -> list[dict[str, Any]]:
         if isinstance(rows, list) and all("image_id" in row for row in rows):
             return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error}); expected COCO's annotations: {HOW}") from error
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); expected COCO's annotations: {HOW}"
+        ) from error
     raise ValueError(f"{file} holds no list of annotations with an image_id each; expected COCO's: {HOW}")
 
 
@@ -324,7 +359,9 @@ def _sha256(file: Path) -> str:
 def _write(kept: Path, found: Singles) -> None:
     texts = json.dumps([found.captions, found.facts, found.defects])
     with replacing(kept) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, images=found.images, keypoints=found.keypoints, boxes=found.boxes, areas=found.areas, texts=texts)
+        np.savez_compressed(
+            stream, images=found.images, keypoints=found.keypoints, boxes=found.boxes, areas=found.areas, texts=texts
+        )
 
 
 def _read(kept: Path) -> Singles | None:

@@ -23,19 +23,36 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from posegen.data.formats.pair_files import Pair, as_coco, folders, found, joints_in, joints_of, needed, pairs_in, sha256
+from posegen.data.formats.pair_files import (
+    Pair,
+    as_coco,
+    folders,
+    found,
+    joints_in,
+    joints_of,
+    needed,
+    pairs_in,
+    sha256,
+)
 from posegen.data.formats.pairs import LISTS, PairSource, shared
 from posegen.data.on_disk.source import Defect, Entry, Place, Report
 
 Poses = Literal["csv", "txt"]
 Kind = Literal["auto", "csv", "txt", "json"]
 #: The released lists: pictures, how the SHA-256 of the file begins, and pairs.
-RELEASED: Mapping[str, tuple[int, str, int]] = {"train": (48674, "50f41143dc61c730", 101966), "test": (4038, "336650cb7febac6e", 8570)}
+RELEASED: Mapping[str, tuple[int, str, int]] = {
+    "train": (48674, "50f41143dc61c730", 101966),
+    "test": (4038, "336650cb7febac6e", 8570),
+}
 FLAT = re.compile(r"(?:.*/)?fashion(MEN|WOMEN)(.+)id(\d{8})(\d{2})_(\d)([a-z]+)")
 TREE = re.compile(r"(?:.*/)?(MEN|WOMEN)/([^/]+)/id_(\d{8})/(\d{2})_(\d)_([a-z]+)")
 SUFFIX = re.compile(r"\.(jpe?g|png|txt)$", re.IGNORECASE)
 PICTURES = (".jpg", ".png", ".jpeg")
-SIZE, PADDED, BAR = (256, 176), (256, 256), 40  # height and width of the pictures that joints are on, and of those with bars, each so wide
+SIZE, PADDED, BAR = (
+    (256, 176),
+    (256, 256),
+    40,
+)  # height and width of the pictures that joints are on, and of those with bars, each so wide
 HOW = "put the lists, pairs and joints that GFLA or NTED link (fashion_data) into the root"
 
 
@@ -96,7 +113,14 @@ class DeepFashion(PairSource):
 
     name, grouped = "deepfashion", "outfits"
 
-    def __init__(self, root: str | Path, poses: Poses = "csv", pairs: Kind = "auto", images: str | None = None, bars: bool = False) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        poses: Poses = "csv",
+        pairs: Kind = "auto",
+        images: str | None = None,
+        bars: bool = False,
+    ) -> None:
         self.root, self.poses, self.kind, self.barred = Path(root).expanduser(), poses, pairs, bars
         self.bars = BAR / PADDED[1] if bars else 0.0
         for key, value, known in (("poses", poses, get_args(Poses)), ("pairs", pairs, get_args(Kind))):
@@ -110,15 +134,25 @@ class DeepFashion(PairSource):
         Raises:
             ValueError: there is none.
         """
-        places = [self.root / given] if given else [self.root, *(place for place in folders(self.root) if "pose" not in place.name)]
+        places = (
+            [self.root / given]
+            if given
+            else [self.root, *(place for place in folders(self.root) if "pose" not in place.name)]
+        )
         trees = [place for place in places if is_tree(place)]
         if trees:
             return min(trees, key=lambda place: "highres" not in place.name)
-        flats = [place for place in places if any(next(place.glob(f"{inner}fashion*MEN*{s}"), None) for inner in ("", "*/") for s in PICTURES)]
+        flats = [
+            place
+            for place in places
+            if any(next(place.glob(f"{inner}fashion*MEN*{s}"), None) for inner in ("", "*/") for s in PICTURES)
+        ]
         if flats:
             return flats[0]
         where = f"data.images={given}: {self.root / given}" if given else f"data.root={self.root}"
-        raise ValueError(f"{where} has no folder MEN or WOMEN, nor pictures named fashionWOMEN...jpg; unpack img_highres.zip of DeepFashion In-shop there")
+        raise ValueError(
+            f"{where} has no folder MEN or WOMEN, nor pictures named fashionWOMEN...jpg; unpack img_highres.zip of DeepFashion In-shop there"
+        )
 
     # Files.
 
@@ -140,7 +174,9 @@ class DeepFashion(PairSource):
 
     def pair_file(self, split: str) -> Path:
         names = {"csv": _tables("pairs", split), "txt": [f"{split}_pairs.txt"], "json": [f"{split}_data.json"]}
-        return needed(self.root, [name for kind, all in names.items() if self.kind in ("auto", kind) for name in all], HOW)
+        return needed(
+            self.root, [name for kind, all in names.items() if self.kind in ("auto", kind) for name in all], HOW
+        )
 
     # As a source.
 
@@ -154,7 +190,11 @@ class DeepFashion(PairSource):
         return {"name": self.name, "poses": self.poses, "images": images, "bars": self.barred, "lists": given}
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        shape, fix = (PADDED, "data.bars=false is for pictures without bars") if self.barred else (SIZE, "pictures with white bars need data.bars=true")
+        shape, fix = (
+            (PADDED, "data.bars=false is for pictures without bars")
+            if self.barred
+            else (SIZE, "pictures with white bars need data.bars=true")
+        )
         return {"entries": RELEASED[split][0], "shape": shape, "otherwise": fix}
 
     def suspicions(self, split: str) -> list[str]:
@@ -164,7 +204,9 @@ class DeepFashion(PairSource):
 
     def names(self, split: str) -> list[str]:
         """The lines of a list."""
-        return [line.strip() for line in self.list_of(split).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [
+            line.strip() for line in self.list_of(split).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+        ]
 
     def entries(self, split: str, report: Report) -> Iterator[Entry]:
         tabled = joints_in(self.table("annotation", split), flat, report) if self.poses == "csv" else None
@@ -176,7 +218,12 @@ class DeepFashion(PairSource):
             try:
                 points = self._text(name) if tabled is None else tabled.get(name.flat)
             except (OSError, ValueError) as error:
-                report(Defect(self._pose(name).relative_to(self.root).as_posix(), "missing" if isinstance(error, FileNotFoundError) else str(error)))
+                report(
+                    Defect(
+                        self._pose(name).relative_to(self.root).as_posix(),
+                        "missing" if isinstance(error, FileNotFoundError) else str(error),
+                    )
+                )
                 continue
             yield self._entry(name, points)
 
@@ -201,7 +248,11 @@ class DeepFashion(PairSource):
         """Pictures by name where they lie in no tree."""
         if is_tree(self.images):
             return {}
-        return {name: file for file in sorted(self.images.rglob("*")) if file.suffix.lower() in PICTURES and (name := flat(file.name))}
+        return {
+            name: file
+            for file in sorted(self.images.rglob("*"))
+            if file.suffix.lower() in PICTURES and (name := flat(file.name))
+        }
 
     def _pose(self, name: Name) -> Path:
         return self.texts / f"{name.path}.txt"
@@ -233,7 +284,9 @@ class DeepFashion(PairSource):
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
         released, suspicions = RELEASED[split][2], []
         if len(pairs) != released:
-            suspicions.append(f"{self.pair_file(split).name} has {len(pairs):,} pairs; the released lists have {released:,}")
+            suspicions.append(
+                f"{self.pair_file(split).name} has {len(pairs):,} pairs; the released lists have {released:,}"
+            )
         if split == "test" and found(self.root, ["train.lst"]) and (both := shared(self._all, group)[0]):
             suspicions.append(f"{both} outfits of the test list are in the training list, too")
         tables = [place for name in _tables("pairs", split) if (place := found(self.root, [name]))]
@@ -242,7 +295,11 @@ class DeepFashion(PairSource):
             turned = {(source, target) for target, source in tabled}
             own = {(pair.target, *pair.sources) for pair in pairs}
             if own != tabled:
-                why = "source and target are exchanged" if own == turned else f"{len(own & tabled):,} of {len(own | tabled):,} pairs are in both"
+                why = (
+                    "source and target are exchanged"
+                    if own == turned
+                    else f"{len(own & tabled):,} of {len(own | tabled):,} pairs are in both"
+                )
                 suspicions.append(f"{self.pair_file(split).name} has other pairs than {tables[0].name}: {why}")
         return suspicions
 

@@ -53,17 +53,28 @@ class Folder(Source):
         shares: Sequence[float] = (0.8, 0.1, 0.1),
         name: str = "folder",
     ) -> None:
-        self.root, self.name, self.folders, self.shares = Path(root).expanduser(), name, folders and dict(folders), tuple(shares)
+        self.root, self.name, self.folders, self.shares = (
+            Path(root).expanduser(),
+            name,
+            folders and dict(folders),
+            tuple(shares),
+        )
         if not self.root.is_dir():
             raise ValueError(f"data.root={root}: no such folder")
         if len(self.shares) != len(SPLITS) or abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0:
-            raise ValueError(f"data.shares={list(shares)}: expected the shares of {', '.join(SPLITS)}, which add up to 1")
+            raise ValueError(
+                f"data.shares={list(shares)}: expected the shares of {', '.join(SPLITS)}, which add up to 1"
+            )
         self.poses = self._given("poses", poses, "a json file in COCO's format, or a folder of OpenPose's")
-        self.prompts = self._given("prompts", prompts, "a json file {picture: prompt}, a csv file of file,prompt, or a folder of text files")
+        self.prompts = self._given(
+            "prompts", prompts, "a json file {picture: prompt}, a csv file of file,prompt, or a folder of text files"
+        )
 
     def _given(self, key: str, path: str | None, expected: str) -> Path | None:
         if path is not None and not (self.root / path).exists():
-            raise ValueError(f"data.{key}={path}: there is no {self.root / path}; expected {expected}, or null for none")
+            raise ValueError(
+                f"data.{key}={path}: there is no {self.root / path}; expected {expected}, or null for none"
+            )
         return None if path is None else self.root / path
 
     def identity(self, split: str) -> dict[str, Any]:
@@ -83,7 +94,9 @@ class Folder(Source):
             FileNotFoundError: the folder of the split is missing.
         """
         if split not in (self.folders or SPLITS):
-            raise FileNotFoundError(f"data.folders has no folder for {split}; it has {', '.join(self.folders or SPLITS)}")
+            raise FileNotFoundError(
+                f"data.folders has no folder for {split}; it has {', '.join(self.folders or SPLITS)}"
+            )
         start = self.root / (self.folders[split] if self.folders else ".")
         if not start.is_dir():
             raise FileNotFoundError(f"data.folders.{split}: there is no folder {start}")
@@ -91,7 +104,9 @@ class Folder(Source):
         return files if self.folders else [file for file in files if self.split_of(file) == split]
 
     def _below(self, start: Path) -> list[str]:
-        return sorted(file.relative_to(self.root).as_posix() for file in start.rglob("*") if file.suffix.lower() in PICTURES)
+        return sorted(
+            file.relative_to(self.root).as_posix() for file in start.rglob("*") if file.suffix.lower() in PICTURES
+        )
 
     def split_of(self, file: str) -> str:
         """The split of a picture where there are no folders for them: a function of its path."""
@@ -110,7 +125,14 @@ class Folder(Source):
             except ValueError as error:
                 report(Defect(file, f"pose cannot be read: {error}"))
                 continue
-            yield Entry(f"{self.name}/{file}", prompt, Place(file), people.size, people.keypoints.astype(np.float32), people.areas)
+            yield Entry(
+                f"{self.name}/{file}",
+                prompt,
+                Place(file),
+                people.size,
+                people.keypoints.astype(np.float32),
+                people.areas,
+            )
 
     def _tell_of_missing(self, split: str, report: Report) -> None:
         """Reports pictures of the split that only the poses and prompts know."""
@@ -152,13 +174,22 @@ class Folder(Source):
         images = content.get("images", ()) if isinstance(content, dict) else ()
         try:
             names = {image["id"]: str(image["file_name"]) for image in images}
-            sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images if {"height", "width"} <= image.keys()}
+            sizes = {
+                image["id"]: (int(image["height"]), int(image["width"]))
+                for image in images
+                if {"height", "width"} <= image.keys()
+            }
             people: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in names}
             for row in rows or ():
                 people.setdefault(row["image_id"], []).append(row)
-            return {str(names.get(image, image)): _people(own, sizes.get(image), str(self.poses)) for image, own in people.items()}
+            return {
+                str(names.get(image, image)): _people(own, sizes.get(image), str(self.poses))
+                for image, own in people.items()
+            }
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.poses} is not in COCO's format ({type(error).__name__}: {error}); expected images and annotations") from error
+            raise ValueError(
+                f"{self.poses} is not in COCO's format ({type(error).__name__}: {error}); expected images and annotations"
+            ) from error
 
     # Prompts.
 
@@ -180,7 +211,9 @@ class Folder(Source):
             with self.prompts.open(newline="", encoding="utf-8-sig") as stream:
                 rows = [row for row in csv.reader(stream) if row]
             if wrong := next((row for row in rows if len(row) != 2), None):
-                raise ValueError(f"{self.prompts}: a line has {len(wrong)} values ({wrong}); expected file,prompt, with quotes around a prompt with commas")
+                raise ValueError(
+                    f"{self.prompts}: a line has {len(wrong)} values ({wrong}); expected file,prompt, with quotes around a prompt with commas"
+                )
             return {file: prompt for file, prompt in rows if (file, prompt) != ("file", "prompt")}
         content = _json(self.prompts)
         if not isinstance(content, dict) or not all(isinstance(prompt, str) for prompt in content.values()):

@@ -28,7 +28,11 @@ SCENARIOS = {
     "real_human": ("acrobatics", "cosplay", "dance", "drama", "movie"),
 }  # fmt: skip
 #: The released validation list: 250 pictures of each scenario.
-RELEASED = {"entries": 4750, "scenarios": {s: 250 for group in SCENARIOS.values() for s in group}, "sha256": "59eea766cd8b4c00"}
+RELEASED = {
+    "entries": 4750,
+    "scenarios": {s: 250 for group in SCENARIOS.values() for s in group},
+    "sha256": "59eea766cd8b4c00",
+}
 #: What the lists are called in file names.
 TRAINING, VALIDATION = ("training", "train"), ("validation", "val")
 LIST = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
@@ -52,13 +56,19 @@ class HumanArt(Source):
 
     name = "human_art"
 
-    def __init__(self, root: str | Path, poses: Literal["annotation", "mapping"] = "annotation", holdout: float = 0.02) -> None:
+    def __init__(
+        self, root: str | Path, poses: Literal["annotation", "mapping"] = "annotation", holdout: float = 0.02
+    ) -> None:
         self.root, self.poses, self.holdout = Path(root).expanduser(), poses, holdout
         if poses not in ("annotation", "mapping"):
             raise ValueError(f"data.poses={poses}: expected annotation or mapping")
         if not (self.root / "images").is_dir():
             inner = self.root / FOLDER
-            fix = f"did you mean {inner}?" if (inner / "images").is_dir() else f"give the unpacked folder of Human-Art, usually called {FOLDER}"
+            fix = (
+                f"did you mean {inner}?"
+                if (inner / "images").is_dir()
+                else f"give the unpacked folder of Human-Art, usually called {FOLDER}"
+            )
             raise ValueError(f"data.root={root}: there is no folder images in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:
@@ -116,7 +126,9 @@ class HumanArt(Source):
             try:
                 keypoints, areas = stored_people(path)
             except ValueError as error:
-                problem = str(error).removeprefix(f"{path} ") if path.is_file() else f"missing; pose of {below(picture)}"
+                problem = (
+                    str(error).removeprefix(f"{path} ") if path.is_file() else f"missing; pose of {below(picture)}"
+                )
                 report(Defect(below(poses), problem))
                 continue
             yield self._entry(key, prompt, picture, None, keypoints, areas)
@@ -132,13 +144,36 @@ class HumanArt(Source):
                 keypoints = np.array([p["keypoints"] for p in here], np.float32).reshape(len(here), 17, 3)
                 areas = np.array([p["area"] for p in here], np.float32)
                 size = int(image["height"]), int(image["width"])
-                yield self._entry(image["id"], str(image["description"]), str(image["file_name"]), size, keypoints, areas)
+                yield self._entry(
+                    image["id"], str(image["description"]), str(image["file_name"]), size, keypoints, areas
+                )
             except (KeyError, TypeError, ValueError) as error:
-                report(Defect(f"{file.name}: {image.get('file_name', image.get('id'))}", f"not as in COCO's format ({type(error).__name__}: {error})"))
+                report(
+                    Defect(
+                        f"{file.name}: {image.get('file_name', image.get('id'))}",
+                        f"not as in COCO's format ({type(error).__name__}: {error})",
+                    )
+                )
 
-    def _entry(self, key: Any, prompt: str, picture: str, size: tuple[int, int] | None, keypoints: np.ndarray, areas: np.ndarray) -> Entry:
+    def _entry(
+        self,
+        key: Any,
+        prompt: str,
+        picture: str,
+        size: tuple[int, int] | None,
+        keypoints: np.ndarray,
+        areas: np.ndarray,
+    ) -> Entry:
         picture = below(picture)
-        return Entry(f"{self.name}/{key}", prompt, Place(picture), size, keypoints, areas, {"scenario": Path(picture).parent.name})
+        return Entry(
+            f"{self.name}/{key}",
+            prompt,
+            Place(picture),
+            size,
+            keypoints,
+            areas,
+            {"scenario": Path(picture).parent.name},
+        )
 
 
 def below(path: str) -> str:
@@ -161,4 +196,6 @@ def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
         keypoints = np.array([person["keypoints"] for person in people], np.float32).reshape(len(people), 17, 3)
         return keypoints, np.array([person.get("area", np.nan) for person in people], np.float32).reshape(len(people))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each ({type(error).__name__}: {error})"
+        ) from error

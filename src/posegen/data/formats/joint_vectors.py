@@ -38,7 +38,9 @@ class FramedPose(Sample):
 
     @property
     def pose(self) -> Tensor:
-        return torch.from_numpy(into(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])).float()
+        return torch.from_numpy(
+            into(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])
+        ).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +84,35 @@ class JointVectors(PoseData):
         count: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.folder, self.split, self.share, self.count, self.seed = Path(folder).expanduser(), split, tuple(share), count, seed
+        self.folder, self.split, self.share, self.count, self.seed = (
+            Path(folder).expanduser(),
+            split,
+            tuple(share),
+            count,
+            seed,
+        )
         self.list = self.folder / names
         people = read_list(self.list)
         order = torch.randperm(len(people), generator=generator("joint vectors", seed)).tolist()
         first, last = (round(edge * len(people)) for edge in share)
         self.people = [people[i] for i in order[first:last]][:count]
         if not self.people or (count or 0) > len(self.people):
-            raise ValueError(f"data.{split}: {self.list} names {len(people)} people, of whom share={list(share)} holds {last - first}; count is {count}")
+            raise ValueError(
+                f"data.{split}: {self.list} names {len(people)} people, of whom share={list(share)} holds {last - first}; count is {count}"
+            )
         side = self.maps(0).shape[-1]
         self.size = (side, side)
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "list": self._digest, "split": self.split, "share": list(self.share), "count": self.count, "seed": self.seed}
+        return {
+            "name": self.name,
+            "list": self._digest,
+            "split": self.split,
+            "share": list(self.share),
+            "count": self.count,
+            "seed": self.seed,
+        }
 
     @cached_property
     def _digest(self) -> str:
@@ -125,10 +142,14 @@ class JointVectors(PoseData):
         try:
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}, which {self.list} names, cannot be read ({error}); copy the data again") from error
+            raise ValueError(
+                f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
+            ) from error
         side = isqrt(stored.size // JOINTS)
         if stored.size != JOINTS * side**2 or not np.isfinite(stored).all():
-            raise ValueError(f"{path} holds {list(stored.shape)} values; expected finite ones for {JOINTS} square joint maps, [{JOINTS}, 4096] as released")
+            raise ValueError(
+                f"{path} holds {list(stored.shape)} values; expected finite ones for {JOINTS} square joint maps, [{JOINTS}, 4096] as released"
+            )
         return stored.astype(np.float32).reshape(JOINTS, side, side)
 
 
@@ -142,10 +163,14 @@ def read_list(path: Path) -> list[tuple[str, str]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return [(str(entry["image_path"]).lstrip("/"), str(entry["text"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f'{path}: {error!r}; expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS} that it points into') from error
+        raise ValueError(
+            f'{path}: {error!r}; expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS} that it points into'
+        ) from error
 
 
-def write_joint_vectors(folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json") -> None:
+def write_joint_vectors(
+    folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json"
+) -> None:
     """Writes people in the released layout. The list comes last and makes the folder complete; an older one is removed first.
 
     Args:
@@ -175,5 +200,7 @@ def keypoints_of(maps: np.ndarray) -> np.ndarray:
     rows, columns = np.arange(maps.shape[1]), np.arange(maps.shape[2])
     x, y = (low.sum(1) * columns).sum(1), (low.sum(2) * rows).sum(1)
     there = mass > 0
-    points = np.stack([x, y], -1) / np.where(there, mass, 1)[:, None] - 0.5  # the program computes with the corners of pixels
+    points = (
+        np.stack([x, y], -1) / np.where(there, mass, 1)[:, None] - 0.5
+    )  # the program computes with the corners of pixels
     return np.where(there[:, None], np.concatenate([points, np.full((len(maps), 1), 2.0)], 1), 0).astype(np.float32)

@@ -22,7 +22,19 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from posegen.data.formats.human_art import stored_people
-from posegen.data.formats.laion_lists import DIGITS, IMAGES, POSES, Paths, Row, asked_for, chosen_shards, held_out, key_of, mapping_of, prompt_beside
+from posegen.data.formats.laion_lists import (
+    DIGITS,
+    IMAGES,
+    POSES,
+    Paths,
+    Row,
+    asked_for,
+    chosen_shards,
+    held_out,
+    key_of,
+    mapping_of,
+    prompt_beside,
+)
 from posegen.data.on_disk.source import Defect, Entry, Place, Report, Source, share
 from posegen.data.on_disk.tar_members import TarMembers
 
@@ -69,7 +81,12 @@ class LaionHuman(Source):
         exclude: str | Exclude | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        self.root, self.storage, self.mapping, self.paths = Path(root).expanduser(), storage, mapping, Paths(strip_prefix, add_prefix)
+        self.root, self.storage, self.mapping, self.paths = (
+            Path(root).expanduser(),
+            storage,
+            mapping,
+            Paths(strip_prefix, add_prefix),
+        )
         self.shards, self.holdout, self.exclude = (
             chosen_shards(shards),
             holdout,
@@ -82,7 +99,9 @@ class LaionHuman(Source):
             raise ValueError(f"data.holdout={holdout}: one picture in so many is validation; expected at least 2")
         if not (self.root / self.paths.add / IMAGES).is_dir():
             inner = next((path.parent for path in sorted(self.root.glob(f"*/{IMAGES}"))), None)
-            fix = f"did you mean {inner}?" if inner else "give the folder of LAION-Human, usually called Aesthetics_Human"
+            fix = (
+                f"did you mean {inner}?" if inner else "give the folder of LAION-Human, usually called Aesthetics_Human"
+            )
             raise ValueError(f"data.root={root}: there is no folder {self.paths.add}{IMAGES} in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:
@@ -90,10 +109,27 @@ class LaionHuman(Source):
         if (mapping := self._mapping(split)) is not None:
             sha.update(mapping.read_bytes())
         if self.storage == "tar":
-            sha.update(json.dumps([(file.name, file.stat().st_size) for file in sorted((self.root / self.paths.add / IMAGES).glob("*.tar"))]).encode())
+            sha.update(
+                json.dumps(
+                    [
+                        (file.name, file.stat().st_size)
+                        for file in sorted((self.root / self.paths.add / IMAGES).glob("*.tar"))
+                    ]
+                ).encode()
+            )
         rule = None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0"
-        options = {"storage": self.storage, "shards": sorted(self.shards) if self.shards else None, "prefixes": [self.paths.strip, self.paths.add]}
-        return {"name": self.name, **options, "validation": rule, "exclude": self._exclude_identity, "lists": sha.hexdigest()[:16]}
+        options = {
+            "storage": self.storage,
+            "shards": sorted(self.shards) if self.shards else None,
+            "prefixes": [self.paths.strip, self.paths.add],
+        }
+        return {
+            "name": self.name,
+            **options,
+            "validation": rule,
+            "exclude": self._exclude_identity,
+            "lists": sha.hexdigest()[:16],
+        }
 
     def entries(self, split: str, report: Report) -> Iterator[Entry]:
         """In the order of the mapping; with tars, shard by shard.
@@ -113,7 +149,14 @@ class LaionHuman(Source):
             try:
                 keypoints, areas = stored_people(self.root / poses)
             except ValueError as error:
-                report(Defect(poses, str(error).removeprefix(f"{self.root / poses} ") if (self.root / poses).is_file() else "missing"))
+                report(
+                    Defect(
+                        poses,
+                        str(error).removeprefix(f"{self.root / poses} ")
+                        if (self.root / poses).is_file()
+                        else "missing",
+                    )
+                )
                 continue
             attributes = {"shard": row.shard} | ({"url": row.url} if row.url else {})
             yield Entry(f"{self.name}/{row.key}", prompt, place, None, keypoints, areas, attributes)
@@ -128,7 +171,11 @@ class LaionHuman(Source):
         """
         if isinstance(self.mapping, Mapping) and split not in self.mapping:
             raise FileNotFoundError(f"data.mapping has no list for {split}; it has {', '.join(self.mapping)}")
-        names = MAPPINGS if self.mapping is None else (self.mapping[split] if isinstance(self.mapping, Mapping) else self.mapping,)
+        names = (
+            MAPPINGS
+            if self.mapping is None
+            else (self.mapping[split] if isinstance(self.mapping, Mapping) else self.mapping,)
+        )
         found = next((self.root / name for name in names if (self.root / name).is_file()), None)
         if found is None and (self.mapping is not None or self.storage == "files"):
             raise FileNotFoundError(
@@ -146,10 +193,20 @@ class LaionHuman(Source):
         for name, value in mapping_of(file).items():
             key = key_of(name)
             if key is None:
-                report(Defect(f"{file.name}: {name}", f"no key of LAION-Human; expected {DIGITS} digits, perhaps after those of the shard"))
+                report(
+                    Defect(
+                        f"{file.name}: {name}",
+                        f"no key of LAION-Human; expected {DIGITS} digits, perhaps after those of the shard",
+                    )
+                )
                 continue
             try:
-                yield Row(key, str(value["prompt"]), self.paths.below(str(value["img_path"])), self.paths.below(str(value["pose_path"])))
+                yield Row(
+                    key,
+                    str(value["prompt"]),
+                    self.paths.below(str(value["img_path"])),
+                    self.paths.below(str(value["pose_path"])),
+                )
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {name}", "lacks img_path, pose_path or prompt"))
 
@@ -195,14 +252,29 @@ class LaionHuman(Source):
                 listed.setdefault(row.shard, []).append(row)
         tars = self._tars(report)
         for shard in sorted((listed or {}).keys() - tars.keys()):
-            report(Defect(f"{self.paths.add}{IMAGES}/{shard:05d}.tar", f"missing; {len((listed or {})[shard])} pictures of {split} are in it"))
-        for shard, file in tqdm(tars.items(), desc=f"tars of {split}", unit="tar", dynamic_ncols=True, disable=len(tars) < 3):
+            report(
+                Defect(
+                    f"{self.paths.add}{IMAGES}/{shard:05d}.tar",
+                    f"missing; {len((listed or {})[shard])} pictures of {split} are in it",
+                )
+            )
+        for shard, file in tqdm(
+            tars.items(), desc=f"tars of {split}", unit="tar", dynamic_ncols=True, disable=len(tars) < 3
+        ):
             opened = self._opened(file, report)
             if opened is None:
                 continue
             members, asked = opened
-            pictures = {key: m for m in members if Path(m).suffix.lower() in PICTURES and (key := key_of(Path(m).stem)) is not None}
-            wanted = (row for row in asked.values() or map(Row, pictures) if self._wanted(row, split)) if listed is None else listed.get(shard, ())
+            pictures = {
+                key: m
+                for m in members
+                if Path(m).suffix.lower() in PICTURES and (key := key_of(Path(m).stem)) is not None
+            }
+            wanted = (
+                (row for row in asked.values() or map(Row, pictures) if self._wanted(row, split))
+                if listed is None
+                else listed.get(shard, ())
+            )
             for row in wanted:
                 known = row if row.key not in asked else row._replace(url=asked[row.key].url)
                 yield from self._in_tar(known, members, pictures.get(row.key), report)
@@ -226,7 +298,9 @@ class LaionHuman(Source):
     def _name(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix()
 
-    def _in_tar(self, row: Row, members: TarMembers, picture: str | None, report: Report) -> Iterator[tuple[Row, Place, str]]:
+    def _in_tar(
+        self, row: Row, members: TarMembers, picture: str | None, report: Report
+    ) -> Iterator[tuple[Row, Place, str]]:
         """A picture and its prompt, where both are there."""
         name = self._name(members.file)
         if picture is None:
@@ -234,7 +308,9 @@ class LaionHuman(Source):
             return
         prompt = row.prompt if row.prompt is not None else prompt_beside(members, picture)
         if prompt is None:
-            report(Defect(f"{name}: {row.key}", "no prompt: neither a mapping nor a .txt or .json beside it in the tar"))
+            report(
+                Defect(f"{name}: {row.key}", "no prompt: neither a mapping nor a .txt or .json beside it in the tar")
+            )
             return
         yield row, Place(name, *members[picture]), prompt
 
@@ -246,12 +322,18 @@ class LaionHuman(Source):
         """
         folder = self.root / self.paths.add / IMAGES
         found = {int(file.name[:5]): file for file in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].tar"))}
-        packed = [file for file in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].tar.*")) if not file.name.endswith(".index.npz")]
+        packed = [
+            file
+            for file in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].tar.*"))
+            if not file.name.endswith(".index.npz")
+        ]
         for file in packed:
             if int(file.name[:5]) not in found:
                 report(Defect(self._name(file), "compressed; uncompress it once to a plain .tar"))
         if not found and not packed:
-            raise FileNotFoundError(f"{folder} has no tars such as 00000.tar; with unpacked pictures choose data.storage=files")
+            raise FileNotFoundError(
+                f"{folder} has no tars such as 00000.tar; with unpacked pictures choose data.storage=files"
+            )
         return {shard: file for shard, file in found.items() if self.shards is None or shard in self.shards}
 
     # What is left out.
@@ -265,7 +347,9 @@ class LaionHuman(Source):
         """
         file = self.root / str(self.exclude)
         if not file.is_file():
-            raise ValueError(f"data.exclude={self.exclude}: there is no {file}; expected a file with a key per line, or null")
+            raise ValueError(
+                f"data.exclude={self.exclude}: there is no {file}; expected a file with a key per line, or null"
+            )
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
         keys = {line: key_of(line) for line in lines if line and not line.startswith("#")}
         if wrong := [line for line, key in keys.items() if key is None]:
@@ -282,7 +366,11 @@ class LaionHuman(Source):
         if callable(self.exclude):
             function = getattr(self.exclude, "func", self.exclude)
             return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-        return None if self.exclude is None else hashlib.sha256("\n".join(sorted(self._unwanted)).encode()).hexdigest()[:16]
+        return (
+            None
+            if self.exclude is None
+            else hashlib.sha256("\n".join(sorted(self._unwanted)).encode()).hexdigest()[:16]
+        )
 
 
 def function_of(name: str) -> Exclude:
@@ -295,7 +383,9 @@ def function_of(name: str) -> Exclude:
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"data.exclude={name}: {error}; expected module:function of a module that Python finds, or a file of keys") from error
+        raise ValueError(
+            f"data.exclude={name}: {error}; expected module:function of a module that Python finds, or a file of keys"
+        ) from error
 
 
 def _names(folder: Path) -> set[str]:

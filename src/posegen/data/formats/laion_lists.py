@@ -78,7 +78,9 @@ def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | N
     ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
     if not ranges or not all(ranges):
         raise ValueError(f"data.shards={given}: expected numbers and ranges such as 0-79 or 0-3,7")
-    return frozenset(number for match in ranges if match for number in range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(
+        number for match in ranges if match for number in range(int(match[1]), int(match[2] or match[1]) + 1)
+    )
 
 
 # Files.
@@ -111,8 +113,14 @@ def asked_for(file: Path) -> Iterator[Row]:
         columns = parquet.read_table(file, columns=names).to_pydict()
         keys = [key_of(key) for key in columns["key"]]
     except (ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error}); expected the columns key and url") from error
-    yield from (Row(key, url=url) for key, url in zip(keys, columns.get("url", [None] * len(keys)), strict=True) if key is not None)
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); expected the columns key and url"
+        ) from error
+    yield from (
+        Row(key, url=url)
+        for key, url in zip(keys, columns.get("url", [None] * len(keys)), strict=True)
+        if key is not None
+    )
 
 
 def prompt_beside(members: TarMembers, picture: str) -> str | None:

@@ -64,7 +64,9 @@ class Market1501(PairSource):
         for place in folders(self.root):
             if place.name in names and any(named(file.name) for file in place.iterdir()):
                 return place
-        raise FileNotFoundError(f"data.root={self.root}: there is no folder {' or '.join(names)} with pictures such as 0002_c1s1_000451_03.jpg in it")
+        raise FileNotFoundError(
+            f"data.root={self.root}: there is no folder {' or '.join(names)} with pictures such as 0002_c1s1_000451_03.jpg in it"
+        )
 
     def table(self, what: str, split: str) -> Path:
         return needed(self.root, [f"market-{what}-{split}.csv"], HOW)
@@ -76,7 +78,10 @@ class Market1501(PairSource):
 
     def identity(self, split: str) -> dict[str, Any]:
         names = "\n".join(file.name for file in self.files(split))
-        listed = {"folder": self.folder(split).relative_to(self.root).as_posix(), "files": hashlib.sha256(names.encode()).hexdigest()[:16]}
+        listed = {
+            "folder": self.folder(split).relative_to(self.root).as_posix(),
+            "files": hashlib.sha256(names.encode()).hexdigest()[:16],
+        }
         return {"name": self.name, **listed, "joints": sha256(self.table("annotation", split))}
 
     def expected(self, split: str) -> Mapping[str, Any]:
@@ -108,10 +113,14 @@ class Market1501(PairSource):
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
         released, suspicions = RELEASED[split][1], []
         if len(pairs) != released:
-            suspicions.append(f"{self.table('pairs', split).name} has {len(pairs):,} pairs; the released list has {released:,}")
+            suspicions.append(
+                f"{self.table('pairs', split).name} has {len(pairs):,} pairs; the released list has {released:,}"
+            )
         if split == "test":
             try:
-                both, own = shared({split: [file.name for file in self.files(split)] for split in ("train", "test")}, self.group)
+                both, own = shared(
+                    {split: [file.name for file in self.files(split)] for split in ("train", "test")}, self.group
+                )
             except FileNotFoundError:
                 return suspicions
             if both:

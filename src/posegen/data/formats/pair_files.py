@@ -77,7 +77,12 @@ def pairs_in(file: Path, named: Named, report: Report) -> Iterator[Pair]:
         names = [named(text.strip()) for text in (target, *sources)]
         unknown = [text for text, name in zip((target, *sources), names, strict=True) if name is None]
         if unknown or len(names) < 2:
-            report(Defect(f"{file.name}: {place}", f"{unknown[0].strip()!r} is no name of a picture" if unknown else "a pair of one picture"))
+            report(
+                Defect(
+                    f"{file.name}: {place}",
+                    f"{unknown[0].strip()!r} is no name of a picture" if unknown else "a pair of one picture",
+                )
+            )
         else:
             yield Pair(*(names[0], tuple(names[1:])))  # type: ignore[arg-type]
 
@@ -108,7 +113,11 @@ def _pairs_of_json(file: Path) -> Iterator[Line]:
         raise ValueError(f"{file} holds a {type(content).__name__}; expected a list of {{source_image, target_image}}")
     for number, row in enumerate(content):
         whole = isinstance(row, Mapping) and {"source_image", "target_image"} <= row.keys()
-        yield f"entry {number}", str(row["target_image"] if whole else row), (str(row["source_image"]),) if whole else ()
+        yield (
+            f"entry {number}",
+            str(row["target_image"] if whole else row),
+            (str(row["source_image"]),) if whole else (),
+        )
 
 
 # Joints.
@@ -157,9 +166,15 @@ def joints_of(file: Path) -> np.ndarray:
     Raises:
         ValueError: it holds something else.
     """
-    rows = [line.replace(",", " ").split() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    rows = [
+        line.replace(",", " ").split()
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     if [len(row) for row in rows] != [2] * JOINTS:
-        raise ValueError(f"{len(rows)} lines of {sorted({len(row) for row in rows})} numbers; expected {JOINTS} of x and y")
+        raise ValueError(
+            f"{len(rows)} lines of {sorted({len(row) for row in rows})} numbers; expected {JOINTS} of x and y"
+        )
     return np.array(rows, np.float64)
 
 

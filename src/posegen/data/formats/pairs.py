@@ -139,7 +139,9 @@ class Pairs(PoseData):
         if expand not in get_args(Expand):
             raise ValueError(f"data.expand={expand}; expected one of {', '.join(get_args(Expand))}")
         if not 0 <= holdout < 1 or not 0 <= mirror <= 1:
-            raise ValueError(f"data.{split}: holdout={holdout} and mirror={mirror} are shares between 0 and 1, and something must be left to train on")
+            raise ValueError(
+                f"data.{split}: holdout={holdout} and mirror={mirror} are shares between 0 and 1, and something must be left to train on"
+            )
         if count is not None and count < 1:
             raise ValueError(f"data.{split}.count={count}: at least one pair is needed; null takes all")
         self.source, self.split, self.name, self.prompt = source, split, source.name, prompt
@@ -183,16 +185,27 @@ class Pairs(PoseData):
         own = [pair for pair in (flat if self.expand == "all" else listed) if self._is_mine(pair.target)]
         usable = self._cut(list(self._usable(own, defects)))
         if not usable:
-            reasons = f"{len(defects)} defects, such as {defects[0].file}: {defects[0].problem}" if defects else f"the list has {len(listed):,}"
+            reasons = (
+                f"{len(defects)} defects, such as {defects[0].file}: {defects[0].problem}"
+                if defects
+                else f"the list has {len(listed):,}"
+            )
             raise ValueError(f"data.{self.split}: no pair of {self.source.root} can be used; {reasons}")
         groups = {self.source.group(pair.target) for pair in usable}
         pictures = {name for target, sources in usable for name in (target, *sources)}
-        facts = {"pairs": len(usable), "listed_pairs": len(flat), "pictures": len(pictures), self.source.grouped: len(groups)}
+        facts = {
+            "pairs": len(usable),
+            "listed_pairs": len(flat),
+            "pictures": len(pictures),
+            self.source.grouped: len(groups),
+        }
         facts |= self.source.pair_facts(self.pictures.split)
         return self._rows(usable, Condition(facts, warnings, defects))
 
     def _is_mine(self, target: str) -> bool:
-        return LISTS[self.split] == "test" or (share(self.source.group(target)) < self.holdout) == (self.split == "validation")
+        return LISTS[self.split] == "test" or (share(self.source.group(target)) < self.holdout) == (
+            self.split == "validation"
+        )
 
     @cached_property
     def _known(self) -> dict[str, int]:
@@ -207,9 +220,17 @@ class Pairs(PoseData):
             lost = [name for name in (target, *sources) if name not in there]
             problem = f"{lost[0]} is no usable picture of the list" if target not in there or not left else ""
             problem = problem or ("" if people[there[target]] else "the target has no pose")
-            problem = problem or (f"pair {name_of(left[0], target)} is listed twice" if name_of(left[0], target) in seen else "")
+            problem = problem or (
+                f"pair {name_of(left[0], target)} is listed twice" if name_of(left[0], target) in seen else ""
+            )
             if problem or lost:
-                defects.append(Defect(name_of(sources[0], target), problem or f"{lost[0]} is no usable picture of the list", fatal=bool(problem)))
+                defects.append(
+                    Defect(
+                        name_of(sources[0], target),
+                        problem or f"{lost[0]} is no usable picture of the list",
+                        fatal=bool(problem),
+                    )
+                )
             if not problem:
                 seen.add(name_of(left[0], target))
                 yield Pair(target, left)
@@ -218,15 +239,22 @@ class Pairs(PoseData):
         if self.count is None:
             return pairs
         if self.count > len(pairs):
-            raise ValueError(f"data.{self.split}.count={self.count}: {self.name} has {len(pairs)} pairs that can be used; lower it, or null for all")
+            raise ValueError(
+                f"data.{self.split}.count={self.count}: {self.name} has {len(pairs)} pairs that can be used; lower it, or null for all"
+            )
         shares = [share(name_of(pair.sources[0], pair.target)) for pair in pairs]
         return [pairs[i] for i in np.sort(np.argsort(shares, kind="stable")[: self.count])]
 
     def _rows(self, pairs: Sequence[Pair], condition: Condition) -> Chosen:
-        known, sha = self._known, hashlib.sha256("\n".join(f"{target} {' '.join(sources)}" for target, sources in pairs).encode())
+        known, sha = (
+            self._known,
+            hashlib.sha256("\n".join(f"{target} {' '.join(sources)}" for target, sources in pairs).encode()),
+        )
         sources = np.array([known[source] for pair in pairs for source in pair.sources], np.int64)
         ends = np.cumsum([len(pair.sources) for pair in pairs], dtype=np.int64)
-        return Chosen(np.array([known[pair.target] for pair in pairs], np.int64), sources, ends, sha.hexdigest()[:16], condition)
+        return Chosen(
+            np.array([known[pair.target] for pair in pairs], np.int64), sources, ends, sha.hexdigest()[:16], condition
+        )
 
     # What is read.
 
@@ -235,7 +263,12 @@ class Pairs(PoseData):
         """Where the pictures lie does not count."""
         about = {name: getattr(self, name) for name in ("name", "split", "prompt", "expand", "size")}
         transform = self.pictures.transform.identity
-        return {**about, "content": [self.pictures.read[1], self.chosen.content], "first": self.count, "transform": transform}
+        return {
+            **about,
+            "content": [self.pictures.read[1], self.chosen.content],
+            "first": self.count,
+            "transform": transform,
+        }
 
     @property
     def prompts(self) -> list[str]:
@@ -250,7 +283,9 @@ class Pairs(PoseData):
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
         id, source, target = self._pair(index, visit)
         sample = self.pictures.row(int(self.chosen.targets[index]), visit, image, id)
-        return replace(sample, id=id, prompt=self.prompt, attributes={**sample.attributes, "source": source, "target": target})
+        return replace(
+            sample, id=id, prompt=self.prompt, attributes={**sample.attributes, "source": source, "target": target}
+        )
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         """The source of a pair, mirrored where the target is."""
@@ -262,7 +297,10 @@ class Pairs(PoseData):
         if not -len(self) <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         index %= len(self)
-        first, source, target = (self._name(row) for row in (self.chosen.of(index)[0], self._source_row(index, visit), self.chosen.targets[index]))
+        first, source, target = (
+            self._name(row)
+            for row in (self.chosen.of(index)[0], self._source_row(index, visit), self.chosen.targets[index])
+        )
         return f"{self.name}/{name_of(first, target)}", source, target
 
     def _source_row(self, index: int, visit: int) -> int:

@@ -33,7 +33,9 @@ class Selection:
     def __post_init__(self) -> None:
         given = [number for number in (self.stride, self.per_clip) if number is not None]
         if len(given) != 1 or given[0] < 1:
-            raise ValueError(f"data.stride={self.stride} and data.per_clip={self.per_clip}: expected one positive number and one null")
+            raise ValueError(
+                f"data.stride={self.stride} and data.per_clip={self.per_clip}: expected one positive number and one null"
+            )
 
     def of(self, count: int) -> list[int]:
         """The chosen of ``count`` frames."""
@@ -52,7 +54,9 @@ class Selection:
         return asdict(self)
 
 
-def extracted(videos: Sequence[Path], target: Path, selection: Selection, report: Callable[[Path, str], None]) -> Iterator[tuple[Path, Path]]:
+def extracted(
+    videos: Sequence[Path], target: Path, selection: Selection, report: Callable[[Path, str], None]
+) -> Iterator[tuple[Path, Path]]:
     """Each video with the folder of its chosen frames, ``<target>/<clip>/<number>.png``.
 
     What an earlier run extracted from the same file is not extracted again; a folder appears only when all of its frames are there. Its ``clip.json`` says
@@ -86,7 +90,9 @@ def extract(video: Path, folder: Path, selection: Selection) -> None:
             if not good:
                 raise ValueError(f"frame {number} cannot be encoded")
             (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
-        (temporary / MANIFEST).write_text(json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1), encoding="utf-8")
+        (temporary / MANIFEST).write_text(
+            json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1), encoding="utf-8"
+        )
 
 
 def count_frames(video: Path) -> int:

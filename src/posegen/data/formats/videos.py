@@ -24,7 +24,11 @@ from posegen.data.formats.video_frames import PICTURES, VIDEOS, Selection, extra
 from posegen.data.on_disk.source import Defect, Entry, Place, Report, Source
 
 SELECTION = "own frame selection"
-PARTS = {"train": "train", "validation": "val", "test": "val"}  # split -> what the sets call it; the true tests are labelled nowhere
+PARTS = {
+    "train": "train",
+    "validation": "val",
+    "test": "val",
+}  # split -> what the sets call it; the true tests are labelled nowhere
 NOBODY = People(np.zeros((0, 17, 3), np.float32))
 
 
@@ -90,18 +94,34 @@ class Videos(Source):
                 keypoints, areas, size = people.people(picture) if people else NOBODY
                 attributes = {"clip": clip.name, "frame": number, "frames": SELECTION, **self.about(clip, number)}
                 caption = self._captions.get(picture, prompt)
-                yield Entry(f"{self.name}/{clip.name}/{number:08d}", caption, Place(picture), clip.size or size, keypoints, areas, attributes)
+                yield Entry(
+                    f"{self.name}/{clip.name}/{number:08d}",
+                    caption,
+                    Place(picture),
+                    clip.size or size,
+                    keypoints,
+                    areas,
+                    attributes,
+                )
 
     def about(self, clip: Clip, number: int) -> Mapping[str, Any]:
         """Attributes of one frame."""
         return clip.attributes
 
     def identity(self, split: str) -> dict[str, Any]:
-        sha = hashlib.sha256(json.dumps([[clip.name, clip.frames] for clip in self.clips(split, lambda defect: None)]).encode())
+        sha = hashlib.sha256(
+            json.dumps([[clip.name, clip.frames] for clip in self.clips(split, lambda defect: None)]).encode()
+        )
         for file in (self.poses, self.prompts):
             if file is not None and (self.root / file).is_file():
                 sha.update((self.root / file).read_bytes())
-        return {"name": self.name, "selection": self.selection.identity, "remark": SELECTION, "prompt": self.prompt, "frames": sha.hexdigest()[:16]}
+        return {
+            "name": self.name,
+            "selection": self.selection.identity,
+            "remark": SELECTION,
+            "prompt": self.prompt,
+            "frames": sha.hexdigest()[:16],
+        }
 
     @cached_property
     def _people(self) -> Folder | None:
@@ -131,21 +151,31 @@ class Videos(Source):
             return {}
         file = self.root / self.prompts
         if not file.is_file():
-            raise FileNotFoundError(f"data.prompts={self.prompts}: there is no {file}; expected a csv file of clip,prompt or frame,prompt, or null")
+            raise FileNotFoundError(
+                f"data.prompts={self.prompts}: there is no {file}; expected a csv file of clip,prompt or frame,prompt, or null"
+            )
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = [row for row in csv.reader(stream) if row]
         if wrong := next((row for row in rows if len(row) != 2), None):
-            raise ValueError(f"{file}: a line has {len(wrong)} values ({wrong}); expected clip,prompt, with quotes around a prompt with commas")
+            raise ValueError(
+                f"{file}: a line has {len(wrong)} values ({wrong}); expected clip,prompt, with quotes around a prompt with commas"
+            )
         return dict(rows)
 
     def _pictures(self, folder: Path, name: str, report: Report, **facts: Any) -> Iterator[Clip]:
         """The clip whose frames lie in a folder."""
-        files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in PICTURES) if folder.is_dir() else []
+        files = (
+            sorted(file.name for file in folder.iterdir() if file.suffix.lower() in PICTURES) if folder.is_dir() else []
+        )
         if not files:
-            report(Defect(folder.relative_to(self.root).as_posix(), "no frames in it" if folder.is_dir() else "missing"))
+            report(
+                Defect(folder.relative_to(self.root).as_posix(), "no frames in it" if folder.is_dir() else "missing")
+            )
             return
         start = folder.relative_to(self.root).as_posix()
-        yield Clip(name, [(_number(files[i], i), f"{start}/{files[i]}") for i in self.selection.of(len(files))], **facts)
+        yield Clip(
+            name, [(_number(files[i], i), f"{start}/{files[i]}") for i in self.selection.of(len(files))], **facts
+        )
 
 
 def _number(file: str, position: int) -> int:
@@ -170,16 +200,22 @@ class UBCFashion(Videos):
 
     def __init__(self, root: str | Path, folders: Mapping[str, str] | None = None, **others: Any) -> None:
         super().__init__(root, **others)
-        self.folders = dict(folders) if folders is not None else {"train": "train", "validation": "test", "test": "test"}
+        self.folders = (
+            dict(folders) if folders is not None else {"train": "train", "validation": "test", "test": "test"}
+        )
 
     def clips(self, split: str, report: Report) -> Iterator[Clip]:
         name = self.folders.get(split)
         if name is None or not (self.root / name).is_dir():
-            raise FileNotFoundError(f"data.folders.{split}: there is no folder {self.root / (name or split)}; expected one with the mp4 files of the split")
+            raise FileNotFoundError(
+                f"data.folders.{split}: there is no folder {self.root / (name or split)}; expected one with the mp4 files of the split"
+            )
         inside = sorted((self.root / name).iterdir())
         videos = [path for path in inside if path.suffix.lower() in VIDEOS]
         target = self.root / "frames" / self.selection.name / name
-        for path, folder in extracted(videos, target, self.selection, lambda video, problem: report(Defect(f"{name}/{video.name}", problem))):
+        for path, folder in extracted(
+            videos, target, self.selection, lambda video, problem: report(Defect(f"{name}/{video.name}", problem))
+        ):
             files = sorted(file for file in folder.iterdir() if file.suffix == ".png")
             yield Clip(path.stem, [(int(file.stem), file.relative_to(self.root).as_posix()) for file in files])
         for folder in (path for path in inside if path.is_dir()):
@@ -200,15 +236,22 @@ class DAVIS(Videos):
 
     name = "davis"
 
-    def __init__(self, root: str | Path, resolution: str = "480p", sequences: Sequence[str] | None = None, **others: Any) -> None:
+    def __init__(
+        self, root: str | Path, resolution: str = "480p", sequences: Sequence[str] | None = None, **others: Any
+    ) -> None:
         super().__init__(root, **others)
         self.resolution, self.sequences = resolution, None if sequences is None else list(sequences)
 
     def clips(self, split: str, report: Report) -> Iterator[Clip]:
-        names = _lines(self.root / "ImageSets" / "2017" / f"{_listed(split)}.txt", "DAVIS 2017 brings it (DAVIS-2017-trainval-480p.zip)")
+        names = _lines(
+            self.root / "ImageSets" / "2017" / f"{_listed(split)}.txt",
+            "DAVIS 2017 brings it (DAVIS-2017-trainval-480p.zip)",
+        )
         folder = self.root / "JPEGImages" / self.resolution
         if not folder.is_dir():
-            raise FileNotFoundError(f"data.resolution={self.resolution}: there is no folder {folder}; expected one with a folder of frames per sequence")
+            raise FileNotFoundError(
+                f"data.resolution={self.resolution}: there is no folder {folder}; expected one with a folder of frames per sequence"
+            )
         for name in names:
             if self.sequences is None or name in self.sequences:
                 yield from self._pictures(folder / name, name, report, attributes={"scenario": name})
@@ -246,7 +289,10 @@ class DanceTrack(Videos):
 
     def clips(self, split: str, report: Report) -> Iterator[Clip]:
         part = self._part(split)
-        for name in _lines(self.root / f"{part}_seqmap.txt", "DanceTrack brings it (https://huggingface.co/datasets/noahcao/dancetrack)"):
+        for name in _lines(
+            self.root / f"{part}_seqmap.txt",
+            "DanceTrack brings it (https://huggingface.co/datasets/noahcao/dancetrack)",
+        ):
             if name == "name":  # the head of the list
                 continue
             folder = self.root / part / name

@@ -70,7 +70,9 @@ class Cache:
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """The shards (number, samples) that hold the first ``count`` samples."""
-        return [(start // self.per_shard, min(self.per_shard, count - start)) for start in range(0, count, self.per_shard)]
+        return [
+            (start // self.per_shard, min(self.per_shard, count - start)) for start in range(0, count, self.per_shard)
+        ]
 
     def find(self, number: int, needed: int) -> Path | None:
         """The folder of shard ``number`` with at least ``needed`` samples, if there is one."""
@@ -99,7 +101,12 @@ class Cache:
         if not wanted:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=sum(n for _, n in wanted), desc=f"{self.world.name} {self.split} {self.size}px", unit="img", smoothing=0.1) as bar:
+        with tqdm(
+            total=sum(n for _, n in wanted),
+            desc=f"{self.world.name} {self.split} {self.size}px",
+            unit="img",
+            smoothing=0.1,
+        ) as bar:
             for done in self._render(wanted, min(workers, len(wanted))):
                 bar.update(done)
 
@@ -124,7 +131,9 @@ class Cache:
         """
         path = self.find(number, needed)
         if path is None:
-            raise BrokenShard(f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run `posegen prepare data={self.world.name}`")
+            raise BrokenShard(
+                f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run `posegen prepare data={self.world.name}`"
+            )
         try:
             images = np.load(path / "images.npy", mmap_mode="r")
             keypoints, areas, counts = (np.load(path / name) for name in FILES[1:4])
@@ -140,7 +149,9 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
     """Renders shard ``number`` and puts it in its place; returns the number of samples."""
     cv2.setNumThreads(1)  # parallelism is one process per core
     place = cache.folder / f"{number:05d}-{samples:04d}"
-    draft = cache.folder / f".{place.name}-{uuid.uuid4().hex}"  # not tempfile: its folders are private, a cache may be shared by a group
+    draft = (
+        cache.folder / f".{place.name}-{uuid.uuid4().hex}"
+    )  # not tempfile: its folders are private, a cache may be shared by a group
     draft.mkdir(parents=True)
     start = number * cache.per_shard
     try:
@@ -178,7 +189,12 @@ def _write(folder: Path, world: World, split: str, indices: range) -> None:
     for row, index in enumerate(indices):
         sample = world.render(split, index)
         people = len(sample.keypoints)
-        counts[row], images[row], keypoints[row, :people], areas[row, :people] = people, np.asarray(sample.image), sample.keypoints, sample.areas
+        counts[row], images[row], keypoints[row, :people], areas[row, :people] = (
+            people,
+            np.asarray(sample.image),
+            sample.keypoints,
+            sample.areas,
+        )
         lines.append(json.dumps({"prompt": sample.prompt, "attributes": dict(sample.attributes)}) + "\n")
     np.save(folder / "images.npy", images)
     np.save(folder / "keypoints.npy", keypoints)

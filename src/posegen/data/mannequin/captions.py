@@ -19,7 +19,18 @@ SCENES = tuple(PLACES)
 COLOURED_STYLES = ("photo", "cartoon")
 NUMBERS = {1: "one person", 2: "two people", 3: "three people"}
 
-_WORDS = " ".join((*STYLES, "of one two three person people", *PLACES.values(), ": ,", *ACTIONS, "in", *COLOURS, "shirt and trousers"))
+_WORDS = " ".join(
+    (
+        *STYLES,
+        "of one two three person people",
+        *PLACES.values(),
+        ": ,",
+        *ACTIONS,
+        "in",
+        *COLOURS,
+        "shirt and trousers",
+    )
+)
 VOCABULARY = tuple(dict.fromkeys(_WORDS.split()))
 EXAMPLE = "photo of one person in the park : one running in red shirt and blue trousers"
 
@@ -47,7 +58,9 @@ class Description:
     people: tuple[Look, ...]
 
     def __str__(self) -> str:
-        return f"{self.style} of {NUMBERS[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(map(str, self.people))
+        return f"{self.style} of {NUMBERS[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(
+            map(str, self.people)
+        )
 
     @property
     def attributes(self) -> dict[str, object]:

@@ -49,8 +49,16 @@ class MannequinData(PoseData):
         if count < 1:
             raise ValueError(f"count is {count}: at least one sample is needed")
         if not keypoint_noise >= 0:
-            raise ValueError(f"data.{split}.keypoint_noise is {keypoint_noise}; expected a share of the person's size, 0 or more, for instance 0.05")
-        self.split, self.count, self.seed, self.size, self.keypoint_noise = split, count, seed, (size, size), keypoint_noise
+            raise ValueError(
+                f"data.{split}.keypoint_noise is {keypoint_noise}; expected a share of the person's size, 0 or more, for instance 0.05"
+            )
+        self.split, self.count, self.seed, self.size, self.keypoint_noise = (
+            split,
+            count,
+            seed,
+            (size, size),
+            keypoint_noise,
+        )
         self.world = self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
@@ -59,7 +67,15 @@ class MannequinData(PoseData):
     @property
     def identity(self) -> dict[str, Any]:
         noise = {"keypoint_noise": self.keypoint_noise} if self.keypoint_noise else {}
-        return {"name": self.name, "version": WORLD_VERSION, "split": self.split, "count": self.count, "size": self.size[0], "seed": self.seed, **noise}
+        return {
+            "name": self.name,
+            "version": WORLD_VERSION,
+            "split": self.split,
+            "count": self.count,
+            "size": self.size[0],
+            "seed": self.seed,
+            **noise,
+        }
 
     def prepare(self) -> None:
         """Renders missing shards; those that are damaged are found by their checksum and rendered again."""
@@ -78,7 +94,15 @@ class MannequinData(PoseData):
         if self.keypoint_noise:
             error = torch.randn(people, 17, 2, generator=generator(name, "keypoint noise")).numpy()
             keypoints[..., :2] += self.keypoint_noise * np.sqrt(areas)[:, None, None] * error
-        return Sample(name, record["prompt"], keypoints, areas, np.array(shard.images[row]), self.size, _tuples(record["attributes"]))
+        return Sample(
+            name,
+            record["prompt"],
+            keypoints,
+            areas,
+            np.array(shard.images[row]),
+            self.size,
+            _tuples(record["attributes"]),
+        )
 
     def twin(self, index: int) -> Sample:
         """A fresh render of the same caption: what a perfect text-only generator would paint."""
@@ -96,7 +120,9 @@ class MannequinData(PoseData):
     @property
     def prompts(self) -> list[str]:
         """All captions in order."""
-        return [record["prompt"] for shard in self.shards for record in shard.records][: self.count]  # the last shard may be longer
+        return [record["prompt"] for shard in self.shards for record in shard.records][
+            : self.count
+        ]  # the last shard may be longer
 
     @property
     def shards(self) -> list[Shard]:

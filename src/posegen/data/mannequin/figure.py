@@ -53,7 +53,9 @@ def dress(style: str, shirt: str | None, trousers: str | None, dice: Dice) -> Ou
     if style == "shadow":
         return Outfit(DUSK, scaled(DUSK, 0.7), DUSK, DUSK, DUSK, sleeves, hair_style)
     assert shirt and trousers, "photo and cartoon captions name the colours"
-    return Outfit(skin, hair, scaled(GARMENTS[shirt], shade[0]), scaled(GARMENTS[trousers], shade[1]), shoes, sleeves, hair_style)
+    return Outfit(
+        skin, hair, scaled(GARMENTS[shirt], shade[0]), scaled(GARMENTS[trousers], shade[1]), shoes, sleeves, hair_style
+    )
 
 
 # One limb segment: from joint, to joint, where it starts and ends between them, radii at both ends (body heights), part of the outfit.
@@ -96,14 +98,23 @@ class Plan:
     """All segments of a person as arrays: one pass of geometry instead of one per limb."""
 
     def __init__(self, long_sleeves: bool):
-        groups = {"arm_l": _arm("l", long_sleeves), "arm_r": _arm("r", long_sleeves), "leg_l": _leg("l"), "leg_r": _leg("r"), "trunk": TRUNK}
+        groups = {
+            "arm_l": _arm("l", long_sleeves),
+            "arm_r": _arm("r", long_sleeves),
+            "leg_l": _leg("l"),
+            "leg_r": _leg("r"),
+            "trunk": TRUNK,
+        }
         segments = [segment for group in groups.values() for segment in group]
         self.first, self.second = np.array([(J[segment[0]], J[segment[1]]) for segment in segments]).T
         self.share = np.array([segment[2:4] for segment in segments])[..., None]
         self.radii = np.array([segment[4:6] for segment in segments])
         self.parts = {name: [segment[6] for segment in group] for name, group in groups.items()}
         starts = np.cumsum([0] + [len(group) for group in groups.values()])
-        self.span = {name: slice(start, start + len(group)) for (name, group), start in zip(groups.items(), starts[:-1], strict=True)}
+        self.span = {
+            name: slice(start, start + len(group))
+            for (name, group), start in zip(groups.items(), starts[:-1], strict=True)
+        }
 
 
 PLANS = {sleeves: Plan(sleeves) for sleeves in (False, True)}
@@ -122,7 +133,12 @@ class Layer:
 
 
 LAYERS: dict[str, tuple[Layer, ...]] = {
-    "photo": (Layer(1, 0.4, 0, 0.66), Layer(0.84, 0, 0.12, 0.88), Layer(0.6, 0, 0.26, 1.0), Layer(0.28, 0, 0.4, 1.0, 0.13)),
+    "photo": (
+        Layer(1, 0.4, 0, 0.66),
+        Layer(0.84, 0, 0.12, 0.88),
+        Layer(0.6, 0, 0.26, 1.0),
+        Layer(0.28, 0, 0.4, 1.0, 0.13),
+    ),
     "cartoon": (Layer(1, 2.4, 0, 1, ink=INK), Layer(1, 0, 0, 1)),
     "sketch": (Layer(1, 1.7, 0, 1, ink=INK), Layer(1, -0.6, 0, 1)),
     "shadow": (Layer(1, 1.5, 0, 1, ink=(24, 23, 29)), Layer(1, -0.5, 0, 1)),
@@ -161,7 +177,9 @@ class Figure:
             elif name == "trunk":
                 self._trunk(canvas, owner, outlines[:, plan.span[name]])
             else:
-                self._limb(canvas, owner, outlines[:, plan.span[name]], plan.parts[name], RIGHT if name.endswith("r") else 1.0)
+                self._limb(
+                    canvas, owner, outlines[:, plan.span[name]], plan.parts[name], RIGHT if name.endswith("r") else 1.0
+                )
 
     def _nearness(self, first: str, second: str, bias: float) -> float:
         return round(float(self.depth[J[first]] + self.depth[J[second]]) / 2 + bias * self.unit, 4)

@@ -16,7 +16,12 @@ HAIR_CENTRE = (0.0, 0.15, -0.17)  # in head radii, head frame
 HAIR_RADIUS = 1.05
 OUTLINE = {"photo": 0.5, "cartoon": 2.4, "sketch": 1.7, "shadow": 1.5}
 EDGE = {"cartoon": INK, "sketch": INK, "shadow": (24, 23, 29)}
-EYES: dict[str, Colour] = {"photo": (36, 28, 30), "cartoon": (20, 18, 22), "sketch": (30, 30, 34), "shadow": (168, 166, 178)}
+EYES: dict[str, Colour] = {
+    "photo": (36, 28, 30),
+    "cartoon": (20, 18, 22),
+    "sketch": (30, 30, 34),
+    "shadow": (168, 166, 178),
+}
 
 
 def paint_head(canvas: Canvas, owner: int, figure: Figure) -> None:
@@ -52,7 +57,11 @@ def _hair_tail(figure: Figure) -> tuple[list[tuple[np.ndarray, np.ndarray]], flo
     """Long hair or a bun: its pieces and its nearness relative to the head's centre; None for short hair."""
     if figure.outfit.hair_style == "short":
         return None
-    top, low = ((0, 0.1, -0.5), (0, -1.05, -0.62)) if figure.outfit.hair_style == "long" else ((0, 0.62, -0.98), (0, 0.66, -1.02))
+    top, low = (
+        ((0, 0.1, -0.5), (0, -1.05, -0.62))
+        if figure.outfit.hair_style == "long"
+        else ((0, 0.62, -0.98), (0, 0.66, -1.02))
+    )
     size = (0.8, 0.58) if figure.outfit.hair_style == "long" else (0.42, 0.42)
     offsets = [figure.body.face(point) for point in (top, low)]
     ends = np.stack([figure.project("head", offset) for offset in offsets])
@@ -66,7 +75,12 @@ def _ears(canvas: Canvas, owner: int, figure: Figure, radius: float, near: bool)
         if (offset[2] > 0.25 * figure.body.head_radius) == near:
             point = figure.project("head", offset)
             factor = 0.72 if side < 0 and canvas.style != "shadow" else 0.94
-            _pieces(canvas, owner, [(np.stack((point, point)), np.full(2, 0.23 * radius))], scaled(figure.outfit.skin, factor))
+            _pieces(
+                canvas,
+                owner,
+                [(np.stack((point, point)), np.full(2, 0.23 * radius))],
+                scaled(figure.outfit.skin, factor),
+            )
 
 
 def _nose(canvas: Canvas, owner: int, figure: Figure, radius: float) -> None:
@@ -120,7 +134,10 @@ def _tone(patch: np.ndarray, where: np.ndarray, colour: Colour, owner: int, ligh
     if light is None:
         patch[where] = (*colour, owner)
         return
-    ramp = np.array([(*mix(scaled(colour, 0.6 + 0.42 * i / 15), (255,) * 3, max(0, i - 12) * 0.03), owner) for i in range(16)], np.uint8)
+    ramp = np.array(
+        [(*mix(scaled(colour, 0.6 + 0.42 * i / 15), (255,) * 3, max(0, i - 12) * 0.03), owner) for i in range(16)],
+        np.uint8,
+    )
     patch[where] = ramp[(light[where] * 15.999).astype(np.intp)]
 
 
@@ -132,4 +149,6 @@ def _features(patch: np.ndarray, face: np.ndarray, local: list[np.ndarray], styl
     eye = front & ((aside / 0.15) ** 2 + ((up - EYE[1]) / 0.2) ** 2 < 1)
     mouth = front & ((across / 0.34) ** 2 + ((up + 0.52) / 0.085) ** 2 < 1)
     patch[eye, :3] = EYES[style]
-    patch[mouth, :3] = EYES["shadow"] if style == "shadow" else mix(skin, (150, 40, 50), 0.6) if style != "sketch" else (110, 110, 112)
+    patch[mouth, :3] = (
+        EYES["shadow"] if style == "shadow" else mix(skin, (150, 40, 50), 0.6) if style != "sketch" else (110, 110, 112)
+    )

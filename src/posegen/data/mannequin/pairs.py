@@ -21,7 +21,17 @@ from posegen.data.mannequin.dataset import MannequinData
 from posegen.data.mannequin.figure import dress
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
-from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLITS, STYLE_SHARES, WORLD_VERSION, World, largest_units, paint_people, placed
+from posegen.data.mannequin.world import (
+    DESCRIPTION,
+    REALISATION,
+    SPLITS,
+    STYLE_SHARES,
+    WORLD_VERSION,
+    World,
+    largest_units,
+    paint_people,
+    placed,
+)
 
 PAIRS_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint of a pair changes and WORLD_VERSION does not
 SCENERY, PERSON, SIZE, TARGET, SOURCE, PLACE = range(6)  # independent random streams within a realisation
@@ -49,19 +59,31 @@ class Targets(World):
 
     def garment(self, split: str, index: int, part: str) -> np.ndarray:
         """Where the ``shirt`` or the ``trousers`` of image ``index`` show, ``[size, size] bool``: the pixels that change with their colour."""
-        black, white = (self._paint(split, index, REALISATION, **{part: colour})[0] for colour in ((0, 0, 0), (255, 255, 255)))
+        black, white = (
+            self._paint(split, index, REALISATION, **{part: colour})[0] for colour in ((0, 0, 0), (255, 255, 255))
+        )
         small = (self.size, self.size)
-        return (cv2.resize(black, small, interpolation=cv2.INTER_AREA) != cv2.resize(white, small, interpolation=cv2.INTER_AREA)).any(-1)
+        return (
+            cv2.resize(black, small, interpolation=cv2.INTER_AREA)
+            != cv2.resize(white, small, interpolation=cv2.INTER_AREA)
+        ).any(-1)
 
     def _paint(self, split: str, index: int, stream: int, **worn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         description = self.describe(split, index)
         (look,) = description.people
         person = self._stream(split, index, stream, PERSON)
-        outfit, build = replace(dress(description.style, look.shirt, look.trousers, person), **worn), Build(bones(person), *roundness(person))
+        outfit, build = (
+            replace(dress(description.style, look.shirt, look.trousers, person), **worn),
+            Build(bones(person), *roundness(person)),
+        )
         canvas = Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
-        bodies = {member: world(self.seed, self.size).body(split, index, stream, build) for member, world in MEMBERS.items()}
-        unit = min(largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values())  # as large in both images
+        bodies = {
+            member: world(self.seed, self.size).body(split, index, stream, build) for member, world in MEMBERS.items()
+        }
+        unit = min(
+            largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()
+        )  # as large in both images
         place = self._stream(split, index, stream, self.member, PLACE)
         return paint_people(canvas, placed([bodies[self.member]], [outfit], [unit], horizon, place))
 

@@ -71,7 +71,9 @@ def _sun(canvas: Canvas, dice: Dice, colour: Colour, low: float = 22, high: floa
 def _cloud(canvas: Canvas, dice: Dice) -> None:
     x, y, size = dice.uniform(10, SIDE - 10), dice.uniform(18, 80), dice.uniform(0.8, 1.3)
     puffs = ((-18, 2, 16, 8), (0, -3, 18, 12), (18, 2, 16, 8))
-    canvas.group([ellipse((x + dx * size, y + dy * size), (rx * size, ry * size)) for dx, dy, rx, ry in puffs], (244, 248, 252))
+    canvas.group(
+        [ellipse((x + dx * size, y + dy * size), (rx * size, ry * size)) for dx, dy, rx, ry in puffs], (244, 248, 252)
+    )
 
 
 def _park(canvas: Canvas, horizon: int, dice: Dice) -> None:
@@ -83,7 +85,10 @@ def _park(canvas: Canvas, horizon: int, dice: Dice) -> None:
     green = _vary(dice.choice(((104, 176, 78), (122, 184, 82), (88, 160, 84))), dice)
     if dice.chance(0.6):
         hill = dice.uniform(0, SIDE)
-        canvas.shape(ellipse((hill, horizon + 14), (dice.uniform(90, 150), dice.uniform(34, 58))), mix(green, (130, 170, 190), 0.45))
+        canvas.shape(
+            ellipse((hill, horizon + 14), (dice.uniform(90, 150), dice.uniform(34, 58))),
+            mix(green, (130, 170, 190), 0.45),
+        )
     if canvas.style == "sketch":
         canvas.fill(box(-2, horizon, SIDE + 2, SIDE + 2), (248, 246, 240))
     _ground(canvas, horizon, green)
@@ -98,7 +103,10 @@ def _tree(canvas: Canvas, dice: Dice, x: float, foot: float) -> None:
     leaf = _vary(dice.choice(((50, 128, 58), (66, 142, 52), (40, 112, 66))), dice)
     top = foot - 62 * size
     if dice.chance(0.3):  # a fir
-        canvas.group([np.array(((x, top - 40 * size), (x + 26 * size, foot - 26 * size), (x - 26 * size, foot - 26 * size)))], leaf)
+        canvas.group(
+            [np.array(((x, top - 40 * size), (x + 26 * size, foot - 26 * size), (x - 26 * size, foot - 26 * size)))],
+            leaf,
+        )
         return
     blobs = ((-17, 6, 19), (17, 6, 19), (0, -10, 23))
     canvas.group([ellipse((x + dx * size, top + dy * size), (r * size, r * size)) for dx, dy, r in blobs], leaf)
@@ -123,11 +131,16 @@ def _beach(canvas: Canvas, horizon: int, dice: Dice) -> None:
 
 def _boat(canvas: Canvas, x: float, y: float, size: float) -> None:
     canvas.shape(np.array(((x, y - 34 * size), (x + 15 * size, y - 4 * size), (x, y - 4 * size))), (250, 250, 248))
-    canvas.shape(np.array(((x - 15 * size, y), (x + 18 * size, y), (x + 11 * size, y + 8 * size), (x - 9 * size, y + 8 * size))), (160, 74, 60))
+    canvas.shape(
+        np.array(((x - 15 * size, y), (x + 18 * size, y), (x + 11 * size, y + 8 * size), (x - 9 * size, y + 8 * size))),
+        (160, 74, 60),
+    )
 
 
 def _room(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    wall = _vary(dice.choice(((226, 206, 180), (204, 216, 204), (232, 196, 186), (206, 208, 224), (236, 224, 178))), dice)
+    wall = _vary(
+        dice.choice(((226, 206, 180), (204, 216, 204), (232, 196, 186), (206, 208, 224), (236, 224, 178))), dice
+    )
     canvas.gradient(0, horizon, wall, scaled(wall, 0.93))
     floor = _vary(dice.choice(((150, 104, 74), (128, 92, 80), (166, 128, 88), (120, 110, 106))), dice)
     _ground(canvas, horizon, floor)
@@ -153,7 +166,10 @@ def _window(canvas: Canvas, x: float, top: float, half: float, drop: float) -> N
 def _lamp(canvas: Canvas, x: float, horizon: int) -> None:
     canvas.shape(box(x - 2, horizon - 96, x + 2, horizon + 6), (92, 84, 78))
     canvas.shape(box(x - 12, horizon + 3, x + 12, horizon + 9), (92, 84, 78))
-    canvas.shape(np.array(((x - 11, horizon - 122), (x + 11, horizon - 122), (x + 20, horizon - 92), (x - 20, horizon - 92))), (252, 226, 150))
+    canvas.shape(
+        np.array(((x - 11, horizon - 122), (x + 11, horizon - 122), (x + 20, horizon - 92), (x - 20, horizon - 92))),
+        (252, 226, 150),
+    )
 
 
 def _street(canvas: Canvas, horizon: int, dice: Dice) -> None:
@@ -177,7 +193,12 @@ def _street(canvas: Canvas, horizon: int, dice: Dice) -> None:
 
 def _house(canvas: Canvas, left: float, width: float, horizon: int, dice: Dice) -> None:
     top = horizon - dice.uniform(76, 136)
-    wall = _vary(dice.choice(((196, 120, 98), (176, 150, 120), (140, 152, 176), (206, 178, 128), (150, 124, 150), (128, 160, 142))), dice)
+    wall = _vary(
+        dice.choice(
+            ((196, 120, 98), (176, 150, 120), (140, 152, 176), (206, 178, 128), (150, 124, 150), (128, 160, 142))
+        ),
+        dice,
+    )
     canvas.shape(box(left, top, left + width, horizon), wall)
     glass = mix(wall, (250, 240, 190), 0.7) if dice.chance(0.5) else mix(wall, (60, 70, 100), 0.55)
     columns = 2 if width < 64 else 3
@@ -189,15 +210,28 @@ def _house(canvas: Canvas, left: float, width: float, horizon: int, dice: Dice) 
 
 
 def _studio(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    drop = _vary(dice.choice(((206, 204, 206), (190, 204, 214), (212, 200, 216), (200, 212, 200), (222, 208, 196), (168, 172, 184))), dice)
+    drop = _vary(
+        dice.choice(
+            ((206, 204, 206), (190, 204, 214), (212, 200, 216), (200, 212, 200), (222, 208, 196), (168, 172, 184))
+        ),
+        dice,
+    )
     if canvas.style == "sketch":
         canvas.line((0, horizon + 18), (SIDE, horizon + 18), drop)
         return
     canvas.gradient(0, SIDE, scaled(drop, 0.86), scaled(drop, 0.98))
     x = dice.uniform(0.35, 0.65) * SIDE
-    rings = ((120, 0.35), (96, 0.6), (70, 0.85)) if canvas.style == "cartoon" else tuple((132 - 6 * k, (k + 1) / 14) for k in range(14))
+    rings = (
+        ((120, 0.35), (96, 0.6), (70, 0.85))
+        if canvas.style == "cartoon"
+        else tuple((132 - 6 * k, (k + 1) / 14) for k in range(14))
+    )
     for radius, share in rings:  # the glow of a spotlight on the backdrop
-        canvas.shape(ellipse((x, 104), (radius, radius * 0.95)), mix(scaled(drop, 0.9), mix(drop, (255, 255, 255), 0.6), share), edge=False)
+        canvas.shape(
+            ellipse((x, 104), (radius, radius * 0.95)),
+            mix(scaled(drop, 0.9), mix(drop, (255, 255, 255), 0.6), share),
+            edge=False,
+        )
     canvas.gradient(horizon + 20, SIDE, scaled(drop, 0.94), scaled(drop, 0.8))
 
 
@@ -206,11 +240,18 @@ def _night(canvas: Canvas, horizon: int, dice: Dice) -> None:
     canvas.gradient(0, horizon, upper, mix(upper, (96, 104, 168), 0.55))
     for _ in range(dice.integer(10, 16)):
         size = dice.uniform(1.6, 2.8)
-        canvas.shape(ellipse((dice.uniform(4, SIDE - 4), dice.uniform(4, horizon - 26)), (size, size)), (250, 248, 226), edge=False)
+        canvas.shape(
+            ellipse((dice.uniform(4, SIDE - 4), dice.uniform(4, horizon - 26)), (size, size)),
+            (250, 248, 226),
+            edge=False,
+        )
     _sun(canvas, dice, (250, 244, 214), 24, 60)
     ground = _vary(dice.choice(((54, 66, 104), (62, 72, 100), (52, 76, 96))), dice, 8)
     if dice.chance(0.6):
-        canvas.shape(ellipse((dice.uniform(0, SIDE), horizon + 12), (dice.uniform(100, 160), dice.uniform(30, 50))), scaled(ground, 0.78))
+        canvas.shape(
+            ellipse((dice.uniform(0, SIDE), horizon + 12), (dice.uniform(100, 160), dice.uniform(30, 50))),
+            scaled(ground, 0.78),
+        )
         if canvas.style == "sketch":
             canvas.fill(box(-2, horizon, SIDE + 2, SIDE + 2), (248, 246, 240))
     _ground(canvas, horizon, ground)

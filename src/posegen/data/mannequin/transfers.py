@@ -37,21 +37,35 @@ class MannequinTransfers(Transfers):
 
     name = "mannequin_transfers"
 
-    def __init__(self, pairs: MannequinPairs, count: int | None = None, garment: str = "clothes", told: bool = False) -> None:
+    def __init__(
+        self, pairs: MannequinPairs, count: int | None = None, garment: str = "clothes", told: bool = False
+    ) -> None:
         if garment not in PARTS:
             raise ValueError(f"garment={garment!r}; expected one of {', '.join(PARTS)}")
         self.pairs, self.garment, self.told, self.split, self.size = pairs, garment, told, pairs.split, pairs.size
         looks = [pairs.seen(i, image=False).attributes for i in range(len(pairs))]
         coloured = [i for i, look in enumerate(looks) if look["style"] in COLOURED_STYLES]
-        every = [found for place in range(len(coloured)) if (found := chosen(coloured[place:] + coloured[:place], looks)) is not None]
+        every = [
+            found
+            for place in range(len(coloured))
+            if (found := chosen(coloured[place:] + coloured[:place], looks)) is not None
+        ]
         if not every or (count is not None and not 1 <= count <= len(every)):
-            raise ValueError(f"count={count}: the first {len(pairs)} pairs of {pairs.split} have {len(every)} people to dress; raise data.{pairs.split}.count")
+            raise ValueError(
+                f"count={count}: the first {len(pairs)} pairs of {pairs.split} have {len(every)} people to dress; raise data.{pairs.split}.count"
+            )
         self.people = every[:count]
         self._where = lru_cache(maxsize=64)(self._garment)
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**self.pairs.identity, "name": self.name, "people": len(self.people), "garment": self.garment, "told": self.told}
+        return {
+            **self.pairs.identity,
+            "name": self.name,
+            "people": len(self.people),
+            "garment": self.garment,
+            "told": self.told,
+        }
 
     def __len__(self) -> int:
         return len(self.people)
@@ -61,9 +75,14 @@ class MannequinTransfers(Transfers):
         sample, seen = self.pairs[person], self.pairs[person].attributes
         if self.pairs.prompt is not None and not self.told:
             return sample
-        worn, wanted = (dict(zip(("shirt", "trousers"), self.pairs[each].attributes["colours"][0], strict=True)) for each in (person, style))
+        worn, wanted = (
+            dict(zip(("shirt", "trousers"), self.pairs[each].attributes["colours"][0], strict=True))
+            for each in (person, style)
+        )
         colours = worn | {part: wanted[part] for part in PARTS[self.garment]} if self.told else {}
-        return replace(sample, prompt=str(Description(seen["style"], seen["scene"], (Look(*seen["actions"], **colours),))))
+        return replace(
+            sample, prompt=str(Description(seen["style"], seen["scene"], (Look(*seen["actions"], **colours),)))
+        )
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self.pairs.source_of(self.people[index][1])
@@ -79,7 +98,12 @@ class MannequinTransfers(Transfers):
 
     def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
         person, style, wrong = self.people[index]
-        members = {"picture": (person, False), "style": (style, True), "style_again": (style, False), "wrong_style": (wrong, True)}
+        members = {
+            "picture": (person, False),
+            "style": (style, True),
+            "style_again": (style, False),
+            "wrong_style": (wrong, True),
+        }
         return {who: self._where(*member) for who, member in members.items()}
 
     def _garment(self, pair: int, source: bool) -> list[Garment]:
@@ -94,7 +118,9 @@ def chosen(others: Sequence[int], looks: Sequence[Mapping[str, Any]]) -> tuple[i
     person, found = others[0], [others[0]]
     for other in others[1:]:
         colours = [looks[each]["colours"][0] for each in (*found, other)]
-        if looks[other]["style"] == looks[person]["style"] and all(len(set(worn)) == len(colours) for worn in zip(*colours, strict=True)):
+        if looks[other]["style"] == looks[person]["style"] and all(
+            len(set(worn)) == len(colours) for worn in zip(*colours, strict=True)
+        ):
             found.append(other)
         if len(found) == 3:
             return found[0], found[1], found[2]

@@ -88,7 +88,15 @@ class World:
         keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * ratio - 0.5, 0)
         name = self.sample_id(split, index) + ("" if stream == REALISATION else "/twin")
         areas = (areas * ratio**2).astype(np.float32)
-        return Sample(name, str(description), keypoints.astype(np.float32), areas, image, (self.size, self.size), description.attributes)
+        return Sample(
+            name,
+            str(description),
+            keypoints.astype(np.float32),
+            areas,
+            image,
+            (self.size, self.size),
+            description.attributes,
+        )
 
     def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` in canvas pixels and visible canvas pixels ``[P]`` of one realisation."""
@@ -111,7 +119,9 @@ def _describe(dice: Dice) -> Description:
 def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints people into their scene; returns the image, keypoints and visible pixels as `World` wants them."""
     figures = [Figure(*each) for each in zip(people.bodies, people.outfits, people.origins, people.units, strict=True)]
-    order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))  # nearer people stand lower and are painted later
+    order = sorted(
+        range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k)
+    )  # nearer people stand lower and are painted later
     for k in order:
         _ground_shadow(canvas, figures[k], people.grounds[k])
     for owner, k in enumerate(order, 1):
@@ -176,7 +186,11 @@ def _columns(widths: list[float], dice: Dice) -> list[float]:
     """Left edges of people of these ``widths``, side by side with random gaps, or evenly overlapping where there is no room."""
     free = SIDE - 2 * MARGIN - sum(widths)
     shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
-    gaps = [free * share / sum(shares) for share in shares] if free > 0 else [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
+    gaps = (
+        [free * share / sum(shares) for share in shares]
+        if free > 0
+        else [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
+    )
     lefts, left = [], float(MARGIN)
     for gap, width in zip(gaps, widths, strict=False):
         lefts.append(left + gap)
@@ -188,7 +202,9 @@ def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
     if canvas.style == "sketch":
         return
     low, high = figure.joints[:, 0].min(), figure.joints[:, 0].max()
-    if abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1]) > 0.15 * figure.unit:  # upright: the legs alone throw it
+    if (
+        abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1]) > 0.15 * figure.unit
+    ):  # upright: the legs alone throw it
         feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
         low, high = feet.min(), feet.max()
     width = (high - low) / 2 + 0.07 * figure.unit
@@ -200,10 +216,17 @@ def _stool(canvas: Canvas, figure: Figure, ground: float) -> None:
     """A round stool under somebody who sits."""
     x, y = figure.project("pelvis")
     unit, seat = figure.unit, y + 0.035 * figure.unit
-    wood, side = {"shadow": ((118, 106, 110), (96, 88, 94)), "sketch": ((236, 234, 230), (226, 224, 220))}.get(canvas.style, ((196, 146, 96), (150, 104, 66)))
+    wood, side = {"shadow": ((118, 106, 110), (96, 88, 94)), "sketch": ((236, 234, 230), (226, 224, 220))}.get(
+        canvas.style, ((196, 146, 96), (150, 104, 66))
+    )
     half = 0.115 * unit
     for leg in (-0.82, 0.82):
-        canvas.shape(box(x + half * leg - 0.016 * unit, seat, x + half * leg + 0.016 * unit, max(seat + 4, ground - 0.02 * unit)), side)
+        canvas.shape(
+            box(
+                x + half * leg - 0.016 * unit, seat, x + half * leg + 0.016 * unit, max(seat + 4, ground - 0.02 * unit)
+            ),
+            side,
+        )
     canvas.shape(ellipse((x, seat + 0.03 * unit), (half, 0.032 * unit)), side)
     canvas.shape(ellipse((x, seat), (half, 0.032 * unit)), wood)
 

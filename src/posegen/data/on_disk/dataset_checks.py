@@ -78,7 +78,12 @@ def facts(kept: Sequence[Entry], looks: Sequence[Look], listed: Sequence[Entry])
     """
     people = [len(entry.keypoints) for entry in kept]
     sides = np.sort(np.array([look.size for look in looks]).reshape(-1, 2), 0)
-    seen, inside = np.array([joints_inside(e.keypoints, look.size) for e, look in zip(kept, looks, strict=True)]).reshape(-1, 2).sum(0).tolist()
+    seen, inside = (
+        np.array([joints_inside(e.keypoints, look.size) for e, look in zip(kept, looks, strict=True)])
+        .reshape(-1, 2)
+        .sum(0)
+        .tolist()
+    )
     scenarios = Counter(str(entry.attributes["scenario"]) for entry in kept if "scenario" in entry.attributes)
     return {
         "images": len(kept),
@@ -88,7 +93,12 @@ def facts(kept: Sequence[Entry], looks: Sequence[Look], listed: Sequence[Entry])
         "joints": seen,
         "joints_inside": round(inside / seen, 4) if seen else None,
         "nose_above_hips": _nose_above_hips(kept, looks),
-        "sizes": {name: [int(v) for v in sides[i]] for name, i in (("smallest", 0), ("median", len(sides) // 2), ("largest", -1))} if len(sides) else {},
+        "sizes": {
+            name: [int(v) for v in sides[i]]
+            for name, i in (("smallest", 0), ("median", len(sides) // 2), ("largest", -1))
+        }
+        if len(sides)
+        else {},
         "modes": dict(Counter(look.mode for look in looks).most_common()),
         "scenarios": dict(sorted(scenarios.items())),
         "sha256_of_paths": sha256("\n".join(sorted(entry.place.file for entry in listed)).encode()).hexdigest(),
@@ -110,14 +120,22 @@ def warnings(facts: Mapping[str, Any], source: Source, split: str) -> list[str]:
     if "entries" in expected and facts["images"] != expected["entries"]:
         found.append(f"{facts['images']:,} pictures can be used; the released list has {expected['entries']:,}")
     if "sha256" in expected and not facts["sha256_of_paths"].startswith(expected["sha256"]):
-        found.append(f"the picture paths have the SHA-256 {facts['sha256_of_paths'][:16]}; those of the released list have {expected['sha256']}")
+        found.append(
+            f"the picture paths have the SHA-256 {facts['sha256_of_paths'][:16]}; those of the released list have {expected['sha256']}"
+        )
     here = facts["scenarios"]
-    if other := [f"{name} {here.get(name, 0)} of {count}" for name, count in expected.get("scenarios", {}).items() if here.get(name, 0) != count]:
+    if other := [
+        f"{name} {here.get(name, 0)} of {count}"
+        for name, count in expected.get("scenarios", {}).items()
+        if here.get(name, 0) != count
+    ]:
         found.append(f"scenarios that differ from the released list: {', '.join(other)}")
     if "shape" in expected and facts["sizes"]:
         height, width = facts["sizes"]["median"]
         if abs(np.log(height / width * expected["shape"][1] / expected["shape"][0])) > UNLIKE:
-            found.append(f"the median picture is {width} x {height} pixels, of another shape than {expected['shape'][::-1]}: {expected['otherwise']}")
+            found.append(
+                f"the median picture is {width} x {height} pixels, of another shape than {expected['shape'][::-1]}: {expected['otherwise']}"
+            )
     if facts["joints_inside"] is not None and facts["joints_inside"] < INSIDE:
         found.append(
             f"only {facts['joints_inside']:.1%} of the joints lie on their pictures: the poses belong to pictures of another size, or x and y are swapped"

@@ -52,7 +52,9 @@ class Look:
     @classmethod
     def of(cls, line: str) -> Look:
         row = json.loads(line)
-        pairs: dict[str, Any] = {name: tuple(row[name]) if row[name] is not None else None for name in ("listed", "stamp", "size")}
+        pairs: dict[str, Any] = {
+            name: tuple(row[name]) if row[name] is not None else None for name in ("listed", "stamp", "size")
+        }
         return cls(Place(*row["place"]), mode=row["mode"], sha=row["sha"], problem=row["problem"], **pairs)
 
 

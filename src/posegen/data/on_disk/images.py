@@ -53,7 +53,9 @@ def opened(data: bytes, size: tuple[int, int] | None = None) -> tuple[Image.Imag
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")  # on odd metadata, and on large pictures, which paintings are
             image.load()
-            turned = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image  # which would be a copy
+            turned = (
+                ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+            )  # which would be a copy
             as_stored = size is not None and (turned.height, turned.width) != size == (image.height, image.width)
             return _rgb(image if as_stored else turned), image.mode
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
@@ -92,4 +94,6 @@ def read(root: Path, place: Place, size: tuple[int, int] | None = None) -> np.nd
     except (OSError, ValueError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else str(error)
         where = f"{root / place.file}" + (f" at byte {place.offset}" if place.offset else "")
-        raise ValueError(f"{where} {problem}; it was there when the data was prepared: bring it back, or run `posegen prepare` again") from error
+        raise ValueError(
+            f"{where} {problem}; it was there when the data was prepared: bring it back, or run `posegen prepare` again"
+        ) from error

@@ -69,7 +69,12 @@ class RealData(PoseData):
     @cached_property
     def key(self) -> dict[str, Any]:
         """What the prepared files belong to."""
-        return {"version": VERSION, "root": str(self.source.root.resolve()), "split": self.split, "source": self.source.identity(self.split)}
+        return {
+            "version": VERSION,
+            "root": str(self.source.root.resolve()),
+            "split": self.split,
+            "source": self.source.identity(self.split),
+        }
 
     @property
     def folder(self) -> Path:
@@ -105,14 +110,18 @@ class RealData(PoseData):
         if tuple(found["looks"]) != stamp(looks)[:1]:  # of a later preparation, which was interrupted
             return False
         seen = Looks(looks, self.source.root)
-        return not seen.missing(seen.seen) and all(stamp(self.source.root / file) == tuple(was) for file, was in found["stamps"].items())
+        return not seen.missing(seen.seen) and all(
+            stamp(self.source.root / file) == tuple(was) for file, was in found["stamps"].items()
+        )
 
     def _prepare(self) -> None:
         defects: list[Defect] = []
         listed = list(checking.sound(self.source.entries(self.split, defects.append), defects.append))
         refused = {defect.file: stamp(self.source.root / defect.file) for defect in defects}
         wanted = [(entry.place, entry.size) for entry in listed]
-        looks = Looks(self.folder / "looks.jsonl", self.source.root).complete(wanted, self.workers, f"{self.name} {self.split}")
+        looks = Looks(self.folder / "looks.jsonl", self.source.root).complete(
+            wanted, self.workers, f"{self.name} {self.split}"
+        )
         pairs = list(zip(listed, looks, strict=True))
         defects += [Defect(entry.place.file, look.problem) for entry, look in pairs if look.problem]
         good = [(entry.on(look.size), look) for entry, look in pairs if not look.problem]
@@ -122,7 +131,12 @@ class RealData(PoseData):
         index.save(self.folder / "index.npz")
         facts = checking.facts(kept, seen, listed)
         found = {
-            "facts": {**facts, "content": index.content, "date": datetime.now(UTC).isoformat(timespec="seconds"), **self.key},
+            "facts": {
+                **facts,
+                "content": index.content,
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                **self.key,
+            },
             "warnings": checking.warnings(facts, self.source, self.split),
             "defects": defects,
             "stamps": refused,
@@ -154,7 +168,9 @@ class RealData(PoseData):
         if self.count is None:
             return range(len(index))
         if self.count > len(index):
-            raise ValueError(f"data.{self.split}.count={self.count}: {self.name} has {len(index)} pictures that can be used; lower it, or null for all")
+            raise ValueError(
+                f"data.{self.split}.count={self.count}: {self.name} has {len(index)} pictures that can be used; lower it, or null for all"
+            )
         shares = [share(id) for id in index.ids]
         return np.sort(np.argsort(shares, kind="stable")[: self.count]).tolist()
 
@@ -162,7 +178,14 @@ class RealData(PoseData):
     def identity(self) -> dict[str, Any]:
         """Where the pictures lie does not count; ``first`` is no plain count, because fewer are no prefix of more."""
         _, content, _ = self.read
-        return {"name": self.name, "split": self.split, "content": content, "first": self.count, "size": self.size, "transform": self.transform.identity}
+        return {
+            "name": self.name,
+            "split": self.split,
+            "content": content,
+            "first": self.count,
+            "size": self.size,
+            "transform": self.transform.identity,
+        }
 
     @property
     def prompts(self) -> list[str]:
@@ -189,7 +212,9 @@ class RealData(PoseData):
         joints, areas, there = self.transform.people(entry.keypoints, entry.areas, view)
         whole = partial(pictures.read, self.source.root, entry.place, entry.size)
         pixels = view.pixels(whole()) if image else None
-        return Sample(entry.id, entry.prompt, joints, areas, pixels, self.size, {**_of(there, entry), "crop": view.crop}, whole)
+        return Sample(
+            entry.id, entry.prompt, joints, areas, pixels, self.size, {**_of(there, entry), "crop": view.crop}, whole
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_read": None}  # another process reads the index itself
@@ -199,7 +224,9 @@ def _of(there: np.ndarray, entry: Entry) -> dict[str, Any]:
     """The attributes of the people who are there; as everywhere, a list with one item per person is about people."""
     many = len(there)
     return {
-        name: [item for item, is_there in zip(value, there, strict=True) if is_there] if isinstance(value, list | tuple) and len(value) == many else value
+        name: [item for item, is_there in zip(value, there, strict=True) if is_there]
+        if isinstance(value, list | tuple) and len(value) == many
+        else value
         for name, value in entry.attributes.items()
     }
 

@@ -21,7 +21,16 @@ from numpy.lib import format as npy
 
 #: Types of array elements: booleans, whole and real numbers, bytes and strings.
 PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
-UNREADABLE = (OSError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, MemoryError, RecursionError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    MemoryError,
+    RecursionError,
+)
 #: What a crafted pickle makes of the notes below is a mistake of some other kind.
 CRAFTED = (TypeError, AttributeError, KeyError, IndexError, LookupError, OverflowError)
 
@@ -42,7 +51,9 @@ def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
         if content[:2] != b"PK":
             return {"arr_0": _array(io.BytesIO(content))}
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return {member.removesuffix(".npy"): _array(io.BytesIO(archive.read(member))) for member in archive.namelist()}
+            return {
+                member.removesuffix(".npy"): _array(io.BytesIO(archive.read(member))) for member in archive.namelist()
+            }
     except UNREADABLE as error:
         raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
     except CRAFTED as error:
@@ -133,7 +144,9 @@ def _new(value: Any, done: dict[int, Any]) -> Any:
         return value.made(done)[()]
     if isinstance(value, _Array):
         return value.made(done)
-    raise ValueError(f"its pickle holds a {type(value).__name__}; expected arrays, numbers, strings, dicts, lists and tuples")
+    raise ValueError(
+        f"its pickle holds a {type(value).__name__}; expected arrays, numbers, strings, dicts, lists and tuples"
+    )
 
 
 def _known(module: str, name: str) -> Callable[..., Any] | None:
@@ -144,9 +157,13 @@ def _known(module: str, name: str) -> Callable[..., Any] | None:
         ("numpy", "dtype"): partial(_Type),
         ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
         ("numpy._core.multiarray", "scalar"): lambda type, elements=b"": _Scalar(elements, type),
-        ("numpy._core.numeric", "_frombuffer"): lambda elements, type, shape, order: _Scalar(bytes(elements), type, shape, order),
+        ("numpy._core.numeric", "_frombuffer"): lambda elements, type, shape, order: _Scalar(
+            bytes(elements), type, shape, order
+        ),
         ("_codecs", "encode"): lambda text, codec: text.encode("latin1"),
-        ("builtins", "bytearray"): lambda *content: bytes(*content[:1]) if content and isinstance(content[0], bytes) else b"",
+        ("builtins", "bytearray"): lambda *content: (
+            bytes(*content[:1]) if content and isinstance(content[0], bytes) else b""
+        ),
     }
     return stand_ins.get((module, name))
 
@@ -157,5 +174,7 @@ class _Notes(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = _known(module, name)
         if known is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array of numbers needs; nothing of it was run")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no array of numbers needs; nothing of it was run"
+            )
         return known

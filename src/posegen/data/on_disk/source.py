@@ -75,7 +75,9 @@ class Entry:
         scale = np.divide(size[::-1], self.frame[::-1])
         points = np.where(self.keypoints[..., 2:] > 0, (self.keypoints[..., :2] + 0.5) * scale - 0.5, 0.0)
         keypoints = np.concatenate([points, self.keypoints[..., 2:]], -1).astype(np.float32)
-        return replace(self, keypoints=keypoints, areas=None if self.areas is None else self.areas * scale.prod(), frame=None)
+        return replace(
+            self, keypoints=keypoints, areas=None if self.areas is None else self.areas * scale.prod(), frame=None
+        )
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def json_mapping(file: Path, expected: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not a readable json file ({error}); get it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected {expected}: is it another file of that name?")
+        raise ValueError(
+            f"{file} holds a {type(content).__name__}; expected {expected}: is it another file of that name?"
+        )
     return content
 
 

@@ -68,8 +68,12 @@ class Index:
     def of(cls, entries: Sequence[Entry], sizes: Sequence[tuple[int, int]], hashes: Sequence[str]) -> Index:
         """The index of pictures, with the sizes and hashes that were found when they were opened."""
         keypoints = [np.asarray(entry.keypoints, np.float32).reshape(-1, 17, 3) for entry in entries]
-        areas = [np.full(len(k), np.nan) if e.areas is None else e.areas for e, k in zip(entries, keypoints, strict=True)]
-        facts = ((entry.id, entry.prompt, dict(entry.attributes), sha) for entry, sha in zip(entries, hashes, strict=True))
+        areas = [
+            np.full(len(k), np.nan) if e.areas is None else e.areas for e, k in zip(entries, keypoints, strict=True)
+        ]
+        facts = (
+            (entry.id, entry.prompt, dict(entry.attributes), sha) for entry, sha in zip(entries, hashes, strict=True)
+        )
         return cls(
             np.concatenate([*keypoints, np.zeros((0, 17, 3), np.float32)]),
             np.concatenate([*areas, np.zeros(0)]).astype(np.float32),
@@ -112,7 +116,11 @@ class Index:
         return sha.hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        texts = {f"{name}_{part}": getattr(getattr(self, name), part) for name in ("files", "records") for part in ("letters", "ends")}
+        texts = {
+            f"{name}_{part}": getattr(getattr(self, name), part)
+            for name in ("files", "records")
+            for part in ("letters", "ends")
+        }
         arrays = {name: getattr(self, name) for name in ("keypoints", "areas", "people", "sizes", "spans")}
         with replacing(path) as temporary, temporary.open("wb") as file:  # numpy would add .npz to a name
             np.savez(file, **arrays, **texts, content=np.array(self.content))
@@ -127,6 +135,10 @@ class Index:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 texts = [Texts(stored[f"{name}_letters"], stored[f"{name}_ends"]) for name in ("files", "records")]
-                return cls(*(stored[name] for name in ("keypoints", "areas", "people", "sizes", "spans")), *texts), str(stored["content"])
+                return cls(*(stored[name] for name in ("keypoints", "areas", "people", "sizes", "spans")), *texts), str(
+                    stored["content"]
+                )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete the folder {path.parent} and run `posegen prepare` again") from error
+            raise ValueError(
+                f"{path} cannot be read ({error}); delete the folder {path.parent} and run `posegen prepare` again"
+            ) from error

@@ -19,7 +19,12 @@ from posegen.io.atomic import replacing
 
 BLOCK = 512  # tars consist of blocks of this many bytes; one of zeros ends them
 VERSION = 1  # of the index's layout
-COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd")}
+COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,9 @@ def scan(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
         except tarfile.TarError as error:
             problem = str(error)
         stream.seek(tar.offset)
-        if not problem and stream.read(BLOCK) != bytes(BLOCK):  # tarfile ends quietly at a damaged header, and without the closing block
+        if not problem and stream.read(BLOCK) != bytes(
+            BLOCK
+        ):  # tarfile ends quietly at a damaged header, and without the closing block
             problem = "no end mark"
     return places, f"truncated or damaged ({problem}); {len(places)} members before the break" if problem else ""
 
@@ -145,6 +152,10 @@ def _keep(members: TarMembers, index: Path, stamp: list[int]) -> None:
     names = np.array(list(members.places), dtype=np.str_)
     try:
         with replacing(index) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, stamp=stamp, names=names, offsets=places[:, 0], sizes=places[:, 1], problem=members.problem)
+            np.savez_compressed(
+                stream, stamp=stamp, names=names, offsets=places[:, 0], sizes=places[:, 1], problem=members.problem
+            )
     except OSError as error:
-        raise ValueError(f"{index}, the index of a tar, cannot be written ({error}); name a folder for indices with data.cache=FOLDER") from error
+        raise ValueError(
+            f"{index}, the index of a tar, cannot be written ({error}); name a folder for indices with data.cache=FOLDER"
+        ) from error

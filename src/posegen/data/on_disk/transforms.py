@@ -51,12 +51,17 @@ class View:
     enlarging: int = cv2.INTER_CUBIC
 
     @classmethod
-    def covering(cls, stored: Size, size: Size, down: float | None = None, across: float | None = None, **options: Any) -> View:
+    def covering(
+        cls, stored: Size, size: Size, down: float | None = None, across: float | None = None, **options: Any
+    ) -> View:
         """The shorter side fills ``size``; the longer is cut in the middle, or at a place between 0 (top, left) and 1."""
         factor = max(size[0] / stored[0], size[1] / stored[1])
         height, width = (max(least, round(factor * side)) for least, side in zip(size, stored, strict=True))
         spare = height - size[0], width - size[1]
-        top, left = (s // 2 if part is None else min(int(part * (s + 1)), s) for part, s in zip((down, across), spare, strict=True))
+        top, left = (
+            s // 2 if part is None else min(int(part * (s + 1)), s)
+            for part, s in zip((down, across), spare, strict=True)
+        )
         return cls(stored, (height, width), top, left, size, **options)
 
     @property
@@ -211,12 +216,19 @@ class Reference(Transform):
 
     varies = True
 
-    def __init__(self, horizontal: float = 0.0, vertical: float = 0.0, threshold: float = LEAST_SCORE, people: int = PEOPLE) -> None:
+    def __init__(
+        self, horizontal: float = 0.0, vertical: float = 0.0, threshold: float = LEAST_SCORE, people: int = PEOPLE
+    ) -> None:
         self.horizontal, self.vertical, self.threshold, self.most = horizontal, vertical, threshold, people
 
     @property
     def identity(self) -> dict[str, Any]:
-        options = {"horizontal": self.horizontal, "vertical": self.vertical, "threshold": self.threshold, "people": self.most}
+        options = {
+            "horizontal": self.horizontal,
+            "vertical": self.vertical,
+            "threshold": self.threshold,
+            "people": self.most,
+        }
         return {"name": "reference", "version": 1, **options}
 
     def view(self, id: str, visit: int, stored: Size, size: Size) -> View:

@@ -68,7 +68,9 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     heatmaps, tags = heatmaps.float(), tags.float()
     found, embeddings = (values.cpu().numpy() for values in peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
-        raise ValueError("the maps of the pose network are not finite, so nobody can be found in them; its weights or the images are damaged")
+        raise ValueError(
+            "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images are damaged"
+        )
     groups = [group(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
     people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
     image = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
@@ -142,7 +144,9 @@ def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold
     """
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
-    peak, person = linear_sum_assignment(np.pad(np.rint(distance) * TAG_WEIGHT - heights[:, None], beyond, constant_values=NOBODY))
+    peak, person = linear_sum_assignment(
+        np.pad(np.rint(distance) * TAG_WEIGHT - heights[:, None], beyond, constant_values=NOBODY)
+    )
     distance = np.pad(distance, beyond, constant_values=np.inf)
     owner = np.full(len(heights), -1)
     near = distance[peak, person] < threshold
@@ -176,12 +180,26 @@ def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarr
     """
     heat = around(heatmaps, image, points)
     dx, dy = (heat[..., 1, 2] - heat[..., 1, 0]) / 2, (heat[..., 2, 1] - heat[..., 0, 1]) / 2
-    dxx, dyy = heat[..., 1, 2] - 2 * heat[..., 1, 1] + heat[..., 1, 0], heat[..., 2, 1] - 2 * heat[..., 1, 1] + heat[..., 0, 1]
-    dxy = (heat[..., 2, 2] - heat[..., 1, 2] - heat[..., 2, 1] + 2 * heat[..., 1, 1] - heat[..., 1, 0] - heat[..., 0, 1] + heat[..., 0, 0]) / 2
+    dxx, dyy = (
+        heat[..., 1, 2] - 2 * heat[..., 1, 1] + heat[..., 1, 0],
+        heat[..., 2, 1] - 2 * heat[..., 1, 1] + heat[..., 0, 1],
+    )
+    dxy = (
+        heat[..., 2, 2]
+        - heat[..., 1, 2]
+        - heat[..., 2, 1]
+        + 2 * heat[..., 1, 1]
+        - heat[..., 1, 0]
+        - heat[..., 0, 1]
+        + heat[..., 0, 0]
+    ) / 2
     # A tiny multiple of the identity keeps flat places where they are; it only counts in double precision.
     dxx, dyy, dxy = EPSILON + dxx.astype(float), EPSILON + dyy.astype(float), dxy.astype(float)
     determinant = dxx * dyy - dxy * dxy
-    step = np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1) / np.where(determinant == 0, np.inf, determinant)[..., None]
+    step = (
+        np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1)
+        / np.where(determinant == 0, np.inf, determinant)[..., None]
+    )
     return (points - step).astype(np.float32)
 
 
@@ -197,7 +215,9 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
 
     rows, columns = lines(points[..., 1], h - 1), lines(points[..., 0], w - 1)
     maps = image[:, None] * JOINTS + np.arange(JOINTS)
-    cells = maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
+    cells = (
+        maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
+    )
     windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
     return np.log(smoothed(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
 
@@ -221,7 +241,9 @@ def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray
     means = torch.from_numpy(mean_tags(tags, image, people)[person]).to(device)
     heat, planes = heatmaps.flatten(0, 1), [plane.flatten(0, 1) for plane in tags.unbind(-1)]
     parts = zip(torch.from_numpy(maps).to(device).split(CHUNK), means.split(CHUNK), strict=True)
-    found = torch.cat([best(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]).cpu().numpy()
+    found = (
+        torch.cat([best(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]).cpu().numpy()
+    )
     made = people.copy()
     made[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
     return made
@@ -230,7 +252,9 @@ def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray
 def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
     """``[N, n]`` the mean tag of each person's joints, read in the cells that they were refined to."""
     h, w = tags.shape[2:4]
-    x, y = (np.clip(people[..., i], 0, last).astype(int) for i, last in enumerate((w - 1, h - 1)))  # steps on flat heat lead far away
+    x, y = (
+        np.clip(people[..., i], 0, last).astype(int) for i, last in enumerate((w - 1, h - 1))
+    )  # steps on flat heat lead far away
     cells = ((image[:, None] * JOINTS + np.arange(JOINTS)) * h + y) * w + x
     own = tags.flatten(0, 3)[torch.from_numpy(cells).to(tags.device)].cpu().numpy()
     seen = people[..., 2:] > 0

@@ -89,7 +89,9 @@ def snap(guess: Tensor, heat: Tensor, k: int = 6, reach: float = 0.3, floor: flo
     distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
     appeal = heights[:, None] * torch.exp(distance2 / (-2 * (reach * extent[..., None, None]).square()))
     best, index = appeal.max(-1)
-    found = torch.take_along_dim(places[:, None].expand(-1, guess.shape[1], -1, -1, -1), index[..., None, None], 3)[..., 0, :]
+    found = torch.take_along_dim(places[:, None].expand(-1, guess.shape[1], -1, -1, -1), index[..., None, None], 3)[
+        ..., 0, :
+    ]
     height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
     snapped = best > floor
     return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, sample(heat, guess))

@@ -58,9 +58,14 @@ class Head(nn.Module):
         super().__init__()
         self.joined = shape.joined
         widths, maps = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags]
-        self.final_layers = nn.ModuleList(nn.Conv2d(w, m, shape.final_kernel, padding=shape.final_kernel // 2) for w, m in zip(widths, maps, strict=True))
+        self.final_layers = nn.ModuleList(
+            nn.Conv2d(w, m, shape.final_kernel, padding=shape.final_kernel // 2)
+            for w, m in zip(widths, maps, strict=True)
+        )
         inputs = [w + m * joined for w, m, joined in zip(widths[:-1], maps[:-1], shape.joined, strict=True)]
-        self.deconv_layers = nn.ModuleList(doubling(i, f, k, shape.blocks) for i, f, k in zip(inputs, shape.filters, shape.kernels, strict=True))
+        self.deconv_layers = nn.ModuleList(
+            doubling(i, f, k, shape.blocks) for i, f, k in zip(inputs, shape.filters, shape.kernels, strict=True)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = [self.final_layers[0](x)]
@@ -72,8 +77,13 @@ class Head(nn.Module):
 
 def doubling(inputs: int, width: int, kernel: int, blocks: int) -> nn.Sequential:
     """A transposed convolution of stride 2, then residual blocks."""
-    enlarge = nn.ConvTranspose2d(inputs, width, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2, bias=False)
-    return nn.Sequential(nn.Sequential(enlarge, nn.BatchNorm2d(width), nn.ReLU()), *(nn.Sequential(Basic(width, width)) for _ in range(blocks)))
+    enlarge = nn.ConvTranspose2d(
+        inputs, width, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2, bias=False
+    )
+    return nn.Sequential(
+        nn.Sequential(enlarge, nn.BatchNorm2d(width), nn.ReLU()),
+        *(nn.Sequential(Basic(width, width)) for _ in range(blocks)),
+    )
 
 
 class HigherHRNet(nn.Module, Estimator):
@@ -108,7 +118,9 @@ class HigherHRNet(nn.Module, Estimator):
     ) -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(f"estimator.channel_order={channel_order} is unknown; expected rgb, or bgr for a network that learned from swapped colours")
+            raise ValueError(
+                f"estimator.channel_order={channel_order} is unknown; expected rgb, or bgr for a network that learned from swapped colours"
+            )
         self.backbone = HRNet(stages, stem)
         self.keypoint_head = Head(stages[-1].channels[0], head)
         self.multiple = STRIDE * 2 ** (len(stages) - 1)
@@ -124,7 +136,9 @@ class HigherHRNet(nn.Module, Estimator):
             ValueError: the branches of the trunk do not fit each other at this size.
         """
         if any(side % self.multiple for side in inputs.shape[-2:]):
-            raise ValueError(f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; choose sides that are multiples of {self.multiple}")
+            raise ValueError(
+                f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; choose sides that are multiples of {self.multiple}"
+            )
         return self.keypoint_head(self.backbone(inputs))
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -160,7 +174,10 @@ class HigherHRNet(nn.Module, Estimator):
         inputs = self.normalised(fit.applied(images.to(self.mean.device)))
         heatmaps, tags = self.flip_tested(inputs) if self.flip_test else aggregated(self(inputs))
         grid = heatmaps.shape[-2:]
-        return [self.chosen(to_pixels(people, grid, fit.region), scores) for people, scores in decode(heatmaps, tags, self.decoding)]
+        return [
+            self.chosen(to_pixels(people, grid, fit.region), scores)
+            for people, scores in decode(heatmaps, tags, self.decoding)
+        ]
 
     def chosen(self, keypoints: np.ndarray, scores: np.ndarray) -> Poses:
         """People ``[P, 17, 3]`` by falling score, without poor ones and repetitions."""
@@ -179,10 +196,18 @@ class HigherHRNet(nn.Module, Estimator):
             ValueError: a weight is missing, unknown or of another shape; names ``source``.
         """
         own = self.state_dict()
-        wrong = [f"{key} is missing" for key in own.keys() - tensors.keys()] + [f"{key} is unknown" for key in tensors.keys() - own.keys()]
-        wrong += [f"{k} is {list(tensors[k].shape)}, not {list(own[k].shape)}" for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+        wrong = [f"{key} is missing" for key in own.keys() - tensors.keys()] + [
+            f"{key} is unknown" for key in tensors.keys() - own.keys()
+        ]
+        wrong += [
+            f"{k} is {list(tensors[k].shape)}, not {list(own[k].shape)}"
+            for k in own.keys() & tensors.keys()
+            if own[k].shape != tensors[k].shape
+        ]
         if wrong:
-            raise ValueError(f"{source} does not hold this HigherHRNet ({len(wrong)} tensors differ: {'; '.join(sorted(wrong)[:3])}); check the width")
+            raise ValueError(
+                f"{source} does not hold this HigherHRNet ({len(wrong)} tensors differ: {'; '.join(sorted(wrong)[:3])}); check the width"
+            )
         self.load_state_dict(tensors)
         return self.eval().requires_grad_(False)
 
@@ -210,7 +235,9 @@ class HigherHRNet(nn.Module, Estimator):
         """
         file = Path(path).expanduser()
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors file)")
+            raise FileNotFoundError(
+                f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors file)"
+            )
         options = {"size": size, "channel_order": channel_order, "flip_test": flip_test}
         network = cls.from_width(width, score_threshold=score_threshold, nms_threshold=nms_threshold, **options)
         return network.fill(read_tensors(file), str(path))
@@ -258,7 +285,9 @@ class Fit:
     def warped(self, image: np.ndarray) -> np.ndarray:
         """An image ``[H, W, 3] uint8`` as ``[*size, 3]``."""
         y, x = (np.array(self.size) - 1.0) / self.region
-        return cv2.warpAffine(image, np.array([[x, 0, 0], [0, y, 0]], np.float32), self.size[::-1], flags=cv2.INTER_LINEAR)
+        return cv2.warpAffine(
+            image, np.array([[x, 0, 0], [0, y, 0]], np.float32), self.size[::-1], flags=cv2.INTER_LINEAR
+        )
 
     def applied(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; those that have it stay as they are, others are rounded to whole colours as in a picture file."""

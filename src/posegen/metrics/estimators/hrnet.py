@@ -33,7 +33,12 @@ class Stage:
 def published(width: int = 48) -> tuple[Stage, ...]:
     """HRNet-W32, W48 and so on: each branch is twice as wide as the next finer one."""
     widths = tuple(width * 2**i for i in range(4))
-    return Stage(1, (4,), (64,)), Stage(1, (4,) * 2, widths[:2]), Stage(4, (4,) * 3, widths[:3]), Stage(3, (4,) * 4, widths)
+    return (
+        Stage(1, (4,), (64,)),
+        Stage(1, (4,) * 2, widths[:2]),
+        Stage(4, (4,) * 3, widths[:3]),
+        Stage(3, (4,) * 4, widths),
+    )
 
 
 class HRNet(nn.Module):
@@ -50,7 +55,9 @@ class HRNet(nn.Module):
     def __init__(self, stages: Sequence[Stage] = published(), stem: int = 64) -> None:
         super().__init__()
         if any(len(stage.channels) != i or len(stage.blocks) != i for i, stage in enumerate(stages, 1)):
-            raise ValueError(f"HRNet's stages have {[len(stage.channels) for stage in stages]} branches; expected one more in each, from 1")
+            raise ValueError(
+                f"HRNet's stages have {[len(stage.channels) for stage in stages]} branches; expected one more in each, from 1"
+            )
         self.conv1, self.bn1 = convolution(3, stem, 3, stride=2), nn.BatchNorm2d(stem)
         self.conv2, self.bn2 = convolution(stem, stem, 3, stride=2), nn.BatchNorm2d(stem)
         first = stages[0]
@@ -60,7 +67,10 @@ class HRNet(nn.Module):
         for number, stage in zip(self.stages, stages[1:], strict=True):
             self.add_module(f"transition{number - 1}", transition(widths, stage.channels))
             only_finest = [number == len(stages) and i == stage.modules - 1 for i in range(stage.modules)]
-            self.add_module(f"stage{number}", nn.Sequential(*(Exchange(stage, 1 if only else len(stage.channels)) for only in only_finest)))
+            self.add_module(
+                f"stage{number}",
+                nn.Sequential(*(Exchange(stage, 1 if only else len(stage.channels)) for only in only_finest)),
+            )
             widths = stage.channels
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,8 +93,12 @@ class Exchange(nn.Module):
     def __init__(self, stage: Stage, outputs: int) -> None:
         super().__init__()
         widths = stage.channels
-        self.branches = nn.ModuleList(residual(Basic, width, width, blocks) for width, blocks in zip(widths, stage.blocks, strict=True))
-        self.fuse_layers = nn.ModuleList(nn.ModuleList(brought(widths, j, i) for j in range(len(widths))) for i in range(outputs))
+        self.branches = nn.ModuleList(
+            residual(Basic, width, width, blocks) for width, blocks in zip(widths, stage.blocks, strict=True)
+        )
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(brought(widths, j, i) for j in range(len(widths))) for i in range(outputs)
+        )
 
     def forward(self, branches: Sequence[Tensor]) -> list[Tensor]:
         own = [blocks(x) for blocks, x in zip(self.branches, branches, strict=True)]
@@ -133,12 +147,17 @@ def residual(block: type[Basic] | type[Bottleneck], inputs: int, width: int, cou
 
 def shortcut(inputs: int, outputs: int) -> nn.Module:
     """The way around a residual block, a 1x1 convolution where the width changes."""
-    return nn.Identity() if inputs == outputs else nn.Sequential(convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+    return (
+        nn.Identity() if inputs == outputs else nn.Sequential(convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+    )
 
 
 def transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     """From the branches of a stage to those of the next, the last of which is new and half as fine."""
-    layers = [nn.Identity() if old == new else nn.Sequential(*unit(old, new), nn.ReLU()) for old, new in zip(before, after, strict=False)]
+    layers = [
+        nn.Identity() if old == new else nn.Sequential(*unit(old, new), nn.ReLU())
+        for old, new in zip(before, after, strict=False)
+    ]
     return nn.ModuleList([*layers, nn.Sequential(nn.Sequential(*unit(before[-1], after[-1], stride=2), nn.ReLU()))])
 
 

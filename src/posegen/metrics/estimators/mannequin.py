@@ -79,7 +79,9 @@ class MannequinJudge(nn.Module, Estimator):
         self.heat_head = nn.Conv2d(a, KEYPOINTS + 1, 1)
         self.offset_head = nn.Conv2d(b, 2 * KEYPOINTS, 1)
         self.attribute_head = nn.Linear(d, len(styles) + len(scenes) + max_count + 1)
-        nn.init.constant_(self.heat_head.bias, -4.5)  # about the log odds of a cell near a peak, so that training starts from the prior
+        nn.init.constant_(
+            self.heat_head.bias, -4.5
+        )  # about the log odds of a cell near a peak, so that training starts from the prior
         self.register_buffer("sigmas", torch.tensor(COCO_SIGMAS, dtype=torch.float32), persistent=False)
         self.to(memory_format=torch.channels_last)
 
@@ -127,7 +129,9 @@ class MannequinJudge(nn.Module, Estimator):
         """`targets` in this judge's classes."""
         return targets(samples, self.config["styles"], self.config["scenes"], self.config["max_count"])
 
-    def loss(self, images: Tensor, keypoints: Tensor, areas: Tensor, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(
+        self, images: Tensor, keypoints: Tensor, areas: Tensor, attributes: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
 
         Returns:
@@ -167,12 +171,17 @@ class MannequinJudge(nn.Module, Estimator):
         for corner in ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)):
             places = centres + 2 * centres.new_tensor(corner)
             error = (regress(field, places) - cells) / scale
-            total = total + (weight * F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")).sum()
+            total = (
+                total + (weight * F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")).sum()
+            )
         return total / (4 * weight.sum().clamp_min(1))
 
     def _attribute_loss(self, logits: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
         parts = self._split(logits)
-        return sum(F.cross_entropy(part, attributes[name], ignore_index=UNKNOWN, reduction="sum") for name, part in parts.items()) / len(logits)
+        return sum(
+            F.cross_entropy(part, attributes[name], ignore_index=UNKNOWN, reduction="sum")
+            for name, part in parts.items()
+        ) / len(logits)
 
     def _split(self, logits: Tensor) -> dict[str, Tensor]:
         sizes = [len(self.config["styles"]), len(self.config["scenes"]), self.config["max_count"] + 1]
@@ -196,7 +205,9 @@ class MannequinJudge(nn.Module, Estimator):
     def _name(self, logits: Tensor) -> list[dict[str, Any]]:
         style, scene, count = (part.argmax(1).tolist() for part in self._split(logits).values())
         styles, scenes = self.config["styles"], self.config["scenes"]
-        return [{"style": styles[i], "scene": scenes[j], "count": k} for i, j, k in zip(style, scene, count, strict=True)]
+        return [
+            {"style": styles[i], "scene": scenes[j], "count": k} for i, j, k in zip(style, scene, count, strict=True)
+        ]
 
     def _decode(self, out: Mapping[str, Tensor]) -> list[Poses]:
         """Centres, then offsets, then snapping, then suppression of duplicates."""
@@ -206,7 +217,9 @@ class MannequinJudge(nn.Module, Estimator):
         scores, order = (heights * confidence.mean(-1)).sort(dim=1, descending=True, stable=True)
         cells = torch.take_along_dim(cells, order[..., None, None], 1)
         confidence = torch.take_along_dim(confidence, order[..., None], 1)
-        keep = keep_distinct(cells, scores, self.sigmas, self.config["nms_threshold"]) & (scores >= self.config["score_threshold"])
+        keep = keep_distinct(cells, scores, self.sigmas, self.config["nms_threshold"]) & (
+            scores >= self.config["score_threshold"]
+        )
         people = torch.cat([to_pixels(cells), confidence[..., None]], -1).float().cpu().numpy()
         scores, keep = scores.float().cpu().numpy(), keep.cpu().numpy()
         return [Poses(p[k], s[k]) for p, s, k in zip(people, scores, keep, strict=True)]
@@ -224,7 +237,11 @@ class MannequinJudge(nn.Module, Estimator):
             ``score_threshold`` and the ``count_error`` reached.
         """
         self.config["score_threshold"] = 0.0
-        found = [(poses.scores, count) for images, counts in batches for poses, count in zip(self.estimate(images), counts, strict=True)]
+        found = [
+            (poses.scores, count)
+            for images, counts in batches
+            for poses, count in zip(self.estimate(images), counts, strict=True)
+        ]
         grid = np.geomspace(2e-3, 0.7, 80)
         errors = np.array([np.mean([abs(int((scores >= t).sum()) - count) for scores, count in found]) for t in grid])
         good = np.flatnonzero(errors <= errors.min() + tolerance)
@@ -238,7 +255,9 @@ class MannequinJudge(nn.Module, Estimator):
         """Writes ``config.json`` and ``model.safetensors``; each file appears complete or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()}
+        tensors = {
+            k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()
+        }
         with replacing(folder / "model.safetensors") as temporary:
             save_file(tensors, temporary)
         with replacing(folder / "config.json") as temporary:
@@ -256,11 +275,15 @@ class MannequinJudge(nn.Module, Estimator):
         try:
             judge = cls(**json.loads(config_file.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{config_file} is no judge's configuration ({error}); it must hold {cls.__name__}'s arguments as JSON: copy it again") from error
+            raise ValueError(
+                f"{config_file} is no judge's configuration ({error}); it must hold {cls.__name__}'s arguments as JSON: copy it again"
+            ) from error
         try:
             tensors = load_file(model_file)
         except Exception as error:  # safetensors raises its own class for every kind of damage
-            raise ValueError(f"{model_file} cannot be read ({error}); the file is damaged or incomplete: copy it again") from error
+            raise ValueError(
+                f"{model_file} cannot be read ({error}); the file is damaged or incomplete: copy it again"
+            ) from error
         check_tensors(model_file, tensors, judge.state_dict())
         judge.load_state_dict(tensors)
         return judge.eval().requires_grad_(False)
@@ -271,7 +294,9 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.body = nn.Sequential(
+            conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.body(x))
@@ -292,10 +317,14 @@ class Up(nn.Module):
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
-def targets(samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3) -> dict[str, Any]:
+def targets(
+    samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
+) -> dict[str, Any]:
     """What `MannequinJudge.loss` needs besides the images, for use in a collate function: ``judge.loss(images, **targets(samples))``.
 
     Returns:
@@ -323,7 +352,9 @@ def class_index(sample: Sample, name: str, classes: Sequence[str]) -> int:
     """The class of a sample's attribute, UNKNOWN without one."""
     value = sample.attributes.get(name)
     if value is not None and value not in classes:
-        raise ValueError(f"{sample.id} has the {name} '{value}', which the judge does not know; it knows {', '.join(classes)}")
+        raise ValueError(
+            f"{sample.id} has the {name} '{value}', which the judge does not know; it knows {', '.join(classes)}"
+        )
     return UNKNOWN if value is None else classes.index(value)
 
 
@@ -368,7 +399,15 @@ def regress(field: Tensor, places: Tensor) -> Tensor:
 
 def check_tensors(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises a ValueError that names the first differences between a file's tensors and the expected ones."""
-    wrong = [f"{k}: missing" for k in expected.keys() - tensors.keys()] + [f"{k}: not expected" for k in tensors.keys() - expected.keys()]
-    wrong += [f"{k}: {tuple(tensors[k].shape)} instead of {tuple(v.shape)}" for k, v in expected.items() if k in tensors and tensors[k].shape != v.shape]
+    wrong = [f"{k}: missing" for k in expected.keys() - tensors.keys()] + [
+        f"{k}: not expected" for k in tensors.keys() - expected.keys()
+    ]
+    wrong += [
+        f"{k}: {tuple(tensors[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
     if wrong:
-        raise ValueError(f"{file} does not fit config.json beside it ({'; '.join(sorted(wrong)[:3])}, {len(wrong)} in all); take both files from the same save")
+        raise ValueError(
+            f"{file} does not fit config.json beside it ({'; '.join(sorted(wrong)[:3])}, {len(wrong)} in all); take both files from the same save"
+        )

@@ -47,7 +47,13 @@ class MMPose(nn.Module, Estimator):
         ValueError: the config makes no model of COCO's joints, or the weights are another model's.
     """
 
-    def __init__(self, config: str | Path, weights: str | Path | None, finder: Estimator | None = None, score_threshold: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: str | Path,
+        weights: str | Path | None,
+        finder: Estimator | None = None,
+        score_threshold: float = 0.0,
+    ) -> None:
         super().__init__()
         apis = imported()
         self.finder, self.score_threshold = finder, score_threshold
@@ -58,7 +64,9 @@ class MMPose(nn.Module, Estimator):
         self.order = joint_order(self.model.dataset_meta, config)
         self.top_down = type(self.model).__name__ == "TopdownPoseEstimator"
         if finder is not None and not self.top_down:
-            raise ValueError(f"estimator.finder is of no use: {config} is bottom-up and finds the people itself; leave it out")
+            raise ValueError(
+                f"estimator.finder is of no use: {config} is bottom-up and finds the people itself; leave it out"
+            )
         if weights is not None:
             fill(self.model, Path(weights).expanduser())
         self.eval().requires_grad_(False)
@@ -66,7 +74,9 @@ class MMPose(nn.Module, Estimator):
     def estimate(self, images: Tensor) -> list[Poses]:
         """The people in each of B images ``[B, 3, H, W]``, one image at a time, as mmpose's own programs do."""
         if self.model.data_preprocessor.device != images.device:
-            self.model.to(images.device)  # mmpose's own, which tells its preprocessing; the one of modules around it does not
+            self.model.to(
+                images.device
+            )  # mmpose's own, which tells its preprocessing; the one of modules around it does not
         pixels = np.ascontiguousarray(to_uint8(images)[..., ::-1])  # mmpose reads BGR
         people = [None] * len(pixels) if self.finder is None else self.finder.estimate(images)
         with quietly():
@@ -81,21 +91,31 @@ class MMPose(nn.Module, Estimator):
         people = Poses(people.keypoints[there := (people.keypoints[..., 2] > SEEN).any(1)], people.scores[there])
         if not len(people):
             return Poses(np.zeros((0, len(COCO_NAMES), 3), np.float32), np.zeros(0, np.float32))
-        return self._found(imported().inference_topdown(self.model, image, boxes_around(people.keypoints)), people.scores)
+        return self._found(
+            imported().inference_topdown(self.model, image, boxes_around(people.keypoints)), people.scores
+        )
 
     def _found(self, results: list[Any], trust: np.ndarray | None = None) -> Poses:
         """mmpose's results for one image as COCO's joints, best person first."""
         instances = [result.pred_instances for result in results]
         points = np.concatenate([np.asarray(i.keypoints, np.float32) for i in instances])[:, self.order]
-        heights = np.concatenate([np.asarray(i.keypoint_scores, np.float32) for i in instances])[:, self.order].clip(0, 1)
-        lost = ~np.isfinite(points).all(-1) | ~np.isfinite(heights)  # what a network makes of images unlike any that it knows
+        heights = np.concatenate([np.asarray(i.keypoint_scores, np.float32) for i in instances])[:, self.order].clip(
+            0, 1
+        )
+        lost = ~np.isfinite(points).all(-1) | ~np.isfinite(
+            heights
+        )  # what a network makes of images unlike any that it knows
         points[lost], heights[lost] = 0, 0
         scores = heights.mean(1) * (1 if trust is None else trust)
-        if not self.top_down and all("bbox_scores" in i for i in instances):  # of the model's own, which tells people from stray joints
+        if not self.top_down and all(
+            "bbox_scores" in i for i in instances
+        ):  # of the model's own, which tells people from stray joints
             scores = np.concatenate([np.asarray(i.bbox_scores, np.float32) for i in instances]).reshape(-1).clip(0, 1)
         best = np.argsort(-scores, kind="stable")
         best = best[scores[best] >= self.score_threshold]
-        return Poses(np.concatenate([points, heights[..., None]], -1)[best].astype(np.float32), scores[best].astype(np.float32))
+        return Poses(
+            np.concatenate([points, heights[..., None]], -1)[best].astype(np.float32), scores[best].astype(np.float32)
+        )
 
 
 def boxes_around(keypoints: np.ndarray) -> np.ndarray:
@@ -127,7 +147,9 @@ def read_config(config: str | Path) -> Any:
         read = Config.fromfile(str(file))
         read.model, read.test_dataloader.dataset.pipeline  # noqa: B018 - both are needed
     except Exception as error:  # it is a program, and may fail in any way
-        raise ValueError(f"estimator.config={file} is no config of a pose estimator of mmpose 1.x ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"estimator.config={file} is no config of a pose estimator of mmpose 1.x ({type(error).__name__}: {error})"
+        ) from error
     _forget_pretrained(read.model)
     return read
 
@@ -163,7 +185,9 @@ def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
     """
     known = meta["keypoint_name2id"]
     if missing := [name for name in COCO_NAMES if name not in known]:
-        raise ValueError(f"estimator.config={config} knows {len(known)} joints without COCO's {', '.join(missing)}; choose a model of COCO's 17 joints")
+        raise ValueError(
+            f"estimator.config={config} knows {len(known)} joints without COCO's {', '.join(missing)}; choose a model of COCO's 17 joints"
+        )
     return [known[name] for name in COCO_NAMES]
 
 
@@ -180,7 +204,11 @@ def fill(model: nn.Module, weights: Path) -> None:
             f"estimator.weights: {error}. If it is a checkpoint of your own training, mmengine's logs in it are programs: save the model's state_dict alone"
         ) from error
     wrong = [f"{key} is missing" for key in own.keys() - given.keys()]
-    wrong += [f"{key} is {list(given[key].shape)}, not {list(own[key].shape)}" for key in own.keys() & given.keys() if given[key].shape != own[key].shape]
+    wrong += [
+        f"{key} is {list(given[key].shape)}, not {list(own[key].shape)}"
+        for key in own.keys() & given.keys()
+        if given[key].shape != own[key].shape
+    ]
     if wrong:
         raise ValueError(
             f"estimator.weights={weights} are not those of the config's model ({len(wrong)} tensors differ: {'; '.join(sorted(wrong)[:3])}); "
@@ -220,7 +248,9 @@ def imported() -> Any:
                 import mmpose.models  # noqa: F401
         except ImportError as error:
             sys.modules.pop("mmpose.apis", None)
-            raise ImportError(f"estimator=mmpose needs mmpose 1.3 and what belongs to it ({error}): {INSTALL}") from error
+            raise ImportError(
+                f"estimator=mmpose needs mmpose 1.3 and what belongs to it ({error}): {INSTALL}"
+            ) from error
     return sys.modules["mmpose.apis"]
 
 
@@ -238,7 +268,9 @@ def stand_ins() -> Iterator[None]:
 
     class MultiScaleDeformableAttention:
         def __init__(self, *_: Any, **__: Any) -> None:
-            raise ImportError("this model needs the compiled operations of mmcv, which do not exist for a current PyTorch; choose another estimator.config")
+            raise ImportError(
+                "this model needs the compiled operations of mmcv, which do not exist for a current PyTorch; choose another estimator.config"
+            )
 
     modules = {
         # xtcocotools is built for numpy 1
@@ -246,7 +278,9 @@ def stand_ins() -> Iterator[None]:
         "xtcocotools.coco": coco,
         "xtcocotools.cocoeval": cocoeval,
         "xtcocotools.mask": mask,
-        "mmcv.ops": _module("mmcv.ops", {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}),
+        "mmcv.ops": _module(
+            "mmcv.ops", {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}
+        ),
         **_package("mmdet", {"mmdet.utils": {"ConfigType": Any, "reduce_mean": _of_one_process}}),
     }
     before = {name: sys.modules.get(name) for name in modules}

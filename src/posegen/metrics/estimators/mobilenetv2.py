@@ -61,7 +61,12 @@ class MobileNetV2(nn.Module, Estimator):
 
     @classmethod
     def from_file(
-        cls, path: str | Path, widen_factor: float = 1.0, out_indices: Sequence[int] = (7,), bn_eps: float = 1e-5, size: int | None = 512
+        cls,
+        path: str | Path,
+        widen_factor: float = 1.0,
+        out_indices: Sequence[int] = (7,),
+        bn_eps: float = 1e-5,
+        size: int | None = 512,
     ) -> MobileNetV2:
         """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors.
 
@@ -76,7 +81,9 @@ class MobileNetV2(nn.Module, Estimator):
         file = Path(path).expanduser()
         network = cls(widen_factor, out_indices, bn_eps, size)
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)")
+            raise FileNotFoundError(
+                f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)"
+            )
         network.load_trunk(read_tensors(file), str(file))
         return network.eval().requires_grad_(False)
 
@@ -89,9 +96,15 @@ class MobileNetV2(nn.Module, Estimator):
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
         given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         own = self.state_dict()
-        wrong = [f"{key}: missing" for key in own.keys() - given.keys()] + [f"{key}: unexpected" for key in given.keys() - own.keys()]
+        wrong = [f"{key}: missing" for key in own.keys() - given.keys()] + [
+            f"{key}: unexpected" for key in given.keys() - own.keys()
+        ]
         shared = own.keys() & given.keys()
-        wrong += [f"{key}: {list(given[key].shape)} instead of {list(own[key].shape)}" for key in shared if given[key].shape != own[key].shape]
+        wrong += [
+            f"{key}: {list(given[key].shape)} instead of {list(own[key].shape)}"
+            for key in shared
+            if given[key].shape != own[key].shape
+        ]
         if wrong:
             shown = "; ".join(sorted(wrong)[:3])
             raise ValueError(
@@ -116,7 +129,13 @@ class MobileNetV2(nn.Module, Estimator):
         """Images in the size and the units that the network was trained with."""
         if self.size is not None and min(images.shape[-2:]) != self.size:
             scale = self.size / min(images.shape[-2:])
-            images = F.interpolate(images, [round(side * scale) for side in images.shape[-2:]], mode="bilinear", align_corners=False, antialias=True)
+            images = F.interpolate(
+                images,
+                [round(side * scale) for side in images.shape[-2:]],
+                mode="bilinear",
+                align_corners=False,
+                antialias=True,
+            )
         return ((images + 1) / 2 - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
@@ -124,10 +143,14 @@ class MobileNetV2(nn.Module, Estimator):
         return self.feature_maps(images)[-1].mean((2, 3))
 
     def estimate(self, images: Tensor) -> list[Poses]:
-        raise TypeError("MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses; choose another estimator=")
+        raise TypeError(
+            "MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses; choose another estimator="
+        )
 
 
-def unit(inputs: int, outputs: int, kernel: int, eps: float, stride: int = 1, groups: int = 1, active: bool = True) -> nn.Sequential:
+def unit(
+    inputs: int, outputs: int, kernel: int, eps: float, stride: int = 1, groups: int = 1, active: bool = True
+) -> nn.Sequential:
     """Convolution and batch normalisation under mmcv's names, and ReLU6 where it is not the end of a bottleneck."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     layers: dict[str, nn.Module] = {"conv": conv, "bn": nn.BatchNorm2d(outputs, eps=eps)}
@@ -141,7 +164,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expansion
         expand = [unit(inputs, hidden, 1, eps)] if expansion > 1 else []
-        self.conv = nn.Sequential(*expand, unit(hidden, hidden, 3, eps, stride, groups=hidden), unit(hidden, outputs, 1, eps, active=False))
+        self.conv = nn.Sequential(
+            *expand, unit(hidden, hidden, 3, eps, stride, groups=hidden), unit(hidden, outputs, 1, eps, active=False)
+        )
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,7 +48,10 @@ class Ranking:
         Args:
             weights: ``[R, n]`` how often each image counts.
         """
-        levels, recall = np.zeros((len(weights), len(self.hits), len(RECALLS))), np.zeros((len(weights), len(self.hits)))
+        levels, recall = (
+            np.zeros((len(weights), len(self.hits), len(RECALLS))),
+            np.zeros((len(weights), len(self.hits))),
+        )
         people = weights @ self.people
         patterns, pattern = distinct(self.counted)
         counted = [self.image[used] for used in patterns]
@@ -74,7 +77,10 @@ class Ranking:
         order = np.argsort(group, kind="stable")
         parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(self.people) // size))))
         starts = range(0, len(self.people), size)
-        return [Ranking(self.image[p] - i, self.hits[:, p], self.counted[:, p], self.people[i : i + size]) for i, p in zip(starts, parts, strict=True)]
+        return [
+            Ranking(self.image[p] - i, self.hits[:, p], self.counted[:, p], self.people[i : i + size])
+            for i, p in zip(starts, parts, strict=True)
+        ]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people; for COCO's thresholds."""
@@ -118,7 +124,9 @@ def rank(
     return Ranking(image[order], hits[:, order], counted[:, order], people)
 
 
-def match(similarities: Sequence[np.ndarray], excluded: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> tuple[np.ndarray, np.ndarray]:
+def match(
+    similarities: Sequence[np.ndarray], excluded: np.ndarray, thresholds: np.ndarray = THRESHOLDS
+) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching in every image, at all thresholds at once.
 
     Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one; of equal ones the last. As in COCO's
@@ -137,13 +145,18 @@ def match(similarities: Sequence[np.ndarray], excluded: np.ndarray, thresholds: 
     hits, matched = np.zeros((2, len(thresholds), sizes[:, 0].sum()), bool)
     for people in np.unique(sizes[:, 1]):
         group = np.flatnonzero(sizes[:, 1] == people)
-        group = group[np.argsort(-sizes[group, 0], kind="stable")]  # so that the images with a d-th detection come first
+        group = group[
+            np.argsort(-sizes[group, 0], kind="stable")
+        ]  # so that the images with a d-th detection come first
         depth = sizes[group, 0]
         apart = excluded[first_person[group][:, None] + np.arange(people)]
         order = np.argsort(apart, 1, kind="stable")  # people that count come first
         block = np.zeros((len(group), depth[0], people))
         block[np.arange(depth[0]) < depth[:, None]] = np.concatenate([similarities[i] for i in group.tolist()])
-        block, apart = np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0), np.take_along_axis(apart, order, 1).T
+        block, apart = (
+            np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0),
+            np.take_along_axis(apart, order, 1).T,
+        )
         free = np.ones((people, len(thresholds), len(group)), bool)
         for d in range(depth[0] if people else 0):
             active = int(np.searchsorted(-depth, -d))

@@ -11,7 +11,11 @@ from posegen.metrics.math.oks import pair_oks
 
 
 def evaluate(
-    keypoints: Sequence[np.ndarray], areas: Sequence[np.ndarray], found: Sequence[np.ndarray], scores: Sequence[np.ndarray], area_ranges: Ranges = COCO_RANGES
+    keypoints: Sequence[np.ndarray],
+    areas: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, float]:
     """COCO's statistics over n images: ``AP``, ``AP50``, ``AP75``, ``AR``, ``AR50``, ``AR75``, ``AP_M``, ``AR_M``, ``AP_L``, ``AR_L`` in [0, 1].
 
@@ -34,7 +38,9 @@ def evaluate(
     person = np.arange(len(detection)) - np.repeat(per_detection.cumsum() - per_detection - first, per_detection)
     similarity = pair_oks(detections[detection], people[person], np.concatenate([np.zeros(0), *areas])[person])
     extents = np.ptp(detections, axis=1).prod(-1)
-    similarities = [part.reshape(shape) for part, *shape in zip(parts(similarity, counts * rows), counts, rows, strict=True)]
+    similarities = [
+        part.reshape(shape) for part, *shape in zip(parts(similarity, counts * rows), counts, rows, strict=True)
+    ]
     values = summary(similarities, parts(score, counts), areas, parts(extents, counts), area_ranges=area_ranges)
     return {name: float(value[0]) for name, value in values.items()}
 

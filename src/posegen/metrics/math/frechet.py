@@ -76,7 +76,9 @@ def root(x: Tensor) -> Tensor:
         if not failed:
             return lower.T
     centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
-    return centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R  # features that depend on each other
+    return (
+        centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R
+    )  # features that depend on each other
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -175,7 +177,11 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Polynomial = CUBIC) ->
 
 
 def kernel_distances(
-    found: np.ndarray, real: np.ndarray, weights: np.ndarray, real_weights: np.ndarray | None = None, kernel: Polynomial = CUBIC
+    found: np.ndarray,
+    real: np.ndarray,
+    weights: np.ndarray,
+    real_weights: np.ndarray | None = None,
+    kernel: Polynomial = CUBIC,
 ) -> np.ndarray:
     """`kernel_distance` ``[R]`` under each row of ``weights [R, n]`` and ``real_weights [R, m]``, by default ones.
 
@@ -208,7 +214,9 @@ def pair_sums(kernel: Polynomial, x: Tensor, w: Tensor, y: Tensor | None = None,
     return total
 
 
-def kernel_distance_subsets(a: np.ndarray, b: np.ndarray, draws: Draws | None = None, kernel: Polynomial = CUBIC) -> np.ndarray:
+def kernel_distance_subsets(
+    a: np.ndarray, b: np.ndarray, draws: Draws | None = None, kernel: Polynomial = CUBIC
+) -> np.ndarray:
     """`kernel_distance` of each of S subsets, ``[S]``; their mean is KID as it is usually reported.
 
     Args:
@@ -217,7 +225,9 @@ def kernel_distance_subsets(a: np.ndarray, b: np.ndarray, draws: Draws | None = 
         kernel: of KID.
     """
     first, second = random_subsets(len(a), len(b)) if draws is None else draws
-    if (len(a) + len(b)) ** 2 / 2 > first.size * (first.shape[1] + second.shape[1]):  # fewer products in the subsets than in the sets
+    if (len(a) + len(b)) ** 2 / 2 > first.size * (
+        first.shape[1] + second.shape[1]
+    ):  # fewer products in the subsets than in the sets
         return np.array([kernel_distance(a[i], b[j], kernel) for i, j in zip(first, second, strict=True)])
     return kernel_distances(a, b, _members(first, len(a)), _members(second, len(b)), kernel)
 
@@ -226,7 +236,9 @@ def random_subsets(n: int, m: int, subsets: int = 100, size: int = 1000, seed: i
     """Random subsets of min(n, m, size) rows of two sets, a function of the seed alone."""
     generator = np.random.Generator(np.random.Philox(seed))
     size = min(n, m, size)
-    drawn = [(generator.choice(n, size, replace=False), generator.choice(m, size, replace=False)) for _ in range(subsets)]
+    drawn = [
+        (generator.choice(n, size, replace=False), generator.choice(m, size, replace=False)) for _ in range(subsets)
+    ]
     return np.stack([first for first, _ in drawn]), np.stack([second for _, second in drawn])
 
 
@@ -247,7 +259,9 @@ def _members(rows: np.ndarray, n: int) -> np.ndarray:
 def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
     """Both sets in double precision, after checking that they can be compared."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] of the same network")
+        raise ValueError(
+            f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] of the same network"
+        )
     if min(len(a), len(b)) < 2:
         raise ValueError(f"distances of sets need at least 2 images in each, not {len(a)} and {len(b)}")
     return torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)

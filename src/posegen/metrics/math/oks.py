@@ -25,7 +25,9 @@ def oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.
     return pair_oks(found[:, None], keypoints[None], areas[None], sigmas)
 
 
-def pair_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS) -> np.ndarray:
+def pair_oks(
+    found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS
+) -> np.ndarray:
     """Similarities ``[...]`` of pairs of a detection ``[..., 17, >= 2]`` and a person ``[..., 17, 3]`` with its area ``[...]``; leading axes broadcast."""
     labelled = keypoints[..., 2] > 0
     x, y = (found[..., i].astype(float) - keypoints[..., i] for i in (0, 1))

@@ -66,13 +66,20 @@ def aligned_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> 
     labelled = keypoints[..., 2] > 0
     weight = np.where(labelled, COCO_SIGMAS**-2.0, 0.0)
     weight = (weight / np.maximum(weight.sum(-1, keepdims=True), 1e-12))[None, :, :, None]
-    detection, person = np.broadcast_arrays(found[:, None, :, :2].astype(float), keypoints[None, :, :, :2].astype(float))
+    detection, person = np.broadcast_arrays(
+        found[:, None, :, :2].astype(float), keypoints[None, :, :, :2].astype(float)
+    )
     place = (weight * person).sum(2, keepdims=True)
     detection, person = detection - (weight * detection).sum(2, keepdims=True), person - place
-    size = (weight * detection * person).sum((2, 3), keepdims=True) / np.maximum((weight * detection**2).sum((2, 3), keepdims=True), 1e-12)
+    size = (weight * detection * person).sum((2, 3), keepdims=True) / np.maximum(
+        (weight * detection**2).sum((2, 3), keepdims=True), 1e-12
+    )
     similarity = pair_oks(np.maximum(size, 0) * detection + place, keypoints[None], areas[None])
     return np.where(labelled.sum(-1) < LEAST_JOINTS, 0.0, similarity)
 
 
 #: Column -> the similarity whose average precision it is: of ``found [D, 17, >= 2]`` with people ``[P, 17, 3]`` of ``areas [P]``, ``[D, P]``.
-SIMILARITIES: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {"SAP_fixed": defined_cosine, "AP_aligned": aligned_oks}
+SIMILARITIES: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "SAP_fixed": defined_cosine,
+    "AP_aligned": aligned_oks,
+}

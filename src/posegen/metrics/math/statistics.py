@@ -18,7 +18,9 @@ Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 IMAGES, SEEDS = 0, 1  # independent random streams
 
 
-def bootstrap(computes: Compute | Sequence[Compute], n_images: int, resamples: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+def bootstrap(
+    computes: Compute | Sequence[Compute], n_images: int, resamples: int = 1000, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Bootstrap distributions of the mean over training seeds.
 
     Args:
@@ -110,7 +112,10 @@ class Variance:
             n_images: images of each resample.
         """
         seeds, mean = len(points), float(np.mean(points))
-        single, averaged = spreads.var(1, ddof=1).mean(), spreads.mean(0).var(ddof=1)  # (image + both) / n and (image + both / S) / n
+        single, averaged = (
+            spreads.var(1, ddof=1).mean(),
+            spreads.mean(0).var(ddof=1),
+        )  # (image + both) / n and (image + both / S) / n
         if seeds == 1:
             return cls(mean, float(single * n_images), 0.0, math.nan)
         both = max(0.0, float(single - averaged) * seeds / (seeds - 1))
@@ -120,7 +125,9 @@ class Variance:
 
     def standard_error(self, images: int, seeds: int) -> float:
         """That of the mean difference; where the seeds' part is unknown, of the difference between these trainings alone."""
-        return math.sqrt(self.image / images + self.both / (images * seeds) + (0.0 if math.isnan(self.seed) else self.seed / seeds))
+        return math.sqrt(
+            self.image / images + self.both / (images * seeds) + (0.0 if math.isnan(self.seed) else self.seed / seeds)
+        )
 
     def detectable(self, images: int, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
         """The true difference that a two-sided test at level ``alpha`` finds with probability ``power`` (normal approximation)."""
@@ -128,7 +135,9 @@ class Variance:
 
     def images_needed(self, difference: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
         """How many images make ``difference`` detectable; infinite where no number does, because the seeds alone vary too much."""
-        allowed = (abs(difference) / multiple(power, alpha)) ** 2 - (0.0 if math.isnan(self.seed) else self.seed / seeds)
+        allowed = (abs(difference) / multiple(power, alpha)) ** 2 - (
+            0.0 if math.isnan(self.seed) else self.seed / seeds
+        )
         return math.ceil((self.image + self.both / seeds) / allowed) if allowed > 0 else math.inf
 
 

@@ -63,8 +63,12 @@ def imagenet_inception(path: str) -> nn.Module:
     """The network of a file, read once for all papers that use it."""
     from torchvision.models import Inception3
 
-    file = verified(path, None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3")
-    network = fill(Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",))
+    file = verified(
+        path, None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3"
+    )
+    network = fill(
+        Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",)
+    )
     network.dropout, network.fc = nn.Identity(), nn.Identity()
     return network
 
@@ -81,7 +85,12 @@ def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.nd
     if way == "torch_bicubic":
         made = F.interpolate(as_tensor(pictures), size, mode="bicubic", align_corners=False, antialias=True)
         return made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return np.stack([cv2.resize(p, size[::-1], interpolation=cv2.INTER_LINEAR if way == "cv2_bilinear" else cv2.INTER_CUBIC) for p in pictures])
+    return np.stack(
+        [
+            cv2.resize(p, size[::-1], interpolation=cv2.INTER_LINEAR if way == "cv2_bilinear" else cv2.INTER_CUBIC)
+            for p in pictures
+        ]
+    )
 
 
 def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
@@ -102,8 +111,15 @@ def ssim_gaussian(made: np.ndarray, target: np.ndarray, sigma: float, data_range
     from skimage.metrics import structural_similarity
 
     spread = float(made.max()) - float(made.min()) if data_range is None else data_range
-    options: dict[str, Any] = {"gaussian_weights": True, "sigma": sigma, "use_sample_covariance": False, "channel_axis": -1}
-    return float(structural_similarity(target.astype(float), made.astype(float), data_range=max(spread, 1.0), **options))
+    options: dict[str, Any] = {
+        "gaussian_weights": True,
+        "sigma": sigma,
+        "use_sample_covariance": False,
+        "channel_axis": -1,
+    }
+    return float(
+        structural_similarity(target.astype(float), made.astype(float), data_range=max(spread, 1.0), **options)
+    )
 
 
 def relative_error(made: np.ndarray, target: np.ndarray) -> float:
@@ -146,13 +162,21 @@ class PersonPaper(Observer):
             if way not in get_args(Resizing):
                 raise ValueError(f"{name} of {paper} is {way!r}; expected one of {', '.join(get_args(Resizing))}")
         self.paper, self.inception, self.lpips, self.size = paper, inception, lpips, (int(size[0]), int(size[1]))
-        self.resize, self.resize_ssim, self.jpeg, self.sigma, self.lpips_range = resize, resize_ssim, jpeg, sigma, lpips_range
+        self.resize, self.resize_ssim, self.jpeg, self.sigma, self.lpips_range = (
+            resize,
+            resize_ssim,
+            jpeg,
+            sigma,
+            lpips_range,
+        )
 
     def check(self) -> None:
         self.inception.check()
         self.lpips.check()
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         made = to_uint8(images)
         if self.jpeg is not None and not real:
             made = np.stack([through_jpeg(picture, self.jpeg) for picture in made])
@@ -197,22 +221,43 @@ class PersonPaperMetric(Metric):
         allow_rank_deficient: give FID of sets with no more images than the 2048 dimensions.
     """
 
-    def __init__(self, paper: str, batch: int = 64, lpips_batch: int = 64, drop_last: bool = True, allow_rank_deficient: bool = False) -> None:
-        self.paper, self.batch, self.lpips_batch, self.drop_last, self.allow = paper, batch, lpips_batch, drop_last, allow_rank_deficient
+    def __init__(
+        self,
+        paper: str,
+        batch: int = 64,
+        lpips_batch: int = 64,
+        drop_last: bool = True,
+        allow_rank_deficient: bool = False,
+    ) -> None:
+        self.paper, self.batch, self.lpips_batch, self.drop_last, self.allow = (
+            paper,
+            batch,
+            lpips_batch,
+            drop_last,
+            allow_rank_deficient,
+        )
         means = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE")
         self.means = {f"{paper}_{name}": f"{paper}_{name.lower()}" for name in means}
         self.fid, self.features = f"{paper}_FID", f"{paper}_features"
         self.columns = (self.fid, *self.means)
         self.lower_is_better = frozenset(f"{paper}_{name}" for name in ("FID", "LPIPS", "L1", "MAE"))
         dropped = f"; the last incomplete batch of {batch} is dropped, as there" if drop_last else ""
-        self.remarks = {self.fid: f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"}
+        self.remarks = {
+            self.fid: f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"
+        }
 
     def absent(self, records: Records) -> dict[str, str]:
         reasons = {}
         if self.features not in records:
-            reasons[self.fid] = "the network is not configured: set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
-        elif not self.allow and (images := len(self._kept(count_images(records), self.batch))) <= (dimensions := len(records[self.features][0])):
-            reasons[self.fid] = f"{images} images are no more than the {dimensions} dimensions: generate more, or set protocol.allow_rank_deficient=true"
+            reasons[self.fid] = (
+                "the network is not configured: set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
+            )
+        elif not self.allow and (images := len(self._kept(count_images(records), self.batch))) <= (
+            dimensions := len(records[self.features][0])
+        ):
+            reasons[self.fid] = (
+                f"{images} images are no more than the {dimensions} dimensions: generate more, or set protocol.allow_rank_deficient=true"
+            )
         if f"{self.paper}_lpips" not in records:
             reasons[f"{self.paper}_LPIPS"] = f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"
         return reasons
@@ -220,15 +265,22 @@ class PersonPaperMetric(Metric):
     def record(self, judged: Judged) -> dict[str, Any]:
         return {name: value for name, value in judged.observed.items() if name.startswith(f"{self.paper}_")}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         nothing = np.full(len(weights), np.nan)
-        values = {column: mean_of_known(records[name], weights) if name in records else nothing for column, name in self.means.items()}
+        values = {
+            column: mean_of_known(records[name], weights) if name in records else nothing
+            for column, name in self.means.items()
+        }
         kept = self._kept(count_images(records), self.lpips_batch)
         if (lpips := f"{self.paper}_lpips") in records:
             values[f"{self.paper}_LPIPS"] = mean_of_known([records[lpips][i] for i in kept], weights[:, kept])
         return {self.fid: self._frechet(records, weights, reference, nothing), **values}
 
-    def _frechet(self, records: Records, weights: np.ndarray, reference: Records | None, nothing: np.ndarray) -> np.ndarray:
+    def _frechet(
+        self, records: Records, weights: np.ndarray, reference: Records | None, nothing: np.ndarray
+    ) -> np.ndarray:
         if reference is None or self.features not in records or self.features not in reference:
             return nothing
         rows, real = (self._kept(count_images(r), self.batch) for r in (records, reference))

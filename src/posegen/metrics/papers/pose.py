@@ -49,7 +49,9 @@ class PaperPoseMetric(Metric):
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected the number of images per batch, at least 1")
         self.batch, self.drop_last, self.count_only_with_people = batch, drop_last, count_only_with_people
-        self.remarks = {f"paper_AP{size}": "batches without people of that size count as -1, as published" for size in ("_M", "_L")}
+        self.remarks = {
+            f"paper_AP{size}": "batches without people of that size count as -1, as published" for size in ("_M", "_L")
+        }
 
     def absent(self, records: Records) -> dict[str, str]:
         if count_images(records) >= self.batch or not self.drop_last:
@@ -63,7 +65,9 @@ class PaperPoseMetric(Metric):
         keypoints = np.where(keypoints[..., 2:] > 0, keypoints, MISSING)
         keypoints = keypoints[(keypoints[..., 0] > 0).any(-1)]
         poses: Poses = judged.observed.get("swapped", judged.found)
-        visible = np.flatnonzero((poses.keypoints[..., 2] > 0).any(-1))  # the evaluation passes over the others, the count does not
+        visible = np.flatnonzero(
+            (poses.keypoints[..., 2] > 0).any(-1)
+        )  # the evaluation passes over the others, the count does not
         order = visible[np.argsort(-poses.scores[visible], kind="stable")[:MAX_DETECTIONS]]
         found = poses.keypoints[order].astype(float)
         areas = np.ptp(keypoints[..., :2], axis=1).prod(-1)
@@ -77,7 +81,9 @@ class PaperPoseMetric(Metric):
             "paper_extents": np.ptp(found[..., :2], axis=1).prod(-1),
         }
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         images = count_images(records)
         used = images - images % self.batch if self.drop_last else images
         if not used:
@@ -112,12 +118,16 @@ def rows(records: Records, batch: int, count_only_with_people: bool = True) -> d
             found = statistics(rank(records[similarity], *rest, area_range).split(batch))
             values |= {f"{prefix}{name}{suffix}": value for name, value in found.items() if name + suffix in STATISTICS}
     difference = np.abs(np.subtract(records["paper_people"], records["paper_found"]))
-    return values | {"PCE": count_errors(difference, np.asarray(records["paper_people"]) > 0, batch, count_only_with_people)}
+    return values | {
+        "PCE": count_errors(difference, np.asarray(records["paper_people"]) > 0, batch, count_only_with_people)
+    }
 
 
 def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
     """COCO's AP and AR of every batch, -1 without people."""
-    found: list[Mapping[str, np.ndarray]] = [ranking.statistics(np.ones((1, len(ranking.people)))) for ranking in batches]
+    found: list[Mapping[str, np.ndarray]] = [
+        ranking.statistics(np.ones((1, len(ranking.people)))) for ranking in batches
+    ]
     return {name: np.nan_to_num([row[name][0] for row in found], nan=-1.0) for name in found[0]}
 
 

@@ -67,10 +67,14 @@ class PaperFeatures(Observer):
     def check(self) -> None:
         self.network.check()
 
-    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> list[dict[str, Any]]:
+    def observe(
+        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
+    ) -> list[dict[str, Any]]:
         if not self.network.configured:
             return [{} for _ in samples]
-        pictures = [stored(sample) for sample in samples] if real else [through_jpeg(picture) for picture in truncated(images)]
+        pictures = (
+            [stored(sample) for sample in samples] if real else [through_jpeg(picture) for picture in truncated(images)]
+        )
         crops = np.stack([cropped(picture) for picture in pictures])
         seen = self.network.pooled(as_tensor(wrapped_bytes(crops, generated=not real)).to(images.device), (64, 2048))
         fixed = self.network.pooled(as_tensor(crops).to(images.device), (64,))
@@ -86,7 +90,9 @@ def stored(sample: Sample) -> np.ndarray:
     """
     picture = sample.image if sample.whole is None else sample.whole()
     if picture is None:
-        raise ValueError(f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: use a data set with images or another protocol=")
+        raise ValueError(
+            f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: use a data set with images or another protocol="
+        )
     return picture
 
 
@@ -128,14 +134,23 @@ class PaperQualityMetric(Metric):
 
     def absent(self, records: Records) -> dict[str, str]:
         if "paper_64" not in records:
-            return dict.fromkeys(self.columns, "the network is not configured: set protocol.paper_inception=PATH of weights-inception-2015-12-05-6726825d.pth")
+            return dict.fromkeys(
+                self.columns,
+                "the network is not configured: set protocol.paper_inception=PATH of weights-inception-2015-12-05-6726825d.pth",
+            )
         largest = max(len(rows) for rows, _ in by_scenario(records, records).values())
-        return {} if largest > SUBSET_SIZE else {"paper_KID": f"no scenario has more than {SUBSET_SIZE} generated images, the largest has {largest}"}
+        return (
+            {}
+            if largest > SUBSET_SIZE
+            else {"paper_KID": f"no scenario has more than {SUBSET_SIZE} generated images, the largest has {largest}"}
+        )
 
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {name: judged.observed[name] for name in SPACES if name in judged.observed}
 
-    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
         nothing = np.full(len(weights), np.nan)
         if reference is None or "paper_64" not in records or "paper_64" not in reference:
             return dict.fromkeys(self.columns, nothing)
@@ -143,8 +158,15 @@ class PaperQualityMetric(Metric):
         for name, (rows, real) in by_scenario(records, reference).items():
             sets = {space: (features_of(records, space, rows), features_of(reference, space, real)) for space in SPACES}
             enough = min(len(rows), len(real)) > 1
-            shallow, fixed = (frechet_first_order(*sets[space], weights[:, rows]) if enough else nothing for space in ("paper_64", "paper_fixed_64"))
-            scenarios[name] = {"paper_FID": shallow, "paper_KID": subset_kid(*sets["paper_2048"], weights[:, rows]), "paper_fixed_FID": fixed}
+            shallow, fixed = (
+                frechet_first_order(*sets[space], weights[:, rows]) if enough else nothing
+                for space in ("paper_64", "paper_fixed_64")
+            )
+            scenarios[name] = {
+                "paper_FID": shallow,
+                "paper_KID": subset_kid(*sets["paper_2048"], weights[:, rows]),
+                "paper_fixed_FID": fixed,
+            }
         return {column: np.broadcast_to(value, nothing.shape) for column, value in scenario_mean(scenarios).items()}
 
 

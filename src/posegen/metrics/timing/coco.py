@@ -64,7 +64,9 @@ def compared(program: str, made: People, repetitions: int) -> Timing:
         own = np.nan_to_num([values[name] for name in STATISTICS], nan=-1.0)
         agreement = max(agreement, float(np.abs(own - expected).max()))
     people, detections = (sum(map(len, parts)) for parts in (made.keypoints, made.found))
-    name = f"keypoint AP of {len(made.keypoints):,} images, {people:,} people, {detections:,} detections against {program}"
+    name = (
+        f"keypoint AP of {len(made.keypoints):,} images, {people:,} people, {detections:,} detections against {program}"
+    )
     return Timing(name, median(ours), median(theirs), PROGRAMS[program][2], agreement)
 
 
@@ -100,20 +102,33 @@ def imported(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ImportError as error:
-        raise ImportError(f"the comparison needs {module.partition('.')[0]}; install it with: pip install 'posegen[metrics]'") from error
+        raise ImportError(
+            f"the comparison needs {module.partition('.')[0]}; install it with: pip install 'posegen[metrics]'"
+        ) from error
 
 
 def as_coco(made: People) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The people and the detections as COCO writes them."""
     truth: list[dict[str, Any]] = []
     results = []
-    for i, (keypoints, areas, found, scores) in enumerate(zip(made.keypoints, made.areas, made.found, made.scores, strict=True)):
+    for i, (keypoints, areas, found, scores) in enumerate(
+        zip(made.keypoints, made.areas, made.found, made.scores, strict=True)
+    ):
         for person, area in zip(keypoints, areas, strict=True):
             low, size = person[:, :2].min(0), np.ptp(person[:, :2], axis=0)
-            about = {"id": len(truth) + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": float(area), "bbox": [*low.tolist(), *size.tolist()]}
+            about = {
+                "id": len(truth) + 1,
+                "image_id": i,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": float(area),
+                "bbox": [*low.tolist(), *size.tolist()],
+            }
             truth.append(about | {"keypoints": person.ravel().tolist(), "num_keypoints": int((person[:, 2] > 0).sum())})
         for person, score in zip(found, scores, strict=True):
-            results.append({"image_id": i, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)})
+            results.append(
+                {"image_id": i, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
+            )
     return truth, results
 
 
@@ -123,13 +138,20 @@ def invented(images: int, people: int, detections: int, seed: int = 0) -> People
     body = rng.normal(0, 0.5, (17, 2)) * [0.6, 1.0]
     owner, place = (np.sort(rng.integers(0, images, count)) for count in (people, detections))
     size = np.exp(rng.normal(np.log(60), 0.7, people + detections))
-    points = rng.uniform(60, 450, (people + detections, 1, 2)) + size[:, None, None] * (body + rng.normal(0, 0.02, (people + detections, 17, 2)))
+    points = rng.uniform(60, 450, (people + detections, 1, 2)) + size[:, None, None] * (
+        body + rng.normal(0, 0.02, (people + detections, 17, 2))
+    )
     seen = np.where(rng.random((people, 17)) < 0.2, 0.0, 2.0)
     seen[:, 0] = 2.0
     first, number = np.searchsorted(owner, place), np.bincount(owner, minlength=images)[place]
     copied = np.flatnonzero((rng.random(detections) < 0.7) & (number > 0))
     chosen = first[copied] + rng.integers(0, number[copied])
-    noise = rng.normal(0, 1, (len(copied), 17, 2)) * COCO_SIGMAS[:, None] * rng.uniform(0.1, 2, (len(copied), 1, 1)) * size[chosen, None, None]
+    noise = (
+        rng.normal(0, 1, (len(copied), 17, 2))
+        * COCO_SIGMAS[:, None]
+        * rng.uniform(0.1, 2, (len(copied), 1, 1))
+        * size[chosen, None, None]
+    )
     found = points[people:]
     found[copied] = points[chosen] + noise
     keypoints = np.concatenate([points[:people], seen[..., None]], -1)

@@ -35,7 +35,9 @@ def compared(people: int, repetitions: int) -> Timing:
         plain, seconds = timed(lambda: in_loops(heatmaps, tags))
         theirs.append(seconds)
     agreement = max(largest(a, b) for a, b in zip(fast, plain, strict=True))
-    return Timing(f"decoding {people} people on maps of {SIZE} x {SIZE}", median(ours), median(theirs), TARGET, agreement)
+    return Timing(
+        f"decoding {people} people on maps of {SIZE} x {SIZE}", median(ours), median(theirs), TARGET, agreement
+    )
 
 
 def timed(run: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[np.ndarray, np.ndarray], float]:
@@ -54,7 +56,9 @@ def invented(people: int, hidden: float = 0.15, seed: int = 0) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(people, 1, 2, generator=generator) * (SIZE - 80) + 40
     points = centres + torch.rand(people, 17, 2, generator=generator) * 70 - 35
-    height = (0.4 + 0.6 * torch.rand(people, 17, generator=generator)) * (torch.rand(people, 17, generator=generator) >= hidden)
+    height = (0.4 + 0.6 * torch.rand(people, 17, generator=generator)) * (
+        torch.rand(people, 17, generator=generator) >= hidden
+    )
     heat = gaussians(points, (SIZE, SIZE), SIGMA) * height[..., None, None]
     owner = heat.argmax(0)
     tags = 2.0 * owner[..., None] + 0.1 * torch.randn(17, SIZE, SIZE, 2, generator=generator)
@@ -130,7 +134,11 @@ def stepped(logs: np.ndarray, x: float, y: float) -> np.ndarray:
 def complete(person: np.ndarray, heat: np.ndarray, tags: np.ndarray) -> None:
     """Looks for every joint of a person, and keeps what is found of the missing ones."""
     h, w = heat.shape[1:]
-    cells = [(j, min(max(int(person[j, 1]), 0), h - 1), min(max(int(person[j, 0]), 0), w - 1)) for j in range(17) if person[j, 2] > 0]
+    cells = [
+        (j, min(max(int(person[j, 1]), 0), h - 1), min(max(int(person[j, 0]), 0), w - 1))
+        for j in range(17)
+        if person[j, 2] > 0
+    ]
     mean = np.mean([tags[cell] for cell in cells], axis=0)
     for joint in range(17):
         apart = np.round(((tags[joint] - mean) ** 2).sum(axis=2) ** 0.5)

@@ -17,13 +17,21 @@ from posegen.metrics.timing.base import Timing
 FRECHET_TARGET, KERNEL_TARGET = 4.0, 3.0
 
 
-def measure(repetitions: int, images: int = 5000, dimensions: int = 2048, subsets: int = 100, size: int = 1000) -> list[Timing]:
+def measure(
+    repetitions: int, images: int = 5000, dimensions: int = 2048, subsets: int = 100, size: int = 1000
+) -> list[Timing]:
     """The Frechet and the kernel distance of two sets of ``images``, ``repetitions`` times each way, in turns."""
     a, b = invented(images, dimensions)
     draws = random_subsets(images, images, subsets, size)
     sets = f"of {images:,} and {images:,} images, {dimensions:,} features"
     return [
-        compared(f"Frechet distance {sets} against scipy's sqrtm", lambda: frechet_distance(a, b), lambda: by_sqrtm(a, b), FRECHET_TARGET, repetitions),
+        compared(
+            f"Frechet distance {sets} against scipy's sqrtm",
+            lambda: frechet_distance(a, b),
+            lambda: by_sqrtm(a, b),
+            FRECHET_TARGET,
+            repetitions,
+        ),
         compared(
             f"kernel distance over {subsets} subsets of {draws[0].shape[1]:,} {sets} against a loop",
             lambda: float(kernel_distance_subsets(a, b, draws).mean()),
@@ -34,7 +42,9 @@ def measure(repetitions: int, images: int = 5000, dimensions: int = 2048, subset
     ]
 
 
-def compared(name: str, ours: Callable[[], float], theirs: Callable[[], float], target: float, repetitions: int) -> Timing:
+def compared(
+    name: str, ours: Callable[[], float], theirs: Callable[[], float], target: float, repetitions: int
+) -> Timing:
     seconds: tuple[list[float], list[float]] = ([], [])
     agreement = 0.0
     for _ in range(max(1, repetitions)):

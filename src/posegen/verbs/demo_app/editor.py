@@ -47,7 +47,12 @@ def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     for person in np.asarray(keypoints, np.float64).reshape(-1, JOINTS, 3):
         shares = (person[:, :2] + 0.5) / size[::-1]
         seen = person[:, 2] > 0
-        people.append([[round(float(x), DIGITS), round(float(y), DIGITS), 2 if v else 0] for (x, y), v in zip(shares, seen, strict=True)])
+        people.append(
+            [
+                [round(float(x), DIGITS), round(float(y), DIGITS), 2 if v else 0]
+                for (x, y), v in zip(shares, seen, strict=True)
+            ]
+        )
     return {"people": people, "selected": 0}
 
 
@@ -61,7 +66,9 @@ def to_keypoints(value: Any, size: tuple[int, int]) -> np.ndarray:
     try:
         shares = np.asarray([] if people is None else people, np.float64).reshape(-1, JOINTS, 3)
     except (TypeError, ValueError) as error:
-        raise UserError(f"the pose is damaged ({error}); expected 17 joints of x, y and visibility per person: reload the page") from error
+        raise UserError(
+            f"the pose is damaged ({error}); expected 17 joints of x, y and visibility per person: reload the page"
+        ) from error
     seen = shares[..., 2] > 0
     if not np.isfinite(shares[seen]).all():
         raise UserError("the pose has a joint whose place is no number; reload the page")

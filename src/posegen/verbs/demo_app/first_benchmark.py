@@ -48,14 +48,18 @@ class Practice:
     def __init__(self, words: Sequence[str]) -> None:
         request = Request.parse("benchmark", list(words))
         overrides = OverridesParser.create().parse_overrides(list(request.overrides))
-        single = [override.input_line for override in overrides if not override.is_sweep_override()]  # what is swept over does not place the benchmark
+        single = [
+            override.input_line for override in overrides if not override.is_sweep_override()
+        ]  # what is swept over does not place the benchmark
         cfg = request.having(*map(str, single)).compose()
         self.folder = Path(cfg.paths.output) / cfg.study
         self.words, self.started, self.stopped = list(words), time.time(), False
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as the process is)
         command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
         # a session of its own, so that its workers end with it and an interrupt of the page's terminal reaches it only through `stop`
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
         atexit.register(self.stop)
 
     def report(self) -> Report:
@@ -75,12 +79,18 @@ class Practice:
         for entry in read_json(plan)["cells"]:
             state, facts = look(self.folder / entry["folder"], self.started)
             stages = {"train": 0.0, "sample": 0.7, "judge": 0.85}
-            inside = stages.get(facts.get("stage", ""), 0.0) + 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
+            inside = stages.get(facts.get("stage", ""), 0.0) + 0.15 * facts.get("done", 0) / max(
+                1, facts.get("total", 1)
+            )
             shares.append(1.0 if state in ("finished", "failed") else min(inside, 1.0) if state == "running" else 0.0)
             if state == "running":
                 texts.append(f"{entry['method']}: {describe(state, facts)}")
         done = sum(share == 1.0 for share in shares)
-        return Report(sum(shares) / max(1, len(shares)), f"{done} of {len(shares)} rows are done" + "".join(f"; {text}" for text in texts[:2]), "running")
+        return Report(
+            sum(shares) / max(1, len(shares)),
+            f"{done} of {len(shares)} rows are done" + "".join(f"; {text}" for text in texts[:2]),
+            "running",
+        )
 
     def tail(self) -> str:
         """The end of what it said."""

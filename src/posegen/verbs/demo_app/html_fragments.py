@@ -27,7 +27,9 @@ def page_of(made: Sequence[Made], progress: str = "") -> str:
     best = best_scores(made)
     unknown = list(dict.fromkeys(word for entry in made for word in entry.unknown))
     told = (
-        note(f"No caption of this world has: {', '.join(unknown)}. The scenes show how its captions read; the backbone knows no other words.")
+        note(
+            f"No caption of this world has: {', '.join(unknown)}. The scenes show how its captions read; the backbone knows no other words."
+        )
         if unknown
         else ""
     )
@@ -38,7 +40,9 @@ def page_of(made: Sequence[Made], progress: str = "") -> str:
 def best_scores(made: Sequence[Made]) -> dict[str, float]:
     """The highest value of each column, where several methods have one and they differ."""
     columns = {column for entry in made for column in entry.scores}
-    values = {column: [e.scores[column] for e in made if not math.isnan(e.scores.get(column, math.nan))] for column in columns}
+    values = {
+        column: [e.scores[column] for e in made if not math.isnan(e.scores.get(column, math.nan))] for column in columns
+    }
     return {column: max(own) for column, own in values.items() if len(set(own)) > 1}
 
 

@@ -60,8 +60,17 @@ class Shelf:
         self.left_out = []
         found = self._named() if self.cfg.checkpoints else self._cells(Path(self.cfg.paths.output))
         labels = [label for label, _ in found]
-        unique = [(label if labels.count(label) == 1 else f"{label} ({told_apart(folder)})", folder) for label, folder in found]
-        return [*(Method(label, folder, (folder / "posegen.json").stat().st_mtime) for label, folder in dict(unique).items()), Method(NONE, None)]
+        unique = [
+            (label if labels.count(label) == 1 else f"{label} ({told_apart(folder)})", folder)
+            for label, folder in found
+        ]
+        return [
+            *(
+                Method(label, folder, (folder / "posegen.json").stat().st_mtime)
+                for label, folder in dict(unique).items()
+            ),
+            Method(NONE, None),
+        ]
 
     def pipeline(self, method: Method) -> PoseGuidedPipeline:
         """The method, read when it is first asked for."""

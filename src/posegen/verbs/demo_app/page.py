@@ -63,7 +63,9 @@ def serve(studio: Studio, port: int | None, open_browser: bool = False, block: b
             css_paths=[HERE / "page.css"],
         )
     except OSError as error:
-        raise UserError(f"port={port}: {f'{HOST}:{port} is taken' if port else error}; choose another, or port=null for the first free one") from error
+        raise UserError(
+            f"port={port}: {f'{HOST}:{port} is taken' if port else error}; choose another, or port=null for the first free one"
+        ) from error
     print(f"posegen demo: {url} (Ctrl+C ends it)", flush=True)
     if block:
         page.block_thread()
@@ -73,13 +75,20 @@ def serve(studio: Studio, port: int | None, open_browser: bool = False, block: b
 def build(studio: Studio) -> gr.Blocks:
     """All components, and what happens when they are used."""
     with gr.Blocks(title="posegen demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.HTML("<h1>posegen</h1><p>One prompt, one pose, the same noise: what each method makes of it.</p>", elem_id="title")
+        gr.HTML(
+            "<h1>posegen</h1><p>One prompt, one pose, the same noise: what each method makes of it.</p>",
+            elem_id="title",
+        )
         with gr.Row():
             with gr.Column(scale=5, min_width=380):
                 prompt, pose = asking(studio)
             with gr.Column(scale=7, min_width=420):
                 practising = gr.Column(visible=not trained(studio.shelf.methods()), elem_id="practising")
-                where = "those of checkpoints=" if studio.cfg.checkpoints else f"every trained cell below {studio.cfg.paths.output}, newest first"
+                where = (
+                    "those of checkpoints="
+                    if studio.cfg.checkpoints
+                    else f"every trained cell below {studio.cfg.paths.output}, newest first"
+                )
                 methods = gr.CheckboxGroup(label="Methods", elem_id="methods", info=where)
                 control, guidance, steps, seed = settings(studio)
                 with gr.Row():
@@ -88,8 +97,12 @@ def build(studio: Studio) -> gr.Blocks:
                     again = gr.Button("Look again", elem_id="refresh", scale=1, min_width=100)
                 left_out = gr.HTML(elem_id="left-out")
                 results = gr.HTML(EMPTY, elem_id="results", apply_default_css=False)
-                with gr.Accordion("A person to draw, for methods that take one from a picture (DNAF)", open=False, elem_id="person"):
-                    source = gr.Image(label="Picture of a person", type="numpy", sources=["upload", "clipboard"], height=220)
+                with gr.Accordion(
+                    "A person to draw, for methods that take one from a picture (DNAF)", open=False, elem_id="person"
+                ):
+                    source = gr.Image(
+                        label="Picture of a person", type="numpy", sources=["upload", "clipboard"], height=220
+                    )
         with practising:
             practice(studio, methods, practising, left_out)
 
@@ -100,7 +113,15 @@ def build(studio: Studio) -> gr.Blocks:
         again.click(ticked, None, [methods, practising, left_out], show_progress="hidden")
         made = making(studio)
         inputs = [prompt, pose, methods, seed, steps, guidance, control, source]
-        gr.on([go.click, prompt.submit], made, inputs, results, concurrency_limit=1, show_progress="hidden", trigger_mode="once")
+        gr.on(
+            [go.click, prompt.submit],
+            made,
+            inputs,
+            results,
+            concurrency_limit=1,
+            show_progress="hidden",
+            trigger_mode="once",
+        )
         halt.click(studio.stop.set, None, None, queue=False, show_progress="hidden")
     return page
 
@@ -110,7 +131,9 @@ def asking(studio: Studio) -> tuple[gr.Textbox, gr.HTML]:
     presets = {preset.label: preset for preset in studio.presets}
     first = next(iter(presets.values()), None)
     prompt = gr.Textbox(first.prompt if first else "", label="Prompt", lines=2, max_lines=4, elem_id="prompt")
-    scene = gr.Dropdown(list(presets), value=first.label if first else None, label="Scene to begin with", elem_id="scene")
+    scene = gr.Dropdown(
+        list(presets), value=first.label if first else None, label="Scene to begin with", elem_id="scene"
+    )
     pose = gr.HTML(
         first.pose if first else standing(),
         html_template=(HERE / "editor.html").read_text(encoding="utf-8"),
@@ -122,7 +145,9 @@ def asking(studio: Studio) -> tuple[gr.Textbox, gr.HTML]:
     )
     said = gr.HTML(elem_id="pose-said")
     with gr.Accordion("Take the pose from a picture, a file or the prompt", open=False, elem_id="sources"):
-        picture = gr.Image(label="Picture with people", type="numpy", sources=["upload", "clipboard"], height=200, elem_id="picture")
+        picture = gr.Image(
+            label="Picture with people", type="numpy", sources=["upload", "clipboard"], height=200, elem_id="picture"
+        )
         with gr.Row():
             file = gr.UploadButton("COCO or OpenPose json", file_types=[".json"], elem_id="pose-file")
             imagine = gr.Button("Invent from the prompt", elem_id="imagine")
@@ -154,8 +179,12 @@ def settings(studio: Studio) -> tuple[gr.Slider, gr.Slider, gr.Slider, gr.Number
     """The numbers that all methods share."""
     sampler = studio.cfg.sampler
     with gr.Row():
-        control = gr.Slider(0, 2, 1, step=0.05, label="Control strength", info="1 is what was trained", elem_id="control")
-        guidance = gr.Slider(1, 15, float(sampler.guidance), step=0.5, label="Guidance", info="of the text", elem_id="guidance")
+        control = gr.Slider(
+            0, 2, 1, step=0.05, label="Control strength", info="1 is what was trained", elem_id="control"
+        )
+        guidance = gr.Slider(
+            1, 15, float(sampler.guidance), step=0.5, label="Guidance", info="of the text", elem_id="guidance"
+        )
         steps = gr.Slider(1, 100, int(sampler.steps), step=1, label="Steps", info="of the sampler", elem_id="steps")
         seed = gr.Number(0, label="Seed", info="of the noise", precision=0, minimum=0, elem_id="seed", min_width=100)
     return control, guidance, steps, seed
@@ -168,17 +197,29 @@ def trained(methods: list[Method]) -> bool:
 def shown(studio: Studio) -> tuple[Any, Any, Any]:
     """The methods with the newest cell of each chosen, whether practice is offered, and who is left out."""
     methods = studio.shelf.methods()
-    newest = list({method.label.partition(" · ")[0]: method.label for method in reversed(methods) if method.label != NONE}.values())[::-1]
+    newest = list(
+        {
+            method.label.partition(" · ")[0]: method.label for method in reversed(methods) if method.label != NONE
+        }.values()
+    )[::-1]
     labels = [method.label for method in methods]
     chosen = [label for label in labels if label in newest[:TICKED] or label == NONE]
     left = "; ".join(studio.shelf.left_out)
-    return gr.update(choices=labels, value=chosen), gr.update(visible=not trained(methods)), note(f"Left out: {left}" if left else "")
+    return (
+        gr.update(choices=labels, value=chosen),
+        gr.update(visible=not trained(methods)),
+        note(f"Left out: {left}" if left else ""),
+    )
 
 
 def practice(studio: Studio, methods: gr.CheckboxGroup, group: gr.Column, left_out: gr.HTML) -> None:
     """Offers to train something where nothing is trained."""
     offers = {f"{say} (posegen benchmark {' '.join(words)})": list(words) for say, words in studio.cfg.practice.items()}
-    gr.HTML(note("No method is trained yet below the output folder. Run a benchmark here, or train from the command line and press 'Look again'."))
+    gr.HTML(
+        note(
+            "No method is trained yet below the output folder. Run a benchmark here, or train from the command line and press 'Look again'."
+        )
+    )
     which = gr.Radio(list(offers), value=next(iter(offers), None), label="Benchmark", elem_id="practice-which")
     with gr.Row():
         start = gr.Button("Run the benchmark", variant="primary", elem_id="practice")
@@ -212,7 +253,16 @@ def practice(studio: Studio, methods: gr.CheckboxGroup, group: gr.Column, left_o
 def making(studio: Studio) -> Callable[..., Iterator[str]]:
     """Makes the pictures in a thread of their own, and shows every step and every picture as it comes."""
 
-    def make(prompt: str, pose: Any, labels: list[str], seed: int, steps: int, guidance: float, control: float, source: Any = None) -> Iterator[str]:
+    def make(
+        prompt: str,
+        pose: Any,
+        labels: list[str],
+        seed: int,
+        steps: int,
+        guidance: float,
+        control: float,
+        source: Any = None,
+    ) -> Iterator[str]:
         asked = Asked(prompt or "", pose, labels or [], seed or 0, steps, guidance, control, source=source)
         events: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=work, args=(studio, asked, events), daemon=True).start()
@@ -228,7 +278,9 @@ def making(studio: Studio) -> Callable[..., Iterator[str]]:
                     return
                 else:
                     method, done, steps_of = event
-                    bar = progress_bar((len(made) + done / steps_of) / total, f"{method.label}: step {done} of {steps_of}")
+                    bar = progress_bar(
+                        (len(made) + done / steps_of) / total, f"{method.label}: step {done} of {steps_of}"
+                    )
                     if time.monotonic() - seen < TICK:
                         continue
                 seen = time.monotonic()

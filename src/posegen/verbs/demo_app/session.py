@@ -137,7 +137,11 @@ class Studio:
     @cached_property
     def estimator(self) -> Any:
         estimator: Any = self.parts.estimator
-        return estimator.to(device_of(self.cfg.trainer.accelerator)) if isinstance(estimator, torch.nn.Module) else estimator
+        return (
+            estimator.to(device_of(self.cfg.trainer.accelerator))
+            if isinstance(estimator, torch.nn.Module)
+            else estimator
+        )
 
     @cached_property
     def presets(self) -> list[Preset]:
@@ -188,7 +192,9 @@ class Studio:
         if takes and asked.source is None:
             raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
         size = pipe.size([Given("pose")], None, None)
-        keypoints = Given("pose", to_keypoints(asked.pose, self.size).astype(np.float64), size=self.size).on(size).keypoints
+        keypoints = (
+            Given("pose", to_keypoints(asked.pose, self.size).astype(np.float64), size=self.size).on(size).keypoints
+        )
         made = pipe(
             asked.prompt,
             keypoints if len(keypoints) else None,  # type: ignore[arg-type]
@@ -218,7 +224,12 @@ class Studio:
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """The people whom the estimator finds in a picture, and the protocol's pose scores of them; no scores where nobody was asked for."""
         (found,) = self.look(picture[None])
-        node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()], "size": list(picture.shape[:2])}
+        node = {
+            "_target_": PROMPTS,
+            "prompts": [prompt],
+            "people": [keypoints.tolist()],
+            "size": list(picture.shape[:2]),
+        }
         sample: Sample = instantiate(node, _convert_="all")[0]
         scores: dict[str, float] = {}
         for metric in self.parts.protocol.metrics if len(keypoints) else ():
@@ -246,7 +257,9 @@ class Studio:
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
-            raise UserError("the estimator finds nobody in this picture; its own world is what it knows best. Give another picture, or drag the joints")
+            raise UserError(
+                "the estimator finds nobody in this picture; its own world is what it knows best. Give another picture, or drag the joints"
+            )
         return to_editor(people, self.size)
 
     def read_file(self, file: str) -> dict[str, Any]:
@@ -277,7 +290,9 @@ class Studio:
             except UserError as error:
                 if "no finished cell" not in str(error):
                     raise
-                raise UserError(f"no pose prior is trained yet, so the pose stays as it is. Train one, and press again: {TRAIN_PRIOR}") from error
+                raise UserError(
+                    f"no pose prior is trained yet, so the pose stays as it is. Train one, and press again: {TRAIN_PRIOR}"
+                ) from error
         return to_editor(np.asarray(people[0]), self.size)
 
 
@@ -299,4 +314,6 @@ def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     inner = max(1, round(height * scale)), max(1, round(width * scale))
     small = cv2.resize(picture, inner[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    return cv2.copyMakeBorder(small, top, size[0] - inner[0] - top, left, size[1] - inner[1] - left, cv2.BORDER_REPLICATE)
+    return cv2.copyMakeBorder(
+        small, top, size[0] - inner[0] - top, left, size[1] - inner[1] - left, cv2.BORDER_REPLICATE
+    )

@@ -36,7 +36,14 @@ class Figures(PoseData):
         joints = (np.array(PERSON) + rng.uniform(-0.03, 0.03, (17, 2))) * side
         keypoints = np.concatenate([joints, np.full((17, 1), 2.0)], 1).astype(np.float32)[None]
         image = rng.integers(0, 256, (side, side, 3), np.uint8)
-        return Sample(f"profile/{index:06}", f"a photo of person {index}", keypoints, np.array([0.2 * side * side], np.float32), image, self.size)
+        return Sample(
+            f"profile/{index:06}",
+            f"a photo of person {index}",
+            keypoints,
+            np.array([0.2 * side * side], np.float32),
+            image,
+            self.size,
+        )
 
     def twin(self, index: int) -> Sample:
         return self[index]

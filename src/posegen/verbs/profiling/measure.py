@@ -38,7 +38,9 @@ def alone(function: Callable[..., Result], *arguments: Any) -> Result:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             what = f"{function.__name__}{arguments[1:]}"
-            raise UserError(f"the process that ran {what} was killed, most likely for want of memory; lower size= or batch=") from error
+            raise UserError(
+                f"the process that ran {what} was killed, most likely for want of memory; lower size= or batch="
+            ) from error
 
 
 def measure_phase(config: Facts, phase: Phase) -> Facts:
@@ -125,7 +127,9 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if status.is_file():  # the usual call would count the parent process up to the moment it started this one
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

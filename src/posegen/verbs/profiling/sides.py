@@ -150,10 +150,20 @@ class PlainSampler(Sampler):
 
     official: Official = Official()
 
-    def guided(self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, timestep: Tensor) -> Tensor:
+    def guided(
+        self,
+        adapter: Adapter,
+        batch: PoseBatch,
+        weights: Sequence[float],
+        state: State,
+        latents: Tensor,
+        timestep: Tensor,
+    ) -> Tensor:
         branches = [self.branch(adapter, batch, state, len(weights), i) for i in range(len(weights))]
         passes = branches if self.official.guidance == "sequential" else [State.cat(branches)]
-        predictions = [predicted(adapter, own, latents.repeat(len(own) // len(latents), 1, 1, 1), timestep) for own in passes]
+        predictions = [
+            predicted(adapter, own, latents.repeat(len(own) // len(latents), 1, 1, 1), timestep) for own in passes
+        ]
         return weighted(torch.cat(predictions), weights)
 
     def branch(self, adapter: Adapter, batch: PoseBatch, state: State, count: int, index: int) -> State:
@@ -201,10 +211,16 @@ class Plain(Side):
         settings = ", ".join(f"{k}={v}" for k, v in o.settings.items())
         return [
             f"conditions are encoded {'in every pass' if o.encodes_every_pass else 'once per image'}",
-            "one pass per branch of guidance" if o.guidance == "sequential" else "all branches of guidance run as one batch",
-            "attention holds the matrix of all weights (AttnProcessor)" if o.unfused_attention else "attention is fused",
+            "one pass per branch of guidance"
+            if o.guidance == "sequential"
+            else "all branches of guidance run as one batch",
+            "attention holds the matrix of all weights (AttnProcessor)"
+            if o.unfused_attention
+            else "attention is fused",
             f"the method's layers with {settings}" if settings else "the method's layers as configured",
-            "gradients of the frozen decoder, too" if o.decoder_gradients else "gradients of what trains, and of nothing else",
+            "gradients of the frozen decoder, too"
+            if o.decoder_gradients
+            else "gradients of what trains, and of nothing else",
         ]
 
 
@@ -217,7 +233,9 @@ def official_of(cfg: DictConfig) -> Official:
     changes: Any = OmegaConf.to_container(cfg.official) if cfg.official else {}
     known = [f.name for f in fields(Official)]
     if unknown := changes.keys() - set(known):
-        raise UserError(f"official.{min(unknown)} is no part of a released program; expected some of {', '.join(known)}")
+        raise UserError(
+            f"official.{min(unknown)} is no part of a released program; expected some of {', '.join(known)}"
+        )
     cls: Any = get_class(cfg.adapter._target_)
     return replace(cls.official, **changes)
 
@@ -240,9 +258,14 @@ def share(source: nn.Module, target: nn.Module) -> None:
     """
     modules: Mapping[str, nn.Module] = dict(source.named_modules())
     if [(k, v.shape) for k, v in source.state_dict().items()] != [(k, v.shape) for k, v in target.state_dict().items()]:
-        raise UserError(f"official.settings of {type(target).__name__} change its weights; name only settings that compute the same from the same weights")
+        raise UserError(
+            f"official.settings of {type(target).__name__} change its weights; name only settings that compute the same from the same weights"
+        )
     for name, module in target.named_modules():
-        for own, theirs in ((module._parameters, modules.get(name, module)._parameters), (module._buffers, modules.get(name, module)._buffers)):
+        for own, theirs in (
+            (module._parameters, modules.get(name, module)._parameters),
+            (module._buffers, modules.get(name, module)._buffers),
+        ):
             own.update({key: theirs[key] for key in own if key in theirs})
 
 
@@ -251,7 +274,9 @@ def unfused(*modules: nn.Module) -> Iterator[None]:
     """Within the context, fused attention runs in its plain form; processors of a method's own are left alone."""
     from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-    fused = [(m, m.processor) for m in modules if isinstance(m, Attention) and isinstance(m.processor, AttnProcessor2_0)]
+    fused = [
+        (m, m.processor) for m in modules if isinstance(m, Attention) and isinstance(m.processor, AttnProcessor2_0)
+    ]
     for module, _ in fused:
         module.set_processor(AttnProcessor())
     try:
