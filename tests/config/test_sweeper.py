@@ -16,7 +16,7 @@ from posegen.config.app import run_hydra
 from posegen.errors import UserError
 from posegen.io.text import read_json
 from posegen.runner.components import Parts
-from posegen.train.validation import objective_column
+from posegen.train.live import objective_column
 from tests.tiny import configured
 
 CONF = listing.conf_dir()
@@ -117,7 +117,7 @@ def test_learning_rates_are_tuned_on_the_validation_split(
     assert all(answer["objective"] == -answer["value"] < 0 for answer in answers)  # fewer errors are better
     before = (tmp_path / "tune/tuned.csv").read_bytes()
     monkeypatch.setattr("posegen.train.loop.fit", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr("posegen.train.validation.look", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr("posegen.train.live.look", lambda *_: pytest.fail("judged again"))
     assert main([*words, *budget, f"paths.output={tmp_path}"]) == 0
     assert (tmp_path / "tune/tuned.csv").read_bytes() == before
 
