@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import time
 import traceback
@@ -21,7 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import CellConflict, UserError
-from posegen.io.text import read_json, write_json, write_text
+from posegen.io.atomic import read_json, write_json, write_text
+from posegen.io.hashes import content_hash, value_hash
+from posegen.io.locks import locked
 
 #: Groups and keys that results depend on ...
 IDENTITY = (
@@ -113,7 +112,7 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        return digest(self.identity)
+        return value_hash(self.identity)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
             named.append(f"{group}={_short(config, group, text)}")
     name = ",".join([config["dataset"], *sorted(named)]).replace("/", "-").replace(" ", "")
     if len(name) > 150:  # file systems allow 255 bytes
-        name = f"{name[:120]}~{digest(named)[:8]}"
+        name = f"{name[:120]}~{value_hash(named)[:8]}"
     return Path(config["paths"]["output"]) / config["study"] / str(config["method"]) / name / f"seed{config['seed']}"
 
 
@@ -235,22 +234,6 @@ def _plain(value: Any, key: str, hashed: bool) -> Any:
     if isinstance(value, str) and value and (os.sep in value or key in PATHS) and Path(value).exists():
         return f"sha256:{content_hash(Path(value))}" if hashed else Path(value).name
     return value
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 over the files at ``path``, by relative name and content; 16 hex digits."""
-    sha = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "card.json":  # a card describes weights, it is not one of them
-            sha.update(file.relative_to(path).as_posix().encode() + b"\0")
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    sha.update(chunk)
-    return sha.hexdigest()[:16]
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def differences(there: Any, here: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -294,16 +277,3 @@ def git_commit() -> str | None:
     where = Path(__file__).resolve().parent
     result = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
-
-
-@contextmanager
-def locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Holds a lock that dies with the process, alone or with others that share it; waits, saying so, while another process keeps it away."""
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process works on {path.parent}", flush=True)
-            fcntl.flock(file, kind)
-        yield

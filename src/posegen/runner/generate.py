@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch, PoseData
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts, reference_split

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from posegen.io.hashes import value_hash
+from posegen.io.locks import locked
 from posegen.metrics.base import Judged
 from posegen.report.dashboard import log_results
 from posegen.runner.batches import fixed_batches
-from posegen.runner.cell import digest, identity, locked
+from posegen.runner.cell import identity
 from posegen.runner.components import Parts, reference_split
 from posegen.runner.devices import device_of
 from posegen.runner.generate import UNFINISHED, sampled
@@ -88,7 +90,7 @@ def reference(parts: Parts, shard: Shard = WHOLE) -> Path:
     folder = (
         Path(parts.cfg.paths.cache)
         / "reference"
-        / digest([data.identity, identity(parts.cfg)["estimator"], protocol, parts.sampler.batch])
+        / value_hash([data.identity, identity(parts.cfg)["estimator"], protocol, parts.sampler.batch])
     )
 
     def examined(rows: range) -> list[Judged]:

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.resolvers import gpus
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
+from posegen.io.atomic import read_json, write_json
 
 STRATEGIES = ("ddp", "fsdp")
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
+from posegen.io.atomic import read_json, write_json
 from posegen.runner.batches import Needs, StepBatches, training_loader
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts

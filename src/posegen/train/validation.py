@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
+from posegen.io.atomic import read_json, write_json
 from posegen.report.table import headline_of
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Parts
