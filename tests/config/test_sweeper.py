@@ -14,7 +14,7 @@ from posegen.cli import main
 from posegen.config import groups as listing
 from posegen.config.app import run_hydra
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.components import Parts
 from posegen.train.live import objective_column
 from tests.tiny import configured

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.metrics.base import Judged, Poses
 from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric

@@ -11,7 +11,7 @@ import pytest
 from posegen.adapters.base import Paper, Published
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
+from posegen.io.atomic import read_json, write_json
 from posegen.metrics.base import Judged, Metric, Poses, Records
 from posegen.metrics.protocol import Protocol
 from posegen.report.published import Reproduction, read_expected, same_name

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from tests.backbones.models import SD1, parts_of
 from tests.data.laion_tree import in_tars

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from posegen.errors import UserError
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 from posegen.report.charts import Line, Mark, lines, marks, ticks
 from posegen.report.curves import curves_of, smoothed
 from posegen.report.figures import figures

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.report.page import page
 from posegen.report.table import build_table
 from posegen.runner.images import picture, write_png

@@ -12,7 +12,7 @@ import pytest
 
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.metrics.base import Judged, Metric, Poses, Records
 from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric

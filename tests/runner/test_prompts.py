@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from tests.tiny import making
 
 PROMPT = "prompt=a photo of a person dancing"

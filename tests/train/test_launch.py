@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.batches import Needs, StepBatches
 from posegen.runner.cell import folder, identity
 from posegen.runner.components import Parts

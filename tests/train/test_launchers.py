@@ -17,7 +17,7 @@ import torch
 
 from posegen.cli import main
 from posegen.config import resolvers
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 
 STEPS = ["trainer.steps=12", "trainer.save_every=1"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 
 METHODS = ["controlnet", "humansd", "none", "reference/real", "reference/reconstruction", "reference/same_caption"]
 

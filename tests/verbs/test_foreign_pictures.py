@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from tests.tiny import configured
 
 

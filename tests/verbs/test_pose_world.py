@@ -15,7 +15,7 @@ from posegen.config.app import Request
 from posegen.config.check import validate
 from posegen.data.base import Sample
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 from posegen.runner.outputs import KINDS, numbers

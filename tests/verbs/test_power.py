@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from posegen.cli import main
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.metrics.base import Judged, Metric, Poses, Records
 from posegen.metrics.protocol import Protocol
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from posegen.cli import main
 from posegen.data.base import PoseData
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.images import picture, read_png, write_png
 from tests.runner.test_prompts import pose_file
 from tests.tiny import configured

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.on_disk.source import Condition
-from posegen.poses.pose_square import Square, into
+from posegen.poses.pose_square import Square, to_square
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,13 +76,13 @@ class Sample:
 
     @property
     def pose(self) -> Tensor:
-        """The main person ``[17, 3] float32`` in a square of its own, with a margin (see `posegen.poses.pose_square.into`); zeros where nobody is labelled."""
+        """The main person ``[17, 3] float32`` in a square of its own, with a margin (see `posegen.poses.pose_square.to_square`); zeros where nobody is labelled."""
         if self.main is None:
             return torch.zeros(17, 3)
         person = self.keypoints[self.main]
         square = Square.around(person)
         assert square is not None
-        return torch.from_numpy(into(square, person)).float()
+        return torch.from_numpy(to_square(square, person)).float()
 
     @property
     def encodable(self) -> Tensor:

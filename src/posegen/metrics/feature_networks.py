@@ -5,7 +5,6 @@ Networks are read when the first images come, so that tables can be made where t
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from posegen.data.base import generator
+from posegen.io.hashes import file_hash
 from posegen.io.weights import WeightsError, read_tensors
 
 #: SHA-256 of the two files that hold the Inception network of FID, in TorchScript and as PyTorch weights.
@@ -253,8 +253,7 @@ def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
             f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out"
         )
     if sha256 is not None:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = file_hash(file)
         if found != sha256:
             raise ValueError(
                 f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of {what}); fetch it again"

@@ -21,7 +21,7 @@ from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.parity.build import converted
 from posegen.parity.case import Case
-from posegen.poses.pose_square import Square, into
+from posegen.poses.pose_square import Square, to_square
 from posegen.runner.sampler import Sampler
 
 Outputs = Iterator[tuple[str, Tensor]]
@@ -178,7 +178,7 @@ def watched(unet: Any) -> Iterator[dict[str, Tensor]]:
 def encoding(case: Case) -> Outputs:
     for i in sorted({name.partition(".")[0] for name in case.inputs}, key=int):
         keypoints, box = (case.inputs[f"{i}.{name}"].double().numpy() for name in ("keypoints", "bbox"))
-        pose = torch.from_numpy(into(Square.of_box(box), keypoints))
+        pose = torch.from_numpy(to_square(Square.of_box(box), keypoints))
         vectors = pose_maps.joint_vectors(
             pose[None], case.config["heatmap_size"], case.config["sigma"], case.config["variance_threshold"]
         ).float()

@@ -83,12 +83,12 @@ class Dashboard:
     ) -> Any:
         import wandb
 
-        from posegen.runner.cell import digest
+        from posegen.io.hashes import value_hash
 
         folder.mkdir(parents=True, exist_ok=True)
         resume: Any = "allow" if self.mode == "online" else None
         about: dict[str, Any] = {
-            "id": digest(list(key)),
+            "id": value_hash(list(key)),
             "name": name,
             "group": group,
             "job_type": kind,

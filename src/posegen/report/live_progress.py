@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 
 
 class Overview:

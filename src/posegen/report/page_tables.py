@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.report.formats import Entry, directed, grid
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 
 COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
 REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none

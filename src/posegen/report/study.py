@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.verbs.benchmark import planned
 
 #: What cells of one table must share, so that their images are paired.

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from posegen.errors import UserError
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 from posegen.report import formats
 from posegen.report.breakdown import Scenarios, breakdowns
 from posegen.report.published import Reproduction, read_expected

@@ -13,7 +13,8 @@ from torch import Tensor
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseData
 from posegen.io.atomic import replacing
-from posegen.runner.cell import digest, locked
+from posegen.io.hashes import value_hash
+from posegen.io.locks import locked
 from posegen.runner.progress import Mode, Progress
 
 SHARD = 1000
@@ -69,7 +70,7 @@ def cached_latents(
     data: PoseData, backbone: Backbone, cache: Path, mode: Mode, of: Literal["latents", "source latents"] = "latents"
 ) -> Encoded:
     """``[N, c, h, w] float16`` latents of every image of a split, or of the image that the appearance of each is taken from."""
-    key = digest([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
+    key = value_hash([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
     image = data.__getitem__ if of == "latents" else data.source_of
     device = next(backbone.parameters()).device
 
@@ -92,7 +93,7 @@ def cached_text(
     """A function from sample indices to their text states ``[B, L, D]``; each different prompt is encoded and kept once."""
     different = sorted(set(prompts))
     place = {prompt: i for i, prompt in enumerate(different)}
-    key = digest(["text", different, backbone.encoding_key("text")])
+    key = value_hash(["text", different, backbone.encoding_key("text")])
 
     @torch.inference_mode()
     def encode(rows: range) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
-from posegen.poses.pose_square import onto
+from posegen.poses.pose_square import from_square
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png, write_png
@@ -120,7 +120,9 @@ def imagined(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     data = parts.data("test")
     with torch.inference_mode():
         poses = parts.adapter.eval().generate(batch_of(parts, parts.adapter, range(len(data))), parts.sampler)
-    placed = onto(poses.float().cpu().numpy(), data.size, plain["prior"]["scale"], tuple(plain["prior"]["centre"]))
+    placed = from_square(
+        poses.float().cpu().numpy(), data.size, plain["prior"]["scale"], tuple(plain["prior"]["centre"])
+    )
     return [[[[round(float(v), 3) for v in joint] for joint in person]] for person in placed]
 
 
@@ -139,11 +141,11 @@ def read(file: Path, count: int, size: Sequence[int]) -> list[Any]:
     Raises:
         UserError: the file cannot be read, holds a picture, or another number of images.
     """
-    from posegen.poses.reading import checked_people, given
+    from posegen.poses.reading import checked_people, read_poses
 
     canvas = (size[0], size[1])
     try:
-        found = [entry.on(canvas) for entry in given(str(file), "poses")]
+        found = [entry.on(canvas) for entry in read_poses(str(file), "poses")]
         if any(entry.keypoints is None for entry in found):
             raise UserError(
                 f"poses={file} is a picture; this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"

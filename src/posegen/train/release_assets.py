@@ -21,9 +21,9 @@ from posegen.config.app import Request, composed
 from posegen.config.resolvers import asset
 from posegen.data.base import PoseData
 from posegen.errors import UserError
-from posegen.io.atomic import replacing
-from posegen.io.text import read_json, write_json
-from posegen.runner.cell import content_hash, provenance
+from posegen.io.atomic import read_json, replacing, write_json
+from posegen.io.hashes import content_hash
+from posegen.runner.cell import provenance
 from posegen.runner.components import Parts
 
 IMAGES = 1000

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.app import Failed, Request, composed, run_hydra
 from posegen.config.check import require_valid
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
-from posegen.runner.cell import Cell, locked
+from posegen.io.atomic import read_json, write_json
+from posegen.io.locks import locked
+from posegen.runner.cell import Cell
 from posegen.runner.components import reference_split
 from posegen.runner.shards import Shard, share
 from posegen.train.launch import Crew

@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json, write_text
+from posegen.io.atomic import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from posegen.verbs.profiling.sides import Phase

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posegen.errors import UserError
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 from posegen.report.page import SIDE, page
 
 POSES = 32  # lines of the grid of pictures

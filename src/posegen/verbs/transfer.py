@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.data.base import Transfers, to_tensor, to_uint8
 from posegen.data.user_images import fitted, own_mask, own_picture
 from posegen.errors import UserError
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 from posegen.metrics.garments import summarised, transferred
 from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches

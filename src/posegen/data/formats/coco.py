@@ -28,7 +28,7 @@ from posegen.data.base import PoseData, Sample, generator
 from posegen.data.formats.joint_vectors import FramedPose, write_joint_vectors
 from posegen.data.on_disk.source import Condition, Defect
 from posegen.io.atomic import replacing
-from posegen.poses.pose_square import Square, into, onto
+from posegen.poses.pose_square import Square, from_square, to_square
 from posegen.poses.topology import COCO_FLIP
 
 JOINTS = 17
@@ -222,12 +222,12 @@ class CocoSingle(PoseData):
         number, keypoints = int(self.people.images[person]), self.people.keypoints[person]
         square = Square.of_box(self.people.boxes[person]) if self.frame == "box" else Square.around(keypoints)
         assert square is not None
-        pose = np.concatenate([into(square, keypoints)[:, :2], keypoints[:, 2:]], 1)
+        pose = np.concatenate([to_square(square, keypoints)[:, :2], keypoints[:, 2:]], 1)
         if visit is not None:
             flip, turn = torch.rand(2, generator=generator("coco single", self.seed, number, visit, "augment")).tolist()
             pose = turned(pose, flip < self.flip, (2 * turn - 1) * self.rotation)
         area = self.people.areas[person] * (self.size[0] / square.side) ** 2
-        placed, areas = onto(pose, self.size)[None], np.array([area], np.float32)
+        placed, areas = from_square(pose, self.size)[None], np.array([area], np.float32)
         return FramedPose(f"{self.name}/{number}", self._caption(person), placed, areas, None, self.size)
 
     def _caption(self, person: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from posegen.data.on_disk.source import Defect, Entry, Place, Report, Source, share
-from posegen.poses.reading import joints, read_json
+from posegen.poses.reading import coco_joints, read_pose_json
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "validation", "test")
@@ -160,7 +160,7 @@ class Folder(Source):
         found = next((path for place in places for name in names if (path := place / name).is_file()), None)
         if found is None or (isinstance(content := _json(found), dict) and content.get("people") == []):
             return nobody
-        given = read_json(found)[0]
+        given = read_pose_json(found)[0]
         assert given.keypoints is not None
         return People(given.keypoints, None, given.size)
 
@@ -223,7 +223,11 @@ class Folder(Source):
 
 def _people(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None, name: str) -> People:
     """The rows of one picture; those without a labelled joint are crowds and the like."""
-    own = [(joints(row["keypoints"], name), float(row.get("area") or np.nan)) for row in rows if not row.get("iscrowd")]
+    own = [
+        (coco_joints(row["keypoints"], name), float(row.get("area") or np.nan))
+        for row in rows
+        if not row.get("iscrowd")
+    ]
     own = [(person, area) for person, area in own if (person[:, 2] > 0).any()]
     keypoints = np.stack([person for person, _ in own]) if own else np.zeros((0, 17, 3))
     return People(keypoints.astype(np.float32), np.array([area for _, area in own], np.float32), size)

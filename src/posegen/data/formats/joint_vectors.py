@@ -4,7 +4,7 @@
     <folder>/texts/<i>.txt           the caption once more
     <folder>/train.json              [{"image_path": "/joint_vectors/<i>.npy", "text": caption}, ...]
 
-The released program makes these from COCO 2014: one person with more than 7 labelled joints, the first caption, the person's box fitted into a square without
+The released program makes these from COCO 2014: one person with more than 7 labelled joints, the first caption, the person's box fitted to_square a square without
 a margin, and a random flip and rotation that are fixed once made.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from posegen.data.base import PoseData, Sample, generator
 from posegen.io.atomic import replacing
-from posegen.poses.pose_square import Square, into
+from posegen.poses.pose_square import Square, to_square
 
 JOINTS = 17
 MAPS, TEXTS = "joint_vectors", "texts"
@@ -39,7 +39,7 @@ class FramedPose(Sample):
     @property
     def pose(self) -> Tensor:
         return torch.from_numpy(
-            into(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])
+            to_square(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])
         ).float()
 
 
@@ -164,7 +164,7 @@ def read_list(path: Path) -> list[tuple[str, str]]:
         return [(str(entry["image_path"]).lstrip("/"), str(entry["text"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f'{path}: {error!r}; expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS} that it points into'
+            f'{path}: {error!r}; expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS} that it points to_square'
         ) from error
 
 
@@ -193,7 +193,7 @@ def write_joint_vectors(
 def keypoints_of(maps: np.ndarray) -> np.ndarray:
     """Keypoints ``[17, 3]`` on the canvas of released maps ``[17, side, side]``: the centre of the low half of each, absent where a map is zero.
 
-    The maps are saturated around a joint, and neighbours cut into each other, so this is good to about 1 to 2 of 64 pixels (median).
+    The maps are saturated around a joint, and neighbours cut to_square each other, so this is good to about 1 to 2 of 64 pixels (median).
     """
     low = np.where(maps < PLATEAU, (1 - maps) / 2, 0)
     mass = low.sum((1, 2))

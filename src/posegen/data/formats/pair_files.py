@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from posegen.data.on_disk.source import Defect, Report
-from posegen.poses.reading import joints
+from posegen.poses.reading import coco_joints
 
 JOINTS = 18
 #: How a picture is called by everyone, whatever a list calls it; None where the text is no name of a picture.
@@ -185,7 +185,7 @@ def as_coco(points: np.ndarray) -> np.ndarray:
     """
     seen = ~np.any(points < 0, axis=1, keepdims=True)  # what is not a number counts as seen, to be told of
     rows = np.where(seen, np.concatenate([points, np.full((JOINTS, 1), 2.0)], 1), 0.0)
-    person = joints(rows.reshape(-1), "joints").astype(np.float32)
+    person = coco_joints(rows.reshape(-1), "joints").astype(np.float32)
     return person[None] if (person[:, 2] > 0).any() else np.zeros((0, *person.shape), np.float32)
 
 

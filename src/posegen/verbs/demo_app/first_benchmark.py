@@ -16,7 +16,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from posegen.config.app import Request
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.report.live_progress import describe, look
 
 LINES = 6  # of its output that a failure shows

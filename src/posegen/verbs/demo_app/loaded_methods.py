@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config import groups as listing
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.devices import device_of
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.data.base import Sample, to_tensor
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
-from posegen.poses.reading import PEOPLE, Given, given
+from posegen.poses.reading import PEOPLE, PoseInput, read_poses
 from posegen.runner.components import Parts
 from posegen.runner.devices import device_of
 from posegen.runner.images import visible
@@ -191,9 +191,9 @@ class Studio:
         takes = "source" in pipe.adapter.needs
         if takes and asked.source is None:
             raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
-        size = pipe.size([Given("pose")], None, None)
+        size = pipe.size([PoseInput("pose")], None, None)
         keypoints = (
-            Given("pose", to_keypoints(asked.pose, self.size).astype(np.float64), size=self.size).on(size).keypoints
+            PoseInput("pose", to_keypoints(asked.pose, self.size).astype(np.float64), size=self.size).on(size).keypoints
         )
         made = pipe(
             asked.prompt,
@@ -269,7 +269,7 @@ class Studio:
             UserError: the file cannot be read.
         """
         try:
-            pose = given(file, "pose")[0].on(self.size)
+            pose = read_poses(file, "pose")[0].on(self.size)
         except ValueError as error:
             raise UserError(str(error)) from error
         return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
