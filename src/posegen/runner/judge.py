@@ -29,8 +29,9 @@ def evaluate(cfg: DictConfig) -> None:
     if not cell.finished():
         print(f"{cell.folder}{UNFINISHED}")
         return
-    row, _ = row_of([cell.folder], Parts(cfg).protocol)
-    print(terminal_row(row))
+    protocol = Parts(cfg).protocol
+    row, _ = row_of([cell.folder], protocol)
+    print(terminal_row(row, protocol.headline()))
 
 
 def judge(parts: Parts, folder: Path) -> None:

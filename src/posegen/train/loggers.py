@@ -42,7 +42,7 @@ def wandb(parts: Parts, folder: Path, **settings: Any) -> Any:
 
     from posegen.report.dashboard import Dashboard
 
-    return WandbLogger(experiment=Dashboard(**settings).run_of(parts.cfg, folder))
+    return WandbLogger(experiment=Dashboard(**settings).run_of(parts.cfg, folder, parts.protocol.columns))
 
 
 def log_pictures(loggers: Iterable[Any], name: str, grid: np.ndarray, step: int, folder: Path) -> None:

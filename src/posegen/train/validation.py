@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from posegen.errors import UserError
 from posegen.io.text import read_json, write_json
-from posegen.report.table import headline_of
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Parts
 from posegen.runner.devices import device_of
@@ -116,4 +115,4 @@ def objective_column(cfg: DictConfig, parts: Parts) -> str:
         raise UserError(
             f"objective={cfg.objective} needs a method whose samples protocol={parts.protocol.name} can judge; set objective=null"
         )
-    return headline_of(parts.protocol.columns, None if cfg.objective == "headline" else [cfg.objective])[0]
+    return parts.protocol.headline(None if cfg.objective == "headline" else [cfg.objective])[0]
