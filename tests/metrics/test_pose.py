@@ -144,7 +144,10 @@ def test_only_confident_people_are_counted():
         judged("b", [], [person(30, 30)], [0.1]),
     ]
     metric = PoseMetric(confident=0.2)
-    assert metric.lower_is_better == {"count_error", "count_error_confident"} and metric.columns[-3:] == (
+    assert {c for c in metric.columns if c.better == "lower"} == {
+        "count_error",
+        "count_error_confident",
+    } and metric.columns[-3:] == (
         "count_error",
         "count_error_confident",
         "count_bias",

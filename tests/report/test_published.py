@@ -12,7 +12,7 @@ from posegen.adapters.base import Paper, Published
 from posegen.cli import main
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json
-from posegen.metrics.base import Judged, Metric, Poses, Records
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records
 from posegen.metrics.protocol import Protocol
 from posegen.report.published import Reproduction, read_expected, same_name
 from posegen.report.table import Table, build_table, write_table
@@ -21,7 +21,7 @@ from posegen.report.table import Table, build_table, write_table
 class Paperlike(Metric):
     """The number of people found, as a published program would call it."""
 
-    columns = ("paper_AP", "paper_SAP")
+    columns = (Column("paper_AP", published=True), Column("paper_SAP", published=True))
 
     def record(self, judged: Judged) -> dict[str, Any]:
         return {"found": judged.features[0]}
@@ -215,7 +215,7 @@ def test_a_protocol_without_published_columns_imports_no_method(
 
     row = {"method": "m", "state": "finished"}
     assert (
-        Reproduction(["AP"]).beside(
+        Reproduction([Column("AP")]).beside(
             Group("m", [{"folder": "m/human_art/seed0", "method": "m", "state": "finished"}], tmp_path), row
         )
         == []

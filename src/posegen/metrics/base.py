@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -139,6 +139,47 @@ class Observer(ABC):
         return
 
 
+class Column(str):
+    """The name of a column, with what a table, a plot or a page has to know to show it.
+
+    Attributes:
+        better: which values are; None where neither are, as of a bias.
+        headline: place among the shown columns of its metric, equal ones in their order; None: in ``table.csv`` only.
+        family: what it measures: ``accuracy`` of the pose, ``quality`` of the pictures, ``likeness``, ``count``, ``caption``.
+        axis: place among the columns of its family that a plot takes as its axis; None: it never does.
+        unit: ``%``, ``dB``, ...
+        remark: what the value depends on beyond the images, for the notes below a table.
+        inflated: it is larger on a resample than on the set itself, so that its interval is centred.
+        published: it repeats the computation of published tables, whose numbers are compared with it.
+    """
+
+    better: Literal["higher", "lower"] | None
+    headline: int | None
+    family: str
+    axis: int | None
+    unit: str
+    remark: str
+    inflated: bool
+    published: bool
+
+    def __new__(
+        cls,
+        name: str,
+        better: Literal["higher", "lower"] | None = "higher",
+        headline: int | None = 0,
+        family: str = "",
+        axis: int | None = None,
+        unit: str = "",
+        remark: str = "",
+        inflated: bool = False,
+        published: bool = False,
+    ) -> Column:
+        column = super().__new__(cls, name)
+        column.better, column.headline, column.family, column.axis = better, headline, family, axis
+        column.unit, column.remark, column.inflated, column.published = unit, remark, inflated, published
+        return column
+
+
 class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images.
 
@@ -146,14 +187,17 @@ class Metric(ABC):
     resamples at once. Everything is a function of the records, so a table can be made again at any time.
     """
 
-    #: Column names that `compute` returns, in table order.
-    columns: Sequence[str] = ()
-    #: Columns where smaller is better.
+    #: The columns that `compute` returns, in table order. A plain name is a shown column.
+    columns: Sequence[str | Column] = ()
+    #: Plain names of which smaller values are better.
     lower_is_better: frozenset[str] = frozenset()
-    #: Columns that are larger on a resample than on the set itself, so that intervals need centring.
-    inflated_by_resampling: frozenset[str] = frozenset()
-    #: What the value of a column depends on beyond the images, for a table's caption: column -> remark.
-    remarks: Mapping[str, str] = {}
+
+    def described(self) -> list[Column]:
+        """The columns, plain names among them with what `lower_is_better` says of them."""
+        return [
+            c if isinstance(c, Column) else Column(c, "lower" if c in self.lower_is_better else "higher")
+            for c in self.columns
+        ]
 
     def absent(self, records: Records) -> dict[str, str]:
         """Columns that these records cannot fill -> the reason, with the setting that would change it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records
 
 ATTRIBUTES = ("style", "scene", "count")
 
@@ -16,7 +16,10 @@ class CaptionMetric(Metric):
     does not know is NaN.
     """
 
-    columns = (*(f"{name}_agreement" for name in ATTRIBUTES), "caption_agreement")
+    columns = (
+        *(Column(f"{name}_agreement", headline=None, family="caption", unit="%") for name in ATTRIBUTES),
+        Column("caption_agreement", family="caption", unit="%"),
+    )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         found = {**judged.found_attributes, "count": len(judged.found)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 
 PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
 #: Variant -> what becomes of a caption before it is cut to the tokens that the network can read.
@@ -132,8 +132,10 @@ class ClipScoreMetric(Metric):
     """
 
     def __init__(self, variant: str = "clean") -> None:
-        self.name, self.column = f"{variant}_clip", f"{variant}_CLIP"
-        self.columns, self.least = (self.column,), 0.0 if variant == "paper" else -np.inf
+        paper = variant == "paper"
+        self.name, self.least = f"{variant}_clip", 0.0 if paper else -np.inf
+        self.column = Column(f"{variant}_CLIP", family="caption", unit="%", published=paper)
+        self.columns = (self.column,)
 
     def absent(self, records: Records) -> dict[str, str]:
         return {} if self.name in records else {self.column: "no CLIP model is configured: set protocol.clip=FOLDER"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, count_images
 from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
 #: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first order.
@@ -20,10 +20,11 @@ class DistributionMetric(Metric):
     Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only.
     """
 
-    columns = ("judge_frechet", "judge_kernel")
-    lower_is_better = frozenset(columns)
-    # A resample repeats images, which looks like less variety: the distance grows although nothing changed.
-    inflated_by_resampling = frozenset({"judge_frechet"})
+    # A resample repeats images, which looks like less variety: the Frechet distance grows although nothing changed.
+    columns = (
+        Column("judge_frechet", "lower", family="quality", axis=6, inflated=True),
+        Column("judge_kernel", "lower", family="quality"),
+    )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         return {} if judged.features is None else {"features": np.asarray(judged.features, np.float32)}

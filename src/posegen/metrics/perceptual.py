@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from posegen.data.base import Sample, to_tensor, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 from posegen.metrics.feature_networks import fill, verified
 from posegen.metrics.pixel_similarity import mean_of_known, target_of
 
@@ -111,8 +111,7 @@ class Perceptual(Observer):
 class PerceptualMetric(Metric):
     """The mean of what `Perceptual` noted."""
 
-    columns = ("LPIPS",)
-    lower_is_better = frozenset(columns)
+    columns = (Column("LPIPS", "lower", None, "quality", axis=3),)
 
     def absent(self, records: Records) -> dict[str, str]:
         return (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 
 LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
 MARGIN = (
@@ -164,8 +164,14 @@ def lab(picture: np.ndarray) -> np.ndarray:
 class LikenessMetric(Metric):
     """Means over the images of what `Likeness` noted; L1 as a share of the range of colours."""
 
-    columns = ("PSNR", "SSIM", "L1", "person_PSNR", "person_L1", "colour_error")
-    lower_is_better = frozenset({"L1", "person_L1", "colour_error"})
+    columns = (
+        Column("PSNR", family="likeness", unit="dB"),
+        Column("SSIM", family="quality", axis=5),
+        Column("L1", "lower", None, "likeness"),
+        Column("person_PSNR", family="quality", axis=4, unit="dB"),
+        Column("person_L1", "lower", None, "likeness"),
+        Column("colour_error", "lower", family="likeness"),
+    )
 
     def record(self, judged: Judged) -> dict[str, float]:
         return {name.lower(): judged.observed[name.lower()] for name in self.columns}

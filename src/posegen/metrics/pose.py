@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records
 from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
 from posegen.metrics.math.oks import box_areas, oks, sides
 from posegen.metrics.math.pose_similarity import SIMILARITIES
@@ -43,14 +43,29 @@ class PoseMetric(Metric):
         if unknown := [name for name in similarities if name not in SIMILARITIES]:
             raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
         self.pck, self.similarities, self.confident = pck, list(similarities), confident
+        places = {"AP50": 1, "AP": 2, "AP75": 3, "AR": 4}  # as shown, behind PCK
         precisions = [
-            name + suffix
+            Column(
+                name + suffix,
+                "higher",
+                places.get(name + suffix),
+                "accuracy",
+                1 if name + suffix == "AP" else None,
+                "%",
+            )
             for suffix in self.area_ranges
             for name in (("AP", "AR") if suffix else ("AP", "AP50", "AP75", "AR"))
         ]
-        counts = ["count_error", *(["count_error_confident"] if confident is not None else []), "count_bias"]
-        self.columns = (*precisions, *self.similarities, f"PCK@{pck:g}", "OKS", *counts)
-        self.lower_is_better = frozenset(counts[:-1])
+        sure = Column("count_error_confident", "lower", None, "count", unit="people")
+        self.columns = (
+            *precisions,
+            *(Column(name, "higher", None, "accuracy", unit="%") for name in self.similarities),
+            Column(f"PCK@{pck:g}", "higher", 0, "accuracy", 0, "%"),
+            Column("OKS", "higher", None, "accuracy", unit="%"),
+            Column("count_error", "lower", 5, "count", unit="people"),
+            *([sure] if confident is not None else []),
+            Column("count_bias", None, 6, "count", unit="people"),
+        )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the image's people.

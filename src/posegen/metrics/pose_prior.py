@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Estimator, Judged, Metric, Poses, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Records
 from posegen.metrics.protocol import Protocol
 from posegen.poses.topology import COCO_BONES
 
@@ -48,19 +48,18 @@ class PosePriorMetric(Metric):
         same: attribute of a sample that decides which pose is asked for; one entry per person where it is a list.
     """
 
-    lower_is_better = frozenset({"MSE", "nearest_MSE"})
-
     def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
         self.pck, self.same = pck, same
+        # Spread is best where it is that of real poses.
         self.columns = (
-            "MSE",
-            "variance",
-            f"target_PCK@{pck:g}",
-            "nearest_MSE",
-            f"nearest_PCK@{pck:g}",
-            "diversity",
-            "validity",
-            "presence",
+            Column("MSE", "lower", family="quality", axis=8, unit="cells²"),
+            Column("variance", None, unit="cells²"),
+            Column(f"target_PCK@{pck:g}", family="accuracy", unit="%"),
+            Column("nearest_MSE", "lower", family="accuracy", unit="cells²"),
+            Column(f"nearest_PCK@{pck:g}", family="accuracy", axis=2, unit="%"),
+            Column("diversity", None, family="quality", axis=7, unit="cells"),
+            Column("validity", family="quality", unit="%"),
+            Column("presence", family="accuracy", unit="%"),
         )
 
     def record(self, judged: Judged) -> dict[str, Any]:

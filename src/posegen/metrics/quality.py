@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, count_images
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
 
@@ -40,18 +40,28 @@ class CleanQualityMetric(Metric):
         self.frechet, self.kernel = (
             f"{space}_{name}" for name in (("FID", "KID") if space == INCEPTION else ("frechet", "kernel"))
         )
-        self.columns = (self.frechet, self.kernel, f"{self.frechet}_macro", f"{self.kernel}_macro")
-        self.lower_is_better = frozenset(self.columns)
-        times = "" if kernel_factor == 1 else f", times {kernel_factor:g}"
         about = {
             self.frechet: "interval to first order; it falls with the number of images",
-            self.kernel: f"all pairs{times}",
+            self.kernel: "all pairs" + ("" if kernel_factor == 1 else f", times {kernel_factor:g}"),
         }
-        self.remarks = {
-            name + suffix: text + mean
-            for name, text in about.items()
-            for suffix, mean in (("", ""), ("_macro", "; mean over scenarios"))
-        }
+        shown = (self.frechet, self.kernel) if space == INCEPTION else (self.frechet,)
+        self.columns = (
+            *(
+                Column(
+                    name,
+                    "lower",
+                    0 if name in shown else None,
+                    "quality",
+                    0 if name == "clean_FID" else None,
+                    remark=text,
+                )
+                for name, text in about.items()
+            ),
+            *(
+                Column(f"{name}_macro", "lower", None, "quality", remark=f"{text}; mean over scenarios")
+                for name, text in about.items()
+            ),
+        )
 
     def absent(self, records: Records) -> dict[str, str]:
         if self.features not in records:

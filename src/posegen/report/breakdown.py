@@ -12,7 +12,7 @@ import numpy as np
 from posegen.report.formats import Entry, Grid, markdown, plain, ranking, to_csv
 
 if TYPE_CHECKING:
-    from posegen.metrics.base import Records
+    from posegen.metrics.base import Column, Records
     from posegen.report.rows import Group, Row
 
 MACRO = "macro mean"
@@ -27,14 +27,12 @@ class Scenarios:
     Attributes:
         by: what the images are divided by, one of `PARTS`.
         columns: those of the table that people read.
-        lower: columns where smaller is better.
         rows: ``method``, the part under the name of ``by``, ``n_images``, ``ranked``, and the columns; the mean is the last part.
         labels: the part of every image.
         notes: what could not be computed, and why.
     """
 
-    columns: Sequence[str]
-    lower: frozenset[str]
+    columns: Sequence[Column]
     rows: list[Row]
     labels: list[str]
     notes: list[str]
@@ -47,13 +45,13 @@ class Scenarios:
     def csv(self) -> str:
         return to_csv(["method", self.by, "n_images", *self.columns], self.rows)
 
-    def grid(self, column: str) -> Grid:
+    def grid(self, column: Column) -> Grid:
         """A line per part, with the methods side by side."""
         methods = list(dict.fromkeys(row["method"] for row in self.rows))
         lines = [[Entry(name) for name in (self.by, "images", *methods)]]
         for part in self.names:
             rows = [row for row in self.rows if row[self.by] == part]
-            ranks = ranking(rows, column, column in self.lower)
+            ranks = ranking(rows, column)
             values = {
                 row["method"]: Entry(plain(row[column]), ranks.get(row[column], 0) if row["ranked"] else 0)
                 for row in rows
@@ -76,7 +74,7 @@ class Scenarios:
         return f"Means over seeds, without intervals; '{MACRO}' is the unweighted mean over the lines above, and '-' where one of them has no value."
 
 
-def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[str]) -> list[Scenarios]:
+def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[Column]) -> list[Scenarios]:
     """The finished rows by everything in `PARTS` of which the records name two or more; records are read once.
 
     The columns are those of the protocol on each part's records alone, compared with the real images of the same part.
@@ -90,7 +88,7 @@ def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[str]) -
         for by in PARTS:
             labels = parts_of(seeds[0], by)
             if len(set(labels)) > 1:
-                table = found.setdefault(by, Scenarios(columns, protocol.lower_is_better, [], labels, [], by))
+                table = found.setdefault(by, Scenarios(columns, [], labels, [], by))
                 add_row(table, group, seeds, reference, protocol)
     return [found[by] for by in PARTS if by in found]
 

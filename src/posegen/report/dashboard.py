@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.report.figures import ACCURACY
 from posegen.report.rows import COSTS
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 
 if TYPE_CHECKING:
+    from posegen.metrics.base import Column
     from posegen.report.table import Table
 
 TARGET = "posegen.train.loggers.wandb"
@@ -53,8 +53,8 @@ class Dashboard:
         node: Any = OmegaConf.to_container(cfg.logger, resolve=True) if cfg.get("logger") else {}
         return cls(**{k: v for k, v in node.items() if k != "_target_"}) if node.get("_target_") == TARGET else None
 
-    def run_of(self, cfg: DictConfig, folder: Path) -> Any:
-        """The run of a cell. Its id is a function of the cell, so that a resumed cell continues its run."""
+    def run_of(self, cfg: DictConfig, folder: Path, columns: Sequence[Column]) -> Any:
+        """The run of a cell, whose summary has the best values of the columns. Its id is a function of the cell, so that a resumed cell continues its run."""
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         tags = [*self.tags, f"method:{cfg.method}", f"data:{cfg.dataset}", f"seed:{cfg.seed}"]
         run = self._started(
@@ -68,7 +68,10 @@ class Dashboard:
         )
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step")
-        run.define_metric("live/PCK@0.1", step_metric="trainer/global_step", summary="max")
+        for column in columns:
+            if column.better:
+                best = "max" if column.better == "higher" else "min"
+                run.define_metric(f"live/{column}", step_metric="trainer/global_step", summary=best)
         return run
 
     def _started(
@@ -134,7 +137,7 @@ def log_results(parts: Parts, folder: Path) -> None:
     )  # a run shows no intervals
     values = {column: float(value[0]) for column, value in points.items()}
     with showing(f"the results of {folder}") as stack:
-        run = opened(stack, board.run_of(parts.cfg, folder))
+        run = opened(stack, board.run_of(parts.cfg, folder, parts.protocol.columns))
         run.summary.update(
             {f"test/{column}": values[column] for column in parts.protocol.columns if np.isfinite(values[column])}
         )
@@ -162,7 +165,7 @@ def image_table(parts: Parts, folder: Path, records: Any, rows: int) -> Any:
         if any(np.isfinite(each.get(column, np.nan)) for each in own.values())
     ]
     table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *columns])
-    for i, values in sorted(own.items(), key=lambda item: worst_first(item[1])):
+    for i, values in sorted(own.items(), key=lambda item: worst_first(item[1], parts.protocol.axes("accuracy"))):
         panels = [wandb.Image(panel) for panel in np.split(read_png(picture(folder / "judged", i)), 3, axis=1)]
         table.add_data(
             records["id"][i],
@@ -173,9 +176,9 @@ def image_table(parts: Parts, folder: Path, records: Any, rows: int) -> Any:
     return table
 
 
-def worst_first(values: Mapping[str, float]) -> float:
+def worst_first(values: Mapping[str, float], accuracy: Sequence[str]) -> float:
     """What images are sorted by: the first measure of pose accuracy that there is."""
-    return next((values[name] for name in ACCURACY if np.isfinite(values.get(name, np.nan))), 0.0)
+    return next((values[name] for name in accuracy if np.isfinite(values.get(name, np.nan))), 0.0)
 
 
 def known(value: Any) -> Any:

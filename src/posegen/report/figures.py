@@ -10,12 +10,10 @@ from posegen.report.charts import Figure
 from posegen.report.curves import SMOOTHED, Curve, curves_of, smoothed
 
 if TYPE_CHECKING:
+    from posegen.metrics.base import Column
     from posegen.report.rows import Row
     from posegen.report.table import Table
 
-#: What the points of charts are: pose accuracy, and quality beside it, the first of each that the table has.
-ACCURACY = ("PCK@0.1", "AP", "nearest_PCK@0.1", "paper_AP")
-QUALITY = ("clean_FID", "cfld_FID", "paper_FID", "LPIPS", "person_PSNR", "SSIM", "judge_frechet", "diversity", "MSE")
 COSTS = {
     "train_images_per_s": ("training rate", "training, images per second"),
     "sample_images_per_s": ("sampling rate", "sampling, images per second"),
@@ -35,15 +33,15 @@ def numbered(table: Table) -> dict[str, int]:
     return {row["method"]: i for i, row in enumerate(row for row in table.rows if row["state"] != "reported")}
 
 
-def accuracy_of(table: Table) -> str:
-    return next((name for name in ACCURACY if name in table.columns and not empty(table, name)), table.headline[0])
+def accuracy_of(table: Table) -> Column:
+    """The column of pose accuracy that charts show: the preferred one of those that are not empty."""
+    return next((column for column in table.axes["accuracy"] if not empty(table, column)), table.headline[0])
 
 
-def quality_of(table: Table) -> str | None:
-    return next(
-        (name for name in QUALITY if name in table.columns and name != accuracy_of(table) and not empty(table, name)),
-        None,
-    )
+def quality_of(table: Table) -> Column | None:
+    """The column of quality that charts show beside it; None where there is none."""
+    filled = [c for c in table.axes["quality"] if c != accuracy_of(table) and not empty(table, c)]
+    return min(filled, key=lambda c: (c.axis, c not in table.headline), default=None)
 
 
 def learning(table: Table) -> dict[str, Figure]:
@@ -99,7 +97,7 @@ def compared(table: Table) -> dict[str, Figure]:
 
     made: dict[str, Figure | None] = {}
     if quality:
-        lower = " (lower is better)" if quality in table.lower else ""
+        lower = " (lower is better)" if quality.better == "lower" else ""
         made["quality"] = charts.marks(
             "Quality beside pose accuracy", [mark(r, accuracy, quality) for r in done], (accuracy, quality + lower)
         )

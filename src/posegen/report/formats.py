@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from posegen.metrics.base import Column
 from posegen.report.rows import COSTS, Row
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 #: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
 DIFFERS, FAITHFUL = "†", "‡"
 ALPHA = 0.05
-UNDIRECTED = ("_bias", "variance", "diversity")
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -61,7 +61,7 @@ def grid(table: Table) -> Grid:
         "sample img/s": lambda row: number(row.get("cost_sample_images_per_s")),
         "memory": lambda row: memory(row.get("cost_peak_memory_mb")),
     }
-    ranks = {column: ranking(table.rows, column, column in table.lower) for column in table.headline}
+    ranks = {column: ranking(table.rows, column) for column in table.headline}
     lines = [[Entry(name) for name in ["method", *extra, *table.headline, *costs]]]
     for row in table.rows:
         name = Entry(row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else ""))
@@ -93,23 +93,18 @@ def entry(row: Row, column: str, ranks: Mapping[float, int]) -> Entry:
     return Entry(interval_text(row, column), rank, row.get(f"{column}_p", 1.0) < ALPHA)
 
 
-def directed(column: str) -> bool:
-    """Whether more or less of a column is better as such: the best bias is none, and the best spread of poses that of real ones."""
-    return not column.endswith(UNDIRECTED)
-
-
-def ranking(rows: Iterable[Row], column: str, lower: bool) -> dict[float, int]:
+def ranking(rows: Iterable[Row], column: Column) -> dict[float, int]:
     """Value -> 1 for the best and 2 for the second best of a column.
 
-    Reference rows are not ranked; neither is a column that is not `directed`, nor one with a single method. Of two methods one is best and
+    Reference rows are not ranked; neither is a column of which neither direction is better, nor one with a single method. Of two methods one is best and
     the other not worth a mark.
     """
     values = {
         r[column] for r in rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))
     }
-    if len(values) < 2 or not directed(column):
+    if len(values) < 2 or column.better is None:
         return {}
-    best = sorted(values, reverse=not lower)
+    best = sorted(values, reverse=column.better == "higher")
     return {value: rank for rank, value in enumerate(best[: 2 if len(best) > 2 else 1], 1)}
 
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from posegen.io.atomic import read_json
-from posegen.report.formats import Entry, directed, grid
+from posegen.report.formats import Entry, grid
 
 if TYPE_CHECKING:
+    from posegen.metrics.base import Column
     from posegen.report.breakdown import Scenarios
     from posegen.report.rows import Row
     from posegen.report.table import Table
@@ -66,9 +67,7 @@ def results(table: Table) -> str:
                 else ""
             )
             body.append(f"<tbody>{above}{drawn}</tbody>")
-    return shell(
-        head, "".join(body), {name: name in table.lower for name in table.headline if directed(name)}, table.title
-    )
+    return shell(head, "".join(body), {c: c.better == "lower" for c in table.headline if c.better}, table.title)
 
 
 def kind_of(row: Row) -> str:
@@ -137,8 +136,10 @@ def by_part(found: Scenarios) -> str:
         names, shades = [row["method"] for row in found.rows if row["ranked"]], shading(found, column)
         *rows, mean = [part_row(line, [entry.text for entry in head], shades) for line in lines]
         body = f"<tbody>{''.join(rows)}</tbody><tbody class='mean'>{mean}</tbody>"
-        made = shell(head, body, dict.fromkeys(names, column in found.lower), f"{column} by {found.by}", arrows=False)
-        better = arrow(column in found.lower) if directed(column) else ""
+        made = shell(
+            head, body, dict.fromkeys(names, column.better == "lower"), f"{column} by {found.by}", arrows=False
+        )
+        better = arrow(column.better == "lower") if column.better else ""
         tables.append(
             f"<details{'' if i else ' open'}><summary>{html.escape(column)}{better}</summary>{made}</details>"
         )
@@ -150,7 +151,7 @@ def part_row(line: Sequence[Entry], head: Sequence[str], shades: Mapping[tuple[s
     return f"<tr><th scope='row'>{html.escape(line[0].text)}</th>{cells}</tr>"
 
 
-def shading(found: Scenarios, column: str) -> dict[tuple[str, str], float]:
+def shading(found: Scenarios, column: Column) -> dict[tuple[str, str], float]:
     """(part, method) -> 0 for the worst value of a column among the methods to 1 for the best; empty where there is no better."""
     values = {
         (row[found.by], row["method"]): row[column]
@@ -158,9 +159,9 @@ def shading(found: Scenarios, column: str) -> dict[tuple[str, str], float]:
         if row["ranked"] and row[column] == row[column]
     }
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
-    if not directed(column) or low == high:
+    if column.better is None or low == high:
         return {}
-    return {key: (high - v if column in found.lower else v - low) / (high - low) for key, v in values.items()}
+    return {key: (high - v if column.better == "lower" else v - low) / (high - low) for key, v in values.items()}
 
 
 def merged(notes: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Published numbers beside measured ones, and whether the two agree.
 
-A benchmark whose protocol repeats a published computation (columns ``paper_*``) on the published data shows the numbers of its methods' papers as rows of their
+A benchmark whose protocol repeats a published computation (columns that are ``published``) on the published data shows the numbers of its methods' papers as rows of their
 own. Whether they should be reached at all, only whoever writes the benchmark can know: the training, the weights and the table that is repeated stand in its
 ``reproduction``::
 
@@ -29,8 +29,8 @@ from posegen.report.rows import Group, Row
 
 if TYPE_CHECKING:
     from posegen.adapters.base import Published
+    from posegen.metrics.base import Column
 
-PREFIX = "paper_"
 REPRODUCED, DIFFERENT, INCOMPARABLE = "reproduced", "not reproduced", "not comparable"
 
 
@@ -48,7 +48,7 @@ class Reproduction:
         notes: what stands below the table.
     """
 
-    columns: Sequence[str]
+    columns: Sequence[Column]
     settings: Mapping[str, Any] = field(default_factory=dict)
     expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Reproduction:
 
     def _published(self, group: Group) -> list[Published]:
         """What is published about a method and this protocol measures; only then is the method's module imported."""
-        if not any(column.startswith(PREFIX) for column in self.columns) or not group.adapter:
+        if not any(column.published for column in self.columns) or not group.adapter:
             return []
         paper: Any = getattr(get_class(group.adapter), "paper", None)
         return [fact for fact in getattr(paper, "published", ()) if fact.read and fact.column in self.columns]

@@ -18,33 +18,13 @@ from omegaconf import OmegaConf
 
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
+from posegen.metrics.base import Column
 from posegen.report import formats
 from posegen.report.breakdown import Scenarios, breakdowns
 from posegen.report.published import Reproduction, read_expected
 from posegen.report.rows import REFERENCE, Group, Row, add_tests, grouped, row_of, state_of
 
 __all__ = ["Table", "build_table", "main", "row_of", "terminal_row", "write_table"]
-
-#: What a reader sees first, in this order; beside other protocols only some of them ...
-HEADLINE = (
-    "PSNR",
-    "SSIM",
-    "person_PSNR",
-    "colour_error",
-    "PCK@0.1",
-    "AP50",
-    "AP",
-    "AP75",
-    "AR",
-    "count_error",
-    "count_bias",
-    "caption_agreement",
-    "judge_frechet",
-    "judge_kernel",
-)
-BESIDE = ("PCK@0.1", "AP", "count_error", "caption_agreement", "judge_frechet")
-#: ... followed by what those measure (``paper_AP``, ``clean_FID``, ``rfd_frechet``).
-MEASURES = ("AP", "SAP", "PCE", "FID", "KID", "CLIP", "frechet")
 
 
 @dataclass
@@ -56,7 +36,7 @@ class Table:
         caption: protocol, number of images and seeds, what the intervals and marks are.
         columns: the protocol's columns.
         headline: those that people see.
-        lower: columns where smaller is better.
+        axes: pose accuracy and quality, what the points of charts are.
         rows: one per method and setting, and one per published source.
         cells: state of every expected cell.
         folder: where the benchmark lies.
@@ -66,9 +46,9 @@ class Table:
 
     title: str
     caption: str
-    columns: Sequence[str]
-    headline: Sequence[str]
-    lower: frozenset[str]
+    columns: Sequence[Column]
+    headline: Sequence[Column]
+    axes: Mapping[str, Sequence[Column]]
     rows: list[Row]
     cells: list[dict[str, Any]]
     folder: Path
@@ -135,38 +115,19 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
         protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {}
     )
     rows = [line for group, row in zip(groups, own, strict=True) for line in (row, *reproduction.beside(group, row))]
-    headline = headline_of(protocol.columns, plan.get("headline"))
+    headline = protocol.headline(plan.get("headline"))
     return Table(
         title=plan.get("title") or f"Benchmark {folder.name}",
         caption=caption(protocol, rows, str(plan.get("baseline")) if tested else None),
         columns=protocol.columns,
         headline=headline,
-        lower=protocol.lower_is_better,
+        axes={family: protocol.axes(family) for family in ("accuracy", "quality")},
         rows=rows,
         cells=cells,
         folder=folder,
-        notes=[*reproduction.legend(), *gaps(own, groups, protocol.columns), *remarks(own, protocol, headline)],
+        notes=[*reproduction.legend(), *gaps(own, groups, protocol.columns), *remarks(own, headline)],
         parts=breakdowns(groups, protocol, headline),
     )
-
-
-def headline_of(columns: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
-    """The columns that people see.
-
-    Args:
-        columns: of the protocol.
-        wanted: the benchmark's ``headline``; by default the usual ones of those that there are.
-
-    Raises:
-        UserError: the protocol lacks a wanted column.
-    """
-    if unknown := [name for name in wanted or () if name not in columns]:
-        raise UserError(f"headline: the protocol has no column {', '.join(unknown)}; it has {', '.join(columns)}")
-    others = [
-        name for name in columns if name not in HEADLINE and name.count("_") < 2 and name.rpartition("_")[2] in MEASURES
-    ]
-    usual = [name for name in (BESIDE if others else HEADLINE) if name in columns]
-    return list(wanted or [*usual, *others] or columns)
 
 
 def write_table(folder: Path, expected: Path | None = None) -> Table:
@@ -258,18 +219,17 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[str]) -
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 
-def remarks(rows: Iterable[Row], protocol: Any, headline: Sequence[str]) -> list[str]:
+def remarks(rows: Iterable[Row], headline: Sequence[Column]) -> list[str]:
     """What the values of the headline depend on beyond the images; of columns that have some."""
     filled = [column for column in headline if any(not math.isnan(row.get(column, math.nan)) for row in rows)]
     told: dict[str, list[str]] = {}
-    known: Mapping[str, str] = {column: text for metric in protocol.metrics for column, text in metric.remarks.items()}
     for column in filled:
-        if column in known:
-            told.setdefault(known[column], []).append(column)
+        if column.remark:
+            told.setdefault(column.remark, []).append(column)
     return [f"{', '.join(columns)}: {text.rstrip('.')}." for text, columns in told.items()]
 
 
-def terminal_row(row: Row) -> str:
+def terminal_row(row: Row, headline: Sequence[str]) -> str:
     """One row as lines of ``name value [low, high]``."""
-    names = headline_of([name for name in row if f"{name}_lo" in row])
+    names = [name for name in headline if f"{name}_lo" in row]
     return "\n".join(f"{name:>20}  {formats.interval_text(row, name)}" for name in names)

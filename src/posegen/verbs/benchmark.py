@@ -85,7 +85,6 @@ class Plan(Callback):
             raise Failed(error) from error  # Hydra would make a warning of a callback's error and go on
 
     def plan(self, config: DictConfig) -> None:
-        from posegen.report.table import headline_of
         from posegen.runner.components import Parts
 
         request = Request.of(config.hydra)
@@ -112,7 +111,7 @@ class Plan(Callback):
         about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
         parts = Parts(OmegaConf.create(cells[0].config))
         parts.protocol.check()
-        headline_of(parts.protocol.columns, about.get("headline"))
+        parts.protocol.headline(about.get("headline"))
         write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
         Plan.current, Plan.config = str(folder), config
         prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])

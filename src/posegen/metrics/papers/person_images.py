@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
 from posegen.metrics.feature_networks import FeatureNetwork, fill, verified
 from posegen.metrics.math.frechet import frechet_first_order
 from posegen.metrics.papers.quality import as_tensor, through_jpeg
@@ -236,15 +236,15 @@ class PersonPaperMetric(Metric):
             drop_last,
             allow_rank_deficient,
         )
-        means = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE")
+        means, lower = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE"), ("LPIPS", "L1", "MAE")
         self.means = {f"{paper}_{name}": f"{paper}_{name.lower()}" for name in means}
-        self.fid, self.features = f"{paper}_FID", f"{paper}_features"
-        self.columns = (self.fid, *self.means)
-        self.lower_is_better = frozenset(f"{paper}_{name}" for name in ("FID", "LPIPS", "L1", "MAE"))
         dropped = f"; the last incomplete batch of {batch} is dropped, as there" if drop_last else ""
-        self.remarks = {
-            self.fid: f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"
-        }
+        remark = f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"
+        self.fid, self.features = Column(f"{paper}_FID", "lower", 0, "quality", 1, remark=remark), f"{paper}_features"
+        self.columns = (
+            self.fid,
+            *(Column(f"{paper}_{name}", "lower" if name in lower else "higher", None, "likeness") for name in means),
+        )
 
     def absent(self, records: Records) -> dict[str, str]:
         reasons = {}

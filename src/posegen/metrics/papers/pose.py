@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Poses, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records, count_images
 from posegen.metrics.math.average_precision import COCO_RANGES, MAX_DETECTIONS, Ranking, rank
 from posegen.metrics.math.oks import oks
 from posegen.metrics.math.pose_similarity import cosine
@@ -28,6 +28,7 @@ MAX_PEOPLE = 10
 MISSING = (-1.0, -1.0, 0.0)
 STATISTICS = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "AR_M", "AR_L")
 COLUMNS = ("AP", "AP_M", "AP_L", "AR", "SAP", "PCE")
+EMPTY_BATCH = "batches without people of that size count as -1, as published"
 
 
 class PaperPoseMetric(Metric):
@@ -42,16 +43,22 @@ class PaperPoseMetric(Metric):
         count_only_with_people: the published error of PCE; False compares all images of a batch.
     """
 
-    lower_is_better = frozenset({"paper_PCE"})
-    columns = (*(f"paper_{name}" for name in COLUMNS), "paper_AP_M_defined", "paper_AP_L_defined")
+    columns = (
+        Column("paper_AP", "higher", 0, "accuracy", 3, "%", published=True),
+        *(
+            Column(f"paper_AP_{s}", "higher", None, "accuracy", unit="%", remark=EMPTY_BATCH, published=True)
+            for s in "ML"
+        ),
+        Column("paper_AR", "higher", None, "accuracy", unit="%", published=True),
+        Column("paper_SAP", "higher", 0, "accuracy", unit="%", published=True),
+        Column("paper_PCE", "lower", 0, "count", unit="people", published=True),
+        *(Column(f"paper_AP_{s}_defined", "higher", None, "accuracy", unit="%", published=True) for s in "ML"),
+    )
 
     def __init__(self, batch: int = 4, drop_last: bool = True, count_only_with_people: bool = True) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected the number of images per batch, at least 1")
         self.batch, self.drop_last, self.count_only_with_people = batch, drop_last, count_only_with_people
-        self.remarks = {
-            f"paper_AP{size}": "batches without people of that size count as -1, as published" for size in ("_M", "_L")
-        }
 
     def absent(self, records: Records) -> dict[str, str]:
         if count_images(records) >= self.batch or not self.drop_last:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 from posegen.metrics.feature_networks import FidelityInception
 from posegen.metrics.image_features import truncated
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distance_subsets, kernel_distances, random_subsets
@@ -124,13 +124,26 @@ class PaperQualityMetric(Metric):
     Intervals of FID are to first order (see `frechet_first_order`), those of KID use all pairs of each resample.
     """
 
-    columns = ("paper_FID", "paper_KID", "paper_fixed_FID")
-    lower_is_better = frozenset(columns)
-    remarks = {
-        "paper_FID": "FID as in the papers' scripts: 64 features, pixel values wrap around, mean over scenarios",
-        "paper_KID": f"KID as in the papers' scripts, times {KID_FACTOR}: {SUBSETS} subsets of {SUBSET_SIZE}, mean over scenarios",
-        "paper_fixed_FID": "paper_FID with right colours and pixel values",
-    }
+    columns = (
+        Column(
+            "paper_FID",
+            "lower",
+            0,
+            "quality",
+            2,
+            published=True,
+            remark="FID as in the papers' scripts: 64 features, pixel values wrap around, mean over scenarios",
+        ),
+        Column(
+            "paper_KID",
+            "lower",
+            0,
+            "quality",
+            published=True,
+            remark=f"KID as in the papers' scripts, times {KID_FACTOR}: {SUBSETS} subsets of {SUBSET_SIZE}, mean over scenarios",
+        ),
+        Column("paper_fixed_FID", "lower", None, "quality", remark="paper_FID with right colours and pixel values"),
+    )
 
     def absent(self, records: Records) -> dict[str, str]:
         if "paper_64" not in records:
