@@ -394,7 +394,7 @@ def test_a_unet_of_its_own_is_saved_along(methods: dict[str, Path], base: dict[s
 def test_a_trained_cell_is_a_pipeline(world: list[str], tmp_path: Path) -> None:
     from posegen.cli import main
 
-    assert main(["train", *world, "adapter=controlnet", "trainer.steps=1", f"paths.output={tmp_path}"]) == 0
+    assert main(["train", *world, "adapter=controlnet", "budget.steps=1", f"paths.output={tmp_path}"]) == 0
     (cell,) = (status.parent for status in tmp_path.rglob("status.json"))
     pipe = loaded(cell)  # its backbone is that of its configuration
     assert (pipe.sampler.steps, pipe.sampler.guidance) == (2, 2.0)

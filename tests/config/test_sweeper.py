@@ -99,7 +99,7 @@ def test_what_cannot_be_tuned_is_said(
 def test_learning_rates_are_tuned_on_the_validation_split(
     world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = [o for o in world if not o.startswith("trainer.steps")] + ["trainer.steps=2", "trainer.validate_images=8"]
+    budget = [o for o in world if not o.startswith("budget.steps")] + ["budget.steps=2", "validation.images=8"]
     words = [
         "train",
         "experiment=tune",

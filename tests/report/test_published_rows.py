@@ -31,11 +31,11 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "estimator.width=8",
         "estimator.size=64",
         "sampler.steps=2",
-        "trainer.steps=2",
+        "budget.steps=2",
         "optim.batch=2",
         "protocol.resamples=20",
     ]
-    quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1"]
+    quiet = ["hydra/launcher=basic", "progress=none", "callbacks.checkpoint.every=1"]
     names = [
         f"data.root={folder / 'HumanArt'}",
         f"backbone.path={folder / 'sd'}",

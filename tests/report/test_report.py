@@ -33,9 +33,9 @@ from posegen.verbs.report import main, read
 def study(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("study")
     live = [
-        "trainer.validate_every=3",
-        "trainer.validate_images=4",
-        "trainer.log_every=1",
+        "validation.every=3",
+        "validation.images=4",
+        "trainer.log_every_n_steps=1",
         "seed=0,1",
         f"paths.output={output}",
     ]

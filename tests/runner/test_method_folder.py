@@ -358,9 +358,9 @@ def test_newer_weights_are_not_mistaken_for_those_that_were_judged(
     from posegen.cli import main
 
     place = [*world, "adapter=controlnet", f"paths.output={tmp_path}"]
-    assert main(["train", *place, "trainer.steps=1"]) == 0
+    assert main(["train", *place, "budget.steps=1"]) == 0
     assert main(["evaluate", *place]) == 0
-    assert main(["train", *place, "trainer.steps=2"]) == 0
+    assert main(["train", *place, "budget.steps=2"]) == 0
     assert main(["evaluate", *place]) == 1
     assert "checkpoint" in capsys.readouterr().err
     assert main(["evaluate", *place, "study=again"]) == 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from posegen.io.hashes import value_hash
 
 #: Last parts of keys that change no result: where things lie, who computes, how it is shown.
 NEUTRAL_KEYS = frozenset(
@@ -61,19 +61,13 @@ LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes
 
 
 def cell_folder(_root_: DictConfig) -> str:
-    """``${cell_folder:}``: the folder of the cell that a configuration describes; only overrides that change its results are named."""
-    named = sorted(
-        f"{key}={short_value(_root_, key, text)}" for key, text in map(split, overrides()) if is_named(key, text)
-    )
+    """``${cell_folder:}``: the folder of a cell; it names the overrides that change results."""
+    given = [split(override) for override in HydraConfig.get().overrides.task]
+    named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given if is_named(key, text))
     name = ",".join([str(_root_.dataset), *named]).replace("/", "-").replace(" ", "")
     if len(name) > LONGEST:
-        name = f"{name[:120]}~{hashlib.sha256(','.join(named).encode()).hexdigest()[:8]}"
+        name = f"{name[:120]}~{value_hash(named, 8)}"
     return str(Path(_root_.paths.output) / _root_.study / str(_root_.method) / name / f"seed{_root_.seed}")
-
-
-def overrides() -> Sequence[str]:
-    """The overrides of the running job."""
-    return HydraConfig.get().overrides.task
 
 
 def split(override: str) -> tuple[str, str]:
@@ -89,7 +83,8 @@ def is_named(key: str, text: str) -> bool:
 
 
 def short_value(config: DictConfig, key: str, text: str) -> str:
-    """An override's value as the configuration has it, since Hydra rewrites what was typed (1e-3 to 0.001); of a path only the name."""
+    """An override's value as the configuration has it, since Hydra rewrites what was typed (1e-3 to 0.001); of a path
+    only the name."""
     value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
     if isinstance(value, ListConfig) and any(os.sep in str(each) for each in value):
         return "+".join(Path(str(each)).name for each in value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from posegen.config.cell_folder import cell_folder
+from posegen.io.hashes import value_hash
 
 
 def asset(name: str) -> str:
@@ -82,7 +81,7 @@ def processes(devices: int | str, nodes: int) -> int:
 
 def run_id(folder: str, seed: int) -> str:
     """``${run_id:FOLDER,SEED}``: the id of a cell's W&B run, the same whenever the cell is resumed."""
-    return hashlib.sha256(json.dumps([folder, seed], sort_keys=True).encode()).hexdigest()[:16]
+    return value_hash([folder, seed])
 
 
 for resolver in (auto_precision, processes, run_id, cell_folder):

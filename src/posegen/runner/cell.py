@@ -22,14 +22,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS
 from posegen.errors import CellConflict, UserError
-from posegen.io.hashes import content_hash, digest
-from posegen.io.locks import locked
 from posegen.io.atomic import read_json, write_json, write_text
+from posegen.io.hashes import content_hash, value_hash
+from posegen.io.locks import locked
 
 #: Groups and keys that results depend on, except for `NEUTRAL_KEYS`; weights at a path count by their hash.
-IDENTITY = """
-    task adapter backbone data sampler optim budget compute trainer callbacks estimator protocol seed checkpoint transfer
-""".split()
+IDENTITY = [
+    "task",
+    "adapter",
+    "backbone",
+    "data",
+    "sampler",
+    "optim",
+    "budget",
+    "compute",
+    "trainer",
+    "callbacks",
+    "estimator",
+    "protocol",
+    "seed",
+    "checkpoint",
+    "transfer",
+]
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
@@ -62,7 +76,7 @@ class Cell:
 
     @property
     def hash(self) -> str:
-        return digest(self.identity)
+        return value_hash(self.identity)
 
     @property
     def status(self) -> dict[str, Any]:

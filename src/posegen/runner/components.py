@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -85,7 +85,9 @@ class Parts:
     def content(self, *splits: str) -> dict[str, str | None]:
         """Hashes of what data sets on disk hold, by split; they are prepared where they are not yet. What is generated
         is described by its configuration, and has none."""
-        return {split: self.data(split).identity.get("content") for split in dict.fromkeys(splits) if split in self.cfg.data}
+        return {
+            split: self.data(split).identity.get("content") for split in dict.fromkeys(splits) if split in self.cfg.data
+        }
 
     @cached_property
     def population(self) -> list[Sample]:

@@ -60,9 +60,7 @@ class Generation(Stage):
             for rows in todo:
                 batch = batch_of(parts, adapter, rows)
                 start = time.perf_counter()
-                draws = [
-                    adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)
-                ]
+                draws = [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)]
                 spent += time.perf_counter() - start
                 for i, drawn in zip(rows, torch.stack(draws, 1), strict=True):
                     parts.kind.write(self.samples, i, drawn, batch.size)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from posegen.io.hashes import digest
+from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
 from posegen.metrics.base import Judged
 from posegen.runner.batches import fixed_batches
@@ -79,7 +79,7 @@ def reference_folder(parts: Parts) -> Path:
     data, known = parts.data(reference_split(parts.cfg)), identity(parts.cfg)
     data.prepare()
     protocol = {key: value for key, value in known["protocol"].items() if key not in ("resamples", "level")}
-    key = digest([data.identity, known["estimator"], protocol, parts.sampler.batch])
+    key = value_hash([data.identity, known["estimator"], protocol, parts.sampler.batch])
     return Path(parts.cfg.paths.cache) / "reference" / key
 
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from posegen.runner.cell import Cell
-from posegen.runner.shard import Shard
+from posegen.runner.shard import WHOLE, Shard
+
+UNFINISHED = ": this share is done, others are not; the process that does the last one finishes the cell"
 
 
-class Stage(ABC):
+class Stage:
     """One part of a cell's work, which several processes may share.
 
     Each process does its share of what is left (`todo`, `run`). When everything is `done`, one process calls `finish`.
     """
 
-    @abstractmethod
     def todo(self) -> Sequence[Any]:
-        """The units of work that are left for this process, empty when there are none."""
+        """The units of work that are left for this process; none by default, for what waits for the whole."""
+        return ()
 
-    @abstractmethod
     def run(self) -> None:
         """Does what `todo` lists."""
+        return
 
     def done(self) -> bool:
         """Whether nothing is left for any process."""
@@ -33,7 +34,7 @@ class Stage(ABC):
         return
 
 
-def complete(cell: Cell, stages: Sequence[Stage], shard: Shard) -> bool:
+def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
     """Does this process's share of a cell, and finishes the cell when nothing is left.
 
     Returns:

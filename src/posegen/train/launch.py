@@ -10,6 +10,7 @@ processes: each takes an equal share of every batch, and the mean of their gradi
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from posegen.config.resolvers import processes
@@ -132,7 +133,7 @@ def run_together(work: Callable[[dict[str, Any]], None], cfg: DictConfig, group:
     """Runs ``work(config)`` in one process per device of this machine, and waits for them.
 
     Args:
-        work: a function of a module; it gets the resolved configuration as plain values.
+        work: a function of a module, decorated with torch's `record`; it gets the resolved configuration as plain values.
 
     Raises:
         UserError: one of the processes raised it.
@@ -142,6 +143,7 @@ def run_together(work: Callable[[dict[str, Any]], None], cfg: DictConfig, group:
         require_gpus(group.devices, cfg.trainer.accelerator)
     host, port = meeting_point(group.nodes)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no advice about DDP's settings
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
     settings = LaunchConfig(
         min_nodes=group.nodes,
         max_nodes=group.nodes,
@@ -149,23 +151,30 @@ def run_together(work: Callable[[dict[str, Any]], None], cfg: DictConfig, group:
         rdzv_backend="static",
         rdzv_endpoint=f"{host}:{port}",
         rdzv_configs={"rank": group.node, "timeout": 600},
+        run_id="posegen",
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
     )
     try:
         with signal_handlers_restored():
-            elastic_launch(settings, record(work))(OmegaConf.to_container(cfg, resolve=True))
+            elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True))
     except SignalException as ended:
         if ended.sigval == signal.SIGINT:
             raise KeyboardInterrupt from ended
         raise SystemExit(128 + ended.sigval) from ended
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        kind, _, message = str(failure.message).partition(": ")
+        message = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
+        kind, _, text = message.partition(": ")
         if kind == UserError.__name__:
-            raise UserError(message) from error
-        raise RuntimeError(f"the process of rank {rank} failed: {failure.message}") from error
+            raise UserError(text) from error
+        raise RuntimeError(f"the process of rank {rank} failed: {message}\n{details(failure.message)}") from error
+
+
+def details(message: Any) -> str:
+    """The traceback in torch's report of a failed process, empty where it left none."""
+    return str(message.get("extraInfo", {}).get("py_callstack", "")) if isinstance(message, dict) else ""
 
 
 @contextmanager

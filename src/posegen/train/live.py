@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_class
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from posegen.errors import UserError

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from posegen.errors import UserError
 from posegen.io.locks import locked
@@ -48,7 +49,9 @@ class Training(Stage):
         self.parts, self.folder = parts, folder
 
     def todo(self) -> Sequence[str]:
-        return [] if (self.folder / "method").is_dir() else ["method"]  # the export is the last thing that training does
+        return (
+            [] if (self.folder / "method").is_dir() else ["method"]
+        )  # the export is the last thing that training does
 
     def run(self) -> None:
         with locked(self.folder / ".training"):  # processes that share the cell train it once
@@ -71,6 +74,7 @@ def set_threads(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.budget.threads)
 
 
+@record
 def train_process(config: dict[str, Any]) -> None:
     """One of several processes that train a cell together."""
     cfg = OmegaConf.create(config)

@@ -126,7 +126,7 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
         replacing(target) as temporary,
     ):
         shutil.copytree(cell / "method", temporary)
-        torch.set_num_threads(cfg.trainer.threads)
+        torch.set_num_threads(cfg.budget.threads)
         figures = FIGURES[part](temporary, Parts(cfg))
         write_json(
             temporary / "card.json",

@@ -21,9 +21,9 @@ from posegen.io.atomic import replacing
 from posegen.runner.components import Parts
 from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
-from posegen.train.recipe import Recipe, recipe_of
 from posegen.train.fsdp import divide_weights
 from posegen.train.muon import Muon
+from posegen.train.recipe import Recipe, recipe_of
 
 
 class Task(LightningModule):

@@ -22,12 +22,12 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("train a method: one cell, or with -m a sweep of cells", "posegen.train.loop:train"),
-    "sample": Verb("generate images from poses and prompts", "posegen.runner.generate:sample"),
+    "train": Verb("train a method: one cell, or with -m a sweep of cells", "posegen.verbs.train:main"),
+    "sample": Verb("generate images from poses and prompts", "posegen.verbs.sample:main"),
     "transfer": Verb(
-        "dress a person as another picture shows, all else exactly as it was", "posegen.verbs.transfer:transfer"
+        "dress a person as another picture shows, all else exactly as it was", "posegen.verbs.transfer:main"
     ),
-    "evaluate": Verb("judge a trained method", "posegen.runner.judge:evaluate"),
+    "evaluate": Verb("judge a trained method", "posegen.verbs.evaluate:main"),
     "benchmark": Verb(
         "train, sample and judge every method of a benchmark, and make its table",
         "posegen.verbs.benchmark:main",

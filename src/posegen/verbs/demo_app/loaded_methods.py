@@ -146,7 +146,7 @@ def label_of(cell: Path) -> str:
     if not file.is_file():
         return cell.name
     config = OmegaConf.load(file)
-    steps = OmegaConf.select(config, "trainer.steps")
+    steps = OmegaConf.select(config, "budget.steps")
     rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
     return f"{config.method} · {', '.join(rest)}"
 

@@ -13,7 +13,7 @@ def measure_metrics(config: dict[str, Any]) -> list[dict[str, Any]]:
     from posegen.metrics.timing import coco, decode, distances
 
     cfg = OmegaConf.create(config)
-    torch.set_num_threads(cfg.trainer.threads)
+    torch.set_num_threads(cfg.budget.threads)
     found = [timing for family in (coco, distances, decode) for timing in family.measure(cfg.repeats)]
     return [
         {

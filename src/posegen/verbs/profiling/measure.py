@@ -53,7 +53,7 @@ def measure_phase(config: Facts, phase: Phase) -> Facts:
     clock, repetitions = Clock(side.device), side.run(phase)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         tick(side, phase, repetitions, clock)
-    for _ in range(cfg.warmup if cfg.trainer.compile else cfg.warmup - 1):
+    for _ in range(cfg.warmup if cfg.compute.compile else cfg.warmup - 1):
         tick(side, phase, repetitions, clock)
     seconds = [tick(side, phase, repetitions, clock)[0] for _ in range(cfg.repeats)]
     memory = peak_memory_mb(side.device)
@@ -66,7 +66,7 @@ def measure_phase(config: Facts, phase: Phase) -> Facts:
 def device_name(cfg: DictConfig) -> str:
     """What a configuration computes on."""
     device = device_of(cfg.trainer.accelerator)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.trainer.threads} CPU thread(s)"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.budget.threads} CPU thread(s)"
 
 
 def measure_memory(config: Facts, plain: bool) -> float:

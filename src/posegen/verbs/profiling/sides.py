@@ -42,7 +42,7 @@ class Side:
     title = "posegen"
 
     def __init__(self, cfg: DictConfig, steps: int, parts: Parts | None = None) -> None:
-        torch.set_num_threads(cfg.trainer.threads)
+        torch.set_num_threads(cfg.budget.threads)
         self.cfg, self.steps = cfg, steps
         self.device, self.precision = device_of(cfg.trainer.accelerator), precision(cfg.trainer.precision)
         self.parts = parts or Parts(cfg)
