@@ -145,9 +145,7 @@ def test_an_indivisible_batch_is_refused(world: list[str], tmp_path: Path) -> No
 
 def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path: Path) -> None:
     plain = trained(world, tmp_path / "plain", "adapter=controlnet")
-    watched = trained(
-        world, tmp_path / "watched", "adapter=controlnet", "validation.every=2", "validation.images=4"
-    )
+    watched = trained(world, tmp_path / "watched", "adapter=controlnet", "validation.every=2", "validation.images=4")
     assert equal(plain, watched)
     assert len(list((tmp_path / "watched").rglob("live-*.png"))) == 3
     (curves,) = (tmp_path / "watched").rglob("metrics.csv")

@@ -29,11 +29,7 @@ ROWS = ["gunet", "reference/mean_pose", "reference/other_pose"]
 def overrides(world: list[str]) -> list[str]:
     """The tiny world with one person per picture."""
     counts = {"train": (16, 40), "validation": (8, 20), "test": (4, 12)}
-    kept = [
-        o
-        for o in making("pose", world)
-        if not o.startswith(("data.", "progress", "backbone=", "sampler.batch"))
-    ]
+    kept = [o for o in making("pose", world) if not o.startswith(("data.", "progress", "backbone=", "sampler.batch"))]
     return [
         *kept,
         *(f"data.{s}.count={n}" for s, (n, _) in counts.items()),

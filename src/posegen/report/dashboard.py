@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.report.rows import COSTS
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
+from posegen.runner.stage import Stage
 
 if TYPE_CHECKING:
     from posegen.metrics.base import Column
@@ -122,6 +123,16 @@ def showing(what: str) -> Iterator[ExitStack]:
 def opened(stack: ExitStack, run: Any) -> Any:
     stack.callback(run.finish)
     return run
+
+
+class ResultsOnDashboard(Stage):
+    """Shows a judged cell to the dashboard, where its logger is one."""
+
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
+
+    def finish(self) -> None:
+        log_results(self.parts, self.folder)
 
 
 def log_results(parts: Parts, folder: Path) -> None:

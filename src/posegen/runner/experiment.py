@@ -9,6 +9,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, open_dict
 
 from posegen.adapters.base import Adapter
+from posegen.config.cell_folder import cell_folder
 from posegen.runner.components import reference_split
 from posegen.runner.method_folder import find_checkpoint
 
@@ -19,6 +20,8 @@ def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
     with open_dict(copy):
         for name, value in values.items():
             copy[name] = value
+        if "dataset" in values:
+            copy.paths.cell = cell_folder(copy)
     return copy
 
 

@@ -1,4 +1,4 @@
-"""The verb ``posegen profile``: what a method costs, and what it costs less than in the form of its released program."""
+"""Measure time, memory, parameters and FLOPs of a method."""
 
 from __future__ import annotations
 
@@ -25,13 +25,11 @@ SHARE = " %"  # how the names of columns end that only the files have; the print
 WHAT = {"forward": "one pass", "train": "training step", "sample": "guided sampling step"}
 
 
-def profile(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     """Measures, prints a table, and writes it as json and csv."""
-    from posegen.config.check import require_valid
     from posegen.runner.cell import provenance
     from posegen.verbs.profiling.measure import device_name
 
-    require_valid(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     if cfg.what not in SUBJECTS:
         raise UserError(f"what={cfg.what}: expected one of {', '.join(SUBJECTS)}")

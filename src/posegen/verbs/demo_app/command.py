@@ -6,7 +6,6 @@ from importlib.util import find_spec
 
 from omegaconf import DictConfig
 
-from posegen.config.check import require_valid
 from posegen.errors import UserError
 
 
@@ -20,7 +19,6 @@ def demo(cfg: DictConfig) -> None:
         raise UserError("the page needs gradio, which is not installed; install it with: pip install 'posegen[demo]'")
     if cfg.port is not None and not 1 <= int(cfg.port) < 2**16:
         raise UserError(f"port={cfg.port}: expected a number from 1 to 65535, or null for the first free one")
-    require_valid(cfg)
     from posegen.verbs.demo_app.session import Studio
 
     studio = Studio(cfg)

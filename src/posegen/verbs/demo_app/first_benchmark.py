@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from posegen.config.app import Request
+from posegen.config.app import Command
 from posegen.io.atomic import read_json
 from posegen.report.live_progress import describe, look
 
@@ -46,12 +44,7 @@ class Practice:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        request = Request.parse("benchmark", list(words))
-        overrides = OverridesParser.create().parse_overrides(list(request.overrides))
-        single = [
-            override.input_line for override in overrides if not override.is_sweep_override()
-        ]  # what is swept over does not place the benchmark
-        cfg = request.having(*map(str, single)).compose()
+        cfg = Command.read("benchmark", list(words)).base()
         self.folder = Path(cfg.paths.output) / cfg.study
         self.words, self.started, self.stopped = list(words), time.time(), False
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as the process is)
