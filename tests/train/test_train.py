@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posegen.config.resolvers import auto_precision
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
-from posegen.config.resolvers import auto_precision
 from posegen.train.loop import fit
 from posegen.verbs.train import main as train
 from tests.tiny import configured

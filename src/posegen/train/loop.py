@@ -113,7 +113,7 @@ def fit_here(parts: Parts, folder: Path, rank: int = 0, size: int = 1) -> None:
 
 def build_task(parts: Parts) -> Task:
     """The configured task, a LightningModule."""
-    return instantiate(parts.cfg.task, parts, _convert_="all")
+    return instantiate(parts.cfg.task, _convert_="all")(parts)
 
 
 def run(
