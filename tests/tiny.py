@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.backbones.mannequin import build_autoencoder, untrained
-from posegen.config.app import Request, composed
+from posegen.config.compose import composed
 from posegen.data.mannequin.captions import VOCABULARY
 from posegen.metrics.estimators.mannequin import MannequinJudge
 
@@ -55,5 +55,5 @@ def making(sample: str, world: list[str], needs: Collection[str] = ()) -> list[s
 @contextmanager
 def configured(verb: str, *overrides: str) -> Iterator[DictConfig]:
     """The configuration of a verb, as its function gets it."""
-    with composed(Request(verb, tuple(overrides))) as cfg:
+    with composed(verb, overrides) as cfg:
         yield cfg

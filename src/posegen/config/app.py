@@ -155,10 +155,14 @@ class Command:
             with composed(self.name, [*self.search, *overrides], self.main) as cfg:
                 yield checked(cfg)
 
+    def judged(self) -> tuple[list[Problem], list[str]]:
+        """The problems of single overrides, and the overrides that have none."""
+        return judge_overrides(self.chosen, self.compose, self.roots)
+
     def check(self) -> tuple[list[Problem], int]:
         """All problems of the command, and how many cells were looked at: see `posegen.config.sweep.representatives`."""
         try:
-            problems, good = judge_overrides(self.chosen, self.compose, self.roots)
+            problems, good = self.judged()
             found = replace(self, overrides=(*self.search, *good)).axes()
             known = groups.groups(self.roots)
             cells = [good] if found is None else representatives(found, known)
@@ -167,10 +171,11 @@ class Command:
         for overrides in cells:
             try:
                 with composed(self.name, [*self.search, *overrides], self.main) as cfg:
-                    problems += validate(cfg, HydraConfig.get())
+                    problems += validate(cfg)
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
-                wrong, _ = judge_overrides(overrides, self.compose, self.roots)
-                problems += wrong or [Problem(self.name, hydra_message(error))]
+                problems += replace(self, overrides=(*self.search, *overrides)).judged()[0] or [
+                    Problem(self.name, hydra_message(error))
+                ]
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:
@@ -273,20 +278,20 @@ def checked(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: lists everything that is wrong with it.
     """
-    require_valid(cfg, HydraConfig.get())
+    require_valid(cfg)
     OmegaConf.resolve(cfg)
     return cfg
 
 
-def run(verb: Verb, words: Sequence[str]) -> int:
-    """``posegen VERB words``; returns the exit code."""
+def run(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], Any] | None = None) -> int:
+    """``posegen VERB words``, with another function in place of the verb's, if given; returns the exit code."""
     command = Command(verb.name)
     try:
         if {"--help", "-h"} & set(words):
             print(Command.read(verb.name, [] if verb.starts else words).help())
             return 0
         command = Command(verb.name, words=tuple(words)) if verb.starts else Command.read(verb.name, words)
-        return import_module(verb.module).start(command) if verb.starts else command.run()
+        return import_module(verb.module).start(command) if verb.starts and not function else command.run(function)
     except Exception as error:
         return tell(error, command, traceback_wanted())
 
@@ -325,7 +330,7 @@ def explain(error: Exception, command: Command) -> str:
         if command.name not in groups.primaries(command.roots):
             return f"there is no {command.name}.yaml in {command.main or groups.conf_dir()}"
         try:
-            problems, _ = judge_overrides(command.chosen, command.compose, command.roots)
+            problems, _ = command.judged()
         except HydraException as again:
             return hydra_message(again)
         return report(problems) if problems else hydra_message(error)

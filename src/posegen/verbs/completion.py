@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.app import Command
 from posegen.config.groups import groups, primaries
-from posegen.config.overrides import judge_overrides
 from posegen.config.problems import misspelt
 from posegen.config.verb_files import verbs
 from posegen.errors import UserError
@@ -105,7 +104,7 @@ def values(cfg: Any, name: str) -> list[str]:
 def composed_so_far(command: Command) -> Any:
     """The configuration of the words that compose, None if none does."""
     try:
-        return command.compose(judge_overrides(command.chosen, command.compose, command.roots)[1])
+        return command.compose(command.judged()[1])
     except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return None
 
