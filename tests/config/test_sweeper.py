@@ -24,19 +24,19 @@ SWEEP = [
     "-m",
     "hydra/sweeper=optuna",
     "hydra.sweeper.trials=6",
-    "adapter=method,prior",
+    "adapter=method,reference/real",
     "optim.decay=tag(log,interval(1e-4,1.0))",
 ]
 
 
 def hill(cfg: DictConfig) -> float | None:
-    """Highest at a decay of 0.01; the prior's hill lies elsewhere."""
+    """Highest at a decay of 0.01; that of real images at 1."""
     if cfg.fail == "user" and cfg.optim.decay > 0.01:
         raise ValueError("too large")
     return (
         None
         if cfg.fail == "bug"
-        else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter._target_.endswith(".Method") else 0))
+        else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter.strength else 0))
     )
 
 
@@ -61,16 +61,16 @@ def test_each_method_tunes_its_own_with_the_same_number_of_trials(
 ) -> None:
     assert run_hill("out=out", *SWEEP) == 0
     rows = tuned(sweepers / "runs")
-    assert [row["study"] for row in rows] == ["adapter=method"] * 6 + ["adapter=prior"] * 6
+    assert [row["study"] for row in rows] == ["adapter=method"] * 6 + ["adapter=reference/real"] * 6
     assert [row["trial"] for row in rows] == [str(i) for i in range(6)] * 2
-    for study, peak in {"adapter=method": -2, "adapter=prior": 0}.items():
+    for study, peak in {"adapter=method": -2, "adapter=reference/real": 0}.items():
         own = [row for row in rows if row["study"] == study]
         (best,) = [row for row in own if row["best"] == "1"]
         assert float(best["objective"]) == max(float(row["objective"]) for row in own)
         assert all(float(row["objective"]) == -abs(math.log10(float(row["optim.decay"])) - peak) for row in own)
-    firsts = [[row["optim.decay"] for row in rows if row["study"] == f"adapter={name}"] for name in ("method", "prior")]
+    firsts = [[row["optim.decay"] for row in rows if row["study"] == f"adapter={name}"] for name in ("method", "reference/real")]
     assert firsts[0][:4] == firsts[1][:4] and firsts[0] != firsts[1]  # from the fifth on, trials follow what was found
-    assert "adapter=prior: after 6 of 6 trials optim.decay=" in capsys.readouterr().out
+    assert "adapter=reference/real: after 6 of 6 trials optim.decay=" in capsys.readouterr().out
     before = (sweepers / "runs/tuned.csv").read_bytes()
     assert run_hill("out=out", *SWEEP) == 0
     assert (sweepers / "runs/tuned.csv").read_bytes() == before

@@ -8,9 +8,9 @@ import shlex
 import pytest
 
 from posegen.config import groups as listing
-from posegen.config.app import Command
 from posegen.config.verb_files import verbs
 from tests.docs.blocks import DOCS, blocks
+from tests.tiny import require_right_names
 
 RUN_ELSEWHERE = {
     "troubleshooting.md",
@@ -37,7 +37,7 @@ def test_commands_name_what_there_is(page: str, words: list[str]) -> None:
         verb, *rest = rest
     assert verb in verbs()
     if verb in listing.primaries():
-        assert Command.read(verb, rest).judged()[0] == []
+        require_right_names(verb, rest)
 
 
 README = [
