@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,3 +57,10 @@ def configured(verb: str, *overrides: str) -> Iterator[DictConfig]:
     """The configuration of a verb, as its function gets it."""
     with composed(verb, overrides) as cfg:
         yield cfg
+
+
+def require_right_names(verb: str, words: Sequence[str]) -> None:
+    """Refuses a command whose options or keys do not exist; files and values may be missing."""
+    command = Command.read(verb, words)
+    assert readable(command.keys, command.known)[0] == []
+    compose(*command.asking([axis.words[0] for axis in axes({}, command.keys)]))

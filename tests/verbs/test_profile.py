@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from posegen.config.app import run_hydra
+from posegen.cli import main
 from posegen.config.groups import conf_dir
 from posegen.errors import UserError
 from posegen.runner.precision import arrange, keeping, networks
@@ -26,7 +26,6 @@ from posegen.verbs.profiling.breakdown import SHARES, kind_of
 from posegen.verbs.profiling.judging import measure_metrics
 from posegen.verbs.profiling.measure import Clock, compare_sides, measure_phase, tick
 from posegen.verbs.profiling.sides import Phase, Plain, Side, official_of
-from posegen.verbs.registry import VERBS
 from tests.tiny import configured
 
 SMALL = ["size=64", "batch=2", "warmup=1", "repeats=1", "optim.lr=1e-3", "optim.drop_text=0.5"]
@@ -320,7 +319,7 @@ def test_the_verb_prints_a_table_and_writes_it(
         ("false", {*COLUMNS, *(kind + SHARE for kind in SHARES)}),
         ("true", {"what", "posegen", "plain", "ratio", "ratio of"}),
     ):
-        assert run_hydra("profile", VERBS["profile"].target, [*words, f"compare={compare}"]) == 0
+        assert main(["profile", *words, f"compare={compare}"]) == 0
         printed = capsys.readouterr().out
         assert printed.splitlines()[1].startswith("training step") and "parameters: U-Net" in printed
         if compare == "false":

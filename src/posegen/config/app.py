@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from string import Template
@@ -25,24 +25,24 @@ from yaml import YAMLError
 from posegen.config import groups
 from posegen.config.check import require_valid, validate
 from posegen.config.compose import VERSION, compose, composed
-from posegen.config.overrides import hydra_message, judge_overrides
+from posegen.config.overrides import forced, hydra_message, readable
 from posegen.config.problems import Problem, misspelt, report, without_repeats
 from posegen.config.sweep import Axis, axes, combinations, representatives
 from posegen.config.verb_files import Verb, positional
 from posegen.errors import UserError
 
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
 #: What a user can mend; anything else is a bug and shows its traceback.
-EXPECTED = (ValueError, OSError, KeyError, ImportError, HydraException, OmegaConfBaseException)
-#: Hydra's flags -> whether a value follows; ``--info`` takes one of `INFO` or none.
-FLAGS = {
-    **dict.fromkeys(("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"), False),
-    **dict.fromkeys(("--multirun", "-m", "--shell-completion", "-sc", "--info", "-i"), False),
-    **dict.fromkeys(("--cfg", "-c", "--package", "-p", "--experimental-rerun"), True),
-    **dict.fromkeys(("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), True),
+EXPECTED = (ValueError, OSError, KeyError, ImportError, *COMPOSING)
+#: Hydra's flags: the short forms, those with a value, and those that ask about a configuration in place of running it.
+SHORT = {
+    **{"-h": "--help", "-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info"},
+    **{"-sc": "--shell-completion", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"},
 }
+VALUED = {"--cfg", "--package", "--experimental-rerun", "--config-path", "--config-name", "--config-dir"}
+ASKING = {"--hydra-help", "--cfg", "--info", "--shell-completion"}
+FLAGS = {*SHORT.values(), *VALUED, *ASKING, "--version", "--resolve"}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-#: Flags that ask about a configuration in place of running it.
-QUESTIONS = frozenset(("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"))
 
 
 # The command line.
@@ -54,14 +54,14 @@ class Command:
 
     Attributes:
         verb: name of the primary configuration.
-        flags: Hydra's flags with their values.
         overrides: ``key=value`` and ``group=option``; positional words have become one of them.
-        words: what stands behind the verb, as it was typed.
+        flags: Hydra's flags in their long form -> value.
+        words: the words behind the verb as they were typed.
     """
 
     verb: str
-    flags: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    flags: dict[str, str | None] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
     @classmethod
@@ -71,76 +71,79 @@ class Command:
         Raises:
             UserError: a flag is misspelt.
         """
-        flags: list[str] = []
+        flags: dict[str, str | None] = {}
         overrides: list[str] = []
         rest = list(words)
         while rest:
             word = rest.pop(0)
+            name, equals, value = word.partition("=")
+            name = SHORT.get(name, name)
             if not word.startswith("-"):
                 overrides.append(word)
-                continue
-            name, equals, _ = word.partition("=")
-            if name not in FLAGS:
-                raise UserError(str(misspelt(word, "no such flag", name, (f for f in FLAGS if f[:2] == "--"))))
-            flags.append(word)
-            if rest and not equals and (FLAGS[name] or (name in ("--info", "-i") and rest[0] in INFO)):
-                flags.append(rest.pop(0))
-        return cls(verb, tuple(flags), tuple(collected(verb, overrides)), tuple(words))
-
-    def value_of(self, *names: str) -> str | None:
-        """The value of a flag, given behind it or after an equals sign."""
-        for flag, after in zip(self.flags, (*self.flags[1:], ""), strict=False):
-            name, equals, value = flag.partition("=")
-            if name in names:
-                return value if equals else after
-        return None
+            elif name not in FLAGS:
+                raise UserError(str(misspelt(word, "no such flag", name, FLAGS)))
+            elif not equals and rest and (name in VALUED or (name == "--info" and rest[0] in INFO)):
+                flags[name] = rest.pop(0)
+            else:
+                flags[name] = value if equals else None
+        return cls(verb, tuple(collected(verb, overrides)), flags, tuple(words))
 
     @property
     def asks(self) -> bool:
         """Whether Hydra answers a question in place of running the verb."""
-        return any(flag.split("=")[0] in QUESTIONS for flag in self.flags)
+        return bool(ASKING & set(self.flags))
 
     @property
     def name(self) -> str:
-        return self.value_of("--config-name", "-cn") or self.verb
+        return self.flags.get("--config-name") or self.verb
 
     @property
     def main(self) -> Path | None:
         """Another folder with the primary configuration, where one is named."""
-        folder = self.value_of("--config-path", "-cp")
+        folder = self.flags.get("--config-path")
         return Path(folder).resolve() if folder else None
 
     @property
     def search(self) -> list[str]:
-        """``hydra.searchpath`` with the folder of ``--config-dir``, as an override, where there is either."""
-        folder = self.value_of("--config-dir", "-cd")
-        found = [*([folder] if folder else []), *groups.search_entries(self.overrides)]
-        return [f"hydra.searchpath=[{','.join(map(groups.searchable, found))}]"] if found else []
-
-    @property
-    def chosen(self) -> list[str]:
-        """The overrides but the search path."""
-        return [word for word in self.overrides if not word.startswith("hydra.searchpath=")]
+        """The folders of ``--config-dir`` and ``hydra.searchpath``."""
+        folder = self.flags.get("--config-dir")
+        return [*([folder] if folder else []), *groups.search_entries(self.overrides)]
 
     @property
     def roots(self) -> list[Path]:
         """Every folder with groups."""
-        return groups.roots(groups.search_entries(self.search), self.main)
+        return groups.roots(self.search, self.main)
 
-    def compose(self, overrides: Sequence[str] | None = None) -> DictConfig:
-        """The configuration with its ``hydra`` node, of these overrides or the command's."""
-        return compose(self.name, [*self.search, *(self.chosen if overrides is None else overrides)], self.main)
+    @property
+    def known(self) -> dict[str, dict[str, groups.Option]]:
+        return groups.groups(self.roots)
 
-    def base(self) -> DictConfig:
-        """The configuration without the overrides that are swept over, with its ``hydra`` node."""
-        return self.compose([axis.words[0] for axis in axes({}, self.chosen) if len(axis.words) == 1])
+    @property
+    def keys(self) -> list[str]:
+        """The overrides but the search path."""
+        return [word for word in self.overrides if not word.startswith("hydra.searchpath=")]
 
-    def axes(self) -> list[Axis] | None:
+    def asking(self, overrides: Sequence[str]) -> tuple[str, list[str], Path | None]:
+        """The arguments of `compose` for other overrides."""
+        path = [f"hydra.searchpath=[{','.join(map(groups.searchable, self.search))}]"] if self.search else []
+        return self.name, [*path, *overrides], self.main
+
+    def base(self, force: bool = False) -> DictConfig:
+        """The configuration without the overrides that are swept over, with its ``hydra`` node.
+
+        Args:
+            force: add the keys that do not exist.
+        """
+        words = [axis.words[0] for axis in axes({}, self.keys) if len(axis.words) == 1]
+        known = self.known
+        return compose(*self.asking([forced(word, known) for word in words] if force else words))
+
+    def axes(self, force: bool = False) -> list[Axis] | None:
         """The keys and groups that the command sweeps over; None where it runs one cell."""
-        node = self.base().hydra
-        if not (node.mode == RunMode.MULTIRUN or {"-m", "--multirun"} & set(self.flags)):
+        node = self.base(force).hydra
+        if node.mode != RunMode.MULTIRUN and "--multirun" not in self.flags:
             return None
-        return axes(node.sweeper.get("params"), self.chosen)
+        return axes(node.sweeper.get("params"), self.keys)
 
     def cells(self) -> Iterator[DictConfig]:
         """The checked and resolved configuration of each cell, in the order of Hydra's basic sweeper.
@@ -151,41 +154,41 @@ class Command:
             UserError: lists everything that is wrong with a cell.
         """
         found = self.axes()
-        for overrides in [self.chosen] if found is None else combinations(found):
-            with composed(self.name, [*self.search, *overrides], self.main) as cfg:
+        for words in [self.keys] if found is None else combinations(found):
+            with composed(*self.asking(words)) as cfg:
                 yield checked(cfg)
 
     def check(self) -> tuple[list[Problem], int]:
-        """All problems of the command, and how many cells were looked at: see `posegen.config.sweep.representatives`."""
+        """All problems, and how many cells were looked at, see `posegen.config.sweep.representatives`."""
+        known = self.known
+        problems, good = readable(self.keys, known)
         try:
-            problems, good = judge_overrides(self.chosen, self.compose, self.roots)
-            found = replace(self, overrides=(*self.search, *good)).axes()
-            known = groups.groups(self.roots)
-            cells = [good] if found is None else representatives(found, known)
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            return [Problem(self.name, hydra_message(error))], 0
-        for overrides in cells:
+            search = [word for word in self.overrides if word not in self.keys]
+            found = replace(self, overrides=(*search, *good)).axes(force=True)
+        except COMPOSING as error:
+            return problems or [Problem(self.name, hydra_message(error))], 0
+        cells = [tuple(good)] if found is None else representatives(found, known)
+        for words in cells:
             try:
-                with composed(self.name, [*self.search, *overrides], self.main) as cfg:
-                    problems += validate(cfg, HydraConfig.get())
-            except (HydraException, OmegaConfBaseException, YAMLError) as error:
-                wrong, _ = judge_overrides(overrides, self.compose, self.roots)
-                problems += wrong or [Problem(self.name, hydra_message(error))]
+                with composed(*self.asking([forced(word, known) for word in words])) as cfg:
+                    problems += validate(cfg)
+            except COMPOSING as error:
+                problems += [Problem(self.name, hydra_message(error))]
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:
         """Runs the verb as a Hydra application, with all of Hydra's flags.
 
         Args:
-            function: what gets the configuration of each cell; by default ``main`` of the verb's file.
+            function: gets the configuration of each cell; by default ``main`` of the verb's file.
 
         Returns:
             The exit code. Errors that a user can mend have been printed as one message.
         """
         traced, before = traceback_wanted(), sys.argv
         job = Job(self.verb, function)
-        # What Lightning's other processes run again.
-        sys.argv = [before[0], "--config-name", self.verb, *self.flags, *self.overrides]
+        flags = [flag if value is None else f"{flag}={value}" for flag, value in self.flags.items()]
+        sys.argv = [before[0], "--config-name", self.verb, *flags, *self.overrides]  # Lightning starts it again
         try:
             # Hydra hands errors on and prints none; processes that start from here remember what the user wanted.
             with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
@@ -199,43 +202,32 @@ class Command:
 
     def help(self) -> str:
         """Hydra's template with the groups from the file tree, because Hydra takes a second to list them."""
-        try:
-            cfg = self.compose()
-        except HydraException:
-            cfg = self.compose([])
+        cfg = compose(*self.asking(readable(self.keys, self.known)[1]))
         template = Template(cfg.hydra.help.template)
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
-        shown = {name: options for name, options in groups.groups(self.roots).items() if "/" not in name}
+        shown = {name: options for name, options in self.known.items() if "/" not in name}
         return template.safe_substitute(APP_CONFIG_GROUPS=groups.overview(shown), CONFIG=OmegaConf.to_yaml(cfg))
 
 
 def collected(verb: str, words: Sequence[str]) -> Iterator[str]:
     """Overrides as Hydra reads them: paths are quoted, and where a verb has positional words they become one list."""
     key = positional(verb)
-    if key is None:
-        yield from map(quoted, words)
-        return
-    names = [word for word in words if "=" not in word or Path(word).exists()]
-    yield from (listed(quoted(word)) for word in words if word not in names)
+    names = [word for word in words if key and ("=" not in word or Path(word).exists())]
+    for word in words:
+        name, _, value = word.partition("=")
+        if word in names:
+            continue
+        if set(value) & set("=,") and Path(value).exists():  # a cell's folder, say
+            yield f"{name}={quoted(value)}"
+        else:
+            yield f"{name}=[{value}]" if key and "," in value and value[0] not in "[{'\"" else word
     if names:
-        yield f"{key}=[{','.join(map(in_quotes, names))}]"
+        yield f"{key}=[{','.join(map(quoted, names))}]"
 
 
-def quoted(override: str) -> str:
-    """An override whose value is an existing path with characters of Hydra's grammar (a cell's folder, say), in quotes."""
-    key, _, value = override.partition("=")
-    return f"{key}={in_quotes(value)}" if set(value) & set("=,") and Path(value).exists() else override
-
-
-def in_quotes(value: str) -> str:
+def quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def listed(override: str) -> str:
-    """``key=a,b`` as the list ``key=[a,b]``, for verbs that are not swept."""
-    key, _, value = override.partition("=")
-    return f"{key}=[{value}]" if "," in value and value[0] not in "[{'\"" else override
 
 
 # Running.
@@ -244,8 +236,8 @@ def listed(override: str) -> str:
 class Job:
     """What Hydra calls for a cell: checks the configuration, then gives it to the verb.
 
-    Wherever it is unpickled, this module registers the resolvers. A single job keeps its error, because Hydra would put a heading above it; a sweep goes on
-    with its other cells and raises it then.
+    Wherever it is unpickled, this module registers the resolvers. A single job keeps its error, because Hydra would put
+    a heading above it; a sweep goes on with its other cells before it raises one.
     """
 
     def __init__(self, verb: str, function: Callable[[DictConfig], Any] | None = None) -> None:
@@ -273,20 +265,22 @@ def checked(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: lists everything that is wrong with it.
     """
-    require_valid(cfg, HydraConfig.get())
+    require_valid(cfg)
     OmegaConf.resolve(cfg)
     return cfg
 
 
-def run(verb: Verb, words: Sequence[str]) -> int:
-    """``posegen VERB words``; returns the exit code."""
-    command = Command(verb.name)
+def run(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], Any] | None = None) -> int:
+    """``posegen VERB words``, with another function in place of the verb's, if given; returns the exit code."""
+    command = Command(verb.name, words=tuple(words))
     try:
         if {"--help", "-h"} & set(words):
             print(Command.read(verb.name, [] if verb.starts else words).help())
             return 0
-        command = Command(verb.name, words=tuple(words)) if verb.starts else Command.read(verb.name, words)
-        return import_module(verb.module).start(command) if verb.starts else command.run()
+        if verb.starts and function is None:
+            return import_module(verb.module).start(command)
+        command = Command.read(verb.name, words)
+        return command.run(function)
     except Exception as error:
         return tell(error, command, traceback_wanted())
 
@@ -307,28 +301,29 @@ def tell(error: Exception, command: Command, traced: bool = False) -> int:
     if isinstance(error, BrokenPipeError):
         raise error
     cause = cause_of(error)
-    mendable = isinstance(cause, (*EXPECTED, YAMLError))
+    mendable = isinstance(cause, EXPECTED)
     if traced or not mendable:
         traceback.print_exception(error)
-        if traced:
-            return 1
-    hint = "\nPOSEGEN_TRACEBACK=1 shows where it happened."
-    shown = mendable and not isinstance(cause, (UserError, HydraException, YAMLError))
-    print(f"posegen {command.verb}: {explain(error, command)}{hint if shown else ''}", file=sys.stderr)
+    if not traced:
+        known = isinstance(cause, (UserError, HydraException, YAMLError))
+        hint = "\nPOSEGEN_TRACEBACK=1 shows where it happened." if mendable and not known else ""
+        print(f"posegen {command.verb}: {explain(error, cause, command)}{hint}", file=sys.stderr)
     return 1
 
 
-def explain(error: Exception, command: Command) -> str:
-    """What is wrong, with the nearest right names where a name is misspelt."""
-    cause = cause_of(error)
+def explain(error: Exception, cause: BaseException, command: Command) -> str:
+    """What is wrong, with the nearest right names where a name is misspelt.
+
+    Args:
+        error: as it was raised.
+        cause: what went wrong inside an instantiated class, for errors that Hydra wrapped.
+        command: the command line.
+    """
     if isinstance(cause, HydraException):
         if command.name not in groups.primaries(command.roots):
             return f"there is no {command.name}.yaml in {command.main or groups.conf_dir()}"
-        try:
-            problems, _ = judge_overrides(command.chosen, command.compose, command.roots)
-        except HydraException as again:
-            return hydra_message(again)
-        return report(problems) if problems else hydra_message(error)
+        problems = command.check()[0]
+        return report(problems) if problems else hydra_message(cause)
     if isinstance(cause, YAMLError):
         return hydra_message(cause)
     message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
@@ -338,5 +333,4 @@ def explain(error: Exception, command: Command) -> str:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What went wrong inside an instantiated class, for errors that Hydra wrapped."""
     return cause_of(error.__cause__) if isinstance(error, InstantiationException) and error.__cause__ else error

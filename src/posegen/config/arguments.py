@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
+import operator
 import re
 import sys
 import types
@@ -40,7 +42,7 @@ WORDS = {
     ),
 }
 #: Errors that say that plain values cannot tell: many a class takes them (an array, a dtype, a device).
-UNDECIDABLE = ("is_instance_of", "is_subclass_of", "callable_type")
+UNDECIDABLE = ("needs_python_object", "is_instance_of", "is_subclass_of", "callable_type")
 
 
 def argument_problems(key: str, node: DictConfig) -> list[Problem]:
@@ -109,38 +111,39 @@ def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: A
 
 
 def mismatches(value: Any, annotation: Any) -> Iterator[tuple[tuple[str, ...], str, Any, list[str]]]:
-    """Where a plain value is not what an annotation asks for: (place inside the value, what was expected, the value there, names that are allowed).
+    """Where a plain value is not what an annotation asks for.
 
     Args:
         value: plain values, lists and mappings, as a configuration resolves them.
         annotation: an evaluated type annotation.
+
+    Yields:
+        The place inside the value, what was expected, the value there, and the names that are allowed.
     """
     wanted = _names_for_enums(annotation)
     try:
-        validator = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # a type that pydantic cannot describe, or one that brings its own rules
+        adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception:  # a type that pydantic cannot describe, or one with rules of its own
         return
-    try:
-        validator.validate_json(
-            json.dumps(value, default=str), strict=True
-        )  # JSON: a list may become a tuple, a string a path
+    try:  # in JSON a list may become a tuple and a string a path
+        adapter.validate_json(json.dumps(value, default=str), strict=True)
+        return
     except ValidationError as error:
         errors = error.errors(include_url=False)
+    union = typing.get_origin(wanted) in (Union, types.UnionType)
+    members = [member for member in (typing.get_args(wanted) if union else (wanted,)) if member is not type(None)]
+    null = " or null" if union and type(None) in typing.get_args(wanted) else ""
+    if any(e["type"] in UNDECIDABLE for e in errors):
+        ours = [m.__name__ for m in members if inspect.isclass(m) and m.__module__.startswith("posegen")]
+        if value is None or (len(ours) == len(members) and not isinstance(value, Mapping)):
+            yield (), f"{' or '.join(f'a {name}' for name in ours) or 'a value'}{null}", value, []
+    elif len(members) > 1:  # pydantic lists an error for each member
+        told = dict.fromkeys(map(_expected, errors))
+        yield (), f"{' or '.join(told)}{null}", value, [name for e in errors for name in _options(e)]
     else:
-        return
-    ours = {c.__qualname__ for c in (wanted, *typing.get_args(wanted)) if getattr(c, "__module__", "")[:7] == "posegen"}
-    if value is not None and any(
-        e["type"] in UNDECIDABLE and e.get("ctx", {}).get("class") not in ours for e in errors
-    ):
-        return
-    arguments = typing.get_args(wanted) if typing.get_origin(wanted) in (Union, types.UnionType) else (wanted,)
-    null = " or null" if type(None) in arguments else ""
-    if len(arguments) - bool(null) > 1:  # pydantic tells an error for each member of the union
-        told = dict.fromkeys(_expected(e) for e in errors)
-        yield (), " or ".join(told) + null, value, [name for e in errors for name in _options(e)]
-        return
-    for e in errors:
-        yield tuple(map(str, e["loc"])), _expected(e) + ("" if e["loc"] else null), e["input"], _options(e)
+        for e in errors:
+            place = tuple(map(str, e["loc"][:-1] if e["type"] == "missing" else e["loc"]))
+            yield place, f"{_expected(e)}{'' if e['loc'] else null}", e["input"], _options(e)
 
 
 def _expected(error: Mapping[str, Any]) -> str:
@@ -148,8 +151,6 @@ def _expected(error: Mapping[str, Any]) -> str:
         return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
     if error["type"] == "missing":
         return "one more value"
-    if error["type"] == "is_instance_of":
-        return f"a {error['ctx']['class']}"
     return WORDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
 
 
@@ -163,7 +164,7 @@ def _names_for_enums(annotation: Any) -> Any:
     if inspect.isclass(annotation) and issubclass(annotation, Enum):
         return Literal[tuple(annotation.__members__)]
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return Union[tuple(map(_names_for_enums, typing.get_args(annotation)))]
+        return functools.reduce(operator.or_, map(_names_for_enums, typing.get_args(annotation)))
     return annotation
 
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,13 +50,9 @@ NUMBERS = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 Known = Mapping[str, Mapping[str, Option]]
 
 
-def validate(cfg: DictConfig, hydra: Any) -> list[Problem]:
-    """Everything that is wrong with a composed configuration.
-
-    Args:
-        cfg: the configuration without its ``hydra`` node.
-        hydra: that node, which ``${hydra:...}`` reads meanwhile.
-    """
+def validate(cfg: DictConfig) -> list[Problem]:
+    """Everything that is wrong with the composed configuration ``cfg``, whose ``hydra`` node ``HydraConfig`` has."""
+    hydra = HydraConfig.get()
     known = groups(roots_of(hydra))
     problems = nodes.unresolved(cfg)
     if (usual := _usual(hydra, known)) is not None:
@@ -67,13 +64,13 @@ def validate(cfg: DictConfig, hydra: Any) -> list[Problem]:
     return without_repeats(_placed(problem, hydra, known) for problem in problems)
 
 
-def require_valid(cfg: DictConfig, hydra: Any) -> None:
+def require_valid(cfg: DictConfig) -> None:
     """Refuses a configuration with problems.
 
     Raises:
         UserError: lists all of them.
     """
-    if problems := validate(cfg, hydra):
+    if problems := validate(cfg):
         raise UserError(report(problems))
 
 

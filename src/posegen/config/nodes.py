@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from posegen.config.problems import Problem, misspelt, plain
+from posegen.config.problems import NO_VALUE, Problem, misspelt, plain
 from posegen.errors import UserError
 
 #: Nodes inside a ``_target_`` that posegen reads and the class does not.
@@ -103,7 +103,12 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
         if there is None:
             names = [str(k) for k in usual] + ([] if key else list(roots))
             if key or name not in roots:
-                problems.append(misspelt(path, "no such key", name, names, value=value_or_none(child)))
+                kind = "no such key" if key else "no such group or key"
+                problems.append(
+                    misspelt(
+                        path, kind, name, names, value=NO_VALUE if OmegaConf.is_config(child) else value_or_none(child)
+                    )
+                )
         elif isinstance(child, DictConfig) and isinstance(there, DictConfig):
             if len(there) and not has_target(child) and not has_target(there):  # an empty mapping takes any key
                 problems += unknown(child, there, (), path)

@@ -6,13 +6,14 @@ Tab asks ``posegen -sc query``, as Hydra's script does; the answer has verbs, op
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.app import Command
+from posegen.config.app import FLAGS, Command
 from posegen.config.groups import groups, primaries
-from posegen.config.overrides import judge_overrides
+from posegen.config.overrides import readable
 from posegen.config.problems import misspelt
 from posegen.config.verb_files import verbs
 from posegen.errors import UserError
@@ -30,7 +31,6 @@ BASH = r"""_posegen() {
 }
 complete -o nospace -o default -F _posegen posegen"""
 SCRIPTS = {"bash": BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"}
-FLAGS = ("--help", "--multirun", "--cfg", "--info", "--config-dir", "--hydra-help")
 
 
 def main(cfg: DictConfig) -> None:
@@ -65,12 +65,12 @@ def complete(line: str) -> list[str]:
 def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
     """Flags, options, groups and keys that ``word`` may become."""
     if word.startswith("-"):
-        return matching(word, FLAGS)
+        return matching(word, sorted(FLAGS))
     try:
-        command = Command.read(verb, [each for each in before if "," not in each])
+        command = Command.read(verb, before)
     except UserError:  # a flag is misspelt
         return []
-    known = groups(command.roots)
+    known = command.known
     key, equals, value = word.partition("=")
     prefix, name = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~")
     if equals and name in known:
@@ -103,9 +103,9 @@ def values(cfg: Any, name: str) -> list[str]:
 
 
 def composed_so_far(command: Command) -> Any:
-    """The configuration of the words that compose, None if none does."""
+    """The configuration of the words that can be read, None if there is none."""
     try:
-        return command.compose(judge_overrides(command.chosen, command.compose, command.roots)[1])
+        return replace(command, overrides=tuple(readable(command.overrides, command.known)[1])).base(force=True)
     except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return None
 

@@ -24,7 +24,7 @@ UNET = "backbone.unet."  # what the converted keys of a U-Net begin with
 
 def main(cfg: DictConfig) -> None:
     """Reads official weights, prints what became of their keys, and writes a method folder."""
-    convert(cfg.adapter, cfg.backbone, cfg.source, cfg.target, cfg.sampler)
+    convert(cfg.adapter, cfg.backbone, cfg.source, cfg.target, cfg.get("sampler"))
 
 
 def convert(
