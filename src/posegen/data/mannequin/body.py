@@ -13,13 +13,13 @@ import numpy as np
 
 from posegen.data.mannequin.rng import Dice
 
-JOINTS = (
+BODY_JOINTS = (
     "pelvis", "waist", "neck", "head", "side_l", "side_r",
     "shoulder_l", "elbow_l", "wrist_l", "hand_l", "hip_l", "knee_l", "ankle_l", "toe_l",
     "shoulder_r", "elbow_r", "wrist_r", "hand_r", "hip_r", "knee_r", "ankle_r", "toe_r",
 )  # fmt: skip
-J = {name: i for i, name in enumerate(JOINTS)}
-BONES = {
+J = {name: i for i, name in enumerate(BODY_JOINTS)}
+BONE_LENGTHS = {
     "spine": 0.118, "chest": 0.152, "neck": 0.122, "shoulder": 0.108, "side": 0.026, "hip": 0.062,
     "upper_arm": 0.152, "forearm": 0.138, "hand": 0.036, "thigh": 0.222, "shin": 0.212, "foot": 0.082,
 }  # fmt: skip
@@ -49,18 +49,18 @@ REST: Limb = ((2, 9), (12, 6))
 HIP: Limb = ((-18, 42), (22, -38))
 FREE: Limb = ((-5, 35), (15, 25))
 LEG: Limb = ((2, 5), (-2, 4))
-WIDE: Limb = ((2, 13), (-2, 11))
+WIDE_LEG: Limb = ((2, 13), (-2, 11))
 
-ACTIONS: dict[str, tuple[Action, ...]] = {
+ACTION_FORMS: dict[str, tuple[Action, ...]] = {
     "standing": (
         Action((REST, REST), (LEG, LEG), jitter=7),
-        Action((HIP, REST), (LEG, WIDE), jitter=7),
-        Action((HIP, HIP), (WIDE, WIDE), jitter=7),
+        Action((HIP, REST), (LEG, WIDE_LEG), jitter=7),
+        Action((HIP, HIP), (WIDE_LEG, WIDE_LEG), jitter=7),
     ),
     "waving": (
         Action((((0, 108), (0, 168)), REST), (LEG, LEG), jitter=12),
-        Action((((10, 142), (0, 188)), REST), (LEG, WIDE), jitter=12),
-        Action((((5, 118), (0, 170)), HIP), (LEG, WIDE), jitter=10),
+        Action((((10, 142), (0, 188)), REST), (LEG, WIDE_LEG), jitter=12),
+        Action((((5, 118), (0, 170)), HIP), (LEG, WIDE_LEG), jitter=10),
     ),
     "running": (
         Action((((-48, 12), (32, 4)), ((42, 8), (118, -8))), (((62, 3), (-14, 3)), ((-22, 3), (-84, 3))), 13, 11, (35, 90), (0, 0.03)),
@@ -93,8 +93,8 @@ ACTIONS: dict[str, tuple[Action, ...]] = {
     ),
     "pointing": (
         Action((((0, 88), (0, 88)), REST), (LEG, LEG), jitter=8, yaw=(0, 45)),
-        Action((((82, 5), (84, 2)), REST), (LEG, WIDE), jitter=8, yaw=(40, 90)),
-        Action((((20, 112), (15, 116)), HIP), (LEG, WIDE), jitter=8, yaw=(0, 50)),
+        Action((((82, 5), (84, 2)), REST), (LEG, WIDE_LEG), jitter=8, yaw=(40, 90)),
+        Action((((20, 112), (15, 116)), HIP), (LEG, WIDE_LEG), jitter=8, yaw=(0, 50)),
     ),
 }  # fmt: skip
 
@@ -104,7 +104,7 @@ class Body:
     """A posed body, turned towards the viewer.
 
     Attributes:
-        joints: ``[22, 3]`` in ``JOINTS`` order, pelvis at the origin.
+        joints: ``[22, 3]`` in ``BODY_JOINTS`` order, pelvis at the origin.
         head: ``[3, 3]`` head frame; its columns are the head's left, up and forward.
         head_radius: in body heights.
         girth: factor on all limb radii.
@@ -134,23 +134,23 @@ class Build:
     girth: float
 
 
-def bones(dice: Dice) -> dict[str, float]:
-    return {name: length * dice.about(1, 0.05) for name, length in BONES.items()}
+def random_bones(dice: Dice) -> dict[str, float]:
+    return {name: length * dice.about(1, 0.05) for name, length in BONE_LENGTHS.items()}
 
 
-def roundness(dice: Dice) -> tuple[float, float]:
+def random_roundness(dice: Dice) -> tuple[float, float]:
     """Radius of the head, and the factor on all limb radii."""
     return HEAD_RADIUS * dice.about(1, 0.05), dice.about(1, 0.12)
 
 
-def pose(action: str, dice: Dice, build: Build | None = None) -> Body:
+def random_body(action: str, dice: Dice, build: Build | None = None) -> Body:
     """A body doing ``action``, with everything else drawn from ``dice``, or somebody's body, whose ``build`` is known."""
-    form = dice.choice(ACTIONS[action])
+    form = dice.choice(ACTION_FORMS[action])
     lead = dice.choice((0, 1))  # which side plays the leading part
-    bone = bones(dice) if build is None else build.bones
+    bone = random_bones(dice) if build is None else build.bones
     trunk = turn("x", dice.about(form.lean, 6)) @ turn("z", dice.about(0, 5)) @ turn("y", dice.about(0, 8))
     head = trunk @ turn("y", dice.about(0, 32)) @ turn("x", dice.about(2, 10))
-    joints = np.zeros((len(JOINTS), 3))
+    joints = np.zeros((len(BODY_JOINTS), 3))
     joints[J["waist"]] = trunk @ (0, bone["spine"], 0)
     joints[J["neck"]] = joints[J["waist"]] + trunk @ (0, bone["chest"], 0)
     joints[J["head"]] = joints[J["neck"]] + 0.5 * (trunk + head) @ (0, bone["neck"], 0.012)
@@ -162,7 +162,7 @@ def pose(action: str, dice: Dice, build: Build | None = None) -> Body:
         limb = _jittered(form.legs[side ^ lead], form.jitter * 0.7, dice)
         _place_leg(joints, tag, sign, limb, bone)
     view = _view(action, form, dice)
-    radius, girth = roundness(dice) if build is None else (build.head_radius, build.girth)
+    radius, girth = random_roundness(dice) if build is None else (build.head_radius, build.girth)
     return Body(joints @ view.T, view @ head, radius, girth, dice.uniform(*form.lift), action == "sitting")
 
 

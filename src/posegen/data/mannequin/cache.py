@@ -27,7 +27,7 @@ from tqdm import tqdm
 from posegen.data.mannequin.world import World
 
 MOST_PEOPLE = 3
-FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
+SHARD_FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
 
 
 class BrokenShard(RuntimeError):
@@ -35,7 +35,7 @@ class BrokenShard(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardContent:
     """The contents of one shard, read lazily where it is large.
 
     Attributes:
@@ -87,7 +87,7 @@ class Cache:
             path = self.find(number, needed)
             if path is not None:
                 try:
-                    check(path)
+                    check_shard(path)
                     continue
                 except BrokenShard as error:
                     warnings.warn(f"{error}; it is rendered again now", stacklevel=2)
@@ -123,7 +123,7 @@ class Cache:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def read(self, number: int, needed: int) -> Shard:
+    def read(self, number: int, needed: int) -> ShardContent:
         """Opens a finished shard.
 
         Raises:
@@ -136,13 +136,13 @@ class Cache:
             )
         try:
             images = np.load(path / "images.npy", mmap_mode="r")
-            keypoints, areas, counts = (np.load(path / name) for name in FILES[1:4])
-            records = [json.loads(line) for line in (path / FILES[4]).read_text().splitlines()]
+            keypoints, areas, counts = (np.load(path / name) for name in SHARD_FILES[1:4])
+            records = [json.loads(line) for line in (path / SHARD_FILES[4]).read_text().splitlines()]
         except (OSError, ValueError, EOFError) as error:
             raise BrokenShard(f"{path} cannot be read ({error}): delete this folder and run again") from error
         if min(map(len, (images, keypoints, areas, counts, records))) < needed:
             raise BrokenShard(f"{path} is too short: delete this folder and run again")
-        return Shard(images, keypoints, areas, counts, records)
+        return ShardContent(images, keypoints, areas, counts, records)
 
 
 def render_shard(cache: Cache, number: int, samples: int) -> int:
@@ -155,7 +155,7 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
     draft.mkdir(parents=True)
     start = number * cache.per_shard
     try:
-        _write(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
+        _write_shard(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
         try:
             os.replace(draft, place)
         except OSError:
@@ -166,7 +166,7 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
     return samples
 
 
-def check(path: Path) -> None:
+def check_shard(path: Path) -> None:
     """Compares a shard's files with their checksums.
 
     Raises:
@@ -174,14 +174,14 @@ def check(path: Path) -> None:
     """
     try:
         sums = json.loads((path / "shard.json").read_text())
-        for name in FILES:
+        for name in SHARD_FILES:
             if zlib.crc32((path / name).read_bytes()) != sums[name]:
                 raise BrokenShard(f"{path / name} is damaged: delete the folder {path} and run again")
     except (OSError, ValueError, KeyError) as error:
         raise BrokenShard(f"{path} is incomplete ({error}): delete this folder and run again") from error
 
 
-def _write(folder: Path, world: World, split: str, indices: range) -> None:
+def _write_shard(folder: Path, world: World, split: str, indices: range) -> None:
     count = len(indices)
     images = np.zeros((count, world.size, world.size, 3), np.uint8)
     keypoints, areas = np.zeros((count, MOST_PEOPLE, 17, 3), np.float32), np.zeros((count, MOST_PEOPLE), np.float32)
@@ -200,8 +200,10 @@ def _write(folder: Path, world: World, split: str, indices: range) -> None:
     np.save(folder / "keypoints.npy", keypoints)
     np.save(folder / "areas.npy", areas)
     np.save(folder / "counts.npy", counts)
-    (folder / FILES[4]).write_text("".join(lines))
-    (folder / "shard.json").write_text(json.dumps({name: zlib.crc32((folder / name).read_bytes()) for name in FILES}))
+    (folder / SHARD_FILES[4]).write_text("".join(lines))
+    (folder / "shard.json").write_text(
+        json.dumps({name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES})
+    )
 
 
 def _discard(path: Path) -> None:

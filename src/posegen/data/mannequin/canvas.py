@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-SIDE = 256
-SHIFT = 4
-STEP = 1 << SHIFT
+CANVAS_SIDE = 256
+SUBPIXEL_BITS = 4
+SUBPIXELS = 1 << SUBPIXEL_BITS
 
 Colour = tuple[int, int, int]
 
@@ -31,12 +31,12 @@ _ROUND = np.stack((np.cos(np.arange(28) * np.pi / 14), np.sin(np.arange(28) * np
 
 def fixed(points: ArrayLike) -> np.ndarray:
     """Points in pixels to the rasteriser's 1/16 pixel integers."""
-    return np.rint(np.asarray(points) * STEP).astype(np.int32)
+    return np.rint(np.asarray(points) * SUBPIXELS).astype(np.int32)
 
 
-def snap(points: ArrayLike) -> np.ndarray:
+def snapped(points: ArrayLike) -> np.ndarray:
     """Points moved to where they are painted: multiples of 1/16 pixel."""
-    return np.rint(np.asarray(points) * STEP) / STEP
+    return np.rint(np.asarray(points) * SUBPIXELS) / SUBPIXELS
 
 
 def capsules(start: np.ndarray, end: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def mix(colour: Colour, other: Colour, share: float) -> Colour:
 
 
 @lru_cache(8192)
-def scaled(colour: Colour, factor: float) -> Colour:
+def shade(colour: Colour, factor: float) -> Colour:
     """``colour`` with its brightness multiplied."""
     r, g, b = colour
     return min(255, int(r * factor + 0.5)), min(255, int(g * factor + 0.5)), min(255, int(b * factor + 0.5))
@@ -91,7 +91,7 @@ class Canvas:
 
     def __init__(self, style: str):
         self.style = style
-        self.pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
+        self.pixels = np.zeros((CANVAS_SIDE, CANVAS_SIDE, 4), np.uint8)
         self.words = self.pixels.view(np.uint32)[..., 0]
         if style == "sketch":
             self.pixels[..., :3] = PAPER
@@ -99,26 +99,26 @@ class Canvas:
     def fill(self, outline: np.ndarray, colour: Colour, owner: int = 0) -> None:
         """Fills a convex outline ``[n, 2]``, or one already in ``fixed`` integers."""
         points = outline if outline.dtype == np.int32 else fixed(outline)
-        cv2.fillConvexPoly(self.pixels, points, (*colour, owner), cv2.LINE_8, SHIFT)
+        cv2.fillConvexPoly(self.pixels, points, (*colour, owner), cv2.LINE_8, SUBPIXEL_BITS)
 
     def shape(self, outline: np.ndarray, colour: Colour, edge: bool = True) -> None:
         """A piece of scenery: filled in the style's way, in pencil lines over paper in a sketch."""
         points = fixed(outline)
         if self.style == "sketch":
             self.fill(points, PAPER)
-            cv2.polylines(self.pixels, [points], True, (*PENCIL, 0), 2, cv2.LINE_8, SHIFT)
+            cv2.polylines(self.pixels, [points], True, (*PENCIL, 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
             return
         self.fill(points, colour)
         if edge and self.style == "cartoon":
-            cv2.polylines(self.pixels, [points], True, (*scaled(colour, 0.62), 0), 2, cv2.LINE_8, SHIFT)
+            cv2.polylines(self.pixels, [points], True, (*shade(colour, 0.62), 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
 
     def group(self, outlines: Iterable[np.ndarray], colour: Colour) -> None:
         """Overlapping pieces of one colour that share one contour, such as the crown of a tree."""
         points = [fixed(outline) for outline in outlines]
         if self.style in ("sketch", "cartoon"):
-            edge = PENCIL if self.style == "sketch" else scaled(colour, 0.62)
+            edge = PENCIL if self.style == "sketch" else shade(colour, 0.62)
             for piece in points:
-                cv2.polylines(self.pixels, [piece], True, (*edge, 0), 4, cv2.LINE_8, SHIFT)
+                cv2.polylines(self.pixels, [piece], True, (*edge, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
         for piece in points:
             self.fill(piece, PAPER if self.style == "sketch" else colour)
 
@@ -136,18 +136,18 @@ class Canvas:
         """A straight stroke of scenery."""
         colour = PENCIL if self.style == "sketch" else colour
         a, b = fixed((start, end)).tolist()
-        cv2.line(self.pixels, a, b, (*colour, 0), width, cv2.LINE_8, SHIFT)
+        cv2.line(self.pixels, a, b, (*colour, 0), width, cv2.LINE_8, SUBPIXEL_BITS)
 
     def dim(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """A soft shadow on the ground."""
         (x, y), (rx, ry) = centre, radii
-        left, right = max(0, int(x - rx) - 2), min(SIDE, int(x + rx) + 3)
-        top, bottom = max(0, int(y - ry) - 2), min(SIDE, int(y + ry) + 3)
+        left, right = max(0, int(x - rx) - 2), min(CANVAS_SIDE, int(x + rx) + 3)
+        top, bottom = max(0, int(y - ry) - 2), min(CANVAS_SIDE, int(y + ry) + 3)
         if left >= right or top >= bottom:
             return
         patch = self.pixels[top:bottom, left:right]
         dark = patch.copy()
         points = fixed(ellipse((x - left, y - top), radii))
-        cv2.fillConvexPoly(dark, points, (20, 18, 30, 0), cv2.LINE_8, SHIFT)
+        cv2.fillConvexPoly(dark, points, (20, 18, 30, 0), cv2.LINE_8, SUBPIXEL_BITS)
         weight = int(strength * 256)
         patch[:] = (patch.astype(np.uint16) * (256 - weight) + dark.astype(np.uint16) * weight) >> 8

@@ -36,7 +36,7 @@ EXAMPLE = "photo of one person in the park : one running in red shirt and blue t
 
 
 @dataclass(frozen=True)
-class Look:
+class PersonCaption:
     """What the caption says of one person; the colours are None in the styles that have none."""
 
     action: str
@@ -55,7 +55,7 @@ class Description:
 
     style: str
     scene: str
-    people: tuple[Look, ...]
+    people: tuple[PersonCaption, ...]
 
     def __str__(self) -> str:
         return f"{self.style} of {NUMBERS[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(
@@ -98,7 +98,7 @@ def parse(prompt: str) -> Description:
     return Description(words[0], scenes[place], people)
 
 
-def _parse_look(part: str, coloured: bool, prompt: str) -> Look:
+def _parse_look(part: str, coloured: bool, prompt: str) -> PersonCaption:
     words = part.split(" ")
     frame = ["one", "in", "shirt", "and", "trousers"] if coloured else ["one"]
     found = [*words[0:1], *words[2:3], *words[4:6], *words[7:]] if coloured else [*words[0:1], *words[2:]]
@@ -108,11 +108,11 @@ def _parse_look(part: str, coloured: bool, prompt: str) -> Look:
     if words[1] not in ACTIONS:
         raise _foreign(prompt, f"'{words[1]}' is not one of the actions {', '.join(ACTIONS)}")
     if not coloured:
-        return Look(words[1])
+        return PersonCaption(words[1])
     for colour in (words[3], words[6]):
         if colour not in COLOURS:
             raise _foreign(prompt, f"'{colour}' is not one of the colours {', '.join(COLOURS)}")
-    return Look(words[1], words[3], words[6])
+    return PersonCaption(words[1], words[3], words[6])
 
 
 def _foreign(prompt: str, reason: str) -> ValueError:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.mannequin.cache import Cache, Shard
-from posegen.data.mannequin.world import SPLITS, WORLD_VERSION, World
+from posegen.data.mannequin.cache import Cache, ShardContent
+from posegen.data.mannequin.world import SPLIT_STREAMS, WORLD_VERSION, World
 
 
 class MannequinData(PoseData):
@@ -44,8 +44,8 @@ class MannequinData(PoseData):
         workers: int | None = None,
         keypoint_noise: float = 0.0,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        if split not in SPLIT_STREAMS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_STREAMS)}")
         if count < 1:
             raise ValueError(f"count is {count}: at least one sample is needed")
         if not keypoint_noise >= 0:
@@ -62,7 +62,7 @@ class MannequinData(PoseData):
         self.world = self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
-        self._shards: list[Shard] = []
+        self._shards: list[ShardContent] = []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class MannequinData(PoseData):
         ]  # the last shard may be longer
 
     @property
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[ShardContent]:
         """The open shards, rendered first where they are missing."""
         if not self._shards:
             parts = self.cache.parts(self.count)

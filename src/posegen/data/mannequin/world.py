@@ -13,19 +13,28 @@ import cv2
 import numpy as np
 
 from posegen.data.base import Sample
-from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, pose
-from posegen.data.mannequin.canvas import SIDE, Canvas, box, ellipse, snap
-from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
-from posegen.data.mannequin.figure import Figure, Outfit, dress
+from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, random_body
+from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, box, ellipse, snapped
+from posegen.data.mannequin.captions import (
+    ACTIONS,
+    COLOURED_STYLES,
+    COLOURS,
+    SCENES,
+    STYLES,
+    Description,
+    PersonCaption,
+)
+from posegen.data.mannequin.figure import Figure, Outfit, random_outfit
+from posegen.data.mannequin.limbs import paint_figure
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 
 WORLD_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint changes
-SPLITS = {"train": 0, "validation": 1, "test": 2}
+SPLIT_STREAMS = {"train": 0, "validation": 1, "test": 2}
 STYLE_SHARES = (0.40, 0.25, 0.20, 0.15)
 COUNT_SHARES = (0.70, 0.22, 0.08)
 DESCRIPTION, REALISATION, TWIN = range(3)  # independent random streams
-MARGIN = 5  # pixels that stay free at the canvas border
+BORDER = 5  # pixels that stay free at the canvas border
 LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 
 
@@ -51,8 +60,8 @@ class World:
     name, version = "mannequin", str(WORLD_VERSION)
 
     def __init__(self, seed: int = 0, size: int = 64):
-        if SIDE % size:
-            raise ValueError(f"size {size} does not divide the {SIDE} pixel canvas: use 32, 64, 128 or 256")
+        if CANVAS_SIDE % size:
+            raise ValueError(f"size {size} does not divide the {CANVAS_SIDE} pixel canvas: use 32, 64, 128 or 256")
         self.seed, self.size = seed, size
 
     def describe(self, split: str, index: int) -> Description:
@@ -73,16 +82,16 @@ class World:
         return f"{world}/{split}/{index:06d}"
 
     def _dice(self, split: str, index: int, stream: int) -> Dice:
-        if split not in SPLITS:
-            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        if split not in SPLIT_STREAMS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_STREAMS)}")
         if index < 0:
             raise ValueError(f"index {index} is negative")
-        return Dice(WORLD_VERSION, self.seed, SPLITS[split], index, stream)
+        return Dice(WORLD_VERSION, self.seed, SPLIT_STREAMS[split], index, stream)
 
     def _sample(self, split: str, index: int, stream: int) -> Sample:
         description = self.describe(split, index)
         image, keypoints, areas = self._paint(split, index, stream)
-        ratio = self.size / SIDE
+        ratio = self.size / CANVAS_SIDE
         image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
         labelled = keypoints[..., 2:] > 0
         keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * ratio - 0.5, 0)
@@ -112,7 +121,7 @@ def _describe(dice: Dice) -> Description:
     for _ in range(dice.choice((1, 2, 3), COUNT_SHARES)):
         action, shirt, trousers = dice.choice(ACTIONS), dice.integer(0, 9), dice.integer(1, 9)
         colours = (COLOURS[shirt], COLOURS[(shirt + trousers) % 10]) if style in COLOURED_STYLES else (None, None)
-        looks.append(Look(action, *colours))
+        looks.append(PersonCaption(action, *colours))
     return Description(style, scene, tuple(looks))
 
 
@@ -127,7 +136,7 @@ def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.nd
     for owner, k in enumerate(order, 1):
         if figures[k].body.seated:
             _stool(canvas, figures[k], people.grounds[k])
-        figures[k].paint(canvas, owner)
+        paint_figure(canvas, owner, figures[k])
     owners = cv2.extractChannel(canvas.pixels, 3)
     rank = {k: owner for owner, k in enumerate(order, 1)}
     keypoints = np.stack([_keypoints(figures[k], owners, rank[k]) for k in range(len(figures))])
@@ -136,21 +145,23 @@ def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.nd
 
 
 def _realise(description: Description, horizon: float, dice: Dice) -> Realisation:
-    bodies = [pose(look.action, dice) for look in description.people]
-    outfits = [dress(description.style, look.shirt, look.trousers, dice) for look in description.people]
+    bodies = [random_body(look.action, dice) for look in description.people]
+    outfits = [random_outfit(description.style, look.shirt, look.trousers, dice) for look in description.people]
     units = largest_units(bodies, dice)
-    return placed(bodies, outfits, units, horizon, dice)
+    return side_by_side(bodies, outfits, units, horizon, dice)
 
 
-def placed(bodies: list[Body], outfits: list[Outfit], units: list[float], horizon: float, dice: Dice) -> Realisation:
+def side_by_side(
+    bodies: list[Body], outfits: list[Outfit], units: list[float], horizon: float, dice: Dice
+) -> Realisation:
     """People of these sizes (pixels per body height) side by side on the ground."""
     boxes = [_extent(body) for body in bodies]
     lefts = _columns([(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)], dice)
     origins, grounds = [], []
     for body, extent, unit, left in zip(bodies, boxes, units, lefts, strict=True):
         height = (extent[3] - extent[2] + body.lift) * unit
-        lowest = max(horizon + 18, MARGIN + height, dice.uniform(0.82, 0.97) * SIDE)
-        ground = min(SIDE - MARGIN, lowest)
+        lowest = max(horizon + 18, BORDER + height, dice.uniform(0.82, 0.97) * CANVAS_SIDE)
+        ground = min(CANVAS_SIDE - BORDER, lowest)
         grounds.append(ground)
         origins.append((left - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
     return Realisation(bodies, outfits, units, origins, grounds)
@@ -169,10 +180,10 @@ def _extent(body: Body) -> tuple[float, float, float, float]:
 def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
     """Pixels per body height, such that everybody fits: fewer people are larger, wide poses are smaller."""
     boxes = [_extent(body) for body in bodies]
-    room = SIDE - 2 * MARGIN
+    room = CANVAS_SIDE - 2 * BORDER
     widest = room * {1: 1.0, 2: 0.62, 3: 0.46}[len(boxes)]
     common = {1: (0.66, 0.93), 2: (0.56, 0.80), 3: (0.46, 0.66)}[len(boxes)]
-    base = dice.uniform(*common) * SIDE
+    base = dice.uniform(*common) * CANVAS_SIDE
     units = []
     for extent, body in zip(boxes, bodies, strict=True):
         unit = base if len(boxes) == 1 else base * dice.about(1, 0.1)
@@ -184,14 +195,14 @@ def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
 
 def _columns(widths: list[float], dice: Dice) -> list[float]:
     """Left edges of people of these ``widths``, side by side with random gaps, or evenly overlapping where there is no room."""
-    free = SIDE - 2 * MARGIN - sum(widths)
+    free = CANVAS_SIDE - 2 * BORDER - sum(widths)
     shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
     gaps = (
         [free * share / sum(shares) for share in shares]
         if free > 0
         else [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
     )
-    lefts, left = [], float(MARGIN)
+    lefts, left = [], float(BORDER)
     for gap, width in zip(gaps, widths, strict=False):
         lefts.append(left + gap)
         left += gap + width
@@ -208,7 +219,7 @@ def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
         feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
         low, high = feet.min(), feet.max()
     width = (high - low) / 2 + 0.07 * figure.unit
-    x, y = snap(((low + high) / 2, ground - 0.012 * figure.unit))
+    x, y = snapped(((low + high) / 2, ground - 0.012 * figure.unit))
     canvas.dim((x, y), (width, 0.035 * figure.unit + 0.06 * width), 0.16 if canvas.style == "shadow" else 0.26)
 
 
@@ -240,10 +251,10 @@ def _keypoints(figure: Figure, owners: np.ndarray, owner: int) -> np.ndarray:
     points[:5, 2] = np.where(nearness > (-0.2, 0.08, 0.08, -0.3, -0.3), 2, (0, 0, 0, 1, 1))
     points[5:, :2] = [figure.project(f"{limb}_{tag}") for limb in LIMBS for tag in "lr"]
     points[5:, 2] = 2
-    points[:, :2] = snap(points[:, :2])
+    points[:, :2] = snapped(points[:, :2])
     pixel = np.rint(points[:, :2]).astype(int)
-    outside = ((pixel < 0) | (pixel >= SIDE)).any(1)
-    column, row = np.clip(pixel, 0, SIDE - 1).T
+    outside = ((pixel < 0) | (pixel >= CANVAS_SIDE)).any(1)
+    column, row = np.clip(pixel, 0, CANVAS_SIDE - 1).T
     points[(owners[row, column] > owner) & (points[:, 2] > 0), 2] = 1
     points[outside | (points[:, 2] == 0)] = 0
     return points
