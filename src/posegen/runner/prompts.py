@@ -15,7 +15,7 @@ from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png, write_png
 
-PROMPTS = "posegen.data.prompts.Prompts"
+PROMPTS = "posegen.data.user_samples.Prompts"
 GIVES = {"poses": "poses", "prior": "poses", "source": "a person"}
 
 
@@ -68,7 +68,7 @@ def sources(cfg: DictConfig) -> list[str]:
     Raises:
         UserError: it takes one and there is none, or none and there is one, or a file is no picture.
     """
-    from posegen.data.user_images import own_sources
+    from posegen.data.user_images import user_pictures
 
     given = cfg.get("source")
     if "source" not in needs(cfg):
@@ -83,7 +83,7 @@ def sources(cfg: DictConfig) -> list[str]:
         )
     files = [given] if isinstance(given, str) else [str(each) for each in given]
     try:
-        own_sources(given if isinstance(given, str) else files)
+        user_pictures(given if isinstance(given, str) else files)
     except ValueError as error:
         raise UserError(str(error)) from error
     return [str(Path(file).expanduser().resolve()) for file in files]

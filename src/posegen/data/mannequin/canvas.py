@@ -1,8 +1,8 @@
 """Shapes on a 256 x 256 canvas, painted in one of four styles.
 
-Every coordinate is rounded to 1/16 pixel before it is painted, and only integer rasterisers are used, so that the last bit of a sine never
-shows. The canvas has a fourth channel that names who owns a pixel (0 the scene, k the k-th painted person): visible areas and who hides whom
-come from the very same brush strokes as the picture.
+Every coordinate is rounded to 1/16 pixel before it is painted, and only integer rasterisers are used, so that the last
+bit of a sine never shows. A fourth channel holds the owner of each pixel (0 the scene, k the k-th painted person):
+visible areas and occlusion come from the same strokes as the picture.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fixed(points: ArrayLike) -> np.ndarray:
 
 
 def snapped(points: ArrayLike) -> np.ndarray:
-    """Points moved to where they are painted: multiples of 1/16 pixel."""
+    """Points where they are painted: rounded to 1/16 pixel."""
     return np.rint(np.asarray(points) * SUBPIXELS) / SUBPIXELS
 
 
@@ -74,14 +74,14 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def words(colours: np.ndarray) -> np.ndarray:
-    """Colours ``[n, 3]`` as pixels of nobody, ``[n] uint32``: whole pixels move four times faster than their channels."""
+    """Colours ``[n, 3]`` as pixels of the scene, ``[n] uint32``: whole pixels are copied faster than channels."""
     pixels = np.zeros((len(colours), 4), np.uint8)
     pixels[:, :3] = np.clip(np.rint(colours), 0, 255)
     return pixels.view(np.uint32)[:, 0]
 
 
 class Canvas:
-    """The picture under the brush.
+    """The picture.
 
     Attributes:
         style: photo, cartoon, sketch or shadow.
@@ -102,7 +102,7 @@ class Canvas:
         cv2.fillConvexPoly(self.pixels, points, (*colour, owner), cv2.LINE_8, SUBPIXEL_BITS)
 
     def shape(self, outline: np.ndarray, colour: Colour, edge: bool = True) -> None:
-        """A piece of scenery: filled in the style's way, in pencil lines over paper in a sketch."""
+        """A piece of scenery, in the style of the picture: in a sketch, pencil lines over paper."""
         points = fixed(outline)
         if self.style == "sketch":
             self.fill(points, PAPER)
@@ -123,7 +123,7 @@ class Canvas:
             self.fill(piece, PAPER if self.style == "sketch" else colour)
 
     def gradient(self, top: float, bottom: float, upper: Colour, lower: Colour) -> None:
-        """A horizontal band whose colour runs from ``upper`` to ``lower``; a sketch leaves it white, a cartoon paints its mean."""
+        """A horizontal band from colour ``upper`` to ``lower``; white in a sketch, their mean in a cartoon."""
         first, last = round(top), round(bottom)
         if self.style == "sketch" or last <= first:
             return

@@ -1,4 +1,4 @@
-"""The language of the mannequin world: what a caption says, as a value and as a sentence of a 44-word vocabulary."""
+"""Captions of the mannequin world, as values and as sentences of a 44-word vocabulary."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXAMPLE = "photo of one person in the park : one running in red shirt and blue t
 
 @dataclass(frozen=True)
 class PersonCaption:
-    """What the caption says of one person; the colours are None in the styles that have none."""
+    """One person in a caption; the colours are None in styles without colours."""
 
     action: str
     shirt: str | None = None
@@ -51,7 +51,7 @@ class PersonCaption:
 
 @dataclass(frozen=True)
 class Description:
-    """Exactly what a caption says, and nothing else: people stand from left to right."""
+    """The content of a caption; people stand from left to right."""
 
     style: str
     scene: str
@@ -64,7 +64,7 @@ class Description:
 
     @property
     def attributes(self) -> dict[str, object]:
-        """The caption's facts as plain values, for judges and for grouping; ``colours`` holds (shirt, trousers) pairs, none in sketch and shadow."""
+        """The caption's facts as plain values; ``colours`` holds (shirt, trousers) pairs, none in sketch and shadow."""
         coloured = self.style in COLOURED_STYLES
         return {
             "style": self.style,
@@ -76,10 +76,10 @@ class Description:
 
 
 def parse(prompt: str) -> Description:
-    """The description that ``prompt`` was made from.
+    """The description in a caption.
 
     Raises:
-        ValueError: the prompt is not a caption of the mannequin world; the message says which part is foreign.
+        ValueError: the prompt is no caption of the mannequin world; the message names the wrong part.
     """
     head, colon, tail = prompt.partition(" : ")
     words = head.split(" ")

@@ -11,8 +11,9 @@ from posegen.data.mannequin.canvas import Colour, shade
 from posegen.data.mannequin.rng import Dice
 
 GARMENTS: dict[str, Colour] = {
-    "red": (214, 42, 46), "orange": (243, 134, 28), "yellow": (246, 212, 48), "green": (46, 152, 62), "blue": (44, 88, 214),
-    "purple": (138, 56, 176), "pink": (246, 130, 178), "brown": (126, 78, 42), "black": (54, 54, 60), "white": (240, 240, 242),
+    "red": (214, 42, 46), "orange": (243, 134, 28), "yellow": (246, 212, 48), "green": (46, 152, 62),
+    "blue": (44, 88, 214), "purple": (138, 56, 176), "pink": (246, 130, 178), "brown": (126, 78, 42),
+    "black": (54, 54, 60), "white": (240, 240, 242),
 }  # fmt: skip
 SKINS: tuple[Colour, ...] = ((250, 214, 186), (238, 188, 148), (212, 156, 112), (160, 106, 70), (112, 72, 48))
 HAIRS: tuple[Colour, ...] = ((44, 36, 34), (92, 58, 34), (150, 88, 40), (226, 186, 96), (150, 148, 146))

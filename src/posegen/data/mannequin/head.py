@@ -43,7 +43,7 @@ def paint_head(canvas: Canvas, owner: int, figure: Figure) -> None:
 
 
 def _pieces(canvas: Canvas, owner: int, outlines: list[tuple[np.ndarray, np.ndarray]], colour: Colour) -> None:
-    """Discs or capsules of one colour, given as (ends ``[2, 2]``, radii ``[2]``) in pixels, with the style's contour."""
+    """Discs or capsules of one colour, as (ends ``[2, 2]``, radii ``[2]``) in pixels, with the style's contour."""
     for grow, paint in ((OUTLINE[canvas.style], EDGE.get(canvas.style, shade(colour, 0.7))), (-0.5, colour)):
         for ends, radii in outlines:
             canvas.fill(capsules(ends[None, 0], ends[None, 1], radii[None] + grow)[0], paint, owner)

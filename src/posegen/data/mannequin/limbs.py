@@ -84,7 +84,7 @@ LIMBS_BY_SLEEVES = {sleeves: LimbGeometry(sleeves) for sleeves in (False, True)}
 
 @dataclass(frozen=True)
 class Layer:
-    """One coat of paint: radii are multiplied, then grown by pixels, then moved towards the light by a share of the radius."""
+    """One coat of paint: radii are multiplied, then grown by pixels; the coat moves towards the light."""
 
     thickness: float
     grow: float

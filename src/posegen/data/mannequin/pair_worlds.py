@@ -63,7 +63,7 @@ class Targets(World):
         return Dice(WORLD_VERSION, self.seed, SPLIT_STREAMS[split], index, *streams, PAIRS, PAIRS_VERSION)
 
     def garment(self, split: str, index: int, part: str) -> np.ndarray:
-        """Mask ``[size, size] bool`` of the ``shirt`` or ``trousers`` of image ``index``: pixels that follow its colour."""
+        """Mask ``[size, size] bool`` of the ``shirt`` or ``trousers`` of an image: pixels that follow their colour."""
         black, white = (
             cv2.resize(
                 self._paint(split, index, REALISATION, **{part: colour})[0],

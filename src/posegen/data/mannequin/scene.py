@@ -1,4 +1,4 @@
-"""Six places behind the people. Each is painted once; the canvas and ``finish`` turn it into the four styles."""
+"""Six scenes behind the people; the canvas turns each into the four styles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, Colour, box, elli
 from posegen.data.mannequin.rng import Dice
 
 SKIES: tuple[tuple[Colour, Colour], ...] = (
-    ((92, 158, 236), (190, 222, 248)), ((120, 186, 240), (218, 236, 246)), ((84, 140, 220), (170, 206, 240)), ((142, 190, 226), (240, 226, 206)),
+    ((92, 158, 236), (190, 222, 248)), ((120, 186, 240), (218, 236, 246)),
+    ((84, 140, 220), (170, 206, 240)), ((142, 190, 226), (240, 226, 206)),
 )  # fmt: skip
 TINTS: dict[str, tuple[Colour, Colour]] = {  # darkest and lightest colour of a shadow picture
     "park": ((132, 140, 74), (232, 222, 158)),
@@ -45,6 +46,11 @@ def _tint(canvas: Canvas, low: Colour, high: Colour, dice: Dice) -> None:
 
 def _vary(colour: Colour, dice: Dice, amount: float = 14) -> Colour:
     return _vary_each(colour, dice, amount / 2, dice.about(0, amount))
+
+
+def _hue(dice: Dice, *options: Colour, amount: float = 14) -> Colour:
+    """One of some colours, varied."""
+    return _vary(dice.choice(options), dice, amount)
 
 
 def _vary_each(colour: Colour, dice: Dice, amount: float, shift: float = 0) -> Colour:
@@ -84,7 +90,7 @@ def _park(canvas: Canvas, horizon: int, dice: Dice) -> None:
         _sun(canvas, dice, (255, 244, 190))
     else:
         _cloud(canvas, dice)
-    green = _vary(dice.choice(((104, 176, 78), (122, 184, 82), (88, 160, 84))), dice)
+    green = _hue(dice, (104, 176, 78), (122, 184, 82), (88, 160, 84))
     if dice.chance(0.6):
         hill = dice.uniform(0, CANVAS_SIDE)
         canvas.shape(
@@ -102,7 +108,7 @@ def _tree(canvas: Canvas, dice: Dice, x: float, foot: float) -> None:
     size = dice.uniform(0.8, 1.35)
     trunk = 5 * size
     canvas.shape(box(x - trunk, foot - 46 * size, x + trunk, foot), (112, 78, 52))
-    leaf = _vary(dice.choice(((50, 128, 58), (66, 142, 52), (40, 112, 66))), dice)
+    leaf = _hue(dice, (50, 128, 58), (66, 142, 52), (40, 112, 66))
     top = foot - 62 * size
     if dice.chance(0.3):  # a fir
         canvas.group(
@@ -120,13 +126,13 @@ def _beach(canvas: Canvas, horizon: int, dice: Dice) -> None:
     _sun(canvas, dice, (255, 238, 150))
     if dice.chance(0.4):
         _cloud(canvas, dice)
-    sea = _vary(dice.choice(((28, 120, 186), (20, 140, 170), (36, 104, 176))), dice)
+    sea = _hue(dice, (28, 120, 186), (20, 140, 170), (36, 104, 176))
     canvas.gradient(sea_top, horizon, sea, mix(sea, (120, 220, 220), 0.35))
     if canvas.style == "sketch":
         canvas.line((0, sea_top), (CANVAS_SIDE, sea_top), sea)
     if dice.chance(0.5):
         _boat(canvas, dice.uniform(24, CANVAS_SIDE - 24), sea_top + 8, dice.uniform(0.8, 1.2))
-    sand = _vary(dice.choice(((236, 212, 154), (242, 206, 168), (226, 204, 148))), dice)
+    sand = _hue(dice, (236, 212, 154), (242, 206, 168), (226, 204, 148))
     _ground(canvas, horizon, sand)
     canvas.shape(box(-4, horizon - 2, CANVAS_SIDE + 4, horizon + 3), (240, 246, 244), edge=False)
 
@@ -140,11 +146,9 @@ def _boat(canvas: Canvas, x: float, y: float, size: float) -> None:
 
 
 def _room(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    wall = _vary(
-        dice.choice(((226, 206, 180), (204, 216, 204), (232, 196, 186), (206, 208, 224), (236, 224, 178))), dice
-    )
+    wall = _hue(dice, (226, 206, 180), (204, 216, 204), (232, 196, 186), (206, 208, 224), (236, 224, 178))
     canvas.gradient(0, horizon, wall, shade(wall, 0.93))
-    floor = _vary(dice.choice(((150, 104, 74), (128, 92, 80), (166, 128, 88), (120, 110, 106))), dice)
+    floor = _hue(dice, (150, 104, 74), (128, 92, 80), (166, 128, 88), (120, 110, 106))
     _ground(canvas, horizon, floor)
     canvas.shape(box(-4, horizon - 7, CANVAS_SIDE + 4, horizon), mix(wall, (255, 255, 255), 0.5))
     x = dice.uniform(44, CANVAS_SIDE - 44)
@@ -199,11 +203,8 @@ def _street(canvas: Canvas, horizon: int, dice: Dice) -> None:
 
 def _house(canvas: Canvas, left: float, width: float, horizon: int, dice: Dice) -> None:
     top = horizon - dice.uniform(76, 136)
-    wall = _vary(
-        dice.choice(
-            ((196, 120, 98), (176, 150, 120), (140, 152, 176), (206, 178, 128), (150, 124, 150), (128, 160, 142))
-        ),
-        dice,
+    wall = _hue(
+        dice, (196, 120, 98), (176, 150, 120), (140, 152, 176), (206, 178, 128), (150, 124, 150), (128, 160, 142)
     )
     canvas.shape(box(left, top, left + width, horizon), wall)
     glass = mix(wall, (250, 240, 190), 0.7) if dice.chance(0.5) else mix(wall, (60, 70, 100), 0.55)
@@ -216,11 +217,8 @@ def _house(canvas: Canvas, left: float, width: float, horizon: int, dice: Dice) 
 
 
 def _studio(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    drop = _vary(
-        dice.choice(
-            ((206, 204, 206), (190, 204, 214), (212, 200, 216), (200, 212, 200), (222, 208, 196), (168, 172, 184))
-        ),
-        dice,
+    drop = _hue(
+        dice, (206, 204, 206), (190, 204, 214), (212, 200, 216), (200, 212, 200), (222, 208, 196), (168, 172, 184)
     )
     if canvas.style == "sketch":
         canvas.line((0, horizon + 18), (CANVAS_SIDE, horizon + 18), drop)
@@ -242,7 +240,7 @@ def _studio(canvas: Canvas, horizon: int, dice: Dice) -> None:
 
 
 def _night(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    upper = _vary(dice.choice(((20, 26, 74), (30, 22, 78), (16, 34, 72))), dice, 8)
+    upper = _hue(dice, (20, 26, 74), (30, 22, 78), (16, 34, 72), amount=8)
     canvas.gradient(0, horizon, upper, mix(upper, (96, 104, 168), 0.55))
     for _ in range(dice.integer(10, 16)):
         size = dice.uniform(1.6, 2.8)
@@ -252,7 +250,7 @@ def _night(canvas: Canvas, horizon: int, dice: Dice) -> None:
             edge=False,
         )
     _sun(canvas, dice, (250, 244, 214), 24, 60)
-    ground = _vary(dice.choice(((54, 66, 104), (62, 72, 100), (52, 76, 96))), dice, 8)
+    ground = _hue(dice, (54, 66, 104), (62, 72, 100), (52, 76, 96), amount=8)
     if dice.chance(0.6):
         canvas.shape(
             ellipse((dice.uniform(0, CANVAS_SIDE), horizon + 12), (dice.uniform(100, 160), dice.uniform(30, 50))),

@@ -1,8 +1,8 @@
 """The mannequin world: an endless, exactly labelled data set that is a pure function of (seed, split, index).
 
-An image is made in two stages from two independent random streams: first the *description*, exactly what the caption says, then one of its
-many *realisations*. A second realisation of the same description is the ``same_caption`` reference: what a perfect generator that reads only
-the text would paint.
+Two independent random streams make an image: the *description* is the content of the caption, the *realisation* all
+else. A second realisation of the same description is the ``same_caption`` reference: the image of a perfect generator
+that reads only the text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 
 @dataclass(frozen=True)
 class Realisation:
-    """A description brought to life: bodies, outfits and where they stand, from left to right, on canvas pixels."""
+    """The people of an image, from left to right: bodies, outfits and places in canvas pixels."""
 
     bodies: list[Body]
     outfits: list[Outfit]
@@ -65,7 +65,7 @@ class World:
         self.seed, self.size = seed, size
 
     def describe(self, split: str, index: int) -> Description:
-        """What the caption of image ``index`` says."""
+        """The caption of image ``index`` as a value."""
         return _describe(self._dice(split, index, DESCRIPTION))
 
     def render(self, split: str, index: int) -> Sample:
@@ -73,11 +73,11 @@ class World:
         return self._sample(split, index, REALISATION)
 
     def render_caption_twin(self, split: str, index: int) -> Sample:
-        """Another image with the caption of image ``index``: everything that the caption leaves open is drawn anew."""
+        """Another image with the caption of image ``index``; all that the caption leaves open is drawn again."""
         return self._sample(split, index, TWIN)
 
     def sample_id(self, split: str, index: int) -> str:
-        """Stable name of an image; the world's seed shows where it is not the default."""
+        """Stable name of an image; it contains the world's seed unless that is 0."""
         world = self.name if self.seed == 0 else f"{self.name}{self.seed}"
         return f"{world}/{split}/{index:06d}"
 
@@ -108,7 +108,7 @@ class World:
         )
 
     def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` in canvas pixels and visible canvas pixels ``[P]`` of one realisation."""
+        """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` and visible areas ``[P]``, in canvas pixels."""
         description, dice = self.describe(split, index), self._dice(split, index, stream)
         canvas = Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, dice)
@@ -126,11 +126,10 @@ def _describe(dice: Dice) -> Description:
 
 
 def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paints people into their scene; returns the image, keypoints and visible pixels as `World` wants them."""
+    """Paints people into a scene; returns the image, keypoints and visible areas, see `World._paint`."""
     figures = [Figure(*each) for each in zip(people.bodies, people.outfits, people.origins, people.units, strict=True)]
-    order = sorted(
-        range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k)
-    )  # nearer people stand lower and are painted later
+    # nearer people stand lower and are painted later
+    order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))
     for k in order:
         _ground_shadow(canvas, figures[k], people.grounds[k])
     for owner, k in enumerate(order, 1):
@@ -154,7 +153,7 @@ def _realise(description: Description, horizon: float, dice: Dice) -> Realisatio
 def side_by_side(
     bodies: list[Body], outfits: list[Outfit], units: list[float], horizon: float, dice: Dice
 ) -> Realisation:
-    """People of these sizes (pixels per body height) side by side on the ground."""
+    """People side by side on the ground; ``units`` are their sizes in pixels per body height."""
     boxes = [_extent(body) for body in bodies]
     lefts = _columns([(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)], dice)
     origins, grounds = [], []
@@ -178,7 +177,7 @@ def _extent(body: Body) -> tuple[float, float, float, float]:
 
 
 def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
-    """Pixels per body height, such that everybody fits: fewer people are larger, wide poses are smaller."""
+    """Pixels per body height with which everybody fits: fewer people are larger, wide poses smaller."""
     boxes = [_extent(body) for body in bodies]
     room = CANVAS_SIDE - 2 * BORDER
     widest = room * {1: 1.0, 2: 0.62, 3: 0.46}[len(boxes)]
@@ -194,7 +193,7 @@ def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
 
 
 def _columns(widths: list[float], dice: Dice) -> list[float]:
-    """Left edges of people of these ``widths``, side by side with random gaps, or evenly overlapping where there is no room."""
+    """Left edges of people of these ``widths``: with random gaps, or evenly overlapping where there is no room."""
     free = CANVAS_SIDE - 2 * BORDER - sum(widths)
     shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
     gaps = (
@@ -213,9 +212,8 @@ def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
     if canvas.style == "sketch":
         return
     low, high = figure.joints[:, 0].min(), figure.joints[:, 0].max()
-    if (
-        abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1]) > 0.15 * figure.unit
-    ):  # upright: the legs alone throw it
+    rise = abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1])
+    if rise > 0.15 * figure.unit:  # upright: the legs alone throw it
         feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
         low, high = feet.min(), feet.max()
     width = (high - low) / 2 + 0.07 * figure.unit
@@ -232,12 +230,8 @@ def _stool(canvas: Canvas, figure: Figure, ground: float) -> None:
     )
     half = 0.115 * unit
     for leg in (-0.82, 0.82):
-        canvas.shape(
-            box(
-                x + half * leg - 0.016 * unit, seat, x + half * leg + 0.016 * unit, max(seat + 4, ground - 0.02 * unit)
-            ),
-            side,
-        )
+        middle, foot = x + half * leg, max(seat + 4, ground - 0.02 * unit)
+        canvas.shape(box(middle - 0.016 * unit, seat, middle + 0.016 * unit, foot), side)
     canvas.shape(ellipse((x, seat + 0.03 * unit), (half, 0.032 * unit)), side)
     canvas.shape(ellipse((x, seat), (half, 0.032 * unit)), wood)
 
