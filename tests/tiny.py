@@ -10,7 +10,10 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.backbones.mannequin import build_autoencoder, untrained
-from posegen.config.compose import composed
+from posegen.config.app import Command
+from posegen.config.compose import compose, composed
+from posegen.config.overrides import readable
+from posegen.config.sweep import axes
 from posegen.data.mannequin.captions import VOCABULARY
 from posegen.metrics.estimators.mannequin import MannequinJudge
 

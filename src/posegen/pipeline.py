@@ -18,7 +18,7 @@ from posegen.backbones.base import Backbone
 from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_tensor, to_uint8
-from posegen.data.user_images import fitted, sources_each
+from posegen.data.user_images import stretch_to, pictures_per_image
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
@@ -311,8 +311,8 @@ class PoseGuidedPipeline:
             )
         made = torch.stack(
             [
-                torch.stack([to_tensor(fitted(picture, size)) for picture in pictures])
-                for pictures in sources_each(source, prompts)
+                torch.stack([to_tensor(stretch_to(picture, size)) for picture in pictures])
+                for pictures in pictures_per_image(source, prompts)
             ]
         )
         return made.squeeze(1) if made.shape[1] == 1 else made

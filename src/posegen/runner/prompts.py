@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.data.user_images import own_sources
+from posegen.data.user_images import user_pictures
 from posegen.errors import UserError
 from posegen.metrics.base import Judged
 from posegen.poses.pose_square import from_square
@@ -22,7 +22,7 @@ from posegen.runner.images import picture, read_png, write_png
 from posegen.runner.method_folder import find_checkpoint
 from posegen.runner.stage import Stage
 
-PROMPTS = "posegen.data.prompts.Prompts"
+PROMPTS = "posegen.data.user_samples.Prompts"
 GIVES = {"poses": "poses", "prior": "poses", "source": "a person"}
 
 
@@ -92,7 +92,7 @@ def source_files(cfg: DictConfig) -> list[str]:
         )
     files = [source] if isinstance(source, str) else [str(each) for each in source]
     try:
-        own_sources(source if isinstance(source, str) else files)
+        user_pictures(source if isinstance(source, str) else files)
     except ValueError as error:
         raise UserError(str(error)) from error
     return [str(Path(file).expanduser().resolve()) for file in files]

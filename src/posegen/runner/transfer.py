@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.data.base import Transfers, to_tensor, to_uint8
-from posegen.data.user_images import fitted, own_mask, own_picture
+from posegen.data.user_images import stretch_to, user_mask, user_picture
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
 from posegen.metrics.garments import summarised, transferred
@@ -33,7 +33,7 @@ from posegen.runner.progress import Progress
 from posegen.runner.prompts import people_from_file, source_files
 from posegen.runner.stage import Stage
 
-OWN = "posegen.data.transfers.OwnTransfer"
+OWN = "posegen.data.user_samples.UserTransfer"
 FILES = ("picture", "mask", "source")
 SIDE = 192  # least height of a picture in the comparison
 
@@ -67,8 +67,8 @@ def with_picture(cfg: DictConfig) -> DictConfig:
             "source=FILE (what to wear)"
         )
     try:
-        image = own_picture(cfg.picture, "picture")
-        own_mask(cfg.mask, image)
+        image = user_picture(cfg.picture, "picture")
+        user_mask(cfg.mask, image)
     except ValueError as error:
         raise UserError(str(error)) from error
     worn, parts = source_files(cfg), Parts(cfg)
@@ -105,7 +105,7 @@ def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int,
         keypoints = np.asarray(people, np.float32)
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * np.divide(size[::-1], image.shape[1::-1]) - 0.5
         return np.where(keypoints[..., 2:] > 0, keypoints, 0)
-    found = visible(parts.estimator.estimate(to_tensor(fitted(image, size))[None])[0].keypoints)
+    found = visible(parts.estimator.estimate(to_tensor(stretch_to(image, size))[None])[0].keypoints)
     found = found[(found[..., 2] > 0).any(-1)]
     if not len(found):
         raise UserError(
@@ -172,7 +172,7 @@ class Transfer(Stage):
 
 def at(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     """``[h, w] bool``: a mask at another size, whose pixels count all that they cover."""
-    return torch.from_numpy(fitted(mask.astype(np.uint8) * 255, size) > 0)
+    return torch.from_numpy(stretch_to(mask.astype(np.uint8) * 255, size) > 0)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -194,7 +194,7 @@ def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
         worn = [sample.image for sample in people.sources_of(i)]
         mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
         first, *rest = [
-            fitted(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)
+            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)
         ]  # type: ignore[arg-type]
         pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
         lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))
