@@ -99,7 +99,7 @@ def fit_here(parts: Parts, folder: Path, crew: Crew) -> None:
     ema = EMA(cfg.trainer.ema)
     if task.count_trained():
         run(parts, task, ema, folder, crew)
-    elif isinstance(task, AdapterTask) and task.adapter.trainable:
+    elif isinstance(task, AdapterTask) and task.adapter.trains:
         raise UserError(f"adapter={cfg.method} has nothing to train with these settings; switch some of its parts on")
     weights, ema.average = (whole(task.state_dict()), whole(ema.average)) if crew.divides else ({}, ema.average)
     if crew.rank:
