@@ -159,8 +159,10 @@ class Adapter(nn.Module, ABC):
         ranked: False for reference rows, which bound the methods and compete with none.
         starts_neutral: the backbone's predictions are unchanged before training; False where a published method starts otherwise.
         beside: beginnings of the keys of official files that are left out -> why.
+        declared: settings of a yaml that are fields of the instance and no arguments of the constructor: ``faithful`` and ``recipes``.
         hint: (of the instance) how poses are drawn for this method, None where it reads no drawing.
         faithful: (of the instance) official quirks are reproduced rather than corrected.
+        recipes: (of the instance) name of a recipe -> optimiser settings, see `Backbone.recipe`.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -172,8 +174,10 @@ class Adapter(nn.Module, ABC):
     ranked: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = True
     beside: ClassVar[Mapping[str, str]] = {}
+    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")
     hint: PoseDrawing | None = None
     faithful: bool = False
+    recipes: Mapping[str, Mapping[str, float]] = {}
 
     @property
     def reads(self) -> frozenset[str]:
@@ -251,7 +255,7 @@ class Adapter(nn.Module, ABC):
         """Groups as torch's optimisers take them, of everything that trains here and in the backbone. Default: one.
 
         Args:
-            recipe: optimiser settings, see `posegen.runner.recipe.Recipe`; a group may have another ``lr`` or ``weight_decay``.
+            recipe: the run's optimiser settings (``lr``, ``weight_decay``, ...); a group may change them.
         """
         return [{"params": [p for p in chain(self.parameters(), self.backbone.parameters()) if p.requires_grad]}]
 

@@ -80,8 +80,8 @@ def compute(case: Case) -> dict[str, Tensor]:
         loss_kind="heatmap_reference", threshold=config["estimate_thresh"], loss_weight=config["pose_loss_weight"]
     )
     method = converted(method, backbone, case.weights)
-    texts = (Text(case.inputs[name]) for name in ("context", "context_uncond"))
-    method.state = State(*texts).having(pose=case.inputs["pose_latent"])
+    text, null = (Text(case.inputs[name]) for name in ("context", "context_uncond"))
+    method.state = State(text, null).having(pose=case.inputs["pose_latent"])
     return {
         **dict(predictions(case, method, backbone)),
         **dict(sampled(case, method, backbone)),

@@ -209,7 +209,7 @@ def needs_of(task: Task, parts: Parts) -> Needs:
     negative = None
     if text is not None:
         with torch.no_grad():
-            negative = parts.backbone.encode_text([""]).cpu()
+            negative = parts.backbone.encode_text([""]).to("cpu")
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
     fields = (
         task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}
