@@ -345,12 +345,7 @@ class PoseGraphBlock(nn.Module):
     ) -> PoseGraphBlock:
         """A block in the place of diffusers' ``ResnetBlock2D``, with its weights where there are counterparts."""
         block = cls(
-            (resnet.in_channels, resnet.out_channels),
-            resnet.time_emb_proj.in_features,
-            pose_channels,
-            groups,
-            k,
-            edges,
+            (resnet.in_channels, resnet.out_channels), resnet.time_emb_proj.in_features, pose_channels, groups, k, edges
         )
         block.conv_in.load_state_dict(resnet.conv1.state_dict())
         block.time.load_state_dict(resnet.time_emb_proj.state_dict())

@@ -166,12 +166,7 @@ def rule_of(key: str, rules: Iterable[str]) -> str | None:
 
 
 def placed(
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    table: Mapping[str, str],
-    place: str,
-    beside: Iterable[str],
-    method: str,
+    tensors: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], place: str, beside: Iterable[str], method: str
 ) -> dict[str, Tensor]:
     """A method's tensors under the names that this project has for them.
 
