@@ -216,6 +216,8 @@ def compatible(cfg: DictConfig) -> list[Problem]:
                 text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
                 problems.append(Problem(f"data.{split}", text))
         problems += _sizes(f"data.{split}", node, factor)
+    if hasattr(adapter, "unserved") and isinstance(backbone, type) and (reason := adapter.unserved(backbone)):
+        problems.append(Problem("backbone", reason))
     return problems
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from posegen.adapters.base import State
 from posegen.adapters.controlnet import ControlNet
 from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.text import Text
 from posegen.parity.build import converted, stable_diffusion
 from posegen.parity.case import Case
 
@@ -31,7 +32,7 @@ def compute(case: Case) -> dict[str, Tensor]:
 
 def outputs(case: Case) -> Iterator[tuple[str, Tensor]]:
     backbone = stable_diffusion(Geometry.from_ldm(case.config), case.weights)
-    noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), case.inputs["context"]
+    noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
 
     def predicted(injection: Injection) -> Tensor:
         return backbone.predict(noisy, timesteps, text, injection)
@@ -41,16 +42,14 @@ def outputs(case: Case) -> Iterator[tuple[str, Tensor]]:
         injection = injected(method, case)
         yield name, predicted(injection)
         if name == "eps":
-            assert injection.down is not None and injection.mid is not None
             yield "guided_hint", method.branch.hint_features(case.inputs["hint"])
-            yield from ((f"res_{i:02}", residual) for i, residual in enumerate([*injection.down, injection.mid]))
+            yield from ((f"res_{i:02}", residual) for i, residual in enumerate(injection.residuals))
     yield "eps_nocontrol", predicted(Injection())
 
 
 def injected(method: ControlNet, case: Case) -> Injection:
     """What the method puts into the pass of the case."""
     features = method.branch.hint_features(case.inputs["hint"])
-    state = State(case.inputs["context"], case.inputs["context"]).having(
-        hint=features, on=features.new_ones(len(features), 1, 1, 1)
-    )
+    text = Text(case.inputs["context"])
+    state = State(text, text).having(hint=features, on=features.new_ones(len(features), 1, 1, 1))
     return method.inject(state, case.inputs["x"], case.inputs["timesteps"].long())

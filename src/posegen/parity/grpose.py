@@ -12,6 +12,7 @@ from posegen.adapters.base import State
 from posegen.adapters.grpose import BLOCK, GRPose, PoseGraphBlock
 from posegen.backbones.base import Geometry, Injection
 from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.text import Text
 from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2
 from posegen.parity.build import converted, stable_diffusion
@@ -74,20 +75,11 @@ def residuals(case: Case) -> Iterator[tuple[str, Tensor]]:
     method = converted(
         GRPose(levels=levels(config, geometry), inject_channels=config["inject_channels"]), backbone, case.weights
     )
-    noisy, timesteps, text, hint = (
-        case.inputs["x_noisy"],
-        case.inputs["timesteps"].long(),
-        case.inputs["context"],
-        case.inputs["hint"],
-    )
-    features = method.pose_encoder(hint)
-    state = State(text, text).having(
-        **{f"pose{level}": method.block(level).encode(pose) for level, pose in features.items()}
-    )
-    injection = method.inject(state, noisy, timesteps)
-    assert injection.down is not None and injection.mid is not None
-    yield from ((f"pose_features.{i}", pose) for i, pose in enumerate(features.values()))
-    yield from ((f"residual.{i}", residual) for i, residual in enumerate([*injection.down, injection.mid]))
+    noisy, timesteps, hint = case.inputs["x_noisy"], case.inputs["timesteps"].long(), case.inputs["hint"]
+    text = Text(case.inputs["context"])
+    injection = method.inject(State(text, text).having(poses=method.poses(hint)), noisy, timesteps)
+    yield from ((f"pose_features.{i}", pose) for i, pose in enumerate(method.pose_encoder(hint).values()))
+    yield from ((f"residual.{i}", residual) for i, residual in enumerate(injection.residuals))
     if whole:
         yield "eps", backbone.predict(noisy, timesteps, text, injection)
         yield "eps_without_control", backbone.predict(noisy, timesteps, text, Injection())

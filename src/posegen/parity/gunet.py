@@ -17,6 +17,7 @@ from posegen.backbones.loading.diffusers_folder import Parts
 from posegen.backbones.loading.single_file import SCHEDULER
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.pose_space import PoseSpace, pose_unet
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.parity.build import converted
@@ -105,7 +106,7 @@ def pose_backbone(case: Case) -> PoseSpace:
 
 
 def predicted(backbone: PoseSpace, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    return backbone.predict(noisy, timestep.long().expand(len(noisy)), text, Injection())
+    return backbone.predict(noisy, timestep.long().expand(len(noisy)), Text(text), Injection())
 
 
 def text_for(count: int, case: Case) -> Tensor:
@@ -118,10 +119,10 @@ def text_for(count: int, case: Case) -> Tensor:
 def loss(method: GUNet, backbone: PoseSpace, given: dict[str, Tensor]) -> Tensor:
     clean, noise, text = given["x0"], given["noise"], given["encoder_hidden_states"]
     timesteps = given["timestep"].long().expand(len(clean))
-    noisy = backbone.add_noise(clean, noise, timesteps)
+    noisy = backbone.process.add_noise(clean, noise, timesteps)
     prediction = predicted(backbone, noisy, timesteps, text)
-    step = Step(prediction, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    return method.loss(step, State(text, text), batch_of(clean, text, text))["loss"]
+    step = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    return method.loss(step, State(Text(text), Text(text)), batch_of(clean, text, text))["loss"]
 
 
 def sampled(case: Case, method: GUNet, backbone: PoseSpace, run: str, given: dict[str, Tensor]) -> Tensor:
@@ -143,7 +144,9 @@ class Given(PoseBatch):
 
 def batch_of(noise: Tensor, text: Tensor, negative: Tensor) -> Given:
     count = len(noise)
-    batch = Given([str(i) for i in range(count)], [""] * count, [], (0, 0), text=text, negative_text=negative)
+    batch = Given(
+        [str(i) for i in range(count)], [""] * count, [], (0, 0), text=Text(text), negative_text=Text(negative)
+    )
     object.__setattr__(batch, "noise", noise)
     return batch
 

@@ -17,6 +17,7 @@ from posegen.adapters.humansd import HumanSD
 from posegen.backbones.base import Backbone, Geometry, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.metrics.estimators.higherhrnet import HigherHRNet, aggregated
@@ -54,7 +55,7 @@ class Listed(Sampler):
 
     def __init__(self, timesteps: Sequence[int], backbone: StableDiffusion, **settings: Any) -> None:
         apart = timesteps[1] - timesteps[0]
-        super().__init__(steps=len(backbone.alphas_cumprod) // apart, **settings)
+        super().__init__(steps=backbone.process.length // apart, **settings)
         self.timesteps = torch.tensor(sorted(timesteps, reverse=True))
 
     def build(self, backbone: Backbone) -> Any:
@@ -79,7 +80,8 @@ def compute(case: Case) -> dict[str, Tensor]:
         loss_kind="heatmap_reference", threshold=config["estimate_thresh"], loss_weight=config["pose_loss_weight"]
     )
     method = converted(method, backbone, case.weights)
-    method.state = State(case.inputs["context"], case.inputs["context_uncond"]).having(pose=case.inputs["pose_latent"])
+    text, null = (Text(case.inputs[name]) for name in ("context", "context_uncond"))
+    method.state = State(text, null).having(pose=case.inputs["pose_latent"])
     return {
         **dict(predictions(case, method, backbone)),
         **dict(sampled(case, method, backbone)),
@@ -119,9 +121,9 @@ def sampled(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tu
 def losses(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tuple[str, Tensor]]:
     """One training step, with the pose network in evaluation mode, and at last in the training mode that it has in a run of the official program."""
     clean, noise, timesteps = case.inputs["x_start"], case.inputs["noise"], case.inputs["t_loss"].long()
-    noisy, rows = backbone.add_noise(clean, noise, timesteps), range(len(clean))
+    noisy, rows = backbone.process.add_noise(clean, noise, timesteps), range(len(clean))
     prediction = predicted(method, backbone, method.state, noisy, timesteps)
-    step = Step(prediction, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    step = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
     teacher = pose_network(case.config["pose_net"], ldm.below(case.weights, TEACHER), str(case.folder))
     object.__setattr__(method, "teacher", teacher)
 
@@ -143,7 +145,8 @@ def losses(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tup
     yield (
         "loss_vlb",
         (
-            bound_weights(backbone.alphas_cumprod.double())[timesteps] * torch.stack([one["plain"] for one in each])
+            bound_weights(backbone.process.power(torch.arange(backbone.process.length)).double())[timesteps]
+            * torch.stack([one["plain"] for one in each])
         ).mean(),
     )
     teacher.train()

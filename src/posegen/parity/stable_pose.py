@@ -14,7 +14,9 @@ from posegen.adapters.base import State
 from posegen.adapters.stable_pose import StablePose, positions
 from posegen.backbones.base import Geometry, Injection, Step
 from posegen.backbones.loading.ldm_keys import below
+from posegen.backbones.process import VariancePreserving
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.parity.build import converted, stable_diffusion
@@ -56,7 +58,7 @@ def transformer(case: Case) -> Outputs:
     state = seeing(method, masks)
     with torch.no_grad():
         yield "y", net(x, method.layers(state))
-        yield "token_mask", state.conditions["tokens"].transpose(0, 1)
+        yield "token_mask", state["tokens"].transpose(0, 1)
         table = positions(x.shape[-2] // net.patch, x.shape[-1] // net.patch, net.dim)
         tokens = {**seen, "tokens": inputs["mlp"] + seen["mlp"], "pos_embedding": table}
         yield from ((name, strided(value, case.mids.get(name))) for name, value in tokens.items())
@@ -71,8 +73,8 @@ def first_block(case: Case) -> Outputs:
     seen, inputs = recorded(names)
     with torch.no_grad():
         for name, shown in (("y", masks), ("y_nomask", torch.ones_like(masks))):
-            state = method.conditioned(State(given["emb"], given["emb"]), given["hint"], shown)
-            yield name, block(given["x"], given["emb"], (state.conditions["pose"], method.layers(state)))
+            state = method.conditioned(State(Text(given["emb"]), Text(given["emb"])), given["hint"], shown)
+            yield name, block(given["x"], given["emb"], (state["pose"], method.layers(state)))
             if name == "y":
                 yield from {**seen, "vit_in": inputs["vit_out"]}.items()
                 yield "normed", torch.nn.functional.group_norm(seen["vit_out"], block.groups, eps=1e-5)
@@ -81,19 +83,16 @@ def first_block(case: Case) -> Outputs:
 def whole(case: Case) -> Outputs:
     config, given = case.config, case.inputs
     backbone = stable_diffusion(Geometry.from_ldm(config), case.weights)
-    backbone.scheduler_config |= {
-        "beta_start": config["linear_start"],
-        "beta_end": config["linear_end"],
-        "num_train_timesteps": config["timesteps"],
-    }
+    times = {"beta_start": config["linear_start"], "beta_end": config["linear_end"]}
+    times["num_train_timesteps"] = config["timesteps"]
+    backbone.process = VariancePreserving({**backbone.process.config, **times})
     method, masks = literal(converted(method_of(case), backbone, case.weights)), masks_of(case)
-    text, timesteps = State(given["context"], given["context_uncond"]), given["timesteps"].long()
+    text, timesteps = State(Text(given["context"]), Text(given["context_uncond"])), given["timesteps"].long()
     with torch.no_grad():
         state = method.conditioned(text, given["hint"], masks)
         injection = method.inject(state, given["x"], timesteps)
-        assert injection.down is not None and injection.mid is not None
         yield "pose_feature", method.pose_encoder(given["hint"])
-        yield from ((f"res_{i:02}", residual) for i, residual in enumerate([*injection.down, injection.mid]))
+        yield from ((f"res_{i:02}", residual) for i, residual in enumerate(injection.residuals))
         yield "eps", (eps := backbone.predict(given["x"], timesteps, state.text, injection))
         yield "eps_nocontrol", backbone.predict(given["x"], timesteps, state.text, Injection())
         free = method.conditioned(text, given["hint"], torch.ones_like(masks))
@@ -104,7 +103,7 @@ def whole(case: Case) -> Outputs:
         yield from guided_step(case, method, backbone, state)
     step = Step(
         eps.requires_grad_(),
-        backbone.target(given["x_start"], given["noise"], timesteps),
+        backbone.process.target(given["x_start"], given["noise"], timesteps),
         given["x"],
         given["x_start"],
         given["noise"],
@@ -187,9 +186,9 @@ def masks_of(case: Case) -> Tensor:
 
 def seeing(method: StablePose, masks: Tensor) -> State:
     """A state with these masks and a blank drawing."""
-    factor = method.backbone.geometry.latent_factor  # type: ignore[union-attr]
+    factor = method.backbone.geometry.latent_factor
     hint = torch.zeros(len(masks), 3, factor * masks.shape[-2], factor * masks.shape[-1])
-    return method.conditioned(State(hint, hint), hint, masks)
+    return method.conditioned(State(Text(hint), Text(hint)), hint, masks)
 
 
 def recorded(modules: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

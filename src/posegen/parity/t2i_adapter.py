@@ -11,6 +11,7 @@ from torch import Tensor
 
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.parity.build import converted, stable_diffusion
@@ -38,7 +39,7 @@ def outputs(case: Case) -> Iterator[tuple[str, Tensor]]:
         case.config["unet"], latent_factor=isqrt(config["cin"] // case.inputs["hint"].shape[1])
     )
     backbone = stable_diffusion(geometry, case.weights)
-    noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), case.inputs["context"]
+    noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
     for name, strength in STRENGTHS.items():
         method = converted(T2IAdapter(strength=strength, blocks=config["nums_rb"]), backbone, case.weights)
         if name == "eps":
@@ -50,7 +51,7 @@ def outputs(case: Case) -> Iterator[tuple[str, Tensor]]:
 
 def batch(case: Case) -> PoseBatch:
     """What the method sees of the case."""
-    hint, text = case.inputs["hint"], case.inputs["context"]
+    hint, text = case.inputs["hint"], Text(case.inputs["context"])
     ids = [str(i) for i in range(len(hint))]
     nobody = [np.zeros((0, 17, 3), np.float32)] * len(ids)
     return PoseBatch(

@@ -53,7 +53,7 @@ class Generation(Stage):
         adapter = ready(parts, self.weights)
         total = sum(map(len, parts.shard.select(self.batches())))
         left, spent = sum(map(len, todo)), 0.0
-        shown = pictured(self.data) if "source" in adapter.needs else set()
+        shown = pictured(self.data) if "source" in adapter.reads else set()
         with Progress(
             self.folder, parts.shard.label("sample"), total, total - left, "img", parts.cfg.progress
         ) as progress:
@@ -90,7 +90,7 @@ def note_row(adapter: Adapter, folder: Path) -> None:
     """What a table says about a row besides its numbers, in ``row.json``."""
     path = folder / "row.json"
     if adapter.remark or not path.is_file():
-        faithful = adapter.faithful if adapter.trainable else None
+        faithful = adapter.faithful if adapter.trains else None
         write_json(path, {"remark": adapter.remark, "faithful": faithful})
 
 
@@ -107,11 +107,11 @@ def batch_of(
     Args:
         fields: further optional fields of the batch.
     """
-    needs = Needs(frozenset(adapter.needs) | fields, adapter.hint)
+    needs = Needs(frozenset(adapter.reads) | fields, adapter.hint)
     batch = collate(parts.data(split) if data is None else data, rows, needs, parts.cfg.seed)
     with torch.no_grad():
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
-    population = parts.population if "population" in adapter.needs else None
+    population = parts.population if "population" in adapter.reads else None
     filled = replace(batch, text=text, negative_text=negative, population=population)
     return filled.to(next(parts.backbone.parameters()).device)

@@ -93,7 +93,7 @@ def fit_here(parts: Parts, folder: Path, rank: int = 0, size: int = 1) -> None:
         weights, average, complete = run(parts, task, folder, Share(rank, size))
         if not complete:
             return
-    elif isinstance(task, AdapterTask) and task.adapter.trainable:
+    elif isinstance(task, AdapterTask) and task.adapter.trains:
         raise UserError(
             f"adapter={parts.cfg.method} has nothing to train with these settings; switch some of its parts on"
         )
@@ -224,7 +224,7 @@ def needs_of(task: Task, parts: Parts) -> Needs:
     negative = None
     if text is not None:
         with torch.no_grad():
-            negative = parts.backbone.encode_text([""]).cpu()
+            negative = parts.backbone.encode_text([""]).to("cpu")
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
     encoded = latents is not None or "latents" not in task.needs  # otherwise images are encoded as they come
     fields = task.needs if encoded else task.needs | {"images"}
