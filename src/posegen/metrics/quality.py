@@ -121,9 +121,9 @@ def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[in
         for r in (records, reference)
     ]
     return {
-        name: tuple([i for i, other in enumerate(names) if other == name] for names in both)
+        name: ([i for i, n in enumerate(both[0]) if n == name], [i for i, n in enumerate(both[1]) if n == name])
         for name in dict.fromkeys(both[0])
-    }  # type: ignore[misc]
+    }
 
 
 class QualityProtocol(Protocol):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from posegen.io.atomic import replacing
+from posegen.io.tables import csv_text
 from posegen.metrics.base import Records, count_images
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
@@ -98,12 +99,8 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
 
 def to_csv(columns: Records) -> str:
     """Rows of the columns; ``repr`` of a float is the shortest text that reads back exactly."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([value if isinstance(value, str) else repr(float(value)) for value in row])
-    return text.getvalue()
+    rows = zip(*columns.values(), strict=True)
+    return csv_text(columns, ([v if isinstance(v, str) else repr(float(v)) for v in row] for row in rows))
 
 
 def from_csv(path: Path) -> dict[str, list]:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.metrics.base import Judged
-from posegen.report.dashboard import log_results
+from posegen.report.wandb import log_results
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cell import digest, identity, locked
 from posegen.runner.components import Parts, reference_split
@@ -23,7 +23,8 @@ from posegen.runner.shards import WHOLE, Shard
 
 def evaluate(cfg: DictConfig) -> None:
     """The verb ``posegen evaluate``: samples the test split with a trained method, judges it and prints the metrics."""
-    from posegen.report.table import row_of, terminal_row
+    from posegen.report.formats import row_terminal
+    from posegen.report.rows import row_of
 
     cell = sampled(cfg, judge, judged, conclude)
     if not cell.finished():
@@ -31,7 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
         return
     protocol = Parts(cfg).protocol
     row, _ = row_of([cell.folder], protocol)
-    print(terminal_row(row, protocol.headline()))
+    print(row_terminal(row, protocol.headline()))
 
 
 def judge(parts: Parts, folder: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from posegen.errors import UserError
+from posegen.runner.cell import digest
 from posegen.runner.components import Parts
 
 
@@ -36,13 +38,47 @@ def tensorboard(parts: Parts, folder: Path) -> Any:
         raise UserError("logger=tensorboard needs the extra: pip install 'posegen[tensorboard]'") from error
 
 
-def wandb(parts: Parts, folder: Path, **settings: Any) -> Any:
-    """A W&B run per cell, see `posegen.report.dashboard`; ``settings`` are those of ``conf/logger/wandb.yaml``."""
+def wandb(
+    parts: Parts | None,
+    folder: Path,
+    project: str = "posegen",
+    mode: str = "offline",
+    entity: str | None = None,
+    tags: Iterable[str] = (),
+    rows: int = 16,
+    checkpoints: bool = False,
+    save_dir: str = "",
+    **about: Any,
+) -> Any:
+    """A W&B run per cell, whose id is a function of the cell, so that a resumed cell continues its run.
+
+    Args:
+        rows, checkpoints, save_dir: for `posegen.report.wandb`.
+        about: the facts of a run that is not a cell's.
+    """
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    from posegen.report.dashboard import Dashboard
-
-    return WandbLogger(experiment=Dashboard(**settings).run_of(parts.cfg, folder, parts.protocol.columns))
+    if parts is not None:
+        cfg = parts.cfg
+        about = {
+            "id": digest([str(folder), cfg.seed]),
+            "name": f"{cfg.method}-seed{cfg.seed}",
+            "group": f"{cfg.study}/{cfg.method}",
+            "job_type": str(cfg.study),
+            "tags": [*tags, f"method:{cfg.method}", f"data:{cfg.dataset}", f"seed:{cfg.seed}"],
+            "config": OmegaConf.to_container(cfg, resolve=True),
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    place: dict[str, Any] = {"project": project, "entity": entity, "mode": mode, "dir": str(folder)}
+    run = wandb.init(**place, resume="allow" if mode == "online" else None, reinit="finish_previous", **about)
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step")
+    for column in parts.protocol.columns if parts is not None else ():
+        if column.better:
+            best: Any = "max" if column.better == "higher" else "min"
+            run.define_metric(f"live/{column}", step_metric="trainer/global_step", summary=best)
+    return WandbLogger(experiment=run)
 
 
 def log_pictures(loggers: Iterable[Any], name: str, grid: np.ndarray, step: int, folder: Path) -> None:

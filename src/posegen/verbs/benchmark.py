@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.app import Failed, Request, composed, run_hydra
 from posegen.config.check import require_valid
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
+from posegen.io.text import write_json
 from posegen.runner.cell import Cell, locked
 from posegen.runner.components import reference_split
 from posegen.runner.shards import Shard, share
@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 where every expected cell finished, 1 otherwise.
     """
-    from posegen.report.live_progress import Overview
-
     Plan.current, code = None, 1
     os.environ[SWEEP_PID] = str(os.getpid())
     try:
-        with Overview(lambda: Plan.current):
-            code = run_hydra("benchmark", run_cell, argv)
+        code = run_hydra("benchmark", run_cell, argv)
     finally:
+        if Plan.progress is not None:
+            Plan.progress.__exit__()
+            Plan.progress = None
         if Plan.current is not None:
             code = max(code, conclude(Path(Plan.current), Plan.config))
     return code
@@ -49,13 +49,14 @@ def main(argv: Sequence[str]) -> int:
 
 def conclude(folder: Path, config: DictConfig | None = None) -> int:
     """Writes the table of a benchmark folder, shows it to the dashboard of ``config``, and says what is missing; 0 where nothing is."""
-    from posegen.report.dashboard import log_table
-    from posegen.report.table import write_table
+    from posegen.report.formats import table_terminal
+    from posegen.report.wandb import log_table
+    from posegen.report.write import write_table
 
     table = write_table(folder)
     if config is not None:
         log_table(table, config)
-    print(table.terminal())
+    print(table_terminal(table))
     print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
     for cell in unfinished:
@@ -76,6 +77,7 @@ class Plan(Callback):
     #: Folder of the benchmark that this process runs, and its configuration, for the table that follows the sweep.
     current: str | None = None
     config: DictConfig | None = None
+    progress: Any = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
@@ -84,6 +86,7 @@ class Plan(Callback):
             raise Failed(error) from error  # Hydra would make a warning of a callback's error and go on
 
     def plan(self, config: DictConfig) -> None:
+        from posegen.report.live_progress import LiveProgress
         from posegen.runner.components import Parts
 
         request = Request.of(config.hydra)
@@ -113,6 +116,7 @@ class Plan(Callback):
         parts.protocol.headline(about.get("headline"))
         write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
         Plan.current, Plan.config = str(folder), config
+        Plan.progress = LiveProgress(folder).__enter__()
         prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
 
 
@@ -249,17 +253,3 @@ def watch_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def planned(folder: Path) -> dict[str, Any]:
-    """``cells.json`` of a benchmark folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = folder / "cells.json"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} holds no benchmark (cells.json is missing); run posegen benchmark first or name another folder"
-        )
-    return read_json(path)

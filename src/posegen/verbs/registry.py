@@ -33,7 +33,7 @@ VERBS = {
         "posegen.verbs.benchmark:main",
         "arguments",
     ),
-    "table": Verb("make the table of cells that exist", "posegen.report.table:main", "arguments"),
+    "table": Verb("make the table of cells that exist", "posegen.verbs.table:main", "arguments"),
     "report": Verb(
         "make a page of a benchmark that opens without a network: table, curves, pictures",
         "posegen.verbs.report:main",

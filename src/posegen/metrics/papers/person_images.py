@@ -247,7 +247,7 @@ class PersonPaperMetric(Metric):
         )
 
     def absent(self, records: Records) -> dict[str, str]:
-        reasons = {}
+        reasons: dict[str, str] = {}
         if self.features not in records:
             reasons[self.fid] = (
                 "the network is not configured: set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
