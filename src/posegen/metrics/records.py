@@ -1,7 +1,8 @@
 """Records on disk: numbers and strings in ``records.csv``, one row per image, arrays in ``features.npz``.
 
-Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps. Arrays whose shape differs from image to
-image are stored flat, with a table of shapes beside them. Nothing is ever unpickled.
+Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps.
+Arrays whose shape differs from image to image are stored flat, with a table of shapes beside them. Nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def read_records(folder: str | Path) -> dict[str, list]:
             records[name] = unflatten(stored[name], stored.get(name + SHAPES))
             if len(records[name]) != n_images:
                 raise ValueError(
-                    f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation of this cell again"
+                    f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation "
+                    "of this cell again"
                 )
     return records
 
@@ -109,7 +111,8 @@ def from_csv(path: Path) -> dict[str, list]:
         header, *rows = list(csv.reader(file)) or [[]]
     if "id" not in header or any(len(row) != len(header) for row in rows):
         raise ValueError(
-            f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation of this cell again"
+            f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation "
+            "of this cell again"
         )
     columns = (
         dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
