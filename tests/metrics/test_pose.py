@@ -158,7 +158,8 @@ def test_only_confident_people_are_counted():
 
 
 def test_precision_of_other_similarities():
-    """Someone who stands elsewhere in another size has the asked pose, but is not the asked person; the cosine does not even tell left from right."""
+    """Someone who stands elsewhere in another size has the asked pose, but is not the asked person; the cosine does not
+    even tell left from right."""
     target, other = person(50, 50), person(150, 80, 2)
     flipped = person(50, 50) * [-1, 1, 1]
     values = evaluate(

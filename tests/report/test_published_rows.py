@@ -20,7 +20,7 @@ ROWS = ["none", "controlnet", "reference/real"]
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What a user names: a Human-Art tree, a Stable Diffusion folder, and a detector's weights in their official layouts."""
+    """A user's files: a Human-Art tree, a Stable Diffusion folder, and a detector's weights in official layouts."""
     folder = tmp_path_factory.mktemp("user")
     human_art(folder / "HumanArt", scenarios=19, per_scenario=2)
     parts_of(SD1).save(folder / "sd", autoencoder=True)

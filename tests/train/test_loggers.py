@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from posegen.report.curves import curves_of
-from posegen.verbs.train import main as train
+from posegen.report.plots import curves_of
+from posegen.train.loop import train
 from tests.tiny import configured
 
 
@@ -109,6 +109,6 @@ def test_what_a_dashboard_cannot_take_is_said_and_nothing_is_lost(
     from posegen.verbs.benchmark import main
 
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr("posegen.report.dashboard.image_table", lambda *_: 1 / 0)
+    monkeypatch.setattr("posegen.report.wandb.image_table", lambda *_: 1 / 0)
     assert main([*world, "adapter=none", "hydra/launcher=serial", "logger=wandb", f"paths.output={tmp_path}"]) == 0
     assert "W&B does not show the results of" in capsys.readouterr().out

@@ -12,8 +12,8 @@ ATTRIBUTES = ("style", "scene", "count")
 class CaptionMetric(Metric):
     """Share of images, in percent, whose style, scene and number of people are the target's, and the mean of the three.
 
-    Style and scene are the judge's classes; the number is that of the people it found, the same that the pose metrics see. An attribute that a data set
-    does not know is NaN.
+    Style and scene are the judge's classes; the number is that of the people it found, the same that the pose metrics
+    see. An attribute that a data set does not know is NaN.
     """
 
     columns = (

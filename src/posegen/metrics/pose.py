@@ -15,13 +15,15 @@ from posegen.metrics.math.pose_similarity import SIMILARITIES
 class PoseMetric(Metric):
     """COCO keypoint AP and AR, PCK, mean OKS (all in percent) and person counts, on the whole set.
 
-    People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each person's most similar detection and do not.
+    People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each person's
+    most similar detection and do not.
 
     Args:
-        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with
-            a suffix has AP and AR only.
+        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance
+            ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with a suffix has AP and AR only.
         pck: radius of a correct keypoint relative to the longer side of the person's keypoint box.
-        similarities: columns of `posegen.metrics.math.pose_similarity.SIMILARITIES`, average precisions with another similarity in the place of OKS.
+        similarities: columns of `posegen.metrics.math.pose_similarity.SIMILARITIES`, average precisions with another
+            similarity in the place of OKS.
         confident: adds ``count_error_confident``, where only detections of at least this score are counted.
     """
 
@@ -38,7 +40,8 @@ class PoseMetric(Metric):
         for suffix, (low, high) in self.area_ranges.items():
             if not low < high:
                 raise ValueError(
-                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in square pixels"
+                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in "
+                    "square pixels"
                 )
         if unknown := [name for name in similarities if name not in SIMILARITIES]:
             raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
@@ -68,7 +71,8 @@ class PoseMetric(Metric):
         )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the image's people.
+        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the
+        image's people.
 
         An area that is no number is that of the box around the labelled keypoints.
         """
@@ -132,6 +136,7 @@ class PoseMetric(Metric):
 
 
 def longer_side(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where that box is a point."""
+    """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where
+    that box is a point."""
     side = sides(keypoints).max(-1)
     return np.where(side > 0, side, np.sqrt(areas))

@@ -20,7 +20,8 @@ CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 class Protocol:
     """A named, versioned list of metrics.
 
-    ``corrected`` is the headline: one AP over the whole set (not a mean over batches), areas from the people themselves, all images counted.
+    ``corrected`` is the headline: one AP over the whole set (not a mean over batches), areas from the people
+        themselves, all images counted.
 
     Args:
         metrics: their column names and record names are distinct.
@@ -99,7 +100,8 @@ class Protocol:
         return sorted((c for c in self.columns if c.family == family and c.axis is not None), key=lambda c: c.axis or 0)
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
-        """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts, one entry per image."""
+        """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts,
+        one entry per image."""
         rows = [
             {"id": image.id, **place(image)}
             | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
@@ -120,7 +122,8 @@ class Protocol:
     def resampled(
         self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0
     ) -> dict[str, np.ndarray]:
-        """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged on the same images.
+        """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged
+        on the same images.
 
         Args:
             seeds: the records of each training seed, on the same images in the same order.
@@ -137,7 +140,8 @@ class Protocol:
         seed: int = 0,
         spread: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, float]:
-        """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds), ``n_images`` and ``n_seeds``.
+        """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds),
+        ``n_images`` and ``n_seeds``.
 
         Args:
             seeds, reference, seed: as in `resampled`.
@@ -178,7 +182,8 @@ class Protocol:
         reference: Records | None = None,
         seed: int = 0,
     ) -> Variance:
-        """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged on the same images."""
+        """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged
+        on the same images."""
         n_images = check_same_images([*ours, *theirs])
         images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
         differences = [
@@ -209,7 +214,8 @@ class Protocol:
         Args:
             estimator: the judge.
             images: ``[B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
-            samples: the B targets, with keypoints on the images' pixels, and with their pictures where the protocol `compares`.
+            samples: the B targets, with keypoints on the images' pixels, and with their pictures where the protocol
+                `compares`.
             real: whether these are the data set's own images, the reference of distances between sets.
         """
         found = estimator.examine(images)
@@ -230,8 +236,9 @@ class Protocol:
 def place(image: Judged) -> dict[str, Any]:
     """What tables are broken down by, and where an image comes from.
 
-    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of the stored picture as ``crop_left`` and
-    so on, in its pixels. The number of ``people`` is among the pose metric's records.
+    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of
+    the stored picture as ``crop_left`` and so on, in its pixels. The number of ``people`` is among the pose metric's
+    records.
     """
     attributes = image.attributes
     named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}

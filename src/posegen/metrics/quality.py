@@ -16,16 +16,19 @@ INCEPTION = "clean"
 
 
 class CleanQualityMetric(Metric):
-    """Frechet and kernel distance from real images in one feature space, of the whole set and as the mean over scenarios (``_macro``).
+    """Frechet and kernel distance from real images in one feature space, of the whole set and as the mean over
+    scenarios (``_macro``).
 
-    Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which is the mean of clean-fid's over its
-    random subsets. Intervals of Frechet distances are to first order (see `frechet_first_order`).
+    Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which
+    is the mean of clean-fid's over its random subsets. Intervals of Frechet distances are to first order (see
+    `frechet_first_order`).
 
     Args:
         space: what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network).
         setting: what the user sets to have this space, for the reason of empty columns.
         kernel_factor: the kernel distance is shown times this.
-        allow_rank_deficient: whether to give Frechet distances of sets with no more images than dimensions, which depend on the number of images most.
+        allow_rank_deficient: whether to give Frechet distances of sets with no more images than dimensions, which
+            depend on the number of images most.
     """
 
     def __init__(
@@ -78,7 +81,10 @@ class CleanQualityMetric(Metric):
 
     @staticmethod
     def _too_few(images: int, dimensions: int) -> str:
-        return f"{images} images are no more than the {dimensions} dimensions: generate more, or set protocol.allow_rank_deficient=true"
+        return (
+            f"{images} images are no more than the {dimensions} dimensions: generate more, or set "
+            "protocol.allow_rank_deficient=true"
+        )
 
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {self.features: judged.observed[self.features]} if self.features in judged.observed else {}
@@ -115,26 +121,31 @@ def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
 
 
 def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
-    """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all images."""
+    """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all
+    images."""
     both = [
         [str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r)
         for r in (records, reference)
     ]
     return {
-        name: tuple([i for i, other in enumerate(names) if other == name] for names in both)
+        name: ([i for i, n in enumerate(both[0]) if n == name], [i for i, n in enumerate(both[1]) if n == name])
         for name in dict.fromkeys(both[0])
-    }  # type: ignore[misc]
+    }
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose observers read files of weights, which are named once, at the top of its yaml, and interpolated into the observers.
+    """A protocol whose observers read files of weights, which are named once, at the top of its yaml, and interpolated
+    into the observers.
 
     Args:
         inception, paper_inception, timm, timm_model, clip, allow_rank_deficient: what the yaml interpolates.
         about: of `Protocol`.
     """
 
-    note = "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge columns in the judge's: both are no FID."
+    note = (
+        "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge "
+        "columns in the judge's: both are no FID."
+    )
 
     def __init__(
         self,

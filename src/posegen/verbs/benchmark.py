@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.app import Command
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
-from posegen.report.dashboard import ResultsOnDashboard, log_table
-from posegen.report.live_progress import Overview
-from posegen.report.table import write_table
+from posegen.report.wandb import ResultsOnDashboard, log_table
+from posegen.report.live_progress import LiveProgress
+from posegen.report.formats import table_terminal
+from posegen.report.write import write_table
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts, reference_split
 from posegen.runner.experiment import method_class, splits_of, weights_of
@@ -45,7 +46,7 @@ def start(command: Command) -> int:
     folder, code = plan(config, command), 1
     os.environ[SWEEP_PID] = str(os.getpid())
     try:
-        with Overview(lambda: str(folder)):
+        with LiveProgress(folder):
             code = command.run()
     finally:
         code = max(code, conclude(folder, config))
@@ -139,7 +140,7 @@ def conclude(folder: Path, config: DictConfig) -> int:
     is."""
     table = write_table(folder)
     log_table(table, config)
-    print(table.terminal())
+    print(table_terminal(table))
     print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
     for cell in unfinished:

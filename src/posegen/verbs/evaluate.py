@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from posegen.report.dashboard import ResultsOnDashboard
+from posegen.report.wandb import ResultsOnDashboard
 from posegen.report.rows import row_of
-from posegen.report.table import terminal_row
+from posegen.report.formats import row_terminal
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.experiment import splits_of, weights_of, with_checkpoint
@@ -32,4 +32,4 @@ def main(cfg: DictConfig) -> None:
         print(f"{cell.folder}{UNFINISHED}")
         return
     row, _ = row_of([cell.folder], parts.protocol)
-    print(terminal_row(row, parts.protocol.headline()))
+    print(row_terminal(row, parts.protocol.headline()))

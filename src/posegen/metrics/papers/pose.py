@@ -1,15 +1,19 @@
 """The pose metrics of HumanSD, StablePose and GRPose as their shared program computes them, errors included.
 
-Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs from a COCO evaluation of the whole set:
+Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs
+from a COCO evaluation of the whole set:
 
-* Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans all 17 joints, where a missing joint
-  stands at (-1, -1): occluded people become as large as their distance from the corner and are forgiven errors of that size.
-* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean over batches.
-* A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean; ``paper_AP_M_defined`` leaves such batches out.
-  Which of the two the papers print is not known.
-* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at every threshold.
-* PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so that an image without people hides the
-  last one. A batch without any people has no PCE and is left out of the mean.
+* Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans
+  all 17 joints, where a missing joint stands at (-1, -1): occluded people become as large as their distance from the
+  corner and are forgiven errors of that size.
+* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean
+over batches.
+* A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean;
+  ``paper_AP_M_defined`` leaves such batches out. Which of the two the papers print is not known.
+* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at
+every threshold.
+* PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so
+  that an image without people hides the last one. A batch without any people has no PCE and is left out of the mean.
 * The detector sees red and blue swapped.
 """
 
@@ -32,10 +36,12 @@ EMPTY_BATCH = "batches without people of that size count as -1, as published"
 
 
 class PaperPoseMetric(Metric):
-    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE (people).
+    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE
+    (people).
 
-    Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample of images keeps every batch as it is and
-    counts it by the mean weight of its images, because batches of resampled images would have to be matched and ranked anew.
+    Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample
+    of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
+    images would have to be matched and ranked anew.
 
     Args:
         batch: images per row of the published program (StablePose and GRPose 4, HumanSD 10).
@@ -63,11 +69,15 @@ class PaperPoseMetric(Metric):
     def absent(self, records: Records) -> dict[str, str]:
         if count_images(records) >= self.batch or not self.drop_last:
             return {}
-        reason = f"there are fewer images than a batch of {self.batch}; lower the batch of PaperPoseMetric in the protocol, or judge more images"
+        reason = (
+            f"there are fewer images than a batch of {self.batch}; lower the batch of PaperPoseMetric in the protocol, "
+            "or judge more images"
+        )
         return dict.fromkeys(self.columns, reason)
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """Similarities ``[D, P]`` with the detections' scores and extents and the people's areas, best detection first, and the numbers of people."""
+        """Similarities ``[D, P]`` with the detections' scores and extents and the people's areas, best detection first,
+        and the numbers of people."""
         keypoints = np.asarray(judged.keypoints[:MAX_PEOPLE], float).reshape(-1, 17, 3)
         keypoints = np.where(keypoints[..., 2:] > 0, keypoints, MISSING)
         keypoints = keypoints[(keypoints[..., 0] > 0).any(-1)]
@@ -111,7 +121,8 @@ def mean(share: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def rows(records: Records, batch: int, count_only_with_people: bool = True) -> dict[str, np.ndarray]:
-    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with S before them for SAP, and ``PCE``.
+    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with
+    S before them for SAP, and ``PCE``.
 
     Args:
         records: of n images, as `PaperPoseMetric.record` returned them.
@@ -139,7 +150,8 @@ def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
 
 
 def count_errors(difference: np.ndarray, populated: np.ndarray, batch: int, only_with_people: bool) -> np.ndarray:
-    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people count."""
+    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people
+    count."""
     errors = []
     for start in range(0, len(difference), batch):
         own, some = difference[start : start + batch], populated[start : start + batch]
