@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -107,25 +107,13 @@ def _placed(problem: Problem, hydra: Any, known: Known) -> Problem:
 
 def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
+    named = {key: leaf for key, leaf in nodes.leaves(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
+    values = {key: nodes.value_or_none(leaf) for key, leaf in named.items() if not leaf._is_missing()}
     return [
         Problem(key, "no such file or folder", value)
-        for key, value in _values(cfg)
-        if INPUT.search(key)
-        and not OUTPUT.search(key)
-        and isinstance(value, str)
-        and value
-        and not ELSEWHERE.match(value)
-        and not Path(value).expanduser().exists()
+        for key, value in values.items()
+        if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
     ]
-
-
-def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    for name, child in nodes.children(node):
-        path = nodes.inside(key, name)
-        if OmegaConf.is_config(child):
-            yield from _values(child, path)
-        elif not child._is_missing():
-            yield path, nodes.value_or_none(child)
 
 
 def late_values(cfg: DictConfig) -> list[Problem]:

@@ -105,7 +105,7 @@ def values(cfg: Any, name: str) -> list[str]:
 def composed_so_far(command: Command) -> Any:
     """The configuration of the words that can be read, None if there is none."""
     try:
-        return replace(command, overrides=tuple(readable(command.overrides, command.known)[1])).base(force=True)
+        return replace(command, keys=tuple(readable(command.keys, command.known)[1])).base(force=True)
     except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return None
 
