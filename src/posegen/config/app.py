@@ -35,11 +35,10 @@ COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
 #: What a user can mend; anything else is a bug and shows its traceback.
 EXPECTED = (ValueError, OSError, KeyError, ImportError, *COMPOSING)
 #: Hydra's flags: the short forms, those with a value, and those that ask about a configuration in place of running it.
-SHORT = dict(
-    pair.split("=")
-    for pair in "-h=--help -c=--cfg -p=--package -r=--run -m=--multirun -i=--info -sc=--shell-completion "
-    "-cp=--config-path -cn=--config-name -cd=--config-dir".split()
-)
+SHORT = {
+    "-h": "--help", "-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info",
+    "-sc": "--shell-completion", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir",
+}  # fmt: skip
 VALUED = {"--cfg", "--package", "--experimental-rerun", "--config-path", "--config-name", "--config-dir"}
 ASKING = {"--hydra-help", "--cfg", "--info", "--shell-completion"}
 FLAGS = {*SHORT.values(), *VALUED, *ASKING, "--version", "--resolve"}
