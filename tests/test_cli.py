@@ -1,4 +1,4 @@
-"""The command line: verbs, Hydra's flags behind them, errors as one message, listing and completion, all without importing torch."""
+"""The command line: verbs, Hydra's flags, errors as one message, listing and completion, all without torch."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def test_lightnings_other_processes_name_the_verb_as_hydra_does(tree: Path) -> N
 
 def test_overrides_may_stand_on_both_sides_of_flags() -> None:
     command = Command.read("train", ["a=1", "-m", "b=2", "--cfg", "job", "c=3"])
-    assert (command.flags, command.overrides) == ({"--multirun": None, "--cfg": "job"}, ("a=1", "b=2", "c=3"))
+    assert (command.flags, command.keys) == ({"--multirun": None, "--cfg": "job"}, ("a=1", "b=2", "c=3"))
     command = Command.read("train", ["--info", "a=1"])
-    assert (command.flags, command.overrides) == ({"--info": None}, ("a=1",))
+    assert (command.flags, command.keys) == ({"--info": None}, ("a=1",))
 
 
 def test_sweep_goes_on_after_a_failed_cell(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,15 @@
 """Everything that can be known to be wrong with a configuration before anything is loaded.
 
-Hydra refuses ``adapter.chanels=3`` but lets ``+adapter.chanels=3`` and a typo in a file pass until the class is built, which is after the weights were loaded.
-Here every node with a ``_target_`` is compared with the signature of its class, every other node with the keys of its group's file, and all problems are
-reported at once.
+Hydra refuses ``adapter.chanels=3`` but lets ``+adapter.chanels=3`` and a typo in a file pass until the class is built,
+which is after the weights were loaded. Here every node with a ``_target_`` is compared with the signature of its class,
+every other node with the keys of its group's file, and all problems are reported at once.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +60,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
     for key, node in nodes.targets(cfg):
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
-    problems += for_the_verb(cfg, hydra.job.config_name)
+    problems += for_the_verb(cfg, str(hydra.job.config_name))
     return without_repeats(_placed(problem, hydra, known) for problem in problems)
 
 
@@ -107,25 +107,13 @@ def _placed(problem: Problem, hydra: Any, known: Known) -> Problem:
 
 def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
+    named = {key: leaf for key, leaf in nodes.leaves(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
+    values = {key: nodes.value_or_none(leaf) for key, leaf in named.items() if not leaf._is_missing()}
     return [
         Problem(key, "no such file or folder", value)
-        for key, value in _values(cfg)
-        if INPUT.search(key)
-        and not OUTPUT.search(key)
-        and isinstance(value, str)
-        and value
-        and not ELSEWHERE.match(value)
-        and not Path(value).expanduser().exists()
+        for key, value in values.items()
+        if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
     ]
-
-
-def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    for name, child in nodes.children(node):
-        path = nodes.inside(key, name)
-        if OmegaConf.is_config(child):
-            yield from _values(child, path)
-        elif not child._is_missing():
-            yield path, nodes.value_or_none(child)
 
 
 def late_values(cfg: DictConfig) -> list[Problem]:
@@ -222,7 +210,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
 
 
 def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
-    """Choices that are impossible for one verb: a protocol that does not judge what the backbone generates, a transfer without a source."""
+    """Choices that one verb cannot run: a protocol that judges something else, a transfer without a source."""
     if verb == "transfer" and "source" not in getattr(_class(cfg, "adapter"), "needs", ("source",)):
         text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
         return [Problem("adapter", text, cfg.get("method"))]
@@ -260,7 +248,7 @@ def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
 
 
 def _latent_factor(node: Any) -> int | None:
-    """Pixels per latent cell of a backbone in diffusers' layout; None where its autoencoder's configuration is not at hand."""
+    """Pixels per latent cell of a backbone in diffusers' layout; None where its autoencoder is not at hand."""
     values = nodes.value_or_none(node) if isinstance(node, DictConfig) else None
     places = [Path(str(values[key])).expanduser() for key in ("autoencoder", "path") if values and values.get(key)]
     for file in (place / name for place in places for name in ("vae/config.json", "config.json")):

@@ -1,4 +1,4 @@
-"""Walking through a configuration's nodes, and the problems of single values: missing ones, and keys that nothing reads."""
+"""The nodes of a configuration, and the problems of single values: missing ones, and keys that nothing reads."""
 
 from __future__ import annotations
 
@@ -69,22 +69,28 @@ def value_or_none(node: Any) -> Any:
 # Problems.
 
 
-def unresolved(node: Any, key: str = "") -> list[Problem]:
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, node) of every value, interpolation and missing container."""
+    for name, child in children(node):
+        if OmegaConf.is_config(child) and not (child._is_missing() or child._is_interpolation()):
+            yield from leaves(child, inside(key, name))
+        else:
+            yield inside(key, name), child
+
+
+def unresolved(cfg: DictConfig) -> list[Problem]:
     """Mandatory values that nobody gave, and interpolations that lead nowhere."""
     problems = []
-    for name, child in children(node):
-        path = inside(key, name)
-        if child._is_missing():
-            problems.append(Problem(path, f"a value is missing; give one with {path}=VALUE", "???"))
-        elif child._is_interpolation():
+    for key, leaf in leaves(cfg):
+        if leaf._is_missing():
+            problems.append(Problem(key, f"a value is missing; give one with {key}=VALUE", "???"))
+        elif leaf._is_interpolation():
             try:
-                value_of(child)
+                value_of(leaf)
             except InterpolationToMissingValueError:
                 continue  # the missing value is one problem and no more
             except (OmegaConfBaseException, UserError) as error:
-                problems.append(Problem(path, str(error).splitlines()[0], child._value()))
-        else:
-            problems += unresolved(child, path)
+                problems.append(Problem(key, str(error).splitlines()[0], leaf._value()))
     return problems
 
 
@@ -118,7 +124,7 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
 
 
 def _other_kind(value: Any, usual: Any) -> str | None:
-    """The kind that a value should have had if it is clearly of another than usual; ``auto`` stands in for any number."""
+    """The expected kind of a value that is clearly of another; ``auto`` stands in for any number."""
     if isinstance(usual, bool):
         return None if isinstance(value, bool) else "true or false"
     if not isinstance(usual, (int, float)):

@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.app import Command
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
-from posegen.report.wandb import ResultsOnDashboard, log_table
-from posegen.report.live_progress import LiveProgress
 from posegen.report.formats import table_terminal
+from posegen.report.live_progress import LiveProgress
+from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts, reference_split
@@ -40,6 +40,7 @@ def start(command: Command) -> int:
     Returns:
         0 where every expected cell finished, 1 otherwise.
     """
+    command = Command.read(command.verb, command.words)
     if command.asks:
         return command.run()
     config = command.base()

@@ -6,7 +6,7 @@ import re
 import sys
 
 from posegen.config.app import Command
-from posegen.config.groups import primaries
+from posegen.config.groups import primaries, roots
 from posegen.config.problems import misspelt, report
 from posegen.errors import UserError
 
@@ -20,7 +20,7 @@ def start(command: Command) -> int:
     words = list(command.words)
     verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else "train"
     asked = Command.read(verb, words)
-    if verb not in (names := primaries(asked.roots)):
+    if verb not in (names := primaries(roots(asked.search, asked.main))):
         raise UserError(str(misspelt(verb, "no such verb to check", verb, names)))
     problems, count = asked.check()
     if problems:

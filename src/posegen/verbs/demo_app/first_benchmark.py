@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from posegen.config.app import Request
 from posegen.io.atomic import read_json
 from posegen.report.live_progress import cell_progress, progress_text
 
