@@ -71,7 +71,8 @@ def autoencoder_figures(folder: Path, parts: Parts) -> Figures:
 
 
 def backbone_figures(folder: Path, parts: Parts) -> Figures:
-    """What the benchmark of the mannequin world says about the text-only row, beside the row of fresh renders of the same captions."""
+    """What the benchmark of the mannequin world says about the text-only row, beside the row of fresh renders of the
+    same captions."""
     table = Path(parts.cfg.paths.output) / "benchmark" / "mannequin" / "table.csv"
     if not table.is_file():
         raise UserError(
@@ -117,7 +118,8 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
     Args:
         part: ``judge``, ``autoencoder`` or ``backbone``.
         cell: folder of its training.
-        version: folder of the assets, ``mannequin-v1``; what is there is replaced, so a better part of a finished version gets a new one.
+        version: folder of the assets, ``mannequin-v1``; what is there is replaced, so a better part of a finished
+            version gets a new one.
         state: ``final`` where the part reached its gate, else ``interim``.
     """
     target = Path(asset(f"{version}/{part}"))
@@ -136,7 +138,8 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
 
 
 def continued(cell: Path, version: str, target: Path) -> dict[str, Any]:
-    """What a training that started from the shipped backbone continues: the samples that those weights had seen, and their hash."""
+    """What a training that started from the shipped backbone continues: the samples that those weights had seen, and
+    their hash."""
     if OmegaConf.load(cell / "config.yaml").backbone.get("id") != version or not (target / "card.json").is_file():
         return {}
     earlier = read_json(target / "card.json")

@@ -23,8 +23,7 @@ from posegen.runner.components import Parts, reference_split
 from posegen.runner.experiment import method_class, splits_of, weights_of
 from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
-from posegen.runner.shard import Shard
-from posegen.runner.stage import Stage, complete
+from posegen.runner.stage import Shard, Stage, complete
 from posegen.train.launch import Processes
 from posegen.train.loop import Training, encodings, fit, set_threads
 

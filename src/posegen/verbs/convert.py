@@ -36,19 +36,20 @@ def convert(
 ) -> None:
     """Reads official weights, prints what became of their keys, and writes a method folder.
 
-    A file of a whole model gives the U-Net too where that differs from the backbone's; the folder still belongs to the backbone, whose text tower,
-    autoencoder and noise process it is sampled with.
+    A file of a whole model gives the U-Net too where that differs from the backbone's; the folder still belongs to the
+    backbone, whose text tower, autoencoder and noise process it is sampled with.
 
     Args:
         adapter: configuration of the method that the weights belong to.
         backbone: configuration of the backbone that the method folder is for.
-        source: the official file, of which nothing is run, or the folder of a diffusers model; None starts the method from the backbone's own weights,
-            as the official programs do before training.
+        source: the official file, of which nothing is run, or the folder of a diffusers model; None starts the method
+            from the backbone's own weights, as the official programs do before training.
         target: the method folder to write.
         sampler: how the method is to be sampled, where that is known.
 
     Raises:
-        UserError: the file, the backbone or the target cannot be used, or a key is missing, unexpected or of another shape.
+        UserError: the file, the backbone or the target cannot be used, or a key is missing, unexpected or of another
+            shape.
     """
     from posegen.runner.method_folder import save_method, writable
 
@@ -58,7 +59,8 @@ def convert(
         method, body = attached(adapter, backbone)
         save_method(folder, method, body, initialised=True, **facts)
         print(
-            f"{type(method).__name__} starts from the weights of backbone {body.weights.id}; what those do not give is random, from seed 0"
+            f"{type(method).__name__} starts from the weights of backbone {body.weights.id}; what those do not give is "
+            "random, from seed 0"
         )
     else:
         file = Path(source).expanduser()
@@ -117,13 +119,15 @@ def attached(adapter: DictConfig, backbone: DictConfig, faithful: bool = False) 
     nodes = {"adapter": adapter, "backbone": backbone}
     if missing := sorted(f"{name}.{key}" for name, node in nodes.items() for key in OmegaConf.missing_keys(node)):
         raise UserError(
-            f"{', '.join(missing)} is not set; a method folder belongs to one backbone: name it, for instance backbone=sd15 backbone.path=FOLDER_OR_FILE"
+            f"{', '.join(missing)} is not set; a method folder belongs to one backbone: name it, for instance "
+            "backbone=sd15 backbone.path=FOLDER_OR_FILE"
         )
     plain = {name: OmegaConf.to_container(node, resolve=True) for name, node in nodes.items()}
     parts = Parts(OmegaConf.create({**plain, "method": adapter.get("_target_"), "seed": 0}))
     if not parts.bare_adapter.trainable:
         raise UserError(
-            f"adapter {adapter.get('_target_')} has no weights; choose the method that the file belongs to with adapter="
+            f"adapter {adapter.get('_target_')} has no weights; choose the method that the file belongs to with "
+            "adapter="
         )
     parts.bare_adapter.faithful = (
         faithful or parts.bare_adapter.faithful
@@ -213,7 +217,8 @@ def accounted(
     """The converted tensors of ``official``, and what became of every key.
 
     Args:
-        whole: take the file's U-Net, too, where the method leaves it aside because it does not train it, and where it is not the backbone's.
+        whole: take the file's U-Net, too, where the method leaves it aside because it does not train it, and where it
+            is not the backbone's.
     """
     from posegen.io.weights import UnknownKeys
     from posegen.runner.method_folder import ADAPTER, plain_modules

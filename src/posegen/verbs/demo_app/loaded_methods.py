@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config import groups as listing
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
-from posegen.runner.devices import device_of
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
+from posegen.runner.precision import device_of
 
 if TYPE_CHECKING:
     from posegen.pipeline import PoseGuidedPipeline

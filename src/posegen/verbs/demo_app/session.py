@@ -19,9 +19,9 @@ from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.reading import PEOPLE, PoseInput, read_poses
 from posegen.runner.components import Parts
-from posegen.runner.devices import device_of
 from posegen.runner.images import visible
-from posegen.runner.prompts import PROMPTS, imagined
+from posegen.runner.precision import device_of
+from posegen.runner.user_requests.prompts import PROMPTS, imagined
 from posegen.train.loop import prepare_threads
 from posegen.verbs.demo_app.editor import to_editor, to_keypoints
 from posegen.verbs.demo_app.loaded_methods import Method, Shelf, choose

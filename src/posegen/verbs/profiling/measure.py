@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from posegen.errors import UserError
-from posegen.runner.devices import device_of
-from posegen.runner.precision import PRECISIONS
+from posegen.runner.precision import PRECISIONS, device_of
 from posegen.verbs.profiling.breakdown import breakdown, matrix_rate
 from posegen.verbs.profiling.sides import Phase, Plain, Side
 

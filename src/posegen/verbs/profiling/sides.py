@@ -19,8 +19,7 @@ from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
 from posegen.runner.components import Parts
-from posegen.runner.devices import device_of
-from posegen.runner.precision import autocast, keeping, networks, precision
+from posegen.runner.precision import autocast, device_of, keeping, networks, precision
 from posegen.runner.sampler import Sampler, predicted, weighted
 from posegen.train.loop import build_task
 from posegen.train.tasks import Task
