@@ -16,7 +16,7 @@ from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.errors import UserError
-from posegen.verbs.convert import accounted, load
+from posegen.runner.official_weights import accounted, load
 
 Method = TypeVar("Method", bound=Adapter)
 
