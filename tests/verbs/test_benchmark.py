@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -193,58 +191,6 @@ def test_a_misspelt_key_stops_the_benchmark_with_one_error(
     assert main(options(world, tmp_path, "+sampler.guidence=3")) == 1
     assert "guidance" in capsys.readouterr().err
     assert not (tmp_path / "benchmark").exists()
-
-
-THEIRS = '''
-from torch import nn
-from posegen.adapters.base import Adapter, Paper
-from posegen.backbones.base import Injection
-
-
-class Middle(Adapter):
-    """Adds a picture of the pose to the middle block."""
-
-    needs = frozenset({"hint"})
-    paper = Paper("A third party's method", "")
-
-    def __init__(self, gain: float = 1.0):
-        super().__init__()
-        from posegen.poses.drawing import PoseDrawing
-
-        self.hint, self.gain = PoseDrawing("humansd"), gain
-
-    def attach(self, backbone):
-        super().attach(backbone)
-        self.project = nn.Conv2d(3, backbone.geometry.channels[-1], 1)
-        nn.init.zeros_(self.project.weight)
-        self.cells = 2 ** (backbone.geometry.levels - 1)
-
-    def encode(self, batch):
-        size = batch.hint.shape[-1] // (self.backbone.geometry.latent_factor * self.cells)
-        return self.text_state(batch).having(pose=nn.functional.adaptive_avg_pool2d(batch.hint, size))
-
-    def inject(self, state, latents, timesteps):
-        return Injection(mid=self.gain * self.project(state.conditions["pose"]))
-'''
-
-
-def test_a_third_party_method_is_one_file_and_one_yaml(world: list[str], tmp_path: Path) -> None:
-    """Outside the repository, found through hydra.searchpath; it trains, is judged and has its row."""
-    package = tmp_path / "theirs"
-    (package / "conf" / "adapter").mkdir(parents=True)
-    (package / "their_method.py").write_text(textwrap.dedent(THEIRS))
-    (package / "conf" / "adapter" / "middle.yaml").write_text(
-        "_target_: their_method.Middle\ngain: 1.0\nrecipes: {mannequin: {lr: 1.0e-3, drop_text: 0.1}}\n"
-    )
-    command = options(world, tmp_path / "out", "adapter=middle,none", f"hydra.searchpath=[file://{package / 'conf'}]")
-    environment = {**os.environ, "PYTHONPATH": str(package)}
-    done = subprocess.run(
-        [sys.executable, "-m", "posegen.cli", *command], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    table = rows(tmp_path / "out")
-    assert list(table) == ["middle", "none"] and table["middle"]["state"] == "finished"
-    assert float(table["middle"]["cost_trained_parameters"]) == 3 * 16 + 16
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from posegen.config.resolvers import gpus
 from posegen.errors import UserError
 
 #: Keys that name something to read; what is written need not exist yet.
-INPUT = re.compile(r"(^|[._])(path|folder|file|checkpoint)$|^source$")
+INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 #: Verbs that judge the generated images or poses.

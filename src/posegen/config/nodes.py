@@ -108,7 +108,7 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
         path, there = inside(key, name), usual._get_node(name, validate_access=False)
         if there is None:
             names = [str(k) for k in usual] + ([] if key else list(roots))
-            if key or name not in roots:
+            if (key or name not in roots) and not (key and has_target(child)):  # a further object, as of callbacks
                 kind = "no such key" if key else "no such group or key"
                 problems.append(
                     misspelt(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ class CellCSVLogger(CSVLogger):
         return CellCSVLogger(folder, self._flush_logs_every_n_steps)
 
 
-def with_curves(configured: Logger | Iterable[Logger] | None, folder: Path) -> list[Logger]:
-    """The configured loggers and, beside them, the curves of the cell; none where none is configured."""
-    if configured is None:
+def with_curves(configured: Logger | Mapping[str, Logger] | None, folder: Path) -> list[Logger]:
+    """The configured logger, or loggers by name, and beside them the curves of the cell; none where none is
+    configured."""
+    if not configured:
         return []
-    loggers = [configured] if isinstance(configured, Logger) else list(configured)
+    loggers = [configured] if isinstance(configured, Logger) else list(configured.values())
     placed = [logger.into(folder) if isinstance(logger, CellCSVLogger) else logger for logger in loggers]
     return placed if any(isinstance(logger, CellCSVLogger) for logger in placed) else [*placed, CellCSVLogger(folder)]
 
