@@ -159,6 +159,17 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
+def test_cells_are_planned_as_hydra_runs_them(tree: Path) -> None:
+    words = ["adapter=reference/real,method", "+adapter.layers=1,2", "hydra/launcher=basic"]
+    ran: list[tuple[float, int, int]] = []
+    facts = lambda cfg: (cfg.adapter.strength, cfg.adapter.layers, cfg.seed)  # noqa: E731
+    assert run(Verb("benchmark"), words, lambda cfg: ran.append(facts(cfg))) == 0
+    assert [facts(cfg) for cfg in Command.read("benchmark", words).cells()] == ran
+    assert len(ran) == 8 and ran[:3] == [(0, 1, 0), (0, 2, 0), (0, 1, 1)]
+    with pytest.raises(UserError, match="PosePrior generates poses"):
+        list(Command.read("benchmark", []).cells())
+
+
 # Errors.
 
 
