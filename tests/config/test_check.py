@@ -283,10 +283,10 @@ def test_shipped_benchmarks_have_no_problems() -> None:
 
 
 def test_values_that_a_training_would_notice_late_are_found_early() -> None:
-    from posegen.config.check import PRECISIONS, late_values
+    from posegen.config.check import KNOWN_PRECISIONS, late_values
     from posegen.runner.precision import PRECISIONS as KNOWN
 
-    assert set(PRECISIONS) == {"auto", *KNOWN}
+    assert set(KNOWN_PRECISIONS) == {"auto", *KNOWN}
     cfg = OmegaConf.create({"optim": {"lr": None, "drop_text": 2}, "trainer": {"precision": "bf16"}})
     told = [str(problem) for problem in late_values(cfg)]
     assert told == [

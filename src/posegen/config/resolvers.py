@@ -57,10 +57,11 @@ def within(folder: str | None, name: str) -> str | None:
     return str(place) if place is not None and place.exists() else None
 
 
-def row(option: str, path: str | None) -> str:
+def method_row(option: str, path: str | None) -> str:
     """The option; an option ``folder`` is named after its folder, too, so that a sweep can have several."""
     return f"{option}/{Path(path).name}" if path and option.rpartition("/")[2] == "folder" else option
 
 
-for resolver in (asset, gpus, at_once, gpu, within, row):
+for resolver in (asset, gpus, at_once, gpu, within):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+OmegaConf.register_new_resolver("row", method_row, replace=True)
