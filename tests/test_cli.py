@@ -13,10 +13,10 @@ import pytest
 
 from posegen import cli
 from posegen.config import groups as listing
-from posegen.config.app import Command, run
-from posegen.config.verb_files import FOLDER, Verb, verbs
+from posegen.config.app import Command, run_verb
+from posegen.config.verb_files import VERB_FOLDER, Verb, verbs
 from posegen.errors import UserError
-from posegen.verbs.completion import complete
+from posegen.verbs.completion import completions
 from tests.tiny import require_right_names
 
 HEAVY = {"torch", "lightning", "diffusers", "transformers", "pandas", "wandb"}
@@ -44,7 +44,7 @@ sys.exit(f"imported {{heavy}}" if heavy else code)"""
 
 def run_world(*words: str) -> int:
     """``posegen train`` in the small world."""
-    return run(Verb("train"), words, import_module("world").run)
+    return run_verb(Verb("train"), words, import_module("world").run)
 
 
 # Help.
@@ -126,7 +126,7 @@ def test_lightnings_other_processes_name_the_verb_as_hydra_does(tree: Path) -> N
     assert cli.split(["--config-name", "train", "seed=1"]) == ("train", ["seed=1"])
     seen: list[list[str]] = []
     before = list(sys.argv)
-    assert run(Verb("train"), ["out=x", "seed=3"], lambda cfg: seen.append(sys.argv[1:])) == 0
+    assert run_verb(Verb("train"), ["out=x", "seed=3"], lambda cfg: seen.append(sys.argv[1:])) == 0
     assert seen == [["--config-name", "train", "out=x", "seed=3"]]
     assert sys.argv == before
 
@@ -157,6 +157,17 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
     assert len(words) == 4
     assert all(asset.endswith("posegen/assets/thing") and gpu in ("3", "5") for asset, gpu in words)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_cells_are_planned_as_hydra_runs_them(tree: Path) -> None:
+    words = ["adapter=reference/real,method", "+adapter.layers=1,2", "hydra/launcher=basic"]
+    ran: list[tuple[float, int, int]] = []
+    facts = lambda cfg: (cfg.adapter.strength, cfg.adapter.layers, cfg.seed)  # noqa: E731
+    assert run_verb(Verb("benchmark"), words, lambda cfg: ran.append(facts(cfg))) == 0
+    assert [facts(cfg) for cfg in Command.read("benchmark", words).cells()] == ran
+    assert len(ran) == 8 and ran[:3] == [(0, 1, 0), (0, 2, 0), (0, 1, 1)]
+    with pytest.raises(UserError, match="PosePrior generates poses"):
+        list(Command.read("benchmark", []).cells())
 
 
 # Errors.
@@ -256,7 +267,7 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
     chosen: list[str] = []
     assert (
-        run(Verb("train"), ["out=out", "adapter=theirs", *words], lambda cfg: chosen.append(cfg.adapter._target_)) == 0
+        run_verb(Verb("train"), ["out=out", "adapter=theirs", *words], lambda cfg: chosen.append(cfg.adapter._target_)) == 0
     )
     assert chosen == ["their.method.Theirs"]
 
@@ -286,7 +297,7 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_completion(tree: Path, line: str, expected: list[str]) -> None:
-    assert complete(line) == expected
+    assert completions(line) == expected
 
 
 def test_completion_answers_without_importing_anything_heavy() -> None:
@@ -326,7 +337,7 @@ def test_positional_words_become_the_list_that_the_yaml_names(tmp_path: Path, mo
 def test_a_verb_is_a_file_and_its_yaml() -> None:
     for verb in verbs().values():
         assert verb.summary and (listing.conf_dir() / f"{verb.name}.yaml").is_file(), verb.name
-        text = (FOLDER / f"{verb.name}.py").read_text()
+        text = (VERB_FOLDER / f"{verb.name}.py").read_text()
         assert ("\ndef main(cfg: DictConfig)" in text) or verb.starts, verb.name
 
 

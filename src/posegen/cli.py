@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"posegen {version('posegen')}")
         return 0
     if words[0] in ("-sc", "--shell-completion"):  # the question of the shell's script, in Hydra's words
-        from posegen.verbs.completion import complete  # composes with Hydra, which the help must not wait for
+        from posegen.verbs.completion import completions  # composes with Hydra, which the help must not wait for
 
-        print("\n".join(complete(os.environ.get("COMP_LINE", "posegen "))))
+        print("\n".join(completions(os.environ.get("COMP_LINE", "posegen "))))
         return 0
     name, rest = split(words)
     known = verbs()
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"posegen: {misspelt(name, 'no such verb', name, known)}", file=sys.stderr)
         return 2
     try:
-        from posegen.config.app import run  # imports Hydra
+        from posegen.config.app import run_verb  # imports Hydra
 
-        return run(known[name], rest)
+        return run_verb(known[name], rest)
     except KeyboardInterrupt:
         print(f"\nposegen {name}: interrupted", file=sys.stderr)
         return 130
@@ -83,7 +83,7 @@ Verbs (posegen VERB --help tells more):
 {listed}
 
 Groups (posegen list GROUP tells what each option is):
-{groups.overview(found, shutil.get_terminal_size((120, 24)).columns)}
+{groups.group_lines(found, shutil.get_terminal_size((120, 24)).columns)}
 
 Tab completion: eval "$(posegen completion bash)" """.rstrip()
 

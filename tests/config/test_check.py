@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from posegen import cli
 from posegen.config.app import Command
-from posegen.config.arguments import mismatches
-from posegen.config.check import require_valid
+from posegen.config.arguments import argument_problems, mismatches
+from posegen.config.check import require_valid, shared_batch_problem
 from posegen.config.compose import composed
 from posegen.errors import UserError
 
@@ -202,6 +202,53 @@ def test_values_are_compared_with_annotations(value: Any, annotation: Any, fits:
     assert (not list(mismatches(value, annotation))) == fits
 
 
+@pytest.mark.parametrize(
+    ("node", "found"),
+    [
+        ({"_target_": "Trainer", "fast_dev_run": True, "limit_train_batches": 2, "max_time": "00:01:00:00"}, []),
+        (
+            {"_target_": "Trainer", "limit_train_batch": 2},
+            ["takes no such argument; did you mean limit_train_batches?"],
+        ),
+        ({"_target_": "Trainer", "max_epochs": 3.5}, ["x.max_epochs=3.5: expected an integer or null"]),
+        ({"_target_": "Trainer", "precision": "bf16-mixd"}, ["did you mean bf16-mixed?"]),
+        ({"_target_": "loggers.CSVLogger", "save_dir": "logs"}, []),
+        ({"_target_": "loggers.CSVLogger"}, ["x.save_dir: CSVLogger needs this argument"]),
+        ({"_target_": "loggers.CSVLogger", "_partial_": True}, []),
+        ({"_target_": "loggers.WandbLogger", "notes": "for wandb.init", "offline": 3}, ["expected true or false"]),
+        ({"_target_": "callbacks.EarlyStopping", "monitor": "loss", "patience": "long"}, ["expected an integer"]),
+        ({"_target_": "callbacks.LearningRateMonitor", "logging_interval": "stp"}, ["did you mean step?"]),
+    ],
+)
+def test_lightnings_classes_are_checked_like_ours(node: dict[str, Any], found: list[str]) -> None:
+    node["_target_"] = f"lightning.pytorch.{node['_target_']}"
+    problems = [str(problem) for problem in argument_problems("x", OmegaConf.create(node))]
+    assert len(problems) == len(found) and all(part in text for part, text in zip(found, problems, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [
+        ((8, 2, 4, 1), None),
+        ((8, 2, "auto", 1), None),
+        ((8, 3, 1, 1), "optim.batch=8: is not divisible by optim.accumulate=3"),
+        ((8, 1, 3, 2), "by 6 processes (trainer.devices=3 on trainer.nodes=2); it must be a multiple of 6"),
+        ((8, 1, 0, 1), "trainer.devices=0: expected a number of devices, 1 or more, or auto for all GPUs"),
+    ],
+)
+def test_processes_take_equal_shares_of_a_batch(
+    numbers: tuple[Any, ...], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    problem = shared_batch_problem(*numbers)
+    assert (problem is None) if found is None else found in str(problem)
+
+
+def test_a_transfer_needs_a_method_that_reads_a_source() -> None:
+    found = [str(problem) for problem in Command.read("transfer", ["adapter=controlnet"]).check()[0]]
+    assert len(found) == 1 and found[0].startswith("adapter=controlnet: reads no picture to take clothes from")
+
+
 # The configurations that posegen ships.
 
 
@@ -236,10 +283,10 @@ def test_shipped_benchmarks_have_no_problems() -> None:
 
 
 def test_values_that_a_training_would_notice_late_are_found_early() -> None:
-    from posegen.config.check import PRECISIONS, late_values
+    from posegen.config.check import KNOWN_PRECISIONS, late_values
     from posegen.runner.precision import PRECISIONS as KNOWN
 
-    assert set(PRECISIONS) == {"auto", *KNOWN}
+    assert set(KNOWN_PRECISIONS) == {"auto", *KNOWN}
     cfg = OmegaConf.create({"optim": {"lr": None, "drop_text": 2}, "trainer": {"precision": "bf16"}})
     told = [str(problem) for problem in late_values(cfg)]
     assert told == [

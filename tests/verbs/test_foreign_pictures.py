@@ -123,12 +123,12 @@ def test_what_only_the_table_reads_reaches_it(real: Path) -> None:
 
 
 def test_only_folders_are_named_after_a_path() -> None:
-    from posegen.config.resolvers import row
+    from posegen.config.resolvers import method_row
 
     assert (
-        row("reference/folder", "runs/humansd/") == "reference/folder/humansd"
-        and row("reference/real", None) == "reference/real"
+        method_row("reference/folder", "runs/humansd/") == "reference/folder/humansd"
+        and method_row("reference/real", None) == "reference/real"
     )
-    assert row("theirs", "weights/x.pt") == "theirs"
+    assert method_row("theirs", "weights/x.pt") == "theirs"
     with configured("train", "adapter=controlnet") as cfg:
         assert cfg.method == "controlnet"

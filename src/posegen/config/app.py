@@ -24,9 +24,9 @@ from yaml import YAMLError
 
 from posegen.config import groups
 from posegen.config.check import require_valid, validate
-from posegen.config.compose import VERSION, compose, composed
+from posegen.config.compose import HYDRA_VERSION, compose, composed
 from posegen.config.overrides import forced, hydra_message, readable
-from posegen.config.problems import Problem, misspelt, report, without_repeats
+from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.sweep import Axis, axes, combinations, representatives
 from posegen.config.verb_files import Verb, positional
 from posegen.errors import UserError
@@ -91,7 +91,7 @@ class Command:
         paths = [word for word in found if word.startswith("hydra.searchpath=")]
         folder = flags.get("--config-dir")
         search = [*([folder] if folder else []), *groups.search_entries(paths)]
-        keys = collected(verb, [word for word in found if word not in paths])
+        keys = hydra_words(verb, [word for word in found if word not in paths])
         return cls(verb, tuple(keys), tuple(map(groups.searchable, search)), flags, tuple(words))
 
     @property
@@ -173,7 +173,7 @@ class Command:
         try:
             # Hydra hands errors on and prints none; processes that start from here remember what the user wanted.
             with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
-                hydra.main(version_base=VERSION, config_path=str(groups.conf_dir()), config_name=self.verb)(job)()
+                hydra.main(version_base=HYDRA_VERSION, config_path=str(groups.conf_dir()), config_name=self.verb)(job)()
             return tell(job.error, self, traced) if job.error else job.code
         except Exception as error:
             return tell(error, self, traced)
@@ -191,10 +191,10 @@ class Command:
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
         shown = {name: options for name, options in self.known.items() if "/" not in name}
-        return template.safe_substitute(APP_CONFIG_GROUPS=groups.overview(shown), CONFIG=OmegaConf.to_yaml(cfg))
+        return template.safe_substitute(APP_CONFIG_GROUPS=groups.group_lines(shown), CONFIG=OmegaConf.to_yaml(cfg))
 
 
-def collected(verb: str, words: Sequence[str]) -> Iterator[str]:
+def hydra_words(verb: str, words: Sequence[str]) -> Iterator[str]:
     """Overrides as Hydra reads them: paths are quoted, and where a verb has positional words they become one list."""
     key = positional(verb)
     names = [word for word in words if key and ("=" not in word or Path(word).exists())]
@@ -254,7 +254,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def run(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], Any] | None = None) -> int:
+def run_verb(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], Any] | None = None) -> int:
     """``posegen VERB words``, with another function in place of the verb's, if given; returns the exit code."""
     command = Command(verb.name)
     try:
@@ -305,7 +305,7 @@ def explain(error: Exception, cause: BaseException, command: Command) -> str:
     """
     if isinstance(cause, HydraException):
         problems = command.check()[0]
-        return report(problems) if problems else hydra_message(cause)
+        return problem_report(problems) if problems else hydra_message(cause)
     if isinstance(cause, YAMLError):
         return hydra_message(cause)
     message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)

@@ -20,7 +20,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from posegen.config.nodes import BESIDE_ARGUMENTS, children, has_target, target_of, targets, value_of, value_or_none
+from posegen.config.nodes import (
+    BESIDE_ARGUMENTS,
+    children,
+    has_target,
+    target_nodes,
+    target_path,
+    value_of,
+    value_or_none,
+)
 from posegen.config.problems import Problem, misspelt, nearest
 from posegen.errors import UserError
 
@@ -52,9 +60,9 @@ def argument_problems(key: str, node: DictConfig) -> list[Problem]:
         key: where it stands.
         node: the node with the ``_target_``.
     """
-    target = locate(target_of(node))
+    target = locate(target_path(node))
     if isinstance(target, str):
-        return [Problem(f"{key}._target_", target, target_of(node))]
+        return [Problem(f"{key}._target_", target, target_path(node))]
     try:
         signature = inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -88,15 +96,15 @@ def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: A
     """What is wrong with the value of one argument."""
     wanted = evaluated(parameter.annotation, target)
     if has_target(node):
-        built = locate(target_of(node))
+        built = locate(target_path(node))
         wrong = (
             isinstance(built, type)
             and isinstance(wanted, type)
             and wanted.__module__.startswith("posegen")
             and not issubclass(built, wanted)
         )
-        return [Problem(f"{key}._target_", f"expected a {wanted.__name__}", target_of(node))] if wrong else []
-    if node._is_missing() or any(True for _ in targets(node, key)):
+        return [Problem(f"{key}._target_", f"expected a {wanted.__name__}", target_path(node))] if wrong else []
+    if node._is_missing() or any(True for _ in target_nodes(node, key)):
         return []
     try:
         value = value_of(node)
@@ -139,22 +147,22 @@ def mismatches(value: Any, annotation: Any) -> Iterator[tuple[tuple[str, ...], s
             yield (), f"{' or '.join(f'a {name}' for name in ours) or 'a value'}{null}", value, []
     elif len(members) > 1:  # pydantic lists an error for each member
         told = dict.fromkeys(map(_expected, errors))
-        yield (), f"{' or '.join(told)}{null}", value, [name for e in errors for name in _options(e)]
+        yield (), f"{' or '.join(told)}{null}", value, [name for e in errors for name in _literal_names(e)]
     else:
         for e in errors:
             place = tuple(map(str, e["loc"][:-1] if e["type"] == "missing" else e["loc"]))
-            yield place, f"{_expected(e)}{'' if e['loc'] else null}", e["input"], _options(e)
+            yield place, f"{_expected(e)}{'' if e['loc'] else null}", e["input"], _literal_names(e)
 
 
 def _expected(error: Mapping[str, Any]) -> str:
-    if options := _options(error):
+    if options := _literal_names(error):
         return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
     if error["type"] == "missing":
         return "one more value"
     return WORDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
 
 
-def _options(error: Mapping[str, Any]) -> list[str]:
+def _literal_names(error: Mapping[str, Any]) -> list[str]:
     """The names that a literal allows."""
     return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from posegen.config import nodes
 from posegen.config.arguments import argument_problems, locate
 from posegen.config.compose import composed
-from posegen.config.groups import Option, groups, roots_of, shown
-from posegen.config.problems import Problem, misspelt, nearest, report, without_repeats
+from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
+from posegen.config.problems import Problem, misspelt, nearest, problem_report, without_repeats
 from posegen.config.resolvers import gpus
 from posegen.errors import UserError
 
@@ -42,12 +42,11 @@ OTHER_IMAGES = {
 #: Splits that are trained on or generated; others are only looked at.
 GENERATED = ("train", "validation", "test")
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: Choices that no signature tells.
-CHOICES = {"trainer.precision": PRECISIONS}
+SETTING_CHOICES = {"trainer.precision": KNOWN_PRECISIONS}
 #: Numbers that are usually null, so that nothing else tells their kind: key -> (least, most).
-NUMBERS = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
-Known = Mapping[str, Mapping[str, Option]]
+SETTING_RANGES = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 
 
 def validate(cfg: DictConfig) -> list[Problem]:
@@ -57,7 +56,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
     problems = nodes.unresolved(cfg)
     if (usual := _usual(hydra, known)) is not None:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
-    for key, node in nodes.targets(cfg):
+    for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
     problems += for_the_verb(cfg, str(hydra.job.config_name))
@@ -71,10 +70,10 @@ def require_valid(cfg: DictConfig) -> None:
         UserError: lists all of them.
     """
     if problems := validate(cfg):
-        raise UserError(report(problems))
+        raise UserError(problem_report(problems))
 
 
-def _usual(hydra: Any, known: Known) -> DictConfig | None:
+def _usual(hydra: Any, known: KnownGroups) -> DictConfig | None:
     """The configuration that the chosen files alone give, without overrides and without files that may set any key."""
     search = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
     choices = (
@@ -95,11 +94,11 @@ def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> 
         return None
 
 
-def _placed(problem: Problem, hydra: Any, known: Known) -> Problem:
+def _placed(problem: Problem, hydra: Any, known: KnownGroups) -> Problem:
     """The problem with the file of the option that was chosen for its key's group."""
     group = problem.key.split(".")[0]
     option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
-    return replace(problem, file=shown(option)) if option and not problem.file else problem
+    return replace(problem, file=shown_path(option)) if option and not problem.file else problem
 
 
 # Problems that no single node shows.
@@ -107,7 +106,7 @@ def _placed(problem: Problem, hydra: Any, known: Known) -> Problem:
 
 def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
-    named = {key: leaf for key, leaf in nodes.leaves(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
+    named = {key: leaf for key, leaf in nodes.leaf_nodes(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
     values = {key: nodes.value_or_none(leaf) for key, leaf in named.items() if not leaf._is_missing()}
     return [
         Problem(key, "no such file or folder", value)
@@ -119,13 +118,13 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
 def late_values(cfg: DictConfig) -> list[Problem]:
     """Values that would only be noticed once a training has begun."""
     problems = []
-    for key, (least, most) in NUMBERS.items():
+    for key, (least, most) in SETTING_RANGES.items():
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and least <= value <= most):
             span = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
             problems.append(Problem(key, f"expected a number {span}, or null", value))
-    for key, options in CHOICES.items():
+    for key, options in SETTING_CHOICES.items():
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         if value is not None and value not in options:
             near = nearest(str(value), options)
@@ -198,7 +197,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
-        data = locate(nodes.target_of(node)) if nodes.has_target(node) else None
+        data = locate(nodes.target_path(node)) if nodes.has_target(node) else None
         for field, (method, image) in OTHER_IMAGES.items() if split in GENERATED else ():
             if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
                 text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
@@ -224,7 +223,7 @@ def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
 def _class(cfg: DictConfig, group: str) -> Any:
     """The class behind a group's ``_target_``, also where that is one of its class methods."""
     node = cfg.get(group)
-    target = locate(nodes.target_of(node)) if nodes.has_target(node) else None
+    target = locate(nodes.target_path(node)) if nodes.has_target(node) else None
     return getattr(target, "__self__", target) if not isinstance(target, str) else None
 
 

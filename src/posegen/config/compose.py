@@ -19,7 +19,7 @@ from posegen.config import (
     resolvers,  # noqa: F401  (registers what ${...} may ask for)
 )
 
-VERSION = "1.3"  # of Hydra, whose defaults hold
+HYDRA_VERSION = "1.3"  # of Hydra, whose defaults hold
 
 
 class OtherPackages(SearchPathPlugin):
@@ -46,7 +46,7 @@ def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) 
     """
     running = GlobalHydra.instance().is_initialized()
     folder = str(main or groups.conf_dir())
-    with nullcontext() if running else hydra.initialize_config_dir(folder, version_base=VERSION):
+    with nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION):
         return hydra.compose(name, list(overrides), return_hydra_config=True)
 
 

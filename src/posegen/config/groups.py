@@ -119,6 +119,10 @@ class Option:
         return Option(self.group, file.relative_to(root).with_suffix("").as_posix(), file).found(pattern)
 
 
+#: Group -> option -> its file.
+KnownGroups = Mapping[str, Mapping[str, Option]]
+
+
 def groups(where: Sequence[Path] | None = None) -> dict[str, dict[str, Option]]:
     """Group -> option -> its file, sorted; ``adapter/reference/real.yaml`` is ``reference/real`` of ``adapter``."""
     found: dict[str, dict[str, Option]] = {}
@@ -137,13 +141,13 @@ def primaries(where: Sequence[Path] | None = None) -> set[str]:
     return {file.stem for root in where or roots() for file in root.glob("*.yaml")}
 
 
-def shown(option: Option) -> str:
+def shown_path(option: Option) -> str:
     """``conf/adapter/controlnet.yaml``, or the folder it lies in where that is no ``conf``."""
     root = option.file.parents[len(option.name.split("/")) + len(option.group.split("/")) - 1]
     return str(option.file.relative_to(root.parent))
 
 
-def overview(found: Mapping[str, Mapping[str, Option]], width: int = 160) -> str:
+def group_lines(found: KnownGroups, width: int = 160) -> str:
     """One line per group with the names of its options."""
     column = max(map(len, found), default=0)
     lines = []

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from posegen.config.problems import NO_VALUE, Problem, misspelt, plain
+from posegen.config.problems import NO_VALUE, Problem, as_typed, misspelt
 from posegen.errors import UserError
 
 #: Nodes inside a ``_target_`` that posegen reads and the class does not.
@@ -27,25 +27,25 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(name), node._get_node(name)) for name in names)
 
 
-def inside(key: str, name: str) -> str:
+def dotted(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
+def target_nodes(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
     """All nodes with a ``_target_``."""
     built = has_target(node)
     if built:
         yield key, node
     for name, child in children(node):
         if not (built and name in BESIDE_ARGUMENTS):
-            yield from targets(child, inside(key, name))
+            yield from target_nodes(child, dotted(key, name))
 
 
 def has_target(node: Any) -> TypeGuard[DictConfig]:
     return isinstance(node, DictConfig) and any(name == "_target_" for name, _ in children(node))
 
 
-def target_of(node: DictConfig) -> Any:
+def target_path(node: DictConfig) -> Any:
     return value_of(node._get_node("_target_"))
 
 
@@ -69,19 +69,19 @@ def value_or_none(node: Any) -> Any:
 # Problems.
 
 
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, node) of every value, interpolation and missing container."""
     for name, child in children(node):
         if OmegaConf.is_config(child) and not (child._is_missing() or child._is_interpolation()):
-            yield from leaves(child, inside(key, name))
+            yield from leaf_nodes(child, dotted(key, name))
         else:
-            yield inside(key, name), child
+            yield dotted(key, name), child
 
 
 def unresolved(cfg: DictConfig) -> list[Problem]:
     """Mandatory values that nobody gave, and interpolations that lead nowhere."""
     problems = []
-    for key, leaf in leaves(cfg):
+    for key, leaf in leaf_nodes(cfg):
         if leaf._is_missing():
             problems.append(Problem(key, f"a value is missing; give one with {key}=VALUE", "???"))
         elif leaf._is_interpolation():
@@ -105,7 +105,7 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
     """
     problems = []
     for name, child in children(cfg):
-        path, there = inside(key, name), usual._get_node(name, validate_access=False)
+        path, there = dotted(key, name), usual._get_node(name, validate_access=False)
         if there is None:
             names = [str(k) for k in usual] + ([] if key else list(roots))
             if (key or name not in roots) and not (key and has_target(child)):  # a further object, as of callbacks
@@ -119,7 +119,7 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
             if len(there) and not has_target(child) and not has_target(there):  # an empty mapping takes any key
                 problems += unknown(child, there, (), path)
         elif expected := _other_kind(value := value_or_none(child), usual_value := value_or_none(there)):
-            problems.append(Problem(path, f"expected {expected}; usually it is {plain(usual_value)}", value))
+            problems.append(Problem(path, f"expected {expected}; usually it is {as_typed(usual_value)}", value))
     return problems
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import hydra
@@ -13,22 +13,21 @@ from hydra.errors import OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from posegen.config.groups import Option
+from posegen.config.groups import KnownGroups
 from posegen.config.problems import Problem, misspelt, nearest
 
-Groups = Mapping[str, Mapping[str, Option]]
 #: Extras that bring options of Hydra's own groups, by how the options' names begin.
 EXTRAS = {"submitit": "sweep", "ray": "ray", "optuna": "optuna"}
 
 
-def readable(words: Sequence[str], known: Groups) -> tuple[list[Problem], list[str]]:
+def readable(words: Sequence[str], known: KnownGroups) -> tuple[list[Problem], list[str]]:
     """The problems of words that are no override or name an option that does not exist, and the other words."""
     problems: list[Problem] = []
     good = []
     for word in words:
         try:
             [override] = OverridesParser.create().parse_overrides([word])
-            found = _options(override, known)
+            found = _option_problems(override, known)
         except OverrideParseException as error:
             found = [_unreadable(word, known, error)]
         problems += found
@@ -36,13 +35,13 @@ def readable(words: Sequence[str], known: Groups) -> tuple[list[Problem], list[s
     return problems, good
 
 
-def forced(word: str, known: Groups) -> str:
+def forced(word: str, known: KnownGroups) -> str:
     """``key=value`` as ``++key=value``, which adds a key that does not exist; the check tells what reads no key."""
     key = word.partition("=")[0]
     return word if key[0] in "+~" or key.partition("@")[0] in known or key[:5] == "hydra" else f"++{word}"
 
 
-def _options(override: Override, known: Groups) -> list[Problem]:
+def _option_problems(override: Override, known: KnownGroups) -> list[Problem]:
     """Problems of ``group=option``."""
     group = override.key_or_group
     hydras = group.startswith("hydra/")
@@ -66,7 +65,7 @@ def _brought_by_hydra(group: str) -> Collection[str]:
     return [*(file.stem for file in files), *(name.removesuffix(".yaml") for name in stored)]
 
 
-def _unreadable(word: str, known: Groups, error: Exception) -> Problem:
+def _unreadable(word: str, known: KnownGroups, error: Exception) -> Problem:
     """The problem of a word that is no override; it may be an option without its group."""
     if "=" in word:
         return Problem(word, f"cannot be read: {error}")

@@ -32,7 +32,7 @@ class Problem:
     file: str | None = None
 
     def __str__(self) -> str:
-        text = self.key if self.value is NO_VALUE else f"{self.key}={plain(self.value)}"
+        text = self.key if self.value is NO_VALUE else f"{self.key}={as_typed(self.value)}"
         text += f": {self.expected}"
         if self.nearest:
             text += f"; did you mean {self.nearest}?"
@@ -55,14 +55,14 @@ def nearest(word: str, right: Iterable[str]) -> str | None:
     return next((name for name in names if word and (name.startswith(word) or name.endswith(f"/{word}"))), None)
 
 
-def plain(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A value as it is written on the command line."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def report(problems: Sequence[Problem]) -> str:
+def problem_report(problems: Sequence[Problem]) -> str:
     """All problems as one message."""
     if len(problems) == 1:
         return str(problems[0])

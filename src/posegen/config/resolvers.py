@@ -10,6 +10,10 @@ Registered on import, so every process that composes or runs a configuration imp
 | ``${at_once:THREADS}`` | the number of cells that this machine computes at once |
 | ``${within:FOLDER,NAME}`` | the path of NAME in FOLDER, null where there is none |
 | ``${row:OPTION,PATH}`` | the name of a cell's method |
+| ``${cell_folder:}`` | the folder of a cell |
+| ``${auto_precision:ACCELERATOR}`` | bf16-mixed where the hardware computes in it, else 32-true |
+| ``${processes:DEVICES,NODES}`` | the number of processes that train a cell together |
+| ``${run_id:FOLDER,SEED}`` | the id of a cell's run on W&B |
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ def within(folder: str | None, name: str) -> str | None:
     return str(place) if place is not None and place.exists() else None
 
 
-def row(option: str, path: str | None) -> str:
+def method_row(option: str, path: str | None) -> str:
     """The option; an option ``folder`` is named after its folder, too, so that a sweep can have several."""
     return f"{option}/{Path(path).name}" if path and option.rpartition("/")[2] == "folder" else option
 
@@ -84,5 +88,6 @@ def run_id(folder: str, seed: int) -> str:
     return value_hash([folder, seed])
 
 
-for resolver in (asset, gpus, at_once, gpu, within, row, auto_precision, processes, run_id, cell_folder):
+for resolver in (asset, gpus, at_once, gpu, within, auto_precision, processes, run_id, cell_folder):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+OmegaConf.register_new_resolver("row", method_row, replace=True)

@@ -24,7 +24,7 @@ from posegen.config.sweep import Axis, axes, combinations
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
 
-DIGITS = 3  # of a tuned value; more would only make names of folders longer
+TUNED_DIGITS = 3  # of a tuned value; more would only make names of folders longer
 
 
 @dataclass
@@ -91,19 +91,19 @@ class OptunaSweeper(Sweeper):
             count = min(self.at_once, self.trials - first)
             asked = [(study, study.optuna.ask(intervals)) for study in studies for _ in range(count)]
             jobs = [
-                [*study.fixed, *(f"{key}={value}" for key, value in texts(trial.params).items())]
+                [*study.fixed, *(f"{key}={value}" for key, value in tuned_texts(trial.params).items())]
                 for study, trial in asked
             ]
             returns = self.runs.launch(jobs, initial_job_idx=first * len(studies))
             for (study, trial), job in zip(asked, returns, strict=True):
                 value = self.tell(study, trial, job, errors)
-                study.rows.append((texts(trial.params), value))
+                study.rows.append((tuned_texts(trial.params), value))
             self.report(studies)
         if errors:
             raise errors[0]
 
     def study(self) -> Any:
-        optuna = imported()
+        optuna = optuna_package()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return optuna.create_study(direction="maximize", sampler=self.sampler(seed=self.seed))
 
@@ -117,7 +117,7 @@ class OptunaSweeper(Sweeper):
             value = job.return_value
         except Exception as error:  # of the job; the others go on
             errors.append(error)
-            study.optuna.tell(trial, state=imported().trial.TrialState.FAIL)
+            study.optuna.tell(trial, state=optuna_package().trial.TrialState.FAIL)
             return None
         if not isinstance(value, float):
             fix = "set objective=headline, or a column of the protocol"
@@ -145,7 +145,7 @@ class OptunaSweeper(Sweeper):
 
 def distribution(axis: Axis) -> Any:
     """Optuna's distribution of an interval: integers where both ends are, logarithmic where it is tagged ``log``."""
-    optuna = imported()
+    optuna = optuna_package()
     interval: Any = axis.override.value()
     whole = isinstance(interval.start, int) and isinstance(interval.end, int)
     kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
@@ -155,17 +155,19 @@ def distribution(axis: Axis) -> Any:
         raise UserError(f"{axis.override.input_line}: {error}") from error
 
 
-def texts(params: Mapping[str, Any]) -> dict[str, str]:
+def tuned_texts(params: Mapping[str, Any]) -> dict[str, str]:
     """Tuned values as they stand in overrides."""
-    return {key: f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value) for key, value in params.items()}
+    return {
+        key: f"{value:.{TUNED_DIGITS}g}" if isinstance(value, float) else str(value) for key, value in params.items()
+    }
 
 
 def tpe(seed: int, **settings: Any) -> Any:
     """Optuna's tree-structured Parzen estimator; Hydra can name it where optuna is missing."""
-    return imported().samplers.TPESampler(seed=seed, **settings)
+    return optuna_package().samplers.TPESampler(seed=seed, **settings)
 
 
-def imported() -> Any:
+def optuna_package() -> Any:
     """The optuna package.
 
     Raises:

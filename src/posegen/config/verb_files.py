@@ -19,7 +19,7 @@ from pathlib import Path
 
 from posegen.config import groups
 
-FOLDER = Path(__file__).resolve().parents[1] / "verbs"
+VERB_FOLDER = Path(__file__).resolve().parents[1] / "verbs"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Verb:
 
     @property
     def text(self) -> str:
-        return (FOLDER / f"{self.name}.py").read_text(encoding="utf-8")
+        return (VERB_FOLDER / f"{self.name}.py").read_text(encoding="utf-8")
 
     @property
     def summary(self) -> str:
@@ -50,7 +50,7 @@ class Verb:
 
 def verbs() -> dict[str, Verb]:
     """Name -> verb, sorted."""
-    return {file.stem: Verb(file.stem) for file in sorted(FOLDER.glob("*.py")) if not file.stem.startswith("_")}
+    return {file.stem: Verb(file.stem) for file in sorted(VERB_FOLDER.glob("*.py")) if not file.stem.startswith("_")}
 
 
 def positional(verb: str) -> str | None:

@@ -7,7 +7,7 @@ import sys
 
 from posegen.config.app import Command
 from posegen.config.groups import primaries, roots
-from posegen.config.problems import misspelt, report
+from posegen.config.problems import misspelt, problem_report
 from posegen.errors import UserError
 
 
@@ -24,7 +24,7 @@ def start(command: Command) -> int:
         raise UserError(str(misspelt(verb, "no such verb to check", verb, names)))
     problems, count = asked.check()
     if problems:
-        print(report(problems), file=sys.stderr)
+        print(problem_report(problems), file=sys.stderr)
         return 1
     print(f"posegen {verb}: {f'{count} combinations are' if count > 1 else 'the configuration is'} fine")
     return 0

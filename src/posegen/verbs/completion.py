@@ -46,16 +46,16 @@ def main(cfg: DictConfig) -> None:
         print(SCRIPTS[shell])
 
 
-def complete(line: str) -> list[str]:
+def completions(line: str) -> list[str]:
     """What may stand at the end of a command line; names that are complete end in a space."""
     words = line.split()
     word = "" if line.endswith(" ") or len(words) < 2 else words.pop()
     if len(words) < 2:
-        return matching(word, (f"{verb} " for verb in verbs()))
+        return starting_with(word, (f"{verb} " for verb in verbs()))
     verb, before = words[1], words[2:]
     if verb in ("list", "completion") or (verb == "check" and not before):
         names = groups() if verb == "list" else SCRIPTS if verb == "completion" else primaries() & set(verbs())
-        return matching(word, (f"{name} " for name in sorted(names)))
+        return starting_with(word, (f"{name} " for name in sorted(names)))
     if verb == "check":
         verb, before = before[0], before[1:]
     return override_choices(verb, before, word) if verb in primaries() else []
@@ -64,7 +64,7 @@ def complete(line: str) -> list[str]:
 def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
     """Flags, options, groups and keys that ``word`` may become."""
     if word.startswith("-"):
-        return matching(word, sorted(FLAGS))
+        return starting_with(word, sorted(FLAGS))
     try:
         command = Command.read(verb, before)
     except UserError:  # a flag is misspelt
@@ -74,18 +74,20 @@ def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
     prefix, name = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~")
     if equals and name in known:
         done = value.rpartition(",")[0]  # options before the last comma of a sweep
-        return matching(word, (f"{key}={done},{option}" if done else f"{key}={option}" for option in known[name]))
+        return starting_with(word, (f"{key}={done},{option}" if done else f"{key}={option}" for option in known[name]))
     try:
         cfg = command.readable()[1].base()
     except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return []
     if equals:
-        return matching(word, (f"{key}={choice}" for choice in values(cfg, name)))
+        return starting_with(word, (f"{key}={choice}" for choice in value_choices(cfg, name)))
     shown = [f"{group}=" for group in known if "/" not in group or name.startswith("hydra")]
-    return sorted({f"{prefix}{match}" for match in (*matching(name, shown), *matching(name, keys(cfg, name)))})
+    return sorted(
+        {f"{prefix}{match}" for match in (*starting_with(name, shown), *starting_with(name, key_choices(cfg, name)))}
+    )
 
 
-def keys(cfg: Any, name: str) -> list[str]:
+def key_choices(cfg: Any, name: str) -> list[str]:
     """The keys at the place that a dotted name has come to; containers end in a dot."""
     place = name.rpartition(".")[0]
     node = OmegaConf.select(cfg, place, throw_on_resolution_failure=False) if place else cfg
@@ -96,7 +98,7 @@ def keys(cfg: Any, name: str) -> list[str]:
     return [f"{place}.{key}{end}".lstrip(".") for key, end in ends.items()]
 
 
-def values(cfg: Any, name: str) -> list[str]:
+def value_choices(cfg: Any, name: str) -> list[str]:
     """What a key may be set to: the two truth values, or the value it has."""
     value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
     if isinstance(value, bool):
@@ -104,5 +106,5 @@ def values(cfg: Any, name: str) -> list[str]:
     return [] if value is None or OmegaConf.is_config(value) else [str(value)]
 
 
-def matching(word: str, names: Iterable[str]) -> list[str]:
+def starting_with(word: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(word)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from posegen.config.groups import Option, groups, overview, roots_of
+from posegen.config.groups import Option, group_lines, groups, roots_of
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     for group in [group_named(str(name), found) for name in cfg.groups]:
         print(f"{group}\n{option_lines(found[group])}\n")
     if not cfg.groups:
-        print(f"{overview(found)}\n\nposegen list GROUP tells what each option is.")
+        print(f"{group_lines(found)}\n\nposegen list GROUP tells what each option is.")
 
 
 def option_lines(options: Mapping[str, Option]) -> str:
