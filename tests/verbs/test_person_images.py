@@ -19,7 +19,7 @@ from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 from posegen.runner.judge import evaluate
 from posegen.train.loop import train
-from posegen.verbs.prepare import prepare
+from posegen.verbs.prepare import main as prepare
 from tests.backbones.models import SD1, parts_of
 from tests.data.person_trees import deepfashion, market1501
 from tests.tiny import configured

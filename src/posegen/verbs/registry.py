@@ -52,11 +52,9 @@ VERBS = {
         "posegen.config.check:main",
         "arguments",
     ),
-    "prepare": Verb("check and index the data on your disk, and encode it once", "posegen.verbs.prepare:prepare"),
+    "prepare": Verb("check and index the data on your disk, and encode it once", "posegen.verbs.prepare:main"),
     "convert": Verb("turn official weights into weights of this project", "posegen.verbs.convert:convert", "keys"),
-    "annotate": Verb(
-        "find the people of pictures, and write them as a file of poses", "posegen.verbs.annotate:annotate", "keys"
-    ),
+    "annotate": Verb("find the people of pictures, and write them as a file of poses", "posegen.verbs.annotate:main"),
     "parity": Verb(
         "compare methods with tensors of their official implementations", "posegen.parity.command:main", "arguments"
     ),

@@ -213,7 +213,8 @@ def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
         worn = [sample.image for sample in people.sources_of(i)]
         mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
         first, *rest = [
-            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)
+            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1)
+            for each in (people.picture_of(i), mask, *worn, result)
         ]  # type: ignore[arg-type]
         pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
         lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))
