@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from posegen.data.base import to_tensor
-from posegen.data.on_disk.images import IMAGE_SUFFIXES, decode
+from posegen.data.on_disk.images import IMAGE_SUFFIXES, decode_image
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.hashes import value_hash
@@ -44,7 +44,7 @@ PERSON_CATEGORY = {
     "keypoints": COCO_NAMES,
     "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS],
 }
-#: A kept picture: file, width, height and people (annotations without ids), or file and the reason why it is unreadable.
+#: A kept picture: file, width, height and people (annotations without ids), or file and why it is unreadable.
 KeptPicture = dict[str, Any]
 
 
@@ -197,7 +197,7 @@ def _overlay_file(folder: Path, picture: KeptPicture) -> Path:
 def _read_picture(file: Path) -> np.ndarray | str:
     """A picture ``[H, W, 3] uint8``, or the reason why it is unreadable."""
     try:
-        return np.array(decode(file.read_bytes()))  # a copy, because torch wants a writable array
+        return np.array(decode_image(file.read_bytes()))  # a copy, because torch wants a writable array
     except (OSError, ValueError) as error:
         return str(error)
 

@@ -195,6 +195,6 @@ def _csv_rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def overlap_with_training(names: Mapping[str, Sequence[str]], key: Callable[[str], Any]) -> tuple[int, int]:
-    """(groups of the list ``test`` that are also in ``train``, all groups of ``test``); ``key`` gives an image's group."""
+    """(groups of the list ``test`` that are also in ``train``, all groups of ``test``); ``key`` gives the group."""
     test, train = ({key(name) for name in names[split]} for split in ("test", "train"))
     return len(test & train), len(test)

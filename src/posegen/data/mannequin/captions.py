@@ -17,7 +17,7 @@ PLACES = {
 }
 SCENES = tuple(PLACES)
 COLOURED_STYLES = ("photo", "cartoon")
-NUMBERS = {1: "one person", 2: "two people", 3: "three people"}
+COUNT_PHRASES = {1: "one person", 2: "two people", 3: "three people"}
 
 _WORDS = " ".join(
     (
@@ -58,7 +58,7 @@ class Description:
     people: tuple[PersonCaption, ...]
 
     def __str__(self) -> str:
-        return f"{self.style} of {NUMBERS[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(
+        return f"{self.style} of {COUNT_PHRASES[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(
             map(str, self.people)
         )
 
@@ -85,7 +85,7 @@ def parse(prompt: str) -> Description:
     words = head.split(" ")
     place = " ".join(words[4:])
     scenes = {phrase: scene for scene, phrase in PLACES.items()}
-    counts = {number: count for count, number in NUMBERS.items()}
+    counts = {number: count for count, number in COUNT_PHRASES.items()}
     if not colon or words[0] not in STYLES or words[1:2] != ["of"]:
         raise _foreign(prompt, f"it must begin with a style of {', '.join(STYLES)}, as in '{EXAMPLE}'")
     if " ".join(words[2:4]) not in counts:

@@ -42,7 +42,7 @@ class SplitReport:
 
     @classmethod
     def of(cls, split: str, data: PoseData) -> SplitReport:
-        """Prepares a split. An error that makes all of it unusable becomes a warning, since other splits may be fine."""
+        """Prepares a split. An error that makes all of it unusable becomes a warning: other splits may be fine."""
         failure, usable = [], 0
         try:
             data.prepare()

@@ -17,6 +17,8 @@ import numpy as np
 from posegen.io.atomic import read_json
 from posegen.io.hashes import hash_fraction
 
+ImageSize = tuple[int, int]  # height, width
+
 
 class FileSpan(NamedTuple):
     """The bytes of an image: a file, or a part of one (a member of a tar).
