@@ -1,4 +1,4 @@
-"""Pictures become a COCO file: the right people in it, whatever the pictures are, and however often the command is interrupted."""
+"""Pictures become a COCO file with the right people, for all kinds of pictures and after any interruption."""
 
 from __future__ import annotations
 

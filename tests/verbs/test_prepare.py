@@ -1,4 +1,4 @@
-"""``posegen prepare`` on invented trees: one report, all defects in it, nothing done twice, and training reads what was prepared."""
+"""``posegen prepare`` on invented trees: one report of all defects, nothing twice, and training reads the result."""
 
 from __future__ import annotations
 

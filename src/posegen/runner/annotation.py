@@ -103,11 +103,7 @@ def annotate(
 
 
 def _find_pictures(source: Path, overlays: Path | None) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the pictures below it, sorted.
-
-    Raises:
-        UserError: there are none, or overlays would become pictures to annotate.
-    """
+    """The folder that names are relative to, and the pictures below it, sorted."""
     if source.is_file():
         return source.parent, [source]
     visible = (file for file in source.rglob("*") if not file.name.startswith(".") and file.is_file())
@@ -125,11 +121,7 @@ def _find_pictures(source: Path, overlays: Path | None) -> tuple[Path, list[Path
 
 
 def _claim(target: Path, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses a target that ``posegen annotate`` did not write, or wrote with other settings.
-
-    Raises:
-        UserError: names the differing settings and the ways out.
-    """
+    """Refuses a target that ``posegen annotate`` did not write, or wrote with other settings."""
     about, plain = folder / "settings.json", json.loads(json.dumps(settings))
     if target.exists() and not about.is_file():
         raise UserError(
@@ -237,11 +229,7 @@ class PersonFinder:
         return [found[name] for name in images]
 
     def _estimate(self, images: Sequence[np.ndarray]) -> list[Poses]:
-        """The people in images of one size.
-
-        Raises:
-            UserError: the estimator finds no people.
-        """
+        """The people in images of one size."""
         batch = torch.stack([to_tensor(image) for image in images]).to(device_of(self.accelerator))
         try:
             with torch.inference_mode():

@@ -127,11 +127,7 @@ class DeepFashion(PairSource):
         self.images = self._find_images(images)
 
     def _find_images(self, given: str | None) -> Path:
-        """The folder of the images: as a tree, or flat.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The folder of the images: as a tree, or flat."""
         places = [self.root, *(place for place in searched_folders(self.root) if "pose" not in place.name)]
         if given:
             places = [self.root / given]

@@ -179,11 +179,7 @@ def openpose_to_coco(points: np.ndarray | None) -> np.ndarray:
 
 
 def _csv_rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, with their numbers from 1.
-
-    Raises:
-        ValueError: the file is not text.
-    """
+    """The lines that are not empty, with their numbers from 1."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, delimiter=separator)

@@ -19,7 +19,15 @@ import torch
 from posegen.data.base import PoseData, Sample, generator
 from posegen.data.formats.pair_files import Pair
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Condition, Defect, ReportDefect, Source, lowest_hashes, require_option
+from posegen.data.on_disk.source import (
+    Condition,
+    Defect,
+    ReportDefect,
+    Source,
+    lowest_hashes,
+    require_count,
+    require_option,
+)
 from posegen.data.on_disk.transforms import Stretch
 from posegen.io.hashes import hash_fraction, text_hash
 
@@ -143,8 +151,7 @@ class Pairs(PoseData):
                 f"data.{split}: holdout={holdout} and mirror={mirror} are shares between 0 and 1, "
                 "and something must be left to train on"
             )
-        if count is not None and count < 1:
-            raise ValueError(f"data.{split}.count={count}: at least one pair is needed; null takes all")
+        require_count(split, count)
         self.source, self.split, self.name, self.prompt = source, split, source.name, prompt
         self.holdout, self.expand, self.count = holdout, expand, count
         self.pictures = Pictures(source, PAIR_LISTS[split], size, mirror, None, cache, workers)
@@ -227,12 +234,9 @@ class Pairs(PoseData):
     def _limited(self, pairs: list[Pair]) -> list[Pair]:
         if self.count is None:
             return pairs
-        if self.count > len(pairs):
-            raise ValueError(
-                f"data.{self.split}.count={self.count}: {self.name} has {len(pairs)} pairs that can be used; "
-                "lower it, or null for all"
-            )
-        return [pairs[i] for i in lowest_hashes([pair_name(p.sources[0], p.target) for p in pairs], self.count)]
+        names = [pair_name(pair.sources[0], pair.target) for pair in pairs]
+        rows = lowest_hashes(names, self.count, f"data.{self.split}.count", f"{self.name} has {{}} pairs")
+        return [pairs[i] for i in rows]
 
     def _rows(self, pairs: Sequence[Pair], condition: Condition) -> PairRows:
         known = self._known
@@ -276,9 +280,7 @@ class Pairs(PoseData):
 
     def _pair(self, index: int, visit: int) -> tuple[str, str, str]:
         """(id of a pair, name of its source on this visit, name of its target)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        index %= len(self)
+        index = self.checked(index)
         rows = self.chosen.sources_of(index)[0], self._source_row(index, visit), self.chosen.targets[index]
         first, source, target = map(self._name, rows)
         return f"{self.name}/{pair_name(first, target)}", source, target

@@ -102,11 +102,7 @@ class Videos(Source):
 
     @cached_property
     def _people(self) -> Folder | None:
-        """The reader of the poses.
-
-        Raises:
-            FileNotFoundError: the file is missing.
-        """
+        """The reader of the poses."""
         if self.poses is None:
             return None
         if not (self.root / self.poses).is_file():
@@ -118,12 +114,7 @@ class Videos(Source):
 
     @cached_property
     def _captions(self) -> Mapping[str, str]:
-        """Prompts by clip or frame.
-
-        Raises:
-            FileNotFoundError: the file is missing.
-            ValueError: a line has more or fewer than two values.
-        """
+        """Prompts by clip or frame."""
         if self.prompts is None:
             return {}
         file = self.root / self.prompts
