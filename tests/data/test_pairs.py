@@ -243,7 +243,7 @@ def test_what_differs_from_the_release_is_told(whole: tuple[Path, dict[str, list
         "6 pictures can be used; the released list has 4,038",
         "test.lst has the SHA-256",
         "336650cb7febac6e",
-        "has 12 pairs; the released lists have 8,570",
+        "has 12 pairs; the released list has 8,570",
     ):
         assert piece in told
     facts = data.condition.facts

@@ -216,8 +216,8 @@ class Transfers(PoseData):
 class PoseBatch:
     """B images as a method sees them.
 
-    ``hint`` is the pose drawn in the method's style and range; ``latents`` and ``text`` are cached encodings. Fields that
-    the method does not need are None.
+    ``hint`` is the pose drawn in the method's style and range; ``latents`` and ``text`` are cached encodings. Fields
+    that the method does not need are None.
 
     Attributes:
         ids: B sample ids.

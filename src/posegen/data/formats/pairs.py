@@ -7,17 +7,17 @@ pairs they are.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.formats.pair_files import Pair
+from posegen.data.formats.pair_files import Pair, pairs_in
 from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.source import (
     Condition,
@@ -29,7 +29,7 @@ from posegen.data.on_disk.source import (
     require_option,
 )
 from posegen.data.on_disk.transforms import Stretch
-from posegen.io.hashes import hash_fraction, text_hash
+from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 
 Expand = Literal["all", "random"]
 #: The list of images and pairs that a split is a part of.
@@ -42,26 +42,41 @@ class PairSource(Source):
     Attributes:
         bars: width of each of two bars at the sides of an image, as a fraction of the image's.
         grouped: the groups of `group` in the plural, for messages.
+        released_pairs: number of pairs of the released lists.
     """
 
     bars: float = 0.0
     grouped: str
+    released_pairs: ClassVar[Mapping[str, int]]
 
     @abstractmethod
-    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
-        """The pairs of a list, by image names; the id of an image is ``<name of the data set>/<name of the image>``."""
+    def pair_file(self, split: str) -> Path:
+        """The list of pairs."""
+
+    @staticmethod
+    @abstractmethod
+    def image_name(text: str) -> str | None:
+        """The name of an image in any spelling; None where the text is no name."""
 
     @abstractmethod
     def group(self, name: str) -> str:
         """The group of an image: pairs join images of one group, and groups are held out whole."""
 
-    @abstractmethod
+    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
+        """The pairs of a list, by image names; the id of an image is ``<name of the data set>/<name of the image>``."""
+        return pairs_in(self.pair_file(split), self.image_name, report)
+
     def pair_facts(self, split: str) -> dict[str, Any]:
         """Facts about the pair files, for the record."""
+        file = self.pair_file(split)
+        return {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
         """Suspicions about the pairs of a list."""
-        return []
+        found, released, file = len(pairs), self.released_pairs[split], self.pair_file(split)
+        if found == released:
+            return []
+        return [f"{file.name} has {found:,} pairs; the released list has {released:,}"]
 
 
 class Pictures(RealData):
