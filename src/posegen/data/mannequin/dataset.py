@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,15 +88,6 @@ class MannequinData(PoseData):
     def twin(self, index: int) -> Sample:
         """Another render of the same caption."""
         return self.world.render_caption_twin(self.split, self.checked(index))
-
-    def images(self, indices: Iterable[int]) -> np.ndarray:
-        """Images ``[n, size, size, 3] uint8`` of many samples at once."""
-        indices = np.array([self.checked(int(index)) for index in indices], np.int64)
-        out = np.empty((len(indices), *self.size, 3), np.uint8)
-        numbers, rows = np.divmod(indices, self.cache.per_shard)
-        for number in np.unique(numbers):
-            out[numbers == number] = self.shards[number].images[rows[numbers == number]]
-        return out
 
     @property
     def prompts(self) -> list[str]:
