@@ -210,12 +210,10 @@ def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
     size, lines = people.size, []
     zoom = -(-SIDE // size[0])
     for i, result in enumerate(results):
-        worn = [sample.image for sample in people.sources_of(i)]
+        worn = [sample.image for sample in people.sources_of(i) if sample.image is not None]
         mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
-        first, *rest = [
-            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1)
-            for each in (people.picture_of(i), mask, *worn, result)
-        ]  # type: ignore[arg-type]
+        pictures = (people.picture_of(i), mask, *worn, result)
+        first, *rest = [stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in pictures]
         pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
         lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))
     names = ["picture", "mask", "pose", *["source"] * len(people.sources_of(0)), "result"]
