@@ -1,4 +1,4 @@
-"""A pair of COCO's annotation files in miniature: people who are alone and people who are not, with invented joints and captions."""
+"""COCO's two annotation files in miniature: people who are alone or not, with invented joints and captions."""
 
 from __future__ import annotations
 

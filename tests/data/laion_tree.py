@@ -1,4 +1,4 @@
-"""LAION-Human in miniature: 2 shards of 6 invented pictures, as tars and unpacked, with a mapping, HumanSD's pose files and img2dataset's tables."""
+"""LAION-Human in miniature: 2 shards of 6 pictures, as tars and unpacked, with mapping, pose files and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invented DeepFashion and Market-1501 trees in the forms in which people have them: small pictures, the lists, pairs and joints, and defects where wanted."""
+"""Invented DeepFashion and Market-1501 trees in their usual layouts: small pictures, lists, pairs, joints, defects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAIN, TEST = "MEN/Denim Jackets/id_0000010{}/0{}", "WOMEN/Blouses_Shirts/id_000
 
 @dataclass
 class Person:
-    """One picture of someone: its path without suffix, and 18 whole numbers of x and y on ``frame``, -1 where missing."""
+    """One picture of a person: its path without suffix, and 18 integers of x and y on ``frame``, -1 where missing."""
 
     path: str
     points: np.ndarray
@@ -73,7 +73,7 @@ def deepfashion(
     bars: bool = False,
     lines: bool = True,
 ) -> dict[str, list[Person]]:
-    """DeepFashion with so many outfits in its training and test lists, three pictures of each and all six pairs of them; returns the people of each list.
+    """DeepFashion with three pictures per outfit and all six pairs of them; returns the people of each list.
 
     Args:
         images: folder of the pictures, png where its name says so.
@@ -155,7 +155,7 @@ def annotation(rows: Sequence[tuple[str, np.ndarray]]) -> str:
 
 
 def market1501(root: Path, persons: tuple[int, int] = (6, 2), renamed: bool = False) -> dict[str, list[Person]]:
-    """Market-1501 with so many persons in its training and test folders, three pictures of each, and in the test folder a stranger and rubbish.
+    """Market-1501 with three pictures per person, and in the test folder a stranger and rubbish.
 
     Args:
         renamed: the folders are called train and test, inside ``market_data``.

@@ -1,4 +1,4 @@
-"""COCO's people who are alone: who is chosen, how they are framed, captioned and varied, and the files that GUNet's authors make of them."""
+"""COCO's people who are alone: the choice, frames, captions and augmentation, and files in GUNet's layout."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_shares_are_disjoint_and_together_everybody(root: Path) -> None:
 
 
 def test_a_box_fills_the_canvas_with_its_longer_side(root: Path) -> None:
-    """Of a box of 60 x 120 at (20, 30), on 64 pixels: the scale is 64 / 120, and 30 units are left free on either side."""
+    """A box of 60 x 120 at (20, 30) on 64 pixels: the scale is 64 / 120, 30 units are free on either side."""
     for image, sample in by_image(CocoSingle(root)).items():
         given = np.array(person(image, 15)["keypoints"]).reshape(17, 3)
         there = given[:, 2] > 0

@@ -129,7 +129,7 @@ def test_other_paths_can_be_adapted(tmp_path: Path) -> None:
 def test_paths_that_lead_nowhere_are_found_out_before_a_million_are_read(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"of 12 random entries none has its file of poses, such as .*npz; unpack .*data\.shards.*data\.strip_prefix",
+        match=r"of 12 random entries none has its file of poses, .*npz; unpack .*data\.shards.*data\.strip_prefix",
     ):
         listed(whole(unpacked(tmp_path), strip_prefix="wrong/"))
 

@@ -108,7 +108,7 @@ def test_keypoints_follow_the_size():
 
 
 def test_keypoints_lie_on_the_limbs_they_name(large):
-    """In t-poses from the front nothing hides the knees: the left one has the trousers' colour, the right one 0.62 of its brightness."""
+    """In t-poses from the front the knees are visible: the right one has 0.62 of the left one's brightness."""
     checked = 0
     for sample in large:
         if (
@@ -144,7 +144,7 @@ def test_eyes_are_dark_where_the_keypoints_say():
 
 
 def test_every_stroke_of_a_person_has_an_owner():
-    """The pixels that a person changes are exactly those that bear the person's number: areas and occlusion cannot be off by a contour."""
+    """A person changes exactly the pixels with the person's number, so areas and occlusion include the contour."""
     for seed, style in enumerate(STYLES * 5):
         dice, canvas = Dice(seed), Canvas(style)
         canvas.pixels[:] = (255, 0, 255, 0)

@@ -80,7 +80,7 @@ def test_nothing_is_run(tmp_path: Path) -> None:
     file.write_bytes(malicious_array(trap))
     with pytest.raises(
         ValueError,
-        match=r"pose\.npz cannot be read: it asks for posix\.system, which no array of numbers needs; nothing of it was run",
+        match=r"pose\.npz cannot be read: it asks for posix\.system, which no array .* needs; nothing of it was run",
     ):
         read_arrays(file)
     np.savez(tmp_path / "zipped.npz", np.array([Attack(trap)], object))

@@ -1,4 +1,4 @@
-"""DeepFashion and Market-1501 in the forms in which people have them: one record whatever the form, and every defect by name."""
+"""DeepFashion and Market-1501 in their usual layouts: the same records from each, and every defect by name."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_flat_names_and_paths_are_the_same_names() -> None:
 def test_every_form_gives_the_same_pairs_with_joints_where_the_person_is(
     form: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    """Joints are compared with those that were drawn, at the size of the sample; a joint's colour is what lies under it."""
+    """Joints are compared with the drawn ones, at the size of the sample; a joint's colour is the pixel below it."""
     barred, poses = "bars" in form, "txt" if "txt" in form else "csv"
     images = {"png": "png", "large": "fashion/img_highres"}.get(form, "img")
     people = deepfashion(
@@ -160,7 +160,7 @@ def test_the_source_is_in_the_batch_with_its_pose(whole: tuple[Path, dict[str, l
     )
     again = pickle.loads(pickle.dumps(data))
     np.testing.assert_array_equal(again[1].image, data[1].image)
-    with pytest.raises(IndexError, match="pair 36 of 36"):
+    with pytest.raises(IndexError, match="sample 36 of 36"):
         data.source_of(36)
 
 
@@ -243,7 +243,7 @@ def test_what_differs_from_the_release_is_told(whole: tuple[Path, dict[str, list
         "6 pictures can be used; the released list has 4,038",
         "test.lst has the SHA-256",
         "336650cb7febac6e",
-        "has 12 pairs; the released lists have 8,570",
+        "has 12 pairs; the released list has 8,570",
     ):
         assert piece in told
     facts = data.condition.facts

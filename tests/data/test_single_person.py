@@ -59,7 +59,7 @@ def test_the_first_so_many_are_taken_and_more_than_there_are_refused() -> None:
     assert [SinglePerson(Crowd(), 1)[0].id] == ["1"] and len(SinglePerson(Crowd(), 1)) == 1
     with pytest.raises(
         ValueError,
-        match=r"data\.train\.count=3: only 2 of the 12 samples of crowd show one person .* raise data\.train\.data\.count",
+        match=r"data\.train\.count=3: only 2 of the 12 samples of crowd show .* raise data\.train\.data\.count",
     ):
         SinglePerson(Crowd(), 3)[0]
 

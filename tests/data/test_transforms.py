@@ -1,4 +1,4 @@
-"""Joints stay on the pixels that they mark, whatever is cut and mirrored; the published readers' mistakes are theirs alone."""
+"""Joints stay on their pixels under every crop and mirror; only the published readers make the published mistakes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from posegen.poses.drawing import overlay
 
 #: A standing figure in a square of side 1, joint by joint.
 FIGURE = np.array([
-    (0.50, 0.08), (0.53, 0.06), (0.47, 0.06), (0.56, 0.08), (0.44, 0.08), (0.62, 0.22), (0.38, 0.22), (0.68, 0.38), (0.32, 0.38),
+    (0.50, 0.08), (0.53, 0.06), (0.47, 0.06), (0.56, 0.08), (0.44, 0.08), (0.62, 0.22), (0.38, 0.22), (0.68, 0.38),
+    (0.32, 0.38),
     (0.72, 0.52), (0.28, 0.52), (0.58, 0.52), (0.42, 0.52), (0.58, 0.74), (0.42, 0.74), (0.58, 0.95), (0.42, 0.95),
 ])  # fmt: skip
 NUMBERS = {name: number for number, name in enumerate((s for group in SCENARIOS.values() for s in group), 1)}
@@ -95,7 +96,7 @@ def human_art(
     layout: Literal["annotation", "mapping"] = "annotation",
     defects: bool = False,
 ) -> Planted:
-    """Human-Art with ``per_scenario`` pictures of each of the first ``scenarios`` in both of its lists; ``defects`` are planted in the validation list.
+    """Human-Art with ``per_scenario`` pictures of the first ``scenarios``; ``defects`` go to the validation list.
 
     Args:
         root: the folder to make, which is the ``data.root`` of the data set.

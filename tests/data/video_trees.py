@@ -1,4 +1,4 @@
-"""Video sets in miniature: coloured frames, as a clip where OpenCV has an encoder and as files, with the lists that the sets bring."""
+"""Video sets in miniature: coloured frames, as files, as clips where OpenCV can encode, and the sets' lists."""
 
 from __future__ import annotations
 

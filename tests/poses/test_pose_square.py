@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from posegen.poses.pose_square import MARGIN, Square, from_square, to_square
+from posegen.poses.pose_square import SQUARE_MARGIN, Square, from_square, to_square
 
 PERSON = np.zeros((17, 3))
 PERSON[[0, 5, 15]] = [[30, 10, 2], [20, 30, 1], [40, 90, 2]]
@@ -9,7 +9,7 @@ PERSON[[0, 5, 15]] = [[30, 10, 2], [20, 30, 1], [40, 90, 2]]
 
 def test_the_square_has_the_longer_side_and_a_margin() -> None:
     square = Square.around(PERSON)
-    assert square == Square(30, 50, pytest.approx(80 * (1 + 2 * MARGIN)))
+    assert square == Square(30, 50, pytest.approx(80 * (1 + 2 * SQUARE_MARGIN)))
     assert Square.around(np.zeros((17, 3))) is None
     assert Square.of_box(np.array([10, 20, 30, 50])) == Square(25, 45, 50)
 

@@ -1,4 +1,4 @@
-"""A person from pictures of one's own: in the pipeline and in ``posegen sample``, one picture or several, and what is refused."""
+"""A person from the user's pictures: in the pipeline and in ``posegen sample``, one or several, and refusals."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 from posegen.runner.judge import evaluate
-from posegen.verbs.prepare import prepare
+from posegen.train.loop import train
+from posegen.verbs.prepare import main as prepare
 from posegen.verbs.train import main as train
 from tests.backbones.models import SD1, parts_of
 from tests.data.person_trees import deepfashion, market1501

@@ -1,4 +1,4 @@
-"""``posegen prepare`` on invented trees: one report, all defects in it, nothing done twice, and training reads what was prepared."""
+"""``posegen prepare`` on invented trees: one report of all defects, nothing twice, and training reads the result."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posegen.config.check import require_valid
+from posegen.data.on_disk.preparation_report import MOST_LISTED, SplitReport, report_page
+from posegen.data.on_disk.source import Defect
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.images import read_png
 from posegen.train.loop import needs_of, train
 from posegen.train.tasks import AdapterTask
-from posegen.verbs.prepare import LISTED, Chapter, page, prepare
+from posegen.verbs.prepare import main as prepare
 from tests.data.coco_pair import singles
 from tests.data.trees import Planted, human_art
 from tests.tiny import configured
@@ -125,10 +126,10 @@ def test_generated_data_is_rendered(world: list[str], tmp_path: Path) -> None:
 
 
 def test_long_lists_are_in_the_table() -> None:
-    defects = [(f"{i}.jpg", f"{i} | people", i % 2 == 0) for i in range(LISTED + 20)]
-    text = page("mine", [Chapter("train", {"sizes": {"largest": [1, 2]}}, ["odd"], defects, 7)])
+    defects = [Defect(f"{i}.jpg", f"{i} | people", i % 2 == 0) for i in range(MOST_LISTED + 20)]
+    text = report_page("mine", [SplitReport("train", {"sizes": {"largest": [1, 2]}}, ["odd"], defects, 7)])
     assert "The other 20 are in report.csv." in text and "| #\\|" not in text and "1 \\| people" in text
-    assert f"| ### \\| people | {(LISTED + 20 - 100) // 2} |" in text
+    assert f"| ### \\| people | {(MOST_LISTED + 20 - 100) // 2} |" in text
 
 
 def test_the_poses_of_single_people_are_written_as_gunets_authors_store_them(tmp_path: Path, world: list[str]) -> None:

@@ -118,6 +118,16 @@ class PoseData(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...
 
+    def checked(self, index: int) -> int:
+        """An index from the front.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return index % len(self)
+
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
         """A sample on its ``visit``-th visit; with ``image=False`` its pixels may be missing."""
         return self[index]
@@ -209,7 +219,8 @@ class Transfers(PoseData):
 class PoseBatch:
     """B images as a method sees them.
 
-    ``hint`` is the pose drawn in the method's own style and range, ``latents`` and ``text`` are cached encodings; each is None where nobody asked for it.
+    ``hint`` is the pose drawn in the method's style and range; ``latents`` and ``text`` are cached encodings. Fields
+    that the method does not need are None.
 
     Attributes:
         ids: B sample ids.

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from posegen.data.on_disk.images import decode
+from posegen.data.on_disk.images import decode_image
 
 
 def user_picture(value: Any, name: str) -> np.ndarray:
@@ -24,7 +24,7 @@ def user_picture(value: Any, name: str) -> np.ndarray:
     """
     if isinstance(value, str | Path):
         try:
-            return np.array(decode(Path(value).expanduser().read_bytes()))
+            return np.array(decode_image(Path(value).expanduser().read_bytes()))
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else error
             raise ValueError(

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from posegen.errors import UserError
-
-#: Errors of ``numpy.load`` and of a look into its result, where an npz file is missing, damaged or of an older layout.
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @contextmanager

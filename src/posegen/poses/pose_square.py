@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MARGIN = 0.1  # room around the joints on each side, as a share of the longer side of their box
+SQUARE_MARGIN = 0.1  # room around the joints on each side, as a share of the longer side of their box
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Square:
     side: float
 
     @classmethod
-    def around(cls, keypoints: np.ndarray, margin: float = MARGIN) -> Square | None:
+    def around(cls, keypoints: np.ndarray, margin: float = SQUARE_MARGIN) -> Square | None:
         """The square around a person's labelled joints, ``[17, 3]``, with a margin; None where none is labelled."""
         points = keypoints[keypoints[:, 2] > 0, :2].astype(float)
         if not len(points):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from posegen.data.base import PoseData, Sample, generator
 from posegen.data.formats.joint_vectors import FramedPose, random_share, write_joint_vectors
 from posegen.data.on_disk.source import Condition, Defect, require_option
-from posegen.io.atomic import NPZ_ERRORS, replacing
+from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import file_hash, text_hash
 from posegen.poses.pose_square import Square, from_square, to_square
 from posegen.poses.topology import COCO_FLIP, COCO_JOINTS
@@ -330,17 +330,14 @@ CACHED_ARRAYS = ("images", "keypoints", "boxes", "areas")
 
 def _write_cached(file: Path, found: SinglePeople) -> None:
     texts = json.dumps([found.captions, found.facts, found.defects])
-    with replacing(file) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **{name: getattr(found, name) for name in CACHED_ARRAYS}, texts=np.array(texts))
+    write_arrays(file, **{name: getattr(found, name) for name in CACHED_ARRAYS}, texts=np.array(texts))
 
 
 def _read_cached(file: Path) -> SinglePeople | None:
     """The cached annotations; None where they are missing or damaged, and the files are read again."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            captions, facts, defects = json.loads(str(stored["texts"]))
-            images, keypoints, boxes, areas = (stored[name] for name in CACHED_ARRAYS)
-            found = [Defect(*defect) for defect in defects]
-            return SinglePeople(images, keypoints, boxes, areas, captions, facts, found)
-    except NPZ_ERRORS:
+    stored = read_arrays_or_none(file)
+    if stored is None or not {*CACHED_ARRAYS, "texts"} <= stored.keys():
         return None
+    captions, facts, defects = json.loads(str(stored["texts"]))
+    images, keypoints, boxes, areas = (stored[name] for name in CACHED_ARRAYS)
+    return SinglePeople(images, keypoints, boxes, areas, captions, facts, [Defect(*defect) for defect in defects])

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -43,11 +43,8 @@ from posegen.io.hashes import joint_hash
 
 JointsFormat = Literal["csv", "txt"]
 PairsFormat = Literal["auto", "csv", "txt", "json"]
-#: The released lists: images, first digits of the SHA-256 of the file, and pairs.
-RELEASED_LISTS: Mapping[str, tuple[int, str, int]] = {
-    "train": (48674, "50f41143dc61c730", 101966),
-    "test": (4038, "336650cb7febac6e", 8570),
-}
+#: The released lists: images, and first digits of the SHA-256 of the file.
+RELEASED_LISTS = {"train": (48674, "50f41143dc61c730"), "test": (4038, "336650cb7febac6e")}
 FLAT_NAME = re.compile(r"(?:.*/)?fashion(MEN|WOMEN)(.+)id(\d{8})(\d{2})_(\d)([a-z]+)")
 TREE_NAME = re.compile(r"(?:.*/)?(MEN|WOMEN)/([^/]+)/id_(\d{8})/(\d{2})_(\d)_([a-z]+)")
 NAME_SUFFIX = re.compile(r"\.(jpe?g|png|txt)$", re.IGNORECASE)
@@ -111,6 +108,8 @@ class DeepFashion(PairSource):
     """
 
     name, grouped = "deepfashion", "outfits"
+    released_pairs: ClassVar = {"train": 101966, "test": 8570}
+    image_name = staticmethod(flat_name)
 
     def __init__(
         self,
@@ -127,11 +126,7 @@ class DeepFashion(PairSource):
         self.images = self._find_images(images)
 
     def _find_images(self, given: str | None) -> Path:
-        """The folder of the images: as a tree, or flat.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The folder of the images: as a tree, or flat."""
         places = [self.root, *(place for place in searched_folders(self.root) if "pose" not in place.name)]
         if given:
             places = [self.root / given]
@@ -245,12 +240,8 @@ class DeepFashion(PairSource):
     def group(self, name: str) -> str:
         return outfit_of(name)
 
-    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
-        return pairs_in(self.pair_file(split), flat_name, report)
-
     def pair_facts(self, split: str) -> dict[str, Any]:
-        file = self.pair_file(split)
-        facts: dict[str, Any] = {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
+        facts = super().pair_facts(split)
         if split == "test" and find_file(self.root, ["train.lst"]):
             for groups, key in (("outfits", outfit_of), ("garments", lambda name: outfit_of(name)[:-2])):
                 both, all_test = overlap_with_training(self._listed_names, key)
@@ -262,9 +253,7 @@ class DeepFashion(PairSource):
         return {split: [name for text in self.names(split) if (name := flat_name(text))] for split in ("train", "test")}
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
-        released, suspicions, file = RELEASED_LISTS[split][2], [], self.pair_file(split)
-        if len(pairs) != released:
-            suspicions.append(f"{file.name} has {len(pairs):,} pairs; the released lists have {released:,}")
+        suspicions, file = super().pair_suspicions(split, pairs), self.pair_file(split)
         if split == "test" and find_file(self.root, ["train.lst"]):
             both, _ = overlap_with_training(self._listed_names, outfit_of)
             suspicions += [f"{both} outfits of the test list are in the training list, too"] if both else []

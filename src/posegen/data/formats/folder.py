@@ -28,7 +28,7 @@ class PicturePeople(NamedTuple):
     size: tuple[int, int] | None = None
 
 
-NOBODY = PicturePeople(np.zeros((0, 17, 3), np.float32))
+NO_PEOPLE = PicturePeople(np.zeros((0, 17, 3), np.float32))
 
 
 class Folder(Source):
@@ -142,13 +142,13 @@ class Folder(Source):
             ValueError: its file of poses cannot be used.
         """
         if self.poses is None or self.poses.is_file():
-            return _lookup(self._coco_people, file) or NOBODY
+            return _lookup(self._coco_people, file) or NO_PEOPLE
         picture = Path(file)
         places = [self.poses / picture.parent, self.poses]
         names = f"{picture.stem}_keypoints.json", f"{picture.stem}.json"
         found = next((path for place in places for name in names if (path := place / name).is_file()), None)
         if found is None or (isinstance(content := read_json(found, "mend it"), dict) and content.get("people") == []):
-            return NOBODY
+            return NO_PEOPLE
         pose = read_pose_json(found)[0]
         assert pose.keypoints is not None
         return PicturePeople(pose.keypoints, None, pose.size)

@@ -4,8 +4,8 @@
     <root>/annotations/{training,validation}_humanart.json   COCO's format; or ..._humanart_<scenario>.json
     <root>/mapping_file_{training,validation}.json, <root>/pose/    HumanSD's form: picture, prompt, file of poses
 
-The poses of the two differ: the annotations were drawn by hand, HumanSD's files hold scores in place of visibility, as of a
-detector. The authors hand out Human-Art after a form (https://idea-research.github.io/HumanArt), for
+The poses of the two differ: the annotations were drawn by hand, HumanSD's files hold a detector's scores
+in place of visibility. The authors hand out Human-Art after a form (https://idea-research.github.io/HumanArt), for
 non-commercial research; it must not be passed on.
 """
 

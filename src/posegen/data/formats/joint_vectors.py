@@ -143,7 +143,7 @@ class JointVectors(PoseData):
 def random_share(
     people: int, share: Sequence[float], count: int | None, purpose: str, seed: int
 ) -> tuple[list[int], int]:
-    """The first ``count`` of a share (from, to) of so many people in a fixed random order, and the size of the share."""
+    """The first ``count`` of a share (from, to) of people in a fixed random order, and the size of the share."""
     order = torch.randperm(people, generator=generator(purpose, seed)).tolist()
     first, last = (round(edge * people) for edge in share)
     return order[first:last][:count], last - first

@@ -149,11 +149,7 @@ class LaionHuman(Source):
     # Lists.
 
     def _mapping(self, split: str) -> Path | None:
-        """The list of a split; None where the tars serve without one.
-
-        Raises:
-            FileNotFoundError: it is missing.
-        """
+        """The list of a split; None where the tars serve without one."""
         names: Iterable[str] = MAPPING_NAMES
         if isinstance(self.mapping, Mapping):
             if split not in self.mapping:
@@ -210,11 +206,7 @@ class LaionHuman(Source):
                 report(Defect(row.picture, DEAD_LINK))
 
     def _try_paths(self, rows: Sequence[LaionRow]) -> None:
-        """Looks for the pose files of a few entries: unlike pictures, all should be there.
-
-        Raises:
-            ValueError: none is there.
-        """
+        """Looks for the pose files of a few entries: unlike pictures, all should be there."""
         some = sorted(rows, key=lambda row: hash_fraction(row.key))[:TRIED_POSES]
         if some and not any((self.root / str(row.poses)).is_file() for row in some):
             raise ValueError(
@@ -283,11 +275,7 @@ class LaionHuman(Source):
         yield row, FileSpan(name, *members[picture]), prompt
 
     def _tars(self, report: ReportDefect) -> dict[int, Path]:
-        """The tars of the chosen shards that are there, by shard.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """The tars of the chosen shards that are there, by shard."""
         name = "[0-9]" * 5 + ".tar"
         found = {int(file.name[:5]): file for file in sorted(self.images.glob(name))}
         packed = [file for file in sorted(self.images.glob(f"{name}.*")) if not file.name.endswith(".index.npz")]
@@ -304,11 +292,7 @@ class LaionHuman(Source):
 
     @cached_property
     def _excluded_keys(self) -> frozenset[str]:
-        """The keys of the file ``exclude``.
-
-        Raises:
-            ValueError: it is missing, or a line is no key.
-        """
+        """The keys of the file ``exclude``."""
         file = self.root / str(self.exclude)
         if not file.is_file():
             raise ValueError(

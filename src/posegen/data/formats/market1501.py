@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from posegen.data.formats.pair_files import (
     PERSON_IMAGE_SUFFIXES,
@@ -23,7 +23,6 @@ from posegen.data.formats.pair_files import (
     joints_in,
     openpose_to_coco,
     overlap_with_training,
-    pairs_in,
     require_file,
     searched_folders,
 )
@@ -34,8 +33,7 @@ from posegen.io.hashes import joint_hash, text_hash
 IMAGE_NAME = re.compile(r"(?:.*/)?((?:-1|\d{4})_c\d+s\d+_\d{6}_\d{2})(?:\.jpg)*(?:\.(?:jpg|png|jpeg))?", re.IGNORECASE)
 UNLISTED_PERSONS = ("-1", "0000")
 MARKET_SIZE = (128, 64)
-#: The released data: images of the training folder, and pairs.
-RELEASED_COUNTS: Mapping[str, tuple[int | None, int]] = {"train": (12936, 263632), "test": (None, 12000)}
+TRAINING_IMAGES = 12936  # of the released data
 MARKET_FIX = "put the market-*.csv files that PATN links beside the pictures"
 
 
@@ -56,6 +54,8 @@ class Market1501(PairSource):
     """
 
     name, grouped = "market1501", "persons"
+    released_pairs: ClassVar = {"train": 263632, "test": 12000}
+    image_name = staticmethod(market_name)
 
     def __init__(self, root: str | Path) -> None:
         self.root = existing_root(root, "give that of Market-1501")
@@ -91,9 +91,8 @@ class Market1501(PairSource):
         return {"name": self.name, "folder": folder, "files": text_hash(names), "joints": joints}
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        entries = RELEASED_COUNTS[split][0]
         known = {"shape": MARKET_SIZE, "otherwise": "joints are on pictures of 128 x 64"}
-        return {**known, "entries": entries} if entries else known
+        return {**known, "entries": TRAINING_IMAGES} if split == "train" else known
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         joints = joints_in(self.table("annotation", split), market_name, report)
@@ -108,17 +107,11 @@ class Market1501(PairSource):
     def group(self, name: str) -> str:
         return name.partition("_")[0]
 
-    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
-        return pairs_in(self.table("pairs", split), market_name, report)
-
-    def pair_facts(self, split: str) -> dict[str, Any]:
-        file = self.table("pairs", split)
-        return {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
+    def pair_file(self, split: str) -> Path:
+        return self.table("pairs", split)
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
-        released, suspicions, file = RELEASED_COUNTS[split][1], [], self.table("pairs", split)
-        if len(pairs) != released:
-            suspicions.append(f"{file.name} has {len(pairs):,} pairs; the released list has {released:,}")
+        suspicions = super().pair_suspicions(split, pairs)
         if split == "test":
             try:
                 names = {split: [file.name for file in self.files(split)] for split in ("train", "test")}

@@ -179,11 +179,7 @@ def openpose_to_coco(points: np.ndarray | None) -> np.ndarray:
 
 
 def _csv_rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, with their numbers from 1.
-
-    Raises:
-        ValueError: the file is not text.
-    """
+    """The lines that are not empty, with their numbers from 1."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, delimiter=separator)
@@ -195,6 +191,6 @@ def _csv_rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def overlap_with_training(names: Mapping[str, Sequence[str]], key: Callable[[str], Any]) -> tuple[int, int]:
-    """(groups of the list ``test`` that are also in ``train``, all groups of ``test``); ``key`` gives an image's group."""
+    """(groups of the list ``test`` that are also in ``train``, all groups of ``test``); ``key`` gives the group."""
     test, train = ({key(name) for name in names[split]} for split in ("test", "train"))
     return len(test & train), len(test)

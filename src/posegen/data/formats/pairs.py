@@ -7,21 +7,29 @@ pairs they are.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.formats.pair_files import Pair
+from posegen.data.formats.pair_files import Pair, pairs_in
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Condition, Defect, ReportDefect, Source, lowest_hashes, require_option
+from posegen.data.on_disk.source import (
+    Condition,
+    Defect,
+    ReportDefect,
+    Source,
+    lowest_hashes,
+    require_count,
+    require_option,
+)
 from posegen.data.on_disk.transforms import Stretch
-from posegen.io.hashes import hash_fraction, text_hash
+from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 
 Expand = Literal["all", "random"]
 #: The list of images and pairs that a split is a part of.
@@ -34,26 +42,41 @@ class PairSource(Source):
     Attributes:
         bars: width of each of two bars at the sides of an image, as a fraction of the image's.
         grouped: the groups of `group` in the plural, for messages.
+        released_pairs: number of pairs of the released lists.
     """
 
     bars: float = 0.0
     grouped: str
+    released_pairs: ClassVar[Mapping[str, int]]
 
     @abstractmethod
-    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
-        """The pairs of a list, by image names; the id of an image is ``<name of the data set>/<name of the image>``."""
+    def pair_file(self, split: str) -> Path:
+        """The list of pairs."""
+
+    @staticmethod
+    @abstractmethod
+    def image_name(text: str) -> str | None:
+        """The name of an image in any spelling; None where the text is no name."""
 
     @abstractmethod
     def group(self, name: str) -> str:
         """The group of an image: pairs join images of one group, and groups are held out whole."""
 
-    @abstractmethod
+    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
+        """The pairs of a list, by image names; the id of an image is ``<name of the data set>/<name of the image>``."""
+        return pairs_in(self.pair_file(split), self.image_name, report)
+
     def pair_facts(self, split: str) -> dict[str, Any]:
         """Facts about the pair files, for the record."""
+        file = self.pair_file(split)
+        return {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
         """Suspicions about the pairs of a list."""
-        return []
+        found, released, file = len(pairs), self.released_pairs[split], self.pair_file(split)
+        if found == released:
+            return []
+        return [f"{file.name} has {found:,} pairs; the released list has {released:,}"]
 
 
 class Pictures(RealData):
@@ -143,8 +166,7 @@ class Pairs(PoseData):
                 f"data.{split}: holdout={holdout} and mirror={mirror} are shares between 0 and 1, "
                 "and something must be left to train on"
             )
-        if count is not None and count < 1:
-            raise ValueError(f"data.{split}.count={count}: at least one pair is needed; null takes all")
+        require_count(split, count)
         self.source, self.split, self.name, self.prompt = source, split, source.name, prompt
         self.holdout, self.expand, self.count = holdout, expand, count
         self.pictures = Pictures(source, PAIR_LISTS[split], size, mirror, None, cache, workers)
@@ -227,12 +249,9 @@ class Pairs(PoseData):
     def _limited(self, pairs: list[Pair]) -> list[Pair]:
         if self.count is None:
             return pairs
-        if self.count > len(pairs):
-            raise ValueError(
-                f"data.{self.split}.count={self.count}: {self.name} has {len(pairs)} pairs that can be used; "
-                "lower it, or null for all"
-            )
-        return [pairs[i] for i in lowest_hashes([pair_name(p.sources[0], p.target) for p in pairs], self.count)]
+        names = [pair_name(pair.sources[0], pair.target) for pair in pairs]
+        rows = lowest_hashes(names, self.count, f"data.{self.split}.count", f"{self.name} has {{}} pairs")
+        return [pairs[i] for i in rows]
 
     def _rows(self, pairs: Sequence[Pair], condition: Condition) -> PairRows:
         known = self._known
@@ -276,9 +295,7 @@ class Pairs(PoseData):
 
     def _pair(self, index: int, visit: int) -> tuple[str, str, str]:
         """(id of a pair, name of its source on this visit, name of its target)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        index %= len(self)
+        index = self.checked(index)
         rows = self.chosen.sources_of(index)[0], self._source_row(index, visit), self.chosen.targets[index]
         first, source, target = map(self._name, rows)
         return f"{self.name}/{pair_name(first, target)}", source, target

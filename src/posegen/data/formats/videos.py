@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from posegen.data.formats.folder import NOBODY, Folder, prompts_of_csv
+from posegen.data.formats.folder import NO_PEOPLE, Folder, prompts_of_csv
 from posegen.data.formats.video_frames import FRAME_SUFFIXES, VIDEO_SUFFIXES, Selection, extract_videos
 from posegen.data.on_disk.source import Defect, FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.hashes import joint_hash
@@ -84,7 +84,7 @@ class Videos(Source):
         for clip in self.clips(split, report):
             prompt = self._captions.get(clip.name, self.prompt.replace("{clip}", clip.name))
             for number, picture in clip.frames:
-                keypoints, areas, size = people.people(picture) if people else NOBODY
+                keypoints, areas, size = people.people(picture) if people else NO_PEOPLE
                 attributes = {"clip": clip.name, "frame": number, "frames": SELECTION, **self.about(clip, number)}
                 caption = self._captions.get(picture, prompt)
                 id, place = f"{self.name}/{clip.name}/{number:08d}", FileSpan(picture)
@@ -102,11 +102,7 @@ class Videos(Source):
 
     @cached_property
     def _people(self) -> Folder | None:
-        """The reader of the poses.
-
-        Raises:
-            FileNotFoundError: the file is missing.
-        """
+        """The reader of the poses."""
         if self.poses is None:
             return None
         if not (self.root / self.poses).is_file():
@@ -118,12 +114,7 @@ class Videos(Source):
 
     @cached_property
     def _captions(self) -> Mapping[str, str]:
-        """Prompts by clip or frame.
-
-        Raises:
-            FileNotFoundError: the file is missing.
-            ValueError: a line has more or fewer than two values.
-        """
+        """Prompts by clip or frame."""
         if self.prompts is None:
             return {}
         file = self.root / self.prompts

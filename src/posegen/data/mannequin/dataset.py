@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,7 +74,7 @@ class MannequinData(PoseData):
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        index = self._checked(index)
+        index = self.checked(index)
         shard, row = self.shards[index // self.cache.per_shard], index % self.cache.per_shard
         people, record = int(shard.counts[row]), shard.records[row]
         keypoints, areas = shard.keypoints[row, :people].copy(), shard.areas[row, :people].copy()
@@ -88,16 +87,7 @@ class MannequinData(PoseData):
 
     def twin(self, index: int) -> Sample:
         """Another render of the same caption."""
-        return self.world.render_caption_twin(self.split, self._checked(index))
-
-    def images(self, indices: Iterable[int]) -> np.ndarray:
-        """Images ``[n, size, size, 3] uint8`` of many samples at once."""
-        indices = np.array([self._checked(int(index)) for index in indices], np.int64)
-        out = np.empty((len(indices), *self.size, 3), np.uint8)
-        numbers, rows = np.divmod(indices, self.cache.per_shard)
-        for number in np.unique(numbers):
-            out[numbers == number] = self.shards[number].images[rows[numbers == number]]
-        return out
+        return self.world.render_caption_twin(self.split, self.checked(index))
 
     @property
     def prompts(self) -> list[str]:
@@ -116,11 +106,6 @@ class MannequinData(PoseData):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": []}  # memory maps are opened again in the other process
-
-    def _checked(self, index: int) -> int:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"sample {index} of {self.count}")
-        return index % self.count
 
 
 def _tuples(value: Any) -> Any:

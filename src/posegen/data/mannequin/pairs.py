@@ -68,7 +68,7 @@ class MannequinPairs(MannequinData):
         return self._with_prompt(super().__getitem__(index))
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
-        return self._with_prompt(self.sources[self._checked(index)])
+        return self._with_prompt(self.sources[self.checked(index)])
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
         return MannequinTransfers(self, count, garment, told)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
+Option = TypeVar("Option")
 
 
 class Dice:
@@ -37,7 +37,7 @@ class Dice:
     def chance(self, probability: float) -> bool:
         return self.unit() < probability
 
-    def choice(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+    def choice(self, options: Sequence[Option], weights: Sequence[float] | None = None) -> Option:
         """One of ``options``; ``weights`` sum to 1."""
         if weights is None:
             return options[int(self.unit() * len(options))]

@@ -16,12 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from posegen.data.on_disk.images import decode_with_mode, read_span
-from posegen.data.on_disk.source import FileSpan
+from posegen.data.on_disk.source import FileSpan, ImageSize
 from posegen.data.processes import run_in_processes
 
 CHUNK_IMAGES = 32  # images that a process opens at once
 FEW_IMAGES = 256  # so few are opened in this process, which is faster than starting others
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,15 @@ class ScannedImage:
     """
 
     place: FileSpan
-    listed: Size | None
+    listed: ImageSize | None
     stamp: tuple[int, ...] = ()
-    size: Size = (0, 0)
+    size: ImageSize = (0, 0)
     mode: str = ""
     sha: str = ""
     problem: str = ""
 
     @property
-    def key(self) -> tuple[FileSpan, Size | None]:
+    def key(self) -> tuple[FileSpan, ImageSize | None]:
         return self.place, self.listed
 
     @classmethod
@@ -60,7 +59,7 @@ class ScannedImage:
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """Size and time of change of a file, to recognise it later; empty where it is missing."""
+    """ImageSize and time of change of a file, to recognise it later; empty where it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -68,7 +67,7 @@ def file_stamp(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns
 
 
-def scan_image(root: Path, place: FileSpan, listed: Size | None) -> ScannedImage:
+def scan_image(root: Path, place: FileSpan, listed: ImageSize | None) -> ScannedImage:
     """Reads and decodes one image."""
     seen = ScannedImage(place, listed, file_stamp(root / place.file))
     try:
@@ -83,7 +82,7 @@ def scan_image(root: Path, place: FileSpan, listed: Size | None) -> ScannedImage
     return replace(seen, size=size, mode=mode, sha=hashlib.blake2b(data, digest_size=16).hexdigest(), problem=wrong)
 
 
-def scan_chunk(root: Path, chunk: Sequence[tuple[FileSpan, Size | None]]) -> list[ScannedImage]:
+def scan_chunk(root: Path, chunk: Sequence[tuple[FileSpan, ImageSize | None]]) -> list[ScannedImage]:
     return [scan_image(root, *wanted) for wanted in chunk]
 
 
@@ -107,12 +106,14 @@ class ImageScan:
                 except (ValueError, KeyError, TypeError):  # an interruption cut it off
                     continue
 
-    def missing(self, wanted: Iterable[tuple[FileSpan, Size | None]]) -> list[tuple[FileSpan, Size | None]]:
+    def missing(self, wanted: Iterable[tuple[FileSpan, ImageSize | None]]) -> list[tuple[FileSpan, ImageSize | None]]:
         """Images that were never scanned, or whose file has changed since."""
         now = lru_cache(maxsize=None)(lambda file: file_stamp(self.root / file))  # a tar holds thousands of images
         return [key for key in wanted if key not in self.seen or self.seen[key].stamp != now(key[0].file)]
 
-    def complete(self, wanted: Sequence[tuple[FileSpan, Size | None]], workers: int, title: str) -> list[ScannedImage]:
+    def complete(
+        self, wanted: Sequence[tuple[FileSpan, ImageSize | None]], workers: int, title: str
+    ) -> list[ScannedImage]:
         """Scans the missing images, with a progress bar, and returns the results of all."""
         missing = self.missing(wanted)
         if missing:

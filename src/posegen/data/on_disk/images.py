@@ -63,7 +63,7 @@ def decode_with_mode(data: bytes, size: tuple[int, int] | None = None) -> tuple[
         raise ValueError(f"cannot be decoded ({_reason(error)})") from error
 
 
-def decode(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     """``[H, W, 3] uint8`` RGB of an image file; see `decode_with_mode`."""
     return np.asarray(decode_with_mode(data, size)[0])
 
@@ -91,7 +91,7 @@ def read_image(root: Path, place: FileSpan, size: tuple[int, int] | None = None)
         ValueError: it cannot be read; names the file and the fix.
     """
     try:
-        return decode(read_span(root, place), size)
+        return decode_image(read_span(root, place), size)
     except (OSError, ValueError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else str(error)
         where = f"{root / place.file}" + (f" at byte {place.offset}" if place.offset else "")

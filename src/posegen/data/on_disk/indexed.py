@@ -16,7 +16,7 @@ from posegen.data.base import PoseData, Sample
 from posegen.data.on_disk.dataset_checks import image_remarks, split_facts, split_warnings, usable_entries
 from posegen.data.on_disk.image_scan import ImageScan, file_stamp
 from posegen.data.on_disk.images import read_image
-from posegen.data.on_disk.source import Condition, Defect, Source, StoredImage, lowest_hashes
+from posegen.data.on_disk.source import Condition, Defect, Source, StoredImage, lowest_hashes, require_count
 from posegen.data.on_disk.split_index import INDEX_VERSION, SplitIndex
 from posegen.data.on_disk.transforms import Transform, transform_of
 from posegen.io.atomic import read_json_or_empty, write_text
@@ -59,8 +59,7 @@ class RealData(PoseData):
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if any(side < 8 or side % 8 for side in self.size):
             raise ValueError(f"data.{split}.size={size}: expected a multiple of 8, or (height, width) of such")
-        if count is not None and count < 1:
-            raise ValueError(f"data.{split}.count={count}: at least one sample is needed; null takes all")
+        require_count(split, count)
         self.transform = transform_of(transform)
         self.varies = self.transform.varies
         self.cache = Path(cache).expanduser() / "prepared" / self.name
@@ -160,12 +159,7 @@ class RealData(PoseData):
     def _rows(self, index: SplitIndex) -> Sequence[int]:
         if self.count is None:
             return range(len(index))
-        if self.count > len(index):
-            raise ValueError(
-                f"data.{self.split}.count={self.count}: {self.name} has {len(index)} pictures that can be used; "
-                "lower it, or null for all"
-            )
-        return lowest_hashes(index.ids, self.count)
+        return lowest_hashes(index.ids, self.count, f"data.{self.split}.count", f"{self.name} has {{}} pictures")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -186,9 +180,7 @@ class RealData(PoseData):
         return self.seen(index)
 
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self.row(self.read[2][index], visit, image)
+        return self.row(self.read[2][self.checked(index)], visit, image)
 
     def row(self, row: int, visit: int = 0, image: bool = True, chance: str | None = None) -> Sample:
         """The sample of a row of the index; its random choices belong to ``chance``, by default to its id."""

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from posegen.io.atomic import NPZ_ERRORS
+from posegen.io.arrays import NPZ_ERRORS
 
 #: Types of array elements: booleans, whole and real numbers, bytes and strings.
 PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")

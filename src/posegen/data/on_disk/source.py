@@ -17,6 +17,8 @@ import numpy as np
 from posegen.io.atomic import read_json
 from posegen.io.hashes import hash_fraction
 
+ImageSize = tuple[int, int]  # height, width
+
 
 class FileSpan(NamedTuple):
     """The bytes of an image: a file, or a part of one (a member of a tar).
@@ -179,7 +181,23 @@ def json_mapping(file: Path, expected: str) -> dict[str, Any]:
     return content
 
 
-def lowest_hashes(keys: Sequence[str], count: int) -> list[int]:
-    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice."""
+def require_count(split: str, count: int | None) -> None:
+    """Refuses a number of samples below 1.
+
+    Raises:
+        ValueError: names the key and the value.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"data.{split}.count={count}: at least one sample is needed; null takes all")
+
+
+def lowest_hashes(keys: Sequence[str], count: int, option: str, available: str) -> list[int]:
+    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice.
+
+    Raises:
+        ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
+    """
+    if count > len(keys):
+        raise ValueError(f"{option}={count}: {available.format(len(keys))} that can be used; lower it, or null for all")
     fractions = [hash_fraction(key) for key in keys]
     return np.sort(np.argsort(fractions, kind="stable")[:count]).tolist()

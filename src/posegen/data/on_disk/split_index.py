@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from posegen.data.on_disk.source import FileSpan, StoredImage
-from posegen.io.atomic import NPZ_ERRORS, replacing
+from posegen.io.arrays import NPZ_ERRORS, write_arrays
 from posegen.io.hashes import joint_hash
 
 INDEX_VERSION = 1  # of the format, and of the checks before an image enters an index
@@ -114,8 +114,7 @@ class SplitIndex:
             f"{name}_{part}": getattr(getattr(self, name), part) for name in INDEX_TEXTS for part in ("letters", "ends")
         }
         arrays = {name: getattr(self, name) for name in INDEX_ARRAYS}
-        with replacing(path) as temporary, temporary.open("wb") as file:  # numpy would add .npz to a name
-            np.savez(file, **arrays, **texts, content=np.array(self.content))
+        write_arrays(path, False, **arrays, **texts, content=np.array(self.content))
 
     @classmethod
     def load(cls, path: Path) -> tuple[SplitIndex, str]:

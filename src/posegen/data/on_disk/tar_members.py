@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from posegen.io.atomic import NPZ_ERRORS, replacing
+from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import text_hash
 
 TAR_BLOCK = 512  # bytes of a tar's blocks; a block of zeros ends it
@@ -32,7 +32,7 @@ class TarMembers(Mapping[str, tuple[int, int]]):
 
     Attributes:
         file: the tar.
-        places: what is where.
+        places: name -> (offset, size).
         problem: why the tar ends early; empty for a whole one. The members before the break are all there.
     """
 
@@ -62,7 +62,7 @@ class TarMembers(Mapping[str, tuple[int, int]]):
 
     @classmethod
     def of(cls, file: Path, cache: Path | None = None) -> TarMembers:
-        """The index of a tar, read from its file or made.
+        """The index of a tar, read from its file or built.
 
         Args:
             file: the tar.
@@ -136,24 +136,19 @@ def _refuse_compressed(file: Path) -> None:
 
 
 def _read_index(file: Path, index: Path, stamp: list[int]) -> TarMembers | None:
-    try:
-        with np.load(index, allow_pickle=False) as kept:
-            if kept["stamp"].tolist() != stamp:
-                return None
-            places = zip(kept["offsets"].tolist(), kept["sizes"].tolist(), strict=True)
-            return TarMembers(file, dict(zip(kept["names"].tolist(), places, strict=True)), str(kept["problem"]))
-    except NPZ_ERRORS:
-        return None  # missing or damaged: it is made again
+    """The stored index; None where it is missing, damaged or of another tar, and is built again."""
+    stored = read_arrays_or_none(index)
+    if stored is None or stored["stamp"].tolist() != stamp:
+        return None
+    places = zip(stored["offsets"].tolist(), stored["sizes"].tolist(), strict=True)
+    return TarMembers(file, dict(zip(stored["names"].tolist(), places, strict=True)), str(stored["problem"]))
 
 
 def _write_index(members: TarMembers, index: Path, stamp: list[int]) -> None:
-    places = np.array(list(members.places.values()), np.int64).reshape(-1, 2)
+    offsets, sizes = np.array(list(members.places.values()), np.int64).reshape(-1, 2).T
     names = np.array(list(members.places), dtype=np.str_)
     try:
-        with replacing(index) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(
-                stream, stamp=stamp, names=names, offsets=places[:, 0], sizes=places[:, 1], problem=members.problem
-            )
+        write_arrays(index, stamp=stamp, names=names, offsets=offsets, sizes=sizes, problem=members.problem)
     except OSError as error:
         raise ValueError(
             f"{index}, the index of a tar, cannot be written ({error}); "

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 from posegen.data.base import generator
+from posegen.data.on_disk.source import ImageSize
 from posegen.poses.pose_square import joint_box_areas
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_FLIP
 
 #: Joints with a lower score are missing, in the published readers and here.
 LEAST_SCORE = 0.02
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class View:
         enlarging: OpenCV's interpolation for images that are too small; others are averaged.
     """
 
-    stored: Size
-    scaled: Size
+    stored: ImageSize
+    scaled: ImageSize
     top: int
     left: int
-    size: Size
+    size: ImageSize
     mirrored: bool = False
     upturned: bool = False
     enlarging: int = cv2.INTER_CUBIC
 
     @classmethod
     def covering(
-        cls, stored: Size, size: Size, down: float | None = None, across: float | None = None, **options: Any
+        cls, stored: ImageSize, size: ImageSize, down: float | None = None, across: float | None = None, **options: Any
     ) -> View:
         """The shorter side fills ``size``; the longer is cut in the middle, or at 0 (top, left) to 1."""
         factor = max(size[0] / stored[0], size[1] / stored[1])
@@ -118,7 +118,7 @@ class Transform(ABC):
         """Its options."""
 
     @abstractmethod
-    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+    def view(self, id: str, visit: int, stored: ImageSize, size: ImageSize) -> View:
         """The crop of the image ``id`` of size ``stored``; a function of the arguments alone."""
 
     @abstractmethod
@@ -158,7 +158,7 @@ class Corrected(Transform):
     def identity(self) -> dict[str, Any]:
         return {"name": "corrected", "version": 1, "mirror": self.mirror, "threshold": self.threshold}
 
-    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+    def view(self, id: str, visit: int, stored: ImageSize, size: ImageSize) -> View:
         mirrored = self.varies and float(torch.rand((), generator=generator(id, visit, "view"))) < self.mirror
         return View.covering(stored, size, mirrored=mirrored)
 
@@ -199,7 +199,7 @@ class Stretch(Corrected):
     def identity(self) -> dict[str, Any]:
         return {**super().identity, "name": "stretch", "bars": self.bars}
 
-    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+    def view(self, id: str, visit: int, stored: ImageSize, size: ImageSize) -> View:
         mirrored = super().view(id, visit, stored, size).mirrored
         width = round(size[1] / (1 - 2 * self.bars))
         return Stretched(stored, (size[0], width), 0, (width - size[1]) // 2, size, mirrored)
@@ -228,7 +228,7 @@ class PublishedCrop(Transform):
         options = {"horizontal": self.horizontal, "vertical": self.vertical, "threshold": self.threshold}
         return {"name": "reference", "version": 1, **options, "people": self.most}
 
-    def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
+    def view(self, id: str, visit: int, stored: ImageSize, size: ImageSize) -> View:
         down, across, horizontal, vertical = torch.rand(4, generator=generator(id, visit, "view")).tolist()
         flips = {"mirrored": horizontal < self.horizontal, "upturned": vertical < self.vertical}
         return View.covering(stored, size, down, across, **flips, enlarging=cv2.INTER_AREA)
