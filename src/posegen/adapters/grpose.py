@@ -27,7 +27,8 @@ PERCEPTIONS = ("off", "logged", "differentiable")
 
 #: Original names within a Progressive Graph Integrator -> those of `PoseGraphBlock`.
 BLOCK = {
-    "in_layers.2": "conv_in", "emb_layers.1": "time", "cond_conv": "pose_in", "out_layers.2": "zero", "skip_connection": "skip",
+    "in_layers.2": "conv_in", "emb_layers.1": "time", "cond_conv": "pose_in", "out_layers.2": "zero",
+    "skip_connection": "skip",
     "fuse.latent_conv": "latent_out", "fuse.pose_conv": "pose_out", "fuse.fusion_conv": "fuse",
     **{
         f"{old}.{part}": f"{new}.{name}"
@@ -38,32 +39,27 @@ BLOCK = {
 
 
 class GRPose(Adapter):
-    """The first residual block of each level of the copied encoder is a Progressive Graph Integrator, which reads pose features of its resolution.
+    """ControlNet whose first residual block of each level is a Progressive Graph Integrator, which reads pose features.
 
-    Every cell of a level is a node. One graph convolution runs on the latent nodes, one on the pose nodes, and a third one on their mixture; the graphs
-    join each node with its nearest in feature space and are made anew each time. Residuals of the copy go to the frozen U-Net as in ControlNet.
-    What depends on the pose alone, up to the mixing, is computed once per image.
+    Every cell of a level is a node. One graph convolution runs on the latent nodes, one on the pose nodes, and a third
+    one on their mixture; the graphs join each node with its nearest in feature space, in each pass. The part that
+    depends on the pose alone is computed once per image.
 
-    The loss weighs the squared error by ``alpha`` where the drawn pose is. The pose perception loss compares what a frozen pose network sees in the
-    predicted clean image and in the training image, weighted by ``perception_weight`` and by the signal power at the timestep:
+    The loss weighs the squared error by ``alpha`` on the drawn pose. The pose perception loss compares the features of
+    a frozen pose network for the predicted clean image and the training image (the batch's, or the decoded clean
+    latents), weighted by ``perception_weight`` and the signal power at the timestep:
 
-    ==================== ==============================================================================================================
-    ``perception``
-    ``off``              no such loss, as in the published configurations
-    ``logged``           as in the released code: images truncated to 8 bits and mirrored, no gradient; a constant that is added to the loss
-    ``differentiable``   as in the paper: the gradient goes through the teacher and the decoder to the prediction; images as they are
-    ==================== ==============================================================================================================
-
-    The training image is the batch's, if it has one; otherwise, as in training from cached latents, the decoded clean latents, whose errors of the
-    autoencoder are those of the prediction too.
+    * ``perception=off``: no such loss, as in the published configurations;
+    * ``logged``: as released, with images truncated to 8 bits and mirrored: a constant without gradient;
+    * ``differentiable``: as in the paper, with the gradient through the teacher and the decoder.
 
     Args:
         style: how poses are drawn.
         strength: factor of all residuals.
         k: neighbours of a node, itself usually among them; 1 is a network without neighbours.
         levels: which levels of the encoder have a graph block, from 0; None is all.
-        inject_channels: channels of the pose features of each level up to the last of ``levels``; None is 192, 256, 384, 512 on Stable Diffusion, and
-            the same share of the width elsewhere.
+        inject_channels: channels of the pose features of each level up to the last of ``levels``; None is 192, 256,
+            384, 512 on Stable Diffusion, and the same share of the width elsewhere.
         edges: how edge convolutions are computed, ``factorised`` or ``dense``; the results agree, the cost does not.
         alpha: weight of the squared error on the pose; 1 is the plain loss.
         perception: see above.
@@ -111,7 +107,7 @@ class GRPose(Adapter):
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
-    # ---------------------------------------------------------------------------------------------------------------------- network
+    # Network.
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -135,7 +131,8 @@ class GRPose(Adapter):
         levels = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
         if not levels or not set(levels) <= set(range(g.levels)):
             raise ValueError(
-                f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, or null for all"
+                f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, "
+                "or null for all"
             )
         return levels
 
@@ -151,7 +148,8 @@ class GRPose(Adapter):
             return tuple(max(8, 8 * round(ratio * width / 8)) for ratio, width in zip(ratios, g.channels, strict=False))
         if len(self.inject_channels) != count:
             raise ValueError(
-                f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level down to the last graph block"
+                f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level "
+                "down to the last graph block"
             )
         return tuple(self.inject_channels)
 
@@ -168,16 +166,17 @@ class GRPose(Adapter):
         return tuple(self.block(level).encode(pose) for level, pose in self.pose_encoder(hint).items())
 
     def check_nodes(self, size: tuple[int, int], g: Geometry) -> None:
-        """The official program fails where a level has fewer nodes than neighbours; without its quirks the graph is complete there.
+        """Refuses levels with fewer nodes than neighbours, where the official program fails.
 
         Raises:
-            ValueError: there is such a level, and the method is to be faithful.
+            ValueError: there is such a level, and the method is faithful.
         """
         for level in self.graph_levels(g):
             height, width = (-(-side // (g.latent_factor * 2**level)) for side in size)
             if self.faithful and height * width < self.k:
                 raise ValueError(
-                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only {height}x{width} nodes; official weights "
+                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only "
+                    f"{height}x{width} nodes; official weights "
                     f"expect at least {self.k}: choose a larger data.size, or adapter.k={height * width}"
                 )
 
@@ -186,7 +185,7 @@ class GRPose(Adapter):
         poses = {(level, 0): pose for level, pose in zip(levels, state.all("poses"), strict=True)}
         return self.branch(latents, timesteps, state.text, conditions=poses).scaled(self.strength)
 
-    # ------------------------------------------------------------------------------------------------------------------------- loss
+    # Loss.
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
@@ -206,7 +205,7 @@ class GRPose(Adapter):
         return {"loss": loss + perception, "plain": error.mean().detach(), "perception": perception.detach()}
 
     def images(self, step: Step, batch: PoseBatch) -> tuple[Tensor, Tensor]:
-        """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder's activations are computed again in the backward pass."""
+        """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder is checkpointed."""
         backbone = self.backbone
         clean = backbone.process.clean(step.noisy, step.prediction, step.timesteps)
         made = checkpoint(backbone.from_latents, clean.float(), use_reentrant=False)
@@ -231,14 +230,10 @@ class GRPose(Adapter):
         # The released code keeps only the features of its flip test.
         return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1
 
-    # ---------------------------------------------------------------------------------------------------------------------- weights
+    # Weights.
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original program, bare or within a whole model, as ``adapter.*``.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """Weights of the original program, bare or within a whole model, as ``adapter.*``."""
         prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
         table = self.table(self.backbone.geometry)
         return ldm.placed(official, prefix, table, "adapter.", self.beside, type(self).__name__)
@@ -257,7 +252,7 @@ class GRPose(Adapter):
 
 
 class PoseEncoder(nn.Module):
-    """Features of the drawn pose at the resolution of each level, a chain of 3x3 convolutions; each leaves through a zero convolution.
+    """Features of the drawn pose at the resolution of each level: 3x3 convolutions, and a zero convolution for each.
 
     Args:
         channels: of the features of each level.

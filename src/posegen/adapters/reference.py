@@ -1,4 +1,4 @@
-"""Reference rows: images that no method generated, which bound what a method can reach. They are never trained and never ranked."""
+"""Reference rows: images that no method generated. They bound the methods and are never trained or ranked."""
 
 from __future__ import annotations
 

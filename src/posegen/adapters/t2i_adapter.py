@@ -24,17 +24,17 @@ PREFIX = "adapter."  # of the keys in diffusers' class, and of this method's key
 class T2IAdapter(Adapter):
     """A small convolutional network turns the drawn pose into one feature map per level of the U-Net's encoder.
 
-    The hint's pixels are rearranged to the latent grid, convolved, and pass through ``blocks`` residual blocks per level, with a pooling between two
-    levels. Each level's map is added where that level of the encoder ends, before its last skip connection leaves it, so that the skip, the next level
-    and the middle block all see it. The network reads neither the text nor the noisy latents: it runs once per image, and both branches of guidance
-    share its maps. The backbone is frozen; unlike ControlNet nothing starts at zero, so an untrained adapter disturbs it.
+    The hint's pixels are rearranged to the latent grid and pass through ``blocks`` residual blocks per level, with a
+    pooling between two levels. Each level's map is added before the level's last skip connection leaves it, so that the
+    skip, the next level and the middle block all see it. The network runs once per image, and both branches of guidance
+    share its maps. The backbone is frozen; nothing starts at zero, so an untrained adapter disturbs it.
 
     Args:
-        style: how poses are drawn, ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs, as the released keypose weights
-            read them, in other colours).
+        style: how poses are drawn, ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs as
+            for the released keypose weights, in other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
-        tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): at timesteps t >= (1 - tau) T. Wherever
-            (1 - tau) times the number of steps is whole, these are exactly the first tau of the steps, as in the official samplers.
+        tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
+            T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
         blocks: residual blocks per level (``nums_rb``).
 
     Attributes:
@@ -83,7 +83,8 @@ class T2IAdapter(Adapter):
     def features(self, hint: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.
 
-        Odd grids are rounded up as the U-Net's are, or down as in the official program (``faithful``), where such images cannot be generated.
+        Odd grids are rounded up as the U-Net's are, or down as in the official program (``faithful``), which fails
+        there.
         """
         for level in self.network.adapter.body[1:]:
             level.downsample.ceil_mode = not self.faithful
@@ -106,16 +107,13 @@ class T2IAdapter(Adapter):
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if self.faithful and any(side % step for side in size):
             raise ValueError(
-                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the U-Net up; "
+                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and "
+                "the U-Net up; "
                 f"choose multiples of {step}, for instance {[-(-side // step) * step for side in size]}"
             )
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original program, bare or below ``adapter.``, or of a diffusers ``T2IAdapter``, as ``adapter.network.*``.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """Weights of the original program, bare or below ``adapter.``, or of diffusers' class."""
         table = original_names(self.backbone.geometry.levels, self.blocks)
         if any(
             ".resnets." in key and key.startswith(PREFIX) for key in official

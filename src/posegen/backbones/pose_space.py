@@ -1,4 +1,4 @@
-"""A diffusion model of poses: Stable Diffusion's U-Net and text tower, with 17 joint maps in the place of latents (GUNet, arXiv:2409.11689)."""
+"""A diffusion model of poses: Stable Diffusion's U-Net and text tower on 17 joint maps (GUNet, arXiv:2409.11689)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ JOINTS = 17
 class PoseSpace(StableDiffusion):
     """Denoises joint maps ``[B, 17, grid, grid]``; there is no image and no autoencoder.
 
-    A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own square, and a confidence in [0, 1], where 0
-    is an absent joint. Where the square lies on a canvas, and how large it is, are not part of it.
+    A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own
+    square, and a confidence in [0, 1], where 0 is an absent joint. Where the square lies on a canvas, and how large it
+    is, are not part of it.
 
-    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a method folder.
+    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a
+    method folder.
 
     Args:
-        path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise process are read.
-        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians, scaled to mean 0 and variance 1.
+        path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise
+            process are read.
+        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians, scaled to
+            mean 0 and variance 1.
         grid: side of the maps.
         sigma: standard deviation, in cells, of the Gaussians of ``corrected``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
@@ -59,7 +63,8 @@ class PoseSpace(StableDiffusion):
         folder = resolve(path)
         if not folder.is_dir():
             raise WeightsError(
-                f"{folder}: a file; backbone.path of a pose backbone is a folder in diffusers' layout (unet/ text_encoder/ tokenizer/ scheduler/)"
+                f"{folder}: a file; backbone.path of a pose backbone is a folder in diffusers' layout (unet/ "
+                "text_encoder/ tokenizer/ scheduler/)"
             )
         config, text = read_config(folder / "unet"), folder / "text_encoder"
         scheduler = read_config(folder / "scheduler", "scheduler_config.json")
@@ -127,7 +132,8 @@ class PoseSpace(StableDiffusion):
         if images.ndim == 4:
             if self.encoding != "reference":
                 raise ValueError(
-                    f"the data set stores joint maps in the released encoding, backbone.encoding is {self.encoding}; set backbone.encoding=reference"
+                    "the data set stores joint maps in the released encoding, backbone.encoding is "
+                    f"{self.encoding}; set backbone.encoding=reference"
                 )
             return F.interpolate(images, (self.grid, self.grid), mode="bilinear", align_corners=False)
         return ENCODINGS[self.encoding].encode(images, self.grid, self.sigma)

@@ -14,7 +14,7 @@ from posegen.io.weights import WeightsError
 
 
 class NoiseProcess(ABC):
-    """The noise process of a backbone. Latents are ``[B, c, h, w]``; timesteps ``t [B]`` are those of the process's schedulers.
+    """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers' schedulers.
 
     Args:
         config: configuration of a diffusers scheduler.
@@ -155,9 +155,9 @@ class VariancePreserving(NoiseProcess):
 
 
 class FlowMatching(NoiseProcess):
-    """Noisy latents are (1 - s) clean + s noise with s = t / T; the network predicts the velocity, noise - clean (Lipman et al. 2023).
+    """Noisy latents are (1 - s) clean + s noise, s = t / T; the network predicts noise - clean (Lipman et al. 2023).
 
-    Training times are uniform in u with s = shift u / (1 + (shift - 1) u), as in Stable Diffusion 3 (Esser et al. 2024, section 5.3.2).
+    Training times are s = shift u / (1 + (shift - 1) u) for uniform u (Esser et al. 2024, section 5.3.2).
     """
 
     default_scheduler = "FlowMatchEulerDiscreteScheduler"

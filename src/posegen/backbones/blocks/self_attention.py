@@ -1,7 +1,7 @@
-"""What a method can add to the transformers of a U-Net: blocks before them, and the keys and values of another pass in their self-attention.
+"""Additions to the transformers of a U-Net: blocks before them, and keys and values of another pass.
 
-`Junctions` opens a U-Net. What a pass adds travels with the call, through diffusers' ``cross_attention_kwargs``, and is kept on no module: so a pass without
-additions is the plain U-Net, gradient checkpointing computes again what was computed before, and nothing is left behind.
+`Junctions` opens a U-Net. The additions of a pass travel with the call, through diffusers' ``cross_attention_kwargs``,
+and are kept on no module: a pass without additions is the plain U-Net, and gradient checkpointing repeats a pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Memory(NamedTuple):
 
 
 class ReadingProcessor:
-    """A self-attention that can read a `Memory`, or write its own keys and values into a list; without either it is the processor that it replaces."""
+    """A self-attention that can read a `Memory`, or record its keys and values; otherwise the processor it replaces."""
 
     def __init__(self, plain: Any) -> None:
         self.plain = plain
@@ -78,7 +78,7 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tens
 
 
 def read(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory) -> Tensor:
-    """Attention to ``[K; K'], [V; V']`` in the rows of the memory and to ``K, V`` in the others: two fused calls instead of a masked one."""
+    """Attention to ``[K; K'], [V; V']`` in the rows of the memory and to ``K, V`` in the others, in two fused calls."""
     if memory.rows is None:
         k = torch.cat([keys, memory.keys.to(keys.dtype)], dim=1)
         v = torch.cat([values, memory.values.to(values.dtype)], dim=1)
@@ -90,7 +90,7 @@ def read(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory
 
 
 def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
-    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None where that is zero, because a bias is slower."""
+    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None for zero, because a bias is slower."""
     if memory.strength == 1:
         return None
     bias = query.new_zeros(own + memory.keys.shape[1])
@@ -145,7 +145,8 @@ def additions(
         return None
     if not is_open(unet):
         raise TypeError(
-            "Injection.attention and Injection.features need a U-Net that Adapter.attach opened: Junctions(backbone.unet, blocks)"
+            "Injection.attention and Injection.features need a U-Net that Adapter.attach opened: "
+            "Junctions(backbone.unet, blocks)"
         )
     return {ADDITIONS: Additions(injection, None if injection.rows is None else others(injection.rows, batch), record)}
 
@@ -194,7 +195,8 @@ class Junctions:
 
     Args:
         unet: diffusers' ``UNet2DConditionModel``.
-        blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers` in this order, or none.
+        blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers`
+            in this order, or none.
 
     Raises:
         ValueError: the U-Net is open already, or the blocks are not as many as its transformers.
@@ -212,7 +214,8 @@ class Junctions:
         for index, (name, transformer) in enumerate(places.items()):
             if len(transformer.transformer_blocks) != 1:
                 raise TypeError(
-                    f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable Diffusion 1 and 2"
+                    f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable "
+                    "Diffusion 1 and 2"
                 )
             (layer,) = transformer.transformer_blocks
             layer.attn1.set_processor(ReadingProcessor(layer.attn1.processor))
@@ -233,7 +236,7 @@ class Junctions:
 
 
 class Junction:
-    """Runs before one transformer: lets its input through the inserted block, and hands its self-attention what is meant for it."""
+    """Runs before one transformer: applies the inserted block to its input and hands its self-attention the memory."""
 
     def __init__(self, name: str, index: int, block: nn.Module | None) -> None:
         self.name, self.index, self.block = name, index, block
@@ -254,5 +257,5 @@ class Junction:
 def _without_memory(
     _attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Cross-attention is called with all that self-attention is called with, and complains about what it does not know."""
+    """Cross-attention gets the self-attention's arguments and warns about unknown ones."""
     return inputs, {name: value for name, value in named.items() if name != MEMORY}

@@ -38,7 +38,7 @@ class Parts:
         tokenizer: between prompts and tokens.
         scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
         files: where the weights came from; empty for parts that were never saved.
-        origin: what the weights are a function of, for parts that need neither files nor a look at their tensors to be told apart.
+        origin: what the weights are a function of, which identifies parts without files.
     """
 
     unet: UNet2DConditionModel
@@ -59,7 +59,7 @@ class Parts:
         return tensors_hash(self.unet, self.text_encoder, self.autoencoder)
 
     def save(self, folder: Path, autoencoder: bool = True) -> None:
-        """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere; weights in the precision that the modules have."""
+        """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere."""
         self.unet.save_pretrained(folder / "unet")
         with no_progress_bar():
             self.text_encoder.save_pretrained(folder / "text_encoder")
@@ -86,7 +86,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
     Args:
         folder: in diffusers' layout.
         autoencoder: a folder to read the autoencoder from instead of ``folder/vae``; itself or its ``vae`` folder.
-        fresh: build the U-Net and the text tower from their configurations with new random weights (drawn from torch's global generator).
+        fresh: give the U-Net and the text tower random weights, from torch's global generator.
 
     Raises:
         WeightsError: something is missing, damaged or of another shape.
@@ -159,7 +159,8 @@ def autoencoder_folder(folder: Path) -> Path:
     place = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (place / "config.json").is_file():
         raise WeightsError(
-            f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to the folder of one"
+            f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to "
+            "the folder of one"
         )
     return place
 
@@ -173,7 +174,8 @@ def read_autoencoder(folder: Path) -> Autoencoder:
     name = read_config(folder).get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
         raise WeightsError(
-            f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of {', '.join(AUTOENCODERS)}"
+            f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of "
+            f"{', '.join(AUTOENCODERS)}"
         )
     return read_model(AUTOENCODERS[name], folder)
 
@@ -255,7 +257,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         if (pad := tokenizer.pad_token) != tokenizer.eos_token:
-            # Stable Diffusion 2 pads with "!". Loaded as such it would be cut out of the prompts before they are read, unlike in the original.
+            # Stable Diffusion 2 pads with "!". Loaded as such it would be cut out of the prompts.
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=tokenizer.eos_token)
             tokenizer.pad_token = pad
         return tokenizer

@@ -1,7 +1,7 @@
 """Names of the same weights in the original latent-diffusion code and in diffusers.
 
-Everything is a table of module prefixes, made from a `Geometry`, so that it serves every width and depth, in both directions, and so that a key
-that is in no table is noticed.
+Everything is a table of module prefixes, made from a `Geometry`, so that it serves every width and depth, in both
+directions, and so that a key that is in no table is noticed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from posegen.io.weights import UnknownKeys
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 SCHEDULE = frozenset({
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
-    "posterior_mean_coef2", "logvar", "scale_factor",
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "scale_factor",
 })  # fmt: skip
 #: What an original file of a method holds besides the method: beginning of the keys -> why it is left out.
 BESIDE = {
@@ -86,7 +86,7 @@ def _decoder_table(g: Geometry) -> Table:
 
 
 def control_table(g: Geometry) -> Table:
-    """A ControlNet whose hint block has two convolutions per halving, besides the first and the last; an activation follows each."""
+    """A ControlNet whose hint block has two convolutions per halving, besides the first and the last."""
     inner = 2 * (g.latent_factor.bit_length() - 1)
     hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
     table = {
@@ -98,7 +98,7 @@ def control_table(g: Geometry) -> Table:
 
 
 def vae_table(levels: int, layers: int) -> Table:
-    """The KL autoencoder with ``levels`` levels of ``layers`` residual blocks in the encoder and one more in the decoder."""
+    """The KL autoencoder: ``levels`` levels of ``layers`` residual blocks in the encoder, one more in the decoder."""
     table = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side, blocks in (("encoder", "down"), ("decoder", "up")):
         table |= {
@@ -221,7 +221,8 @@ def clip_tensors(original: Mapping[str, Tensor]) -> Renamed:
 def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
     """The first ``layers`` layers of SD2's OpenCLIP tower with its final norm, under transformers' names.
 
-    SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as known.
+    SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as
+    known.
     """
     top = {
         "token_embedding.weight": "embeddings.token_embedding.weight",

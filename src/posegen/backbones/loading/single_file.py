@@ -50,7 +50,8 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
     ):
         if not ldm.has_prefix(tensors, prefix):
             raise WeightsError(
-                f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with U-Net, autoencoder and text tower"
+                f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with "
+                "U-Net, autoencoder and text tower"
             )
     try:
         unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
@@ -196,7 +197,8 @@ def _filled(model: nn.Module, weights: ldm.Renamed, what: str) -> nn.Module:
     found = [f"{len(keys)} {kind}, for instance {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
     if found:
         raise WeightsError(
-            f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or another model"
+            f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or "
+            "another model"
         )
     model.load_state_dict({key: value.float() for key, value in weights.tensors.items()})
     return model

@@ -1,4 +1,4 @@
-"""Stable Diffusion at its published sizes without any file: what profiling needs, since cost depends on shapes alone."""
+"""Stable Diffusion at its published sizes without any file, for measuring its cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Size:
 
     Attributes:
         unet: geometry of the U-Net.
-        text: what its CLIP tower has besides the width of the text states; Stable Diffusion 2 leaves OpenCLIP's last layer out.
+        text: further arguments of its CLIP tower; Stable Diffusion 2 leaves OpenCLIP's last layer out.
         pad: how its tokenizer fills short prompts.
         vae: widths of the autoencoder's levels, with two residual blocks each.
     """
