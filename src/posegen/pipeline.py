@@ -195,7 +195,7 @@ class PoseGuidedPipeline:
         """
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
         check_numbers(steps, num_images_per_prompt, output_type, control_scale)
-        prompts, guides = paired(prompt, poses)
+        prompts, guides = prompts_with_poses(prompt, poses)
         negatives = repeated(
             self.sampler.negative_prompt if negative_prompt is None else negative_prompt,
             len(prompts),
@@ -368,7 +368,7 @@ def check_numbers(steps: int, images: int, output: str, control_scale: float) ->
         raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
 
 
-def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[Given]]:
+def prompts_with_poses(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[Given]]:
     """As many prompts as poses; where one is alone, it goes with all of the others."""
     prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     if not prompts or not all(isinstance(p, str) for p in prompts):

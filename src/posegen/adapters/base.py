@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from posegen.backbones.base import PLACES, Backbone, Injection, Step
+from posegen.backbones.base import BACKBONE_PLACES, Backbone, Injection, Step
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
 #: HumanSD's FID, of four pictures in one, which no protocol repeats.
 STRIPS = "FID of four-panel strips"
-Condition: TypeAlias = Tensor | tuple[Tensor, ...]
+StateValue: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class Published(NamedTuple):
@@ -75,7 +75,7 @@ class State:
 
     text: Text
     null_text: Text
-    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    conditions: Mapping[str, StateValue] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.text)
@@ -104,7 +104,7 @@ class State:
         """The prompts where ``keep [B]`` is true, the null prompt elsewhere."""
         return replace(self, text=self.text.keep(keep, self.null_text))
 
-    def having(self, **conditions: Condition) -> State:
+    def having(self, **conditions: StateValue) -> State:
         """The same state with some conditions added or replaced."""
         return replace(self, conditions={**self.conditions, **conditions})
 
@@ -118,7 +118,7 @@ class State:
         return State(Text.cat([s.text for s in states]), Text.cat([s.null_text for s in states]), joined)
 
 
-def _combined(combine: Callable[..., Tensor], *values: Condition) -> Condition:
+def _combined(combine: Callable[..., Tensor], *values: StateValue) -> StateValue:
     """The tensors of conditions of the same form, combined one by one."""
     if isinstance(values[0], Tensor):
         return combine(*values)
@@ -152,7 +152,7 @@ class Adapter(nn.Module, ABC):
 
     Attributes:
         needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``).
-        places: where it influences the backbone, see `posegen.backbones.base.PLACES`.
+        places: where it influences the backbone, see `posegen.backbones.base.BACKBONE_PLACES`.
         sample: what the method generates.
         paper: where the method comes from.
         population: the split whose samples ``needs`` means by ``population``.
@@ -212,7 +212,9 @@ class Adapter(nn.Module, ABC):
         """Why the method cannot work on a class of backbones; None where it can."""
         if not (missing := sorted(cls.places - backbone.places)):
             return None
-        wanted = "; ".join(f"{place} ({PLACES.get(place, 'a place of another backbone')})" for place in missing)
+        wanted = "; ".join(
+            f"{place} ({BACKBONE_PLACES.get(place, 'a place of another backbone')})" for place in missing
+        )
         return (
             f"{cls.__name__} needs {wanted}, and {backbone.__name__} has "
             f"{', '.join(sorted(backbone.places)) or 'no place'}; choose a backbone= that has it, "

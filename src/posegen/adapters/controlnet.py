@@ -47,7 +47,7 @@ class ControlNet(Adapter):
             *Published.of("LAION-Human", GRPOSE_RELEASED, AP=44.90, CAP=66.74, PCE=1.55, FID=7.53, CLIP=32.31),
         ),
     )
-    beside = ldm.BESIDE_FROZEN
+    beside = ldm.LEFT_OUT_FROZEN
 
     def __init__(
         self,

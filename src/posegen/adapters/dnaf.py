@@ -14,7 +14,7 @@ from posegen.adapters.base import Adapter, Paper, State
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Backbone, Bank, Injection, Step
 from posegen.backbones.blocks.image_pyramid import Pyramid, hierarchical, native_size, small_swin
-from posegen.backbones.blocks.inserted_block import InsertedBlock, Kind
+from posegen.backbones.blocks.inserted_block import BlockKind, InsertedBlock
 from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_of, transformers
 from posegen.data.base import PoseBatch, generator
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
@@ -31,7 +31,7 @@ CHOICES = {
     "naf_noise": get_args(Noise),
     "naf_sampling_noise": get_args(SamplingNoise),
     "source_latent": get_args(Latent),
-    "inserted_kind": get_args(Kind),
+    "inserted_kind": get_args(BlockKind),
 }
 
 
@@ -112,7 +112,7 @@ class DNAF(Adapter):
         naf_strength: float = 1.0,
         source_latent: Latent = "mode",
         inserted: bool = True,
-        inserted_kind: Kind = "full",
+        inserted_kind: BlockKind = "full",
         inserted_heads: int = 8,
         inserted_zero: bool = True,
         levels: Sequence[int] | None = None,
@@ -305,7 +305,7 @@ class DNAF(Adapter):
             stages = dict(zip(self.pyramid.stages, state.all("stages"), strict=True))
             features = tuple(picked(stages[stage], rows) for stage in self.stages)
         bank = self._source_pass(state, chosen, rows, timesteps, features) if self.naf and self.naf_strength else None
-        return Injection(encoder=encoder, attention=bank, features=joined(features), rows=rows)
+        return Injection(encoder=encoder, attention=bank, features=joined_sources(features), rows=rows)
 
     def _source_pass(
         self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None
@@ -365,7 +365,7 @@ def picked(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-def joined(tokens: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
+def joined_sources(tokens: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
     """Each ``[R, S, N, C]`` tokens of S sources as ``[R, S N, C]``."""
     return None if tokens is None else tuple(each.flatten(1, 2) for each in tokens)
 

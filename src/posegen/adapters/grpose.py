@@ -22,7 +22,7 @@ LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
 INJECT_RATIOS = 192 / 320, 256 / 640, 384 / 1280, 512 / 1280  # pose channels to the width of each level, as published
 STEM = 32  # width of the pose encoder at full resolution; it doubles with every halving
 MASK_KERNEL, MASK_SIGMA, BACKGROUND = 13, 3.0, -0.99  # pixels; highest value of a blurred hint's background
-FORMS = ("factorised", "dense")
+EDGE_FORMS = ("factorised", "dense")
 PERCEPTIONS = ("off", "logged", "differentiable")
 
 #: Original names within a Progressive Graph Integrator -> those of `PoseGraphBlock`.
@@ -79,7 +79,7 @@ class GRPose(Adapter):
             *Published.of("LAION-Human", LAION_HUMAN, AP=57.01, CAP=67.20, PCE=1.29, FID=6.52, CLIP=32.12),
         ),
     )
-    beside = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE_FROZEN}
+    beside = {"mmpose_model": "the pose network of the training loss", **ldm.LEFT_OUT_FROZEN}
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class GRPose(Adapter):
         teacher: Any = None,
     ) -> None:
         super().__init__()
-        if edges not in FORMS:
-            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(FORMS)}")
+        if edges not in EDGE_FORMS:
+            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(EDGE_FORMS)}")
         if perception not in PERCEPTIONS:
             raise ValueError(f"adapter.perception is {perception!r}; expected one of {', '.join(PERCEPTIONS)}")
         if k < 1:
@@ -113,7 +113,7 @@ class GRPose(Adapter):
         super().attach(backbone)
         g = backbone.geometry
         levels, channels = self.graph_levels(g), self.pose_channels(g)
-        self.pose_encoder = PoseEncoder(channels, g.latent_factor, levels)
+        self.pose_encoder = PosePyramid(channels, g.latent_factor, levels)
         blocks = {
             (level, 0): PoseGraphBlock.replacing(
                 backbone.encoder_block(level), channels[level], g.norm_groups, self.k, self.edges
@@ -219,7 +219,7 @@ class GRPose(Adapter):
         if isinstance(teacher, nn.Module):
             teacher.to(made.device).eval().requires_grad_(False)
         look = teacher.feature_maps if hasattr(teacher, "feature_maps") else teacher.features
-        pairs = zip(listed(look(self.seen(made))), listed(look(self.seen(real))), strict=True)
+        pairs = zip(as_list(look(self.seen(made))), as_list(look(self.seen(real))), strict=True)
         return torch.stack([(a.float() - b.float()).square().flatten(1).mean(1) for a, b in pairs]).mean(0)
 
     def seen(self, images: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class GRPose(Adapter):
         return table | {f"pose_encoder.{old}": f"pose_encoder.{new}" for old, new in parts.items()}
 
 
-class PoseEncoder(nn.Module):
+class PosePyramid(nn.Module):
     """Features of the drawn pose at the resolution of each level: 3x3 convolutions, and a zero convolution for each.
 
     Args:
@@ -269,9 +269,14 @@ class PoseEncoder(nn.Module):
         if halvings < 1 or 2**halvings != latent_factor:
             raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is a power of two from 2 on")
         widths = [STEM * 2**i for i in range(halvings)]
-        stem = [*conv(3, STEM), *(layer for a, b in pairwise(widths) for layer in (*conv(a, b, 2), *conv(b, b)))]
+        stem = [
+            *activated_conv(3, STEM),
+            *(layer for a, b in pairwise(widths) for layer in (*activated_conv(a, b, 2), *activated_conv(b, b))),
+        ]
         self.stem = nn.Sequential(*stem)
-        self.stages = nn.ModuleList(nn.Sequential(*conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels]))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*activated_conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels])
+        )
         self.zeros = nn.ModuleDict(
             {str(level): zeroed(nn.Conv2d(channels[level], channels[level], 3, padding=1)) for level in levels}
         )
@@ -376,7 +381,7 @@ def pose_cells(hint: Tensor, factor: int) -> Tensor:
         return (F.max_pool2d(blurred, factor) > BACKGROUND).float()
 
 
-def conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+def activated_conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(inputs, outputs, 3, stride, 1), nn.SiLU()
 
 
@@ -386,5 +391,5 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def listed(maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+def as_list(maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return [maps] if isinstance(maps, Tensor) else maps

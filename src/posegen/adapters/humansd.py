@@ -53,7 +53,7 @@ class HumanSD(Adapter):
             *Published.of("LAION-Human", GRPOSE_TABLE, AP=50.95, CAP=65.84, PCE=1.25, FID=5.62, CLIP=30.85),
         ),
     )
-    beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE}
+    beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.LEFT_OUT}
 
     def __init__(
         self,

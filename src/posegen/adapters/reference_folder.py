@@ -203,9 +203,9 @@ def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     claims = defaultdict(list)
     for file in files:
         place = PurePosixPath(file)
-        fitting = known.get(place.stem) or known.get(plain(place.stem), [])
+        fitting = known.get(place.stem) or known.get(bare_stem(place.stem), [])
         if len(fitting) > 1:
-            fitting = [sample for sample in fitting if set(place.parent.parts) & surroundings(sample)]
+            fitting = [sample for sample in fitting if set(place.parent.parts) & folders_of(sample)]
         if len(fitting) == 1:
             claims[fitting[0].id].append(file)
     return claims
@@ -221,12 +221,12 @@ def pairings(sample: Sample) -> set[str]:
     )
 
 
-def plain(stem: str) -> str:
+def bare_stem(stem: str) -> str:
     """A pair's name without the suffixes of its pictures and without the ``_vis`` of several programs."""
     return INNER.sub("", stem.removesuffix("_vis"))
 
 
-def surroundings(sample: Sample) -> set[str]:
+def folders_of(sample: Sample) -> set[str]:
     """Names of folders that a sample's picture may lie in."""
     scenario = str(sample.attributes.get("scenario", ""))
     return {scenario, scenario.replace(" ", "_"), scenario.replace("_", " "), *sample.id.split("/")[:-1]} - {""}

@@ -20,7 +20,7 @@ from posegen.data.base import PoseBatch
 from posegen.poses.drawing import REFERENCE_SIDE, PoseDrawing
 
 Form = Literal["compressed", "dense"]
-FORMS = {"compressed": compressed, "dense": dense}
+ATTENTION_FORMS = {"compressed": compressed, "dense": dense}
 
 KB_DMGEN_TABLE = "table on the KB-DMGen project page"
 ABSTRACT = "abstract of arXiv:2406.02485v2"
@@ -74,7 +74,7 @@ class StablePose(Adapter):
             *Published.of("LAION-Human", ABSTRACT, AP=57.1),
         ),
     )
-    beside = ldm.BESIDE_FROZEN
+    beside = ldm.LEFT_OUT_FROZEN
 
     def __init__(
         self,
@@ -112,8 +112,8 @@ class StablePose(Adapter):
                 f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}; both need one per "
                 "layer of the transformer"
             )
-        if attention not in FORMS:
-            raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(FORMS)}")
+        if attention not in ATTENTION_FORMS:
+            raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(ATTENTION_FORMS)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style, self.attention = style, attention
         self.kernels, self.threshold, self.radii, self.masked = tuple(kernels), threshold, tuple(radii), masked
@@ -128,7 +128,7 @@ class StablePose(Adapter):
             width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp, self.attention
         )
         block = PoseBlock(backbone.encoder_block(*FIRST), geometry.norm_groups, pose_channels, transformer)
-        self.pose_encoder = PoseEncoder(geometry.latent_factor, pose_channels)
+        self.pose_encoder = HintEncoder(geometry.latent_factor, pose_channels)
         self.branch = backbone.control_copy({FIRST: block})
 
     @property
@@ -198,11 +198,11 @@ class StablePose(Adapter):
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, the adapter alone or within a whole model (``final.pth``)."""
         prefix = OFFICIAL if ldm.has_prefix(official, OFFICIAL) else ""
-        names = table(self.backbone.geometry, len(self.kernels))
+        names = stable_pose_names(self.backbone.geometry, len(self.kernels))
         return ldm.placed(official, prefix, names, "adapter.", self.beside, type(self).__name__)
 
 
-class PoseEncoder(nn.Module):
+class HintEncoder(nn.Module):
     """Features of the drawn pose at the size of the latents, through a zero convolution.
 
     Args:
@@ -216,12 +216,12 @@ class PoseEncoder(nn.Module):
         if 2**halvings != latent_factor or not 1 <= halvings <= len(ENCODER_WIDTHS):
             raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is 2, 4 or 8")
         widths = ENCODER_WIDTHS[:halvings]
-        layers: list[nn.Module] = [conv(3, widths[0]), nn.SiLU()]
+        layers: list[nn.Module] = [conv3x3(3, widths[0]), nn.SiLU()]
         for before, after in pairwise(widths):
-            layers += [conv(before, after, stride=2), nn.SiLU(), conv(after, after), nn.SiLU()]
+            layers += [conv3x3(before, after, stride=2), nn.SiLU(), conv3x3(after, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
-        self.last = conv(widths[-1], channels, stride=2)
-        self.zero = conv(channels, channels)
+        self.last = conv3x3(widths[-1], channels, stride=2)
+        self.zero = conv3x3(channels, channels)
         for parameter in self.zero.parameters():
             nn.init.zeros_(parameter)
 
@@ -243,7 +243,7 @@ class PoseMaskedAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
-        self.heads, self.attend = heads, FORMS[form]
+        self.heads, self.attend = heads, ATTENTION_FORMS[form]
         self.lowest_over: Over = "image"
 
     def forward(self, x: Tensor, masking: Masking) -> Tensor:
@@ -282,14 +282,14 @@ class PoseTransformer(nn.Module):
             )
         hidden = mlp or dim
         self.patch, self.dim = patch, dim
-        self.reduce = conv(channels, reduced)
+        self.reduce = conv3x3(channels, reduced)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.attentions = nn.ModuleList(PoseMaskedAttention(dim, heads, head_dim, form) for _ in range(depth))
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
             for _ in range(depth)
         )
-        self.expand = conv(reduced, channels)
+        self.expand = conv3x3(reduced, channels)
 
     def forward(self, x: Tensor, layers: Sequence[Masking]) -> Tensor:
         """``[B, channels, h, w]`` to the same shape; there is no way around the transformer."""
@@ -333,7 +333,7 @@ class PoseBlock(nn.Module):
             deepcopy(getattr(original, name)) for name in ("conv1", "time_emb_proj", "conv2")
         )
         self.transformer = transformer
-        self.pose_conv = conv(pose_channels, self.conv2.in_channels)
+        self.pose_conv = conv3x3(pose_channels, self.conv2.in_channels)
         self.groups = groups
 
     def forward(self, x: Tensor, time: Tensor, condition: tuple[Tensor, Sequence[Masking]]) -> Tensor:
@@ -373,7 +373,7 @@ def grown(mask: Tensor, radius: float) -> Tensor:
     return F.conv2d(mask[:, None].float(), disc[None, None], padding=reach)[:, 0] > 0.5
 
 
-def conv(before: int, after: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(before: int, after: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size, or halves it."""
     return nn.Conv2d(before, after, 3, stride, padding=1)
 
@@ -383,7 +383,7 @@ def in_eights(width: float) -> int:
     return max(8, 8 * round(width / 8))
 
 
-def table(geometry: Geometry, depth: int) -> ldm.Table:
+def stable_pose_names(geometry: Geometry, depth: int) -> ldm.NameTable:
     """Original module prefix -> this project's, for the adapter's part of an official file."""
     block, place = "input_blocks.1.0", "branch.network.down_blocks.0.resnets.0"
     gone = {f"{block}.in_layers.0", f"{block}.out_layers.0"}

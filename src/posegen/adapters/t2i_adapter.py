@@ -18,7 +18,9 @@ from posegen.poses.drawing import PoseDrawing
 HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 TRAINED = "table on the GRPose project page, trained on Human-Art"
 RELEASED = "table on the GRPose project page, released weights"
-PREFIX = "adapter."  # of the keys in diffusers' class, and of this method's keys where an original file holds more
+ADAPTER_KEYS = (
+    "adapter."  # of the keys in diffusers' class, and of this method's keys where an original file holds more
+)
 
 
 class T2IAdapter(Adapter):
@@ -54,7 +56,7 @@ class T2IAdapter(Adapter):
             *Published.of("LAION-Human", RELEASED, AP=36.65, CAP=63.64, PCE=1.62, FID=6.77, CLIP=32.30),
         ),
     )
-    beside = ldm.BESIDE_FROZEN
+    beside = ldm.LEFT_OUT_FROZEN
 
     def __init__(
         self,
@@ -116,14 +118,14 @@ class T2IAdapter(Adapter):
         """Weights of the original program, bare or below ``adapter.``, or of diffusers' class."""
         table = original_names(self.backbone.geometry.levels, self.blocks)
         if any(
-            ".resnets." in key and key.startswith(PREFIX) for key in official
+            ".resnets." in key and key.startswith(ADAPTER_KEYS) for key in official
         ):  # diffusers' names, and this project's
             table = {name: name for name in table.values()}
-        prefix = PREFIX if ldm.has_prefix(official, PREFIX) else ""
-        return ldm.placed(official, prefix, table, f"adapter.network.{PREFIX}", self.beside, type(self).__name__)
+        prefix = ADAPTER_KEYS if ldm.has_prefix(official, ADAPTER_KEYS) else ""
+        return ldm.placed(official, prefix, table, f"adapter.network.{ADAPTER_KEYS}", self.beside, type(self).__name__)
 
 
-def original_names(levels: int, blocks: int) -> ldm.Table:
+def original_names(levels: int, blocks: int) -> ldm.NameTable:
     """The original program's module names, which number all blocks throughout, to diffusers' names."""
     table = {"conv_in": "conv_in"}
     for level in range(levels):

@@ -18,7 +18,7 @@ from posegen.errors import UserError
 BlockPlace: TypeAlias = tuple[int, int]  # (level, layer) of a residual block of an encoder, both from 0
 LATENT_SIDE = 64  # of U-Nets whose configuration does not say what they were trained on
 #: Where a backbone may be influenced: a field of `Injection` or a method of `Backbone` -> its meaning.
-PLACES = {
+BACKBONE_PLACES = {
     "down": "residuals on the skip connections",
     "mid": "a residual on the middle block's output",
     "encoder": "feature maps added inside each level of the encoder",
@@ -218,10 +218,10 @@ class Injection:
         )
 
 
-T = TypeVar("T")
+FieldT = TypeVar("T")
 
 
-def _both(combine: Callable[[T, T], T], a: T | None, b: T | None) -> T | None:
+def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
     """What two influences make of one field."""
     return b if a is None else a if b is None else combine(a, b)
 
@@ -312,7 +312,7 @@ class Backbone(nn.Module, ABC):
         sample: what is generated; `Adapter.sample` must agree.
         trains_on: the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come.
         weights: id and hash of the loaded weights.
-        places: where methods can influence it, some of `PLACES`; those of the class hold for all its instances.
+        places: where methods can influence it, some of `BACKBONE_PLACES`; those of the class hold for all its instances.
         process: its noise process.
         unet: the network that `predict` runs.
     """
@@ -422,7 +422,7 @@ class Backbone(nn.Module, ABC):
 
 
 def lacks(backbone: Backbone, place: str) -> TypeError:
-    return TypeError(f"{type(backbone).__name__} has no place {place!r}: {PLACES[place]}")
+    return TypeError(f"{type(backbone).__name__} has no place {place!r}: {BACKBONE_PLACES[place]}")
 
 
 def check_first_width(stem: int, first: int) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 from diffusers import AutoencoderDC, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from posegen.backbones.loading.diffusers_folder import Parts, read_model
+from posegen.backbones.loading.diffusers_folder import ModelParts, read_model
 from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 
-SCHEDULER: dict[str, Any] = {
+COSINE_SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -129,11 +129,11 @@ def untrained(
         channels, layers, text_dim, heads: see `build_unet` and `build_text`.
     """
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
-    parts = Parts(
+    parts = ModelParts(
         unet=build_unet(channels, layers, text_dim, heads, vae.config.latent_channels),
         autoencoder=vae,
         text_encoder=build_text(tokenizer, text_dim),
         tokenizer=tokenizer,
-        scheduler=dict(SCHEDULER),
+        scheduler=dict(COSINE_SCHEDULER),
     )
     return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from posegen.backbones.blocks.pose_maps import ENCODINGS
-from posegen.backbones.loading.diffusers_folder import Parts, read_config, read_model, read_tokenizer
+from posegen.backbones.loading.diffusers_folder import ModelParts, read_config, read_model, read_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion, resolve
 from posegen.io.weights import WeightsError, sha256_of, weight_files
 
@@ -77,7 +77,7 @@ class PoseSpace(StableDiffusion):
             "sigma": sigma,
             "text": sha256_of(weight_files(text)),
         }
-        parts = Parts(
+        parts = ModelParts(
             unet=pose_unet(config, grid),
             autoencoder=None,  # type: ignore[arg-type]
             text_encoder=read_model(CLIPTextModel, text),
@@ -91,7 +91,9 @@ class PoseSpace(StableDiffusion):
         self._assemble(parts, recipe, id or folder.stem)
 
     @classmethod
-    def of(cls, parts: Parts, encoding: Literal["reference", "corrected"], grid: int, sigma: float = 1.5) -> PoseSpace:
+    def of(
+        cls, parts: ModelParts, encoding: Literal["reference", "corrected"], grid: int, sigma: float = 1.5
+    ) -> PoseSpace:
         """A backbone of parts that are in memory, for tests and comparisons."""
         self = cls.__new__(cls)
         torch.nn.Module.__init__(self)

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from posegen.backbones.base import PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
+from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import Record, additions, bank_of
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import Parts, copy_source, read_folder, tensors_hash
+from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.process import noise_process
@@ -53,7 +53,7 @@ class StableDiffusion(Backbone):
     """
 
     sample: Literal["image", "pose"] = "image"
-    places: ClassVar[frozenset[str]] = frozenset(PLACES)
+    places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES)
     _source: tuple[Path, Path | None] | None = None  # folder or single file, and another autoencoder
     _behind_middle: RemovableHandle | None = None
 
@@ -86,14 +86,14 @@ class StableDiffusion(Backbone):
         self._assemble(parts, recipe, id or name)
 
     @classmethod
-    def from_parts(cls, parts: Parts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
+    def from_parts(cls, parts: ModelParts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
         """A backbone of parts that are in memory, for pretraining and for tests."""
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(parts, recipe, id)
         return self
 
-    def _assemble(self, parts: Parts, recipe: str, id: str) -> None:
+    def _assemble(self, parts: ModelParts, recipe: str, id: str) -> None:
         self.unet: UNet2DConditionModel = parts.unet
         self.autoencoder = parts.autoencoder
         self.text_encoder = parts.text_encoder
@@ -129,9 +129,9 @@ class StableDiffusion(Backbone):
             )
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> ModelParts:
         """The parts as they are now, for instance to save them after training."""
-        return Parts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
+        return ModelParts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
 
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder, which no task trains together with the rest, in diffusers' layout."""

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from posegen.backbones.blocks.self_attention import Memory, ReadingProcessor, Record
 
-Kind = Literal["full", "cross_ff", "cross"]
-KINDS = get_args(Kind)
+BlockKind = Literal["full", "cross_ff", "cross"]
+KINDS = get_args(BlockKind)
 
 
 class InsertedBlock(nn.Module):
@@ -32,7 +32,7 @@ class InsertedBlock(nn.Module):
     _supports_gradient_checkpointing = True  # as diffusers' blocks say it
 
     def __init__(
-        self, width: int, tokens: int, kind: Kind = "full", heads: int = 8, groups: int = 32, zero: bool = True
+        self, width: int, tokens: int, kind: BlockKind = "full", heads: int = 8, groups: int = 32, zero: bool = True
     ) -> None:
         super().__init__()
         self.checkpointing = False

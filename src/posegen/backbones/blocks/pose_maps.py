@@ -37,7 +37,7 @@ class Encoding:
     decode: Callable[[Tensor, float], Tensor]
 
 
-def gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
+def joint_gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
     """``[B, J, grid, grid]``: exp(-|p - c|^2 / (2 sigma^2)) at every cell p, for centres c ``[B, J, 2]`` in cells."""
     cells = torch.arange(grid, dtype=centres.dtype, device=centres.device)
     x, y = (torch.exp(-((cells - centres[..., axis, None]) ** 2) / (2 * sigma**2)) for axis in (0, 1))
@@ -55,7 +55,7 @@ def joint_vectors(poses: Tensor, size: int = STORED, sigma: float = SPREAD, most
     joints labelled rounding decides the background, and joints are lost.)
     """
     labelled = (poses[..., 2] > 0).double()[..., None, None]
-    heights = gaussians((poses[..., :2].double() + 1) / 2 * size, size, sigma) * labelled
+    heights = joint_gaussians((poses[..., :2].double() + 1) / 2 * size, size, sigma) * labelled
     shares = 2 * heights - 1
     shares = shares / shares.sum((-2, -1), keepdim=True)
     low, high = shares.amin(1, keepdim=True), shares.amax(1, keepdim=True)
@@ -108,7 +108,7 @@ def decode_released(maps: Tensor, sigma: float) -> Tensor:
 def encode_plain(poses: Tensor, grid: int, sigma: float) -> Tensor:
     """Gaussians of ``sigma`` cells between -1 and 1; an absent joint is -1 everywhere."""
     centres = (poses[..., :2] + 1) / 2 * grid - 0.5
-    return 2 * gaussians(centres, grid, sigma) * (poses[..., 2] > 0)[..., None, None] - 1
+    return 2 * joint_gaussians(centres, grid, sigma) * (poses[..., 2] > 0)[..., None, None] - 1
 
 
 def decode_plain(maps: Tensor, sigma: float) -> Tensor:

@@ -62,7 +62,7 @@ class ReadingProcessor:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         query, keys, values = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if isinstance(memory, Memory):
-            made = read(query, keys, values, attn.heads, memory)
+            made = attend_with_memory(query, keys, values, attn.heads, memory)
         else:
             memory.append((keys, values))
             made = attended(query, keys, values, attn.heads)
@@ -77,14 +77,16 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tens
     return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2).to(query.dtype)
 
 
-def read(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory) -> Tensor:
+def attend_with_memory(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory) -> Tensor:
     """Attention to ``[K; K'], [V; V']`` in the rows of the memory and to ``K, V`` in the others, in two fused calls."""
     if memory.rows is None:
         k = torch.cat([keys, memory.keys.to(keys.dtype)], dim=1)
         v = torch.cat([values, memory.values.to(values.dtype)], dim=1)
         return attended(query, k, v, heads, strength_bias(query, keys.shape[1], memory))
     q, k, v = (part.index_select(0, memory.rows) for part in (query, keys, values))
-    made = query.new_empty(query.shape).index_copy(0, memory.rows, read(q, k, v, heads, memory._replace(rows=None)))
+    made = query.new_empty(query.shape).index_copy(
+        0, memory.rows, attend_with_memory(q, k, v, heads, memory._replace(rows=None))
+    )
     q, k, v = (part.index_select(0, memory.others) for part in (query, keys, values))
     return made.index_copy(0, memory.others, attended(q, k, v, heads))
 

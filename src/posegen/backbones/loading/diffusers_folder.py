@@ -28,7 +28,7 @@ HARMLESS = ("position_ids",)  # a buffer that old text towers saved
 
 
 @dataclass
-class Parts:
+class ModelParts:
     """What a Stable Diffusion is made of.
 
     Attributes:
@@ -80,7 +80,7 @@ def tensors_hash(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> Parts:
+def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads the parts in ``folder``.
 
     Args:
@@ -102,7 +102,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
         folder / "text_encoder",
         autoencoder_folder(autoencoder or folder),
     )
-    return Parts(
+    return ModelParts(
         unet=UNet2DConditionModel.from_config(read_config(unet_folder))
         if fresh
         else read_model(UNet2DConditionModel, unet_folder),

@@ -23,15 +23,15 @@ SCHEDULE = frozenset({
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "scale_factor",
 })  # fmt: skip
 #: What an original file of a method holds besides the method: beginning of the keys -> why it is left out.
-BESIDE = {
+LEFT_OUT = {
     "first_stage_model": "the autoencoder, which the backbone brings",
     "cond_stage_model": "the text tower, which the backbone brings",
     **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
 }
 #: The same for methods that leave the U-Net as it is.
-BESIDE_FROZEN = {
+LEFT_OUT_FROZEN = {
     "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-    **BESIDE,
+    **LEFT_OUT,
 }
 
 RESNET = {
@@ -48,15 +48,15 @@ OPEN_CLIP_LAYER = {
     "attn.out_proj": "self_attn.out_proj",
 }
 
-Table = dict[str, str]
+NameTable = dict[str, str]
 
 
-def unet_table(g: Geometry) -> Table:
+def unet_table(g: Geometry) -> NameTable:
     """Original module prefix -> diffusers' module prefix for the whole U-Net."""
     return {**encoder_table(g), **_decoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
 
 
-def encoder_table(g: Geometry) -> Table:
+def encoder_table(g: Geometry) -> NameTable:
     """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
     table = {
         "time_embed.0": "time_embedding.linear_1",
@@ -73,8 +73,8 @@ def encoder_table(g: Geometry) -> Table:
     return {**table, "middle_block.1": "mid_block.attentions.0"}
 
 
-def _decoder_table(g: Geometry) -> Table:
-    table: Table = {}
+def _decoder_table(g: Geometry) -> NameTable:
+    table: NameTable = {}
     index = count()
     for up, level in enumerate(reversed(range(g.levels))):
         for layer in range(g.layers + 1):
@@ -85,7 +85,7 @@ def _decoder_table(g: Geometry) -> Table:
     return table
 
 
-def control_table(g: Geometry) -> Table:
+def control_table(g: Geometry) -> NameTable:
     """A ControlNet whose hint block has two convolutions per halving, besides the first and the last."""
     inner = 2 * (g.latent_factor.bit_length() - 1)
     hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
@@ -97,7 +97,7 @@ def control_table(g: Geometry) -> Table:
     return {**table, "middle_block_out.0": "controlnet_mid_block"}
 
 
-def vae_table(levels: int, layers: int) -> Table:
+def vae_table(levels: int, layers: int) -> NameTable:
     """The KL autoencoder: ``levels`` levels of ``layers`` residual blocks in the encoder, one more in the decoder."""
     table = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side, blocks in (("encoder", "down"), ("decoder", "up")):
@@ -117,16 +117,16 @@ def vae_table(levels: int, layers: int) -> Table:
     return table
 
 
-def _block(original: str, place: str, layer: int, attention: bool) -> Table:
+def _block(original: str, place: str, layer: int, attention: bool) -> NameTable:
     table = _resnet(f"{original}.0", f"{place}.resnets.{layer}")
     return {**table, f"{original}.1": f"{place}.attentions.{layer}"} if attention else table
 
 
-def _resnet(original: str, place: str) -> Table:
+def _resnet(original: str, place: str) -> NameTable:
     return _prefixed(RESNET, original, place)
 
 
-def _prefixed(names: Mapping[str, str], original: str, place: str) -> Table:
+def _prefixed(names: Mapping[str, str], original: str, place: str) -> NameTable:
     return {f"{original}.{old}": f"{place}.{new}" for old, new in names.items()}
 
 
@@ -189,7 +189,7 @@ def placed(
     return {f"{place}{name}": tensors[key] for key, name in names.items()}
 
 
-def inverse(table: Mapping[str, str]) -> Table:
+def inverse(table: Mapping[str, str]) -> NameTable:
     """The table in the other direction."""
     return {new: old for old, new in table.items()}
 

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.base import Geometry
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import Parts, autoencoder_folder, read_autoencoder
+from posegen.backbones.loading.diffusers_folder import ModelParts, autoencoder_folder, read_autoencoder
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 from posegen.io.weights import WeightsError, read_tensors, weight_files
 
@@ -33,7 +33,7 @@ SCHEDULER: dict[str, Any] = {
 """The noise process of all Stable Diffusion 1 and 2 checkpoints."""
 
 
-def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> Parts:
+def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
 
     Raises:
@@ -62,7 +62,7 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
             f"{file}: {error.args[0]} is missing; the file is incomplete or no Stable Diffusion 1 or 2: fetch it again"
         ) from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
-    return Parts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
+    return ModelParts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
 
 
 def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -> UNet2DConditionModel:
