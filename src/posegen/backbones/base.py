@@ -218,7 +218,7 @@ class Injection:
         )
 
 
-FieldT = TypeVar("T")
+FieldT = TypeVar("FieldT")
 
 
 def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:

@@ -50,7 +50,8 @@ class Parts:
     def bare_adapter(self) -> Adapter:
         """The adapter before `attach`."""
         node: Any = OmegaConf.to_container(self.cfg.adapter, resolve=True)
-        declared = {name: node.pop(name) for name in get_class(node["_target_"]).declared if name in node}
+        cls: Any = get_class(node["_target_"])
+        declared = {name: node.pop(name) for name in cls.declared if name in node}
         adapter = instantiate(OmegaConf.create(node), _convert_="all")
         vars(adapter).update(declared)  # before it is attached: quirks may shape modules
         if adapter.sample != self.backbone.sample:
