@@ -1,4 +1,4 @@
-"""GUNet: names of the released file, the graph block in its four forms, and a conversion from a diffusers folder to poses."""
+"""GUNet: names of the released file, the graph block in its four forms, and a conversion to poses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The places where a backbone is influenced, compared with diffusers' own arguments, at shapes that Stable Diffusion does not have too."""
+"""The places where a backbone is influenced, compared with diffusers' arguments; two influences at once."""
 
 from __future__ import annotations
 

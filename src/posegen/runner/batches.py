@@ -24,7 +24,7 @@ class Needs:
     """What a task wants in its batches.
 
     Attributes:
-        fields: names of optional `PoseBatch` fields: ``images``, ``poses``, ``twins``, ``source``, ``hint``, ``latents``, ``text``.
+        fields: names of optional `PoseBatch` fields, such as ``images``, ``twins``, ``source``, ``hint``, ``latents``.
         hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
         latents: ``[N, c, h, w]`` cached latents of the whole split.
         source_latents: the same of its sources.
@@ -112,7 +112,8 @@ class StepBatches(IterableDataset):
     ) -> None:
         if len(data) < size:
             raise UserError(
-                f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count"
+                f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or "
+                "raise data.count"
             )
         self.data, self.needs, self.size, self.seed, self.start = data, needs, size, seed, start
         self.own = slice(rank * (size // shares), (rank + 1) * (size // shares))
@@ -143,5 +144,5 @@ def training_loader(batches: StepBatches, workers: int = 0) -> DataLoader:
 
 
 def fixed_batches(count: int, size: int) -> list[range]:
-    """The batches of sampling and judging: functions of the image index alone, so bytes do not depend on who computes which batch."""
+    """The batches of sampling and judging: functions of the image index alone, whoever computes which batch."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
