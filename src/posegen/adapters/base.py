@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from posegen.backbones.base import BACKBONE_PLACES, Backbone, Injection, Step
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.poses.drawing import PoseDrawing
 
 #: HumanSD's FID, of four pictures in one, which no protocol repeats.
@@ -225,10 +226,10 @@ class Adapter(nn.Module, ABC):
         """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.
 
         Raises:
-            ValueError: the backbone lacks a place that the method needs.
+            UserError: the backbone lacks a place that the method needs.
         """
         if sentence := self.unserved(type(backbone)):
-            raise ValueError(sentence)
+            raise UserError(sentence)
         self.__dict__["_backbone"] = backbone
         backbone.requires_grad_(False)
         backbone.eval()

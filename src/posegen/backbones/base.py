@@ -312,7 +312,7 @@ class Backbone(nn.Module, ABC):
         sample: what is generated; `Adapter.sample` must agree.
         trains_on: the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come.
         weights: id and hash of the loaded weights.
-        places: where methods can influence it, some of `BACKBONE_PLACES`; those of the class hold for all its instances.
+        places: where methods can influence it, some of `BACKBONE_PLACES`.
         process: its noise process.
         unet: the network that `predict` runs.
     """

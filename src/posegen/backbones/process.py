@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 
 
@@ -75,16 +76,16 @@ class NoiseProcess(ABC):
         """A diffusers scheduler of this process; ``name`` is its class, by default `default_scheduler`.
 
         Raises:
-            ValueError: diffusers has no such scheduler, or it belongs to another kind of process.
+            UserError: diffusers has no such scheduler, or it belongs to another kind of process.
         """
         name = name or self.default_scheduler
         cls = getattr(diffusers, name, None)
         if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
-            raise ValueError(
+            raise UserError(
                 f"sampler.scheduler is {name!r}; expected a scheduler of diffusers: {self.default_scheduler}"
             )
         if not self.accepts(cls):
-            raise ValueError(
+            raise UserError(
                 f"sampler.scheduler={name} does not fit the backbone, which predicts {self.prediction_type}; "
                 f"choose for instance {self.default_scheduler}"
             )

@@ -27,7 +27,7 @@ class Sampler:
     the batch or the device. All branches of guidance run as one batch.
 
     Args:
-        scheduler: name of a diffusers scheduler class; its noise process is the backbone's.
+        scheduler: name of a diffusers scheduler class; None: the one that belongs to the backbone's noise process.
         steps: number of denoising steps.
         guidance: guidance scale; 1 samples without guidance.
         eta: noise added per step, for schedulers that take it (0: deterministic).
@@ -43,7 +43,7 @@ class Sampler:
 
     def __init__(
         self,
-        scheduler: str = "DDIMScheduler",
+        scheduler: str | None = "DDIMScheduler",
         steps: int = 20,
         guidance: float = 2.0,
         eta: float = 0.0,

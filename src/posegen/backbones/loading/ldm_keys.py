@@ -12,7 +12,7 @@ from itertools import count
 
 from torch import Tensor
 
-from posegen.backbones.base import Geometry
+from posegen.backbones.base import Geometry, check_first_width
 from posegen.io.weights import UnknownKeys
 
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
@@ -34,6 +34,7 @@ LEFT_OUT_FROZEN = {
     **LEFT_OUT,
 }
 
+FIRST_WIDTHS = ("input_blocks.0.0", "input_blocks.1.0.out_layers.3")  # of a U-Net: input convolution and first level
 RESNET = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
     "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
@@ -180,7 +181,11 @@ def placed(
 
     Raises:
         UnknownKeys: neither ``table`` nor ``beside`` knows a key.
+        UserError: the weights are of a U-Net whose first level is not as wide as its input convolution.
     """
+    stem, first = (tensors.get(f"{prefix}{name}.weight") for name in FIRST_WIDTHS)
+    if stem is not None and first is not None:
+        check_first_width(len(stem), len(first))
     own = {key for key in tensors if key.startswith(prefix) and not rule_of(key, beside)}
     names = {key: rename(key.removeprefix(prefix), table) for key in own}
     unknown = [key for key in tensors if names.get(key) is None and not rule_of(key, beside)]

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from posegen.backbones.base import Geometry
+from posegen.backbones.base import Geometry, check_first_width
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import ModelParts, autoencoder_folder, read_autoencoder
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
@@ -108,6 +108,7 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
 
     Raises:
         KeyError: a tensor that every U-Net has is not there.
+        UserError: the first level is not as wide as the input convolution.
     """
     levels: list[list[int]] = [[]]
     attention: list[bool] = [False]
@@ -124,6 +125,7 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
     if not all(levels):
         raise KeyError("input_blocks.*.0.out_layers.3.weight")
     channels = tuple(level[0] for level in levels)
+    check_first_width(len(tensors["input_blocks.0.0.weight"]), channels[0])
     return Geometry(
         latent_channels=tensors["out.2.weight"].shape[0],
         latent_factor=8,
