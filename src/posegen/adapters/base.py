@@ -129,7 +129,7 @@ def _combined(combine: Callable[..., Tensor], *values: StateValue) -> StateValue
 class Adapter(nn.Module, ABC):
     """A pose-guidance method: one file with a subclass and one yaml with its ``_target_``; nothing else is edited.
 
-    Override what the method does differently. The rest is shared by all methods, which makes the comparison fair.
+    Override the methods that differ. The rest is shared by all methods, which makes the comparison fair.
 
     Example::
 
@@ -148,13 +148,13 @@ class Adapter(nn.Module, ABC):
             def inject(self, state, latents, timesteps):
                 return Injection(mid=...)
 
-    The facts of the class are read before anything is built. The instance says what depends on its settings:
+    The facts of the class are read before anything is built. Facts that depend on settings are asked of the instance:
     `reads`, `trains`, `left_out`, `remark`, and the last three attributes.
 
     Attributes:
         needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``).
         places: where it influences the backbone, see `posegen.backbones.base.BACKBONE_PLACES`.
-        sample: what the method generates.
+        sample: the kind of sample that the method generates.
         paper: where the method comes from.
         population: the split whose samples ``needs`` means by ``population``.
         trainable: False where there is nothing to train.
@@ -198,7 +198,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def remark(self) -> str:
-        """What a table must say about this row; complete once it has generated."""
+        """A note for the table; complete once the row has generated."""
         return ""
 
     @property

@@ -214,7 +214,7 @@ class GRPose(Adapter):
         return made, real
 
     def perceived(self, made: Tensor, real: Tensor) -> Tensor:
-        """``[B]`` mean squared difference between what the teacher sees in two sets of images."""
+        """``[B]`` mean squared difference between the teacher's features of two sets of images."""
         teacher: Any = self.teacher
         if isinstance(teacher, nn.Module):
             teacher.to(made.device).eval().requires_grad_(False)
@@ -257,7 +257,7 @@ class PosePyramid(nn.Module):
     Args:
         channels: of the features of each level.
         latent_factor: pixels per cell of the first level.
-        levels: those that read features.
+        levels: the levels with features.
 
     Raises:
         ValueError: the latent factor is no power of two above 1.
@@ -358,7 +358,7 @@ class PoseGraphBlock(nn.Module):
         return self.pose_out(self.pose_graph(self.pose_in(pose)))
 
     def forward(self, x: Tensor, time: Tensor, pose: Tensor) -> Tensor:
-        """``[B, C, h, w]`` to ``[B, C', h, w]``, given the embedding ``[B, T]`` and what `encode` returned."""
+        """``[B, C, h, w]`` to ``[B, C', h, w]``, given the embedding ``[B, T]`` and the result of `encode`."""
         h = self.norm(self.conv_in(F.silu(x)) + self.time(F.silu(time))[:, :, None, None])
         mixed = self.fuse(torch.cat([self.latent_out(self.latent_graph(h)), pose], dim=1))
         return self.skip(x) + self.zero(self.joint_graph(mixed))

@@ -102,7 +102,7 @@ class HumanSD(Adapter):
 
     @torch.no_grad()
     def weight(self, step: Step, batch: PoseBatch) -> Tensor:
-        """What the heatmap losses multiply the squared error by."""
+        """The factor of the squared error in the heatmap losses."""
         extra = (
             self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
         )

@@ -13,7 +13,7 @@ from posegen.data.base import PoseBatch
 
 
 class Reference(Adapter):
-    """What reference rows share: they generate without a denoising pass."""
+    """A row that generates without a denoising pass."""
 
     trainable = False
     ranked = False
@@ -47,7 +47,7 @@ class Reconstruction(Reference):
 
 
 class SameCaption(Reference):
-    """Other real images of the same captions: the floor, what a perfect generator reaches that sees the text alone."""
+    """Other real images of the same captions: the floor, the level of a perfect text-only generator."""
 
     needs = frozenset({"twins"})
 

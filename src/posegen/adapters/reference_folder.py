@@ -21,7 +21,7 @@ from posegen.data.base import PoseBatch, Sample, to_tensor
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: Least digits of a picture's name that may be the end of a sample's id (Human-Art's ids begin with the scenario).
 DIGITS = 8
-#: What programs put between the names of source and target.
+#: Joints between the names of source and target.
 PAIRINGS = ("_2_", "_to_", "___")
 INNER = re.compile(r"\.(jpe?g|png)(?=___|_2_|_to_|$)", re.IGNORECASE)
 NAMINGS = ("auto", "id", "index")
@@ -38,7 +38,7 @@ class Folder(Reference):
     Args:
         path: the folder; folders inside it are searched too.
         names: a csv file with the columns ``file`` (relative to ``path``) and ``id`` (of the sample).
-        by: whether names are ids or indices; ``auto`` takes what fits more samples.
+        by: whether names are ids or indices; ``auto`` takes the way that fits more samples.
         panels: pictures side by side in one file, as several released programs save them.
         panel: which of them is the generated one, counted from 0.
         resize: resize pictures of the data's aspect ratio; otherwise another size is an error.
@@ -109,14 +109,14 @@ class Folder(Reference):
         if not missing:
             return
         first = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-        told = f"{self.path} lacks {len(missing)} of {samples} pictures: {first}"
+        text = f"{self.path} lacks {len(missing)} of {samples} pictures: {first}"
         if not self.allow_missing or len(missing) == samples:
             raise ValueError(
-                f"{told}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them "
+                f"{text}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them "
                 "in adapter.names (columns file,id), "
                 "or set adapter.allow_missing=true for a row that is not comparable"
             )
-        self._remark = f"{told}; they count as black pictures and the row is not comparable"
+        self._remark = f"{text}; they count as black pictures and the row is not comparable"
 
     def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
         """``[3, H, W]`` in [-1, 1].
@@ -137,16 +137,16 @@ class Folder(Reference):
 
     def resized(self, image: np.ndarray, size: tuple[int, int], file: Path) -> np.ndarray:
         (height, width), (rows, columns) = image.shape[:2], size
-        told = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
+        text = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
         if height * columns != width * rows:
             hint = (
                 f"; a file of several pictures needs adapter.panels={width // height}"
                 if width > height and width % height == 0
                 else ""
             )
-            raise ValueError(f"{told}, another shape: the poses would not fit it{hint}")
+            raise ValueError(f"{text}, another shape: the poses would not fit it{hint}")
         if not self.resize:
-            raise ValueError(f"{told}; set adapter.resize=true, or data.test.size to theirs")
+            raise ValueError(f"{text}; set adapter.resize=true, or data.test.size to theirs")
         return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if width > columns else cv2.INTER_CUBIC)
 
 
@@ -212,7 +212,7 @@ def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 
 
 def pairings(sample: Sample) -> set[str]:
-    """What the picture of a pair may be called; nothing where the sample is none."""
+    """Possible names for the picture of a pair; none for a sample without a source."""
     about = sample.attributes
     return (
         {f"{about['source']}{between}{about['target']}" for between in PAIRINGS}

@@ -1,4 +1,4 @@
-"""Reference rows of text-to-pose models: what can be said without a model, from the poses of the training split."""
+"""Reference rows of text-to-pose models, from the poses of the training split alone."""
 
 from __future__ import annotations
 

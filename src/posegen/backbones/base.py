@@ -16,7 +16,7 @@ from posegen.backbones.text import Text
 from posegen.errors import UserError
 
 BlockPlace: TypeAlias = tuple[int, int]  # (level, layer) of a residual block of an encoder, both from 0
-LATENT_SIDE = 64  # of U-Nets whose configuration does not say what they were trained on
+LATENT_SIDE = 64  # of U-Nets whose configuration has no sample_size
 #: Where a backbone may be influenced: a field of `Injection` or a method of `Backbone` -> its meaning.
 BACKBONE_PLACES = {
     "down": "residuals on the skip connections",
@@ -146,7 +146,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Injection:
-    """What a method puts into one pass of the U-Net; every field is optional.
+    """The influence of a method on one pass of the U-Net; every field is optional.
 
     Attributes:
         down: one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it.
@@ -222,7 +222,7 @@ FieldT = TypeVar("FieldT")
 
 
 def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
-    """What two influences make of one field."""
+    """One field of two influences."""
     return b if a is None else a if b is None else combine(a, b)
 
 
@@ -309,7 +309,7 @@ class Backbone(nn.Module, ABC):
     Attributes:
         geometry: see `Geometry`.
         recipe: which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``.
-        sample: what is generated; `Adapter.sample` must agree.
+        sample: the kind of sample; `Adapter.sample` must agree.
         trains_on: the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come.
         weights: id and hash of the loaded weights.
         places: where methods can influence it, some of `BACKBONE_PLACES`.
@@ -396,7 +396,7 @@ class Backbone(nn.Module, ABC):
         return {}
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
-        """What cached latents or text states depend on; backbones that share an encoder may share them."""
+        """A key of everything that cached latents or texts depend on; backbones with one encoder may share it."""
         return self.weights.sha256
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:

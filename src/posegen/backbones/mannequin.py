@@ -56,7 +56,7 @@ def build_unet(
 def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_channels: int = 8) -> AutoencoderDC:
     """A deterministic autoencoder, ``[B, 3, H, W]`` to ``[B, latent_channels, H / 4, W / 4]``; 0.5 M parameters.
 
-    Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which is what makes it
+    Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which makes it
     fast on a CPU (Chen et al. 2025, Deep Compression Autoencoder, section 3.1).
 
     Args:
@@ -125,7 +125,7 @@ def untrained(
 
     Args:
         autoencoder: folder of the autoencoder.
-        words: what the tokenizer reads as one token each.
+        words: the words that are one token each.
         channels, layers, text_dim, heads: see `build_unet` and `build_text`.
     """
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))

@@ -43,7 +43,7 @@ class PoseSpace(StableDiffusion):
         id: name in tables and records; the folder's name where it is None.
 
     Raises:
-        WeightsError: nothing usable at ``path``; the message says what is expected there.
+        WeightsError: nothing usable at ``path``; the message says the expected files.
     """
 
     sample: Literal["image", "pose"] = "pose"

@@ -1,4 +1,4 @@
-"""Noise processes: how a backbone's training data became noisy, and what its network predicts."""
+"""Noise processes: noisy latents, prediction targets and timesteps of a backbone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NoiseProcess(ABC):
 
     Attributes:
         config: a copy of it.
-        prediction_type: what the network returns, ``epsilon``, ``v_prediction`` or ``velocity``.
+        prediction_type: the network's output, ``epsilon``, ``v_prediction`` or ``velocity``.
         length: timestep of pure noise, 1000 in most models.
         default_scheduler: name of the diffusers scheduler that belongs to the process.
     """

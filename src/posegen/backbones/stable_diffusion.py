@@ -38,10 +38,10 @@ class StableDiffusion(Backbone):
         initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the
             autoencoder stays).
         id: name of the weights in tables and records; the folder's or file's name where it is None.
-        prediction_type: overrides what the scheduler's configuration says; single files say nothing and mean
+        prediction_type: overrides the scheduler's configuration; single files say nothing and mean
             ``epsilon``.
-        size: what is built where ``path`` is None and ``initialise`` is ``random``: U-Net, autoencoder and text tower
-            of ``sd15`` or ``sd21``.
+        size: the published size to build where ``path`` is None and ``initialise`` is ``random``: U-Net, autoencoder
+            and text tower of ``sd15`` or ``sd21``.
 
     Attributes:
         autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
@@ -49,7 +49,7 @@ class StableDiffusion(Backbone):
         tokenizer: its tokenizer.
 
     Raises:
-        WeightsError: nothing usable at ``path``; the message says what is expected there.
+        WeightsError: nothing usable at ``path``; the message says the expected files.
     """
 
     sample: Literal["image", "pose"] = "image"

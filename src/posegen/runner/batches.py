@@ -1,4 +1,4 @@
-"""Which images a training step sees, and what it is told about them: functions of (seed, step) alone.
+"""The batches of training, functions of (seed, step) alone.
 
 That is why an interrupted run continues bit for bit: nothing has to be remembered but the step.
 """
@@ -21,7 +21,7 @@ Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task wants in its batches.
+    """The optional contents of a task's batches.
 
     Attributes:
         fields: names of optional `PoseBatch` fields, such as ``images``, ``twins``, ``source``, ``hint``, ``latents``.

@@ -31,7 +31,7 @@ class Sampler:
         steps: number of denoising steps.
         guidance: guidance scale; 1 samples without guidance.
         eta: noise added per step, for schedulers that take it (0: deterministic).
-        negative_prompt: what the guidance points away from.
+        negative_prompt: guidance points away from it.
         batch: images per batch.
         skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
         precision: of the networks, as Lightning names it; the scheduler's steps and the decoder stay in single

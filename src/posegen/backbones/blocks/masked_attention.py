@@ -70,7 +70,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over =
 
 
 def compressed(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over = "image") -> Tensor:
-    """What `dense` returns; images with and without masked pairs run apart, and nothing waits for the device."""
+    """The result of `dense`; images with and without masked pairs run apart, and nothing waits for the device."""
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = q.float(), k.float(), v.float()
         overall = _lowest(q, k).amin() if masking.fill == "lowest" and lowest_over == "batch" else None

@@ -27,7 +27,7 @@ Record = list[tuple[Tensor, Tensor]]
 
 
 class Memory(NamedTuple):
-    """What one self-attention reads besides its own tokens.
+    """Keys and values that one self-attention reads besides its own.
 
     Attributes:
         keys: ``[R, M, C]``, and so the ``values``.
@@ -105,7 +105,7 @@ def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Additions:
-    """What is added in one pass, and what is written down.
+    """The additions of one pass, and its record.
 
     Attributes:
         injection: its ``attention``, ``features`` and ``rows``.
@@ -118,7 +118,7 @@ class Additions:
     record: dict[str, Record] | None = None
 
     def memory(self, layer: str) -> Memory | Record | None:
-        """What the self-attention of this name is given."""
+        """The memory of the self-attention of this name."""
         if self.record is not None:
             return self.record.setdefault(layer, [])
         bank = self.injection.attention
@@ -160,7 +160,7 @@ def others(rows: Tensor, batch: int) -> Tensor:
 
 
 def bank_of(record: Mapping[str, Record]) -> Bank:
-    """What a pass wrote down."""
+    """The bank of a recorded pass."""
     return Bank({name: written[0] for name, written in record.items() if written})
 
 

@@ -29,7 +29,7 @@ HARMLESS = ("position_ids",)  # a buffer that old text towers saved
 
 @dataclass
 class ModelParts:
-    """What a Stable Diffusion is made of.
+    """The networks, tokenizer and scheduler of a Stable Diffusion.
 
     Attributes:
         unet: the denoiser.
@@ -38,7 +38,7 @@ class ModelParts:
         tokenizer: between prompts and tokens.
         scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
         files: where the weights came from; empty for parts that were never saved.
-        origin: what the weights are a function of, which identifies parts without files.
+        origin: everything the weights are a function of; it identifies parts without files.
     """
 
     unet: UNet2DConditionModel
@@ -117,7 +117,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
 
 
 def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
-    """Copies what `read_folder` or ``read_single_file`` read, byte by byte, so that the copy has the same hash.
+    """Copies the files that `read_folder` or ``read_single_file`` read, so that the copy has the same hash.
 
     Args:
         place: the folder in diffusers' layout, or the single file.

@@ -22,7 +22,7 @@ SCHEDULE = frozenset({
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
     "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "scale_factor",
 })  # fmt: skip
-#: What an original file of a method holds besides the method: beginning of the keys -> why it is left out.
+#: The parts of an original file that are not the method's: beginning of the keys -> why they are left out.
 LEFT_OUT = {
     "first_stage_model": "the autoencoder, which the backbone brings",
     "cond_stage_model": "the text tower, which the backbone brings",
@@ -142,7 +142,7 @@ def rename(key: str, table: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Renamed:
-    """What became of the keys of a file.
+    """The keys of a file after renaming.
 
     Attributes:
         tensors: by their new names.
@@ -173,9 +173,9 @@ def placed(
 
     Args:
         tensors: a whole original file.
-        prefix: what the keys of the method's tensors begin with.
+        prefix: beginning of the keys of the method's tensors.
         table: for their names behind ``prefix``.
-        place: what their new names begin with.
+        place: beginning of their new names.
         beside: beginnings of the keys that are left out.
         method: for the message.
 

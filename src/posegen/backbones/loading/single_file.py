@@ -17,7 +17,7 @@ from posegen.backbones.loading.diffusers_folder import ModelParts, autoencoder_f
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 from posegen.io.weights import WeightsError, read_tensors, weight_files
 
-SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # what the shapes of the tensors do not tell
+SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # sizes that no tensor's shape shows
 VAE_SCALE = 0.18215
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",

@@ -54,7 +54,7 @@ def parts_without_weights(name: str, size: PublishedSize) -> ModelParts:
     The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB.
 
     Args:
-        name: what the weights are known by.
+        name: of the weights.
     """
     tokenizer = clip_tokenizer(size.pad)
     text = CLIPTextConfig(

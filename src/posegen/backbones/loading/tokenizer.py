@@ -24,7 +24,7 @@ def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
     """The tokenizer whose vocabulary is all bytes, all bytes that end a word, the merges, and the two marks of a text.
 
     Raises:
-        ValueError: a merge joins what no byte is written as, such as a space.
+        ValueError: a merge joins a character that stands for no byte, such as a space.
     """
     symbols = byte_symbols()
     tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(pair) for pair in merges), START, END]
