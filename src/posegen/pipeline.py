@@ -35,7 +35,7 @@ from posegen.runner.method_folder import (
     save_method,
     writable,
 )
-from posegen.runner.pipeline_sampler import NoisyBatch, Steered
+from posegen.runner.pipeline_sampler import NoisyBatch, PipelineSampler
 from posegen.runner.sampler import Sampler
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
@@ -48,7 +48,7 @@ class PoseGuidedPipeline:
 
     Example::
 
-        pipe = PoseGuidedPipeline.from_pretrained("weights/controlnet", backbone="weights/sd15", device="cuda", dtype=torch.float16)
+        pipe = PoseGuidedPipeline.from_pretrained("weights/controlnet", backbone="weights/sd15", device="cuda")
         image = pipe("a dancer on a beach", "pose.json", generator=torch.Generator().manual_seed(0)).images[0]
 
     The same generator gives the same image on every device and in every batch: each image draws one seed from it.
@@ -60,7 +60,7 @@ class PoseGuidedPipeline:
         own_unet: the U-Net is not the backbone's own although the method does not train it.
 
     Attributes:
-        scheduler: may be replaced, as in diffusers: ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
+        scheduler: may be replaced, as in diffusers: ``UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
     """
 
     def __init__(
@@ -84,11 +84,12 @@ class PoseGuidedPipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> PoseGuidedPipeline:
-        """The pipeline of a cell, a method folder, a folder that ``posegen convert`` made, or one that `save_pretrained` wrote.
+        """The pipeline of a cell, of a method folder (``posegen convert``), or of a folder by `save_pretrained`.
 
         Args:
             folder: any of these.
-            backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither the folder nor posegen has it.
+            backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither
+                the folder nor posegen has it.
             device: where to compute.
             dtype: in which precision; the steps of the sampler themselves are in single precision.
 
@@ -99,7 +100,8 @@ class PoseGuidedPipeline:
         about = read_about(method)
         if (sample := adapter_class(about["class"], method).sample) != "image":
             raise UserError(
-                f"{method} holds a method that generates a {sample}, and this pipeline makes images; name the folder of an image method"
+                f"{method} holds a method that generates a {sample}, and this pipeline makes images; name the "
+                "folder of an image method"
             )
         body = backbone if isinstance(backbone, Backbone) else backbone_of(method, about, backbone)
         adapter = load_method(method, body)
@@ -135,7 +137,8 @@ class PoseGuidedPipeline:
             bad := [*not_finite(self.adapter.state_dict()), *not_finite(self.backbone.state_dict())]
         ):
             raise UserError(
-                f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; load it again with dtype=torch.bfloat16 or float32"
+                f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; load it again with "
+                "dtype=torch.bfloat16 or float32"
             )
         return self
 
@@ -168,22 +171,27 @@ class PoseGuidedPipeline:
 
         Args:
             prompt: one prompt, or one per pose.
-            poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the image, or of the canvas that a file names,
-                which is then scaled to the image. A picture that is mostly black is taken for a drawn skeleton and used as it is; ``estimator`` reads the
-                poses of any other. None draws nobody, and methods without a pose input ignore poses.
-            source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or an array ``[H, W, 3] uint8``). A list is
-                several pictures of that person, a list of lists has one list per prompt. Pictures are resized to the size of the image.
-            height, width: of the images; by default the canvas of the poses, where there is one, else what the backbone was trained on.
+            poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the image,
+                or of the canvas that a file names, which is then scaled to the image. A picture that is mostly black is
+                taken for a drawn skeleton and used as it is; ``estimator`` reads the poses of any other. None draws
+                nobody, and methods without a pose input ignore poses.
+            source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or
+                an array ``[H, W, 3] uint8``). A list is several pictures of that person, a list of lists has one list
+                per prompt. Pictures are resized to the size of the image.
+            height, width: of the images; by default the canvas of the poses, where there is one, else what the backbone
+                was trained on.
             num_inference_steps: denoising steps; by default the method's own.
             guidance_scale: of classifier-free guidance, 1 for none; by default the method's own.
             negative_prompt: what the guidance points away from; one, or one per prompt.
             num_images_per_prompt: images of each prompt and pose.
             generator: one for all images, or one per image.
             latents: ``[B, c, h, w]`` initial noise of unit variance, instead of what the generator gives.
-            output_type: ``pil``, ``np`` (``[B, H, W, 3]`` in [0, 1]), ``pt`` (``[B, 3, H, W]`` in [0, 1]) or ``latent`` (``[B, c, h, w]``).
+            output_type: ``pil``, ``np`` (``[B, H, W, 3]`` in [0, 1]), ``pt`` (``[B, 3, H, W]`` in [0, 1]) or ``latent``
+                (``[B, c, h, w]``).
             return_dict: False returns ``(images,)``.
             estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
-            control_scale: factor on what the method adds to the U-Net, see `posegen.backbones.base.Injection.scaled`; 1 is what it was trained with.
+            control_scale: factor on what the method adds to the U-Net, see `posegen.backbones.base.Injection.scaled`; 1
+                is what it was trained with.
             on_step: is called with the number of steps that are done; what it raises ends the sampling.
 
         Returns:
@@ -194,7 +202,7 @@ class PoseGuidedPipeline:
         """
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
         check_numbers(steps, num_images_per_prompt, output_type, control_scale)
-        prompts, guides = paired(prompt, poses)
+        prompts, guides = prompts_with_poses(prompt, poses)
         negatives = repeated(
             self.sampler.negative_prompt if negative_prompt is None else negative_prompt,
             len(prompts),
@@ -219,7 +227,7 @@ class PoseGuidedPipeline:
             noise=noise,
         )
         guidance = self.sampler.guidance if guidance_scale is None else guidance_scale
-        sampler = Steered(
+        sampler = PipelineSampler(
             self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step
         )
         made = (
@@ -233,12 +241,14 @@ class PoseGuidedPipeline:
         """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images.
 
         Raises:
-            UserError: the canvases differ, or a side is not one that the backbone can make; names the nearest ones that are.
+            UserError: the canvases differ, or a side is not one that the backbone can make; names the nearest ones that
+                are.
         """
         canvases = {guide.size for guide in guides if guide.size is not None}
         if len(canvases) > 1 and (height is None or width is None):
             raise UserError(
-                f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height and width"
+                f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height "
+                "and width"
             )
         geometry = self.backbone.geometry
         asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
@@ -250,7 +260,8 @@ class PoseGuidedPipeline:
                 for side in map(round, size)
             ]
             raise UserError(
-                f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}; nearest: height={near[0]}, width={near[1]}"
+                f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}; "
+                f"nearest: height={near[0]}, width={near[1]}"
             )
         return size  # type: ignore[return-value]
 
@@ -281,7 +292,8 @@ class PoseGuidedPipeline:
         if estimator is None:
             if self.backbone.recipe != "mannequin":
                 raise UserError(
-                    f"{guide.name}: a picture that is no skeleton on black needs something that reads its poses: estimator=..."
+                    f"{guide.name}: a picture that is no skeleton on black needs something that reads its poses: "
+                    "estimator=..."
                 )
             estimator = instantiate(OmegaConf.load(listing.conf_dir() / "estimator" / "mannequin.yaml"))
         picture = cv2.resize(guide.picture, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
@@ -292,7 +304,7 @@ class PoseGuidedPipeline:
         return people
 
     def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
-        """``[prompts, 3, H, W]`` what appearance is taken from, ``[prompts, S, 3, H, W]`` where there are several pictures; None where the method takes none.
+        """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none.
 
         Raises:
             UserError: the method needs pictures and there are none, or the other way round, or not as many as prompts.
@@ -300,7 +312,8 @@ class PoseGuidedPipeline:
         if "source" not in self.adapter.reads:
             if source is not None:
                 raise UserError(
-                    f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a method that does, such as DNAF"
+                    f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a "
+                    "method that does, such as DNAF"
                 )
             return None
         if source is None:
@@ -324,12 +337,13 @@ class PoseGuidedPipeline:
         shape = (images, *self.backbone.latent_shape(size))
         if latents is not None and tuple(latents.shape) != shape:
             raise UserError(
-                f"latents has the shape {list(latents.shape)}; {images} images of {size[1]} x {size[0]} pixels start from {list(shape)}"
+                f"latents has the shape {list(latents.shape)}; {images} images of {size[1]} x {size[0]} pixels "
+                f"start from {list(shape)}"
             )
         return None if latents is None else latents.float()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder from which `from_pretrained` makes the same pipeline without anything else: the method folder with its scheduler and its backbone.
+        """Writes a folder that `from_pretrained` needs nothing else for: method, scheduler and backbone.
 
         Raises:
             UserError: something else is in the folder, or the backbone was not read from files.
@@ -361,13 +375,14 @@ def check_numbers(steps: int, images: int, output: str, control_scale: float) ->
             raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
     if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
         raise UserError(
-            f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the method was trained with"
+            f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the "
+            "method was trained with"
         )
     if output not in (kinds := ("pil", "np", "pt", "latent")):
         raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
 
 
-def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[PoseInput]]:
+def prompts_with_poses(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[PoseInput]]:
     """As many prompts as poses; where one is alone, it goes with all of the others."""
     prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     if not prompts or not all(isinstance(p, str) for p in prompts):
@@ -376,7 +391,8 @@ def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[Pos
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
         raise UserError(
-            f"{len(prompts)} prompts and poses of {len(guides)} images; give one of either for all of the other, or as many of both"
+            f"{len(prompts)} prompts and poses of {len(guides)} images; give one of either for all of the other, "
+            "or as many of both"
         )
     return prompts * (count // len(prompts)), guides * (count // len(guides))
 

@@ -1,4 +1,4 @@
-"""What the tests of methods share: backbones at small sizes, official names, and the reference cases where they are at hand."""
+"""For the tests of methods: backbones at small sizes, official names, and the reference cases where they are there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def full_size(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def backbone_of(
     geometry: Geometry, vae: AutoencoderKL | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> StableDiffusion:
-    """A backbone of this size with Stable Diffusion's noise process, random but for the U-Net's official ``weights``."""
+    """A backbone of this size with Stable Diffusion's noise process, random but for the U-Net's ``weights``."""
     return stable_diffusion(geometry, weights, vae)
 
 

@@ -13,6 +13,7 @@ from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.text import Text
+from posegen.errors import UserError
 from posegen.io.weights import UnknownKeys
 from tests.adapters.cases import SD1, backbone_of, full_size, original, scrambled
 
@@ -114,3 +115,10 @@ def test_full_size_keys() -> None:
         ldm.encoder_table(sd15),
     )
     assert not named.unknown, "what is not new in the control model has the U-Net encoder's names"
+
+
+def test_weights_whose_first_level_is_wider_than_their_stem_are_refused_by_one_sentence(own: ControlNet) -> None:
+    stem, first = (f"control_model.{name}.weight" for name in ldm.FIRST_WIDTHS)
+    weights = {**official(own), stem: torch.zeros(16, 4, 3, 3), first: torch.zeros(32, 16, 3, 3)}
+    with pytest.raises(UserError, match="input convolution is 16 channels wide and the first level 32"):
+        own.convert(weights)

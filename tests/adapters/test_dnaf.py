@@ -1,17 +1,16 @@
-"""DNAF: identities that any mistake in pairing layers, rows or noise breaks, at odd sizes and on two geometries, and real runs on the tiny world.
+"""DNAF: identities that a mistake in pairing layers, rows or noise breaks, on two geometries, and real runs.
 
-What an implementation has to fulfil has numbers, which stand in the names of the tests, ``test_acceptance_<number>_...``:
+What an implementation has to fulfil has numbers, which stand in the names of the tests,
+``test_acceptance_<number>_...``:
 
-1. an opened U-Net without additions is the plain one (`tests/backbones/test_self_attention.py`);
-2. inserted blocks that start at zero change nothing;
-3. a pass whose sources are all dropped is the plain one;
-4. a source that is the target, with its noise, changes nothing;
-5. sixteen self-attentions of Stable Diffusion are read, each with as many keys as the source's grid has cells, and nothing of them is left behind;
-6. odd sizes, 32 x 22 latents for one, go through all levels;
-7. one backward pass reaches all that trains and nothing else (`tests/adapters/test_dnaf_training.py`);
-8. another noise or another source changes the prediction, of its own image alone;
-9. guidance with both scales 1 is one branch, with equal scales two;
-10. in a transfer, pixels outside the mask are the picture's own (`tests/runner/test_inpainting.py`, `tests/verbs/test_transfer.py`).
+1. an opened U-Net without additions is the plain one (`tests/backbones/test_self_attention.py`); 2. inserted blocks
+that start at zero change nothing; 3. a pass whose sources are all dropped is the plain one; 4. a source that is the
+target, with its noise, changes nothing; 5. sixteen self-attentions of Stable Diffusion are read, each with as many keys
+as the source's grid has cells, and nothing of them is left behind; 6. odd sizes, 32 x 22 latents for one, go through
+all levels; 7. one backward pass reaches all that trains and nothing else (`tests/adapters/test_dnaf_training.py`); 8.
+another noise or another source changes the prediction, of its own image alone; 9. guidance with both scales 1 is one
+branch, with equal scales two; 10. in a transfer, pixels outside the mask are the picture's own
+(`tests/runner/test_inpainting.py`, `tests/verbs/test_transfer.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from posegen.data.base import PoseBatch
 from posegen.runner.sampler import Sampler
 from tests.adapters.cases import backbone_of, scrambled
 
-#: Stable Diffusion 1.5 with narrow layers: 16 self-attentions on 4 grids. The mannequin's design: latent factor 4, no attention at the finest level.
+#: Stable Diffusion 1.5 with narrow layers: 16 self-attentions on 4 grids.
+#: The mannequin's design: latent factor 4, no attention at the finest level.
 USUAL = Geometry(4, 8, (32, 32, 64, 64), (True, True, True, False), 2, (4,) * 4, 32)
 MANNEQUIN = Geometry(4, 4, (32, 32, 64), (False, True, True), 1, (4,) * 3, 32)
 GEOMETRIES = pytest.mark.parametrize("geometry", [USUAL, MANNEQUIN], ids=["usual", "mannequin"])
@@ -295,7 +295,7 @@ def test_schedulers_with_steps_between_the_trained_ones_serve() -> None:
     [{}, {"naf_scope": "all", "naf_noise": "shared", "source_latent": "sample"}, {"naf_sampling_noise": "fresh"}],
 )
 def test_several_sources_are_read_together_in_any_order(geometry: Geometry, settings: dict[str, Any]) -> None:
-    """One in a list is the one alone; of two, the keys, values and tokens of both are there, each as if it were alone."""
+    """A list of one is the one alone; of two, the keys, values and tokens of both are there."""
     adapter, pose = attached(geometry, **settings), batch()
     latents, first = noisy(adapter, pose), pose.source
     second = first.flip(0)  # type: ignore[union-attr]

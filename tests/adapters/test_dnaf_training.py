@@ -1,4 +1,4 @@
-"""DNAF in training: where gradients go, what is saved, its size on Stable Diffusion, what is refused, and real runs on the tiny world."""
+"""DNAF in training: gradients, saving, its size on Stable Diffusion, refusals, and runs on the tiny world."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def gradients(adapter: DNAF, sourced: bool = True, precision: torch.dtype | None
 def test_acceptance_7_gradients_reach_all_that_trains_and_only_the_last_projections_at_first(
     precision: torch.dtype | None,
 ) -> None:
-    """Under autocast, too, whose copies of the weights from the pass without gradients must not be used in the other."""
+    """Also under autocast, whose weight copies from the pass without gradients must not be used in the other."""
     for started in (False, True):
         adapter = attached(trained=started)
         found = gradients(adapter, precision=precision)

@@ -350,7 +350,7 @@ def test_fewer_nodes_than_neighbours_are_joined_completely_or_refused() -> None:
     method.faithful = True
     with pytest.raises(
         ValueError,
-        match=r"adapter.k is 9, but level 2 of images of 32x32 pixels has only 2x2 nodes.*larger data.size, or adapter.k=4",
+        match=r"adapter.k is 9, but level 2 of images of 32x32 pixels has only 2x2 nodes.*or adapter.k=4",
     ):
         method.encode(pose)
     residuals(method, batch(MANNEQUIN, (16, 16)), (16, 16))

@@ -1,4 +1,4 @@
-"""GUNet: names of the released file, the graph block in its four forms, and a conversion from a diffusers folder to poses."""
+"""GUNet: names of the released file, the graph block in its four forms, and a conversion to poses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from posegen.adapters.gunet import NODES, GUNet, JointBlock, SpatialBlock, skeleton
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER as SD_SCHEDULER
-from posegen.backbones.mannequin import SCHEDULER, build_text, build_tokenizer, build_unet
+from posegen.backbones.mannequin import COSINE_SCHEDULER as SCHEDULER
+from posegen.backbones.mannequin import build_text, build_tokenizer, build_unet
 from posegen.backbones.pose_space import PoseSpace, pose_unet
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
@@ -38,7 +39,7 @@ def backbone() -> PoseSpace:
     tokenizer = build_tokenizer(["person"])
     unet = pose_unet(build_unet((16, 16), text_dim=16, heads=2).config, GRID)
     return PoseSpace.of(
-        Parts(unet, None, build_text(tokenizer, 16, layers=1, heads=1), tokenizer, dict(SCHEDULER), origin="test"),
+        ModelParts(unet, None, build_text(tokenizer, 16, layers=1, heads=1), tokenizer, dict(SCHEDULER), origin="test"),
         "reference",
         GRID,
     )

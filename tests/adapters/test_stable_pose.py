@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from posegen.adapters.base import State
-from posegen.adapters.stable_pose import OFFICIAL, StablePose, grown, positions, table
+from posegen.adapters.stable_pose import OFFICIAL, StablePose, grown, positions, stable_pose_names
 from posegen.backbones.base import Geometry, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.single_file import unet_of
@@ -279,7 +279,7 @@ def test_normalised_weights_do_not_grow_with_the_people(own: StablePose, monkeyp
 
 
 def official(method: StablePose, prefix: str = OFFICIAL) -> dict[str, Tensor]:
-    return original(method.state_dict(), table(SD1, 2), prefix)
+    return original(method.state_dict(), stable_pose_names(SD1, 2), prefix)
 
 
 @pytest.mark.parametrize("prefix", [OFFICIAL, ""], ids=["stable_pose_adapter", "bare"])

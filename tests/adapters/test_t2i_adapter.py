@@ -1,4 +1,4 @@
-"""T2I-Adapter: names, the steps and grids at which it acts, and diffusers' U-Net as an independent witness of where its features go."""
+"""T2I-Adapter: names, the steps and grids at which it acts, and features where diffusers' U-Net takes them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.base import Geometry
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
@@ -24,7 +24,7 @@ SD2 = Geometry(4, 8, (64, 128), (True, True), 1, (1, 2), WIDTH, linear_projectio
 
 
 @cache
-def parts_of(geometry: Geometry) -> Parts:
+def parts_of(geometry: Geometry) -> ModelParts:
     """Random parts of this size, with the text tower and tokenizer of its generation."""
     torch.manual_seed(geometry.channels[0])
     old = not geometry.linear_projection
@@ -41,10 +41,10 @@ def parts_of(geometry: Geometry) -> Parts:
             hidden_act="quick_gelu" if old else "gelu",
         )
     )
-    return Parts(unet_of(geometry), vae_of(VAE_CHANNELS, 1), text, tokenizer, dict(SCHEDULER))
+    return ModelParts(unet_of(geometry), vae_of(VAE_CHANNELS, 1), text, tokenizer, dict(SCHEDULER))
 
 
-def original_of(parts: Parts, geometry: Geometry) -> dict[str, Tensor]:
+def original_of(parts: ModelParts, geometry: Geometry) -> dict[str, Tensor]:
     """The state dict of the original program, with what its files hold besides the weights."""
     old = not geometry.linear_projection
     unet = _named(parts.unet.state_dict(), ldm.unet_table(geometry), ldm.UNET)

@@ -1,4 +1,4 @@
-"""The places where a backbone is influenced, compared with diffusers' own arguments, at shapes that Stable Diffusion does not have too."""
+"""The places where a backbone is influenced, compared with diffusers' arguments; two influences at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from diffusers import AutoencoderDC, AutoencoderTiny, DDIMScheduler
 from torch import Tensor, nn
 
 from posegen.backbones.base import Bank, Geometry, Injection
-from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import unet_of, vae_of
-from posegen.backbones.mannequin import SCHEDULER as COSINE
+from posegen.backbones.mannequin import COSINE_SCHEDULER as COSINE
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion, latent_factor
 from posegen.backbones.text import Text
@@ -24,10 +24,10 @@ MANNEQUIN = Geometry(4, 4, (32, 32, 64), (False, True, True), 1, (2, 2, 2), 32)
 USUAL = replace(MANNEQUIN, attention=(True, True, False))
 
 
-def parts_of(geometry: Geometry) -> Parts:
+def parts_of(geometry: Geometry) -> ModelParts:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(("person",), max_length=8)
-    return Parts(
+    return ModelParts(
         unet_of(geometry),
         vae_of((32,) * 3, 1),
         build_text(tokenizer, geometry.text_dim, 1, 2),

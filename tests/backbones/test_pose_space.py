@@ -96,7 +96,7 @@ def test_released_maps_are_decoded_to_whole_cells_near_the_joints() -> None:
 
 
 def test_quirks_of_the_released_decoding() -> None:
-    """A constant map is a joint in the middle; the first outline counts, not the largest; the centre is cut off to whole cells."""
+    """A constant map is a joint in the middle; the first outline counts; the centre is cut off to whole cells."""
     maps = torch.zeros(1, 2, 32, 32)
     maps[0, 1] = 1.0
     maps[0, 1, 4:8, 10:14] = -1.0  # 16 pixels

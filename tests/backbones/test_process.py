@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from posegen.backbones.loading.single_file import SCHEDULER
-from posegen.backbones.mannequin import SCHEDULER as COSINE
+from posegen.backbones.mannequin import COSINE_SCHEDULER as COSINE
 from posegen.backbones.process import FlowMatching, NoiseProcess, VariancePreserving, noise_process
 from posegen.io.weights import WeightsError
 

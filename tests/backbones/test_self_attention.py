@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from posegen.backbones.base import Bank, Geometry, Injection
-from posegen.backbones.blocks.self_attention import Junctions, Memory, level_of, others, read, transformers
+from posegen.backbones.blocks.self_attention import (
+    Junctions,
+    Memory,
+    attend_with_memory,
+    level_of,
+    others,
+    transformers,
+)
 from posegen.backbones.stable_diffusion import StableDiffusion
 from tests.backbones.test_injection import MANNEQUIN, USUAL, inputs, parts_of
 
@@ -92,7 +99,7 @@ def test_reading_is_attention_to_both_with_weights(backbone: StableDiffusion) ->
     query, keys, values = torch.randn(3, 4, 5, 8, generator=draw)
     more_keys, more_values = torch.randn(2, 2, 4, 8, generator=draw)
     rows = torch.tensor([2, 0])
-    made = read(query, keys, values, 2, Memory(more_keys, more_values, rows, others(rows, 4), 0.25))
+    made = attend_with_memory(query, keys, values, 2, Memory(more_keys, more_values, rows, others(rows, 4), 0.25))
     for row in range(4):
         own = [k.unflatten(-1, (2, 4)).transpose(0, 1) for k in (query[row], keys[row], values[row])]
         weight = (own[0] @ own[1].mT / 2).exp()

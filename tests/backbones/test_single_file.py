@@ -1,4 +1,4 @@
-"""What single files need besides the weights, and what is said when they are incomplete; that they give the same model is in `test_stable_diffusion`."""
+"""Single files: sizes, settings, and errors for incomplete ones; `test_stable_diffusion` compares the models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from posegen.backbones.base import Geometry
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading import tokenizer as tokens
 from posegen.backbones.loading.single_file import unet_geometry, vae_of
-from posegen.backbones.loading.sizes import SIZES, Size, parts_without_weights
+from posegen.backbones.loading.sizes import SIZES, PublishedSize, parts_without_weights
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.io.weights import WeightsError
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
@@ -143,7 +143,7 @@ def test_published_sizes_are_those_of_the_official_files(name: str, manifest: st
 def test_a_backbone_of_a_published_size_needs_no_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SD1 if name == "sd15" else SD2
     text = {**SIZES[name].text, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
-    monkeypatch.setitem(SIZES, name, Size(small, text, SIZES[name].pad, vae=(32, 32, 32, 32)))
+    monkeypatch.setitem(SIZES, name, PublishedSize(small, text, SIZES[name].pad, vae=(32, 32, 32, 32)))
     with configured(
         "train",
         f"backbone={name}",
@@ -162,7 +162,7 @@ def test_a_backbone_of_a_published_size_needs_no_file(name: str, monkeypatch: py
     assert one.encode_text(["a dancer"]).tokens.shape == (1, 77, small.text_dim)
     with pytest.raises(
         WeightsError,
-        match=r"backbone\.path is not set.* backbone\.path=null needs backbone\.initialise=random and a published backbone\.size",
+        match=r"backbone\.path is not set.* backbone\.path=null needs backbone\.initialise=random and a published",
     ):
         StableDiffusion(None, initialise="random")
     with pytest.raises(ValueError, match=r"backbone\.size is 'sdxl'; expected one of sd15, sd21"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
@@ -168,7 +168,7 @@ def test_an_unknown_autoencoder_and_a_foreign_text_tower_are_refused(folder: Pat
     wide = Geometry(4, 8, (32, 64), (True, False), 1, (8, 8), 48)
     with pytest.raises(WeightsError, match="attends to text states of width 48, the text tower makes 64"):
         StableDiffusion.from_parts(
-            Parts(unet_of(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler)
+            ModelParts(unet_of(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler)
         )
 
 
@@ -283,7 +283,7 @@ def test_a_right_prediction_gives_the_clean_latents(kind: str) -> None:
     parts = parts_of(SD1)
     scheduler = {**parts.scheduler, "prediction_type": kind}
     backbone = StableDiffusion.from_parts(
-        Parts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler)
+        ModelParts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler)
     )
     process = backbone.process
     assert process.prediction_type == kind

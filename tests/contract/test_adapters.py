@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter, Paper
-from posegen.backbones.base import PLACES, Injection, Step
+from posegen.backbones.base import BACKBONE_PLACES, Injection, Step
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.config.groups import Option, conf_dir
 from posegen.data.base import PoseBatch
@@ -93,7 +93,7 @@ def test_the_class_says_what_it_is(name: str) -> None:
     assert isinstance(cls.paper, Paper) and cls.paper.title
     assert cls.needs <= {"hint", "images", "twins", "source", "population"}
     assert cls.trainable or not cls().state_dict()
-    assert cls.places <= PLACES.keys()
+    assert cls.places <= BACKBONE_PLACES.keys()
 
 
 def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
@@ -127,7 +127,7 @@ def test_a_backbone_without_the_places_that_a_method_needs_is_refused_by_name(na
     said = cls.unserved(Bare) or ""
     assert (not cls.places) == (not said)
     for place in cls.places:
-        assert f"{place} ({PLACES[place]})" in said and "Bare has down" in said
+        assert f"{place} ({BACKBONE_PLACES[place]})" in said and "Bare has down" in said
 
 
 def test_before_training_a_method_changes_nothing_or_says_so(parts: Parts) -> None:

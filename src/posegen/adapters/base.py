@@ -11,14 +11,15 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from posegen.backbones.base import PLACES, Backbone, Injection, Step
+from posegen.backbones.base import BACKBONE_PLACES, Backbone, Injection, Step
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.poses.drawing import PoseDrawing
 
 #: HumanSD's FID, of four pictures in one, which no protocol repeats.
 STRIPS = "FID of four-panel strips"
-Condition: TypeAlias = Tensor | tuple[Tensor, ...]
+StateValue: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class Published(NamedTuple):
@@ -26,7 +27,7 @@ class Published(NamedTuple):
 
     Attributes:
         data: the data set, by its authors' name.
-        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``); a metric that no protocol repeats has another name.
+        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``).
         value: in percent where the source gives percent, KID times 100.
         source: the table or figure.
         read: False for a number from memory; tables leave those out.
@@ -45,7 +46,7 @@ class Published(NamedTuple):
 
     @property
     def column(self) -> str:
-        """The column of a protocol that repeats the source's computation; some papers call SAP, the name in all programs, CAP."""
+        """The column of a protocol that repeats the source's computation; the programs call the papers' CAP SAP."""
         return f"paper_{'SAP' if self.metric == 'CAP' else self.metric}"
 
 
@@ -75,7 +76,7 @@ class State:
 
     text: Text
     null_text: Text
-    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    conditions: Mapping[str, StateValue] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.text)
@@ -104,7 +105,7 @@ class State:
         """The prompts where ``keep [B]`` is true, the null prompt elsewhere."""
         return replace(self, text=self.text.keep(keep, self.null_text))
 
-    def having(self, **conditions: Condition) -> State:
+    def having(self, **conditions: StateValue) -> State:
         """The same state with some conditions added or replaced."""
         return replace(self, conditions={**self.conditions, **conditions})
 
@@ -118,7 +119,7 @@ class State:
         return State(Text.cat([s.text for s in states]), Text.cat([s.null_text for s in states]), joined)
 
 
-def _combined(combine: Callable[..., Tensor], *values: Condition) -> Condition:
+def _combined(combine: Callable[..., Tensor], *values: StateValue) -> StateValue:
     """The tensors of conditions of the same form, combined one by one."""
     if isinstance(values[0], Tensor):
         return combine(*values)
@@ -126,9 +127,9 @@ def _combined(combine: Callable[..., Tensor], *values: Condition) -> Condition:
 
 
 class Adapter(nn.Module, ABC):
-    """A pose-guidance method. Override what the method does differently; the rest is shared by all methods and makes the comparison fair.
+    """A pose-guidance method: one file with a subclass and one yaml with its ``_target_``; nothing else is edited.
 
-    A new method is one file with a subclass and one yaml with its ``_target_``; nothing else is edited.
+    Override the methods that differ. The rest is shared by all methods, which makes the comparison fair.
 
     Example::
 
@@ -147,22 +148,23 @@ class Adapter(nn.Module, ABC):
             def inject(self, state, latents, timesteps):
                 return Injection(mid=...)
 
-    Facts of the class, which are read before anything is built; what depends on settings is asked of the instance, by `reads`, `trains` and `left_out`.
+    The facts of the class are read before anything is built. Facts that depend on settings are asked of the instance:
+    `reads`, `trains`, `left_out`, `remark`, and the last three attributes.
 
     Attributes:
         needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``).
-        places: where it influences the backbone, see `posegen.backbones.base.PLACES`.
-        sample: what the method generates.
+        places: where it influences the backbone, see `posegen.backbones.base.BACKBONE_PLACES`.
+        sample: the kind of sample that the method generates.
         paper: where the method comes from.
         population: the split whose samples ``needs`` means by ``population``.
         trainable: False where there is nothing to train.
         ranked: False for reference rows, which bound the methods and compete with none.
-        starts_neutral: the backbone's predictions are unchanged before training; False where a published method starts otherwise.
+        starts_neutral: before training the backbone's predictions are unchanged.
         beside: beginnings of the keys of official files that are left out -> why.
-        declared: settings of a yaml that are fields of the instance and no arguments of the constructor: ``faithful`` and ``recipes``.
-        hint: (of the instance) how poses are drawn for this method, None where it reads no drawing.
-        faithful: (of the instance) official quirks are reproduced rather than corrected.
-        recipes: (of the instance) name of a recipe -> optimiser settings, see `Backbone.recipe`.
+        declared: settings of a yaml that are attributes of the instance, not arguments of its constructor.
+        hint: how poses are drawn for this method, None where it reads no drawing.
+        faithful: official quirks are reproduced rather than corrected.
+        recipes: name of a recipe -> optimiser settings, see `Backbone.recipe`.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -196,7 +198,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def remark(self) -> str:
-        """What a table must say about this row; complete once it has generated."""
+        """A note for the table; complete once the row has generated."""
         return ""
 
     @property
@@ -211,9 +213,12 @@ class Adapter(nn.Module, ABC):
         """Why the method cannot work on a class of backbones; None where it can."""
         if not (missing := sorted(cls.places - backbone.places)):
             return None
-        wanted = "; ".join(f"{place} ({PLACES.get(place, 'a place of another backbone')})" for place in missing)
+        wanted = "; ".join(
+            f"{place} ({BACKBONE_PLACES.get(place, 'a place of another backbone')})" for place in missing
+        )
         return (
-            f"{cls.__name__} needs {wanted}, and {backbone.__name__} has {', '.join(sorted(backbone.places)) or 'no place'}; choose a backbone= that has it, "
+            f"{cls.__name__} needs {wanted}, and {backbone.__name__} has "
+            f"{', '.join(sorted(backbone.places)) or 'no place'}; choose a backbone= that has it, "
             "such as mannequin or sd15, or another adapter="
         )
 
@@ -221,10 +226,10 @@ class Adapter(nn.Module, ABC):
         """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.
 
         Raises:
-            ValueError: the backbone lacks a place that the method needs.
+            UserError: the backbone lacks a place that the method needs.
         """
         if sentence := self.unserved(type(backbone)):
-            raise ValueError(sentence)
+            raise UserError(sentence)
         self.__dict__["_backbone"] = backbone
         backbone.requires_grad_(False)
         backbone.eval()
@@ -238,13 +243,13 @@ class Adapter(nn.Module, ABC):
         """The influence on one pass of the backbone at ``timesteps [B]``; called every step."""
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
-        """(weight, state) pairs; the guided prediction is the weighted sum of theirs. Default: classifier-free guidance on the text."""
+        """(weight, state) pairs; guidance sums their predictions. Default: classifier-free guidance on the text."""
         if guidance == 1.0:
             return [(1.0, state)]
         return [(guidance, state), (1.0 - guidance, state.without_text())]
 
     def drop(self, state: State, keep: Tensor) -> State:
-        """The state with conditions removed where ``keep [B]`` is false, for training with dropped conditions. Default: drops the text."""
+        """The state of a training step without the conditions where ``keep [B]`` is false. Default: drops the text."""
         return state.keep_text(keep)
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
@@ -260,18 +265,19 @@ class Adapter(nn.Module, ABC):
         return [{"params": [p for p in chain(self.parameters(), self.backbone.parameters()) if p.requires_grad]}]
 
     def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] for a batch. Default: the shared sampler's, from `inject` and `branches`; only reference rows differ."""
+        """Images ``[B, 3, H, W]`` in [-1, 1]. Default: the shared sampler's; only reference rows differ."""
         return sampler(self, batch)
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}`` of this project; raises ValueError naming keys it cannot place.
+        """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}``. Default: the keys as they are.
 
-        The default takes keys as they are, for weights of this project.
+        Raises:
+            UnknownKeys: names the keys that have no place.
         """
         return dict(official)
 
     def text_state(self, batch: PoseBatch) -> State:
-        """The part of the state that every method has: encoded prompts from the batch, or encoded here where it brings none."""
+        """The part of the state that every method has: the batch's encoded prompts, or its prompts encoded here."""
         text = batch.text if batch.text is not None else self.backbone.encode_text(batch.prompts)
         null = batch.negative_text if batch.negative_text is not None else self.backbone.encode_text([""])
         null = null.to(text.tokens)

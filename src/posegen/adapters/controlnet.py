@@ -23,9 +23,9 @@ GUESS_DECAY = 0.825  # per residual from the middle block upwards, gradio_pose2i
 class ControlNet(Adapter):
     """A copy of the U-Net's encoder and middle block reads the noisy latents and the drawn pose.
 
-    Section 3.1, equations 2 and 3: every block F(x) of the copy is joined to the frozen network by a zero convolution Z, y = F(x) + Z(F_c(x + Z(c))),
-    so that training starts from the backbone itself. Section 3.2: the pose c enters through a small convolutional network, after the first
-    convolution; the copy's outputs are added to the skip connections and to the middle block.
+    Section 3.1, equations 2 and 3: zero convolutions Z join every block F_c of the copy to the frozen network, y = F(x)
+    + Z(F_c(x + Z(c))), so that training starts from the backbone itself. Section 3.2: the pose c enters through a small
+    convolutional network; the copy's outputs are added to the skip connections and to the middle block.
 
     Args:
         style: how poses are drawn, ``openpose`` as in the released weights or ``humansd``.
@@ -47,7 +47,7 @@ class ControlNet(Adapter):
             *Published.of("LAION-Human", GRPOSE_RELEASED, AP=44.90, CAP=66.74, PCE=1.55, FID=7.53, CLIP=32.31),
         ),
     )
-    beside = ldm.BESIDE_FROZEN
+    beside = ldm.LEFT_OUT_FROZEN
 
     def __init__(
         self,
@@ -94,10 +94,6 @@ class ControlNet(Adapter):
         return [(w, s if i == 0 else s.having(on=s["on"] * 0)) for i, (w, s) in enumerate(weighted)]
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original program, bare or within a whole model, or of diffusers' class, as ``adapter.branch.network.*``.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """Weights of the original program, bare or within a whole model, or of diffusers' class."""
         placed = self.branch.placed(official, self.beside, type(self).__name__)
         return {f"adapter.branch.{key}": value for key, value in placed.items()}

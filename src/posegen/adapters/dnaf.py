@@ -1,4 +1,4 @@
-"""DNAF: a person in a new pose, with appearance from features of their image and from the same U-Net's pass over that image at the same noise (2024)."""
+"""DNAF: a person in a new pose, with appearance from their image and from the U-Net's pass over it (2024)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posegen.adapters.base import Adapter, Paper, State
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Backbone, Bank, Injection, Step
 from posegen.backbones.blocks.image_pyramid import Pyramid, hierarchical, native_size, small_swin
-from posegen.backbones.blocks.inserted_block import InsertedBlock, Kind
+from posegen.backbones.blocks.inserted_block import BlockKind, InsertedBlock
 from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_of, transformers
 from posegen.data.base import PoseBatch, generator
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
@@ -31,7 +31,7 @@ CHOICES = {
     "naf_noise": get_args(Noise),
     "naf_sampling_noise": get_args(SamplingNoise),
     "source_latent": get_args(Latent),
-    "inserted_kind": get_args(Kind),
+    "inserted_kind": get_args(BlockKind),
 }
 
 
@@ -39,45 +39,48 @@ class DNAF(Adapter):
     """Three ways in for the conditions, around a frozen U-Net; numbers are those of the overview figure.
 
     * (a) A pose adapter of T2I-Adapter's kind reads the drawn target pose; its maps are added inside the encoder.
-    * (b) Noise-aware features: the source's latents are noised to the same timestep and go through the same U-Net. The keys and values of all its
-      self-attentions are appended to those of the target's pass: attention to [K; K'], [V; V']. Adds no weights.
-    * (c) Constant features: a trainable transformer block before each of the U-Net's own reads one stage of a Swin pyramid of the source. They do not
-      depend on the timestep and are in both passes.
+    * (b) Noise-aware features: the source's latents, noised to the same timestep, go through the same U-Net. The keys
+      and values of its self-attentions are appended to those of the target's pass: [K; K'], [V; V']. Adds no weights.
+    * (c) Constant features: a trainable transformer block before each of the U-Net's own reads one stage of a Swin
+      pyramid of the source. They do not depend on the timestep and are in both passes.
 
-    The authors published neither a program nor weights. The figure, the abstract and the README give the above, and the text encoder with a fixed prompt;
-    everything else, marked [I] below, is inferred from the neighbouring methods. In the published ablation B1 is read as ``naf=false`` and B2 as
-    ``inserted=false`` [I].
+    The authors published neither a program nor weights. The figure, the abstract and the README give the above and the
+    fixed prompt; the rest, marked [I] below, is inferred from neighbouring methods. In the published ablation B1 is
+    read as ``naf=false`` and B2 as ``inserted=false`` [I].
 
-    Several sources of one image are read together: each is noised and passes the U-Net as if it were alone, and all their keys, values and tokens are
-    appended. They share their noise, so that their order does not matter.
+    Several sources of one image pass the U-Net one by one, with the same noise, and all their keys, values and tokens
+    are appended.
 
-    Guidance [I] is on the conditions, with the text in all branches: e0 + w_p (e_p - e0) + w_s (e_ps - e_p), for predictions without conditions, with the
-    pose, and with pose and source. The source's pass runs once per step, for the last branch alone.
+    Guidance [I] is e0 + w_p (e_p - e0) + w_s (e_ps - e_p), for predictions without conditions, with the pose, and with
+    pose and source; the text is in all of them. The source's pass runs once per step, for the last branch.
 
     Args:
         style: how poses are drawn, ``openpose`` or ``humansd``.
         naf: use (b).
-        naf_scope: append keys and values in the U-Net's ``original`` self-attentions, or in ``all``, also those of the inserted blocks [I].
+        naf_scope: append in the U-Net's ``original`` self-attentions, or in ``all``, with the inserted blocks' [I].
         naf_noise: the source's noise is ``independent`` of the target's, or ``shared`` with it [I].
         naf_sampling_noise: in sampling it is ``fixed`` for an image, or drawn ``fresh`` at every step [I].
         naf_detach: no gradients through the source's pass [I].
-        naf_strength: weight of a key of the source relative to one of the target, in [0, 1]; 1 is the paper's concatenation, 0 leaves them out.
+        naf_strength: weight of a source's key relative to one of the target, in [0, 1]; 1 in the paper, 0 leaves them
+            out.
         source_latent: ``mode`` or ``sample`` of the autoencoder's posterior [I].
         inserted: use (c).
-        inserted_kind: ``full`` transformer blocks, cross-attention and feed-forward (``cross_ff``), or cross-attention alone (``cross``) [I].
+        inserted_kind: ``full`` transformer blocks, without self-attention (``cross_ff``), or cross-attention
+            (``cross``) [I].
         inserted_heads: attention heads of these blocks [I].
         inserted_zero: they start as the identity [I].
-        levels: which stage of the pyramid each level of the U-Net reads, the middle that of the last; None: level i reads stage i [I].
-        vision: a network of timm; None: Swin-B for U-Nets as wide as Stable Diffusion's, a small Swin of the U-Net's width for others.
+        levels: the stage of the pyramid that each level of the U-Net reads; None: level i reads stage i [I].
+        vision: a network of timm; None: Swin-B for U-Nets as wide as Stable Diffusion's, a small Swin for others.
         vision_weights: file of its weights; None: random.
-        vision_size: side that the source is resized to for it [I]; None: what the network was made for, and the image's own for the small Swin.
+        vision_size: side that the source is resized to for it [I]; None: the network's usual side, none for the small
+            Swin.
         vision_norm: tokens are normalised [I].
         vision_positions: side of the learned grid of positions that is added to the tokens [I]; 0: none.
         vision_train: None: where it has no weights to start from [I].
         pose_weights: file or folder of a T2I-Adapter for the same backbone, original or diffusers'; None: random.
         pose_train: train the pose adapter [I]. Without training it needs ``pose_weights``.
         fixed_text: a prompt for all images (the figure shows "person, white background"); None: each sample's own.
-        drop_source, drop_pose, drop_both: shares of images that lose these conditions in training [I]; no branch of guidance lacks the text.
+        drop_source, drop_pose, drop_both: shares of images that lose these conditions in training [I].
         pose_guidance, source_guidance: w_p and w_s; None: the sampler's guidance for both.
 
     Attributes:
@@ -109,7 +112,7 @@ class DNAF(Adapter):
         naf_strength: float = 1.0,
         source_latent: Latent = "mode",
         inserted: bool = True,
-        inserted_kind: Kind = "full",
+        inserted_kind: BlockKind = "full",
         inserted_heads: int = 8,
         inserted_zero: bool = True,
         levels: Sequence[int] | None = None,
@@ -142,7 +145,7 @@ class DNAF(Adapter):
         self.drop_source, self.drop_pose, self.drop_both = drop_source, drop_pose, drop_both
         self.pose_guidance, self.source_guidance = pose_guidance, source_guidance
         self._check()
-        # Under names that are no arguments: a method folder holds these weights itself and must not ask for the files.
+        # Not under the arguments' names: a method folder holds these weights and must not ask for the files.
         self._start = {"vision": vision_weights, "pose": pose_weights}
         self.pose_adapter = T2IAdapter(style)
         self.hint = self.pose_adapter.hint
@@ -154,7 +157,8 @@ class DNAF(Adapter):
         shares = (self.drop_source, self.drop_pose, self.drop_both)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(
-                f"adapter.drop_source, drop_pose and drop_both are {shares}; expected shares of the images whose sum is at most 1"
+                f"adapter.drop_source, drop_pose and drop_both are {shares}; expected shares of the images whose "
+                "sum is at most 1"
             )
         if not 0 <= self.naf_strength <= 1:
             raise ValueError(
@@ -162,7 +166,8 @@ class DNAF(Adapter):
             )
         if not self.inserted and not (self.naf and self.naf_strength):
             raise ValueError(
-                "adapter.inserted and adapter.naf are both off, so nothing would read the source; switch one on, or use adapter=t2i_adapter"
+                "adapter.inserted and adapter.naf are both off, so nothing would read the source; switch one on, "
+                "or use adapter=t2i_adapter"
             )
 
     @property
@@ -176,7 +181,7 @@ class DNAF(Adapter):
         """False in the training-free form: (b) alone, with a pose adapter from a file."""
         return self.inserted or self.pose_train or self._start["pose"] is None
 
-    # ---------------------------------------------------------------------------------------------------------------------- modules
+    # Modules.
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -194,13 +199,15 @@ class DNAF(Adapter):
         levels = [min(i, SWIN_STAGES - 1) for i in range(g.levels)] if self.levels is None else list(self.levels)
         if len(levels) != g.levels:
             raise ValueError(
-                f"adapter.levels has {len(levels)} stages {levels}; expected one for each of the {g.levels} levels of the U-Net"
+                f"adapter.levels has {len(levels)} stages {levels}; expected one for each of the {g.levels} levels "
+                "of the U-Net"
             )
         self.stages = [levels[level_of(name, g.levels)] for name in places]
         self.pyramid = self._pyramid(g.channels[0])
         if wrong := sorted({m.in_channels for m in places.values() if m.in_channels % self.inserted_heads}):
             raise ValueError(
-                f"adapter.inserted_heads is {self.inserted_heads}; expected a divisor of the U-Net's widths, here {wrong}"
+                f"adapter.inserted_heads is {self.inserted_heads}; expected a divisor of the U-Net's widths, here "
+                f"{wrong}"
             )
         self.blocks.extend(
             InsertedBlock(
@@ -227,12 +234,13 @@ class DNAF(Adapter):
         network.requires_grad_(self.vision_train)
         return Pyramid(network, self.stages, size, self.vision_norm, self.vision_positions)
 
-    # ------------------------------------------------------------------------------------------------------------ once per image
+    # Once per image.
 
     def encode(self, batch: PoseBatch) -> State:
         if (sources := batch.sources) is None:
             raise ValueError(
-                "adapter=dnaf reads a source person, and these samples have none; use data with pairs, for instance data=mannequin_pairs"
+                "adapter=dnaf reads a source person, and these samples have none; use data with pairs, for "
+                "instance data=mannequin_pairs"
             )
         assert batch.hint is not None
         self._check_start()
@@ -258,7 +266,7 @@ class DNAF(Adapter):
 
     @torch.no_grad()
     def _noisy_source(self, batch: PoseBatch, sources: Tensor) -> dict[str, Tensor]:
-        """The sources' clean latents ``[B, S, c, h, w]``, their noise ``[B, c, h, w]``, and where the noise of later steps comes from."""
+        """The sources' clean latents ``[B, S, c, h, w]``, their noise ``[B, c, h, w]``, and seeds for later steps."""
         if batch.source_latents is not None and self.source_latent == "mode":
             clean = batch.source_latents.unsqueeze(1)
         else:
@@ -279,10 +287,11 @@ class DNAF(Adapter):
         for part, stays in untrained.items():
             if self.training and stays and self._start[part] is None:
                 raise ValueError(
-                    f"adapter.{part}_train is false and adapter.{part}_weights is not set, so it would stay random; set one of them"
+                    f"adapter.{part}_train is false and adapter.{part}_weights is not set, so it would stay "
+                    "random; set one of them"
                 )
 
-    # ------------------------------------------------------------------------------------------------------------ every step
+    # Every step.
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         posed = state["posed"].to(latents.device).view(-1, 1, 1, 1)
@@ -296,12 +305,12 @@ class DNAF(Adapter):
             stages = dict(zip(self.pyramid.stages, state.all("stages"), strict=True))
             features = tuple(picked(stages[stage], rows) for stage in self.stages)
         bank = self._source_pass(state, chosen, rows, timesteps, features) if self.naf and self.naf_strength else None
-        return Injection(encoder=encoder, attention=bank, features=joined(features), rows=rows)
+        return Injection(encoder=encoder, attention=bank, features=joined_sources(features), rows=rows)
 
     def _source_pass(
         self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None
     ) -> Bank:
-        """Keys and values of the U-Net's pass over the sources of these rows, noised to the target's timesteps, without the pose (overview (b))."""
+        """Keys and values of the U-Net's pass over the noised sources of these rows, without the pose."""
         clean, steps = picked(state["source"], rows), picked(timesteps, rows)
         several = clean.shape[1]
         if not self.training and self.naf_noise == "independent" and self.naf_sampling_noise == "fresh":
@@ -311,9 +320,7 @@ class DNAF(Adapter):
         text = state.text if rows is None else state.text[rows]
         noise, steps = (values.repeat_interleave(several, 0) for values in (noise, steps))
         noisy = self.backbone.process.add_noise(clean.flatten(0, 1), noise, steps).to(clean.dtype)
-        alone = (
-            None if features is None else tuple(tokens.flatten(0, 1) for tokens in features)
-        )  # no source sees another
+        alone = None if features is None else tuple(tokens.flatten(0, 1) for tokens in features)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.naf_detach):
             bank = self.backbone.keys_and_values(noisy, steps, text.repeat(several), Injection(features=alone))
         layers = {}
@@ -327,10 +334,10 @@ class DNAF(Adapter):
         draws = [generator(seed, step) for seed, step in zip(seeds.tolist(), timesteps.tolist(), strict=True)]
         return torch.stack([torch.randn(like.shape[1:], generator=draw) for draw in draws]).to(like)
 
-    # ------------------------------------------------------------------------------------------------------ guidance and training
+    # Guidance and training.
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
-        """w_s e_ps + (w_p - w_s) e_p + (1 - w_p) e0, without the terms that vanish; the text is in all of them, and the negative prompt in none."""
+        """w_s e_ps + (w_p - w_s) e_p + (1 - w_p) e0, without the terms that vanish; the negative prompt is not used."""
         pose, source = (guidance if own is None else own for own in (self.pose_guidance, self.source_guidance))
         nobody = torch.zeros(len(state), dtype=torch.bool)
         posed = state.having(sourced=nobody)
@@ -338,7 +345,7 @@ class DNAF(Adapter):
         return [(weight, branch) for weight, branch in weighted if weight]
 
     def drop(self, state: State, keep: Tensor) -> State:
-        """Removes the text where it is told to, and the source, the pose or both by each image's own chance."""
+        """Removes the text where ``keep`` is false, and the source, the pose or both by each image's chance."""
         chance, both = state["chance"], self.drop_both
         source = chance < both + self.drop_source
         pose = (chance < both) | (
@@ -347,7 +354,7 @@ class DNAF(Adapter):
         return state.keep_text(keep).having(sourced=~source, posed=~pose)
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
-        """Mean squared error on the target alone; where no image kept its source, gradients of what reads sources are zero rather than absent."""
+        """Mean squared error; where no image kept its source, unused weights get zero gradients rather than none."""
         losses = super().loss(step, state, batch)
         if torch.is_grad_enabled() and not state["sourced"].any():
             losses["loss"] = losses["loss"] + sum(0.0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
@@ -358,7 +365,7 @@ def picked(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-def joined(tokens: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
+def joined_sources(tokens: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
     """Each ``[R, S, N, C]`` tokens of S sources as ``[R, S N, C]``."""
     return None if tokens is None else tuple(each.flatten(1, 2) for each in tokens)
 
@@ -379,6 +386,7 @@ def start_from(pose_adapter: T2IAdapter, file: str) -> None:
         raise WeightsError(f"adapter.pose_weights={file}: {error}") from error
     if wrong := sorted(key for key in own if key not in tensors or tensors[key].shape != own[key].shape):
         raise WeightsError(
-            f"adapter.pose_weights={file} is no T2I-Adapter for this backbone: {len(wrong)} keys differ, for instance {wrong[0]}"
+            f"adapter.pose_weights={file} is no T2I-Adapter for this backbone: {len(wrong)} keys differ, for "
+            f"instance {wrong[0]}"
         )
     pose_adapter.load_state_dict(tensors)

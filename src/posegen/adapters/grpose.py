@@ -22,12 +22,13 @@ LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
 INJECT_RATIOS = 192 / 320, 256 / 640, 384 / 1280, 512 / 1280  # pose channels to the width of each level, as published
 STEM = 32  # width of the pose encoder at full resolution; it doubles with every halving
 MASK_KERNEL, MASK_SIGMA, BACKGROUND = 13, 3.0, -0.99  # pixels; highest value of a blurred hint's background
-FORMS = ("factorised", "dense")
+EDGE_FORMS = ("factorised", "dense")
 PERCEPTIONS = ("off", "logged", "differentiable")
 
 #: Original names within a Progressive Graph Integrator -> those of `PoseGraphBlock`.
 BLOCK = {
-    "in_layers.2": "conv_in", "emb_layers.1": "time", "cond_conv": "pose_in", "out_layers.2": "zero", "skip_connection": "skip",
+    "in_layers.2": "conv_in", "emb_layers.1": "time", "cond_conv": "pose_in", "out_layers.2": "zero",
+    "skip_connection": "skip",
     "fuse.latent_conv": "latent_out", "fuse.pose_conv": "pose_out", "fuse.fusion_conv": "fuse",
     **{
         f"{old}.{part}": f"{new}.{name}"
@@ -38,32 +39,27 @@ BLOCK = {
 
 
 class GRPose(Adapter):
-    """The first residual block of each level of the copied encoder is a Progressive Graph Integrator, which reads pose features of its resolution.
+    """ControlNet whose first residual block of each level is a Progressive Graph Integrator, which reads pose features.
 
-    Every cell of a level is a node. One graph convolution runs on the latent nodes, one on the pose nodes, and a third one on their mixture; the graphs
-    join each node with its nearest in feature space and are made anew each time. Residuals of the copy go to the frozen U-Net as in ControlNet.
-    What depends on the pose alone, up to the mixing, is computed once per image.
+    Every cell of a level is a node. One graph convolution runs on the latent nodes, one on the pose nodes, and a third
+    one on their mixture; the graphs join each node with its nearest in feature space, in each pass. The part that
+    depends on the pose alone is computed once per image.
 
-    The loss weighs the squared error by ``alpha`` where the drawn pose is. The pose perception loss compares what a frozen pose network sees in the
-    predicted clean image and in the training image, weighted by ``perception_weight`` and by the signal power at the timestep:
+    The loss weighs the squared error by ``alpha`` on the drawn pose. The pose perception loss compares the features of
+    a frozen pose network for the predicted clean image and the training image (the batch's, or the decoded clean
+    latents), weighted by ``perception_weight`` and the signal power at the timestep:
 
-    ==================== ==============================================================================================================
-    ``perception``
-    ``off``              no such loss, as in the published configurations
-    ``logged``           as in the released code: images truncated to 8 bits and mirrored, no gradient; a constant that is added to the loss
-    ``differentiable``   as in the paper: the gradient goes through the teacher and the decoder to the prediction; images as they are
-    ==================== ==============================================================================================================
-
-    The training image is the batch's, if it has one; otherwise, as in training from cached latents, the decoded clean latents, whose errors of the
-    autoencoder are those of the prediction too.
+    * ``perception=off``: no such loss, as in the published configurations;
+    * ``logged``: as released, with images truncated to 8 bits and mirrored: a constant without gradient;
+    * ``differentiable``: as in the paper, with the gradient through the teacher and the decoder.
 
     Args:
         style: how poses are drawn.
         strength: factor of all residuals.
         k: neighbours of a node, itself usually among them; 1 is a network without neighbours.
         levels: which levels of the encoder have a graph block, from 0; None is all.
-        inject_channels: channels of the pose features of each level up to the last of ``levels``; None is 192, 256, 384, 512 on Stable Diffusion, and
-            the same share of the width elsewhere.
+        inject_channels: channels of the pose features of each level up to the last of ``levels``; None is 192, 256,
+            384, 512 on Stable Diffusion, and the same share of the width elsewhere.
         edges: how edge convolutions are computed, ``factorised`` or ``dense``; the results agree, the cost does not.
         alpha: weight of the squared error on the pose; 1 is the plain loss.
         perception: see above.
@@ -83,7 +79,7 @@ class GRPose(Adapter):
             *Published.of("LAION-Human", LAION_HUMAN, AP=57.01, CAP=67.20, PCE=1.29, FID=6.52, CLIP=32.12),
         ),
     )
-    beside = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE_FROZEN}
+    beside = {"mmpose_model": "the pose network of the training loss", **ldm.LEFT_OUT_FROZEN}
 
     def __init__(
         self,
@@ -99,8 +95,8 @@ class GRPose(Adapter):
         teacher: Any = None,
     ) -> None:
         super().__init__()
-        if edges not in FORMS:
-            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(FORMS)}")
+        if edges not in EDGE_FORMS:
+            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(EDGE_FORMS)}")
         if perception not in PERCEPTIONS:
             raise ValueError(f"adapter.perception is {perception!r}; expected one of {', '.join(PERCEPTIONS)}")
         if k < 1:
@@ -111,13 +107,13 @@ class GRPose(Adapter):
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
-    # ---------------------------------------------------------------------------------------------------------------------- network
+    # Network.
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         g = backbone.geometry
         levels, channels = self.graph_levels(g), self.pose_channels(g)
-        self.pose_encoder = PoseEncoder(channels, g.latent_factor, levels)
+        self.pose_encoder = PosePyramid(channels, g.latent_factor, levels)
         blocks = {
             (level, 0): PoseGraphBlock.replacing(
                 backbone.encoder_block(level), channels[level], g.norm_groups, self.k, self.edges
@@ -135,7 +131,8 @@ class GRPose(Adapter):
         levels = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
         if not levels or not set(levels) <= set(range(g.levels)):
             raise ValueError(
-                f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, or null for all"
+                f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, "
+                "or null for all"
             )
         return levels
 
@@ -151,7 +148,8 @@ class GRPose(Adapter):
             return tuple(max(8, 8 * round(ratio * width / 8)) for ratio, width in zip(ratios, g.channels, strict=False))
         if len(self.inject_channels) != count:
             raise ValueError(
-                f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level down to the last graph block"
+                f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level "
+                "down to the last graph block"
             )
         return tuple(self.inject_channels)
 
@@ -168,16 +166,17 @@ class GRPose(Adapter):
         return tuple(self.block(level).encode(pose) for level, pose in self.pose_encoder(hint).items())
 
     def check_nodes(self, size: tuple[int, int], g: Geometry) -> None:
-        """The official program fails where a level has fewer nodes than neighbours; without its quirks the graph is complete there.
+        """Refuses levels with fewer nodes than neighbours, where the official program fails.
 
         Raises:
-            ValueError: there is such a level, and the method is to be faithful.
+            ValueError: there is such a level, and the method is faithful.
         """
         for level in self.graph_levels(g):
             height, width = (-(-side // (g.latent_factor * 2**level)) for side in size)
             if self.faithful and height * width < self.k:
                 raise ValueError(
-                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only {height}x{width} nodes; official weights "
+                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only "
+                    f"{height}x{width} nodes; official weights "
                     f"expect at least {self.k}: choose a larger data.size, or adapter.k={height * width}"
                 )
 
@@ -186,7 +185,7 @@ class GRPose(Adapter):
         poses = {(level, 0): pose for level, pose in zip(levels, state.all("poses"), strict=True)}
         return self.branch(latents, timesteps, state.text, conditions=poses).scaled(self.strength)
 
-    # ------------------------------------------------------------------------------------------------------------------------- loss
+    # Loss.
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
@@ -206,7 +205,7 @@ class GRPose(Adapter):
         return {"loss": loss + perception, "plain": error.mean().detach(), "perception": perception.detach()}
 
     def images(self, step: Step, batch: PoseBatch) -> tuple[Tensor, Tensor]:
-        """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder's activations are computed again in the backward pass."""
+        """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder is checkpointed."""
         backbone = self.backbone
         clean = backbone.process.clean(step.noisy, step.prediction, step.timesteps)
         made = checkpoint(backbone.from_latents, clean.float(), use_reentrant=False)
@@ -215,12 +214,12 @@ class GRPose(Adapter):
         return made, real
 
     def perceived(self, made: Tensor, real: Tensor) -> Tensor:
-        """``[B]`` mean squared difference between what the teacher sees in two sets of images."""
+        """``[B]`` mean squared difference between the teacher's features of two sets of images."""
         teacher: Any = self.teacher
         if isinstance(teacher, nn.Module):
             teacher.to(made.device).eval().requires_grad_(False)
         look = teacher.feature_maps if hasattr(teacher, "feature_maps") else teacher.features
-        pairs = zip(listed(look(self.seen(made))), listed(look(self.seen(real))), strict=True)
+        pairs = zip(as_list(look(self.seen(made))), as_list(look(self.seen(real))), strict=True)
         return torch.stack([(a.float() - b.float()).square().flatten(1).mean(1) for a, b in pairs]).mean(0)
 
     def seen(self, images: Tensor) -> Tensor:
@@ -231,14 +230,10 @@ class GRPose(Adapter):
         # The released code keeps only the features of its flip test.
         return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1
 
-    # ---------------------------------------------------------------------------------------------------------------------- weights
+    # Weights.
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original program, bare or within a whole model, as ``adapter.*``.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """Weights of the original program, bare or within a whole model, as ``adapter.*``."""
         prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
         table = self.table(self.backbone.geometry)
         return ldm.placed(official, prefix, table, "adapter.", self.beside, type(self).__name__)
@@ -256,13 +251,13 @@ class GRPose(Adapter):
         return table | {f"pose_encoder.{old}": f"pose_encoder.{new}" for old, new in parts.items()}
 
 
-class PoseEncoder(nn.Module):
-    """Features of the drawn pose at the resolution of each level, a chain of 3x3 convolutions; each leaves through a zero convolution.
+class PosePyramid(nn.Module):
+    """Features of the drawn pose at the resolution of each level: 3x3 convolutions, and a zero convolution for each.
 
     Args:
         channels: of the features of each level.
         latent_factor: pixels per cell of the first level.
-        levels: those that read features.
+        levels: the levels with features.
 
     Raises:
         ValueError: the latent factor is no power of two above 1.
@@ -274,9 +269,14 @@ class PoseEncoder(nn.Module):
         if halvings < 1 or 2**halvings != latent_factor:
             raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is a power of two from 2 on")
         widths = [STEM * 2**i for i in range(halvings)]
-        stem = [*conv(3, STEM), *(layer for a, b in pairwise(widths) for layer in (*conv(a, b, 2), *conv(b, b)))]
+        stem = [
+            *activated_conv(3, STEM),
+            *(layer for a, b in pairwise(widths) for layer in (*activated_conv(a, b, 2), *activated_conv(b, b))),
+        ]
         self.stem = nn.Sequential(*stem)
-        self.stages = nn.ModuleList(nn.Sequential(*conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels]))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*activated_conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels])
+        )
         self.zeros = nn.ModuleDict(
             {str(level): zeroed(nn.Conv2d(channels[level], channels[level], 3, padding=1)) for level in levels}
         )
@@ -358,7 +358,7 @@ class PoseGraphBlock(nn.Module):
         return self.pose_out(self.pose_graph(self.pose_in(pose)))
 
     def forward(self, x: Tensor, time: Tensor, pose: Tensor) -> Tensor:
-        """``[B, C, h, w]`` to ``[B, C', h, w]``, given the embedding ``[B, T]`` and what `encode` returned."""
+        """``[B, C, h, w]`` to ``[B, C', h, w]``, given the embedding ``[B, T]`` and the result of `encode`."""
         h = self.norm(self.conv_in(F.silu(x)) + self.time(F.silu(time))[:, :, None, None])
         mixed = self.fuse(torch.cat([self.latent_out(self.latent_graph(h)), pose], dim=1))
         return self.skip(x) + self.zero(self.joint_graph(mixed))
@@ -381,7 +381,7 @@ def pose_cells(hint: Tensor, factor: int) -> Tensor:
         return (F.max_pool2d(blurred, factor) > BACKGROUND).float()
 
 
-def conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+def activated_conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(inputs, outputs, 3, stride, 1), nn.SiLU()
 
 
@@ -391,5 +391,5 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def listed(maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+def as_list(maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return [maps] if isinstance(maps, Tensor) else maps

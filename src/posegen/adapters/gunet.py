@@ -23,21 +23,19 @@ GRAPHS = get_args(Graph)
 
 
 class GUNet(Adapter):
-    """A U-Net trained from scratch on 17 joint maps and the text; a graph convolution changes what leaves its middle block.
+    """A U-Net trained from scratch on 17 joint maps and the text, with a graph convolution behind its middle block.
 
-    Section 3.4 prints ReLU(D^-1/2 (A + I) D^-1/2 X W) and calls the nodes joints. In the released program (utils/spatial_block.py, model.py) A + I is not
-    normalised, W mixes the rows of the feature map, the input is added before the ReLU, and the 17 nodes are the elements of the *batch*, whatever they show.
-    ``graph`` says what stands in for it:
+    Section 3.4 prints ReLU(D^-1/2 (A + I) D^-1/2 X W) and calls the nodes joints. In the released program
+    (utils/spatial_block.py, model.py) A + I is not normalised, W mixes the rows of the feature map, the input is added
+    before the ReLU, and the 17 nodes are the elements of the *batch*. The choices of ``graph``:
 
-    ================ ================================================================================================================
-    ``per_sample``    what one image sees in the released sampling, in any batch: 17 copies of it are the nodes. Their results are summed
-                      with ``faithful``, and averaged otherwise (a sum is 17 times what training in batches of 17 saw)
-    ``batch17``       the released program to the letter: batches of 2, 17 or multiples of 17, whose elements depend on one another
-    ``joint``         the method as described: the middle is projected to 17 joints, one normalised graph convolution, and back, from zero
-    ``off``           no graph, the paper's UNet-T2H
-    ================ ================================================================================================================
+    * ``per_sample``: the released sampling of one image, in any batch: 17 copies of it are the nodes. ``faithful`` sums
+      their results; otherwise they are averaged (a sum is 17 times as large as in training in batches of 17);
+    * ``batch17``: the released program: batches of 2, 17 or multiples of 17, whose elements depend on one another;
+    * ``joint``: the paper: projected to 17 joints, one normalised graph convolution, and back, from zero;
+    * ``off``: no graph, the paper's UNet-T2H.
 
-    Published training: ``optim.batch=68 optim.accumulate=4``, learning rate 1e-5, the text never dropped; nothing starts from Stable Diffusion's weights.
+    Published training: ``optim.batch=68 optim.accumulate=4``, learning rate 1e-5, from random weights, with the text.
 
     Args:
         graph: see above.
@@ -78,7 +76,7 @@ class GUNet(Adapter):
         backbone.after_middle(self.behind_middle)
 
     def behind_middle(self, x: Tensor) -> Tensor:
-        """What leaves the middle block, ``[B, C, h, w]``, after the graph."""
+        """The middle block's output ``[B, C, h, w]`` after the graph."""
         if self.graph == "off":
             return x
         if self.graph == "joint":
@@ -95,11 +93,7 @@ class GUNet(Adapter):
         return Injection()
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The released U-Net file, which holds the graph block as ``spa_block``, as ``adapter.spa_block.*`` and ``backbone.unet.*``.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """The released U-Net file, with the graph block, as ``adapter.spa_block.*`` and ``backbone.unet.*``."""
         own, unet = self.state_dict().keys(), self.backbone.unet.state_dict().keys()
         taken = {key: value for key, value in official.items() if key.partition(".")[0] not in self.left_out}
         if unknown := taken.keys() - own - unet:
@@ -108,7 +102,7 @@ class GUNet(Adapter):
 
 
 class SpatialBlock(nn.Module):
-    """The released block: z_n = theta^T sum_m A_nm x_m + b, where theta mixes the rows of a feature map, and ReLU(z + x) (utils/spatial_block.py).
+    """The released block (utils/spatial_block.py): ReLU(z + x) with z_n = theta^T sum_m A_nm x_m + b; theta mixes rows.
 
     Args:
         rows: height of the feature maps.
@@ -139,12 +133,13 @@ class SpatialBlock(nn.Module):
         self._check(x)
         if len(x) % NODES:
             raise ValueError(
-                f"adapter.graph=batch17 takes batches of 2, {NODES} or a multiple of {NODES}, not {len(x)}; set adapter.graph=per_sample"
+                f"adapter.graph=batch17 takes batches of 2, {NODES} or a multiple of {NODES}, not {len(x)}; set "
+                "adapter.graph=per_sample"
             )
         return self(x.unflatten(0, (-1, NODES)), self.adjacency[None]).flatten(0, 1)
 
     def copied(self, x: Tensor) -> Tensor:
-        """The sum over 17 nodes that are copies of one element, for each of ``[B, C, h, w]``: nodes of equal degree are equal, so each is computed once."""
+        """For each of ``[B, C, h, w]`` the sum over 17 nodes that are copies of it; nodes of equal degree are equal."""
         self._check(x)
         mixed = torch.einsum("hok,bchw->bcow", self.theta, x)
         return torch.stack(
@@ -154,7 +149,8 @@ class SpatialBlock(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.shape[-2] != len(self.theta):
             raise ValueError(
-                f"the graph block mixes {len(self.theta)} rows, the middle block made {x.shape[-2]}: these joint maps have another height than backbone.grid"
+                f"the graph block mixes {len(self.theta)} rows, the middle block made {x.shape[-2]}: these joint "
+                "maps have another height than backbone.grid"
             )
 
 

@@ -21,19 +21,16 @@ LOSSES = ("plain", "heatmap_reference", "heatmap_corrected")
 
 
 class HumanSD(Adapter):
-    """The autoencoder encodes the drawn skeleton, and the U-Net's first convolution takes its latents as additional channels.
+    """The autoencoder encodes the drawn skeleton, and the U-Net takes its latents as additional input channels.
 
-    Section 3.2: the new input channels start at zero, so that finetuning starts from the backbone; no branch is added and sampling costs what the
-    backbone costs. Section 3.3: the heatmap-guided loss weighs the squared error by what a pose estimator sees.
+    Section 3.2: the new channels start at zero, so that finetuning starts from the backbone, and sampling costs no
+    more. Section 3.3: the heatmap-guided loss weighs the squared error by a pose estimator's heatmaps. ``loss_kind``:
 
-    ========================= =========================================================================================================
-    ``loss_kind``              weight of the squared error
-    ``plain``                  1
-    ``heatmap_reference``      1 + ``loss_weight`` * E(c) as in the released code: c counts the joints that a teacher does *not* see in the
-                               decoded noise error, and goes through the autoencoder's encoder E, so the weight has any sign
-    ``heatmap_corrected``      1 + ``loss_weight`` * M as in the paper's figure: M is the area-resized mask of the joints that the teacher
-                               sees in the predicted clean image
-    ========================= =========================================================================================================
+    * ``plain``: weight 1;
+    * ``heatmap_reference``: 1 + ``loss_weight`` * E(c) as released: c counts the joints that the teacher does *not* see
+      in the decoded noise error, and E is the autoencoder's encoder, so the weight has any sign;
+    * ``heatmap_corrected``: 1 + ``loss_weight`` * M as in the paper's figure: M is the area-resized mask of the joints
+      that the teacher sees in the predicted clean image.
 
     Args:
         style: how poses are drawn.
@@ -56,7 +53,7 @@ class HumanSD(Adapter):
             *Published.of("LAION-Human", GRPOSE_TABLE, AP=50.95, CAP=65.84, PCE=1.25, FID=5.62, CLIP=30.85),
         ),
     )
-    beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE}
+    beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.LEFT_OUT}
 
     def __init__(
         self,
@@ -105,16 +102,16 @@ class HumanSD(Adapter):
 
     @torch.no_grad()
     def weight(self, step: Step, batch: PoseBatch) -> Tensor:
-        """What the heatmap losses multiply the squared error by."""
+        """The factor of the squared error in the heatmap losses."""
         extra = (
             self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
         )
         return 1 + self.loss_weight * extra
 
     def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
-        """``[B, c, h, w]`` as released: latents of the image that counts, per pixel, the joints the teacher does not see in the decoded noise error.
+        """``[B, c, h, w]`` as released: latents of how many joints the teacher misses in the decoded noise error.
 
-        The released code normalises that image to [0, 1] only, not as the pose network was trained; so it goes to the teacher's network as it is.
+        The released code scales that error to [0, 1] and does not normalise it as the pose network expects.
         """
         difference = ((self.backbone.from_latents(step.prediction.float() - step.target.float()) + 1) / 2).clamp(0, 1)
         unseen = (self.teacher.raw_heatmaps(difference) <= self.threshold).float().sum(1, keepdim=True)
@@ -129,10 +126,6 @@ class HumanSD(Adapter):
         return F.interpolate(seen, step.noisy.shape[-2:], mode="area")
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The finetuned U-Net of an original checkpoint as ``backbone.unet.*``; the adapter itself has no weights.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """The finetuned U-Net of an original checkpoint as ``backbone.unet.*``; the adapter itself has no weights."""
         table = ldm.unet_table(self.backbone.geometry)
         return ldm.placed(official, ldm.UNET, table, "backbone.unet.", self.beside, type(self).__name__)

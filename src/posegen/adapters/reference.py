@@ -1,4 +1,4 @@
-"""Reference rows: images that no method generated, which bound what a method can reach. They are never trained and never ranked."""
+"""Reference rows: images that no method generated. They bound the methods and are never trained or ranked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posegen.data.base import PoseBatch
 
 
 class Reference(Adapter):
-    """What reference rows share: they generate without a denoising pass."""
+    """A row that generates without a denoising pass."""
 
     trainable = False
     ranked = False
@@ -47,7 +47,7 @@ class Reconstruction(Reference):
 
 
 class SameCaption(Reference):
-    """Other real images of the same captions: the floor, what a perfect generator reaches that sees the text alone."""
+    """Other real images of the same captions: the floor, the level of a perfect text-only generator."""
 
     needs = frozenset({"twins"})
 

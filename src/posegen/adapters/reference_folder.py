@@ -1,4 +1,4 @@
-"""Pictures that any program has generated, as a row: whatever lies in a folder is judged like the samples of a method."""
+"""A folder of pictures from any program as a row, judged like the samples of a method."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from posegen.adapters.reference import Reference
 from posegen.data.base import PoseBatch, Sample, to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: Least digits of a picture's name that may be the end of a sample's id (Human-Art puts the scenario's number in front of the file's).
+#: Least digits of a picture's name that may be the end of a sample's id (Human-Art's ids begin with the scenario).
 DIGITS = 8
-#: What programs put between the names of source and target.
+#: Joints between the names of source and target.
 PAIRINGS = ("_2_", "_to_", "___")
 INNER = re.compile(r"\.(jpe?g|png)(?=___|_2_|_to_|$)", re.IGNORECASE)
 NAMINGS = ("auto", "id", "index")
@@ -31,18 +31,18 @@ Naming = Literal["auto", "id", "index"]
 class Folder(Reference):
     """The pictures of a folder.
 
-    Which picture belongs to which sample is told by a list (``names``), by the pictures' names (the sample's id, or its last part, or the file name of the
-    data set's picture where the id ends in it; for pairs ``SOURCE_2_TARGET``, ``SOURCE_to_TARGET`` or ``SOURCE___TARGET``, also with ``_vis`` behind it), or by
-    their numbers (``000000.png`` is the first sample of the split, as in the folders of this project).
+    A picture finds its sample by a list (``names``), by its name (the sample's id or the end of it; for pairs
+    ``SOURCE_2_TARGET``, ``SOURCE_to_TARGET`` or ``SOURCE___TARGET``, also with ``_vis`` behind it), or by its number
+    (``000000.png`` is the first sample of the split, as in the folders of this project).
 
     Args:
         path: the folder; folders inside it are searched too.
-        names: a csv file with the columns ``file`` (relative to ``path``) and ``id`` (of the sample); None goes by the pictures' names.
-        by: whether names are ids or indices; ``auto`` takes what fits more samples.
+        names: a csv file with the columns ``file`` (relative to ``path``) and ``id`` (of the sample).
+        by: whether names are ids or indices; ``auto`` takes the way that fits more samples.
         panels: pictures side by side in one file, as several released programs save them.
         panel: which of them is the generated one, counted from 0.
-        resize: pictures of another size are brought to the data's; otherwise they are an error. The shape must be the data's in any case.
-        allow_missing: samples without a picture count as black pictures, which the table says; otherwise they are an error.
+        resize: resize pictures of the data's aspect ratio; otherwise another size is an error.
+        allow_missing: samples without a picture count as black, and the table says so; otherwise they are an error.
     """
 
     needs = frozenset({"population"})
@@ -98,7 +98,8 @@ class Folder(Reference):
         if twice := {sample: claims for sample, claims in found.items() if len(claims) > 1}:
             sample, claims = next(iter(twice.items()))
             raise ValueError(
-                f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}; leave one, or say which in adapter.names"
+                f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}; leave one, or say "
+                "which in adapter.names"
             )
         self.report([s.id for s in samples if s.id not in found], len(samples), len(files))
         return {sample: root / claims[0] for sample, claims in found.items()}
@@ -107,13 +108,15 @@ class Folder(Reference):
         """Refuses missing pictures, or remarks on them where they are allowed."""
         if not missing:
             return
-        told = f"{self.path} lacks {len(missing)} of {samples} pictures: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        first = f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        text = f"{self.path} lacks {len(missing)} of {samples} pictures: {first}"
         if not self.allow_missing or len(missing) == samples:
             raise ValueError(
-                f"{told}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them in adapter.names (columns file,id), "
+                f"{text}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them "
+                "in adapter.names (columns file,id), "
                 "or set adapter.allow_missing=true for a row that is not comparable"
             )
-        self._remark = f"{told}; they count as black pictures and the row is not comparable"
+        self._remark = f"{text}; they count as black pictures and the row is not comparable"
 
     def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
         """``[3, H, W]`` in [-1, 1].
@@ -134,16 +137,16 @@ class Folder(Reference):
 
     def resized(self, image: np.ndarray, size: tuple[int, int], file: Path) -> np.ndarray:
         (height, width), (rows, columns) = image.shape[:2], size
-        told = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
+        text = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
         if height * columns != width * rows:
             hint = (
                 f"; a file of several pictures needs adapter.panels={width // height}"
                 if width > height and width % height == 0
                 else ""
             )
-            raise ValueError(f"{told}, another shape: the poses would not fit it{hint}")
+            raise ValueError(f"{text}, another shape: the poses would not fit it{hint}")
         if not self.resize:
-            raise ValueError(f"{told}; set adapter.resize=true, or data.test.size to theirs")
+            raise ValueError(f"{text}; set adapter.resize=true, or data.test.size to theirs")
         return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if width > columns else cv2.INTER_CUBIC)
 
 
@@ -160,7 +163,8 @@ def by_list(table: Path, files: Sequence[str]) -> Claims:
         rows = list(csv.DictReader(stream))
     if not rows or not {"file", "id"} <= rows[0].keys():
         raise ValueError(
-            f"adapter.names={table} needs the columns file,id and a row per picture; it has {', '.join(rows[0]) if rows else 'no row'}"
+            f"adapter.names={table} needs the columns file,id and a row per picture; it has "
+            f"{', '.join(rows[0]) if rows else 'no row'}"
         )
     if absent := sorted({row["file"] for row in rows} - set(files)):
         raise ValueError(
@@ -185,9 +189,8 @@ def by_index(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     """Sample id -> files named after it.
 
-    A name fits if it is the id, the last part of it, or, where it is a long number, the end of the id. That of a pair is made of those of its two pictures, as
-    any program joins them (`PAIRINGS`). Where a name fits several samples, the folders in front of it decide: they hold the sample's scenario or a part of its
-    id.
+    A name fits if it is the id, its last part, a long number at its end, or the names of a pair joined by one of
+    `PAIRINGS`. Where it fits several samples, its folders decide: they name the scenario or a part of the id.
     """
     lengths = {
         len(stem) for file in files for stem in [PurePosixPath(file).stem] if stem.isdecimal() and len(stem) >= DIGITS
@@ -200,16 +203,16 @@ def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     claims = defaultdict(list)
     for file in files:
         place = PurePosixPath(file)
-        fitting = known.get(place.stem) or known.get(plain(place.stem), [])
+        fitting = known.get(place.stem) or known.get(bare_stem(place.stem), [])
         if len(fitting) > 1:
-            fitting = [sample for sample in fitting if set(place.parent.parts) & surroundings(sample)]
+            fitting = [sample for sample in fitting if set(place.parent.parts) & folders_of(sample)]
         if len(fitting) == 1:
             claims[fitting[0].id].append(file)
     return claims
 
 
 def pairings(sample: Sample) -> set[str]:
-    """What the picture of a pair may be called; nothing where the sample is none."""
+    """Possible names for the picture of a pair; none for a sample without a source."""
     about = sample.attributes
     return (
         {f"{about['source']}{between}{about['target']}" for between in PAIRINGS}
@@ -218,12 +221,12 @@ def pairings(sample: Sample) -> set[str]:
     )
 
 
-def plain(stem: str) -> str:
-    """A name without the suffixes of the pictures that it is made of, and without the word that several programs append."""
+def bare_stem(stem: str) -> str:
+    """A pair's name without the suffixes of its pictures and without the ``_vis`` of several programs."""
     return INNER.sub("", stem.removesuffix("_vis"))
 
 
-def surroundings(sample: Sample) -> set[str]:
+def folders_of(sample: Sample) -> set[str]:
     """Names of folders that a sample's picture may lie in."""
     scenario = str(sample.attributes.get("scenario", ""))
     return {scenario, scenario.replace(" ", "_"), scenario.replace("_", " "), *sample.id.split("/")[:-1]} - {""}

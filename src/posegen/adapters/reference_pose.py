@@ -1,4 +1,4 @@
-"""Reference rows of text-to-pose models: what can be said without a model, from the poses of the training split."""
+"""Reference rows of text-to-pose models, from the poses of the training split alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posegen.data.base import PoseBatch, Sample
 
 
 class MeanPose(Reference):
-    """The mean of all training poses, joint by joint, whatever the caption: the best answer by squared distance for who does not read it.
+    """The mean of all training poses, joint by joint: the best answer by squared distance without the caption.
 
     A joint is there if at least half of the poses have it.
     """
@@ -28,11 +28,11 @@ class MeanPose(Reference):
 
 
 class OtherPose(Reference):
-    """The pose of a random training sample that was asked for in the same way: what a model that knows the world's poses exactly would reach.
+    """The pose of a random training sample with the same request: the level of a model that knows the poses exactly.
 
     Args:
-        same: attribute that decides which pose is asked for, of the main person where it has one entry per person. A caption that no training sample agrees
-            with gets any of them.
+        same: attribute that is the request, of the main person where it has one entry per person. A request that no
+            training sample has gets any of them.
     """
 
     needs = frozenset({"population"})
@@ -61,7 +61,7 @@ class OtherPose(Reference):
 
 
 def mean_pose(samples: Sequence[Sample]) -> Tensor:
-    """``[17, 3]``: the mean position of every joint among the poses that have it, and the share of poses that do, 0 below one half.
+    """``[17, 3]``: the mean position of every joint, and the share of poses that have it, 0 below one half.
 
     Raises:
         ValueError: there are no poses.

@@ -1,4 +1,4 @@
-"""Stable-Pose: a vision transformer with pose-masked self-attention in a trainable copy of the encoder (Wang et al. 2024)."""
+"""Stable-Pose: a transformer with pose-masked self-attention in a trainable copy of the encoder (Wang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from posegen.data.base import PoseBatch
 from posegen.poses.drawing import REFERENCE_SIDE, PoseDrawing
 
 Form = Literal["compressed", "dense"]
-FORMS = {"compressed": compressed, "dense": dense}
+ATTENTION_FORMS = {"compressed": compressed, "dense": dense}
 
 KB_DMGEN_TABLE = "table on the KB-DMGen project page"
 ABSTRACT = "abstract of arXiv:2406.02485v2"
@@ -35,12 +35,13 @@ REDUCED_SHARE, POSE_SHARE = 128 / 320, 192 / 320  # published widths over the ch
 class StablePose(Adapter):
     """A copy of the encoder whose first residual block holds a small transformer that attends along the pose.
 
-    As in ControlNet, the copy reads the noisy latents, and zero convolutions add its features to the frozen U-Net's. The drawn pose enters at the first
-    residual block alone: there a transformer refines the features by pose-masked self-attention (PMSA), whose masks, the drawn skeleton grown by a
-    shrinking radius, go from coarse to fine with its layers; then the features of a pose encoder are added. The loss weighs the finest mask's area.
+    As in ControlNet, zero convolutions add the copy's features to the frozen U-Net's. The drawn pose enters at the
+    first residual block alone: there a transformer refines the features by pose-masked self-attention (PMSA), whose
+    masks, the drawn skeleton grown by a shrinking radius, go from coarse to fine with its layers; then the features of
+    a pose encoder are added. The loss weighs the finest mask's area.
 
-    With ``faithful`` the masks come from Gaussian blurs, and masked pairs of tokens have the lowest logit of the image, which leaves them some weight;
-    otherwise the masks are grown by ``radii`` that follow the canvas, and masked pairs have no weight.
+    With ``faithful`` the masks come from Gaussian blurs, and masked pairs of tokens have the lowest logit of the image,
+    which leaves them some weight; otherwise the masks grow by ``radii`` and masked pairs have no weight.
 
     Args:
         style: how poses are drawn.
@@ -48,15 +49,17 @@ class StablePose(Adapter):
         heads: attention heads of the transformer.
         head_dim: width of a head; None is an eighth of the finest level's channels, whatever the number of heads.
         mlp: hidden width of the transformer's feed-forward networks; None is the width of its tokens.
-        reduced: channels per latent cell inside the transformer, whose tokens are ``reduced * patch**2`` wide; None is 0.4 of the finest level's.
+        reduced: channels per latent cell inside the transformer, whose tokens are ``reduced * patch**2`` wide; None is
+            0.4 of the finest level's.
         pose_channels: width of the pose encoder's features; None is 0.6 of the finest level's.
         kernels: faithful: pixels per side of each layer's blur, one layer per kernel.
-        threshold: faithful: blurred value above which a pixel belongs to the pose. The released code samples with -0.99 and trains with -1, where half
-            precision decides what is above.
+        threshold: faithful: blurred value above which a pixel belongs to the pose. The released code samples with -0.99
+            and trains with -1, where half precision decides.
         radii: otherwise: pixels by which each layer's mask grows on a canvas of 512.
         masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.
-        normalise_loss: divide the weights by their mean over the image; as published the loss grows with the people's area.
+        normalise_loss: divide the weights by their mean over the image; the published loss grows with the people's
+            area.
         attention: ``compressed`` or, with the same result, ``dense``, see `posegen.backbones.blocks.masked_attention`.
     """
 
@@ -71,7 +74,7 @@ class StablePose(Adapter):
             *Published.of("LAION-Human", ABSTRACT, AP=57.1),
         ),
     )
-    beside = ldm.BESIDE_FROZEN
+    beside = ldm.LEFT_OUT_FROZEN
 
     def __init__(
         self,
@@ -91,8 +94,12 @@ class StablePose(Adapter):
         attention: Form = "compressed",
     ) -> None:
         super().__init__()
-        sizes = dict(patch=patch, heads=heads, head_dim=head_dim, mlp=mlp, reduced=reduced, pose_channels=pose_channels)
-        if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
+        self.patch, self.heads, self.head_dim = patch, heads, head_dim
+        self.mlp, self.reduced, self.pose_channels = mlp, reduced, pose_channels
+        sizes = ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels")
+        if wrong := [
+            f"adapter.{name}={size}" for name in sizes if (size := getattr(self, name)) is not None and size < 1
+        ]:
             raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
             raise ValueError(
@@ -102,14 +109,13 @@ class StablePose(Adapter):
             raise ValueError(f"adapter.radii is {list(radii)}; a mask grows by 0 pixels or more, for instance [8, 6]")
         if len(kernels) != len(radii) or not kernels:
             raise ValueError(
-                f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}; both need one per layer of the transformer"
+                f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}; both need one per "
+                "layer of the transformer"
             )
-        if attention not in FORMS:
-            raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(FORMS)}")
+        if attention not in ATTENTION_FORMS:
+            raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(ATTENTION_FORMS)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
-        self.style, self.patch, self.attention = style, patch, attention
-        self.heads, self.head_dim, self.mlp = heads, head_dim, mlp
-        self.reduced, self.pose_channels = reduced, pose_channels
+        self.style, self.attention = style, attention
         self.kernels, self.threshold, self.radii, self.masked = tuple(kernels), threshold, tuple(radii), masked
         self.alpha, self.normalise_loss = alpha, normalise_loss
 
@@ -122,7 +128,7 @@ class StablePose(Adapter):
             width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp, self.attention
         )
         block = PoseBlock(backbone.encoder_block(*FIRST), geometry.norm_groups, pose_channels, transformer)
-        self.pose_encoder = PoseEncoder(geometry.latent_factor, pose_channels)
+        self.pose_encoder = HintEncoder(geometry.latent_factor, pose_channels)
         self.branch = backbone.control_copy({FIRST: block})
 
     @property
@@ -136,7 +142,7 @@ class StablePose(Adapter):
 
     @torch.no_grad()
     def masks(self, hint: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` drawn poses to ``[B, K, h, w] bool``: the latent cells where each layer of the transformer sees the pose, coarse to fine."""
+        """``[B, 3, H, W]`` drawn poses to ``[B, K, h, w] bool``: the cells where each layer sees the pose."""
         assert self.hint is not None
         black = self.hint.range[0]
         with torch.autocast(hint.device.type, enabled=False):
@@ -149,11 +155,11 @@ class StablePose(Adapter):
             return F.max_pool2d(torch.stack(layers, dim=1).float(), self.backbone.geometry.latent_factor).bool()
 
     def conditioned(self, state: State, hint: Tensor, masks: Tensor) -> State:
-        """``state`` with what every step reads.
+        """``state`` with the conditions of every step.
 
-        Those are ``pose [B, C, h, w]``, the features of ``hint [B, 3, H, W]``; ``masks [B, K, h, w]``; and for the N tokens ``tokens [B, K, N]``, true
-        where any cell shows the pose, ``order [B, K, N]``, the indices of pose tokens before those of others, and ``counts [B, K]`` of pose tokens, which
-        stay on the host, so that no step waits for the device.
+        Those are ``pose [B, C, h, w]``, the features of ``hint [B, 3, H, W]``; ``masks [B, K, h, w]``; and for N tokens
+        ``tokens [B, K, N]``, true where any cell shows the pose, ``order [B, K, N]``, the indices of pose tokens before
+        the others', and ``counts [B, K]`` of pose tokens, on the host, so that no step waits for the device.
         """
         tokens = F.max_pool2d(masks.float(), self.patch, ceil_mode=True).flatten(2).bool() | (not self.masked)
         order = (~tokens).byte().argsort(dim=-1, stable=True)
@@ -190,17 +196,13 @@ class StablePose(Adapter):
         return {"loss": (weight * error).mean(), "plain": error.mean().detach()}
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original program, the adapter alone or within a whole model (``final.pth``).
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """Weights of the original program, the adapter alone or within a whole model (``final.pth``)."""
         prefix = OFFICIAL if ldm.has_prefix(official, OFFICIAL) else ""
-        names = table(self.backbone.geometry, len(self.kernels))
+        names = stable_pose_names(self.backbone.geometry, len(self.kernels))
         return ldm.placed(official, prefix, names, "adapter.", self.beside, type(self).__name__)
 
 
-class PoseEncoder(nn.Module):
+class HintEncoder(nn.Module):
     """Features of the drawn pose at the size of the latents, through a zero convolution.
 
     Args:
@@ -214,12 +216,12 @@ class PoseEncoder(nn.Module):
         if 2**halvings != latent_factor or not 1 <= halvings <= len(ENCODER_WIDTHS):
             raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is 2, 4 or 8")
         widths = ENCODER_WIDTHS[:halvings]
-        layers: list[nn.Module] = [conv(3, widths[0]), nn.SiLU()]
+        layers: list[nn.Module] = [conv3x3(3, widths[0]), nn.SiLU()]
         for before, after in pairwise(widths):
-            layers += [conv(before, after, stride=2), nn.SiLU(), conv(after, after), nn.SiLU()]
+            layers += [conv3x3(before, after, stride=2), nn.SiLU(), conv3x3(after, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
-        self.last = conv(widths[-1], channels, stride=2)
-        self.zero = conv(channels, channels)
+        self.last = conv3x3(widths[-1], channels, stride=2)
+        self.zero = conv3x3(channels, channels)
         for parameter in self.zero.parameters():
             nn.init.zeros_(parameter)
 
@@ -232,8 +234,8 @@ class PoseMaskedAttention(nn.Module):
     """Self-attention along the pose (PMSA): a pair of tokens is masked where neither shows the pose.
 
     Attributes:
-        lowest_over: where the lowest logit is looked for. The released code does so in the whole batch, so that an image depends on those beside it;
-            that is for comparison only.
+        lowest_over: where the lowest logit is looked for. The released code does so in the whole batch, so that an
+            image depends on those beside it; that is for comparison only.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, form: Form) -> None:
@@ -241,7 +243,7 @@ class PoseMaskedAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
-        self.heads, self.attend = heads, FORMS[form]
+        self.heads, self.attend = heads, ATTENTION_FORMS[form]
         self.lowest_over: Over = "image"
 
     def forward(self, x: Tensor, masking: Masking) -> Tensor:
@@ -252,7 +254,7 @@ class PoseMaskedAttention(nn.Module):
 
 
 class PoseTransformer(nn.Module):
-    """Tokens of ``patch`` x ``patch`` latent cells, refined by one pose-masked layer per mask; sides that the patch does not divide are padded.
+    """Tokens of ``patch`` x ``patch`` latent cells, refined by one pose-masked layer per mask; odd sides are padded.
 
     Args:
         channels: of the feature map, before and after.
@@ -275,18 +277,19 @@ class PoseTransformer(nn.Module):
         dim = reduced * patch**2
         if dim < 8 or dim % 4:
             raise ValueError(
-                f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels; the position table needs 8, 12, 16, ..."
+                f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels; the "
+                "position table needs 8, 12, 16, ..."
             )
         hidden = mlp or dim
         self.patch, self.dim = patch, dim
-        self.reduce = conv(channels, reduced)
+        self.reduce = conv3x3(channels, reduced)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.attentions = nn.ModuleList(PoseMaskedAttention(dim, heads, head_dim, form) for _ in range(depth))
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
             for _ in range(depth)
         )
-        self.expand = conv(reduced, channels)
+        self.expand = conv3x3(reduced, channels)
 
     def forward(self, x: Tensor, layers: Sequence[Masking]) -> Tensor:
         """``[B, channels, h, w]`` to the same shape; there is no way around the transformer."""
@@ -304,7 +307,7 @@ class PoseTransformer(nn.Module):
 
 
 def positions(rows: int, columns: int, dim: int, device: torch.device | str = "cpu") -> Tensor:
-    """``[rows * columns, dim]``: sine and cosine of the column, then of the row, at ``dim / 4`` frequencies from 1 to 1 / 10000."""
+    """``[rows * columns, dim]``: sine and cosine of column and row at ``dim / 4`` frequencies from 1 to 1 / 10000."""
     frequencies = 10000 ** -torch.linspace(0, 1, dim // 4, device=device)
 
     def waves(length: int) -> Tensor:
@@ -330,7 +333,7 @@ class PoseBlock(nn.Module):
             deepcopy(getattr(original, name)) for name in ("conv1", "time_emb_proj", "conv2")
         )
         self.transformer = transformer
-        self.pose_conv = conv(pose_channels, self.conv2.in_channels)
+        self.pose_conv = conv3x3(pose_channels, self.conv2.in_channels)
         self.groups = groups
 
     def forward(self, x: Tensor, time: Tensor, condition: tuple[Tensor, Sequence[Masking]]) -> Tensor:
@@ -356,7 +359,8 @@ def blurred(images: Tensor, kernel: int) -> Tensor:
 
     if kernel // 2 >= min(images.shape[-2:]):
         raise ValueError(
-            f"adapter.kernels has {kernel}, too wide for images of {list(images.shape[-2:])}; take a blur less than twice as wide as the image"
+            f"adapter.kernels has {kernel}, too wide for images of {list(images.shape[-2:])}; take a blur less "
+            "than twice as wide as the image"
         )
     return gaussian_blur(images, [kernel, kernel], [SIGMA, SIGMA])
 
@@ -369,7 +373,7 @@ def grown(mask: Tensor, radius: float) -> Tensor:
     return F.conv2d(mask[:, None].float(), disc[None, None], padding=reach)[:, 0] > 0.5
 
 
-def conv(before: int, after: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(before: int, after: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size, or halves it."""
     return nn.Conv2d(before, after, 3, stride, padding=1)
 
@@ -379,7 +383,7 @@ def in_eights(width: float) -> int:
     return max(8, 8 * round(width / 8))
 
 
-def table(geometry: Geometry, depth: int) -> ldm.Table:
+def stable_pose_names(geometry: Geometry, depth: int) -> ldm.NameTable:
     """Original module prefix -> this project's, for the adapter's part of an official file."""
     block, place = "input_blocks.1.0", "branch.network.down_blocks.0.resnets.0"
     gone = {f"{block}.in_layers.0", f"{block}.out_layers.0"}

@@ -18,23 +18,25 @@ from posegen.poses.drawing import PoseDrawing
 HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 TRAINED = "table on the GRPose project page, trained on Human-Art"
 RELEASED = "table on the GRPose project page, released weights"
-PREFIX = "adapter."  # of the keys in diffusers' class, and of this method's keys where an original file holds more
+ADAPTER_KEYS = (
+    "adapter."  # of the keys in diffusers' class, and of this method's keys where an original file holds more
+)
 
 
 class T2IAdapter(Adapter):
     """A small convolutional network turns the drawn pose into one feature map per level of the U-Net's encoder.
 
-    The hint's pixels are rearranged to the latent grid, convolved, and pass through ``blocks`` residual blocks per level, with a pooling between two
-    levels. Each level's map is added where that level of the encoder ends, before its last skip connection leaves it, so that the skip, the next level
-    and the middle block all see it. The network reads neither the text nor the noisy latents: it runs once per image, and both branches of guidance
-    share its maps. The backbone is frozen; unlike ControlNet nothing starts at zero, so an untrained adapter disturbs it.
+    The hint's pixels are rearranged to the latent grid and pass through ``blocks`` residual blocks per level, with a
+    pooling between two levels. Each level's map is added before the level's last skip connection leaves it, so that the
+    skip, the next level and the middle block all see it. The network runs once per image, and both branches of guidance
+    share its maps. The backbone is frozen; nothing starts at zero, so an untrained adapter disturbs it.
 
     Args:
-        style: how poses are drawn, ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs, as the released keypose weights
-            read them, in other colours).
+        style: how poses are drawn, ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs as
+            for the released keypose weights, in other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
-        tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): at timesteps t >= (1 - tau) T. Wherever
-            (1 - tau) times the number of steps is whole, these are exactly the first tau of the steps, as in the official samplers.
+        tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
+            T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
         blocks: residual blocks per level (``nums_rb``).
 
     Attributes:
@@ -54,7 +56,7 @@ class T2IAdapter(Adapter):
             *Published.of("LAION-Human", RELEASED, AP=36.65, CAP=63.64, PCE=1.62, FID=6.77, CLIP=32.30),
         ),
     )
-    beside = ldm.BESIDE_FROZEN
+    beside = ldm.LEFT_OUT_FROZEN
 
     def __init__(
         self,
@@ -83,7 +85,8 @@ class T2IAdapter(Adapter):
     def features(self, hint: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.
 
-        Odd grids are rounded up as the U-Net's are, or down as in the official program (``faithful``), where such images cannot be generated.
+        Odd grids are rounded up as the U-Net's are, or down as in the official program (``faithful``), which fails
+        there.
         """
         for level in self.network.adapter.body[1:]:
             level.downsample.ceil_mode = not self.faithful
@@ -106,26 +109,23 @@ class T2IAdapter(Adapter):
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if self.faithful and any(side % step for side in size):
             raise ValueError(
-                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the U-Net up; "
+                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and "
+                "the U-Net up; "
                 f"choose multiples of {step}, for instance {[-(-side // step) * step for side in size]}"
             )
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original program, bare or below ``adapter.``, or of a diffusers ``T2IAdapter``, as ``adapter.network.*``.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        """Weights of the original program, bare or below ``adapter.``, or of diffusers' class."""
         table = original_names(self.backbone.geometry.levels, self.blocks)
         if any(
-            ".resnets." in key and key.startswith(PREFIX) for key in official
+            ".resnets." in key and key.startswith(ADAPTER_KEYS) for key in official
         ):  # diffusers' names, and this project's
             table = {name: name for name in table.values()}
-        prefix = PREFIX if ldm.has_prefix(official, PREFIX) else ""
-        return ldm.placed(official, prefix, table, f"adapter.network.{PREFIX}", self.beside, type(self).__name__)
+        prefix = ADAPTER_KEYS if ldm.has_prefix(official, ADAPTER_KEYS) else ""
+        return ldm.placed(official, prefix, table, f"adapter.network.{ADAPTER_KEYS}", self.beside, type(self).__name__)
 
 
-def original_names(levels: int, blocks: int) -> ldm.Table:
+def original_names(levels: int, blocks: int) -> ldm.NameTable:
     """The original program's module names, which number all blocks throughout, to diffusers' names."""
     table = {"conv_in": "conv_in"}
     for level in range(levels):

@@ -16,9 +16,9 @@ from posegen.backbones.text import Text
 from posegen.errors import UserError
 
 BlockPlace: TypeAlias = tuple[int, int]  # (level, layer) of a residual block of an encoder, both from 0
-LATENT_SIDE = 64  # of U-Nets whose configuration does not say what they were trained on
+LATENT_SIDE = 64  # of U-Nets whose configuration has no sample_size
 #: Where a backbone may be influenced: a field of `Injection` or a method of `Backbone` -> its meaning.
-PLACES = {
+BACKBONE_PLACES = {
     "down": "residuals on the skip connections",
     "mid": "a residual on the middle block's output",
     "encoder": "feature maps added inside each level of the encoder",
@@ -68,7 +68,7 @@ class Geometry:
 
     @property
     def residual_channels(self) -> tuple[int, ...]:
-        """Width of every skip connection, in the order the encoder makes them: input convolution, then blocks and downsamplers."""
+        """Width of every skip connection in the encoder's order: input convolution, then blocks and downsamplers."""
         widths = [self.channels[0]]
         for level, width in enumerate(self.channels):
             widths += [width] * (self.layers + (level < self.levels - 1))
@@ -134,7 +134,8 @@ class Bank:
         """
         if self.strength != other.strength:
             raise ValueError(
-                f"attention of strengths {self.strength} and {other.strength} cannot be added; give both methods the same"
+                f"attention of strengths {self.strength} and {other.strength} cannot be added; give both methods "
+                "the same"
             )
         layers = {**self.layers, **other.layers}
         for name in self.layers.keys() & other.layers.keys():
@@ -145,7 +146,7 @@ class Bank:
 
 @dataclass(frozen=True)
 class Injection:
-    """What a method puts into one pass of the U-Net; every field is optional.
+    """The influence of a method on one pass of the U-Net; every field is optional.
 
     Attributes:
         down: one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it.
@@ -153,8 +154,8 @@ class Injection:
         encoder: one feature map per level, added inside the encoder before the level's last skip leaves it.
         latents: ``[B, c, h, w]`` concatenated to the noisy latents.
         attention: keys and values of another pass, appended to those of the self-attentions.
-        features: tokens ``[R, N_i, S_i]``, one map per block that `Adapter.attach` inserted, in the order of the blocks.
-        rows: ``[R]`` the images of the batch that ``attention`` and ``features`` are for; None: all of them, in order. The others see neither.
+        features: tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks.
+        rows: ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images.
     """
 
     down: tuple[Tensor, ...] | None = None
@@ -183,10 +184,10 @@ class Injection:
         return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
 
     def scaled(self, factor: float) -> Injection:
-        """The same influence ``factor`` times as strong: residuals, encoder features and concatenated latents are multiplied.
+        """The same influence ``factor`` times as strong.
 
-        Latents enter through a linear convolution, so their influence is multiplied, too. ``attention`` and ``features`` act in ways that are not linear and
-        stay as they are.
+        Latents enter through a linear convolution and are multiplied as residuals and encoder features are.
+        ``attention`` and ``features`` do not act linearly and stay as they are.
         """
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
@@ -196,8 +197,8 @@ class Injection:
         """Both influences: residuals and encoder features add, latents and attention concatenate.
 
         Raises:
-            ValueError: both bring ``features``, whose blocks are one method's, or attention for other images or in another strength, or residuals of
-                another number.
+            ValueError: both bring ``features``, or attention for other images or of another strength, or another number
+                of residuals.
         """
         if self.features is not None and other.features is not None:
             raise ValueError("two methods that insert blocks before the transformers cannot be added; use one of them")
@@ -217,11 +218,11 @@ class Injection:
         )
 
 
-T = TypeVar("T")
+FieldT = TypeVar("FieldT")
 
 
-def _both(combine: Callable[[T, T], T], a: T | None, b: T | None) -> T | None:
-    """What two influences make of one field."""
+def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
+    """One field of two influences."""
     return b if a is None else a if b is None else combine(a, b)
 
 
@@ -307,11 +308,11 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         geometry: see `Geometry`.
-        recipe: which of an adapter's ``recipes`` fits (``published`` for Stable Diffusion, ``mannequin`` for the offline world).
-        sample: what is generated; `Adapter.sample` must agree.
-        trains_on: what of a batch is noised in training: cached ``latents``, or ``poses``, which are encoded as they come.
+        recipe: which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``.
+        sample: the kind of sample; `Adapter.sample` must agree.
+        trains_on: the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come.
         weights: id and hash of the loaded weights.
-        places: where methods can influence it, some of `PLACES`; those of the class hold for all its instances.
+        places: where methods can influence it, some of `BACKBONE_PLACES`.
         process: its noise process.
         unet: the network that `predict` runs.
     """
@@ -330,7 +331,7 @@ class Backbone(nn.Module, ABC):
         """The prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]``."""
 
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
-        """What the self-attentions compute in the pass that `predict` makes of the same arguments, whose prediction nobody needs.
+        """Keys and values of the self-attentions in the pass that `predict` runs with the same arguments.
 
         Raises:
             TypeError: this backbone cannot show it.
@@ -367,7 +368,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        """Samples to scaled latents: images ``[B, 3, H, W]`` in [-1, 1], or poses ``[B, 17, 3]`` where ``sample`` says so.
+        """Samples to scaled latents: images ``[B, 3, H, W]`` in [-1, 1], or poses ``[B, 17, 3]``.
 
         A posterior is sampled with one generator per image, or its mode taken without them.
         """
@@ -377,7 +378,7 @@ class Backbone(nn.Module, ABC):
         """Scaled latents to samples, the inverse of `to_latents`; images are differentiable."""
 
     def save_source(self, folder: Path) -> dict[str, Any]:
-        """Copies the files that the weights were read from to the new ``folder``, whatever adapters did to the weights since.
+        """Copies the files that the weights were read from to the new ``folder``.
 
         Returns:
             Constructor arguments that read the same weights from there, with paths relative to ``folder``.
@@ -386,15 +387,16 @@ class Backbone(nn.Module, ABC):
             TypeError: the weights were not read from files.
         """
         raise TypeError(
-            f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a folder and read it from there"
+            f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a "
+            "folder and read it from there"
         )
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
-        """Which of an official file's keys are those of a plain U-Net, and their names in ``unet``; None for one that has no place there."""
+        """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
         return {}
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
-        """What cached latents or text states depend on; backbones that share an encoder may share them."""
+        """A key of everything that cached latents or texts depend on; backbones with one encoder may share it."""
         return self.weights.sha256
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -406,7 +408,8 @@ class Backbone(nn.Module, ABC):
         factor = self.geometry.latent_factor
         if any(side % factor for side in size):
             raise ValueError(
-                f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose {[s - s % factor for s in size]}"
+                f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose "
+                f"{[s - s % factor for s in size]}"
             )
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
 
@@ -419,7 +422,7 @@ class Backbone(nn.Module, ABC):
 
 
 def lacks(backbone: Backbone, place: str) -> TypeError:
-    return TypeError(f"{type(backbone).__name__} has no place {place!r}: {PLACES[place]}")
+    return TypeError(f"{type(backbone).__name__} has no place {place!r}: {BACKBONE_PLACES[place]}")
 
 
 def check_first_width(stem: int, first: int) -> None:
@@ -430,6 +433,7 @@ def check_first_width(stem: int, first: int) -> None:
     """
     if stem != first:
         raise UserError(
-            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets with one width for both, as all released "
+            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets "
+            "with one width for both, as all released "
             "models have it, so these weights cannot be expressed"
         )

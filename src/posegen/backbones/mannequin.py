@@ -1,6 +1,6 @@
-"""The parts of the mannequin backbone, fresh and untrained: the Stable Diffusion design at a size that trains in minutes on a laptop.
+"""The untrained parts of the mannequin backbone: the Stable Diffusion design at a size that trains on a laptop.
 
-The pretraining tasks (``task=autoencoder``, ``task=text_to_image``) start from here; what they reach is shipped in ``posegen/assets``.
+The pretraining tasks (``task=autoencoder``, ``task=text_to_image``) start from here; trained weights ship with posegen.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from diffusers import AutoencoderDC, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from posegen.backbones.loading.diffusers_folder import Parts, read_model
+from posegen.backbones.loading.diffusers_folder import ModelParts, read_model
 from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 
-SCHEDULER: dict[str, Any] = {
+COSINE_SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -36,7 +36,7 @@ def build_unet(
     latent_channels: int = 8,
     size: int = 16,
 ) -> UNet2DConditionModel:
-    """A U-Net on ``[B, latent_channels, size, size]`` latents with cross-attention at every level but the finest; 4.1 M parameters by default."""
+    """A U-Net on ``[B, latent_channels, size, size]`` with cross-attention below the finest level; 4.1 M parameters."""
     levels = len(channels)
     plain, crossed = 1, levels - 1
     return UNet2DConditionModel(
@@ -54,10 +54,10 @@ def build_unet(
 
 
 def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_channels: int = 8) -> AutoencoderDC:
-    """A deterministic autoencoder, ``[B, 3, H, W]`` in [-1, 1] to ``[B, latent_channels, H / 4, W / 4]``; 0.5 M parameters by default.
+    """A deterministic autoencoder, ``[B, 3, H, W]`` to ``[B, latent_channels, H / 4, W / 4]``; 0.5 M parameters.
 
-    Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which is what makes it fast on a CPU
-    (Chen et al. 2025, Deep Compression Autoencoder, section 3.1).
+    Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which makes it
+    fast on a CPU (Chen et al. 2025, Deep Compression Autoencoder, section 3.1).
 
     Args:
         width: channels at latent resolution.
@@ -99,7 +99,7 @@ def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer
     """A CLIP tokenizer that reads each of ``words`` as one token and spells everything else in bytes.
 
     Raises:
-        ValueError: a word can never be one token, because CLIP splits it at spaces, digits or punctuation first, or writes a letter in two bytes.
+        ValueError: CLIP always splits a word: at spaces, digits or punctuation, or because a letter is two bytes.
     """
     words = list(dict.fromkeys(word.lower() for word in words))
     broken = [word for word in words if not word.isascii() or any(c.isspace() for c in word)]
@@ -107,7 +107,8 @@ def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer
     broken += [word for word in words if word not in broken and len(tokenizer(word).input_ids) != 3]
     if broken:
         raise ValueError(
-            f"not a single word for a CLIP tokenizer: {broken}; write them in ASCII letters, without spaces, digits and mixed punctuation"
+            f"not a single word for a CLIP tokenizer: {broken}; write them in ASCII letters, without spaces, "
+            "digits and mixed punctuation"
         )
     return tokenizer
 
@@ -120,19 +121,19 @@ def untrained(
     text_dim: int = 64,
     heads: int = 4,
 ) -> StableDiffusion:
-    """A backbone with a fresh U-Net and text tower on a trained autoencoder: where ``experiment=mannequin_backbone`` starts.
+    """A backbone with an untrained U-Net and text tower on a trained autoencoder (``experiment=mannequin_backbone``).
 
     Args:
         autoencoder: folder of the autoencoder.
-        words: what the tokenizer reads as one token each.
+        words: the words that are one token each.
         channels, layers, text_dim, heads: see `build_unet` and `build_text`.
     """
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
-    parts = Parts(
+    parts = ModelParts(
         unet=build_unet(channels, layers, text_dim, heads, vae.config.latent_channels),
         autoencoder=vae,
         text_encoder=build_text(tokenizer, text_dim),
         tokenizer=tokenizer,
-        scheduler=dict(SCHEDULER),
+        scheduler=dict(COSINE_SCHEDULER),
     )
     return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")

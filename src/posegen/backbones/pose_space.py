@@ -1,4 +1,4 @@
-"""A diffusion model of poses: Stable Diffusion's U-Net and text tower, with 17 joint maps in the place of latents (GUNet, arXiv:2409.11689)."""
+"""A diffusion model of poses: Stable Diffusion's U-Net and text tower on 17 joint maps (GUNet, arXiv:2409.11689)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from posegen.backbones.blocks.pose_maps import ENCODINGS
-from posegen.backbones.loading.diffusers_folder import Parts, read_config, read_model, read_tokenizer
+from posegen.backbones.loading.diffusers_folder import ModelParts, read_config, read_model, read_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion, resolve
 from posegen.io.hashes import sha256_of
 from posegen.io.weights import WeightsError, weight_files
@@ -26,21 +26,25 @@ JOINTS = 17
 class PoseSpace(StableDiffusion):
     """Denoises joint maps ``[B, 17, grid, grid]``; there is no image and no autoencoder.
 
-    A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own square, and a confidence in [0, 1], where 0
-    is an absent joint. Where the square lies on a canvas, and how large it is, are not part of it.
+    A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own
+    square, and a confidence in [0, 1], where 0 is an absent joint. Where the square lies on a canvas, and how large it
+    is, are not part of it.
 
-    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a method folder.
+    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a
+    method folder.
 
     Args:
-        path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise process are read.
-        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians, scaled to mean 0 and variance 1.
+        path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise
+            process are read.
+        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians, scaled to
+            mean 0 and variance 1.
         grid: side of the maps.
         sigma: standard deviation, in cells, of the Gaussians of ``corrected``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
         id: name in tables and records; the folder's name where it is None.
 
     Raises:
-        WeightsError: nothing usable at ``path``; the message says what is expected there.
+        WeightsError: nothing usable at ``path``; the message says the expected files.
     """
 
     sample: Literal["image", "pose"] = "pose"
@@ -60,7 +64,8 @@ class PoseSpace(StableDiffusion):
         folder = resolve(path)
         if not folder.is_dir():
             raise WeightsError(
-                f"{folder}: a file; backbone.path of a pose backbone is a folder in diffusers' layout (unet/ text_encoder/ tokenizer/ scheduler/)"
+                f"{folder}: a file; backbone.path of a pose backbone is a folder in diffusers' layout (unet/ "
+                "text_encoder/ tokenizer/ scheduler/)"
             )
         config, text = read_config(folder / "unet"), folder / "text_encoder"
         scheduler = read_config(folder / "scheduler", "scheduler_config.json")
@@ -73,7 +78,7 @@ class PoseSpace(StableDiffusion):
             "sigma": sigma,
             "text": sha256_of(weight_files(text)),
         }
-        parts = Parts(
+        parts = ModelParts(
             unet=pose_unet(config, grid),
             autoencoder=None,  # type: ignore[arg-type]
             text_encoder=read_model(CLIPTextModel, text),
@@ -87,7 +92,9 @@ class PoseSpace(StableDiffusion):
         self._assemble(parts, recipe, id or folder.stem)
 
     @classmethod
-    def of(cls, parts: Parts, encoding: Literal["reference", "corrected"], grid: int, sigma: float = 1.5) -> PoseSpace:
+    def of(
+        cls, parts: ModelParts, encoding: Literal["reference", "corrected"], grid: int, sigma: float = 1.5
+    ) -> PoseSpace:
         """A backbone of parts that are in memory, for tests and comparisons."""
         self = cls.__new__(cls)
         torch.nn.Module.__init__(self)
@@ -128,7 +135,8 @@ class PoseSpace(StableDiffusion):
         if images.ndim == 4:
             if self.encoding != "reference":
                 raise ValueError(
-                    f"the data set stores joint maps in the released encoding, backbone.encoding is {self.encoding}; set backbone.encoding=reference"
+                    "the data set stores joint maps in the released encoding, backbone.encoding is "
+                    f"{self.encoding}; set backbone.encoding=reference"
                 )
             return F.interpolate(images, (self.grid, self.grid), mode="bilinear", align_corners=False)
         return ENCODINGS[self.encoding].encode(images, self.grid, self.sigma)

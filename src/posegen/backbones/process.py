@@ -1,4 +1,4 @@
-"""Noise processes: how a backbone's training data became noisy, and what its network predicts."""
+"""Noise processes: noisy latents, prediction targets and timesteps of a backbone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import diffusers
 import torch
 from torch import Tensor
 
+from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 
 
 class NoiseProcess(ABC):
-    """The noise process of a backbone. Latents are ``[B, c, h, w]``; timesteps ``t [B]`` are those of the process's schedulers.
+    """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers' schedulers.
 
     Args:
         config: configuration of a diffusers scheduler.
 
     Attributes:
         config: a copy of it.
-        prediction_type: what the network returns, ``epsilon``, ``v_prediction`` or ``velocity``.
+        prediction_type: the network's output, ``epsilon``, ``v_prediction`` or ``velocity``.
         length: timestep of pure noise, 1000 in most models.
         default_scheduler: name of the diffusers scheduler that belongs to the process.
     """
@@ -75,16 +76,16 @@ class NoiseProcess(ABC):
         """A diffusers scheduler of this process; ``name`` is its class, by default `default_scheduler`.
 
         Raises:
-            ValueError: diffusers has no such scheduler, or it belongs to another kind of process.
+            UserError: diffusers has no such scheduler, or it belongs to another kind of process.
         """
         name = name or self.default_scheduler
         cls = getattr(diffusers, name, None)
         if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
-            raise ValueError(
+            raise UserError(
                 f"sampler.scheduler is {name!r}; expected a scheduler of diffusers: {self.default_scheduler}"
             )
         if not self.accepts(cls):
-            raise ValueError(
+            raise UserError(
                 f"sampler.scheduler={name} does not fit the backbone, which predicts {self.prediction_type}; "
                 f"choose for instance {self.default_scheduler}"
             )
@@ -155,9 +156,9 @@ class VariancePreserving(NoiseProcess):
 
 
 class FlowMatching(NoiseProcess):
-    """Noisy latents are (1 - s) clean + s noise with s = t / T; the network predicts the velocity, noise - clean (Lipman et al. 2023).
+    """Noisy latents are (1 - s) clean + s noise, s = t / T; the network predicts noise - clean (Lipman et al. 2023).
 
-    Training times are uniform in u with s = shift u / (1 + (shift - 1) u), as in Stable Diffusion 3 (Esser et al. 2024, section 5.3.2).
+    Training times are s = shift u / (1 + (shift - 1) u) for uniform u (Esser et al. 2024, section 5.3.2).
     """
 
     default_scheduler = "FlowMatchEulerDiscreteScheduler"

@@ -1,4 +1,4 @@
-"""Stable Diffusion, the shared backbone: diffusers' U-Net, autoencoder and text tower behind the interface that adapters see."""
+"""Stable Diffusion: diffusers' U-Net, autoencoder and text tower as a `Backbone`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from posegen.backbones.base import PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
+from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import Record, additions, bank_of
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import Parts, copy_source, read_folder, tensors_hash
+from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.process import noise_process
@@ -30,14 +30,18 @@ class StableDiffusion(Backbone):
     """A latent diffusion model (Rombach et al. 2022) of the Stable Diffusion 1 or 2 design, at any size.
 
     Args:
-        path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or ``hub:owner/name``, the only form that
-            may download. None where random weights of a published ``size`` are wanted, which need no files.
+        path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or
+            ``hub:owner/name``, the only form that may download. None where random weights of a published ``size`` are
+            wanted, which need no files.
         autoencoder: folder of another autoencoder than the one in ``path``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
-        initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the autoencoder stays).
+        initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the
+            autoencoder stays).
         id: name of the weights in tables and records; the folder's or file's name where it is None.
-        prediction_type: overrides what the scheduler's configuration says; single files say nothing and mean ``epsilon``.
-        size: what is built where ``path`` is None and ``initialise`` is ``random``: U-Net, autoencoder and text tower of ``sd15`` or ``sd21``.
+        prediction_type: overrides the scheduler's configuration; single files say nothing and mean
+            ``epsilon``.
+        size: the published size to build where ``path`` is None and ``initialise`` is ``random``: U-Net, autoencoder
+            and text tower of ``sd15`` or ``sd21``.
 
     Attributes:
         autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
@@ -45,11 +49,11 @@ class StableDiffusion(Backbone):
         tokenizer: its tokenizer.
 
     Raises:
-        WeightsError: nothing usable at ``path``; the message says what is expected there.
+        WeightsError: nothing usable at ``path``; the message says the expected files.
     """
 
     sample: Literal["image", "pose"] = "image"
-    places: ClassVar[frozenset[str]] = frozenset(PLACES)
+    places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES)
     _source: tuple[Path, Path | None] | None = None  # folder or single file, and another autoencoder
     _behind_middle: RemovableHandle | None = None
 
@@ -82,14 +86,14 @@ class StableDiffusion(Backbone):
         self._assemble(parts, recipe, id or name)
 
     @classmethod
-    def from_parts(cls, parts: Parts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
+    def from_parts(cls, parts: ModelParts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
         """A backbone of parts that are in memory, for pretraining and for tests."""
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._assemble(parts, recipe, id)
         return self
 
-    def _assemble(self, parts: Parts, recipe: str, id: str) -> None:
+    def _assemble(self, parts: ModelParts, recipe: str, id: str) -> None:
         self.unet: UNet2DConditionModel = parts.unet
         self.autoencoder = parts.autoencoder
         self.text_encoder = parts.text_encoder
@@ -113,22 +117,24 @@ class StableDiffusion(Backbone):
         unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             raise WeightsError(
-                f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the autoencoder makes {latent}; "
+                f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the "
+                f"autoencoder makes {latent}; "
                 "expected a text-to-image model and its own autoencoder"
             )
         if unet.cross_attention_dim != text:
             raise WeightsError(
-                f"backbone {id}: the U-Net attends to text states of width {unet.cross_attention_dim}, the text tower makes {text}; "
+                f"backbone {id}: the U-Net attends to text states of width {unet.cross_attention_dim}, the text "
+                f"tower makes {text}; "
                 "they belong to different models"
             )
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> ModelParts:
         """The parts as they are now, for instance to save them after training."""
-        return Parts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
+        return ModelParts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
 
     def save(self, folder: str | Path) -> None:
-        """Writes everything but the autoencoder, which no posegen task trains together with the rest, in diffusers' layout."""
+        """Writes everything but the autoencoder, which no task trains together with the rest, in diffusers' layout."""
         self.to(memory_format=torch.contiguous_format)  # files hold no other
         self.parts.save(Path(folder), autoencoder=False)
 
@@ -256,7 +262,7 @@ def latent_factor(config: Mapping[str, Any]) -> int:
 
 @contextmanager
 def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
-    """Within the context, ``features[level]`` is added to what the last layer of each encoder level returns: skip, next level and middle all see it.
+    """Within the context, ``features[level]`` is added to the output of each encoder level's last layer.
 
     diffusers' own argument does this only at levels with attention; at others it adds after the downsampling.
     """
@@ -296,8 +302,10 @@ def resolve(path: str | Path | None) -> Path:
         WeightsError: nothing is there.
     """
     expected = (
-        "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ tokenizer/ scheduler/), "
-        "an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is downloaded unless you say so. "
+        "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ "
+        "tokenizer/ scheduler/), "
+        "an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is downloaded unless you "
+        "say so. "
         "backbone.path=null needs backbone.initialise=random and a published backbone.size"
     )
     if path is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, Geometry
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
@@ -42,7 +42,7 @@ def stable_diffusion(
             raise UserError(f"keys of the U-Net that have no place: {', '.join(found.unknown)}")
         unet.load_state_dict(found.tensors)
     text = build_text(tokenizer, geometry.text_dim, layers=1, heads=1)
-    return StableDiffusion.from_parts(Parts(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER)))
+    return StableDiffusion.from_parts(ModelParts(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER)))
 
 
 def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[str, Tensor]) -> AutoencoderKL:

@@ -1,4 +1,4 @@
-"""Which images a training step sees, and what it is told about them: functions of (seed, step) alone.
+"""The batches of training, functions of (seed, step) alone.
 
 That is why an interrupted run continues bit for bit: nothing has to be remembered but the step.
 """
@@ -20,10 +20,10 @@ Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 @dataclass(frozen=True)
 class Needs:
-    """What a task wants in its batches.
+    """The optional contents of a task's batches.
 
     Attributes:
-        fields: names of optional `PoseBatch` fields: ``images``, ``poses``, ``twins``, ``source``, ``hint``, ``latents``, ``text``.
+        fields: names of optional `PoseBatch` fields, such as ``images``, ``twins``, ``source``, ``hint``, ``latents``.
         hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
         latents: ``[N, c, h, w]`` cached latents of the whole split.
         source_latents: the same of its sources.
@@ -95,5 +95,5 @@ def drawn(hint: Hint, sample: Sample) -> np.ndarray:
 
 
 def fixed_batches(count: int, size: int) -> list[range]:
-    """The batches of sampling and judging: functions of the image index alone, so bytes do not depend on who computes which batch."""
+    """The batches of sampling and judging: functions of the image index alone, whoever computes which batch."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -48,8 +48,9 @@ class Parts:
     @cached_property
     def bare_adapter(self) -> Adapter:
         """The adapter before `attach`."""
-        node = OmegaConf.to_container(self.cfg.adapter, resolve=True)
-        declared = {name: node.pop(name) for name in get_class(node["_target_"]).declared if name in node}
+        node: Any = OmegaConf.to_container(self.cfg.adapter, resolve=True)
+        cls: Any = get_class(node["_target_"])
+        declared = {name: node.pop(name) for name in cls.declared if name in node}
         adapter = instantiate(OmegaConf.create(node), _convert_="all")
         vars(adapter).update(declared)  # before it is attached: quirks may shape modules
         if adapter.sample != self.backbone.sample:

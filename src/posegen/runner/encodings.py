@@ -79,7 +79,7 @@ class Encoded:
 def cached_latents(
     data: PoseData, backbone: Backbone, cache: Path, mode: Mode, of: Literal["latents", "source latents"] = "latents"
 ) -> Encoded:
-    """``[N, c, h, w] float16`` latents of every image of a split, or of the image that the appearance of each is taken from."""
+    """``[N, c, h, w] float16`` latents of every image of a split, or of every image's source."""
     key = value_hash([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
     image = data.__getitem__ if of == "latents" else data.source_of
     device = next(backbone.parameters()).device
@@ -100,7 +100,7 @@ def cached_latents(
 def cached_text(
     data: PoseData, prompts: Sequence[str], backbone: Backbone, cache: Path, mode: Mode
 ) -> Callable[[Sequence[int]], Text]:
-    """A function from sample indices to their encoded prompts; each different prompt is encoded and kept once, in half precision."""
+    """A function from sample indices to their encoded prompts; each prompt is kept once, in half precision."""
     different = sorted(set(prompts))
     place = {prompt: i for i, prompt in enumerate(different)}
     key = value_hash(["text", different, backbone.encoding_key("text")])

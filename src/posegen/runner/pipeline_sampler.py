@@ -1,4 +1,4 @@
-"""Sampling as the pipeline's caller steers it: own noise, own scheduler, weaker or stronger control, a word after every step."""
+"""The sampler of `PoseGuidedPipeline`: given noise and scheduler, a control scale, and a callback after every step."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class NoisyBatch(PoseBatch):
         return self.noise if self.noise is not None and purpose == "latents" else super().randn(purpose, shape)
 
 
-class Steered(Sampler):
-    """The sampler with a scheduler of the caller's, a progress bar, and models of any precision; its steps are in single precision."""
+class PipelineSampler(Sampler):
+    """The sampler with a given scheduler, a progress bar and networks of any precision; steps in single precision."""
 
     def __init__(
         self,

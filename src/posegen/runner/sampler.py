@@ -16,25 +16,26 @@ from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
 from posegen.runner.precision import autocast
 
-#: What happens to the latents after a step: of the latents, and of a function that brings (clean latents, noise) to the noise level they have now.
+#: Changes the latents after a step, given a function that brings (clean latents, noise) to their noise level.
 After = Callable[[Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
 
 
 class Sampler:
     """Guided sampling with a diffusers scheduler.
 
-    The initial noise comes from each image's own generator, so every method starts an image from the same latents, whatever the batch or the device.
-    All branches of guidance run as one batch.
+    The initial noise comes from each image's generator, so every method starts an image from the same latents, whatever
+    the batch or the device. All branches of guidance run as one batch.
 
     Args:
-        scheduler: name of a diffusers scheduler class; its noise process is the backbone's.
+        scheduler: name of a diffusers scheduler class; None: the one that belongs to the backbone's noise process.
         steps: number of denoising steps.
         guidance: guidance scale; 1 samples without guidance.
         eta: noise added per step, for schedulers that take it (0: deterministic).
-        negative_prompt: what the guidance points away from.
+        negative_prompt: guidance points away from it.
         batch: images per batch.
         skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
-        precision: in which networks compute, as Lightning names it; the scheduler's steps and the decoder stay in single precision.
+        precision: of the networks, as Lightning names it; the scheduler's steps and the decoder stay in single
+            precision.
 
     Raises:
         ValueError: no step is left.
@@ -42,7 +43,7 @@ class Sampler:
 
     def __init__(
         self,
-        scheduler: str = "DDIMScheduler",
+        scheduler: str | None = "DDIMScheduler",
         steps: int = 20,
         guidance: float = 2.0,
         eta: float = 0.0,
@@ -75,7 +76,7 @@ class Sampler:
     def denoising(
         self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
     ) -> Iterator[Tensor]:
-        """The latents ``[B, c, h, w]`` after every step; what does not change from step to step is computed, and moved to the device, before the first."""
+        """The latents ``[B, c, h, w]`` after every step; the conditions are computed before the first."""
         scheduler = self.build(backbone)
         weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
         state = State.cat(states)
@@ -107,7 +108,7 @@ class Sampler:
         latents: Tensor,
         timestep: Tensor,
     ) -> Tensor:
-        """The weighted sum ``[B, c, h, w]`` of the branches' predictions, all of them one batch; ``state`` holds the branches one after another."""
+        """The weighted sum ``[B, c, h, w]`` of the branches' predictions; ``state`` holds the branches as one batch."""
         with autocast(self.precision, latents.device):
             predictions = predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), timestep)
         return weighted(predictions, weights)
@@ -132,7 +133,7 @@ def predicted(adapter: Adapter, state: State, latents: Tensor, timestep: Tensor)
 
 
 def noised(scheduler: Any, timestep: Tensor | None, clean: Tensor, noise: Tensor) -> Tensor:
-    """Clean latents ``[B, c, h, w]`` as a scheduler expects them at a timestep; None is after its last step, where no noise is left."""
+    """Clean latents ``[B, c, h, w]`` with the noise of a timestep; None is after the last step, without noise."""
     if timestep is None:
         return clean
     times = timestep.expand(len(clean))

@@ -1,4 +1,4 @@
-"""The trainable copy of a U-Net's encoder that control branches share (Zhang et al. 2023, arXiv:2302.05543, section 3.2)."""
+"""The trainable copy of a U-Net's encoder (Zhang et al. 2023, arXiv:2302.05543, section 3.2)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ HINT_CHANNELS = (16, 32, 96, 256)  # of the hint network for a latent factor of 
 class EncoderCopy(ControlBranch):
     """Encoder, middle block and zero convolutions.
 
-    The pose enters as in ControlNet, through a hint network after the first convolution, or through residual blocks that a method puts into the copy.
+    The pose enters as in ControlNet, through a hint network after the first convolution, or through residual blocks
+    that a method puts into the copy.
 
     Args:
         unet: the backbone's U-Net, whose encoder is copied.
         geometry: its shape; the hint network halves the hint until it has the size of the latents.
-        replaced: blocks ``module(x [B, c, h, w], time [B, T], condition) -> [B, c', h, w]`` in the place of the encoder's own; with any,
-            there is no hint network.
+        replaced: blocks ``module(x [B, c, h, w], time [B, T], condition) -> [B, c', h, w]`` in the place of the
+            encoder's own; with any, there is no hint network.
 
     Raises:
         ValueError: there is no hint network for the latent factor.
@@ -41,9 +42,7 @@ class EncoderCopy(ControlBranch):
         self.geometry, factor = geometry, geometry.latent_factor
         halvings = factor.bit_length() - 1
         if not replaced and (2**halvings != factor or not 1 <= halvings < len(HINT_CHANNELS)):
-            raise ValueError(
-                f"no hint network for a latent factor of {factor}; it is {', '.join(str(2**i) for i in range(1, len(HINT_CHANNELS)))}"
-            )
+            raise ValueError(f"no hint network for a latent factor of {factor}; it is 2, 4, 8")
         widths = (1,) if replaced else HINT_CHANNELS[: halvings + 1]
         self.network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
         if replaced:
@@ -94,7 +93,7 @@ class EncoderCopy(ControlBranch):
         return ldm.placed(official, prefix, ldm.control_table(self.geometry), "network.", beside, method)
 
     def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """``block(*inputs)``, recomputed in the backward pass under gradient checkpointing as diffusers' own blocks are."""
+        """``block(*inputs)``, under gradient checkpointing as diffusers' own blocks are."""
         if self.network.is_gradient_checkpointing and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

@@ -84,7 +84,8 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
 
     Args:
         name: for instance ``swin_base_patch4_window7_224``.
-        weights: a file or folder with its weights, under timm's names, those of Microsoft's release or those of transformers; random without.
+        weights: a file or folder with its weights, under the names of timm, Microsoft's release or transformers; None:
+            random.
 
     Raises:
         ValueError: timm does not know the name.
@@ -106,14 +107,15 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
             key for key in wanted.keys() | tensors.keys() if key not in tensors or wanted.get(key) != tensors[key].shape
         ):
             raise WeightsError(
-                f"adapter.vision_weights={place} does not hold the weights of {name}: {len(wrong)} keys differ, for instance {wrong[0]}"
+                f"adapter.vision_weights={place} does not hold the weights of {name}: {len(wrong)} keys differ, "
+                f"for instance {wrong[0]}"
             )
         network.load_state_dict(tensors, strict=False)
     return network
 
 
 def small_swin(width: int, stages: int) -> nn.Module:
-    """A Swin Transformer for small images, as wide as a U-Net whose finest level has ``width`` channels: two layers per stage, windows of 4 x 4 tokens."""
+    """A Swin Transformer for small images: ``width`` channels, two layers per stage, windows of 4 x 4 tokens."""
     heads = [max(1, width * 2**i // HEAD_WIDTH) for i in range(stages)]
     return SwinTransformer(
         img_size=64,
@@ -147,7 +149,7 @@ RENAMED = (
 
 
 def timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of transformers' Swin under the names of Microsoft's release, where queries, keys and values are one matrix; others as they are."""
+    """Transformers' Swin weights under Microsoft's names, with one matrix for q, k and v; others as they are."""
     if not any(key.startswith(TRANSFORMERS) for key in tensors):
         return dict(tensors)
     renamed: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The transformer block that a method puts before each of a U-Net's own: it starts as the identity and reads tokens of another image."""
+"""The transformer block that a method inserts before each of a U-Net's own, to read tokens of another image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from posegen.backbones.blocks.self_attention import Memory, ReadingProcessor, Record
 
-Kind = Literal["full", "cross_ff", "cross"]
-KINDS = get_args(Kind)
+BlockKind = Literal["full", "cross_ff", "cross"]
+KINDS = get_args(BlockKind)
 
 
 class InsertedBlock(nn.Module):
@@ -22,7 +22,8 @@ class InsertedBlock(nn.Module):
     Args:
         width: channels of the feature maps.
         tokens: width of the tokens that the cross-attention reads.
-        kind: T is self-attention, cross-attention and feed-forward (``full``), the last two (``cross_ff``), or cross-attention alone (``cross``).
+        kind: T is self-attention, cross-attention and feed-forward (``full``), the last two (``cross_ff``), or
+            cross-attention alone (``cross``).
         heads: of both attentions.
         groups: of the group normalisation.
         zero: start as the identity; False starts P_out at random.
@@ -31,7 +32,7 @@ class InsertedBlock(nn.Module):
     _supports_gradient_checkpointing = True  # as diffusers' blocks say it
 
     def __init__(
-        self, width: int, tokens: int, kind: Kind = "full", heads: int = 8, groups: int = 32, zero: bool = True
+        self, width: int, tokens: int, kind: BlockKind = "full", heads: int = 8, groups: int = 32, zero: bool = True
     ) -> None:
         super().__init__()
         self.checkpointing = False
@@ -53,7 +54,7 @@ class InsertedBlock(nn.Module):
         self.checkpointing = True
 
     def forward(self, x: Tensor, tokens: Tensor, memory: Memory | Record | None = None) -> Tensor:
-        """``x [B, C, h, w]`` and ``tokens [B, N, S]`` to ``[B, C, h, w]``; ``memory`` is for the self-attention, where there is one."""
+        """``x [B, C, h, w]`` and ``tokens [B, N, S]`` to ``[B, C, h, w]``; the self-attention gets the ``memory``."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(self._forward, x, tokens, memory, use_reentrant=False)
         return self._forward(x, tokens, memory)

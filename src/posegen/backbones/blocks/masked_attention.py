@@ -1,7 +1,7 @@
-"""Self-attention in which tokens beside the pose see the pose alone: a pair of tokens is masked where neither shows the pose.
+"""Self-attention along the pose: a pair of tokens is masked where neither shows the pose.
 
-`dense` is the definition. `compressed` gives the same result with fewer products: pose queries attend to all keys, and other queries to the pose keys and
-to one virtual key in the place of all others, which share a logit. Both run in single precision, whatever autocast says.
+`dense` is the definition. `compressed` gives the same result with fewer products: other queries than the pose's attend
+to the pose keys and to one virtual key for all others, which share a logit. Both run in single precision.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Masking(NamedTuple):
         pose: ``[B, N]``, true where they do.
         order: ``[B, N]`` indices of pose tokens, then of the others.
         counts: B numbers of pose tokens.
-        fill: masked pairs have no weight (``nothing``; an image without a pose has no masked pairs), or the ``lowest`` of all logits.
+        fill: masked pairs have no weight (``nothing``; none are masked without a pose), or the ``lowest`` of all
+            logits.
     """
 
     pose: Tensor
@@ -69,7 +70,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over =
 
 
 def compressed(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over = "image") -> Tensor:
-    """What `dense` returns; images with and without masked pairs run apart, and nothing waits for the device."""
+    """The result of `dense`; images with and without masked pairs run apart, and nothing waits for the device."""
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = q.float(), k.float(), v.float()
         overall = _lowest(q, k).amin() if masking.fill == "lowest" and lowest_over == "batch" else None
@@ -89,9 +90,10 @@ def compressed(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: O
 
 
 def _pose_first(q: Tensor, k: Tensor, v: Tensor, count: Tensor, most: int, fill: Tensor) -> Tensor:
-    """Attention among tokens that are sorted: the ``count [B]`` of each image, at most ``most`` and never all, that show the pose come first.
+    """Attention among sorted tokens: the first ``count [B]``, at most ``most`` and never all, show the pose.
 
-    The n other keys share the logit ``fill [B]``, so one with the logit ``fill + ln n`` and the mean of their values stands for all.
+    The n other keys share the logit ``fill [B]``: one key with logit ``fill + ln n`` and their mean value stands for
+    all.
     """
     tokens, others = q.shape[2], q.shape[2] - count
     pose = torch.arange(tokens, device=q.device) < count[:, None]

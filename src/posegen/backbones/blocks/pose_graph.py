@@ -1,6 +1,6 @@
-"""Graphs whose nodes are the cells of a feature map, and the edge convolution on them (Wang et al. 2019, arXiv:1801.07829, section 3).
+"""Edge convolution on graphs of a feature map's cells (Wang et al. 2019, arXiv:1801.07829, section 3).
 
-The graph is dynamic: every convolution joins each node with its nearest neighbours in the features that it is given.
+Every convolution joins each node with its nearest neighbours in the convolution's input.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ with warnings.catch_warnings():  # torch-geometric still scripts functions, whic
     from torch_geometric.nn import MessagePassing
     from torch_geometric.nn.aggr import Aggregation
 
-GROUPS = 4  # of the edge convolution; the first half of them sees only the node, the second only the differences to its neighbours
+GROUPS = 4  # of the edge convolution; the first half sees the node, the second the differences to its neighbours
 
 
 def neighbours(maps: Tensor, k: int, rows: int = 1024) -> Tensor:
     """The k nearest nodes of every node, in no particular order.
 
-    Nodes are compared by the squared distance |f_i|^2 + |f_j|^2 - 2 f_i.f_j of their features, scaled to unit length; a node competes for its own
-    neighbourhood like any other. Distances of similar nodes vanish in half precision, so they are single whatever the autocast; no gradient flows.
+    Nodes are compared by the squared distance |f_i|^2 + |f_j|^2 - 2 f_i.f_j of their features, scaled to unit length; a
+    node competes for its own neighbourhood like any other. Distances of similar nodes vanish in half precision, so they
+    are single whatever the autocast; no gradient flows.
 
     Args:
         maps: ``[B, C, h, w]``.
@@ -44,7 +45,7 @@ def neighbours(maps: Tensor, k: int, rows: int = 1024) -> Tensor:
 
 
 class FixedDegreeMax(Aggregation):
-    """The maximum over the edges of a node, where all nodes have equally many and edges are sorted by node: no scattering."""
+    """The maximum over the edges of a node, where all nodes have equally many: no scattering."""
 
     def forward(
         self,
@@ -61,12 +62,13 @@ class FixedDegreeMax(Aggregation):
 class EdgeConvolution(MessagePassing):
     """y_i = max_j ReLU(W [x_i ; x_j - x_i] + b) over the neighbours j of i, with W in four groups of channels.
 
-    The concatenation goes by blocks of channels, so the groups separate: the first two see x_i alone, and the maximum does nothing; the others see
-    x_j - x_i alone, and as ReLU and addition keep the order,
+    The concatenation goes by blocks of channels, so the groups separate: the first two see x_i alone, and the maximum
+    does nothing; the others see x_j - x_i alone, and as ReLU and addition keep the order,
 
         y_i = ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]).
 
-    Two linear maps on nodes and one maximum over C / 2 channels replace the tensor of 2 C channels on k edges per node; see `DenseEdgeConvolution`.
+    Two linear maps on nodes and one maximum over C / 2 channels replace the tensor of 2 C channels on k edges per node;
+    see `DenseEdgeConvolution`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -87,11 +89,11 @@ class EdgeConvolution(MessagePassing):
         return nodes_j
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
-        """Left out: the library would write a file to the temporary folder in every process, and never remove it. `propagate` computes the same without."""
+        """Nothing: the library would leave a file in the temporary folder. `propagate` computes the same without."""
 
 
 class DenseEdgeConvolution(nn.Module):
-    """The same by the letter, every edge's [x_i ; x_j - x_i] in memory: what the factorised form is measured against. Weights are interchangeable."""
+    """The definition, with every edge's [x_i ; x_j - x_i] in memory; weights are interchangeable."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ EDGES: dict[str, Callable[[int], nn.Module]] = {"factorised": EdgeConvolution, "
 
 
 class GraphConvolution(nn.Module):
-    """x + EdgeConvolution(BatchNorm(W x)) on the graph of the k nearest neighbours in BatchNorm(W x); fewer where the map has fewer nodes.
+    """x + EdgeConvolution(BatchNorm(W x)) on the graph of the k nearest neighbours in BatchNorm(W x).
 
     Args:
         channels: width of the maps, a multiple of 4.
@@ -133,7 +135,7 @@ class GraphConvolution(nn.Module):
 
 
 def edge_index(near: Tensor) -> Tensor:
-    """``[2, B N k]`` edges of B graphs side by side from ``[B, N, k]`` neighbours: where each comes from and, sorted, where it goes."""
+    """``[2, B N k]`` edges of B graphs side by side, from ``[B, N, k]`` neighbours: sources, and sorted targets."""
     b, n, k = near.shape
     sources = near + n * torch.arange(b, device=near.device)[:, None, None]
     targets = torch.arange(b * n, device=near.device).repeat_interleave(k)

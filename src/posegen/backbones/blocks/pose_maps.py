@@ -1,7 +1,8 @@
 """Poses as joint maps and back: the encoding of GUNet's released program as it is coded, and a plain one.
 
-Poses are ``[B, 17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's square, and a confidence, 0 for an absent joint.
-Maps are ``[B, 17, h, w]``. Cell i of a grid of n has its centre at (2 i + 1) / n - 1.
+Poses are ``[B, 17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's square, and a
+confidence, 0 for an absent joint. Maps are ``[B, 17, h, w]``. Cell i of a grid of n has its centre at (2 i + 1) / n -
+1.
 """
 
 from __future__ import annotations
@@ -18,10 +19,7 @@ from torch.nn import functional as F
 
 STORED, SPREAD = 64, 2.0  # side of the stored maps, and the joints' standard deviation on it
 MOST_VARIANCE = 0.2  # a map that varies more is taken for an absent joint's
-LOWEST, LEAST_AREA = (
-    0.05,
-    5,
-)  # share of a map's pixels that may belong to its joint, and the area that an outline must exceed
+LOWEST, LEAST_AREA = 0.05, 5  # share of a map's pixels for its joint, and the area that an outline must exceed
 LEAST_HEIGHT = 0.3  # of the peak of a plain map that counts as a joint
 FLOOR = 1e-3  # heights below it tell nothing about where a peak is
 
@@ -39,8 +37,8 @@ class Encoding:
     decode: Callable[[Tensor, float], Tensor]
 
 
-def gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
-    """exp(-|p - centre|^2 / (2 sigma^2)) at every cell p of a grid, for ``centres [B, J, 2]`` (x, y) in cells: ``[B, J, grid, grid]``."""
+def joint_gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
+    """``[B, J, grid, grid]``: exp(-|p - c|^2 / (2 sigma^2)) at every cell p, for centres c ``[B, J, 2]`` in cells."""
     cells = torch.arange(grid, dtype=centres.dtype, device=centres.device)
     x, y = (torch.exp(-((cells - centres[..., axis, None]) ** 2) / (2 * sigma**2)) for axis in (0, 1))
     return y[..., :, None] * x[..., None, :]
@@ -50,13 +48,14 @@ def gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
 
 
 def joint_vectors(poses: Tensor, size: int = STORED, sigma: float = SPREAD, most: float = MOST_VARIANCE) -> Tensor:
-    """The maps that the released program stores, ``[B, 17, size, size]``: a joint is a plateau of -1 on a background of 1, an absent joint 0 everywhere.
+    """The released program's stored maps ``[B, 17, size, size]``: a plateau of -1 on a background of 1, 0 for no joint.
 
-    Each map 2 h - 1 is divided by its own sum, which is negative, so that joints become minima; then all maps are scaled to [-1, 1] pixel by pixel, across the
-    joints. What varies more than ``most`` is zeroed, meaning absent joints. (With all 17 joints labelled rounding decides the background, and joints are lost.)
+    Each map 2 h - 1 is divided by its negative sum, so that joints become minima; then all maps are scaled to [-1, 1]
+    pixel by pixel, across the joints. Maps that vary more than ``most`` are zeroed as absent joints. (With all 17
+    joints labelled rounding decides the background, and joints are lost.)
     """
     labelled = (poses[..., 2] > 0).double()[..., None, None]
-    heights = gaussians((poses[..., :2].double() + 1) / 2 * size, size, sigma) * labelled
+    heights = joint_gaussians((poses[..., :2].double() + 1) / 2 * size, size, sigma) * labelled
     shares = 2 * heights - 1
     shares = shares / shares.sum((-2, -1), keepdim=True)
     low, high = shares.amin(1, keepdim=True), shares.amax(1, keepdim=True)
@@ -73,8 +72,8 @@ def shrunk(vectors: Tensor, grid: int) -> Tensor:
 def cells(maps: Tensor, least_area: float = LEAST_AREA) -> np.ndarray:
     """Whole cells (x, y) ``[B, 17, 2] int64`` of the joints in released maps; (0, 0) means absent.
 
-    The lowest twentieth of a map is outlined, and the first outline in OpenCV's order that is larger than ``least_area`` gives the joint by its truncated
-    centroid.
+    The lowest twentieth of a map is outlined, and the first outline in OpenCV's order that is larger than
+    ``least_area`` gives the joint by its truncated centroid.
     """
     single = maps.detach().float().cpu().numpy()
     return np.array([[_cell(joint, least_area) for joint in pose] for pose in single], np.int64).reshape(
@@ -109,14 +108,15 @@ def decode_released(maps: Tensor, sigma: float) -> Tensor:
 def encode_plain(poses: Tensor, grid: int, sigma: float) -> Tensor:
     """Gaussians of ``sigma`` cells between -1 and 1; an absent joint is -1 everywhere."""
     centres = (poses[..., :2] + 1) / 2 * grid - 0.5
-    return 2 * gaussians(centres, grid, sigma) * (poses[..., 2] > 0)[..., None, None] - 1
+    return 2 * joint_gaussians(centres, grid, sigma) * (poses[..., 2] > 0)[..., None, None] - 1
 
 
 def decode_plain(maps: Tensor, sigma: float) -> Tensor:
     """The highest cell of each map, refined between cells; its height is the confidence, and a low one means absent.
 
-    The logarithm of a Gaussian is a parabola of known width, so the heights a and b on the two sides of the peak say where it is: at
-    sigma^2 / 2 * log(b / a) from the cell's centre. On a border the peak itself stands in for the missing side.
+    The logarithm of a Gaussian is a parabola of known width, so the heights a and b on the two sides of the peak say
+    where it is: at sigma^2 / 2 * log(b / a) from the cell's centre. On a border the peak itself stands in for the
+    missing side.
     """
     heights = (maps.float() + 1) / 2
     size = heights.shape[-2:]
@@ -141,7 +141,7 @@ def _around(heights: Tensor, peak: Tensor) -> Tensor:
 
 
 def _offset(heights: Tensor, peak: Tensor, size: int, sigma: float) -> Tensor:
-    """Where the peak is between cells, from the heights ``[B, 17, 3]`` before, at and after the highest cell along one axis."""
+    """The peak between cells, from the heights ``[B, 17, 3]`` before, at and after the highest cell along one axis."""
     before, middle, after = heights.clamp_min(FLOOR).log().unbind(-1)
     inside = sigma**2 / 2 * (after - before)
     offset = torch.where(

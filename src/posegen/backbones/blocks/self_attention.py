@@ -1,7 +1,7 @@
-"""What a method can add to the transformers of a U-Net: blocks before them, and the keys and values of another pass in their self-attention.
+"""Additions to the transformers of a U-Net: blocks before them, and keys and values of another pass.
 
-`Junctions` opens a U-Net. What a pass adds travels with the call, through diffusers' ``cross_attention_kwargs``, and is kept on no module: so a pass without
-additions is the plain U-Net, gradient checkpointing computes again what was computed before, and nothing is left behind.
+`Junctions` opens a U-Net. The additions of a pass travel with the call, through diffusers' ``cross_attention_kwargs``,
+and are kept on no module: a pass without additions is the plain U-Net, and gradient checkpointing repeats a pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Record = list[tuple[Tensor, Tensor]]
 
 
 class Memory(NamedTuple):
-    """What one self-attention reads besides its own tokens.
+    """Keys and values that one self-attention reads besides its own.
 
     Attributes:
         keys: ``[R, M, C]``, and so the ``values``.
@@ -44,7 +44,7 @@ class Memory(NamedTuple):
 
 
 class ReadingProcessor:
-    """A self-attention that can read a `Memory`, or write its own keys and values into a list; without either it is the processor that it replaces."""
+    """A self-attention that can read a `Memory`, or record its keys and values; otherwise the processor it replaces."""
 
     def __init__(self, plain: Any) -> None:
         self.plain = plain
@@ -62,7 +62,7 @@ class ReadingProcessor:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         query, keys, values = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if isinstance(memory, Memory):
-            made = read(query, keys, values, attn.heads, memory)
+            made = attend_with_memory(query, keys, values, attn.heads, memory)
         else:
             memory.append((keys, values))
             made = attended(query, keys, values, attn.heads)
@@ -77,20 +77,22 @@ def attended(query: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tens
     return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2).to(query.dtype)
 
 
-def read(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory) -> Tensor:
-    """Attention to ``[K; K'], [V; V']`` in the rows of the memory and to ``K, V`` in the others: two fused calls instead of a masked one."""
+def attend_with_memory(query: Tensor, keys: Tensor, values: Tensor, heads: int, memory: Memory) -> Tensor:
+    """Attention to ``[K; K'], [V; V']`` in the rows of the memory and to ``K, V`` in the others, in two fused calls."""
     if memory.rows is None:
         k = torch.cat([keys, memory.keys.to(keys.dtype)], dim=1)
         v = torch.cat([values, memory.values.to(values.dtype)], dim=1)
         return attended(query, k, v, heads, strength_bias(query, keys.shape[1], memory))
     q, k, v = (part.index_select(0, memory.rows) for part in (query, keys, values))
-    made = query.new_empty(query.shape).index_copy(0, memory.rows, read(q, k, v, heads, memory._replace(rows=None)))
+    made = query.new_empty(query.shape).index_copy(
+        0, memory.rows, attend_with_memory(q, k, v, heads, memory._replace(rows=None))
+    )
     q, k, v = (part.index_select(0, memory.others) for part in (query, keys, values))
     return made.index_copy(0, memory.others, attended(q, k, v, heads))
 
 
 def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
-    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None where that is zero, because a bias is slower."""
+    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None for zero, because a bias is slower."""
     if memory.strength == 1:
         return None
     bias = query.new_zeros(own + memory.keys.shape[1])
@@ -103,7 +105,7 @@ def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Additions:
-    """What is added in one pass, and what is written down.
+    """The additions of one pass, and its record.
 
     Attributes:
         injection: its ``attention``, ``features`` and ``rows``.
@@ -116,7 +118,7 @@ class Additions:
     record: dict[str, Record] | None = None
 
     def memory(self, layer: str) -> Memory | Record | None:
-        """What the self-attention of this name is given."""
+        """The memory of the self-attention of this name."""
         if self.record is not None:
             return self.record.setdefault(layer, [])
         bank = self.injection.attention
@@ -145,7 +147,8 @@ def additions(
         return None
     if not is_open(unet):
         raise TypeError(
-            "Injection.attention and Injection.features need a U-Net that Adapter.attach opened: Junctions(backbone.unet, blocks)"
+            "Injection.attention and Injection.features need a U-Net that Adapter.attach opened: "
+            "Junctions(backbone.unet, blocks)"
         )
     return {ADDITIONS: Additions(injection, None if injection.rows is None else others(injection.rows, batch), record)}
 
@@ -157,7 +160,7 @@ def others(rows: Tensor, batch: int) -> Tensor:
 
 
 def bank_of(record: Mapping[str, Record]) -> Bank:
-    """What a pass wrote down."""
+    """The bank of a recorded pass."""
     return Bank({name: written[0] for name, written in record.items() if written})
 
 
@@ -194,7 +197,8 @@ class Junctions:
 
     Args:
         unet: diffusers' ``UNet2DConditionModel``.
-        blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers` in this order, or none.
+        blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers`
+            in this order, or none.
 
     Raises:
         ValueError: the U-Net is open already, or the blocks are not as many as its transformers.
@@ -212,7 +216,8 @@ class Junctions:
         for index, (name, transformer) in enumerate(places.items()):
             if len(transformer.transformer_blocks) != 1:
                 raise TypeError(
-                    f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable Diffusion 1 and 2"
+                    f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable "
+                    "Diffusion 1 and 2"
                 )
             (layer,) = transformer.transformer_blocks
             layer.attn1.set_processor(ReadingProcessor(layer.attn1.processor))
@@ -233,7 +238,7 @@ class Junctions:
 
 
 class Junction:
-    """Runs before one transformer: lets its input through the inserted block, and hands its self-attention what is meant for it."""
+    """Runs before one transformer: applies the inserted block to its input and hands its self-attention the memory."""
 
     def __init__(self, name: str, index: int, block: nn.Module | None) -> None:
         self.name, self.index, self.block = name, index, block
@@ -254,5 +259,5 @@ class Junction:
 def _without_memory(
     _attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Cross-attention is called with all that self-attention is called with, and complains about what it does not know."""
+    """Cross-attention gets the self-attention's arguments and warns about unknown ones."""
     return inputs, {name: value for name, value in named.items() if name != MEMORY}

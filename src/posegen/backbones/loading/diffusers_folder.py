@@ -29,8 +29,8 @@ HARMLESS = ("position_ids",)  # a buffer that old text towers saved
 
 
 @dataclass
-class Parts:
-    """What a Stable Diffusion is made of.
+class ModelParts:
+    """The networks, tokenizer and scheduler of a Stable Diffusion.
 
     Attributes:
         unet: the denoiser.
@@ -39,7 +39,7 @@ class Parts:
         tokenizer: between prompts and tokens.
         scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
         files: where the weights came from; empty for parts that were never saved.
-        origin: what the weights are a function of, for parts that need neither files nor a look at their tensors to be told apart.
+        origin: everything the weights are a function of; it identifies parts without files.
     """
 
     unet: UNet2DConditionModel
@@ -60,7 +60,7 @@ class Parts:
         return tensors_hash(self.unet, self.text_encoder, self.autoencoder)
 
     def save(self, folder: Path, autoencoder: bool = True) -> None:
-        """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere; weights in the precision that the modules have."""
+        """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere."""
         self.unet.save_pretrained(folder / "unet")
         with no_progress_bar():
             self.text_encoder.save_pretrained(folder / "text_encoder")
@@ -81,13 +81,13 @@ def tensors_hash(*modules: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> Parts:
+def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads the parts in ``folder``.
 
     Args:
         folder: in diffusers' layout.
         autoencoder: a folder to read the autoencoder from instead of ``folder/vae``; itself or its ``vae`` folder.
-        fresh: build the U-Net and the text tower from their configurations with new random weights (drawn from torch's global generator).
+        fresh: give the U-Net and the text tower random weights, from torch's global generator.
 
     Raises:
         WeightsError: something is missing, damaged or of another shape.
@@ -103,7 +103,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
         folder / "text_encoder",
         autoencoder_folder(autoencoder or folder),
     )
-    return Parts(
+    return ModelParts(
         unet=UNet2DConditionModel.from_config(read_config(unet_folder))
         if fresh
         else read_model(UNet2DConditionModel, unet_folder),
@@ -118,7 +118,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
 
 
 def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
-    """Copies what `read_folder` or ``read_single_file`` read, byte by byte, so that the copy has the same hash.
+    """Copies the files that `read_folder` or ``read_single_file`` read, so that the copy has the same hash.
 
     Args:
         place: the folder in diffusers' layout, or the single file.
@@ -160,7 +160,8 @@ def autoencoder_folder(folder: Path) -> Path:
     place = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (place / "config.json").is_file():
         raise WeightsError(
-            f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to the folder of one"
+            f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to "
+            "the folder of one"
         )
     return place
 
@@ -174,7 +175,8 @@ def read_autoencoder(folder: Path) -> Autoencoder:
     name = read_config(folder).get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
         raise WeightsError(
-            f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of {', '.join(AUTOENCODERS)}"
+            f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of "
+            f"{', '.join(AUTOENCODERS)}"
         )
     return read_model(AUTOENCODERS[name], folder)
 
@@ -256,7 +258,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         if (pad := tokenizer.pad_token) != tokenizer.eos_token:
-            # Stable Diffusion 2 pads with "!". Loaded as such it would be cut out of the prompts before they are read, unlike in the original.
+            # Stable Diffusion 2 pads with "!". Loaded as such it would be cut out of the prompts.
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=tokenizer.eos_token)
             tokenizer.pad_token = pad
         return tokenizer

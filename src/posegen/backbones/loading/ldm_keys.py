@@ -1,7 +1,7 @@
 """Names of the same weights in the original latent-diffusion code and in diffusers.
 
-Everything is a table of module prefixes, made from a `Geometry`, so that it serves every width and depth, in both directions, and so that a key
-that is in no table is noticed.
+Everything is a table of module prefixes, made from a `Geometry`, so that it serves every width and depth, in both
+directions, and so that a key that is in no table is noticed.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from itertools import count
 
 from torch import Tensor
 
-from posegen.backbones.base import Geometry
+from posegen.backbones.base import Geometry, check_first_width
 from posegen.io.weights import UnknownKeys
 
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 SCHEDULE = frozenset({
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
-    "posterior_mean_coef2", "logvar", "scale_factor",
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "scale_factor",
 })  # fmt: skip
-#: What an original file of a method holds besides the method: beginning of the keys -> why it is left out.
-BESIDE = {
+#: The parts of an original file that are not the method's: beginning of the keys -> why they are left out.
+LEFT_OUT = {
     "first_stage_model": "the autoencoder, which the backbone brings",
     "cond_stage_model": "the text tower, which the backbone brings",
     **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
 }
 #: The same for methods that leave the U-Net as it is.
-BESIDE_FROZEN = {
+LEFT_OUT_FROZEN = {
     "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-    **BESIDE,
+    **LEFT_OUT,
 }
 
+FIRST_WIDTHS = ("input_blocks.0.0", "input_blocks.1.0.out_layers.3")  # of a U-Net: input convolution and first level
 RESNET = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
     "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
@@ -48,15 +49,15 @@ OPEN_CLIP_LAYER = {
     "attn.out_proj": "self_attn.out_proj",
 }
 
-Table = dict[str, str]
+NameTable = dict[str, str]
 
 
-def unet_table(g: Geometry) -> Table:
+def unet_table(g: Geometry) -> NameTable:
     """Original module prefix -> diffusers' module prefix for the whole U-Net."""
     return {**encoder_table(g), **_decoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
 
 
-def encoder_table(g: Geometry) -> Table:
+def encoder_table(g: Geometry) -> NameTable:
     """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
     table = {
         "time_embed.0": "time_embedding.linear_1",
@@ -73,8 +74,8 @@ def encoder_table(g: Geometry) -> Table:
     return {**table, "middle_block.1": "mid_block.attentions.0"}
 
 
-def _decoder_table(g: Geometry) -> Table:
-    table: Table = {}
+def _decoder_table(g: Geometry) -> NameTable:
+    table: NameTable = {}
     index = count()
     for up, level in enumerate(reversed(range(g.levels))):
         for layer in range(g.layers + 1):
@@ -85,8 +86,8 @@ def _decoder_table(g: Geometry) -> Table:
     return table
 
 
-def control_table(g: Geometry) -> Table:
-    """A ControlNet whose hint block has two convolutions per halving, besides the first and the last; an activation follows each."""
+def control_table(g: Geometry) -> NameTable:
+    """A ControlNet whose hint block has two convolutions per halving, besides the first and the last."""
     inner = 2 * (g.latent_factor.bit_length() - 1)
     hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
     table = {
@@ -97,8 +98,8 @@ def control_table(g: Geometry) -> Table:
     return {**table, "middle_block_out.0": "controlnet_mid_block"}
 
 
-def vae_table(levels: int, layers: int) -> Table:
-    """The KL autoencoder with ``levels`` levels of ``layers`` residual blocks in the encoder and one more in the decoder."""
+def vae_table(levels: int, layers: int) -> NameTable:
+    """The KL autoencoder: ``levels`` levels of ``layers`` residual blocks in the encoder, one more in the decoder."""
     table = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side, blocks in (("encoder", "down"), ("decoder", "up")):
         table |= {
@@ -117,16 +118,16 @@ def vae_table(levels: int, layers: int) -> Table:
     return table
 
 
-def _block(original: str, place: str, layer: int, attention: bool) -> Table:
+def _block(original: str, place: str, layer: int, attention: bool) -> NameTable:
     table = _resnet(f"{original}.0", f"{place}.resnets.{layer}")
     return {**table, f"{original}.1": f"{place}.attentions.{layer}"} if attention else table
 
 
-def _resnet(original: str, place: str) -> Table:
+def _resnet(original: str, place: str) -> NameTable:
     return _prefixed(RESNET, original, place)
 
 
-def _prefixed(names: Mapping[str, str], original: str, place: str) -> Table:
+def _prefixed(names: Mapping[str, str], original: str, place: str) -> NameTable:
     return {f"{original}.{old}": f"{place}.{new}" for old, new in names.items()}
 
 
@@ -141,7 +142,7 @@ def rename(key: str, table: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Renamed:
-    """What became of the keys of a file.
+    """The keys of a file after renaming.
 
     Attributes:
         tensors: by their new names.
@@ -172,15 +173,19 @@ def placed(
 
     Args:
         tensors: a whole original file.
-        prefix: what the keys of the method's tensors begin with.
+        prefix: beginning of the keys of the method's tensors.
         table: for their names behind ``prefix``.
-        place: what their new names begin with.
+        place: beginning of their new names.
         beside: beginnings of the keys that are left out.
         method: for the message.
 
     Raises:
         UnknownKeys: neither ``table`` nor ``beside`` knows a key.
+        UserError: the weights are of a U-Net whose first level is not as wide as its input convolution.
     """
+    stem, first = (tensors.get(f"{prefix}{name}.weight") for name in FIRST_WIDTHS)
+    if stem is not None and first is not None:
+        check_first_width(len(stem), len(first))
     own = {key for key in tensors if key.startswith(prefix) and not rule_of(key, beside)}
     names = {key: rename(key.removeprefix(prefix), table) for key in own}
     unknown = [key for key in tensors if names.get(key) is None and not rule_of(key, beside)]
@@ -189,7 +194,7 @@ def placed(
     return {f"{place}{name}": tensors[key] for key, name in names.items()}
 
 
-def inverse(table: Mapping[str, str]) -> Table:
+def inverse(table: Mapping[str, str]) -> NameTable:
     """The table in the other direction."""
     return {new: old for old, new in table.items()}
 
@@ -221,7 +226,8 @@ def clip_tensors(original: Mapping[str, Tensor]) -> Renamed:
 def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
     """The first ``layers`` layers of SD2's OpenCLIP tower with its final norm, under transformers' names.
 
-    SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as known.
+    SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as
+    known.
     """
     top = {
         "token_embedding.weight": "embeddings.token_embedding.weight",

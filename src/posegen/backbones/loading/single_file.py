@@ -11,13 +11,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from posegen.backbones.base import Geometry
+from posegen.backbones.base import Geometry, check_first_width
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import Parts, autoencoder_folder, read_autoencoder
+from posegen.backbones.loading.diffusers_folder import ModelParts, autoencoder_folder, read_autoencoder
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 from posegen.io.weights import WeightsError, read_tensors, weight_files
 
-SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # what the shapes of the tensors do not tell
+SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # sizes that no tensor's shape shows
 VAE_SCALE = 0.18215
 SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -33,7 +33,7 @@ SCHEDULER: dict[str, Any] = {
 """The noise process of all Stable Diffusion 1 and 2 checkpoints."""
 
 
-def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> Parts:
+def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
 
     Raises:
@@ -50,7 +50,8 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
     ):
         if not ldm.has_prefix(tensors, prefix):
             raise WeightsError(
-                f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with U-Net, autoencoder and text tower"
+                f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with "
+                "U-Net, autoencoder and text tower"
             )
     try:
         unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
@@ -61,7 +62,7 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
             f"{file}: {error.args[0]} is missing; the file is incomplete or no Stable Diffusion 1 or 2: fetch it again"
         ) from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
-    return Parts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
+    return ModelParts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
 
 
 def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -> UNet2DConditionModel:
@@ -107,6 +108,7 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
 
     Raises:
         KeyError: a tensor that every U-Net has is not there.
+        UserError: the first level is not as wide as the input convolution.
     """
     levels: list[list[int]] = [[]]
     attention: list[bool] = [False]
@@ -123,6 +125,7 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
     if not all(levels):
         raise KeyError("input_blocks.*.0.out_layers.3.weight")
     channels = tuple(level[0] for level in levels)
+    check_first_width(len(tensors["input_blocks.0.0.weight"]), channels[0])
     return Geometry(
         latent_channels=tensors["out.2.weight"].shape[0],
         latent_factor=8,
@@ -196,7 +199,8 @@ def _filled(model: nn.Module, weights: ldm.Renamed, what: str) -> nn.Module:
     found = [f"{len(keys)} {kind}, for instance {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
     if found:
         raise WeightsError(
-            f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or another model"
+            f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or "
+            "another model"
         )
     model.load_state_dict({key: value.float() for key, value in weights.tensors.items()})
     return model

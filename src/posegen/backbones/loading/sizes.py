@@ -1,4 +1,4 @@
-"""Stable Diffusion at its published sizes without any file: what profiling needs, since cost depends on shapes alone."""
+"""Stable Diffusion at its published sizes without any file, for measuring its cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.base import Geometry
-from posegen.backbones.loading.diffusers_folder import Parts
+from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
@@ -18,12 +18,12 @@ CHANNELS, ATTENTION = (320, 640, 1280, 1280), (True, True, True, False)
 
 
 @dataclass(frozen=True)
-class Size:
+class PublishedSize:
     """A published Stable Diffusion.
 
     Attributes:
         unet: geometry of the U-Net.
-        text: what its CLIP tower has besides the width of the text states; Stable Diffusion 2 leaves OpenCLIP's last layer out.
+        text: further arguments of its CLIP tower; Stable Diffusion 2 leaves OpenCLIP's last layer out.
         pad: how its tokenizer fills short prompts.
         vae: widths of the autoencoder's levels, with two residual blocks each.
     """
@@ -35,12 +35,12 @@ class Size:
 
 
 SIZES = {
-    "sd15": Size(
+    "sd15": PublishedSize(
         Geometry(4, 8, CHANNELS, ATTENTION, 2, (8, 8, 8, 8), 768),
         {"intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
         END,
     ),
-    "sd21": Size(
+    "sd21": PublishedSize(
         Geometry(4, 8, CHANNELS, ATTENTION, 2, (5, 10, 20, 20), 1024, linear_projection=True),
         {"intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu"},
         "!",
@@ -48,13 +48,13 @@ SIZES = {
 }
 
 
-def parts_without_weights(name: str, size: Size) -> Parts:
+def parts_without_weights(name: str, size: PublishedSize) -> ModelParts:
     """U-Net, autoencoder and text tower of this size; the weights are random and the same every time.
 
     The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB.
 
     Args:
-        name: what the weights are known by.
+        name: of the weights.
     """
     tokenizer = clip_tokenizer(size.pad)
     text = CLIPTextConfig(
@@ -66,7 +66,7 @@ def parts_without_weights(name: str, size: Size) -> Parts:
     )
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        return Parts(
+        return ModelParts(
             unet_of(size.unet),
             vae_of(size.vae, 2),
             CLIPTextModel(text),

@@ -24,7 +24,7 @@ def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
     """The tokenizer whose vocabulary is all bytes, all bytes that end a word, the merges, and the two marks of a text.
 
     Raises:
-        ValueError: a merge joins what no byte is written as, such as a space.
+        ValueError: a merge joins a character that stands for no byte, such as a space.
     """
     symbols = byte_symbols()
     tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(pair) for pair in merges), START, END]
@@ -35,7 +35,7 @@ def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
 
 
 def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
-    """The tokenizer of CLIP and OpenCLIP, from the vocabulary that the package open_clip brings; SD1 pads with the end mark, SD2 with ``!``.
+    """The tokenizer of CLIP and OpenCLIP, from open_clip's vocabulary; SD1 pads with the end mark, SD2 with ``!``.
 
     Raises:
         WeightsError: open_clip is not installed.
@@ -43,7 +43,8 @@ def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
     package = find_spec("open_clip")  # does not import it
     if package is None or package.origin is None:
         raise WeightsError(
-            "an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip install open_clip_torch"
+            "an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip "
+            "install open_clip_torch"
         )
     lines = (
         gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes())
@@ -57,7 +58,7 @@ def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
 
 
 def byte_symbols() -> list[str]:
-    """The printable characters that stand for the 256 bytes in byte-level BPE (GPT-2, CLIP), in the order of their token ids."""
+    """The printable characters of the 256 bytes in byte-level BPE (GPT-2, CLIP), in the order of their token ids."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
 
@@ -65,8 +66,8 @@ def byte_symbols() -> list[str]:
 def merges_of(words: Iterable[str]) -> list[Merge]:
     """Merges with which each of ``words`` becomes one token.
 
-    Each word is read with the merges so far, and its first two pieces are joined, until one piece is left. Later merges have lower priority, so
-    they cannot change how earlier words are read.
+    Each word is read with the merges so far, and its first two pieces are joined, until one piece is left. Later merges
+    have lower priority, so they cannot change how earlier words are read.
     """
     ranks: dict[Merge, int] = {}
     for word in words:

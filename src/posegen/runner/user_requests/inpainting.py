@@ -1,5 +1,4 @@
-"""Keeping most of a picture while the rest of it is sampled: in the latents after every step, and in the pixels at the
-end."""
+"""Inpainting: a picture is kept outside a mask, in the latents after every step and in the pixels at the end."""
 
 from __future__ import annotations
 
@@ -19,16 +18,14 @@ from posegen.data.user_images import stretch_to
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What the sampler does after a step: outside the mask the latents become those of the pictures, with the noise
-    that belongs to the next step.
+    """After a step the latents outside the mask become those of the pictures, with the noise of the next step.
 
-    The noise of a picture is one draw for all steps, the one that its sampling starts from; so a model that predicts it
-    exactly passes without a seam. After the last step the pictures' latents are clean.
+    The noise of a picture is that of its initial latents, in all steps. After the last step the latents are clean.
 
     Attributes:
         clean: ``[B, c, h, w]`` latents of the pictures.
         noise: ``[B, c, h, w]``.
-        anew: ``[B, 1, h, w] bool`` where something else is to come.
+        anew: ``[B, 1, h, w] bool`` true where the picture is sampled.
     """
 
     clean: Tensor
@@ -41,8 +38,8 @@ class Kept:
         """For the images of a batch.
 
         Args:
-            masks: ``[B, H, W] bool`` of their size, true where something else is to come.
-            dilate: by how many latent cells that is extended.
+            masks: ``[B, H, W] bool`` true where the picture is sampled.
+            dilate: by how many latent cells the mask is extended.
         """
         assert batch.images is not None
         clean = backbone.to_latents(batch.images)
@@ -57,8 +54,7 @@ class Kept:
 
 
 def reduced(masks: Tensor, factor: int, dilate: int = 0) -> Tensor:
-    """``[B, 1, h, w] bool``: the latent cells that hold a pixel of ``masks [B, H, W] bool``, and those up to ``dilate``
-    cells from them."""
+    """``[B, 1, h, w] bool``: the latent cells with a pixel of ``masks [B, H, W] bool``, and ``dilate`` cells around."""
     cells = F.max_pool2d(masks[:, None].float(), factor)
     return F.max_pool2d(cells, 2 * dilate + 1, stride=1, padding=dilate) > 0
 

@@ -1,0 +1,59 @@
+"""Cached texts: parts that only some backbones have, what an interruption leaves, and files of today's backbones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from posegen.backbones.text import Text
+from posegen.runner.encodings import Encoded, cached_text
+
+PROMPTS = ["b", "a", "b"]
+DATA: Any = SimpleNamespace(name="world", split="train")
+
+
+class Towers:
+    """Encodes a prompt as its letter's code; counts its calls."""
+
+    def __init__(self, pooled: bool) -> None:
+        self.pooled, self.calls = pooled, 0
+
+    def encoding_key(self, of: str) -> str:
+        return f"{of}-{self.pooled}"
+
+    def encode_text(self, prompts: list[str]) -> Text:
+        self.calls += 1
+        tokens = torch.tensor([float(ord(prompt)) for prompt in prompts]).view(-1, 1, 1).expand(-1, 2, 3)
+        return Text(tokens, tokens[:, 0] + 1, tokens[..., 0] > 97) if self.pooled else Text(tokens)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_every_part_of_a_text_is_kept_once(tmp_path: Path, pooled: bool) -> None:
+    towers: Any = Towers(pooled)
+    for _ in range(2):
+        text = cached_text(DATA, PROMPTS, towers, tmp_path, "none")([0, 1])
+    assert towers.calls == 1 and text.tokens[:, 0, 0].tolist() == [98, 97] and text.tokens.dtype == torch.float32
+    assert (text.pooled is None) == (text.mask is None) == (not pooled)
+    if pooled:
+        assert text.pooled[:, 0].tolist() == [99, 98] and text.mask.tolist() == [[True, True], [False, False]]  # type: ignore[index, union-attr]
+    names = {file.name for file in tmp_path.rglob("*.npy")}
+    assert names == {"00000.npy"} | ({"00000.pooled.npy", "00000.mask.npy"} if pooled else set())
+
+
+def test_a_shard_without_its_main_array_is_computed_again(tmp_path: Path) -> None:
+    seen = []
+
+    def encode(rows: range) -> dict[str, np.ndarray]:
+        seen.append(rows)
+        return {"": np.zeros((len(rows), 1)), "pooled": np.ones((len(rows), 1))}
+
+    Encoded(tmp_path, 3).fill(encode, "text", "none")
+    (tmp_path / "00000.npy").unlink()
+    encoded = Encoded(tmp_path, 3).fill(encode, "text", "none")
+    assert seen == [range(3)] * 2
+    assert encoded.beside("pooled")[2] == 1 and encoded.beside("mask") is None  # type: ignore[index]
