@@ -14,7 +14,7 @@ from posegen.data.base import Sample, to_tensor, to_uint8
 from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 from posegen.metrics.feature_networks import fill_from_file, verified
 from posegen.metrics.math.statistics import mean_of_known
-from posegen.metrics.pixel_similarity import target_of
+from posegen.metrics.pixel_similarity import target_picture
 
 ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 
@@ -106,7 +106,7 @@ class Perceptual(Observer):
         if not self.lpips.configured or real:
             return [{} for _ in samples]
         made = torch.stack([to_tensor(picture) for picture in to_uint8(images)]).to(images.device)
-        targets = torch.stack([to_tensor(target_of(sample)) for sample in samples]).to(images.device)
+        targets = torch.stack([to_tensor(target_picture(sample)) for sample in samples]).to(images.device)
         return [{"lpips": float(value)} for value in self.lpips.distances(made, targets)]
 
 

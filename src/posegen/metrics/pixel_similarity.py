@@ -79,7 +79,7 @@ class Likeness(Observer):
             return [
                 dict.fromkeys(NOTED, float("nan")) for _ in samples
             ]  # pictures of a reference are compared as a set alone
-        made, targets = to_uint8(images), np.stack([target_of(sample) for sample in samples])
+        made, targets = to_uint8(images), np.stack([target_picture(sample) for sample in samples])
         if made.shape != targets.shape:
             raise ValueError(
                 f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the "
@@ -99,7 +99,7 @@ class Likeness(Observer):
         ]
 
 
-def target_of(sample: Sample) -> np.ndarray:
+def target_picture(sample: Sample) -> np.ndarray:
     """``[H, W, 3]`` the picture of a sample.
 
     Raises:

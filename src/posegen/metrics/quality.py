@@ -74,7 +74,7 @@ class CleanQualityMetric(Metric):
             reasons[self.frechet] = self._too_few(images, dimensions)
         if "scenario" not in records:
             return reasons | dict.fromkeys(self.columns[2:], "the data set has no scenarios")
-        smallest = min(len(rows) for rows, _ in by_scenario(records, records).values())
+        smallest = min(len(rows) for rows, _ in rows_by_scenario(records, records).values())
         if not self.allow and smallest <= dimensions:
             reasons[self.columns[2]] = self._too_few(smallest, dimensions)
         return reasons
@@ -97,7 +97,8 @@ class CleanQualityMetric(Metric):
         every = (range(count_images(records)), range(count_images(reference)))
         values = dict(zip(self.columns, self._distances(records, weights, reference, *every), strict=False))
         parts = [
-            self._distances(records, weights, reference, *rows) for rows in by_scenario(records, reference).values()
+            self._distances(records, weights, reference, *rows)
+            for rows in rows_by_scenario(records, reference).values()
         ]
         means = np.mean(parts, axis=0) if "scenario" in records else np.full((2, len(weights)), np.nan)
         return values | dict(zip(self.columns[2:], means, strict=True))
@@ -120,7 +121,7 @@ def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
     return np.stack([records[name][i] for i in rows]) if len(rows) else np.zeros((0, 0))
 
 
-def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
+def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
     """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all
     images."""
     both = [

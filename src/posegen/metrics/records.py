@@ -117,10 +117,10 @@ def from_csv(path: Path) -> dict[str, list]:
     columns = (
         dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
     )
-    return {name: values if name in NAMES else numbers(values) for name, values in columns.items()}
+    return {name: values if name in NAMES else floats_if_all(values) for name, values in columns.items()}
 
 
-def numbers(values: list[str]) -> list:
+def floats_if_all(values: list[str]) -> list:
     """Floats if all are numbers, else the strings."""
     try:
         return [float(value) for value in values]

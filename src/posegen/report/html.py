@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from posegen.metrics.base import Column
 from posegen.report.breakdown import CAPTION, Breakdown
-from posegen.report.formats import Entry, breakdown_grid, table_grid
+from posegen.report.formats import TableEntry, breakdown_grid, table_grid
 from posegen.report.image_grids import picture_grid
 from posegen.report.plots import result_plots, training_plots
 from posegen.report.rows import Row
@@ -38,7 +38,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Line:
+class SheetLine:
     """A line of a table on the page.
 
     Attributes:
@@ -48,7 +48,7 @@ class Line:
     """
 
     name: str
-    entries: Sequence[tuple[Entry, float | None]]
+    entries: Sequence[tuple[TableEntry, float | None]]
     kind: str = ""
     failed: bool = False
 
@@ -67,12 +67,12 @@ class Sheet:
 
     about: str
     names: Sequence[str]
-    bodies: Sequence[tuple[str, str, Sequence[Line]]]
+    bodies: Sequence[tuple[str, str, Sequence[SheetLine]]]
     better: Mapping[str, str | None]
     arrows: bool = True
 
 
-def page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
+def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
     """The page as html text.
 
     Args:
@@ -107,13 +107,13 @@ def breakable(name: str) -> Markup:
 def results_sheet(table: Table) -> Sheet:
     """The table: methods, then those that did not finish, bounds and published numbers, each for themselves."""
     head, *lines = table_grid(table)
-    kinds = [kind_of(row) for row in table.rows]
+    kinds = [row_kind(row) for row in table.rows]
     bodies = []
     for kind, label in KINDS.items():
         found = [
-            Line(line[0].text, plain(line[1:2]), failed=True)
+            SheetLine(line[0].text, unshaded(line[1:2]), failed=True)
             if kind == "unfinished"
-            else Line(line[0].text, plain(line[1:]), kind)
+            else SheetLine(line[0].text, unshaded(line[1:]), kind)
             for line, own in zip(lines, kinds, strict=True)
             if own == kind
         ]
@@ -121,13 +121,13 @@ def results_sheet(table: Table) -> Sheet:
     return Sheet(table.title, [entry.text for entry in head], bodies, {c: c.better for c in table.headline})
 
 
-def kind_of(row: Row) -> str:
+def row_kind(row: Row) -> str:
     if row["state"] not in ("finished", "reported"):
         return "unfinished"
     return "reported" if row["state"] == "reported" else "" if row["ranked"] else "bound"
 
 
-def plain(entries: Iterable[Entry]) -> list[tuple[Entry, float | None]]:
+def unshaded(entries: Iterable[TableEntry]) -> list[tuple[TableEntry, float | None]]:
     return [(entry, None) for entry in entries]
 
 
@@ -138,7 +138,7 @@ def parts_of_page(parts: Breakdown) -> dict[str, Any]:
         head, *lines = breakdown_grid(parts, column)
         names, shades = [entry.text for entry in head], shading(parts, column)
         *rows, mean = [
-            Line(
+            SheetLine(
                 line[0].text,
                 [(entry, shades.get((line[0].text, name))) for entry, name in zip(line[1:], names[1:], strict=True)],
             )
@@ -187,7 +187,7 @@ def cells_of_page(table: Table) -> dict[str, Any]:
             f"{versions.get('posegen', '-')} {(status.get('git') or '')[:10]}".strip(),
             status.get("machine", "-"),
         )
-        lines.append(Line(cell["folder"], plain(map(Entry, texts)), failed=cell["state"] != "finished"))
+        lines.append(SheetLine(cell["folder"], unshaded(map(TableEntry, texts)), failed=cell["state"] != "finished"))
     names = ("cell", "state", "hours", "posegen", "machine")
     finished = sum(not line.failed for line in lines)
     return {"sheet": Sheet("cells", names, [("", "", lines)], {}), "finished": finished, "all": len(lines)}

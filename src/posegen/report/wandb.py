@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.errors import UserError
 from posegen.report.formats import markdown, table_grid
 from posegen.report.plots import LIVE
-from posegen.report.study import COSTS, read_config
+from posegen.report.study import COSTS, read_cell_config
 from posegen.report.table import Table
 from posegen.runner.cell import digest
 from posegen.runner.images import picture, read_png
@@ -170,7 +170,7 @@ def table_numbers(table: Table) -> tuple[list[str], list[list[Any]]]:
 
 
 @dataclass(frozen=True)
-class Place:
+class WandbPlace:
     """Where a study's runs are: the account (None: the user's own), the project, and the job type that they share."""
 
     entity: str | None
@@ -178,24 +178,26 @@ class Place:
     study: str
 
 
-def place_of(table: Table, wanted: str | bool) -> Place:
+def place_of(table: Table, wanted: str | bool) -> WandbPlace:
     """``ENTITY/PROJECT``, or with ``true`` where the cells say that they were logged.
 
     Raises:
         UserError: no cell says so.
     """
-    configs: list[Mapping[str, Any]] = [c for cell in table.cells if (c := read_config(table.folder / cell["folder"]))]
+    configs: list[Mapping[str, Any]] = [
+        c for cell in table.cells if (c := read_cell_config(table.folder / cell["folder"]))
+    ]
     study = configs[0]["study"] if configs else table.folder.as_posix()
     if isinstance(wanted, str):
         entity, _, project = wanted.partition("/")
-        return Place(entity, project, study)
+        return WandbPlace(entity, project, study)
     found = [settings for config in configs if (settings := wandb_settings(OmegaConf.create(dict(config))))]
     if not found:
         raise UserError(
             f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); run it so, or say where its runs "
             "are: wandb=ENTITY/PROJECT"
         )
-    return Place(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
+    return WandbPlace(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
 
 
 def publish(table: Table, wanted: str | bool) -> str:
@@ -210,7 +212,7 @@ def publish(table: Table, wanted: str | bool) -> str:
         if place.entity is None:
             import wandb
 
-            place = Place(wandb.Api().default_entity, place.project, place.study)
+            place = WandbPlace(wandb.Api().default_entity, place.project, place.study)
         report = wandb_report(table, place)
         report.save(draft=False)
     except Exception as error:  # whatever the network, the account or the package has to say
@@ -234,7 +236,7 @@ def workspaces() -> Any:
     return v2
 
 
-def wandb_report(table: Table, place: Place) -> Any:
+def wandb_report(table: Table, place: WandbPlace) -> Any:
     """The report as an object: the table, live curves, values, images; the seeds of a row are grouped."""
     wr = workspaces()
     runs = wr.Runset(

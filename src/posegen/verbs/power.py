@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 from posegen.metrics.math.statistics import Variance
-from posegen.report.study import read_config, require_paired
+from posegen.report.study import read_cell_config, require_paired
 from posegen.verbs.words import read_words
 
 OPTIONS = {"column": "PCK@0.1", "images": "", "seeds": "1,3,5,10", "difference": "", "power": "0.8", "alpha": "0.05"}
@@ -38,7 +38,7 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
     """
     require_paired([*ours, *theirs])
     options = {key: positive_numbers(key, str(cfg[key])) for key in OPTIONS if key != "column"}
-    config = read_config(ours[0])
+    config = read_cell_config(ours[0])
     if not config:
         raise UserError(f"{ours[0] / 'config.yaml'} is missing; run posegen evaluate for this cell again")
     protocol = instantiate(OmegaConf.create(config["protocol"]), _convert_="all")

@@ -69,13 +69,13 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
         ValueError: a peak is not finite.
     """
     heatmaps, tags = heatmaps.float(), tags.float()
-    found, embeddings = (values.cpu().numpy() for values in peaks(heatmaps, tags, decoding))
+    found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
         raise ValueError(
             "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images "
             "are damaged"
         )
-    groups = [group(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
+    groups = [group_people(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
     people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
     image = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     scores = people[..., 2].mean(1)
@@ -86,7 +86,7 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     return [(people[image == i], scores[image == i]) for i in range(len(groups))]
 
 
-def peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
     """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags
     ``[B, 17, k, n]``.
 
@@ -111,7 +111,7 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
 # Grouping.
 
 
-def group(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
+def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
     """People ``[P, 17, 3]`` of one image; joints that nobody claims are zero.
 
     A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint,
@@ -165,7 +165,7 @@ def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold
 # Positions.
 
 
-def smoothed(maps: Tensor) -> Tensor:
+def smoothed_maps(maps: Tensor) -> Tensor:
     """``maps [..., h, w]`` under the binomial window of 3x3, where it fits: ``[..., h - 2, w - 2]``."""
     rows = (maps[..., :-2] + maps[..., 2:]) / 4 + maps[..., 1:-1] / 2
     return (rows[..., :-2, :] + rows[..., 2:, :]) / 4 + rows[..., 1:-1, :] / 2
@@ -173,7 +173,7 @@ def smoothed(maps: Tensor) -> Tensor:
 
 def log_heat(heatmaps: Tensor) -> Tensor:
     """Logarithms of smoothed ``heatmaps [B, 17, h, w]``, which continue beyond their borders as their mirror images."""
-    return smoothed(F.pad(heatmaps, (1, 1, 1, 1), mode="reflect")).clamp(LOWEST, HIGHEST).log()
+    return smoothed_maps(F.pad(heatmaps, (1, 1, 1, 1), mode="reflect")).clamp(LOWEST, HIGHEST).log()
 
 
 def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -229,7 +229,7 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
         maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
     )
     windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
-    return np.log(smoothed(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
+    return np.log(smoothed_maps(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
 
 
 # Missing joints.
@@ -253,7 +253,9 @@ def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray
     heat, planes = heatmaps.flatten(0, 1), [plane.flatten(0, 1) for plane in tags.unbind(-1)]
     parts = zip(torch.from_numpy(maps).to(device).split(CHUNK), means.split(CHUNK), strict=True)
     found = (
-        torch.cat([best(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]).cpu().numpy()
+        torch.cat([best_places(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts])
+        .cpu()
+        .numpy()
     )
     made = people.copy()
     made[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
@@ -272,7 +274,7 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
     return (own * seen).sum(1) / seen.sum(1).astype(np.float32)
 
 
-def best(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
+def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
     """``[k, 3]`` x, y, heat of the best place in each of k maps.
 
     Args:

@@ -197,7 +197,8 @@ def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
 
 
 def fill_model(model: nn.Module, weights: Path) -> None:
-    """Loads a file's state dict; nothing else in the file is used or run, nor further tensors, such as of training's losses.
+    """Loads a file's state dict; nothing else in the file is used or run, nor further tensors, such as of training's
+    losses.
 
     Raises:
         ValueError: the file cannot be read without running it, or a tensor of the model is missing or of another shape.

@@ -28,7 +28,7 @@ from posegen.metrics.math.frechet import frechet_first_order
 from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.papers.quality import as_tensor, through_jpeg
 from posegen.metrics.perceptual import ALEXNET, Lpips
-from posegen.metrics.pixel_similarity import psnr, target_of
+from posegen.metrics.pixel_similarity import psnr, target_picture
 from posegen.metrics.protocol import Protocol
 from posegen.metrics.quality import features_of
 
@@ -189,7 +189,7 @@ class PersonPaper(Observer):
             made = np.stack([through_jpeg(picture, self.jpeg) for picture in made])
         found = self._features(made, images.device)
         if not real:  # pictures of a reference are compared as a set alone
-            targets = np.stack([target_of(sample) for sample in samples])
+            targets = np.stack([target_picture(sample) for sample in samples])
             found |= self._likeness(made, targets) | self._perceived(made, targets, images.device)
         return [{f"{self.paper}_{name}": values[i] for name, values in found.items()} for i in range(len(samples))]
 

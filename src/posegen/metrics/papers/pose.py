@@ -109,11 +109,11 @@ class PaperPoseMetric(Metric):
         starts = np.arange(0, used, self.batch)
         share = np.add.reduceat(weights[:, :used], starts, axis=1) / np.diff([*starts, used])
         row |= {f"{name}_defined": np.where(row[name] == -1, np.nan, row[name]) for name in ("AP_M", "AP_L")}
-        means = {name: mean(share, row[name]) for name in (*COLUMNS, "AP_M_defined", "AP_L_defined")}
+        means = {name: mean_over_batches(share, row[name]) for name in (*COLUMNS, "AP_M_defined", "AP_L_defined")}
         return {f"paper_{name}": value if name == "PCE" else 100 * value for name, value in means.items()}
 
 
-def mean(share: np.ndarray, values: np.ndarray) -> np.ndarray:
+def mean_over_batches(share: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Weighted means ``[R]`` of the ``values [B]`` that are defined, by ``share [R, B]``."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):

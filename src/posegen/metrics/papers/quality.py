@@ -29,7 +29,7 @@ from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Re
 from posegen.metrics.feature_networks import FidelityInception
 from posegen.metrics.image_features import truncated
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distance_subsets, kernel_distances, random_subsets
-from posegen.metrics.quality import by_scenario, features_of
+from posegen.metrics.quality import features_of, rows_by_scenario
 
 SPACES = ("paper_64", "paper_2048", "paper_fixed_64")  # names of the features in observations and records
 SIDE = 299
@@ -79,7 +79,9 @@ class PaperFeatures(Observer):
         if not self.network.configured:
             return [{} for _ in samples]
         pictures = (
-            [stored(sample) for sample in samples] if real else [through_jpeg(picture) for picture in truncated(images)]
+            [whole_picture(sample) for sample in samples]
+            if real
+            else [through_jpeg(picture) for picture in truncated(images)]
         )
         crops = np.stack([cropped(picture) for picture in pictures])
         seen = self.network.pooled(as_tensor(wrapped_bytes(crops, generated=not real)).to(images.device), (64, 2048))
@@ -88,7 +90,7 @@ class PaperFeatures(Observer):
         return [{name: values[i] for name, values in found.items()} for i in range(len(samples))]
 
 
-def stored(sample: Sample) -> np.ndarray:
+def whole_picture(sample: Sample) -> np.ndarray:
     """The data set's whole picture ``[H, W, 3] uint8``.
 
     Raises:
@@ -162,7 +164,7 @@ class PaperQualityMetric(Metric):
                 "the network is not configured: set protocol.paper_inception=PATH of "
                 "weights-inception-2015-12-05-6726825d.pth",
             )
-        largest = max(len(rows) for rows, _ in by_scenario(records, records).values())
+        largest = max(len(rows) for rows, _ in rows_by_scenario(records, records).values())
         return (
             {}
             if largest > SUBSET_SIZE
@@ -179,7 +181,7 @@ class PaperQualityMetric(Metric):
         if reference is None or "paper_64" not in records or "paper_64" not in reference:
             return dict.fromkeys(self.columns, nothing)
         scenarios = {}
-        for name, (rows, real) in by_scenario(records, reference).items():
+        for name, (rows, real) in rows_by_scenario(records, reference).items():
             sets = {space: (features_of(records, space, rows), features_of(reference, space, real)) for space in SPACES}
             enough = min(len(rows), len(real)) > 1
             shallow, fixed = (
