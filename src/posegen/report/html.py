@@ -19,7 +19,7 @@ from markupsafe import Markup
 from posegen.metrics.base import Column
 from posegen.report.breakdown import CAPTION, Breakdown
 from posegen.report.formats import TableEntry, breakdown_grid, table_grid
-from posegen.report.image_grids import picture_grid
+from posegen.report.image_grids import GridLine, picture_grid
 from posegen.report.plots import result_plots, training_plots
 from posegen.report.rows import Row
 from posegen.report.study import read_status
@@ -83,9 +83,9 @@ def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
         "Table": ("results", {"sheet": results_sheet(table), "caption": table.caption, "notes": table.notes}),
         "Curves": ("plots", [Markup(plot.inline()) for plot in training_plots(table).values()]),
         "Accuracy, quality and cost": ("plots", [Markup(plot.inline()) for plot in result_plots(table).values()]),
-        **{f"By {parts.by}": ("parts", parts_of_page(parts)) for parts in table.parts},
-        "Pictures": ("pictures", {"grid": picture_grid(table, poses, side)} if poses else None),
-        "Cells": ("cells", cells_of_page(table)),
+        **{f"By {parts.by}": ("parts", parts_section(parts)) for parts in table.parts},
+        "Pictures": ("pictures", pictures_section(picture_grid(table, poses, side)) if poses else None),
+        "Cells": ("cells", cells_section(table)),
     }
     filled = [(name, anchor(name), kind, data) for name, (kind, data) in sections.items() if data]
     environment = Environment(
@@ -131,7 +131,7 @@ def unshaded(entries: Iterable[TableEntry]) -> list[tuple[TableEntry, float | No
     return [(entry, None) for entry in entries]
 
 
-def parts_of_page(parts: Breakdown) -> dict[str, Any]:
+def parts_section(parts: Breakdown) -> dict[str, Any]:
     """A sheet per column; the better a method is in a part, the stronger its background."""
     sheets = []
     for column in parts.columns:
@@ -175,7 +175,14 @@ def merged(notes: Sequence[str]) -> list[str]:
     return [f"{', '.join(parts)}: {reason}" if any(parts) else reason for reason, parts in found.items()]
 
 
-def cells_of_page(table: Table) -> dict[str, Any]:
+def pictures_section(grid: Sequence[GridLine] | None) -> dict[str, Any]:
+    """The grid, whether it shows the poses that the judge found, and whether it says how many joints were found."""
+    entries = [entry for line in grid or () for entry in line.entries]
+    judged = any(picture.look == "found" for entry in entries for picture in entry.pictures)
+    return {"grid": grid, "judged": judged, "counted": any(entry.note for entry in entries)}
+
+
+def cells_section(table: Table) -> dict[str, Any]:
     """The state of every cell, and what it was computed with; folded up where all is well."""
     lines = []
     for cell in table.cells:

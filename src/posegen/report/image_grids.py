@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,32 +39,15 @@ class GridEntry:
     missing: bool = False
 
 
-@dataclass(frozen=True)
-class GridLine:
-    """One pose: its number, part and caption, and an entry for each name."""
+class GridLine(NamedTuple):
+    """One pose: its number, part and caption, and its entries: pose and source where there are such pictures, then an
+    entry for each row of the table."""
 
     words: Sequence[str]
     entries: Sequence[GridEntry]
-    prompted: bool
 
 
-@dataclass(frozen=True)
-class PictureGrid:
-    """All lines.
-
-    Attributes:
-        names: of the columns: pose and source where there are such pictures, then the rows of the table.
-        judged: whether there are pictures with the poses that the judge found.
-        counted: whether the notes say how many joints were found.
-    """
-
-    names: Sequence[str]
-    lines: Sequence[GridLine]
-    judged: bool
-    counted: bool
-
-
-def picture_grid(table: Table, poses: int, side: int) -> PictureGrid | None:
+def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
     """Each line's target pose, its source where the data has some, then every method's picture; None without cells.
 
     Args:
@@ -98,10 +82,9 @@ def picture_grid(table: Table, poses: int, side: int) -> PictureGrid | None:
             if file.is_file():
                 pictures.append(stored_picture(file, f"{name}, {about}", side))
             entries.append(GridEntry(name, pictures, notes[name].get(i, ""), not file.is_file()))
-        prompt = prompts[i] if i < len(prompts) else ""
-        lines.append(GridLine([word for word in (str(i), *labels[i : i + 1], prompt) if word], entries, bool(prompt)))
-    names = [*(["pose"] if posed else []), *(["source"] if sourced else []), *cells]
-    return PictureGrid(names, lines, posed, any(notes.values()))
+        words = [str(i), *labels[i : i + 1], *prompts[i : i + 1]]
+        lines.append(GridLine([word for word in words if word], entries))
+    return lines
 
 
 def source_picture(cells: Collection[Path], index: int) -> Path | None:
