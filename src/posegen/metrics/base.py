@@ -15,6 +15,10 @@ from posegen.data.base import Sample
 
 #: Records of a set of images: name -> one entry per image, a number, a string or an array.
 Records = Mapping[str, Sequence[Any]]
+#: Column name -> its value on each of R resamples, ``[R]``.
+Values = dict[str, np.ndarray]
+#: For each of B images what an observer notes, by name.
+Notes = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +126,7 @@ class Observer(ABC):
     compares: ClassVar[bool] = False
 
     @abstractmethod
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         """What it notices in each of B images; the keys are the names under which metrics find it in `Judged.observed`.
 
         Args:
@@ -214,9 +216,7 @@ class Metric(ABC):
         """The facts of one image: numbers and strings go to ``records.csv``, arrays to ``features.npz``."""
 
     @abstractmethod
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         """Values over R resamples of a set.
 
         Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
 #: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first
@@ -32,9 +32,7 @@ class DistributionMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         return {} if judged.features is None else {"features": np.asarray(judged.features, np.float32)}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if reference is None or "features" not in records or "features" not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         for what, these in (("generated", records), ("reference", reference)):

@@ -7,7 +7,6 @@ of what it saw.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 from posegen.metrics.math.statistics import mean_of_known
 
 LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
@@ -72,9 +71,7 @@ class Likeness(Observer):
 
     compares = True
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if real:
             return [
                 dict.fromkeys(NOTED, float("nan")) for _ in samples
@@ -186,7 +183,5 @@ class LikenessMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float]:
         return {name.lower(): judged.observed[name.lower()] for name in self.columns}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         return {name: mean_of_known(records[name.lower()], weights) for name in self.columns}

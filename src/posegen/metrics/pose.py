@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records, Values
 from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
 from posegen.metrics.math.oks import box_areas, oks, sides
 from posegen.metrics.math.pose_similarity import SIMILARITIES
@@ -110,9 +110,7 @@ class PoseMetric(Metric):
         radius = self.pck * longer_side(keypoints, areas)
         return int((labelled & (distance <= radius[:, None])).sum()), float(similarity.max(0).sum())
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         rest = records["scores"], records["areas"], records["extents"], weights
         found = summary(records["oks"], *rest, self.area_ranges)
         found |= {

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Records, Values
 from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.protocol import Protocol
 from posegen.poses.topology import COCO_BONES
@@ -75,9 +75,7 @@ class PosePriorMetric(Metric):
         asked: Any = judged.attributes.get(self.same, "")
         return {"request": str(asked), "truth": judged.keypoints[0], "poses": judged.found.keypoints}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         real = reference if reference is not None else {"request": [], "truth": []}
         range_of_bones = bone_range(np.array([*real["truth"]] or [*records["truth"]]))
         rows = []

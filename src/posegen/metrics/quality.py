@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
 
@@ -89,9 +89,7 @@ class CleanQualityMetric(Metric):
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {self.features: judged.observed[self.features]} if self.features in judged.observed else {}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if reference is None or self.features not in records or self.features not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         every = (range(count_images(records)), range(count_images(reference)))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values, count_images
 from posegen.metrics.feature_networks import FeatureNetwork, fill_from_file, verified
 from posegen.metrics.math.frechet import frechet_first_order
 from posegen.metrics.math.statistics import mean_of_known
@@ -181,9 +181,7 @@ class PersonPaper(Observer):
         self.inception.check()
         self.lpips.check()
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         made = to_uint8(images)
         if self.jpeg is not None and not real:
             made = np.stack([through_jpeg(picture, self.jpeg) for picture in made])
@@ -275,9 +273,7 @@ class PersonPaperMetric(Metric):
     def record(self, judged: Judged) -> dict[str, Any]:
         return {name: value for name, value in judged.observed.items() if name.startswith(f"{self.paper}_")}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         nothing = np.full(len(weights), np.nan)
         values = {
             column: mean_of_known(records[name], weights) if name in records else nothing

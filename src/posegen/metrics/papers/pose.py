@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Poses, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records, Values, count_images
 from posegen.metrics.math.average_precision import COCO_RANGES, MAX_DETECTIONS, Ranking, rank
 from posegen.metrics.math.oks import oks
 from posegen.metrics.math.pose_similarity import cosine
@@ -98,9 +98,7 @@ class PaperPoseMetric(Metric):
             "paper_extents": np.ptp(found[..., :2], axis=1).prod(-1),
         }
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         images = count_images(records)
         used = images - images % self.batch if self.drop_last else images
         if not used:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 from posegen.metrics.feature_networks import FidelityInception
 from posegen.metrics.image_features import truncated
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distance_subsets, kernel_distances, random_subsets
@@ -73,9 +73,7 @@ class PaperFeatures(Observer):
     def check(self) -> None:
         self.network.check()
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if not self.network.configured:
             return [{} for _ in samples]
         pictures = (
@@ -174,9 +172,7 @@ class PaperQualityMetric(Metric):
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {name: judged.observed[name] for name in SPACES if name in judged.observed}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         nothing = np.full(len(weights), np.nan)
         if reference is None or "paper_64" not in records or "paper_64" not in reference:
             return dict.fromkeys(self.columns, nothing)
