@@ -1,7 +1,6 @@
 """How far the generated images are from real ones as a set, in the judge's own feature space.
 
-The columns are named after the judge because they are no FID and no KID: those are distances in the features of one
-particular Inception network.
+The columns are named after the judge: FID and KID are distances in the features of one Inception network.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import numpy as np
 from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
-#: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first
-#: order.
+#: Dimensions up to which each resample's Frechet distance is computed; above, it is followed to first order.
 EXACT = 200
 
 
 class DistributionMetric(Metric):
-    """Frechet and kernel distance between the generated and the real images' features; NaN without a reference or
-    without features.
+    """Frechet and kernel distance of the generated from the real images' features; NaN without a reference or features.
 
     Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only.
     """

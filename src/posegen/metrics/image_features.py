@@ -19,8 +19,7 @@ WHOLE = 1e-3
 class Swapped(Observer):
     """Notes ``swapped``, the poses that the judge finds where red and blue are exchanged, as in the papers' evaluation.
 
-    The pixels are cut to bytes there, not rounded. Pictures that were saved in between hold whole bytes, which stay
-    what they are.
+    The pixels are cut to bytes there, not rounded. Saved pictures hold whole bytes, which stay.
     """
 
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:

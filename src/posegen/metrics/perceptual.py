@@ -19,8 +19,7 @@ ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 
 
 class Lpips:
-    """The distance, computed by the package ``lpips``, which brings the weights of its five linear layers; those of
-    AlexNet are the user's.
+    """The distance, computed by the package ``lpips``, which brings linear layers; AlexNet's weights are the user's.
 
     Args:
         alexnet: file of torchvision's AlexNet; None switches it off.

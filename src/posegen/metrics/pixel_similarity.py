@@ -1,7 +1,6 @@
 """How alike a picture and its target are, pixel by pixel: for data whose targets a perfect method would reproduce.
 
-Everything is measured on pictures as they are stored, of whole bytes. `Likeness` looks, `LikenessMetric` makes columns
-of what it saw.
+Pictures are compared as they are stored, in whole bytes. `Likeness` notes, `LikenessMetric` makes columns of it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ NOTED = ("psnr", "ssim", "l1", "person_psnr", "person_l1", "colour_error")
 
 
 def psnr(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; pictures that agree get 58.9 dB, that of
-    rounding, instead of infinity."""
+    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; equal ones get 58.9, that of rounding."""
     error = np.square(pictures.astype(np.float64) - targets).reshape(len(pictures), -1).mean(1)
     return 10 * np.log10(255**2 / np.maximum(error, LEAST_ERROR))
 
@@ -61,8 +59,7 @@ def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 class Likeness(Observer):
     """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in the
-    box around the target's people; and
-    ``colour_error``, how far their clothes' colours are apart.
+    box around the target's people; and ``colour_error``, how far their clothes' colours are apart.
 
     Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to ankles,
     at the *target's* joints, in CIELAB; the error is the mean of the distances (CIE 1976). NaN where these joints are
@@ -111,8 +108,7 @@ def target_picture(sample: Sample) -> np.ndarray:
 
 
 def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> dict[str, float]:
-    """What `Likeness` notes of the people, given pictures ``[H, W, 3] uint8`` and ``[P, 17, 3]`` keypoints of the
-    target."""
+    """What `Likeness` notes of the people, in ``[H, W, 3] uint8``, given the target's ``[P, 17, 3]``."""
     boxes = [box for person in keypoints if (box := box_of(person, target.shape[:2]))]
     if not boxes:
         return dict.fromkeys(("person_psnr", "person_l1", "colour_error"), float("nan"))
@@ -133,8 +129,7 @@ def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> di
 
 
 def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of the box around a person's labelled joints, with its margin, cut to the picture; None where
-    there is nothing of it."""
+    """Rows and columns of the box around a person's labelled joints, with a margin, cut to the picture; None if empty."""
     shown = person[person[:, 2] > 0, :2]
     if not len(shown):
         return None

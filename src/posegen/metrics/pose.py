@@ -134,7 +134,6 @@ class PoseMetric(Metric):
 
 
 def longer_side(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where
-    that box is a point."""
+    """The longer side ``[P]`` of the box around each person's labelled keypoints, or the root of its area."""
     side = sides(keypoints).max(-1)
     return np.where(side > 0, side, np.sqrt(areas))

@@ -101,8 +101,7 @@ class PosePriorMetric(Metric):
         }
 
     def fit(self, poses: np.ndarray, truths: np.ndarray) -> tuple[float, float, float, float, float]:
-        """(MSE, PCK, nearest MSE, nearest PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, the target
-        first; means over the K poses."""
+        """(MSE, PCK, nearest MSE and PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, target first."""
         made, wanted = poses[:, None, :, 2] > 0, truths[None, :, :, 2] > 0
         squared = (HALF**2) * ((poses[:, None, :, :2] - truths[None, :, :, :2]) ** 2).sum(-1)
         error = mean_where(squared, made & wanted)
@@ -122,8 +121,7 @@ def extents(poses: np.ndarray) -> np.ndarray:
 
 
 def spread(poses: np.ndarray) -> tuple[float, float]:
-    """(variance, diversity) among poses ``[K, 17, 3]``; a joint counts where at least two have it, NaN where none
-    does."""
+    """(variance, diversity) among poses ``[K, 17, 3]``; of joints that two or more have, else NaN."""
     there = poses[..., 2] > 0
     pairs = there[:, None] & there[None] & ~np.eye(len(poses), dtype=bool)[..., None]
     squared = HALF**2 * ((poses[:, None, :, :2] - poses[None, :, :, :2]) ** 2).sum(-1)
@@ -137,8 +135,7 @@ def spread(poses: np.ndarray) -> tuple[float, float]:
 
 
 def bone_range(poses: np.ndarray) -> tuple[np.ndarray, float]:
-    """(longest length of every bone, shortest mean length of a body's bones) among real poses ``[N, 17, 3]``, in units
-    of the square."""
+    """(longest length of each bone, least mean length of a body's bones) of ``poses [N, 17, 3]``, in units of the square."""
     lengths = bone_lengths(poses)
     whole = lengths[(poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS]
     longest = np.where(np.isnan(lengths), 0, lengths).max(0)

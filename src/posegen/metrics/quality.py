@@ -16,8 +16,7 @@ INCEPTION = "clean"
 
 
 class CleanQualityMetric(Metric):
-    """Frechet and kernel distance from real images in one feature space, of the whole set and as the mean over
-    scenarios (``_macro``).
+    """Frechet and kernel distance from real images in one feature space, whole and as mean over scenarios (``_macro``).
 
     Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which
     is the mean of clean-fid's over its random subsets. Intervals of Frechet distances are to first order (see
@@ -120,8 +119,7 @@ def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
 
 
 def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
-    """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all
-    images."""
+    """Scenario of the generated images -> rows of its images in both records; without scenarios, one with all."""
     both = [
         [str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r)
         for r in (records, reference)
@@ -133,8 +131,7 @@ def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[li
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose observers read files of weights, which are named once, at the top of its yaml, and interpolated
-    into the observers.
+    """A protocol whose observers read files of weights, named once at the top of its yaml and interpolated.
 
     Args:
         inception, paper_inception, timm, timm_model, clip, allow_rank_deficient: what the yaml interpolates.

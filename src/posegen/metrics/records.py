@@ -1,8 +1,7 @@
 """Records on disk: numbers and strings in ``records.csv``, one row per image, arrays in ``features.npz``.
 
 Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps.
-Arrays whose shape differs from image to image are stored flat, with a table of shapes beside them. Nothing is ever
-unpickled.
+Arrays whose shape differs from image to image are stored flat, with a table of shapes. Nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -100,8 +100,7 @@ def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Te
 
 
 def highest_around(maps: Tensor, kernel: int) -> Tensor:
-    """The largest value in the square of ``kernel`` cells around each one; rows and columns apart, which on a processor
-    is far faster than pooling."""
+    """The largest value of the ``kernel``-sided square around each cell; rows and columns apart, faster than pooling."""
     h, w = maps.shape[-2:]
     padded = F.pad(maps, (kernel // 2,) * 4, value=-torch.inf)
     across = reduce(torch.maximum, (padded[..., i : i + w] for i in range(kernel)))
@@ -213,8 +212,7 @@ def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarr
 
 
 def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; beyond the border it is
-    that of the nearest cell."""
+    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; the border continues."""
     h, w = heatmaps.shape[-2:]
     offsets = np.arange(-1, 2)
 
@@ -236,8 +234,7 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """People with their missing joints where heat less the rounded tag distance is largest, a quarter of a cell towards
-    the larger neighbours.
+    """People with their missing joints where heat less the rounded tag distance is largest, a quarter cell uphill.
 
     Args:
         heatmaps: ``[B, 17, h, w]``; a joint is found where its heat is positive.

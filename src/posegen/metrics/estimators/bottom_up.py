@@ -40,8 +40,7 @@ def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
-    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, relative to its
-    cell.
+    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, from its cell.
 
     The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
     2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages

@@ -17,8 +17,7 @@ STRIDE = 4  # image pixels per cell of the finest branch
 
 @dataclass(frozen=True)
 class Stage:
-    """The shape of one stage; the first has one branch of bottlenecks, and each later one a coarser branch more than
-    the one before.
+    """The shape of one stage; the first has one branch of bottlenecks, each later one a coarser branch more.
 
     Attributes:
         modules: exchanges between the branches.

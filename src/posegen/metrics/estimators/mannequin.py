@@ -139,8 +139,8 @@ class MannequinJudge(nn.Module, Estimator):
 
         Returns:
             The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
-                keypoint and person),
-            ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross entropy).
+            keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross
+            entropy).
         """
         out = self(images)
         labelled = keypoints[..., 2] > 0
@@ -169,8 +169,7 @@ class MannequinJudge(nn.Module, Estimator):
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / labelled.sum().clamp_min(1)
 
     def _offset_loss(self, field: Tensor, cells: Tensor, labelled: Tensor, centres: Tensor, areas: Tensor) -> Tensor:
-        """Supervises the four offset cells around each person's centre; errors are relative to the square root of the
-        person's area."""
+        """Supervises the four offset cells around each person's centre; errors are relative to the person's size."""
         scale = areas.clamp_min(16.0).sqrt()[..., None, None] / STRIDE
         weight = labelled[..., None].to(field.dtype)
         total = field.new_zeros(())
@@ -311,8 +310,7 @@ class Residual(nn.Module):
 
 
 class Up(nn.Module):
-    """Projects the coarse map, doubles it, adds the finer one and convolves. Cuts to the finer size, so odd sizes
-    work."""
+    """Projects the coarse map, doubles it, cuts it to the finer one's size, adds that and convolves."""
 
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
@@ -380,8 +378,7 @@ def cells_to_pixels(cells: Tensor) -> Tensor:
 
 
 def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each person's labelled shoulders and hips, or of all its labelled keypoints where the torso is
-    outside.
+    """The mean of each person's labelled shoulders and hips, or of all its keypoints where the torso is outside.
 
     Args:
         cells: ``[B, P, 17, 2]``.

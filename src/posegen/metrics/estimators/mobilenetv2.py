@@ -148,8 +148,7 @@ def conv_unit(
 
 
 class InvertedResidual(nn.Module):
-    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear pointwise convolution; a shortcut
-    where the shape allows."""
+    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear convolution; a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, eps: float) -> None:
         super().__init__()

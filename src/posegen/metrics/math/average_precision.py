@@ -41,8 +41,7 @@ class Ranking:
     people: np.ndarray
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[R, T]`` (over 101 recall levels) and final recall ``[R, T]`` of R resamples, NaN without
-        people.
+        """Average precision ``[R, T]`` (101 recall levels) and final recall ``[R, T]`` of R resamples; NaN without people.
 
         The best precision from a recall level on is found at a hit, so only hits are looked at.
 
@@ -84,8 +83,7 @@ class Ranking:
         ]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people; for
-        COCO's thresholds."""
+        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people."""
         precision, recall = self.precision_and_recall(weights)
         values = {"AP": precision.mean(1), "AP50": precision[:, 0], "AP75": precision[:, 5]}
         return values | {"AR": recall.mean(1), "AR50": recall[:, 0], "AR75": recall[:, 5]}

@@ -34,8 +34,7 @@ from posegen.metrics.quality import features_of
 
 Resizing = Literal["none", "pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic"]
 WINDOW = 51  # of the SSIM with equal weights
-#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four programs apply it to
-#: pictures that were not.
+#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four apply it to others.
 SCALE, SHIFT = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5), ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
 
 
@@ -80,8 +79,7 @@ def imagenet_inception(path: str) -> nn.Module:
 def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.ndarray:
     """``[B, H, W, 3] uint8`` in another size, with the filter of one library; pictures of that size are left alone.
 
-    Of the two libraries, Pillow and torch filter the high frequencies out when they make pictures smaller, OpenCV does
-    not.
+    Of the two libraries, Pillow and torch filter high frequencies out of smaller pictures, OpenCV does not.
     """
     if way == "none" or pictures.shape[1:3] == size:
         return pictures
@@ -99,8 +97,7 @@ def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.nd
 
 
 def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
-    """SSIM of two ``[H, W, 3] uint8`` with equal weights in a window and sample covariances, the ``ssim`` of these
-    programs; NaN where it does not fit."""
+    """SSIM of two ``[H, W, 3] uint8`` with a flat window and sample covariances (``ssim``); NaN if too small."""
     from skimage.metrics import structural_similarity
 
     if min(made.shape[:2]) < window:

@@ -36,8 +36,7 @@ EMPTY_BATCH = "batches without people of that size count as -1, as published"
 
 
 class PaperPoseMetric(Metric):
-    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE
-    (people).
+    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l), AR and SAP (percent) and PCE (people).
 
     Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample
     of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
@@ -148,8 +147,7 @@ def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
 
 
 def count_errors(difference: np.ndarray, populated: np.ndarray, batch: int, only_with_people: bool) -> np.ndarray:
-    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people
-    count."""
+    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN where no image counts."""
     errors = []
     for start in range(0, len(difference), batch):
         own, some = difference[start : start + batch], populated[start : start + batch]

@@ -40,8 +40,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
 
 
 def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
-    """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised values times 255, cut to whole numbers
-    and taken modulo 256.
+    """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised, times 255, cut, modulo 256.
 
     Args:
         generated: red and blue of these pictures are exchanged first.
@@ -195,8 +194,7 @@ class PaperQualityMetric(Metric):
 def subset_kid(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
     """KID ``[R]`` times its factor; None where there are too few images for the subsets.
 
-    The value of the set is that of the subsets; a resample lies as far from it as the distances over all pairs lie
-    apart.
+    The value of the set is that of the subsets; a resample differs from it as distances over all pairs do.
     """
     if len(found) <= SUBSET_SIZE or len(real) < SUBSET_SIZE:
         return None
