@@ -129,7 +129,7 @@ def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> di
 
 
 def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of the box around a person's labelled joints, with a margin, cut to the picture; None if empty."""
+    """Rows and columns of the box around a person's labelled joints, with a margin, within the picture, or None."""
     shown = person[person[:, 2] > 0, :2]
     if not len(shown):
         return None

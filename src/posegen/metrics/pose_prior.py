@@ -135,7 +135,7 @@ def spread(poses: np.ndarray) -> tuple[float, float]:
 
 
 def bone_range(poses: np.ndarray) -> tuple[np.ndarray, float]:
-    """(longest length of each bone, least mean length of a body's bones) of ``poses [N, 17, 3]``, in units of the square."""
+    """(greatest length of each bone, least mean length in a body) of ``poses [N, 17, 3]``, in units of the square."""
     lengths = bone_lengths(poses)
     whole = lengths[(poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS]
     longest = np.where(np.isnan(lengths), 0, lengths).max(0)

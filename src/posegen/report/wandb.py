@@ -7,7 +7,7 @@ a benchmark is a further run, with the table as an artifact. `publish` makes a r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,19 +61,18 @@ def wandb_settings(cfg: DictConfig) -> WandbSettings | None:
 
 
 @contextmanager
-def open_run(name: str, logger: DictConfig, parts: Parts | None, folder: Path, **about: Any) -> Iterator[Any]:
-    """A run of the logger, finished behind the block; without ``about`` that of the cell, which it continues.
-
-    If W&B refuses something, a line says so; nothing that was computed is lost.
-    """
-    function = not isinstance(get_object(logger["_target_"]), type)
+def tolerated(name: str) -> Iterator[None]:
+    """If W&B refuses something in the block, a line says so; nothing that was computed is lost."""
     try:
-        with ExitStack() as stack:
-            run = instantiate(logger, *((parts, folder) if function else ()), **about).experiment
-            stack.callback(run.finish)
-            yield run
+        yield
     except Exception as error:  # whatever the network, the account or W&B has to say
         print(f"W&B does not show {name}: {type(error).__name__}: {error}", flush=True)
+
+
+def open_run(logger: DictConfig, parts: Parts | None, folder: Path, **about: Any) -> Any:
+    """A run of the logger, to be used as a context; without ``about`` that of the cell, which it continues."""
+    function = not isinstance(get_object(logger["_target_"]), type)
+    return instantiate(logger, *((parts, folder) if function else ()), **about).experiment
 
 
 def log_results(parts: Parts, folder: Path) -> None:
@@ -85,7 +84,7 @@ def log_results(parts: Parts, folder: Path) -> None:
 
     records, reference = parts.protocol.read(folder), parts.protocol.read(folder / "reference")
     values = parts.protocol.values(records, np.ones((1, len(records["id"]))), reference)  # a run shows no intervals
-    with open_run(f"the results of {folder}", settings.logger, parts, folder) as run:
+    with tolerated(f"the results of {folder}"), open_run(settings.logger, parts, folder) as run:
         run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
         run.log({"images": image_table(parts, folder, records, settings.images)})
         if settings.methods and (folder / "method").is_dir():
@@ -143,7 +142,7 @@ def log_table(table: Table, cfg: DictConfig) -> None:
         "config": {"study": study},
         "save_dir": str(place),
     }
-    with open_run(f"the table of {table.folder}", settings.logger, None, place, **about) as run:
+    with tolerated(f"the table of {table.folder}"), open_run(settings.logger, None, place, **about) as run:
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")

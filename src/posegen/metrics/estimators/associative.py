@@ -100,7 +100,7 @@ def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Te
 
 
 def highest_around(maps: Tensor, kernel: int) -> Tensor:
-    """The largest value of the ``kernel``-sided square around each cell; rows and columns apart, faster than pooling."""
+    """The largest value of ``kernel`` squared cells around each; rows and columns apart, faster than pooling."""
     h, w = maps.shape[-2:]
     padded = F.pad(maps, (kernel // 2,) * 4, value=-torch.inf)
     across = reduce(torch.maximum, (padded[..., i : i + w] for i in range(kernel)))

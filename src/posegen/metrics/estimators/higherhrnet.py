@@ -240,7 +240,7 @@ class HigherHRNet(nn.Module, Estimator):
 
 
 def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Maps at the finest resolution: mean heatmaps ``[B, 17, h, w]``, and tags ``[B, 17, h, w, n]`` where there are some."""
+    """Maps at the finest resolution: mean heatmaps ``[B, 17, h, w]``, and tags ``[B, 17, h, w, n]``."""
     size = outputs[-1].shape[-2:]
     maps = [F.interpolate(maps, size, mode="bilinear", align_corners=True) for maps in outputs[:-1]] + [outputs[-1]]
     heatmaps = torch.stack([m[:, :JOINTS] for m in maps]).mean(0)

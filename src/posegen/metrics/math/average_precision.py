@@ -41,7 +41,7 @@ class Ranking:
     people: np.ndarray
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[R, T]`` (101 recall levels) and final recall ``[R, T]`` of R resamples; NaN without people.
+        """Average precision ``[R, T]`` (101 levels) and final recall ``[R, T]`` of R resamples; NaN without people.
 
         The best precision from a recall level on is found at a hit, so only hits are looked at.
 
