@@ -72,7 +72,7 @@ def tolerated(name: str) -> Iterator[None]:
 def open_run(logger: DictConfig, parts: Parts | None, folder: Path, **about: Any) -> Any:
     """A run of the logger, to be used as a context; without ``about`` that of the cell, which it continues."""
     function = not isinstance(get_object(logger["_target_"]), type)
-    return instantiate(logger, *((parts, folder) if function else ()), **about).experiment
+    return instantiate(logger, _partial_=True)(*((parts, folder) if function else ()), **about).experiment
 
 
 def log_results(parts: Parts, folder: Path) -> None:

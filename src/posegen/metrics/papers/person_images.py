@@ -132,7 +132,7 @@ def relative_error(made: np.ndarray, target: np.ndarray) -> float:
 
 
 class PersonPaper(Observer):
-    """Notes what one paper's script looks at: ``<paper>_features`` and, compared with the target, ``_lpips``, ``_ssim``,
+    """Notes what a paper's script looks at: ``<paper>_features`` and, compared with the target, ``_lpips``, ``_ssim``,
     ``_ssim_256``, ``_psnr``, ``_l1`` and ``_mae``.
 
     Args:
