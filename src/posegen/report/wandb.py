@@ -69,10 +69,15 @@ def tolerated(name: str) -> Iterator[None]:
         print(f"W&B does not show {name}: {type(error).__name__}: {error}", flush=True)
 
 
-def open_run(logger: DictConfig, parts: Parts | None, folder: Path, **about: Any) -> Any:
-    """A run of the logger, to be used as a context; without ``about`` that of the cell, which it continues."""
+@contextmanager
+def open_run(logger: DictConfig, parts: Parts | None, folder: Path, **about: Any) -> Iterator[Any]:
+    """A run of the logger, finished behind the block; without ``about`` that of the cell, which it continues."""
     function = not isinstance(get_object(logger["_target_"]), type)
-    return instantiate(logger, _partial_=True)(*((parts, folder) if function else ()), **about).experiment
+    run = instantiate(logger, _partial_=True)(*((parts, folder) if function else ()), **about).experiment
+    try:
+        yield run
+    finally:
+        run.finish()
 
 
 def log_results(parts: Parts, folder: Path) -> None:
