@@ -1,15 +1,20 @@
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from invented_people import judged, random_set
+from omegaconf import OmegaConf
 
+from posegen.errors import UserError
 from posegen.metrics.caption import CaptionMetric
 from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric
 from posegen.metrics.protocol import Protocol, place
 
+CONF = Path(__file__).parents[2] / "conf" / "protocol"
 SCENES = ("park", "beach")
 
 
@@ -85,3 +90,55 @@ def test_bootstrap_takes_seconds():
 )
 def test_what_tables_are_broken_down_by(attributes, expected):
     assert place(judged("a", [], [], [], attributes=attributes)) == expected
+
+
+CORRECTED = ["PCK@0.1", "AP50", "AP", "AP75", "AR", "count_error", "count_bias", "caption_agreement"]
+CORRECTED += ["judge_frechet", "judge_kernel"]
+PAPER = ["paper_AP", "paper_SAP", "paper_PCE", "paper_FID", "paper_KID", "paper_CLIP"]
+CLEAN = ["clean_FID", "clean_KID", "timm_frechet", "rfd_frechet", "clean_CLIP"]
+PERSON = ["PSNR", "SSIM", "person_PSNR", "colour_error", *CORRECTED[:7], *CORRECTED[8:]]
+PAPERS = ("gfla", "pidm", "pcdms", "cfld")
+FIDS = [f"{paper}_FID" for paper in PAPERS]
+SHOWN = {
+    "corrected": CORRECTED,
+    "paper_pose": PAPER,
+    "clean": CLEAN,
+    "all": ["PCK@0.1", "AP", "count_error", *PAPER, *CLEAN],
+    "person_image": PERSON,
+    "person_all": ["PCK@0.1", "AP", "count_error", "judge_frechet", "clean_FID", "clean_KID", *FIDS],
+    **{f"pgpis_{paper}": [f"{paper}_FID"] for paper in PAPERS},
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_shown_columns_of_the_protocols(name):
+    protocol = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+    assert protocol.headline() == SHOWN[name]
+
+
+def test_the_axes_of_plots_and_columns_without_a_better_direction():
+    protocol = corrected()
+    assert protocol.axes("accuracy") == ["PCK@0.1", "AP"] and protocol.axes("quality") == ["judge_frechet"]
+    assert [column for column in protocol.columns if column.better is None] == ["count_bias"]
+
+
+def test_columns_that_do_not_exist_are_named():
+    with pytest.raises(UserError, match="headline: the protocol has no column FID; it has AP, AP50"):
+        corrected().headline(["AP", "FID"])
+    with pytest.raises(UserError, match="hidden: the protocol has no column FID"):
+        Protocol([PoseMetric()], hidden=["FID"])
+
+
+class Plain(PoseMetric):
+    """A third party's metric: plain names, and of which less is better."""
+
+    lower_is_better = frozenset({"distance"})
+
+    def __init__(self):
+        self.columns = ("distance", "score")
+
+
+def test_plain_names_are_shown_columns():
+    distance, score = Protocol([Plain()]).headline()
+    assert (distance, distance.better, score, score.better) == ("distance", "lower", "score", "higher")
+    assert Protocol([Plain()]).lower_is_better == {"distance"}

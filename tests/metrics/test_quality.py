@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from posegen.metrics.math.frechet import frechet_distance, kernel_distance, kernel_distances, random_subsets
 from posegen.metrics.papers.quality import PaperQualityMetric, scenario_mean
 from posegen.metrics.protocol import Protocol
-from posegen.metrics.quality import CleanQualityMetric, by_scenario
+from posegen.metrics.quality import CleanQualityMetric, rows_by_scenario
 from posegen.metrics.timing.distances import by_loop
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -131,7 +131,7 @@ def test_scenarios_without_real_images():
         name: [x for x, of in zip(values, reference["scenario"], strict=True) if of == "dance"]
         for name, values in reference.items()
     }
-    assert by_scenario(records, dances)["mural"][1] == []
+    assert rows_by_scenario(records, dances)["mural"][1] == []
     assert np.isnan(protocol.table_row([records], dances)["clean_KID_macro"])
 
 

@@ -18,11 +18,21 @@ import pytest
 from posegen.cli import main as posegen
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
-from posegen.report.html import page
-from posegen.report.image_grids import chosen
-from posegen.report.plots import COLOURS, INK, Mark, all_plots, curves_of, mean_curve, plot_curves, plot_marks, smoothed
+from posegen.report.html import results_page
+from posegen.report.image_grids import shown_indices
+from posegen.report.plots import (
+    COLOURS,
+    INK,
+    Mark,
+    all_plots,
+    curves_of,
+    mean_curve,
+    plot_curves,
+    plot_marks,
+    smoothed_curve,
+)
 from posegen.report.table import build_table
-from posegen.report.wandb import Place, place_of, wandb_report
+from posegen.report.wandb import WandbPlace, place_of, wandb_report
 from posegen.runner.images import picture, write_png
 
 
@@ -113,7 +123,7 @@ def test_pictures_are_no_larger_than_asked_for_and_every_row_has_its_own(study: 
     table = build_table(study)
     for cell in table.cells:
         cell["row"] = f"{cell['method']} ({cell['seed']})"  # as where the rows of a method differ in a setting
-    text = page(table, 3, side=24)
+    text = results_page(table, 3, side=24)
     sizes = [
         cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).shape[:2]
         for data in re.findall("base64,([^']+)'", text)
@@ -125,11 +135,11 @@ def test_pictures_are_no_larger_than_asked_for_and_every_row_has_its_own(study: 
 def test_more_lines_than_a_grid_has_by_default_and_every_scenario_first(tmp_path: Path) -> None:
     for i in range(40):
         write_png(picture(tmp_path / "samples", i), np.zeros((2, 2, 3), np.uint8))
-    assert chosen([tmp_path], [], 33) == list(range(33))
+    assert shown_indices([tmp_path], [], 33) == list(range(33))
     labels = ["cartoon"] * 20 + ["oil painting"] * 20
     for i in (3, 25):
         write_png(picture(tmp_path / "judged", i), np.zeros((2, 6, 3), np.uint8))
-    assert chosen([tmp_path], labels, 4) == [3, 25, 0, 20]
+    assert shown_indices([tmp_path], labels, 4) == [3, 25, 0, 20]
 
 
 def test_a_method_looks_alike_in_all_plots_and_shapes_follow_colours(study: Path) -> None:
@@ -163,9 +173,9 @@ def test_curves_of_several_runs_are_one_and_newer_points_win(tmp_path: Path) -> 
     (folder / "metrics.csv").write_text("step,train/loss,live/AP\n3,3.0,\n4,2.0,10\n4,,nan\n")
     assert curves_of(tmp_path) == {"train/loss": [(1, 5), (2, 4), (3, 3), (4, 2)], "live/AP": [(4, 10)]}
     assert curves_of(tmp_path / "nothing") == {}
-    assert smoothed([(i, float(i)) for i in range(1, 6)], 2) == [(2, 1.5), (4, 3.5)] and smoothed([(1, 2.0)], 5) == [
-        (1, 2.0)
-    ]
+    assert smoothed_curve([(i, float(i)) for i in range(1, 6)], 2) == [(2, 1.5), (4, 3.5)] and smoothed_curve(
+        [(1, 2.0)], 5
+    ) == [(1, 2.0)]
 
 
 def test_plots_have_what_they_are_given() -> None:
@@ -192,7 +202,7 @@ def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
 
     table = build_table(study)
     place = place_of(table, "someone/poses")
-    assert place == Place("someone", "poses", "benchmark/mannequin")
+    assert place == WandbPlace("someone", "poses", "benchmark/mannequin")
     report = wandb_report(table, place)
     kinds = [type(block).__name__ for block in report.blocks if type(block).__name__ != "UnorderedList"]
     assert (
@@ -227,7 +237,7 @@ def test_where_the_runs_are_is_what_the_cells_say(study: Path, tmp_path: Path) -
     logger = {"_target_": "posegen.train.loggers.wandb", "project": "poses", "entity": "us"}
     write_text(tmp_path / "a/seed0/config.yaml", json.dumps({"study": "mine", "logger": logger}))
     table.folder, table.cells = tmp_path, [{**table.cells[0], "folder": "a/seed0"}]
-    assert place_of(table, True) == Place("us", "poses", "mine")
+    assert place_of(table, True) == WandbPlace("us", "poses", "mine")
 
 
 def test_a_missing_extra_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

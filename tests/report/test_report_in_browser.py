@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from posegen.io.atomic import write_json
-from posegen.report.html import page
+from posegen.report.html import results_page
 from posegen.report.table import build_table
 from posegen.runner.images import picture, write_png
 from tests.report.test_table import PROTOCOL, finished
@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for cell in cells[:-1]:
         write_png(picture(folder / cell["folder"] / "judged", 0), np.zeros((8, 24, 3), np.uint8))
     write_json(folder / "cells.json", {"title": "Sorting", "baseline": None, "protocol": PROTOCOL, "cells": cells})
-    (folder / "report.html").write_text(page(build_table(folder)), encoding="utf-8")
+    (folder / "report.html").write_text(results_page(build_table(folder)), encoding="utf-8")
     return folder
 
 

@@ -19,9 +19,9 @@ from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric
 from posegen.metrics.protocol import Protocol
 from posegen.report.formats import (
-    Entry,
-    aligned,
+    TableEntry,
     latex_text,
+    left_aligned,
     ranking,
     table_csv,
     table_latex,
@@ -361,12 +361,12 @@ def test_a_folder_without_a_benchmark_says_what_to_do(tmp_path: Path, capsys: py
 def test_latex_text_is_escaped() -> None:
     assert latex_text(r"5_% \ †") == r"5\_\% \textbackslash{} $^\dagger$"
     assert (
-        Entry("5_%", rank=1, differs=True).marked(r"\textbf{{}}", r"\underline{{}}", latex_text)
+        TableEntry("5_%", rank=1, differs=True).marked(r"\textbf{{}}", r"\underline{{}}", latex_text)
         == r"\textbf{5\_\%}$^\dagger$"
     )
 
 
 def test_the_terminal_shows_as_many_columns_as_fit() -> None:
     lines = ["method", "AP", "PCE", "x" * 30], ["a", "1", "2", "3"], ["b", "failed: " + "y" * 60, "", ""]
-    assert aligned(lines, width=20).splitlines()[0] == "method  AP  PCE"
-    assert "y" * 60 in aligned(lines, width=20)
+    assert left_aligned(lines, width=20).splitlines()[0] == "method  AP  PCE"
+    assert "y" * 60 in left_aligned(lines, width=20)

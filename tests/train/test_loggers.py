@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ import pytest
 from posegen.report.plots import curves_of
 from posegen.train.loop import train
 from tests.tiny import configured
+
+
+def logged(folder: Path) -> dict[Path, bytes]:
+    """Offline run -> its log, once W&B's process, which writes it, has nothing left to write."""
+    before: dict[Path, bytes] = {}
+    for _ in range(60):
+        runs = {run: b"".join(p.read_bytes() for p in run.glob("*.wandb")) for run in folder.rglob("offline-run-*")}
+        if runs == before and all(len(text) > 100 for text in runs.values()):
+            break
+        before = runs
+        time.sleep(1)
+    return runs
 
 
 def test_wandb_offline_holds_config_curves_pictures_and_group(
@@ -33,8 +46,7 @@ def test_wandb_offline_holds_config_curves_pictures_and_group(
         train(cfg)
     assert seen["mode"] == "offline" and seen["group"] == "train/controlnet" and seen["name"] == "controlnet-seed0"
     assert seen["config"]["adapter"]["strength"] == 1.0 and "seed:0" in seen["tags"]
-    (run,) = tmp_path.rglob("offline-run-*")
-    content = b"".join(p.read_bytes() for p in run.glob("*.wandb"))
+    ((run, content),) = logged(tmp_path).items()
     assert b"live/PCK@0.1" in content and b"train/loss" in content
     assert list(run.rglob("live_*.png"))
 
@@ -77,7 +89,7 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(
         f"paths.output={tmp_path}",
     ]
     assert main(["benchmark", *world, "adapter=controlnet,none", "hydra/launcher=serial", *options]) == 0
-    content = {run: b"".join(p.read_bytes() for p in run.glob("*.wandb")) for run in tmp_path.rglob("offline-run-*")}
+    content = logged(tmp_path)
     judged = [text for text in content.values() if b"test/PCK@0.1" in text]
     assert len(judged) == 2 and all(b"images" in text for text in judged)
     files = {path.name for run in content for path in run.rglob("*") if path.is_file()}

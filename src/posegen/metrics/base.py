@@ -15,6 +15,10 @@ from posegen.data.base import Sample
 
 #: Records of a set of images: name -> one entry per image, a number, a string or an array.
 Records = Mapping[str, Sequence[Any]]
+#: Column name -> its value on each of R resamples, ``[R]``.
+Values = dict[str, np.ndarray]
+#: For each of B images what an observer notes, by name.
+Notes = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +77,7 @@ class Estimator(ABC):
         return self.heatmaps(inputs)
 
     def attributes(self, images: Tensor) -> list[dict[str, Any]]:
-        """What the estimator can say about each image besides poses (for the mannequin judge: style, scene and
-        count)."""
+        """Other facts about each image (from the mannequin judge: style, scene and count)."""
         return [{} for _ in range(len(images))]
 
     def examine(self, images: Tensor) -> Findings:
@@ -91,8 +94,7 @@ class Judged:
 
     Attributes:
         id: sample id.
-        keypoints: ``[P, 17, 3]`` target keypoints with visibility, on the judged image's pixels; where poses are
-            judged, in the person's square.
+        keypoints: ``[P, 17, 3]`` target keypoints with visibility, in pixels, or in the person's square.
         areas: ``[P]`` target areas.
         found: the estimator's poses.
         attributes: the target's attributes.
@@ -112,8 +114,7 @@ class Judged:
 
 
 class Observer(ABC):
-    """A further look at the judged images, besides the estimator's own: another network's features, say, or the
-    estimator on swapped colours.
+    """A further look at the judged images: another network's features, say, or the estimator on swapped colours.
 
     Attributes:
         compares: it looks at the targets' pictures, too.
@@ -122,17 +123,14 @@ class Observer(ABC):
     compares: ClassVar[bool] = False
 
     @abstractmethod
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         """What it notices in each of B images; the keys are the names under which metrics find it in `Judged.observed`.
 
         Args:
             images: ``[B, 3, H, W]`` in [-1, 1].
             samples: the B targets, with their pictures where it ``compares``.
             estimator: the judge.
-            real: whether these are the data set's own images, the reference of distances between sets, and no generated
-                ones.
+            real: whether these are the data set's images, the reference of distances between sets.
 
         Returns:
             B mappings, empty ones from an observer that is switched off (its weights are not configured).
@@ -149,8 +147,7 @@ class Column(str):
     Attributes:
         better: which values are; None where neither are, as of a bias.
         headline: place among the shown columns of its metric, equal ones in their order; None: in ``table.csv`` only.
-        family: what it measures: ``accuracy`` of the pose, ``quality`` of the pictures, ``likeness``, ``count``,
-            ``caption``.
+        family: ``accuracy`` of the pose, ``quality`` of the pictures, ``likeness``, ``count`` or ``caption``.
         axis: place among the columns of its family that a plot takes as its axis; None: it never does.
         unit: ``%``, ``dB``, ...
         remark: what the value depends on beyond the images, for the notes below a table.
@@ -189,8 +186,7 @@ class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images.
 
     ``record`` reduces one judged image to a few numbers and small arrays; ``resampled`` turns the records of a set into
-    values, for many bootstrap resamples at once. Everything is a function of the records, so a table can be made again
-    at any time.
+    values, for many bootstrap resamples at once.
     """
 
     #: The columns that `compute` returns, in table order. A plain name is a shown column.
@@ -214,9 +210,7 @@ class Metric(ABC):
         """The facts of one image: numbers and strings go to ``records.csv``, arrays to ``features.npz``."""
 
     @abstractmethod
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         """Values over R resamples of a set.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records, Values
 
 ATTRIBUTES = ("style", "scene", "count")
 
@@ -25,9 +25,7 @@ class CaptionMetric(Metric):
         found = {**judged.found_attributes, "count": len(judged.found)}
         return {f"{name}_agrees": agreement(judged.attributes.get(name), found.get(name)) for name in ATTRIBUTES}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         shares = []
         for name in ATTRIBUTES:
             agrees = np.asarray(records[f"{name}_agrees"], float)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 
 PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
 #: Variant -> what becomes of a caption before it is cut to the tokens that the network can read.
@@ -52,9 +52,7 @@ class Clip(Observer):
         if self.folder is not None:
             _ = self.model, self.processor
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if self.folder is None or real:  # it compares with a caption, not with the data set
             return [{} for _ in samples]
         with torch.no_grad():
@@ -147,9 +145,7 @@ class ClipScoreMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float]:
         return {self.name: judged.observed[self.name]} if self.name in judged.observed else {}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if self.name not in records:
             return {self.column: np.full(len(weights), np.nan)}
         mean = weights @ np.asarray(records[self.name], float) / weights.sum(1)

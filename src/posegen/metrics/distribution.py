@@ -1,24 +1,21 @@
 """How far the generated images are from real ones as a set, in the judge's own feature space.
 
-The columns are named after the judge because they are no FID and no KID: those are distances in the features of one
-particular Inception network.
+The columns are named after the judge: FID and KID are distances in the features of one Inception network.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
-#: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first
-#: order.
+#: Dimensions up to which each resample's Frechet distance is computed; above, it is followed to first order.
 EXACT = 200
 
 
 class DistributionMetric(Metric):
-    """Frechet and kernel distance between the generated and the real images' features; NaN without a reference or
-    without features.
+    """Frechet and kernel distance of the generated from the real images' features; NaN without a reference or features.
 
     Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only.
     """
@@ -32,9 +29,7 @@ class DistributionMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         return {} if judged.features is None else {"features": np.asarray(judged.features, np.float32)}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if reference is None or "features" not in records or "features" not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         for what, these in (("generated", records), ("reference", reference)):

@@ -70,8 +70,7 @@ class FeatureNetwork(ABC):
 
 
 class TorchScriptInception(FeatureNetwork):
-    """The 2048 features of FID's Inception network as clean-fid reads them, from ``inception-2015-12-05.pt`` of
-    StyleGAN's metrics.
+    """The 2048 features of FID's Inception network as in clean-fid, from StyleGAN's ``inception-2015-12-05.pt``.
 
     Args:
         path: that file; None switches the network off.
@@ -103,12 +102,10 @@ class TorchScriptInception(FeatureNetwork):
 
 
 class FidelityInception(FeatureNetwork):
-    """FID's Inception network with torch-fidelity's weights, which are pytorch-fid's: features after the first pooling
-    and after the last.
+    """FID's Inception network with torch-fidelity's weights, after the first and the last pooling.
 
     Args:
-        path: ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``, the same file); None switches the
-            network off.
+        path: ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``); None switches it off.
         sha256: of the file; None reads any file of this network.
     """
 
@@ -129,8 +126,7 @@ class FidelityInception(FeatureNetwork):
         return self._stages(images, (2048,))[2048]
 
     def pooled(self, images: Tensor, widths: Sequence[int] = (64, 2048)) -> dict[int, np.ndarray]:
-        """Features by their number, ``[B, 64]`` after the first pooling or ``[B, 2048]`` after the last; what comes
-        after the last one asked for is not run."""
+        """By number: ``[B, 64]`` after the first pooling or ``[B, 2048]`` after the last; the rest is not run."""
         with torch.no_grad():
             self.network.to(images.device)
             return {width: values.cpu().numpy() for width, values in self._stages(images, widths).items()}
@@ -148,8 +144,7 @@ class FidelityInception(FeatureNetwork):
 
 
 def fid_inception() -> nn.Module:
-    """FID's variant of torchvision's Inception v3, without weights, its children in the order they run in up to the
-    classifier."""
+    """FID's variant of torchvision's Inception v3, without weights, its children in the order they run in."""
     from cleanfid import inception_pytorch as variant
     from torchvision.models import Inception3
 
@@ -212,8 +207,7 @@ class TimmNetwork(FeatureNetwork):
 
 
 class RandomNetwork(FeatureNetwork):
-    """A ResNet-18 with random weights, a function of the seed alone: 512 features for where no trained network is at
-    hand.
+    """A ResNet-18 with random weights, a function of the seed alone: 512 features without a trained network.
 
     Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and are
     no FID. The features are divided by 16, as each of the network's eight residual sums doubles the variance, so that

@@ -34,14 +34,12 @@ def transferred(
 
     Returns:
         ``outside_max_difference`` and ``inside_mean_difference`` in grey levels from the picture outside and inside the
-        mask. Where garments are known, their
-        colour distances: of the result ``to_style``, ``to_picture`` and ``to_wrong_style``; of the untouched
-        ``picture_to_style``; and of the same garments in another picture ``style_again_to_style``, which no result can
-        be expected to undercut. ``gain`` is how much closer to the style the result is than the picture was, ``margin``
-        how much closer it is to the style than to the wrong one, and ``follows`` is 1 where it is closer to the style
-        than to the
-        picture. Only the margin tells whether the style was read: what is painted grey has a gain, too, and is closer
-        to half of all styles.
+        mask. Where garments are known, their colour distances: of the result ``to_style``, ``to_picture`` and
+        ``to_wrong_style``; of the untouched ``picture_to_style``; and of the same garments in another picture
+        ``style_again_to_style``, which no result can be expected to undercut. ``gain`` is how much closer to the style
+        the result is than the picture was, ``margin`` how much closer it is to the style than to the wrong one, and
+        ``follows`` is 1 where it is closer to the style than to the picture. Only the margin tells whether the style
+        was read: what is painted grey has a gain, too, and is closer to half of all styles.
     """
     change = np.abs(result.astype(int) - picture)
     row = {

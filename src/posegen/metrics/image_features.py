@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Observer
+from posegen.metrics.base import Estimator, Notes, Observer
 from posegen.metrics.feature_networks import FeatureNetwork
 
 #: In units of a byte: far above rounding errors of whole values, far below what truncation is about.
@@ -20,13 +19,10 @@ WHOLE = 1e-3
 class Swapped(Observer):
     """Notes ``swapped``, the poses that the judge finds where red and blue are exchanged, as in the papers' evaluation.
 
-    The pixels are cut to bytes there, not rounded. Pictures that were saved in between hold whole bytes, which stay
-    what they are.
+    The pixels are cut to bytes there, not rounded. Saved pictures hold whole bytes, which stay.
     """
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         swapped = torch.from_numpy(truncated(images)[..., ::-1].copy()).permute(0, 3, 1, 2).to(images) / 127.5 - 1
         with torch.no_grad():
             return [{"swapped": poses} for poses in estimator.estimate(swapped)]
@@ -54,9 +50,7 @@ class CleanFeatures(Observer):
         for network in self.networks.values():
             network.check()
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         used = {space: network for space, network in self.networks.items() if network.configured}
         resized = {
             side: clean_resized(to_uint8(images), side).to(images.device)

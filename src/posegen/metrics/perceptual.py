@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from posegen.data.base import Sample, to_tensor, to_uint8
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 from posegen.metrics.feature_networks import fill_from_file, verified
 from posegen.metrics.math.statistics import mean_of_known
-from posegen.metrics.pixel_similarity import target_of
+from posegen.metrics.pixel_similarity import target_picture
 
 ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 
 
 class Lpips:
-    """The distance, computed by the package ``lpips``, which brings the weights of its five linear layers; those of
-    AlexNet are the user's.
+    """The distance, computed by the package ``lpips``, which brings linear layers; AlexNet's weights are the user's.
 
     Args:
         alexnet: file of torchvision's AlexNet; None switches it off.
@@ -100,13 +98,11 @@ class Perceptual(Observer):
     def check(self) -> None:
         self.lpips.check()
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if not self.lpips.configured or real:
             return [{} for _ in samples]
         made = torch.stack([to_tensor(picture) for picture in to_uint8(images)]).to(images.device)
-        targets = torch.stack([to_tensor(target_of(sample)) for sample in samples]).to(images.device)
+        targets = torch.stack([to_tensor(target_picture(sample)) for sample in samples]).to(images.device)
         return [{"lpips": float(value)} for value in self.lpips.distances(made, targets)]
 
 
@@ -125,9 +121,7 @@ class PerceptualMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float]:
         return {"lpips": judged.observed["lpips"]} if "lpips" in judged.observed else {}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         return {
             "LPIPS": mean_of_known(records["lpips"], weights) if "lpips" in records else np.full(len(weights), np.nan)
         }

@@ -1,13 +1,11 @@
 """How alike a picture and its target are, pixel by pixel: for data whose targets a perfect method would reproduce.
 
-Everything is measured on pictures as they are stored, of whole bytes. `Likeness` looks, `LikenessMetric` makes columns
-of what it saw.
+Pictures are compared as they are stored, in whole bytes. `Likeness` notes, `LikenessMetric` makes columns of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 from posegen.metrics.math.statistics import mean_of_known
 
 LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
@@ -30,8 +28,7 @@ NOTED = ("psnr", "ssim", "l1", "person_psnr", "person_l1", "colour_error")
 
 
 def psnr(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; pictures that agree get 58.9 dB, that of
-    rounding, instead of infinity."""
+    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; equal ones get 58.9, that of rounding."""
     error = np.square(pictures.astype(np.float64) - targets).reshape(len(pictures), -1).mean(1)
     return 10 * np.log10(255**2 / np.maximum(error, LEAST_ERROR))
 
@@ -62,8 +59,7 @@ def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 class Likeness(Observer):
     """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in the
-    box around the target's people; and
-    ``colour_error``, how far their clothes' colours are apart.
+    box around the target's people; and ``colour_error``, how far their clothes' colours are apart.
 
     Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to ankles,
     at the *target's* joints, in CIELAB; the error is the mean of the distances (CIE 1976). NaN where these joints are
@@ -72,14 +68,12 @@ class Likeness(Observer):
 
     compares = True
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if real:
             return [
                 dict.fromkeys(NOTED, float("nan")) for _ in samples
             ]  # pictures of a reference are compared as a set alone
-        made, targets = to_uint8(images), np.stack([target_of(sample) for sample in samples])
+        made, targets = to_uint8(images), np.stack([target_picture(sample) for sample in samples])
         if made.shape != targets.shape:
             raise ValueError(
                 f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the "
@@ -99,7 +93,7 @@ class Likeness(Observer):
         ]
 
 
-def target_of(sample: Sample) -> np.ndarray:
+def target_picture(sample: Sample) -> np.ndarray:
     """``[H, W, 3]`` the picture of a sample.
 
     Raises:
@@ -114,8 +108,7 @@ def target_of(sample: Sample) -> np.ndarray:
 
 
 def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> dict[str, float]:
-    """What `Likeness` notes of the people, given pictures ``[H, W, 3] uint8`` and ``[P, 17, 3]`` keypoints of the
-    target."""
+    """What `Likeness` notes of the people, in ``[H, W, 3] uint8``, given the target's ``[P, 17, 3]``."""
     boxes = [box for person in keypoints if (box := box_of(person, target.shape[:2]))]
     if not boxes:
         return dict.fromkeys(("person_psnr", "person_l1", "colour_error"), float("nan"))
@@ -136,8 +129,7 @@ def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> di
 
 
 def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of the box around a person's labelled joints, with its margin, cut to the picture; None where
-    there is nothing of it."""
+    """Rows and columns of the box around a person's labelled joints, with a margin, within the picture, or None."""
     shown = person[person[:, 2] > 0, :2]
     if not len(shown):
         return None
@@ -186,7 +178,5 @@ class LikenessMetric(Metric):
     def record(self, judged: Judged) -> dict[str, float]:
         return {name.lower(): judged.observed[name.lower()] for name in self.columns}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         return {name: mean_of_known(records[name.lower()], weights) for name in self.columns}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records, Values
 from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
 from posegen.metrics.math.oks import box_areas, oks, sides
 from posegen.metrics.math.pose_similarity import SIMILARITIES
@@ -110,9 +110,7 @@ class PoseMetric(Metric):
         radius = self.pck * longer_side(keypoints, areas)
         return int((labelled & (distance <= radius[:, None])).sum()), float(similarity.max(0).sum())
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         rest = records["scores"], records["areas"], records["extents"], weights
         found = summary(records["oks"], *rest, self.area_ranges)
         found |= {
@@ -136,7 +134,6 @@ class PoseMetric(Metric):
 
 
 def longer_side(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where
-    that box is a point."""
+    """The longer side ``[P]`` of the box around each person's labelled keypoints, or the root of its area."""
     side = sides(keypoints).max(-1)
     return np.where(side > 0, side, np.sqrt(areas))

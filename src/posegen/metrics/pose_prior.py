@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Records, Values
 from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.protocol import Protocol
 from posegen.poses.topology import COCO_BONES
@@ -75,9 +75,7 @@ class PosePriorMetric(Metric):
         asked: Any = judged.attributes.get(self.same, "")
         return {"request": str(asked), "truth": judged.keypoints[0], "poses": judged.found.keypoints}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         real = reference if reference is not None else {"request": [], "truth": []}
         range_of_bones = bone_range(np.array([*real["truth"]] or [*records["truth"]]))
         rows = []
@@ -103,12 +101,11 @@ class PosePriorMetric(Metric):
         }
 
     def fit(self, poses: np.ndarray, truths: np.ndarray) -> tuple[float, float, float, float, float]:
-        """(MSE, PCK, nearest MSE, nearest PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, the target
-        first; means over the K poses."""
+        """(MSE, PCK, nearest MSE and PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, target first."""
         made, wanted = poses[:, None, :, 2] > 0, truths[None, :, :, 2] > 0
         squared = (HALF**2) * ((poses[:, None, :, :2] - truths[None, :, :, :2]) ** 2).sum(-1)
-        error = mean(squared, made & wanted)
-        hit = 100 * mean(
+        error = mean_where(squared, made & wanted)
+        hit = 100 * mean_where(
             made & (squared <= (self.pck * extents(truths)[None, :, None]) ** 2), wanted & np.ones_like(made)
         )
         agrees = 100 * (made[:, 0] == wanted[:, 0]).mean()
@@ -124,8 +121,7 @@ def extents(poses: np.ndarray) -> np.ndarray:
 
 
 def spread(poses: np.ndarray) -> tuple[float, float]:
-    """(variance, diversity) among poses ``[K, 17, 3]``; a joint counts where at least two have it, NaN where none
-    does."""
+    """(variance, diversity) among poses ``[K, 17, 3]``; of joints that two or more have, else NaN."""
     there = poses[..., 2] > 0
     pairs = there[:, None] & there[None] & ~np.eye(len(poses), dtype=bool)[..., None]
     squared = HALF**2 * ((poses[:, None, :, :2] - poses[None, :, :, :2]) ** 2).sum(-1)
@@ -139,9 +135,8 @@ def spread(poses: np.ndarray) -> tuple[float, float]:
 
 
 def bone_range(poses: np.ndarray) -> tuple[np.ndarray, float]:
-    """(longest length of every bone, shortest mean length of a body's bones) among real poses ``[N, 17, 3]``, in units
-    of the square."""
-    lengths = bones(poses)
+    """(greatest length of each bone, least mean length in a body) of ``poses [N, 17, 3]``, in units of the square."""
+    lengths = bone_lengths(poses)
     whole = lengths[(poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS]
     longest = np.where(np.isnan(lengths), 0, lengths).max(0)
     return longest, float(np.nanmean(whole, axis=1).min()) if len(whole) else 0.0
@@ -149,20 +144,20 @@ def bone_range(poses: np.ndarray) -> tuple[np.ndarray, float]:
 
 def validity(poses: np.ndarray, real: tuple[np.ndarray, float]) -> float:
     """Share in percent of ``poses [K, 17, 3]`` whose bones could be real."""
-    lengths, (longest, shortest) = bones(poses), real
+    lengths, (longest, shortest) = bone_lengths(poses), real
     enough = (poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS
     possible = (np.nan_to_num(lengths) <= (1 + TOLERANCE) * longest).all(-1)
     whole = np.array([nan_mean(row) for row in lengths]) >= (1 - TOLERANCE) * shortest
     return 100 * float((enough & possible & whole).mean())
 
 
-def bones(poses: np.ndarray) -> np.ndarray:
+def bone_lengths(poses: np.ndarray) -> np.ndarray:
     """Lengths ``[N, 16]`` of the bones, NaN where an end is absent."""
     a, b = poses[:, BONES[:, 0]], poses[:, BONES[:, 1]]
     return np.where((a[..., 2] > 0) & (b[..., 2] > 0), np.linalg.norm(a[..., :2] - b[..., :2], axis=-1), np.nan)
 
 
-def mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+def mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Mean over the last axis of the values that count, NaN where none does."""
     with np.errstate(invalid="ignore"):
         return np.where(where, values, 0).sum(-1) / where.sum(-1)

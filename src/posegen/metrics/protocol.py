@@ -20,8 +20,8 @@ CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 class Protocol:
     """A named, versioned list of metrics.
 
-    ``corrected`` is the headline: one AP over the whole set (not a mean over batches), areas from the people
-        themselves, all images counted.
+    ``corrected`` is the one to trust: one AP over the whole set (not a mean over batches), areas from the people
+    themselves, all images counted.
 
     Args:
         metrics: their column names and record names are distinct.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
 
@@ -16,8 +16,7 @@ INCEPTION = "clean"
 
 
 class CleanQualityMetric(Metric):
-    """Frechet and kernel distance from real images in one feature space, of the whole set and as the mean over
-    scenarios (``_macro``).
+    """Frechet and kernel distance from real images in one feature space, whole and as mean over scenarios (``_macro``).
 
     Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which
     is the mean of clean-fid's over its random subsets. Intervals of Frechet distances are to first order (see
@@ -74,7 +73,7 @@ class CleanQualityMetric(Metric):
             reasons[self.frechet] = self._too_few(images, dimensions)
         if "scenario" not in records:
             return reasons | dict.fromkeys(self.columns[2:], "the data set has no scenarios")
-        smallest = min(len(rows) for rows, _ in by_scenario(records, records).values())
+        smallest = min(len(rows) for rows, _ in rows_by_scenario(records, records).values())
         if not self.allow and smallest <= dimensions:
             reasons[self.columns[2]] = self._too_few(smallest, dimensions)
         return reasons
@@ -89,15 +88,14 @@ class CleanQualityMetric(Metric):
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {self.features: judged.observed[self.features]} if self.features in judged.observed else {}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if reference is None or self.features not in records or self.features not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         every = (range(count_images(records)), range(count_images(reference)))
         values = dict(zip(self.columns, self._distances(records, weights, reference, *every), strict=False))
         parts = [
-            self._distances(records, weights, reference, *rows) for rows in by_scenario(records, reference).values()
+            self._distances(records, weights, reference, *rows)
+            for rows in rows_by_scenario(records, reference).values()
         ]
         means = np.mean(parts, axis=0) if "scenario" in records else np.full((2, len(weights)), np.nan)
         return values | dict(zip(self.columns[2:], means, strict=True))
@@ -120,9 +118,8 @@ def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
     return np.stack([records[name][i] for i in rows]) if len(rows) else np.zeros((0, 0))
 
 
-def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
-    """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all
-    images."""
+def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
+    """Scenario of the generated images -> rows of its images in both records; without scenarios, one with all."""
     both = [
         [str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r)
         for r in (records, reference)
@@ -134,8 +131,7 @@ def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[in
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose observers read files of weights, which are named once, at the top of its yaml, and interpolated
-    into the observers.
+    """A protocol whose observers read files of weights, named once at the top of its yaml and interpolated.
 
     Args:
         inception, paper_inception, timm, timm_model, clip, allow_rank_deficient: what the yaml interpolates.

@@ -1,8 +1,7 @@
 """Records on disk: numbers and strings in ``records.csv``, one row per image, arrays in ``features.npz``.
 
 Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps.
-Arrays whose shape differs from image to image are stored flat, with a table of shapes beside them. Nothing is ever
-unpickled.
+Arrays whose shape differs from image to image are stored flat, with a table of shapes. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -117,10 +116,10 @@ def from_csv(path: Path) -> dict[str, list]:
     columns = (
         dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
     )
-    return {name: values if name in NAMES else numbers(values) for name, values in columns.items()}
+    return {name: values if name in NAMES else floats_if_all(values) for name, values in columns.items()}
 
 
-def numbers(values: list[str]) -> list:
+def floats_if_all(values: list[str]) -> list:
     """Floats if all are numbers, else the strings."""
     try:
         return [float(value) for value in values]

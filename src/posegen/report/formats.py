@@ -31,7 +31,7 @@ SHOWN_COSTS: dict[str, Callable[[Row], str]] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One entry of a table as people read it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Entry:
         return template.replace("{}", escape(text)) + escape(DIFFERS if self.differs else "")
 
 
-Grid = list[list[Entry]]
+Grid = list[list[TableEntry]]
 
 
 def table_grid(table: Table) -> Grid:
@@ -64,42 +64,42 @@ def table_grid(table: Table) -> Grid:
     compared = any(row.get("reproduction", "") not in ("", "not comparable") for row in table.rows)
     extra = ["reproduction"] if compared else []
     ranks = {column: ranking(table.rows, column) for column in table.headline}
-    lines = [[Entry(name) for name in ["method", *extra, *table.headline, *SHOWN_COSTS]]]
+    lines = [[TableEntry(name) for name in ["method", *extra, *table.headline, *SHOWN_COSTS]]]
     for row in table.rows:
         name = row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else "")
         reported, values = row["state"] == "reported", [entry(row, c, ranks[c]) for c in table.headline]
         if reported or row["state"] == "finished":
             first = ["reported" if reported else row.get(key, "") for key in extra]
             costs = ["" if reported else cost(row) for cost in SHOWN_COSTS.values()]
-            lines.append([Entry(name), *map(Entry, first), *values, *map(Entry, costs)])
+            lines.append([TableEntry(name), *map(TableEntry, first), *values, *map(TableEntry, costs)])
         else:
             state = f"{row['state']}: {row['reason']}".strip(": ")
-            lines.append([Entry(name), Entry(state)] + [Entry("")] * (len(lines[0]) - 2))
+            lines.append([TableEntry(name), TableEntry(state)] + [TableEntry("")] * (len(lines[0]) - 2))
     return lines
 
 
 def breakdown_grid(parts: Breakdown, column: Column) -> Grid:
     """A line per part, with the methods side by side."""
     methods = list(dict.fromkeys(row["method"] for row in parts.rows))
-    lines = [[Entry(name) for name in (parts.by, "images", *methods)]]
+    lines = [[TableEntry(name) for name in (parts.by, "images", *methods)]]
     for part in parts.names:
         rows = [row for row in parts.rows if row[parts.by] == part]
         ranks = ranking(rows, column)
-        values = {row["method"]: Entry(value_text(row[column]), rank_of(row, column, ranks)) for row in rows}
-        entries = (values.get(method, Entry("-")) for method in methods)
-        lines.append([Entry(part), Entry(str(rows[0]["n_images"])), *entries])
+        values = {row["method"]: TableEntry(value_text(row[column]), rank_of(row, column, ranks)) for row in rows}
+        entries = (values.get(method, TableEntry("-")) for method in methods)
+        lines.append([TableEntry(part), TableEntry(str(rows[0]["n_images"])), *entries])
     return lines
 
 
-def entry(row: Row, column: Column, ranks: Mapping[float, int]) -> Entry:
+def entry(row: Row, column: Column, ranks: Mapping[float, int]) -> TableEntry:
     """A value with its interval, where it has one, and its marks."""
     value = row.get(column, math.nan)
     if row["state"] == "reported":
-        return Entry(f"{value:g}" if column in row else "")
+        return TableEntry(f"{value:g}" if column in row else "")
     if math.isnan(value):
-        return Entry("-")
+        return TableEntry("-")
     differs = row.get(f"{column}_p", 1.0) < ALPHA
-    return Entry(value_text(value), rank_of(row, column, ranks), differs, interval_text(row, column))
+    return TableEntry(value_text(value), rank_of(row, column, ranks), differs, interval_text(row, column))
 
 
 def rank_of(row: Row, column: Column, ranks: Mapping[float, int]) -> int:
@@ -192,10 +192,10 @@ def latex_text(text: str) -> str:
 def table_terminal(table: Table, width: int = 160) -> str:
     """Title, as many columns as fit, caption and notes; the best value of a column is between stars."""
     cells = [[one.marked("**{}**", "{}") for one in line] for line in table_grid(table)]
-    return "\n".join([table.title, aligned(cells, width), table.caption, *table.notes])
+    return "\n".join([table.title, left_aligned(cells, width), table.caption, *table.notes])
 
 
-def aligned(lines: Sequence[Sequence[str]], width: int = 160) -> str:
+def left_aligned(lines: Sequence[Sequence[str]], width: int = 160) -> str:
     """Columns of equal width, as many as fit."""
     # The state of a row that did not finish may be long; it stands behind the others.
     widths = [

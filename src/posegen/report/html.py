@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from posegen.metrics.base import Column
 from posegen.report.breakdown import CAPTION, Breakdown
-from posegen.report.formats import Entry, breakdown_grid, table_grid
-from posegen.report.image_grids import picture_grid
+from posegen.report.formats import TableEntry, breakdown_grid, table_grid
+from posegen.report.image_grids import GridLine, picture_grid
 from posegen.report.plots import result_plots, training_plots
 from posegen.report.rows import Row
 from posegen.report.study import read_status
@@ -38,7 +38,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Line:
+class SheetLine:
     """A line of a table on the page.
 
     Attributes:
@@ -48,7 +48,7 @@ class Line:
     """
 
     name: str
-    entries: Sequence[tuple[Entry, float | None]]
+    entries: Sequence[tuple[TableEntry, float | None]]
     kind: str = ""
     failed: bool = False
 
@@ -67,12 +67,12 @@ class Sheet:
 
     about: str
     names: Sequence[str]
-    bodies: Sequence[tuple[str, str, Sequence[Line]]]
+    bodies: Sequence[tuple[str, str, Sequence[SheetLine]]]
     better: Mapping[str, str | None]
     arrows: bool = True
 
 
-def page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
+def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
     """The page as html text.
 
     Args:
@@ -83,9 +83,9 @@ def page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
         "Table": ("results", {"sheet": results_sheet(table), "caption": table.caption, "notes": table.notes}),
         "Curves": ("plots", [Markup(plot.inline()) for plot in training_plots(table).values()]),
         "Accuracy, quality and cost": ("plots", [Markup(plot.inline()) for plot in result_plots(table).values()]),
-        **{f"By {parts.by}": ("parts", parts_of_page(parts)) for parts in table.parts},
-        "Pictures": ("pictures", {"grid": picture_grid(table, poses, side)} if poses else None),
-        "Cells": ("cells", cells_of_page(table)),
+        **{f"By {parts.by}": ("parts", parts_section(parts)) for parts in table.parts},
+        "Pictures": ("pictures", pictures_section(picture_grid(table, poses, side)) if poses else None),
+        "Cells": ("cells", cells_section(table)),
     }
     filled = [(name, anchor(name), kind, data) for name, (kind, data) in sections.items() if data]
     environment = Environment(
@@ -107,13 +107,13 @@ def breakable(name: str) -> Markup:
 def results_sheet(table: Table) -> Sheet:
     """The table: methods, then those that did not finish, bounds and published numbers, each for themselves."""
     head, *lines = table_grid(table)
-    kinds = [kind_of(row) for row in table.rows]
+    kinds = [row_kind(row) for row in table.rows]
     bodies = []
     for kind, label in KINDS.items():
         found = [
-            Line(line[0].text, plain(line[1:2]), failed=True)
+            SheetLine(line[0].text, unshaded(line[1:2]), failed=True)
             if kind == "unfinished"
-            else Line(line[0].text, plain(line[1:]), kind)
+            else SheetLine(line[0].text, unshaded(line[1:]), kind)
             for line, own in zip(lines, kinds, strict=True)
             if own == kind
         ]
@@ -121,24 +121,24 @@ def results_sheet(table: Table) -> Sheet:
     return Sheet(table.title, [entry.text for entry in head], bodies, {c: c.better for c in table.headline})
 
 
-def kind_of(row: Row) -> str:
+def row_kind(row: Row) -> str:
     if row["state"] not in ("finished", "reported"):
         return "unfinished"
     return "reported" if row["state"] == "reported" else "" if row["ranked"] else "bound"
 
 
-def plain(entries: Iterable[Entry]) -> list[tuple[Entry, float | None]]:
+def unshaded(entries: Iterable[TableEntry]) -> list[tuple[TableEntry, float | None]]:
     return [(entry, None) for entry in entries]
 
 
-def parts_of_page(parts: Breakdown) -> dict[str, Any]:
+def parts_section(parts: Breakdown) -> dict[str, Any]:
     """A sheet per column; the better a method is in a part, the stronger its background."""
     sheets = []
     for column in parts.columns:
         head, *lines = breakdown_grid(parts, column)
         names, shades = [entry.text for entry in head], shading(parts, column)
         *rows, mean = [
-            Line(
+            SheetLine(
                 line[0].text,
                 [(entry, shades.get((line[0].text, name))) for entry, name in zip(line[1:], names[1:], strict=True)],
             )
@@ -175,7 +175,14 @@ def merged(notes: Sequence[str]) -> list[str]:
     return [f"{', '.join(parts)}: {reason}" if any(parts) else reason for reason, parts in found.items()]
 
 
-def cells_of_page(table: Table) -> dict[str, Any]:
+def pictures_section(grid: Sequence[GridLine] | None) -> dict[str, Any]:
+    """The grid, whether it shows the poses that the judge found, and whether it says how many joints were found."""
+    entries = [entry for line in grid or () for entry in line.entries]
+    judged = any(picture.look == "found" for entry in entries for picture in entry.pictures)
+    return {"grid": grid, "judged": judged, "counted": any(entry.note for entry in entries)}
+
+
+def cells_section(table: Table) -> dict[str, Any]:
     """The state of every cell, and what it was computed with; folded up where all is well."""
     lines = []
     for cell in table.cells:
@@ -187,7 +194,7 @@ def cells_of_page(table: Table) -> dict[str, Any]:
             f"{versions.get('posegen', '-')} {(status.get('git') or '')[:10]}".strip(),
             status.get("machine", "-"),
         )
-        lines.append(Line(cell["folder"], plain(map(Entry, texts)), failed=cell["state"] != "finished"))
+        lines.append(SheetLine(cell["folder"], unshaded(map(TableEntry, texts)), failed=cell["state"] != "finished"))
     names = ("cell", "state", "hours", "posegen", "machine")
     finished = sum(not line.failed for line in lines)
     return {"sheet": Sheet("cells", names, [("", "", lines)], {}), "finished": finished, "all": len(lines)}

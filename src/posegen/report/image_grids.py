@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from posegen.report.table import Table
-from posegen.runner.images import picture, read_png
+from posegen.runner.images import judged_panels, picture, read_png
 
 WEBP_QUALITY = 88  # of pictures that are made smaller, of 100
 SHARP = 112  # pixels of a side up to which a picture is shown with its pixels
@@ -38,32 +39,15 @@ class GridEntry:
     missing: bool = False
 
 
-@dataclass(frozen=True)
-class GridLine:
-    """One pose: its number, part and caption, and an entry for each name."""
+class GridLine(NamedTuple):
+    """One pose: its number, part and caption, and its entries: pose and source where there are such pictures, then an
+    entry for each row of the table."""
 
     words: Sequence[str]
     entries: Sequence[GridEntry]
-    prompted: bool
 
 
-@dataclass(frozen=True)
-class PictureGrid:
-    """All lines.
-
-    Attributes:
-        names: of the columns: pose and source where there are such pictures, then the rows of the table.
-        judged: whether there are pictures with the poses that the judge found.
-        counted: whether the notes say how many joints were found.
-    """
-
-    names: Sequence[str]
-    lines: Sequence[GridLine]
-    judged: bool
-    counted: bool
-
-
-def picture_grid(table: Table, poses: int, side: int) -> PictureGrid | None:
+def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
     """Each line's target pose, its source where the data has some, then every method's picture; None without cells.
 
     Args:
@@ -74,9 +58,9 @@ def picture_grid(table: Table, poses: int, side: int) -> PictureGrid | None:
     if not cells:
         return None
     labels = table.scenarios.labels if table.scenarios else []
-    indices = chosen(cells.values(), labels, poses)
+    indices = shown_indices(cells.values(), labels, poses)
     judged = {i: judged_panels(cells, i) for i in indices}
-    sources = {i: source_of(cells.values(), i) for i in indices}
+    sources = {i: source_picture(cells.values(), i) for i in indices}
     posed, sourced = any(judged.values()), any(sources.values())
     notes, prompts = {name: joints_found(cell) for name, cell in cells.items()}, read_prompts(cells.values())
     lines = []
@@ -84,37 +68,32 @@ def picture_grid(table: Table, poses: int, side: int) -> PictureGrid | None:
         about, entries = f"picture {i}", []
         if posed:
             pose = next((panels[0] for panels in judged[i].values()), None)
-            entries.append(GridEntry("pose", [] if pose is None else [shrunk(pose, f"target pose of {about}", side)]))
+            entries.append(
+                GridEntry("pose", [] if pose is None else [shrunk_picture(pose, f"target pose of {about}", side)])
+            )
         if sourced:
             source = sources[i]
-            entries.append(GridEntry("source", [stored(source, f"source of {about}", side)] if source else []))
+            entries.append(GridEntry("source", [stored_picture(source, f"source of {about}", side)] if source else []))
         for name, cell in cells.items():
             file, pictures = picture(cell / "samples", i), []
             if name in judged[i]:
                 found = f"{name}, {about}, with the poses that were found"
-                pictures.append(shrunk(judged[i][name][2], found, side, "found"))
+                pictures.append(shrunk_picture(judged[i][name][2], found, side, "found"))
             if file.is_file():
-                pictures.append(stored(file, f"{name}, {about}", side))
+                pictures.append(stored_picture(file, f"{name}, {about}", side))
             entries.append(GridEntry(name, pictures, notes[name].get(i, ""), not file.is_file()))
-        prompt = prompts[i] if i < len(prompts) else ""
-        lines.append(GridLine([word for word in (str(i), *labels[i : i + 1], prompt) if word], entries, bool(prompt)))
-    names = [*(["pose"] if posed else []), *(["source"] if sourced else []), *cells]
-    return PictureGrid(names, lines, posed, any(notes.values()))
+        words = [str(i), *labels[i : i + 1], *prompts[i : i + 1]]
+        lines.append(GridLine([word for word in words if word], entries))
+    return lines
 
 
-def judged_panels(cells: Mapping[str, Path], index: int) -> dict[str, list[np.ndarray]]:
-    """Row -> target pose, sample, and sample with the pose that was found, of the cells that have them."""
-    files = {name: picture(cell / "judged", index) for name, cell in cells.items()}
-    return {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
-
-
-def source_of(cells: Collection[Path], index: int) -> Path | None:
+def source_picture(cells: Collection[Path], index: int) -> Path | None:
     """The picture file that the appearance of a sample was taken from."""
     files = (picture(cell / "sources", index) for cell in cells)
     return next((file for file in files if file.is_file()), None)
 
 
-def chosen(folders: Collection[Path], labels: Sequence[str], poses: int) -> list[int]:
+def shown_indices(folders: Collection[Path], labels: Sequence[str], poses: int) -> list[int]:
     """The images that are shown: the first ones; with scenarios the first of each, the second of each, and so on."""
     known = numbered_pngs(folders, "samples")
     if not labels:
@@ -145,15 +124,15 @@ def read_prompts(cells: Collection[Path]) -> list[str]:
     return files[0].read_text(encoding="utf-8").splitlines() if files else []
 
 
-def stored(path: Path, about: str, side: int) -> Picture:
+def stored_picture(path: Path, about: str, side: int) -> Picture:
     """A picture file, so that the page needs no other file; a large one is made smaller."""
     image = read_png(path)
     if max(image.shape[:2]) > side:
-        return shrunk(image, about, side)
+        return shrunk_picture(image, about, side)
     return Picture(data_address(path.read_bytes(), "png"), about, "" if max(image.shape[:2]) > SHARP else "small")
 
 
-def shrunk(image: np.ndarray, about: str, side: int, look: str = "") -> Picture:
+def shrunk_picture(image: np.ndarray, about: str, side: int, look: str = "") -> Picture:
     """An image ``[H, W, 3] uint8``, no larger than ``side``."""
     if (scale := side / max(image.shape[:2])) < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -86,7 +86,8 @@ def training_plots(table: Table) -> dict[str, Plot]:
         if name == "train/loss":
             title = "Loss of the training"
             drawn = {
-                row: [smoothed(c, min(SMOOTHED, len(c) // LEAST or 1)) for c in curves] for row, curves in drawn.items()
+                row: [smoothed_curve(c, min(SMOOTHED, len(c) // LEAST or 1)) for c in curves]
+                for row, curves in drawn.items()
             }
         plots[name.replace("/", "_")] = plot_curves(title, drawn, numbered(table), ("step", name.partition("/")[2]))
     return {name: plot for name, plot in plots.items() if plot}
@@ -223,7 +224,8 @@ def cleaned(svg: str, about: dict[str, str]) -> str:
 
 
 def curves_of(cell: Path) -> dict[str, Curve]:
-    """Name -> points ``(step, value)`` in the order of steps, of all ``curves/metrics*.csv``, the newest value of a step.
+    """Name -> points ``(step, value)`` in the order of steps, of all ``curves/metrics*.csv``, the newest value of a
+    step.
 
     Empty for cells that did not train, or with ``logger=null``.
     """
@@ -249,7 +251,7 @@ def finite(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def smoothed(curve: Curve, width: int = SMOOTHED) -> Curve:
+def smoothed_curve(curve: Curve, width: int = SMOOTHED) -> Curve:
     """Means of ``width`` points in a row, at the last of their steps."""
     return [
         (curve[i + width - 1][0], sum(y for _, y in curve[i : i + width]) / width)

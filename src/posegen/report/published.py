@@ -68,9 +68,16 @@ class Reproduction:
         here = [fact for fact in published if same_name(fact.data, group.data)]
         wanted = self.settings.get("source")
         repeated = [fact for fact in here if wanted and wanted in fact.source]
-        if refusal := self._refusal(group, row, published, here, repeated):
-            row["reproduction"] = INCOMPARABLE
-            self.notes.append((row["method"], f"{INCOMPARABLE} with published numbers: {refusal}."))
+        excluded = (self.settings.get("excluded") or {}).get(group.name)
+        if not here:
+            elsewhere = ", ".join(sorted({fact.data for fact in published}))
+            self._refuse(row, f"published on {elsewhere}; this is {group.data}")
+        elif row["state"] != "finished" or excluded:
+            self._refuse(row, str(excluded) if row["state"] == "finished" else f"{row['state']} here")
+        elif not wanted:
+            self._refuse(row, "the benchmark does not say which table it repeats (reproduction.source)")
+        elif not repeated:
+            self._refuse(row, f"no source of its numbers has {wanted!r} in its name")
         else:
             values = {fact.column: fact.value for fact in repeated}
             self._judge(row, repeated[0].source, values, self.settings.get("tolerance") or {})
@@ -79,24 +86,10 @@ class Reproduction:
         self.shown.add(group.method)
         return [self._row(group.method, source, here) for source in dict.fromkeys(fact.source for fact in here)]
 
-    def _refusal(
-        self,
-        group: Group,
-        row: Row,
-        published: Sequence[Published],
-        here: Sequence[Published],
-        repeated: Sequence[Published],
-    ) -> str:
-        """Why a row cannot be compared with the numbers published about its method; empty where it can."""
-        if not here:
-            return f"published on {', '.join(sorted({fact.data for fact in published}))}; this is {group.data}"
-        if row["state"] != "finished":
-            return f"{row['state']} here"
-        if reason := (self.settings.get("excluded") or {}).get(group.name):
-            return str(reason)
-        if not self.settings.get("source"):
-            return "the benchmark does not say which table it repeats (reproduction.source)"
-        return "" if repeated else f"no source of its numbers has {self.settings['source']!r} in its name"
+    def _refuse(self, row: Row, reason: str) -> None:
+        """Notes why a row cannot be compared with the numbers published about its method."""
+        row["reproduction"] = INCOMPARABLE
+        self.notes.append((row["method"], f"{INCOMPARABLE} with published numbers: {reason}."))
 
     def _published(self, group: Group) -> list[Published]:
         """The numbers published about a method that this protocol measures; only then is its module imported."""

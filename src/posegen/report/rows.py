@@ -90,7 +90,7 @@ class Group:
                 yield read_facts(file, "run this cell again")
 
 
-def grouped(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
+def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
     """The rows of a plan's cells, which have their ``state``, in the plan's order.
 
     A row is named after its method, and after its folder's settings where a method has several rows.

@@ -69,13 +69,13 @@ def study_plan(folder: Path) -> dict[str, Any]:
     """
     if (folder / "cells.json").is_file():
         return benchmark_plan(folder)
-    cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if read_config(path.parent)]
+    cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if read_cell_config(path.parent)]
     if not cells:
         raise UserError(
             f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); "
             "name the folder of a benchmark, or of a sweep: outputs/train"
         )
-    configs, statuses = ({cell: read(cell) for cell in cells} for read in (read_config, read_status))
+    configs, statuses = ({cell: read(cell) for cell in cells} for read in (read_cell_config, read_status))
     judged = [cell for cell in cells if (cell / "records.csv").is_file()]
     require_paired(judged)
     entries = [
@@ -135,7 +135,7 @@ def read_costs(cell: Path) -> dict[str, Any]:
     return read_facts(path, fix, **dict.fromkeys(COSTS, int | float)) if path.is_file() else {}
 
 
-def read_config(cell: Path) -> dict[str, Any]:
+def read_cell_config(cell: Path) -> dict[str, Any]:
     """``config.yaml`` of a cell, empty where there is none.
 
     Raises:

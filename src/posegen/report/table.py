@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from posegen.metrics.base import Column
 from posegen.report.breakdown import Breakdown, breakdowns
 from posegen.report.published import Reproduction, read_expected
-from posegen.report.rows import REFERENCE, Group, Row, add_tests, grouped, state_of
+from posegen.report.rows import REFERENCE, Group, Row, add_tests, group_cells, state_of
 from posegen.report.study import benchmark_plan
 
 #: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
@@ -93,7 +93,7 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     plan = benchmark_plan(folder) if plan is None else plan
     cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
     protocol = instantiate(OmegaConf.create(plan["protocol"]), _convert_="all")
-    groups = grouped(cells, folder)
+    groups = group_cells(cells, folder)
     for group in groups:
         for cell in group.cells:
             cell["row"] = group.name
@@ -115,7 +115,7 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
         rows=rows,
         cells=cells,
         folder=folder,
-        notes=[*reproduction.legend(), *gaps(measured, groups, protocol.columns), *remarks(measured, headline)],
+        notes=[*reproduction.legend(), *gaps(measured, groups, protocol.columns), *column_remarks(measured, headline)],
         parts=breakdowns(groups, protocol, headline),
     )
 
@@ -161,7 +161,7 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[Column]
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 
-def remarks(rows: Iterable[Row], headline: Sequence[Column]) -> list[str]:
+def column_remarks(rows: Iterable[Row], headline: Sequence[Column]) -> list[str]:
     """What the values of the shown columns depend on beyond the images; of columns that have some."""
     found: dict[str, list[str]] = {}
     for column in headline:

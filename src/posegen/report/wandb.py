@@ -7,7 +7,7 @@ a benchmark is a further run, with the table as an artifact. `publish` makes a r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from posegen.errors import UserError
 from posegen.io.hashes import value_hash
 from posegen.report.formats import markdown, table_grid
 from posegen.report.plots import LIVE
-from posegen.report.study import COSTS, read_config
+from posegen.report.study import COSTS, read_cell_config
 from posegen.report.table import Table
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
@@ -58,16 +58,10 @@ def wandb_settings(cfg: DictConfig) -> WandbSettings | None:
 
 
 @contextmanager
-def open_run(name: str, logger: DictConfig, **about: Any) -> Iterator[Any]:
-    """A run of the logger, finished behind the block; without ``about`` that of the cell, which it continues.
-
-    If W&B refuses something, a line says so; nothing that was computed is lost.
-    """
+def tolerated(name: str) -> Iterator[None]:
+    """If W&B refuses something in the block, a line says so; nothing that was computed is lost."""
     try:
-        with ExitStack() as stack:
-            run = instantiate(logger, **about, _convert_="all").experiment
-            stack.callback(run.finish)
-            yield run
+        yield
     except Exception as error:  # whatever the network, the account or W&B has to say
         print(f"W&B does not show {name}: {type(error).__name__}: {error}", flush=True)
 
@@ -82,6 +76,16 @@ class ResultsOnDashboard(Stage):
         log_results(self.parts, self.folder)
 
 
+@contextmanager
+def open_run(logger: DictConfig, **about: Any) -> Iterator[Any]:
+    """A run of the logger, finished behind the block; without ``about`` that of the cell, which it continues."""
+    run = instantiate(logger, **about, _convert_="all").experiment
+    try:
+        yield run
+    finally:
+        run.finish()
+
+
 def log_results(parts: Parts, folder: Path) -> None:
     """A judged cell's values, its table of images and, on request, its trained method; nothing with another logger."""
     settings = wandb_settings(parts.cfg)
@@ -91,7 +95,7 @@ def log_results(parts: Parts, folder: Path) -> None:
 
     records, reference = parts.protocol.read(folder), parts.protocol.read(folder / "reference")
     values = parts.protocol.values(records, np.ones((1, len(records["id"]))), reference)  # a run shows no intervals
-    with open_run(f"the results of {folder}", settings.logger) as run:
+    with tolerated(f"the results of {folder}"), open_run(settings.logger) as run:
         run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
         run.log({"images": image_table(parts, folder, records, settings.images)})
         if settings.methods and (folder / "method").is_dir():
@@ -149,7 +153,7 @@ def log_table(table: Table, cfg: DictConfig) -> None:
         "config": {"study": study},
         "save_dir": str(place),
     }
-    with open_run(f"the table of {table.folder}", settings.logger, **about) as run:
+    with tolerated(f"the table of {table.folder}"), open_run(settings.logger, **about) as run:
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")
@@ -176,7 +180,7 @@ def table_numbers(table: Table) -> tuple[list[str], list[list[Any]]]:
 
 
 @dataclass(frozen=True)
-class Place:
+class WandbPlace:
     """Where a study's runs are: the account (None: the user's own), the project, and the job type that they share."""
 
     entity: str | None
@@ -184,24 +188,26 @@ class Place:
     study: str
 
 
-def place_of(table: Table, wanted: str | bool) -> Place:
+def place_of(table: Table, wanted: str | bool) -> WandbPlace:
     """``ENTITY/PROJECT``, or with ``true`` where the cells say that they were logged.
 
     Raises:
         UserError: no cell says so.
     """
-    configs: list[Mapping[str, Any]] = [c for cell in table.cells if (c := read_config(table.folder / cell["folder"]))]
+    configs: list[Mapping[str, Any]] = [
+        c for cell in table.cells if (c := read_cell_config(table.folder / cell["folder"]))
+    ]
     study = configs[0]["study"] if configs else table.folder.as_posix()
     if isinstance(wanted, str):
         entity, _, project = wanted.partition("/")
-        return Place(entity, project, study)
+        return WandbPlace(entity, project, study)
     found = [settings for config in configs if (settings := wandb_settings(OmegaConf.create(dict(config))))]
     if not found:
         raise UserError(
             f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); run it so, or say where its runs "
             "are: wandb=ENTITY/PROJECT"
         )
-    return Place(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
+    return WandbPlace(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
 
 
 def publish(table: Table, wanted: str | bool) -> str:
@@ -216,7 +222,7 @@ def publish(table: Table, wanted: str | bool) -> str:
         if place.entity is None:
             import wandb
 
-            place = Place(wandb.Api().default_entity, place.project, place.study)
+            place = WandbPlace(wandb.Api().default_entity, place.project, place.study)
         report = wandb_report(table, place)
         report.save(draft=False)
     except Exception as error:  # whatever the network, the account or the package has to say
@@ -240,7 +246,7 @@ def workspaces() -> Any:
     return v2
 
 
-def wandb_report(table: Table, place: Place) -> Any:
+def wandb_report(table: Table, place: WandbPlace) -> Any:
     """The report as an object: the table, live curves, values, images; the seeds of a row are grouped."""
     wr = workspaces()
     runs = wr.Runset(

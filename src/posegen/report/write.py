@@ -7,7 +7,7 @@ from pathlib import Path
 
 from posegen.io.atomic import write_text
 from posegen.report import formats
-from posegen.report.html import page
+from posegen.report.html import results_page
 from posegen.report.plots import all_plots
 from posegen.report.rows import REFERENCE
 from posegen.report.study import study_plan
@@ -25,7 +25,7 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
         "table.csv": formats.table_csv(table),
         "table.md": formats.table_markdown(table),
         "table.tex": formats.table_latex(table),
-        "table.html": page(table),
+        "table.html": results_page(table),
     }
     if table.scenarios is not None:
         texts["table_scenarios.csv"] = formats.breakdown_csv(table.scenarios)
@@ -47,7 +47,7 @@ def write_report(folder: Path, poses: int, side: int) -> Table:
         poses, side: of `page`.
     """
     table = build_table(folder, plan=study_plan(folder))
-    write_text(folder / "report.html", page(table, poses, side))
+    write_text(folder / "report.html", results_page(table, poses, side))
     for name, plot in all_plots(table).items():
         write_text(folder / "figures" / f"{name}.svg", plot.file())
     return table

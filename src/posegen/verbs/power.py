@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 from posegen.metrics.math.statistics import Variance
-from posegen.report.study import read_config, require_paired
+from posegen.report.study import read_cell_config, require_paired
 
 OPTIONS = ("images", "seeds", "difference", "power", "alpha")
 
@@ -36,7 +36,7 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
     """
     require_paired([*ours, *theirs])
     options = {key: positive_numbers(key, cfg[key]) for key in OPTIONS}
-    config = read_config(ours[0])
+    config = read_cell_config(ours[0])
     if not config:
         raise UserError(f"{ours[0] / 'config.yaml'} is missing; run posegen evaluate for this cell again")
     protocol = instantiate(OmegaConf.create(config["protocol"]), _convert_="all")

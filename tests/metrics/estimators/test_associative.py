@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from posegen.metrics.estimators.associative import ORDER, PUBLISHED, Decoding, assigned, decode, group, highest_around
-from posegen.metrics.estimators.bottom_up import gaussians
+from posegen.metrics.estimators.associative import (
+    ORDER,
+    PUBLISHED,
+    Decoding,
+    assigned,
+    decode,
+    group_people,
+    highest_around,
+)
+from posegen.metrics.estimators.bottom_up import peak_gaussians
 from posegen.metrics.timing.decode import in_loops
 
 SIZE = (48, 64)
@@ -25,7 +33,7 @@ def maps(
     points: Tensor, heights: Tensor | float = 0.9, n: int = 2, size: tuple[int, int] = SIZE
 ) -> tuple[Tensor, Tensor]:
     """Heatmaps and tags of one image in which person i has the tags 3 i."""
-    heat = gaussians(points, size, 2.0) * torch.as_tensor(heights).expand(points.shape[:2])[..., None, None]
+    heat = peak_gaussians(points, size, 2.0) * torch.as_tensor(heights).expand(points.shape[:2])[..., None, None]
     tags = 3.0 * heat.argmax(0)[..., None].expand(-1, -1, -1, n)
     return heat.amax(0)[None], tags[None].contiguous()
 
@@ -165,7 +173,7 @@ def test_a_new_peak_with_the_key_of_a_person_replaces_its_joint() -> None:
     candidates[0] = [[4, 4, 0.9], [8, 8, 0.8]]
     tags[0] = [[1, 1], [1, 7]]
     candidates[1, 0], tags[1, 0] = [5, 5, 0.7], [1.2, 6.9]
-    (person,) = group(candidates, tags, PUBLISHED)
+    (person,) = group_people(candidates, tags, PUBLISHED)
     assert person[0].tolist() == pytest.approx([8, 8, 0.8]) and person[1].tolist() == pytest.approx([5, 5, 0.7]), (
         "and the person's tag with it"
     )

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from posegen.config.compose import composed
 from posegen.data.base import to_tensor
-from posegen.metrics.estimators.bottom_up import gaussians
+from posegen.metrics.estimators.bottom_up import peak_gaussians
 from posegen.metrics.estimators.higherhrnet import MEAN, MIRRORED, STD, HeadShape, HigherHRNet, fitted
 from posegen.metrics.estimators.hrnet import HRNet, Stage
 from posegen.parity.case import Case
@@ -125,7 +125,7 @@ class Seeing(HigherHRNet):
     def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         self.given.append(inputs)
         size = (inputs.shape[-2] // 2, inputs.shape[-1] // 2)
-        each = gaussians(self.people, size, 1.5) * self.heights[..., None, None]
+        each = peak_gaussians(self.people, size, 1.5) * self.heights[..., None, None]
         heat, tags = each.amax(0), 5.0 * each.argmax(0)
         maps = torch.cat([heat, tags])[None].expand(len(inputs), -1, -1, -1)
         return [maps, maps[:, :17]]

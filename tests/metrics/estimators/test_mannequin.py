@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from posegen.data.base import Sample
-from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
+from posegen.metrics.estimators.bottom_up import keep_distinct, peak_gaussians, peaks, snapped_to_peaks
 from posegen.metrics.estimators.mannequin import (
     STYLES,
     MannequinJudge,
+    cells_to_pixels,
+    judge_targets,
+    pixels_to_cells,
     regress,
-    targets,
-    to_cells,
-    to_pixels,
     torso_centres,
 )
 from posegen.poses.topology import COCO_SIGMAS
@@ -44,10 +44,10 @@ def people(images: int) -> torch.Tensor:
 
 def perfect_outputs(keypoints: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a faultless network says of 64 x 64 images."""
-    cells = to_cells(keypoints[..., :2])
+    cells = pixels_to_cells(keypoints[..., :2])
     centres, _ = torso_centres(cells, keypoints[..., 2] > 0)
     heat, centre = (
-        torch.stack([gaussians(p, (32, 32), 1.0) for p in points.unbind(1)]).amax(0)
+        torch.stack([peak_gaussians(p, (32, 32), 1.0) for p in points.unbind(1)]).amax(0)
         for points in (cells, centres[:, :, None])
     )
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
@@ -79,19 +79,19 @@ def test_a_keypoint_without_heat_keeps_its_guess_and_a_low_score():
 
 def test_peaks_are_subcell_exact():
     points = torch.rand(50, 2, dtype=torch.float64) * 20 + 5
-    places, heights = peaks(gaussians(points, (32, 32), 1.2), 2)
+    places, heights = peaks(peak_gaussians(points, (32, 32), 1.2), 2)
     assert (places[:, 0] - points).abs().max() < 1e-6
     assert (heights[:, 0] > 0.7).all() and (heights[:, 1] < 1e-6).all()
 
 
 def test_snap_prefers_the_near_peak_to_the_high_one():
     heat = torch.maximum(
-        0.5 * gaussians(torch.tensor([10.0, 10.0]), (32, 32), 1.0),
-        gaussians(torch.tensor([28.0, 28.0]), (32, 32), 1.0),
+        0.5 * peak_gaussians(torch.tensor([10.0, 10.0]), (32, 32), 1.0),
+        peak_gaussians(torch.tensor([28.0, 28.0]), (32, 32), 1.0),
     )
     guess = torch.linspace(6, 16, 17)[:, None].expand(-1, 2).clone()
     guess[0] = torch.tensor([11.0, 9.0])
-    places, scores = snap(guess[None, None], heat.expand(1, 17, -1, -1))
+    places, scores = snapped_to_peaks(guess[None, None], heat.expand(1, 17, -1, -1))
     assert places[0, 0, 0] == pytest.approx([10.0, 10.0], abs=1e-3) and scores[0, 0, 0] == pytest.approx(0.5)
 
 
@@ -134,7 +134,7 @@ def sample(count: int = 2, style: str = "photo") -> Sample:
 
 
 def test_targets():
-    made = targets([sample(2), sample(0), sample(1, "sketch")])
+    made = judge_targets([sample(2), sample(0), sample(1, "sketch")])
     assert made["keypoints"].shape == (3, 2, 17, 3) and made["areas"].shape == (3, 2)
     assert (made["keypoints"][1] == 0).all()
     assert {name: v.tolist() for name, v in made["attributes"].items()} == {
@@ -143,11 +143,11 @@ def test_targets():
         "count": [2, 0, 1],
     }
     with pytest.raises(ValueError, match=r"test/oil has the style 'oil'.*photo"):
-        targets([sample(1, "oil")])
+        judge_targets([sample(1, "oil")])
 
 
 def test_the_loss_is_least_at_the_truth():
-    model, made = judge(), targets([sample()])
+    model, made = judge(), judge_targets([sample()])
     out = perfect_outputs(made["keypoints"]) | {"attributes": torch.zeros(1, 14)}
     model.forward = lambda images: out
     images = torch.zeros(1, 3, 64, 64)
@@ -160,10 +160,10 @@ def test_the_loss_is_least_at_the_truth():
 
 
 def test_hidden_keypoints_are_trained_and_unlabelled_ones_suppressed():
-    model, made = judge(), targets([sample(1)])
+    model, made = judge(), judge_targets([sample(1)])
     made["keypoints"][0, 0, 0, 2], made["keypoints"][0, 0, 1, 2] = 1, 0
     logits = torch.zeros(1, 17, 32, 32, requires_grad=True)
-    cells = to_cells(made["keypoints"][..., :2])
+    cells = pixels_to_cells(made["keypoints"][..., :2])
     model._map_loss(logits, cells, made["keypoints"][..., 2] > 0).backward()
     x, y = cells[0, 0, :2].round().long().unbind(-1)
     pull = -logits.grad[0, [0, 1], y, x]
@@ -181,7 +181,7 @@ def test_learns():
         for p in s.keypoints:
             for k, (x, y, _) in enumerate(p):
                 images[i] += (
-                    gaussians(torch.tensor([float(x), float(y)]), (64, 64), 1.0)
+                    peak_gaussians(torch.tensor([float(x), float(y)]), (64, 64), 1.0)
                     * torch.tensor([k % 3, k // 3 % 3, k // 9])[:, None, None]
                 )
     optimiser = torch.optim.Adam(model.parameters())
@@ -224,8 +224,8 @@ def test_differentiable_teacher():
 
 def test_pixel_conventions():
     """Cell i covers pixels 2i and 2i + 1."""
-    assert to_cells(torch.tensor([0.5, 2.5])).tolist() == [0, 1]
-    assert to_pixels(to_cells(torch.tensor([3.2]))).item() == pytest.approx(3.2)
+    assert pixels_to_cells(torch.tensor([0.5, 2.5])).tolist() == [0, 1]
+    assert cells_to_pixels(pixels_to_cells(torch.tensor([3.2]))).item() == pytest.approx(3.2)
     field = torch.zeros(1, 34, 16, 16)
     assert regress(field, torch.tensor([[[10.5, 4.5]]]))[0, 0, 0].tolist() == [10.5, 4.5]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.estimators import mmpose as estimator
-from posegen.metrics.estimators.mmpose import INSTALL, MMPose, boxes_around, read_config, stand_ins
+from posegen.metrics.estimators.mmpose import INSTALL, MMPose, boxes_around, model_config, stand_ins
 
 BODY = "body_2d_keypoint"
 TOP_DOWN = f"{BODY}/topdown_heatmap/coco/td-hm_hrnet-w32_8xb64-210e_coco-256x192.py"
@@ -207,8 +207,8 @@ def test_what_training_would_start_from_is_forgotten_wherever_it_stands(offline:
         "model = dict(type='A', init_cfg=start, necks=[dict(init_cfg=start), dict(init_cfg=dict(type='Normal'))])\n"
         "test_dataloader = dict(dataset=dict(pipeline=[]))\n"
     )
-    assert read_config(tmp_path / "own.py").model == {"type": "A", "necks": [{}, {"init_cfg": {"type": "Normal"}}]}
-    assert "Pretrained" not in str(read_config(TOP_DOWN).model)
+    assert model_config(tmp_path / "own.py").model == {"type": "A", "necks": [{}, {"init_cfg": {"type": "Normal"}}]}
+    assert "Pretrained" not in str(model_config(TOP_DOWN).model)
 
 
 def test_configs_that_cannot_be_used_are_named(offline: Any, tmp_path: Path) -> None:

@@ -69,13 +69,13 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
         ValueError: a peak is not finite.
     """
     heatmaps, tags = heatmaps.float(), tags.float()
-    found, embeddings = (values.cpu().numpy() for values in peaks(heatmaps, tags, decoding))
+    found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
         raise ValueError(
             "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images "
             "are damaged"
         )
-    groups = [group(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
+    groups = [group_people(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
     people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
     image = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
     scores = people[..., 2].mean(1)
@@ -86,7 +86,7 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     return [(people[image == i], scores[image == i]) for i in range(len(groups))]
 
 
-def peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
+def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
     """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags
     ``[B, 17, k, n]``.
 
@@ -100,8 +100,7 @@ def peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, T
 
 
 def highest_around(maps: Tensor, kernel: int) -> Tensor:
-    """The largest value in the square of ``kernel`` cells around each one; rows and columns apart, which on a processor
-    is far faster than pooling."""
+    """The largest value of ``kernel`` squared cells around each; rows and columns apart, faster than pooling."""
     h, w = maps.shape[-2:]
     padded = F.pad(maps, (kernel // 2,) * 4, value=-torch.inf)
     across = reduce(torch.maximum, (padded[..., i : i + w] for i in range(kernel)))
@@ -111,7 +110,7 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
 # Grouping.
 
 
-def group(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
+def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
     """People ``[P, 17, 3]`` of one image; joints that nobody claims are zero.
 
     A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint,
@@ -165,7 +164,7 @@ def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold
 # Positions.
 
 
-def smoothed(maps: Tensor) -> Tensor:
+def smoothed_maps(maps: Tensor) -> Tensor:
     """``maps [..., h, w]`` under the binomial window of 3x3, where it fits: ``[..., h - 2, w - 2]``."""
     rows = (maps[..., :-2] + maps[..., 2:]) / 4 + maps[..., 1:-1] / 2
     return (rows[..., :-2, :] + rows[..., 2:, :]) / 4 + rows[..., 1:-1, :] / 2
@@ -173,7 +172,7 @@ def smoothed(maps: Tensor) -> Tensor:
 
 def log_heat(heatmaps: Tensor) -> Tensor:
     """Logarithms of smoothed ``heatmaps [B, 17, h, w]``, which continue beyond their borders as their mirror images."""
-    return smoothed(F.pad(heatmaps, (1, 1, 1, 1), mode="reflect")).clamp(LOWEST, HIGHEST).log()
+    return smoothed_maps(F.pad(heatmaps, (1, 1, 1, 1), mode="reflect")).clamp(LOWEST, HIGHEST).log()
 
 
 def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -213,8 +212,7 @@ def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarr
 
 
 def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; beyond the border it is
-    that of the nearest cell."""
+    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; the border continues."""
     h, w = heatmaps.shape[-2:]
     offsets = np.arange(-1, 2)
 
@@ -229,15 +227,14 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
         maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
     )
     windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
-    return np.log(smoothed(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
+    return np.log(smoothed_maps(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
 
 
 # Missing joints.
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """People with their missing joints where heat less the rounded tag distance is largest, a quarter of a cell towards
-    the larger neighbours.
+    """People with their missing joints where heat less the rounded tag distance is largest, a quarter cell uphill.
 
     Args:
         heatmaps: ``[B, 17, h, w]``; a joint is found where its heat is positive.
@@ -253,7 +250,9 @@ def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray
     heat, planes = heatmaps.flatten(0, 1), [plane.flatten(0, 1) for plane in tags.unbind(-1)]
     parts = zip(torch.from_numpy(maps).to(device).split(CHUNK), means.split(CHUNK), strict=True)
     found = (
-        torch.cat([best(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]).cpu().numpy()
+        torch.cat([best_places(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts])
+        .cpu()
+        .numpy()
     )
     made = people.copy()
     made[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
@@ -272,7 +271,7 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
     return (own * seen).sum(1) / seen.sum(1).astype(np.float32)
 
 
-def best(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
+def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
     """``[k, 3]`` x, y, heat of the best place in each of k maps.
 
     Args:

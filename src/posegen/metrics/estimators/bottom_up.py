@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Unnormalised Gaussians ``[..., h, w]`` (peak 1) around ``points [..., 2]`` (x, y in cells)."""
     x, y = (torch.arange(n, device=points.device, dtype=points.dtype) for n in (size[1], size[0]))
     columns = torch.exp((x - points[..., :1]).square() / (-2 * sigma**2))
@@ -40,8 +40,7 @@ def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
-    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, relative to its
-    cell.
+    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, from its cell.
 
     The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
     2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
@@ -71,7 +70,9 @@ def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
     return torch.where(concave[..., None], step, 0).clamp(-limit, limit)
 
 
-def snap(guess: Tensor, heat: Tensor, k: int = 6, reach: float = 0.3, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
+def snapped_to_peaks(
+    guess: Tensor, heat: Tensor, k: int = 6, reach: float = 0.3, floor: float = 1e-3
+) -> tuple[Tensor, Tensor]:
     """Moves each person's guessed keypoints to heatmap peaks.
 
     A peak's appeal is its height times a Gaussian of its distance, with a width proportional to the person's size;
@@ -97,10 +98,10 @@ def snap(guess: Tensor, heat: Tensor, k: int = 6, reach: float = 0.3, floor: flo
     ]
     height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
     snapped = best > floor
-    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, sample(heat, guess))
+    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, values_at(heat, guess))
 
 
-def sample(maps: Tensor, points: Tensor) -> Tensor:
+def values_at(maps: Tensor, points: Tensor) -> Tensor:
     """``maps [B, C, h, w]`` at the nearest cells of ``points [B, N, C, 2]``, as ``[B, N, C]``."""
     h, w = maps.shape[-2:]
     x, y = points[..., 0].round().long().clamp(0, w - 1), points[..., 1].round().long().clamp(0, h - 1)

@@ -53,8 +53,7 @@ class HeadShape:
 
 
 class Head(nn.Module):
-    """Features ``[B, C, h, w]`` to maps at their resolution and at each finer one, coarsest first: 17 heatmaps, then 17
-    tags where there are some."""
+    """Features ``[B, C, h, w]`` to maps at each resolution, coarsest first: 17 heatmaps, then 17 tags where tagged."""
 
     def __init__(self, width: int, shape: HeadShape) -> None:
         super().__init__()
@@ -89,8 +88,7 @@ def doubling(inputs: int, width: int, kernel: int, blocks: int) -> nn.Sequential
 
 
 class HigherHRNet(nn.Module, Estimator):
-    """The network in mmpose's layout of weights, what comes before it and the people that its maps hold. It has no
-    pooled features.
+    """The network in mmpose's layout of weights, its preprocessing and its decoding; it has no pooled features.
 
     Args:
         stages: the shape of the trunk; that of HRNet-W48 by default.
@@ -99,10 +97,8 @@ class HigherHRNet(nn.Module, Estimator):
         size: pixels of the shorter side of the images that people are looked for in; others are resized.
         channel_order: in which the network is given the channels; published weights expect ``rgb``.
         flip_test: look at the mirrored image, too, and take the mean heatmaps.
-        score_threshold: least score of a person; the published evaluations have none, so that one stray peak is a
-            person.
-        nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1 drops nobody, as in the
-            published evaluations.
+        score_threshold: least score of a person; the published evaluations have none, so one stray peak is one.
+        nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1, as published: nobody.
         decoding: how people are found in the maps.
 
     Raises:
@@ -216,8 +212,7 @@ class HigherHRNet(nn.Module, Estimator):
         score_threshold: float = 0.0,
         nms_threshold: float = 1.0,
     ) -> HigherHRNet:
-        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, of which nothing is run, or from safetensors with the
-        same names; frozen.
+        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, which is not run, or from safetensors; frozen.
 
         Args:
             path: the file.
@@ -245,8 +240,7 @@ class HigherHRNet(nn.Module, Estimator):
 
 
 def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Maps of all resolutions at the finest one: mean heatmaps ``[B, 17, h, w]`` and tags ``[B, 17, h, w, n]`` of the n
-    resolutions that have some."""
+    """Maps at the finest resolution: mean heatmaps ``[B, 17, h, w]``, and tags ``[B, 17, h, w, n]``."""
     size = outputs[-1].shape[-2:]
     maps = [F.interpolate(maps, size, mode="bilinear", align_corners=True) for maps in outputs[:-1]] + [outputs[-1]]
     heatmaps = torch.stack([m[:, :JOINTS] for m in maps]).mean(0)
@@ -264,8 +258,7 @@ class Fit:
     Attributes:
         given: (height, width) of the image.
         size: (height, width) of the network's input.
-        region: (height, width) of what the input shows, in pixels of the image between the centres of its first and
-            last pixels.
+        region: (height, width) of what the input shows, in pixels, between the centres of the outermost ones.
     """
 
     given: tuple[int, int]
@@ -289,16 +282,14 @@ class Fit:
         )
 
     def applied(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; those that have it stay as they are, others are rounded to
-        whole colours as in a picture file."""
+        """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; resized ones are rounded to whole colours."""
         if self.given == self.size:
             return images
         return torch.stack([to_tensor(self.warped(image)) for image in to_uint8(images)]).to(images.device)
 
 
 def to_pixels(people: np.ndarray, grid: Sequence[int], region: Sequence[float]) -> np.ndarray:
-    """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region`` (height, width), in pixels of
-    the image."""
+    """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region``, in its pixels."""
     scale = [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]
     return (people * scale).astype(np.float32)
 

@@ -17,8 +17,7 @@ STRIDE = 4  # image pixels per cell of the finest branch
 
 @dataclass(frozen=True)
 class Stage:
-    """The shape of one stage; the first has one branch of bottlenecks, and each later one a coarser branch more than
-    the one before.
+    """The shape of one stage; the first has one branch of bottlenecks, each later one a coarser branch more.
 
     Attributes:
         modules: exchanges between the branches.
@@ -158,10 +157,10 @@ def shortcut(inputs: int, outputs: int) -> nn.Module:
 def transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     """From the branches of a stage to those of the next, the last of which is new and half as fine."""
     layers = [
-        nn.Identity() if old == new else nn.Sequential(*unit(old, new), nn.ReLU())
+        nn.Identity() if old == new else nn.Sequential(*conv_bn(old, new), nn.ReLU())
         for old, new in zip(before, after, strict=False)
     ]
-    return nn.ModuleList([*layers, nn.Sequential(nn.Sequential(*unit(before[-1], after[-1], stride=2), nn.ReLU()))])
+    return nn.ModuleList([*layers, nn.Sequential(nn.Sequential(*conv_bn(before[-1], after[-1], stride=2), nn.ReLU()))])
 
 
 def brought(widths: Sequence[int], source: int, target: int) -> nn.Module:
@@ -172,11 +171,11 @@ def brought(widths: Sequence[int], source: int, target: int) -> nn.Module:
         enlarge = nn.Upsample(scale_factor=2 ** (source - target), mode="nearest")
         return nn.Sequential(convolution(widths[source], widths[target], 1), nn.BatchNorm2d(widths[target]), enlarge)
     steps = [*([widths[source]] * (target - source)), widths[target]]
-    halvings = [nn.Sequential(*unit(old, new, stride=2), nn.ReLU()) for old, new in pairwise(steps)]
+    halvings = [nn.Sequential(*conv_bn(old, new, stride=2), nn.ReLU()) for old, new in pairwise(steps)]
     return nn.Sequential(*halvings[:-1], halvings[-1][:2])  # the sum is activated, not its terms
 
 
-def unit(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+def conv_bn(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A 3x3 convolution and its normalisation."""
     return convolution(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from posegen.data.base import Sample
 from posegen.io.atomic import replacing
 from posegen.metrics.base import Estimator, Findings, Poses
-from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
+from posegen.metrics.estimators.bottom_up import keep_distinct, peak_gaussians, peaks, snapped_to_peaks
 from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_SIGMAS
 
@@ -71,10 +71,10 @@ class MannequinJudge(nn.Module, Estimator):
             "nms_threshold": nms_threshold,
         }
         a, b, c, d = widths
-        self.stem = conv(3 * STRIDE**2, a)
-        self.down4 = nn.Sequential(conv(a, b, stride=2), conv(b, b))
-        self.down8 = nn.Sequential(conv(b, c, stride=2), conv(c, c))
-        self.down16 = nn.Sequential(conv(c, d, stride=2), Residual(d))
+        self.stem = conv_bn_relu(3 * STRIDE**2, a)
+        self.down4 = nn.Sequential(conv_bn_relu(a, b, stride=2), conv_bn_relu(b, b))
+        self.down8 = nn.Sequential(conv_bn_relu(b, c, stride=2), conv_bn_relu(c, c))
+        self.down16 = nn.Sequential(conv_bn_relu(c, d, stride=2), Residual(d))
         self.up8 = Up(d, c)
         self.up4 = Up(c, b)
         self.up2 = Up(b, a)
@@ -129,8 +129,8 @@ class MannequinJudge(nn.Module, Estimator):
     # Training.
 
     def targets(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """`targets` in this judge's classes."""
-        return targets(samples, self.config["styles"], self.config["scenes"], self.config["max_count"])
+        """`judge_targets` in this judge's classes."""
+        return judge_targets(samples, self.config["styles"], self.config["scenes"], self.config["max_count"])
 
     def loss(
         self, images: Tensor, keypoints: Tensor, areas: Tensor, attributes: Mapping[str, Tensor]
@@ -139,12 +139,12 @@ class MannequinJudge(nn.Module, Estimator):
 
         Returns:
             The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
-                keypoint and person),
-            ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross entropy).
+            keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross
+            entropy).
         """
         out = self(images)
         labelled = keypoints[..., 2] > 0
-        cells = to_cells(keypoints[..., :2])
+        cells = pixels_to_cells(keypoints[..., :2])
         centres, exists = torso_centres(cells, labelled)
         parts = {
             "heat": self._map_loss(out["heat"], cells, labelled),
@@ -165,12 +165,11 @@ class MannequinJudge(nn.Module, Estimator):
         target = torch.zeros_like(logits)
         for person in range(points.shape[1]):
             away = torch.where(labelled[:, person, :, None], points[:, person], FAR)
-            target = torch.maximum(target, gaussians(away, size, self.config["sigma"]))
+            target = torch.maximum(target, peak_gaussians(away, size, self.config["sigma"]))
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / labelled.sum().clamp_min(1)
 
     def _offset_loss(self, field: Tensor, cells: Tensor, labelled: Tensor, centres: Tensor, areas: Tensor) -> Tensor:
-        """Supervises the four offset cells around each person's centre; errors are relative to the square root of the
-        person's area."""
+        """Supervises the four offset cells around each person's centre; errors are relative to the person's size."""
         scale = areas.clamp_min(16.0).sqrt()[..., None, None] / STRIDE
         weight = labelled[..., None].to(field.dtype)
         total = field.new_zeros(())
@@ -219,14 +218,14 @@ class MannequinJudge(nn.Module, Estimator):
         """Centres, then offsets, then snapping, then suppression of duplicates."""
         heat, centre = out["heat"].sigmoid(), out["centre"][:, 0].sigmoid()
         places, heights = peaks(centre, self.config["max_people"])
-        cells, confidence = snap(regress(out["offset"], places), heat)
+        cells, confidence = snapped_to_peaks(regress(out["offset"], places), heat)
         scores, order = (heights * confidence.mean(-1)).sort(dim=1, descending=True, stable=True)
         cells = torch.take_along_dim(cells, order[..., None, None], 1)
         confidence = torch.take_along_dim(confidence, order[..., None], 1)
         keep = keep_distinct(cells, scores, self.sigmas, self.config["nms_threshold"]) & (
             scores >= self.config["score_threshold"]
         )
-        people = torch.cat([to_pixels(cells), confidence[..., None]], -1).float().cpu().numpy()
+        people = torch.cat([cells_to_pixels(cells), confidence[..., None]], -1).float().cpu().numpy()
         scores, keep = scores.float().cpu().numpy(), keep.cpu().numpy()
         return [Poses(p[k], s[k]) for p, s, k in zip(people, scores, keep, strict=True)]
 
@@ -303,7 +302,7 @@ class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+            conv_bn_relu(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -311,31 +310,30 @@ class Residual(nn.Module):
 
 
 class Up(nn.Module):
-    """Projects the coarse map, doubles it, adds the finer one and convolves. Cuts to the finer size, so odd sizes
-    work."""
+    """Projects the coarse map, doubles it, cuts it to the finer one's size, adds that and convolves."""
 
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(coarse, fine, 1)
-        self.body = conv(fine, fine)
+        self.body = conv_bn_relu(fine, fine)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         doubled = F.interpolate(self.project(coarse), scale_factor=2.0, mode="nearest")
         return self.body(doubled[..., : fine.shape[-2], : fine.shape[-1]] + fine)
 
 
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """3x3 convolution, batch norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 
-def targets(
+def judge_targets(
     samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
 ) -> dict[str, Any]:
     """What `MannequinJudge.loss` needs besides the images, for use in a collate function:
-    ``judge.loss(images, **targets(samples))``.
+    ``judge.loss(images, **judge_targets(samples))``.
 
     Returns:
         ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded with unlabelled people, ``attributes``: name -> ``[B]``
@@ -369,19 +367,18 @@ def class_index(sample: Sample, name: str, classes: Sequence[str]) -> int:
     return UNKNOWN if value is None else classes.index(value)
 
 
-def to_cells(pixels: Tensor) -> Tensor:
+def pixels_to_cells(pixels: Tensor) -> Tensor:
     """Pixel coordinates to heatmap cells; cell i covers pixels 2i and 2i + 1, so its centre is at 2i + 0.5."""
     return (pixels - (STRIDE - 1) / 2) / STRIDE
 
 
-def to_pixels(cells: Tensor) -> Tensor:
-    """The inverse of `to_cells`."""
+def cells_to_pixels(cells: Tensor) -> Tensor:
+    """The inverse of `pixels_to_cells`."""
     return cells * STRIDE + (STRIDE - 1) / 2
 
 
 def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each person's labelled shoulders and hips, or of all its labelled keypoints where the torso is
-    outside.
+    """The mean of each person's labelled shoulders and hips, or of all its keypoints where the torso is outside.
 
     Args:
         cells: ``[B, P, 17, 2]``.

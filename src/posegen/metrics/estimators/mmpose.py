@@ -197,7 +197,7 @@ def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
 
 
 def fill_model(model: nn.Module, weights: Path) -> None:
-    """Loads a file's state dict; nothing else in the file is used or run, nor further tensors, such as of training's losses.
+    """Loads a file's state dict; nothing else in the file is used or run.
 
     Raises:
         ValueError: the file cannot be read without running it, or a tensor of the model is missing or of another shape.
@@ -258,8 +258,7 @@ def stand_ins() -> Iterator[None]:
     from torchvision.ops import DeformConv2d
 
     class Deformable(DeformConv2d):
-        """torchvision's in the place of mmcv's, whose weights and offsets have the same layout; the number of groups
-        follows from the offsets."""
+        """torchvision's in the place of mmcv's, with the same layout; the number of groups follows from the offsets."""
 
         def __init__(self, *arguments: Any, deform_groups: int = 1, bias: bool = False, **options: Any) -> None:
             super().__init__(*arguments, bias=bias, **options)

@@ -50,14 +50,14 @@ class MobileNetV2(nn.Module, Estimator):
             raise ValueError(f"out_indices is {list(out_indices)}; expected some of the layers 0 to {len(STAGES)}")
         self.out_indices, self.size = tuple(out_indices), size
         width = divisible(STEM * widen_factor)
-        self.conv1 = unit(3, width, 3, bn_eps, stride=2)
+        self.conv1 = conv_unit(3, width, 3, bn_eps, stride=2)
         for stage, (expansion, channels, blocks, stride) in enumerate(STAGES, 1):
             layers = []
             for block in range(blocks):
                 before, width = width, divisible(channels * widen_factor)
                 layers.append(InvertedResidual(before, width, expansion, stride if block == 0 else 1, bn_eps))
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
-        self.conv2 = unit(width, int(LAST * max(1.0, widen_factor)), 1, bn_eps)
+        self.conv2 = conv_unit(width, int(LAST * max(1.0, widen_factor)), 1, bn_eps)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -138,7 +138,7 @@ class MobileNetV2(nn.Module, Estimator):
         )
 
 
-def unit(
+def conv_unit(
     inputs: int, outputs: int, kernel: int, eps: float, stride: int = 1, groups: int = 1, active: bool = True
 ) -> nn.Sequential:
     """Convolution and batch normalisation under mmcv's names, and ReLU6 where it is not the end of a bottleneck."""
@@ -148,15 +148,16 @@ def unit(
 
 
 class InvertedResidual(nn.Module):
-    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear pointwise convolution; a shortcut
-    where the shape allows."""
+    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear convolution; a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, eps: float) -> None:
         super().__init__()
         hidden = inputs * expansion
-        expand = [unit(inputs, hidden, 1, eps)] if expansion > 1 else []
+        expand = [conv_unit(inputs, hidden, 1, eps)] if expansion > 1 else []
         self.conv = nn.Sequential(
-            *expand, unit(hidden, hidden, 3, eps, stride, groups=hidden), unit(hidden, outputs, 1, eps, active=False)
+            *expand,
+            conv_unit(hidden, hidden, 3, eps, stride, groups=hidden),
+            conv_unit(hidden, outputs, 1, eps, active=False),
         )
         self.shortcut = stride == 1 and inputs == outputs
 

@@ -41,8 +41,7 @@ class Ranking:
     people: np.ndarray
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[R, T]`` (over 101 recall levels) and final recall ``[R, T]`` of R resamples, NaN without
-        people.
+        """Average precision ``[R, T]`` (101 levels) and final recall ``[R, T]`` of R resamples; NaN without people.
 
         The best precision from a recall level on is found at a hit, so only hits are looked at.
 
@@ -84,8 +83,7 @@ class Ranking:
         ]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people; for
-        COCO's thresholds."""
+        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people."""
         precision, recall = self.precision_and_recall(weights)
         values = {"AP": precision.mean(1), "AP50": precision[:, 0], "AP75": precision[:, 5]}
         return values | {"AR": recall.mean(1), "AR50": recall[:, 0], "AR75": recall[:, 5]}
@@ -117,9 +115,9 @@ def rank(
         thresholds: ``[T]`` similarities from which a detection matches.
     """
     low, high = area_range
-    excluded, outside = ((flat < low) | (flat > high) for flat in (joined(areas), joined(extents)))
+    excluded, outside = ((flat < low) | (flat > high) for flat in (concatenated(areas), concatenated(extents)))
     hits, matched = match(similarities, excluded, thresholds)
-    order = np.argsort(-joined(scores), kind="stable")
+    order = np.argsort(-concatenated(scores), kind="stable")
     image, owner = (np.repeat(np.arange(len(parts)), [len(part) for part in parts]) for parts in (scores, areas))
     people = np.bincount(owner, ~excluded, minlength=len(areas))
     counted = hits | ~(matched | outside)
@@ -163,7 +161,7 @@ def match(
         free = np.ones((people, len(thresholds), len(group)), bool)
         for d in range(depth[0] if people else 0):
             active = int(np.searchsorted(-depth, -d))
-            chosen = choose(block[:, d, :active], free[:, :, :active], apart[:, :active], thresholds)
+            chosen = choose_person(block[:, d, :active], free[:, :, :active], apart[:, :active], thresholds)
             at, image = np.nonzero(chosen >= 0)
             free[chosen[at, image], at, image] = False
             matched[at, first[group[image]] + d] = True
@@ -171,7 +169,7 @@ def match(
     return hits, matched
 
 
-def choose(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """The person ``[T, n]`` that one detection in each of n images takes, -1 for none.
 
     Args:
@@ -192,7 +190,7 @@ def choose(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, threshol
     return chosen
 
 
-def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+def concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
     """All parts in a row; empty without any."""
     return np.concatenate([np.zeros(0), *parts])
 

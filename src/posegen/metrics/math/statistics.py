@@ -25,8 +25,7 @@ def bootstrap(
     """Bootstrap distributions of the mean over training seeds.
 
     Args:
-        computes: one function per training seed, all over the same ``n_images`` images; one alone leaves only the
-            images to chance.
+        computes: one function per training seed, all over the same ``n_images`` images; one alone: images alone vary.
         n_images: images that each function's weights refer to.
         resamples: R.
         seed: of the resampling.
@@ -95,8 +94,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Variance:
-    """Where the variance of a paired difference between two methods comes from; per image and per seed, so that other
-    numbers of both can be asked about.
+    """Where the variance of a paired difference between two methods comes from; per image and per seed.
 
     The mean difference over n images and s seeds has the variance ``image / n + both / (n s) + seed / s``: images that
     suit one method, seeds that suit one method, and images that do so with one seed only. Statistics of sets (AP,
@@ -136,20 +134,17 @@ class Variance:
         return cls(mean, image * n_images, both * n_images, seed)
 
     def standard_error(self, images: int, seeds: int) -> float:
-        """That of the mean difference; where the seeds' part is unknown, of the difference between these trainings
-        alone."""
+        """That of the mean difference; with an unknown seeds' part, between these trainings alone."""
         return math.sqrt(
             self.image / images + self.both / (images * seeds) + (0.0 if math.isnan(self.seed) else self.seed / seeds)
         )
 
     def detectable(self, images: int, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
-        """The true difference that a two-sided test at level ``alpha`` finds with probability ``power`` (normal
-        approximation)."""
+        """The true difference that a two-sided test at level ``alpha`` finds with probability ``power``."""
         return multiple(power, alpha) * self.standard_error(images, seeds)
 
     def images_needed(self, difference: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
-        """How many images make ``difference`` detectable; infinite where no number does, because the seeds alone vary
-        too much."""
+        """How many images make ``difference`` detectable; infinite where seeds alone vary too much."""
         allowed = (abs(difference) / multiple(power, alpha)) ** 2 - (
             0.0 if math.isnan(self.seed) else self.seed / seeds
         )

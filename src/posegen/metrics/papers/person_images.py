@@ -22,20 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values, count_images
 from posegen.metrics.feature_networks import FeatureNetwork, fill_from_file, verified
 from posegen.metrics.math.frechet import frechet_first_order
 from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.papers.quality import as_tensor, through_jpeg
 from posegen.metrics.perceptual import ALEXNET, Lpips
-from posegen.metrics.pixel_similarity import psnr, target_of
+from posegen.metrics.pixel_similarity import psnr, target_picture
 from posegen.metrics.protocol import Protocol
 from posegen.metrics.quality import features_of
 
 Resizing = Literal["none", "pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic"]
 WINDOW = 51  # of the SSIM with equal weights
-#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four programs apply it to
-#: pictures that were not.
+#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four apply it to others.
 SCALE, SHIFT = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5), ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
 
 
@@ -80,8 +79,7 @@ def imagenet_inception(path: str) -> nn.Module:
 def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.ndarray:
     """``[B, H, W, 3] uint8`` in another size, with the filter of one library; pictures of that size are left alone.
 
-    Of the two libraries, Pillow and torch filter the high frequencies out when they make pictures smaller, OpenCV does
-    not.
+    Of the two libraries, Pillow and torch filter high frequencies out of smaller pictures, OpenCV does not.
     """
     if way == "none" or pictures.shape[1:3] == size:
         return pictures
@@ -99,8 +97,7 @@ def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.nd
 
 
 def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
-    """SSIM of two ``[H, W, 3] uint8`` with equal weights in a window and sample covariances, the ``ssim`` of these
-    programs; NaN where it does not fit."""
+    """SSIM of two ``[H, W, 3] uint8`` with a flat window and sample covariances (``ssim``); NaN if too small."""
     from skimage.metrics import structural_similarity
 
     if min(made.shape[:2]) < window:
@@ -135,8 +132,7 @@ def relative_error(made: np.ndarray, target: np.ndarray) -> float:
 
 
 class PersonPaper(Observer):
-    """Notes what one paper's script looks at, every name beginning with the paper's: ``_features`` and, compared with
-    the target, ``_lpips``, ``_ssim``,
+    """Notes what a paper's script looks at: ``<paper>_features`` and, compared with the target, ``_lpips``, ``_ssim``,
     ``_ssim_256``, ``_psnr``, ``_l1`` and ``_mae``.
 
     Args:
@@ -181,15 +177,13 @@ class PersonPaper(Observer):
         self.inception.check()
         self.lpips.check()
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         made = to_uint8(images)
         if self.jpeg is not None and not real:
             made = np.stack([through_jpeg(picture, self.jpeg) for picture in made])
         found = self._features(made, images.device)
         if not real:  # pictures of a reference are compared as a set alone
-            targets = np.stack([target_of(sample) for sample in samples])
+            targets = np.stack([target_picture(sample) for sample in samples])
             found |= self._likeness(made, targets) | self._perceived(made, targets, images.device)
         return [{f"{self.paper}_{name}": values[i] for name, values in found.items()} for i in range(len(samples))]
 
@@ -275,9 +269,7 @@ class PersonPaperMetric(Metric):
     def record(self, judged: Judged) -> dict[str, Any]:
         return {name: value for name, value in judged.observed.items() if name.startswith(f"{self.paper}_")}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         nothing = np.full(len(weights), np.nan)
         values = {
             column: mean_of_known(records[name], weights) if name in records else nothing

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Column, Judged, Metric, Poses, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records, Values, count_images
 from posegen.metrics.math.average_precision import COCO_RANGES, MAX_DETECTIONS, Ranking, rank
 from posegen.metrics.math.oks import oks
 from posegen.metrics.math.pose_similarity import cosine
@@ -36,8 +36,7 @@ EMPTY_BATCH = "batches without people of that size count as -1, as published"
 
 
 class PaperPoseMetric(Metric):
-    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE
-    (people).
+    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l), AR and SAP (percent) and PCE (people).
 
     Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample
     of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
@@ -98,9 +97,7 @@ class PaperPoseMetric(Metric):
             "paper_extents": np.ptp(found[..., :2], axis=1).prod(-1),
         }
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         images = count_images(records)
         used = images - images % self.batch if self.drop_last else images
         if not used:
@@ -109,11 +106,11 @@ class PaperPoseMetric(Metric):
         starts = np.arange(0, used, self.batch)
         share = np.add.reduceat(weights[:, :used], starts, axis=1) / np.diff([*starts, used])
         row |= {f"{name}_defined": np.where(row[name] == -1, np.nan, row[name]) for name in ("AP_M", "AP_L")}
-        means = {name: mean(share, row[name]) for name in (*COLUMNS, "AP_M_defined", "AP_L_defined")}
+        means = {name: mean_over_batches(share, row[name]) for name in (*COLUMNS, "AP_M_defined", "AP_L_defined")}
         return {f"paper_{name}": value if name == "PCE" else 100 * value for name, value in means.items()}
 
 
-def mean(share: np.ndarray, values: np.ndarray) -> np.ndarray:
+def mean_over_batches(share: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Weighted means ``[R]`` of the ``values [B]`` that are defined, by ``share [R, B]``."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
@@ -150,8 +147,7 @@ def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
 
 
 def count_errors(difference: np.ndarray, populated: np.ndarray, batch: int, only_with_people: bool) -> np.ndarray:
-    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people
-    count."""
+    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN where no image counts."""
     errors = []
     for start in range(0, len(difference), batch):
         own, some = difference[start : start + batch], populated[start : start + batch]

@@ -25,11 +25,11 @@ from PIL import Image
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 from posegen.metrics.feature_networks import FidelityInception
 from posegen.metrics.image_features import truncated
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distance_subsets, kernel_distances, random_subsets
-from posegen.metrics.quality import by_scenario, features_of
+from posegen.metrics.quality import features_of, rows_by_scenario
 
 SPACES = ("paper_64", "paper_2048", "paper_fixed_64")  # names of the features in observations and records
 SIDE = 299
@@ -40,8 +40,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
 
 
 def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
-    """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised values times 255, cut to whole numbers
-    and taken modulo 256.
+    """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised, times 255, cut, modulo 256.
 
     Args:
         generated: red and blue of these pictures are exchanged first.
@@ -73,13 +72,13 @@ class PaperFeatures(Observer):
     def check(self) -> None:
         self.network.check()
 
-    def observe(
-        self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool
-    ) -> list[dict[str, Any]]:
+    def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if not self.network.configured:
             return [{} for _ in samples]
         pictures = (
-            [stored(sample) for sample in samples] if real else [through_jpeg(picture) for picture in truncated(images)]
+            [whole_picture(sample) for sample in samples]
+            if real
+            else [through_jpeg(picture) for picture in truncated(images)]
         )
         crops = np.stack([cropped(picture) for picture in pictures])
         seen = self.network.pooled(as_tensor(wrapped_bytes(crops, generated=not real)).to(images.device), (64, 2048))
@@ -88,7 +87,7 @@ class PaperFeatures(Observer):
         return [{name: values[i] for name, values in found.items()} for i in range(len(samples))]
 
 
-def stored(sample: Sample) -> np.ndarray:
+def whole_picture(sample: Sample) -> np.ndarray:
     """The data set's whole picture ``[H, W, 3] uint8``.
 
     Raises:
@@ -162,7 +161,7 @@ class PaperQualityMetric(Metric):
                 "the network is not configured: set protocol.paper_inception=PATH of "
                 "weights-inception-2015-12-05-6726825d.pth",
             )
-        largest = max(len(rows) for rows, _ in by_scenario(records, records).values())
+        largest = max(len(rows) for rows, _ in rows_by_scenario(records, records).values())
         return (
             {}
             if largest > SUBSET_SIZE
@@ -172,14 +171,12 @@ class PaperQualityMetric(Metric):
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {name: judged.observed[name] for name in SPACES if name in judged.observed}
 
-    def resampled(
-        self, records: Records, weights: np.ndarray, reference: Records | None = None
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         nothing = np.full(len(weights), np.nan)
         if reference is None or "paper_64" not in records or "paper_64" not in reference:
             return dict.fromkeys(self.columns, nothing)
         scenarios = {}
-        for name, (rows, real) in by_scenario(records, reference).items():
+        for name, (rows, real) in rows_by_scenario(records, reference).items():
             sets = {space: (features_of(records, space, rows), features_of(reference, space, real)) for space in SPACES}
             enough = min(len(rows), len(real)) > 1
             shallow, fixed = (
@@ -197,8 +194,7 @@ class PaperQualityMetric(Metric):
 def subset_kid(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
     """KID ``[R]`` times its factor; None where there are too few images for the subsets.
 
-    The value of the set is that of the subsets; a resample lies as far from it as the distances over all pairs lie
-    apart.
+    The value of the set is that of the subsets; a resample differs from it as distances over all pairs do.
     """
     if len(found) <= SUBSET_SIZE or len(real) < SUBSET_SIZE:
         return None

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from posegen.metrics.estimators.associative import ORDER, PUBLISHED, Decoding, decode
-from posegen.metrics.estimators.bottom_up import gaussians
+from posegen.metrics.estimators.bottom_up import peak_gaussians
 from posegen.metrics.timing.base import Timing
 
 TARGET = 5.0
@@ -59,7 +59,7 @@ def invented(people: int, hidden: float = 0.15, seed: int = 0) -> tuple[Tensor, 
     height = (0.4 + 0.6 * torch.rand(people, 17, generator=generator)) * (
         torch.rand(people, 17, generator=generator) >= hidden
     )
-    heat = gaussians(points, (SIZE, SIZE), SIGMA) * height[..., None, None]
+    heat = peak_gaussians(points, (SIZE, SIZE), SIGMA) * height[..., None, None]
     owner = heat.argmax(0)
     tags = 2.0 * owner[..., None] + 0.1 * torch.randn(17, SIZE, SIZE, 2, generator=generator)
     noise = 0.01 * torch.rand(17, SIZE, SIZE, generator=generator)
