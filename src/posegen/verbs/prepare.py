@@ -11,8 +11,8 @@ from posegen.data.on_disk.preparation_report import SplitReport, contact_sheet, 
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
 from posegen.runner.components import Parts
-from posegen.runner.precision import device_of
 from posegen.runner.images import write_png
+from posegen.runner.precision import device_of
 from posegen.train.loop import encodings, set_threads
 
 

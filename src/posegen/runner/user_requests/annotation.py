@@ -31,8 +31,8 @@ from posegen.poses.drawing import overlay
 from posegen.poses.topology import COCO_JOINTS, COCO_LIMBS, COCO_NAMES
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cell import differences, identity
-from posegen.runner.precision import device_of
 from posegen.runner.images import write_png
+from posegen.runner.precision import device_of
 from posegen.runner.progress import Mode, Progress
 
 PARTS_FORMAT, PART_FILES = 1, "*.part.json"  # of the kept parts
