@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from posegen.data.condition import Defect
 from posegen.data.formats.folder import SPLITS, Folder
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Defect
 from posegen.poses.topology import coco_to_openpose18
 from tests.data.trees import Picture, picture
 

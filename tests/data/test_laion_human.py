@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from posegen.data.condition import Defect
 from posegen.data.formats.laion_human import LaionHuman
 from posegen.data.formats.laion_lists import LaionRow, PathRule, chosen_shards, held_out, laion_key
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Defect, StoredImage
+from posegen.data.on_disk.source import StoredImage
 from tests.data.laion_tree import KEYS, in_tars, jpeg, members_of, parquet, people, tar_of, unpacked
 
 MAPPED = {"train": "mapping_file_training.json"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from posegen.data.condition import Defect
 from posegen.data.on_disk.preparation_report import MOST_LISTED, SplitReport, report_page
-from posegen.data.on_disk.source import Defect
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posegen.data.on_disk.source import Condition
+from posegen.data.condition import Condition
 from posegen.poses.pose_square import Square, to_square
 
 if TYPE_CHECKING:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from posegen.adapters.base import Adapter
+from posegen.backbones.base import Backbone
+from posegen.data.base import PoseData, Sample
 from posegen.errors import UserError
-
-if TYPE_CHECKING:
-    from posegen.adapters.base import Adapter
-    from posegen.backbones.base import Backbone
-    from posegen.data.base import PoseData, Sample
-    from posegen.metrics.base import Estimator
-    from posegen.metrics.protocol import Protocol
-    from posegen.runner.outputs import Kind
-    from posegen.runner.sampler import Sampler
-    from posegen.runner.stage import Shard
+from posegen.metrics.base import Estimator
+from posegen.metrics.protocol import Protocol
+from posegen.runner.outputs import KINDS, Kind
+from posegen.runner.precision import arranged, keep_cast
+from posegen.runner.sampler import Sampler
+from posegen.runner.stage import Shard
 
 
 def reference_split(cfg: DictConfig) -> str:
@@ -40,8 +39,6 @@ class Parts:
 
     @cached_property
     def backbone(self) -> Backbone:
-        import torch
-
         torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
         return instantiate(self.cfg.backbone, _convert_="all")
 
@@ -63,10 +60,6 @@ class Parts:
     @cached_property
     def adapter(self) -> Adapter:
         """The adapter, attached to the backbone and in its initial state, computing as ``trainer`` says."""
-        import torch
-
-        from posegen.runner.precision import arranged, keep_cast
-
         adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
@@ -100,8 +93,6 @@ class Parts:
     @cached_property
     def kind(self) -> Kind:
         """What the backbone generates."""
-        from posegen.runner.outputs import KINDS
-
         return KINDS[self.backbone.sample]
 
     @cached_property
@@ -119,6 +110,4 @@ class Parts:
     @cached_property
     def shard(self) -> Shard:
         """Which batches this process samples and judges."""
-        from posegen.runner.stage import Shard
-
         return Shard.of(self.cfg)

@@ -26,6 +26,7 @@ from posegen.backbones.base import Backbone
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
+from posegen.runner.cell import identity
 
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
@@ -297,8 +298,6 @@ def method_folder(place: Path) -> Path:
 
 def made_by(status: Path, cfg: DictConfig) -> bool:
     """Whether a cell is finished and was trained with this adapter and backbone."""
-    from posegen.runner.cell import identity
-
     record = read_json(status)
     wanted = identity(cfg)
     same = all(record.get("identity", {}).get(key) == wanted[key] for key in ("adapter", "backbone", "task"))

@@ -23,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from posegen.data.base import PoseData, Sample, generator
+from posegen.data.condition import Condition, Defect
 from posegen.data.formats.joint_vectors import FramedPose, random_share, write_joint_vectors
-from posegen.data.on_disk.source import Condition, Defect, require_option
+from posegen.data.on_disk.source import require_option
 from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import file_hash, text_hash
 from posegen.poses.pose_square import Square, from_square, to_square

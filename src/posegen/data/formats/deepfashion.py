@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from posegen.data.condition import Defect
 from posegen.data.formats.pair_files import (
     PERSON_IMAGE_SUFFIXES,
     Pair,
@@ -38,7 +39,7 @@ from posegen.data.formats.pair_files import (
     searched_folders,
 )
 from posegen.data.formats.pairs import PAIR_LISTS, PairSource
-from posegen.data.on_disk.source import Defect, FileSpan, ReportDefect, StoredImage, require_option
+from posegen.data.on_disk.source import FileSpan, ReportDefect, StoredImage, require_option
 from posegen.io.hashes import joint_hash
 
 JointsFormat = Literal["csv", "txt"]

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from posegen.data.condition import Defect
 from posegen.data.on_disk.images import IMAGE_SUFFIXES
-from posegen.data.on_disk.source import Defect, FileSpan, ReportDefect, Source, StoredImage, existing_root
+from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.atomic import read_json
 from posegen.io.hashes import hash_fraction, joint_hash
 from posegen.poses.reading import coco_joints, read_pose_json

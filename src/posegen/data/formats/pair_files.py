@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from posegen.data.on_disk.source import Defect, ReportDefect
+from posegen.data.condition import Defect
+from posegen.data.on_disk.source import ReportDefect
 from posegen.io.atomic import read_json
 from posegen.poses.reading import coco_joints
 from posegen.poses.topology import OPENPOSE_NAMES

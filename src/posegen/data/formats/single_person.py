@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from posegen.data.base import PoseData, Sample
-from posegen.data.on_disk.source import Condition
+from posegen.data.condition import Condition
 
 
 class SinglePerson(PoseData):

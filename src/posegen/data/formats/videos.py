@@ -15,9 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from posegen.data.condition import Defect
 from posegen.data.formats.folder import NO_PEOPLE, Folder, prompts_of_csv
 from posegen.data.formats.video_frames import FRAME_SUFFIXES, VIDEO_SUFFIXES, Selection, extract_videos
-from posegen.data.on_disk.source import Defect, FileSpan, ReportDefect, Source, StoredImage, existing_root
+from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.hashes import joint_hash
 
 SELECTION = "own frame selection"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from posegen.data.condition import Defect
 from posegen.data.on_disk.image_scan import ScannedImage
 from posegen.data.on_disk.images import LOSSLESS_MODES
-from posegen.data.on_disk.source import Defect, Source, StoredImage
+from posegen.data.on_disk.source import Source, StoredImage
 from posegen.io.hashes import text_hash
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_NAMES

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from posegen.data.base import PoseData, Sample
+from posegen.data.condition import Condition, Defect
 from posegen.data.on_disk.dataset_checks import image_remarks, split_facts, split_warnings, usable_entries
 from posegen.data.on_disk.image_scan import ImageScan, file_stamp
 from posegen.data.on_disk.images import read_image
-from posegen.data.on_disk.source import Condition, Defect, Source, StoredImage, lowest_hashes, require_count
+from posegen.data.on_disk.source import Source, StoredImage, lowest_hashes, require_count
 from posegen.data.on_disk.split_index import INDEX_VERSION, SplitIndex
 from posegen.data.on_disk.transforms import Transform, transform_of
 from posegen.io.atomic import read_json_or_empty, write_text

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from posegen.data.base import PoseData
-from posegen.data.on_disk.source import Defect
+from posegen.data.condition import Defect
 from posegen.poses.drawing import overlay
 from posegen.poses.reading import PoseInput
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from posegen.data.condition import Defect
 from posegen.io.atomic import read_json
 from posegen.io.hashes import hash_fraction
 
@@ -32,20 +33,6 @@ class FileSpan(NamedTuple):
     file: str
     offset: int = 0
     length: int = 0
-
-
-class Defect(NamedTuple):
-    """A fault of one file or image, for the report of ``posegen prepare``.
-
-    Attributes:
-        file: the file, relative to the root, with the key of the image where one file holds many.
-        problem: the fault in a few words: ``missing``, ``cannot be decoded (truncated)``.
-        fatal: whether the image is left out; False for a remark about an image that is kept.
-    """
-
-    file: str
-    problem: str
-    fatal: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +68,6 @@ class StoredImage:
         keypoints = np.concatenate([points, self.keypoints[..., 2:]], -1).astype(np.float32)
         areas = None if self.areas is None else self.areas * scale.prod()
         return replace(self, keypoints=keypoints, areas=areas, frame=None)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The findings of the preparation of a split.
-
-    Attributes:
-        facts: counts, sizes, hashes, versions, for the record.
-        warnings: suspicions about the split as a whole.
-        defects: faults of single files.
-    """
-
-    facts: Mapping[str, Any]
-    warnings: Sequence[str] = ()
-    defects: Sequence[Defect] = ()
 
 
 #: Records a defect; reading continues with the next image.
