@@ -76,8 +76,13 @@ def run(verb: str, rest: list[str]) -> int:
         print(yaml.safe_load(file.read_text(encoding="utf-8"))["header"])
         return 0
     module, _, function = chosen.target.partition(":")
+    given: object = rest
+    if verb == "parity":
+        from omegaconf import OmegaConf
+
+        given = OmegaConf.create({"folders": rest})
     try:
-        return getattr(import_module(module), function)(rest) or 0
+        return getattr(import_module(module), function)(given) or 0
     except Exception as error:
         from posegen.config.app import tell, traceback_wanted
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from posegen.errors import UserError
 from posegen.metrics.base import Judged, Metric, Poses
 from posegen.metrics.clip import clip_score
 from posegen.metrics.math.average_precision import COCO_RANGES, summary
@@ -17,7 +15,8 @@ from posegen.metrics.math.frechet import Polynomial, frechet_distance, kernel_di
 from posegen.metrics.papers.pose import PaperPoseMetric, rows
 from posegen.metrics.papers.quality import scenario_mean, wrapped_bytes
 from posegen.metrics.pose import PoseMetric
-from posegen.parity.case import RTOL, Case, leaves
+from posegen.parity.build import Outputs, UnknownPart
+from posegen.parity.case import METRIC_RTOL, Case, leaves
 
 #: What a case expects, by name: of the published program (""), of a right one ("corrected"), ...
 Groups = dict[str, Any]
@@ -25,20 +24,22 @@ Records = dict[str, list]
 Row = dict[str, float]
 
 
-def compute(case: Case) -> dict[str, Tensor]:
+def metrics_outputs(case: Case) -> Outputs:
     """The values of the case that can be computed, by the names under which it expects them.
 
     Raises:
-        UserError: there is no such kind of metric.
+        UnknownPart: there is no such kind of metric.
     """
-    if case.module not in KINDS:
-        raise UserError(f"kind {case.module!r} of {case.folder} is none of {', '.join(KINDS)}")
-    made = {name: value for group, values in KINDS[case.module](case).items() for name, value in leaves(values, group)}
-    return {name: torch.tensor(value, dtype=torch.double) for name, value in made.items() if name in case.expected}
+    if case.module not in METRIC_KINDS:
+        raise UnknownPart(f"kind {case.module!r} of {case.place} is none of {', '.join(METRIC_KINDS)}")
+    for group, values in METRIC_KINDS[case.module](case).items():
+        for name, value in leaves(values, group):
+            if name in case.expected:
+                yield name, torch.tensor(value, dtype=torch.double)
 
 
 def pose(case: Case) -> Groups:
-    """AP and AR, the similarity's SAP and SAR and the people count error, of all images as one batch, of batches and as a right program has them."""
+    """AP, AR, SAP, SAR and PCE of all images as one batch, of batches, and as a right program has them."""
     given = case.facts["inputs"]
     images = [image(i, *facts) for i, facts in enumerate(zip(given["gt_pose"], given["detections"], strict=True))]
     paper = records(PaperPoseMetric(), images)
@@ -77,7 +78,7 @@ def row(paper: Records) -> Row:
 
 
 def corrected(facts: Records) -> Row:
-    """The same values over the whole set, with areas of labelled joints, a similarity with the true y and every image counted."""
+    """The values over the whole set, with areas of labelled joints, the true y and every image counted."""
     values: Row = {}
     for prefix, similarity in (("", "oks"), ("S", "similarity_SAP_fixed")):
         found = summary(facts[similarity], facts["scores"], facts["areas"], facts["extents"], area_ranges=COCO_RANGES)
@@ -88,8 +89,8 @@ def corrected(facts: Records) -> Row:
 def batches(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) -> list[Row]:
     """One row per batch of consecutive images.
 
-    A case does not say how many images its batches have: of the divisions that give its rows the first is taken, most even ones coming first; where there is
-    none, the most even one.
+    A case does not say how many images its batches have: the most even division that gives its rows is taken, else the
+    most even one.
     """
     n = len(paper["paper_people"])
     even = -(-n // len(wanted))
@@ -100,7 +101,7 @@ def batches(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) 
             for end in sorted(range(start + 1, n + 1), key=lambda end: abs(end - start - even)):
                 made = {} if end in further else row({name: values[start:end] for name, values in paper.items()})
                 if made and all(
-                    np.isclose(made[name], float(value), RTOL, atol, equal_nan=True)
+                    np.isclose(made[name], float(value), METRIC_RTOL, atol, equal_nan=True)
                     for name, value in expected.items()
                     if name in made
                 ):
@@ -169,7 +170,7 @@ def clip(case: Case) -> Groups:
 
 
 #: Kind -> what computes its values.
-KINDS: dict[str, Callable[[Case], Groups]] = {
+METRIC_KINDS: dict[str, Callable[[Case], Groups]] = {
     "pose": pose,
     "features": features,
     "quality_preprocessing": quality_preprocessing,

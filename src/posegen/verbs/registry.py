@@ -58,7 +58,7 @@ VERBS = {
         "find the people of pictures, and write them as a file of poses", "posegen.verbs.annotate:annotate", "keys"
     ),
     "parity": Verb(
-        "compare methods with tensors of their official implementations", "posegen.parity.command:main", "arguments"
+        "compare methods with tensors of their official implementations", "posegen.verbs.parity:main", "arguments"
     ),
     "profile": Verb("measure time, memory, parameters and FLOPs of a method", "posegen.verbs.profile:profile"),
     "demo": Verb(
