@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.profile.keypoint_ap import STATISTICS, People, invented, measure, prepared
 from posegen.metrics.math.coco import evaluate
-from posegen.metrics.timing.coco import STATISTICS, People, invented, measure, prepared
 
 pytest.importorskip("pycocotools")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cleanfid import fid
 
+from experiments.profile.set_distances import by_loop, measure
 from posegen.metrics.math.frechet import (
     TILE,
     Polynomial,
@@ -20,7 +21,6 @@ from posegen.metrics.math.frechet import (
     kernel_distances,
     random_subsets,
 )
-from posegen.metrics.timing.distances import by_loop, measure
 
 
 def features(n: int, dimensions: int, seed: int, shift: float = 0.0) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.profile.keypoint_ap import STATISTICS, People, invented, prepared
 from posegen.cli import main
-from posegen.metrics.timing.coco import STATISTICS, People, invented, prepared
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
 from posegen.parity.metrics import METRIC_KINDS

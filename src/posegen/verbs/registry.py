@@ -60,9 +60,9 @@ VERBS = {
     "parity": Verb(
         "compare methods with tensors of their official implementations", "posegen.verbs.parity:main", "arguments"
     ),
-    "profile": Verb("measure time, memory, parameters and FLOPs of a method", "posegen.verbs.profile:profile"),
+    "profile": Verb("measure time, memory, parameters and FLOPs of a method", "posegen.verbs.profile:main"),
     "demo": Verb(
-        "compare methods in the browser: drag a pose, see every method draw it", "posegen.verbs.demo_app.command:demo"
+        "compare methods in the browser: drag a pose, see every method draw it", "posegen.verbs.demo:main"
     ),
     "completion": Verb("print the completion script of a shell", "posegen.verbs.completion:main", "arguments"),
 }

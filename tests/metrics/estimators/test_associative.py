@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.profile.decoding import in_loops
 from posegen.metrics.estimators.associative import ORDER, PUBLISHED, Decoding, assigned, decode, group, highest_around
 from posegen.metrics.estimators.bottom_up import gaussians
-from posegen.metrics.timing.decode import in_loops
 
 SIZE = (48, 64)
 

@@ -1,6 +1,7 @@
-"""Distances between sets of features: `posegen.metrics.math.frechet` against the matrix square root of scipy and a loop over random subsets.
+"""Distances between sets of features: posegen's against scipy's matrix square root and a loop over random subsets.
 
-Both sides compute in double precision from the same features; ours keeps to one thread, the others use as many as numpy is given.
+Both sides compute in double precision from the same features; posegen's keeps to one thread, the others use as many as
+numpy is given.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from statistics import median
 
 import numpy as np
 
+from experiments.profile.timing import Timing
 from posegen.metrics.math.frechet import Draws, frechet_distance, kernel_distance_subsets, random_subsets
-from posegen.metrics.timing.base import Timing
 
 FRECHET_TARGET, KERNEL_TARGET = 4.0, 3.0
 

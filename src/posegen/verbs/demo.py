@@ -1,16 +1,18 @@
-"""The verb ``posegen demo``."""
+"""compare methods in the browser: drag a pose, see every method draw it"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 
 from omegaconf import DictConfig
 
 from posegen.config.check import require_valid
+from posegen.demo.session import DemoSession
 from posegen.errors import UserError
 
 
-def demo(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted.
 
     Raises:
@@ -21,10 +23,6 @@ def demo(cfg: DictConfig) -> None:
     if cfg.port is not None and not 1 <= int(cfg.port) < 2**16:
         raise UserError(f"port={cfg.port}: expected a number from 1 to 65535, or null for the first free one")
     require_valid(cfg)
-    from posegen.verbs.demo_app.session import Studio
-
-    studio = Studio(cfg)
-    studio.shelf.methods()  # a checkpoint that cannot be used is said before anything is served
-    from posegen.verbs.demo_app.page import serve
-
-    serve(studio, cfg.port, bool(cfg.open))
+    session = DemoSession(cfg)
+    session.loaded.methods()  # names a checkpoint that cannot be used before anything is served
+    import_module("posegen.demo.page").serve(session, cfg.port, bool(cfg.open))  # the module that needs gradio

@@ -1,7 +1,7 @@
-"""The pose as the page's editor holds it, and as the rest of posegen does.
+"""The pose as the value of the page's editor, and as keypoints.
 
-The editor's value is ``{"people": [[[x, y, v], ...], ...], "selected": i}``: 17 joints per person, x and y as shares of the canvas (0 is the left or upper,
-1 the right or lower edge), v 2 for a joint that is drawn and 0 for one that is not.
+The value is ``{"people": [[[x, y, v], ...], ...], "selected": i}``: 17 joints per person, x and y as shares of the
+canvas (0 is the left or upper, 1 the right or lower edge), v 2 for a joint that is drawn and 0 for one that is not.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from posegen.poses.reading import JOINTS, PEOPLE
 from posegen.poses.topology import COCO_BARS, COCO_FLIP, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT
 
 DIGITS = 5  # of a share
-#: A standing person of the editor's own, for "add" and for an empty start: shares of a square, in COCO's order.
-STANDING = (
-    (0.500, 0.160), (0.517, 0.145), (0.483, 0.145), (0.537, 0.155), (0.463, 0.155), (0.575, 0.275), (0.425, 0.275), (0.625, 0.405), (0.375, 0.405),
-    (0.640, 0.530), (0.360, 0.530), (0.545, 0.535), (0.455, 0.535), (0.555, 0.715), (0.445, 0.715), (0.560, 0.890), (0.440, 0.890),
+#: A standing person for "add" and for an empty start: shares of a square, in COCO's order.
+EDITOR_PERSON = (
+    (0.500, 0.160), (0.517, 0.145), (0.483, 0.145), (0.537, 0.155), (0.463, 0.155), (0.575, 0.275), (0.425, 0.275),
+    (0.625, 0.405), (0.375, 0.405), (0.640, 0.530), (0.360, 0.530), (0.545, 0.535), (0.455, 0.535), (0.555, 0.715),
+    (0.445, 0.715), (0.560, 0.890), (0.440, 0.890),
 )  # fmt: skip
 
 
-def standing() -> dict[str, Any]:
-    """The editor with one standing person."""
-    return {"people": [[[x, y, 2] for x, y in STANDING]], "selected": 0}
+def standing_pose() -> dict[str, Any]:
+    """The editor's value with one standing person."""
+    return {"people": [[[x, y, 2] for x, y in EDITOR_PERSON]], "selected": 0}
 
 
-def facts() -> dict[str, Any]:
-    """What the editor's script must know of skeletons."""
+def skeleton_facts() -> dict[str, Any]:
+    """Names, limbs, sides and mirror images of joints for the editor's script."""
     sides = ["left" if i in COCO_LEFT else "right" if i in COCO_RIGHT else "middle" for i in range(JOINTS)]
     return {
         "joints": [name.replace("_", " ") for name in COCO_NAMES],
@@ -37,7 +38,7 @@ def facts() -> dict[str, Any]:
         "sides": sides,
         "flip": list(COCO_FLIP),
         "most": PEOPLE,
-        "standing": standing()["people"][0],
+        "standing": standing_pose()["people"][0],
     }
 
 
@@ -47,17 +48,15 @@ def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     for person in np.asarray(keypoints, np.float64).reshape(-1, JOINTS, 3):
         shares = (person[:, :2] + 0.5) / size[::-1]
         seen = person[:, 2] > 0
-        people.append(
-            [
-                [round(float(x), DIGITS), round(float(y), DIGITS), 2 if v else 0]
-                for (x, y), v in zip(shares, seen, strict=True)
-            ]
-        )
+        joints = zip(shares.round(DIGITS).tolist(), seen, strict=True)
+        people.append([[x, y, 2 if v else 0] for (x, y), v in joints])
     return {"people": people, "selected": 0}
 
 
 def to_keypoints(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """The inverse of `to_editor`: keypoints ``[P, 17, 3] float32`` on a canvas of ``size``; hidden joints are zeros, people without a joint are left out.
+    """The editor's value as keypoints ``[P, 17, 3] float32``, the inverse of `to_editor`.
+
+    Hidden joints are zeros, people without a joint are left out.
 
     Raises:
         UserError: it is no value of the editor.

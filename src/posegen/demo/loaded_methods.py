@@ -1,4 +1,4 @@
-"""The methods that can be asked for pictures: finished cells below the output folder, and folders that are named."""
+"""The methods that can draw on the page: finished cells below the output folder, or named folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,66 +14,64 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config import groups as listing
 from posegen.errors import UserError
 from posegen.io.text import read_json
+from posegen.pipeline import PoseGuidedPipeline
 from posegen.runner.devices import device_of
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
 
-if TYPE_CHECKING:
-    from posegen.pipeline import PoseGuidedPipeline
-
-#: What a prompt, a pose and a picture of a person bring of what methods read.
-BROUGHT = frozenset({"hint", "source"})
-#: The row of the backbone alone.
+#: Fields of a batch that a prompt, a pose and a picture of a person can fill.
+PAGE_INPUTS = frozenset({"hint", "source"})
+#: Label of the backbone alone.
 NONE = "none"
-#: Why a pose prior makes no row.
-POSE = "generates a pose and no image"
+#: Why a pose prior is no method of the page.
+GENERATES_POSES = "generates a pose and no image"
 
 
 @dataclass(frozen=True)
-class Method:
+class DemoMethod:
     """One method that can be chosen.
 
     Attributes:
-        label: what people choose it by, unique on the shelf.
+        label: unique on the page.
         folder: its method folder; None for the backbone alone.
-        made: when its weights were written, so that a new training is read anew.
+        written: when its weights were written, so that a new training is loaded anew.
     """
 
     label: str
     folder: Path | None
-    made: float = 0.0
+    written: float = 0.0
 
 
-class Shelf:
+class LoadedMethods:
     """Finds methods and keeps the ones used last in memory.
 
     Args:
-        cfg: the configuration of the page; ``checkpoints``, ``keep``, ``paths.output``, ``backbone`` and ``trainer.accelerator`` are read.
+        cfg: of the page; reads ``checkpoints``, ``keep``, ``paths.output``, ``backbone`` and ``trainer.accelerator``.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
         self.left_out: list[str] = []
-        self._loaded: OrderedDict[Method, PoseGuidedPipeline] = OrderedDict()
+        self._loaded: OrderedDict[DemoMethod, PoseGuidedPipeline] = OrderedDict()
 
-    def methods(self) -> list[Method]:
-        """The named folders, or all finished cells with an image method, newest first; last the backbone alone. ``left_out`` says who cannot be asked."""
+    def methods(self) -> list[DemoMethod]:
+        """The named folders, or all finished cells with an image method, newest first; last the backbone alone.
+
+        ``left_out`` then names the methods that cannot draw, with the reasons.
+        """
         self.left_out = []
         found = self._named() if self.cfg.checkpoints else self._cells(Path(self.cfg.paths.output))
         labels = [label for label, _ in found]
-        unique = [
-            (label if labels.count(label) == 1 else f"{label} ({told_apart(folder)})", folder)
+        unique = {
+            label if labels.count(label) == 1 else f"{label} ({surroundings(folder)})": folder
             for label, folder in found
-        ]
+        }
         return [
-            *(
-                Method(label, folder, (folder / "posegen.json").stat().st_mtime)
-                for label, folder in dict(unique).items()
-            ),
-            Method(NONE, None),
+            *(DemoMethod(label, f, (f / "posegen.json").stat().st_mtime) for label, f in unique.items()),
+            DemoMethod(NONE, None),
         ]
 
-    def pipeline(self, method: Method) -> PoseGuidedPipeline:
-        """The method, read when it is first asked for."""
+    def pipeline(self, method: DemoMethod) -> PoseGuidedPipeline:
+        """The method, loaded when it is first used."""
         pipe = self._loaded.pop(method, None) or self._read(method)
         pipe.set_progress_bar_config(disable=True)
         self._loaded[method] = pipe
@@ -81,9 +79,7 @@ class Shelf:
             self._loaded.popitem(last=False)
         return pipe
 
-    def _read(self, method: Method) -> PoseGuidedPipeline:
-        from posegen.pipeline import PoseGuidedPipeline
-
+    def _read(self, method: DemoMethod) -> PoseGuidedPipeline:
         device = device_of(self.cfg.trainer.accelerator)
         if method.folder is not None:
             return PoseGuidedPipeline.from_pretrained(method.folder, self._backbone(method.folder), device=device)
@@ -92,7 +88,10 @@ class Shelf:
         return PoseGuidedPipeline(adapter, OmegaConf.to_container(self.cfg.sampler, resolve=True)).to(device)  # type: ignore[arg-type]
 
     def _backbone(self, folder: Path) -> dict[str, Any] | None:
-        """The configured backbone for a method folder that belongs to it and does not know where it lies: a cell's does, and so does a saved pipeline."""
+        """The configured backbone for a method folder that belongs to it and does not say where it lies.
+
+        The folder of a cell says it, and so does a saved pipeline.
+        """
         about, node = read_about(folder), OmegaConf.to_container(self.cfg.backbone, resolve=True)
         knows = "pipeline" in about or (folder.name == "method" and (folder.parent / "config.yaml").is_file())
         if knows or not isinstance(node, dict) or node.get("id") != about["backbone"]["id"]:
@@ -100,7 +99,7 @@ class Shelf:
         return {str(key): value for key, value in node.items() if key != "_target_"}
 
     def _named(self) -> list[tuple[str, Path]]:
-        """(label, method folder) of what ``checkpoints`` names; a folder that cannot be used is an error here, since somebody wants it."""
+        """(label, method folder) of ``checkpoints``; a named folder that cannot be used is an error."""
         named = [self.cfg.checkpoints] if isinstance(self.cfg.checkpoints, str) else list(self.cfg.checkpoints)
         found: list[tuple[str, Path]] = []
         for place in named:
@@ -114,7 +113,7 @@ class Shelf:
         return found
 
     def _cells(self, output: Path) -> list[tuple[str, Path]]:
-        """(label, method folder) of the finished cells below a folder that can be asked for a picture; notes why others cannot."""
+        """(label, method folder) of the finished cells below a folder that can draw; notes why others cannot."""
         found: list[tuple[str, Path]] = []
         for status in sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True):
             folder = status.parent / "method"
@@ -123,25 +122,25 @@ class Shelf:
             label, reason = label_of(status.parent), why_not(folder)
             if not reason:
                 found.append((label, folder))
-            elif reason != POSE:
+            elif reason != GENERATES_POSES:
                 self.left_out.append(f"{label} {reason}")
         return found
 
 
 def why_not(folder: Path) -> str:
-    """Why a method folder cannot be asked with a prompt and a pose; empty where it can."""
+    """Why a method cannot draw from a prompt and a pose; empty where it can."""
     try:
         cls: Any = adapter_class(read_about(folder)["class"], folder)
     except UserError as error:
         return f"cannot be used: {error}"
     if cls.sample != "image":
-        return POSE
-    lacking = sorted(cls.needs - BROUGHT)
+        return GENERATES_POSES
+    lacking = sorted(cls.needs - PAGE_INPUTS)
     return f"needs what this page does not bring: {', '.join(lacking)}" if lacking else ""
 
 
 def label_of(cell: Path) -> str:
-    """What people call a cell: its method first, then study, seed and training steps; of any other folder its name."""
+    """Method, study, seed and training steps of a cell; of any other folder its name."""
     file = cell / "config.yaml"
     if not file.is_file():
         return cell.name
@@ -151,13 +150,13 @@ def label_of(cell: Path) -> str:
     return f"{config.method} · {', '.join(rest)}"
 
 
-def told_apart(folder: Path) -> str:
-    """What tells a method folder from another of the same label: of a cell the folder with its settings, of any other the folder around it."""
+def surroundings(folder: Path) -> str:
+    """Tells method folders of the same label apart: a cell's settings, or the folder around any other."""
     return folder.parents[1].name if folder.name == "method" else str(folder.parent)
 
 
-def choose(methods: Sequence[Method], labels: Sequence[str]) -> list[Method]:
-    """The methods with these labels, in the shelf's order.
+def chosen_methods(methods: Sequence[DemoMethod], labels: Sequence[str]) -> list[DemoMethod]:
+    """The methods with these labels, in the order of ``methods``.
 
     Raises:
         UserError: none is chosen, or one has gone.

@@ -1,4 +1,4 @@
-"""From what somebody asked for to pictures with scores; knows no browser."""
+"""From a request to pictures with scores; knows no browser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +14,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.data.base import Sample, to_tensor
+from posegen.data.base import PoseData, Sample, to_tensor
+from posegen.demo.loaded_methods import DemoMethod, LoadedMethods, chosen_methods
+from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.reading import PEOPLE, Given, given
@@ -23,17 +25,13 @@ from posegen.runner.devices import device_of
 from posegen.runner.images import visible
 from posegen.runner.prompts import PROMPTS, imagined
 from posegen.train.loop import prepare_threads
-from posegen.verbs.demo_app.editor import to_editor, to_keypoints
-from posegen.verbs.demo_app.loaded_methods import Method, Shelf, choose
 
-if TYPE_CHECKING:
-    from posegen.data.base import PoseData
-
-#: Columns of the pose metric that are shown, by how their names begin.
-SHOWN = ("PCK", "OKS")
-#: Samples of the test split among which presets are looked for, and how many become some: of one person, and of each larger number.
+#: Columns of the pose metric that are shown, by the beginning of their names.
+SHOWN_SCORES = ("PCK", "OKS")
+#: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
 LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
-Tell = Callable[[Method, int, int], None]
+TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
+OnStep = Callable[[DemoMethod, int, int], None]
 
 
 class Stopped(Exception):
@@ -41,8 +39,8 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What somebody asked for; everything is said once for all methods.
+class DemoRequest:
+    """A request for pictures, the same for all methods.
 
     Attributes:
         prompt: the caption.
@@ -52,7 +50,7 @@ class Asked:
         steps: of the sampler.
         guidance: of the text.
         control: factor on the methods' influence.
-        negative: what the guidance points away from.
+        negative: caption that the guidance points away from.
         source: ``[H, W, 3] uint8`` a picture of a person, for methods that take one.
     """
 
@@ -66,28 +64,23 @@ class Asked:
     negative: str = ""
     source: np.ndarray | None = None
 
-    def checked(self) -> Asked:
-        """The same, if it can be made.
-
-        Raises:
-            UserError: a number is out of range, or the prompt is empty.
-        """
+    def check(self) -> None:
+        """Raises a `UserError` where a number is out of range or the prompt is empty."""
         if not self.prompt.strip():
             raise UserError("the prompt is empty; write what is to be seen, or choose a scene")
-        if self.seed != int(self.seed) or not 0 <= self.seed < 2**63:
-            raise UserError(f"seed is {self.seed}; expected a whole number of at least 0")
-        if self.steps != int(self.steps) or self.steps < 1:
-            raise UserError(f"steps is {self.steps}; expected a whole number of at least 1")
-        return self
+        for name, least in (("seed", 0), ("steps", 1)):
+            value = getattr(self, name)
+            if value != int(value) or not least <= value < 2**63:
+                raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class DemoPicture:
     """One method's picture.
 
     Attributes:
         label: the method.
-        picture: ``[H, W, 3] uint8``; None where it failed.
+        pixels: ``[H, W, 3] uint8``; None where it failed.
         asked: ``[P, 17, 3]`` the pose on the picture's pixels.
         found: the people that the estimator sees in it.
         scores: shown column -> value in percent; empty where nobody was asked for.
@@ -96,7 +89,7 @@ class Made:
     """
 
     label: str
-    picture: np.ndarray | None = None
+    pixels: np.ndarray | None = None
     asked: np.ndarray = field(default_factory=lambda: np.zeros((0, 17, 3), np.float32))
     found: Poses = field(default_factory=lambda: Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)))
     scores: dict[str, float] = field(default_factory=dict)
@@ -113,15 +106,15 @@ class Preset:
     pose: dict[str, Any]
 
 
-class Studio:
-    """Makes and judges pictures, one request at a time.
+class DemoSession:
+    """Draws and judges pictures, one request at a time.
 
     Args:
         cfg: the configuration of ``posegen demo``.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg, self.parts, self.shelf = cfg, Parts(cfg), Shelf(cfg)
+        self.cfg, self.parts, self.loaded = cfg, Parts(cfg), LoadedMethods(cfg)
         self.working, self.stop = threading.Lock(), threading.Event()
 
     @cached_property
@@ -135,135 +128,128 @@ class Studio:
         return self.parts.data("test")
 
     @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.cfg.trainer.accelerator)
+
+    @cached_property
     def estimator(self) -> Any:
         estimator: Any = self.parts.estimator
-        return (
-            estimator.to(device_of(self.cfg.trainer.accelerator))
-            if isinstance(estimator, torch.nn.Module)
-            else estimator
-        )
+        return estimator.to(self.device) if isinstance(estimator, torch.nn.Module) else estimator
 
     @cached_property
     def presets(self) -> list[Preset]:
-        """Scenes of the test split, of as many different actions as there are; those of fewer people first."""
+        """Scenes of the test split with as many different actions as there are; those of fewer people first."""
         found: dict[str, Sample] = {}
         for i in range(min(LOOKED_AT, len(self.data))):
             sample = self.data.seen(i, image=False)
             if len(sample.keypoints):
-                found.setdefault(name_of(sample), sample)
+                found.setdefault(scene_name(sample), sample)
         chosen: list[Preset] = []
         for count in sorted({len(sample.keypoints) for sample in found.values()}):
-            own = sorted(name for name, sample in found.items() if len(sample.keypoints) == count)
-            scenes = [found[name] for name in own[: ALONE if count == 1 else TOGETHER]]
-            chosen += [Preset(name_of(scene), scene.prompt, to_editor(scene.keypoints, scene.size)) for scene in scenes]
+            names = sorted(name for name, sample in found.items() if len(sample.keypoints) == count)
+            for name in names[: ALONE if count == 1 else TOGETHER]:
+                chosen.append(Preset(name, found[name].prompt, to_editor(found[name].keypoints, found[name].size)))
         return chosen
 
-    def make(self, asked: Asked, tell: Tell = lambda method, done, total: None) -> Iterator[Made]:
+    def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
         """One picture per method, as they are ready; a method that fails says why and does not keep the others.
 
         Args:
-            asked: what is to be made.
-            tell: is called with the method, its steps that are done, and all of them.
+            request: the pictures.
+            on_step: is called with the method, its steps that are done, and all of them.
 
         Raises:
-            UserError: nothing of it can be made.
+            UserError: none of them can be drawn.
             Stopped: `stop` was set meanwhile.
         """
-        asked.checked()
-        chosen = choose(self.shelf.methods(), asked.labels)
+        request.check()
+        chosen = chosen_methods(self.loaded.methods(), request.labels)
         with self.working:
             self.stop.clear()
             for method in chosen:
                 try:
-                    yield self._made(asked, method, tell)
+                    yield self._drawn(request, method, on_step)
                 except (ValueError, OSError) as error:
-                    yield Made(method.label, error=str(error))
+                    yield DemoPicture(method.label, error=str(error))
 
-    def _made(self, asked: Asked, method: Method, tell: Tell) -> Made:
+    def _drawn(self, request: DemoRequest, method: DemoMethod, on_step: OnStep) -> DemoPicture:
         def step(done: int) -> None:
             if self.stop.is_set():
                 raise Stopped
-            tell(method, done, int(asked.steps))
+            on_step(method, done, int(request.steps))
 
         prepare_threads(self.cfg)  # here, since it counts for the thread that computes
-        tell(method, 0, int(asked.steps))
-        pipe = self.shelf.pipeline(method)
+        on_step(method, 0, int(request.steps))
+        pipe = self.loaded.pipeline(method)
         takes = "source" in pipe.adapter.needs
-        if takes and asked.source is None:
+        if takes and request.source is None:
             raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
         size = pipe.size([Given("pose")], None, None)
-        keypoints = (
-            Given("pose", to_keypoints(asked.pose, self.size).astype(np.float64), size=self.size).on(size).keypoints
-        )
-        made = pipe(
-            asked.prompt,
-            keypoints if len(keypoints) else None,  # type: ignore[arg-type]
+        pose = Given("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
+        keypoints: Any = pose.on(size).keypoints
+        drawn = pipe(
+            request.prompt,
+            keypoints if len(keypoints) else None,
             height=size[0],
             width=size[1],
-            num_inference_steps=int(asked.steps),
-            guidance_scale=float(asked.guidance),
-            negative_prompt=asked.negative,
-            source=asked.source if takes else None,
-            generator=torch.Generator().manual_seed(int(asked.seed)),
-            control_scale=float(asked.control),
+            num_inference_steps=int(request.steps),
+            guidance_scale=float(request.guidance),
+            negative_prompt=request.negative,
+            source=request.source if takes else None,
+            generator=torch.Generator().manual_seed(int(request.seed)),
+            control_scale=float(request.control),
             on_step=step,
         )
-        picture = np.array(made.images[0])
-        found, scores = self.judged(asked.prompt, picture, keypoints)  # type: ignore[arg-type]
-        unknown = self.unknown(asked.prompt) if pipe.backbone.recipe == self.data.name else []
-        return Made(method.label, picture, keypoints.astype(np.float32), found, scores, unknown)  # type: ignore[union-attr]
-
-    def unknown(self, prompt: str) -> list[str]:
-        """Words of a prompt that no caption of the data has: a world that renders its captions knows no others."""
-        return [word for word in dict.fromkeys(prompt.lower().split()) if word not in self.vocabulary]
+        pixels = np.array(drawn.images[0])
+        found, scores = self.judged(request.prompt, pixels, keypoints)
+        # a world that renders its captions knows no other words than theirs
+        words = dict.fromkeys(request.prompt.lower().split()) if pipe.backbone.recipe == self.data.name else ()
+        unknown = [word for word in words if word not in self.vocabulary]
+        return DemoPicture(method.label, pixels, keypoints.astype(np.float32), found, scores, unknown)
 
     @cached_property
     def vocabulary(self) -> frozenset[str]:
         return frozenset(word for caption in self.data.prompts for word in caption.lower().split())
 
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
-        """The people whom the estimator finds in a picture, and the protocol's pose scores of them; no scores where nobody was asked for."""
-        (found,) = self.look(picture[None])
-        node = {
-            "_target_": PROMPTS,
-            "prompts": [prompt],
-            "people": [keypoints.tolist()],
-            "size": list(picture.shape[:2]),
-        }
-        sample: Sample = instantiate(node, _convert_="all")[0]
+        """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
+        (found,) = self.people_in(picture[None])
+        node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
+        sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
         scores: dict[str, float] = {}
         for metric in self.parts.protocol.metrics if len(keypoints) else ():
-            if shown := [column for column in metric.columns if column.startswith(SHOWN)]:
+            if shown := [column for column in metric.columns if column.startswith(SHOWN_SCORES)]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
                 values = metric.compute({name: [value] for name, value in records.items()})
                 scores |= {column: values[column] for column in shown}
         return found, scores
 
-    def look(self, pictures: np.ndarray) -> list[Poses]:
+    def people_in(self, pictures: np.ndarray) -> list[Poses]:
         """The people in pictures ``[B, H, W, 3] uint8``."""
-        images = torch.stack([to_tensor(picture) for picture in pictures]).to(device_of(self.cfg.trainer.accelerator))
+        images = torch.stack([to_tensor(picture) for picture in pictures]).to(self.device)
         with torch.inference_mode():
             return self.estimator.estimate(images)
 
-    def read(self, picture: np.ndarray) -> dict[str, Any]:
-        """The editor with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas.
+    def read_picture(self, picture: np.ndarray) -> dict[str, Any]:
+        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas.
 
         Raises:
             UserError: the estimator finds nobody.
         """
         with self.working:
             prepare_threads(self.cfg)
-            (found,) = self.look(fitted(picture, self.size)[None])
+            (found,) = self.people_in(letterboxed(picture, self.size)[None])
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
             raise UserError(
-                "the estimator finds nobody in this picture; its own world is what it knows best. Give another picture, or drag the joints"
+                "the estimator finds nobody in this picture; it knows pictures of its training world best. "
+                "Give another picture, or drag the joints"
             )
         return to_editor(people, self.size)
 
     def read_file(self, file: str) -> dict[str, Any]:
-        """The editor with the people of a COCO or OpenPose file.
+        """The editor's value with the people of a COCO or OpenPose file.
 
         Raises:
             UserError: the file cannot be read.
@@ -275,13 +261,13 @@ class Studio:
         return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
 
     def imagine(self, prompt: str, seed: int) -> dict[str, Any]:
-        """The editor with the pose that the prior, GUNet unless the configuration says otherwise, invents for a prompt.
+        """The editor's value with the pose that the configured prior, by default GUNet, generates for a prompt.
 
         Raises:
             UserError: there is no trained prior; names the command that trains it.
         """
         if not prompt.strip():
-            raise UserError("the prompt is empty; the pose is made from it")
+            raise UserError("the prompt is empty; the pose is generated from it")
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": None, "size": list(self.size)}
         cfg = OmegaConf.merge(self.cfg, {"seed": int(seed)})
         with self.working:
@@ -290,30 +276,25 @@ class Studio:
             except UserError as error:
                 if "no finished cell" not in str(error):
                     raise
-                raise UserError(
-                    f"no pose prior is trained yet, so the pose stays as it is. Train one, and press again: {TRAIN_PRIOR}"
-                ) from error
+                text = "no pose prior is trained yet, so the pose stays as it is. Train one, and press again"
+                raise UserError(f"{text}: {TRAIN_PRIOR}") from error
         return to_editor(np.asarray(people[0]), self.size)
 
 
-TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
-
-
-def name_of(sample: Sample) -> str:
-    """What a scene is called: what its people do, where the data says so."""
+def scene_name(sample: Sample) -> str:
+    """The actions of a scene's people where the data has them, else its caption."""
     actions = sample.attributes.get("actions")
     if actions:
         return " & ".join(map(str, actions))
     return sample.prompt if len(sample.prompt) <= 60 else f"{sample.prompt[:57]}..."
 
 
-def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture ``[H, W, 3] uint8`` on a canvas of ``size`` (height, width) with its aspect kept; what it leaves free continues its border."""
+def letterboxed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture ``[H, W, 3] uint8`` on a canvas of ``size`` (height, width), with its aspect and its border continued."""
     height, width = picture.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     inner = max(1, round(height * scale)), max(1, round(width * scale))
     small = cv2.resize(picture, inner[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    return cv2.copyMakeBorder(
-        small, top, size[0] - inner[0] - top, left, size[1] - inner[1] - left, cv2.BORDER_REPLICATE
-    )
+    bottom, right = size[0] - inner[0] - top, size[1] - inner[1] - left
+    return cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_REPLICATE)

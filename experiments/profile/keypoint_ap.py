@@ -1,6 +1,7 @@
 """Keypoint AP of a whole set: `posegen.metrics.math.coco.evaluate` against pycocotools and faster-coco-eval.
 
-Every program has its input in memory in its own form; measured are the similarities, the matching and the accumulation over three ranges of areas.
+Every program has its input in memory in the form that it needs; measured are the similarities, the matching and the
+accumulation over three ranges of areas.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.profile.timing import Timing
 from posegen.metrics.math.coco import evaluate
-from posegen.metrics.timing.base import Timing
 from posegen.poses.topology import COCO_SIGMAS
 
-#: Package -> where its classes are, and the ratio that is asked for. pycocotools takes an annotation with id 0 for no match, so ids begin at 1.
+#: Package -> its classes, and the ratio that is the target. Ids begin at 1: pycocotools takes id 0 for no match.
 PROGRAMS = {
     "pycocotools": ("pycocotools.coco.COCO", "pycocotools.cocoeval.COCOeval", 3.0),
     "faster-coco-eval": ("faster_coco_eval.COCO", "faster_coco_eval.COCOeval_faster", 1.0),
@@ -77,7 +78,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def prepared(program: str, made: People) -> Callable[[], tuple[np.ndarray, float]]:
-    """Loads the data into a program; what is returned evaluates it: ``STATISTICS`` and the seconds of evaluate and accumulate."""
+    """Loads the data into a program; the returned function evaluates it: ``STATISTICS`` and the seconds it took."""
     coco, evaluation, _ = PROGRAMS[program]
     truth, results = as_coco(made)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -133,7 +134,7 @@ def as_coco(made: People) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def invented(images: int, people: int, detections: int, seed: int = 0) -> People:
-    """People of all sizes in random images, some joints not labelled; most detections are one of them with noise. Scores have three digits and so often tie."""
+    """People of all sizes, some joints not labelled; most detections are one of them with noise, scores often tie."""
     rng = np.random.default_rng(seed)
     body = rng.normal(0, 0.5, (17, 2)) * [0.6, 1.0]
     owner, place = (np.sort(rng.integers(0, images, count)) for count in (people, detections))

@@ -1,5 +1,5 @@
 // The pose editor: an SVG of people whose joints can be dragged. Runs as the body of a function of gradio's HTML component, with `element` (its node), `props`
-// (value and what editor.py's facts() says), `trigger` (sends an event) and `watch` (calls back when the server has changed the value).
+// (value and the skeleton_facts() of pose_editor.py), `trigger` (sends an event) and `watch` (calls back when the server has changed the value).
 //
 // value = {people: [[[x, y, v] x 17], ...], selected: i}; x and y are shares of the canvas, v is 2 for a joint that is drawn and 0 for one that is not.
 

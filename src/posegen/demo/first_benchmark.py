@@ -1,4 +1,4 @@
-"""A benchmark that the page starts when nothing is trained yet: a process of its own, watched through its cells' files and ended with its children."""
+"""A benchmark that the page starts where nothing is trained yet: a process that is watched through its cells' files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from posegen.config.app import Request
 from posegen.io.text import read_json
 from posegen.report.live_progress import describe, look
 
-LINES = 6  # of its output that a failure shows
-PATIENCE = 10.0  # seconds that it has to end by itself
+LINES = 6  # of the output that a failure shows
+PATIENCE = 10.0  # seconds that the process has to end by itself
 
 
 @dataclass(frozen=True)
-class Report:
-    """How far it is.
+class BenchmarkProgress:
+    """How far the benchmark is.
 
     Attributes:
-        share: done, from 0 to 1; a cell counts by its stages.
-        text: what is going on.
+        share: of the work that is done, from 0 to 1; a cell counts by its stages.
+        text: for the user.
         state: ``running``, ``finished``, ``failed`` or ``stopped``.
     """
 
@@ -38,67 +38,59 @@ class Report:
     state: str
 
 
-class Practice:
-    """``posegen benchmark`` with the given words.
-
-    Args:
-        words: what stands behind the verb.
-    """
+class FirstBenchmark:
+    """``posegen benchmark`` with the given words behind the verb."""
 
     def __init__(self, words: Sequence[str]) -> None:
         request = Request.parse("benchmark", list(words))
         overrides = OverridesParser.create().parse_overrides(list(request.overrides))
         single = [
-            override.input_line for override in overrides if not override.is_sweep_override()
-        ]  # what is swept over does not place the benchmark
-        cfg = request.having(*map(str, single)).compose()
+            str(each.input_line) for each in overrides if not each.is_sweep_override()
+        ]  # these place the benchmark
+        cfg = request.having(*single).compose()
         self.folder = Path(cfg.paths.output) / cfg.study
         self.words, self.started, self.stopped = list(words), time.time(), False
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (open as long as the process is)
+        # open as long as the process is
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
-        # a session of its own, so that its workers end with it and an interrupt of the page's terminal reaches it only through `stop`
+        # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
         self.process = subprocess.Popen(
             command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
         )
         atexit.register(self.stop)
 
-    def report(self) -> Report:
+    def report(self) -> BenchmarkProgress:
         code = self.process.poll()
         if self.stopped:
-            return Report(0.0, "stopped; the same button continues where it was", "stopped")
+            return BenchmarkProgress(0.0, "stopped; the same button continues where it was", "stopped")
         if code is not None:
-            return Report(1.0, "finished", "finished") if code == 0 else Report(1.0, self.tail(), "failed")
+            return BenchmarkProgress(1.0, *(("finished", "finished") if code == 0 else (self.tail(), "failed")))
         return self.running()
 
-    def running(self) -> Report:
-        """From the cells' own files, as the command line shows it."""
+    def running(self) -> BenchmarkProgress:
+        """From the cells' files, as the command line shows it."""
         plan = self.folder / "cells.json"
         if not plan.is_file() or plan.stat().st_mtime < self.started:
-            return Report(0.0, "rendering the world", "running")
+            return BenchmarkProgress(0.0, "rendering the world", "running")
         shares, texts = [], []
         for entry in read_json(plan)["cells"]:
             state, facts = look(self.folder / entry["folder"], self.started)
             stages = {"train": 0.0, "sample": 0.7, "judge": 0.85}
-            inside = stages.get(facts.get("stage", ""), 0.0) + 0.15 * facts.get("done", 0) / max(
-                1, facts.get("total", 1)
-            )
+            begun = 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
+            inside = stages.get(facts.get("stage", ""), 0.0) + begun
             shares.append(1.0 if state in ("finished", "failed") else min(inside, 1.0) if state == "running" else 0.0)
             if state == "running":
                 texts.append(f"{entry['method']}: {describe(state, facts)}")
-        done = sum(share == 1.0 for share in shares)
-        return Report(
-            sum(shares) / max(1, len(shares)),
-            f"{done} of {len(shares)} rows are done" + "".join(f"; {text}" for text in texts[:2]),
-            "running",
-        )
+        text = "; ".join([f"{sum(share == 1.0 for share in shares)} of {len(shares)} rows are done", *texts[:2]])
+        return BenchmarkProgress(sum(shares) / max(1, len(shares)), text, "running")
 
     def tail(self) -> str:
-        """The end of what it said."""
+        """The last lines of the output."""
         self.log.seek(0)
         return "\n".join(self.log.read().replace("\r", "\n").strip().splitlines()[-LINES:])
 
     def stop(self) -> None:
-        """Ends it with its workers; finished cells stay, and the same words continue."""
+        """Ends the benchmark with its workers; finished cells stay, and the same words continue it."""
         atexit.unregister(self.stop)
         if self.process.poll() is not None:
             return

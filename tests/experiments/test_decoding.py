@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from posegen.metrics.timing import decode as timing
-from posegen.metrics.timing.base import Timing
+from experiments.profile import decoding as timing
+from experiments.profile.timing import Timing
 
 
 def test_measure(monkeypatch: pytest.MonkeyPatch) -> None:

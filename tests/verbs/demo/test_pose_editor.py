@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from posegen.demo.pose_editor import skeleton_facts, standing_pose, to_editor, to_keypoints
 from posegen.errors import UserError
-from posegen.verbs.demo_app.editor import facts, standing, to_editor, to_keypoints
 
 
 def test_a_pose_goes_to_the_editor_and_back() -> None:
@@ -16,7 +16,7 @@ def test_a_pose_goes_to_the_editor_and_back() -> None:
 
 
 def test_shares_are_of_the_canvas_whatever_its_size() -> None:
-    value = standing()
+    value = standing_pose()
     small, large = to_keypoints(value, (64, 64)), to_keypoints(value, (512, 512))
     assert np.abs((small[..., :2] + 0.5) * 8 - (large[..., :2] + 0.5)).max() < 1e-3
     edges = {"people": [[[0, 0, 2], [1, 1, 2], *[[0.5, 0.5, 0]] * 15]]}
@@ -27,7 +27,7 @@ def test_shares_are_of_the_canvas_whatever_its_size() -> None:
 
 def test_whoever_has_no_joint_is_left_out() -> None:
     hidden = [[0.5, 0.5, 0]] * 17
-    assert to_keypoints({"people": [hidden, standing()["people"][0]]}, (64, 64)).shape == (1, 17, 3)
+    assert to_keypoints({"people": [hidden, standing_pose()["people"][0]]}, (64, 64)).shape == (1, 17, 3)
     assert to_keypoints({"people": []}, (64, 64)).shape == to_keypoints(None, (64, 64)).shape == (0, 17, 3)
 
 
@@ -38,7 +38,7 @@ def test_a_damaged_pose_is_refused(people: list) -> None:
 
 
 def test_the_script_mirrors_left_to_right() -> None:
-    told = facts()
+    told = skeleton_facts()
     assert len(told["joints"]) == len(told["sides"]) == len(told["flip"]) == len(told["standing"]) == 17
     other = {"left": "right", "right": "left", "middle": "middle"}
     assert [told["sides"][i] for i in told["flip"]] == [other[side] for side in told["sides"]]

@@ -1,6 +1,6 @@
-"""Shipping a trained part of the mannequin world: measures it, writes its card and copies it to ``posegen/assets``.
+"""Ships a trained part of the mannequin world: measures it, writes its card and copies it to ``posegen/assets``.
 
-python -m posegen.train.release_assets judge outputs/train/mannequin_judge/mannequin/seed0 mannequin-v1
+python experiments/mannequin_v1/release_assets.py judge outputs/train/mannequin_judge/mannequin/seed0 mannequin-v1
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderDC
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -54,8 +55,6 @@ def attribute_accuracy(judge: Any, data: PoseData) -> Figures:
 
 def autoencoder_figures(folder: Path, parts: Parts) -> Figures:
     """PSNR of the test images' reconstructions (mean over images, in dB) and what the judge sees in them."""
-    from diffusers import AutoencoderDC
-
     autoencoder = AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32).eval()
     psnr: list[float] = []
 
@@ -71,7 +70,7 @@ def autoencoder_figures(folder: Path, parts: Parts) -> Figures:
 
 
 def backbone_figures(folder: Path, parts: Parts) -> Figures:
-    """What the benchmark of the mannequin world says about the text-only row, beside the row of fresh renders of the same captions."""
+    """The text-only row of the mannequin world's benchmark, beside that of fresh renders of the same captions."""
     table = Path(parts.cfg.paths.output) / "benchmark" / "mannequin" / "table.csv"
     if not table.is_file():
         raise UserError(
@@ -117,7 +116,8 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
     Args:
         part: ``judge``, ``autoencoder`` or ``backbone``.
         cell: folder of its training.
-        version: folder of the assets, ``mannequin-v1``; what is there is replaced, so a better part of a finished version gets a new one.
+        version: folder of the assets, ``mannequin-v1``; its part is replaced, so a better part of a finished version
+            gets a new version.
         state: ``final`` where the part reached its gate, else ``interim``.
     """
     target = Path(asset(f"{version}/{part}"))
@@ -136,7 +136,7 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
 
 
 def continued(cell: Path, version: str, target: Path) -> dict[str, Any]:
-    """What a training that started from the shipped backbone continues: the samples that those weights had seen, and their hash."""
+    """Of a training that started from the shipped backbone: the samples that those weights had seen, and their hash."""
     if OmegaConf.load(cell / "config.yaml").backbone.get("id") != version or not (target / "card.json").is_file():
         return {}
     earlier = read_json(target / "card.json")

@@ -1,4 +1,4 @@
-"""Decoding associative embeddings: the vectorised form against plain loops over people and joints, as released programs have them."""
+"""Decoding associative embeddings: the vectorised form against released programs' loops over people and joints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from experiments.profile.timing import Timing
 from posegen.metrics.estimators.associative import ORDER, PUBLISHED, Decoding, decode
 from posegen.metrics.estimators.bottom_up import gaussians
-from posegen.metrics.timing.base import Timing
 
 TARGET = 5.0
 SIZE, SIGMA = 256, 2.0  # of the maps of an image of 512 pixels
@@ -52,7 +52,7 @@ def largest(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def invented(people: int, hidden: float = 0.15, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Heatmaps ``[1, 17, 256, 256]`` and tags ``[1, 17, 256, 256, 2]`` of people in random places, with noise and a share of ``hidden`` joints."""
+    """Heatmaps ``[1, 17, 256, 256]`` and tags ``[1, 17, 256, 256, 2]`` of people, some joints ``hidden``, with noise."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(people, 1, 2, generator=generator) * (SIZE - 80) + 40
     points = centres + torch.rand(people, 17, 2, generator=generator) * 70 - 35

@@ -1,0 +1,55 @@
+"""Time of the metrics' fast forms beside the plain ones that other programs use, on the same input, in turns.
+
+    python experiments/profile/metrics.py [repeats=3] [threads=1] [out=outputs/profile/metrics.csv]
+
+Needs ``pip install 'posegen[metrics]'``.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.profile import decoding, keypoint_ap, set_distances
+
+
+def measure_metrics(repeats: int = 3, threads: int = 1) -> list[dict[str, Any]]:
+    """One row per comparison: medians in ms, their ratio with its target, and the largest difference of the results."""
+    torch.set_num_threads(threads)
+    found = [timing for family in (keypoint_ap, set_distances, decoding) for timing in family.measure(repeats)]
+    return [
+        {
+            "what": timing.name,
+            "posegen, ms": 1000 * timing.ours_s,
+            "plain, ms": 1000 * timing.theirs_s,
+            "ratio": timing.ratio,
+            "at least": timing.target,
+            "difference": timing.agreement,
+        }
+        for timing in found
+    ]
+
+
+def main(words: list[str]) -> None:
+    given = dict(word.split("=", 1) for word in words)
+    out = Path(given.pop("out", "outputs/profile/metrics.csv"))
+    rows = measure_metrics(**{key: int(value) for key, value in given.items()})
+    print(*rows[0], sep="  ")
+    for row in rows:
+        print(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()), sep="  ")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"\n{out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
