@@ -26,6 +26,7 @@ from posegen.adapters.base import Adapter, State
 from posegen.config.app import Request, composed
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
+from posegen.io.tables import csv_text
 from posegen.io.text import write_json, write_text
 from posegen.runner.cell import provenance
 from posegen.runner.components import Parts
@@ -39,7 +40,6 @@ from posegen.verbs.profile import (
     device_name,
     parameters_note,
     phases_of,
-    rows_csv,
     text_table,
     unusual_ways,
 )
@@ -279,7 +279,7 @@ def main(words: Sequence[str]) -> None:
         settings = {key: config[key] for key in ("method", "size", "batch", "trainer", "optim", "sampler")}
         facts = {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()}
         write_json(Path(f"{out}.json"), facts)
-        write_text(Path(f"{out}.csv"), rows_csv(rows))
+        write_text(Path(f"{out}.csv"), csv_text(rows[0], (list(row.values()) for row in rows)))
         print(f"\n{out}.json (also .csv)")
 
 

@@ -7,7 +7,6 @@ Needs ``pip install 'posegen[metrics]'``.
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.profile import decoding, keypoint_ap, set_distances
+from posegen.io.tables import csv_text
+from posegen.io.text import write_text
 
 
 def measure_metrics(repeats: int = 3, threads: int = 1) -> list[dict[str, Any]]:
@@ -43,11 +44,7 @@ def main(words: list[str]) -> None:
     print(*rows[0], sep="  ")
     for row in rows:
         print(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()), sep="  ")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(out, csv_text(rows[0], (list(row.values()) for row in rows)))
     print(f"\n{out}")
 
 

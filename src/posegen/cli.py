@@ -80,7 +80,7 @@ def run(verb: str, rest: list[str]) -> int:
     if verb == "parity":
         from omegaconf import OmegaConf
 
-        given = OmegaConf.create({"folders": rest})
+        given = OmegaConf.create({"cases": rest})
     try:
         return getattr(import_module(module), function)(given) or 0
     except Exception as error:

@@ -14,7 +14,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from posegen.config.app import run_hydra
+from posegen.cli import main
 from posegen.config.groups import conf_dir
 from posegen.errors import UserError
 from posegen.runner.precision import arrange, keeping, networks
@@ -30,7 +30,6 @@ from posegen.train.profiling import (
 )
 from posegen.verbs import profile
 from posegen.verbs.profile import COLUMNS, SHARE, phases_of
-from posegen.verbs.registry import VERBS
 from tests.tiny import configured
 
 SMALL = ["size=64", "batch=2", "warmup=1", "repeats=1", "optim.lr=1e-3", "optim.drop_text=0.5"]
@@ -182,7 +181,7 @@ def test_the_verb_prints_a_table_and_writes_it(
 ) -> None:
     monkeypatch.setattr(profile, "in_fresh_process", lambda function, *arguments: function(*arguments))
     words = [*small, "adapter=controlnet", "phases=[train]", f"paths.output={tmp_path}"]
-    assert run_hydra("profile", VERBS["profile"].target, words) == 0
+    assert main(["profile", *words]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[1].startswith("training step") and "parameters: U-Net" in printed
     merged = list(csv.DictReader((tmp_path / "profile" / "profile.csv").open()))

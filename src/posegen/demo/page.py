@@ -15,7 +15,10 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:  # an extra; the verb says how to install it
+    gr = None  # type: ignore[assignment]
 
 from posegen.demo.first_benchmark import FirstBenchmark
 from posegen.demo.html_fragments import fragments, results_html

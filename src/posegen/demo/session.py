@@ -290,7 +290,7 @@ def scene_name(sample: Sample) -> str:
 
 
 def letterboxed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture ``[H, W, 3] uint8`` on a canvas of ``size`` (height, width), with its aspect and its border continued."""
+    """A picture ``[H, W, 3] uint8`` on a canvas (height, width), with its aspect kept and its border continued."""
     height, width = picture.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     inner = max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,13 +1,10 @@
-"""compare methods in the browser: drag a pose, see every method draw it"""
+"""Compare methods in the browser: drag a pose, see every method draw it."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 from omegaconf import DictConfig
 
-from posegen.config.check import require_valid
+from posegen.demo import page
 from posegen.demo.session import DemoSession
 from posegen.errors import UserError
 
@@ -18,11 +15,10 @@ def main(cfg: DictConfig) -> None:
     Raises:
         UserError: gradio is not installed, or the configuration or a named checkpoint cannot be used.
     """
-    if find_spec("gradio") is None:
+    if page.gr is None:
         raise UserError("the page needs gradio, which is not installed; install it with: pip install 'posegen[demo]'")
     if cfg.port is not None and not 1 <= int(cfg.port) < 2**16:
         raise UserError(f"port={cfg.port}: expected a number from 1 to 65535, or null for the first free one")
-    require_valid(cfg)
     session = DemoSession(cfg)
     session.loaded.methods()  # names a checkpoint that cannot be used before anything is served
-    import_module("posegen.demo.page").serve(session, cfg.port, bool(cfg.open))  # the module that needs gradio
+    page.serve(session, cfg.port, bool(cfg.open))

@@ -1,6 +1,6 @@
-"""compare methods with tensors of their official implementations
+"""Compare methods with tensors of their official implementations.
 
-Without folders the cases that the package ships are compared. The exit code is 0 only where something was compared and
+Without ``cases`` those that the package ships are read. The exit code is 0 only where something was compared and
 every output of every case agrees. Cases of methods that posegen does not have are named and counted; they do not fail.
 """
 
@@ -20,18 +20,18 @@ NO_PROGRAM = ("dnaf",)
 
 
 def main(cfg: DictConfig) -> int:
-    """Compares every case at or below ``folders``; prints a row per case, and the outputs of given or failed cases.
+    """Compares every case at or below ``cases``; prints a row per case, and the outputs of given or failed cases.
 
     Raises:
         UserError: a folder or file holds no case, or a case cannot be read.
     """
-    places = [case for folder in cfg.folders or [SHIPPED] for case in find_cases(Path(folder).expanduser())]
+    places = [case for place in cfg.cases or [SHIPPED] for case in find_cases(Path(place).expanduser())]
     found: list[Comparison] = []
     print(ROW("case", "method", "compared", "largest error", "of tolerance", "verdict"))
     for place in places:
         found.append(compare(Case.read(place)))
-        show_comparison(found[-1], every_output=bool(cfg.folders) or found[-1].verdict == FAILED)
-    if not cfg.folders:
+        show_comparison(found[-1], every_output=bool(cfg.cases) or found[-1].verdict == FAILED)
+    if not cfg.cases:
         print(f"{', '.join(NO_PROGRAM)}: no official program was published, so there is nothing to compare with")
     counts = {verdict: sum(each.verdict == verdict for each in found) for verdict in (PASSED, UNKNOWN, INEXPRESSIBLE)}
     beside = f"; {counts[UNKNOWN]} of methods that posegen does not have" if counts[UNKNOWN] else ""

@@ -1,12 +1,10 @@
-"""measure time, memory, parameters and FLOPs of a method
+"""Measure time, memory, parameters and FLOPs of a method.
 
 Prints a row per phase and writes it as json and csv; ``profile.csv`` collects all methods that were measured.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.check import require_valid
 from posegen.errors import UserError
+from posegen.io.tables import csv_text
 from posegen.io.text import read_json, write_json, write_text
 from posegen.runner.cell import provenance
 from posegen.runner.devices import device_of
@@ -34,7 +32,6 @@ ELSEWHERE = {
 
 def main(cfg: DictConfig) -> None:
     """Measures, prints a table, and writes it."""
-    require_valid(cfg)
     phases = phases_of(cfg)
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     rows, notes = measured(config, phases)
@@ -44,9 +41,10 @@ def main(cfg: DictConfig) -> None:
     out = f"{cfg.out}{''.join(f'-{way}' for way in unusual_ways(config))}"
     facts = {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()}
     write_json(Path(f"{out}.json"), facts)
-    write_text(Path(f"{out}.csv"), rows_csv(rows))
+    write_text(Path(f"{out}.csv"), csv_text(rows[0], (list(row.values()) for row in rows)))
     folder = Path(cfg.paths.output) / cfg.study
-    write_text(folder / "profile.csv", rows_csv(collected_rows(folder)))
+    merged = collected_rows(folder)
+    write_text(folder / "profile.csv", csv_text(merged[0], (list(row.values()) for row in merged)))
     print(f"\n{out}.json (also .csv)")
     print(f"{folder / 'profile.csv'}: all methods and ways of computing that were measured there")
 
@@ -159,11 +157,3 @@ def figure_text(value: Any) -> str:
     if 0 < abs(value) < 5e-4:
         return f"{value:.1e}"
     return f"{value:.{0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 3}f}"
-
-
-def rows_csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
