@@ -32,10 +32,10 @@ from posegen.runner.cell import provenance
 from posegen.runner.components import Parts
 from posegen.runner.precision import keeping, networks
 from posegen.runner.sampler import Sampler, predicted, weighted
-from posegen.train.profiling import Clock, MeasuredMethod, Phase, in_fresh_process, peak_memory_mb, timed_step
+from posegen.train.profiling import Clock, MeasuredMethod, Phase, in_fresh_process, process_peak_mb, timed_step
 from posegen.verbs.profile import (
     PHASES,
-    Row,
+    ProfileRow,
     conditions_note,
     device_name,
     parameters_note,
@@ -212,7 +212,7 @@ def measure_memory(config: dict[str, Any], official: Official | None) -> float:
     cfg = OmegaConf.create(config)
     method = PlainMethod(cfg, 1, official) if official else MeasuredMethod(cfg, 1)
     timed_step(method, "train", method.run("train"), Clock(method.device))
-    return peak_memory_mb(method.device)
+    return process_peak_mb(method.device)
 
 
 def compare_sides(config: dict[str, Any], phases: list[Phase], official: Official) -> dict[str, Any]:
@@ -236,10 +236,10 @@ def compare_sides(config: dict[str, Any], phases: list[Phase], official: Officia
     return {"seconds": seconds, "difference": difference, **ours.parameters()}
 
 
-def compared(config: dict[str, Any], phases: Sequence[Phase], official: Official) -> tuple[list[Row], list[str]]:
+def compared(config: dict[str, Any], phases: Sequence[Phase], official: Official) -> tuple[list[ProfileRow], list[str]]:
     """(one row per phase and one for the memory of training, notes): posegen, the plain form, and their ratio."""
     found = in_fresh_process(compare_sides, config, list(phases), official)
-    rows: list[Row] = []
+    rows: list[ProfileRow] = []
     for phase, seconds in found["seconds"].items():
         ours, plain = (1000 * min(times) for times in seconds.values())
         name = f"{PHASES[phase]}, ms"

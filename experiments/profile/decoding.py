@@ -21,18 +21,18 @@ TARGET = 5.0
 SIZE, SIGMA = 256, 2.0  # of the maps of an image of 512 pixels
 
 
-def measure(repetitions: int) -> list[Timing]:
+def measure_decoding(repetitions: int) -> list[Timing]:
     """Decodes maps of 5 and of 8 people, some of whose joints are hidden, ``repetitions`` times each way, in turns."""
-    return [compared(people, repetitions) for people in (5, 8)]
+    return [compared_decoding(people, repetitions) for people in (5, 8)]
 
 
-def compared(people: int, repetitions: int) -> Timing:
-    heatmaps, tags = invented(people)
+def compared_decoding(people: int, repetitions: int) -> Timing:
+    heatmaps, tags = invented_maps(people)
     ours, theirs = [], []
     for _ in range(max(1, repetitions)):
-        fast, seconds = timed(lambda: decode(heatmaps, tags)[0])
+        fast, seconds = timed_decoding(lambda: decode(heatmaps, tags)[0])
         ours.append(seconds)
-        plain, seconds = timed(lambda: in_loops(heatmaps, tags))
+        plain, seconds = timed_decoding(lambda: in_loops(heatmaps, tags))
         theirs.append(seconds)
     agreement = max(largest(a, b) for a, b in zip(fast, plain, strict=True))
     return Timing(
@@ -40,7 +40,7 @@ def compared(people: int, repetitions: int) -> Timing:
     )
 
 
-def timed(run: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+def timed_decoding(run: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     start = time.perf_counter()
     result = run()
     return result, time.perf_counter() - start
@@ -51,8 +51,8 @@ def largest(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max(initial=0.0)) if a.shape == b.shape else float("inf")
 
 
-def invented(people: int, hidden: float = 0.15, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Heatmaps ``[1, 17, 256, 256]`` and tags ``[1, 17, 256, 256, 2]`` of people, some joints ``hidden``, with noise."""
+def invented_maps(people: int, hidden: float = 0.15, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Heatmaps ``[1, 17, 256, 256]`` and tags ``[1, 17, 256, 256, 2]`` of people, some joints hidden, with noise."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.rand(people, 1, 2, generator=generator) * (SIZE - 80) + 40
     points = centres + torch.rand(people, 17, 2, generator=generator) * 70 - 35

@@ -44,17 +44,19 @@ class People:
     scores: list[np.ndarray]
 
 
-def measure(repetitions: int, images: int = 5000, people: int = 12_588, detections: int = 30_000) -> list[Timing]:
+def measure_keypoint_ap(
+    repetitions: int, images: int = 5000, people: int = 12_588, detections: int = 30_000
+) -> list[Timing]:
     """One entry per program, ``repetitions`` times each way, in turns.
 
     Raises:
         ImportError: one of them is not installed.
     """
-    made = invented(images, people, detections)
-    return [compared(name, made, repetitions) for name in PROGRAMS]
+    made = invented_people(images, people, detections)
+    return [compared_program(name, made, repetitions) for name in PROGRAMS]
 
 
-def compared(program: str, made: People, repetitions: int) -> Timing:
+def compared_program(program: str, made: People, repetitions: int) -> Timing:
     run = prepared(program, made)
     ours, theirs, agreement = [], [], 0.0
     for _ in range(max(1, repetitions)):
@@ -133,7 +135,7 @@ def as_coco(made: People) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return truth, results
 
 
-def invented(images: int, people: int, detections: int, seed: int = 0) -> People:
+def invented_people(images: int, people: int, detections: int, seed: int = 0) -> People:
     """People of all sizes, some joints not labelled; most detections are one of them with noise, scores often tie."""
     rng = np.random.default_rng(seed)
     body = rng.normal(0, 0.5, (17, 2)) * [0.6, 1.0]

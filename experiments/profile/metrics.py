@@ -15,7 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.profile import decoding, keypoint_ap, set_distances
+from experiments.profile.decoding import measure_decoding
+from experiments.profile.keypoint_ap import measure_keypoint_ap
+from experiments.profile.set_distances import measure_distances
 from posegen.io.tables import csv_text
 from posegen.io.text import write_text
 
@@ -23,7 +25,8 @@ from posegen.io.text import write_text
 def measure_metrics(repeats: int = 3, threads: int = 1) -> list[dict[str, Any]]:
     """One row per comparison: medians in ms, their ratio with its target, and the largest difference of the results."""
     torch.set_num_threads(threads)
-    found = [timing for family in (keypoint_ap, set_distances, decoding) for timing in family.measure(repeats)]
+    families = (measure_keypoint_ap, measure_distances, measure_decoding)
+    found = [timing for measure in families for timing in measure(repeats)]
     return [
         {
             "what": timing.name,

@@ -18,22 +18,22 @@ from posegen.metrics.math.frechet import Draws, frechet_distance, kernel_distanc
 FRECHET_TARGET, KERNEL_TARGET = 4.0, 3.0
 
 
-def measure(
+def measure_distances(
     repetitions: int, images: int = 5000, dimensions: int = 2048, subsets: int = 100, size: int = 1000
 ) -> list[Timing]:
     """The Frechet and the kernel distance of two sets of ``images``, ``repetitions`` times each way, in turns."""
-    a, b = invented(images, dimensions)
+    a, b = invented_features(images, dimensions)
     draws = random_subsets(images, images, subsets, size)
     sets = f"of {images:,} and {images:,} images, {dimensions:,} features"
     return [
-        compared(
+        compared_distance(
             f"Frechet distance {sets} against scipy's sqrtm",
             lambda: frechet_distance(a, b),
             lambda: by_sqrtm(a, b),
             FRECHET_TARGET,
             repetitions,
         ),
-        compared(
+        compared_distance(
             f"kernel distance over {subsets} subsets of {draws[0].shape[1]:,} {sets} against a loop",
             lambda: float(kernel_distance_subsets(a, b, draws).mean()),
             lambda: by_loop(a, b, draws),
@@ -43,7 +43,7 @@ def measure(
     ]
 
 
-def compared(
+def compared_distance(
     name: str, ours: Callable[[], float], theirs: Callable[[], float], target: float, repetitions: int
 ) -> Timing:
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -78,7 +78,7 @@ def by_loop(a: np.ndarray, b: np.ndarray, draws: Draws) -> float:
     return float(np.mean(values))
 
 
-def invented(images: int, dimensions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def invented_features(images: int, dimensions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of correlated features that are not negative, as those of a network's last layer."""
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(dimensions, dimensions)) / np.sqrt(dimensions)

@@ -15,9 +15,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from omegaconf import OmegaConf
 
-from experiments.profile import against_official, decoding, keypoint_ap, set_distances
+from experiments.profile import against_official, decoding, metrics
 from experiments.profile.against_official import Official, PlainMethod, compare_sides, official_of
-from experiments.profile.metrics import measure_metrics
 from posegen.errors import UserError
 from posegen.runner.precision import networks
 from posegen.train.profiling import MeasuredMethod
@@ -146,13 +145,14 @@ def test_a_setting_that_changes_the_weights_cannot_be_compared(small: list[str])
 
 
 def test_the_metrics_have_a_comparison_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, sizes in (
-        (keypoint_ap, {"images": 20, "people": 40, "detections": 60}),
-        (set_distances, {"images": 40, "dimensions": 8, "subsets": 3, "size": 10}),
-    ):
-        monkeypatch.setattr(module, "measure", partial(module.measure, **sizes))
+    small_sizes = {
+        "measure_keypoint_ap": {"images": 20, "people": 40, "detections": 60},
+        "measure_distances": {"images": 40, "dimensions": 8, "subsets": 3, "size": 10},
+    }
+    for name, sizes in small_sizes.items():
+        monkeypatch.setattr(metrics, name, partial(getattr(metrics, name), **sizes))
     monkeypatch.setattr(decoding, "SIZE", 128)
-    rows = measure_metrics(repeats=1)
+    rows = metrics.measure_metrics(repeats=1)
     assert len(rows) == 6 and all(row["ratio"] > 0 and row["difference"] < 1e-3 for row in rows)
 
 

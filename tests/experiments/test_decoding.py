@@ -12,7 +12,7 @@ from experiments.profile.timing import Timing
 
 def test_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SIZE", 128)
-    found = timing.measure(2)
+    found = timing.measure_decoding(2)
     assert [timing.name for timing in found] == [
         "decoding 5 people on maps of 128 x 128",
         "decoding 8 people on maps of 128 x 128",
@@ -27,7 +27,7 @@ def test_ratio_and_disagreement() -> None:
 
 
 def test_the_invented_maps_have_hidden_joints() -> None:
-    heat, tags = timing.invented(4, hidden=0.5)
+    heat, tags = timing.invented_maps(4, hidden=0.5)
     assert heat.shape == (1, 17, 256, 256) and tags.shape == (1, 17, 256, 256, 2)
     counts = torch.tensor([len(joint) for joint in timing.listed(heat, tags, timing.PUBLISHED)])
     assert 0 < counts.sum() < 0.75 * 4 * 17

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.profile.keypoint_ap import STATISTICS, People, invented, prepared
+from experiments.profile.keypoint_ap import STATISTICS, People, invented_people, prepared
 from posegen.cli import main
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
@@ -47,7 +47,7 @@ def from_pycocotools(made: People) -> dict[str, float]:
 
 
 def test_a_set_of_invented_people_agrees_with_pycocotools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = invented(20, 50, 120)
+    made = invented_people(20, 50, 120)
     spans = [np.ptp(np.where(k[..., 2:] > 0, k[..., :2], -1), axis=1).prod(-1) for k in made.keypoints]
     tight = [np.array([np.ptp(p[p[:, 2] > 0, :2], axis=0).prod() for p in k]) for k in made.keypoints]
     missing = [np.where(k[..., 2:] > 0, k, [-1.0, -1.0, 0.0]).tolist() for k in made.keypoints]

@@ -29,7 +29,7 @@ from posegen.train.profiling import (
     timed_step,
 )
 from posegen.verbs import profile
-from posegen.verbs.profile import COLUMNS, SHARE, phases_of
+from posegen.verbs.profile import PROFILE_COLUMNS, SHARE, phases_of
 from tests.tiny import configured
 
 SMALL = ["size=64", "batch=2", "warmup=1", "repeats=1", "optim.lr=1e-3", "optim.drop_text=0.5"]
@@ -192,7 +192,7 @@ def test_the_verb_prints_a_table_and_writes_it(
     file = tmp_path / "profile" / "controlnet" / "mannequin"
     facts = json.loads(file.with_suffix(".json").read_text())
     rows = list(csv.DictReader(file.with_suffix(".csv").open()))
-    assert [set(row) for row in rows] == [{*COLUMNS, *(kind + SHARE for kind in SHARES)}]
+    assert [set(row) for row in rows] == [{*PROFILE_COLUMNS, *(kind + SHARE for kind in SHARES)}]
     assert facts["settings"]["size"] == 64
     values = {name: float(value) for name, value in rows[0].items() if name != "what"}
     assert all(value == facts["rows"][0][name] for name, value in values.items())

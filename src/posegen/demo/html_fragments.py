@@ -17,7 +17,7 @@ from posegen.poses.drawing import overlay
 from posegen.poses.topology import COCO_BARS, COCO_LIMBS
 from posegen.runner.images import enlarged, visible
 
-SIDE = 384  # least side, in pixels, at which a skeleton is drawn over a picture
+OVERLAY_SIDE = 384  # least side, in pixels, at which a skeleton is drawn over a picture
 
 
 def data_url(image: np.ndarray) -> str:
@@ -30,7 +30,7 @@ def data_url(image: np.ndarray) -> str:
 def found_overlay(picture: DemoPicture) -> np.ndarray:
     """The darkened picture with the people who were found in it, enlarged."""
     assert picture.pixels is not None
-    zoom = max(1, -(-SIDE // min(picture.pixels.shape[:2])))
+    zoom = max(1, -(-OVERLAY_SIDE // min(picture.pixels.shape[:2])))
     large = cv2.resize(picture.pixels, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     return overlay((large * 0.55).astype(np.uint8), enlarged(visible(picture.found.keypoints), zoom))
 

@@ -62,7 +62,7 @@ class LoadedMethods:
         found = self._named() if self.cfg.checkpoints else self._cells(Path(self.cfg.paths.output))
         labels = [label for label, _ in found]
         unique = {
-            label if labels.count(label) == 1 else f"{label} ({surroundings(folder)})": folder
+            label if labels.count(label) == 1 else f"{label} ({folder_suffix(folder)})": folder
             for label, folder in found
         }
         return [
@@ -150,7 +150,7 @@ def label_of(cell: Path) -> str:
     return f"{config.method} · {', '.join(rest)}"
 
 
-def surroundings(folder: Path) -> str:
+def folder_suffix(folder: Path) -> str:
     """Tells method folders of the same label apart: a cell's settings, or the folder around any other."""
     return folder.parents[1].name if folder.name == "method" else str(folder.parent)
 

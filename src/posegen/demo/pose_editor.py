@@ -15,7 +15,7 @@ from posegen.errors import UserError
 from posegen.poses.reading import JOINTS, PEOPLE
 from posegen.poses.topology import COCO_BARS, COCO_FLIP, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT
 
-DIGITS = 5  # of a share
+SHARE_DIGITS = 5  # of a share
 #: A standing person for "add" and for an empty start: shares of a square, in COCO's order.
 EDITOR_PERSON = (
     (0.500, 0.160), (0.517, 0.145), (0.483, 0.145), (0.537, 0.155), (0.463, 0.155), (0.575, 0.275), (0.425, 0.275),
@@ -48,7 +48,7 @@ def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     for person in np.asarray(keypoints, np.float64).reshape(-1, JOINTS, 3):
         shares = (person[:, :2] + 0.5) / size[::-1]
         seen = person[:, 2] > 0
-        joints = zip(shares.round(DIGITS).tolist(), seen, strict=True)
+        joints = zip(shares.round(SHARE_DIGITS).tolist(), seen, strict=True)
         people.append([[x, y, 2 if v else 0] for (x, y), v in joints])
     return {"people": people, "selected": 0}
 

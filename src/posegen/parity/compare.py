@@ -20,7 +20,7 @@ PASSED, FAILED, INEXPRESSIBLE, UNKNOWN = "passed", "FAILED", "cannot be expresse
 
 
 @dataclass(frozen=True)
-class Line:
+class OutputCheck:
     """How one output agrees.
 
     Attributes:
@@ -62,7 +62,7 @@ class Comparison:
 
     case: Case
     verdict: str
-    lines: Sequence[Line] = ()
+    lines: Sequence[OutputCheck] = ()
     reason: str = ""
 
 
@@ -94,29 +94,29 @@ def port_of(method: str) -> Port | None:
     return getattr(import_module(name), f"{method}_outputs", None)
 
 
-def compared_outputs(case: Case, computed: Mapping[str, Tensor]) -> Iterator[Line]:
+def compared_outputs(case: Case, computed: Mapping[str, Tensor]) -> Iterator[OutputCheck]:
     """One line per output of the case, and per value on the way that was computed too."""
     for name, expected in case.expected.items():
         if name in computed:
             yield agree(name, computed[name], expected, *case.tolerance(name))
         else:
-            yield Line(name, ok=False, reason="not computed")
+            yield OutputCheck(name, ok=False, reason="not computed")
     for name in sorted(computed.keys() & (case.mids.keys() - case.expected.keys())):
         yield agree(f"mid.{name}", computed[name], case.mids[name], *case.tolerance(name))
 
 
-def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: float) -> Line:
+def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: float) -> OutputCheck:
     """Elementwise ``|computed - expected| <= atol + rtol * |expected|``; not-a-number equals itself."""
     if computed.shape != expected.shape and not computed.numel() == expected.numel() == 1:
-        return Line(name, ok=False, reason=f"has shape {list(computed.shape)} instead of {list(expected.shape)}")
+        return OutputCheck(name, ok=False, reason=f"has shape {list(computed.shape)} instead of {list(expected.shape)}")
     a, b = computed.detach().double().reshape(expected.shape), expected.double()
     equal = (a == b) | (a.isnan() & b.isnan())
     error = torch.where(equal, 0.0, (a - b).abs().nan_to_num(float("inf"), float("inf")))
     allowed, size = atol + rtol * b.abs().nan_to_num(), b.abs()
     relative = (error / size)[size > 0]
     if not error.numel():
-        return Line(name, True, 0.0, 0.0, 0.0, 0.0)
-    return Line(
+        return OutputCheck(name, True, 0.0, 0.0, 0.0, 0.0)
+    return OutputCheck(
         name,
         ok=not (error > allowed).any(),
         absolute=error.max().item(),

@@ -213,7 +213,7 @@ def measure_phase(config: dict[str, Any], phase: Phase) -> dict[str, Any]:
     for _ in range(cfg.warmup if cfg.trainer.compile else cfg.warmup - 1):
         timed_step(method, phase, repetitions, clock)
     seconds = [timed_step(method, phase, repetitions, clock)[0] for _ in range(cfg.repeats)]
-    memory = peak_memory_mb(method.device)
+    memory = process_peak_mb(method.device)
     shares = time_shares(lambda: timed_step(method, phase, repetitions, clock), method.device)
     rate = matrix_rate(clock, method.device, PRECISIONS.get(method.precision) or torch.float32)
     facts = {"seconds": seconds, "memory_mb": memory, "shares": shares, "matrix_rate": rate}
@@ -271,7 +271,7 @@ def matrix_rate(clock: Callable[[], float], device: torch.device, dtype: torch.d
     return 2 * side**3 / best
 
 
-def peak_memory_mb(device: torch.device) -> float:
+def process_peak_mb(device: torch.device) -> float:
     """The high-water mark of this process in MiB: what torch allocated on a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

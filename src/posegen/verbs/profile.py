@@ -20,13 +20,14 @@ from posegen.runner.cell import provenance
 from posegen.runner.devices import device_of
 from posegen.train.profiling import Phase, in_fresh_process, measure_phase
 
-Row = dict[str, Any]
+ProfileRow = dict[str, Any]
 PHASES = {"forward": "one pass", "train": "training step", "sample": "guided sampling step"}
-COLUMNS = ("what", "ms", "img/s", "peak MiB", "GFLOP", "TFLOP/s", "% of matrix rate")
+PROFILE_COLUMNS = ("what", "ms", "img/s", "peak MiB", "GFLOP", "TFLOP/s", "% of matrix rate")
 SHARE = " %"  # end of the names of columns that only the files have; the printed notes have them in words
-ELSEWHERE = {
-    "compare": "python experiments/profile/against_official.py adapter=...",
-    "what": "python experiments/profile/metrics.py",
+#: Setting -> (its usual value, the developers' benchmark of another one).
+DEVELOPERS_BENCHMARKS = {
+    "compare": (False, "python experiments/profile/against_official.py adapter=..."),
+    "what": ("method", "python experiments/profile/metrics.py"),
 }
 
 
@@ -55,10 +56,9 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
     Raises:
         UserError: there are none, or a setting cannot be used.
     """
-    if asked := [key for key, usual in (("compare", False), ("what", "method")) if cfg.get(key, usual) != usual]:
-        raise UserError(
-            f"{asked[0]}={cfg[asked[0]]} is a developers' benchmark outside the package: {ELSEWHERE[asked[0]]}"
-        )
+    for key, (usual, script) in DEVELOPERS_BENCHMARKS.items():
+        if cfg.get(key, usual) != usual:
+            raise UserError(f"{key}={cfg[key]} is a developers' benchmark outside the package: {script}")
     method: Any = get_class(cfg.adapter._target_)
     wanted = list(cfg.phases)
     if unknown := sorted(set(map(str, wanted)) - PHASES.keys()):
@@ -73,9 +73,9 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
     raise UserError(f"phases={wanted}: nothing of that is done by adapter {cfg.method}; add sample")
 
 
-def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[Row], list[str]]:
+def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[ProfileRow], list[str]]:
     """(one row per phase, notes): time, memory, FLOPs, their share of the device's matrix rate, and shares of time."""
-    rows: list[Row] = []
+    rows: list[ProfileRow] = []
     notes: list[str] = []
     found: dict[str, Any] = {}
     for phase in phases:
@@ -86,7 +86,7 @@ def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[R
         images = config["batch"] / (seconds * passes)
         figures = (PHASES[phase], 1000 * seconds, images, found["memory_mb"], *speeds)
         shares = {kind + SHARE: 100 * share for kind, share in found["shares"].items()}
-        rows.append(dict(zip(COLUMNS, figures, strict=True)) | shares)
+        rows.append(dict(zip(PROFILE_COLUMNS, figures, strict=True)) | shares)
         largest = sorted(found["shares"].items(), key=lambda item: -item[1])
         words = (f"{kind} {100 * share:.0f} %" for kind, share in largest if share >= 0.01)
         notes.append(f"time of a {PHASES[phase]}: {', '.join(words)}")
@@ -112,9 +112,9 @@ def conditions_note(config: Mapping[str, Any]) -> str:
     return f"{method}: {', '.join([*size, *flags])}; the best of {config['repeats']}"
 
 
-def collected_rows(folder: Path) -> list[Row]:
+def collected_rows(folder: Path) -> list[ProfileRow]:
     """The rows of all measurements below a folder, with the settings that they hold for."""
-    rows: list[Row] = []
+    rows: list[ProfileRow] = []
     for file in sorted(folder.rglob("*.json")):
         found = read_json(file)
         settings = found.get("settings") or {}
@@ -125,7 +125,7 @@ def collected_rows(folder: Path) -> list[Row]:
         facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
         facts |= {"precision": t["precision"], "checkpointing": t["checkpointing"], "pixels": settings["size"]}
         facts |= {"batch": settings["batch"], "device": found["device"]}
-        rows += [facts | {key: row[key] for key in (*COLUMNS, *row) if key in row} for row in found["rows"]]
+        rows += [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
     return rows
 
 
@@ -139,7 +139,7 @@ def device_name(cfg: DictConfig) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.trainer.threads} CPU thread(s)"
 
 
-def text_table(rows: Sequence[Row]) -> list[str]:
+def text_table(rows: Sequence[ProfileRow]) -> list[str]:
     """Rows as text columns, the first to the left."""
     columns = [column for column in rows[0] if not column.endswith(SHARE)]
     grid = [columns, *([figure_text(row[column]) for column in columns] for row in rows)]
