@@ -243,7 +243,7 @@ def test_the_bar_counts_the_steps(pipe: PoseGuidedPipeline, capsys: pytest.Captu
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_is_close(method: str, methods: dict[str, Path], base: dict[str, str]) -> None:
     full, half = (loaded(methods[method], base, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert half.dtype == torch.bfloat16 and half.backbone.alphas_cumprod.dtype == torch.float32
+    assert half.dtype == torch.bfloat16 and half.backbone.process.alphas_cumprod.dtype == torch.float32
     difference = np.abs(images(full, "photo", person()) - images(half, "photo", person()))
     assert 0 < difference.mean() < 0.05
 

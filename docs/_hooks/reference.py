@@ -138,12 +138,6 @@ def suited(cls: type[Adapter]) -> str:
 def facts(cls: type[Adapter]) -> str:
     """The class facts as a list."""
     paper = cls.paper
-    official = cls.official
-    habits = {
-        "guidance in two passes": official.guidance == "sequential",
-        "conditions encoded in every pass": official.encodes_every_pass,
-        "gradients of the frozen decoder": official.decoder_gradients,
-    }
     rows = {
         "Paper": f"{paper.title}, {link(paper)}" if paper.id else paper.title,
         "Official program": f"`{paper.code}`" if paper.code else "",
@@ -156,7 +150,6 @@ def facts(cls: type[Adapter]) -> str:
         "Before training": "the backbone's predictions are unchanged"
         if cls.starts_neutral
         else "the backbone's predictions are changed",
-        "The released program also has": ", ".join(habit for habit, has in habits.items() if has),
         "Source": f"`{shown(Path(listing.source_of(f'{cls.__module__}.{cls.__name__}')[0]))}`",
     }
     beside: dict[str, list[str]] = {}

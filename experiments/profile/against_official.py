@@ -114,8 +114,8 @@ class PlainSampler(Sampler):
         """The state of one branch of ``count``, encoded again or cut out of ``state``."""
         if self.official.encodes_every_pass:
             return adapter.branches(adapter.encode(batch), self.guidance)[index][1]
-        conditions = {name: value.chunk(count)[index] for name, value in state.conditions.items()}
-        return State(state.text.chunk(count)[index], state.null_text.chunk(count)[index], conditions)
+        each = len(state) // count
+        return state.rows(slice(index * each, (index + 1) * each))
 
 
 class PlainMethod(MeasuredMethod):

@@ -110,7 +110,7 @@ class PoseGuidedPipeline:
 
     @property
     def backbone(self) -> Backbone:
-        return self.adapter.backbone  # type: ignore[return-value]
+        return self.adapter.backbone
 
     @property
     def device(self) -> torch.device:
@@ -130,10 +130,8 @@ class PoseGuidedPipeline:
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        noise = self.backbone.alphas_cumprod
         for module in (self.adapter, self.backbone):
             module.to(device=device, dtype=dtype)
-        self.backbone.alphas_cumprod = noise.to(self.device)  # keeps its precision
         if dtype == torch.float16 and (
             bad := [*not_finite(self.adapter.state_dict()), *not_finite(self.backbone.state_dict())]
         ):
@@ -300,7 +298,7 @@ class PoseGuidedPipeline:
         Raises:
             UserError: the method needs pictures and there are none, or the other way round, or not as many as prompts.
         """
-        if "source" not in self.adapter.needs:
+        if "source" not in self.adapter.reads:
             if source is not None:
                 raise UserError(
                     f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a method that does, such as DNAF"

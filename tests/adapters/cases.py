@@ -42,6 +42,14 @@ def backbone_of(
     return stable_diffusion(geometry, weights, vae)
 
 
+def sized(geometry: Geometry, unet: Any = None) -> StableDiffusion:
+    """A backbone that has a geometry and a U-Net, and nothing that computes."""
+    backbone = StableDiffusion.__new__(StableDiffusion)
+    torch.nn.Module.__init__(backbone)
+    backbone.geometry, backbone.unet = geometry, unet
+    return backbone
+
+
 def original(tensors: Mapping[str, Tensor], table: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
     """Tensors with diffusers' names under their original ones."""
     result = ldm.renamed(tensors, ldm.inverse(table))

@@ -12,6 +12,7 @@ from posegen.backbones.base import Geometry
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.single_file import unet_of
+from posegen.backbones.text import Text
 from posegen.io.weights import UnknownKeys
 from tests.adapters.cases import SD1, backbone_of, full_size, original, scrambled
 
@@ -80,9 +81,9 @@ def test_keys_without_a_place_are_named(own: ControlNet) -> None:
 def test_guess_mode_decays_from_the_middle_and_hides_the_pose_from_the_branch_without_text(own: ControlNet) -> None:
     adapter = ControlNet(guess_mode=True, strength=2.0)
     assert adapter.factors(13) == [2.0 * 0.825 ** (12 - i) for i in range(13)]
-    state = State(torch.ones(1, 2, 4), torch.zeros(1, 2, 4)).having(on=torch.ones(1, 1, 1, 1))
+    state = State(Text(torch.ones(1, 2, 4)), Text(torch.zeros(1, 2, 4))).having(on=torch.ones(1, 1, 1, 1))
     (_, with_text), (_, without) = adapter.branches(state, 3.0)
-    assert with_text.conditions["on"] == 1 and without.conditions["on"] == 0 and not without.text.any()
+    assert with_text["on"] == 1 and without["on"] == 0 and not without.text.tokens.any()
 
 
 def test_full_size_keys() -> None:
@@ -90,10 +91,9 @@ def test_full_size_keys() -> None:
     sd15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)
     with torch.device("meta"):
         unet = unet_of(sd15)
-        branch = EncoderCopy(unet, 8)
+        branch = EncoderCopy(unet, sd15)
     adapter = ControlNet()
     adapter.branch = branch
-    object.__setattr__(adapter, "backbone", type("Sized", (), {"geometry": sd15}))
     converted, whole = adapter.convert(keys), ldm.renamed(ldm.below(keys, ldm.UNET), ldm.unet_table(sd15))
     assert {key: value.shape for key, value in converted.items()} == {
         f"adapter.{key}": value.shape for key, value in adapter.state_dict().items()

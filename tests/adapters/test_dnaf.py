@@ -32,6 +32,7 @@ from posegen.backbones.base import Geometry, Injection
 from posegen.backbones.blocks.self_attention import INSERTED, transformers
 from posegen.backbones.loading.single_file import vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.runner.sampler import Sampler
 from tests.adapters.cases import backbone_of, scrambled
@@ -73,8 +74,8 @@ def batch(
         size,
         source=people,
         hint=hint,
-        text=text,
-        negative_text=text[:1],
+        text=Text(text),
+        negative_text=Text(text[:1]),
     )
 
 
@@ -127,8 +128,7 @@ def test_acceptance_4_a_source_that_is_the_target_changes_nothing(geometry: Geom
     """Keys and values twice leave softmax attention as it was; wrong pairs of layers, noise levels or rows do not."""
     adapter, pose = attached(geometry, naf_scope=scope), batch()
     state = without(adapter.encode(pose), "sourced")
-    conditions = state.conditions
-    latents = adapter.backbone.add_noise(conditions["source"][:, 0], conditions["source_noise"], STEPS)
+    latents = adapter.backbone.process.add_noise(state["source"][:, 0], state["source_noise"], STEPS)
     once = replace(adapter.inject(state, latents, STEPS), attention=None)
     with torch.no_grad():
         assert close(predicted(adapter, state, latents), adapter.backbone.predict(latents, STEPS, state.text, once))
@@ -205,7 +205,7 @@ def test_acceptance_5_nothing_of_a_pass_is_left_behind() -> None:
 def test_acceptance_6_odd_grids_fit(geometry: Geometry, size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
     adapter, pose = attached(geometry), batch(size, images=1)
     state, latents = adapter.encode(pose), noisy(adapter, pose)
-    assert [tuple(state.conditions[f"level{i}"].shape[-2:]) for i in range(geometry.levels)] == grids
+    assert [tuple(level.shape[-2:]) for level in state.all("maps")] == grids
     assert predicted(adapter, state, latents).shape[-2:] == grids[0]
 
 
@@ -214,16 +214,19 @@ def test_acceptance_8_every_part_of_the_source_matters_to_its_own_image_alone(ge
     adapter, pose = attached(geometry), batch()
     state, latents = adapter.encode(pose), noisy(adapter, pose)
     made, swap = predicted(adapter, state, latents), torch.tensor([0, 2, 1])
-    names = ["source", "source_noise", *(name for name in state.conditions if name.startswith("stage"))]
-    assert len(names) == (6 if geometry is USUAL else 4)
-    for name in names:
-        other = predicted(adapter, state.having(**{name: state.conditions[name][swap]}), latents)
+    stages, swapped = state.all("stages"), state.rows(swap)
+    assert len(stages) == (4 if geometry is USUAL else 2)
+    changed = {name: {name: swapped[name]} for name in ("source", "source_noise")}
+    for place, tokens in enumerate(swapped.all("stages")):
+        changed[f"stage{place}"] = {"stages": (*stages[:place], tokens, *stages[place + 1 :])}  # type: ignore[dict-item]
+    for name, conditions in changed.items():
+        other = predicted(adapter, state.having(**conditions), latents)
         assert close(other[0], made[0]) and not close(other[1], made[1], 1e-4) and not close(other[2], made[2], 1e-4), (
             name
         )
     sources = adapter.encode(replace(pose, source=pose.source[swap]))  # type: ignore[index]
-    noises = sources.having(source_noise=state.conditions["source_noise"])
-    one = state.having(**{name: state.conditions[name][swap] for name in names if name != "source_noise"})
+    noises = sources.having(source_noise=state["source_noise"])
+    one = state.having(source=swapped["source"], stages=swapped.all("stages"))
     assert close(predicted(adapter, noises, latents), predicted(adapter, one, latents))
 
 
@@ -250,7 +253,7 @@ def test_the_noise_of_the_source_is_the_images_own(noise: str, sampling: str) ->
     adapter.inject(adapter.encode(replace(alone, prompts=[""])), latents[1:2], STEPS[1:2])
     hook.remove()
     assert torch.equal(seen[0], seen[1]) and close(seen[0][1:2], seen[3])
-    a = adapter.backbone.alphas_cumprod[torch.stack([STEPS, STEPS - 20])].view(2, -1, 1, 1, 1)
+    a = adapter.backbone.process.power(torch.stack([STEPS, STEPS - 20])).view(2, -1, 1, 1, 1)
     used = [
         (each - alpha.sqrt() * state.conditions["source"][:, 0]) / (1 - alpha).sqrt()
         for each, alpha in zip((seen[0], seen[2]), a, strict=True)
@@ -352,7 +355,7 @@ def test_conditions_are_dropped_by_each_images_own_chance() -> None:
     adapter = attached(trained=False, inserted=False, drop_source=0.2, drop_pose=0.1, drop_both=0.3)
     many = 4000
     chance = PoseBatch([str(i) for i in range(many)], [""] * many, [], (8, 8)).rand("dropped conditions")
-    text = torch.zeros(many, 1, 1)
+    text = Text(torch.zeros(many, 1, 1))
     dropped = adapter.drop(
         State(text, text, {"chance": chance, "sourced": chance > -1}), torch.ones(many, dtype=torch.bool)
     ).conditions
@@ -370,6 +373,5 @@ def test_conditions_are_dropped_by_each_images_own_chance() -> None:
 def test_a_fixed_text_is_everybodys() -> None:
     adapter, pose = attached(fixed_text="person"), batch()
     state = adapter.encode(pose)
-    assert torch.equal(state.text, adapter.backbone.encode_text(["person"]).expand(3, -1, -1)) and not torch.equal(
-        attached().encode(pose).text, state.text
-    )
+    assert torch.equal(state.text.tokens, adapter.backbone.encode_text(["person"]).expand(3).tokens)
+    assert not torch.equal(attached().encode(pose).text.tokens, state.text.tokens)

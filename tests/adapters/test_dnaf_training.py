@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from posegen.runner.precision import arrange
 from posegen.runner.prompts import ask
 from posegen.train.loop import needs_of, train
 from posegen.train.tasks import AdapterTask
+from tests.adapters.cases import sized
 from tests.adapters.test_dnaf import MANNEQUIN, STEPS, attached, backbone, batch, close, noisy, predicted, without
 from tests.tiny import configured, making
 from tests.train.test_train import Stop, equal, interrupt, trained
@@ -83,8 +83,7 @@ def test_acceptance_7_what_trains_is_configurable(tmp_path: Path) -> None:
     assert kinds(inserted=False) == {"pose_adapter"}
     assert kinds(pose_train=False, pose_weights=str(file)) == {"blocks", "pyramid.network", "pyramid"}
     assert (
-        DNAF().trainable
-        and not attached(trained=False, inserted=False, pose_train=False, pose_weights=str(file)).trainable
+        DNAF().trains and not attached(trained=False, inserted=False, pose_train=False, pose_weights=str(file)).trains
     )
 
 
@@ -153,9 +152,7 @@ def test_it_has_the_published_size_on_stable_diffusion(kind: Any, millions: floa
     with torch.device("meta"):
         unet = unet_of(geometry)
         adapter = DNAF(inserted_kind=kind)
-        adapter.attach(
-            SimpleNamespace(geometry=geometry, unet=unet, requires_grad_=unet.requires_grad_, eval=unet.eval)
-        )  # type: ignore[arg-type]
+        adapter.attach(sized(geometry, unet))
     sizes = [
         sum(p.numel() for p in part.parameters()) / 1e6
         for part in (adapter.blocks, adapter.pose_adapter, adapter.pyramid.network)
@@ -253,7 +250,7 @@ def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(
         needs_of(task, parts)
         assert len(calls) == 1, "a second run reads them from disk"
         for settings in ({"source_latent": "sample"}, {"naf": False}, {"naf_strength": 0}):
-            assert "source_latents" not in DNAF(**settings).needs
+            assert "source_latents" not in DNAF(**settings).reads
 
 
 def test_ablations_train_what_is_left_and_an_empty_run_is_refused(world: list[str], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,15 +20,16 @@ from posegen.backbones.blocks.pose_graph import DenseEdgeConvolution, EdgeConvol
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.single_file import unet_of, vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.parity.case import Case
 from posegen.parity.compare import agree
 from posegen.parity.grpose import grpose_outputs
-from tests.adapters.cases import SD1, backbone_of, full_size, original, reference, scrambled
+from tests.adapters.cases import SD1, backbone_of, full_size, original, reference, scrambled, sized
 
 SD15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)
-MANNEQUIN = Geometry(8, 4, (32, 64, 128), (False, True, True), 1, (4, 4, 4), 64, "v_prediction", norm_groups=16)
+MANNEQUIN = Geometry(8, 4, (32, 64, 128), (False, True, True), 1, (4, 4, 4), 64, norm_groups=16)
 SMALL = replace(SD1, channels=(32, 64), norm_groups=16)
 
 
@@ -66,7 +66,7 @@ def test_full_size_keys() -> None:
     with torch.device("meta"):
         unet = unet_of(SD15)
         method = GRPose()
-        method.attach(SimpleNamespace(geometry=SD15, unet=unet, requires_grad_=lambda on: None, eval=lambda: None))  # type: ignore[arg-type]
+        method.attach(sized(SD15, unet))
     converted = method.convert(keys)
     assert {key: value.shape for key, value in converted.items()} == {
         f"adapter.{key}": value.shape for key, value in method.state_dict().items()
@@ -143,7 +143,13 @@ def batch(g: Geometry, cells: tuple[int, int] = (8, 16), images: int = 2) -> Pos
     text = torch.randn(images, 5, g.text_dim, generator=torch.Generator().manual_seed(3))
     ids = [str(i) for i in range(images)]
     return PoseBatch(
-        ids, ids, [], tuple(hint.shape[-2:]), hint=hint, text=text, negative_text=torch.zeros(1, 5, g.text_dim)
+        ids,
+        ids,
+        [],
+        tuple(hint.shape[-2:]),
+        hint=hint,
+        text=Text(text),
+        negative_text=Text(torch.zeros(1, 5, g.text_dim)),
     )  # type: ignore[arg-type]
 
 
@@ -265,9 +271,7 @@ def test_levels_without_a_graph_keep_their_residual_blocks() -> None:
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GRPose(**settings).attach(
-            SimpleNamespace(geometry=SMALL, unet=None, requires_grad_=lambda on: None, eval=lambda: None)
-        )  # type: ignore[arg-type]
+        GRPose(**settings).attach(sized(SMALL))
 
 
 def test_both_forms_of_the_edge_convolution_take_the_same_weights_and_agree() -> None:
@@ -400,7 +404,10 @@ def step() -> Iterator[Step]:
     clean, noise, error = (torch.randn(2, 4, 4, 8, generator=draw) for _ in range(3))
     backbone = backbone_of(SD1)
     timesteps = torch.tensor([50, 600])
-    noisy, target = backbone.add_noise(clean, noise, timesteps), backbone.target(clean, noise, timesteps)
+    noisy, target = (
+        backbone.process.add_noise(clean, noise, timesteps),
+        backbone.process.target(clean, noise, timesteps),
+    )
     yield Step((target + 0.1 * error).requires_grad_(), target, noisy, clean, noise, timesteps)
 
 
@@ -418,7 +425,7 @@ def weighted(error: Tensor) -> Tensor:
     return error.mean() + sum(4 * error[0, :, y, x].sum() for y, x in TOUCHED) / error.numel()
 
 
-STATE = State(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
+STATE = State(Text(torch.zeros(2, 1, 1)), Text(torch.zeros(2, 1, 1)))
 
 
 def test_pose_cells_are_those_that_the_blurred_drawing_touches() -> None:
@@ -464,10 +471,10 @@ def test_the_perception_loss_weighs_by_signal_and_looks_at_the_right_images(step
     backbone: Any = method.backbone
     images = torch.rand(2, 3, 32, 64) * 2 - 1
     found = method.loss(step, STATE, replace(posed(), images=images))["perception"]
-    made = backbone.from_latents(backbone.predict_clean(step)).clamp(-1, 1)
+    made = backbone.from_latents(backbone.process.clean(step.noisy, step.prediction, step.timesteps)).clamp(-1, 1)
     assert torch.allclose(teacher.images[0], made, atol=1e-5) and torch.equal(teacher.images[1], images)
     difference = (teacher.conv(made) - teacher.conv(images)).square().mean((1, 2, 3))
-    assert torch.allclose(found, (0.5 * backbone.alphas_cumprod[step.timesteps] * difference).mean())
+    assert torch.allclose(found, (0.5 * backbone.process.power(step.timesteps) * difference).mean())
     method.loss(step, STATE, posed())
     assert torch.allclose(teacher.images[3], backbone.from_latents(step.clean).clamp(-1, 1)), (
         "without images, the decoded clean latents"

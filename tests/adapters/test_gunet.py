@@ -20,13 +20,14 @@ from posegen.backbones.loading.diffusers_folder import Parts
 from posegen.backbones.loading.single_file import SCHEDULER as SD_SCHEDULER
 from posegen.backbones.mannequin import SCHEDULER, build_text, build_tokenizer, build_unet
 from posegen.backbones.pose_space import PoseSpace, pose_unet
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
 from posegen.runner.sampler import Sampler
 from posegen.verbs.convert import accounted, convert
-from tests.adapters.cases import reference, scrambled
+from tests.adapters.cases import reference, scrambled, sized
 
 GRID = 8
 
@@ -66,7 +67,7 @@ def predicted(backbone: PoseSpace, images: int, start: int = 0) -> Tensor:
     draw = torch.Generator().manual_seed(1)
     noisy, text = torch.randn(20, NODES, GRID, GRID, generator=draw), torch.randn(20, 5, 16, generator=draw)
     rows = slice(start, start + images)
-    return backbone.predict(noisy[rows], torch.full((images,), 300), text[rows], Injection())
+    return backbone.predict(noisy[rows], torch.full((images,), 300), Text(text[rows]), Injection())
 
 
 # Names.
@@ -93,7 +94,7 @@ def test_keys_without_a_place_are_named(backbone: PoseSpace) -> None:
 def test_without_a_graph_the_block_is_left_out_by_rule(backbone: PoseSpace) -> None:
     _, account = accounted(attached(backbone, graph="off"), backbone, official(backbone))
     assert not account.wrong and sum(account.ignored.values()) == 2
-    assert GUNet.beside == GUNet(graph="joint").beside == {}
+    assert GUNet.beside == GUNet(graph="joint").left_out == {}
 
 
 def test_full_size_keys() -> None:
@@ -101,14 +102,10 @@ def test_full_size_keys() -> None:
     keys = {key: torch.empty(shape, device="meta") for key, shape in facts["state_dict"].items()}
     with torch.device("meta"):
         unet = pose_unet(facts["config"], 32)
-    stub = torch.nn.Module()
-    stub.unet, stub.geometry, stub.latent_shape = (
-        unet,
-        Geometry.from_diffusers(unet.config, 1),
-        lambda size: (17, 32, 32),
-    )
-    method = GUNet()
-    method.attach(stub)  # type: ignore[arg-type]
+    geometry = Geometry.from_diffusers(unet.config, 1)
+    method, backbone = GUNet(), sized(geometry, unet)
+    backbone.latent_shape = lambda size: (17, 32, 32)  # type: ignore[method-assign]
+    method.attach(backbone)
     shapes = {key: value.shape for key, value in method.convert(keys).items()}
     own = {f"adapter.{key}": value.shape for key, value in method.state_dict().items()}
     assert shapes == own | {f"backbone.unet.{key}": value.shape for key, value in unet.state_dict().items()}

@@ -12,7 +12,7 @@ from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.io.weights import UnknownKeys
-from tests.adapters.cases import SD2, backbone_of, full_size, original, scrambled
+from tests.adapters.cases import SD2, backbone_of, full_size, original, scrambled, sized
 
 
 def backbone(method: HumanSD) -> StableDiffusion:
@@ -61,7 +61,7 @@ def test_full_size_keys() -> None:
     with torch.device("meta"):
         unet = unet_of(sd21, in_channels=8)
     adapter = HumanSD()
-    object.__setattr__(adapter, "backbone", type("Sized", (), {"geometry": sd21, "unet": unet}))
+    adapter.__dict__["_backbone"] = sized(sd21, unet)
     converted = adapter.convert({**keys, "mmpose_model.backbone.conv1.weight": torch.empty(0)})
     assert {key: value.shape for key, value in converted.items()} == {
         f"backbone.unet.{key}": value.shape for key, value in unet.state_dict().items()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from posegen.adapters.base import State
-from posegen.adapters.humansd import HumanSD, widen
+from posegen.adapters.humansd import HumanSD
 from posegen.backbones.base import Step
-from posegen.backbones.loading.single_file import unet_of
+from posegen.backbones.text import Text
 from posegen.metrics.estimators.higherhrnet import HeadShape, HigherHRNet
 from posegen.metrics.estimators.hrnet import Stage
 from tests.adapters.cases import SD1, backbone_of
@@ -43,7 +43,10 @@ def step_of(adapter: HumanSD, kind: str = "epsilon") -> Step:
     clean, noise, error = (torch.randn(2, 4, 4, 8, generator=draw) for _ in range(3))
     timesteps = torch.tensor([100, 600])
     backbone: Any = adapter.backbone
-    noisy, target = backbone.add_noise(clean, noise, timesteps), backbone.target(clean, noise, timesteps)
+    noisy, target = (
+        backbone.process.add_noise(clean, noise, timesteps),
+        backbone.process.target(clean, noise, timesteps),
+    )
     return Step((target + 0.3 * error).requires_grad_(), target, noisy, clean, noise, timesteps)
 
 
@@ -54,7 +57,7 @@ def attached(**settings: Any) -> HumanSD:
     return adapter
 
 
-STATE = State(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
+STATE = State(Text(torch.zeros(2, 1, 1)), Text(torch.zeros(2, 1, 1)))
 BATCH: Any = SimpleNamespace(generators=lambda purpose: [torch.Generator().manual_seed(i) for i in range(2)])
 
 
@@ -123,7 +126,9 @@ def test_the_corrected_weight_is_the_share_of_a_cell_with_joints_in_the_predicte
     )
     backbone: Any = adapter.backbone
     assert torch.allclose(
-        teacher.images[0], backbone.from_latents(backbone.predict_clean(step)).clamp(-1, 1), atol=1e-5
+        teacher.images[0],
+        backbone.from_latents(backbone.process.clean(step.noisy, step.prediction, step.timesteps)).clamp(-1, 1),
+        atol=1e-5,
     )
 
 
@@ -149,8 +154,9 @@ def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
 
 
 def test_a_unet_that_was_widened_already_is_not_widened_again() -> None:
-    unet = unet_of(SD1)
-    widen(unet, 4)
-    assert unet.conv_in.weight.shape[1] == unet.config.in_channels == 8 and not unet.conv_in.weight[:, 4:].any()
+    backbone = backbone_of(SD1)
+    backbone.widen(4)
+    before = backbone.unet.conv_in
     with pytest.raises(ValueError, match="takes 8 channels, not the 4 of the latents"):
-        widen(unet, 4)
+        backbone.widen(4)
+    assert backbone.unet.conv_in is before

@@ -18,12 +18,14 @@ from posegen.adapters.stable_pose import OFFICIAL, StablePose, grown, positions,
 from posegen.backbones.base import Geometry, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.single_file import unet_of
+from posegen.backbones.text import Text
 from posegen.io.weights import UnknownKeys
 from posegen.poses.drawing import PoseDrawing
+from tests.adapters import cases
 from tests.adapters.cases import SD1, backbone_of, full_size, original, reference, scrambled
 
 SD15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)
-MANNEQUIN = Geometry(8, 4, (32, 64, 128), (False, True, True), 1, (4,) * 3, 64, "v_prediction", norm_groups=16)
+MANNEQUIN = Geometry(8, 4, (32, 64, 128), (False, True, True), 1, (4,) * 3, 64, norm_groups=16)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,7 @@ def sized(geometry: Geometry, **settings: Any) -> StablePose:
     """The method on a U-Net of this geometry without memory."""
     method = StablePose(**settings)
     with torch.device("meta"):
-        backbone = torch.nn.Module()
-        backbone.unet, backbone.geometry = unet_of(geometry), geometry  # type: ignore[assignment]
-        method.attach(backbone)  # type: ignore[arg-type]
+        method.attach(cases.sized(geometry, unet_of(geometry)))
     return method
 
 
@@ -53,7 +53,7 @@ def drawn(size: tuple[int, int] = (64, 96), people: int = 1) -> Tensor:
 
 def state_of(method: StablePose, hint: Tensor) -> State:
     text = torch.randn(len(hint), 3, SD1.text_dim, generator=torch.Generator().manual_seed(5))
-    return method.conditioned(State(text, torch.zeros_like(text)), hint, method.masks(hint))
+    return method.conditioned(State(Text(text), Text(torch.zeros_like(text))), hint, method.masks(hint))
 
 
 # Masks.
@@ -158,7 +158,7 @@ def test_only_the_branch_without_text_is_unmasked(own: StablePose) -> None:
     (weight, with_text), (rest, without) = own.branches(state, 7.5)
     assert (weight, rest) == (7.5, -6.5) and with_text is state
     tokens = without.conditions["tokens"]
-    assert not without.text.any() and tokens.all() and not state.conditions["tokens"].all()
+    assert not without.text.tokens.any() and tokens.all() and not state.conditions["tokens"].all()
     assert (without.conditions["counts"] == tokens.shape[-1]).all() and torch.equal(
         without.conditions["pose"], state.conditions["pose"]
     )

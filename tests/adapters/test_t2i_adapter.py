@@ -13,10 +13,11 @@ from torch import Tensor
 from posegen.adapters.t2i_adapter import T2IAdapter, original_names
 from posegen.backbones.base import Geometry
 from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.runner.method_folder import save_method
-from tests.adapters.cases import SD1, SD2, backbone_of, full_size, original, scrambled
+from tests.adapters.cases import SD1, SD2, backbone_of, full_size, original, scrambled, sized
 
 
 def attached(geometry: Geometry, faithful: bool = False, **settings: object) -> T2IAdapter:
@@ -37,17 +38,17 @@ def batch(size: tuple[int, int], text_dim: int = 64, images: int = 2) -> PoseBat
         [np.zeros((0, 17, 3))] * images,
         size,
         hint=hint,
-        text=text,
-        negative_text=text[:1],
+        text=Text(text),
+        negative_text=Text(text[:1]),
     )
 
 
 @torch.no_grad()
 def predicted(adapter: T2IAdapter, pose: PoseBatch, timesteps: Tensor) -> Tensor:
     backbone = adapter.backbone
-    latents = torch.randn(len(pose), *backbone.latent_shape(pose.size), generator=torch.Generator().manual_seed(2))  # type: ignore[union-attr, operator]
+    latents = torch.randn(len(pose), *backbone.latent_shape(pose.size), generator=torch.Generator().manual_seed(2))
     state = adapter.encode(pose)
-    return backbone.predict(latents, timesteps, state.text, adapter.inject(state, latents, timesteps))  # type: ignore[union-attr, operator]
+    return backbone.predict(latents, timesteps, state.text, adapter.inject(state, latents, timesteps))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_full_size_keys() -> None:
     facts, keys = full_size("t2i_adapter_keys.json")
     sd15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)
     adapter = T2IAdapter()
-    object.__setattr__(adapter, "backbone", type("Sized", (), {"geometry": sd15}))
+    adapter.attach(sized(sd15))
     with torch.device("meta"):
         adapter.network = diffusers.T2IAdapter(channels=list(sd15.channels), downscale_factor=8)
     for prefix in ("", "adapter."):
@@ -130,8 +131,8 @@ def test_features_go_where_diffusers_unet_takes_them() -> None:
     latents = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         features = [0.7 * feature for feature in adapter.network(pose.hint)]
-        expected = unet(latents, timesteps, pose.text, down_intrablock_additional_residuals=features).sample  # type: ignore[operator]
-        alone = unet(latents, timesteps, pose.text).sample  # type: ignore[operator]
+        expected = unet(latents, timesteps, pose.text.tokens, down_intrablock_additional_residuals=features).sample  # type: ignore[operator]
+        alone = unet(latents, timesteps, pose.text.tokens).sample  # type: ignore[operator]
     made = predicted(adapter, pose, timesteps)
     assert torch.allclose(made, expected, atol=1e-5) and not torch.allclose(made, alone, atol=1e-2)
 

@@ -9,12 +9,13 @@ import torch
 from diffusers import ControlNetModel
 from torch import nn
 
-from posegen.backbones.base import Geometry
-from posegen.backbones.blocks.encoder_copy import EncoderCopy, scaled
+from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.loading.single_file import unet_of
+from posegen.backbones.text import Text
 from tests.backbones.models import SD1, SD2
 
-MANNEQUIN = Geometry(8, 4, (32, 32, 64), (False, True, True), 1, (4, 4, 4), 32, "v_prediction", norm_groups=16)
+MANNEQUIN = Geometry(8, 4, (32, 32, 64), (False, True, True), 1, (4, 4, 4), 32, norm_groups=16)
 GEOMETRIES = [SD1, SD2, MANNEQUIN, replace(SD1, latent_factor=2)]
 
 
@@ -29,31 +30,31 @@ def shaken(module: nn.Module) -> nn.Module:
 
 def copy_of(g: Geometry) -> EncoderCopy:
     torch.manual_seed(0)
-    return EncoderCopy(shaken(unet_of(g)), g.latent_factor)  # type: ignore[arg-type]
+    return EncoderCopy(shaken(unet_of(g)), g)  # type: ignore[arg-type]
 
 
-def inputs(g: Geometry) -> tuple[torch.Tensor, ...]:
+def inputs(g: Geometry) -> tuple[torch.Tensor, torch.Tensor, Text, torch.Tensor]:
     torch.manual_seed(1)
     hint = torch.rand(2, 3, 8 * g.latent_factor, 4 * g.latent_factor)
-    return torch.randn(2, g.latent_channels, 8, 4), torch.tensor([3, 800]), torch.randn(2, 5, g.text_dim), hint
+    return torch.randn(2, g.latent_channels, 8, 4), torch.tensor([3, 800]), Text(torch.randn(2, 5, g.text_dim)), hint
 
 
 @pytest.mark.parametrize("g", GEOMETRIES, ids=["sd1", "sd2", "mannequin", "factor 2"])
 def test_it_computes_what_diffusers_computes(g: Geometry) -> None:
     branch = copy_of(g)
     x, t, text, hint = inputs(g)
-    down, mid = branch(x, t, text, branch.hint_features(hint))
-    assert tuple(d.shape[1] for d in down) == g.residual_channels
-    assert not any(r.any() for r in (*down, mid))  # zero convolutions
+    added = branch(x, t, text, branch.hint_features(hint))
+    assert tuple(d.shape[1] for d in added.down) == g.residual_channels
+    assert not any(r.any() for r in added.residuals)  # zero convolutions
     shaken(branch)
-    down, mid = branch(x, t, text, branch.hint_features(hint))
-    wanted = branch.network(x, t, text, hint, return_dict=False)
-    assert all(torch.equal(a, b) for a, b in zip((*down, mid), (*wanted[0], wanted[1]), strict=True))
+    added = branch(x, t, text, branch.hint_features(hint))
+    wanted = branch.network(x, t, text.tokens, hint, return_dict=False)
+    assert all(torch.equal(a, b) for a, b in zip(added.residuals, (*wanted[0], wanted[1]), strict=True))
 
 
 def test_the_copy_starts_as_the_encoder_and_leaves_it_alone() -> None:
     unet = shaken(unet_of(SD1)).requires_grad_(False)
-    branch = EncoderCopy(unet, 8)  # type: ignore[arg-type]
+    branch = EncoderCopy(unet, SD1)  # type: ignore[arg-type]
     own = unet.state_dict()
     copied = {k: v for k, v in branch.network.state_dict().items() if not k.startswith("controlnet_")}
     assert copied and all(torch.equal(v, own[k]) and v.data_ptr() != own[k].data_ptr() for k, v in copied.items())
@@ -65,7 +66,8 @@ def test_it_saves_as_a_plain_diffusers_controlnet(tmp_path: object) -> None:
     branch.network.save_pretrained(tmp_path)
     again = ControlNetModel.from_pretrained(tmp_path)
     x, t, text, hint = inputs(MANNEQUIN)
-    assert torch.equal(again(x, t, text, hint).mid_block_res_sample, branch(x, t, text, branch.hint_features(hint))[1])
+    added = branch(x, t, text, branch.hint_features(hint))
+    assert torch.equal(again(x, t, text.tokens, hint).mid_block_res_sample, added.mid)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
@@ -74,8 +76,8 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 
     def gradients() -> list[torch.Tensor]:
         branch.zero_grad()
-        down, mid = branch(x, t, text, branch.hint_features(hint))
-        (mid.square().mean() + sum(d.square().mean() for d in down)).backward()
+        added = branch(x, t, text, branch.hint_features(hint))
+        sum(residual.square().mean() for residual in added.residuals).backward()
         return [p.grad.clone() for p in branch.parameters()]
 
     plain = gradients()
@@ -89,11 +91,11 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_a_latent_factor_that_no_hint_network_fits_is_said(unet: nn.Module = nn.Module()) -> None:  # noqa: B008  (never looked at)
     for factor in (1, 3, 16):
         with pytest.raises(ValueError, match=f"latent factor of {factor}; it is 2, 4, 8"):
-            EncoderCopy(unet, factor)  # type: ignore[arg-type]
+            EncoderCopy(unet, replace(SD1, latent_factor=factor))  # type: ignore[arg-type]
 
 
 def test_scales_are_one_per_residual() -> None:
-    down, mid = scaled([torch.ones(1), torch.ones(1)], torch.ones(1), [1, 2, 3])
-    assert [float(r) for r in (*down, mid)] == [1, 2, 3]
-    with pytest.raises(ValueError, match="2 scales for 3 residuals"):
-        scaled([torch.ones(1), torch.ones(1)], torch.ones(1), [1, 2])
+    added = Injection(down=(torch.ones(1), torch.ones(1)), mid=torch.ones(1))
+    assert [float(r) for r in added.weighted([1, 2, 3]).residuals] == [1, 2, 3]
+    with pytest.raises(ValueError, match="2 factors for 3 residuals"):
+        added.weighted([1, 2])

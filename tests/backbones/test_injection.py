@@ -10,28 +10,29 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderTiny, DDIMScheduler
 from torch import Tensor, nn
 
-from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.base import Bank, Geometry, Injection
 from posegen.backbones.loading.diffusers_folder import Parts
-from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
+from posegen.backbones.loading.single_file import unet_of, vae_of
 from posegen.backbones.mannequin import SCHEDULER as COSINE
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion, latent_factor
+from posegen.backbones.text import Text
+from posegen.errors import UserError
 
 #: The mannequin's design: no attention at the finest level. Stable Diffusion's: none at the coarsest.
-MANNEQUIN = Geometry(4, 4, (32, 32, 64), (False, True, True), 1, (2, 2, 2), 32, "v_prediction")
+MANNEQUIN = Geometry(4, 4, (32, 32, 64), (False, True, True), 1, (2, 2, 2), 32)
 USUAL = replace(MANNEQUIN, attention=(True, True, False))
 
 
 def parts_of(geometry: Geometry) -> Parts:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(("person",), max_length=8)
-    scheduler = COSINE if geometry.prediction_type == "v_prediction" else SCHEDULER
     return Parts(
         unet_of(geometry),
         vae_of((32,) * 3, 1),
         build_text(tokenizer, geometry.text_dim, 1, 2),
         tokenizer,
-        dict(scheduler),
+        dict(COSINE),
     )
 
 
@@ -40,9 +41,13 @@ def backbone(request: pytest.FixtureRequest) -> StableDiffusion:
     return StableDiffusion.from_parts(parts_of(request.param)).requires_grad_(False)
 
 
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> tuple[Tensor, Tensor, Text]:
     draw = torch.Generator().manual_seed(1)
-    return torch.randn(2, 4, 8, 12, generator=draw), torch.tensor([20, 320]), torch.randn(2, 5, 32, generator=draw)
+    return (
+        torch.randn(2, 4, 8, 12, generator=draw),
+        torch.tensor([20, 320]),
+        Text(torch.randn(2, 5, 32, generator=draw)),
+    )
 
 
 def features(*sizes: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -57,7 +62,7 @@ def test_the_geometry_is_the_networks_own(backbone: StableDiffusion) -> None:
 
 
 def test_residuals_are_those_of_diffusers_and_each_kind_works_alone(backbone: StableDiffusion) -> None:
-    given, sizes = inputs(), [(8, 12)] * 2 + [(4, 6)] * 2 + [(2, 3)] * 2
+    (*given, text), sizes = inputs(), [(8, 12)] * 2 + [(4, 6)] * 2 + [(2, 3)] * 2
     down = tuple(
         torch.randn(2, width, *size) for width, size in zip(backbone.geometry.residual_channels, sizes, strict=True)
     )
@@ -65,15 +70,19 @@ def test_residuals_are_those_of_diffusers_and_each_kind_works_alone(backbone: St
     for injection in (Injection(down=down, mid=mid), Injection(down=down), Injection(mid=mid)):
         wanted = backbone.unet(
             *given,
+            text.tokens,
             down_block_additional_residuals=injection.down or tuple(torch.zeros_like(d) for d in down),
             mid_block_additional_residual=injection.mid if injection.mid is not None else torch.zeros_like(mid),
         ).sample
-        assert torch.equal(backbone.predict(*given, injection), wanted)
+        assert torch.equal(backbone.predict(*given, text, injection), wanted)
 
 
 def test_encoder_features_are_those_of_diffusers_where_it_can_add_them() -> None:
     usual, added = StableDiffusion.from_parts(parts_of(USUAL)), features()
-    wanted = usual.unet(*inputs(), down_intrablock_additional_residuals=[f.clone() for f in added]).sample
+    latents, timesteps, text = inputs()
+    wanted = usual.unet(
+        latents, timesteps, text.tokens, down_intrablock_additional_residuals=[f.clone() for f in added]
+    ).sample
     assert torch.allclose(usual.predict(*inputs(), Injection(encoder=added)), wanted, atol=1e-6)
 
 
@@ -107,14 +116,14 @@ def test_latents_are_concatenated_after_the_noisy_ones(backbone: StableDiffusion
 
 
 def test_the_noise_process_is_that_of_the_scheduler(backbone: StableDiffusion) -> None:
-    scheduler = DDIMScheduler.from_config(backbone.scheduler_config)
+    scheduler = DDIMScheduler.from_config(backbone.process.config)
     clean, noise, timesteps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0, 400, 990])
-    assert torch.equal(backbone.alphas_cumprod, scheduler.alphas_cumprod) and backbone.alphas_cumprod[-1] < 1e-6
+    assert torch.equal(backbone.process.alphas_cumprod, scheduler.alphas_cumprod)
     assert torch.allclose(
-        backbone.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps), atol=1e-6
+        backbone.process.add_noise(clean, noise, timesteps), scheduler.add_noise(clean, noise, timesteps), atol=1e-6
     )
     assert torch.allclose(
-        backbone.target(clean, noise, timesteps), scheduler.get_velocity(clean, noise, timesteps), atol=1e-6
+        backbone.process.target(clean, noise, timesteps), scheduler.get_velocity(clean, noise, timesteps), atol=1e-6
     )
 
 
@@ -144,3 +153,53 @@ def test_deterministic_autoencoders_serve_too_and_decode_differentiably(
     assert torch.equal(latents, vae.encode(images, return_dict=False)[0] * vae.config.scaling_factor)
     sd.from_latents(latents.requires_grad_()).square().sum().backward()
     assert latents.grad is not None and latents.grad.any()
+
+
+# Two influences at once.
+
+
+def maps(seed: int, count: int = 2) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed + i)) for i in range(count))
+
+
+def test_influences_add() -> None:
+    one = Injection(down=maps(0), mid=maps(9)[0], encoder=maps(20), latents=maps(30)[0])
+    other = Injection(down=maps(40), mid=maps(50)[0], latents=maps(60)[0])
+    both = one + other
+    for added, a, b in zip(both.residuals, one.residuals, other.residuals, strict=True):
+        assert torch.equal(added, a + b)
+    assert both.encoder is one.encoder and torch.equal(both.latents, torch.cat([one.latents, other.latents], 1))  # type: ignore[arg-type, list-item]
+    nothing = one + Injection()
+    assert nothing.down is one.down and nothing.latents is one.latents and nothing.rows is None
+
+
+def test_both_banks_are_read() -> None:
+    rows = torch.tensor([1])
+
+    def bank(value: float, strength: float = 1.0) -> Injection:
+        pair = torch.full((1, 2, 3), value), torch.full((1, 2, 3), -value)
+        return Injection(attention=Bank({"layer": pair, f"layer{value}": pair}, strength), rows=rows)
+
+    joined = bank(1.0) + bank(2.0)
+    assert joined.attention is not None and joined.rows is rows
+    keys, values = joined.attention.layers["layer"]
+    assert keys[0, :, 0].tolist() == [1, 1, 2, 2] and values[0, :, 0].tolist() == [-1, -1, -2, -2]
+    assert joined.attention.layers.keys() == {"layer", "layer1.0", "layer2.0"}
+    assert (Injection(mid=maps(0)[0]) + bank(1.0)).rows is rows
+    with pytest.raises(ValueError, match="strengths 1.0 and 0.5 cannot be added"):
+        bank(1.0) + bank(1.0, 0.5)
+    with pytest.raises(ValueError, match="for other images of the batch"):
+        bank(1.0) + replace(bank(1.0), rows=torch.tensor([0]))
+
+
+def test_influences_that_cannot_be_added_are_refused() -> None:
+    with pytest.raises(ValueError, match="insert blocks before the transformers"):
+        Injection(features=maps(0)) + Injection(features=maps(0))
+    with pytest.raises(ValueError, match="Injection.down has 2 and 3 maps"):
+        Injection(down=maps(0)) + Injection(down=maps(0, 3))
+
+
+def test_a_u_net_whose_first_level_is_wider_than_its_stem_is_refused() -> None:
+    config = {"model_channels": 32, "channel_mult": [2, 4], "num_heads": 2}
+    with pytest.raises(UserError, match="input convolution is 32 channels wide and the first level 64"):
+        Geometry.from_ldm(config)

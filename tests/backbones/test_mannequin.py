@@ -63,8 +63,8 @@ def test_the_sizes_are_those_of_the_documentation() -> None:
 def test_an_untrained_backbone_runs_on_a_trained_autoencoder(tmp_path: Path) -> None:
     build_autoencoder(width=16, stem=8, layers=1).save_pretrained(tmp_path)
     sd = untrained(str(tmp_path), VOCABULARY, channels=(16, 32), text_dim=16, heads=2)
-    assert sd.recipe == "mannequin" and sd.geometry.prediction_type == "v_prediction" and sd.geometry.latent_factor == 4
+    assert sd.recipe == "mannequin" and sd.process.prediction_type == "v_prediction" and sd.geometry.latent_factor == 4
     latents = sd.to_latents(torch.zeros(1, 3, 64, 64))
     text = sd.encode_text([PROMPT])
-    assert text.shape == (1, 48, 16)
+    assert text.tokens.shape == (1, 48, 16)
     assert sd.predict(latents, torch.tensor([5]), text, Injection()).shape == latents.shape

@@ -113,7 +113,7 @@ def test_its_weights_are_random_and_its_identity_is_not(folder: Path) -> None:
     assert not torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight)
     assert first.weights.sha256 == second.weights.sha256 != PoseSpace(folder, "reference", grid=16).weights.sha256
     assert first.geometry.latent_channels == 17 and first.latent_shape((64, 48)) == (17, 16, 16)
-    assert torch.equal(first.encode_text(["photo"]), second.encode_text(["photo"]))
+    assert torch.equal(first.encode_text(["photo"]).tokens, second.encode_text(["photo"]).tokens)
 
 
 def test_a_copy_of_its_source_is_the_same_backbone(folder: Path, tmp_path: Path) -> None:

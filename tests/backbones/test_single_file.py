@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def test_it_may_be_told_its_prediction_type_and_another_autoencoder(tmp_path: Pa
         StableDiffusion(file)
     parts_of(SD1).autoencoder.save_pretrained(tmp_path / "vae")
     sd = StableDiffusion(file, autoencoder=tmp_path, prediction_type="v_prediction", initialise="random")
-    assert sd.geometry.prediction_type == sd.scheduler_config["prediction_type"] == "v_prediction"
+    assert sd.process.prediction_type == sd.process.config["prediction_type"] == "v_prediction"
     assert (sd.geometry.channels, sd.geometry.heads, sd.weights.id) == (SD1.channels, SD1.heads, "model")
 
 
@@ -154,12 +153,13 @@ def test_a_backbone_of_a_published_size_needs_no_file(name: str, monkeypatch: py
     ) as cfg:
         one, two = (instantiate(cfg.backbone) for _ in range(2))
     assert (
-        one.geometry == replace(small, prediction_type="v_prediction")
+        one.geometry == small
+        and one.process.prediction_type == "v_prediction"
         and one.weights == two.weights
         and one.weights.id == name
     )
     assert torch.equal(one.unet.conv_in.weight, two.unet.conv_in.weight) and one.unet.conv_in.weight.std() > 0
-    assert one.encode_text(["a dancer"]).shape == (1, 77, small.text_dim)
+    assert one.encode_text(["a dancer"]).tokens.shape == (1, 77, small.text_dim)
     with pytest.raises(
         WeightsError,
         match=r"backbone\.path is not set.* backbone\.path=null needs backbone\.initialise=random and a published backbone\.size",

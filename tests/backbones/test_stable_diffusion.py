@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from posegen.backbones.base import Geometry, Injection, Step
+from posegen.backbones.base import Geometry, Injection
 from posegen.backbones.loading.diffusers_folder import Parts
 from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.io.weights import WeightsError
 from tests.backbones.models import SD1, SD2, original_of, parts_of, write_safetensors
 
@@ -41,12 +42,12 @@ def small() -> StableDiffusion:
     return StableDiffusion.from_parts(parts_of(SD1))
 
 
-def inputs(geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(geometry: Geometry) -> tuple[Tensor, Tensor, Text]:
     draw = torch.Generator().manual_seed(1)
     return (
         torch.randn(2, 4, 8, 16, generator=draw),
         torch.tensor([10, 900]),
-        torch.randn(2, 5, geometry.text_dim, generator=draw),
+        Text(torch.randn(2, 5, geometry.text_dim, generator=draw)),
     )
 
 
@@ -67,11 +68,11 @@ def test_all_forms_are_the_same_model(places: Path, tmp_path: Path, name: str, k
     assert read.geometry == geometry
     given, images, prompts = inputs(geometry), torch.rand(2, 3, 64, 128) * 2 - 1, ["a person runs", "Zwei Füße!"]
     assert torch.equal(read.predict(*given, Injection()), made.predict(*given, Injection()))
-    assert torch.equal(read.encode_text(prompts), made.encode_text(prompts))
+    assert torch.equal(read.encode_text(prompts).tokens, made.encode_text(prompts).tokens)
     latents = read.to_latents(images)
     assert torch.equal(latents, made.to_latents(images)) and latents.shape == (2, *read.latent_shape((64, 128)))
     assert torch.equal(read.from_latents(latents), made.from_latents(latents))
-    assert torch.equal(read.alphas_cumprod, made.alphas_cumprod)
+    assert torch.equal(read.process.alphas_cumprod, made.process.alphas_cumprod)
 
 
 def test_the_hash_is_of_the_weights_alone(places: Path, folder: Path) -> None:
@@ -264,9 +265,9 @@ def test_the_posterior_is_sampled_per_image(small: StableDiffusion) -> None:
 
 @torch.no_grad()
 def test_prompts_are_encoded_once_each_and_in_order(small: StableDiffusion) -> None:
-    states = small.encode_text(["a dog", "", "a dog"])
+    states = small.encode_text(["a dog", "", "a dog"]).tokens
     assert states.shape == (3, 77, 64) and torch.equal(states[0], states[2]) and not torch.equal(states[0], states[1])
-    assert torch.allclose(states[1], small.encode_text([""])[0], atol=1e-6)
+    assert torch.allclose(states[1], small.encode_text([""]).tokens[0], atol=1e-6)
 
 
 def test_sizes_must_be_multiples_of_the_latent_factor(small: StableDiffusion) -> None:
@@ -284,10 +285,9 @@ def test_a_right_prediction_gives_the_clean_latents(kind: str) -> None:
     backbone = StableDiffusion.from_parts(
         Parts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler)
     )
-    assert backbone.geometry.prediction_type == kind
+    process = backbone.process
+    assert process.prediction_type == kind
     clean, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 400, 990])
-    noisy, target = backbone.add_noise(clean, noise, timesteps), backbone.target(clean, noise, timesteps)
-    assert torch.allclose(
-        backbone.predict_clean(Step(target, target, noisy, clean, noise, timesteps)), clean, atol=2e-4
-    )
+    noisy, target = process.add_noise(clean, noise, timesteps), process.target(clean, noise, timesteps)
+    assert torch.allclose(process.clean(noisy, target, timesteps), clean, atol=2e-4)
     assert torch.equal(target, noise) == (kind == "epsilon")

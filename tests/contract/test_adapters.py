@@ -12,7 +12,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter, Paper
-from posegen.backbones.base import Injection, Step
+from posegen.backbones.base import PLACES, Injection, Step
+from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.config.groups import Option, conf_dir
 from posegen.data.base import PoseBatch
 from posegen.runner.components import Parts
@@ -57,10 +58,10 @@ def step(parts: Parts, pose: PoseBatch) -> tuple[dict[str, torch.Tensor], Step]:
     shape = backbone.latent_shape(pose.size)
     clean, noise = pose.randn("clean", shape), pose.randn("noise", shape)
     timesteps = torch.tensor([100, 700])
-    noisy = backbone.add_noise(clean, noise, timesteps)
+    noisy = backbone.process.add_noise(clean, noise, timesteps)
     state = adapter.encode(pose)
     prediction = backbone.predict(noisy, timesteps, state.text, adapter.inject(state, noisy, timesteps))
-    taken = Step(prediction, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    taken = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
     return adapter.loss(taken, state, pose), taken
 
 
@@ -92,6 +93,7 @@ def test_the_class_says_what_it_is(name: str) -> None:
     assert isinstance(cls.paper, Paper) and cls.paper.title
     assert cls.needs <= {"hint", "images", "twins", "source", "population"}
     assert cls.trainable or not cls().state_dict()
+    assert cls.places <= PLACES.keys()
 
 
 def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
@@ -99,12 +101,33 @@ def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
     modules = {"adapter": adapter, "backbone": parts.backbone}
     losses, _ = step(parts, batch(parts))
     trained = {f"{k}.{n}": p for k, m in modules.items() for n, p in m.named_parameters() if p.requires_grad}
-    assert bool(trained) == adapter.trainable
+    assert bool(trained) == adapter.trains
     if trained:
         losses["loss"].backward()
         assert not [name for name, p in trained.items() if p.grad is None]
     frozen = [p for m in modules.values() for p in m.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen)
+
+
+def test_parameter_groups_are_what_trains(parts: Parts) -> None:
+    adapter, modules = parts.adapter, (parts.adapter, parts.backbone)
+    groups = adapter.parameter_groups(parts.recipe(10)) if adapter.trains else []
+    grouped = [id(p) for group in groups for p in group["params"]]
+    trained = [id(p) for module in modules for p in module.parameters() if p.requires_grad]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == set(trained)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_backbone_without_the_places_that_a_method_needs_is_refused_by_name(name: str) -> None:
+    class Bare(StableDiffusion):
+        places = frozenset({"down"})
+
+    cls = class_of(name)
+    assert cls.unserved(StableDiffusion) is None
+    said = cls.unserved(Bare) or ""
+    assert (not cls.places) == (not said)
+    for place in cls.places:
+        assert f"{place} ({PLACES[place]})" in said and "Bare has down" in said
 
 
 def test_before_training_a_method_changes_nothing_or_says_so(parts: Parts) -> None:
@@ -132,7 +155,9 @@ def test_an_image_does_not_depend_on_its_batch(parts: Parts) -> None:
 def test_dropping_removes_the_text_where_it_is_told_to(parts: Parts) -> None:
     state = parts.adapter.encode(batch(parts))
     dropped = parts.adapter.drop(state, torch.tensor([True, False]))
-    assert torch.equal(dropped.text[0], state.text[0]) and torch.equal(dropped.text[1], state.null_text[1])
+    assert torch.equal(dropped.text.tokens[0], state.text.tokens[0]) and torch.equal(
+        dropped.text.tokens[1], state.null_text.tokens[1]
+    )
 
 
 def test_the_branches_of_guidance_sum_to_one(parts: Parts) -> None:

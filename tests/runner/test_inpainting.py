@@ -13,6 +13,7 @@ from posegen.adapters.none import NoAdapter
 from posegen.backbones.base import Injection
 from posegen.backbones.loading.single_file import vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.runner.inpainting import Kept, pasted, reduced
 from posegen.runner.pipeline_sampler import NoisyBatch
@@ -26,9 +27,9 @@ class Oracle(StableDiffusion):
 
     clean: Tensor
 
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Tensor:
-        signal, sigma = self._signal_and_noise(timesteps.long())
-        return self.target(self.clean, (latents - signal * self.clean) / sigma, timesteps.long())
+    def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
+        signal, sigma = (level.view(-1, 1, 1, 1) for level in self.process.levels(timesteps))
+        return self.process.target(self.clean, (latents - signal * self.clean) / sigma, timesteps)
 
 
 def method(linear: bool = True) -> NoAdapter:
@@ -47,7 +48,7 @@ def method(linear: bool = True) -> NoAdapter:
 
 def batch(images: int = 2) -> PoseBatch:
     draw = torch.Generator().manual_seed(3)
-    text = torch.randn(images, 5, 32, generator=draw)
+    text = Text(torch.randn(images, 5, 32, generator=draw))
     pictures = torch.rand(images, 3, 32, 32, generator=draw) * 2 - 1
     return PoseBatch(
         [str(i) for i in range(images)],
@@ -81,7 +82,7 @@ def test_what_is_kept_has_the_noise_of_the_next_step(scheduler: str, linear: boo
     kept = Kept.of(adapter.backbone, pose, half())
     adapter.backbone.clean = kept.clean
     first = sampler.build(adapter.backbone).timesteps[:1].long()
-    start = adapter.backbone.add_noise(kept.clean, kept.noise, first.expand(2))
+    start = adapter.backbone.process.add_noise(kept.clean, kept.noise, first.expand(2))
     alone, levels = trajectory(adapter, sampler, start), []
 
     def blended(latents: Tensor, noised: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -216,8 +216,8 @@ def test_a_controlnet_comes_from_diffusers_and_goes_back(backbone: list[str], tm
     hint = torch.rand(1, 3, 64, 64)
     state = State(text, text).having(hint=adapter.branch.hint_features(hint), on=torch.ones(1, 1, 1, 1))
     ours = adapter.inject(state, noisy, timesteps)
-    down, mid = theirs(noisy, timesteps, text, hint, return_dict=False)
-    for own, other in zip((*ours.down, ours.mid), (*down, mid), strict=True):
+    down, mid = theirs(noisy, timesteps, text.tokens, hint, return_dict=False)
+    for own, other in zip(ours.residuals, (*down, mid), strict=True):
         assert own.abs().max() > 1e-3 and torch.allclose(own, other, atol=1e-5)
 
 

@@ -5,26 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from itertools import chain
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from posegen.backbones.base import Backbone, Injection, Step
+from posegen.backbones.base import PLACES, Backbone, Injection, Step
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
+#: HumanSD's FID, of four pictures in one, which no protocol repeats.
+STRIPS = "FID of four-panel strips"
+Condition: TypeAlias = Tensor | tuple[Tensor, ...]
+
 
 class Published(NamedTuple):
-    """A number that somebody published about a method.
+    """A published number of a method.
 
     Attributes:
-        data: the data set, by the name that its authors gave it.
-        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``); one that no protocol repeats under a name of its own, such as
-            HumanSD's FID, which is that of strips of four pictures.
+        data: the data set, by its authors' name.
+        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``); a metric that no protocol repeats has another name.
         value: in percent where the source gives percent, KID times 100.
         source: the table or figure.
-        read: False for a number that is only remembered; tables leave those out.
+        read: False for a number from memory; tables leave those out.
     """
 
     data: str
@@ -33,9 +38,14 @@ class Published(NamedTuple):
     source: str
     read: bool = True
 
+    @classmethod
+    def of(cls, data: str, source: str, **values: float) -> tuple[Published, ...]:
+        """The numbers of one source on one data set, by metric."""
+        return tuple(cls(data, metric, value, source) for metric, value in values.items())
+
     @property
     def column(self) -> str:
-        """The column of a protocol that repeats the source's computation; what some papers call CAP is SAP in all programs."""
+        """The column of a protocol that repeats the source's computation; some papers call SAP, the name in all programs, CAP."""
         return f"paper_{'SAP' if self.metric == 'CAP' else self.metric}"
 
 
@@ -53,58 +63,66 @@ class Paper:
         object.__setattr__(self, "published", tuple(Published(*row) for row in self.published))
 
 
-@dataclass(frozen=True)
-class Official:
-    """How the released program computes the same values at a higher cost; ``posegen profile compare=true`` measures this project against it.
-
-    Attributes:
-        settings: constructor arguments that choose the published form of the method's own layers.
-        guidance: the branches of guidance run as one ``batched`` pass or as ``sequential`` ones.
-        encodes_every_pass: the conditions are computed again in every pass of the sampler instead of once per image.
-        decoder_gradients: training computes gradients of the frozen U-Net's decoder, which nobody uses.
-        unfused_attention: attention holds the matrix of all weights instead of going through it in blocks.
-    """
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    guidance: Literal["batched", "sequential"] = "batched"
-    encodes_every_pass: bool = False
-    decoder_gradients: bool = False
-    unfused_attention: bool = True
-
-
 @dataclass(frozen=True, eq=False)
 class State:
     """Everything a method derived from a batch, once per image; every tensor has the batch as its first dimension.
 
     Attributes:
-        text: ``[B, L, D]`` text states of the prompts.
-        null_text: ``[B, L, D]`` text states of the negative (in training: empty) prompt.
-        conditions: the method's own tensors by name.
+        text: the prompts.
+        null_text: the negative (in training: empty) prompts.
+        conditions: the method's tensors by name, or tuples of tensors, for instance one per level.
     """
 
-    text: Tensor
-    null_text: Tensor
-    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    text: Text
+    null_text: Text
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.text)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A condition that is one tensor."""
+        value = self.conditions[name]
+        assert isinstance(value, Tensor), name
+        return value
+
+    def all(self, name: str) -> tuple[Tensor, ...]:
+        """A condition that is a tuple of tensors."""
+        value = self.conditions[name]
+        assert isinstance(value, tuple), name
+        return value
+
+    def rows(self, rows: slice | Tensor) -> State:
+        """The state of some images."""
+        conditions = {name: _combined(lambda value: value[rows], value) for name, value in self.conditions.items()}
+        return State(self.text[rows], self.null_text[rows], conditions)
 
     def without_text(self) -> State:
         return replace(self, text=self.null_text)
 
     def keep_text(self, keep: Tensor) -> State:
-        """Text states where ``keep [B]`` is true, those of the null prompt elsewhere."""
-        return replace(self, text=torch.where(keep.view(-1, 1, 1), self.text, self.null_text))
+        """The prompts where ``keep [B]`` is true, the null prompt elsewhere."""
+        return replace(self, text=self.text.keep(keep, self.null_text))
 
-    def having(self, **conditions: Tensor) -> State:
-        """The same state with some conditions replaced."""
+    def having(self, **conditions: Condition) -> State:
+        """The same state with some conditions added or replaced."""
         return replace(self, conditions={**self.conditions, **conditions})
 
     @staticmethod
     def cat(states: Sequence[State]) -> State:
         """One state for several branches of guidance, so that they run as one batch."""
-        conditions = {name: torch.cat([s.conditions[name] for s in states]) for name in states[0].conditions}
-        return State(torch.cat([s.text for s in states]), torch.cat([s.null_text for s in states]), conditions)
+        joined = {
+            name: _combined(lambda *values: torch.cat(values), *(s.conditions[name] for s in states))
+            for name in states[0].conditions
+        }
+        return State(Text.cat([s.text for s in states]), Text.cat([s.null_text for s in states]), joined)
+
+
+def _combined(combine: Callable[..., Tensor], *values: Condition) -> Condition:
+    """The tensors of conditions of the same form, combined one by one."""
+    if isinstance(values[0], Tensor):
+        return combine(*values)
+    return tuple(combine(*parts) for parts in zip(*values, strict=True))
 
 
 class Adapter(nn.Module, ABC):
@@ -116,6 +134,7 @@ class Adapter(nn.Module, ABC):
 
         class Mine(Adapter):
             needs = frozenset({"hint"})
+            places = frozenset({"mid"})
             paper = Paper("My method", "arXiv:0000.00000")
 
             def attach(self, backbone):
@@ -128,40 +147,85 @@ class Adapter(nn.Module, ABC):
             def inject(self, state, latents, timesteps):
                 return Injection(mid=...)
 
+    Facts of the class, which are read before anything is built; what depends on settings is asked of the instance, by `reads`, `trains` and `left_out`.
+
     Attributes:
         needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``).
+        places: where it influences the backbone, see `posegen.backbones.base.PLACES`.
         sample: what the method generates.
         paper: where the method comes from.
-        hint: how poses are drawn for this method, None where it reads no drawing.
         population: the split whose samples ``needs`` means by ``population``.
         trainable: False where there is nothing to train.
         ranked: False for reference rows, which bound the methods and compete with none.
-        starts_neutral: the backbone's predictions are its own before training; False where a published method starts otherwise.
-        official: what the released program does at a higher cost.
-        beside: parts of official files that are left out, by key prefix, and why.
-        faithful: official quirks are reproduced rather than corrected.
-        remark: what a table must say about this row; known once it has generated.
+        starts_neutral: the backbone's predictions are unchanged before training; False where a published method starts otherwise.
+        beside: beginnings of the keys of official files that are left out -> why.
+        declared: settings of a yaml that are fields of the instance and no arguments of the constructor: ``faithful`` and ``recipes``.
+        hint: (of the instance) how poses are drawn for this method, None where it reads no drawing.
+        faithful: (of the instance) official quirks are reproduced rather than corrected.
+        recipes: (of the instance) name of a recipe -> optimiser settings, see `Backbone.recipe`.
     """
 
     needs: ClassVar[frozenset[str]]
+    places: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[Paper]
     sample: ClassVar[Literal["image", "pose"]] = "image"
     population: ClassVar[Literal["train", "test"]] = "train"
     trainable: ClassVar[bool] = True
     ranked: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = True
-    official: ClassVar[Official] = Official()
     beside: ClassVar[Mapping[str, str]] = {}
+    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")
     hint: PoseDrawing | None = None
     faithful: bool = False
-    remark: str = ""
+    recipes: Mapping[str, Mapping[str, float]] = {}
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The fields of a batch that `encode` reads with these settings."""
+        return self.needs
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train with these settings."""
+        return self.trainable
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Beginnings of the keys of official files that `convert` leaves out with these settings -> why."""
+        return self.beside
+
+    @property
+    def remark(self) -> str:
+        """What a table must say about this row; complete once it has generated."""
+        return ""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that `attach` was given; not a sub-module, because its weights are not the adapter's."""
+        if "_backbone" not in self.__dict__:
+            raise RuntimeError(f"{type(self).__name__} has no backbone yet; call attach(backbone) first")
+        return self.__dict__["_backbone"]
+
+    @classmethod
+    def unserved(cls, backbone: type[Backbone]) -> str | None:
+        """Why the method cannot work on a class of backbones; None where it can."""
+        if not (missing := sorted(cls.places - backbone.places)):
+            return None
+        wanted = "; ".join(f"{place} ({PLACES.get(place, 'a place of another backbone')})" for place in missing)
+        return (
+            f"{cls.__name__} needs {wanted}, and {backbone.__name__} has {', '.join(sorted(backbone.places)) or 'no place'}; choose a backbone= that has it, "
+            "such as mannequin or sd15, or another adapter="
+        )
 
     def attach(self, backbone: Backbone) -> None:
-        """Builds the method's modules from ``backbone.geometry``, operates on the U-Net where the method asks for it, and says who trains.
+        """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.
 
-        The default keeps a reference (not a sub-module: the backbone's weights are not the adapter's) and freezes the backbone.
+        Raises:
+            ValueError: the backbone lacks a place that the method needs.
         """
-        object.__setattr__(self, "backbone", backbone)
+        if sentence := self.unserved(type(backbone)):
+            raise ValueError(sentence)
+        self.__dict__["_backbone"] = backbone
         backbone.requires_grad_(False)
         backbone.eval()
 
@@ -171,7 +235,7 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        """The influence on one pass of the U-Net at ``timesteps [B]``; called every step."""
+        """The influence on one pass of the backbone at ``timesteps [B]``; called every step."""
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
         """(weight, state) pairs; the guided prediction is the weighted sum of theirs. Default: classifier-free guidance on the text."""
@@ -187,8 +251,16 @@ class Adapter(nn.Module, ABC):
         """Named losses; ``loss`` is minimised, the others are logged. Default: mean squared error."""
         return {"loss": torch.nn.functional.mse_loss(step.prediction.float(), step.target.float())}
 
+    def parameter_groups(self, recipe: Any) -> list[dict[str, Any]]:
+        """Groups as torch's optimisers take them, of everything that trains here and in the backbone. Default: one.
+
+        Args:
+            recipe: the run's optimiser settings (``lr``, ``weight_decay``, ...); a group may change them.
+        """
+        return [{"params": [p for p in chain(self.parameters(), self.backbone.parameters()) if p.requires_grad]}]
+
     def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] for a batch. Default: what the shared sampler makes of `inject` and `branches`; only reference rows differ."""
+        """Images ``[B, 3, H, W]`` in [-1, 1] for a batch. Default: the shared sampler's, from `inject` and `branches`; only reference rows differ."""
         return sampler(self, batch)
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,8 +271,8 @@ class Adapter(nn.Module, ABC):
         return dict(official)
 
     def text_state(self, batch: PoseBatch) -> State:
-        """The part of the state that every method has: cached text states where the batch brings them, encoded prompts otherwise."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        text = batch.text if batch.text is not None else backbone.encode_text(batch.prompts)
-        null = batch.negative_text if batch.negative_text is not None else backbone.encode_text([""])
-        return State(text, null.to(text).expand(len(text), -1, -1))
+        """The part of the state that every method has: encoded prompts from the batch, or encoded here where it brings none."""
+        text = batch.text if batch.text is not None else self.backbone.encode_text(batch.prompts)
+        null = batch.negative_text if batch.negative_text is not None else self.backbone.encode_text([""])
+        null = null.to(text.tokens)
+        return State(text, null if len(null) == len(text) else null.expand(len(text)))

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from posegen.adapters.base import Adapter, Official, Paper, State
+from posegen.adapters.base import Adapter, Paper, State
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Backbone, Bank, Injection, Step
 from posegen.backbones.blocks.image_pyramid import Pyramid, hierarchical, native_size, small_swin
@@ -19,13 +19,8 @@ from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_o
 from posegen.data.base import PoseBatch, generator
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
 
-SWIN_B, SWIN_STAGES = (
-    "swin_base_patch4_window7_224",
-    4,
-)  # microsoft/swin-base-patch4-window7-224 in the authors' README
-LARGE = (
-    320  # width of Stable Diffusion's finest level: U-Nets like it read Swin-B, smaller ones a Swin of their own size
-)
+SWIN_B, SWIN_STAGES = "swin_base_patch4_window7_224", 4  # microsoft/swin-base-patch4-window7-224 in the authors' README
+LARGE = 320  # width of Stable Diffusion's finest level: such U-Nets read Swin-B, smaller ones a Swin of their size
 
 Scope = Literal["original", "all"]
 Noise = Literal["independent", "shared"]
@@ -95,13 +90,13 @@ class DNAF(Adapter):
     """
 
     needs = frozenset({"hint", "source"})
+    places = frozenset({"encoder", "attention", "features"})
     starts_neutral = False  # the pose adapter does not start from zero
     paper = Paper(
         "DNAF: Diffusion with Noise-Aware Feature for Pose-Guided Person Image Synthesis",
         "ICME 2024, openreview.net/forum?id=VARhPBRZ58",
         "WillowKaze/DNAF@5f8f487 (README and figures, no program)",
     )
-    official = Official(unfused_attention=False)  # no program to repeat
 
     def __init__(
         self,
@@ -135,19 +130,11 @@ class DNAF(Adapter):
     ) -> None:
         super().__init__()
         self.style, self.fixed_text = style, fixed_text
-        self.naf, self.naf_scope, self.naf_noise, self.naf_sampling_noise = (
-            naf,
-            naf_scope,
-            naf_noise,
-            naf_sampling_noise,
-        )
+        self.naf, self.naf_scope = naf, naf_scope
+        self.naf_noise, self.naf_sampling_noise = naf_noise, naf_sampling_noise
         self.naf_detach, self.naf_strength, self.source_latent = naf_detach, naf_strength, source_latent
-        self.inserted, self.inserted_kind, self.inserted_heads, self.inserted_zero = (
-            inserted,
-            inserted_kind,
-            inserted_heads,
-            inserted_zero,
-        )
+        self.inserted, self.inserted_kind = inserted, inserted_kind
+        self.inserted_heads, self.inserted_zero = inserted_heads, inserted_zero
         self.levels, self.vision, self.vision_size = levels, vision, vision_size
         self.vision_norm, self.vision_positions = vision_norm, vision_positions
         self.vision_train = vision_weights is None if vision_train is None else vision_train
@@ -155,8 +142,6 @@ class DNAF(Adapter):
         self.drop_source, self.drop_pose, self.drop_both = drop_source, drop_pose, drop_both
         self.pose_guidance, self.source_guidance = pose_guidance, source_guidance
         self._check()
-        if naf and naf_strength and source_latent == "mode":
-            self.needs = self.needs | {"source_latents"}  # type: ignore[misc]  # where they are cached
         # Under names that are no arguments: a method folder holds these weights itself and must not ask for the files.
         self._start = {"vision": vision_weights, "pose": pose_weights}
         self.pose_adapter = T2IAdapter(style)
@@ -180,6 +165,17 @@ class DNAF(Adapter):
                 "adapter.inserted and adapter.naf are both off, so nothing would read the source; switch one on, or use adapter=t2i_adapter"
             )
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """With noise-aware features also cached latents of the sources, where there are any."""
+        cached = self.naf and self.naf_strength and self.source_latent == "mode"
+        return self.needs | ({"source_latents"} if cached else frozenset())
+
+    @property
+    def trains(self) -> bool:
+        """False in the training-free form: (b) alone, with a pose adapter from a file."""
+        return self.inserted or self.pose_train or self._start["pose"] is None
+
     # ---------------------------------------------------------------------------------------------------------------------- modules
 
     def attach(self, backbone: Backbone) -> None:
@@ -192,8 +188,6 @@ class DNAF(Adapter):
         if self.inserted:
             self._insert(backbone)
         Junctions(backbone.unet, self.blocks)
-        if not any(p.requires_grad for p in self.parameters()) and self._start["pose"] is not None:
-            self.trainable = False  # type: ignore[misc]  # the training-free form: nothing is missing
 
     def _insert(self, backbone: Backbone) -> None:
         g, places = backbone.geometry, transformers(backbone.unet)
@@ -243,38 +237,35 @@ class DNAF(Adapter):
         assert batch.hint is not None
         self._check_start()
         state = self.text_state(batch)
-        conditions = {f"level{i}": feature for i, feature in enumerate(self.pose_adapter.features(batch.hint))}
-        everyone = torch.ones(
-            len(batch), dtype=torch.bool
-        )  # with `chance` on the CPU, where rows are chosen without waiting for the device
-        conditions |= {"posed": everyone, "sourced": everyone, "chance": batch.rand("dropped conditions")}
+        everyone = torch.ones(len(batch), dtype=torch.bool)  # on the CPU, so that choosing rows waits for no device
+        state = state.having(
+            maps=tuple(self.pose_adapter.features(batch.hint)),
+            posed=everyone,
+            sourced=everyone,
+            chance=batch.rand("dropped conditions"),
+        )
         if self.naf:
-            conditions |= self._noisy_source(batch, sources)
+            state = state.having(**self._noisy_source(batch, sources))
         if self.inserted:
-            conditions |= {
-                f"stage{stage}": tokens.unflatten(0, sources.shape[:2])
-                for stage, tokens in self.pyramid(sources.flatten(0, 1)).items()
-            }
-        return state.having(**conditions)
+            stages = self.pyramid(sources.flatten(0, 1))
+            state = state.having(stages=tuple(tokens.unflatten(0, sources.shape[:2]) for tokens in stages.values()))
+        return state
 
     def text_state(self, batch: PoseBatch) -> State:
         if self.fixed_text is None:
             return super().text_state(batch)
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        return super().text_state(replace(batch, text=backbone.encode_text([self.fixed_text] * len(batch))))
+        return super().text_state(replace(batch, text=self.backbone.encode_text([self.fixed_text] * len(batch))))
 
     @torch.no_grad()
     def _noisy_source(self, batch: PoseBatch, sources: Tensor) -> dict[str, Tensor]:
         """The sources' clean latents ``[B, S, c, h, w]``, their noise ``[B, c, h, w]``, and where the noise of later steps comes from."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
         if batch.source_latents is not None and self.source_latent == "mode":
             clean = batch.source_latents.unsqueeze(1)
         else:
-            draws = zip(
-                *(batch.generators("source") for _ in range(sources.shape[1])), strict=True
-            )  # the same for all sources of an image
+            # All sources of an image have the same noise.
+            draws = zip(*(batch.generators("source") for _ in range(sources.shape[1])), strict=True)
             posterior = [draw for each in draws for draw in each] if self.source_latent == "sample" else None
-            clean = backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
+            clean = self.backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
         targets = (
             "noise" if self.training else "latents"
         )  # the purposes for which training and sampling draw the target's
@@ -294,14 +285,16 @@ class DNAF(Adapter):
     # ------------------------------------------------------------------------------------------------------------ every step
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        conditions = state.conditions
-        posed = conditions["posed"].to(latents.device).view(-1, 1, 1, 1)
-        encoder = tuple(value * posed.to(value.dtype) for name, value in conditions.items() if name.startswith("level"))
-        chosen = conditions["sourced"].nonzero().flatten()
+        posed = state["posed"].to(latents.device).view(-1, 1, 1, 1)
+        encoder = tuple(value * posed.to(value.dtype) for value in state.all("maps"))
+        chosen = state["sourced"].nonzero().flatten()
         if not len(chosen):
             return Injection(encoder=encoder)
         rows = None if len(chosen) == len(state) else chosen.to(latents.device)
-        features = tuple(picked(conditions[f"stage{stage}"], rows) for stage in self.stages) if self.inserted else None
+        features = None
+        if self.inserted:
+            stages = dict(zip(self.pyramid.stages, state.all("stages"), strict=True))
+            features = tuple(picked(stages[stage], rows) for stage in self.stages)
         bank = self._source_pass(state, chosen, rows, timesteps, features) if self.naf and self.naf_strength else None
         return Injection(encoder=encoder, attention=bank, features=joined(features), rows=rows)
 
@@ -309,29 +302,26 @@ class DNAF(Adapter):
         self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None
     ) -> Bank:
         """Keys and values of the U-Net's pass over the sources of these rows, noised to the target's timesteps, without the pose (overview (b))."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        clean, steps = picked(state.conditions["source"], rows), picked(timesteps, rows)
-        fresh = not self.training and self.naf_noise == "independent" and self.naf_sampling_noise == "fresh"
-        noise = (
-            self._fresh_noise(state.conditions["seed"][chosen], steps, clean[:, 0])
-            if fresh
-            else picked(state.conditions["source_noise"], rows)
-        )
+        clean, steps = picked(state["source"], rows), picked(timesteps, rows)
         several = clean.shape[1]
-        noise, text, steps = (
-            values.repeat_interleave(several, 0) for values in (noise, picked(state.text, rows), steps)
-        )
-        noisy = backbone.add_noise(clean.flatten(0, 1), noise, steps.round().long()).to(clean.dtype)
-        own = None if features is None else tuple(tokens.flatten(0, 1) for tokens in features)  # no source sees another
+        if not self.training and self.naf_noise == "independent" and self.naf_sampling_noise == "fresh":
+            noise = self._fresh_noise(state["seed"][chosen], steps, clean[:, 0])
+        else:
+            noise = picked(state["source_noise"], rows)
+        text = state.text if rows is None else state.text[rows]
+        noise, steps = (values.repeat_interleave(several, 0) for values in (noise, steps))
+        noisy = self.backbone.process.add_noise(clean.flatten(0, 1), noise, steps).to(clean.dtype)
+        alone = (
+            None if features is None else tuple(tokens.flatten(0, 1) for tokens in features)
+        )  # no source sees another
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.naf_detach):
-            bank = backbone.keys_and_values(noisy, steps, text, Injection(features=own))
-        kept = {
-            name: pair for name, pair in bank.layers.items() if self.naf_scope == "all" or not name.startswith(INSERTED)
-        }
-        return Bank(
-            {name: joined([part.unflatten(0, (-1, several)) for part in pair]) for name, pair in kept.items()},
-            self.naf_strength,
-        )  # type: ignore[misc]
+            bank = self.backbone.keys_and_values(noisy, steps, text.repeat(several), Injection(features=alone))
+        layers = {}
+        for name, pair in bank.layers.items():
+            if self.naf_scope == "all" or not name.startswith(INSERTED):
+                keys, values = (part.unflatten(0, (-1, several)).flatten(1, 2) for part in pair)
+                layers[name] = keys, values
+        return Bank(layers, self.naf_strength)
 
     def _fresh_noise(self, seeds: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
         draws = [generator(seed, step) for seed, step in zip(seeds.tolist(), timesteps.tolist(), strict=True)]
@@ -349,7 +339,7 @@ class DNAF(Adapter):
 
     def drop(self, state: State, keep: Tensor) -> State:
         """Removes the text where it is told to, and the source, the pose or both by each image's own chance."""
-        chance, both = state.conditions["chance"], self.drop_both
+        chance, both = state["chance"], self.drop_both
         source = chance < both + self.drop_source
         pose = (chance < both) | (
             (chance >= both + self.drop_source) & (chance < both + self.drop_source + self.drop_pose)
@@ -359,7 +349,7 @@ class DNAF(Adapter):
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Mean squared error on the target alone; where no image kept its source, gradients of what reads sources are zero rather than absent."""
         losses = super().loss(step, state, batch)
-        if torch.is_grad_enabled() and not state.conditions["sourced"].any():
+        if torch.is_grad_enabled() and not state["sourced"].any():
             losses["loss"] = losses["loss"] + sum(0.0 * p.flatten()[0] for p in self.parameters() if p.requires_grad)
         return losses
 

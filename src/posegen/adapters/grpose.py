@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from posegen.adapters.base import Adapter, Official, Paper, State
+from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
-from posegen.backbones.blocks.encoder_copy import EncoderCopy, scaled
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
 HUMAN_ART = "table on the GRPose project page, trained on Human-Art"
 LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
-INJECT_RATIOS = (
-    192 / 320,
-    256 / 640,
-    384 / 1280,
-    512 / 1280,
-)  # pose channels to the width of each level, as published on Stable Diffusion
+INJECT_RATIOS = 192 / 320, 256 / 640, 384 / 1280, 512 / 1280  # pose channels to the width of each level, as published
 STEM = 32  # width of the pose encoder at full resolution; it doubles with every halving
-MASK_KERNEL, MASK_SIGMA, BACKGROUND = (
-    13,
-    3.0,
-    -0.99,
-)  # pixels; highest value of a blurred hint that counts as background
+MASK_KERNEL, MASK_SIGMA, BACKGROUND = 13, 3.0, -0.99  # pixels; highest value of a blurred hint's background
 FORMS = ("factorised", "dense")
 PERCEPTIONS = ("off", "logged", "differentiable")
 
@@ -82,32 +72,18 @@ class GRPose(Adapter):
     """
 
     needs = frozenset({"hint"})
+    places = frozenset({"control_copy", "encoder_block"})
     paper = Paper(
         "GRPose: Learning Graph Relations for Human Image Generation with Pose Priors",
         "arXiv:2408.16540",
         "XiangchenYin/GRPose@590d1ae0f423",
         "Apache-2.0",
         published=(
-            ("Human-Art", "AP", 49.50, HUMAN_ART),
-            ("Human-Art", "CAP", 70.84, HUMAN_ART),
-            ("Human-Art", "PCE", 1.43, HUMAN_ART),
-            ("Human-Art", "FID", 13.76, HUMAN_ART),
-            ("Human-Art", "KID", 2.53, HUMAN_ART),
-            ("Human-Art", "CLIP", 32.31, HUMAN_ART),
-            ("LAION-Human", "AP", 57.01, LAION_HUMAN),
-            ("LAION-Human", "CAP", 67.20, LAION_HUMAN),
-            ("LAION-Human", "PCE", 1.29, LAION_HUMAN),
-            ("LAION-Human", "FID", 6.52, LAION_HUMAN),
-            ("LAION-Human", "CLIP", 32.12, LAION_HUMAN),
+            *Published.of("Human-Art", HUMAN_ART, AP=49.50, CAP=70.84, PCE=1.43, FID=13.76, KID=2.53, CLIP=32.31),
+            *Published.of("LAION-Human", LAION_HUMAN, AP=57.01, CAP=67.20, PCE=1.29, FID=6.52, CLIP=32.12),
         ),
     )
-    official = Official(settings={"edges": "dense"}, encodes_every_pass=True, decoder_gradients=True)
-    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
-    beside: ClassVar[Mapping[str, str]] = {
-        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-        "mmpose_model": "the pose network of the training loss",
-        **ldm.BESIDE,
-    }
+    beside = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE_FROZEN}
 
     def __init__(
         self,
@@ -130,14 +106,8 @@ class GRPose(Adapter):
         if k < 1:
             raise ValueError(f"adapter.k is {k}; expected at least 1 neighbour")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
-        self.style, self.strength, self.k, self.levels, self.inject_channels, self.edges = (
-            style,
-            strength,
-            k,
-            levels,
-            inject_channels,
-            edges,
-        )
+        self.style, self.strength, self.edges = style, strength, edges
+        self.k, self.levels, self.inject_channels = k, levels, inject_channels
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
@@ -146,29 +116,28 @@ class GRPose(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         g = backbone.geometry
-        places, channels = self.places(g), self.pose_channels(g)
-        self.pose_encoder = PoseEncoder(channels, g.latent_factor, places)
-        resnets = {level: backbone.unet.down_blocks[level].resnets[0] for level in places}  # type: ignore[index, union-attr]
+        levels, channels = self.graph_levels(g), self.pose_channels(g)
+        self.pose_encoder = PoseEncoder(channels, g.latent_factor, levels)
         blocks = {
-            level: PoseGraphBlock.replacing(resnet, channels[level], g.norm_groups, self.k, self.edges)
-            for level, resnet in resnets.items()
+            (level, 0): PoseGraphBlock.replacing(
+                backbone.encoder_block(level), channels[level], g.norm_groups, self.k, self.edges
+            )
+            for level in levels
         }
-        self.branch = EncoderCopy(
-            backbone.unet, g.latent_factor, replaced={(level, 0): block for level, block in blocks.items()}
-        )  # type: ignore[arg-type]
+        self.branch = backbone.control_copy(blocks)
 
-    def places(self, g: Geometry) -> tuple[int, ...]:
+    def graph_levels(self, g: Geometry) -> tuple[int, ...]:
         """The levels that have a graph block.
 
         Raises:
             ValueError: the backbone has no such level.
         """
-        places = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
-        if not places or not set(places) <= set(range(g.levels)):
+        levels = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
+        if not levels or not set(levels) <= set(range(g.levels)):
             raise ValueError(
                 f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, or null for all"
             )
-        return places
+        return levels
 
     def pose_channels(self, g: Geometry) -> tuple[int, ...]:
         """Channels of the pose features, down to the last level that reads them.
@@ -176,7 +145,7 @@ class GRPose(Adapter):
         Raises:
             ValueError: ``inject_channels`` has another length.
         """
-        count = max(self.places(g)) + 1
+        count = max(self.graph_levels(g)) + 1
         if self.inject_channels is None:
             ratios = [INJECT_RATIOS[min(level, len(INJECT_RATIOS) - 1)] for level in range(count)]
             return tuple(max(8, 8 * round(ratio * width / 8)) for ratio, width in zip(ratios, g.channels, strict=False))
@@ -191,12 +160,12 @@ class GRPose(Adapter):
 
     def encode(self, batch: PoseBatch) -> State:
         assert batch.hint is not None
-        geometry: Geometry = self.backbone.geometry  # type: ignore[union-attr, assignment]
-        self.check_nodes((batch.hint.shape[-2], batch.hint.shape[-1]), geometry)
-        features = self.pose_encoder(batch.hint)
-        return self.text_state(batch).having(
-            **{f"pose{level}": self.block(level).encode(pose) for level, pose in features.items()}
-        )
+        self.check_nodes((batch.hint.shape[-2], batch.hint.shape[-1]), self.backbone.geometry)
+        return self.text_state(batch).having(poses=self.poses(batch.hint))
+
+    def poses(self, hint: Tensor) -> tuple[Tensor, ...]:
+        """``[B, 3, H, W]`` drawn poses to the input of each graph block, finest first."""
+        return tuple(self.block(level).encode(pose) for level, pose in self.pose_encoder(hint).items())
 
     def check_nodes(self, size: tuple[int, int], g: Geometry) -> None:
         """The official program fails where a level has fewer nodes than neighbours; without its quirks the graph is complete there.
@@ -204,7 +173,7 @@ class GRPose(Adapter):
         Raises:
             ValueError: there is such a level, and the method is to be faithful.
         """
-        for level in self.places(g):
+        for level in self.graph_levels(g):
             height, width = (-(-side // (g.latent_factor * 2**level)) for side in size)
             if self.faithful and height * width < self.k:
                 raise ValueError(
@@ -213,19 +182,17 @@ class GRPose(Adapter):
                 )
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        poses = {(level, 0): state.conditions[f"pose{level}"] for level in self.places(self.backbone.geometry)}  # type: ignore[union-attr, arg-type]
-        down, mid = self.branch(latents, timesteps, state.text, conditions=poses)
-        down, mid = scaled(down, mid, [self.strength] * (len(down) + 1))
-        return Injection(down=down, mid=mid)
+        levels = self.graph_levels(self.backbone.geometry)
+        poses = {(level, 0): pose for level, pose in zip(levels, state.all("poses"), strict=True)}
+        return self.branch(latents, timesteps, state.text, conditions=poses).scaled(self.strength)
 
     # ------------------------------------------------------------------------------------------------------------------------- loss
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
         assert batch.hint is not None
         error = (step.prediction.float() - step.target.float()).square()
-        posed = pose_cells(batch.hint, backbone.geometry.latent_factor)
+        posed = pose_cells(batch.hint, self.backbone.geometry.latent_factor)
         loss = (error * (1 + (self.alpha - 1) * posed)).mean()
         if self.perception == "off":
             return {"loss": loss, "plain": error.mean().detach()}
@@ -233,15 +200,16 @@ class GRPose(Adapter):
             raise ValueError(
                 f"adapter.perception={self.perception} needs a pose network: adapter.teacher='${{estimator}}'"
             )
-        signal = backbone.alphas_cumprod.to(error.device)[step.timesteps]
+        signal = self.backbone.process.power(step.timesteps)
         with torch.set_grad_enabled(self.perception == "differentiable" and torch.is_grad_enabled()):
             perception = (self.perception_weight * signal * self.perceived(*self.images(step, batch))).mean()
         return {"loss": loss + perception, "plain": error.mean().detach(), "perception": perception.detach()}
 
     def images(self, step: Step, batch: PoseBatch) -> tuple[Tensor, Tensor]:
         """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder's activations are computed again in the backward pass."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        made = checkpoint(backbone.from_latents, backbone.predict_clean(step).float(), use_reentrant=False)
+        backbone = self.backbone
+        clean = backbone.process.clean(step.noisy, step.prediction, step.timesteps)
+        made = checkpoint(backbone.from_latents, clean.float(), use_reentrant=False)
         with torch.no_grad():
             real = batch.images if batch.images is not None else backbone.from_latents(step.clean)
         return made, real
@@ -260,9 +228,8 @@ class GRPose(Adapter):
         images = images.float().clamp(-1, 1)
         if self.perception != "logged":
             return images
-        return ((images + 1) / 2 * 255).floor().flip(
-            -1
-        ) / 127.5 - 1  # the released code keeps the features of its flip test alone
+        # The released code keeps only the features of its flip test.
+        return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1
 
     # ---------------------------------------------------------------------------------------------------------------------- weights
 
@@ -273,19 +240,16 @@ class GRPose(Adapter):
             UnknownKeys: names the keys that have no place.
         """
         prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
-        return ldm.placed(
-            official, prefix, self.table(self.backbone.geometry), "adapter.", self.beside, type(self).__name__
-        )  # type: ignore[union-attr, arg-type]
+        table = self.table(self.backbone.geometry)
+        return ldm.placed(official, prefix, table, "adapter.", self.beside, type(self).__name__)
 
     def table(self, g: Geometry) -> dict[str, str]:
         """Original module prefix -> this class's."""
         table = ldm.control_table(g)
         table = {old: f"branch.network.{new}" for old, new in table.items() if not old.startswith("input_hint_block.")}
-        for level in self.places(g):
-            original, place = (
-                f"input_blocks.{1 + level * (g.layers + 1)}.0.",
-                f"branch.network.down_blocks.{level}.resnets.0.",
-            )
+        for level in self.graph_levels(g):
+            original = f"input_blocks.{1 + level * (g.layers + 1)}.0."
+            place = f"branch.network.down_blocks.{level}.resnets.0."
             table = {old: new for old, new in table.items() if not old.startswith(original)}
             table |= {original + old: place + new for old, new in BLOCK.items()}
         parts = {"pre_extractor": "stem", "extractors": "stages", "zero_convs": "zeros"}
@@ -381,12 +345,7 @@ class PoseGraphBlock(nn.Module):
     ) -> PoseGraphBlock:
         """A block in the place of diffusers' ``ResnetBlock2D``, with its weights where there are counterparts."""
         block = cls(
-            (resnet.in_channels, resnet.out_channels),
-            resnet.time_emb_proj.in_features,
-            pose_channels,
-            groups,
-            k,
-            edges,
+            (resnet.in_channels, resnet.out_channels), resnet.time_emb_proj.in_features, pose_channels, groups, k, edges
         )
         block.conv_in.load_state_dict(resnet.conv1.state_dict())
         block.time.load_state_dict(resnet.time_emb_proj.state_dict())

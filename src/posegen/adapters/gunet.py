@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from posegen.adapters.base import Adapter, Paper, State
+from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
@@ -45,6 +45,7 @@ class GUNet(Adapter):
     """
 
     needs = frozenset()
+    places = frozenset({"middle"})
     sample = "pose"
     starts_neutral = False
     paper = Paper(
@@ -52,10 +53,7 @@ class GUNet(Adapter):
         "arXiv:2409.11689",
         "MCULab-sohu/PoseDiffusion@2120766",
         "code Apache-2.0, data CC BY-NC 4.0, by the README's badges",
-        published=(
-            ("COCO 2014, one person", "MSE", 262.2, PAPER_TABLE),
-            ("COCO 2014, one person", "Var", 244.5, PAPER_TABLE),
-        ),
+        published=(*Published.of("COCO 2014, one person", PAPER_TABLE, MSE=262.2, Var=244.5),),
     )
 
     def __init__(self, graph: Graph = "per_sample", joint_width: int = 16) -> None:
@@ -63,8 +61,10 @@ class GUNet(Adapter):
         if graph not in GRAPHS:
             raise ValueError(f"adapter.graph is {graph!r}; expected one of {', '.join(GRAPHS)}")
         self.graph, self.joint_width = graph, joint_width
-        if graph == "off":
-            self.beside = {"spa_block": "the graph block, which adapter.graph=off leaves out"}  # type: ignore[misc]
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        return {"spa_block": "the graph block, which adapter.graph=off leaves out"} if self.graph == "off" else {}
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -75,7 +75,7 @@ class GUNet(Adapter):
         elif self.graph != "off":
             rows = -(-backbone.latent_shape((0, 0))[1] // 2**halvings)  # every halving rounds up
             self.spa_block = SpatialBlock(rows)
-        follow(backbone.unet.mid_block, self.behind_middle)  # type: ignore[arg-type]
+        backbone.after_middle(self.behind_middle)
 
     def behind_middle(self, x: Tensor) -> Tensor:
         """What leaves the middle block, ``[B, C, h, w]``, after the graph."""
@@ -100,9 +100,8 @@ class GUNet(Adapter):
         Raises:
             UnknownKeys: names the keys that have no place.
         """
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        own, unet = self.state_dict().keys(), backbone.unet.state_dict().keys()
-        taken = {key: value for key, value in official.items() if key.partition(".")[0] not in self.beside}
+        own, unet = self.state_dict().keys(), self.backbone.unet.state_dict().keys()
+        taken = {key: value for key, value in official.items() if key.partition(".")[0] not in self.left_out}
         if unknown := taken.keys() - own - unet:
             raise UnknownKeys(unknown, type(self).__name__)
         return {f"adapter.{key}" if key in own else f"backbone.unet.{key}": value for key, value in taken.items()}
@@ -191,10 +190,3 @@ def skeleton() -> Tensor:
     matrix = torch.eye(NODES)
     matrix[a, b] = matrix[b, a] = 1.0
     return matrix
-
-
-def follow(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
-    """What ``module`` returns goes through ``function`` from now on, in the place of what followed it before."""
-    if (before := getattr(module, "followed", None)) is not None:
-        before.remove()
-    module.followed = module.register_forward_hook(lambda _module, _inputs, made: function(made))

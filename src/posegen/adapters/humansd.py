@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from posegen.adapters.base import Adapter, Paper, State
+from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
@@ -45,30 +45,17 @@ class HumanSD(Adapter):
     """
 
     needs = frozenset({"hint"})
+    places = frozenset({"latents"})
     paper = Paper(
         "HumanSD: A Native Skeleton-Guided Diffusion Model for Human Image Generation",
         "arXiv:2304.04269",
         "IDEA-Research/HumanSD@c5db29d",
         published=(
-            ("Human-Art", "AP", 31.85, README_FIGURE),
-            ("Human-Art", "CAP", 59.11, README_FIGURE),
-            ("Human-Art", "PCE", 1.61, README_FIGURE),
-            ("Human-Art", "FID of four-panel strips", 26.28, README_FIGURE),
-            ("Human-Art", "CLIP", 32.98, README_FIGURE),
-            ("Human-Art", "AP", 44.57, GRPOSE_TABLE),
-            ("Human-Art", "CAP", 69.68, GRPOSE_TABLE),
-            ("Human-Art", "PCE", 1.37, GRPOSE_TABLE),
-            ("Human-Art", "FID", 10.03, GRPOSE_TABLE),
-            ("Human-Art", "KID", 2.70, GRPOSE_TABLE),
-            ("Human-Art", "CLIP", 32.24, GRPOSE_TABLE),
-            ("LAION-Human", "AP", 50.95, GRPOSE_TABLE),
-            ("LAION-Human", "CAP", 65.84, GRPOSE_TABLE),
-            ("LAION-Human", "PCE", 1.25, GRPOSE_TABLE),
-            ("LAION-Human", "FID", 5.62, GRPOSE_TABLE),
-            ("LAION-Human", "CLIP", 30.85, GRPOSE_TABLE),
+            *Published.of("Human-Art", README_FIGURE, AP=31.85, CAP=59.11, PCE=1.61, **{STRIPS: 26.28}, CLIP=32.98),
+            *Published.of("Human-Art", GRPOSE_TABLE, AP=44.57, CAP=69.68, PCE=1.37, FID=10.03, KID=2.70, CLIP=32.24),
+            *Published.of("LAION-Human", GRPOSE_TABLE, AP=50.95, CAP=65.84, PCE=1.25, FID=5.62, CLIP=30.85),
         ),
     )
-    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
     beside: ClassVar[Mapping[str, str]] = {"mmpose_model": "the pose network of the training loss", **ldm.BESIDE}
 
     def __init__(
@@ -85,28 +72,23 @@ class HumanSD(Adapter):
             raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(LOSSES)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style = style
-        self.pose_latent, self.loss_kind, self.threshold, self.loss_weight = (
-            pose_latent,
-            loss_kind,
-            threshold,
-            loss_weight,
-        )
+        self.pose_latent, self.loss_kind = pose_latent, loss_kind
+        self.threshold, self.loss_weight = threshold, loss_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        widen(backbone.unet, backbone.geometry.latent_channels)
+        backbone.widen(backbone.geometry.latent_channels)
         backbone.unet.requires_grad_(True)
 
     @torch.no_grad()
     def encode(self, batch: PoseBatch) -> State:
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
         assert batch.hint is not None
         generators = batch.generators("pose latents") if self.pose_latent == "sample" else None
-        return self.text_state(batch).having(pose=backbone.to_latents(batch.hint, generators))
+        return self.text_state(batch).having(pose=self.backbone.to_latents(batch.hint, generators))
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        return Injection(latents=state.conditions["pose"])
+        return Injection(latents=state["pose"])
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight of ``loss_kind`` (equation 6)."""
@@ -134,16 +116,15 @@ class HumanSD(Adapter):
 
         The released code normalises that image to [0, 1] only, not as the pose network was trained; so it goes to the teacher's network as it is.
         """
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        difference = ((backbone.from_latents(step.prediction.float() - step.target.float()) + 1) / 2).clamp(0, 1)
+        difference = ((self.backbone.from_latents(step.prediction.float() - step.target.float()) + 1) / 2).clamp(0, 1)
         unseen = (self.teacher.raw_heatmaps(difference) <= self.threshold).float().sum(1, keepdim=True)
         image = F.interpolate(unseen, difference.shape[-2:], mode="bicubic", align_corners=False).expand(-1, 3, -1, -1)
-        return backbone.to_latents(image, batch.generators("loss weight"))
+        return self.backbone.to_latents(image, batch.generators("loss weight"))
 
     def corrected_weight(self, step: Step) -> Tensor:
         """``[B, 1, h, w]`` share of each latent cell that the teacher sees joints in, in the predicted clean image."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        image = backbone.from_latents(backbone.predict_clean(step).float()).clamp(-1, 1)
+        clean = self.backbone.process.clean(step.noisy, step.prediction, step.timesteps)
+        image = self.backbone.from_latents(clean.float()).clamp(-1, 1)
         seen = (self.teacher.heatmaps(image).amax(1, keepdim=True) > self.threshold).float()
         return F.interpolate(seen, step.noisy.shape[-2:], mode="area")
 
@@ -153,27 +134,5 @@ class HumanSD(Adapter):
         Raises:
             UnknownKeys: names the keys that have no place.
         """
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        return ldm.placed(
-            official, ldm.UNET, ldm.unet_table(backbone.geometry), "backbone.unet.", self.beside, type(self).__name__
-        )
-
-
-def widen(unet: nn.Module, extra: int) -> None:
-    """Gives the U-Net's first convolution ``extra`` input channels of zero weight, after its own.
-
-    Raises:
-        ValueError: it takes more than the latents already.
-    """
-    old: nn.Conv2d = unet.conv_in  # type: ignore[assignment]
-    if old.in_channels != extra:
-        raise ValueError(
-            f"the U-Net takes {old.in_channels} channels, not the {extra} of the latents; HumanSD needs a text-to-image backbone of its own"
-        )
-    new = nn.Conv2d(old.in_channels + extra, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)  # type: ignore[arg-type]
-    with torch.no_grad():
-        new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
-        new.bias.copy_(old.bias)  # type: ignore[union-attr]
-    unet.conv_in = new
-    unet.register_to_config(in_channels=new.in_channels)  # type: ignore[operator]
+        table = ldm.unet_table(self.backbone.geometry)
+        return ldm.placed(official, ldm.UNET, table, "backbone.unet.", self.beside, type(self).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from posegen.adapters.base import Adapter, Paper, State
+from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Injection
 from posegen.data.base import PoseBatch
 
@@ -22,22 +22,9 @@ class NoAdapter(Adapter):
         "arXiv:2112.10752",
         "CompVis/stable-diffusion",
         published=(
-            ("Human-Art", "AP", 0.09, HUMANSD_FIGURE),
-            ("Human-Art", "CAP", 49.05, HUMANSD_FIGURE),
-            ("Human-Art", "PCE", 1.76, HUMANSD_FIGURE),
-            ("Human-Art", "FID of four-panel strips", 41.55, HUMANSD_FIGURE),
-            ("Human-Art", "CLIP", 33.86, HUMANSD_FIGURE),
-            ("Human-Art", "AP", 0.24, GRPOSE_TABLE),
-            ("Human-Art", "CAP", 55.71, GRPOSE_TABLE),
-            ("Human-Art", "PCE", 2.30, GRPOSE_TABLE),
-            ("Human-Art", "FID", 11.53, GRPOSE_TABLE),
-            ("Human-Art", "KID", 3.36, GRPOSE_TABLE),
-            ("Human-Art", "CLIP", 33.33, GRPOSE_TABLE),
-            ("LAION-Human", "AP", 0.73, GRPOSE_TABLE),
-            ("LAION-Human", "CAP", 44.47, GRPOSE_TABLE),
-            ("LAION-Human", "PCE", 2.45, GRPOSE_TABLE),
-            ("LAION-Human", "FID", 4.53, GRPOSE_TABLE),
-            ("LAION-Human", "CLIP", 32.32, GRPOSE_TABLE),
+            *Published.of("Human-Art", HUMANSD_FIGURE, AP=0.09, CAP=49.05, PCE=1.76, **{STRIPS: 41.55}, CLIP=33.86),
+            *Published.of("Human-Art", GRPOSE_TABLE, AP=0.24, CAP=55.71, PCE=2.30, FID=11.53, KID=3.36, CLIP=33.33),
+            *Published.of("LAION-Human", GRPOSE_TABLE, AP=0.73, CAP=44.47, PCE=2.45, FID=4.53, CLIP=32.32),
         ),
     )
 

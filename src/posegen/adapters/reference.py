@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posegen.adapters.base import Adapter, Paper, State
-from posegen.backbones.base import Backbone, Injection
+from posegen.backbones.base import Injection
 from posegen.data.base import PoseBatch
 
 
@@ -42,8 +42,8 @@ class Reconstruction(Reference):
 
     @torch.inference_mode()
     def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        return backbone.from_latents(backbone.to_latents(batch.images)).clamp(-1, 1)  # type: ignore[arg-type]
+        assert batch.images is not None
+        return self.backbone.from_latents(self.backbone.to_latents(batch.images)).clamp(-1, 1)
 
 
 class SameCaption(Reference):

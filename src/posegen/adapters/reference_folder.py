@@ -67,6 +67,11 @@ class Folder(Reference):
             )
         self.path, self.names, self.by = path, names, by
         self.panels, self.panel, self.resize, self.allow_missing = panels, panel, resize, allow_missing
+        self._remark = ""
+
+    @property
+    def remark(self) -> str:
+        return self._remark
 
     def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
         if not hasattr(self, "files"):
@@ -108,7 +113,7 @@ class Folder(Reference):
                 f"{told}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them in adapter.names (columns file,id), "
                 "or set adapter.allow_missing=true for a row that is not comparable"
             )
-        self.remark = f"{told}; they count as black pictures and the row is not comparable"
+        self._remark = f"{told}; they count as black pictures and the row is not comparable"
 
     def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
         """``[3, H, W]`` in [-1, 1].

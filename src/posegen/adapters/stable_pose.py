@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from posegen.adapters.base import Adapter, Official, Paper, State
+from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
-from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compressed, dense
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
@@ -62,25 +61,17 @@ class StablePose(Adapter):
     """
 
     needs = frozenset({"hint"})
+    places = frozenset({"control_copy", "encoder_block"})
     paper = Paper(
         "Stable-Pose: Leveraging Transformers for Pose-Guided Text-to-Image Generation",
         "arXiv:2406.02485",
         "ai-med/StablePose@9d746ed45cfa",
         published=(
-            ("Human-Art", "AP", 48.88, KB_DMGEN_TABLE),
-            ("Human-Art", "CAP", 70.83, KB_DMGEN_TABLE),
-            ("Human-Art", "PCE", 1.50, KB_DMGEN_TABLE),
-            ("Human-Art", "FID", 11.12, KB_DMGEN_TABLE),
-            ("Human-Art", "CLIP", 32.60, KB_DMGEN_TABLE),
-            ("LAION-Human", "AP", 57.1, ABSTRACT),
+            *Published.of("Human-Art", KB_DMGEN_TABLE, AP=48.88, CAP=70.83, PCE=1.50, FID=11.12, CLIP=32.60),
+            *Published.of("LAION-Human", ABSTRACT, AP=57.1),
         ),
     )
-    official = Official(settings={"attention": "dense"}, encodes_every_pass=True, decoder_gradients=True)
-    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
-    beside: ClassVar[Mapping[str, str]] = {
-        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-        **ldm.BESIDE,
-    }
+    beside = ldm.BESIDE_FROZEN
 
     def __init__(
         self,
@@ -100,14 +91,7 @@ class StablePose(Adapter):
         attention: Form = "compressed",
     ) -> None:
         super().__init__()
-        sizes = {
-            "patch": patch,
-            "heads": heads,
-            "head_dim": head_dim,
-            "mlp": mlp,
-            "reduced": reduced,
-            "pose_channels": pose_channels,
-        }
+        sizes = dict(patch=patch, heads=heads, head_dim=head_dim, mlp=mlp, reduced=reduced, pose_channels=pose_channels)
         if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
             raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
@@ -124,13 +108,8 @@ class StablePose(Adapter):
             raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(FORMS)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
         self.style, self.patch, self.attention = style, patch, attention
-        self.heads, self.head_dim, self.mlp, self.reduced, self.pose_channels = (
-            heads,
-            head_dim,
-            mlp,
-            reduced,
-            pose_channels,
-        )
+        self.heads, self.head_dim, self.mlp = heads, head_dim, mlp
+        self.reduced, self.pose_channels = reduced, pose_channels
         self.kernels, self.threshold, self.radii, self.masked = tuple(kernels), threshold, tuple(radii), masked
         self.alpha, self.normalise_loss = alpha, normalise_loss
 
@@ -142,9 +121,9 @@ class StablePose(Adapter):
         transformer = PoseTransformer(
             width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp, self.attention
         )
-        block = PoseBlock(backbone.unet.down_blocks[0].resnets[0], geometry.norm_groups, pose_channels, transformer)
+        block = PoseBlock(backbone.encoder_block(*FIRST), geometry.norm_groups, pose_channels, transformer)
         self.pose_encoder = PoseEncoder(geometry.latent_factor, pose_channels)
-        self.branch = EncoderCopy(backbone.unet, geometry.latent_factor, replaced={FIRST: block})  # type: ignore[arg-type]
+        self.branch = backbone.control_copy({FIRST: block})
 
     @property
     def block(self) -> PoseBlock:
@@ -158,7 +137,6 @@ class StablePose(Adapter):
     @torch.no_grad()
     def masks(self, hint: Tensor) -> Tensor:
         """``[B, 3, H, W]`` drawn poses to ``[B, K, h, w] bool``: the latent cells where each layer of the transformer sees the pose, coarse to fine."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
         assert self.hint is not None
         black = self.hint.range[0]
         with torch.autocast(hint.device.type, enabled=False):
@@ -168,7 +146,7 @@ class StablePose(Adapter):
             else:
                 drawn, scale = (ink > COLOUR_STEP / 2).any(1), min(hint.shape[-2:]) / REFERENCE_SIDE
                 layers = [grown(drawn, radius * scale) for radius in self.radii]
-            return F.max_pool2d(torch.stack(layers, dim=1).float(), backbone.geometry.latent_factor).bool()
+            return F.max_pool2d(torch.stack(layers, dim=1).float(), self.backbone.geometry.latent_factor).bool()
 
     def conditioned(self, state: State, hint: Tensor, masks: Tensor) -> State:
         """``state`` with what every step reads.
@@ -184,7 +162,7 @@ class StablePose(Adapter):
 
     def layers(self, state: State) -> list[Masking]:
         """The masks that the transformer reads, one per layer."""
-        tokens, order, counts = (state.conditions[name].unbind(1) for name in ("tokens", "order", "counts"))
+        tokens, order, counts = (state[name].unbind(1) for name in ("tokens", "order", "counts"))
         fill: Fill = "lowest" if self.faithful else "nothing"
         return [
             Masking(pose, indices, count.tolist(), fill)
@@ -192,24 +170,20 @@ class StablePose(Adapter):
         ]
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        down, mid = self.branch(
-            latents, timesteps, state.text, conditions={FIRST: (state.conditions["pose"], self.layers(state))}
-        )
-        return Injection(down=down, mid=mid)
+        return self.branch(latents, timesteps, state.text, conditions={FIRST: (state["pose"], self.layers(state))})
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
         """Guidance on the text; the branch without text sees the pose features, too, but no masks."""
         if guidance == 1.0:
             return [(1.0, state)]
-        everything = torch.ones_like(state.conditions["tokens"])
-        free = state.without_text().having(
-            tokens=everything, counts=torch.full_like(state.conditions["counts"], everything.shape[-1])
-        )
+        everything = torch.ones_like(state["tokens"])
+        counts = torch.full_like(state["counts"], everything.shape[-1])
+        free = state.without_text().having(tokens=everything, counts=counts)
         return [(guidance, state), (1.0 - guidance, free)]
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error, ``alpha`` times as heavy inside the finest mask."""
-        weight = 1 + (self.alpha - 1) * state.conditions["masks"][:, -1:].float()
+        weight = 1 + (self.alpha - 1) * state["masks"][:, -1:].float()
         if self.normalise_loss:
             weight = weight / weight.mean(dim=(1, 2, 3), keepdim=True)
         error = (step.prediction.float() - step.target.float()).square()
@@ -221,11 +195,9 @@ class StablePose(Adapter):
         Raises:
             UnknownKeys: names the keys that have no place.
         """
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
         prefix = OFFICIAL if ldm.has_prefix(official, OFFICIAL) else ""
-        return ldm.placed(
-            official, prefix, table(backbone.geometry, len(self.kernels)), "adapter.", self.beside, type(self).__name__
-        )
+        names = table(self.backbone.geometry, len(self.kernels))
+        return ldm.placed(official, prefix, names, "adapter.", self.beside, type(self).__name__)
 
 
 class PoseEncoder(nn.Module):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import diffusers
 import torch
 from torch import Tensor
 
-from posegen.adapters.base import Adapter, Paper, State
+from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
@@ -42,35 +42,19 @@ class T2IAdapter(Adapter):
     """
 
     needs = frozenset({"hint"})
+    places = frozenset({"encoder"})
     starts_neutral = False
     paper = Paper(
         "T2I-Adapter: Learning Adapters to Dig out More Controllable Ability for Text-to-Image Diffusion Models",
         "arXiv:2302.08453",
         "TencentARC/T2I-Adapter@16bba674b472",
         published=(
-            ("Human-Art", "AP", 18.20, HUMANSD_FIGURE),
-            ("Human-Art", "CAP", 55.98, HUMANSD_FIGURE),
-            ("Human-Art", "PCE", 2.73, HUMANSD_FIGURE),
-            ("Human-Art", "FID of four-panel strips", 29.07, HUMANSD_FIGURE),
-            ("Human-Art", "CLIP", 33.29, HUMANSD_FIGURE),
-            ("Human-Art", "AP", 27.22, TRAINED),
-            ("Human-Art", "CAP", 65.65, TRAINED),
-            ("Human-Art", "PCE", 1.75, TRAINED),
-            ("Human-Art", "FID", 11.92, TRAINED),
-            ("Human-Art", "KID", 2.73, TRAINED),
-            ("Human-Art", "CLIP", 33.27, TRAINED),
-            ("LAION-Human", "AP", 36.65, RELEASED),
-            ("LAION-Human", "CAP", 63.64, RELEASED),
-            ("LAION-Human", "PCE", 1.62, RELEASED),
-            ("LAION-Human", "FID", 6.77, RELEASED),
-            ("LAION-Human", "CLIP", 32.30, RELEASED),
+            *Published.of("Human-Art", HUMANSD_FIGURE, AP=18.20, CAP=55.98, PCE=2.73, **{STRIPS: 29.07}, CLIP=33.29),
+            *Published.of("Human-Art", TRAINED, AP=27.22, CAP=65.65, PCE=1.75, FID=11.92, KID=2.73, CLIP=33.27),
+            *Published.of("LAION-Human", RELEASED, AP=36.65, CAP=63.64, PCE=1.62, FID=6.77, CLIP=32.30),
         ),
     )
-    #: Parts of an official file that `convert` leaves out: beginning of the keys -> why.
-    beside: ClassVar[Mapping[str, str]] = {
-        "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-        **ldm.BESIDE,
-    }
+    beside = ldm.BESIDE_FROZEN
 
     def __init__(
         self,
@@ -108,20 +92,18 @@ class T2IAdapter(Adapter):
     def encode(self, batch: PoseBatch) -> State:
         assert batch.hint is not None
         self.check_size(batch.hint.shape[-2:])
-        return self.text_state(batch).having(
-            **{f"level{i}": feature for i, feature in enumerate(self.features(batch.hint))}
-        )
+        return self.text_state(batch).having(maps=tuple(self.features(batch.hint)))
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        first = round((1 - self.tau) * len(backbone.alphas_cumprod))
-        factor = torch.where(timesteps >= first, self.strength, 0.0).view(-1, 1, 1, 1)
-        return Injection(encoder=tuple(feature * factor.to(feature) for feature in state.conditions.values()))
+        process = self.backbone.process
+        first = round((1 - self.tau) * process.length) / process.length
+        factor = torch.where(process.fraction(timesteps) >= first, self.strength, 0.0).view(-1, 1, 1, 1)
+        return Injection(encoder=tuple(feature * factor.to(feature) for feature in state.all("maps")))
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises a ValueError where maps of the official program would not fit the U-Net."""
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        step = backbone.geometry.latent_factor * 2 ** (backbone.geometry.levels - 1)
+        geometry = self.backbone.geometry
+        step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if self.faithful and any(side % step for side in size):
             raise ValueError(
                 f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the U-Net up; "
@@ -134,11 +116,10 @@ class T2IAdapter(Adapter):
         Raises:
             UnknownKeys: names the keys that have no place.
         """
-        backbone: Backbone = self.backbone  # type: ignore[assignment]
-        table = original_names(backbone.geometry.levels, self.blocks)
+        table = original_names(self.backbone.geometry.levels, self.blocks)
         if any(
             ".resnets." in key and key.startswith(PREFIX) for key in official
-        ):  # diffusers' names are this project's
+        ):  # diffusers' names, and this project's
             table = {name: name for name in table.values()}
         prefix = PREFIX if ldm.has_prefix(official, PREFIX) else ""
         return ldm.placed(official, prefix, table, f"adapter.network.{PREFIX}", self.beside, type(self).__name__)

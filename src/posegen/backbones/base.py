@@ -1,17 +1,34 @@
-"""What a backbone publishes: its geometry, the places where it can be influenced, and the noise process it was trained with."""
+"""A backbone: its geometry, the places where methods can influence it, and its noise process."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from posegen.backbones.process import NoiseProcess
+from posegen.backbones.text import Text
+from posegen.errors import UserError
+
+BlockPlace: TypeAlias = tuple[int, int]  # (level, layer) of a residual block of an encoder, both from 0
 LATENT_SIDE = 64  # of U-Nets whose configuration does not say what they were trained on
+#: Where a backbone may be influenced: a field of `Injection` or a method of `Backbone` -> its meaning.
+PLACES = {
+    "down": "residuals on the skip connections",
+    "mid": "a residual on the middle block's output",
+    "encoder": "feature maps added inside each level of the encoder",
+    "latents": "further channels of the input, Backbone.widen",
+    "attention": "keys and values appended to the self-attentions",
+    "features": "tokens read by blocks before the transformers",
+    "control_copy": "a trainable copy of the network, Backbone.control_copy",
+    "encoder_block": "residual blocks of that copy to replace, Backbone.encoder_block",
+    "middle": "a function behind the middle block, Backbone.after_middle",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,6 @@ class Geometry:
         layers: residual blocks per level of the encoder.
         heads: attention heads of each level.
         text_dim: width of the text states.
-        prediction_type: what the U-Net returns, ``epsilon`` or ``v_prediction``.
         linear_projection: transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1).
         norm_groups: groups of the group normalisations.
     """
@@ -38,7 +54,6 @@ class Geometry:
     layers: int
     heads: tuple[int, ...]
     text_dim: int
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     linear_projection: bool = False
     norm_groups: int = 32
 
@@ -60,9 +75,7 @@ class Geometry:
         return tuple(widths)
 
     @classmethod
-    def from_diffusers(
-        cls, unet: Mapping[str, Any], latent_factor: int = 8, prediction_type: str = "epsilon"
-    ) -> Geometry:
+    def from_diffusers(cls, unet: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
         """From the config of a ``UNet2DConditionModel``; there ``attention_head_dim`` is the number of heads."""
         channels = tuple(unet["block_out_channels"])
         heads = unet.get("num_attention_heads") or unet["attention_head_dim"]
@@ -74,14 +87,18 @@ class Geometry:
             layers=unet["layers_per_block"],
             heads=tuple(heads) if isinstance(heads, Sequence) else (heads,) * len(channels),
             text_dim=unet["cross_attention_dim"],
-            prediction_type=prediction_type,  # type: ignore[arg-type]
             linear_projection=bool(unet.get("use_linear_projection", False)),
             norm_groups=unet.get("norm_num_groups", 32),
         )
 
     @classmethod
-    def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8, prediction_type: str = "epsilon") -> Geometry:
-        """From the ``unet_config.params`` of an original latent-diffusion yaml."""
+    def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
+        """From the ``unet_config.params`` of an original latent-diffusion yaml.
+
+        Raises:
+            UserError: the input convolution is not as wide as the first level.
+        """
+        check_first_width(config["model_channels"], config["model_channels"] * config["channel_mult"][0])
         channels = tuple(config["model_channels"] * m for m in config["channel_mult"])
         head_width = config.get("num_head_channels", -1)
         heads = tuple(c // head_width for c in channels) if head_width > 0 else (config["num_heads"],) * len(channels)
@@ -93,14 +110,13 @@ class Geometry:
             layers=config["num_res_blocks"],
             heads=heads,
             text_dim=config["context_dim"],
-            prediction_type=prediction_type,  # type: ignore[arg-type]
             linear_projection=bool(config.get("use_linear_in_transformer", False)),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """What the self-attentions of one pass computed, for another pass to read beside its own; it lives as long as the step that it belongs to.
+    """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step.
 
     Attributes:
         layers: name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads.
@@ -109,6 +125,22 @@ class Bank:
 
     layers: Mapping[str, tuple[Tensor, Tensor]]
     strength: float = 1.0
+
+    def joined(self, other: Bank) -> Bank:
+        """The keys and values of both.
+
+        Raises:
+            ValueError: their strengths differ.
+        """
+        if self.strength != other.strength:
+            raise ValueError(
+                f"attention of strengths {self.strength} and {other.strength} cannot be added; give both methods the same"
+            )
+        layers = {**self.layers, **other.layers}
+        for name in self.layers.keys() & other.layers.keys():
+            pairs = zip(self.layers[name], other.layers[name], strict=True)
+            layers[name] = tuple(torch.cat(pair, dim=1) for pair in pairs)  # type: ignore[assignment]
+        return Bank(layers, self.strength)
 
 
 @dataclass(frozen=True)
@@ -133,17 +165,74 @@ class Injection:
     features: tuple[Tensor, ...] | None = None
     rows: Tensor | None = None
 
+    @property
+    def residuals(self) -> tuple[Tensor, ...]:
+        """All residuals in the order of the network, that of the middle last."""
+        return (*(self.down or ()), *(() if self.mid is None else (self.mid,)))
+
+    def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
+        """The same with one factor per residual, in the order of `residuals`.
+
+        Raises:
+            ValueError: there are not as many factors as residuals.
+        """
+        if len(factors) != (count := len(self.residuals)):
+            raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
+        scaled = tuple(r * f for r, f in zip(self.residuals, factors, strict=True))
+        down = None if self.down is None else scaled[: len(self.down)]
+        return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
+
     def scaled(self, factor: float) -> Injection:
         """The same influence ``factor`` times as strong: residuals, encoder features and concatenated latents are multiplied.
 
-        Latents enter through the linear input convolution, so what that adds is multiplied, too. Attention reads ``attention`` and ``features`` in ways that
-        are not linear; they stay as they are.
+        Latents enter through a linear convolution, so their influence is multiplied, too. ``attention`` and ``features`` act in ways that are not linear and
+        stay as they are.
         """
-        down, encoder = (
-            None if maps is None else tuple(factor * m for m in maps) for maps in (self.down, self.encoder)
+        encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
+        latents = None if self.latents is None else factor * self.latents
+        return replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
+
+    def __add__(self, other: Injection) -> Injection:
+        """Both influences: residuals and encoder features add, latents and attention concatenate.
+
+        Raises:
+            ValueError: both bring ``features``, whose blocks are one method's, or attention for other images or in another strength, or residuals of
+                another number.
+        """
+        if self.features is not None and other.features is not None:
+            raise ValueError("two methods that insert blocks before the transformers cannot be added; use one of them")
+        banks = [i for i in (self, other) if i.attention is not None or i.features is not None]
+        if len(banks) == 2 and not same_rows(self.rows, other.rows):
+            raise ValueError(
+                "attention and features of two methods cannot be added: they are for other images of the batch"
+            )
+        return Injection(
+            down=_added("down", self.down, other.down),
+            mid=_both(torch.add, self.mid, other.mid),
+            encoder=_added("encoder", self.encoder, other.encoder),
+            latents=_both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents),
+            attention=_both(Bank.joined, self.attention, other.attention),
+            features=self.features if other.features is None else other.features,
+            rows=banks[0].rows if banks else None,
         )
-        mid, latents = (None if m is None else factor * m for m in (self.mid, self.latents))
-        return replace(self, down=down, mid=mid, encoder=encoder, latents=latents)
+
+
+T = TypeVar("T")
+
+
+def _both(combine: Callable[[T, T], T], a: T | None, b: T | None) -> T | None:
+    """What two influences make of one field."""
+    return b if a is None else a if b is None else combine(a, b)
+
+
+def _added(name: str, a: tuple[Tensor, ...] | None, b: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    if a is not None and b is not None and len(a) != len(b):
+        raise ValueError(f"Injection.{name} has {len(a)} and {len(b)} maps; both methods need the same backbone")
+    return _both(lambda x, y: tuple(p + q for p, q in zip(x, y, strict=True)), a, b)
+
+
+def same_rows(a: Tensor | None, b: Tensor | None) -> bool:
+    return (a is b) or (a is not None and b is not None and torch.equal(a, b))
 
 
 @dataclass(frozen=True)
@@ -156,6 +245,52 @@ class Step:
     clean: Tensor
     noise: Tensor
     timesteps: Tensor
+
+
+class ControlBranch(nn.Module, ABC):
+    """A trainable copy of a backbone's network, see `Backbone.control_copy`.
+
+    Attributes:
+        network: the copy in diffusers' class, so that it saves as a plain diffusers folder where no block is replaced.
+    """
+
+    network: Any
+
+    @abstractmethod
+    def hint_features(self, hint: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` drawn poses to the form in which `forward` reads them; computed once per image."""
+
+    @abstractmethod
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Text,
+        hint: Tensor | None = None,
+        conditions: Mapping[BlockPlace, Any] | None = None,
+    ) -> Injection:
+        """The influence on one pass.
+
+        Args:
+            latents: ``[B, c, h, w]`` noisy latents.
+            timesteps: ``[B]``.
+            text: the prompts.
+            hint: the result of `hint_features`.
+            conditions: the input of each replaced block.
+        """
+
+    @abstractmethod
+    def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
+        """Official weights of such a copy under the names of this module, see `Adapter.convert`.
+
+        Args:
+            official: a file of the original program, bare or of a whole model, or of diffusers' class.
+            beside: beginnings of keys that are left out.
+            method: for the message.
+
+        Raises:
+            UnknownKeys: names the keys that have no place.
+        """
 
 
 @dataclass(frozen=True)
@@ -176,23 +311,25 @@ class Backbone(nn.Module, ABC):
         sample: what is generated; `Adapter.sample` must agree.
         trains_on: what of a batch is noised in training: cached ``latents``, or ``poses``, which are encoded as they come.
         weights: id and hash of the loaded weights.
-        unet: the network that `predict` runs and that adapters may operate on in `Adapter.attach`.
-        alphas_cumprod: ``[T]`` cumulative signal power of the noise process.
+        places: where methods can influence it, some of `PLACES`; those of the class hold for all its instances.
+        process: its noise process.
+        unet: the network that `predict` runs.
     """
 
+    places: ClassVar[frozenset[str]]
     geometry: Geometry
+    process: NoiseProcess
     recipe: str
     sample: Literal["image", "pose"]
     trains_on: Literal["latents", "poses"] = "latents"
     weights: Weights
-    unet: nn.Module
-    alphas_cumprod: Tensor
+    unet: Any
 
     @abstractmethod
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Tensor:
-        """The U-Net's prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]`` given text states ``[B, L, D]``."""
+    def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
+        """The prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]``."""
 
-    def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Bank:
+    def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
         """What the self-attentions compute in the pass that `predict` makes of the same arguments, whose prediction nobody needs.
 
         Raises:
@@ -200,9 +337,33 @@ class Backbone(nn.Module, ABC):
         """
         raise TypeError(f"backbone {self.weights.id} does not show the keys and values of its self-attentions")
 
+    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
+        """A trainable copy of the network, which starts without influence.
+
+        Args:
+            replaced: modules in the place of blocks of the copy, see `encoder_block`; with any, the copy reads no hint.
+        """
+        raise lacks(self, "control_copy")
+
+    def encoder_block(self, level: int, layer: int = 0) -> Any:
+        """A residual block of the encoder, to size its replacement in `control_copy` and to start that from."""
+        raise lacks(self, "encoder_block")
+
+    def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Applies ``function`` to the middle block's output from now on, in the place of an earlier one."""
+        raise lacks(self, "middle")
+
+    def widen(self, channels: int) -> None:
+        """Adds ``channels`` input channels of zero weight, which read `Injection.latents`.
+
+        Raises:
+            ValueError: the input was widened before.
+        """
+        raise lacks(self, "latents")
+
     @abstractmethod
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text states ``[B, L, D]``."""
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """The encoded prompts, one row each."""
 
     @abstractmethod
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -252,30 +413,23 @@ class Backbone(nn.Module, ABC):
     @property
     def usual_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the U-Net was trained on."""
-        side = self.unet.config.get("sample_size") or LATENT_SIDE  # type: ignore[union-attr, operator]
+        side = self.unet.config.get("sample_size") or LATENT_SIDE
         height, width = side if isinstance(side, list | tuple) else (side, side)
         return height * self.geometry.latent_factor, width * self.geometry.latent_factor
 
-    # The noise process, with a = alphas_cumprod[t] (Ho et al. 2020, eq. 4; v as in Salimans & Ho 2022, eq. 13).
 
-    def _signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        a = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
-        return a.sqrt(), (1 - a).sqrt()
+def lacks(backbone: Backbone, place: str) -> TypeError:
+    return TypeError(f"{type(backbone).__name__} has no place {place!r}: {PLACES[place]}")
 
-    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        signal, sigma = self._signal_and_noise(timesteps)
-        return signal * clean + sigma * noise
 
-    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What `predict` should return: the noise, or v = signal * noise - sigma * clean."""
-        if self.geometry.prediction_type == "epsilon":
-            return noise
-        signal, sigma = self._signal_and_noise(timesteps)
-        return signal * noise - sigma * clean
+def check_first_width(stem: int, first: int) -> None:
+    """Refuses U-Nets whose first level is not as wide as their input convolution.
 
-    def predict_clean(self, step: Step) -> Tensor:
-        """The clean latents that a prediction stands for."""
-        signal, sigma = self._signal_and_noise(step.timesteps)
-        if self.geometry.prediction_type == "epsilon":
-            return (step.noisy - sigma * step.prediction) / signal
-        return signal * step.noisy - sigma * step.prediction
+    Raises:
+        UserError: it is not.
+    """
+    if stem != first:
+        raise UserError(
+            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets with one width for both, as all released "
+            "models have it, so these weights cannot be expressed"
+        )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from posegen.backbones.base import Backbone, Bank, Geometry, Injection, Weights
+from posegen.backbones.base import PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
+from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import Record, additions, bank_of
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import Parts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
+from posegen.backbones.process import noise_process
+from posegen.backbones.text import Text
 from posegen.io.weights import WeightsError
 
 HUB = "hub:"
@@ -39,16 +43,15 @@ class StableDiffusion(Backbone):
         autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
         text_encoder: the CLIP text tower.
         tokenizer: its tokenizer.
-        scheduler_config: configuration of the noise process, for diffusers' schedulers.
 
     Raises:
         WeightsError: nothing usable at ``path``; the message says what is expected there.
     """
 
     sample: Literal["image", "pose"] = "image"
-    _source: tuple[Path, Path | None] | None = (
-        None  # the files that were read: folder or single file, and another autoencoder
-    )
+    places: ClassVar[frozenset[str]] = frozenset(PLACES)
+    _source: tuple[Path, Path | None] | None = None  # folder or single file, and another autoencoder
+    _behind_middle: RemovableHandle | None = None
 
     def __init__(
         self,
@@ -91,17 +94,14 @@ class StableDiffusion(Backbone):
         self.autoencoder = parts.autoencoder
         self.text_encoder = parts.text_encoder
         self.tokenizer = parts.tokenizer
-        self.scheduler_config = dict(parts.scheduler)
         self.recipe = recipe
-        noise = DDIMScheduler.from_config(self.scheduler_config)
-        if noise.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise WeightsError(
-                f"backbone {id}: its scheduler has prediction_type {noise.config.prediction_type!r}; expected epsilon or v_prediction"
-            )
-        self.register_buffer("alphas_cumprod", noise.alphas_cumprod.float(), persistent=False)
-        self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1], noise.config.prediction_type)
+        try:
+            self.process = noise_process(parts.scheduler)
+        except WeightsError as error:
+            raise WeightsError(f"backbone {id}: {error}") from error
+        self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1])
         self._check_fit(id)
-        self.weights = Weights(id, parts.sha256, {"prediction_type": self.geometry.prediction_type, "recipe": recipe})
+        self.weights = Weights(id, parts.sha256, {"prediction_type": self.process.prediction_type, "recipe": recipe})
         self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.eval()
 
@@ -125,7 +125,7 @@ class StableDiffusion(Backbone):
     @property
     def parts(self) -> Parts:
         """The parts as they are now, for instance to save them after training."""
-        return Parts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.scheduler_config))
+        return Parts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
 
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder, which no posegen task trains together with the rest, in diffusers' layout."""
@@ -135,12 +135,8 @@ class StableDiffusion(Backbone):
     def save_source(self, folder: Path) -> dict[str, Any]:
         if self._source is None:
             return super().save_source(folder)
-        arguments: dict[str, Any] = {
-            **copy_source(*self._source, folder),
-            "recipe": self.recipe,
-            "id": self.weights.id,
-        }
-        return {**arguments, "prediction_type": self.geometry.prediction_type}
+        arguments = {"recipe": self.recipe, "id": self.weights.id, "prediction_type": self.process.prediction_type}
+        return {**copy_source(*self._source, folder), **arguments}
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         table = ldm.unet_table(self.geometry)
@@ -151,10 +147,10 @@ class StableDiffusion(Backbone):
             return f"{tensors_hash(self.autoencoder)}-{self.autoencoder.config.scaling_factor}"
         return f"{tensors_hash(self.text_encoder)}-{self.max_length}"
 
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
         return self._predict(latents, timesteps, text, injection)
 
-    def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Tensor, injection: Injection) -> Bank:
+    def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
         record: dict[str, Record] = {}
         self._predict(latents, timesteps, text, injection, record)
         return bank_of(record)
@@ -163,17 +159,53 @@ class StableDiffusion(Backbone):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        text: Tensor,
+        text: Text,
         injection: Injection,
         record: dict[str, Record] | None = None,
     ) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         down, mid = self._residuals(injection)
-        added = additions(self.unet, injection, len(latents), record)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         with features_added(self.unet, injection.encoder):
-            return self.unet(latents, timesteps, text, cross_attention_kwargs=added, **residuals, return_dict=False)[0]
+            return self.unet(
+                latents,
+                timesteps,
+                text.tokens,
+                encoder_attention_mask=text.mask,
+                cross_attention_kwargs=additions(self.unet, injection, len(latents), record),
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=mid,
+                return_dict=False,
+            )[0]
+
+    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> EncoderCopy:
+        return EncoderCopy(self.unet, self.geometry, replaced)
+
+    def encoder_block(self, level: int, layer: int = 0) -> Any:
+        return self.unet.down_blocks[level].resnets[layer]
+
+    def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
+        if self._behind_middle is not None:
+            self._behind_middle.remove()
+        self._behind_middle = self.unet.mid_block.register_forward_hook(
+            lambda _module, _inputs, output: function(output)
+        )
+
+    def widen(self, channels: int) -> None:
+        old = self.unet.conv_in
+        if old.in_channels != self.geometry.latent_channels:
+            raise ValueError(
+                f"the U-Net takes {old.in_channels} channels, not the {self.geometry.latent_channels} of the latents; "
+                "a method that concatenates latents needs a text-to-image backbone of its own"
+            )
+        new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        new = new.to(old.weight)
+        with torch.no_grad():
+            new.weight.zero_()
+            new.weight[:, : old.in_channels] = old.weight
+            new.bias.copy_(old.bias)
+        self.unet.conv_in = new
+        self.unet.register_to_config(in_channels=new.in_channels)
 
     def _residuals(self, injection: Injection) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
         """Residuals as diffusers wants them: both kinds or none."""
@@ -186,14 +218,14 @@ class StableDiffusion(Backbone):
             raise ValueError(f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections")
         return down, injection.mid if injection.mid is not None else nothing
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+    def encode_text(self, prompts: Sequence[str]) -> Text:
         unique = list(dict.fromkeys(prompts))
         tokens = self.tokenizer(
             unique, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
         )
         states = self.text_encoder(tokens.input_ids.to(self.text_encoder.device), return_dict=False)[0]
         place = {prompt: i for i, prompt in enumerate(unique)}
-        return states[[place[prompt] for prompt in prompts]]
+        return Text(states[[place[prompt] for prompt in prompts]])
 
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         config = self.autoencoder.config

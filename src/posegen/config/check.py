@@ -232,6 +232,8 @@ def compatible(cfg: DictConfig) -> list[Problem]:
                     )
                 )
         problems += _sizes(f"data.{split}", node, factor)
+    if hasattr(adapter, "unserved") and isinstance(backbone, type) and (reason := adapter.unserved(backbone)):
+        problems.append(Problem("backbone", reason))
     return problems
 
 

@@ -14,7 +14,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from posegen.data.on_disk.source import Condition
 from posegen.poses.pose_square import Square, into
+
+if TYPE_CHECKING:
+    from posegen.backbones.text import Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +216,8 @@ class PoseBatch:
         source_latents: ``[B, c, h, w]`` clean latents of ``source``, where there is one of each.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
-        text: ``[B, L, D]`` text states of the prompts.
-        negative_text: ``[1, L, D]`` text states of the negative prompt.
+        text: the encoded prompts.
+        negative_text: the encoded negative prompt, one for all images or one for each.
         attributes: B mappings, as in `Sample`.
         areas: B arrays ``[P_i]``.
         population: the samples of the training split, without their images.
@@ -234,8 +237,8 @@ class PoseBatch:
     source_latents: Tensor | None = None
     hint: Tensor | None = None
     latents: Tensor | None = None
-    text: Tensor | None = None
-    negative_text: Tensor | None = None
+    text: Text | None = None
+    negative_text: Text | None = None
     attributes: Sequence[Mapping[str, Any]] = ()
     areas: Sequence[np.ndarray] = ()
     population: Sequence[Sample] | None = None
@@ -273,9 +276,8 @@ class PoseBatch:
         return torch.stack([torch.rand((), generator=g) for g in self.generators(purpose)])
 
     def to(self, device: torch.device | str) -> PoseBatch:
-        """The same batch with its tensors on ``device``."""
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        """The same batch with its tensors and texts on ``device``."""
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if hasattr(v, "to")})
 
 
 def generator(*key: object) -> torch.Generator:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
-from posegen.backbones.base import Backbone, Geometry, Injection
+from posegen.backbones.base import Backbone, Geometry
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import Parts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
@@ -108,12 +108,6 @@ def converted(method: Method, backbone: Backbone, weights: Mapping[str, Tensor])
         raise UserError(account.summary())
     load(method, backbone, placed)
     return method.eval()
-
-
-def residuals_of(injection: Injection) -> list[Tensor]:
-    """The residuals of the skip connections, and last that of the middle block."""
-    assert injection.down is not None and injection.mid is not None
-    return [*injection.down, injection.mid]
 
 
 def batch_of_size(count: int, size: Sequence[int], batch: type[PoseBatch] = PoseBatch, **fields: Any) -> PoseBatch:

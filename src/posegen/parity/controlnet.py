@@ -7,7 +7,8 @@ from typing import Any
 from posegen.adapters.base import State
 from posegen.adapters.controlnet import ControlNet
 from posegen.backbones.base import Injection
-from posegen.parity.build import Outputs, converted, geometry_of, residuals_of, stable_diffusion
+from posegen.backbones.text import Text
+from posegen.parity.build import Outputs, converted, geometry_of, stable_diffusion
 from posegen.parity.case import Case
 
 #: Output -> settings of the method.
@@ -22,7 +23,7 @@ CONTROL_SETTINGS: dict[str, dict[str, Any]] = {
 def controlnet_outputs(case: Case) -> Outputs:
     """Every output of a whole forward pass."""
     backbone = stable_diffusion(geometry_of(case.config), case.weights)
-    noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), case.inputs["context"]
+    noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
     for name, settings in CONTROL_SETTINGS.items():
         method = converted(ControlNet(**settings), backbone, case.weights)
         hint = method.branch.hint_features(case.inputs["hint"])
@@ -31,5 +32,5 @@ def controlnet_outputs(case: Case) -> Outputs:
         yield name, backbone.predict(noisy, timesteps, text, injection)
         if name == "eps":
             yield "guided_hint", hint
-            yield from ((f"res_{i:02}", residual) for i, residual in enumerate(residuals_of(injection)))
+            yield from ((f"res_{i:02}", residual) for i, residual in enumerate(injection.residuals))
     yield "eps_nocontrol", backbone.predict(noisy, timesteps, text, Injection())

@@ -8,6 +8,7 @@ from posegen.adapters.base import State
 from posegen.adapters.grpose import BLOCK, GRPose, PoseGraphBlock
 from posegen.backbones.base import Geometry, Injection
 from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.text import Text
 from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2
 from posegen.parity.build import (
@@ -17,7 +18,6 @@ from posegen.parity.build import (
     geometry_of,
     known_tensors,
     recorded,
-    residuals_of,
     stable_diffusion,
 )
 from posegen.parity.case import WEIGHTS, Case
@@ -63,12 +63,11 @@ def adapter_outputs(case: Case) -> Outputs:
     backbone = stable_diffusion(geometry, case.weights)
     method = GRPose(levels=injected_levels(config, geometry), inject_channels=config["inject_channels"])
     method = converted(method, backbone, case.weights)
-    noisy, timesteps, text = case.inputs["x_noisy"], case.inputs["timesteps"].long(), case.inputs["context"]
-    poses = method.pose_encoder(case.inputs["hint"])
-    encoded = {f"pose{level}": method.block(level).encode(pose) for level, pose in poses.items()}
-    injection = method.inject(State(text, text).having(**encoded), noisy, timesteps)
-    yield from ((f"pose_features.{i}", pose) for i, pose in enumerate(poses.values()))
-    yield from ((f"residual.{i}", residual) for i, residual in enumerate(residuals_of(injection)))
+    noisy, timesteps, text = case.inputs["x_noisy"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
+    hint = case.inputs["hint"]
+    injection = method.inject(State(text, text).having(poses=method.poses(hint)), noisy, timesteps)
+    yield from ((f"pose_features.{i}", pose) for i, pose in enumerate(method.pose_encoder(hint).values()))
+    yield from ((f"residual.{i}", residual) for i, residual in enumerate(injection.residuals))
     if ldm.has_prefix(case.weights, ldm.UNET):
         yield "eps", backbone.predict(noisy, timesteps, text, injection)
         yield "eps_without_control", backbone.predict(noisy, timesteps, text, Injection())

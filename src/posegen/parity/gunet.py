@@ -15,6 +15,7 @@ from posegen.backbones.loading.diffusers_folder import Parts
 from posegen.backbones.loading.single_file import SCHEDULER
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.pose_space import PoseSpace, pose_unet
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.parity.build import Outputs, UnknownPart, batch_of_size, converted, recorded
 from posegen.parity.case import FACTS, Case
@@ -99,7 +100,7 @@ def pose_backbone(case: Case) -> PoseSpace:
 
 
 def predicted_maps(backbone: PoseSpace, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    return backbone.predict(noisy, timestep.long().expand(len(noisy)), text, Injection())
+    return backbone.predict(noisy, timestep.long().expand(len(noisy)), Text(text), Injection())
 
 
 def training_loss(case: Case, method: GUNet, backbone: PoseSpace, given: dict[str, Tensor]) -> Tensor:
@@ -108,12 +109,12 @@ def training_loss(case: Case, method: GUNet, backbone: PoseSpace, given: dict[st
     texts = [value for name, value in case.inputs.items() if name.endswith("encoder_hidden_states")]
     text = next(value for value in texts if len(value) == len(clean))
     timesteps = given["timestep"].long().expand(len(clean))
-    noisy = backbone.add_noise(clean, noise, timesteps)
+    noisy = backbone.process.add_noise(clean, noise, timesteps)
     prediction = predicted_maps(backbone, noisy, timesteps, text)
-    step = Step(prediction, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    return method.loss(step, State(text, text), batch_of_size(len(clean), (0, 0), text=text, negative_text=text))[
-        "loss"
-    ]
+    step = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    states = Text(text)
+    batch = batch_of_size(len(clean), (0, 0), text=states, negative_text=states)
+    return method.loss(step, State(states, states), batch)["loss"]
 
 
 class StartsFrom(PoseBatch):
@@ -128,7 +129,7 @@ def sampled_maps(case: Case, method: GUNet, backbone: PoseSpace, run: str, given
     """The whole loop with the shared sampler, from given noise."""
     facts, start = case.facts["sampling"], given["latents"]
     sampler = Sampler(facts["scheduler"], facts["steps"][run], facts["guidance_scale"])
-    text, negative = given["prompt_embeds"].expand(len(start), -1, -1), given["negative_prompt_embeds"]
+    text, negative = Text(given["prompt_embeds"].expand(len(start), -1, -1)), Text(given["negative_prompt_embeds"])
     batch = batch_of_size(len(start), (0, 0), StartsFrom, text=text, negative_text=negative, latents=start)
     return sampler.latents(method, backbone, batch)
 

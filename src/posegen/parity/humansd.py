@@ -15,6 +15,7 @@ from posegen.adapters.humansd import HumanSD
 from posegen.backbones.base import Backbone, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.metrics.estimators.higherhrnet import HigherHRNet, aggregated
 from posegen.metrics.estimators.hrnet import Stage
@@ -60,7 +61,7 @@ class TimestepSampler(Sampler):
 
     def __init__(self, timesteps: Sequence[int], backbone: StableDiffusion, **settings: Any) -> None:
         apart = timesteps[1] - timesteps[0]
-        super().__init__(steps=len(backbone.alphas_cumprod) // apart, **settings)
+        super().__init__(steps=backbone.process.length // apart, **settings)
         self.timesteps = torch.tensor(sorted(timesteps, reverse=True))
 
     def build(self, backbone: Backbone) -> Any:
@@ -83,7 +84,8 @@ def humansd_outputs(case: Case) -> Outputs:
     threshold, weight = config["estimate_thresh"], config["pose_loss_weight"]
     method = Prepared(loss_kind="heatmap_reference", threshold=threshold, loss_weight=weight)
     method = converted(method, backbone, case.weights)
-    method.state = State(case.inputs["context"], case.inputs["context_uncond"]).having(pose=case.inputs["pose_latent"])
+    text, null = (Text(case.inputs[name]) for name in ("context", "context_uncond"))
+    method.state = State(text, null).having(pose=case.inputs["pose_latent"])
     yield from predictions(case, method, backbone)
     yield from sampling_loops(case, method, backbone)
     yield from losses(case, method, backbone)
@@ -118,9 +120,9 @@ def sampling_loops(case: Case, method: Prepared, backbone: StableDiffusion) -> O
 def losses(case: Case, method: Prepared, backbone: StableDiffusion) -> Outputs:
     """One training step with the pose network in evaluation mode, then in the training mode of the official program."""
     clean, noise, timesteps = case.inputs["x_start"], case.inputs["noise"], case.inputs["t_loss"].long()
-    noisy, rows = backbone.add_noise(clean, noise, timesteps), range(len(clean))
+    noisy, rows = backbone.process.add_noise(clean, noise, timesteps), range(len(clean))
     eps = prediction(method, backbone, method.state, noisy, timesteps)
-    step = Step(eps, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    step = Step(eps, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
     teacher = pose_network(case.config["pose_net"], ldm.below(case.weights, TEACHER), str(case.place))
     object.__setattr__(method, "teacher", teacher)
 
@@ -140,7 +142,8 @@ def losses(case: Case, method: Prepared, backbone: StableDiffusion) -> Outputs:
     yield from {"loss": whole["loss"], "loss_plain_mse": whole["plain"]}.items()
     yield "loss_per_sample", torch.stack([one["loss"] for one in each])
     plain = torch.stack([one["plain"] for one in each])
-    yield "loss_vlb", (bound_weights(backbone.alphas_cumprod.double())[timesteps] * plain).mean()
+    signal = backbone.process.power(torch.arange(backbone.process.length)).double()
+    yield "loss_vlb", (bound_weights(signal)[timesteps] * plain).mean()
     teacher.train()
     yield "loss_trainmode_bn", loss(rows)["loss"]
 

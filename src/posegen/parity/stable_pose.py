@@ -13,7 +13,9 @@ from posegen.adapters.base import State
 from posegen.adapters.stable_pose import StablePose, positions
 from posegen.backbones.base import Geometry, Injection, Step
 from posegen.backbones.loading.ldm_keys import below
+from posegen.backbones.process import VariancePreserving
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.parity.build import (
@@ -22,7 +24,6 @@ from posegen.parity.build import (
     converted,
     geometry_of,
     recorded,
-    residuals_of,
     stable_diffusion,
 )
 from posegen.parity.case import FACTS, Case
@@ -57,7 +58,7 @@ def transformer_outputs(case: Case) -> Outputs:
     state = state_with(method, masks)
     with recorded(embed=net.embed, mlp=net.mlps[-1], **attentions) as (given, returned):
         yield "y", net(x, method.layers(state))
-    yield "token_mask", state.conditions["tokens"].transpose(0, 1)
+    yield "token_mask", state["tokens"].transpose(0, 1)
     table = positions(x.shape[-2] // net.patch, x.shape[-1] // net.patch, net.dim)
     tokens = {**returned, "tokens": given["mlp"] + returned["mlp"], "pos_embedding": table}
     yield from ((name, thinned(value, case.mids.get(name))) for name, value in tokens.items())
@@ -72,8 +73,8 @@ def first_block_outputs(case: Case) -> Outputs:
     modules = {"pose_feature": method.pose_encoder, "cond_conv": block.pose_conv, "vit_out": block.transformer}
     with recorded(**modules) as (given, returned):
         for name, shown in (("y_nomask", torch.ones_like(masks)), ("y", masks)):
-            state = method.conditioned(State(inputs["emb"], inputs["emb"]), inputs["hint"], shown)
-            yield name, block(inputs["x"], inputs["emb"], (state.conditions["pose"], method.layers(state)))
+            state = method.conditioned(State(Text(inputs["emb"]), Text(inputs["emb"])), inputs["hint"], shown)
+            yield name, block(inputs["x"], inputs["emb"], (state["pose"], method.layers(state)))
     yield from {**returned, "vit_in": given["vit_out"]}.items()
     yield "normed", torch.nn.functional.group_norm(returned["vit_out"], block.groups, eps=1e-5)
 
@@ -82,13 +83,12 @@ def whole_outputs(case: Case) -> Outputs:
     """Residuals, predictions, one guided step, and the masked loss with its gradient."""
     config, given = case.config, case.inputs
     backbone = stable_diffusion(geometry_of(config), case.weights)
-    backbone.scheduler_config |= {
-        "beta_start": config["linear_start"],
-        "beta_end": config["linear_end"],
-        "num_train_timesteps": config["timesteps"],
-    }
+    times = {"beta_start": "linear_start", "beta_end": "linear_end", "num_train_timesteps": "timesteps"}
+    times = {name: config[theirs] for name, theirs in times.items()}
+    backbone.process = VariancePreserving({**backbone.process.config, **times})
     method, masks = literal(converted(method_of(case), backbone, case.weights)), masks_of(case)
-    text, timesteps, hint = State(given["context"], given["context_uncond"]), given["timesteps"].long(), given["hint"]
+    text, timesteps = State(Text(given["context"]), Text(given["context_uncond"])), given["timesteps"].long()
+    hint = given["hint"]
 
     def predicted_with(state: State) -> tuple[Injection, Tensor]:
         injection = method.inject(state, given["x"], timesteps)
@@ -97,12 +97,12 @@ def whole_outputs(case: Case) -> Outputs:
     state = method.conditioned(text, hint, masks)
     injection, eps = predicted_with(state)
     yield "pose_feature", method.pose_encoder(hint)
-    yield from ((f"res_{i:02}", residual) for i, residual in enumerate(residuals_of(injection)))
+    yield from ((f"res_{i:02}", residual) for i, residual in enumerate(injection.residuals))
     yield "eps", eps
     yield "eps_nocontrol", backbone.predict(given["x"], timesteps, state.text, Injection())
     yield "eps_nomask", predicted_with(method.conditioned(text, hint, torch.ones_like(masks)))[1]
     yield from guided_step(case, method, backbone, state)
-    target = backbone.target(given["x_start"], given["noise"], timesteps)
+    target = backbone.process.target(given["x_start"], given["noise"], timesteps)
     with torch.enable_grad():
         eps = eps.detach().requires_grad_()
         step = Step(eps, target, given["x"], given["x_start"], given["noise"], timesteps)
@@ -182,9 +182,9 @@ def masks_of(case: Case) -> Tensor:
 
 def state_with(method: StablePose, masks: Tensor) -> State:
     """A state with these masks and a blank drawing."""
-    factor = method.backbone.geometry.latent_factor  # type: ignore[union-attr]
+    factor = method.backbone.geometry.latent_factor
     hint = torch.zeros(len(masks), 3, factor * masks.shape[-2], factor * masks.shape[-1])
-    return method.conditioned(State(hint, hint), hint, masks)
+    return method.conditioned(State(Text(hint), Text(hint)), hint, masks)
 
 
 def thinned(tokens: Tensor, kept: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from math import isqrt
 from posegen.adapters.t2i_adapter import T2IAdapter
 from posegen.backbones.base import Injection
 from posegen.backbones.loading import ldm_keys as ldm
+from posegen.backbones.text import Text
 from posegen.parity.build import Inexpressible, Outputs, batch_of_size, converted, geometry_of, stable_diffusion
 from posegen.parity.case import FACTS, Case
 
@@ -32,7 +33,7 @@ def t2i_adapter_outputs(case: Case) -> Outputs:
             yield from ((f"feat_{i}", feature) for i, feature in enumerate(method.features(hint)))
         if not ldm.has_prefix(case.weights, ldm.UNET):
             return
-        noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), case.inputs["context"]
+        noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
         batch = batch_of_size(len(hint), hint.shape[2:], hint=hint, text=text, negative_text=text[:1])
         yield name, backbone.predict(noisy, timesteps, text, method.inject(method.encode(batch), noisy, timesteps))
     yield "eps_nocontrol", backbone.predict(noisy, timesteps, text, Injection())

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch, PoseData, Sample, generator
 from posegen.errors import UserError
 
@@ -28,16 +28,16 @@ class Needs:
         hint: draws a pose, ``(keypoints, size) -> [C, H, W] float32``.
         latents: ``[N, c, h, w]`` cached latents of the whole split.
         source_latents: the same of its sources.
-        text: index -> cached text states.
-        negative_text: ``[1, L, D]``.
+        text: indices -> cached encoded prompts.
+        negative_text: the encoded negative prompt.
     """
 
     fields: frozenset[str] = frozenset()
     hint: Hint | None = None
     latents: Sequence | np.ndarray | None = None
     source_latents: Sequence | np.ndarray | None = None
-    text: Callable[[Sequence[int]], Tensor] | None = None
-    negative_text: Tensor | None = None
+    text: Callable[[Sequence[int]], Text] | None = None
+    negative_text: Text | None = None
 
 
 def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, visit: int = 0) -> PoseBatch:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
@@ -49,11 +49,10 @@ class Parts:
     @cached_property
     def bare_adapter(self) -> Adapter:
         """The adapter before `attach`."""
-        node = {k: v for k, v in self.cfg.adapter.items() if k not in ("recipes", "faithful")}
+        node = OmegaConf.to_container(self.cfg.adapter, resolve=True)
+        declared = {name: node.pop(name) for name in get_class(node["_target_"]).declared if name in node}
         adapter = instantiate(OmegaConf.create(node), _convert_="all")
-        adapter.faithful = self.cfg.adapter.get(
-            "faithful", adapter.faithful
-        )  # before it is attached: quirks may shape modules
+        vars(adapter).update(declared)  # before it is attached: quirks may shape modules
         if adapter.sample != self.backbone.sample:
             raise UserError(
                 f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; choose another backbone="

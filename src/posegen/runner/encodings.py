@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posegen.backbones.base import Backbone
+from posegen.backbones.text import Text
 from posegen.data.base import PoseData
 from posegen.io.atomic import replacing
 from posegen.runner.cell import digest, locked
@@ -23,12 +24,13 @@ class Encoded:
     """Arrays of one split in files of `SHARD` rows, read through memory maps.
 
     Args:
-        folder: where the shards lie; its name says what they depend on.
+        folder: where the shards lie; its name holds a hash of everything they depend on.
         count: rows in all.
+        part: name of an array that lies beside the main one.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, part: str = "") -> None:
+        self.folder, self.count, self.part = folder, count, part
         self._shards: dict[int, np.ndarray] = {}
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -37,11 +39,19 @@ class Encoded:
             self._shards[shard] = np.load(self.path(shard), mmap_mode="r", allow_pickle=False)
         return self._shards[shard][row]
 
-    def path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.npy"
+    def path(self, shard: int, part: str = "") -> Path:
+        return self.folder / ".".join([f"{shard:05d}", *filter(None, [part or self.part]), "npy"])
 
-    def fill(self, encode: Callable[[range], np.ndarray], stage: str, mode: Mode) -> Encoded:
-        """Computes the missing shards; an interruption loses at most one."""
+    def beside(self, part: str) -> Encoded | None:
+        """The array of this name, None where the split has none."""
+        return Encoded(self.folder, self.count, part) if self.path(0, part).is_file() else None
+
+    def fill(self, encode: Callable[[range], Mapping[str, np.ndarray]], stage: str, mode: Mode) -> Encoded:
+        """Computes the missing shards; an interruption loses at most one.
+
+        Args:
+            encode: rows to the arrays of each part; the main one's name is empty.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         shards = [range(s, min(s + SHARD, self.count)) for s in range(0, self.count, SHARD)]
         missing = [s for s in shards if self._rows(s.start // SHARD) < len(s)]
@@ -51,9 +61,9 @@ class Encoded:
             missing = [s for s in missing if self._rows(s.start // SHARD) < len(s)]
             with Progress(self.folder, stage, sum(map(len, missing)), mode=mode) as progress:
                 for rows in missing:
-                    values = encode(rows)
-                    with replacing(self.path(rows.start // SHARD)) as temporary, temporary.open("wb") as file:
-                        np.save(file, values)
+                    for part, values in sorted(encode(rows).items(), reverse=True):  # the main array last: it counts
+                        with replacing(self.path(rows.start // SHARD, part)) as temporary, temporary.open("wb") as file:
+                            np.save(file, values)
                     progress.update(len(rows))
         return self
 
@@ -74,12 +84,12 @@ def cached_latents(
     device = next(backbone.parameters()).device
 
     @torch.inference_mode()
-    def encode(rows: range) -> np.ndarray:
+    def encode(rows: range) -> dict[str, np.ndarray]:
         parts = []
         for start in range(rows.start, rows.stop, 50):
             images = torch.stack([image(i).tensor for i in range(start, min(start + 50, rows.stop))])
             parts.append(backbone.to_latents(images.to(device)).half().cpu().numpy())
-        return np.concatenate(parts)
+        return {"": np.concatenate(parts)}
 
     return Encoded(cache / "latents" / f"{data.name}-{data.split}-{key}", len(data)).fill(
         encode, f"{of} of {data.split}", mode
@@ -88,18 +98,32 @@ def cached_latents(
 
 def cached_text(
     data: PoseData, prompts: Sequence[str], backbone: Backbone, cache: Path, mode: Mode
-) -> Callable[[Sequence[int]], Tensor]:
-    """A function from sample indices to their text states ``[B, L, D]``; each different prompt is encoded and kept once."""
+) -> Callable[[Sequence[int]], Text]:
+    """A function from sample indices to their encoded prompts; each different prompt is encoded and kept once, in half precision."""
     different = sorted(set(prompts))
     place = {prompt: i for i, prompt in enumerate(different)}
     key = digest(["text", different, backbone.encoding_key("text")])
 
     @torch.inference_mode()
-    def encode(rows: range) -> np.ndarray:
+    def encode(rows: range) -> dict[str, np.ndarray]:
         chunks = [different[s : min(s + 100, rows.stop)] for s in range(rows.start, rows.stop, 100)]
-        return np.concatenate([backbone.encode_text(chunk).half().cpu().numpy() for chunk in chunks])
+        text = Text.cat([backbone.encode_text(chunk).to("cpu") for chunk in chunks])
+        parts = {
+            "": text.tokens.half(),
+            "pooled": None if text.pooled is None else text.pooled.half(),
+            "mask": text.mask,
+        }
+        return {name: part.numpy() for name, part in parts.items() if part is not None}
 
-    states = Encoded(cache / "text" / f"{data.name}-{data.split}-{key}", len(different)).fill(
-        encode, f"text of {data.split}", mode
+    folder = cache / "text" / f"{data.name}-{data.split}-{key}"
+    tokens = Encoded(folder, len(different)).fill(encode, f"text of {data.split}", mode)
+    pooled, mask = tokens.beside("pooled"), tokens.beside("mask")
+
+    def rows(encoded: Encoded, indices: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([encoded[place[prompts[i]]] for i in indices]))
+
+    return lambda indices: Text(
+        rows(tokens, indices).float(),
+        None if pooled is None else rows(pooled, indices).float(),
+        None if mask is None else rows(mask, indices),
     )
-    return lambda indices: torch.from_numpy(np.stack([states[place[prompts[i]]] for i in indices])).float()

@@ -103,7 +103,7 @@ def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
     device = device_of(parts.cfg.trainer.accelerator)
     parts.backbone.to(device)  # no sub-module of the adapter
     adapter.eval().to(device)
-    looked_at = pictured(data) if "source" in adapter.needs else set()
+    looked_at = pictured(data) if "source" in adapter.reads else set()
     with Progress(folder, parts.shard.named("sample"), total, done, "img", parts.cfg.trainer.progress) as progress:
         for rows in missing:
             batch = batch_of(parts, adapter, rows)
@@ -135,12 +135,12 @@ def batch_of(
     fields: frozenset[str] = frozenset(),
 ) -> PoseBatch:
     """The batch of the samples ``rows`` of a split or of other data, with what the adapter reads, more ``fields``, and the sampler's negative prompt."""
-    needs = Needs(frozenset(adapter.needs) | fields, adapter.hint)
+    needs = Needs(frozenset(adapter.reads) | fields, adapter.hint)
     batch = collate(parts.data(split) if data is None else data, rows, needs, parts.cfg.seed)
     with torch.no_grad():
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
-    population = parts.population if "population" in adapter.needs else None
+    population = parts.population if "population" in adapter.reads else None
     return replace(batch, text=text, negative_text=negative, population=population).to(
         next(parts.backbone.parameters()).device
     )

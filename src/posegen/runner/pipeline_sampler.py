@@ -74,7 +74,7 @@ class Steered(Sampler):
         timestep: Tensor,
     ) -> Tensor:
         method: Any = adapter if self.control_scale == 1 else Scaled(adapter, self.control_scale)
-        return super().guided(method, batch, weights, state, latents.to(state.text.dtype), timestep)
+        return super().guided(method, batch, weights, state, latents.to(state.text.tokens.dtype), timestep)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Scaled:
 
     @property
     def backbone(self) -> Backbone:
-        return self.adapter.backbone  # type: ignore[return-value]
+        return self.adapter.backbone
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         return self.adapter.inject(state, latents, timesteps).scaled(self.factor)

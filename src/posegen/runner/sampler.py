@@ -66,8 +66,7 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, adapter: Adapter, batch: PoseBatch, after: After | None = None) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1]; ``after`` may change the latents after every step."""
-        backbone: Backbone = adapter.backbone  # type: ignore[assignment]
-        return backbone.from_latents(self.latents(adapter, backbone, batch, after)).clamp(-1, 1)
+        return adapter.backbone.from_latents(self.latents(adapter, adapter.backbone, batch, after)).clamp(-1, 1)
 
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
         """Denoised latents ``[B, c, h, w]``."""
@@ -80,9 +79,8 @@ class Sampler:
         scheduler = self.build(backbone)
         weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
         state = State.cat(states)
-        latents = (
-            batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.device) * scheduler.init_noise_sigma
-        )
+        noise = batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.tokens.device)
+        latents = noise * initial_scale(scheduler)
         accepted = inspect.signature(scheduler.step).parameters
         extra = {
             name: value
@@ -94,7 +92,8 @@ class Sampler:
         for timestep, now, then in zip(
             schedule, schedule.to(latents.device), following, strict=True
         ):  # the scheduler computes with numbers of the host
-            guided = self.guided(adapter, batch, weights, state, scheduler.scale_model_input(latents, timestep), now)
+            given = scaled_input(scheduler, latents, timestep)
+            guided = self.guided(adapter, batch, weights, state, given, now)
             latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
             latents = latents if after is None else after(latents, partial(noised, scheduler, then))
             yield latents
@@ -123,21 +122,34 @@ class Sampler:
 
     def unset(self, backbone: Backbone) -> Any:
         """The diffusers scheduler, before its steps are set."""
-        import diffusers
-
-        return getattr(diffusers, self.scheduler).from_config(backbone.scheduler_config)
+        return backbone.process.scheduler(self.scheduler)
 
 
 def predicted(adapter: Adapter, state: State, latents: Tensor, timestep: Tensor) -> Tensor:
     """One pass of the backbone ``[B, c, h, w]`` under the method's influence, at one timestep for the whole batch."""
-    backbone: Backbone = adapter.backbone  # type: ignore[assignment]
     timesteps = timestep.expand(len(latents))
-    return backbone.predict(latents, timesteps, state.text, adapter.inject(state, latents, timesteps))
+    return adapter.backbone.predict(latents, timesteps, state.text, adapter.inject(state, latents, timesteps))
 
 
 def noised(scheduler: Any, timestep: Tensor | None, clean: Tensor, noise: Tensor) -> Tensor:
     """Clean latents ``[B, c, h, w]`` as a scheduler expects them at a timestep; None is after its last step, where no noise is left."""
-    return clean if timestep is None else scheduler.add_noise(clean, noise, timestep.expand(len(clean)))
+    if timestep is None:
+        return clean
+    times = timestep.expand(len(clean))
+    if hasattr(scheduler, "scale_noise"):  # flow matching
+        return scheduler.scale_noise(clean, times, noise)
+    return scheduler.add_noise(clean, noise, times)
+
+
+def initial_scale(scheduler: Any) -> float | Tensor:
+    """Factor of the initial noise; flow matching has none."""
+    return getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def scaled_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Latents as the network expects them at a timestep; flow matching leaves them as they are."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    return latents if scale is None else scale(latents, timestep)
 
 
 def weighted(predictions: Tensor, weights: Sequence[float]) -> Tensor:

@@ -99,7 +99,7 @@ def fit_here(parts: Parts, folder: Path, crew: Crew) -> None:
     ema = EMA(cfg.trainer.ema)
     if task.count_trained():
         run(parts, task, ema, folder, crew)
-    elif isinstance(task, AdapterTask) and task.adapter.trainable:
+    elif isinstance(task, AdapterTask) and task.adapter.trains:
         raise UserError(f"adapter={cfg.method} has nothing to train with these settings; switch some of its parts on")
     weights, ema.average = (whole(task.state_dict()), whole(ema.average)) if crew.divides else ({}, ema.average)
     if crew.rank:
@@ -209,7 +209,7 @@ def needs_of(task: Task, parts: Parts) -> Needs:
     negative = None
     if text is not None:
         with torch.no_grad():
-            negative = parts.backbone.encode_text([""]).cpu()
+            negative = parts.backbone.encode_text([""]).to("cpu")
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
     fields = (
         task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}

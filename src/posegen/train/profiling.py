@@ -108,14 +108,14 @@ class MeasuredMethod:
     @torch.no_grad()
     def _batch(self) -> PoseBatch:
         """Everything that a method may read, with latents and text states as training caches them."""
-        count, needs = self.cfg.batch, Needs(frozenset({"images", *self.adapter.needs}), self.adapter.hint)
+        count, needs = self.cfg.batch, Needs(frozenset({"images", *self.adapter.reads}), self.adapter.hint)
         people = SyntheticPeople(count, self.cfg.size)
         batch = collate(people, range(count), needs, self.cfg.seed).to(self.device)
         latents = batch.randn("clean", self.backbone.latent_shape(batch.size)).to(self.device)
         return replace(
             batch,
             latents=latents,
-            source_latents=latents.flip(0) if "source_latents" in self.adapter.needs else None,
+            source_latents=latents.flip(0) if "source_latents" in self.adapter.reads else None,
             text=self.backbone.encode_text(list(batch.prompts)),
             negative_text=self.backbone.encode_text([self.cfg.sampler.negative_prompt]),
         )
@@ -166,7 +166,7 @@ class MeasuredMethod:
     def passes(self) -> Iterator[Tensor]:
         state, noisy = self.adapter.encode(self.batch), self.batch.latents
         assert noisy is not None
-        timesteps = torch.full((len(noisy),), len(self.backbone.alphas_cumprod) // 2, device=self.device)
+        timesteps = self.backbone.process.sample_times(torch.full((len(noisy),), 0.5, device=self.device))
         while True:
             yield self.backbone.predict(noisy, timesteps, state.text, self.adapter.inject(state, noisy, timesteps))
 

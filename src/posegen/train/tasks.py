@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from posegen.backbones.base import Backbone, Injection, Step
+from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.runner.components import Parts
 from posegen.runner.precision import arranged
@@ -69,11 +70,16 @@ class Task(LightningModule):
             divide(self, strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.parameters() if p.requires_grad]
         build: Any = Muon if self.recipe.optimizer == "muon" else torch.optim.AdamW
-        optimizer = build(parameters, lr=self.recipe.lr, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay)
+        optimizer = build(
+            self.parameter_groups(), lr=self.recipe.lr, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Everything that trains, as torch's optimisers take it."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The tensors of modules that train: their parameters and their buffers."""
@@ -99,19 +105,19 @@ class DiffusionTask(Task):
 
     backbone: Backbone
 
-    def step(self, batch: PoseBatch, text: Tensor, inject: Any) -> Step:
+    def step(self, batch: PoseBatch, text: Text, inject: Any) -> Step:
         """One noising and one prediction.
 
         Args:
-            text: ``[B, L, D]`` text states.
+            text: the prompts.
             inject: ``(noisy, timesteps) -> Injection``.
         """
+        process = self.backbone.process
         with torch.no_grad():
             clean = batch.latents if batch.latents is not None else self.encoded(batch)
             noise = batch.randn("noise", clean.shape[1:]).to(clean)
-            timesteps = (batch.rand("timesteps") * len(self.backbone.alphas_cumprod)).long().to(clean.device)
-            noisy = self.backbone.add_noise(clean, noise, timesteps)
-            target = self.backbone.target(clean, noise, timesteps)
+            timesteps = process.sample_times(batch.rand("timesteps")).to(clean.device)
+            noisy, target = process.add_noise(clean, noise, timesteps), process.target(clean, noise, timesteps)
         prediction = self.backbone.predict(noisy, timesteps, text, inject(noisy, timesteps))
         return Step(prediction, target, noisy, clean, noise, timesteps)
 
@@ -131,12 +137,15 @@ class AdapterTask(DiffusionTask):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.adapter, self.backbone = parts.adapter, parts.backbone
-        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.needs
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
         step = self.step(batch, state.text, lambda noisy, timesteps: self.adapter.inject(state, noisy, timesteps))
         return self.adapter.loss(step, state, batch)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self.adapter.parameter_groups(self.recipe)
 
     def export(self, folder: Path) -> None:
         from posegen.runner.method_folder import save_method
@@ -172,8 +181,7 @@ class TextToImageTask(DiffusionTask):
         plain = error.mean()
         if self.min_snr is None:
             return {"loss": plain}
-        a = self.backbone.alphas_cumprod.to(step.timesteps.device)[step.timesteps]
-        snr = a / (1 - a)
+        snr = self.backbone.process.snr(step.timesteps)
         return {"loss": (error * snr.clamp(max=self.min_snr) / (snr + 1)).mean(), "plain": plain.detach()}
 
     def export(self, folder: Path) -> None:

@@ -210,7 +210,7 @@ def note_row(adapter: Any, folder: Path) -> None:
     """What the table says about a row besides its numbers, in ``row.json``; a resumed cell that has nothing left to generate keeps what was noted."""
     path = folder / "row.json"
     if adapter.remark or not path.is_file():
-        write_json(path, {"remark": adapter.remark, "faithful": adapter.faithful if adapter.trainable else None})
+        write_json(path, {"remark": adapter.remark, "faithful": adapter.faithful if adapter.trains else None})
 
 
 def splits_of(cfg: DictConfig) -> list[str]:

@@ -239,7 +239,7 @@ def accounted(
         ),
         same=len(unet.keys() & fitting - misshaped - different),
         different=len(different),
-        ignored=ignored((key for key in official if key not in beside), method.beside),
+        ignored=ignored((key for key in official if key not in beside), method.left_out),
         missing=tuple(sorted(own.keys() - placed.keys())),
         unexpected=(
             *dict.fromkeys(key for key in (*unknown, *beside) if beside.get(key) is None),

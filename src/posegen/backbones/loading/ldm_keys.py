@@ -22,11 +22,16 @@ SCHEDULE = frozenset({
     "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1",
     "posterior_mean_coef2", "logvar", "scale_factor",
 })  # fmt: skip
-#: What an original file of a method holds besides the method: beginning of the keys -> why it is not taken.
+#: What an original file of a method holds besides the method: beginning of the keys -> why it is left out.
 BESIDE = {
     "first_stage_model": "the autoencoder, which the backbone brings",
     "cond_stage_model": "the text tower, which the backbone brings",
     **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
+}
+#: The same for methods that leave the U-Net as it is.
+BESIDE_FROZEN = {
+    "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
+    **BESIDE,
 }
 
 RESNET = {
@@ -161,12 +166,7 @@ def rule_of(key: str, rules: Iterable[str]) -> str | None:
 
 
 def placed(
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    table: Mapping[str, str],
-    place: str,
-    beside: Iterable[str],
-    method: str,
+    tensors: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], place: str, beside: Iterable[str], method: str
 ) -> dict[str, Tensor]:
     """A method's tensors under the names that this project has for them.
 

@@ -1,0 +1,191 @@
+"""Noise processes: how a backbone's training data became noisy, and what its network predicts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from posegen.io.weights import WeightsError
+
+
+class NoiseProcess(ABC):
+    """The noise process of a backbone. Latents are ``[B, c, h, w]``; timesteps ``t [B]`` are those of the process's schedulers.
+
+    Args:
+        config: configuration of a diffusers scheduler.
+
+    Attributes:
+        config: a copy of it.
+        prediction_type: what the network returns, ``epsilon``, ``v_prediction`` or ``velocity``.
+        length: timestep of pure noise, 1000 in most models.
+        default_scheduler: name of the diffusers scheduler that belongs to the process.
+    """
+
+    config: dict[str, Any]
+    prediction_type: str
+    length: int
+    default_scheduler: str
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+
+    @abstractmethod
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(signal, sigma) ``[B]``: noisy latents are ``signal * clean + sigma * noise``."""
+
+    @abstractmethod
+    def sample_times(self, u: Tensor) -> Tensor:
+        """Uniform numbers ``[B]`` in [0, 1) to the timesteps of a training step."""
+
+    @abstractmethod
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The right prediction."""
+
+    @abstractmethod
+    def clean(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """The clean latents that a prediction stands for."""
+
+    @abstractmethod
+    def accepts(self, scheduler: type) -> bool:
+        """Whether a scheduler class of diffusers samples from this process."""
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self._maps(t)
+        return signal * clean + sigma * noise
+
+    def power(self, t: Tensor) -> Tensor:
+        """``[B]`` power of the signal."""
+        return self.levels(t)[0].square()
+
+    def snr(self, t: Tensor) -> Tensor:
+        """``[B]`` power of the signal over that of the noise."""
+        signal, sigma = self.levels(t)
+        return (signal / sigma).square()
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """``[B]`` position in the process, from 0 (clean) to 1 (pure noise)."""
+        return t / self.length
+
+    def scheduler(self, name: str | None = None) -> Any:
+        """A diffusers scheduler of this process; ``name`` is its class, by default `default_scheduler`.
+
+        Raises:
+            ValueError: diffusers has no such scheduler, or it belongs to another kind of process.
+        """
+        name = name or self.default_scheduler
+        cls = getattr(diffusers, name, None)
+        if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
+            raise ValueError(
+                f"sampler.scheduler is {name!r}; expected a scheduler of diffusers: {self.default_scheduler}"
+            )
+        if not self.accepts(cls):
+            raise ValueError(
+                f"sampler.scheduler={name} does not fit the backbone, which predicts {self.prediction_type}; "
+                f"choose for instance {self.default_scheduler}"
+            )
+        return cls.from_config(self.config)  # type: ignore[attr-defined]
+
+    def _maps(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        signal, sigma = self.levels(t)
+        return signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+
+
+class VariancePreserving(NoiseProcess):
+    """Noisy latents are sqrt(a) clean + sqrt(1 - a) noise, with a = ``alphas_cumprod[t]`` (Ho et al. 2020, equation 4).
+
+    The network predicts the noise, or v = sqrt(a) noise - sqrt(1 - a) clean (Salimans & Ho 2022, equation 13).
+
+    Attributes:
+        alphas_cumprod: ``[T] float32``.
+
+    Raises:
+        WeightsError: the configuration has another prediction type.
+    """
+
+    default_scheduler = "DDIMScheduler"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        schedule = diffusers.DDIMScheduler.from_config(self.config)
+        self.prediction_type = schedule.config.prediction_type
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise WeightsError(
+                f"its scheduler has prediction_type {self.prediction_type!r}; expected epsilon or v_prediction"
+            )
+        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.float()
+        self.length = len(self.alphas_cumprod)
+        self._on: dict[torch.device, Tensor] = {}
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.power(t)
+        return a.sqrt(), (1 - a).sqrt()
+
+    def snr(self, t: Tensor) -> Tensor:
+        a = self.power(t)
+        return a / (1 - a)
+
+    def sample_times(self, u: Tensor) -> Tensor:
+        return (u * self.length).long()
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._maps(t)
+        return signal * noise - sigma * clean
+
+    def clean(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self._maps(t)
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * prediction) / signal
+        return signal * noisy - sigma * prediction
+
+    def accepts(self, scheduler: type) -> bool:
+        return not scheduler.__name__.startswith("FlowMatch")
+
+    def power(self, t: Tensor) -> Tensor:
+        """``alphas_cumprod`` at the nearest whole timesteps; some schedulers place steps between two."""
+        if t.device not in self._on:
+            self._on[t.device] = self.alphas_cumprod.to(t.device)
+        return self._on[t.device][t.round().long()]
+
+
+class FlowMatching(NoiseProcess):
+    """Noisy latents are (1 - s) clean + s noise with s = t / T; the network predicts the velocity, noise - clean (Lipman et al. 2023).
+
+    Training times are uniform in u with s = shift u / (1 + (shift - 1) u), as in Stable Diffusion 3 (Esser et al. 2024, section 5.3.2).
+    """
+
+    default_scheduler = "FlowMatchEulerDiscreteScheduler"
+    prediction_type = "velocity"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        schedule = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.config)
+        self.length, self.shift = schedule.config.num_train_timesteps, schedule.config.shift
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self.fraction(t)
+        return 1 - sigma, sigma
+
+    def sample_times(self, u: Tensor) -> Tensor:
+        return self.length * self.shift * u / (1 + (self.shift - 1) * u)
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return noise - clean
+
+    def clean(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        return noisy - self._maps(t)[1] * prediction
+
+    def accepts(self, scheduler: type) -> bool:
+        return scheduler.__name__.startswith("FlowMatch")
+
+
+def noise_process(config: Mapping[str, Any]) -> NoiseProcess:
+    """The process that the configuration of a diffusers scheduler describes."""
+    flow = str(config.get("_class_name", "")).startswith("FlowMatch")
+    return FlowMatching(config) if flow else VariancePreserving(config)

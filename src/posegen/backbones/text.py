@@ -1,0 +1,75 @@
+"""Encoded prompts as one value, whatever the number of text towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Encoded prompts of B images.
+
+    Attributes:
+        tokens: ``[B, L, D]`` states for cross-attention or joint attention.
+        pooled: ``[B, P]`` one vector per prompt.
+        mask: ``[B, L] bool`` true for the tokens that count; None: all of them.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: Any) -> Text:
+        """The prompts at ``rows``: a slice, a list or a tensor of indices."""
+        return self._each(lambda values: values[rows])
+
+    def expand(self, count: int) -> Text:
+        """One prompt for ``count`` images."""
+        return self._each(lambda values: values.expand(count, *values.shape[1:]))
+
+    def repeat(self, times: int) -> Text:
+        """Each prompt ``times`` times in a row."""
+        return self._each(lambda values: values.repeat_interleave(times, 0))
+
+    def keep(self, keep: Tensor, null: Text) -> Text:
+        """These prompts where ``keep [B]`` is true, those of ``null`` elsewhere."""
+        return self._pairwise(lambda a, b: torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b), [self, null])
+
+    def to(self, *args: Any, **kwargs: Any) -> Text:
+        """As ``Tensor.to``; the mask stays boolean."""
+        moved = self._each(lambda values: values.to(*args, **kwargs))
+        return Text(moved.tokens, moved.pooled, None if moved.mask is None else moved.mask.bool())
+
+    @staticmethod
+    def cat(texts: Sequence[Text]) -> Text:
+        """All prompts, one text after another."""
+        return Text._pairwise(lambda *values: torch.cat(values), texts)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
+        parts = (self.tokens, self.pooled, self.mask)
+        return Text(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
+
+    @staticmethod
+    def _pairwise(combine: Callable[..., Tensor], texts: Sequence[Text]) -> Text:
+        """Combines the same part of several texts.
+
+        Raises:
+            ValueError: a part is there in some of them only.
+        """
+        columns = zip(*((text.tokens, text.pooled, text.mask) for text in texts), strict=True)
+        combined = []
+        for name, parts in zip(("tokens", "pooled", "mask"), columns, strict=True):
+            if len({part is None for part in parts}) > 1:
+                raise ValueError(
+                    f"some of {len(texts)} texts have {name} and some do not; encode all with one backbone"
+                )
+            combined.append(None if parts[0] is None else combine(*parts))
+        return Text(*combined)  # type: ignore[arg-type]
