@@ -104,6 +104,10 @@ FILES = {
         out: out
         hydra: {mode: MULTIRUN, sweeper: {params: {adapter: "method,prior", seed: "0,1"}}}
         """,
+    "conf/list.yaml": """
+        positional: groups
+        groups: []
+        """,
     "conf/adapter/method.yaml": """
         # Draws the pose. More about it.
         _target_: world.Method
@@ -144,6 +148,7 @@ FILES = {
         """,
     "their/conf/adapter/theirs.yaml": """
         # A method of another package.
+        # Paper: Their paper, arXiv:8765.4321
         _target_: their.method.Theirs
         """,
     "their/__init__.py": "",
@@ -157,8 +162,6 @@ FILES = {
 
             More about it.
             """
-
-            paper = Paper("Their paper", id="arXiv:8765.4321")
         ''',
 }
 

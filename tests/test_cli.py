@@ -6,19 +6,20 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from posegen import cli
 from posegen.config import groups as listing
-from posegen.config.app import Request, arranged, run_hydra
-from posegen.config.overrides import examine
-from posegen.verbs import registry as verbs
+from posegen.config.app import Command, run
+from posegen.config.verb_files import FOLDER, Verb, verbs
+from posegen.errors import UserError
 from posegen.verbs.completion import complete
+from tests.tiny import require_right_names
 
 HEAVY = {"torch", "lightning", "diffusers", "transformers", "pandas", "wandb"}
-RUN = "world:run"
 
 
 def posegen(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +42,11 @@ sys.exit(f"imported {{heavy}}" if heavy else code)"""
     )
 
 
+def run_world(*words: str) -> int:
+    """``posegen train`` in the small world."""
+    return run(Verb("train"), words, import_module("world").run)
+
+
 # Help.
 
 
@@ -48,7 +54,7 @@ def test_help_opens_with_examples_and_names_every_verb_and_group() -> None:
     result = posegen("--help")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n\n")[1] == cli.EXAMPLES
-    for name in (*verbs.VERBS, "adapter", "backbone", "hydra/launcher"):
+    for name in (*verbs(), "adapter", "backbone", "hydra/launcher"):
         assert f"\n  {name} " in result.stdout
 
 
@@ -80,7 +86,7 @@ def test_help_of_a_verb_opens_with_its_examples() -> None:
 def examples() -> list[str]:
     texts = [
         cli.EXAMPLES,
-        *(file.read_text() for file in sorted((listing.conf_dir() / "hydra" / "help").glob("*.yaml"))),
+        *(file.read_text() for file in sorted(listing.conf_dir().glob("*.yaml"))),
     ]
     lines = [
         line.strip()
@@ -94,11 +100,11 @@ def examples() -> list[str]:
 @pytest.mark.parametrize("line", examples())
 def test_examples_in_the_help_are_right(line: str) -> None:
     _, verb, *words = shlex.split(line)
-    assert verb in verbs.VERBS
+    assert verb in verbs()
     if verb == "check":
-        verb, *words = words
+        verb, *words = words or ["train"]
     if verb in listing.primaries():
-        assert examine(Request.parse(verb, words))[0] == []
+        require_right_names(verb, words)
 
 
 def test_without_words_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,25 +119,27 @@ def test_unknown_verb_gets_the_nearest_and_the_list(capsys: pytest.CaptureFixtur
     assert cli.main(["trian"]) == 2
     message = capsys.readouterr().err
     assert "did you mean train?" in message
-    assert all(verb in message for verb in verbs.VERBS)
+    assert all(verb in message for verb in verbs())
 
 
 def test_lightnings_other_processes_name_the_verb_as_hydra_does(tree: Path) -> None:
     assert cli.split(["--config-name", "train", "seed=1"]) == ("train", ["seed=1"])
     seen: list[list[str]] = []
     before = list(sys.argv)
-    assert run_hydra("train", lambda cfg: seen.append(sys.argv[1:]), ["out=x", "seed=3"]) == 0
+    assert run(Verb("train"), ["out=x", "seed=3"], lambda cfg: seen.append(sys.argv[1:])) == 0
     assert seen == [["--config-name", "train", "out=x", "seed=3"]]
     assert sys.argv == before
 
 
 def test_overrides_may_stand_on_both_sides_of_flags() -> None:
-    assert arranged(["a=1", "-m", "b=2", "--cfg", "job", "c=3"]) == ["-m", "--cfg", "job", "a=1", "b=2", "c=3"]
-    assert arranged(["--info", "a=1"]) == ["--info", "a=1"]
+    command = Command.read("train", ["a=1", "-m", "b=2", "--cfg", "job", "c=3"])
+    assert (command.flags, command.keys) == ({"--multirun": None, "--cfg": "job"}, ("a=1", "b=2", "c=3"))
+    command = Command.read("train", ["--info", "a=1"])
+    assert (command.flags, command.keys) == ({"--info": None}, ("a=1",))
 
 
 def test_sweep_goes_on_after_a_failed_cell(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_hydra("train", RUN, ["out=out", "seed=1,2", "fail=user,null", "-m"]) == 1
+    assert run_world("out=out", "seed=1,2", "fail=user,null", "-m") == 1
     assert {file.name for file in (tree / "out").iterdir()} == {"1.txt", "2.txt"}
     assert "posegen train: failed in cell 1" in capsys.readouterr().err
 
@@ -144,7 +152,7 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
     launcher = Path(__file__).parents[1] / "conf" / "hydra" / "launcher"
     (tree / "conf" / "hydra").mkdir()
     (tree / "conf" / "hydra" / "launcher").symlink_to(launcher)
-    assert run_hydra("train", RUN, ["out=out", "seed=1,2,3,4", "-m", "hydra/launcher=local"]) == 0
+    assert run_world("out=out", "seed=1,2,3,4", "-m", "hydra/launcher=local") == 0
     words = [file.read_text().split() for file in sorted((tree / "out").iterdir())]
     assert len(words) == 4
     assert all(asset.endswith("posegen/assets/thing") and gpu in ("3", "5") for asset, gpu in words)
@@ -162,12 +170,12 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
             "adapter=methd: no such option; did you mean method? available: method, prior, reference/real",
         ),
         (["adapter=real"], "did you mean reference/real?"),
-        (["adaptr=method"], "adaptr: no such group or key; did you mean adapter?"),
+        (["adaptr=method"], "adaptr=method: no such group or key; did you mean adapter?"),
         (
             ["adapter.strenght=2"],
-            "adapter.strenght: no such key; did you mean adapter.strength? available: recipes, strength (conf/adapter/method.yaml)",
+            "adapter.strenght=2: Method takes no such argument; did you mean strength? available: channels, drawing, ",
         ),
-        (["optm.decay=2"], "optm.decay: there is no optm; did you mean optim?"),
+        (["optm.decay=2"], "optm: no such group or key; did you mean optim?"),
         (["method"], "method: expected group=option or key=value; did you mean adapter=method?"),
         (["seed=0,1"], "add --multirun"),
         (["--multirn"], "--multirn: no such flag; did you mean --multirun?"),
@@ -179,7 +187,7 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
 def test_misspelt_words_get_one_message(
     tree: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
-    assert run_hydra("train", RUN, ["out=out", *words]) == 1
+    assert run_world("out=out", *words) == 1
     message = capsys.readouterr().err
     assert expected in message
     assert "Traceback" not in message
@@ -187,29 +195,29 @@ def test_misspelt_words_get_one_message(
 
 
 def test_all_misspelt_words_are_told_at_once(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_hydra("train", RUN, ["out=out", "adapter=methd", "optim.bach=3", "sed=1"]) == 1
+    assert run_world("out=out", "adapter=methd", "optim.bach=3", "sed=1") == 1
     message = capsys.readouterr().err
     assert "3 problems:" in message
-    assert all(f"did you mean {right}?" in message for right in ("method", "optim.batch", "seed"))
+    assert all(f"did you mean {right}?" in message for right in ("method", "batch", "seed"))
 
 
 def test_error_of_a_job_is_one_message(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_hydra("train", RUN, ["out=out", "fail=user"]) == 1
+    assert run_world("out=out", "fail=user") == 1
     assert capsys.readouterr().err == "posegen train: failed in cell 0\nPOSEGEN_TRACEBACK=1 shows where it happened.\n"
 
 
 def test_traceback_on_demand_and_for_bugs(
     tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_hydra("train", RUN, ["out=out", "fail=bug"]) == 1
+    assert run_world("out=out", "fail=bug") == 1
     assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("POSEGEN_TRACEBACK", "1")
-    assert run_hydra("train", RUN, ["out=out", "fail=user"]) == 1
+    assert run_world("out=out", "fail=user") == 1
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_missing_value_is_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_hydra("train", RUN, []) == 1
+    assert run_world() == 1
     assert "out" in capsys.readouterr().err
 
 
@@ -239,7 +247,7 @@ def test_other_packages_are_listed_by_their_source_alone(
     monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
     assert cli.main(["list", "adapters"]) == 0
     assert expected in capsys.readouterr().out
-    assert "their" not in sys.modules
+    assert "their.method" not in sys.modules
 
 
 @pytest.mark.parametrize("words", [["--config-dir", "their/conf"], ["hydra.searchpath=[pkg://their.conf]"], []])
@@ -248,7 +256,7 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
     chosen: list[str] = []
     assert (
-        run_hydra("train", lambda cfg: chosen.append(cfg.adapter._target_), ["out=out", "adapter=theirs", *words]) == 0
+        run(Verb("train"), ["out=out", "adapter=theirs", *words], lambda cfg: chosen.append(cfg.adapter._target_)) == 0
     )
     assert chosen == ["their.method.Theirs"]
 
@@ -282,7 +290,7 @@ def test_completion(tree: Path, line: str, expected: list[str]) -> None:
 
 
 def test_completion_answers_without_importing_anything_heavy() -> None:
-    result = posegen("completion", "query", COMP_LINE="posegen train optim.ba")
+    result = posegen("-sc", "query", COMP_LINE="posegen train optim.ba")
     assert (result.returncode, result.stdout) == (0, "optim.batch=\n"), result.stderr
 
 
@@ -304,14 +312,30 @@ def test_completion_of_another_shell_is_refused(capsys: pytest.CaptureFixture[st
     assert "available: bash, zsh" in capsys.readouterr().err
 
 
-def test_verb_may_name_the_keys_it_takes(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "world.py").write_text(
-        (tree / "world.py").read_text() + "\n\ndef turn(adapter, out):\n    print(adapter.strength, out)\n"
-    )
-    assert run_hydra("train", "world:turn", ["out=there", "adapter.strength=2"], spread=True) == 0
-    assert capsys.readouterr().out == "2 there\n"
-    assert run_hydra("train", "world:turn", ["out=there", "+adapter.strenght=2"], spread=True) == 1
-    assert "did you mean strength?" in capsys.readouterr().err
+def test_positional_words_become_the_list_that_the_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a,b=1").mkdir()
+    words = ["a,b=1", "it's", "column=AP", "seeds=1,3", "-x"]
+    command = Command.read("power", words[:-1])
+    cfg = command.base()
+    assert (cfg.cells, cfg.seeds, cfg.column) == (["a,b=1", "it's"], [1, 3], "AP")
+    with pytest.raises(UserError, match="-x: no such flag"):
+        Command.read("power", words)
+
+
+def test_a_verb_is_a_file_and_its_yaml() -> None:
+    for verb in verbs().values():
+        assert verb.summary and (listing.conf_dir() / f"{verb.name}.yaml").is_file(), verb.name
+        text = (FOLDER / f"{verb.name}.py").read_text()
+        assert ("\ndef main(cfg: DictConfig)" in text) or verb.starts, verb.name
+
+
+def test_broken_yaml_is_named_with_its_line(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "conf" / "adapter" / "broken.yaml").write_text("_target_: world.Method\nstyle: [a\nsize: 3\n")
+    for words in (["train", "out=out", "adapter=broken"], ["check", "train", "out=out", "adapter=broken"]):
+        assert cli.main(words) == 1
+        message = capsys.readouterr().err
+        assert "adapter/broken.yaml, line 3" in message and "Traceback" not in message
 
 
 def test_closed_pipe_is_no_error() -> None:

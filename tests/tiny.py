@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,10 @@ import torch
 from omegaconf import DictConfig
 
 from posegen.backbones.mannequin import build_autoencoder, untrained
-from posegen.config.app import Request, composed
+from posegen.config.app import Command
+from posegen.config.compose import compose, composed
+from posegen.config.overrides import readable
+from posegen.config.sweep import axes
 from posegen.data.mannequin.captions import VOCABULARY
 from posegen.metrics.estimators.mannequin import MannequinJudge
 
@@ -55,5 +58,12 @@ def making(sample: str, world: list[str], needs: Collection[str] = ()) -> list[s
 @contextmanager
 def configured(verb: str, *overrides: str) -> Iterator[DictConfig]:
     """The configuration of a verb, as its function gets it."""
-    with composed(Request(verb, tuple(overrides))) as cfg:
+    with composed(verb, overrides) as cfg:
         yield cfg
+
+
+def require_right_names(verb: str, words: Sequence[str]) -> None:
+    """Refuses a command whose options or keys do not exist; files and values may be missing."""
+    command = Command.read(verb, words)
+    assert readable(command.keys, command.known)[0] == []
+    compose(*command.asking([axis.words[0] for axis in axes({}, command.keys)]))

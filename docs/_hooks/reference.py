@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import ast
+import inspect
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from hydra.utils import get_class
+import yaml
+from hydra.utils import get_class, get_object
 
 from posegen.adapters.base import Adapter, Paper
 from posegen.config import groups as listing
-from posegen.config.app import Request, composed
+from posegen.config.compose import composed
 from posegen.config.groups import Option
+from posegen.config.verb_files import verbs
 from posegen.runner.components import Parts
-from posegen.verbs.registry import VERBS
 
 #: The group -> the title of its page, in the order that readers need them. A group that is not here comes last and is called by its name.
 GROUPS = {
@@ -150,7 +151,7 @@ def facts(cls: type[Adapter]) -> str:
         "Before training": "the backbone's predictions are unchanged"
         if cls.starts_neutral
         else "the backbone's predictions are changed",
-        "Source": f"`{shown(Path(listing.source_of(f'{cls.__module__}.{cls.__name__}')[0]))}`",
+        "Source": f"`{shown(Path(inspect.getfile(cls)))}`",
     }
     beside: dict[str, list[str]] = {}
     for key, why in cls.beside.items():
@@ -161,7 +162,7 @@ def facts(cls: type[Adapter]) -> str:
 
 def what_trains(option: Option, cls: type[Adapter]) -> str:
     """A table of the modules with weights that train on the shipped backbone, counted, not told."""
-    with composed(Request("train", (f"adapter={option.name}", *suited(cls).split()))) as cfg:
+    with composed("train", (f"adapter={option.name}", *suited(cls).split())) as cfg:
         parts = Parts(cfg)
         networks = {"adapter": parts.adapter, "backbone": parts.backbone}
         counted: Counter[tuple[str, str]] = Counter()
@@ -215,7 +216,7 @@ def group_page(group: str, options: dict[str, Option]) -> str:
 
 
 def class_doc(option: Option) -> str:
-    """The docstring of what an option builds: of its own class, or of the source that its splits read; read without importing anything."""
+    """The docstring of what an option builds: of its own class, or of the source that its splits read."""
     targets = re.findall(r"_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
     sources = re.findall(r"source:[^\n]*?(?:\n\s+)?_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
     for target in (
@@ -223,25 +224,21 @@ def class_doc(option: Option) -> str:
         *([option.target] if option.target else []),
         *(targets if option.group == "data" else []),
     ):
-        place = listing.source_of(target)
-        if place and "posegen" in place[0].parts:
-            tree = ast.parse(place[0].read_text(encoding="utf-8"))
-            node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == place[1]), None)
-            if node is not None:
-                return ast.get_docstring(node) or ""
+        if target.startswith("posegen."):
+            built = get_object(target)
+            cls = getattr(built, "__self__", built)
+            if isinstance(cls, type):
+                return inspect.getdoc(cls) or ""
     return ""
 
 
 def commands() -> str:
     """Every verb with the examples of its help."""
     parts = ["# Commands", "`posegen VERB --help` prints the same, with all keys."]
-    for verb, about in VERBS.items():
-        parts += [f"## {verb}", f"{about.summary[0].upper()}{about.summary[1:]}."]
-        file = listing.conf_dir() / "hydra" / "help" / f"{verb}.yaml"
-        if file.is_file() and (
-            header := re.search(r"^header: \|-?\n(.*)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        ):
-            parts.append(fenced("text", re.sub(r"^ {2}", "", header[1], flags=re.MULTILINE).strip("\n")))
+    for verb, about in verbs().items():
+        parts += [f"## {verb}", f"{about.summary}."]
+        node = yaml.safe_load((listing.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8"))
+        parts.append(fenced("text", node["hydra"]["help"]["header"].strip()))
     return "\n\n".join(parts) + "\n"
 
 

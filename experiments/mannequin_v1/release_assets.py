@@ -18,7 +18,7 @@ from diffusers import AutoencoderDC
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from posegen.config.app import Request, composed
+from posegen.config.compose import composed
 from posegen.config.resolvers import asset
 from posegen.data.base import PoseData
 from posegen.errors import UserError
@@ -122,7 +122,7 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
     """
     target = Path(asset(f"{version}/{part}"))
     with (
-        composed(Request("evaluate", (f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}"))) as cfg,
+        composed("evaluate", (f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}")) as cfg,
         replacing(target) as temporary,
     ):
         shutil.copytree(cell / "method", temporary)

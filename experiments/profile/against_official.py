@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter, State
-from posegen.config.app import Request, composed
+from posegen.config.compose import composed
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.io.tables import csv_text
@@ -267,7 +267,7 @@ def main(words: Sequence[str]) -> None:
     overrides = [word for word in words if not word.startswith(begin)]
     if not any(word.startswith("phases=") for word in overrides):
         overrides.append("phases=[train,sample]")
-    with composed(Request("profile", tuple(overrides))) as cfg:
+    with composed("profile", tuple(overrides)) as cfg:
         phases = [phase for phase in phases_of(cfg) if phase != "forward"]
         if not phases:
             raise UserError(f"phases={list(cfg.phases)}: nothing of that can be compared; add sample")

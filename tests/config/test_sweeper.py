@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from posegen.cli import main
 from posegen.config import groups as listing
-from posegen.config.app import run_hydra
+from posegen.config.app import Command
 from posegen.errors import UserError
 from posegen.io.text import read_json
 from posegen.runner.components import Parts
@@ -24,20 +24,24 @@ SWEEP = [
     "-m",
     "hydra/sweeper=optuna",
     "hydra.sweeper.trials=6",
-    "adapter=method,prior",
+    "adapter=method,reference/real",
     "optim.decay=tag(log,interval(1e-4,1.0))",
 ]
 
 
 def hill(cfg: DictConfig) -> float | None:
-    """Highest at a decay of 0.01; the prior's hill lies elsewhere."""
+    """Highest at a decay of 0.01; that of real images at 1."""
     if cfg.fail == "user" and cfg.optim.decay > 0.01:
         raise ValueError("too large")
     return (
         None
         if cfg.fail == "bug"
-        else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter._target_.endswith(".Method") else 0))
+        else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter.strength else 0))
     )
+
+
+def run_hill(*words: str) -> int:
+    return Command.read("train", words).run(hill)
 
 
 @pytest.fixture
@@ -55,25 +59,25 @@ def tuned(folder: Path) -> list[dict[str, str]]:
 def test_each_method_tunes_its_own_with_the_same_number_of_trials(
     sweepers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_hydra("train", hill, ["out=out", *SWEEP]) == 0
+    assert run_hill("out=out", *SWEEP) == 0
     rows = tuned(sweepers / "runs")
-    assert [row["study"] for row in rows] == ["adapter=method"] * 6 + ["adapter=prior"] * 6
+    assert [row["study"] for row in rows] == ["adapter=method"] * 6 + ["adapter=reference/real"] * 6
     assert [row["trial"] for row in rows] == [str(i) for i in range(6)] * 2
-    for study, peak in {"adapter=method": -2, "adapter=prior": 0}.items():
+    for study, peak in {"adapter=method": -2, "adapter=reference/real": 0}.items():
         own = [row for row in rows if row["study"] == study]
         (best,) = [row for row in own if row["best"] == "1"]
         assert float(best["objective"]) == max(float(row["objective"]) for row in own)
         assert all(float(row["objective"]) == -abs(math.log10(float(row["optim.decay"])) - peak) for row in own)
-    firsts = [[row["optim.decay"] for row in rows if row["study"] == f"adapter={name}"] for name in ("method", "prior")]
+    firsts = [[row["optim.decay"] for row in rows if row["study"] == f"adapter={name}"] for name in ("method", "reference/real")]
     assert firsts[0][:4] == firsts[1][:4] and firsts[0] != firsts[1]  # from the fifth on, trials follow what was found
-    assert "adapter=prior: after 6 of 6 trials optim.decay=" in capsys.readouterr().out
+    assert "adapter=reference/real: after 6 of 6 trials optim.decay=" in capsys.readouterr().out
     before = (sweepers / "runs/tuned.csv").read_bytes()
-    assert run_hydra("train", hill, ["out=out", *SWEEP]) == 0
+    assert run_hill("out=out", *SWEEP) == 0
     assert (sweepers / "runs/tuned.csv").read_bytes() == before
 
 
 def test_a_failed_trial_leaves_the_others(sweepers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_hydra("train", hill, ["out=out", "fail=user", *SWEEP]) == 1
+    assert run_hill("out=out", "fail=user", *SWEEP) == 1
     assert "too large" in capsys.readouterr().err
     rows = tuned(sweepers / "runs")
     assert len(rows) == 12 and {row["objective"] == "" for row in rows} == {True, False}
@@ -92,7 +96,7 @@ def test_a_failed_trial_leaves_the_others(sweepers: Path, capsys: pytest.Capture
 def test_what_cannot_be_tuned_is_said(
     words: list[str], message: str, sweepers: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_hydra("train", hill, ["out=out", *SWEEP, *words]) == 1
+    assert run_hill("out=out", *SWEEP, *words) == 1
     assert message in capsys.readouterr().err
 
 
@@ -138,5 +142,5 @@ def test_without_optuna_the_command_that_installs_it_is_named(
     sweepers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert run_hydra("train", hill, ["out=out", *SWEEP]) == 1
+    assert run_hill("out=out", *SWEEP) == 1
     assert "hydra/sweeper=optuna needs the extra: pip install 'posegen[optuna]'" in capsys.readouterr().err

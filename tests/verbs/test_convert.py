@@ -14,12 +14,11 @@ from torch import Tensor
 
 from posegen.adapters.base import State
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.config.app import run_hydra
+from posegen.cli import main
 from posegen.errors import UserError
 from posegen.runner.components import Parts
 from posegen.runner.method_folder import load_into, load_method
 from posegen.verbs.convert import convert
-from posegen.verbs.registry import VERBS
 from tests.tiny import configured
 
 TABLES = {"controlnet": (ldm.control_table, ldm.CONTROL), "humansd": (ldm.unet_table, ldm.UNET)}
@@ -371,7 +370,6 @@ def test_a_backbone_must_be_named_and_the_method_must_have_weights(backbone: lis
 def test_the_verb_ends_with_an_exit_code(
     backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verb = VERBS["convert"]
     with configured("train", *backbone, "adapter=controlnet") as cfg:
         tensors = dict(Parts(cfg).adapter.branch.network.state_dict())
     for name, content in (("good", tensors), ("bad", {"x": torch.zeros(1)})):
@@ -381,7 +379,7 @@ def test_the_verb_ends_with_an_exit_code(
             f"source={saved(content, tmp_path / f'{name}.pth')}",
             f"target={tmp_path / name}",
         ]
-        assert run_hydra("convert", verb.target, words, spread=True) == (name == "bad")
+        assert main(["convert", *words]) == (name == "bad")
     printed = capsys.readouterr()
     assert f"wrote {tmp_path / 'good'}; use it with checkpoint={tmp_path / 'good'}" in printed.out
     assert printed.err.startswith("posegen convert: ") and "Traceback" not in printed.err

@@ -11,7 +11,6 @@ import torch
 
 from posegen.adapters.reference_pose import mean_pose
 from posegen.cli import main
-from posegen.config.app import Request
 from posegen.config.check import validate
 from posegen.data.base import Sample
 from posegen.errors import UserError
@@ -138,7 +137,7 @@ def test_a_live_curve_of_poses(world: list[str], tmp_path: Path) -> None:
 def test_a_protocol_of_another_kind_is_refused_where_it_judges(verb: str, refused: bool, world: list[str]) -> None:
     words = ("adapter=gunet", *making("pose", world))
     with configured(verb, *words) as cfg:
-        problems = [str(problem) for problem in validate(cfg, Request(verb, words))]
+        problems = [str(problem) for problem in validate(cfg)]
     assert any("judges images and the backbone generates poses" in problem for problem in problems) == refused
 
 

@@ -1,194 +1,176 @@
-"""``posegen check``: everything that can be known to be wrong with a configuration before anything is loaded.
+"""Everything that can be known to be wrong with a configuration before anything is loaded.
 
 Hydra refuses ``adapter.chanels=3`` but lets ``+adapter.chanels=3`` and a typo in a file pass until the class is built, which is after the weights were loaded.
-Here every node with a ``_target_`` is compared with the signature of its class, every other node with what its group's file holds, and all problems are
+Here every node with a ``_target_`` is compared with the signature of its class, every other node with the keys of its group's file, and all problems are
 reported at once.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
-from posegen.config.app import Request, arranged, composed, hydra_message
-from posegen.config.groups import Option, groups, primaries
-from posegen.config.overrides import examine, shown
-from posegen.config.problems import Problem, misspelt, nearest, report
+from posegen.config.arguments import argument_problems, locate
+from posegen.config.compose import composed
+from posegen.config.groups import Option, groups, roots_of, shown
+from posegen.config.problems import Problem, misspelt, nearest, report, without_repeats
+from posegen.config.resolvers import gpus
 from posegen.errors import UserError
-from posegen.train.launch import Crew
-
-HELP = """Check a configuration without loading any weights; tells everything that is wrong with it at once.
-
-  posegen check                                   what `posegen train` would run
-  posegen check train adapter=controlnet trainer=smoke
-  posegen check train -m adapter=controlnet,humansd seed=0,1
-  posegen check benchmark                         every cell of the benchmark
-  posegen check sample +adapter.chanels=3         finds keys, too, that Hydra lets pass behind a +"""
 
 #: Keys that name something to read; what is written need not exist yet.
 INPUT = re.compile(r"(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
-#: Verbs that judge what was generated.
+#: Verbs that judge the generated images or poses.
 JUDGING = ("evaluate", "benchmark")
-#: What only some data sets have: field of a batch -> (method that brings it, what it is).
+#: Fields of a batch that only some data sets have -> (method that brings it, its description).
 OTHER_IMAGES = {
     "twins": ("twin", "a second image of each caption"),
     "source": ("source_of", "another image of each person"),
 }
 #: Splits that are trained on or generated; others are only looked at.
-MADE = ("train", "validation", "test")
+GENERATED = ("train", "validation", "test")
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-#: Numbers that are usually null, so that nothing else tells what they are: key -> (least, most).
+#: Choices that no signature tells.
+CHOICES = {"trainer.precision": PRECISIONS, "trainer.strategy": ("ddp", "fsdp")}
+#: Numbers that are usually null, so that nothing else tells their kind: key -> (least, most).
 NUMBERS = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 Known = Mapping[str, Mapping[str, Option]]
 
 
-def validate(cfg: DictConfig, request: Request | None = None) -> list[Problem]:
-    """Everything that is wrong with a composed configuration.
-
-    Args:
-        cfg: the configuration.
-        request: where it came from; inside a Hydra job this is known.
-    """
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    if request is None and HydraConfig.initialized():
-        request = Request.of(HydraConfig.get())  # type: ignore[arg-type]
-    known = groups(request.roots) if request else groups()
+def validate(cfg: DictConfig) -> list[Problem]:
+    """Everything that is wrong with the composed configuration ``cfg``, whose ``hydra`` node ``HydraConfig`` has."""
+    hydra = HydraConfig.get()
+    known = groups(roots_of(hydra))
     problems = nodes.unresolved(cfg)
-    if request and (usual := _usual(request, known)) is not None:
+    if (usual := _usual(hydra, known)) is not None:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.targets(cfg):
-        problems += nodes.signature(key, node)
-    problems += [*files(cfg), *training(cfg), *recipes(cfg), *compatible(cfg), *shared(cfg)]
-    if request and request.name in JUDGING:
-        problems += judgeable(cfg)
-    placed = [_placed(problem, request, known) for problem in problems]
-    return list({str(problem): problem for problem in placed}.values())
+        problems += argument_problems(key, node)
+    problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
+    problems += for_the_verb(cfg, hydra.job.config_name)
+    return without_repeats(_placed(problem, hydra, known) for problem in problems)
 
 
-def require_valid(cfg: DictConfig, request: Request | None = None) -> None:
+def require_valid(cfg: DictConfig) -> None:
     """Refuses a configuration with problems.
 
     Raises:
         UserError: lists all of them.
     """
-    if problems := validate(cfg, request):
+    if problems := validate(cfg):
         raise UserError(report(problems))
 
 
-def _usual(request: Request, known: Known) -> DictConfig | None:
-    """The configuration that the chosen files alone make, without overrides and without files that may set any key."""
-    choices = tuple(
+def _usual(hydra: Any, known: Known) -> DictConfig | None:
+    """The configuration that the chosen files alone give, without overrides and without files that may set any key."""
+    search = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    choices = (
         f"{group}={name}"
-        for group, name in request.choices.items()
-        if name and name in known.get(group, {}) and not group.startswith("hydra/") and not _global(known[group][name])
+        for group, name in hydra.runtime.choices.items()
+        if name and name in known.get(group, {}) and not group.startswith("hydra/") and not known[group][name].anywhere
     )
-    return _composed_once(request.name, choices, request.main, request.extra)
+    main = next((source.path for source in hydra.runtime.config_sources if source.provider == "main"), None)
+    return _composed_once(hydra.job.config_name, (*search, *choices), Path(main) if main else None)
 
 
 @lru_cache(maxsize=64)
-def _composed_once(name: str, choices: tuple[str, ...], main: Path, extra: tuple[str, ...]) -> DictConfig | None:
+def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> DictConfig | None:
     try:
-        with composed(Request(name, choices, main, extra)) as cfg:
+        with composed(name, overrides, main) as cfg:
             return cfg
     except (HydraException, OmegaConfBaseException):
         return None
 
 
-def _global(option: Option) -> bool:
-    return bool(re.search(r"^# @package _global_", option.file.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def _placed(problem: Problem, request: Request | None, known: Known) -> Problem:
-    """The problem with the file that its key's group was read from."""
+def _placed(problem: Problem, hydra: Any, known: Known) -> Problem:
+    """The problem with the file of the option that was chosen for its key's group."""
     group = problem.key.split(".")[0]
-    option = known.get(group, {}).get(str(request.choices.get(group))) if request else None
+    option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
     return replace(problem, file=shown(option)) if option and not problem.file else problem
 
 
-# What no single node tells.
+# Problems that no single node shows.
 
 
-def files(cfg: DictConfig) -> list[Problem]:
+def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
-    problems = []
-    for key, value in _values(cfg):
-        reads = INPUT.search(key) and not OUTPUT.search(key)
-        if (
-            reads
-            and isinstance(value, str)
-            and value
-            and not ELSEWHERE.match(value)
-            and not Path(value).expanduser().exists()
-        ):
-            problems.append(Problem(key, "no such file or folder", value))
-    return problems
+    named = {key: leaf for key, leaf in nodes.leaves(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
+    values = {key: nodes.value_or_none(leaf) for key, leaf in named.items() if not leaf._is_missing()}
+    return [
+        Problem(key, "no such file or folder", value)
+        for key, value in values.items()
+        if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
+    ]
 
 
-def _values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    for name, child in nodes.children(node):
-        path = nodes.inside(key, name)
-        if OmegaConf.is_config(child):
-            yield from _values(child, path)
-        elif not child._is_missing():
-            yield path, nodes.value_or_none(child)
-
-
-def training(cfg: DictConfig) -> list[Problem]:
-    """Values of ``optim`` and ``trainer`` that would only be noticed once a training has begun."""
+def late_values(cfg: DictConfig) -> list[Problem]:
+    """Values that would only be noticed once a training has begun."""
     problems = []
     for key, (least, most) in NUMBERS.items():
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and least <= value <= most):
-            problems.append(
-                Problem(
-                    key,
-                    f"expected a number {f'from {least:g} to {most:g}' if most < float('inf') else f'of at least {least:g}'}, or null",
-                    value,
-                )
-            )
-    precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
-    if precision is not None and precision not in PRECISIONS:
-        problems.append(
-            Problem(
-                "trainer.precision",
-                f"expected one of {', '.join(PRECISIONS)}",
-                precision,
-                nearest(str(precision), PRECISIONS),
-            )
-        )
+            span = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
+            problems.append(Problem(key, f"expected a number {span}, or null", value))
+    for key, options in CHOICES.items():
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if value is not None and value not in options:
+            near = nearest(str(value), options)
+            problems.append(Problem(key, f"expected one of {', '.join(options)}", value, near))
     return problems
 
 
-def shared(cfg: DictConfig) -> list[Problem]:
-    """Batches that the processes of a cell cannot share."""
-    if "devices" not in (cfg.get("trainer") or ()) or "batch" not in (cfg.get("optim") or ()):
+def shared_batch(cfg: DictConfig) -> list[Problem]:
+    """A batch that the processes of a cell cannot share."""
+    trainer, optim = cfg.get("trainer") or {}, cfg.get("optim") or {}
+    if "devices" not in trainer or "batch" not in optim:
         return []
-    try:
-        Crew.planned(cfg)
-    except UserError as error:
-        return [Problem("trainer", str(error))]
-    return []
+    nodes_ = trainer.get("nodes", trainer.get("num_nodes", 1))
+    problem = shared_batch_problem(optim["batch"], optim.get("accumulate", 1), trainer["devices"], nodes_)
+    return [problem] if problem else []
+
+
+def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: Any = 1) -> Problem | None:
+    """Why so many processes cannot take equal shares of every batch; None where they can.
+
+    Args:
+        batch: images per optimiser step, over all processes.
+        accumulate: passes per step.
+        devices: processes on each machine; ``auto`` and -1 are all GPUs of this one.
+        machines: how many there are.
+    """
+    devices = gpus() if devices in ("auto", -1) else devices
+    for key, value in {"devices": devices, "nodes": machines}.items():
+        if not isinstance(value, int) or value < 1:
+            auto = ", or auto for all GPUs" if key == "devices" else ""
+            return Problem(f"trainer.{key}", f"expected a number of {key}, 1 or more{auto}", value)
+    if not all(isinstance(value, int) and value > 0 for value in (batch, accumulate)):
+        return None  # reported as a value of another kind
+    if batch % accumulate:
+        return Problem("optim.batch", f"is not divisible by optim.accumulate={accumulate}", batch)
+    processes = devices * machines
+    if batch // accumulate % processes:
+        among = f"trainer.devices={devices}" + (f" on trainer.nodes={machines}" if machines > 1 else "")
+        return Problem(
+            "optim.batch",
+            f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
+            f"{processes} processes ({among}); it must be a multiple of {accumulate * processes}",
+            batch,
+        )
+    return None
 
 
 def recipes(cfg: DictConfig) -> list[Problem]:
@@ -210,45 +192,39 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     problems = []
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
-        problems.append(
-            Problem(
-                "backbone",
-                f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s; choose another adapter= or backbone=",
-            )
-        )
-    brought = (
-        {"source"} if any(cfg.get(key) is not None for key in ("prompt", "source")) else set()
-    )  # then no data set has to
-    needs: Collection[str] = set(getattr(adapter, "needs", ())) - brought
+        text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
+        problems.append(Problem("backbone", f"{text}; choose another adapter= or backbone="))
+    given = any(cfg.get(key) is not None for key in ("prompt", "source"))  # then no data set has to bring a source
+    needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
-        data = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None
-        for field, (method, image) in OTHER_IMAGES.items() if split in MADE else ():
+        data = locate(nodes.target_of(node)) if nodes.has_target(node) else None
+        for field, (method, image) in OTHER_IMAGES.items() if split in GENERATED else ():
             if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
-                problems.append(
-                    Problem(
-                        f"data.{split}",
-                        f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data=",
-                    )
-                )
+                text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
+                problems.append(Problem(f"data.{split}", text))
         problems += _sizes(f"data.{split}", node, factor)
     if hasattr(adapter, "unserved") and isinstance(backbone, type) and (reason := adapter.unserved(backbone)):
         problems.append(Problem("backbone", reason))
     return problems
 
 
-def judgeable(cfg: DictConfig) -> list[Problem]:
-    """A protocol that judges something else than the backbone generates."""
-    made, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
-    if not made or not judged or made == judged:
-        return []
-    return [Problem("protocol", f"it judges {judged}s and the backbone generates {made}s; choose another protocol=")]
+def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
+    """Choices that are impossible for one verb: a protocol that does not judge what the backbone generates, a transfer without a source."""
+    if verb == "transfer" and "source" not in getattr(_class(cfg, "adapter"), "needs", ("source",)):
+        text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
+        return [Problem("adapter", text, cfg.get("method"))]
+    generated, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
+    if verb in JUDGING and generated and judged and generated != judged:
+        text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
+        return [Problem("protocol", text)]
+    return []
 
 
 def _class(cfg: DictConfig, group: str) -> Any:
     """The class behind a group's ``_target_``, also where that is one of its class methods."""
     node = cfg.get(group)
-    target = nodes.locate(nodes.target_of(node)) if nodes.has_target(node) else None
+    target = locate(nodes.target_of(node)) if nodes.has_target(node) else None
     return getattr(target, "__self__", target) if not isinstance(target, str) else None
 
 
@@ -265,12 +241,9 @@ def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     if not factor or all(side % factor == 0 for side in sides):
         return []
     right = [max(factor, side // factor * factor) for side in sides]
+    example = right if len(right) > 1 else right[0]
     return [
-        Problem(
-            f"{key}.size",
-            f"expected a multiple of the backbone's latent factor {factor}, such as {right if len(right) > 1 else right[0]}",
-            size,
-        )
+        Problem(f"{key}.size", f"expected a multiple of the backbone's latent factor {factor}, such as {example}", size)
     ]
 
 
@@ -284,79 +257,3 @@ def _latent_factor(node: Any) -> int | None:
             if widths := config.get("encoder_block_out_channels") or config.get("block_out_channels"):
                 return 2 ** (len(widths) - 1)
     return None
-
-
-# The verb.
-
-
-def main(argv: Sequence[str]) -> int:
-    """``posegen check [verb] [overrides] [Hydra's flags]``."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-        return 0
-    words = list(argv)
-    verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else "train"
-    request = Request.parse(verb, words)
-    if verb not in (names := primaries(request.roots)):
-        raise UserError(str(misspelt(verb, "no such verb to check", verb, names)))
-    problems, count = check(request, multirun=get_args_parser().parse_args(arranged(words)).multirun)
-    cells = f"{count} combinations are" if count > 1 else "the configuration is"
-    print(
-        report(problems) if problems else f"posegen {verb}: {cells} fine", file=sys.stderr if problems else sys.stdout
-    )
-    return 1 if problems else 0
-
-
-def check(request: Request, multirun: bool = False) -> tuple[list[Problem], int]:
-    """All problems of a request, and how many cells were looked at."""
-    problems, good = examine(request)
-    try:
-        todo = list(cells(good, multirun))
-    except (HydraException, OmegaConfBaseException) as error:
-        return problems or [Problem(request.name, hydra_message(error))], 0
-    for cell in todo:
-        try:
-            with composed(cell) as cfg:
-                problems += validate(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
-            problems += examine(cell)[0] or [Problem(request.name, hydra_message(error))]
-    return list({str(problem): problem for problem in problems}.values()), len(todo)
-
-
-def cells(request: Request, multirun: bool = False) -> Iterator[Request]:
-    """The cells of a request that differ in what can be wrong with them: every combination of options, and every value once."""
-    own = {
-        override.key_or_group: (word, override)
-        for word in request.overrides
-        for override in [OverridesParser.create().parse_override(word)]
-    }
-    swept = {key for key, (_, override) in own.items() if override.is_sweep_override()}
-    rest = [word for key, (word, _) in own.items() if key not in swept]
-    with composed(request.having(*rest)):
-        node = HydraConfig.get()
-    if not (multirun or node.mode == RunMode.MULTIRUN):
-        yield request
-        return
-    params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items() if key not in own]
-    axes = [
-        OverridesParser.create().parse_override(word)
-        for word in (*params, *(own[key][0] for key in own if key in swept))
-    ]
-    known = groups(request.roots)
-    choices = [_values_of(axis) for axis in axes if axis.key_or_group in known]
-    values = [_values_of(axis) for axis in axes if axis.key_or_group not in known]
-    first = [axis[0] for axis in values]
-    for combination in itertools.product(*choices):
-        yield request.having(*rest, *combination, *first)
-    for number, axis in enumerate(values):
-        for word in axis[1:]:
-            yield request.having(*rest, *(axis[0] for axis in choices), *first[:number], word, *first[number + 1 :])
-
-
-def _values_of(axis: Override) -> list[str]:
-    if not axis.is_sweep_override():
-        return [axis.input_line or ""]
-    if axis.is_interval_sweep():  # whose ends stand for what a sweeper will choose
-        interval: Any = axis.value()
-        return [f"{axis.get_key_element()}={end}" for end in (interval.start, interval.end)]
-    return [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]

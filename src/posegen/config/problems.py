@@ -67,3 +67,8 @@ def report(problems: Sequence[Problem]) -> str:
     if len(problems) == 1:
         return str(problems[0])
     return "\n".join([f"{len(problems)} problems:", *(f"  {problem}" for problem in problems)])
+
+
+def without_repeats(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems; of those that read alike, one."""
+    return list({str(problem): problem for problem in problems}.values())

@@ -1,8 +1,9 @@
 """``hydra/sweeper=optuna``: hyper-parameters by Optuna's ask-and-tell interface, an equal budget for every method.
 
-Hydra's own Optuna plugin is held at Optuna 2, and treats a list of methods as one more thing to tune. Here a value that is a list is swept as always, and each
-combination gets a study of its own with the same number of trials; a value that is an interval is tuned. Nothing is stored but the cells: the trials are a
-function of the seed and of what earlier trials found, so an interrupted study repeats them, and finished cells answer at once.
+Hydra's Optuna plugin is held at Optuna 2, and treats a list of methods as one more thing to tune. Here a list is swept
+as always, and each combination gets a study with the same number of trials; an interval is tuned. Nothing is stored but
+the cells: the trials are a function of the seed and of the results of earlier trials, so an interrupted study repeats
+them, and finished cells answer at once.
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from posegen.config.sweep import Axis, axes, combinations
 from posegen.errors import UserError
 from posegen.io.text import write_text
 
@@ -34,7 +33,7 @@ class Study:
 
     Attributes:
         fixed: the combination, as overrides.
-        optuna: what proposes values.
+        optuna: proposes values.
         rows: one per finished trial: tuned values as text, and the objective (None: failed).
     """
 
@@ -68,16 +67,10 @@ class OptunaSweeper(Sweeper):
         params: Mapping[str, str] | None = None,
     ) -> None:
         if trials < 1 or at_once < 1:
-            raise UserError(
-                f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}: expected 1 or more of each"
-            )
-        self.trials, self.at_once, self.seed, self.sampler, self.params = (
-            trials,
-            at_once,
-            seed,
-            sampler,
-            dict(params or {}),
-        )
+            given = f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}"
+            raise UserError(f"{given}: expected 1 or more of each")
+        self.trials, self.at_once, self.seed = trials, at_once, seed
+        self.sampler, self.params = sampler, dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.folder = Path(config.hydra.sweep.dir)
@@ -86,8 +79,13 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        lists, intervals = self.space(arguments)
-        studies = [Study(fixed, self.study()) for fixed in product(*lists)]
+        found = axes(self.params, arguments)
+        intervals = {axis.key: distribution(axis) for axis in found if axis.override.is_interval_sweep()}
+        if not intervals:
+            example = "'optim.lr=tag(log, interval(1e-4, 1e-2))'"
+            raise UserError(f"nothing is tuned: give a key an interval, for instance {example}")
+        fixed = combinations([axis for axis in found if axis.key not in intervals])
+        studies = [Study(words, self.study()) for words in fixed]
         errors: list[Exception] = []
         for first in range(0, self.trials, self.at_once):
             count = min(self.at_once, self.trials - first)
@@ -103,27 +101,6 @@ class OptunaSweeper(Sweeper):
             self.report(studies)
         if errors:
             raise errors[0]
-
-    def space(self, arguments: Sequence[str]) -> tuple[list[list[str]], dict[str, Any]]:
-        """(for each key that is swept or set, its overrides; for each key that is tuned, its distribution)."""
-        words = {key: f"{key}={value}" for key, value in self.params.items()} | {
-            word.split("=", 1)[0]: word for word in arguments
-        }
-        lists: list[list[str]] = []
-        intervals: dict[str, Any] = {}
-        for override in OverridesParser.create().parse_overrides(list(words.values())):
-            key = override.get_key_element()
-            if override.is_interval_sweep():
-                intervals[key] = distribution(override)
-            elif override.is_sweep_override():
-                lists.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            else:
-                lists.append([override.input_line or ""])
-        if not intervals:
-            raise UserError(
-                "nothing is tuned: give a key an interval, for instance 'optim.lr=tag(log, interval(1e-4, 1e-2))'"
-            )
-        return lists, intervals
 
     def study(self) -> Any:
         optuna = imported()
@@ -143,9 +120,8 @@ class OptunaSweeper(Sweeper):
             study.optuna.tell(trial, state=imported().trial.TrialState.FAIL)
             return None
         if not isinstance(value, float):
-            raise UserError(
-                f"a trial returned {value!r} instead of a number; set objective=headline, or a column of the protocol"
-            )
+            fix = "set objective=headline, or a column of the protocol"
+            raise UserError(f"a trial returned {value!r} instead of a number; {fix}")
         study.optuna.tell(trial, value)
         return value
 
@@ -153,36 +129,29 @@ class OptunaSweeper(Sweeper):
         """Writes ``tuned.csv``, a line per trial, and prints the best of each study so far."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        keys = list(studies[0].rows[0][0])
-        writer.writerow(["study", "trial", *keys, "objective", "best"])
+        writer.writerow(["study", "trial", *studies[0].rows[0][0], "objective", "best"])
         for study in studies:
-            name = " ".join(
-                word for word in study.fixed if len(studies) == 1 or any(word not in other.fixed for other in studies)
-            )
-            for number, row in enumerate(study.rows):
-                writer.writerow(
-                    [name, number, *row[0].values(), "" if row[1] is None else row[1], int(row is study.best)]
-                )
+            others = [other for other in studies if other is not study]
+            name = " ".join(word for word in study.fixed if not others or any(word not in o.fixed for o in others))
             best = study.best
-            found = (
-                "every trial failed"
-                if best is None
-                else f"{' '.join(f'{k}={v}' for k, v in best[0].items())} reaches {best[1]:.5g}"
-            )
-            print(f"{name or 'study'}: after {len(study.rows)} of {self.trials} trials {found}", flush=True)
+            for number, row in enumerate(study.rows):
+                objective = "" if row[1] is None else row[1]
+                writer.writerow([name, number, *row[0].values(), objective, int(row is best)])
+            found = f"{' '.join(f'{k}={v}' for k, v in best[0].items())} reaches {best[1]:.5g}" if best else None
+            so_far = f"after {len(study.rows)} of {self.trials} trials {found or 'every trial failed'}"
+            print(f"{name or 'study'}: {so_far}", flush=True)
         write_text(self.folder / "tuned.csv", text.getvalue())
 
 
-def distribution(override: Override) -> Any:
-    """Optuna's distribution of an interval: whole numbers where both ends are, logarithmic where it is tagged ``log``."""
-    optuna, interval = imported(), override.value()
-    assert isinstance(interval, IntervalSweep) and interval.start is not None and interval.end is not None
+def distribution(axis: Axis) -> Any:
+    """Optuna's distribution of an interval: integers where both ends are, logarithmic where it is tagged ``log``."""
+    optuna, interval = imported(), axis.override.value()
     whole = isinstance(interval.start, int) and isinstance(interval.end, int)
     kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
     try:
         return kind(interval.start, interval.end, log="log" in interval.tags)
     except ValueError as error:
-        raise UserError(f"{override.input_line}: {error}") from error
+        raise UserError(f"{axis.override.input_line}: {error}") from error
 
 
 def texts(params: Mapping[str, Any]) -> dict[str, str]:
@@ -191,7 +160,7 @@ def texts(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tpe(seed: int, **settings: Any) -> Any:
-    """Optuna's tree-structured Parzen estimator; named here, so that Hydra need not import optuna to say that it is missing."""
+    """Optuna's tree-structured Parzen estimator; Hydra can name it where optuna is missing."""
     return imported().samplers.TPESampler(seed=seed, **settings)
 
 

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
-from posegen.config.app import Request
+from posegen.config.app import Command
 from posegen.io.text import read_json
 from posegen.report.live_progress import describe, look
 
@@ -42,12 +40,7 @@ class FirstBenchmark:
     """``posegen benchmark`` with the given words behind the verb."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        request = Request.parse("benchmark", list(words))
-        overrides = OverridesParser.create().parse_overrides(list(request.overrides))
-        single = [
-            str(each.input_line) for each in overrides if not each.is_sweep_override()
-        ]  # these place the benchmark
-        cfg = request.having(*single).compose()
+        cfg = Command.read("benchmark", list(words)).base()
         self.folder = Path(cfg.paths.output) / cfg.study
         self.words, self.started, self.stopped = list(words), time.time(), False
         # open as long as the process is

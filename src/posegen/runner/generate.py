@@ -52,12 +52,10 @@ def sampled(
         asked: puts what is asked for in the place of the test split; by default, the prompts.
         make: makes the pictures; by default, `generate`.
     """
-    from posegen.config.check import require_valid
     from posegen.runner.method_folder import find_checkpoint, load_into
     from posegen.runner.prompts import ask
     from posegen.train.loop import prepare_threads
 
-    require_valid(cfg)
     (asked or ask)(cfg)
     method: Any = get_class(cfg.adapter._target_)
     if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"

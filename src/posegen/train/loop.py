@@ -37,14 +37,11 @@ def train(cfg: DictConfig) -> float | None:
     Returns:
         The cell's objective for sweepers, None where nobody asks for one.
     """
-    from posegen.config.check import require_valid
-
     cell = Cell.of(cfg, ["train"])
     cell.check()
     if cell.finished():
         print(f"{cell.folder} is finished; nothing to do")
         return answered(cfg, cell.folder)
-    require_valid(cfg)
     if Crew.of(cfg).node:
         assist(cfg, cell.folder)
         return None

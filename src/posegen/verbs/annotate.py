@@ -1,4 +1,4 @@
-"""The verb ``posegen annotate``: an estimator looks at pictures, and the people it finds become one COCO keypoint file.
+"""Find the people of pictures, and write them as a file of poses.
 
 What is found is kept beside the target, part by part, so that an interrupted run continues and changed pictures cost only their own part.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,11 @@ CATEGORY = {
 }
 #: A picture as it is kept: file, width, height and people (annotations without ids), or file and why it cannot be read.
 Entry = dict[str, Any]
+
+
+def main(cfg: DictConfig) -> None:
+    """Finds the people of pictures and writes them to a file."""
+    annotate(**{key: cfg[key] for key in signature(annotate).parameters})
 
 
 def annotate(

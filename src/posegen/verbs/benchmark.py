@@ -1,4 +1,4 @@
-"""The verb ``posegen benchmark``: a Hydra multirun whose cells train, sample and judge, and the table of what they found."""
+"""Train, sample and judge every method of a benchmark, and make its table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.app import Failed, Request, composed, run_hydra
-from posegen.config.check import require_valid
+from posegen.config.app import Command
 from posegen.errors import UserError
 from posegen.io.text import read_json, write_json
 from posegen.runner.cell import Cell, locked
@@ -28,22 +25,24 @@ SWEEP_PID = "POSEGEN_SWEEP_PID"
 TABLE = ("title", "baseline", "headline", "reproduction")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the benchmark and writes its table, whatever became of the cells.
+def start(command: Command) -> int:
+    """Plans the benchmark, runs its cells as a Hydra multirun, and writes its table, whatever became of the cells.
 
     Returns:
         0 where every expected cell finished, 1 otherwise.
     """
     from posegen.report.live_progress import Overview
 
-    Plan.current, code = None, 1
+    if command.asks:
+        return command.run()
+    config = command.base()
+    folder, code = plan(config, command), 1
     os.environ[SWEEP_PID] = str(os.getpid())
     try:
-        with Overview(lambda: Plan.current):
-            code = run_hydra("benchmark", run_cell, argv)
+        with Overview(lambda: str(folder)):
+            code = command.run()
     finally:
-        if Plan.current is not None:
-            code = max(code, conclude(Path(Plan.current), Plan.config))
+        code = max(code, conclude(folder, config))
     return code
 
 
@@ -67,54 +66,40 @@ def conclude(folder: Path, config: DictConfig | None = None) -> int:
     return 1 if unfinished else 0
 
 
-class Plan(Callback):
+def plan(config: DictConfig, command: Command) -> Path:
     """Before the first cell starts: expands the sweep, checks every cell, writes ``cells.json`` and prepares what all cells share.
 
-    A Hydra callback, so that it sees the sweep exactly as the sweeper will.
+    Returns:
+        The benchmark's folder.
     """
+    from posegen.report.table import headline_of
+    from posegen.runner.components import Parts
 
-    #: Folder of the benchmark that this process runs, and its configuration, for the table that follows the sweep.
-    current: str | None = None
-    config: DictConfig | None = None
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        try:
-            self.plan(config)
-        except Exception as error:
-            raise Failed(error) from error  # Hydra would make a warning of a callback's error and go on
-
-    def plan(self, config: DictConfig) -> None:
-        from posegen.report.table import headline_of
-        from posegen.runner.components import Parts
-
-        request = Request.of(config.hydra)
-        cells: list[Cell] = []
-        for overrides in expand(config):
-            with composed(request.having(*overrides)) as cfg:
-                require_valid(cfg)
-                Shard.of(cfg)
-                require_weights(cfg)
-                cell = Cell.of(cfg, splits_of(cfg))
-                cell.check()
-                if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
-                    cells.append(cell)
-        folder = Path(config.paths.output) / config.study
-        planned = [
-            {
-                "folder": os.path.relpath(c.folder, folder),
-                "method": c.config["method"],
-                "seed": c.config["seed"],
-                "hash": c.hash,
-            }
-            for c in cells
-        ]
-        about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
-        parts = Parts(OmegaConf.create(cells[0].config))
-        parts.protocol.check()
-        headline_of(parts.protocol.columns, about.get("headline"))
-        write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
-        Plan.current, Plan.config = str(folder), config
-        prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
+    cells: list[Cell] = []
+    for cfg in command.cells():
+        Shard.of(cfg)
+        require_weights(cfg)
+        cell = Cell.of(cfg, splits_of(cfg))
+        cell.check()
+        if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
+            cells.append(cell)
+    folder = Path(config.paths.output) / config.study
+    planned = [
+        {
+            "folder": os.path.relpath(c.folder, folder),
+            "method": c.config["method"],
+            "seed": c.config["seed"],
+            "hash": c.hash,
+        }
+        for c in cells
+    ]
+    about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
+    parts = Parts(OmegaConf.create(cells[0].config))
+    parts.protocol.check()
+    headline_of(parts.protocol.columns, about.get("headline"))
+    write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
+    prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
+    return folder
 
 
 def prepare(configs: Sequence[DictConfig]) -> None:
@@ -136,24 +121,7 @@ def prepare(configs: Sequence[DictConfig]) -> None:
             encodings(parts)
 
 
-def expand(config: DictConfig) -> list[tuple[str, ...]]:
-    """The override lists of the cells that the basic sweeper will run, in its order."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    params = {str(k): f"{k}={v}" for k, v in (config.hydra.sweeper.params or {}).items()}
-    for override in config.hydra.overrides.task:
-        params[override.split("=", 1)[0]] = override
-    choices = []
-    for override in OverridesParser.create().parse_overrides(list(params.values())):
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            choices.append([override.input_line])  # type: ignore[list-item]
-    return list(product(*choices))
-
-
-def run_cell(cfg: DictConfig) -> str:
+def main(cfg: DictConfig) -> str:
     """One cell of a benchmark: train, sample, judge. A failure is recorded in the cell and does not stop the others.
 
     Returns:

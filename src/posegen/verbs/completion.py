@@ -1,22 +1,24 @@
-"""Tab completion behind a verb: verbs, options of groups from the file tree, keys from the configuration composed so far."""
+"""Print the completion script of a shell.
+
+Tab asks ``posegen -sc query``, as Hydra's script does; the answer has verbs, options of groups from the file tree, and keys of the configuration so far.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
-from posegen.config import groups as listing
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.config.app import FLAGS, Command
+from posegen.config.groups import groups, primaries
+from posegen.config.overrides import readable
+from posegen.config.problems import misspelt
+from posegen.config.verb_files import verbs
 from posegen.errors import UserError
-from posegen.verbs.registry import VERBS
 
-HELP = """Print the completion script of a shell; put the line into the shell's start file to have it always.
-
-  eval "$(posegen completion bash)"
-  eval "$(posegen completion zsh)\""""
-
-# Bash completes what stands behind the last of its word breaks, which include '=' and ':', so the part before is cut off every choice.
+# Bash completes the part behind the last of its word breaks, which include '=' and ':', so the part before is cut off every choice.
 BASH = r"""_posegen() {
     local line="${COMP_LINE:0:COMP_POINT}" choice
     local word="${line##* }" breaks="${COMP_WORDBREAKS//[^=:]/}"
@@ -25,26 +27,24 @@ BASH = r"""_posegen() {
     COMPREPLY=()
     while IFS= read -r choice; do
         COMPREPLY+=("${choice#"$cut"}")
-    done < <(COMP_LINE="$line" posegen completion query 2>/dev/null)
+    done < <(COMP_LINE="$line" posegen -sc query 2>/dev/null)
 }
 complete -o nospace -o default -F _posegen posegen"""
-ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
-SCRIPTS = {"bash": BASH, "zsh": ZSH + BASH}
-FLAGS = ("--help", "--multirun", "--cfg", "--info", "--config-dir", "--hydra-help")
+SCRIPTS = {"bash": BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BASH}"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """``posegen completion SHELL``; ``query`` answers for the line in COMP_LINE."""
-    word = argv[0].removeprefix("install=") if argv else "--help"
-    if word in ("-h", "--help"):
-        print(HELP)
-    elif word in SCRIPTS:
-        print(SCRIPTS[word])
-    elif word.removesuffix("=bash") == "query":
-        print("\n".join(complete(os.environ.get("COMP_LINE", "posegen "))))
-    else:
-        raise UserError(f"{word}: no completion for this shell; available: {', '.join(SCRIPTS)}")
-    return 0
+def main(cfg: DictConfig) -> None:
+    """Prints the scripts of the named shells.
+
+    Raises:
+        UserError: there is none, or no shell is named.
+    """
+    if not cfg.shells:
+        raise UserError(f"name a shell: posegen completion {' or '.join(SCRIPTS)}")
+    for shell in cfg.shells:
+        if shell not in SCRIPTS:
+            raise UserError(str(misspelt(shell, "no completion for this shell", shell, SCRIPTS)))
+        print(SCRIPTS[shell])
 
 
 def complete(line: str) -> list[str]:
@@ -52,82 +52,62 @@ def complete(line: str) -> list[str]:
     words = line.split()
     word = "" if line.endswith(" ") or len(words) < 2 else words.pop()
     if len(words) < 2:
-        return matching(word, (f"{verb} " for verb in VERBS))
+        return matching(word, (f"{verb} " for verb in verbs()))
     verb, before = words[1], words[2:]
-    if verb == "list":
-        return matching(word, (f"{group} " for group in listing.groups()))
-    if verb == "completion":
-        return matching(word, (f"{shell} " for shell in SCRIPTS))
+    first = {"list": groups, "completion": lambda: SCRIPTS, "check": lambda: sorted(primaries() & set(verbs()))}
+    if verb in first and not (verb == "check" and before):
+        return matching(word, (f"{name} " for name in first[verb]()))
     if verb == "check":
-        if not before:
-            return matching(word, (f"{name} " for name in sorted(listing.primaries() & set(VERBS))))
         verb, before = before[0], before[1:]
-    return overrides(verb, before, word) if verb in listing.primaries() else []
+    return override_choices(verb, before, word) if verb in primaries() else []
 
 
-def overrides(verb: str, before: Sequence[str], word: str) -> list[str]:
-    """Options, groups and keys that ``word`` may become."""
+def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
+    """Flags, options, groups and keys that ``word`` may become."""
     if word.startswith("-"):
-        return matching(word, FLAGS)
-    groups = listing.groups(listing.roots(_extra(before)))
+        return matching(word, sorted(FLAGS))
+    try:
+        command = Command.read(verb, before)
+    except UserError:  # a flag is misspelt
+        return []
+    known = command.known
     key, equals, value = word.partition("=")
     prefix, name = key[: len(key) - len(key.lstrip("+~"))], key.lstrip("+~")
-    if equals and name in groups:
+    if equals and name in known:
         done = value.rpartition(",")[0]  # options before the last comma of a sweep
-        return matching(word, (f"{key}={done},{option}" if done else f"{key}={option}" for option in groups[name]))
-    cfg = _composed(verb, before)
+        return matching(word, (f"{key}={done},{option}" if done else f"{key}={option}" for option in known[name]))
+    cfg = composed_so_far(command)
     if equals:
-        return matching(word, (f"{key}={value}" for value in values(cfg, name)))
-    own = [f"{group}=" for group in groups if "/" not in group or name.startswith("hydra")]
-    return sorted({f"{prefix}{match}" for match in (*matching(name, own), *matching(name, keys(cfg, name)))})
+        return matching(word, (f"{key}={choice}" for choice in values(cfg, name)))
+    shown = [f"{group}=" for group in known if "/" not in group or name.startswith("hydra")]
+    return sorted({f"{prefix}{match}" for match in (*matching(name, shown), *matching(name, keys(cfg, name)))})
 
 
 def keys(cfg: Any, name: str) -> list[str]:
     """The keys at the place that a dotted name has come to; containers end in a dot."""
-    from omegaconf import DictConfig, OmegaConf
-
     place = name.rpartition(".")[0]
     node = OmegaConf.select(cfg, place, throw_on_resolution_failure=False) if place else cfg
     if not isinstance(node, DictConfig):
         return []
-    found = [
-        (str(key), node._get_node(key))
-        for key in node
-        if not str(key).startswith("_") and (key != "hydra" or name.startswith("hydra"))
-    ]
-    return [
-        f"{place}.{key}{end}".lstrip(".")
-        for key, child in found
-        for end in ("." if isinstance(child, DictConfig) else "=",)
-    ]
+    found = [str(key) for key in node if not str(key).startswith("_") and (key != "hydra" or name.startswith("hydra"))]
+    ends = {key: "." if isinstance(node._get_node(key), DictConfig) else "=" for key in found}
+    return [f"{place}.{key}{end}".lstrip(".") for key, end in ends.items()]
 
 
 def values(cfg: Any, name: str) -> list[str]:
-    """What a key may be set to: the two truth values, or what it is now."""
-    from omegaconf import OmegaConf
-
+    """What a key may be set to: the two truth values, or the value it has."""
     value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False) if cfg is not None else None
     if isinstance(value, bool):
         return ["false", "true"]
     return [] if value is None or OmegaConf.is_config(value) else [str(value)]
 
 
-def _composed(verb: str, before: Sequence[str]) -> Any:
-    """The configuration of the words so far, or of the verb alone where they do not compose yet; None if that does not either."""
-    from posegen.config.app import Request
-    from posegen.config.overrides import examine
-
+def composed_so_far(command: Command) -> Any:
+    """The configuration of the words that can be read, None if there is none."""
     try:
-        return examine(Request.parse(verb, [word for word in before if "," not in word]))[1].compose()
-    except (Exception, SystemExit):  # a half-typed line may be wrong in any way, and completion must stay silent
+        return replace(command, keys=tuple(readable(command.keys, command.known)[1])).base(force=True)
+    except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return None
-
-
-def _extra(before: Sequence[str]) -> list[str]:
-    folders = [after for flag, after in pairwise(before) if flag in ("--config-dir", "-cd")]
-    return folders + [
-        entry for word in before if word.startswith("hydra.searchpath=") for entry in listing.searchpath(word)
-    ]
 
 
 def matching(word: str, names: Iterable[str]) -> list[str]:

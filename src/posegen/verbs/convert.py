@@ -1,4 +1,4 @@
-"""The verb ``posegen convert``: official weights become a method folder, with every key of the file accounted for."""
+"""Turn official weights into weights of this project."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ SHOWN = 5  # keys of a kind in a message
 UNET = "backbone.unet."  # what the converted keys of a U-Net begin with
 
 
+def main(cfg: DictConfig) -> None:
+    """Reads official weights, prints what became of their keys, and writes a method folder."""
+    convert(cfg.adapter, cfg.backbone, cfg.source, cfg.target, cfg.get("sampler"))
+
+
 def convert(
     adapter: DictConfig,
     backbone: DictConfig,
     source: str | None,
     target: str,
     sampler: DictConfig | None = None,
-    **_: Any,
 ) -> None:
     """Reads official weights, prints what became of their keys, and writes a method folder.
 

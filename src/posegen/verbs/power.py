@@ -1,4 +1,4 @@
-"""How many images and seeds it takes to see a difference: the verb ``posegen power``."""
+"""How many images and seeds it takes to see a difference between two methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
@@ -20,7 +20,13 @@ SHARED = ("protocol", "estimator")
 OPTIONS = {"column": "PCK@0.1", "images": "", "seeds": "1,3,5,10", "difference": "", "power": "0.8", "alpha": "0.05"}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(cfg: DictConfig) -> int:
+    """Prints which differences a comparison of two methods' cells can find."""
+    options = {key: ",".join(map(str, value)) if OmegaConf.is_list(value) else value for key in OPTIONS for value in [cfg[key]]}
+    return plan_comparison([*map(str, cfg.cells), *(f"{key}={value}" for key, value in options.items())])
+
+
+def plan_comparison(argv: Sequence[str]) -> int:
     """``posegen power A B [column=...] [images=...] [seeds=...] [difference=...]``."""
     options, folders = dict(OPTIONS), []
     for word in argv:

@@ -1,4 +1,4 @@
-"""The verb ``posegen prepare``: what the user placed on disk is checked and indexed; everything that is wrong with it stands in one report."""
+"""Check and index the data on your disk, and encode it once."""
 
 from __future__ import annotations
 
@@ -81,15 +81,17 @@ class Chapter:
         )
 
 
+def main(cfg: DictConfig) -> None:
+    """Prepares the configured splits."""
+    prepare(cfg)
+
+
 def prepare(cfg: DictConfig) -> None:
     """Prepares the configured splits, prints a summary and writes the report; does nothing where all is prepared and unchanged.
 
     Raises:
         UserError: no split can be used.
     """
-    from posegen.config.check import require_valid
-
-    require_valid(cfg)
     parts, out = Parts(cfg), Path(cfg.out)
     splits = list(cfg.splits or (name for name, node in nodes.children(cfg.data) if nodes.has_target(node)))
     chapters = [Chapter.of(split, parts.data(split)) for split in splits]

@@ -1,4 +1,4 @@
-"""The verb ``posegen report``: a study as one page that opens without a network, its charts as files, and, where there is an account, as a report of W&B."""
+"""Make a page of a benchmark that opens without a network: table, curves, pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig
 
 from posegen.errors import UserError
 from posegen.io.text import write_text
@@ -16,7 +18,13 @@ LEAST_SIDE = 16
 KEYS = ("poses", "side", "wandb")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(cfg: DictConfig) -> int:
+    """Makes the pages of benchmarks."""
+    options = {"poses": cfg.poses, "side": cfg.side, "wandb": str(cfg.wandb or "false").replace("True", "true")}
+    return make_pages([*map(str, cfg.folders), *(f"{key}={value}" for key, value in options.items())])
+
+
+def make_pages(argv: Sequence[str]) -> int:
     """``posegen report [folder ...] [poses=32] [side=256] [wandb=true|ENTITY/PROJECT]``."""
     from posegen.report.figures import figures
     from posegen.report.study import study_of

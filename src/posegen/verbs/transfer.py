@@ -1,4 +1,4 @@
-"""The verb ``posegen transfer``: people are dressed as another picture shows, and everything outside a mask stays as it was, pixel by pixel.
+"""Dress a person as another picture shows, all else exactly as it was.
 
 The picture's own pose is the target, the other picture the source. What is dressed are people of one's own pictures, or those of a data set that knows where
 clothes are, so that it can be measured whether the result wears what the source shows.
@@ -30,19 +30,15 @@ from posegen.runner.generate import UNFINISHED, batch_of, sampled
 from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
 from posegen.runner.inpainting import Kept, pasted
 from posegen.runner.progress import Progress
-from posegen.runner.prompts import needs, read, sources
+from posegen.runner.prompts import read, sources
 
 OWN = "posegen.data.transfers.OwnTransfer"
 FILES = ("picture", "mask", "source")
 SIDE = 192  # least height of a picture in the comparison
 
 
-def transfer(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> None:
     """Dresses the person in ``cfg.picture``, or people of the test split, and writes pictures, a comparison and records."""
-    if "source" not in needs(cfg):
-        raise UserError(
-            f"adapter={cfg.method} reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
-        )
     for name in ("dilate", "soft"):
         if not isinstance(cfg[name], int) or cfg[name] < 0:
             raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")

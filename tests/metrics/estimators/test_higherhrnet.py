@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from safetensors.torch import save_file
 
-from posegen.config.app import Request, composed
+from posegen.config.compose import composed
 from posegen.data.base import to_tensor
 from posegen.metrics.estimators.bottom_up import gaussians
 from posegen.metrics.estimators.higherhrnet import MEAN, MIRRORED, STD, HeadShape, HigherHRNet, fitted
@@ -230,7 +230,7 @@ def test_an_official_file_comes_back(tmp_path: Path, narrow: HigherHRNet, name: 
         "estimator.size=64",
         "estimator.score_threshold=0.3",
     )
-    with composed(Request("annotate", words)) as cfg:
+    with composed("annotate", words) as cfg:
         read = instantiate(cfg.estimator, _convert_="all")
     assert not read.training and not any(p.requires_grad for p in read.parameters())
     assert (read.size, read.score_threshold, read.nms_threshold, read.flip_test, read.channel_order) == (

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from posegen.config.app import Request, composed
+from posegen.config.compose import composed
 from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2, divisible
 from tests.adapters.cases import reference
@@ -180,7 +180,7 @@ def test_the_option_builds_it(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     torch.save(official(trunk()), file)
     with composed(
-        Request("train", ("estimator=mobilenetv2", f"estimator.path={file}", f"estimator.widen_factor={NARROW}"))
+        "train", ("estimator=mobilenetv2", f"estimator.path={file}", f"estimator.widen_factor={NARROW}")
     ) as cfg:
         built = instantiate(cfg.estimator, _convert_="all")
     assert isinstance(built, MobileNetV2) and (built.size, built.out_indices) == (512, (7,))
@@ -190,7 +190,7 @@ def test_the_option_wants_a_file() -> None:
     from posegen.config.check import require_valid
 
     with (
-        composed(Request("train", ("estimator=mobilenetv2",))) as cfg,
+        composed("train", ("estimator=mobilenetv2",)) as cfg,
         pytest.raises(UserError, match=r"estimator\.path"),
     ):
         require_valid(cfg)

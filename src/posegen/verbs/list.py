@@ -1,0 +1,41 @@
+"""List methods, backbones, data, experiments, ... and what each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from posegen.config.groups import Option, groups, overview, roots_of
+from posegen.config.problems import misspelt
+from posegen.errors import UserError
+
+
+def main(cfg: DictConfig) -> None:
+    """Prints an overview of all groups, or the options of those that are named.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    found = groups(roots_of(HydraConfig.get()))
+    for group in [group_named(str(name), found) for name in cfg.groups]:
+        print(f"{group}\n{option_lines(found[group])}\n")
+    if not cfg.groups:
+        print(f"{overview(found)}\n\nposegen list GROUP tells what each option is.")
+
+
+def option_lines(options: Mapping[str, Option]) -> str:
+    """One line per option: name, summary, and paper."""
+    width = max(map(len, options))
+    papers = {name: f"  [{option.paper}]" if option.paper else "" for name, option in options.items()}
+    return "\n".join(f"  {name:<{width}}  {options[name].summary}{papers[name]}".rstrip() for name in options)
+
+
+def group_named(name: str, known: Iterable[str]) -> str:
+    """The group that a user means: ``adapters`` is ``adapter``, ``launchers`` is ``hydra/launcher``."""
+    names = list(known)
+    for candidate in (name, name.removesuffix("s"), f"hydra/{name}", f"hydra/{name.removesuffix('s')}"):
+        if candidate in names:
+            return candidate
+    raise UserError(str(misspelt(name, "no such group", name, names)))
