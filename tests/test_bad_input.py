@@ -122,7 +122,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str], *expected: str
 def method(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained ControlNet's method folder."""
     output = tmp_path_factory.mktemp("trained")
-    assert main(["train", *world, "trainer.steps=1", f"paths.output={output}"]) == 0
+    assert main(["train", *world, "budget.steps=1", f"paths.output={output}"]) == 0
     (found,) = output.rglob("method")
     return found
 
@@ -239,12 +239,12 @@ def test_an_adapter_that_the_backbone_cannot_serve(
 def test_a_cell_folder_of_another_identity(
     world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", *world, "trainer.steps=1", f"paths.output={tmp_path}"]
+    words = ["train", *world, "budget.steps=1", f"paths.output={tmp_path}"]
     assert main(words) == 0
     (status,) = tmp_path.rglob("status.json")
     record = json.loads(status.read_text())
     record["identity"]["trainer"]["steps"] = 99
     status.write_text(json.dumps({**record, "hash": "another"}))
     before = {p: p.stat().st_mtime_ns for p in status.parent.rglob("*") if p.is_file()}
-    refused(words, capsys, "trainer.steps", "99", "study=")
+    refused(words, capsys, "budget.steps", "99", "study=")
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())

@@ -21,8 +21,8 @@ from posegen.adapters.controlnet import ControlNet
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.errors import UserError
 from posegen.pipeline import PoseGuidedPipeline
-from posegen.poses.drawing import STYLES
-from posegen.poses.reading import given
+from posegen.poses.drawing import DRAWING_STYLES
+from posegen.poses.reading import read_poses
 from posegen.runner.components import Parts
 from posegen.runner.method_folder import save_method
 from tests.backbones.models import SD1, parts_of
@@ -110,7 +110,7 @@ def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
     theirs.set_progress_bar_config(disable=True)
     ours = PoseGuidedPipeline(method)
     ours.set_progress_bar_config(disable=True)
-    hint = Image.fromarray(STYLES["openpose"](person()[None], (64, 64)))
+    hint = Image.fromarray(DRAWING_STYLES["openpose"](person()[None], (64, 64)))
     noise = torch.randn(2, 4, 8, 8, generator=seeded())
     settings: dict[str, Any] = {
         "num_inference_steps": 3,
@@ -253,7 +253,7 @@ def test_half_precision_is_close(method: str, methods: dict[str, Path], base: di
 
 def test_drawings_files_and_keypoints_are_the_same_pose(pipe: PoseGuidedPipeline, tmp_path: Path) -> None:
     expected = images(pipe, "photo", person())
-    drawn = STYLES["openpose"](person()[None], (64, 64))
+    drawn = DRAWING_STYLES["openpose"](person()[None], (64, 64))
     Image.fromarray(drawn).save(tmp_path / "skeleton.png")
     content = {
         "annotations": [{"image_id": 1, "keypoints": (person() * [2, 2, 1] + [0.5, 0.5, 0]).ravel().tolist()}],
@@ -270,7 +270,7 @@ def test_drawings_files_and_keypoints_are_the_same_pose(pipe: PoseGuidedPipeline
 
 def test_a_drawing_takes_the_range_that_the_method_reads(methods: dict[str, Path], base: dict[str, str]) -> None:
     pipe = loaded(methods["humansd"], base)
-    drawn = STYLES["humansd"](person()[None], (64, 64))
+    drawn = DRAWING_STYLES["humansd"](person()[None], (64, 64))
     expected = images(pipe, "photo", person())
     assert np.allclose(images(pipe, "photo", drawn), expected, atol=1e-5)
     with pytest.raises(ValueError, match=r"values from 0 to .*; the method reads -1 \(black\) to 1"):
@@ -283,7 +283,7 @@ def test_poses_are_read_from_pictures_of_people(pipe: PoseGuidedPipeline, world:
         sample = next(
             s for s in map(instantiate(cfg.data.test, _convert_="all").__getitem__, range(6)) if len(s.keypoints) == 1
         )
-    [guide] = given(Image.fromarray(sample.image))
+    [guide] = read_poses(Image.fromarray(sample.image))
     people, hint = pipe.read(guide, (64, 64), None)
     seen = sample.keypoints[0, :, 2] == 2
     off = np.linalg.norm(people[0, seen, :2] - sample.keypoints[0, seen, :2], axis=-1)
@@ -394,7 +394,7 @@ def test_a_unet_of_its_own_is_saved_along(methods: dict[str, Path], base: dict[s
 def test_a_trained_cell_is_a_pipeline(world: list[str], tmp_path: Path) -> None:
     from posegen.cli import main
 
-    assert main(["train", *world, "adapter=controlnet", "trainer.steps=1", f"paths.output={tmp_path}"]) == 0
+    assert main(["train", *world, "adapter=controlnet", "budget.steps=1", f"paths.output={tmp_path}"]) == 0
     (cell,) = (status.parent for status in tmp_path.rglob("status.json"))
     pipe = loaded(cell)  # its backbone is that of its configuration
     assert (pipe.sampler.steps, pipe.sampler.guidance) == (2, 2.0)

@@ -38,9 +38,9 @@ def make_world(folder: Path) -> list[str]:
         "sampler.batch=4",
         "optim.batch=4",
         "optim.warmup=1",
-        "trainer.steps=6",
-        "trainer.save_every=2",
-        "trainer.progress=none",
+        "budget.steps=6",
+        "callbacks.checkpoint.every=2",
+        "progress=none",
         "protocol.resamples=20",
     ]
 

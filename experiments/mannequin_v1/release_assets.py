@@ -22,9 +22,9 @@ from posegen.config.compose import composed
 from posegen.config.resolvers import asset
 from posegen.data.base import PoseData
 from posegen.errors import UserError
-from posegen.io.atomic import replacing
-from posegen.io.text import read_json, write_json
-from posegen.runner.cell import content_hash, provenance
+from posegen.io.atomic import read_json, replacing, write_json
+from posegen.io.hashes import content_hash
+from posegen.runner.cell import provenance
 from posegen.runner.components import Parts
 
 IMAGES = 1000
@@ -126,7 +126,7 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
         replacing(target) as temporary,
     ):
         shutil.copytree(cell / "method", temporary)
-        torch.set_num_threads(cfg.trainer.threads)
+        torch.set_num_threads(cfg.budget.threads)
         figures = FIGURES[part](temporary, Parts(cfg))
         write_json(
             temporary / "card.json",
@@ -154,8 +154,8 @@ def card(part: str, version: str, state: str, cell: Path, weights: Path, figures
         "recipe": f"posegen train experiment=mannequin_{part}",
         "data": config["data"]["train"] | {"cache": None},
         "optim": config["optim"],
-        "steps": config["trainer"]["steps"],
-        "samples": config["trainer"]["steps"] * config["optim"]["batch"],
+        "steps": config["budget"]["steps"],
+        "samples": config["budget"]["steps"] * config["optim"]["batch"],
         "train_images_per_s": costs.get("train_images_per_s"),
         "parameters": costs.get("trained_parameters"),
         "figures": {name: round(value, 4) for name, value in figures.items()},

@@ -26,8 +26,8 @@ from posegen.adapters.base import Adapter, State
 from posegen.config.compose import composed
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
+from posegen.io.atomic import write_json, write_text
 from posegen.io.tables import csv_text
-from posegen.io.text import write_json, write_text
 from posegen.runner.cell import provenance
 from posegen.runner.components import Parts
 from posegen.runner.precision import keeping, networks
@@ -276,7 +276,7 @@ def main(words: Sequence[str]) -> None:
         rows, notes = compared(config, phases, official)
         print("\n".join([*text_table(rows), "", *notes]))
         out = f"{cfg.out}{''.join(f'-{way}' for way in unusual_ways(config))}-compared"
-        settings = {key: config[key] for key in ("method", "size", "batch", "trainer", "optim", "sampler")}
+        settings = {key: config[key] for key in ("method", "size", "batch", "trainer", "compute", "budget", "optim", "sampler")}
         facts = {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()}
         write_json(Path(f"{out}.json"), facts)
         write_text(Path(f"{out}.csv"), csv_text(rows[0], (list(row.values()) for row in rows)))

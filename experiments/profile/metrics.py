@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.profile.decoding import measure_decoding
 from experiments.profile.keypoint_ap import measure_keypoint_ap
 from experiments.profile.set_distances import measure_distances
+from posegen.io.atomic import write_text
 from posegen.io.tables import csv_text
-from posegen.io.text import write_text
 
 
 def measure_metrics(repeats: int = 3, threads: int = 1) -> list[dict[str, Any]]:

@@ -18,13 +18,12 @@ from posegen.backbones.base import Backbone
 from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_tensor, to_uint8
-from posegen.data.user_images import fitted, sources_each
+from posegen.data.user_images import stretch_to, pictures_per_image
 from posegen.errors import UserError
-from posegen.io.atomic import replacing
-from posegen.io.text import read_json, write_json
+from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
-from posegen.poses.reading import PEOPLE, Given, checked_hint, checked_people, given
+from posegen.poses.reading import PEOPLE, PoseInput, checked_hint, checked_people, read_poses
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.images import visible
 from posegen.runner.method_folder import (
@@ -169,7 +168,7 @@ class PoseGuidedPipeline:
 
         Args:
             prompt: one prompt, or one per pose.
-            poses: one pose, or one per prompt; see `posegen.poses.reading.given`. Coordinates are pixels of the image, or of the canvas that a file names,
+            poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the image, or of the canvas that a file names,
                 which is then scaled to the image. A picture that is mostly black is taken for a drawn skeleton and used as it is; ``estimator`` reads the
                 poses of any other. None draws nobody, and methods without a pose input ignore poses.
             source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or an array ``[H, W, 3] uint8``). A list is
@@ -230,7 +229,7 @@ class PoseGuidedPipeline:
         )
         return packed(made, output_type, return_dict)
 
-    def size(self, guides: Sequence[Given], height: int | None, width: int | None) -> tuple[int, int]:
+    def size(self, guides: Sequence[PoseInput], height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images.
 
         Raises:
@@ -255,7 +254,7 @@ class PoseGuidedPipeline:
             )
         return size  # type: ignore[return-value]
 
-    def read(self, guide: Given, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
+    def read(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
         """(people ``[P, 17, 3]``, hint ``[C, H, W]``) of one image; the hint is empty where the method reads none."""
         drawing = self.adapter.hint
         low, high = drawing.range if drawing is not None else (0.0, 1.0)
@@ -273,7 +272,7 @@ class PoseGuidedPipeline:
         )
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
 
-    def found(self, guide: Given, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
+    def found(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
         """The people ``[P, 17, 3]`` in a picture, on the canvas of the image.
 
         Raises:
@@ -310,8 +309,8 @@ class PoseGuidedPipeline:
             )
         made = torch.stack(
             [
-                torch.stack([to_tensor(fitted(picture, size)) for picture in pictures])
-                for pictures in sources_each(source, prompts)
+                torch.stack([to_tensor(stretch_to(picture, size)) for picture in pictures])
+                for pictures in pictures_per_image(source, prompts)
             ]
         )
         return made.squeeze(1) if made.shape[1] == 1 else made
@@ -368,12 +367,12 @@ def check_numbers(steps: int, images: int, output: str, control_scale: float) ->
         raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
 
 
-def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[Given]]:
+def paired(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[PoseInput]]:
     """As many prompts as poses; where one is alone, it goes with all of the others."""
     prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise UserError(f"prompt is {prompt!r}; expected a text or a list of texts")
-    guides = [Given("poses")] if poses is None else given(poses)
+    guides = [PoseInput("poses")] if poses is None else read_poses(poses)
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
         raise UserError(

@@ -255,9 +255,9 @@ def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(
 
 def test_ablations_train_what_is_left_and_an_empty_run_is_refused(world: list[str], tmp_path: Path) -> None:
     world = [
-        *(o for o in making("image", world, DNAF.needs) if not o.startswith("trainer.steps")),
+        *(o for o in making("image", world, DNAF.needs) if not o.startswith("budget.steps")),
         "adapter=dnaf",
-        "trainer.steps=1",
+        "budget.steps=1",
     ]
     assert {key.split(".")[1] for key in trained(world, tmp_path / "b1", "adapter.naf=false")} == {
         "adapter",

@@ -14,9 +14,9 @@ from posegen.cli import main
 from posegen.config import groups as listing
 from posegen.config.app import Command
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.components import Parts
-from posegen.train.validation import objective_column
+from posegen.train.live import objective_column
 from tests.tiny import configured
 
 CONF = listing.conf_dir()
@@ -103,7 +103,7 @@ def test_what_cannot_be_tuned_is_said(
 def test_learning_rates_are_tuned_on_the_validation_split(
     world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = [o for o in world if not o.startswith("trainer.steps")] + ["trainer.steps=2", "trainer.validate_images=8"]
+    budget = [o for o in world if not o.startswith("budget.steps")] + ["budget.steps=2", "validation.images=8"]
     words = [
         "train",
         "experiment=tune",
@@ -121,7 +121,7 @@ def test_learning_rates_are_tuned_on_the_validation_split(
     assert all(answer["objective"] == -answer["value"] < 0 for answer in answers)  # fewer errors are better
     before = (tmp_path / "tune/tuned.csv").read_bytes()
     monkeypatch.setattr("posegen.train.loop.fit", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr("posegen.train.validation.look", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr("posegen.train.live.look", lambda *_: pytest.fail("judged again"))
     assert main([*words, *budget, f"paths.output={tmp_path}"]) == 0
     assert (tmp_path / "tune/tuned.csv").read_bytes() == before
 

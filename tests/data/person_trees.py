@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from posegen.poses.drawing import overlay
-from posegen.poses.reading import joints
+from posegen.poses.reading import coco_joints
 from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES
 from tests.data.trees import FIGURE
 
@@ -44,7 +44,7 @@ class Person:
             seen[:, None], np.concatenate([(self.points + 0.5) * scale - 0.5, np.full((18, 1), 2.0)], 1), 0.0
         )
         return overlay(
-            np.broadcast_to(self.colour, (*size, 3)).astype(np.uint8).copy(), joints(rows.reshape(-1), "")[None]
+            np.broadcast_to(self.colour, (*size, 3)).astype(np.uint8).copy(), coco_joints(rows.reshape(-1), "")[None]
         )
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from posegen.backbones.blocks.pose_maps import joint_vectors
 from posegen.data.base import Sample
 from posegen.data.formats import coco
-from posegen.data.formats.coco import CocoSingle, turned
+from posegen.data.formats.coco import CocoSingle, turned_pose
 from posegen.data.formats.joint_vectors import JointVectors
 from posegen.poses.topology import COCO_FLIP
 from tests.adapters.cases import reference
@@ -127,12 +127,12 @@ def test_captions_are_the_first_or_one_of_all(root: Path) -> None:
 
 def test_mirrored_people_keep_their_left_and_right() -> None:
     pose = np.concatenate([np.random.default_rng(0).uniform(-1, 1, (17, 2)), np.ones((17, 1))], 1)
-    mirrored = turned(pose, True, 0.0)
+    mirrored = turned_pose(pose, True, 0.0)
     np.testing.assert_allclose(mirrored[5], pose[6] * (-1, 1, 1))
-    np.testing.assert_allclose(turned(mirrored, True, 0.0), pose)
-    np.testing.assert_allclose(turned(pose, False, 90.0)[:, :2], pose[:, 1::-1] * (-1, 1), atol=1e-12)
+    np.testing.assert_allclose(turned_pose(mirrored, True, 0.0), pose)
+    np.testing.assert_allclose(turned_pose(pose, False, 90.0)[:, :2], pose[:, 1::-1] * (-1, 1), atol=1e-12)
     np.testing.assert_allclose(
-        np.linalg.norm(turned(pose, True, 7.0)[:, :2], axis=1), np.linalg.norm(pose[list(COCO_FLIP), :2], axis=1)
+        np.linalg.norm(turned_pose(pose, True, 7.0)[:, :2], axis=1), np.linalg.norm(pose[list(COCO_FLIP), :2], axis=1)
     )
 
 
@@ -210,8 +210,8 @@ def test_annotations_are_read_once(root: Path, tmp_path: Path, monkeypatch: pyte
     first = CocoSingle(root, cache=tmp_path)
     first.prepare()
     loads: list[Path] = []
-    load = coco._load
-    monkeypatch.setattr(coco, "_load", lambda file, part: loads.append(file) or load(file, part))
+    load = coco._annotations
+    monkeypatch.setattr(coco, "_annotations", lambda file, part: loads.append(file) or load(file, part))
     again = CocoSingle(root, cache=tmp_path)
     assert again.prompts == first.prompts and again.identity == first.identity and not loads
     for kept in (tmp_path / "coco").iterdir():
@@ -236,9 +236,9 @@ def test_bad_input_is_named(root: Path, tmp_path: Path) -> None:
         ValueError, match=r"data\.train: .* has 20 people who are alone .*share=\[0\.0, 1\.0\] holds 20; count is 21"
     ):
         CocoSingle(root, count=21).prompts  # noqa: B018
-    with pytest.raises(ValueError, match=r"data\.test\.frame=circle; expected one of box, joints"):
+    with pytest.raises(ValueError, match=r"data\.test\.frame=circle: expected one of box, joints"):
         CocoSingle(root, "test", frame="circle")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"data\.train\.augment=often; expected one of fixed, reading, null"):
+    with pytest.raises(ValueError, match=r"data\.train\.augment=often: expected one of fixed, reading, null"):
         CocoSingle(root, augment="often")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"data\.train\.maps is null"):
         CocoSingle(root).export(tmp_path)

@@ -13,10 +13,10 @@ from PIL import Image
 
 from posegen.data.formats.human_art import HumanArt
 from posegen.data.formats.single_person import SinglePerson
-from posegen.data.on_disk import image_scan as looking
-from posegen.data.on_disk import images as pictures
+from posegen.data.on_disk import image_scan
+from posegen.data.on_disk.images import decode, read_image
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Place
+from posegen.data.on_disk.source import FileSpan
 from posegen.data.on_disk.transforms import Corrected
 from posegen.runner.batches import Needs, StepBatches, training_loader
 from tests.data.trees import Planted, human_art
@@ -61,7 +61,7 @@ def test_every_planted_defect_is_reported_and_the_rest_goes_on(spoilt: tuple[Pat
     assert condition.facts["modes"] == {"RGB": len(data) - 3, "L": 1, "CMYK": 1, "RGBA": 1}
     assert condition.facts["nose_above_hips"] > 0.1 and condition.facts["joints_inside"] > 0.99
     assert any("the released list has 4,750" in warning for warning in condition.warnings)
-    files = {data.read[0].place(i).file for i in range(len(data))}
+    files = {data.read[0][i].place.file for i in range(len(data))}
     assert files >= {*planted.fine, *planted.remarks} and not files & planted.left_out.keys()
 
 
@@ -175,23 +175,23 @@ def test_errors_say_what_to_do(tree: Path) -> None:
 def test_an_interruption_loses_little_and_a_second_run_opens_what_changed(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Place] = []
-    look = looking.look
+    opened: list[FileSpan] = []
+    look = image_scan.scan_image
 
-    def interrupted(root: Path, place: Place, listed: Any) -> looking.Look:
+    def interrupted(root: Path, place: FileSpan, listed: Any) -> image_scan.ScannedImage:
         if len(opened) == 5:
             raise KeyboardInterrupt
         opened.append(place)
         return look(root, place, listed)
 
-    monkeypatch.setattr(looking, "CHUNK", 1)
-    monkeypatch.setattr(looking, "look", interrupted)
+    monkeypatch.setattr(image_scan, "CHUNK_IMAGES", 1)
+    monkeypatch.setattr(image_scan, "scan_image", interrupted)
     data = data_of(tree)
     with pytest.raises(KeyboardInterrupt):
         data.prepare()
     with (data.folder / "looks.jsonl").open("a") as file:
         file.write('{"place": ["images/2D_vir')  # as if in the middle of a line
-    monkeypatch.setattr(looking, "look", lambda *given: opened.append(given[1]) or look(*given))
+    monkeypatch.setattr(image_scan, "scan_image", lambda *given: opened.append(given[1]) or look(*given))
     data.prepare()
     assert len(opened) == 8 == len(set(opened)) == len(data)
     before = {file: file.stat().st_mtime_ns for file in data.folder.iterdir() if not file.name.startswith(".")}
@@ -210,12 +210,10 @@ def test_an_interrupted_second_run_does_not_pass_for_a_finished_one(
 ) -> None:
     data = data_of(tree)
     data.prepare()
-    Image.new("RGB", (100, 72), "red").save(tree / data.read[0].place(0).file)
+    Image.new("RGB", (100, 72), "red").save(tree / data.read[0][0].place.file)
     content = data.identity["content"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(
-            "posegen.data.on_disk.indexed.checking.facts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patched.setattr("posegen.data.on_disk.indexed.split_facts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         data.prepare()
     data.prepare()
     assert data.identity["content"] != content and data.condition.facts["content"] == data.identity["content"]
@@ -235,9 +233,9 @@ def test_pose_files_that_were_missing_are_looked_for_again(tmp_path: Path) -> No
 
 
 def test_pictures_are_opened_in_several_processes(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "CHUNK", 2)
+    monkeypatch.setattr(image_scan, "CHUNK_IMAGES", 2)
     alone = data_of(tree).identity
-    monkeypatch.setattr(looking, "ALONE", 0)
+    monkeypatch.setattr(image_scan, "FEW_IMAGES", 0)
     data = RealData(HumanArt(tree, holdout=0.3), "test", 64, cache=tree.parent / "other cache", workers=2)
     assert data.identity == alone
 
@@ -364,11 +362,11 @@ def test_colours_of_all_modes(tmp_path: Path) -> None:
             **({"transparency": 0} if name == "transparent.png" else {}),
             **({"lossless": True} if "webp" in name else {}),
         )
-        read = pictures.decoded((tmp_path / name).read_bytes())
+        read = decode((tmp_path / name).read_bytes())
         assert read.dtype == np.uint8 and read.shape == (8, 8, 3), name
         if expected.size:
             assert np.abs(read.astype(int) - expected).max() <= tolerance, name
-    assert (pictures.decoded((tmp_path / "transparent.png").read_bytes())[0, 0] == 255).all()
+    assert (decode((tmp_path / "transparent.png").read_bytes())[0, 0] == 255).all()
 
 
 def test_pictures_are_turned_as_listed(tmp_path: Path) -> None:
@@ -378,16 +376,16 @@ def test_pictures_are_turned_as_listed(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(lying).save(tmp_path / "turned.png", exif=exif)
     data = (tmp_path / "turned.png").read_bytes()
-    turned = pictures.decoded(data)
+    turned = decode(data)
     assert turned.shape == (10, 6, 3) and (turned[0] == 255).all() and not turned[1:].any()
-    assert pictures.decoded(data, (10, 6)).shape == (10, 6, 3)
-    np.testing.assert_array_equal(pictures.decoded(data, (6, 10)), lying)
+    assert decode(data, (10, 6)).shape == (10, 6, 3)
+    np.testing.assert_array_equal(decode(data, (6, 10)), lying)
 
 
 def test_parts_of_a_file_are_read_where_they_lie(tree: Path) -> None:
     one, two = sorted(tree.rglob("*.jpg"))[:2]
     (tree / "both.bin").write_bytes(one.read_bytes() + two.read_bytes())
-    place = Place("both.bin", one.stat().st_size, two.stat().st_size)
-    np.testing.assert_array_equal(pictures.read(tree, place), pictures.read(tree, Place(str(two.relative_to(tree)))))
+    place = FileSpan("both.bin", one.stat().st_size, two.stat().st_size)
+    np.testing.assert_array_equal(read_image(tree, place), read_image(tree, FileSpan(str(two.relative_to(tree)))))
     with pytest.raises(ValueError, match=r"both\.bin at byte .* ends after"):
-        pictures.read(tree, Place("both.bin", place.offset, place.length + 1))
+        read_image(tree, FileSpan("both.bin", place.offset, place.length + 1))

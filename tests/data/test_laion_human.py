@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from posegen.data.formats.laion_human import LaionHuman
-from posegen.data.formats.laion_lists import Paths, Row, chosen_shards, held_out, key_of
+from posegen.data.formats.laion_lists import LaionRow, PathRule, chosen_shards, held_out, laion_key
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Defect, Entry
+from posegen.data.on_disk.source import Defect, StoredImage
 from tests.data.laion_tree import KEYS, in_tars, jpeg, members_of, parquet, people, tar_of, unpacked
 
 MAPPED = {"train": "mapping_file_training.json"}
 
 
-def listed(source: LaionHuman, split: str = "train") -> tuple[dict[int, Entry], list[Defect]]:
+def listed(source: LaionHuman, split: str = "train") -> tuple[dict[int, StoredImage], list[Defect]]:
     """Entries by key, and defects."""
     defects: list[Defect] = []
     return {
@@ -82,9 +82,15 @@ def test_the_rule_is_that_of_the_nine_digits() -> None:
 
 
 def test_keys_however_they_are_written() -> None:
-    assert key_of("338717") == key_of(338717) == key_of("000338717") == key_of("00033_000338717") == "000338717"
-    assert Row("000338717").shard == 33
-    assert key_of("2000000001648") is None and key_of("a_1") is None and key_of("") is None
+    assert (
+        laion_key("338717")
+        == laion_key(338717)
+        == laion_key("000338717")
+        == laion_key("00033_000338717")
+        == "000338717"
+    )
+    assert LaionRow("000338717").shard == 33
+    assert laion_key("2000000001648") is None and laion_key("a_1") is None and laion_key("") is None
 
 
 def test_shards_are_chosen(tmp_path: Path) -> None:
@@ -109,8 +115,8 @@ def test_paths_of_all_known_copies_lead_to_the_files(tmp_path: Path, prefix: str
 
 def test_other_paths_can_be_adapted(tmp_path: Path) -> None:
     assert (
-        Paths("old/", "new/").below("/old/a.jpg") == "new/a.jpg"
-        and Paths(add="new/").below("x/images/a.jpg") == "new/images/a.jpg"
+        PathRule("old/", "new/").below_root("/old/a.jpg") == "new/a.jpg"
+        and PathRule(add="new/").below_root("x/images/a.jpg") == "new/images/a.jpg"
     )
     (tmp_path / "moved").mkdir()
     root = unpacked(tmp_path / "moved")

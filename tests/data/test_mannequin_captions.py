@@ -1,7 +1,7 @@
 import pytest
 
-from posegen.data.mannequin import World
-from posegen.data.mannequin.captions import EXAMPLE, VOCABULARY, Description, Look, parse
+from posegen.data.mannequin.captions import EXAMPLE, VOCABULARY, Description, PersonCaption, parse
+from posegen.data.mannequin.world import World
 
 
 def test_vocabulary_has_44_words_and_no_twins():
@@ -20,11 +20,11 @@ def test_captions_use_the_vocabulary_and_can_be_parsed_back():
 
 
 def test_a_caption_reads_like_a_sentence():
-    people = (Look("running", "red", "blue"), Look("sitting", "green", "black"))
+    people = (PersonCaption("running", "red", "blue"), PersonCaption("sitting", "green", "black"))
     assert str(Description("photo", "beach", people)) == (
         "photo of two people at the beach : one running in red shirt and blue trousers , one sitting in green shirt and black trousers"
     )
-    assert str(Description("sketch", "night", (Look("lying"),))) == "sketch of one person at night : one lying"
+    assert str(Description("sketch", "night", (PersonCaption("lying"),))) == "sketch of one person at night : one lying"
 
 
 @pytest.mark.parametrize(

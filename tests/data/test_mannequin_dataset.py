@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posegen.data.mannequin import MannequinData, World
 from posegen.data.mannequin.cache import BrokenShard, render_shard
+from posegen.data.mannequin.dataset import MannequinData
+from posegen.data.mannequin.world import World
 
 
 def make(folder: Path, count: int = 20, workers: int = 1, **kwargs) -> MannequinData:

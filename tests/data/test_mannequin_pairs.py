@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from posegen.data.base import PoseData
-from posegen.data.mannequin import MannequinData
-from posegen.data.mannequin.pairs import MEMBERS, PAIRS_VERSION, SOURCE, TARGET, MannequinPairs, Sources, Targets
+from posegen.data.mannequin.dataset import MannequinData
+from posegen.data.mannequin.pair_worlds import MEMBERS, PAIRS_VERSION, SOURCE, TARGET, Sources, Targets
+from posegen.data.mannequin.pairs import MannequinPairs
 from posegen.data.mannequin.world import REALISATION, WORLD_VERSION
 from posegen.runner.batches import Needs, collate
 
@@ -60,13 +61,13 @@ def _background(target, source) -> float:
 
 def test_bones_are_of_equal_length_and_poses_are_not(data: MannequinPairs) -> None:
     """In three dimensions: images show them foreshortened."""
-    from posegen.data.mannequin.body import Build, J, bones, roundness
+    from posegen.data.mannequin.body import Build, J, random_bones, random_roundness
 
     moved = 0
     for index in range(20):
         world = Targets()
         dice = world._stream("test", index, REALISATION, 1)
-        build = Build(bones(dice), *roundness(dice))
+        build = Build(random_bones(dice), *random_roundness(dice))
         bodies = [MEMBERS[member]().body("test", index, REALISATION, build) for member in (TARGET, SOURCE)]
         for first, second in (("shoulder_l", "elbow_l"), ("knee_r", "ankle_r"), ("hip_l", "knee_l")):
             lengths = [np.linalg.norm(body.joints[J[first]] - body.joints[J[second]]) for body in bodies]

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posegen.data.mannequin import MannequinData
 from posegen.data.mannequin.captions import ACTIONS
-from posegen.data.mannequin.pairs import MannequinPairs, Targets
+from posegen.data.mannequin.dataset import MannequinData
+from posegen.data.mannequin.pair_worlds import Targets
+from posegen.data.mannequin.pairs import MannequinPairs
 from posegen.data.mannequin.world import REALISATION
 
 

@@ -4,13 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from posegen.data.mannequin import WORLD_VERSION, World
-from posegen.data.mannequin.body import pose
-from posegen.data.mannequin.canvas import SIDE, Canvas
+from posegen.data.mannequin.body import random_body
+from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURS, SCENES, STYLES
-from posegen.data.mannequin.figure import GARMENTS, RIGHT, Figure, dress
+from posegen.data.mannequin.figure import GARMENTS, Figure, random_outfit
+from posegen.data.mannequin.limbs import RIGHT_BRIGHTNESS, paint_figure
 from posegen.data.mannequin.rng import Dice
-from posegen.data.mannequin.world import _keypoints
+from posegen.data.mannequin.world import WORLD_VERSION, World, _keypoints
 
 L_SHOULDER, R_SHOULDER, L_KNEE, R_KNEE = 5, 6, 13, 14
 GOLDEN = {1: "2152dce641da5125"}  # world version -> digest of the first test images; the same with OpenCV 4.11 and 5.0
@@ -123,7 +123,7 @@ def test_keypoints_lie_on_the_limbs_they_name(large):
         colour = np.array(GARMENTS[sample.attributes["colours"][0][1]], float)
         left, right = (sample.image[points[k, 1], points[k, 0]].astype(float) for k in (L_KNEE, R_KNEE))
         assert np.abs(left / left.sum() - colour / colour.sum()).max() < 0.03
-        np.testing.assert_allclose(right, left * RIGHT, atol=2)
+        np.testing.assert_allclose(right, left * RIGHT_BRIGHTNESS, atol=2)
         checked += 1
     assert checked >= 5
 
@@ -132,8 +132,10 @@ def test_eyes_are_dark_where_the_keypoints_say():
     checked = 0
     for seed in range(60):
         dice, canvas = Dice(seed), Canvas("cartoon")
-        figure = Figure(pose("tpose", dice), dress("cartoon", "red", "blue", dice), (128.0, 150.0), 230.0)
-        figure.paint(canvas, 1)
+        figure = Figure(
+            random_body("tpose", dice), random_outfit("cartoon", "red", "blue", dice), (128.0, 150.0), 230.0
+        )
+        paint_figure(canvas, 1, figure)
         points = _keypoints(figure, canvas.pixels[..., 3], 1)
         for x, y in np.rint(points[1:3, :2][points[1:3, 2] == 2]).astype(int):
             checked += 1
@@ -146,7 +148,11 @@ def test_every_stroke_of_a_person_has_an_owner():
     for seed, style in enumerate(STYLES * 5):
         dice, canvas = Dice(seed), Canvas(style)
         canvas.pixels[:] = (255, 0, 255, 0)
-        Figure(pose("dancing", dice), dress(style, "red", "blue", dice), (128.0, 150.0), 220.0).paint(canvas, 3)
+        paint_figure(
+            canvas,
+            3,
+            Figure(random_body("dancing", dice), random_outfit(style, "red", "blue", dice), (128.0, 150.0), 220.0),
+        )
         np.testing.assert_array_equal((canvas.pixels[..., :3] != (255, 0, 255)).any(-1), canvas.pixels[..., 3] == 3)
 
 
@@ -179,10 +185,10 @@ def test_visibility_values(samples):
 
 def test_a_later_person_hides_keypoints():
     dice = Dice(1)
-    figure = Figure(pose("tpose", dice), dress("photo", "red", "blue", dice), (128.0, 128.0), 160.0)
-    nobody = _keypoints(figure, np.zeros((SIDE, SIDE), np.uint8), 1)
+    figure = Figure(random_body("tpose", dice), random_outfit("photo", "red", "blue", dice), (128.0, 128.0), 160.0)
+    nobody = _keypoints(figure, np.zeros((CANVAS_SIDE, CANVAS_SIDE), np.uint8), 1)
     assert (nobody[5:, 2] == 2).all()
-    owners = np.zeros((SIDE, SIDE), np.uint8)
+    owners = np.zeros((CANVAS_SIDE, CANVAS_SIDE), np.uint8)
     owners[:, :128] = 2
     for owner, hidden in ((1, 1), (2, 2), (3, 2)):  # painted before, by and after the owner of the left half
         covered = _keypoints(figure, owners, owner)
@@ -193,8 +199,8 @@ def test_a_later_person_hides_keypoints():
 
 def test_keypoints_off_the_canvas_are_not_labelled():
     dice = Dice(1)
-    figure = Figure(pose("tpose", dice), dress("photo", "red", "blue", dice), (2.0, 128.0), 160.0)
-    points = _keypoints(figure, np.zeros((SIDE, SIDE), np.uint8), 1)
+    figure = Figure(random_body("tpose", dice), random_outfit("photo", "red", "blue", dice), (2.0, 128.0), 160.0)
+    points = _keypoints(figure, np.zeros((CANVAS_SIDE, CANVAS_SIDE), np.uint8), 1)
     assert 0 < (points[5:, 2] == 0).sum() < 12
     assert (points[points[:, 2] == 0] == 0).all()
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from posegen.data.base import Sample
-from posegen.data.formats.deepfashion import DeepFashion, Name, flat
-from posegen.data.formats.market1501 import Market1501, named
+from posegen.data.formats.deepfashion import DeepFashion, FashionName, flat_name
+from posegen.data.formats.market1501 import Market1501, market_name
 from posegen.data.formats.pair_files import joints_in
 from posegen.data.formats.pairs import Pairs, Pictures
 from posegen.poses.topology import COCO_FLIP, COCO_NAMES, OPENPOSE_NAMES
@@ -75,19 +75,24 @@ def test_flat_names_and_paths_are_the_same_names() -> None:
         f"train_highres/{name}.png",
         path,
     ):
-        assert flat(text) == name
-    assert Name.of(name) == ("WOMEN", "Blouses_Shirts", "00000693", "02", "3", "back") and Name.of(name).path == path
-    assert Name.of("fashionMENDenimid0000008001_7additional.jpg").path == "MEN/Denim/id_00000080/01_7_additional"
+        assert flat_name(text) == name
+    assert (
+        FashionName.of(name) == ("WOMEN", "Blouses_Shirts", "00000693", "02", "3", "back")
+        and FashionName.of(name).path == path
+    )
+    assert FashionName.of("fashionMENDenimid0000008001_7additional.jpg").path == "MEN/Denim/id_00000080/01_7_additional"
     assert not any(
         map(
-            flat,
+            flat_name,
             ("", "0002_c1s1_000451_03.jpg", "fashionWOMENDressesid000069302_3back.jpg", "WOMEN/Dresses/02_3_back.jpg"),
         )
     )
     assert (
-        named("0002_c1s1_000451_03.jpg") == named("market/train/0002_c1s1_000451_03.jpg.jpg") == "0002_c1s1_000451_03"
+        market_name("0002_c1s1_000451_03.jpg")
+        == market_name("market/train/0002_c1s1_000451_03.jpg.jpg")
+        == "0002_c1s1_000451_03"
     )
-    assert named("-1_c1s1_000451_03.jpg") and not named("thumbs.db")
+    assert market_name("-1_c1s1_000451_03.jpg") and not market_name("thumbs.db")
 
 
 # Forms.
@@ -225,7 +230,7 @@ def test_exchanged_source_and_target_are_told_of(tmp_path: Path) -> None:
     ]  # not all, or the set would be its own mirror image
     file.write_text("".join(f"{b},{a}\n" for a, b in lines))
     table = tmp_path / "fashion_data/fasion-resize-pairs-test.csv"
-    table.write_text("from,to\n" + "".join(f"{flat(b)}.jpg,{flat(a)}.jpg\n" for a, b in lines))
+    table.write_text("from,to\n" + "".join(f"{flat_name(b)}.jpg,{flat_name(a)}.jpg\n" for a, b in lines))
     told = data_of(tmp_path, "test", {"pairs": "txt"}).condition.warnings
     assert "test_pairs.txt has other pairs than fasion-resize-pairs-test.csv: source and target are exchanged" in told
 
@@ -417,7 +422,7 @@ def test_roots_and_options_that_cannot_be_are_refused(
         DeepFashion(tmp_path)
     with pytest.raises(ValueError, match="data.images=there"):
         DeepFashion(whole[0], images="there")
-    with pytest.raises(ValueError, match="data.poses=json; expected one of csv, txt"):
+    with pytest.raises(ValueError, match="data.poses=json: expected one of csv, txt"):
         DeepFashion(whole[0], poses="json")
     with pytest.raises(ValueError, match="data.expand=some"):
         data_of(whole[0], expand="some")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posegen.data.on_disk import tar_members
-from posegen.data.on_disk.tar_members import TarMembers, index_of
+from posegen.data.on_disk.tar_members import TarMembers, tar_index_file
 from tests.data.laion_tree import members_of, tar_of
 
 
@@ -46,12 +46,12 @@ def test_folders_and_links_are_no_members_and_long_names_are_whole(tmp_path: Pat
 
 def test_the_index_is_kept_as_long_as_the_tar_is_the_same(tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = TarMembers.of(tar)
-    scan, scans = tar_members.scan, []
-    monkeypatch.setattr(tar_members, "scan", lambda file: scans.append(file) or scan(file))
+    scan_tar, scans = tar_members.scan_tar, []
+    monkeypatch.setattr(tar_members, "scan_tar", lambda file: scans.append(file) or scan_tar(file))
     assert TarMembers.of(tar) == first and not scans
     os.utime(tar, ns=(0, 1))
     assert TarMembers.of(tar) == first and scans == [tar]
-    index_of(tar).write_bytes(b"damaged")
+    tar_index_file(tar).write_bytes(b"damaged")
     assert TarMembers.of(tar) == first and scans == [tar, tar]
     tar_of(tar, members_of(range(3)))
     assert list(TarMembers.of(tar)) == list(members_of(range(3)))
@@ -59,8 +59,8 @@ def test_the_index_is_kept_as_long_as_the_tar_is_the_same(tar: Path, monkeypatch
 
 def test_the_index_goes_into_a_cache_where_one_is_named(tar: Path, tmp_path: Path) -> None:
     TarMembers.of(tar, tmp_path / "cache")
-    assert not index_of(tar).exists() and index_of(tar, tmp_path / "cache").is_file()
-    with np.load(index_of(tar, tmp_path / "cache"), allow_pickle=False) as kept:
+    assert not tar_index_file(tar).exists() and tar_index_file(tar, tmp_path / "cache").is_file()
+    with np.load(tar_index_file(tar, tmp_path / "cache"), allow_pickle=False) as kept:
         assert kept["names"][0] == "000000000.jpg"
 
 

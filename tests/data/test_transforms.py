@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from posegen.data.on_disk.transforms import TRANSFORMS, Corrected, Reference, Transform, View, transform_of
+from posegen.data.on_disk.transforms import TRANSFORMS, Corrected, PublishedCrop, Transform, View, transform_of
 from posegen.poses.topology import COCO_FLIP
 from tests.data.trees import people
 
@@ -41,9 +41,9 @@ def found(image: np.ndarray) -> np.ndarray:
     [
         (Corrected(), 0.3),
         (Corrected(mirror=1.0), 0.3),
-        (Reference(), 0.8),
-        (Reference(horizontal=1.0), 0.8),
-        (Reference(vertical=1.0), 0.8),
+        (PublishedCrop(), 0.8),
+        (PublishedCrop(horizontal=1.0), 0.8),
+        (PublishedCrop(vertical=1.0), 0.8),
     ],
     ids=["corrected", "mirrored", "reference", "reference mirrored", "reference upturned"],
 )
@@ -95,7 +95,7 @@ def test_mirroring_swaps_left_and_right_where_it_is_right() -> None:
     size = (64, 64)
     plain = Corrected().people(keypoints, NO_AREAS.repeat(2), Corrected().view("a", 0, size, size))[0]
     right = Corrected(1.0).people(keypoints, NO_AREAS.repeat(2), Corrected(1.0).view("a", 0, size, size))[0]
-    wrong = Reference(1.0).people(keypoints, NO_AREAS.repeat(2), Reference(1.0).view("a", 0, size, size))[0]
+    wrong = PublishedCrop(1.0).people(keypoints, NO_AREAS.repeat(2), PublishedCrop(1.0).view("a", 0, size, size))[0]
     np.testing.assert_allclose(right[..., 0], 63 - plain[:, COCO_FLIP, 0], atol=1e-4)
     np.testing.assert_allclose(wrong[..., 0], 63 - plain[..., 0], atol=1e-4)
 
@@ -106,7 +106,7 @@ def test_reference_reads_as_published() -> None:
     keypoints = people(np.random.default_rng(0), 12, size)
     keypoints[0, 9] = 70, 30, 0.9  # outside
     keypoints[1, 9, 2] = 0.02
-    reference = Reference()
+    reference = PublishedCrop()
     joints, _, there = reference.people(keypoints, NO_AREAS.repeat(12), reference.view("a", 0, size, size))
     assert len(joints) == 10 and there.tolist() == [True] * 10 + [False] * 2
     assert joints[0, 9].tolist() == pytest.approx([0, 0, 0.9])

@@ -12,11 +12,11 @@ from posegen.data.formats import video_frames as clips
 from posegen.data.formats.video_frames import Selection
 from posegen.data.formats.videos import DAVIS, SELECTION, DanceTrack, UBCFashion, Videos
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import Defect, Entry
+from posegen.data.on_disk.source import Defect, StoredImage
 from tests.data.video_trees import SIZE, dance_track, davis, number_of, pictures, poses, video
 
 
-def listed(source: Videos, split: str = "test") -> tuple[list[Entry], list[Defect]]:
+def listed(source: Videos, split: str = "test") -> tuple[list[StoredImage], list[Defect]]:
     defects: list[Defect] = []
     return list(source.entries(split, defects.append)), defects
 
@@ -67,8 +67,8 @@ def test_what_is_extracted_is_kept_as_long_as_the_video_is_the_same(
     fashion: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    extract = clips.extract
-    monkeypatch.setattr(clips, "extract", lambda file, *rest: done.append(file.stem) or extract(file, *rest))
+    extract = clips.extract_video
+    monkeypatch.setattr(clips, "extract_video", lambda file, *rest: done.append(file.stem) or extract(file, *rest))
     source = UBCFashion(fashion, per_clip=2, poses=None)
     first = listed(source)[0]
     assert done == ["91a", "B7+"] and len(listed(source)[0]) == 4 and done == ["91a", "B7+"]

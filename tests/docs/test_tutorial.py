@@ -14,7 +14,7 @@ from tests.docs.blocks import Block, blocks
 
 #: What the page says -> what the test does.
 SMALLER = {
-    r"trainer\.steps=\d+": "trainer.steps=2",
+    r"trainer\.steps=\d+": "budget.steps=2",
     r"data\.train\.count=\d+": "data.train.count=32",
     r"data\.test\.count=\d+": "data.test.count=4",
 }
@@ -61,5 +61,5 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path, environment: dict[
 
 def test_the_test_runs_what_the_page_says() -> None:
     text = [smaller(block) for block in blocks("tutorial.md") if block.language == "bash"]
-    assert sum("trainer.steps=2 data.train.count=32" in each for each in text) == 2
+    assert sum("budget.steps=2 data.train.count=32" in each for each in text) == 2
     assert not any(re.search(r"(steps|count)=\d{2,}", each.replace("count=32", "")) for each in text)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from posegen.io import inert_pickle
-from posegen.io.weights import WeightsError, read_tensors, sha256_of
+from posegen.io.hashes import sha256_of
+from posegen.io.weights import WeightsError, read_tensors
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -128,14 +129,14 @@ def test_a_file_without_tensors_or_none_at_all_is_named(tmp_path: Path) -> None:
 def test_a_hash_depends_on_content_and_order_and_is_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posegen.io import weights as files
+    from posegen.io import hashes as files
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     a, b, copy = tmp_path / "a", tmp_path / "b", tmp_path / "copy"
     a.write_bytes(b"one"), b.write_bytes(b"two"), copy.write_bytes(b"one")
     assert sha256_of([a, b]) == sha256_of([copy, b]) != sha256_of([b, a])
     known = sha256_of([a, b])
-    monkeypatch.setattr(files, "_hash_file", lambda file: pytest.fail(f"{file} was read again"))
+    monkeypatch.setattr(files, "file_hash", lambda file: pytest.fail(f"{file} was read again"))
     assert sha256_of([a, b]) == known
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

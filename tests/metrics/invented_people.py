@@ -43,7 +43,8 @@ def judged(image_id: str, people: list[np.ndarray], found: list[np.ndarray], sco
 
 
 def random_set(images: int, seed: int = 0, noise: float = 2.0) -> list[Judged]:
-    """People of mixed size and visibility, some nearly on top of each other; noisy, doubled, missed and surplus detections, some with equal scores."""
+    """People of mixed size and visibility, some nearly on top of each other; noisy, doubled, missed and surplus
+    detections, some with equal scores."""
     rng = np.random.default_rng(seed)
     result = []
     for i in range(images):

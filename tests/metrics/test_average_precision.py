@@ -11,7 +11,8 @@ NAN = float("nan")
 
 
 def matched_in_turn(similarity: np.ndarray, excluded: np.ndarray, threshold: float) -> list[int]:
-    """The person of each detection, -1 for none: people that count before the others, and each at least as good as the one before it."""
+    """The person of each detection, -1 for none: people that count before the others, and each at least as good as the
+    one before it."""
     order = sorted(range(len(excluded)), key=lambda p: bool(excluded[p]))
     taken: set[int] = set()
     result = []
@@ -88,7 +89,8 @@ def test_resamples_at_once_equal_resamples_alone():
 
 
 def test_precision_by_hand():
-    """Right, wrong, right of three people: precision 1 up to recall 1/3 (34 of 101 levels), then 2/3 up to recall 2/3 (33 more)."""
+    """Right, wrong, right of three people: precision 1 up to recall 1/3 (34 of 101 levels), then 2/3 up to recall 2/3
+    (33 more)."""
     hits = np.array([[True, False, True]])
     precision, recall = Ranking(np.zeros(3, int), hits, np.ones((1, 3), bool), np.array([3.0])).precision_and_recall(
         np.ones((1, 1))

@@ -44,7 +44,8 @@ def test_frechet_distance_is_that_of_clean_fid(n, m, dimensions):
 
 
 def test_fewer_images_than_dimensions():
-    """Against the sum of the roots of the eigenvalues of the product, which the square root of a singular matrix is too inexact for."""
+    """Against the sum of the roots of the eigenvalues of the product, which the square root of a singular matrix is too
+    inexact for."""
     a, b = features(12, 40, 0), features(9, 40, 1, 0.5)
     s, t = np.cov(a.T), np.cov(b.T)
     roots = np.sqrt(np.linalg.eigvals(s @ t).real.clip(0)).sum()

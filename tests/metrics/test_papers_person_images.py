@@ -1,4 +1,5 @@
-"""The papers' evaluations of person images: values of invented pictures, networks against torchvision and the formula of LPIPS, what is dropped."""
+"""The papers' evaluations of person images: values of invented pictures, networks against torchvision and the formula
+of LPIPS, what is dropped."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def evaluate(images: list[Judged], **options) -> dict[str, float]:
 
 
 def busy(images: int, seed: int) -> list[Judged]:
-    """Images away from the left border, where everybody labelled has a joint with x > 0; missing joints are told by their visibility alone."""
+    """Images away from the left border, where everybody labelled has a joint with x > 0; missing joints are told by
+    their visibility alone."""
     return [
         image for image in random_set(2 * images, seed) if len(image.found) and (image.keypoints[..., 0] > 0).all()
     ][:images]
@@ -73,7 +74,8 @@ def test_mean_over_batches_equals_pycocotools(batch, seed):
 
 
 def test_missing_joints_make_people_large():
-    """A body of 14 x 23 pixels at (300, 400): whole it is small; without its nose it reaches to the corner at (-1, -1)."""
+    """A body of 14 x 23 pixels at (300, 400): whole it is small; without its nose it reaches to the corner at (-1,
+    -1)."""
     whole, occluded = person(300, 400), person(300, 400)
     occluded[0, 2] = 0
     facts = PaperPoseMetric().record(judged("a", [whole, occluded], [], []))
@@ -84,7 +86,8 @@ def test_missing_joints_make_people_large():
 
 
 def test_who_counts():
-    """At most ten people, only those with a joint to the right of x = 0, and of the detections those with a score; PCE counts all detections."""
+    """At most ten people, only those with a joint to the right of x = 0, and of the detections those with a score; PCE
+    counts all detections."""
     left, hidden, silent = person(-50, 100), person(100, 100), person(60, 60)
     hidden[:, 2] = silent[:, 2] = 0
     facts = PaperPoseMetric().record(

@@ -28,7 +28,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> MannequinPairs:
 
 
 def seen(pictures: list[np.ndarray], samples: list[Sample]) -> list[dict[str, float]]:
-    return Likeness().observe(torch.stack([to_tensor(p) for p in pictures]), samples, None, real=False)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    return Likeness().observe(torch.stack([to_tensor(p) for p in pictures]), samples, None, real=False)
 
 
 def test_values_of_invented_pictures() -> None:

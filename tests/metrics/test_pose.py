@@ -144,7 +144,10 @@ def test_only_confident_people_are_counted():
         judged("b", [], [person(30, 30)], [0.1]),
     ]
     metric = PoseMetric(confident=0.2)
-    assert metric.lower_is_better == {"count_error", "count_error_confident"} and metric.columns[-3:] == (
+    assert {c for c in metric.columns if c.better == "lower"} == {
+        "count_error",
+        "count_error_confident",
+    } and metric.columns[-3:] == (
         "count_error",
         "count_error_confident",
         "count_bias",
@@ -155,7 +158,8 @@ def test_only_confident_people_are_counted():
 
 
 def test_precision_of_other_similarities():
-    """Someone who stands elsewhere in another size has the asked pose, but is not the asked person; the cosine does not even tell left from right."""
+    """Someone who stands elsewhere in another size has the asked pose, but is not the asked person; the cosine does not
+    even tell left from right."""
     target, other = person(50, 50), person(150, 80, 2)
     flipped = person(50, 50) * [-1, 1, 1]
     values = evaluate(

@@ -1,4 +1,5 @@
-"""The clean and the paper's distances from records: against the functions on the same features, and what stands where they cannot be computed."""
+"""The clean and the paper's distances from records: against the functions on the same features, and what stands where
+they cannot be computed."""
 
 import warnings
 from pathlib import Path

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from posegen.poses.drawing import (
+    DRAWING_STYLES,
     HUMANSD_COLOURS,
     LEFT_COLOUR,
     OPENPOSE_COLOURS,
     RIGHT_COLOUR,
-    STYLES,
     PoseDrawing,
     humansd,
     openpose,
@@ -50,7 +50,7 @@ def test_strokes(case):
     for person, joints in zip(points, case["people"], strict=True):
         for joint, value in joints.items():
             person[int(joint)] = value
-    image = STYLES[case["style"]](points, tuple(case["size"]), 0.02, 1.0)
+    image = DRAWING_STYLES[case["style"]](points, tuple(case["size"]), 0.02, 1.0)
     assert image.shape == (*case["size"], 3) and image.dtype == np.uint8
     for x, y, colour in case["pixels"]:
         assert image[y, x].tolist() == colour, (x, y)
@@ -75,14 +75,16 @@ def test_humansd_reproduces_the_reference(name):
 
 
 def test_auto_is_the_reference_at_512():
-    for style in STYLES.values():
+    for style in DRAWING_STYLES.values():
         np.testing.assert_array_equal(style(star(), (512, 512), scale="auto"), style(star(), (512, 512), scale=1.0))
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", DRAWING_STYLES)
 def test_auto_at_64_looks_like_the_reduced_reference(style):
-    small = STYLES[style](star(1 / 8), (64, 64)).astype(float)
-    reduced = cv2.resize(STYLES[style](star(), (512, 512)), (64, 64), interpolation=cv2.INTER_AREA).astype(float)
+    small = DRAWING_STYLES[style](star(1 / 8), (64, 64)).astype(float)
+    reduced = cv2.resize(DRAWING_STYLES[style](star(), (512, 512)), (64, 64), interpolation=cv2.INTER_AREA).astype(
+        float
+    )
     assert np.corrcoef(small.ravel(), reduced.ravel())[0, 1] > 0.9
     assert 0.7 < small.sum() / reduced.sum() < 1.5
 
@@ -123,14 +125,14 @@ def test_openpose_blends_spindles_over_dots():
     assert image[middle[1], middle[0]].tolist() == [round(0.6 * c) for c in OPENPOSE_COLOURS[2]]
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", DRAWING_STYLES)
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (512, 512)])
 def test_people_off_the_canvas_draw_nothing_and_do_not_fail(style, size):
     for shift in (-3000, 3000):
         points = star()
         points[..., :2] += shift
-        assert not STYLES[style](points, size).any()
-    assert not STYLES[style](np.zeros((0, 17, 3)), size).any()
+        assert not DRAWING_STYLES[style](points, size).any()
+    assert not DRAWING_STYLES[style](np.zeros((0, 17, 3)), size).any()
 
 
 def test_pose_drawing_has_the_range_it_was_asked_for():
@@ -171,7 +173,7 @@ def test_gunet_reproduces_the_reference(number):
         pytest.skip(f"the reference drawings are not at {folder}")
     case = json.loads((folder / "inputs.json").read_text())["cases"][number]
     points = np.array([[*(16 * np.array(case["keypoints"][joint])), joint >= 0] for joint in case["subset"]], float)
-    image = STYLES["gunet"](points[None], (512, 512), 0.02, 1.0)
+    image = DRAWING_STYLES["gunet"](points[None], (512, 512), 0.02, 1.0)
     saved = cv2.imread(
         str(folder / case["file"])
     )  # read as BGR, and its red and blue were swapped before it was written

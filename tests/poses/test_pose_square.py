@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from posegen.poses.pose_square import MARGIN, Square, into, onto
+from posegen.poses.pose_square import MARGIN, Square, from_square, to_square
 
 PERSON = np.zeros((17, 3))
 PERSON[[0, 5, 15]] = [[30, 10, 2], [20, 30, 1], [40, 90, 2]]
@@ -15,15 +15,15 @@ def test_the_square_has_the_longer_side_and_a_margin() -> None:
 
 
 def test_joints_lie_between_the_edges_of_the_square() -> None:
-    pose = into(Square(30, 50, 80), PERSON)
+    pose = to_square(Square(30, 50, 80), PERSON)
     assert pose[[0, 15], 1].tolist() == [-1, 1] and pose[5].tolist() == [-0.25, -0.5, 1]
     assert not pose[PERSON[:, 2] == 0].any()
 
 
 def test_a_pose_comes_back_where_it_is_put() -> None:
-    pose = into(Square(30, 50, 100), PERSON)
-    whole = onto(pose, (100, 100))
+    pose = to_square(Square(30, 50, 100), PERSON)
+    whole = from_square(pose, (100, 100))
     np.testing.assert_allclose(whole[[0, 5, 15], :2], PERSON[[0, 5, 15], :2] + [19.5, -0.5], rtol=1e-6)
-    small = onto(pose, (200, 100), scale=0.5, centre=(0.25, 0.75))
+    small = from_square(pose, (200, 100), scale=0.5, centre=(0.25, 0.75))
     np.testing.assert_allclose(small[0, :2], [25 - 0.5, 150 - 20 - 0.5], rtol=1e-6)
     assert not small[1].any()

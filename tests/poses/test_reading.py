@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from posegen.poses.drawing import STYLES
-from posegen.poses.reading import checked_hint, checked_people, given
+from posegen.poses.drawing import DRAWING_STYLES
+from posegen.poses.reading import checked_hint, checked_people, read_poses
 from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES, coco_to_openpose18
 
 #: BODY_25 as OpenPose's documentation lists it.
@@ -61,14 +61,14 @@ def write(folder: Path, content: Any) -> Path:
     ids=["array", "one person", "tensor", "nested lists", "list of arrays", "list of nested lists", "batch"],
 )
 def test_arrays_are_people(form: Callable[[np.ndarray], Any]) -> None:
-    [pose] = given(form(people()))
+    [pose] = read_poses(form(people()))
     assert np.array_equal(pose.keypoints, people()) and pose.size is None
 
 
 def test_a_list_has_an_entry_per_image() -> None:
-    first, second = given([people(2), people(1)])
+    first, second = read_poses([people(2), people(1)])
     assert (len(first.keypoints), len(second.keypoints), second.name) == (2, 1, "poses[1]")
-    assert [len(entry.keypoints) for entry in given(np.stack([people(2), people(2, 1)]))] == [2, 2]
+    assert [len(entry.keypoints) for entry in read_poses(np.stack([people(2), people(2, 1)]))] == [2, 2]
 
 
 FILES: dict[str, Callable[[np.ndarray], Any]] = {
@@ -105,7 +105,7 @@ def empty() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("form", FILES)
 def test_files_of_every_format_give_the_same_people(form: str, tmp_path: Path) -> None:
-    [pose] = given(str(write(tmp_path, FILES[form](people(2)))))
+    [pose] = read_poses(str(write(tmp_path, FILES[form](people(2)))))
     assert np.allclose(pose.keypoints, people(2))
     assert pose.size == ((64, 96) if "annotations" in form or "frames" in form or "shares" in form else None)
 
@@ -116,29 +116,29 @@ def test_a_file_of_several_images_is_several_poses(tmp_path: Path) -> None:
         for seed, image in enumerate(["b", "a", "b"])
     ]
     file = write(tmp_path, rows)
-    b, a = given(file)
+    b, a = read_poses(file)
     assert np.array_equal(b.keypoints, np.concatenate([people(1, 0), people(1, 2)])) and np.array_equal(
         a.keypoints, people(1, 1)
     )
     assert "image a" in a.name
     with pytest.raises(ValueError, match=r"poses\[0\] holds poses of 2 images; an entry of a list is one image"):
-        given([file])
+        read_poses([file])
 
 
 def test_pictures_are_skeletons_where_they_are_mostly_black(tmp_path: Path) -> None:
-    drawn = STYLES["openpose"](people(2), (64, 96))
+    drawn = DRAWING_STYLES["openpose"](people(2), (64, 96))
     cv2.imwrite(str(tmp_path / "skeleton.jpg"), drawn[..., ::-1])
     photo = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     lossy, exact, array, seen = (
-        given(x)[0] for x in (tmp_path / "skeleton.jpg", Image.fromarray(drawn), drawn, tmp_path / "photo.png")
+        read_poses(x)[0] for x in (tmp_path / "skeleton.jpg", Image.fromarray(drawn), drawn, tmp_path / "photo.png")
     )
     assert lossy.is_drawing and exact.is_drawing and array.is_drawing and not seen.is_drawing
     assert np.array_equal(exact.picture, drawn) and np.array_equal(seen.picture, photo) and exact.size == (64, 96)
 
 
 def test_keypoints_follow_their_canvas() -> None:
-    [pose] = given(people())
+    [pose] = read_poses(people())
     assert pose.on((32, 32)) is pose
     corner = np.zeros((1, 17, 3))
     corner[..., :2] = [95, 63]  # the centre of the last pixel
@@ -163,16 +163,16 @@ def test_keypoints_follow_their_canvas() -> None:
 )
 def test_files_of_no_known_format_are_named(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"pose\.json.*{message}"):
-        given(write(tmp_path, content))
+        read_poses(write(tmp_path, content))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name, content in (("a.json", b"{"), ("a.png", b"\x89PNG"), ("b.png", b"")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}: not a readable"):
-            given(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}(:| is) not a readable"):
+            read_poses(tmp_path / name)
     with pytest.raises(ValueError, match=r"absent\.json: no such file"):
-        given(tmp_path / "absent.json")
+        read_poses(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 )
 def test_arrays_of_another_shape_are_named(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"poses.* expected COCO keypoints \[17, 3\] or \[P, 17, 3\]"):
-        given(wrong)
+        read_poses(wrong)
 
 
 # What a pose must be.

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.metrics.base import Judged, Poses
 from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric
 from posegen.metrics.protocol import Protocol
 from posegen.report.breakdown import MACRO
-from posegen.report.table import build_table, write_table
+from posegen.report.formats import breakdown_csv, breakdown_grid, breakdown_markdown
+from posegen.report.table import build_table
+from posegen.report.write import write_table
 from posegen.runner.images import picture, read_png, triple, write_png
 
 PROTOCOL = {
@@ -76,7 +78,7 @@ def benchmark(folder: Path, names: list[str] = SCENARIOS, seeds: int = 2) -> Pat
 def rows(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
     found = build_table(folder).scenarios
     assert found is not None
-    return {(row["method"], row["scenario"]): row for row in csv.DictReader(io.StringIO(found.csv()))}
+    return {(row["method"], row["scenario"]): row for row in csv.DictReader(io.StringIO(breakdown_csv(found)))}
 
 
 def test_every_method_has_a_value_per_scenario_and_their_mean(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_a_scenario_too_small_for_a_column_has_a_gap_and_a_reason(tmp_path: Path
     assert table["steady", "sketch"]["judge_frechet"] == "" and table["steady", MACRO]["judge_frechet"] == ""
     scenarios = build_table(folder).scenarios
     assert scenarios is not None and scenarios.notes[0].startswith("sketch: distances of sets need at least 2")
-    assert "| sketch | 1 | - |" in scenarios.markdown("Art")
+    assert "| sketch | 1 | - |" in breakdown_markdown(scenarios, "Art")
 
 
 def test_readers_see_methods_side_by_side(tmp_path: Path) -> None:
@@ -118,6 +120,14 @@ def test_readers_see_methods_side_by_side(tmp_path: Path) -> None:
     first = (folder / "table_scenarios.md").read_bytes(), (folder / "table_scenarios.csv").read_bytes()
     write_table(folder)
     assert first == ((folder / "table_scenarios.md").read_bytes(), (folder / "table_scenarios.csv").read_bytes())
+
+
+def test_a_method_of_which_a_seed_failed_is_not_the_best_of_a_part(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path)
+    write_json(folder / "steady/art/seed1/status.json", {"state": "failed", "hash": "steady", "reason": "no luck"})
+    found = build_table(folder).scenarios
+    assert found is not None and {row["state"] for row in found.rows if row["method"] == "steady"} == {"failed"}
+    assert all(entry.rank == 0 for column in found.columns for line in breakdown_grid(found, column) for entry in line)
 
 
 def test_data_without_scenarios_has_no_such_table(tmp_path: Path) -> None:

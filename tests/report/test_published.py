@@ -1,4 +1,4 @@
-"""Published numbers stand beside measured ones, apart from them, and are compared only where somebody says that they should agree."""
+"""Published numbers stand beside measured ones, and are compared only where somebody says that they should agree."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import pytest
 from posegen.adapters.base import Paper, Published
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
-from posegen.metrics.base import Judged, Metric, Poses, Records
+from posegen.io.atomic import read_json, write_json
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records
 from posegen.metrics.protocol import Protocol
+from posegen.report.formats import table_markdown
 from posegen.report.published import Reproduction, read_expected, same_name
-from posegen.report.table import Table, build_table, write_table
+from posegen.report.table import Table, build_table
+from posegen.report.write import write_table
 
 
 class Paperlike(Metric):
     """The number of people found, as a published program would call it."""
 
-    columns = ("paper_AP", "paper_SAP")
+    columns = (Column("paper_AP", published=True), Column("paper_SAP", published=True))
 
     def record(self, judged: Judged) -> dict[str, Any]:
         return {"found": judged.features[0]}
@@ -120,7 +122,7 @@ def test_a_reported_number_is_neither_best_nor_second_best(tmp_path: Path) -> No
     """50 is more than any method here reached."""
     lines = {
         line.split(" | ")[0]: line
-        for line in build_table(benchmark(tmp_path)).markdown().splitlines()
+        for line in table_markdown(build_table(benchmark(tmp_path))).splitlines()
         if line.startswith("| ")
     }
     assert "50" in lines["| method [2]"] and "**" not in lines["| method [2]"] and "**10.0" in lines["| method"]
@@ -133,7 +135,7 @@ def test_nothing_is_compared_unless_the_benchmark_names_the_table(tmp_path: Path
         note.startswith("method, other: not comparable with published numbers: the benchmark does not say")
         for note in table.notes
     )
-    assert "reproduction" not in table.markdown().splitlines()[2]
+    assert "reproduction" not in table_markdown(table).splitlines()[2]
     assert "reproduction" not in rows(table)["reference/real"]
 
 
@@ -156,7 +158,7 @@ def test_a_number_is_reproduced_inside_the_interval_or_the_tolerance(tmp_path: P
         "other: not reproduced (table 2 of A paper): paper_AP 9 [" in note and "where 10 was reported" in note
         for note in table.notes
     )
-    assert table.markdown().splitlines()[2].startswith("| method | reproduction | paper_AP")
+    assert table_markdown(table).splitlines()[2].startswith("| method | reproduction | paper_AP")
     close = build_table(
         benchmark(tmp_path, reproduction={"source": "A paper", "tolerance": {"paper_AP": 1.1, "paper_SAP": 1.5}})
     )
@@ -215,7 +217,7 @@ def test_a_protocol_without_published_columns_imports_no_method(
 
     row = {"method": "m", "state": "finished"}
     assert (
-        Reproduction(["AP"]).beside(
+        Reproduction([Column("AP")]).beside(
             Group("m", [{"folder": "m/human_art/seed0", "method": "m", "state": "finished"}], tmp_path), row
         )
         == []

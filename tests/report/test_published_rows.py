@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from tests.backbones.models import SD1, parts_of
 from tests.data.laion_tree import in_tars
@@ -20,7 +20,7 @@ ROWS = ["none", "controlnet", "reference/real"]
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What a user names: a Human-Art tree, a Stable Diffusion folder, and a detector's weights in their official layouts."""
+    """A user's files: a Human-Art tree, a Stable Diffusion folder, and a detector's weights in official layouts."""
     folder = tmp_path_factory.mktemp("user")
     human_art(folder / "HumanArt", scenarios=19, per_scenario=2)
     parts_of(SD1).save(folder / "sd", autoencoder=True)
@@ -31,11 +31,11 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "estimator.width=8",
         "estimator.size=64",
         "sampler.steps=2",
-        "trainer.steps=2",
+        "budget.steps=2",
         "optim.batch=2",
         "protocol.resamples=20",
     ]
-    quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1"]
+    quiet = ["hydra/launcher=basic", "progress=none", "callbacks.checkpoint.every=1"]
     names = [
         f"data.root={folder / 'HumanArt'}",
         f"backbone.path={folder / 'sd'}",

@@ -16,26 +16,24 @@ import numpy as np
 import pytest
 
 from posegen.errors import UserError
-from posegen.io.text import write_text
-from posegen.report.charts import Line, Mark, lines, marks, ticks
-from posegen.report.curves import curves_of, smoothed
-from posegen.report.figures import figures
+from posegen.io.atomic import write_text
+from posegen.report.html import page
 from posegen.report.image_grids import chosen
-from posegen.report.page import page
+from posegen.report.plots import COLOURS, INK, Mark, all_plots, curves_of, mean_curve, plot_curves, plot_marks, smoothed
 from posegen.report.table import build_table
-from posegen.report.wandb_report import Place, composed, place_of
+from posegen.report.wandb import Place, place_of, wandb_report
 from posegen.runner.images import picture, write_png
 from posegen.verbs.benchmark import main as benchmark
-from posegen.verbs.report import main, read
+from posegen.verbs.report import main
 
 
 @pytest.fixture(scope="module")
 def study(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("study")
     live = [
-        "trainer.validate_every=3",
-        "trainer.validate_images=4",
-        "trainer.log_every=1",
+        "validation.every=3",
+        "validation.images=4",
+        "trainer.log_every_n_steps=1",
         "seed=0,1",
         f"paths.output={output}",
     ]
@@ -70,7 +68,7 @@ def test_the_page_needs_nothing_else_and_has_every_section(study: Path, capsys: 
         if name in ("src", "href", "action", "data") and value
     ]
     assert addresses and all(re.match("#|data:image/(png|webp);base64,", value) for value in addresses)
-    assert not re.search(r"@import|url\(", text) and "link" not in [tag for tag, _ in page.tags]
+    assert not re.search(r"@import|url\((?!#)", text) and "link" not in [tag for tag, _ in page.tags]
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections == ["table", "curves", "accuracy--quality-and-cost", "by-action", "by-people", "pictures", "cells"]
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
@@ -103,7 +101,8 @@ def test_a_cell_that_did_not_finish_is_shown_with_its_reason(study: Path) -> Non
         assert main([str(study), "poses=0"]) == 0
         text = (study / "report.html").read_text()
         assert re.search(
-            "Not finished</th></tr><tr><th scope='row'>lost</th><td class='reason' colspan='\\d+'>missing: never started</td></tr>",
+            r"Not finished</th></tr>\s*<tr><th scope='row'>lost</th>\s*"
+            r"<td class='reason' colspan='\d+'>missing: never started</td>\s*</tr>",
             text,
         )
         assert "4 of 5 finished" in text and "<section id='pictures'>" not in text
@@ -134,12 +133,28 @@ def test_more_lines_than_a_grid_has_by_default_and_every_scenario_first(tmp_path
     assert chosen([tmp_path], labels, 4) == [3, 25, 0, 20]
 
 
-def test_a_method_looks_alike_in_all_charts_and_shapes_follow_colours(study: Path) -> None:
-    drawn = figures(build_table(study))
-    assert {key.number for figure in drawn.values() for key in figure.keys if key.name == "controlnet"} == {0}
-    many = marks("t", [Mark(str(i), i, i) for i in range(16)], ("x", "y"))
-    assert many is not None and many.svg.count("<circle") == 7 and many.svg.count("rotate(45") == 2
-    assert lines("t", [Line("a", [[(1, 2)]])], ("x", "y")).svg.count("<circle") == 1  # type: ignore[union-attr]
+def test_a_method_looks_alike_in_all_plots_and_shapes_follow_colours(study: Path) -> None:
+    plots = all_plots(build_table(study))
+    assert {"train_loss", "live_PCK@0.1", "quality", "sample_images_per_s"} <= plots.keys()
+    assert all(COLOURS[0] in plot.svg and "controlnet" in plot.svg for plot in plots.values())
+    assert COLOURS[1] in plots["quality"].svg and COLOURS[1] not in plots["train_loss"].svg, "real images do not train"
+    shapes = [
+        set(marker_shapes(plot_marks("t", [Mark("a", 1, 1, number)], ("x", "y")).svg)) for number in (0, 6, 7, 14)
+    ]
+    assert shapes[0] == shapes[1] and len({frozenset(found) for found in shapes}) == 3
+
+
+def marker_shapes(svg: str) -> list[str]:
+    """The outlines of the ticks and of the shapes that a plot puts at points."""
+    return re.findall(r"<path id=\"m\w+\" d=\"([^\"]*)\"", svg)
+
+
+def test_equal_plots_have_equal_bytes_and_take_the_colours_of_the_page() -> None:
+    one, two = (plot_marks("t", [Mark("<a>", 1, 2, 0, across=(0.5, 1.5))], ("x", "y")) for _ in range(2))
+    assert one is not None and one == two
+    assert "currentColor" in one.inline() and INK not in one.inline() + one.file() and "://" not in one.inline()
+    assert "<title>&lt;a&gt;: 1, 2</title>" in one.inline() and "<style" not in one.svg
+    assert ET.fromstring(one.file())[0].attrib["fill"] == "#ffffff"
 
 
 def test_curves_of_several_runs_are_one_and_newer_points_win(tmp_path: Path) -> None:
@@ -154,23 +169,23 @@ def test_curves_of_several_runs_are_one_and_newer_points_win(tmp_path: Path) -> 
     ]
 
 
-def test_charts_have_what_they_are_given() -> None:
-    two = lines("t", [Line("a", [[(0, 1), (1, 3)], [(0, 3), (1, 5)]]), Line("<b>", [[(0, 0), (2, 2)]])], ("x", "y"))
+def test_plots_have_what_they_are_given() -> None:
+    runs = {"a": [[(0, 1), (1, 3)], [(0, 3), (1, 5)]], "<b>": [[(0, 0), (2, 2)]], "none": []}
+    two = plot_curves("t", runs, {"a": 0, "<b>": 1, "none": 2}, ("x", "y"))
+    assert two is not None and two.svg.count(f"stroke: {COLOURS[0]}") == 3 + 1, "two seeds, their mean, and the legend"
+    assert "&lt;b&gt;" in two.svg and "<b>" not in two.svg and "none</text>" not in two.svg
+    assert mean_curve([[(0, 1), (1, 3)], [(0, 3)]]) == [(0, 2)]
+    assert plot_curves("t", {"a": []}, {"a": 0}, ("x", "y")) is None
+    assert plot_curves("t", {"a": [[(1, 2)]]}, {"a": 0}, ("x", "y")) is not None
+    assert plot_curves("t", {"a": [[(1, 2)], [(3, 4)]]}, {"a": 0}, ("x", "y")) is not None
+    assert plot_marks("t", [Mark("a", float("nan"), 1, 0)], ("x", "y")) is None
+    point = plot_marks("t", [Mark("a", 1, 2, 0, across=(0.5, 1.5), up=(1, 3)), Mark("r", 2, 2, 1, True)], ("x", "y"))
+    assert point is not None and point.svg.count("<title>") == 2 and point.svg.count("stroke-opacity: 0.6") == 2
     assert (
-        two is not None and two.svg.count("<polyline") == 4 and Line("a", [[(0, 1), (1, 3)], [(0, 3)]]).mean == [(0, 2)]
+        "fill-opacity: 0;" in point.svg
+        and f"fill: {COLOURS[0]}" in point.svg
+        and f"fill: {COLOURS[1]}" not in point.svg
     )
-    assert "&lt;b&gt;" in two.html() and "<b>" not in two.svg
-    assert (
-        lines("t", [Line("a", [])], ("x", "y")) is None and marks("t", [Mark("a", float("nan"), 1)], ("x", "y")) is None
-    )
-    point = marks("t", [Mark("a", 1, 2, (0.5, 1.5), (1, 3)), Mark("r", 2, 2, bound=True)], ("x", "y"))
-    assert (
-        point is not None
-        and point.svg.count("<circle") == 2
-        and point.svg.count("class='span'") == 2
-        and point.svg.count("fill='none'") == 1
-    )
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and ticks(90, 110) == [90, 95, 100, 105, 110]
 
 
 def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
@@ -179,7 +194,7 @@ def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
     table = build_table(study)
     place = place_of(table, "someone/poses")
     assert place == Place("someone", "poses", "benchmark/mannequin")
-    report = composed(table, place)
+    report = wandb_report(table, place)
     kinds = [type(block).__name__ for block in report.blocks if type(block).__name__ != "UnorderedList"]
     assert (
         report.entity == "someone"
@@ -209,11 +224,11 @@ def test_the_report_of_wandb_is_composed_without_a_network(study: Path) -> None:
 def test_where_the_runs_are_is_what_the_cells_say(study: Path, tmp_path: Path) -> None:
     table = build_table(study)
     with pytest.raises(UserError, match=r"wandb=true: no cell of .* was logged to W&B \(logger=wandb\)"):
-        place_of(table, "true")
+        place_of(table, True)
     logger = {"_target_": "posegen.train.loggers.wandb", "project": "poses", "entity": "us"}
     write_text(tmp_path / "a/seed0/config.yaml", json.dumps({"study": "mine", "logger": logger}))
     table.folder, table.cells = tmp_path, [{**table.cells[0], "folder": "a/seed0"}]
-    assert place_of(table, "true") == Place("us", "poses", "mine")
+    assert place_of(table, True) == Place("us", "poses", "mine")
 
 
 def test_a_missing_extra_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +243,10 @@ def test_a_missing_extra_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["pose=3"], "pose=3: posegen report has no such option; it has poses, side, wandb"),
+        (["pose=3"], "pose: no such option; did you mean poses"),
         (["--wandb", "me/mine"], "--wandb: posegen report takes options as key=value: poses=..., side=..., wandb=..."),
         (["poses=many"], "poses=many: expected a number of lines of pictures"),
+        (["poses=-1"], "poses=-1: expected a number of lines of pictures"),
         (["side=0"], "side=0: expected the longer side of the page's pictures in pixels, 16 or more"),
         (["wandb=me"], "wandb=me: expected ENTITY/PROJECT"),
         ([], "outputs/benchmark holds no benchmark; run posegen benchmark first"),
@@ -239,7 +255,7 @@ def test_a_missing_extra_is_named(study: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_wrong_words_are_named(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        read(words)
+        main(words)
 
 
 def test_a_folder_without_cells_is_named(tmp_path: Path) -> None:
@@ -269,5 +285,5 @@ def test_cells_that_were_judged_differently_are_no_study(study: Path, tmp_path: 
     status = next(sweep.rglob("controlnet/**/status.json"))
     facts = json.loads(status.read_text())
     status.write_text(json.dumps({**facts, "identity": {**facts["identity"], "estimator": "another"}}))
-    with pytest.raises(UserError, match=r"differ in estimator; name a folder whose cells are judged alike"):
+    with pytest.raises(UserError, match=r"differ in estimator, so their images are not paired; judge both alike"):
         main([str(sweep)])

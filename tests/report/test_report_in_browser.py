@@ -1,4 +1,4 @@
-"""The report in a real browser: columns sort, the best first, every group of rows for itself, and nothing is loaded from anywhere."""
+"""The report in a real browser: columns sort, the best first, groups of rows apart, and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posegen.io.text import write_json
-from posegen.report.page import page
+from posegen.io.atomic import write_json
+from posegen.report.html import page
 from posegen.report.table import build_table
 from posegen.runner.images import picture, write_png
 from tests.report.test_table import PROTOCOL, finished
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}: the Debian package chromium is missing")
 
@@ -93,3 +94,5 @@ def test_the_poses_that_were_found_can_be_shown(tab: Any) -> None:
 def test_a_phone_shows_the_page_without_scrolling_sideways(tab: Any) -> None:
     tab.set_viewport_size({"width": 390, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = tab.evaluate("[...document.querySelectorAll('.grid td')].map(e => e.getBoundingClientRect().right)")
+    assert len(boxes) == 6 and max(boxes) <= 390, "the pose and all five rows are within the screen"

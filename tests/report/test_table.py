@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,30 @@ import pytest
 
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.io.text import write_json
-from posegen.metrics.base import Judged, Metric, Poses, Records
+from posegen.io.atomic import write_json
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records
 from posegen.metrics.distribution import DistributionMetric
 from posegen.metrics.pose import PoseMetric
 from posegen.metrics.protocol import Protocol
-from posegen.report.formats import Entry, aligned, latex_text, ranking
-from posegen.report.table import build_table, headline_of, write_table
+from posegen.report.formats import (
+    Entry,
+    aligned,
+    latex_text,
+    ranking,
+    table_csv,
+    table_latex,
+    table_markdown,
+    table_terminal,
+)
+from posegen.report.table import build_table
+from posegen.report.write import write_table
 from posegen.runner.images import picture, write_png
 
 
 class Silent(Metric):
     """A column of another protocol whose weights are not there, and one that has a remark."""
 
-    columns = ("clean_FID", "paper_AP")
-    remarks = {"paper_AP": "batches of 4, as published"}
+    columns = ("clean_FID", Column("paper_AP", remark="batches of 4, as published"))
 
     def absent(self, records: Records) -> dict[str, str]:
         return {"clean_FID": "set protocol.inception_file to the Inception network"}
@@ -106,11 +116,11 @@ def plan(folder: Path, cells: list[dict], **facts: Any) -> Path:
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, str]]:
-    return {row["method"]: row for row in csv.DictReader(io.StringIO(build_table(folder).csv()))}
+    return {row["method"]: row for row in csv.DictReader(io.StringIO(table_csv(build_table(folder))))}
 
 
 def line_of(folder: Path, name: str) -> str:
-    return next(line for line in build_table(folder).markdown().splitlines() if line.startswith(f"| {name} "))
+    return next(line for line in table_markdown(build_table(folder)).splitlines() if line.startswith(f"| {name} "))
 
 
 def test_every_expected_cell_has_a_row(benchmark: Path) -> None:
@@ -160,12 +170,10 @@ def test_ranks_follow_the_columns_direction_and_a_bias_has_none() -> None:
         for m, v in (("a", 1.0), ("b", 2.0), ("c", 3.0))
     ]
     rows.append({"method": "reference/x", "ranked": False, "state": "finished", "AP": 9.0, "FID": 0.0})
-    assert ranking(rows, "AP", lower=False) == {3.0: 1, 2.0: 2} and ranking(rows, "FID", lower=True) == {
-        1.0: 1,
-        2.0: 2,
-    }
-    assert ranking(rows, "count_bias", lower=True) == {} and ranking(rows[:1], "AP", lower=False) == {}
-    assert ranking(rows[:2], "AP", lower=False) == {2.0: 1}, "of two, the other one is no second best worth a mark"
+    accuracy, distance, bias = Column("AP"), Column("FID", "lower"), Column("count_bias", None)
+    assert ranking(rows, accuracy) == {3.0: 1, 2.0: 2} and ranking(rows, distance) == {1.0: 1, 2.0: 2}
+    assert ranking(rows, bias) == {} and ranking(rows[:1], accuracy) == {}
+    assert ranking(rows[:2], accuracy) == {2.0: 1}, "of two, the other one is no second best worth a mark"
 
 
 def test_a_difference_from_the_baseline_is_marked_and_explained(benchmark: Path) -> None:
@@ -199,14 +207,14 @@ def test_empty_columns_say_why_and_remarks_stand_below(tmp_path: Path) -> None:
     assert "No clean_FID: set protocol.inception_file to the Inception network." in table.notes
     assert "paper_AP: batches of 4, as published." in table.notes
     head, near = (
-        next(line for line in table.markdown().splitlines() if line.startswith(start))
+        next(line for line in table_markdown(table).splitlines() if line.startswith(start))
         for start in ("| method", "| near")
     )
     assert near.split(" | ")[head.split(" | ").index("clean_FID")] == "-"
     assert (
-        "protocol.inception" in table.latex()
-        and "protocol.inception_file" in table.terminal()
-        and "- No clean_FID" in table.markdown()
+        "protocol.inception" in table_latex(table)
+        and "protocol.inception_file" in table_terminal(table)
+        and "- No clean_FID" in table_markdown(table)
     )
 
 
@@ -231,15 +239,67 @@ def test_what_a_method_says_about_its_pictures_stands_below(tmp_path: Path) -> N
     )
 
 
+class Novelty(Silent):
+    """Columns of a third party: one that is plain, one that stays in the csv, and one without a direction."""
+
+    columns = ("my_FID", Column("detail", headline=None), Column("novelty", None))
+    lower_is_better = frozenset({"my_FID"})
+
+    def absent(self, records: Records) -> dict[str, str]:
+        return {}
+
+    def resampled(
+        self, records: Records, weights: np.ndarray, reference: Records | None = None
+    ) -> dict[str, np.ndarray]:
+        return dict.fromkeys(self.columns, weights @ np.asarray(records["paper"]) / weights.sum(1))
+
+
+def test_a_further_metric_adds_its_columns_and_removes_none(tmp_path: Path) -> None:
+    cells = [finished(tmp_path, "near", 0.2), finished(tmp_path, "none", 6.0)]
+    before = build_table(plan(tmp_path, cells)).headline
+    more = {**PROTOCOL, "metrics": [*PROTOCOL["metrics"], {"_target_": f"{__name__}.Novelty"}]}  # type: ignore[misc]
+    table = build_table(plan(tmp_path, cells, protocol=more))
+    assert table.headline == [*before, "my_FID", "novelty"] and {"AP50", "AP75", "AR", "count_bias"} <= set(before)
+    assert [column.better for column in table.headline[-2:]] == ["lower", None]
+    assert "detail" in table_csv(table) and "detail" not in table_markdown(table)
+    hidden = build_table(plan(tmp_path, cells, protocol={**more, "hidden": ["AP50"]})).headline
+    assert hidden == [column for column in table.headline if column != "AP50"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("cells.json", [], r"cells.json holds a list; expected an object; run posegen benchmark again"),
+        ("cells.json", {"cells": []}, r"cells.json has no protocol; run posegen benchmark again"),
+        (
+            "cells.json",
+            {"protocol": {}, "cells": [{"folder": "a"}]},
+            r"cells.json: entry 0 of cells is .*expected folder",
+        ),
+        ("near/world/seed0/status.json", {"hash": "near"}, r"near/world/seed0/status.json has no state; delete it"),
+        ("near/world/seed0/status.json", {"state": "finished", "hash": "near", "wall_s": "long"}, "wall_s is 'long'"),
+        ("near/world/seed0/costs.json", [1], r"near/world/seed0/costs.json holds a list; .*delete it"),
+        (
+            "near/world/seed0/costs.json",
+            {"peak_memory_mb": "much"},
+            r"costs.json: peak_memory_mb is 'much'; expected int",
+        ),
+    ],
+)
+def test_a_damaged_file_is_one_message(
+    benchmark: Path, file: str, content: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(benchmark / file, content)
+    assert main(["table", str(benchmark)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+
+
 def test_the_headline_is_a_choice(tmp_path: Path) -> None:
     folder = plan(tmp_path, [finished(tmp_path, "near", 0.2)], headline=["OKS", "AP"])
-    assert build_table(folder).markdown().splitlines()[2].startswith("| method | OKS | AP | trained |")
+    assert table_markdown(build_table(folder)).splitlines()[2].startswith("| method | OKS | AP | trained |")
     with pytest.raises(UserError, match="headline: the protocol has no column FID; it has AP"):
         build_table(plan(tmp_path, [finished(tmp_path, "near", 0.2)], headline=["FID"]))
-    assert headline_of(["OKS", "AP", "AR", "count_error"]) == ["AP", "AR", "count_error"]
-    several = ["OKS", "AP", "AR", "paper_AP", "paper_AP_M", "paper_fixed_FID", "rfd_frechet", "rfd_kernel", "CLIP"]
-    assert headline_of(several) == ["AP", "paper_AP", "rfd_frechet", "CLIP"]
-    assert headline_of(["MSE", "variance"]) == ["MSE", "variance"]
 
 
 def test_all_formats_are_written_and_the_page_is_whole(benchmark: Path) -> None:
@@ -266,7 +326,7 @@ def test_a_table_made_again_has_the_same_bytes(benchmark: Path) -> None:
 
 
 def test_the_first_columns_of_the_csv_never_change(benchmark: Path) -> None:
-    names = build_table(benchmark).csv().splitlines()[0].split(",")
+    names = table_csv(build_table(benchmark)).splitlines()[0].split(",")
     assert names[:5] == ["method", "AP", "AP_lo", "AP_hi", "AP_p"]
     end = [
         "n_images",
@@ -307,9 +367,6 @@ def test_latex_text_is_escaped() -> None:
 
 
 def test_the_terminal_shows_as_many_columns_as_fit() -> None:
-    lines = [
-        [Entry(text) for text in row]
-        for row in (["method", "AP", "PCE", "x" * 30], ["a", "1", "2", "3"], ["b", "failed: " + "y" * 60, "", ""])
-    ]
+    lines = ["method", "AP", "PCE", "x" * 30], ["a", "1", "2", "3"], ["b", "failed: " + "y" * 60, "", ""]
     assert aligned(lines, width=20).splitlines()[0] == "method  AP  PCE"
     assert "y" * 60 in aligned(lines, width=20)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from posegen.errors import CellConflict, UserError
-from posegen.runner.cell import Cell, content_hash, differences, folder, identity
+from posegen.io.hashes import content_hash
+from posegen.runner.cell import Cell, differences, folder, identity
 
 
 def config(tmp_path: Path, **changes: object) -> dict:

@@ -20,7 +20,7 @@ from posegen.adapters.base import Adapter, Paper, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.errors import UserError
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.runner.cell import identity
 from posegen.runner.method_folder import (
     UNET,
@@ -292,7 +292,7 @@ def test_a_foreign_posegen_json_is_refused(tmp_path: Path, about: Any) -> None:
         "os.system",
         "torch.nn.Linear",
         "posegen.adapters.base.State",
-        "posegen.io.text.write_json",
+        "posegen.io.atomic.write_json",
         "Adapter",
         "posegen.adapters.absent.X",
     ],
@@ -358,9 +358,9 @@ def test_newer_weights_are_not_mistaken_for_those_that_were_judged(
     from posegen.cli import main
 
     place = [*world, "adapter=controlnet", f"paths.output={tmp_path}"]
-    assert main(["train", *place, "trainer.steps=1"]) == 0
+    assert main(["train", *place, "budget.steps=1"]) == 0
     assert main(["evaluate", *place]) == 0
-    assert main(["train", *place, "trainer.steps=2"]) == 0
+    assert main(["train", *place, "budget.steps=2"]) == 0
     assert main(["evaluate", *place]) == 1
     assert "checkpoint" in capsys.readouterr().err
     assert main(["evaluate", *place, "study=again"]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from tests.tiny import making
 
 PROMPT = "prompt=a photo of a person dancing"
@@ -19,7 +19,7 @@ PROMPT = "prompt=a photo of a person dancing"
 def trained(world: list[str], tmp_path: Path) -> list[str]:
     """Overrides for sampling with a trained ControlNet."""
     own = [*world, f"paths.output={tmp_path / 'outputs'}"]
-    assert main(["train", *own, "trainer.steps=1"]) == 0
+    assert main(["train", *own, "budget.steps=1"]) == 0
     return own
 
 
@@ -75,7 +75,7 @@ def test_text_to_pose_to_image(
     assert main(words) != 0
     assert "no finished cell of adapter gunet" in capsys.readouterr().err
     prior = [word for word in making("pose", world) if not word.startswith("backbone.path")]
-    assert main(["train", "adapter=gunet", *prior, f"paths.output={tmp_path / 'outputs'}", "trainer.steps=1"]) == 0
+    assert main(["train", "adapter=gunet", *prior, f"paths.output={tmp_path / 'outputs'}", "budget.steps=1"]) == 0
     assert main(words) == 0
     people = np.array(read_json(cell(tmp_path) / "status.json")["identity"]["data"]["test"]["people"])
     assert people.shape == (2, 1, 17, 3) and not np.array_equal(people[0], people[1])

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.batches import Needs, StepBatches
 from posegen.runner.cell import folder, identity
 from posegen.runner.components import Parts
@@ -28,7 +28,7 @@ from posegen.train.launch import Crew, meeting_point, node_rank, require_gpus
 from tests.tiny import configured
 
 #: Two processes add the same numbers in another order; fp32, so that this is all that differs.
-CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every=1"]
+CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every_n_steps=1"]
 CLOSE = {"rtol": 1e-4}
 
 
@@ -57,9 +57,9 @@ def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
             r"optim.batch=4 .* shared equally by 3 processes \(trainer.devices=3\); optim.batch must be a multiple of 3",
         ),
         (["trainer.devices=2", "optim.accumulate=4"], "must be a multiple of 8"),
-        (["trainer.devices=2", "trainer.nodes=3"], "trainer.devices=2 on trainer.nodes=3"),
+        (["trainer.devices=2", "trainer.num_nodes=3"], "trainer.devices=2 on trainer.num_nodes=3"),
         (["trainer.devices=0"], "trainer.devices=0 is no number"),
-        (["trainer.nodes=0"], "trainer.nodes=0 is no number"),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0 is no number"),
         (["trainer.strategy=dp"], "expected one of ddp, fsdp"),
     ],
 )
@@ -97,7 +97,7 @@ def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cell_is_the_same_whoever_computes_it(world: list[str]) -> None:
     with (
         configured("train", *world) as alone,
-        configured("train", *world, "trainer=fsdp", "trainer.devices=4", "trainer.nodes=2") as many,
+        configured("train", *world, "trainer=fsdp", "trainer.devices=4", "trainer.num_nodes=2") as many,
     ):
         assert identity(alone) == identity(many)
         config = OmegaConf.to_container(alone, resolve=True)
@@ -160,8 +160,8 @@ def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(
         "optim.accumulate=2",
         "trainer=ddp",
         "trainer.devices=2",
-        "trainer.validate_every=3",
-        "trainer.validate_images=4",
+        "validation.every=3",
+        "validation.images=4",
     ]
     assert main(["train", "-m", *world, *CPU, f"paths.output={tmp_path}", *sharing, *launching]) == 0
     for method in ("controlnet", "humansd"):
@@ -180,7 +180,7 @@ def test_a_sweep_of_two_processes_each_follows_the_curve_of_one(
 def test_killed_with_two_processes_and_continued_with_one(
     strategy: str, world: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    options = ["adapter=humansd", "optim.accumulate=2", "trainer.save_every=1"]
+    options = ["adapter=humansd", "optim.accumulate=2", "callbacks.checkpoint.every=1"]
     running = subprocess.Popen(
         command(world, tmp_path, *options, f"trainer={strategy}", "trainer.devices=2"), stdout=subprocess.DEVNULL
     )
@@ -229,14 +229,14 @@ def test_statistics_of_a_share_are_refused(
 
 @pytest.mark.slow
 def test_a_benchmark_trains_with_two_processes_and_judges_once(world: list[str], tmp_path: Path) -> None:
-    tiny = [o for o in world if not o.startswith(("trainer.steps", "trainer.progress"))]
+    tiny = [o for o in world if not o.startswith(("budget.steps", "progress"))]
     words = [
         "benchmark",
         "benchmark=smoke",
         "adapter=controlnet,none",
         *tiny,
         *CPU,
-        "trainer.steps=4",
+        "budget.steps=4",
         "hydra/launcher=serial",
     ]
     outputs = {name: tmp_path / name for name in ("two", "one")}
@@ -260,7 +260,7 @@ def test_two_machines(world: list[str], alone: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["adapter=controlnet", "optim.accumulate=2", "trainer=ddp", "trainer.devices=1", "trainer.nodes=2"]
+    options = ["adapter=controlnet", "optim.accumulate=2", "trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2"]
     machines = [
         subprocess.Popen(
             command(world, tmp_path, *options),

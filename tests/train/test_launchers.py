@@ -17,13 +17,13 @@ import torch
 
 from posegen.cli import main
 from posegen.config import resolvers
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 
-STEPS = ["trainer.steps=12", "trainer.save_every=1"]
+STEPS = ["budget.steps=12", "callbacks.checkpoint.every=1"]
 
 
 def options(world: list[str], output: Path, *more: str) -> list[str]:
-    tiny = [o for o in world if not o.startswith(("trainer.steps", "trainer.save_every", "trainer.progress"))]
+    tiny = [o for o in world if not o.startswith(("budget.steps", "callbacks.checkpoint.every", "progress"))]
     return ["benchmark", "benchmark=smoke", "adapter=controlnet,none", f"paths.output={output}", *tiny, *STEPS, *more]
 
 
@@ -102,7 +102,7 @@ def test_a_preempted_job_queues_again_and_continues(world: list[str], serial: Pa
 @pytest.mark.slow
 def test_a_terminated_training_keeps_its_last_step(world: list[str], tmp_path: Path) -> None:
     tiny = [o for o in world if not o.startswith("trainer.")]
-    words = ["train", *tiny, "trainer.steps=200", "trainer.save_every=190", "trainer.progress=file"]
+    words = ["train", *tiny, "budget.steps=200", "callbacks.checkpoint.every=190", "progress=file"]
     with running([*words, f"paths.output={tmp_path / 'ended'}"]) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.rglob("progress.json")) and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posegen.report.curves import curves_of
+from posegen.report.plots import curves_of
 from posegen.train.loop import train
 from tests.tiny import configured
 
@@ -24,9 +24,9 @@ def test_wandb_offline_holds_config_curves_pictures_and_group(
     monkeypatch.setattr(wandb, "init", lambda **kwargs: seen.update(kwargs) or init(**kwargs))
     options = [
         "logger=wandb",
-        "trainer.validate_every=3",
-        "trainer.validate_images=4",
-        "trainer.log_every=1",
+        "validation.every=3",
+        "validation.images=4",
+        "trainer.log_every_n_steps=1",
         f"paths.output={tmp_path}",
     ]
     with configured("train", *world, *options) as cfg:
@@ -52,8 +52,8 @@ def test_every_logger_leaves_its_curves_and_the_csv_in_the_cell(
             "train",
             *world,
             f"logger={logger}",
-            "trainer.steps=2",
-            "trainer.log_every=1",
+            "budget.steps=2",
+            "trainer.log_every_n_steps=1",
             f"paths.output={tmp_path / logger}",
         ) as cfg:
             train(cfg)
@@ -72,8 +72,8 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(
         "logger=wandb",
         "logger.checkpoints=true",
         "logger.rows=3",
-        "trainer.steps=2",
-        "trainer.save_every=2",
+        "budget.steps=2",
+        "callbacks.checkpoint.every=2",
         f"paths.output={tmp_path}",
     ]
     assert main([*world, "adapter=controlnet,none", "hydra/launcher=serial", *options]) == 0
@@ -109,6 +109,6 @@ def test_what_a_dashboard_cannot_take_is_said_and_nothing_is_lost(
     from posegen.verbs.benchmark import main
 
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr("posegen.report.dashboard.image_table", lambda *_: 1 / 0)
+    monkeypatch.setattr("posegen.report.wandb.image_table", lambda *_: 1 / 0)
     assert main([*world, "adapter=none", "hydra/launcher=serial", "logger=wandb", f"paths.output={tmp_path}"]) == 0
     assert "W&B does not show the results of" in capsys.readouterr().out

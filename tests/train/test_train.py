@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from posegen.config.resolvers import auto_precision
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
-from posegen.runner.precision import precision
-from posegen.train.loop import fit, train
+from posegen.train.loop import fit
+from posegen.verbs.train import main as train
 from tests.tiny import configured
 
 
@@ -56,7 +57,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 def test_an_interrupted_run_ends_at_the_same_weights_bit_for_bit(
     adapter: str, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [f"adapter={adapter}", "optim.accumulate=2", "trainer.log_every=1"]
+    options = [f"adapter={adapter}", "optim.accumulate=2", "trainer.log_every_n_steps=1"]
     whole = trained(world, tmp_path / "whole", *options)
     with monkeypatch.context() as patch:
         interrupt(patch, after=3)
@@ -79,12 +80,12 @@ def test_checkpoints_hold_only_what_trains(world: list[str], tmp_path: Path, mon
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(world: list[str], tmp_path: Path) -> None:
-    at_once = trained(world, tmp_path / "a", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0")
+    at_once = trained(world, tmp_path / "a", "adapter=controlnet", "budget.steps=1", "optim.warmup=0")
     in_parts = trained(
-        world, tmp_path / "b", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0", "optim.accumulate=4"
+        world, tmp_path / "b", "adapter=controlnet", "budget.steps=1", "optim.warmup=0", "optim.accumulate=4"
     )
     start = trained(
-        world, tmp_path / "start", "adapter=controlnet", "trainer.steps=1", "optim.warmup=0", "optim.lr=1e-12"
+        world, tmp_path / "start", "adapter=controlnet", "budget.steps=1", "optim.warmup=0", "optim.lr=1e-12"
     )
     moved, apart = (
         torch.cat([(a[k] - b[k]).flatten() for k in a]).norm() for a, b in ((at_once, start), (at_once, in_parts))
@@ -95,9 +96,9 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(world: list[str], tm
 
 
 def test_training_changes_weights_and_the_average_lags_behind(world: list[str], tmp_path: Path) -> None:
-    raw = trained(world, tmp_path / "raw", "adapter=controlnet", "trainer.ema=0")
-    averaged = trained(world, tmp_path / "ema", "adapter=controlnet", "trainer.ema=0.9")
-    start = trained(world, tmp_path / "start", "adapter=controlnet", "trainer.steps=1", "optim.lr=1e-12")
+    raw = trained(world, tmp_path / "raw", "adapter=controlnet", "budget.ema=0")
+    averaged = trained(world, tmp_path / "ema", "adapter=controlnet", "budget.ema=0.9")
+    start = trained(world, tmp_path / "start", "adapter=controlnet", "budget.steps=1", "optim.lr=1e-12")
     moved = {k for k in raw if not torch.equal(raw[k], start[k])}
     assert moved and not equal(raw, averaged)
 
@@ -106,7 +107,7 @@ def test_a_method_is_trained_with_official_quirks_where_its_yaml_says_so(world: 
     from posegen.runner.method_folder import read_about
 
     for adapter, faithful in (("stable_pose", False), ("ablation/stable_pose_faithful", True)):
-        with configured("train", *world, f"adapter={adapter}", f"paths.output={tmp_path}", "trainer.steps=1") as cfg:
+        with configured("train", *world, f"adapter={adapter}", f"paths.output={tmp_path}", "budget.steps=1") as cfg:
             train(cfg)
             assert read_about(Cell.of(cfg).folder / "method")["faithful"] is faithful
 
@@ -144,9 +145,7 @@ def test_an_indivisible_batch_is_refused(world: list[str], tmp_path: Path) -> No
 
 def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path: Path) -> None:
     plain = trained(world, tmp_path / "plain", "adapter=controlnet")
-    watched = trained(
-        world, tmp_path / "watched", "adapter=controlnet", "trainer.validate_every=2", "trainer.validate_images=4"
-    )
+    watched = trained(world, tmp_path / "watched", "adapter=controlnet", "validation.every=2", "validation.images=4")
     assert equal(plain, watched)
     assert len(list((tmp_path / "watched").rglob("live-*.png"))) == 3
     (curves,) = (tmp_path / "watched").rglob("metrics.csv")
@@ -156,11 +155,11 @@ def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path
 def test_the_way_of_computing_changes_no_more_than_rounding(world: list[str], tmp_path: Path) -> None:
     ways = {
         "plain": [],
-        "other": ["trainer.channels_last=true", "trainer.checkpointing=blocks"],
-        "light": ["trainer.checkpointing=feedforward"],
+        "other": ["compute.channels_last=true", "compute.checkpointing=blocks"],
+        "light": ["compute.checkpointing=feedforward"],
     }
     made = {
-        name: trained(world, tmp_path / name, "adapter=controlnet", "trainer.log_every=1", *options)
+        name: trained(world, tmp_path / name, "adapter=controlnet", "trainer.log_every_n_steps=1", *options)
         for name, options in ways.items()
     }
     assert equal(made["plain"], made["light"])
@@ -172,7 +171,7 @@ def test_the_way_of_computing_changes_no_more_than_rounding(world: list[str], tm
 
 
 def test_encodings_do_not_depend_on_the_way_of_computing(world: list[str]) -> None:
-    with configured("train", *world) as usual, configured("train", *world, "trainer.channels_last=true") as other:
+    with configured("train", *world) as usual, configured("train", *world, "compute.channels_last=true") as other:
         keys = []
         for cfg in (usual, other):
             parts = Parts(cfg)
@@ -183,9 +182,4 @@ def test_encodings_do_not_depend_on_the_way_of_computing(world: list[str]) -> No
 
 def test_a_cell_is_of_the_precision_that_was_found(world: list[str], tmp_path: Path) -> None:
     with configured("train", *world, f"paths.output={tmp_path}") as cfg:
-        assert Cell.of(cfg).identity["trainer"]["precision"] == precision("auto") != "auto"
-
-
-def test_precision_is_named_or_found() -> None:
-    assert precision("bf16-mixed") == "bf16-mixed"
-    assert precision("auto") in ("bf16-mixed", "32-true")
+        assert Cell.of(cfg).identity["trainer"]["precision"] == auto_precision("auto")

@@ -21,7 +21,7 @@ from posegen.data.mannequin.dataset import MannequinData
 from posegen.errors import UserError
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.math.oks import oks
-from posegen.poses.reading import read_file
+from posegen.poses.reading import read_pose_file
 from posegen.verbs.annotate import annotate, people
 
 
@@ -119,7 +119,7 @@ def test_the_people_of_rendered_pictures(tmp_path: Path, capfd: pytest.CaptureFi
         assert Path("drawn", f"{name}.png").is_file()
     assert np.median(similar) > 0.7
     assert not np.array_equal(cv2.imread("drawn/0.png.png"), samples[0].image[..., ::-1])
-    read = read_file(Path("out/poses.json"))
+    read = read_pose_file(Path("out/poses.json"))
     assert read[0].size == (64, 64) and sum(len(entry.keypoints) for entry in read) == len(content["annotations"])  # type: ignore[arg-type]
     before = os.stat("out/poses.json").st_mtime_ns
     assert main(words) == 0 and os.stat("out/poses.json").st_mtime_ns == before

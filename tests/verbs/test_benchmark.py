@@ -16,21 +16,21 @@ from pathlib import Path
 import pytest
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 
 METHODS = ["controlnet", "humansd", "none", "reference/real", "reference/reconstruction", "reference/same_caption"]
 
 
 def options(world: list[str], output: Path, *more: str) -> list[str]:
     """The smoke benchmark on the tiny world, its cells one after the other in this process."""
-    tiny = [o for o in world if not o.startswith(("trainer.progress", "trainer.steps"))]
+    tiny = [o for o in world if not o.startswith(("progress", "budget.steps"))]
     return [
         "benchmark",
         "benchmark=smoke",
         "hydra/launcher=basic",
         f"paths.output={output}",
         *tiny,
-        "trainer.steps=4",
+        "budget.steps=4",
         *more,
     ]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from tests.tiny import configured
 
 
 def command(world: list[str], output: Path, *more: str) -> list[str]:
-    tiny = [o for o in world if not o.startswith("trainer.progress")]
+    tiny = [o for o in world if not o.startswith("progress")]
     return ["benchmark", "benchmark=smoke", "hydra/launcher=basic", f"paths.output={output}", *tiny, *more]
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from posegen.cli import main
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.pipeline import PoseGuidedPipeline
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png, write_png

@@ -18,8 +18,8 @@ from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 from posegen.runner.judge import evaluate
-from posegen.train.loop import train
 from posegen.verbs.prepare import prepare
+from posegen.verbs.train import main as train
 from tests.backbones.models import SD1, parts_of
 from tests.data.person_trees import deepfashion, market1501
 from tests.tiny import configured
@@ -139,11 +139,11 @@ def test_the_benchmark_compares_a_method_with_its_ablations_and_the_real_picture
         "estimator.width=8",
         "estimator.size=64",
         "sampler.steps=2",
-        "trainer.steps=2",
+        "budget.steps=2",
         "optim.batch=2",
         "optim.warmup=1",
     ]
-    quiet = ["hydra/launcher=basic", "trainer.progress=none", "trainer.save_every=1", "protocol.resamples=20"]
+    quiet = ["hydra/launcher=basic", "progress=none", "callbacks.checkpoint.every=1", "protocol.resamples=20"]
     sizes.append("protocol.size=[64,48]")
     places = [f"paths.output={tmp_path / 'out'}", f"paths.cache={tmp_path / 'cache'}"]
     rest = ["benchmark", "benchmark=deepfashion", *names, *sizes, *quiet, *places]

@@ -14,7 +14,7 @@ from posegen.cli import main
 from posegen.config.check import validate
 from posegen.data.base import Sample
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 from posegen.runner.outputs import KINDS, numbers
@@ -28,11 +28,7 @@ ROWS = ["gunet", "reference/mean_pose", "reference/other_pose"]
 def overrides(world: list[str]) -> list[str]:
     """The tiny world with one person per picture."""
     counts = {"train": (16, 40), "validation": (8, 20), "test": (4, 12)}
-    kept = [
-        o
-        for o in making("pose", world)
-        if not o.startswith(("data.", "trainer.progress", "backbone=", "sampler.batch"))
-    ]
+    kept = [o for o in making("pose", world) if not o.startswith(("data.", "progress", "backbone=", "sampler.batch"))]
     return [
         *kept,
         *(f"data.{s}.count={n}" for s, (n, _) in counts.items()),
@@ -44,13 +40,13 @@ def overrides(world: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("poses")
-    more = ["trainer.steps=2", "protocol.draws=3", f"paths.output={output}", "hydra/launcher=basic"]
+    more = ["budget.steps=2", "protocol.draws=3", f"paths.output={output}", "hydra/launcher=basic"]
     assert (
         main(
             [
                 "benchmark",
                 "benchmark=mannequin_prior",
-                *(o for o in overrides if not o.startswith("trainer.steps")),
+                *(o for o in overrides if not o.startswith("budget.steps")),
                 *more,
             ]
         )
@@ -99,15 +95,15 @@ def test_poses_on_disk_come_back_and_damage_is_named(tmp_path: Path) -> None:
 def test_training_notes_that_there_is_no_live_curve_of_another_kind(
     world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = [o for o in making("pose", world) if not o.startswith("trainer.steps")]
+    tiny = [o for o in making("pose", world) if not o.startswith("budget.steps")]
     assert (
         main(
             [
                 "train",
                 "adapter=gunet",
                 *tiny,
-                "trainer.steps=1",
-                "trainer.validate_every=1",
+                "budget.steps=1",
+                "validation.every=1",
                 f"paths.output={tmp_path}",
             ]
         )
@@ -117,11 +113,11 @@ def test_training_notes_that_there_is_no_live_curve_of_another_kind(
 
 
 def test_a_live_curve_of_poses(world: list[str], tmp_path: Path) -> None:
-    tiny = [o for o in making("pose", world) if not o.startswith("trainer.steps")]
+    tiny = [o for o in making("pose", world) if not o.startswith("budget.steps")]
     more = [
-        "trainer.steps=1",
-        "trainer.validate_every=1",
-        "trainer.validate_images=4",
+        "budget.steps=1",
+        "validation.every=1",
+        "validation.images=4",
         "protocol=pose_prior",
         f"paths.output={tmp_path}",
     ]
@@ -150,7 +146,7 @@ def test_latents_of_poses_are_not_cached(overrides: list[str], tmp_path: Path) -
         "data=mannequin_single",
         *words,
         f"paths.cache={tmp_path}",
-        "trainer.progress=none",
+        "progress=none",
     ) as cfg:
         prepare([cfg])
     assert (tmp_path / "text").is_dir() and not (tmp_path / "latents").exists()

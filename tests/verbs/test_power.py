@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from posegen.cli import main
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 from posegen.metrics.base import Judged, Metric, Poses, Records
 from posegen.metrics.protocol import Protocol
 
@@ -115,7 +115,7 @@ def test_cells_that_do_not_belong_together_are_refused(
 ) -> None:
     others = {
         "differ in estimator": cells(tmp_path / "judged", np.zeros((1, 200)), estimator={"id": "another"}),
-        "judge both on the same data.test": cells(tmp_path / "seen", np.zeros((1, 200)), name="y"),
+        "judge both alike, on the same data.test": cells(tmp_path / "seen", np.zeros((1, 200)), name="y"),
         "is no judged cell": str(tmp_path / "nothing"),
     }
     for message, other in others.items():

@@ -87,9 +87,9 @@ def test_methods_train_on_what_was_prepared(tree: tuple[list[str], Planted], tmp
         "train",
         *tree[0],
         f"data.transform={transform}",
-        "trainer.steps=3",
-        "trainer.validate_every=2",
-        "trainer.validate_images=4",
+        "budget.steps=3",
+        "validation.every=2",
+        "validation.images=4",
     ) as cfg:
         train(cfg)
         assert Cell.of(cfg).finished()

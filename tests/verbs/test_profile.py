@@ -88,7 +88,7 @@ def test_operators_and_kernels_are_of_a_kind(name: str, kind: str) -> None:
 
 def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
     usual, other = (
-        MeasuredMethod(settings(*small, "adapter=controlnet", f"trainer.channels_last={flag}"), 2)
+        MeasuredMethod(settings(*small, "adapter=controlnet", f"compute.channels_last={flag}"), 2)
         for flag in ("false", "true")
     )
     for side, flag in ((usual, False), (other, True)):
@@ -105,7 +105,7 @@ def test_ways_of_computing_hold_for_any_method(small: list[str]) -> None:
 def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[str]) -> None:
     kept, gradients = {}, {}
     for way in ("none", "feedforward"):
-        side = MeasuredMethod(settings(*small, "adapter=controlnet", f"trainer.checkpointing={way}"), 1)
+        side = MeasuredMethod(settings(*small, "adapter=controlnet", f"compute.checkpointing={way}"), 1)
         sizes: dict[int, int] = {}
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, s=sizes: (s.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1],
@@ -147,9 +147,9 @@ def test_frozen_weights_are_cast_once_and_no_bit_changes(
 
 def test_a_way_that_nobody_knows_is_named(small: list[str]) -> None:
     with pytest.raises(
-        UserError, match=r"trainer\.checkpointing=some is unknown; expected one of none, feedforward, blocks"
+        UserError, match=r"compute\.checkpointing=some is unknown; expected one of none, feedforward, blocks"
     ):
-        MeasuredMethod(settings(*small, "adapter=none", "trainer.checkpointing=some"), 1)
+        MeasuredMethod(settings(*small, "adapter=none", "compute.checkpointing=some"), 1)
 
 
 def test_precision_is_that_of_the_trainer(small: list[str]) -> None:

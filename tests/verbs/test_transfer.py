@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from posegen.cli import main
 from posegen.data.base import PoseData
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.runner.images import picture, read_png, write_png
 from tests.runner.test_prompts import pose_file
 from tests.tiny import configured
@@ -147,7 +147,7 @@ def test_a_picture_with_nobody_in_it_needs_a_pose(
         (["mask=null"], "mask is not set; a person of your own needs picture=FILE"),
         (
             ["mask=small.png"],
-            "mask=small.png is 8 x 6 pixels and its picture is 70 x 50; expected a mask of the picture's own size",
+            "mask=small.png is 8 x 6 pixels and its picture is 70 x 50; expected a mask of the picture's size",
         ),
         (["mask=dark.png"], "mask=dark.png is dark everywhere, so nothing would change"),
         (["mask=light.png"], "mask=light.png is light everywhere, so nothing of the picture would stay"),

@@ -17,7 +17,8 @@ from transformers import CLIPTextModel
 from posegen.backbones.blocks.pose_maps import ENCODINGS
 from posegen.backbones.loading.diffusers_folder import Parts, read_config, read_model, read_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion, resolve
-from posegen.io.weights import WeightsError, sha256_of, weight_files
+from posegen.io.hashes import sha256_of
+from posegen.io.weights import WeightsError, weight_files
 
 JOINTS = 17
 

@@ -42,9 +42,9 @@ OTHER_IMAGES = {
 #: Splits that are trained on or generated; others are only looked at.
 GENERATED = ("train", "validation", "test")
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 #: Choices that no signature tells.
-CHOICES = {"trainer.precision": PRECISIONS, "trainer.strategy": ("ddp", "fsdp")}
+CHOICES = {"trainer.precision": PRECISIONS}
 #: Numbers that are usually null, so that nothing else tells their kind: key -> (least, most).
 NUMBERS = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 Known = Mapping[str, Mapping[str, Option]]

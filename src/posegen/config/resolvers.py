@@ -8,6 +8,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from posegen.config.cell_folder import cell_folder
+from posegen.io.hashes import value_hash
+
 
 def asset(name: str) -> str:
     """``${asset:mannequin-v1/backbone}``: the path of something shipped inside the package."""
@@ -60,3 +63,26 @@ OmegaConf.register_new_resolver("gpus", gpus, replace=True)
 OmegaConf.register_new_resolver("at_once", at_once, replace=True)
 OmegaConf.register_new_resolver("gpu", gpu, replace=True)
 OmegaConf.register_new_resolver("row", row, replace=True)
+
+
+def auto_precision(accelerator: str) -> str:
+    """``${auto_precision:ACCELERATOR}``: bf16 where the hardware computes in it, else fp32, in Lightning's names."""
+    if accelerator != "cpu" and visible_gpus():
+        return "bf16-mixed"
+    info = Path("/proc/cpuinfo")
+    has_bf16 = info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def processes(devices: int | str, nodes: int) -> int:
+    """``${processes:DEVICES,NODES}``: how many processes train a cell together."""
+    return (gpus() if devices in ("auto", -1) else int(devices)) * nodes
+
+
+def run_id(folder: str, seed: int) -> str:
+    """``${run_id:FOLDER,SEED}``: the id of a cell's W&B run, the same whenever the cell is resumed."""
+    return value_hash([folder, seed])
+
+
+for resolver in (auto_precision, processes, run_id, cell_folder):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

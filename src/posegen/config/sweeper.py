@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from posegen.config.sweep import Axis, axes, combinations
 from posegen.errors import UserError
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 
 DIGITS = 3  # of a tuned value; more would only make names of folders longer
 

@@ -1,10 +1,11 @@
-"""What a sample and a batch are, for every dataset and every method.
+"""Samples and batches, for every data set and every method.
 
 Conventions, everywhere in posegen:
 
 * images are RGB; as arrays ``[H, W, 3] uint8``, as tensors ``[B, 3, H, W] float32`` in [-1, 1];
-* keypoints are ``[P, 17, 3] float32`` in COCO order: x to the right, y down, in pixels, the centre of the top-left pixel at (0, 0); the third number is
-  the COCO visibility (0 not labelled, 1 labelled but hidden, 2 visible) or, for detections, a score in [0, 1];
+* keypoints are ``[P, 17, 3] float32`` in COCO order: x to the right, y down, in pixels, the centre of the top-left
+  pixel at (0, 0); the third number is the COCO visibility (0 not labelled, 1 labelled but hidden, 2 visible) or, for
+  detections, a score in [0, 1];
 * areas are in square pixels.
 """
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.on_disk.source import Condition
-from posegen.poses.pose_square import Square, into
+from posegen.poses.pose_square import Square, to_square
 
 if TYPE_CHECKING:
     from posegen.backbones.text import Text
@@ -29,16 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with everything that is known about it.
+    """One image with its pose, its caption and further facts.
 
     Attributes:
-        id: stable name, unique in the dataset, for instance ``mannequin/test/000123``; noise and crops are derived from it.
+        id: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it.
         prompt: the caption.
         keypoints: ``[P, 17, 3]``, see the module's conventions; P may be 0.
         areas: ``[P]`` visible area of each person, the scale of the object keypoint similarity.
         image: ``[H, W, 3] uint8``, or None where only the pose is known.
         size: (height, width) of the canvas that the keypoints live on.
-        attributes: facts a judge can verify (``style``, ``scene``, ``count``) and facts to group by (``scenario``, ``action``).
+        attributes: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by
+            (``scenario``, ``action``).
         whole: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut.
     """
 
@@ -64,42 +66,45 @@ class Sample:
 
     @property
     def main(self) -> int | None:
-        """The person that a model of single poses is about: the largest by visible area; None where nobody is labelled."""
+        """Index of the main person, the largest by visible area; None where nobody is labelled."""
         labelled = (self.keypoints[..., 2] > 0).any(-1)
         return int(np.where(labelled, self.areas, -1.0).argmax()) if labelled.any() else None
 
     @property
     def about_main(self) -> dict[str, Any]:
-        """The attributes of the main person: of those with one entry per person, its own."""
-        own, many = self.main, len(self.keypoints)
+        """The attributes; of those with one entry per person, the entry of the main person."""
+        main, people = self.main, len(self.keypoints)
         return {
-            k: v[own] if own is not None and isinstance(v, tuple | list) and len(v) == many else v
-            for k, v in self.attributes.items()
+            name: value[main]
+            if main is not None and isinstance(value, tuple | list) and len(value) == people
+            else value
+            for name, value in self.attributes.items()
         }
 
     @property
     def pose(self) -> Tensor:
-        """The main person ``[17, 3] float32`` in a square of its own, with a margin (see `posegen.poses.pose_square.into`); zeros where nobody is labelled."""
+        """The main person ``[17, 3] float32`` in the square around it, see `posegen.poses.pose_square.to_square`.
+
+        Zeros where nobody is labelled.
+        """
         if self.main is None:
             return torch.zeros(17, 3)
         person = self.keypoints[self.main]
         square = Square.around(person)
         assert square is not None
-        return torch.from_numpy(into(square, person)).float()
+        return torch.from_numpy(to_square(square, person)).float()
 
     @property
     def encodable(self) -> Tensor:
-        """What a pose backbone is trained on: the pose, or the maps of a data set that stores maps."""
+        """The pose for a pose backbone: `pose`, or the joint maps of a data set that stores those."""
         return self.pose
 
 
 class PoseData(ABC):
-    """A dataset split: a fixed, ordered list of samples.
-
-    Subclasses set ``name`` and ``split`` and say in ``identity`` what their content depends on.
+    """A split of a data set: a fixed, ordered list of samples. Subclasses set ``name``, ``split`` and ``size``.
 
     Attributes:
-        varies: whether a sample looks different on every visit (random crops, flips), so that its encodings cannot be kept.
+        varies: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached.
     """
 
     name: str
@@ -114,90 +119,95 @@ class PoseData(ABC):
     def __getitem__(self, index: int) -> Sample: ...
 
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
-        """A sample as it is seen the ``visit``-th time; where ``image`` is False nobody looks at its pixels, and they may be left out."""
+        """A sample on its ``visit``-th visit; with ``image=False`` its pixels may be missing."""
         return self[index]
 
     @property
     def prompts(self) -> Sequence[str]:
-        """All captions, in order; override it where they can be had without reading images."""
+        """All captions, in order; override it where they can be read without images."""
         return [self[i].prompt for i in range(len(self))]
 
     def twin(self, index: int) -> Sample:
-        """Another image of the same caption, what a perfect text-only generator would make."""
+        """Another image of the same caption, as of a perfect generator that reads only the text."""
         raise TypeError(
             f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out"
         )
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
-        """Another image of the person of a sample, in another pose, as it is seen the ``visit``-th time: what appearance is taken from."""
+        """The image that a sample's appearance is taken from: the same person in another pose, on the same visit."""
         raise TypeError(
-            f"data {self.name!r} has one image of each person; choose data with pairs, for instance data=mannequin_pairs"
+            f"data {self.name!r} has one image of each person; choose data with pairs, "
+            "for instance data=mannequin_pairs"
         )
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
-        """All images that the appearance of a sample is taken from, as many for every sample."""
+        """All images that a sample's appearance is taken from, the same number for every sample."""
         return [self.source_of(index, visit)]
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
-        """People of this split who are to be dressed as others of it are.
+        """People of this split, each with the clothes of another.
 
         Args:
-            count: how many; None: all there are.
-            garment: ``shirt``, ``trousers``, or ``clothes``, which are both.
-            told: captions tell the colours that are to be worn.
+            count: number of people; None: all.
+            garment: ``shirt``, ``trousers``, or ``clothes`` for both.
+            told: the captions name the colours of the new clothes.
 
         Raises:
-            ValueError: it is not known where their clothes are.
+            ValueError: the data set has no masks of clothes.
         """
         raise ValueError(
-            f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, or choose data=mannequin_pairs"
+            f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, "
+            "or choose data=mannequin_pairs"
         )
 
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything the samples depend on, as plain values: the key of caches and part of a cell's identity."""
+        """All that the samples depend on, as plain values: the key of caches and part of a cell's identity."""
 
     def prepare(self) -> None:
-        """Checks and caches what reading needs; shows progress and can be interrupted and run again."""
+        """Checks the data and writes the files that reading needs; shows progress; may be interrupted and repeated."""
 
     @property
     def condition(self) -> Condition:
-        """What `prepare` found; of data that is generated there is little to find."""
+        """The findings of `prepare`."""
         return Condition({"images": len(self)})
 
 
 @dataclass(frozen=True, eq=False)
 class Garment:
-    """A piece of clothing in a picture ``image [H, W, 3] uint8``: it is where ``mask [H, W] bool`` says."""
+    """A picture ``image [H, W, 3] uint8`` and the ``mask [H, W] bool`` of a garment in it."""
 
     image: np.ndarray
     mask: np.ndarray
 
 
 class Transfers(PoseData):
-    """People who are to be dressed as `PoseData.sources_of` shows others; a sample's image is the person as they are now, at the size that is computed with."""
+    """People who get the clothes in `PoseData.sources_of`; a sample's image is the person before."""
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
         return self
 
     @abstractmethod
     def picture_of(self, index: int) -> np.ndarray:
-        """The picture ``[H', W', 3] uint8`` of a person in its own size."""
+        """The picture ``[H', W', 3] uint8`` of a person as stored."""
 
     @abstractmethod
     def mask_of(self, index: int) -> np.ndarray:
-        """``[H', W'] bool`` where that picture is to become anew."""
+        """``[H', W'] bool`` the pixels of that picture to repaint."""
 
     def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
-        """What is known of the garments, in the same order for each: of the ``picture``, the ``style``, the ``style_again`` in another picture of that person,
-        and a ``wrong_style`` that nobody asked for. Empty where nothing is known."""
+        """The known garments, in the same order for each; empty where none is known.
+
+        Keys: ``picture``, ``style``, ``style_again`` (another picture of the person of the style), ``wrong_style``
+        (of a third person, for comparison).
+        """
         return {}
 
 
 @dataclass(frozen=True, eq=False)
 class PoseBatch:
-    """What a method sees of B images.
+    """B images as a method sees them.
 
     ``hint`` is the pose drawn in the method's own style and range, ``latents`` and ``text`` are cached encodings; each is None where nobody asked for it.
 
@@ -207,11 +217,12 @@ class PoseBatch:
         keypoints: B arrays ``[P_i, 17, 3]`` on a canvas of ``size``.
         size: (height, width) of the images.
         seed: the run's seed; with ``visit`` and an id it fixes all random numbers of an image.
-        visit: how often the images were seen before (the epoch in training, 0 in sampling).
+        visit: number of earlier visits of the images (the epoch in training, 0 in sampling).
         images: ``[B, 3, H, W]`` in [-1, 1].
         poses: ``[B, 17, 3]`` or ``[B, 17, H, W]``, see `Sample.encodable`.
         twins: ``[B, 3, H, W]`` other images of the same captions.
-        source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`; ``[B, S, 3, H, W]`` where there are S of each.
+        source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`;
+            ``[B, S, 3, H, W]`` with S images of each.
         source_keypoints: B arrays ``[P_i, 17, 3]`` of the people in ``source``, the first of each.
         source_latents: ``[B, c, h, w]`` clean latents of ``source``, where there is one of each.
         hint: ``[B, C, H, W]``.
@@ -248,7 +259,7 @@ class PoseBatch:
 
     @property
     def samples(self) -> list[Sample]:
-        """What is known about each image, without its pixels."""
+        """The samples without their pixels."""
         rows = zip(self.ids, self.prompts, self.keypoints, self.areas, self.attributes, strict=True)
         return [
             Sample(i, prompt, keypoints, areas, None, self.size, attributes)
@@ -257,13 +268,13 @@ class PoseBatch:
 
     @property
     def sources(self) -> Tensor | None:
-        """``[B, S, 3, H, W]`` the images in ``source``, however many there are of each person."""
+        """``[B, S, 3, H, W]`` the images in ``source``, also where S is 1."""
         return self.source.unsqueeze(1) if self.source is not None and self.source.ndim == 4 else self.source
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """One CPU generator per image, a function of (seed, visit, image id, purpose) alone.
 
-        So random numbers depend neither on the batch an image falls into nor on the device, and each purpose has its own stream.
+        So random numbers depend neither on the batch of an image nor on the device; each purpose has another stream.
         """
         return [generator(self.seed, self.visit, image_id, purpose) for image_id in self.ids]
 

@@ -1,4 +1,4 @@
-"""Pictures that someone brings, from a file or from memory, as RGB arrays of the size that is wanted."""
+"""Pictures that a user brings, from files or from memory, as RGB arrays."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from posegen.data.on_disk.images import decoded
+from posegen.data.on_disk.images import decode
 
 
-def own_picture(value: Any, name: str) -> np.ndarray:
+def user_picture(value: Any, name: str) -> np.ndarray:
     """A picture ``[H, W, 3] uint8`` RGB.
 
     Args:
@@ -24,7 +24,7 @@ def own_picture(value: Any, name: str) -> np.ndarray:
     """
     if isinstance(value, str | Path):
         try:
-            return np.array(decoded(Path(value).expanduser().read_bytes()))
+            return np.array(decode(Path(value).expanduser().read_bytes()))
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else error
             raise ValueError(
@@ -36,50 +36,54 @@ def own_picture(value: Any, name: str) -> np.ndarray:
     if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     raise ValueError(
-        f"{name} has the shape {list(array.shape)} ({array.dtype}); expected a file, a PIL image, or an array [H, W, 3] uint8"
+        f"{name} has the shape {list(array.shape)} ({array.dtype}); "
+        "expected a file, a PIL image, or an array [H, W, 3] uint8"
     )
 
 
-def own_sources(value: Any, name: str = "source") -> list[np.ndarray]:
+def user_pictures(value: Any, name: str = "source") -> list[np.ndarray]:
     """One picture or a list of them.
 
     Raises:
-        ValueError: there is none, or one cannot be used.
+        ValueError: the list is empty, or a picture cannot be used.
     """
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    if several and not len(value):
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [user_picture(value, name)]
+    if not len(value):
         raise ValueError(f"{name}=[] holds no picture; give one, or a list of them")
-    return (
-        [own_picture(each, f"{name}[{i}]") for i, each in enumerate(value)] if several else [own_picture(value, name)]
-    )
+    return [user_picture(each, f"{name}[{i}]") for i, each in enumerate(value)]
 
 
-def sources_each(value: Any, count: int, name: str = "source") -> list[list[np.ndarray]]:
-    """For each of ``count`` images its pictures: the same for all of them, or those of its own list where ``value`` is a list of lists.
+def pictures_per_image(value: Any, count: int, name: str = "source") -> list[list[np.ndarray]]:
+    """For each of ``count`` images its pictures: of a list of lists one list each, else the same for all.
 
     Raises:
-        ValueError: one cannot be used, or there are not as many lists as images, of one length.
+        ValueError: a picture cannot be used, or the lists do not match the images or each other in length.
     """
     if not (isinstance(value, list | tuple) and any(isinstance(entry, list | tuple) for entry in value)):
-        return [own_sources(value, name)] * count
-    each = [own_sources(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+        return [user_pictures(value, name)] * count
+    each = [user_pictures(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
     if len(each) != count or len({len(pictures) for pictures in each}) > 1:
         raise ValueError(
-            f"{name} has lists of {[len(pictures) for pictures in each]} pictures for {count} images; give one list per image, all of one length"
+            f"{name} has lists of {[len(pictures) for pictures in each]} pictures for {count} images; "
+            "give one list per image, all of one length"
         )
     return each
 
 
-def fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture at another (height, width); its proportions are not kept, as published methods resize what they are trained on."""
+def stretch_to(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture at another (height, width), stretched, as published methods resize their training images."""
     if picture.shape[:2] == size:
         return picture
     shrinks = size[0] * size[1] < picture.shape[0] * picture.shape[1]
     return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def own_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
-    """Which pixels ``[H, W] bool`` of a picture are to become anew: those where another picture of its size is light.
+def user_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
+    """The pixels ``[H, W] bool`` of a picture to repaint: where a mask of its size is light.
+
+    Args:
+        value: as for `user_picture`, or an array ``[H, W]`` of booleans, of 0 to 1 or of 0 to 255.
 
     Raises:
         ValueError: it cannot be read, is of another size, or is light nowhere or everywhere.
@@ -88,25 +92,20 @@ def own_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
     if not isinstance(value, str | Path) and not hasattr(value, "convert"):
         value = np.asarray(value)
         if value.ndim == 2:
-            value = np.repeat(
-                (value * 255 if value.dtype == bool or value.max(initial=0) <= 1 else value).astype(np.uint8)[
-                    ..., None
-                ],
-                3,
-                axis=2,
-            )
-    mask = own_picture(value, name).max(-1) > 127
+            grey = value * 255 if value.dtype == bool or value.max(initial=0) <= 1 else value
+            value = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    mask = user_picture(value, name).max(-1) > 127
     if mask.shape != picture.shape[:2]:
         (height, width), (tall, wide) = mask.shape, picture.shape[:2]
         raise ValueError(
-            f"{name}={shown} is {width} x {height} pixels and its picture is {wide} x {tall}; expected a mask of the picture's own size"
+            f"{name}={shown} is {width} x {height} pixels and its picture is {wide} x {tall}; "
+            "expected a mask of the picture's size"
         )
     if not mask.any():
-        raise ValueError(
-            f"{name}={shown} is dark everywhere, so nothing would change; paint white what is to become anew"
-        )
+        raise ValueError(f"{name}={shown} is dark everywhere, so nothing would change; paint the part to repaint white")
     if mask.all():
         raise ValueError(
-            f"{name}={shown} is light everywhere, so nothing of the picture would stay; paint black what is to be kept, or use posegen sample"
+            f"{name}={shown} is light everywhere, so nothing of the picture would stay; "
+            "paint the part to keep black, or use posegen sample"
         )
     return mask

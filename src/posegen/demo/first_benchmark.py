@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posegen.config.app import Command
-from posegen.io.text import read_json
-from posegen.report.live_progress import describe, look
+from posegen.io.atomic import read_json
+from posegen.report.live_progress import cell_progress, progress_text
 
 LINES = 6  # of the output that a failure shows
 PATIENCE = 10.0  # seconds that the process has to end by itself
@@ -67,13 +67,13 @@ class FirstBenchmark:
             return BenchmarkProgress(0.0, "rendering the world", "running")
         shares, texts = [], []
         for entry in read_json(plan)["cells"]:
-            state, facts = look(self.folder / entry["folder"], self.started)
+            state, facts = cell_progress(self.folder / entry["folder"], self.started)
             stages = {"train": 0.0, "sample": 0.7, "judge": 0.85}
             begun = 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
             inside = stages.get(facts.get("stage", ""), 0.0) + begun
             shares.append(1.0 if state in ("finished", "failed") else min(inside, 1.0) if state == "running" else 0.0)
             if state == "running":
-                texts.append(f"{entry['method']}: {describe(state, facts)}")
+                texts.append(f"{entry['method']}: {progress_text(state, facts)}")
         text = "; ".join([f"{sum(share == 1.0 for share in shares)} of {len(shares)} rows are done", *texts[:2]])
         return BenchmarkProgress(sum(shares) / max(1, len(shares)), text, "running")
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config import groups as listing
 from posegen.errors import UserError
-from posegen.io.text import read_json
+from posegen.io.atomic import read_json
 from posegen.pipeline import PoseGuidedPipeline
 from posegen.runner.devices import device_of
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
@@ -145,7 +145,7 @@ def label_of(cell: Path) -> str:
     if not file.is_file():
         return cell.name
     config = OmegaConf.load(file)
-    steps = OmegaConf.select(config, "trainer.steps")
+    steps = OmegaConf.select(config, "budget.steps")
     rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
     return f"{config.method} · {', '.join(rest)}"
 

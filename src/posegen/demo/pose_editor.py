@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from posegen.errors import UserError
-from posegen.poses.reading import JOINTS, PEOPLE
-from posegen.poses.topology import COCO_BARS, COCO_FLIP, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT
+from posegen.poses.reading import PEOPLE
+from posegen.poses.topology import COCO_BARS, COCO_FLIP, COCO_JOINTS, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT
 
 SHARE_DIGITS = 5  # of a share
 #: A standing person for "add" and for an empty start: shares of a square, in COCO's order.
@@ -31,7 +31,7 @@ def standing_pose() -> dict[str, Any]:
 
 def skeleton_facts() -> dict[str, Any]:
     """Names, limbs, sides and mirror images of joints for the editor's script."""
-    sides = ["left" if i in COCO_LEFT else "right" if i in COCO_RIGHT else "middle" for i in range(JOINTS)]
+    sides = ["left" if i in COCO_LEFT else "right" if i in COCO_RIGHT else "middle" for i in range(COCO_JOINTS)]
     return {
         "joints": [name.replace("_", " ") for name in COCO_NAMES],
         "limbs": [list(limb) for limb in (*COCO_BARS, *COCO_LIMBS)],
@@ -45,7 +45,7 @@ def skeleton_facts() -> dict[str, Any]:
 def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     """Keypoints ``[P, 17, 3]`` on a canvas of ``size`` (height, width) as the editor's value."""
     people = []
-    for person in np.asarray(keypoints, np.float64).reshape(-1, JOINTS, 3):
+    for person in np.asarray(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3):
         shares = (person[:, :2] + 0.5) / size[::-1]
         seen = person[:, 2] > 0
         joints = zip(shares.round(SHARE_DIGITS).tolist(), seen, strict=True)
@@ -63,7 +63,7 @@ def to_keypoints(value: Any, size: tuple[int, int]) -> np.ndarray:
     """
     people = value.get("people") if isinstance(value, Mapping) else None
     try:
-        shares = np.asarray([] if people is None else people, np.float64).reshape(-1, JOINTS, 3)
+        shares = np.asarray([] if people is None else people, np.float64).reshape(-1, COCO_JOINTS, 3)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the pose is damaged ({error}); expected 17 joints of x, y and visibility per person: reload the page"

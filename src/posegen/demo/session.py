@@ -19,12 +19,12 @@ from posegen.demo.loaded_methods import DemoMethod, LoadedMethods, chosen_method
 from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
-from posegen.poses.reading import PEOPLE, Given, given
+from posegen.poses.reading import PEOPLE, PoseInput, read_poses
 from posegen.runner.components import Parts
 from posegen.runner.devices import device_of
 from posegen.runner.images import visible
-from posegen.runner.prompts import PROMPTS, imagined
-from posegen.train.loop import prepare_threads
+from posegen.runner.prompts import PROMPTS, sampled_poses
+from posegen.train.loop import set_threads
 
 #: Columns of the pose metric that are shown, by the beginning of their names.
 SHOWN_SCORES = ("PCK", "OKS")
@@ -178,14 +178,14 @@ class DemoSession:
                 raise Stopped
             on_step(method, done, int(request.steps))
 
-        prepare_threads(self.cfg)  # here, since it counts for the thread that computes
+        set_threads(self.cfg)  # here, since it counts for the thread that computes
         on_step(method, 0, int(request.steps))
         pipe = self.loaded.pipeline(method)
         takes = "source" in pipe.adapter.needs
         if takes and request.source is None:
             raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
-        size = pipe.size([Given("pose")], None, None)
-        pose = Given("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
+        size = pipe.size([PoseInput("pose")], None, None)
+        pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
         keypoints: Any = pose.on(size).keypoints
         drawn = pipe(
             request.prompt,
@@ -237,7 +237,7 @@ class DemoSession:
             UserError: the estimator finds nobody.
         """
         with self.working:
-            prepare_threads(self.cfg)
+            set_threads(self.cfg)
             (found,) = self.people_in(letterboxed(picture, self.size)[None])
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
@@ -255,7 +255,7 @@ class DemoSession:
             UserError: the file cannot be read.
         """
         try:
-            pose = given(file, "pose")[0].on(self.size)
+            pose = read_poses(file, "pose")[0].on(self.size)
         except ValueError as error:
             raise UserError(str(error)) from error
         return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
@@ -272,7 +272,7 @@ class DemoSession:
         cfg = OmegaConf.merge(self.cfg, {"seed": int(seed)})
         with self.working:
             try:
-                people = imagined(cfg, node)  # type: ignore[arg-type]
+                people = sampled_poses(cfg, node)  # type: ignore[arg-type]
             except UserError as error:
                 if "no finished cell" not in str(error):
                     raise

@@ -1,17 +1,25 @@
-"""Files and folders that appear complete or not at all, so that an interrupted program leaves nothing half-written behind."""
+"""Files and folders that are whole or absent: an interrupted program leaves nothing half-written behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from posegen.errors import UserError
+
+#: Errors of ``numpy.load`` and of a look into its result, where an npz file is missing, damaged or of an older layout.
+NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``, to be made a file or a folder, that takes its place when the block ends without an error."""
+    """Yields a temporary path; the file or folder written there replaces ``path`` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove(temporary)
@@ -29,3 +37,32 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_json(path: Path, fix: str = "delete it and run the command again") -> Any:
+    """The content of a json file.
+
+    Raises:
+        UserError: the file is missing, or is not json; names it and the fix.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable json file ({error}); {fix}") from error
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """The content of a json file that can be rebuilt; empty where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

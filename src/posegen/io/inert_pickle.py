@@ -1,7 +1,9 @@
-"""A pickle reader for official checkpoints: it rebuilds tensors, turns foreign classes into inert placeholders, and runs nothing.
+"""A pickle reader for official checkpoints: rebuilds tensors, replaces foreign classes by placeholders, runs nothing.
 
-Published checkpoints often pickle training callbacks or configuration objects beside the weights, which ``torch.load(weights_only=True)`` refuses.
-torch takes this module as its ``pickle_module``. No module is ever imported because a file names it.
+Published checkpoints often hold training callbacks or configuration objects beside the weights, which
+``torch.load(weights_only=True)`` refuses. torch takes this module as its ``pickle_module``. It imports nothing that a
+file names. torch's own ``get_unsafe_globals_in_checkpoint`` with ``safe_globals`` would do, but not for files from
+before its zip format, which many official checkpoints are.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import torch
 from torch._utils import _rebuild_parameter, _rebuild_tensor, _rebuild_tensor_v2
 
 UnpicklingError = pickle.UnpicklingError
-loads = None  # torch asks for these names and only ever calls `Unpickler` and `load`
+loads = None  # torch looks for these names, and calls `Unpickler` and `load` alone
 
 
 class Inert:
-    """Stands for an object of a class that is not loaded: takes any construction and any state, and does nothing."""
+    """Stands for an object of a class that is not imported: takes any arguments and any state, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> Inert:
         return object.__new__(cls)
@@ -76,27 +78,14 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("numpy._core.multiarray", "scalar"): _placeholder,
     ("numpy._core.multiarray", "_reconstruct"): _placeholder,
 }
-"""All that a file may name by module and name and that is called; only torch's own rebuild functions make something of their arguments."""
+"""All that a file may call, by module and name; only torch's own rebuild functions use their arguments."""
 
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-#: Packages whose classes do things when they are made; a file that names one is refused rather than read around it.
-SUSPECT = {
-    "builtins",
-    "code",
-    "codecs",
-    "ctypes",
-    "importlib",
-    "io",
-    "multiprocessing",
-    "nt",
-    "os",
-    "pathlib",
-    "pickle",
-    "_pickle",
-    "posix",
-    "pty",
-}
-SUSPECT |= {"runpy", "shutil", "socket", "subprocess", "sys", "threading", "webbrowser"}
+#: Packages whose classes act when they are created; a file that names one is refused.
+SUSPECT = frozenset((
+    "builtins", "code", "codecs", "ctypes", "importlib", "io", "multiprocessing", "nt", "os", "pathlib", "pickle",
+    "_pickle", "posix", "pty", "runpy", "shutil", "socket", "subprocess", "sys", "threading", "webbrowser",
+))  # fmt: skip
 
 
 class Unpickler(pickle.Unpickler):
@@ -106,9 +95,7 @@ class Unpickler(pickle.Unpickler):
         module = OLD_NAMES.get(module, module)
         if (module, name) in KNOWN:
             known = KNOWN[module, name]
-            return (
-                known if isinstance(known, type) else partial(known)
-            )  # a copy, because a pickle can set attributes of what it names
+            return known if isinstance(known, type) else partial(known)  # a copy: a pickle can set its attributes
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module in ("torch", "torch.storage", "torch.cuda") and name.endswith("Storage") and name.isidentifier():
@@ -120,5 +107,5 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(stream: Any, **options: Any) -> Any:
-    """What torch calls for its old file format."""
+    """torch calls it for files from before its zip format."""
     return Unpickler(stream, **options).load()

@@ -1,12 +1,8 @@
-"""Weight files: read without running anything they contain, and recognised by their content."""
+"""Weight files, read without running anything they contain."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,34 +14,32 @@ from torch import Tensor
 
 from posegen.io import inert_pickle
 
-#: Where checkpoints keep the weights beside other things.
-INNER = ("state_dict", "model")
+#: Keys under which checkpoints keep the weights.
+STATE_DICT_KEYS = ("state_dict", "model")
 
 
 class WeightsError(ValueError):
-    """A weight file or folder that cannot be used; the message names it, what was expected there and what to do."""
+    """A weight file or folder that cannot be used; the message names it, what was expected, and the fix."""
 
 
 class UnknownKeys(WeightsError):
-    """Keys of a foreign file that a method has no place for.
-
-    Attributes:
-        keys: all of them.
-    """
+    """Keys of a foreign file that a method does not know; all are in ``keys``."""
 
     def __init__(self, keys: Iterable[str], method: str) -> None:
         self.keys = tuple(sorted(keys))
         shown = ", ".join(self.keys[:5]) + (", ..." if len(self.keys) > 5 else "")
         super().__init__(
-            f"{len(self.keys)} keys that {method} has no place for: {shown}; the file holds another method or another model"
+            f"{len(self.keys)} keys that {method} has no place for: {shown}; "
+            "the file holds another method or another model"
         )
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file or of a torch file (``.ckpt``, ``.pth``, ``.pt``, ``.bin``), on the CPU; of a model's folder, those of its files.
+    """The tensors of a weight file, or of all files of a model's folder, on the CPU.
 
-    A torch file is a pickle. It is read by torch's restricted loader and, where objects other than tensors lie beside the weights, by one that
-    makes inert placeholders of them; code in the file is never run. The dictionary ``state_dict`` or ``model`` is taken where there is one.
+    A file is ``.safetensors``, or torch's: ``.ckpt``, ``.pth``, ``.pt``, ``.bin``. torch's files are pickles. torch's
+    restricted loader reads them; where other objects lie beside the weights, `inert_pickle` puts placeholders in their
+    place. Code in the file is never run. Of a checkpoint, the dictionary ``state_dict`` or ``model`` is returned.
 
     Raises:
         WeightsError: the file is missing, truncated, no weight file, or asks to run code.
@@ -58,21 +52,19 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     inner = content
     if isinstance(content, Mapping):
-        inner = next((content[key] for key in INNER if isinstance(content.get(key), Mapping)), content)
-    tensors = (
-        {str(key): value.detach() for key, value in inner.items() if isinstance(value, Tensor)}
-        if isinstance(inner, Mapping)
-        else {}
-    )
+        inner = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), content)
+    items = inner.items() if isinstance(inner, Mapping) else ()
+    tensors = {str(key): value.detach() for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
-            f"{file}: it holds no named tensors; expected a state dict, or a checkpoint with one under 'state_dict' or 'model'"
+            f"{file}: it holds no named tensors; expected a state dict, "
+            "or a checkpoint with one under 'state_dict' or 'model'"
         )
     return tensors
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files that are read from a model's folder: safetensors where there are any, full precision where there is a choice.
+    """The weight files of a model's folder: safetensors and full precision where there is a choice.
 
     Raises:
         WeightsError: there are none.
@@ -109,7 +101,7 @@ def _read_torch(file: Path) -> Any:
     except Exception as error:  # truncated archives raise RuntimeError, EOFError, OSError and others
         raise _damaged(file, error) from error
     try:
-        # Not torch's permissive loader: every name in the file goes through inert_pickle, which imports nothing and refuses what could run.
+        # Not torch's permissive loader: inert_pickle imports nothing that the file names and refuses what could run.
         return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
     except Exception as error:
         raise _damaged(file, error) from error
@@ -117,56 +109,11 @@ def _read_torch(file: Path) -> Any:
 
 def _damaged(file: Path, error: Exception) -> WeightsError:
     return WeightsError(
-        f"{file}: cannot be read as weights ({first_line(error)}); nothing in it was run. It is truncated, damaged or no weight file: fetch it again"
+        f"{file}: cannot be read as weights ({first_line(error)}); nothing in it was run. "
+        "It is truncated, damaged or no weight file: fetch it again"
     )
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its kind where it says nothing."""
+    """The first line of an error's message; its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over the content of ``files``, in their order; names and places do not matter.
-
-    The hash of each file is remembered under ``$XDG_CACHE_HOME/posegen`` by its path, size and time of change, so that gigabytes are read once.
-    """
-    total = hashlib.sha256()
-    known = _known_hashes()
-    fresh = {}
-    for file in files:
-        status = file.stat()
-        key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-        fresh[key] = known.get(key) or _hash_file(file)
-        total.update(bytes.fromhex(fresh[key]))
-    if not fresh.keys() <= known.keys():
-        _remember(known | fresh)
-    return total.hexdigest()
-
-
-def _hash_file(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _cache_file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posegen" / "sha256.json"
-
-
-def _known_hashes() -> dict[str, str]:
-    try:
-        return dict(json.loads(_cache_file().read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _remember(hashes: Mapping[str, str]) -> None:
-    """Replaces the cache in one step; a machine where it cannot be written just hashes again."""
-    cache = _cache_file()
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as stream:
-            json.dump(hashes, stream)
-        os.replace(stream.name, cache)
-    except OSError:
-        return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -73,7 +73,8 @@ class Estimator(ABC):
         return self.heatmaps(inputs)
 
     def attributes(self, images: Tensor) -> list[dict[str, Any]]:
-        """What the estimator can say about each image besides poses (for the mannequin judge: style, scene and count)."""
+        """What the estimator can say about each image besides poses (for the mannequin judge: style, scene and
+        count)."""
         return [{} for _ in range(len(images))]
 
     def examine(self, images: Tensor) -> Findings:
@@ -90,7 +91,8 @@ class Judged:
 
     Attributes:
         id: sample id.
-        keypoints: ``[P, 17, 3]`` target keypoints with visibility, on the judged image's pixels; where poses are judged, in the person's square.
+        keypoints: ``[P, 17, 3]`` target keypoints with visibility, on the judged image's pixels; where poses are
+            judged, in the person's square.
         areas: ``[P]`` target areas.
         found: the estimator's poses.
         attributes: the target's attributes.
@@ -110,7 +112,8 @@ class Judged:
 
 
 class Observer(ABC):
-    """A further look at the judged images, besides the estimator's own: another network's features, say, or the estimator on swapped colours.
+    """A further look at the judged images, besides the estimator's own: another network's features, say, or the
+    estimator on swapped colours.
 
     Attributes:
         compares: it looks at the targets' pictures, too.
@@ -128,7 +131,8 @@ class Observer(ABC):
             images: ``[B, 3, H, W]`` in [-1, 1].
             samples: the B targets, with their pictures where it ``compares``.
             estimator: the judge.
-            real: whether these are the data set's own images, the reference of distances between sets, and no generated ones.
+            real: whether these are the data set's own images, the reference of distances between sets, and no generated
+                ones.
 
         Returns:
             B mappings, empty ones from an observer that is switched off (its weights are not configured).
@@ -139,21 +143,67 @@ class Observer(ABC):
         return
 
 
+class Column(str):
+    """The name of a column, with what a table, a plot or a page has to know to show it.
+
+    Attributes:
+        better: which values are; None where neither are, as of a bias.
+        headline: place among the shown columns of its metric, equal ones in their order; None: in ``table.csv`` only.
+        family: what it measures: ``accuracy`` of the pose, ``quality`` of the pictures, ``likeness``, ``count``,
+            ``caption``.
+        axis: place among the columns of its family that a plot takes as its axis; None: it never does.
+        unit: ``%``, ``dB``, ...
+        remark: what the value depends on beyond the images, for the notes below a table.
+        inflated: it is larger on a resample than on the set itself, so that its interval is centred.
+        published: it repeats the computation of published tables, whose numbers are compared with it.
+    """
+
+    better: Literal["higher", "lower"] | None
+    headline: int | None
+    family: str
+    axis: int | None
+    unit: str
+    remark: str
+    inflated: bool
+    published: bool
+
+    def __new__(
+        cls,
+        name: str,
+        better: Literal["higher", "lower"] | None = "higher",
+        headline: int | None = 0,
+        family: str = "",
+        axis: int | None = None,
+        unit: str = "",
+        remark: str = "",
+        inflated: bool = False,
+        published: bool = False,
+    ) -> Column:
+        column = super().__new__(cls, name)
+        column.better, column.headline, column.family, column.axis = better, headline, family, axis
+        column.unit, column.remark, column.inflated, column.published = unit, remark, inflated, published
+        return column
+
+
 class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images.
 
-    ``record`` reduces one judged image to a few numbers and small arrays; ``resampled`` turns the records of a set into values, for many bootstrap
-    resamples at once. Everything is a function of the records, so a table can be made again at any time.
+    ``record`` reduces one judged image to a few numbers and small arrays; ``resampled`` turns the records of a set into
+    values, for many bootstrap resamples at once. Everything is a function of the records, so a table can be made again
+    at any time.
     """
 
-    #: Column names that `compute` returns, in table order.
-    columns: Sequence[str] = ()
-    #: Columns where smaller is better.
+    #: The columns that `compute` returns, in table order. A plain name is a shown column.
+    columns: Sequence[str | Column] = ()
+    #: Plain names of which smaller values are better.
     lower_is_better: frozenset[str] = frozenset()
-    #: Columns that are larger on a resample than on the set itself, so that intervals need centring.
-    inflated_by_resampling: frozenset[str] = frozenset()
-    #: What the value of a column depends on beyond the images, for a table's caption: column -> remark.
-    remarks: Mapping[str, str] = {}
+
+    def described(self) -> list[Column]:
+        """The columns, plain names among them with what `lower_is_better` says of them."""
+        return [
+            c if isinstance(c, Column) else Column(c, "lower" if c in self.lower_is_better else "higher")
+            for c in self.columns
+        ]
 
     def absent(self, records: Records) -> dict[str, str]:
         """Columns that these records cannot fill -> the reason, with the setting that would change it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records
 
 ATTRIBUTES = ("style", "scene", "count")
 
@@ -12,11 +12,14 @@ ATTRIBUTES = ("style", "scene", "count")
 class CaptionMetric(Metric):
     """Share of images, in percent, whose style, scene and number of people are the target's, and the mean of the three.
 
-    Style and scene are the judge's classes; the number is that of the people it found, the same that the pose metrics see. An attribute that a data set
-    does not know is NaN.
+    Style and scene are the judge's classes; the number is that of the people it found, the same that the pose metrics
+    see. An attribute that a data set does not know is NaN.
     """
 
-    columns = (*(f"{name}_agreement" for name in ATTRIBUTES), "caption_agreement")
+    columns = (
+        *(Column(f"{name}_agreement", headline=None, family="caption", unit="%") for name in ATTRIBUTES),
+        Column("caption_agreement", family="caption", unit="%"),
+    )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         found = {**judged.found_attributes, "count": len(judged.found)}

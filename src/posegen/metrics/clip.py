@@ -1,4 +1,4 @@
-"""Does the image show what its caption says? The cosine between CLIP's embeddings of the two, as it should be and as the papers computed it."""
+"""Does the image show its caption? The cosine of CLIP's embeddings, as it should be and as the papers computed it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 
 PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
 #: Variant -> what becomes of a caption before it is cut to the tokens that the network can read.
@@ -22,7 +22,8 @@ CAPTIONS = {"clean": lambda caption: caption, "paper": lambda caption: caption[:
 def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
     """CLIP score of n pairs of embeddings ``[n, D]`` of any length, and the score of each pair ``[n]``, in percent.
 
-    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which takes the mean first and cuts it, not the pairs, at 0.
+    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which takes the mean first and cuts it,
+    not the pairs, at 0.
     """
     image, text = (
         np.asarray(x, float) / np.linalg.norm(np.asarray(x, float), axis=1, keepdims=True) for x in (image, text)
@@ -37,7 +38,8 @@ class Clip(Observer):
     The network gets bytes: given floats in [0, 1], current processors would divide by 255 once more.
 
     Args:
-        folder: a CLIP model in transformers layout (``config.json``, weights, tokenizer and ``preprocessor_config.json``); None switches the observer off.
+        folder: a CLIP model in transformers layout (``config.json``, weights, tokenizer and
+            ``preprocessor_config.json``); None switches the observer off.
         variants: of the captions.
     """
 
@@ -96,7 +98,8 @@ class Clip(Observer):
         )
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
-                f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy the model's folder again"
+                f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy "
+                "the model's folder again"
             )
         return model.eval().requires_grad_(False)
 
@@ -110,7 +113,8 @@ class Clip(Observer):
         folder = Path(str(self.folder)).expanduser()
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, such as ViT-B/16"
+                f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, "
+                "such as ViT-B/16"
             )
         try:
             return load(folder)
@@ -124,16 +128,18 @@ class Clip(Observer):
 class ClipScoreMetric(Metric):
     """``<variant>_CLIP``: mean cosine of image and caption, in percent.
 
-    ``clean_CLIP`` reads the caption up to the tokens that CLIP can read. ``paper_CLIP`` cuts it to 77 characters, as Stable-Pose's evaluation does, and is
-    at least 0.
+    ``clean_CLIP`` reads the caption up to the tokens that CLIP can read. ``paper_CLIP`` cuts it to 77 characters, as
+    Stable-Pose's evaluation does, and is at least 0.
 
     Args:
         variant: of `Clip`.
     """
 
     def __init__(self, variant: str = "clean") -> None:
-        self.name, self.column = f"{variant}_clip", f"{variant}_CLIP"
-        self.columns, self.least = (self.column,), 0.0 if variant == "paper" else -np.inf
+        paper = variant == "paper"
+        self.name, self.least = f"{variant}_clip", 0.0 if paper else -np.inf
+        self.column = Column(f"{variant}_CLIP", family="caption", unit="%", published=paper)
+        self.columns = (self.column,)
 
     def absent(self, records: Records) -> dict[str, str]:
         return {} if self.name in records else {self.column: "no CLIP model is configured: set protocol.clip=FOLDER"}

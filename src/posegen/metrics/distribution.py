@@ -1,29 +1,33 @@
 """How far the generated images are from real ones as a set, in the judge's own feature space.
 
-The columns are named after the judge because they are no FID and no KID: those are distances in the features of one particular Inception network.
+The columns are named after the judge because they are no FID and no KID: those are distances in the features of one
+particular Inception network.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, count_images
 from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
-#: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first order.
+#: Dimensions up to which every resample gets a Frechet distance of its own; above, resamples are followed to first
+#: order.
 EXACT = 200
 
 
 class DistributionMetric(Metric):
-    """Frechet and kernel distance between the generated and the real images' features; NaN without a reference or without features.
+    """Frechet and kernel distance between the generated and the real images' features; NaN without a reference or
+    without features.
 
     Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only.
     """
 
-    columns = ("judge_frechet", "judge_kernel")
-    lower_is_better = frozenset(columns)
-    # A resample repeats images, which looks like less variety: the distance grows although nothing changed.
-    inflated_by_resampling = frozenset({"judge_frechet"})
+    # A resample repeats images, which looks like less variety: the Frechet distance grows although nothing changed.
+    columns = (
+        Column("judge_frechet", "lower", family="quality", axis=6, inflated=True),
+        Column("judge_kernel", "lower", family="quality"),
+    )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
         return {} if judged.features is None else {"features": np.asarray(judged.features, np.float32)}
@@ -36,7 +40,8 @@ class DistributionMetric(Metric):
         for what, these in (("generated", records), ("reference", reference)):
             if count_images(these) < 2:
                 raise ValueError(
-                    f"distances of sets need at least 2 {what} images, not {count_images(these)}: judge more images or leave this metric out"
+                    f"distances of sets need at least 2 {what} images, not {count_images(these)}: judge more images "
+                    "or leave this metric out"
                 )
         found, real = (np.stack(list(r["features"])).astype(float) for r in (records, reference))
         frechet = frechet_distances if found.shape[1] <= EXACT else frechet_first_order

@@ -1,11 +1,11 @@
-"""Networks whose features distances between sets of images are measured in. Weights are files that the user names; nothing is ever downloaded.
+"""Networks with the features of FID and its relatives. Weights are files that the user names; nothing is downloaded.
 
-Networks are read when the first images come, so that tables can be made where the weights are not; `FeatureNetwork.check` reads them at once.
+Networks are read when the first images come, so that tables can be made where the weights are not;
+`FeatureNetwork.check` reads them at once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from posegen.data.base import generator
+from posegen.io.hashes import file_hash
 from posegen.io.weights import WeightsError, read_tensors
+from posegen.metrics.network_weights import load_every_weight
 
 #: SHA-256 of the two files that hold the Inception network of FID, in TorchScript and as PyTorch weights.
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -68,7 +70,8 @@ class FeatureNetwork(ABC):
 
 
 class TorchScriptInception(FeatureNetwork):
-    """The 2048 features of FID's Inception network as clean-fid reads them, from ``inception-2015-12-05.pt`` of StyleGAN's metrics.
+    """The 2048 features of FID's Inception network as clean-fid reads them, from ``inception-2015-12-05.pt`` of
+    StyleGAN's metrics.
 
     Args:
         path: that file; None switches the network off.
@@ -91,7 +94,8 @@ class TorchScriptInception(FeatureNetwork):
         except (RuntimeError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); fetch it again"
+                f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); "
+                "fetch it again"
             ) from error
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,10 +103,12 @@ class TorchScriptInception(FeatureNetwork):
 
 
 class FidelityInception(FeatureNetwork):
-    """FID's Inception network with torch-fidelity's weights, which are pytorch-fid's: features after the first pooling and after the last.
+    """FID's Inception network with torch-fidelity's weights, which are pytorch-fid's: features after the first pooling
+    and after the last.
 
     Args:
-        path: ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``, the same file); None switches the network off.
+        path: ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``, the same file); None switches the
+            network off.
         sha256: of the file; None reads any file of this network.
     """
 
@@ -117,13 +123,14 @@ class FidelityInception(FeatureNetwork):
             "protocol.paper_inception",
             "weights-inception-2015-12-05-6726825d.pth of torch-fidelity",
         )
-        return fill(fid_inception(), file, "protocol.paper_inception")
+        return fill_from_file(fid_inception(), file, "protocol.paper_inception")
 
     def forward(self, images: Tensor) -> Tensor:
         return self._stages(images, (2048,))[2048]
 
     def pooled(self, images: Tensor, widths: Sequence[int] = (64, 2048)) -> dict[int, np.ndarray]:
-        """Features by their number, ``[B, 64]`` after the first pooling or ``[B, 2048]`` after the last; what comes after the last one asked for is not run."""
+        """Features by their number, ``[B, 64]`` after the first pooling or ``[B, 2048]`` after the last; what comes
+        after the last one asked for is not run."""
         with torch.no_grad():
             self.network.to(images.device)
             return {width: values.cpu().numpy() for width, values in self._stages(images, widths).items()}
@@ -141,7 +148,8 @@ class FidelityInception(FeatureNetwork):
 
 
 def fid_inception() -> nn.Module:
-    """FID's variant of torchvision's Inception v3, without weights, its children in the order they run in up to the classifier."""
+    """FID's variant of torchvision's Inception v3, without weights, its children in the order they run in up to the
+    classifier."""
     from cleanfid import inception_pytorch as variant
     from torchvision.models import Inception3
 
@@ -186,7 +194,7 @@ class TimmNetwork(FeatureNetwork):
             ) from error
         classifier = network.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
-        return fill(network, file, "protocol.timm", ignored=heads)
+        return fill_from_file(network, file, "protocol.timm", ignored=heads)
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -204,10 +212,12 @@ class TimmNetwork(FeatureNetwork):
 
 
 class RandomNetwork(FeatureNetwork):
-    """A ResNet-18 with random weights, a function of the seed alone: 512 features for where no trained network is at hand.
+    """A ResNet-18 with random weights, a function of the seed alone: 512 features for where no trained network is at
+    hand.
 
-    Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and are no FID. The features are divided by 16,
-    as each of the network's eight residual sums doubles the variance, so that they are about as large as a trained network's.
+    Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and are
+    no FID. The features are divided by 16, as each of the network's eight residual sums doubles the variance, so that
+    they are about as large as a trained network's.
 
     Args:
         seed: of the weights.
@@ -253,17 +263,17 @@ def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
             f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out"
         )
     if sha256 is not None:
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = file_hash(file)
         if found != sha256:
             raise ValueError(
-                f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of {what}); fetch it again"
+                f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of "
+                f"{what}); fetch it again"
             )
     return file
 
 
-def fill(network: nn.Module, file: Path, key: str, ignored: tuple[str, ...] = ()) -> nn.Module:
-    """The network with all its weights from a file, every one of them accounted for, frozen and in evaluation mode.
+def fill_from_file(network: nn.Module, file: Path, key: str, ignored: tuple[str, ...] = ()) -> nn.Module:
+    """The network with all its weights from a file, frozen and in evaluation mode.
 
     Args:
         network: receives the weights.
@@ -272,23 +282,13 @@ def fill(network: nn.Module, file: Path, key: str, ignored: tuple[str, ...] = ()
         ignored: prefixes of weights that the network has no place for.
 
     Raises:
-        ValueError: the file is damaged, or a weight is missing, unexpected or of another shape.
+        ValueError: the file is damaged, or a weight is missing, unknown or of another shape.
     """
     try:
         tensors = read_tensors(file)
     except WeightsError as error:
         raise ValueError(f"{key}={error}") from error
     counters = "num_batches_tracked"  # old files lack them, and nothing depends on them here
-    own = {name: value for name, value in network.state_dict().items() if not name.endswith(counters)}
-    given = {
-        name: value for name, value in tensors.items() if not name.endswith(counters) and not name.startswith(ignored)
-    }
-    wrong = sorted(own.keys() ^ given.keys()) + [
-        name for name in own.keys() & given.keys() if own[name].shape != given[name].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{key}={file} holds another network: {len(wrong)} weights are missing, unexpected or of another shape, such as {wrong[0]}"
-        )
-    network.load_state_dict(given, strict=False)
-    return network.eval().requires_grad_(False)
+    given = {k: v for k, v in tensors.items() if not k.endswith(counters) and not k.startswith(ignored)}
+    given |= {k: v for k, v in network.state_dict().items() if k.endswith(counters)}
+    return load_every_weight(network, given, f"{key}={file} holds another network", "fetch the file again")

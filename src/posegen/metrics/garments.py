@@ -1,4 +1,4 @@
-"""Whether a person wears what was asked for: colours of garments, by their median in CIE L*a*b* and its Euclidean distances (CIE 1976, about 2.3 is noticed).
+"""Does a person wear the right garments? Euclidean distances of median colours in CIE L*a*b* (1976; 2.3 is noticed).
 
 A median, because a garment's border mixes with what lies behind it and some styles draw dark contours.
 """
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from posegen.data.base import Garment
-from posegen.metrics.math.statistics import bootstrap, interval
-from posegen.metrics.pixel_similarity import lab, mean_of_known
+from posegen.metrics.math.statistics import bootstrap, interval, mean_of_known
+from posegen.metrics.pixel_similarity import lab
 
 
 def colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -33,11 +33,15 @@ def transferred(
     """What a result is like; see `posegen.data.base.Transfers` for the garments.
 
     Returns:
-        ``outside_max_difference`` and ``inside_mean_difference`` in grey levels from the picture outside and inside the mask. Where garments are known, their
-        colour distances: of the result ``to_style``, ``to_picture`` and ``to_wrong_style``; of the untouched ``picture_to_style``; and of the same garments in
-        another picture ``style_again_to_style``, which no result can be expected to undercut. ``gain`` is how much closer to the style the result is than the
-        picture was, ``margin`` how much closer it is to the style than to the wrong one, and ``follows`` is 1 where it is closer to the style than to the
-        picture. Only the margin tells whether the style was read: what is painted grey has a gain, too, and is closer to half of all styles.
+        ``outside_max_difference`` and ``inside_mean_difference`` in grey levels from the picture outside and inside the
+        mask. Where garments are known, their
+        colour distances: of the result ``to_style``, ``to_picture`` and ``to_wrong_style``; of the untouched
+        ``picture_to_style``; and of the same garments in another picture ``style_again_to_style``, which no result can
+        be expected to undercut. ``gain`` is how much closer to the style the result is than the picture was, ``margin``
+        how much closer it is to the style than to the wrong one, and ``follows`` is 1 where it is closer to the style
+        than to the
+        picture. Only the margin tells whether the style was read: what is painted grey has a gain, too, and is closer
+        to half of all styles.
     """
     change = np.abs(result.astype(int) - picture)
     row = {

@@ -1,4 +1,4 @@
-"""Further looks at the judged images that need no network of their own kind: swapped colours, and features after clean-fid's resizing."""
+"""Observers of the judged images: swapped colours, and features after clean-fid's resizing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ WHOLE = 1e-3
 class Swapped(Observer):
     """Notes ``swapped``, the poses that the judge finds where red and blue are exchanged, as in the papers' evaluation.
 
-    The pixels are cut to bytes there, not rounded. Pictures that were saved in between hold whole bytes, which stay what they are.
+    The pixels are cut to bytes there, not rounded. Pictures that were saved in between hold whole bytes, which stay
+    what they are.
     """
 
     def observe(
@@ -39,8 +40,8 @@ def truncated(images: Tensor) -> np.ndarray:
 class CleanFeatures(Observer):
     """Notes ``<space>_features`` of every network, after the resizing of clean-fid's mode ``clean``.
 
-    That is bicubic with antialiasing on floating-point channels, whatever the aspect ratio, cut to [0, 255] without rounding (Parmar et al. 2022,
-    arXiv:2104.11222, section 4).
+    That is bicubic with antialiasing on floating-point channels, whatever the aspect ratio, cut to [0, 255] without
+    rounding (Parmar et al. 2022, arXiv:2104.11222, section 4).
 
     Args:
         networks: name of a feature space -> its network; those without weights are left out.

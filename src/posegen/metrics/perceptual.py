@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018, arXiv:1801.03924): the distance of two pictures in the features of a network for image recognition, AlexNet."""
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924): the distance of two pictures in the features of AlexNet."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from posegen.data.base import Sample, to_tensor, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
-from posegen.metrics.feature_networks import fill, verified
-from posegen.metrics.pixel_similarity import mean_of_known, target_of
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.feature_networks import fill_from_file, verified
+from posegen.metrics.math.statistics import mean_of_known
+from posegen.metrics.pixel_similarity import target_of
 
 ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 
 
 class Lpips:
-    """The distance, computed by the package ``lpips``, which brings the weights of its five linear layers; those of AlexNet are the user's.
+    """The distance, computed by the package ``lpips``, which brings the weights of its five linear layers; those of
+    AlexNet are the user's.
 
     Args:
         alexnet: file of torchvision's AlexNet; None switches it off.
@@ -63,7 +65,7 @@ def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
     with torch.device("meta"):  # its classifier, nine tenths of the weights, is not needed
         features = alexnet(weights=None).features
     file = verified(alexnet_file, None, "protocol.alexnet", ALEXNET)
-    fill(
+    fill_from_file(
         nn.ModuleDict({"features": features.to_empty(device="cpu")}),
         file,
         "protocol.alexnet",
@@ -77,7 +79,7 @@ def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
         ours.load_state_dict(theirs.state_dict())
     if linear is not None:
         heads = nn.ModuleDict({f"lin{i}": getattr(network, f"lin{i}") for i in range(5)})
-        fill(
+        fill_from_file(
             heads, verified(linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear"
         )
     return network.eval().requires_grad_(False)
@@ -111,8 +113,7 @@ class Perceptual(Observer):
 class PerceptualMetric(Metric):
     """The mean of what `Perceptual` noted."""
 
-    columns = ("LPIPS",)
-    lower_is_better = frozenset(columns)
+    columns = (Column("LPIPS", "lower", None, "quality", axis=3),)
 
     def absent(self, records: Records) -> dict[str, str]:
         return (

@@ -1,6 +1,7 @@
-"""How alike a generated picture and its target are, pixel by pixel: for data whose targets are the very pictures that a perfect method would make.
+"""How alike a picture and its target are, pixel by pixel: for data whose targets a perfect method would reproduce.
 
-Everything is measured on pictures as they are stored, of whole bytes. `Likeness` looks, `LikenessMetric` makes columns of what it saw.
+Everything is measured on pictures as they are stored, of whole bytes. `Likeness` looks, `LikenessMetric` makes columns
+of what it saw.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.math.statistics import mean_of_known
 
 LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
 MARGIN = (
@@ -28,13 +30,15 @@ NOTED = ("psnr", "ssim", "l1", "person_psnr", "person_l1", "colour_error")
 
 
 def psnr(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; pictures that agree get 58.9 dB, that of rounding, instead of infinity."""
+    """Peak signal-to-noise ratios ``[B]`` in dB of ``[B, H, W, 3] uint8``; pictures that agree get 58.9 dB, that of
+    rounding, instead of infinity."""
     error = np.square(pictures.astype(np.float64) - targets).reshape(len(pictures), -1).mean(1)
     return 10 * np.log10(255**2 / np.maximum(error, LEAST_ERROR))
 
 
 def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Structural similarities ``[B]`` of ``[B, H, W, 3] uint8`` (Wang et al. 2004): Gaussian window of 11 pixels, range 255, mean over colours.
+    """Structural similarities ``[B]`` of ``[B, H, W, 3] uint8`` (Wang et al. 2004): Gaussian window of 11 pixels, range
+    255, mean over colours.
 
     Of smaller pictures the window is the largest odd one that fits.
     """
@@ -57,11 +61,13 @@ def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 class Likeness(Observer):
-    """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in the box around the target's people; and
+    """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in the
+    box around the target's people; and
     ``colour_error``, how far their clothes' colours are apart.
 
-    Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to ankles, at the *target's* joints, in CIELAB; the
-    error is the mean of the distances (CIE 1976). NaN where these joints are not labelled.
+    Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to ankles,
+    at the *target's* joints, in CIELAB; the error is the mean of the distances (CIE 1976). NaN where these joints are
+    not labelled.
     """
 
     compares = True
@@ -76,7 +82,8 @@ class Likeness(Observer):
         made, targets = to_uint8(images), np.stack([target_of(sample) for sample in samples])
         if made.shape != targets.shape:
             raise ValueError(
-                f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the size of the data"
+                f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the "
+                "size of the data"
             )
         whole = {
             "psnr": psnr(made, targets),
@@ -100,13 +107,15 @@ def target_of(sample: Sample) -> np.ndarray:
     """
     if sample.image is None:
         raise ValueError(
-            f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that compares none"
+            f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that "
+            "compares none"
         )
     return sample.image
 
 
 def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> dict[str, float]:
-    """What `Likeness` notes of the people, given pictures ``[H, W, 3] uint8`` and ``[P, 17, 3]`` keypoints of the target."""
+    """What `Likeness` notes of the people, given pictures ``[H, W, 3] uint8`` and ``[P, 17, 3]`` keypoints of the
+    target."""
     boxes = [box for person in keypoints if (box := box_of(person, target.shape[:2]))]
     if not boxes:
         return dict.fromkeys(("person_psnr", "person_l1", "colour_error"), float("nan"))
@@ -127,7 +136,8 @@ def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> di
 
 
 def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of the box around a person's labelled joints, with its margin, cut to the picture; None where there is nothing of it."""
+    """Rows and columns of the box around a person's labelled joints, with its margin, cut to the picture; None where
+    there is nothing of it."""
     shown = person[person[:, 2] > 0, :2]
     if not len(shown):
         return None
@@ -164,8 +174,14 @@ def lab(picture: np.ndarray) -> np.ndarray:
 class LikenessMetric(Metric):
     """Means over the images of what `Likeness` noted; L1 as a share of the range of colours."""
 
-    columns = ("PSNR", "SSIM", "L1", "person_PSNR", "person_L1", "colour_error")
-    lower_is_better = frozenset({"L1", "person_L1", "colour_error"})
+    columns = (
+        Column("PSNR", family="likeness", unit="dB"),
+        Column("SSIM", family="quality", axis=5),
+        Column("L1", "lower", None, "likeness"),
+        Column("person_PSNR", family="quality", axis=4, unit="dB"),
+        Column("person_L1", "lower", None, "likeness"),
+        Column("colour_error", "lower", family="likeness"),
+    )
 
     def record(self, judged: Judged) -> dict[str, float]:
         return {name.lower(): judged.observed[name.lower()] for name in self.columns}
@@ -174,11 +190,3 @@ class LikenessMetric(Metric):
         self, records: Records, weights: np.ndarray, reference: Records | None = None
     ) -> dict[str, np.ndarray]:
         return {name: mean_of_known(records[name.lower()], weights) for name in self.columns}
-
-
-def mean_of_known(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
-    """Weighted means ``[R]`` of the values that are numbers; NaN where a resample has none."""
-    given = np.asarray(values, float)
-    known = ~np.isnan(given)
-    with np.errstate(invalid="ignore"):
-        return (weights @ np.where(known, given, 0)) / (weights @ known)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records
+from posegen.metrics.base import Column, Judged, Metric, Records
 from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
 from posegen.metrics.math.oks import box_areas, oks, sides
 from posegen.metrics.math.pose_similarity import SIMILARITIES
@@ -15,13 +15,15 @@ from posegen.metrics.math.pose_similarity import SIMILARITIES
 class PoseMetric(Metric):
     """COCO keypoint AP and AR, PCK, mean OKS (all in percent) and person counts, on the whole set.
 
-    People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each person's most similar detection and do not.
+    People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each person's
+    most similar detection and do not.
 
     Args:
-        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with
-            a suffix has AP and AR only.
+        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance
+            ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with a suffix has AP and AR only.
         pck: radius of a correct keypoint relative to the longer side of the person's keypoint box.
-        similarities: columns of `posegen.metrics.math.pose_similarity.SIMILARITIES`, average precisions with another similarity in the place of OKS.
+        similarities: columns of `posegen.metrics.math.pose_similarity.SIMILARITIES`, average precisions with another
+            similarity in the place of OKS.
         confident: adds ``count_error_confident``, where only detections of at least this score are counted.
     """
 
@@ -38,22 +40,39 @@ class PoseMetric(Metric):
         for suffix, (low, high) in self.area_ranges.items():
             if not low < high:
                 raise ValueError(
-                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in square pixels"
+                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in "
+                    "square pixels"
                 )
         if unknown := [name for name in similarities if name not in SIMILARITIES]:
             raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
         self.pck, self.similarities, self.confident = pck, list(similarities), confident
+        places = {"AP50": 1, "AP": 2, "AP75": 3, "AR": 4}  # as shown, behind PCK
         precisions = [
-            name + suffix
+            Column(
+                name + suffix,
+                "higher",
+                places.get(name + suffix),
+                "accuracy",
+                1 if name + suffix == "AP" else None,
+                "%",
+            )
             for suffix in self.area_ranges
             for name in (("AP", "AR") if suffix else ("AP", "AP50", "AP75", "AR"))
         ]
-        counts = ["count_error", *(["count_error_confident"] if confident is not None else []), "count_bias"]
-        self.columns = (*precisions, *self.similarities, f"PCK@{pck:g}", "OKS", *counts)
-        self.lower_is_better = frozenset(counts[:-1])
+        sure = Column("count_error_confident", "lower", None, "count", unit="people")
+        self.columns = (
+            *precisions,
+            *(Column(name, "higher", None, "accuracy", unit="%") for name in self.similarities),
+            Column(f"PCK@{pck:g}", "higher", 0, "accuracy", 0, "%"),
+            Column("OKS", "higher", None, "accuracy", unit="%"),
+            Column("count_error", "lower", 5, "count", unit="people"),
+            *([sure] if confident is not None else []),
+            Column("count_bias", None, 6, "count", unit="people"),
+        )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the image's people.
+        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the
+        image's people.
 
         An area that is no number is that of the box around the labelled keypoints.
         """
@@ -117,6 +136,7 @@ class PoseMetric(Metric):
 
 
 def longer_side(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where that box is a point."""
+    """The longer side ``[P]`` of the box around each person's labelled keypoints, the square root of its area where
+    that box is a point."""
     side = sides(keypoints).max(-1)
     return np.where(side > 0, side, np.sqrt(areas))

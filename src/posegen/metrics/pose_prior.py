@@ -1,7 +1,8 @@
-"""Is a pose what the caption asks for, how much do poses of one caption differ, and are they bodies? The protocol of text-to-pose models.
+"""The protocol of text-to-pose models: fit of a pose to its caption, spread among poses of one, and valid bodies.
 
-A pose lives in its person's own square (`posegen.poses.pose_square`), so place and size on a canvas count nowhere. Lengths are in cells of a grid of 32
-over that square, the grid of GUNet's released program; a margin of a tenth of the person's box around the joints is part of the square.
+A pose lives in its person's own square (`posegen.poses.pose_square`), so place and size on a canvas count nowhere.
+Lengths are in cells of a grid of 32 over that square, the grid of GUNet's released program; a margin of a tenth of the
+person's box around the joints is part of the square.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Estimator, Judged, Metric, Poses, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Records
+from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.protocol import Protocol
 from posegen.poses.topology import COCO_BONES
 
@@ -27,40 +29,45 @@ TOLERANCE = 0.1  # by which a bone may leave the range of real ones
 class PosePriorMetric(Metric):
     """Distances to the target and to other real poses that the caption asks for as well, spread, and validity.
 
-    ======================== ========================================================================================================================
-    ``MSE``                   squared distance to the target, dx^2 + dy^2, over joints that both have, in cells^2 (GUNet, section 4.4). A mean pose wins
-    ``variance``              var x + var y of each joint among the poses of a caption, over joints, in cells^2 (Var there). More is not better as such:
-                              compare with real poses of one caption
-    ``target_PCK``            share of the target's joints that are hit, in percent; the radius is ``pck`` times the longer side of its box
-    ``nearest_MSE``           as ``MSE`` and ``target_PCK``, to that real pose of the same request to which each generated pose is nearest in this measure
-    ``nearest_PCK``
-    ``diversity``             mean distance of a joint between two poses of a caption, in cells
-    ``validity``              share of poses, in percent, with at least 8 joints, no bone longer than such a bone is in reality and a whole that is not
-                              shorter, each with a tolerance of a tenth
-    ``presence``              share of joints, in percent, that are there exactly where the target has them
-    ======================== ========================================================================================================================
+    ``MSE``: squared distance to the target, dx^2 + dy^2, over joints that both have, in cells^2 (GUNet, section 4.4). A
+    mean pose wins.
 
-    The real poses of the same request are the target and those of the validation split whose attribute ``same`` is the target's; where a data set has no such
-    attribute, the target alone.
+    ``variance``: var x + var y of each joint among the poses of a caption, over joints, in cells^2 (Var there). More is
+    not better as such: compare with real poses of one caption.
+
+    ``target_PCK``: share of the target's joints that are hit, in percent; the radius is ``pck`` times the longer side
+    of its box.
+
+    ``nearest_MSE``, ``nearest_PCK``: as ``MSE`` and ``target_PCK``, to that real pose of the same request to which each
+    generated pose is nearest in this measure.
+
+    ``diversity``: mean distance of a joint between two poses of a caption, in cells.
+
+    ``validity``: share of poses, in percent, with at least 8 joints, no bone longer than such a bone is in reality and
+    a whole that is not shorter, each with a tolerance of a tenth.
+
+    ``presence``: share of joints, in percent, that are there exactly where the target has them.
+
+    The real poses of the same request are the target and those of the validation split whose attribute ``same`` is the
+    target's; where a data set has no such attribute, the target alone.
 
     Args:
         pck: radius of a hit joint.
         same: attribute of a sample that decides which pose is asked for; one entry per person where it is a list.
     """
 
-    lower_is_better = frozenset({"MSE", "nearest_MSE"})
-
     def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
         self.pck, self.same = pck, same
+        # Spread is best where it is that of real poses.
         self.columns = (
-            "MSE",
-            "variance",
-            f"target_PCK@{pck:g}",
-            "nearest_MSE",
-            f"nearest_PCK@{pck:g}",
-            "diversity",
-            "validity",
-            "presence",
+            Column("MSE", "lower", family="quality", axis=8, unit="cells²"),
+            Column("variance", None, unit="cells²"),
+            Column(f"target_PCK@{pck:g}", family="accuracy", unit="%"),
+            Column("nearest_MSE", "lower", family="accuracy", unit="cells²"),
+            Column(f"nearest_PCK@{pck:g}", family="accuracy", axis=2, unit="%"),
+            Column("diversity", None, family="quality", axis=7, unit="cells"),
+            Column("validity", family="quality", unit="%"),
+            Column("presence", family="accuracy", unit="%"),
         )
 
     def record(self, judged: Judged) -> dict[str, Any]:
@@ -92,12 +99,12 @@ class PosePriorMetric(Metric):
             "validity",
         )
         return {
-            name: mean_of_known(np.array(values), weights)
-            for name, values in zip(names, zip(*rows, strict=True), strict=True)
+            name: mean_of_known(values, weights) for name, values in zip(names, zip(*rows, strict=True), strict=True)
         }
 
     def fit(self, poses: np.ndarray, truths: np.ndarray) -> tuple[float, float, float, float, float]:
-        """(MSE, PCK, nearest MSE, nearest PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, the target first; means over the K poses."""
+        """(MSE, PCK, nearest MSE, nearest PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, the target
+        first; means over the K poses."""
         made, wanted = poses[:, None, :, 2] > 0, truths[None, :, :, 2] > 0
         squared = (HALF**2) * ((poses[:, None, :, :2] - truths[None, :, :, :2]) ** 2).sum(-1)
         error = mean(squared, made & wanted)
@@ -117,7 +124,8 @@ def extents(poses: np.ndarray) -> np.ndarray:
 
 
 def spread(poses: np.ndarray) -> tuple[float, float]:
-    """(variance, diversity) among poses ``[K, 17, 3]``; a joint counts where at least two have it, NaN where none does."""
+    """(variance, diversity) among poses ``[K, 17, 3]``; a joint counts where at least two have it, NaN where none
+    does."""
     there = poses[..., 2] > 0
     pairs = there[:, None] & there[None] & ~np.eye(len(poses), dtype=bool)[..., None]
     squared = HALF**2 * ((poses[:, None, :, :2] - poses[None, :, :, :2]) ** 2).sum(-1)
@@ -131,7 +139,8 @@ def spread(poses: np.ndarray) -> tuple[float, float]:
 
 
 def bone_range(poses: np.ndarray) -> tuple[np.ndarray, float]:
-    """(longest length of every bone, shortest mean length of a body's bones) among real poses ``[N, 17, 3]``, in units of the square."""
+    """(longest length of every bone, shortest mean length of a body's bones) among real poses ``[N, 17, 3]``, in units
+    of the square."""
     lengths = bones(poses)
     whole = lengths[(poses[..., 2] > 0).sum(-1) >= LEAST_JOINTS]
     longest = np.where(np.isnan(lengths), 0, lengths).max(0)
@@ -162,13 +171,6 @@ def mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 def nan_mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def mean_of_known(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means ``[R]`` of one value per caption, of those that have one."""
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return (weights @ np.where(known, values, 0)) / (weights @ known)
 
 
 class PosePrior(Protocol):

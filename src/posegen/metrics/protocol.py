@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.errors import UserError
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
 
@@ -19,7 +20,8 @@ CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 class Protocol:
     """A named, versioned list of metrics.
 
-    ``corrected`` is the headline: one AP over the whole set (not a mean over batches), areas from the people themselves, all images counted.
+    ``corrected`` is the headline: one AP over the whole set (not a mean over batches), areas from the people
+        themselves, all images counted.
 
     Args:
         metrics: their column names and record names are distinct.
@@ -28,8 +30,10 @@ class Protocol:
         resamples: bootstrap resamples of the intervals.
         level: probability inside an interval.
         observers: further looks at every image; their names are distinct.
+        hidden: columns that are left out of the shown table.
 
     Attributes:
+        columns: of all metrics, in table order.
         sample: what is judged; `Backbone.sample` must agree.
         draws: samples that are generated, and judged together, per caption.
         note: what a table's caption says about the columns.
@@ -47,23 +51,57 @@ class Protocol:
         resamples: int = 1000,
         level: float = 0.95,
         observers: Sequence[Observer] = (),
+        hidden: Sequence[str] = (),
     ) -> None:
-        self.metrics, self.name, self.version, self.resamples, self.level = (
-            list(metrics),
-            name,
-            version,
-            resamples,
-            level,
-        )
-        self.observers = list(observers)
-        self.columns = [column for metric in self.metrics for column in metric.columns]
+        self.metrics, self.observers = list(metrics), list(observers)
+        self.name, self.version, self.resamples, self.level, self.hidden = name, version, resamples, level, hidden
+        self.columns = [column for metric in self.metrics for column in metric.described()]
         twice = {column for column in self.columns if self.columns.count(column) > 1}
         if twice:
             raise ValueError(f"protocol '{name}' has the columns {sorted(twice)} twice; leave one of the metrics out")
-        self.lower_is_better = frozenset().union(*(metric.lower_is_better for metric in self.metrics))
+        self._known("hidden", hidden)
+
+    def _known(self, key: str, names: Sequence[str]) -> list[Column]:
+        """The columns of these names.
+
+        Raises:
+            UserError: there is none of a name.
+        """
+        columns = {str(column): column for column in self.columns}
+        if unknown := [name for name in names if name not in columns]:
+            raise UserError(f"{key}: the protocol has no column {', '.join(unknown)}; it has {', '.join(self.columns)}")
+        return [columns[name] for name in names]
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        return frozenset(column for column in self.columns if column.better == "lower")
+
+    def headline(self, wanted: Sequence[str] | None = None) -> list[Column]:
+        """The columns that people see.
+
+        Args:
+            wanted: their names in order; by default, metric by metric, those that declare it and are not ``hidden``.
+
+        Raises:
+            UserError: the protocol lacks a wanted column.
+        """
+        if wanted:
+            return self._known("headline", wanted)
+        shown = [
+            column
+            for metric in self.metrics
+            for column in sorted(metric.described(), key=lambda column: column.headline or 0)
+            if column.headline is not None and column not in self.hidden
+        ]
+        return shown or self.columns
+
+    def axes(self, family: str) -> list[Column]:
+        """The columns of a family that a plot can have as its axis, the preferred one first."""
+        return sorted((c for c in self.columns if c.family == family and c.axis is not None), key=lambda c: c.axis or 0)
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
-        """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts, one entry per image."""
+        """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts,
+        one entry per image."""
         rows = [
             {"id": image.id, **place(image)}
             | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
@@ -84,7 +122,8 @@ class Protocol:
     def resampled(
         self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0
     ) -> dict[str, np.ndarray]:
-        """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged on the same images.
+        """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged
+        on the same images.
 
         Args:
             seeds: the records of each training seed, on the same images in the same order.
@@ -101,7 +140,8 @@ class Protocol:
         seed: int = 0,
         spread: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, float]:
-        """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds), ``n_images`` and ``n_seeds``.
+        """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds),
+        ``n_images`` and ``n_seeds``.
 
         Args:
             seeds, reference, seed: as in `resampled`.
@@ -110,11 +150,10 @@ class Protocol:
         n_images = check_same_images(seeds)
         points = [self.values(records, np.ones((1, n_images)), reference) for records in seeds]
         spread = self.resampled(seeds, reference, seed) if spread is None else spread
-        inflated = frozenset().union(*(metric.inflated_by_resampling for metric in self.metrics))
         row: dict[str, float] = {}
         for name in self.columns:
             value = float(np.mean([point[name][0] for point in points]))
-            low, high = interval(spread[name], self.level, centre=value if name in inflated else None)
+            low, high = interval(spread[name], self.level, centre=value if name.inflated else None)
             row |= {name: value, f"{name}_lo": low, f"{name}_hi": high}
         return row | {"n_images": n_images, "n_seeds": len(seeds)}
 
@@ -143,7 +182,8 @@ class Protocol:
         reference: Records | None = None,
         seed: int = 0,
     ) -> Variance:
-        """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged on the same images."""
+        """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged
+        on the same images."""
         n_images = check_same_images([*ours, *theirs])
         images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
         differences = [
@@ -174,7 +214,8 @@ class Protocol:
         Args:
             estimator: the judge.
             images: ``[B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
-            samples: the B targets, with keypoints on the images' pixels, and with their pictures where the protocol `compares`.
+            samples: the B targets, with keypoints on the images' pixels, and with their pictures where the protocol
+                `compares`.
             real: whether these are the data set's own images, the reference of distances between sets.
         """
         found = estimator.examine(images)
@@ -195,8 +236,9 @@ class Protocol:
 def place(image: Judged) -> dict[str, Any]:
     """What tables are broken down by, and where an image comes from.
 
-    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of the stored picture as ``crop_left`` and
-    so on, in its pixels. The number of ``people`` is among the pose metric's records.
+    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of
+    the stored picture as ``crop_left`` and so on, in its pixels. The number of ``people`` is among the pose metric's
+    records.
     """
     attributes = image.attributes
     named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}

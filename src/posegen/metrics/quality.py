@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Records, count_images
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
 
@@ -16,16 +16,19 @@ INCEPTION = "clean"
 
 
 class CleanQualityMetric(Metric):
-    """Frechet and kernel distance from real images in one feature space, of the whole set and as the mean over scenarios (``_macro``).
+    """Frechet and kernel distance from real images in one feature space, of the whole set and as the mean over
+    scenarios (``_macro``).
 
-    Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which is the mean of clean-fid's over its
-    random subsets. Intervals of Frechet distances are to first order (see `frechet_first_order`).
+    Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which
+    is the mean of clean-fid's over its random subsets. Intervals of Frechet distances are to first order (see
+    `frechet_first_order`).
 
     Args:
         space: what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network).
         setting: what the user sets to have this space, for the reason of empty columns.
         kernel_factor: the kernel distance is shown times this.
-        allow_rank_deficient: whether to give Frechet distances of sets with no more images than dimensions, which depend on the number of images most.
+        allow_rank_deficient: whether to give Frechet distances of sets with no more images than dimensions, which
+            depend on the number of images most.
     """
 
     def __init__(
@@ -40,18 +43,28 @@ class CleanQualityMetric(Metric):
         self.frechet, self.kernel = (
             f"{space}_{name}" for name in (("FID", "KID") if space == INCEPTION else ("frechet", "kernel"))
         )
-        self.columns = (self.frechet, self.kernel, f"{self.frechet}_macro", f"{self.kernel}_macro")
-        self.lower_is_better = frozenset(self.columns)
-        times = "" if kernel_factor == 1 else f", times {kernel_factor:g}"
         about = {
             self.frechet: "interval to first order; it falls with the number of images",
-            self.kernel: f"all pairs{times}",
+            self.kernel: "all pairs" + ("" if kernel_factor == 1 else f", times {kernel_factor:g}"),
         }
-        self.remarks = {
-            name + suffix: text + mean
-            for name, text in about.items()
-            for suffix, mean in (("", ""), ("_macro", "; mean over scenarios"))
-        }
+        shown = (self.frechet, self.kernel) if space == INCEPTION else (self.frechet,)
+        self.columns = (
+            *(
+                Column(
+                    name,
+                    "lower",
+                    0 if name in shown else None,
+                    "quality",
+                    0 if name == "clean_FID" else None,
+                    remark=text,
+                )
+                for name, text in about.items()
+            ),
+            *(
+                Column(f"{name}_macro", "lower", None, "quality", remark=f"{text}; mean over scenarios")
+                for name, text in about.items()
+            ),
+        )
 
     def absent(self, records: Records) -> dict[str, str]:
         if self.features not in records:
@@ -68,7 +81,10 @@ class CleanQualityMetric(Metric):
 
     @staticmethod
     def _too_few(images: int, dimensions: int) -> str:
-        return f"{images} images are no more than the {dimensions} dimensions: generate more, or set protocol.allow_rank_deficient=true"
+        return (
+            f"{images} images are no more than the {dimensions} dimensions: generate more, or set "
+            "protocol.allow_rank_deficient=true"
+        )
 
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {self.features: judged.observed[self.features]} if self.features in judged.observed else {}
@@ -105,26 +121,31 @@ def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
 
 
 def by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
-    """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all images."""
+    """Scenario of the generated images -> rows of its images in both records; without scenarios, one that has all
+    images."""
     both = [
         [str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r)
         for r in (records, reference)
     ]
     return {
-        name: tuple([i for i, other in enumerate(names) if other == name] for names in both)
+        name: ([i for i, n in enumerate(both[0]) if n == name], [i for i, n in enumerate(both[1]) if n == name])
         for name in dict.fromkeys(both[0])
-    }  # type: ignore[misc]
+    }
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose observers read files of weights, which are named once, at the top of its yaml, and interpolated into the observers.
+    """A protocol whose observers read files of weights, which are named once, at the top of its yaml, and interpolated
+    into the observers.
 
     Args:
         inception, paper_inception, timm, timm_model, clip, allow_rank_deficient: what the yaml interpolates.
         about: of `Protocol`.
     """
 
-    note = "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge columns in the judge's: both are no FID."
+    note = (
+        "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge "
+        "columns in the judge's: both are no FID."
+    )
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Records on disk: numbers and strings in ``records.csv``, one row per image, arrays in ``features.npz``.
 
-Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps. Arrays whose shape differs from image to
-image are stored flat, with a table of shapes beside them. Nothing is ever unpickled.
+Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps.
+Arrays whose shape differs from image to image are stored flat, with a table of shapes beside them. Nothing is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from posegen.io.atomic import replacing
+from posegen.io.tables import csv_text
 from posegen.metrics.base import Records, count_images
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
@@ -61,7 +63,8 @@ def read_records(folder: str | Path) -> dict[str, list]:
             records[name] = unflatten(stored[name], stored.get(name + SHAPES))
             if len(records[name]) != n_images:
                 raise ValueError(
-                    f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation of this cell again"
+                    f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation "
+                    "of this cell again"
                 )
     return records
 
@@ -98,12 +101,8 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
 
 def to_csv(columns: Records) -> str:
     """Rows of the columns; ``repr`` of a float is the shortest text that reads back exactly."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([value if isinstance(value, str) else repr(float(value)) for value in row])
-    return text.getvalue()
+    rows = zip(*columns.values(), strict=True)
+    return csv_text(columns, ([v if isinstance(v, str) else repr(float(v)) for v in row] for row in rows))
 
 
 def from_csv(path: Path) -> dict[str, list]:
@@ -112,7 +111,8 @@ def from_csv(path: Path) -> dict[str, list]:
         header, *rows = list(csv.reader(file)) or [[]]
     if "id" not in header or any(len(row) != len(header) for row in rows):
         raise ValueError(
-            f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation of this cell again"
+            f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation "
+            "of this cell again"
         )
     columns = (
         dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}

@@ -19,7 +19,7 @@ from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.parity.build import Outputs, UnknownPart, batch_of_size, converted, recorded
 from posegen.parity.case import FACTS, Case
-from posegen.poses.pose_square import Square, into
+from posegen.poses.pose_square import Square, to_square
 from posegen.runner.sampler import Sampler
 
 
@@ -141,7 +141,7 @@ def joint_map_outputs(case: Case) -> Outputs:
     """Keypoints as joint vectors at full size and as training tensors."""
     for i in sorted({name.partition(".")[0] for name in case.inputs}, key=int):
         keypoints, box = (case.inputs[f"{i}.{name}"].double().numpy() for name in ("keypoints", "bbox"))
-        pose = torch.from_numpy(into(Square.of_box(box), keypoints))
+        pose = torch.from_numpy(to_square(Square.of_box(box), keypoints))
         sizes = (case.config[name] for name in ("heatmap_size", "sigma", "variance_threshold"))
         vectors = pose_maps.joint_vectors(pose[None], *sizes).float()
         yield f"{i}.joint_vector", vectors[0].flatten(1)

@@ -1,7 +1,8 @@
-"""Draws skeletons the way each published method expects its hint, on canvases of any size.
+"""Draws skeletons as each published method expects them, on canvases of any size.
 
-Line widths are the references' for a canvas of 512 pixels. With ``scale=1`` the pixels are exactly theirs; with ``scale="auto"`` the widths
-follow the canvas, and below 512 pixels the drawing is made four times as large and reduced by area, so that a skeleton of 64 pixels stays crisp.
+Line widths are those of the official programs on a canvas of 512 pixels. With ``scale=1`` every pixel equals theirs.
+With ``scale="auto"`` the widths follow the canvas; below 512 pixels the skeleton is drawn four times as large and
+reduced by area, so that it stays crisp.
 """
 
 from __future__ import annotations
@@ -26,33 +27,35 @@ from posegen.poses.topology import (
 )
 
 Scale = float | Literal["auto"]
-Colour = tuple[int, int, int]
+RGB = tuple[int, int, int]
 
 REFERENCE_SIDE = 512
-FINER = 4  # supersampling of widths below the reference's
-SHIFT = 4  # fractional bits of coordinates on the finer canvas
+FINER = 4  # supersampling, for widths below the reference's
+FRACTION_BITS = 4  # of coordinates on the finer canvas
 
 HUMANSD_WIDTH, HUMANSD_RADIUS = 10, 5
-HUMANSD_COLOURS: tuple[Colour, ...] = (
-    (219, 94, 86), (219, 144, 86), (219, 194, 86), (194, 219, 86), (145, 219, 86), (95, 219, 86), (86, 219, 127), (86, 219, 177),
-    (86, 211, 219), (86, 161, 219), (86, 111, 219), (111, 86, 219), (160, 86, 219), (210, 86, 219), (219, 86, 178), (219, 86, 128),
+HUMANSD_COLOURS: tuple[RGB, ...] = (
+    (219, 94, 86), (219, 144, 86), (219, 194, 86), (194, 219, 86), (145, 219, 86), (95, 219, 86), (86, 219, 127),
+    (86, 219, 177), (86, 211, 219), (86, 161, 219), (86, 111, 219), (111, 86, 219), (160, 86, 219), (210, 86, 219),
+    (219, 86, 178), (219, 86, 128),
 )  # fmt: skip
 OPENPOSE_RADIUS, OPENPOSE_HALF_WIDTH, OPENPOSE_OPACITY = 4, 4, 0.6
-OPENPOSE_COLOURS: tuple[Colour, ...] = (
-    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85), (0, 255, 170),
-    (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
+OPENPOSE_COLOURS: tuple[RGB, ...] = (
+    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85),
+    (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255),
+    (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
 GUNET_HALF_WIDTH = 5
 LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR = (40, 220, 90), (245, 60, 60), (255, 205, 40)
 
 
 class Pen:
-    """A black canvas and the strokes that skeletons are made of.
+    """A black canvas and the strokes of skeletons.
 
     Args:
         size: (height, width) of the result.
         scale: factor on all widths; below 1 the canvas is supersampled.
-        channels: 3, or 4 for a canvas that remembers where it was painted.
+        channels: 3, or 4 with the coverage as the fourth.
     """
 
     def __init__(self, size: tuple[int, int], scale: Scale, channels: int = 3):
@@ -61,15 +64,15 @@ class Pen:
             raise ValueError(f"scale is {scale}: it must be positive or 'auto'")
         self.size, self.finer = size, 1 if scale >= 1 else FINER
         self.scale = scale * self.finer
-        self.shift = 0 if self.finer == 1 else SHIFT
+        self.shift = 0 if self.finer == 1 else FRACTION_BITS
         self.canvas = np.zeros((size[0] * self.finer, size[1] * self.finer, channels), np.uint8)
 
     def place(self, points: np.ndarray) -> np.ndarray:
-        """Pixels ``[..., 2]`` to drawing coordinates: truncated like the reference, or fixed-point numbers on the finer canvas."""
+        """Pixels ``[..., 2]`` to drawing coordinates: truncated as in the reference, fixed-point on a finer canvas."""
         points = np.asarray(points, np.float64)
         if self.finer == 1:
             return np.trunc(points).astype(np.int64)
-        return np.rint(((points + 0.5) * self.finer - 0.5) * (1 << SHIFT)).astype(np.int64)
+        return np.rint(((points + 0.5) * self.finer - 0.5) * (1 << FRACTION_BITS)).astype(np.int64)
 
     def line(self, start: Sequence[int], end: Sequence[int], width: float, colour: tuple[int, ...]) -> None:
         """A stroke between two placed points."""
@@ -77,24 +80,16 @@ class Pen:
 
     def disc(self, centre: Sequence[int], radius: float, colour: tuple[int, ...]) -> None:
         """A filled disc around a placed point."""
-        cv2.circle(
-            self.canvas,
-            centre,
-            max(1, round(radius * self.scale * (1 << self.shift))),
-            colour,
-            -1,
-            cv2.LINE_8,
-            self.shift,
-        )
+        pixels = max(1, round(radius * self.scale * (1 << self.shift)))
+        cv2.circle(self.canvas, centre, pixels, colour, -1, cv2.LINE_8, self.shift)
 
-    def spindles(self, ends: np.ndarray, half_width: float, colours: Sequence[Colour], opacity: float) -> None:
-        """Filled ellipses whose long axes join placed points ``[n, 2, 2]``, each blended over what is there."""
+    def spindles(self, ends: np.ndarray, half_width: float, colours: Sequence[RGB], opacity: float) -> None:
+        """Filled ellipses whose long axes join placed points ``[n, 2, 2]``, blended in order."""
         ends, half_width = ends / (1 << self.shift), half_width * self.scale
         low = np.maximum(np.floor(ends.min(1) - half_width - 2), 0).astype(int)
         high = np.minimum(np.ceil(ends.max(1) + half_width + 3), self.canvas.shape[1::-1]).astype(int)
-        outlines = (
-            self._exact_ellipses(ends, half_width, low) if self.finer == 1 else self._ellipses(ends, half_width, low)
-        )
+        ellipses = self._exact_ellipses if self.finer == 1 else self._ellipses
+        outlines = ellipses(ends, half_width, low)
         for (left, top), (right, bottom), outline, colour in zip(
             low.tolist(), high.tolist(), outlines, colours, strict=True
         ):
@@ -104,25 +99,21 @@ class Pen:
                 cv2.addWeighted(patch, 1 - opacity, painted, opacity, 0, dst=patch)
 
     def _ellipses(self, ends: np.ndarray, half_width: float, origins: np.ndarray) -> np.ndarray:
-        """Outlines ``[n, 24, 2]`` around axes ``[n, 2, 2]``, relative to ``origins`` ``[n, 2]``, in fixed-point numbers."""
+        """Outlines ``[n, 24, 2]`` around axes ``[n, 2, 2]``, relative to ``origins [n, 2]``, in fixed-point numbers."""
         along = ends[:, 0] - ends[:, 1]
         lengths = np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-6)
         across = np.stack((-along[:, 1], along[:, 0]), -1) * (half_width / lengths)[:, None]
-        points = (
-            (ends.mean(1) - origins)[:, None] + _CIRCLE[:, :1] * along[:, None] / 2 + _CIRCLE[:, 1:] * across[:, None]
-        )
-        return np.rint(points * (1 << self.shift)).astype(np.int32)
+        points = _CIRCLE[:, :1] * along[:, None] / 2 + _CIRCLE[:, 1:] * across[:, None]
+        return np.rint(((ends.mean(1) - origins)[:, None] + points) * (1 << self.shift)).astype(np.int32)
 
     def _exact_ellipses(self, ends: np.ndarray, half_width: float, origins: np.ndarray) -> list[np.ndarray]:
-        """The same in the reference's whole pixels and whole degrees; the outlines differ in length."""
+        """The same in whole pixels and whole degrees, as in the reference; the outlines differ in length."""
         outlines = []
         for (start, end), origin in zip(ends, origins, strict=True):
             (x, y), (dx, dy) = (start + end) / 2, start - end
             axes = int(math.hypot(dx, dy) / 2), max(1, round(half_width))
-            outlines.append(
-                cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
-                - origin.astype(np.int32)
-            )
+            angle = int(math.degrees(math.atan2(dy, dx)))
+            outlines.append(cv2.ellipse2Poly((int(x), int(y)), axes, angle, 0, 360, 1) - origin.astype(np.int32))
         return outlines
 
     def finish(self) -> np.ndarray:
@@ -136,7 +127,7 @@ _CIRCLE = np.stack((np.cos(np.arange(24) * np.pi / 12), np.sin(np.arange(24) * n
 
 
 def humansd(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
-    """The skeleton of HumanSD, Stable-Pose and GRPose: 16 coloured sticks with round ends, later people and later limbs on top.
+    """The skeleton of HumanSD, Stable-Pose and GRPose: 16 coloured sticks with round ends, later ones on top.
 
     Args:
         keypoints: ``[P, 17, 3]`` COCO; a limb is drawn when both scores exceed ``threshold``.
@@ -161,7 +152,7 @@ def humansd(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.0
 def openpose(
     keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto"
 ) -> np.ndarray:
-    """The 18-point skeleton of ControlNet and T2I-Adapter: dots first, then translucent spindles; arguments as in ``humansd``."""
+    """The 18-point skeleton of ControlNet and T2I-Adapter: dots, then translucent spindles; arguments as `humansd`."""
     pen = Pen(size, scale)
     people = coco_to_openpose18(_checked(keypoints))
     placed, seen = pen.place(people[..., :2]), people[..., 2] > threshold
@@ -175,9 +166,9 @@ def openpose(
 
 
 def gunet(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
-    """GUNet's pictures of poses: as ``openpose``, on the bones of COCO and thicker.
+    """GUNet's pictures of poses: as `openpose`, but on COCO's bones and thicker.
 
-    Its program also swaps red and blue when it writes a file, and stretches the brightness; neither is done here.
+    GUNet's program also swaps red and blue when it writes a file, and stretches the brightness; this does neither.
     """
     pen = Pen(size, scale)
     for person in _checked(keypoints):
@@ -190,14 +181,14 @@ def gunet(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02,
     return pen.finish()
 
 
-STYLES: dict[str, Callable[..., np.ndarray]] = {"humansd": humansd, "openpose": openpose, "gunet": gunet}
+DRAWING_STYLES: dict[str, Callable[..., np.ndarray]] = {"humansd": humansd, "openpose": openpose, "gunet": gunet}
 
 
 class PoseDrawing:
-    """A drawing style with its settings: what an adapter asks its hint to be made by.
+    """A drawing style with its settings; an adapter names the one that its hint is drawn in.
 
     Args:
-        style: a name in ``STYLES``.
+        style: a name in ``DRAWING_STYLES``.
         threshold: joints with a lower or equal score are not drawn.
         scale: factor on the reference's widths, or "auto" to follow the canvas.
         range: values of black and of full colour, (0, 1) or (-1, 1).
@@ -210,27 +201,27 @@ class PoseDrawing:
         scale: Scale = "auto",
         range: tuple[float, float] = (0.0, 1.0),
     ):
-        if style not in STYLES:
-            near = get_close_matches(style, STYLES, 1, 0)
-            raise ValueError(f"unknown drawing style '{style}'; did you mean '{near[0]}'? Styles: {', '.join(STYLES)}")
+        if style not in DRAWING_STYLES:
+            near = get_close_matches(style, DRAWING_STYLES, 1, 0)
+            raise ValueError(
+                f"unknown drawing style '{style}'; did you mean '{near[0]}'? Styles: {', '.join(DRAWING_STYLES)}"
+            )
         self.style, self.threshold, self.scale, self.range = style, threshold, scale, tuple(range)
 
     def __call__(self, keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Draws people ``[P, 17, 3]`` on a canvas of ``size`` (height, width): ``[3, h, w] float32`` in ``range``."""
-        image = STYLES[self.style](keypoints, size, self.threshold, self.scale)
+        image = DRAWING_STYLES[self.style](keypoints, size, self.threshold, self.scale)
         low, high = self.range
-        return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) * np.float32((high - low) / 255) + np.float32(
-            low
-        )
+        channels = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
+        return channels * np.float32((high - low) / 255) + np.float32(low)
 
     def __repr__(self) -> str:
-        return (
-            f"PoseDrawing(style={self.style!r}, threshold={self.threshold}, scale={self.scale!r}, range={self.range})"
-        )
+        given = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("style", "threshold", "scale", "range"))
+        return f"PoseDrawing({given})"
 
 
 def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, opacity: float = 0.85) -> np.ndarray:
-    """``image`` ``[h, w, 3] uint8`` with the skeletons over it: the person's left green, the right red, the middle yellow."""
+    """An image ``[h, w, 3] uint8`` with the skeletons over it: left sides green, right sides red, the middle yellow."""
     pen = Pen(image.shape[:2], "auto", channels=4)
     for person in _checked(keypoints):
         points, seen = pen.place(person[:, :2]).tolist(), (person[:, 2] > threshold).tolist()
@@ -241,12 +232,12 @@ def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, o
             if visible:
                 pen.disc(points[joint], HUMANSD_RADIUS, (*_side_colour(joint, joint), 255))
     drawing = pen.finish().astype(np.float32)
-    # the drawing's colours are already weighted by their coverage, so only the image below is to be held back
+    # the drawing's colours are already weighted by their coverage: only the image below still needs weights
     cover = drawing[..., 3:] * (opacity / 255)
     return np.rint(image * (1 - cover) + drawing[..., :3] * opacity).astype(np.uint8)
 
 
-def _side_colour(a: int, b: int) -> Colour:
+def _side_colour(a: int, b: int) -> RGB:
     ends = {a, b} - {0}  # the nose belongs to no side
     if ends and ends <= set(COCO_LEFT):
         return LEFT_COLOUR

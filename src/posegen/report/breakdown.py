@@ -4,84 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from posegen.report.formats import Entry, Grid, markdown, plain, ranking, to_csv
-
-if TYPE_CHECKING:
-    from posegen.metrics.base import Records
-    from posegen.report.rows import Group, Row
+from posegen.metrics.base import Column, Records
+from posegen.report.rows import Group, Row
 
 MACRO = "macro mean"
-#: What the images are divided by, of what records know of them.
+#: What the images are divided by, of the facts that records know about them.
 PARTS = ("scenario", "action", "people")
+CAPTION = (
+    f"Means over seeds, without intervals; '{MACRO}' is the unweighted mean over the lines above, "
+    "and '-' where one of them has no value."
+)
 
 
 @dataclass
-class Scenarios:
+class Breakdown:
     """Values of every method in every part of the images, and their unweighted mean over the parts.
 
     Attributes:
         by: what the images are divided by, one of `PARTS`.
-        columns: those of the table that people read.
-        lower: columns where smaller is better.
-        rows: ``method``, the part under the name of ``by``, ``n_images``, ``ranked``, and the columns; the mean is the last part.
+        columns: the shown columns of the table.
         labels: the part of every image.
+        rows: ``method``, ``ranked``, ``state``, the part under the name of ``by``, ``n_images``, and the columns;
+            the mean is the last part.
         notes: what could not be computed, and why.
     """
 
-    columns: Sequence[str]
-    lower: frozenset[str]
-    rows: list[Row]
+    by: str
+    columns: Sequence[Column]
     labels: list[str]
-    notes: list[str]
-    by: str = "scenario"
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
         return list(dict.fromkeys(row[self.by] for row in self.rows))
 
-    def csv(self) -> str:
-        return to_csv(["method", self.by, "n_images", *self.columns], self.rows)
 
-    def grid(self, column: str) -> Grid:
-        """A line per part, with the methods side by side."""
-        methods = list(dict.fromkeys(row["method"] for row in self.rows))
-        lines = [[Entry(name) for name in (self.by, "images", *methods)]]
-        for part in self.names:
-            rows = [row for row in self.rows if row[self.by] == part]
-            ranks = ranking(rows, column, column in self.lower)
-            values = {
-                row["method"]: Entry(plain(row[column]), ranks.get(row[column], 0) if row["ranked"] else 0)
-                for row in rows
-            }
-            lines.append(
-                [Entry(part), Entry(str(rows[0]["n_images"])), *(values.get(method, Entry("-")) for method in methods)]
-            )
-        return lines
-
-    def markdown(self, title: str) -> str:
-        parts = [
-            f"# {title}, by {self.by}",
-            *(f"## {column}\n\n{markdown(self.grid(column))}" for column in self.columns),
-            self.caption,
-        ]
-        return "\n\n".join([*parts, *(f"- {note}" for note in self.notes)]) + "\n"
-
-    @property
-    def caption(self) -> str:
-        return f"Means over seeds, without intervals; '{MACRO}' is the unweighted mean over the lines above, and '-' where one of them has no value."
-
-
-def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[str]) -> list[Scenarios]:
-    """The finished rows by everything in `PARTS` of which the records name two or more; records are read once.
+def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[Column]) -> list[Breakdown]:
+    """The rows with finished cells by everything in `PARTS` of which the records name two or more.
 
     The columns are those of the protocol on each part's records alone, compared with the real images of the same part.
     """
-    found: dict[str, Scenarios] = {}
+    found: dict[str, Breakdown] = {}
     for group in groups:
         if not group.finished:
             continue
@@ -90,29 +59,20 @@ def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[str]) -
         for by in PARTS:
             labels = parts_of(seeds[0], by)
             if len(set(labels)) > 1:
-                table = found.setdefault(by, Scenarios(columns, protocol.lower_is_better, [], labels, [], by))
-                add_row(table, group, seeds, reference, protocol)
+                add_group(found.setdefault(by, Breakdown(by, columns, labels)), group, seeds, reference, protocol)
     return [found[by] for by in PARTS if by in found]
 
 
-def add_row(table: Scenarios, group: Group, seeds: Sequence[Records], reference: Records, protocol: Any) -> None:
+def add_group(table: Breakdown, group: Group, seeds: Sequence[Records], reference: Records, protocol: Any) -> None:
     """Adds the parts of one group of cells and their mean."""
-    by, labels, own = table.by, parts_of(seeds[0], table.by), []
+    labels, rows = parts_of(seeds[0], table.by), []
+    about = {"method": group.name, "ranked": group.ranked, "state": group.state["state"]}
     for name in sorted(set(labels)):
-        values, reason = values_in(name, seeds, reference, protocol, table.columns, by)
+        values, reason = values_in(name, seeds, reference, protocol, table)
         table.notes += [reason] if reason and reason not in table.notes else []
-        own.append(
-            {
-                "method": group.name,
-                "ranked": group.ranked,
-                "state": "finished",
-                by: name,
-                "n_images": labels.count(name),
-                **values,
-            }
-        )
-    mean = {column: float(np.mean([row[column] for row in own])) for column in table.columns}
-    table.rows += [*own, {**own[0], by: MACRO, "n_images": len(labels), **mean}]
+        rows.append({**about, table.by: name, "n_images": labels.count(name), **values})
+    mean = {str(column): float(np.mean([row[column] for row in rows])) for column in table.columns}
+    table.rows += [*rows, {**about, table.by: MACRO, "n_images": len(labels), **mean}]
 
 
 def parts_of(records: Records, by: str) -> list[str]:
@@ -121,20 +81,20 @@ def parts_of(records: Records, by: str) -> list[str]:
 
 
 def values_in(
-    name: str, seeds: Sequence[Records], reference: Records, protocol: Any, columns: Sequence[str], by: str
+    name: str, seeds: Sequence[Records], reference: Records, protocol: Any, table: Breakdown
 ) -> tuple[dict[str, float], str]:
     """(means over seeds in one part, why there are none)."""
-    real = restricted(reference, name, by) if by in reference else reference
-    parts = [restricted(records, name, by) for records in seeds]
-    found, reason = dict.fromkeys(columns, math.nan), ""
+    real = restricted(reference, name, table.by) if table.by in reference else reference
+    parts = [restricted(records, name, table.by) for records in seeds]
+    found, reason = {str(column): math.nan for column in table.columns}, ""
     for metric in protocol.metrics:
         try:
-            points = [metric.resampled(own, np.ones((1, len(own["id"]))), real) for own in parts]
+            points = [metric.compute(part, reference=real) for part in parts]
         except ValueError as error:  # it needs more images than there are in this part
             reason = f"{name}: {error}"
             continue
         found |= {
-            column: float(np.mean([point[column][0] for point in points])) for column in columns if column in points[0]
+            column: float(np.mean([point[column] for point in points])) for column in found if column in points[0]
         }
     return found, reason
 

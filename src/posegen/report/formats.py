@@ -1,147 +1,157 @@
-"""A table as text: comma-separated values for programs, markdown, LaTeX and aligned columns for people."""
+"""A table as text: comma-separated values for programs; markdown, LaTeX and aligned columns for people."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from posegen.report.rows import COSTS, Row
+from posegen.io.tables import csv_text
+from posegen.metrics.base import Column
+from posegen.report.breakdown import CAPTION, Breakdown
+from posegen.report.rows import Row
+from posegen.report.study import COSTS
+from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, Table
 
-if TYPE_CHECKING:
-    from posegen.report.table import Table
-
-#: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
-DIFFERS, FAITHFUL = "†", "‡"
-ALPHA = 0.05
-UNDIRECTED = ("_bias", "variance", "diversity")
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     DIFFERS: r"$^\dagger$",
     FAITHFUL: r"$^\ddagger$",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
 }
-LATEX |= {char: f"\\{char}" for char in "&%$#_{}"}
+#: Header of the shown costs -> text of a row.
+SHOWN_COSTS: dict[str, Callable[[Row], str]] = {
+    "trained": lambda row: f"{v / 1e6:.2f} M" if (v := row.get("cost_trained_parameters")) else "-",
+    "train img/s": lambda row: rate_text(row, "cost_train_images_per_s"),
+    "sample img/s": lambda row: rate_text(row, "cost_sample_images_per_s"),
+    "memory": lambda row: f"{v / 1024:.1f} GiB" if (v := row.get("cost_peak_memory_mb")) else "-",
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table as people read it.
+    """One entry of a table as people read it.
 
     Attributes:
-        text: without marks.
+        text: without marks; of a measured value without its interval.
         rank: 1 for the best of its column, 2 for the second best, else 0.
         differs: significantly from the baseline.
+        interval: ``[low, high]``, empty where there is none.
     """
 
     text: str
     rank: int = 0
     differs: bool = False
+    interval: str = ""
 
     def marked(self, first: str, second: str, escape: Callable[[str], str] = str) -> str:
         """As text; ``first`` and ``second`` are templates for the best and second best."""
         template = {1: first, 2: second}.get(self.rank, "{}")
-        return template.replace("{}", escape(self.text)) + escape(DIFFERS if self.differs else "")
+        text = " ".join(filter(None, (self.text, self.interval)))
+        return template.replace("{}", escape(text)) + escape(DIFFERS if self.differs else "")
 
 
 Grid = list[list[Entry]]
 
 
-def grid(table: Table) -> Grid:
-    """Header and rows: method, status of its reproduction where something was compared, headline columns, costs."""
+def table_grid(table: Table) -> Grid:
+    """Header and rows: method, status of its reproduction where something was compared, shown columns, costs.
+
+    The second entry of a row that did not finish is its state and reason; the others are empty.
+    """
     compared = any(row.get("reproduction", "") not in ("", "not comparable") for row in table.rows)
     extra = ["reproduction"] if compared else []
-    costs: dict[str, Callable[[Row], str]] = {
-        "trained": lambda row: parameters(row.get("cost_trained_parameters")),
-        "train img/s": lambda row: number(row.get("cost_train_images_per_s")),
-        "sample img/s": lambda row: number(row.get("cost_sample_images_per_s")),
-        "memory": lambda row: memory(row.get("cost_peak_memory_mb")),
-    }
-    ranks = {column: ranking(table.rows, column, column in table.lower) for column in table.headline}
-    lines = [[Entry(name) for name in ["method", *extra, *table.headline, *costs]]]
+    ranks = {column: ranking(table.rows, column) for column in table.headline}
+    lines = [[Entry(name) for name in ["method", *extra, *table.headline, *SHOWN_COSTS]]]
     for row in table.rows:
-        name = Entry(row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else ""))
-        if row["state"] not in ("finished", "reported"):
-            lines.append(
-                [name, Entry(f"{row['state']}: {row['reason']}".strip(": "))] + [Entry("")] * (len(lines[0]) - 2)
-            )
-            continue
-        values = [entry(row, column, ranks[column]) for column in table.headline]
-        if row["state"] == "reported":
-            lines.append([name, *(Entry("reported") for _ in extra), *values, *(Entry("") for _ in costs)])
-            continue
-        lines.append(
-            [
-                name,
-                *(Entry(row.get(key, "")) for key in extra),
-                *values,
-                *(Entry(cost(row)) for cost in costs.values()),
-            ]
-        )
+        name = row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else "")
+        reported, values = row["state"] == "reported", [entry(row, c, ranks[c]) for c in table.headline]
+        if reported or row["state"] == "finished":
+            first = ["reported" if reported else row.get(key, "") for key in extra]
+            costs = ["" if reported else cost(row) for cost in SHOWN_COSTS.values()]
+            lines.append([Entry(name), *map(Entry, first), *values, *map(Entry, costs)])
+        else:
+            state = f"{row['state']}: {row['reason']}".strip(": ")
+            lines.append([Entry(name), Entry(state)] + [Entry("")] * (len(lines[0]) - 2))
     return lines
 
 
-def entry(row: Row, column: str, ranks: Mapping[float, int]) -> Entry:
+def breakdown_grid(parts: Breakdown, column: Column) -> Grid:
+    """A line per part, with the methods side by side."""
+    methods = list(dict.fromkeys(row["method"] for row in parts.rows))
+    lines = [[Entry(name) for name in (parts.by, "images", *methods)]]
+    for part in parts.names:
+        rows = [row for row in parts.rows if row[parts.by] == part]
+        ranks = ranking(rows, column)
+        values = {row["method"]: Entry(value_text(row[column]), rank_of(row, column, ranks)) for row in rows}
+        entries = (values.get(method, Entry("-")) for method in methods)
+        lines.append([Entry(part), Entry(str(rows[0]["n_images"])), *entries])
+    return lines
+
+
+def entry(row: Row, column: Column, ranks: Mapping[float, int]) -> Entry:
     """A value with its interval, where it has one, and its marks."""
+    value = row.get(column, math.nan)
     if row["state"] == "reported":
-        return Entry(f"{row[column]:g}" if column in row else "")
-    rank = ranks.get(row.get(column, math.nan), 0) if row["ranked"] else 0
-    return Entry(interval_text(row, column), rank, row.get(f"{column}_p", 1.0) < ALPHA)
+        return Entry(f"{value:g}" if column in row else "")
+    if math.isnan(value):
+        return Entry("-")
+    differs = row.get(f"{column}_p", 1.0) < ALPHA
+    return Entry(value_text(value), rank_of(row, column, ranks), differs, interval_text(row, column))
 
 
-def directed(column: str) -> bool:
-    """Whether more or less of a column is better as such: the best bias is none, and the best spread of poses that of real ones."""
-    return not column.endswith(UNDIRECTED)
+def rank_of(row: Row, column: Column, ranks: Mapping[float, int]) -> int:
+    return ranks.get(row.get(column, math.nan), 0) if row["ranked"] and row["state"] == "finished" else 0
 
 
-def ranking(rows: Iterable[Row], column: str, lower: bool) -> dict[float, int]:
+def ranking(rows: Iterable[Row], column: Column) -> dict[float, int]:
     """Value -> 1 for the best and 2 for the second best of a column.
 
-    Reference rows are not ranked; neither is a column that is not `directed`, nor one with a single method. Of two methods one is best and
-    the other not worth a mark.
+    Reference rows and rows that did not finish are not ranked; neither is a column without a better direction, nor one
+    with a single method. Of two methods one is best and the other not worth a mark.
     """
     values = {
         r[column] for r in rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))
     }
-    if len(values) < 2 or not directed(column):
+    if len(values) < 2 or column.better is None:
         return {}
-    best = sorted(values, reverse=not lower)
+    best = sorted(values, reverse=column.better == "higher")
     return {value: rank for rank, value in enumerate(best[: 2 if len(best) > 2 else 1], 1)}
 
 
 # Formats.
 
 
-def to_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows with the columns ``names``; numbers in their shortest exact form, nothing for NaN."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        [{k: ("" if isinstance(v, float) and math.isnan(v) else v) for k, v in row.items()} for row in rows]
-    )
-    return text.getvalue()
+def rows_csv(names: Sequence[str], rows: Iterable[Row]) -> str:
+    """Rows with the columns ``names``; nothing for NaN."""
+
+    def text(value: object) -> object:
+        return "" if isinstance(value, float) and math.isnan(value) else value
+
+    return csv_text(names, ([text(row.get(name, "")) for name in names] for row in rows))
 
 
 def table_csv(table: Table) -> str:
-    """One row per method and per published source."""
-    names = ["method"]
-    for column in table.columns:
-        names += [column, f"{column}_lo", f"{column}_hi", f"{column}_p"]
-    names += [
-        "n_images",
-        "n_seeds",
-        "state",
-        "reason",
-        *(f"cost_{name}" for name in COSTS),
-        "faithful",
-        "reproduction",
-    ]
-    return to_csv(names, table.rows)
+    """One row per method and per published source, with every column."""
+    values = [f"{column}{suffix}" for column in table.columns for suffix in ("", "_lo", "_hi", "_p")]
+    facts = ["n_images", "n_seeds", "state", "reason", *(f"cost_{name}" for name in COSTS), "faithful", "reproduction"]
+    return rows_csv(["method", *values, *facts], table.rows)
+
+
+def breakdown_csv(parts: Breakdown) -> str:
+    return rows_csv(["method", parts.by, "n_images", *parts.columns], parts.rows)
+
+
+def table_markdown(table: Table) -> str:
+    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n".join([f"# {table.title}", "", markdown(table_grid(table)), "", table.caption, *notes, ""])
+
+
+def breakdown_markdown(parts: Breakdown, title: str) -> str:
+    tables = (f"## {column}\n\n{markdown(breakdown_grid(parts, column))}" for column in parts.columns)
+    return "\n\n".join([f"# {title}, by {parts.by}", *tables, CAPTION, *(f"- {note}" for note in parts.notes)]) + "\n"
 
 
 def markdown(lines: Grid) -> str:
@@ -151,23 +161,24 @@ def markdown(lines: Grid) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
-def latex(lines: Grid, caption: str, notes: Sequence[str]) -> str:
+def table_latex(table: Table) -> str:
     """A booktabs table."""
     head, *rows = [
-        " & ".join(one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line) + r" \\" for line in lines
+        " & ".join(one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line) + r" \\"
+        for line in table_grid(table)
     ]
     text = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
+        rf"\caption{{{latex_text(f'{table.title}. {table.caption}')}}}",
+        rf"\begin{{tabular}}{{l{'r' * head.count(' & ')}}}",
         r"\toprule",
         head,
         r"\midrule",
         *rows,
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\footnotesize {latex_text(note)}" for note in notes),
+        *(rf"\par\footnotesize {latex_text(note)}" for note in table.notes),
         r"\end{table}",
     ]
     return "\n".join(text) + "\n"
@@ -178,20 +189,31 @@ def latex_text(text: str) -> str:
     return "".join(LATEX.get(char, char) for char in text)
 
 
-def aligned(lines: Grid, width: int = 160) -> str:
-    """Columns of equal width, as many as fit; the best value of a column is between stars."""
-    cells = [[one.marked("**{}**", "{}") for one in line] for line in lines]
-    # What became of a row that did not finish may be long; it stands behind the others.
+def table_terminal(table: Table, width: int = 160) -> str:
+    """Title, as many columns as fit, caption and notes; the best value of a column is between stars."""
+    cells = [[one.marked("**{}**", "{}") for one in line] for line in table_grid(table)]
+    return "\n".join([table.title, aligned(cells, width), table.caption, *table.notes])
+
+
+def aligned(lines: Sequence[Sequence[str]], width: int = 160) -> str:
+    """Columns of equal width, as many as fit."""
+    # The state of a row that did not finish may be long; it stands behind the others.
     widths = [
-        max(len(line[i]) for line in cells if not (i == 1 and line[2:] and not any(line[2:])))
-        for i in range(len(cells[0]))
+        max(len(line[i]) for line in lines if not (i == 1 and line[2:] and not any(line[2:])))
+        for i in range(len(lines[0]))
     ]
     fitting = next(
         (n for n in range(len(widths), 2, -1) if sum(widths[:n]) + 2 * (n - 1) <= width), min(2, len(widths))
     )
     return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)).rstrip() for line in cells
+        "  ".join(cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)).rstrip() for line in lines
     )
+
+
+def row_terminal(row: Row, headline: Sequence[str]) -> str:
+    """One row as lines of ``name value [low, high]``."""
+    names = [name for name in headline if f"{name}_lo" in row]
+    return "\n".join(f"{name:>20}  {value_text(row[name])} {interval_text(row, name)}".rstrip() for name in names)
 
 
 # Numbers.
@@ -202,23 +224,16 @@ def digits(value: float) -> int:
 
 
 def interval_text(row: Row, column: str) -> str:
-    value, low, high = row.get(column, math.nan), row.get(f"{column}_lo", math.nan), row.get(f"{column}_hi", math.nan)
-    if math.isnan(value):
-        return "-"
-    return f"{value:.{digits(value)}f} [{low:.{digits(value)}f}, {high:.{digits(value)}f}]"
+    """``[low, high]`` with as many digits as the value; empty where there is no value."""
+    value = row[column]
+    low, high = (row.get(f"{column}{end}", math.nan) for end in ("_lo", "_hi"))
+    return "" if math.isnan(value) else f"[{low:.{digits(value)}f}, {high:.{digits(value)}f}]"
 
 
-def plain(value: float) -> str:
+def value_text(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits(value)}f}"
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def parameters(value: float | None) -> str:
-    return "-" if not value else f"{value / 1e6:.2f} M"
-
-
-def memory(value: float | None) -> str:
-    return "-" if not value else f"{value / 1024:.1f} GiB"
+def rate_text(row: Row, name: str) -> str:
+    value = row.get(name, math.nan)
+    return "-" if math.isnan(value) else f"{value:.1f}"

@@ -1,124 +1,136 @@
-"""The grid of pictures of the results page: a line per pose, all methods side by side, and what the judge found in each picture."""
+"""The grid of pictures of the results page: a line per pose, all methods side by side, with the poses found in them."""
 
 from __future__ import annotations
 
 import base64
 import csv
-import html
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from posegen.report.page_tables import broken
+from posegen.report.table import Table
 from posegen.runner.images import picture, read_png
 
-if TYPE_CHECKING:
-    from posegen.report.table import Table
-
-STYLE = """
-.grid td, .grid th { padding: .15rem .2rem; border: 0; text-align: center; vertical-align: top; white-space: normal; font-size: 12px; }
-.grid thead th { position: sticky; top: 0; background: var(--paper); width: 112px; min-width: 84px; vertical-align: bottom; }
-.grid img { display: block; width: 112px; max-height: 168px; object-fit: contain; margin: 0 auto; } .grid img.small { image-rendering: pixelated; }
-.grid tbody th { text-align: left; min-width: 7rem; max-width: 16rem; } .grid .worded { min-width: 12rem; } .grid thead th:first-child { z-index: 2; }
-.grid small { color: var(--dim); }
-.found { display: none !important; } #found:checked ~ .scroll .found { display: block !important; } #found:checked ~ .scroll .found + img { display: none; }
-@media (max-width: 40rem) { .grid img, .grid thead th { width: 84px; } .grid tbody th { min-width: 4rem; max-width: 6rem; overflow-wrap: anywhere; } }
-"""
-QUALITY = 88  # of pictures that were made smaller, of 100
+WEBP_QUALITY = 88  # of pictures that are made smaller, of 100
+SHARP = 112  # pixels of a side up to which a picture is shown with its pixels
 
 
-def gallery(table: Table, poses: int, side: int) -> str:
-    """The caption and target pose of each line, the source where the data has some, then every method's picture.
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page: its data address, its description, and the class of its look."""
+
+    address: str
+    about: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class GridEntry:
+    """What stands below one name in a line: pictures (none where they are missing), and a note."""
+
+    name: str
+    pictures: Sequence[Picture]
+    note: str = ""
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class GridLine:
+    """One pose: its number, part and caption, and an entry for each name."""
+
+    words: Sequence[str]
+    entries: Sequence[GridEntry]
+    prompted: bool
+
+
+@dataclass(frozen=True)
+class PictureGrid:
+    """All lines.
+
+    Attributes:
+        names: of the columns: pose and source where there are such pictures, then the rows of the table.
+        judged: whether there are pictures with the poses that the judge found.
+        counted: whether the notes say how many joints were found.
+    """
+
+    names: Sequence[str]
+    lines: Sequence[GridLine]
+    judged: bool
+    counted: bool
+
+
+def picture_grid(table: Table, poses: int, side: int) -> PictureGrid | None:
+    """Each line's target pose, its source where the data has some, then every method's picture; None without cells.
 
     Args:
         poses: most lines.
         side: longer side, in pixels, to which larger pictures are made smaller.
     """
-    cells = dict(sorted(table.shown.items(), key=lambda item: item[0] != "reference/real"))
+    cells = dict(sorted(table.pictured.items(), key=lambda item: item[0] != "reference/real"))
     if not cells:
-        return "<p>No cell has finished.</p>"
+        return None
     labels = table.scenarios.labels if table.scenarios else []
-    lines = [Line(i, cells, labels[i : i + 1], side) for i in chosen(cells.values(), labels, poses)]
-    posed, sourced = any(line.pose for line in lines), any(line.source for line in lines)
-    names = ["picture", *(["pose"] if posed else []), *(["source"] if sourced else []), *cells]
-    head = "".join(f"<th scope='col'>{broken(name)}</th>" for name in names)
-    facts = {name: facts_of(cell) for name, cell in cells.items()}
-    prompts = read_prompts(cells.values())
-    body = "".join(
-        line.html(prompts[line.index] if line.index < len(prompts) else "", posed, sourced, facts) for line in lines
-    )
-    switch = (
-        "<input type='checkbox' id='found'> <label for='found'>show the poses that the judge found</label>"
-        if any(line.judged for line in lines)
-        else ""
-    )
-    told = (
-        "<p class='dim'>Below a picture: how many joints were found where they should be.</p>"
-        if any(facts.values())
-        else ""
-    )
-    return f"{told}{switch}<div class='scroll'><table class='grid' aria-label='pictures'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-class Line:
-    """One pose's pictures, as files that are there."""
-
-    def __init__(self, index: int, cells: Mapping[str, Path], label: Sequence[str], side: int) -> None:
-        self.index, self.label, self.side = index, label, side
-        self.samples = {name: picture(cell / "samples", index) for name, cell in cells.items()}
-        files = {name: picture(cell / "judged", index) for name, cell in cells.items()}
-        self.judged = {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
-        self.pose = next((panels[0] for panels in self.judged.values()), None) is not None
-        self.source = next(
-            (file for cell in cells.values() if (file := picture(cell / "sources", index)).is_file()), None
-        )
-
-    def html(self, prompt: str, posed: bool, sourced: bool, facts: Mapping[str, Mapping[int, str]]) -> str:
-        about = f"picture {self.index}"
-        head = f"<th scope='row'{' class=worded' if prompt else ''}>{'<br>'.join(map(html.escape, filter(None, [f'{self.index}', *self.label, prompt])))}</th>"
-        parts = []
+    indices = chosen(cells.values(), labels, poses)
+    judged = {i: judged_panels(cells, i) for i in indices}
+    sources = {i: source_of(cells.values(), i) for i in indices}
+    posed, sourced = any(judged.values()), any(sources.values())
+    notes, prompts = {name: joints_found(cell) for name, cell in cells.items()}, read_prompts(cells.values())
+    lines = []
+    for i in indices:
+        about, entries = f"picture {i}", []
         if posed:
-            parts.append(
-                shown(next((panels[0] for panels in self.judged.values()), None), f"target pose of {about}", self.side)
-            )
+            pose = next((panels[0] for panels in judged[i].values()), None)
+            entries.append(GridEntry("pose", [] if pose is None else [shrunk(pose, f"target pose of {about}", side)]))
         if sourced:
-            parts.append(inline(self.source, f"source of {about}", self.side) if self.source else "")
-        for name, file in self.samples.items():
-            found = (
-                shown(self.judged[name][2], f"{name}, {about}, with the poses that were found", self.side, "found")
-                if name in self.judged
-                else ""
-            )
-            told = facts[name].get(self.index, "")
-            parts.append(
-                f"{found}{inline(file, f'{name}, {about}', self.side)}{f'<small>{told}</small>' if told else ''}"
-            )
-        return f"<tr>{head}{''.join(f'<td>{part}</td>' for part in parts)}</tr>"
+            source = sources[i]
+            entries.append(GridEntry("source", [stored(source, f"source of {about}", side)] if source else []))
+        for name, cell in cells.items():
+            file, pictures = picture(cell / "samples", i), []
+            if name in judged[i]:
+                found = f"{name}, {about}, with the poses that were found"
+                pictures.append(shrunk(judged[i][name][2], found, side, "found"))
+            if file.is_file():
+                pictures.append(stored(file, f"{name}, {about}", side))
+            entries.append(GridEntry(name, pictures, notes[name].get(i, ""), not file.is_file()))
+        prompt = prompts[i] if i < len(prompts) else ""
+        lines.append(GridLine([word for word in (str(i), *labels[i : i + 1], prompt) if word], entries, bool(prompt)))
+    names = [*(["pose"] if posed else []), *(["source"] if sourced else []), *cells]
+    return PictureGrid(names, lines, posed, any(notes.values()))
+
+
+def judged_panels(cells: Mapping[str, Path], index: int) -> dict[str, list[np.ndarray]]:
+    """Row -> target pose, sample, and sample with the pose that was found, of the cells that have them."""
+    files = {name: picture(cell / "judged", index) for name, cell in cells.items()}
+    return {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
+
+
+def source_of(cells: Collection[Path], index: int) -> Path | None:
+    """The picture file that the appearance of a sample was taken from."""
+    files = (picture(cell / "sources", index) for cell in cells)
+    return next((file for file in files if file.is_file()), None)
 
 
 def chosen(folders: Collection[Path], labels: Sequence[str], poses: int) -> list[int]:
-    """The images that are shown: the first ones, and where there are scenarios the first of each, then the second of each, and so on."""
-    known = sorted(
-        {int(file.stem) for folder in folders for file in (folder / "samples").glob("*.png") if file.stem.isdigit()}
-    )
+    """The images that are shown: the first ones; with scenarios the first of each, the second of each, and so on."""
+    known = numbered_pngs(folders, "samples")
     if not labels:
-        return known[:poses]
-    pictured = {
-        int(file.stem) for folder in folders for file in (folder / "judged").glob("*.png") if file.stem.isdigit()
-    }
-    parts: dict[str, list[int]] = {}
-    for i in sorted(known, key=lambda i: (i not in pictured, i)):
+        return sorted(known)[:poses]
+    judged, parts = numbered_pngs(folders, "judged"), {}
+    for i in sorted(known, key=lambda i: (i not in judged, i)):
         parts.setdefault(labels[i], []).append(i)
-    return [i for i in chain.from_iterable(zip_longest(*(parts[name] for name in sorted(parts)))) if i is not None][
-        :poses
-    ]
+    turns = chain.from_iterable(zip_longest(*(parts[name] for name in sorted(parts))))
+    return [i for i in turns if i is not None][:poses]
 
 
-def facts_of(cell: Path) -> dict[int, str]:
+def numbered_pngs(folders: Collection[Path], kind: str) -> set[int]:
+    return {int(f.stem) for folder in folders for f in (folder / kind).glob("*.png") if f.stem.isdigit()}
+
+
+def joints_found(cell: Path) -> dict[int, str]:
     """Image -> how many of its joints were found where they should be, as far as the records know."""
     with (cell / "records.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -133,26 +145,22 @@ def read_prompts(cells: Collection[Path]) -> list[str]:
     return files[0].read_text(encoding="utf-8").splitlines() if files else []
 
 
-def inline(path: Path, about: str, side: int) -> str:
-    """A picture as a data address, so that the page needs no other file; large ones are made smaller."""
-    if not path.is_file():
-        return "<span class='dim'>none</span>"
+def stored(path: Path, about: str, side: int) -> Picture:
+    """A picture file, so that the page needs no other file; a large one is made smaller."""
     image = read_png(path)
     if max(image.shape[:2]) > side:
-        return shown(image, about, side)
-    return tag(path.read_bytes(), "png", about, "" if max(image.shape[:2]) > 112 else "small")
+        return shrunk(image, about, side)
+    return Picture(data_address(path.read_bytes(), "png"), about, "" if max(image.shape[:2]) > SHARP else "small")
 
 
-def shown(image: np.ndarray | None, about: str, side: int, kind: str = "") -> str:
-    """An image ``[H, W, 3] uint8`` as a data address, no larger than ``side``."""
-    if image is None:
-        return ""
-    scale = side / max(image.shape[:2])
-    if scale < 1:
+def shrunk(image: np.ndarray, about: str, side: int, look: str = "") -> Picture:
+    """An image ``[H, W, 3] uint8``, no larger than ``side``."""
+    if (scale := side / max(image.shape[:2])) < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])[1]
-    return tag(data.tobytes(), "webp", about, kind)
+    quality = [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY]
+    data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
+    return Picture(data_address(data.tobytes(), "webp"), about, look)
 
 
-def tag(data: bytes, kind: str, about: str, look: str) -> str:
-    return f"<img{f' class={look!r}' if look else ''} alt='{html.escape(about, quote=True)}' src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
+def data_address(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,16 +1,16 @@
 """Published numbers beside measured ones, and whether the two agree.
 
-A benchmark whose protocol repeats a published computation (columns ``paper_*``) on the published data shows the numbers of its methods' papers as rows of their
-own. Whether they should be reached at all, only whoever writes the benchmark can know: the training, the weights and the table that is repeated stand in its
-``reproduction``::
+A benchmark whose protocol repeats a published computation (columns that are ``published``) on the published data shows
+the numbers of its methods' papers as rows of their own. Whether they should be reached at all, only the author of the
+benchmark can know: the training, the weights and the table that is repeated stand in its ``reproduction``::
 
     reproduction:
-      source: GRPose                              # a part of the source's name; numbers of other sources are shown and not compared
+      source: GRPose                              # a part of the source's name; other sources are shown, not compared
       tolerance: {paper_AP: 1.0, paper_PCE: 0.1}  # 0 by default
       excluded: {humansd: "trained for a tenth of the published steps"}
 
-A number counts as reproduced if it lies inside the row's interval or within its tolerance. ``posegen table FOLDER expected=FILE`` compares with a recorded run
-instead, ``{row: {column: value}}`` as in ``experiments/*/expected.yaml``.
+A number counts as reproduced if it lies inside the row's interval or within its tolerance. ``posegen table FOLDER
+expected=FILE`` compares with a recorded run instead, ``{row: {column: value}}`` as in ``experiments/*/expected.yaml``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ import yaml
 from hydra.utils import get_class
 
 from posegen.errors import UserError
+from posegen.metrics.base import Column
 from posegen.report.rows import Group, Row
 
 if TYPE_CHECKING:
     from posegen.adapters.base import Published
 
-PREFIX = "paper_"
 REPRODUCED, DIFFERENT, INCOMPARABLE = "reproduced", "not reproduced", "not comparable"
+EXAMPLE = "lines like 'controlnet: {AP: 16.1}'"
 
 
 @dataclass
@@ -44,20 +45,20 @@ class Reproduction:
         expected: row -> column -> value of a recorded run.
         sources: those that are shown, in order; a row's mark is its number here.
         compared: those that rows were compared with.
-        shown: methods whose reported rows have been made.
-        notes: what stands below the table.
+        shown: methods whose reported rows are in the table.
+        notes: (row, what to say about it) below the table.
     """
 
-    columns: Sequence[str]
+    columns: Sequence[Column]
     settings: Mapping[str, Any] = field(default_factory=dict)
     expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     compared: dict[str, None] = field(default_factory=dict)
     shown: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def beside(self, group: Group, row: Row) -> list[Row]:
-        """The reported rows that belong to a row, after giving it its status (``reproduction``); once for each method."""
+        """The reported rows that belong to a row, after setting its status (``reproduction``); once for each method."""
         if group.name in self.expected:
             self._judge(row, "the recorded run", self.expected[group.name], {})
             return []
@@ -65,29 +66,18 @@ class Reproduction:
         if not published:
             return []
         here = [fact for fact in published if same_name(fact.data, group.data)]
-        repeated = [fact for fact in here if fact.source in self._repeated(here)]
+        wanted = self.settings.get("source")
+        repeated = [fact for fact in here if wanted and wanted in fact.source]
         if refusal := self._refusal(group, row, published, here, repeated):
             row["reproduction"] = INCOMPARABLE
-            self.notes.append(f"{row['method']}, {INCOMPARABLE} with published numbers: {refusal}.")
+            self.notes.append((row["method"], f"{INCOMPARABLE} with published numbers: {refusal}."))
         else:
-            self._judge(
-                row,
-                repeated[0].source,
-                {fact.column: fact.value for fact in repeated},
-                self.settings.get("tolerance") or {},
-            )
-        fresh = group.method not in self.shown
+            values = {fact.column: fact.value for fact in repeated}
+            self._judge(row, repeated[0].source, values, self.settings.get("tolerance") or {})
+        if group.method in self.shown:
+            return []
         self.shown.add(group.method)
-        return (
-            [self._row(group.method, source, here) for source in dict.fromkeys(fact.source for fact in here)]
-            if fresh
-            else []
-        )
-
-    def _repeated(self, here: Sequence[Published]) -> list[str]:
-        """The sources that the benchmark repeats."""
-        wanted = self.settings.get("source")
-        return [fact.source for fact in here if wanted and wanted in fact.source]
+        return [self._row(group.method, source, here) for source in dict.fromkeys(fact.source for fact in here)]
 
     def _refusal(
         self,
@@ -97,7 +87,7 @@ class Reproduction:
         here: Sequence[Published],
         repeated: Sequence[Published],
     ) -> str:
-        """Why a row cannot be compared with what is published about its method; empty where it can."""
+        """Why a row cannot be compared with the numbers published about its method; empty where it can."""
         if not here:
             return f"published on {', '.join(sorted({fact.data for fact in published}))}; this is {group.data}"
         if row["state"] != "finished":
@@ -109,8 +99,8 @@ class Reproduction:
         return "" if repeated else f"no source of its numbers has {self.settings['source']!r} in its name"
 
     def _published(self, group: Group) -> list[Published]:
-        """What is published about a method and this protocol measures; only then is the method's module imported."""
-        if not any(column.startswith(PREFIX) for column in self.columns) or not group.adapter:
+        """The numbers published about a method that this protocol measures; only then is its module imported."""
+        if not any(column.published for column in self.columns) or not group.adapter:
             return []
         paper: Any = getattr(get_class(group.adapter), "paper", None)
         return [fact for fact in getattr(paper, "published", ()) if fact.read and fact.column in self.columns]
@@ -118,71 +108,65 @@ class Reproduction:
     def _row(self, method: str, source: str, published: Sequence[Published]) -> Row:
         if source not in self.sources:
             self.sources.append(source)
+        name = f"{method} [{self.sources.index(source) + 1}]"
         values = {fact.column: fact.value for fact in published if fact.source == source}
-        return {
-            "method": f"{method} [{self.sources.index(source) + 1}]",
-            "ranked": False,
-            **values,
-            "state": "reported",
-            "reason": source,
-        }
+        return {"method": name, "ranked": False, **values, "state": "reported", "reason": source}
 
     def _judge(self, row: Row, source: str, values: Mapping[str, float], tolerance: Mapping[str, float]) -> None:
         """Compares the values of columns."""
         if unknown := sorted(values.keys() - set(self.columns)):
             raise UserError(
-                f"{source} has values of {', '.join(unknown)}, which are no columns of this protocol; its columns are {', '.join(self.columns)}"
+                f"{source} has values of {', '.join(unknown)}, which are no columns of this protocol; "
+                f"its columns are {', '.join(self.columns)}"
             )
         if row["state"] != "finished":
             return
         missed = []
         for column, value in values.items():
-            own, low, high = (row[f"{column}{end}"] for end in ("", "_lo", "_hi"))
-            near = abs(own - value) <= tolerance.get(column, 0.0)
+            measured, low, high = (row[f"{column}{end}"] for end in ("", "_lo", "_hi"))
+            near = abs(measured - value) <= tolerance.get(column, 0.0)
             if not (near or low <= value <= high):
-                missed.append(f"{column} {own:.4g} [{low:.4g}, {high:.4g}] where {value:g} was reported")
+                missed.append(f"{column} {measured:.4g} [{low:.4g}, {high:.4g}] where {value:g} was reported")
         row["reproduction"] = DIFFERENT if missed else REPRODUCED
         self.compared[source] = None
         if missed:
-            self.notes.append(f"{row['method']}, {DIFFERENT} ({source}): {'; '.join(missed)}.")
+            self.notes.append((row["method"], f"{DIFFERENT} ({source}): {'; '.join(missed)}."))
 
     def legend(self) -> list[str]:
         """The sources by number, then the reasons; equal reasons of several rows in one note."""
-        notes: dict[str, list[str]] = {}
-        for note in self.notes:
-            name, _, rest = note.partition(", ")
-            notes.setdefault(rest, []).append(name)
-        told = [f"{', '.join(names)}: {rest}" for rest, names in notes.items()]
-        shown = [f"[{i}] Reported, not measured here: {source}." for i, source in enumerate(self.sources, 1)]
-        with_what = f"Compared with {' and '.join(self.compared)}: {REPRODUCED} where the values lie inside the row's intervals or the benchmark's tolerance."
-        return [*shown, *([with_what] if self.compared else []), *told]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.notes:
+            reasons.setdefault(reason, []).append(name)
+        lines = [f"[{i}] Reported, not measured here: {source}." for i, source in enumerate(self.sources, 1)]
+        if self.compared:
+            lines.append(
+                f"Compared with {' and '.join(self.compared)}: {REPRODUCED} where the values lie inside the row's "
+                "intervals or the benchmark's tolerance."
+            )
+        return [*lines, *(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())]
 
 
 def same_name(one: str, other: str) -> bool:
     """Whether two names of data sets differ in spelling only: Human-Art, human_art."""
-    plain = ["".join(char for char in name.lower() if char.isalnum()) for name in (one, other)]
-    return plain[0] == plain[1]
+    letters = ["".join(char for char in name.lower() if char.isalnum()) for name in (one, other)]
+    return letters[0] == letters[1]
 
 
 def read_expected(path: Path) -> dict[str, dict[str, float]]:
     """Row -> column -> value of an ``expected.yaml``.
 
     Raises:
-        UserError: the file is none.
+        UserError: the file is missing or holds something else.
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        told = " ".join(str(error).split())
-        raise UserError(
-            f"expected={path} cannot be read ({told}); expected a yaml file with lines like 'controlnet: {{AP: 16.1}}'"
-        ) from error
-    numbers = isinstance(found, dict) and all(
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected={path} cannot be read ({reason}); expected a yaml file with {EXAMPLE}") from error
+    rows = found.values() if isinstance(found, dict) else [None]
+    if not all(
         isinstance(row, dict) and all(isinstance(v, int | float) and not math.isnan(v) for v in row.values())
-        for row in found.values()
-    )
-    if not numbers:
-        raise UserError(
-            f"expected={path} needs lines like 'controlnet: {{AP: 16.1}}': for each row the values of some columns"
-        )
+        for row in rows
+    ):
+        raise UserError(f"expected={path} needs {EXAMPLE}: for each row the values of some columns")
     return found

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posegen.io.text import read_json
+from posegen.report.study import COSTS, read_costs, read_facts, read_status
 
-COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
 REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none
 Row = dict[str, Any]
 
@@ -23,7 +22,7 @@ class Group:
         name: of the row.
         cells: entries of the plan with ``state`` and ``reason``.
         folder: where the benchmark lies.
-        spread: bootstrap distributions of the columns; empty until `row` was made.
+        spread: bootstrap distributions of the columns; empty until `row` was called.
         absent: column -> why its records cannot fill it.
     """
 
@@ -43,6 +42,14 @@ class Group:
         return [self.folder / cell["folder"] for cell in self.cells if cell["state"] == "finished"]
 
     @property
+    def state(self) -> dict[str, str]:
+        """``state`` and ``reason`` of the row: those of the first cell that did not finish, if there is one."""
+        unfinished = next((cell for cell in self.cells if cell["state"] != "finished"), None)
+        if unfinished:
+            return {"state": unfinished["state"], "reason": unfinished["reason"]}
+        return {"state": "finished", "reason": self.remark}
+
+    @property
     def method(self) -> str:
         return str(self.cells[0]["method"])
 
@@ -54,22 +61,16 @@ class Group:
     @property
     def adapter(self) -> str:
         """Import path of the method's class, empty where no cell has started."""
-        stored = [identity_of(self.folder / cell["folder"]).get("adapter") or {} for cell in self.cells]
-        return next((node["_target_"] for node in stored if "_target_" in node), "")
+        identities = [read_status(self.folder / cell["folder"]).get("identity") or {} for cell in self.cells]
+        return next((found["adapter"]["_target_"] for found in identities if found.get("adapter")), "")
 
     def row(self, protocol: Any) -> Row:
-        """The values, costs and state of the row; a cell that did not finish makes the row unfinished."""
+        """The values, costs and state of the row."""
         values, spread = row_of(self.finished, protocol)
         self.spread = spread or {}
         if self.finished:
             self.absent = protocol.absent(protocol.read(self.finished[0]))
-        failed = next((cell for cell in self.cells if cell["state"] != "finished"), None)
-        state = (
-            {"state": failed["state"], "reason": failed["reason"]}
-            if failed
-            else {"state": "finished", "reason": self.remark}
-        )
-        return {"method": self.name, "ranked": self.ranked, **values, **state, "faithful": self.faithful}
+        return {"method": self.name, "ranked": self.ranked, **values, **self.state, "faithful": self.faithful}
 
     @property
     def remark(self) -> str:
@@ -86,27 +87,23 @@ class Group:
         """What cells say about themselves; older ones say it in the method folder that they trained."""
         for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
             if file.is_file():
-                yield read_json(file)
+                yield read_facts(file, "run this cell again")
 
 
 def grouped(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
-    """The rows of a plan's cells, which have their ``state``, in the plan's order."""
+    """The rows of a plan's cells, which have their ``state``, in the plan's order.
+
+    A row is named after its method, and after its folder's settings where a method has several rows.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
         groups.setdefault(str(Path(cell["folder"]).parent), []).append(cell)
-    names = row_names(groups)
-    return [Group(names[key], group, folder) for key, group in groups.items()]
-
-
-def row_names(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    """A row is named after its method, and after its folder's settings where a method has several rows."""
-    names = {}
-    for key, group in groups.items():
-        method = str(group[0]["method"])
-        alone = sum(g[0]["method"] == method for g in groups.values()) == 1
-        settings = Path(key).name.partition(",")[2]
-        names[key] = method if alone else f"{method} ({settings or 'default'})"
-    return names
+    methods = [str(group[0]["method"]) for group in groups.values()]
+    names = [
+        method if methods.count(method) == 1 else f"{method} ({Path(key).name.partition(',')[2] or 'default'})"
+        for key, method in zip(groups, methods, strict=True)
+    ]
+    return [Group(name, group, folder) for name, group in zip(names, groups.values(), strict=True)]
 
 
 def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, Any] | None]:
@@ -121,10 +118,8 @@ def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, An
 
 def costs_of(folders: Sequence[Path]) -> Row:
     """Mean costs over seeds."""
-    notes = [read_json(f / "costs.json") if (f / "costs.json").is_file() else {} for f in folders]
     notes = [
-        {**note, "wall_s": round(read_json(f / "status.json").get("wall_s", math.nan), 1)}
-        for f, note in zip(folders, notes, strict=True)
+        {**read_costs(folder), "wall_s": round(read_status(folder).get("wall_s", math.nan), 1)} for folder in folders
     ]
     known = {name: [note[name] for note in notes if name in note] for name in COSTS}
     return {f"cost_{name}": sum(values) / len(values) for name, values in known.items() if values}
@@ -132,24 +127,21 @@ def costs_of(folders: Sequence[Path]) -> Row:
 
 def state_of(cell: Path, expected: str) -> dict[str, str]:
     """State and reason of a cell, by its ``status.json``."""
-    path = cell / "status.json"
-    if not path.is_file():
+    status = read_status(cell)
+    if not status:
         return {"state": "missing", "reason": "never started"}
-    status = read_json(path)
-    if status["hash"] != expected:
+    if status.get("hash") != expected:
         return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
     state = "interrupted" if status["state"] == "running" else status["state"]
     return {"state": state, "reason": status.get("reason") or ""}
 
 
-def identity_of(cell: Path) -> dict[str, Any]:
-    """What a cell's results depend on, empty for one that was never started."""
-    path = cell / "status.json"
-    return read_json(path).get("identity") or {} if path.is_file() else {}
-
-
 def add_tests(rows: Sequence[Row], groups: Sequence[Group], baseline: str | None, protocol: Any) -> bool:
-    """Adds ``<column>_p``: paired bootstrap tests against the baseline row, adjusted over the methods (Holm); whether there was something to test."""
+    """Adds ``<column>_p``: paired bootstrap tests against the baseline row, adjusted over the methods (Holm).
+
+    Returns:
+        Whether there was something to test.
+    """
     tested = {group.name: group.spread for group in groups if group.ranked and group.spread}
     if baseline not in tested or len(tested) < 2:
         return False

@@ -1,73 +1,167 @@
-"""The cells of a folder that no benchmark planned: sweeps of ``posegen train`` and ``posegen evaluate``."""
+"""A study on disk: the plan of its cells, and the small files that a cell keeps beside its records."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
 
 from posegen.errors import UserError
-from posegen.io.text import read_json
-from posegen.verbs.benchmark import planned
+from posegen.io.atomic import read_json
 
-#: What cells of one table must share, so that their images are paired.
+#: What the identities of cells must share for their images to be paired.
 SHARED = ("protocol", "estimator")
+COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
 UNJUDGED = {"state": "not judged", "reason": "trained, not judged; posegen evaluate judges it"}
 
 
-def study_of(folder: Path) -> dict[str, Any]:
-    """The plan of a benchmark, and of another folder one that expects the cells it has.
+def read_facts(path: Path, fix: str, *required: str, **kinds: type | UnionType) -> dict[str, Any]:
+    """The object in a json file.
+
+    Args:
+        fix: what mends a wrong file.
+        required: keys that are always there.
+        kinds: key -> type of its value, where it is there.
+
+    Raises:
+        UserError: the file has something else; names the file, the key and the fix.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}; expected an object; {fix}")
+    for key in required:
+        if key not in found:
+            raise UserError(f"{path} has no {key}; {fix}")
+    for key, kind in kinds.items():
+        if key in found and not isinstance(found[key], kind):
+            expected = kind if isinstance(kind, UnionType) else kind.__name__
+            raise UserError(f"{path}: {key} is {found[key]!r}; expected {expected}; {fix}")
+    return found
+
+
+def benchmark_plan(folder: Path) -> dict[str, Any]:
+    """``cells.json`` of a benchmark folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path, fix = folder / "cells.json", "run posegen benchmark again, which writes it"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no benchmark (cells.json is missing); run posegen benchmark first or name another folder"
+        )
+    plan = read_facts(path, fix, "protocol", "cells", protocol=dict, cells=list)
+    for i, cell in enumerate(plan["cells"]):
+        if not isinstance(cell, dict) or not {"folder", "method", "seed", "hash"} <= cell.keys():
+            raise UserError(f"{path}: entry {i} of cells is {cell!r}; expected folder, method, seed and hash; {fix}")
+    return plan
+
+
+def study_plan(folder: Path) -> dict[str, Any]:
+    """The plan of a benchmark; of another folder, such as a sweep of ``posegen train``, one that expects its cells.
 
     Raises:
         UserError: there are no cells, or they were judged in different ways.
     """
     if (folder / "cells.json").is_file():
-        return planned(folder)
-    cells = [
-        path.parent for path in sorted(folder.rglob("seed*/status.json")) if (path.parent / "config.yaml").is_file()
-    ]
+        return benchmark_plan(folder)
+    cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if read_config(path.parent)]
     if not cells:
         raise UserError(
-            f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); name the folder of a benchmark, or of a sweep: outputs/train"
+            f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); "
+            "name the folder of a benchmark, or of a sweep: outputs/train"
         )
-    configs = {cell: yaml.safe_load((cell / "config.yaml").read_text(encoding="utf-8")) for cell in cells}
+    configs, statuses = ({cell: read(cell) for cell in cells} for read in (read_config, read_status))
     judged = [cell for cell in cells if (cell / "records.csv").is_file()]
-    require_alike(judged)
-    planned_cells = [
+    require_paired(judged)
+    entries = [
         {
             "folder": cell.relative_to(folder).as_posix(),
             "method": configs[cell]["method"],
             "seed": configs[cell]["seed"],
-            "hash": read_json(cell / "status.json")["hash"],
-            **({} if cell in judged or read_json(cell / "status.json")["state"] != "finished" else UNJUDGED),
+            "hash": statuses[cell]["hash"],
+            **({} if cell in judged or statuses[cell]["state"] != "finished" else UNJUDGED),
         }
         for cell in cells
     ]
-    return {
-        "title": f"Study {folder.name}",
-        "baseline": "none",
-        "protocol": configs[(judged or cells)[0]]["protocol"],
-        "cells": planned_cells,
-    }
+    protocol = configs[(judged or cells)[0]]["protocol"]
+    return {"title": f"Study {folder.name}", "baseline": "none", "protocol": protocol, "cells": entries}
 
 
-def require_alike(cells: list[Path]) -> None:
-    """Refuses cells whose images are not paired.
+def require_paired(cells: Sequence[Path]) -> None:
+    """Refuses judged cells whose images are not paired.
 
     Raises:
         UserError: names the first two that differ, and in what.
     """
     for cell in cells[1:]:
-        here, there = (read_json(path / "status.json")["identity"] for path in (cell, cells[0]))
+        here, there = (read_status(path).get("identity") or {} for path in (cell, cells[0]))
         other = [key for key in SHARED if here.get(key) != there.get(key)]
-        if other or ids(cell) != ids(cells[0]):
+        if other or judged_ids(cell) != judged_ids(cells[0]):
             raise UserError(
-                f"{cells[0]} and {cell} differ in {', '.join(other) or 'the images that were judged'}; name a folder whose cells are judged alike"
+                f"{cells[0]} and {cell} differ in {', '.join(other) or 'the images that were judged'}, so their images "
+                "are not paired; judge both alike, on the same data.test"
             )
 
 
-def ids(cell: Path) -> list[str]:
+def judged_ids(cell: Path) -> list[str]:
     with (cell / "records.csv").open(newline="", encoding="utf-8") as file:
         return [row["id"] for row in csv.DictReader(file)]
+
+
+def read_status(cell: Path) -> dict[str, Any]:
+    """``status.json`` of a cell, empty for one that was never started."""
+    path = cell / "status.json"
+    if not path.is_file():
+        return {}
+    kinds: dict[str, Any] = {
+        "state": str,
+        "hash": str,
+        "wall_s": int | float,
+        "identity": dict | None,
+        "versions": dict,
+    }
+    return read_facts(path, "delete it and run this cell again", "state", **kinds)
+
+
+def read_costs(cell: Path) -> dict[str, Any]:
+    """``costs.json`` of a cell, empty where there is none."""
+    path = cell / "costs.json"
+    fix = "delete it; the table goes without these costs"
+    return read_facts(path, fix, **dict.fromkeys(COSTS, int | float)) if path.is_file() else {}
+
+
+def read_config(cell: Path) -> dict[str, Any]:
+    """``config.yaml`` of a cell, empty where there is none.
+
+    Raises:
+        UserError: it is no yaml file.
+    """
+    path = cell / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is not a readable yaml file ({reason}); run this cell again, which writes it"
+        ) from error
+
+
+def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
+    """The named folders; by default every benchmark under ``outputs/benchmark``.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = sorted(path.parent for path in Path("outputs/benchmark").glob("*/cells.json"))
+    found = [Path(folder) for folder in folders] or known
+    if not found:
+        raise UserError(
+            "outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: "
+            f"posegen {verb} FOLDER"
+        )
+    return found

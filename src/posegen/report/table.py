@@ -1,13 +1,8 @@
-"""Tables: from the records of cells alone, so they can be made again at any time.
-
-``table.csv`` has every column of the protocol; the formats that people read have its headline. Below them stands whatever a reader must know to believe them:
-what the intervals are, why a column is empty, where a published number comes from.
-"""
+"""The table of a study as plain data, from the records of its cells alone, so it can be built again at any time."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,71 +11,66 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from posegen.errors import UserError
-from posegen.io.text import write_text
-from posegen.report import formats
-from posegen.report.breakdown import Scenarios, breakdowns
+from posegen.metrics.base import Column
+from posegen.report.breakdown import Breakdown, breakdowns
 from posegen.report.published import Reproduction, read_expected
-from posegen.report.rows import REFERENCE, Group, Row, add_tests, grouped, row_of, state_of
+from posegen.report.rows import REFERENCE, Group, Row, add_tests, grouped, state_of
+from posegen.report.study import benchmark_plan
 
-__all__ = ["Table", "build_table", "main", "row_of", "terminal_row", "write_table"]
-
-#: What a reader sees first, in this order; beside other protocols only some of them ...
-HEADLINE = (
-    "PSNR",
-    "SSIM",
-    "person_PSNR",
-    "colour_error",
-    "PCK@0.1",
-    "AP50",
-    "AP",
-    "AP75",
-    "AR",
-    "count_error",
-    "count_bias",
-    "caption_agreement",
-    "judge_frechet",
-    "judge_kernel",
-)
-BESIDE = ("PCK@0.1", "AP", "count_error", "caption_agreement", "judge_frechet")
-#: ... followed by what those measure (``paper_AP``, ``clean_FID``, ``rfd_frechet``).
-MEASURES = ("AP", "SAP", "PCE", "FID", "KID", "CLIP", "frechet")
+#: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
+DIFFERS, FAITHFUL = "†", "‡"
+ALPHA = 0.05
 
 
 @dataclass
 class Table:
-    """A benchmark's rows and how to show them.
+    """A study's rows and the facts that are needed to show them.
 
     Attributes:
         title: what was compared.
         caption: protocol, number of images and seeds, what the intervals and marks are.
-        columns: the protocol's columns.
-        headline: those that people see.
-        lower: columns where smaller is better.
+        columns: the protocol's columns, all of them in ``table.csv``.
+        headline: the shown ones.
+        axes: family -> the columns that a plot can have as its axis, the preferred one first.
         rows: one per method and setting, and one per published source.
         cells: state of every expected cell.
-        folder: where the benchmark lies.
+        folder: of the study.
         notes: what stands below the table.
-        parts: the same by all that the images can be divided by.
+        parts: the same by everything that the images can be divided by.
     """
 
     title: str
     caption: str
-    columns: Sequence[str]
-    headline: Sequence[str]
-    lower: frozenset[str]
+    columns: Sequence[Column]
+    headline: Sequence[Column]
+    axes: Mapping[str, Sequence[Column]]
     rows: list[Row]
     cells: list[dict[str, Any]]
     folder: Path
     notes: list[str] = field(default_factory=list)
-    parts: Sequence[Scenarios] = ()
+    parts: Sequence[Breakdown] = ()
 
     @property
-    def scenarios(self) -> Scenarios | None:
+    def scenarios(self) -> Breakdown | None:
         return next((found for found in self.parts if found.by == "scenario"), None)
 
     @property
-    def shown(self) -> dict[str, Path]:
+    def accuracy(self) -> Column:
+        """The column of pose accuracy that plots show: the preferred one of those that are not empty."""
+        return next((column for column in self.axes["accuracy"] if self.filled(column)), self.headline[0])
+
+    @property
+    def quality(self) -> Column | None:
+        """The column of quality that plots show beside it; of equals, a shown one; None where there is none."""
+        filled = [c for c in self.axes["quality"] if c != self.accuracy and self.filled(c)]
+        return min(filled, key=lambda c: (c.axis, c not in self.headline), default=None)
+
+    def filled(self, column: str) -> bool:
+        """Whether a row has a value of a column."""
+        return not all(math.isnan(row.get(column, math.nan)) for row in self.rows)
+
+    @property
+    def pictured(self) -> dict[str, Path]:
         """Row -> folder of its cell of the first seed, or of the next one that finished."""
         done = [cell for cell in self.cells if cell["state"] == "finished"]
         found: dict[str, Path] = {}
@@ -88,29 +78,9 @@ class Table:
             found.setdefault(cell["row"], self.folder / cell["folder"])
         return {row: found[row] for row in dict.fromkeys(cell["row"] for cell in done)}
 
-    def csv(self) -> str:
-        return formats.table_csv(self)
-
-    def markdown(self) -> str:
-        notes = [f"- {note}" for note in self.notes]
-        return "\n".join(
-            [
-                f"# {self.title}",
-                "",
-                formats.markdown(formats.grid(self)),
-                "",
-                self.caption,
-                *([""] if notes else []),
-                *notes,
-                "",
-            ]
-        )
-
-    def latex(self) -> str:
-        return formats.latex(formats.grid(self), f"{self.title}. {self.caption}", self.notes)
-
-    def terminal(self) -> str:
-        return "\n".join([self.title, formats.aligned(formats.grid(self)), self.caption, *self.notes])
+    @property
+    def pictured_methods(self) -> dict[str, Path]:
+        return {name: cell for name, cell in self.pictured.items() if not name.startswith(REFERENCE)}
 
 
 def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, Any] | None = None) -> Table:
@@ -120,125 +90,59 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
         expected: a recorded run that the rows are compared with.
         plan: which cells are expected; by default, those that the benchmark planned.
     """
-    from posegen.verbs.benchmark import planned
-
-    plan = planned(folder) if plan is None else plan
+    plan = benchmark_plan(folder) if plan is None else plan
     cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
     protocol = instantiate(OmegaConf.create(plan["protocol"]), _convert_="all")
     groups = grouped(cells, folder)
     for group in groups:
         for cell in group.cells:
             cell["row"] = group.name
-    own = [group.row(protocol) for group in groups]
-    tested = add_tests(own, groups, plan.get("baseline"), protocol)
+    measured = [group.row(protocol) for group in groups]
+    tested = add_tests(measured, groups, plan.get("baseline"), protocol)
     reproduction = Reproduction(
         protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {}
     )
-    rows = [line for group, row in zip(groups, own, strict=True) for line in (row, *reproduction.beside(group, row))]
-    headline = headline_of(protocol.columns, plan.get("headline"))
+    rows = [
+        line for group, row in zip(groups, measured, strict=True) for line in (row, *reproduction.beside(group, row))
+    ]
+    headline = protocol.headline(plan.get("headline"))
     return Table(
         title=plan.get("title") or f"Benchmark {folder.name}",
         caption=caption(protocol, rows, str(plan.get("baseline")) if tested else None),
         columns=protocol.columns,
         headline=headline,
-        lower=protocol.lower_is_better,
+        axes={family: protocol.axes(family) for family in ("accuracy", "quality")},
         rows=rows,
         cells=cells,
         folder=folder,
-        notes=[*reproduction.legend(), *gaps(own, groups, protocol.columns), *remarks(own, protocol, headline)],
+        notes=[*reproduction.legend(), *gaps(measured, groups, protocol.columns), *remarks(measured, headline)],
         parts=breakdowns(groups, protocol, headline),
     )
-
-
-def headline_of(columns: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
-    """The columns that people see.
-
-    Args:
-        columns: of the protocol.
-        wanted: the benchmark's ``headline``; by default the usual ones of those that there are.
-
-    Raises:
-        UserError: the protocol lacks a wanted column.
-    """
-    if unknown := [name for name in wanted or () if name not in columns]:
-        raise UserError(f"headline: the protocol has no column {', '.join(unknown)}; it has {', '.join(columns)}")
-    others = [
-        name for name in columns if name not in HEADLINE and name.count("_") < 2 and name.rpartition("_")[2] in MEASURES
-    ]
-    usual = [name for name in (BESIDE if others else HEADLINE) if name in columns]
-    return list(wanted or [*usual, *others] or columns)
-
-
-def write_table(folder: Path, expected: Path | None = None) -> Table:
-    """Writes ``table.{csv,md,tex,html}`` and ``pictures.png`` of a benchmark, with scenarios also ``table_scenarios.{csv,md}`` and ``pictures/*.png``."""
-    from posegen.report.page import page
-    from posegen.runner.images import by_scenario, overview, write_png
-
-    table = build_table(folder, expected)
-    for suffix, text in {
-        "csv": table.csv(),
-        "md": table.markdown(),
-        "tex": table.latex(),
-        "html": page(table),
-    }.items():
-        write_text(folder / f"table.{suffix}", text)
-    if table.scenarios is not None:
-        write_text(folder / "table_scenarios.csv", table.scenarios.csv())
-        write_text(folder / "table_scenarios.md", table.scenarios.markdown(table.title))
-    methods = {name: cell for name, cell in table.shown.items() if not name.startswith(REFERENCE)}
-    if (pictures := overview(methods)) is not None:
-        write_png(folder / "pictures.png", pictures)
-    labels = table.scenarios.labels if table.scenarios else []
-    for scenario, grid in by_scenario(labels, methods, table.shown.get(f"{REFERENCE}real")).items():
-        write_png(folder / "pictures" / (re.sub(r"[^\w.-]+", "_", scenario) + ".png"), grid)
-    return table
-
-
-def main(argv: Sequence[str]) -> int:
-    """The verb ``posegen table [folder ...] [expected=FILE]``: makes a benchmark's table again from its records."""
-    expected = next((Path(word.partition("=")[2]) for word in argv if word.startswith("expected=")), None)
-    folders = [Path(word) for word in argv if not word.startswith("expected=")]
-    folders = folders or sorted(path.parent for path in Path("outputs/benchmark").glob("*/cells.json"))
-    if not folders:
-        raise UserError(
-            "outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: posegen table FOLDER"
-        )
-    for folder in folders:
-        table = write_table(folder, expected)
-        print(table.terminal())
-        print(
-            f"table: {folder / 'table.md'} (also .tex, .csv, .html{', table_scenarios.md' if table.scenarios else ''})"
-        )
-    return 0
-
-
-# What stands below a table.
 
 
 def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
     """What the numbers, intervals and marks are; of marks, those that occur."""
     seeds = {r["n_seeds"] for r in rows if r.get("n_seeds")}
-    images = {r["n_images"] for r in rows if r.get("n_images")}
-    span = ", ".join(map(str, sorted(images))) or "no"
-    over = (
-        "images only (one seed: differences between trainings are not in them)" if seeds <= {1} else "seeds and images"
-    )
-    told = [
-        f"Protocol {protocol.name} v{protocol.version}, {span} images; {protocol.level:.0%} bootstrap intervals over {over}.",
+    images = ", ".join(map(str, sorted({r["n_images"] for r in rows if r.get("n_images")}))) or "no"
+    one_seed = "images only (one seed: differences between trainings are not in them)"
+    sentences = [
+        f"Protocol {protocol.name} v{protocol.version}, {images} images; {protocol.level:.0%} bootstrap intervals over "
+        f"{one_seed if seeds <= {1} else 'seeds and images'}.",
         f"{protocol.note} Reference rows are bounds and are not ranked.",
     ]
     if sum(r["ranked"] and r["state"] == "finished" for r in rows) > 1:
-        told.append("Bold: the best method of a column; underlined: the second best of three or more.")
+        sentences.append("Bold: the best method of a column; underlined: the second best of three or more.")
     if baseline:
-        told.append(
-            f"{formats.DIFFERS}: differs from {baseline} (paired bootstrap test, Holm-adjusted over the methods, p < {formats.ALPHA:g})."
+        sentences.append(
+            f"{DIFFERS}: differs from {baseline} (paired bootstrap test, Holm-adjusted over the methods, "
+            f"p < {ALPHA:g})."
         )
     if any(r.get("faithful") == "true" for r in rows):
-        told.append(f"{formats.FAITHFUL}: official quirks are reproduced rather than corrected.")
-    return " ".join(told)
+        sentences.append(f"{FAITHFUL}: official quirks are reproduced rather than corrected.")
+    return " ".join(sentences)
 
 
-def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[str]) -> list[str]:
+def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[Column]) -> list[str]:
     """Why columns are empty, and what rows say about their own pictures."""
     finished = [(row, group) for row, group in zip(rows, groups, strict=True) if row["state"] == "finished"]
     found: dict[tuple[str, ...], list[str]] = {}
@@ -246,9 +150,8 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[str]) -
         empty: dict[str, list[str]] = {}
         for row, group in finished:
             if math.isnan(row[column]):
-                empty.setdefault(group.absent.get(column, "the records hold nothing to compute it from"), []).append(
-                    row["method"]
-                )
+                reason = group.absent.get(column, "the records hold nothing to compute it from")
+                empty.setdefault(reason, []).append(row["method"])
         for reason, names in empty.items():
             found.setdefault((reason.rstrip("."), *(names if len(names) < len(finished) else ())), []).append(column)
     notes = [
@@ -258,18 +161,10 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[str]) -
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 
-def remarks(rows: Iterable[Row], protocol: Any, headline: Sequence[str]) -> list[str]:
-    """What the values of the headline depend on beyond the images; of columns that have some."""
-    filled = [column for column in headline if any(not math.isnan(row.get(column, math.nan)) for row in rows)]
-    told: dict[str, list[str]] = {}
-    known: Mapping[str, str] = {column: text for metric in protocol.metrics for column, text in metric.remarks.items()}
-    for column in filled:
-        if column in known:
-            told.setdefault(known[column], []).append(column)
-    return [f"{', '.join(columns)}: {text.rstrip('.')}." for text, columns in told.items()]
-
-
-def terminal_row(row: Row) -> str:
-    """One row as lines of ``name value [low, high]``."""
-    names = headline_of([name for name in row if f"{name}_lo" in row])
-    return "\n".join(f"{name:>20}  {formats.interval_text(row, name)}" for name in names)
+def remarks(rows: Iterable[Row], headline: Sequence[Column]) -> list[str]:
+    """What the values of the shown columns depend on beyond the images; of columns that have some."""
+    found: dict[str, list[str]] = {}
+    for column in headline:
+        if column.remark and any(not math.isnan(row.get(column, math.nan)) for row in rows):
+            found.setdefault(column.remark, []).append(column)
+    return [f"{', '.join(columns)}: {text.rstrip('.')}." for text, columns in found.items()]

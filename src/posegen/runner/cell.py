@@ -1,85 +1,52 @@
 """A cell: one method on one data set with one seed and one set of settings, in one folder.
 
-``status.json`` is the only truth about it. The same identity again continues or skips the cell; another identity at the same place is refused.
+``status.json`` is the only truth about it. The same identity again continues or skips the cell; another identity at
+the same place is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
+import platform
+import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS
 from posegen.errors import CellConflict, UserError
-from posegen.io.text import read_json, write_json, write_text
+from posegen.io.atomic import read_json, write_json, write_text
+from posegen.io.hashes import content_hash, value_hash
+from posegen.io.locks import locked
 
-#: Groups and keys that results depend on ...
-IDENTITY = (
+#: Groups and keys that results depend on, except for `NEUTRAL_KEYS`; weights at a path count by their hash.
+IDENTITY = [
     "task",
     "adapter",
     "backbone",
     "data",
     "sampler",
     "optim",
+    "budget",
+    "compute",
     "trainer",
+    "callbacks",
     "estimator",
     "protocol",
     "seed",
     "checkpoint",
     "transfer",
-)
-#: ... except for these: where things lie, who computes, how it is shown. (Weights at a path count by their hash.)
-NEUTRAL = frozenset(
-    {
-        "cache",
-        "workers",
-        "devices",
-        "nodes",
-        "strategy",
-        "accelerator",
-        "progress",
-        "save_every",
-        "log_every",
-        "validate_every",
-        "validate_images",
-    }
-)
-#: Overrides that do not belong in a folder's name: these stand elsewhere in the path ...
-PLACED = frozenset({"adapter", "data", "seed", "study"})
-#: ... and these, with whatever is below them, change no result, or do so through keys of their own.
-UNNAMED = frozenset(
-    {
-        "logger",
-        "hydra",
-        "paths",
-        "experiment",
-        "benchmark",
-        "objective",
-        "force",
-        "shard",
-        "shards",
-        "title",
-        "baseline",
-        "headline",
-        "reproduction",
-    }
-)
-#: Options that differ from their group's default in neutral keys alone.
-ALIKE = frozenset({"trainer=default", "trainer=ddp", "trainer=fsdp"})
+]
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
-#: Stages a cell can go through; an experiment or verb may stop early.
-STATES = ("running", "finished", "failed")
+PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 
 @dataclass
@@ -97,23 +64,19 @@ class Cell:
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, cfg: DictConfig, splits: Sequence[str] = ()) -> Cell:
-        """The cell of a composed configuration; Hydra knows the overrides that led to it.
+    def of(cls, cfg: DictConfig, content: Mapping[str, str | None] | None = None) -> Cell:
+        """The cell of a composed configuration.
 
         Args:
-            splits: those that results depend on. Data sets that know a hash of their content count by it.
+            content: hashes of the data sets on disk that results depend on, by split, see `Components.content`.
         """
-        overrides = HydraConfig.get().overrides.task
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        if config["trainer"]["precision"] == "auto":  # results depend on what it means here, so that is what counts
-            from posegen.runner.precision import precision
-
-            config["trainer"]["precision"] = precision("auto")
-        return cls(folder(config, overrides), {**identity(config), **contents(cfg, splits)}, config)
+        on_disk = {"content": dict(content)} if content and any(content.values()) else {}
+        return cls(Path(config["paths"]["cell"]), {**identity(config), **on_disk}, config)
 
     @property
     def hash(self) -> str:
-        return digest(self.identity)
+        return value_hash(self.identity)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -131,12 +94,11 @@ class Cell:
         if not status or status["hash"] == self.hash:
             return
         rows = differences(status["identity"], self.identity)
-        listed = (
-            "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
-            or "  (files at the same paths have other content)"
-        )
+        listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
         raise CellConflict(
-            f"{self.folder} holds a cell of other settings:\n{listed}\nKeep both with another study=NAME, or delete that folder to replace it."
+            f"{self.folder} holds a cell of other settings:\n"
+            f"{listed or '  (files at the same paths have other content)'}\n"
+            "Keep both with another study=NAME, or delete that folder to replace it."
         )
 
     def finished(self) -> bool:
@@ -146,10 +108,11 @@ class Cell:
     def working(self, sharing: bool = False) -> Iterator[None]:
         """Claims the cell for this process and records how the block ends.
 
-        Another process that works on the cell is waited for: when it has finished, the block may find nothing left to do.
+        Another process that works on the cell is waited for; when it has finished, the block may find nothing to do.
 
         Args:
-            sharing: processes that share the cell do not wait for each other, and the cell is not finished with the block.
+            sharing: processes that share the cell do not wait for each other, and the cell is not finished with the
+                block.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", sharing):
@@ -163,147 +126,61 @@ class Cell:
             try:
                 yield
             except BaseException as error:
-                state = (
-                    "running" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-                )  # the latter is what schedulers' signals become
-                reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-                self.write(
-                    state=state,
-                    reason=reason,
-                    traceback=traceback.format_exc(),
-                    wall_s=earlier + time.time() - started,
-                )
+                # Ctrl-C and the signals of schedulers, which become SystemExit, are no failures.
+                state = "running" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+                reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                wall = earlier + time.time() - started
+                self.write(state=state, reason=reason, traceback=traceback.format_exc(), wall_s=wall)
                 raise
             self.write(state="running" if sharing else "finished", wall_s=earlier + time.time() - started)
 
     def write(self, **facts: Any) -> None:
         """Writes ``status.json``."""
-        write_json(
-            self.folder / "status.json",
-            {"hash": self.hash, "identity": self.identity, "pid": os.getpid(), **provenance(), **facts},
-        )
-
-
-def folder(config: Mapping[str, Any], overrides: Sequence[str]) -> Path:
-    """``<output>/<study>/<method>/<data>[,key=value ...]/seed<k>``; only overrides that change the identity are named."""
-    named = []
-    for override in overrides:
-        key, _, text = override.lstrip("+~").partition("=")
-        group = key.split("@")[0]
-        first, last = group.split(".")[0].split("/")[0], group.split(".")[-1]
-        if override not in ALIKE and group not in PLACED and first not in UNNAMED and last not in NEUTRAL:
-            named.append(f"{group}={_short(config, group, text)}")
-    name = ",".join([config["dataset"], *sorted(named)]).replace("/", "-").replace(" ", "")
-    if len(name) > 150:  # file systems allow 255 bytes
-        name = f"{name[:120]}~{digest(named)[:8]}"
-    return Path(config["paths"]["output"]) / config["study"] / str(config["method"]) / name / f"seed{config['seed']}"
-
-
-def _short(config: Mapping[str, Any], key: str, text: str) -> str:
-    """An override's value as the configuration has it, since Hydra rewrites what was typed (1e-3 to 0.001); of a path only the name."""
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, list | tuple) and any(os.sep in str(each) for each in value):
-        return "+".join(Path(str(each)).name for each in value)
-    text = text if value is None or isinstance(value, Mapping) else str(value)
-    return Path(text).name if os.sep in text else text
+        about = {"hash": self.hash, "identity": self.identity, "pid": os.getpid(), **provenance()}
+        write_json(self.folder / "status.json", {**about, **facts})
 
 
 def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """The part of a resolved configuration that results depend on; files count by content, not by place."""
-    if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return {key: _plain(config[key], key, hashed=key != "data") for key in IDENTITY if key in config}
+    """The part of a configuration that results depend on; files count by content, not by place."""
+    plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    found = {key: neutralised(plain[key], key, hashed=key != "data") for key in IDENTITY if key in plain}
+    callbacks = found.get("callbacks") or {}
+    return {**found, "callbacks": {name: node for name, node in callbacks.items() if name not in NEUTRAL_CALLBACKS}}
 
 
-def contents(cfg: DictConfig, splits: Sequence[str]) -> dict[str, Any]:
-    """The content of data sets on disk, under ``content``; they are prepared where they are not yet. What is generated is all said by its configuration."""
-    from posegen.runner.components import Parts
-
-    parts = Parts(cfg)
-    known = {split: parts.data(split).identity.get("content") for split in dict.fromkeys(splits) if split in cfg.data}
-    return {"content": known} if any(known.values()) else {}
-
-
-def _plain(value: Any, key: str, hashed: bool) -> Any:
-    """A value without neutral keys, and with its paths replaced: weights by a hash of their content, data sets by name, since `contents` knows more of them."""
+def neutralised(value: Any, key: str, hashed: bool) -> Any:
+    """A value without neutral keys and without places: weights count by a hash of their content, data sets by name,
+    since they know a hash of their own (`Components.content`)."""
     if isinstance(value, Mapping):
-        return {k: _plain(v, str(k), hashed) for k, v in value.items() if k not in NEUTRAL}
+        return {k: neutralised(v, str(k), hashed) for k, v in value.items() if k not in NEUTRAL_KEYS}
     if isinstance(value, list | tuple):
-        return [_plain(v, key, hashed) for v in value]
+        return [neutralised(v, key, hashed) for v in value]
     if isinstance(value, str) and value and (os.sep in value or key in PATHS) and Path(value).exists():
         return f"sha256:{content_hash(Path(value))}" if hashed else Path(value).name
     return value
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 over the files at ``path``, by relative name and content; 16 hex digits."""
-    sha = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "card.json":  # a card describes weights, it is not one of them
-            sha.update(file.relative_to(path).as_posix().encode() + b"\0")
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    sha.update(chunk)
-    return sha.hexdigest()[:16]
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def differences(there: Any, here: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, value there, value here) wherever two identities differ."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
-        rows = []
-        for name in sorted({*there, *here}):
-            rows += differences(there.get(name), here.get(name), f"{key}.{name}" if key else str(name))
-        return rows
+        names = sorted({*there, *here})
+        inner = (differences(there.get(n), here.get(n), f"{key}.{n}" if key else str(n)) for n in names)
+        return [row for rows in inner for row in rows]
     return [] if there == here else [(key, there, here)]
 
 
 def provenance() -> dict[str, Any]:
     """Versions and commit, for the record; not part of the identity."""
-    import platform
-    from importlib import metadata
-
-    names = ("posegen", "torch", "diffusers", "lightning", "numpy")
-    versions = {name: metadata.version(name) for name in names if _installed(name)}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "git": git_commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def _installed(name: str) -> bool:
-    from importlib import metadata
-
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # posegen itself, run from a checkout
+            continue
+    return {"versions": versions, "git": git_commit(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
 
 
 def git_commit() -> str | None:
     """The commit of the checkout the code runs from, None outside one."""
-    import subprocess
-
-    where = Path(__file__).resolve().parent
-    result = subprocess.run(["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
-
-
-@contextmanager
-def locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Holds a lock that dies with the process, alone or with others that share it; waits, saying so, while another process keeps it away."""
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process works on {path.parent}", flush=True)
-            fcntl.flock(file, kind)
-        yield
+    where = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    return subprocess.run(where, capture_output=True, text=True, check=False).stdout.strip() or None

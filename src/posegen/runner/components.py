@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
-from posegen.runner.recipe import Recipe
 
 if TYPE_CHECKING:
     from posegen.adapters.base import Adapter
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from posegen.metrics.protocol import Protocol
     from posegen.runner.outputs import Kind
     from posegen.runner.sampler import Sampler
-    from posegen.runner.shards import Shard
+    from posegen.runner.shard import Shard
 
 
 def reference_split(cfg: DictConfig) -> str:
@@ -64,15 +63,15 @@ class Parts:
         """The adapter, attached to the backbone and in its initial state, computing as ``trainer`` says."""
         import torch
 
-        from posegen.runner.precision import arranged, keep_cast, precision
+        from posegen.runner.precision import arranged, keep_cast
 
         adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
-        if "trainer" in self.cfg:  # some verbs compute nothing
+        if "compute" in self.cfg:  # some verbs compute nothing
             for network in (adapter, self.backbone):
-                arranged(network, self.cfg.trainer)
-            keep_cast(self.backbone.unet, precision(self.cfg.trainer.precision))
+                arranged(network, self.cfg.compute)
+            keep_cast(self.backbone.unet, self.cfg.trainer.precision)
         return adapter
 
     def data(self, split: str) -> PoseData:
@@ -81,6 +80,13 @@ class Parts:
                 raise UserError(f"data has no split {split!r}; it has {sorted(map(str, self.cfg.data))}")
             self._data[split] = instantiate(self.cfg.data[split], _convert_="all")
         return self._data[split]
+
+    def content(self, *splits: str) -> dict[str, str | None]:
+        """Hashes of what data sets on disk hold, by split; they are prepared where they are not yet. What is generated
+        is described by its configuration, and has none."""
+        return {
+            split: self.data(split).identity.get("content") for split in dict.fromkeys(splits) if split in self.cfg.data
+        }
 
     @cached_property
     def population(self) -> list[Sample]:
@@ -97,9 +103,7 @@ class Parts:
 
     @cached_property
     def sampler(self) -> Sampler:
-        from posegen.runner.precision import precision
-
-        return instantiate(self.cfg.sampler, precision=precision(self.cfg.trainer.precision), _convert_="all")
+        return instantiate(self.cfg.sampler, precision=self.cfg.trainer.precision, _convert_="all")
 
     @cached_property
     def estimator(self) -> Estimator:
@@ -112,12 +116,6 @@ class Parts:
     @cached_property
     def shard(self) -> Shard:
         """Which batches this process samples and judges."""
-        from posegen.runner.shards import Shard
+        from posegen.runner.shard import Shard
 
         return Shard.of(self.cfg)
-
-    def recipe(self, steps: int) -> Recipe:
-        """Optimiser settings: the shared ones, with what they leave open from the adapter's recipe for this backbone."""
-        recipes: Any = self.cfg.adapter.get("recipes") or {}
-        name = "" if self.cfg.optim.lr is not None and self.cfg.optim.drop_text is not None else self.backbone.recipe
-        return Recipe.of(self.cfg.optim, steps, recipes, name)

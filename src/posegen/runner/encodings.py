@@ -14,7 +14,8 @@ from posegen.backbones.base import Backbone
 from posegen.backbones.text import Text
 from posegen.data.base import PoseData
 from posegen.io.atomic import replacing
-from posegen.runner.cell import digest, locked
+from posegen.io.hashes import value_hash
+from posegen.io.locks import locked
 from posegen.runner.progress import Mode, Progress
 
 SHARD = 1000
@@ -79,7 +80,7 @@ def cached_latents(
     data: PoseData, backbone: Backbone, cache: Path, mode: Mode, of: Literal["latents", "source latents"] = "latents"
 ) -> Encoded:
     """``[N, c, h, w] float16`` latents of every image of a split, or of the image that the appearance of each is taken from."""
-    key = digest([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
+    key = value_hash([of, {**data.identity, "count": None}, backbone.encoding_key("latents")])
     image = data.__getitem__ if of == "latents" else data.source_of
     device = next(backbone.parameters()).device
 
@@ -102,7 +103,7 @@ def cached_text(
     """A function from sample indices to their encoded prompts; each different prompt is encoded and kept once, in half precision."""
     different = sorted(set(prompts))
     place = {prompt: i for i, prompt in enumerate(different)}
-    key = digest(["text", different, backbone.encoding_key("text")])
+    key = value_hash(["text", different, backbone.encoding_key("text")])
 
     @torch.inference_mode()
     def encode(rows: range) -> dict[str, np.ndarray]:

@@ -1,127 +1,97 @@
-"""Sampling a split: one PNG per image, in fixed batches, continued where it was interrupted."""
+"""Sampling a split: one picture per image, in fixed batches, continued where it was interrupted."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.utils import get_class
-from omegaconf import DictConfig
 
 from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch, PoseData
-from posegen.io.text import write_text
+from posegen.io.atomic import write_json, write_text
 from posegen.runner.batches import Needs, collate, fixed_batches
-from posegen.runner.cell import Cell
-from posegen.runner.components import Parts, reference_split
+from posegen.runner.components import Parts
+from posegen.runner.costs import note_costs
 from posegen.runner.devices import device_of
 from posegen.runner.images import keep_sources, pictured
+from posegen.runner.method_folder import load_into
 from posegen.runner.progress import Progress
-from posegen.runner.shards import share
-
-Stage = Callable[[Parts, Path], None]
-UNFINISHED = ": this share is done, others are not; whoever does the last one finishes the cell"
+from posegen.runner.stage import Stage
 
 
-def sample(cfg: DictConfig) -> None:
-    """The verb ``posegen sample``: generates the images of ``data.test``, or of a prompt, with a trained method."""
-    from posegen.runner.prompts import look
-
-    cell = sampled(cfg, finish=look if cfg.prompt is not None else None)
-    print(f"{cell.folder / 'samples'}{'' if cell.finished() else UNFINISHED}")
-
-
-def sampled(
-    cfg: DictConfig,
-    examine: Stage | None = None,
-    whole: Callable[[Parts, Path], bool] | None = None,
-    finish: Stage | None = None,
-    asked: Callable[[DictConfig], None] | None = None,
-    make: Stage | None = None,
-) -> Cell:
-    """The cell of a configuration, after sampling with its checkpoint.
+class Generation(Stage):
+    """Writes the samples of every caption of the test split to ``folder/samples``.
 
     Args:
-        examine: what this process does with the pictures of its batches.
-        whole: whether all that is to be done with batches is done; by default, whether all pictures are there.
-        finish: what one process does with the whole.
-        asked: puts what is asked for in the place of the test split; by default, the prompts.
-        make: makes the pictures; by default, `generate`.
+        weights: the method folder that is sampled; None for a method without weights.
     """
-    from posegen.runner.method_folder import find_checkpoint, load_into
-    from posegen.runner.prompts import ask
-    from posegen.train.loop import prepare_threads
 
-    (asked or ask)(cfg)
-    method: Any = get_class(cfg.adapter._target_)
-    if method.trainable:  # before the cell is named: its identity is that of the weights, not of "the newest"
-        cfg.checkpoint = str(find_checkpoint(cfg))
-    parts = Parts(cfg)
-    if examine is not None:
-        parts.protocol.check()
-    cell = Cell.of(cfg, ["test"] if examine is None else ["test", reference_split(cfg)])
+    def __init__(self, parts: Parts, folder: Path, weights: Path | None) -> None:
+        self.parts, self.folder, self.weights = parts, folder, weights
+        self.data: PoseData = parts.data("test")
+        self.samples = folder / "samples"
 
-    def work() -> None:
-        prepare_threads(cfg)
-        if method.trainable:
-            load_into(parts.adapter, parts.backbone, Path(cfg.checkpoint))
-        (make or generate_all)(parts, cell.folder)
-        if examine is not None:
-            examine(parts, cell.folder)
+    def missing(self, batches: Sequence[range]) -> list[range]:
+        """The batches of which a sample is missing."""
+        return [rows for rows in batches if not all(self.parts.kind.kept(self.samples, i) for i in rows)]
 
-    def conclude() -> None:
-        if finish is not None:
-            finish(parts, cell.folder)
+    def batches(self) -> list[range]:
+        self.data.prepare()
+        return fixed_batches(len(self.data), self.parts.sampler.batch)
 
-    share(cell, parts.shard, work, lambda: (whole or sampled_all)(parts, cell.folder), conclude)
-    return cell
+    def todo(self) -> list[range]:
+        return self.missing(self.parts.shard.select(self.batches()))
+
+    def done(self) -> bool:
+        return not self.missing(self.batches())
+
+    def run(self) -> None:
+        parts, sampler, todo = self.parts, self.parts.sampler, self.todo()
+        adapter = ready(parts, self.weights)
+        total = sum(map(len, parts.shard.select(self.batches())))
+        left, spent = sum(map(len, todo)), 0.0
+        shown = pictured(self.data) if "source" in adapter.reads else set()
+        with Progress(
+            self.folder, parts.shard.label("sample"), total, total - left, "img", parts.cfg.progress
+        ) as progress:
+            for rows in todo:
+                batch = batch_of(parts, adapter, rows)
+                start = time.perf_counter()
+                draws = [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)]
+                spent += time.perf_counter() - start
+                for i, drawn in zip(rows, torch.stack(draws, 1), strict=True):
+                    parts.kind.write(self.samples, i, drawn, batch.size)
+                keep_sources(self.folder, self.data, shown.intersection(rows))
+                progress.update(len(rows))
+        note_row(adapter, self.folder)
+        if adapter.ranked:  # a reference row only reads its pictures
+            note_costs(self.folder, sample_images_per_s=round(left * parts.protocol.draws / spent, 3))
+
+    def finish(self) -> None:
+        if not (self.folder / "row.json").is_file():  # the run that sampled was interrupted in its last moment
+            note_row(self.parts.adapter, self.folder)
+        lines = (f"{' '.join(prompt.split())}\n" for prompt in self.data.prompts)
+        write_text(self.samples / "prompts.txt", "".join(lines))
 
 
-def generate_all(parts: Parts, folder: Path) -> None:
-    generate(parts, parts.adapter, folder)
-
-
-def generate(parts: Parts, adapter: Adapter, folder: Path) -> None:
-    """Writes the samples of every caption of the test split to ``folder/samples``; whole batches that exist are not made again."""
-    from posegen.train.loop import note_costs
-
-    data, sampler, out = parts.data("test"), parts.sampler, folder / "samples"
-    data.prepare()
-    batches = parts.shard.own(fixed_batches(len(data), sampler.batch))
-    missing = [rows for rows in batches if not all(parts.kind.kept(out, i) for i in rows)]
-    if not missing:
-        return
-    total = sum(map(len, batches))
-    done = total - sum(map(len, missing))
-    spent = 0.0
+def ready(parts: Parts, weights: Path | None) -> Adapter:
+    """The adapter with its trained weights, in evaluation mode on the configured device."""
+    if weights is not None:
+        load_into(parts.adapter, parts.backbone, weights)
     device = device_of(parts.cfg.trainer.accelerator)
     parts.backbone.to(device)  # no sub-module of the adapter
-    adapter.eval().to(device)
-    looked_at = pictured(data) if "source" in adapter.reads else set()
-    with Progress(folder, parts.shard.named("sample"), total, done, "img", parts.cfg.trainer.progress) as progress:
-        for rows in missing:
-            batch = batch_of(parts, adapter, rows)
-            start = time.perf_counter()
-            draws = torch.stack(
-                [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(parts.protocol.draws)], 1
-            )
-            spent += time.perf_counter() - start
-            for i, drawn in zip(rows, draws, strict=True):
-                parts.kind.write(out, i, drawn, batch.size)
-            keep_sources(folder, data, looked_at.intersection(rows))
-            progress.update(len(rows))
-    write_text(out / "prompts.txt", "".join(f"{' '.join(prompt.split())}\n" for prompt in data.prompts))
-    if adapter.ranked:  # a reference row only reads its pictures
-        note_costs(folder, sample_images_per_s=round((total - done) * parts.protocol.draws / spent, 3))
+    return parts.adapter.eval().to(device)
 
 
-def sampled_all(parts: Parts, folder: Path) -> bool:
-    """Whether every caption has its samples, whoever made them."""
-    return all(parts.kind.kept(folder / "samples", i) for i in range(len(parts.data("test"))))
+def note_row(adapter: Adapter, folder: Path) -> None:
+    """What a table says about a row besides its numbers, in ``row.json``."""
+    path = folder / "row.json"
+    if adapter.remark or not path.is_file():
+        faithful = adapter.faithful if adapter.trains else None
+        write_json(path, {"remark": adapter.remark, "faithful": faithful})
 
 
 def batch_of(
@@ -132,13 +102,16 @@ def batch_of(
     data: PoseData | None = None,
     fields: frozenset[str] = frozenset(),
 ) -> PoseBatch:
-    """The batch of the samples ``rows`` of a split or of other data, with what the adapter reads, more ``fields``, and the sampler's negative prompt."""
+    """The samples ``rows`` of a split, or of other data, with what the adapter reads and the negative prompt.
+
+    Args:
+        fields: further optional fields of the batch.
+    """
     needs = Needs(frozenset(adapter.reads) | fields, adapter.hint)
     batch = collate(parts.data(split) if data is None else data, rows, needs, parts.cfg.seed)
     with torch.no_grad():
         text = parts.backbone.encode_text(list(batch.prompts))
         negative = parts.backbone.encode_text([parts.sampler.negative_prompt])
     population = parts.population if "population" in adapter.reads else None
-    return replace(batch, text=text, negative_text=negative, population=population).to(
-        next(parts.backbone.parameters()).device
-    )
+    filled = replace(batch, text=text, negative_text=negative, population=population)
+    return filled.to(next(parts.backbone.parameters()).device)

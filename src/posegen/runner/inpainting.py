@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
-from posegen.data.user_images import fitted
+from posegen.data.user_images import stretch_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def pasted(picture: np.ndarray, mask: np.ndarray, made: np.ndarray, soft: int = 
     Returns:
         ``[H, W, 3] uint8``.
     """
-    made = fitted(made, picture.shape[:2])  # type: ignore[arg-type]
+    made = stretch_to(made, picture.shape[:2])  # type: ignore[arg-type]
     inwards = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
         1:-1, 1:-1
     ]  # 0 outside, 1 at the border

@@ -3,103 +3,106 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
+from posegen.io.hashes import value_hash
+from posegen.io.locks import locked
 from posegen.metrics.base import Judged
-from posegen.report.dashboard import log_results
 from posegen.runner.batches import fixed_batches
-from posegen.runner.cell import digest, identity, locked
+from posegen.runner.cell import identity
 from posegen.runner.components import Parts, reference_split
 from posegen.runner.devices import device_of
-from posegen.runner.generate import UNFINISHED, sampled
 from posegen.runner.images import picture, pictured, read_png, write_png
 from posegen.runner.progress import Progress
-from posegen.runner.shards import WHOLE, Shard
+from posegen.runner.shard import WHOLE, Shard
+from posegen.runner.stage import Stage
 
 
-def evaluate(cfg: DictConfig) -> None:
-    """The verb ``posegen evaluate``: samples the test split with a trained method, judges it and prints the metrics."""
-    from posegen.report.table import row_of, terminal_row
+class Judging(Stage):
+    """Judges the pictures in ``folder/samples``, and the real ones they are compared with.
 
-    cell = sampled(cfg, judge, judged, conclude)
-    if not cell.finished():
-        print(f"{cell.folder}{UNFINISHED}")
-        return
-    row, _ = row_of([cell.folder], Parts(cfg).protocol)
-    print(terminal_row(row))
+    Finished, the folder has ``records.csv`` and ``features.npz``, and those of the real images in ``reference``.
+    """
 
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
 
-def judge(parts: Parts, folder: Path) -> None:
-    """Judges this process's share of the pictures in ``folder/samples``, and of the real ones they are compared with."""
-    data, samples = parts.data("test"), folder / "samples"
-    reference(parts, parts.shard)
-    shown, device = pictured(data), judging_device(parts)
+    @property
+    def judgement(self) -> Judgement:
+        return Judgement(self.folder, len(self.parts.data("test")), self.parts)
 
-    def examined(rows: range) -> list[Judged]:
-        images = parts.kind.read(samples, rows).to(device)
-        found = parts.protocol.judge(
-            parts.estimator, images, [data.seen(i, image=parts.protocol.compares) for i in rows]
-        )
-        for i, judgement in zip(rows, found, strict=True):
-            if i in shown:
-                write_png(picture(folder / "judged", i), parts.kind.shown(read_png(picture(samples, i)), judgement))
-        return found
+    def todo(self) -> Sequence[Any]:
+        """The batches of pictures, then those of real images."""
+        data = self.parts.data(reference_split(self.parts.cfg))
+        real = Judgement(reference_folder(self.parts), len(data), self.parts)
+        return [*self.judgement.missing(self.parts.shard), *real.missing(self.parts.shard)]
 
-    Judgement(folder, len(data), parts).fill(examined, parts.shard, "judge")
+    def run(self) -> None:
+        parts, samples = self.parts, self.folder / "samples"
+        judge_reference(parts, parts.shard)
+        data, shown, device = parts.data("test"), pictured(parts.data("test")), judging_device(parts)
+
+        def examine(rows: range) -> list[Judged]:
+            images = parts.kind.read(samples, rows).to(device)
+            targets = [data.seen(i, image=parts.protocol.compares) for i in rows]
+            found = parts.protocol.judge(parts.estimator, images, targets)
+            for i, judged in zip(rows, found, strict=True):
+                if i in shown:
+                    drawn = parts.kind.shown(read_png(picture(samples, i)), judged)
+                    write_png(picture(self.folder / "judged", i), drawn)
+            return found
+
+        self.judgement.fill(examine, parts.shard, "judge")
+
+    def done(self) -> bool:
+        return self.judgement.whole
+
+    def finish(self) -> None:
+        shutil.copytree(judge_reference(self.parts), self.folder / "reference", dirs_exist_ok=True)
+        self.judgement.merge()
 
 
 def judging_device(parts: Parts) -> torch.device:
-    """Where images are judged; the estimator is brought there, the observers follow the images."""
+    """The device that judges; the estimator is moved there, the observers follow the images."""
     device = device_of(parts.cfg.trainer.accelerator)
     if isinstance(parts.estimator, torch.nn.Module):
         parts.estimator.to(device)
     return device
 
 
-def judged(parts: Parts, folder: Path) -> bool:
-    """Whether every picture of a cell has been judged, by whomever."""
-    return Judgement(folder, len(parts.data("test")), parts).whole
+def reference_folder(parts: Parts) -> Path:
+    """Where the records of the real images are cached, by everything they depend on."""
+    data, known = parts.data(reference_split(parts.cfg)), identity(parts.cfg)
+    data.prepare()
+    protocol = {key: value for key, value in known["protocol"].items() if key not in ("resamples", "level")}
+    key = value_hash([data.identity, known["estimator"], protocol, parts.sampler.batch])
+    return Path(parts.cfg.paths.cache) / "reference" / key
 
 
-def conclude(parts: Parts, folder: Path) -> None:
-    """Writes ``records.csv`` and ``features.npz`` of a cell whose pictures have all been judged, puts the records of real images beside them, and shows both
-    to the dashboard."""
-    shutil.copytree(reference(parts), folder / "reference", dirs_exist_ok=True)
-    Judgement(folder, len(parts.data("test")), parts).merge()
-    log_results(parts, folder)
+def judge_reference(parts: Parts, shard: Shard = WHOLE) -> Path:
+    """The folder with the records of the real images that distances between sets compare with.
 
-
-def reference(parts: Parts, shard: Shard = WHOLE) -> Path:
-    """The folder with the records of the real images that distances between sets compare with; judged once and cached.
-
-    They are those of the split that ``data.reference`` names. By default it is not the test split, so that the row of real images shows the distance that two
-    samples of reality have; the published protocols compare with the test images themselves.
+    They are those of the split that ``data.reference`` names. By default it is not the test split, so that the row of
+    real images shows the distance between two samples of reality; the published protocols compare with the test images.
 
     Args:
-        shard: which batches to judge here; the records are complete when all have been.
+        shard: which batches to judge here; the records are complete when all have been judged.
     """
-    data = parts.data(reference_split(parts.cfg))
-    data.prepare()
-    protocol = {k: v for k, v in identity(parts.cfg)["protocol"].items() if k not in ("resamples", "level")}
-    folder = (
-        Path(parts.cfg.paths.cache)
-        / "reference"
-        / digest([data.identity, identity(parts.cfg)["estimator"], protocol, parts.sampler.batch])
-    )
+    data, folder = parts.data(reference_split(parts.cfg)), reference_folder(parts)
+    device = judging_device(parts)
 
-    def examined(rows: range) -> list[Judged]:
+    def examine(rows: range) -> list[Judged]:
         samples = [data[i] for i in rows]
         return parts.protocol.judge(parts.estimator, parts.kind.real(samples).to(device), samples, real=True)
 
     folder.mkdir(parents=True, exist_ok=True)
-    device = judging_device(parts)
     judgement = Judgement(folder, len(data), parts)
     with locked(folder.with_suffix(f".{shard.index}-{shard.count}.lock")):
-        judgement.fill(examined, shard, "judge real images")
+        judgement.fill(examine, shard, "judge real images")
     if shard == WHOLE:
         with locked(folder.with_suffix(".lock")):
             judgement.merge()
@@ -107,10 +110,10 @@ def reference(parts: Parts, shard: Shard = WHOLE) -> Path:
 
 
 class Judgement:
-    """The records of a set of images, made batch by batch.
+    """The records of a set of images, written batch by batch.
 
-    Each batch's records are written when they are there, so that an interruption loses one batch and several processes can share the work; whole, they are
-    merged into ``records.csv`` and ``features.npz`` of the folder.
+    An interruption loses one batch, and several processes can share the work. Whole, the batches are merged into
+    ``records.csv`` and ``features.npz`` of the folder.
 
     Args:
         folder: where the records lie.
@@ -129,27 +132,28 @@ class Judgement:
     def whole(self) -> bool:
         return self.merged or all(self._done(rows) for rows in self.batches)
 
-    def fill(self, examined: Callable[[range], list[Judged]], shard: Shard, stage: str) -> None:
-        """Records a share of the batches, those that are not there yet."""
-        own = [] if self.merged else shard.own(self.batches)
-        missing = [rows for rows in own if not self._done(rows)]
+    def missing(self, shard: Shard) -> list[range]:
+        """The batches of a share that have no records yet."""
+        return [] if self.merged else [rows for rows in shard.select(self.batches) if not self._done(rows)]
+
+    def fill(self, examine: Callable[[range], list[Judged]], shard: Shard, stage: str) -> None:
+        """Records the missing batches of a share."""
+        missing = self.missing(shard)
         if not missing:
             return
-        total, left = (sum(map(len, batches)) for batches in (own, missing))
-        with Progress(
-            self.folder, shard.named(stage), total, total - left, "img", self.parts.cfg.trainer.progress
-        ) as progress:
+        total, left = sum(map(len, shard.select(self.batches))), sum(map(len, missing))
+        mode = self.parts.cfg.progress
+        with Progress(self.folder, shard.label(stage), total, total - left, "img", mode) as progress:
             for rows in missing:
-                self.parts.protocol.write(self._place(rows), self.parts.protocol.records(examined(rows)))
+                self.parts.protocol.write(self._place(rows), self.parts.protocol.records(examine(rows)))
                 progress.update(len(rows))
 
     def merge(self) -> None:
-        """Puts the records of all batches together; they have the same bytes whoever made them."""
+        """Puts the records of all batches together; they have the same bytes whoever wrote them."""
         if not self.merged:
             pieces = [self.parts.protocol.read(self._place(rows)) for rows in self.batches]
-            self.parts.protocol.write(
-                self.folder, {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}
-            )
+            whole = {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}
+            self.parts.protocol.write(self.folder, whole)
         shutil.rmtree(self.folder / "batches", ignore_errors=True)
 
     def _place(self, rows: range) -> Path:

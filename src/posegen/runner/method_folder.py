@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
 from posegen.errors import UserError
-from posegen.io.atomic import replacing
-from posegen.io.text import read_json, write_json
+from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 
 FORMAT = 1

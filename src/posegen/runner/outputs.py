@@ -17,7 +17,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import replacing
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.drawing import overlay
-from posegen.poses.pose_square import onto
+from posegen.poses.pose_square import from_square
 from posegen.runner.images import picture, read_png, triple, write_png
 
 
@@ -81,7 +81,7 @@ class SinglePoses(Kind):
     def pictures(self, generated: Tensor, size: tuple[int, int]) -> np.ndarray:
         return np.stack(
             [
-                overlay(np.zeros((*size, 3), np.uint8), onto(pose, size)[None])
+                overlay(np.zeros((*size, 3), np.uint8), from_square(pose, size)[None])
                 for pose in generated.float().cpu().numpy()
             ]
         )
@@ -90,7 +90,9 @@ class SinglePoses(Kind):
         """The third panel has all poses of the caption."""
         size = picture.shape[:2]
         return triple(
-            picture, onto(judged.keypoints, size), Poses(onto(judged.found.keypoints, size), judged.found.scores)
+            picture,
+            from_square(judged.keypoints, size),
+            Poses(from_square(judged.found.keypoints, size), judged.found.scores),
         )
 
     def write(self, folder: Path, index: int, draws: Tensor, size: tuple[int, int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,21 +23,6 @@ CHECKPOINTING = ("none", "feedforward", "blocks")
 WIDE = ("GEGLU",)
 
 
-def precision(choice: str) -> Any:
-    """Lightning's name of a precision; ``auto`` is bf16 where the hardware computes in it, else fp32."""
-    if choice != "auto":
-        return choice
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "bf16-mixed" if capability == "AVX512" and _has_bf16() else "32-true"
-
-
-def _has_bf16() -> bool:
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
-
-
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context of a precision in Lightning's names.
 
@@ -47,7 +31,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """
     if precision not in PRECISIONS:
         raise UserError(
-            f"trainer.precision={precision} is not known to sampling; expected auto or one of {', '.join(PRECISIONS)}"
+            f"trainer.precision={precision} is not known to sampling; expected one of {', '.join(PRECISIONS)}"
         )
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
@@ -56,7 +40,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 def arrange(
     network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: str = "none"
 ) -> None:
-    """Applies what ``trainer`` says about the way of computing to a backbone or an adapter.
+    """Applies what ``compute`` says about the way of computing to a backbone or an adapter.
 
     Args:
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
@@ -67,7 +51,7 @@ def arrange(
         UserError: ``checkpointing`` is something else.
     """
     if checkpointing not in CHECKPOINTING:
-        raise UserError(f"trainer.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
+        raise UserError(f"compute.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
     if channels_last:
         network.to(memory_format=torch.channels_last)
     for module in network.modules():
@@ -114,9 +98,9 @@ def keeping(*modules: nn.Module) -> Iterator[None]:
             module.forward = partial(recomputed, module)
 
 
-def arranged(network: nn.Module, trainer: Mapping[str, Any]) -> None:
-    """`arrange` by the keys of the ``trainer`` group."""
-    arrange(network, *(trainer[key] for key in ("channels_last", "compile", "checkpointing")))
+def arranged(network: nn.Module, compute: Mapping[str, Any]) -> None:
+    """`arrange` by the keys of the ``compute`` group."""
+    arrange(network, *(compute[key] for key in ("channels_last", "compile", "checkpointing")))
 
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from posegen.io.text import write_json
+from posegen.io.atomic import write_json
 
 Mode = Literal["bar", "file", "none"]
 

@@ -2,157 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from posegen.data.user_images import user_pictures
 from posegen.errors import UserError
-from posegen.poses.pose_square import onto
+from posegen.metrics.base import Judged
+from posegen.poses.pose_square import from_square
+from posegen.poses.reading import checked_people, read_poses
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Parts
+from posegen.runner.experiment import method_class, replaced
+from posegen.runner.generate import batch_of, ready
 from posegen.runner.images import picture, read_png, write_png
+from posegen.runner.method_folder import find_checkpoint
+from posegen.runner.stage import Stage
 
-PROMPTS = "posegen.data.prompts.Prompts"
+PROMPTS = "posegen.data.user_samples.Prompts"
 GIVES = {"poses": "poses", "prior": "poses", "source": "a person"}
 
 
-def ask(cfg: DictConfig) -> None:
-    """Makes ``cfg.prompt``, where there is one, the test split that is sampled; without one nothing is changed.
+def with_prompts(cfg: DictConfig) -> DictConfig:
+    """The configuration with ``prompt``, where there is one, as the test split; without one, as it is.
 
-    A prompt is repeated ``cfg.images`` times. Its people come from ``cfg.poses``, a file that `posegen.poses.reading` knows, or from ``cfg.prior``; a method
-    that reads no pose needs neither.
+    A prompt is repeated ``images`` times. Its people come from ``poses``, a file that `posegen.poses.reading` knows, or
+    from ``prior``; a method that reads no pose needs neither.
 
     Raises:
-        UserError: the method needs a pose or a picture of a person and nobody gives one, or a file cannot be used or does not fit the prompts.
+        UserError: the method needs a pose or a picture of a person and none is given, or a file cannot be used or does
+            not fit the prompts.
     """
-    given = cfg.get("prompt")
-    if given is None:
-        extra = [key for key in ("poses", "prior", "source") if cfg.get(key) is not None]
-        if extra:
+    prompt = cfg.get("prompt")
+    if prompt is None:
+        if extra := [key for key in GIVES if cfg.get(key) is not None]:
             raise UserError(
-                f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; add prompt='a photo of a person'"
+                f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; add prompt='a photo of a "
+                "person'"
             )
-        return
-    files = sources(cfg)
-    texts = [given] if isinstance(given, str) else [str(text) for text in given]
+        return cfg
+    files = source_files(cfg)
+    texts = [prompt] if isinstance(prompt, str) else [str(text) for text in prompt]
     prompts = [text for text in texts for _ in range(int(cfg.images))]
     size = list(Parts(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
-    node = {
-        "_target_": PROMPTS,
-        "prompts": prompts,
-        "people": None,
-        "size": size,
-        **({"sources": files} if files else {}),
-    }
-    if cfg.get("prior") is not None and cfg.get("poses") is not None:
+    node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size}
+    node |= {"sources": files} if files else {}
+    node["people"] = people_of_prompts(cfg, node)
+    return replaced(cfg, data={"test": node}, dataset="prompts")
+
+
+def people_of_prompts(cfg: DictConfig, node: dict[str, Any]) -> list[Any] | None:
+    """The people of each prompt, from ``poses`` or ``prior``; None where the method reads no pose and none is given."""
+    poses, prior = cfg.get("poses"), cfg.get("prior")
+    if prior is not None and poses is not None:
         raise UserError("poses and prior are both set, and each gives the poses; leave one of them out")
-    if cfg.get("prior") is not None:
-        node["people"] = imagined(cfg, node)
-    elif cfg.get("poses") is not None:
-        node["people"] = read(Path(cfg.poses).expanduser(), len(prompts), size)
-    elif "hint" in needs(cfg):
+    if prior is not None:
+        return sampled_poses(cfg, node)
+    if poses is not None:
+        return people_from_file(Path(poses).expanduser(), len(node["prompts"]), node["size"])
+    if "hint" in method_class(cfg).needs:
         raise UserError(
-            f"adapter={cfg.method} draws a pose and the prompt brings none; set poses=FILE (COCO or OpenPose json), or prior=gunet"
+            f"adapter={cfg.method} draws a pose and the prompt brings none; set poses=FILE (COCO or OpenPose json), or "
+            "prior=gunet"
         )
-    OmegaConf.set_struct(cfg, False)
-    cfg.data = {"test": node}
-    cfg.dataset = "prompts"
+    return None
 
 
-def sources(cfg: DictConfig) -> list[str]:
-    """The files in ``cfg.source``, absolute, if the method takes a person from pictures; none otherwise.
+def source_files(cfg: DictConfig) -> list[str]:
+    """The files in ``source``, absolute, if the method takes a person from pictures; none otherwise.
 
     Raises:
         UserError: it takes one and there is none, or none and there is one, or a file is no picture.
     """
-    from posegen.data.user_images import own_sources
-
-    given = cfg.get("source")
-    if "source" not in needs(cfg):
-        if given is not None:
+    source = cfg.get("source")
+    if "source" not in method_class(cfg).needs:
+        if source is not None:
             raise UserError(
-                f"adapter={cfg.method} reads no picture of a person, and source={given} gives one; leave it out, or choose adapter=dnaf"
+                f"adapter={cfg.method} reads no picture of a person, and source={source} gives one; leave it out, or "
+                "choose adapter=dnaf"
             )
         return []
-    if given is None:
+    if source is None:
         raise UserError(
-            f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data with pairs"
+            f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data "
+            "with pairs"
         )
-    files = [given] if isinstance(given, str) else [str(each) for each in given]
+    files = [source] if isinstance(source, str) else [str(each) for each in source]
     try:
-        own_sources(given if isinstance(given, str) else files)
+        user_pictures(source if isinstance(source, str) else files)
     except ValueError as error:
         raise UserError(str(error)) from error
     return [str(Path(file).expanduser().resolve()) for file in files]
 
 
-def needs(cfg: DictConfig) -> Collection[str]:
-    """What the method reads of a batch."""
-    from hydra.utils import get_class
-
-    method: Any = get_class(cfg.adapter._target_)
-    return method.needs
-
-
-def imagined(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
+def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     """One person per prompt from the pose prior, placed on the canvas: nested lists ``[N, 1, 17, 3]``.
 
     Raises:
         UserError: the prior has no trained weights, or does not generate poses.
     """
-    from posegen.runner.generate import batch_of
-    from posegen.runner.method_folder import find_checkpoint, load_into
-    from posegen.train.loop import prepare_threads
-
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    own = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
-    prior = OmegaConf.create({**plain, **own, "data": {"test": node}})
-    prepare_threads(prior)
+    parts_of_prior = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
+    prior = OmegaConf.create({**plain, **parts_of_prior, "data": {"test": node}})
+    torch.set_num_threads(cfg.budget.threads)
     parts = Parts(prior)
     if parts.backbone.sample != "pose":
         raise UserError(
-            f"prior.adapter={prior.method} generates a {parts.backbone.sample}; a prior generates poses, for instance prior=gunet"
+            f"prior.adapter={prior.method} generates a {parts.backbone.sample}; a prior generates poses, for instance "
+            "prior=gunet"
         )
-    load_into(parts.adapter, parts.backbone, find_checkpoint(prior))
-    data = parts.data("test")
+    adapter, data = ready(parts, find_checkpoint(prior)), parts.data("test")
     with torch.inference_mode():
-        poses = parts.adapter.eval().generate(batch_of(parts, parts.adapter, range(len(data))), parts.sampler)
-    placed = onto(poses.float().cpu().numpy(), data.size, plain["prior"]["scale"], tuple(plain["prior"]["centre"]))
+        poses = adapter.generate(batch_of(parts, adapter, range(len(data))), parts.sampler).float().cpu().numpy()
+    placed = from_square(poses, data.size, plain["prior"]["scale"], tuple(plain["prior"]["centre"]))
     return [[[[round(float(v), 3) for v in joint] for joint in person]] for person in placed]
 
 
-def look(parts: Parts, folder: Path) -> None:
-    """Writes ``folder/judged/<index>.png``: the pose that was asked for, the image, and the pose that the estimator finds in it."""
-    data, out = parts.data("test"), folder / "samples"
-    for rows in fixed_batches(len(data), parts.sampler.batch):
-        judged = parts.protocol.judge(parts.estimator, parts.kind.read(out, rows), [data[i] for i in rows])
-        for i, judgement in zip(rows, judged, strict=True):
-            write_png(picture(folder / "judged", i), parts.kind.shown(read_png(picture(out, i)), judgement))
-
-
-def read(file: Path, count: int, size: Sequence[int]) -> list[Any]:
+def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
     """The people of each prompt from a file: one image's for all of them, or as many images as prompts.
 
     Raises:
         UserError: the file cannot be read, holds a picture, or another number of images.
     """
-    from posegen.poses.reading import checked_people, given
-
     canvas = (size[0], size[1])
     try:
-        found = [entry.on(canvas) for entry in given(str(file), "poses")]
+        found = [entry.on(canvas) for entry in read_poses(str(file), "poses")]
         if any(entry.keypoints is None for entry in found):
             raise UserError(
-                f"poses={file} is a picture; this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
+                f"poses={file} is a picture; this verb reads keypoints (COCO or OpenPose json), "
+                "posegen.PoseGuidedPipeline takes pictures, too"
             )
-        people = [checked_people(entry.keypoints, canvas, entry.name) for entry in found if entry.keypoints is not None]
+        entries = [(entry.keypoints, entry.name) for entry in found]
+        people = [checked_people(keypoints, canvas, name) for keypoints, name in entries if keypoints is not None]
     except ValueError as error:
         raise UserError(str(error)) from error
     if len(people) not in (1, count):
         raise UserError(
-            f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, or as many"
+            f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, or "
+            "as many"
         )
     return [entry.tolist() for entry in (people * count if len(people) == 1 else people)]
+
+
+class Illustration(Stage):
+    """Writes ``folder/judged/<index>.png``: the given pose, the image, and the pose that the estimator finds in it."""
+
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
+
+    def finish(self) -> None:
+        parts, samples = self.parts, self.folder / "samples"
+        data = parts.data("test")
+        for rows in fixed_batches(len(data), parts.sampler.batch):
+            images = parts.kind.read(samples, rows)
+            judged: list[Judged] = parts.protocol.judge(parts.estimator, images, [data[i] for i in rows])
+            for i, judgement in zip(rows, judged, strict=True):
+                drawn = parts.kind.shown(read_png(picture(samples, i)), judgement)
+                write_png(picture(self.folder / "judged", i), drawn)

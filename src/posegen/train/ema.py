@@ -10,14 +10,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from posegen.train.fsdp import as_held, whole
+from posegen.train.fsdp import divided_like, whole
 
 
 class EMA(Callback):
-    """Keeps the average of the trained parameters; it is what is sampled, judged and exported.
+    """Keeps the average of the trained weights, which is sampled, judged and exported.
 
-    The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start. Running statistics are averaged with
-    the weights that they belong to; counters are copied. The average travels in Lightning checkpoints, so a resumed run continues it exactly.
+    Lightning's and diffusers' own hold a copy of the whole model; this one holds what trains. The decay is warmed up as
+    min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start. Running statistics are averaged
+    with the weights that they belong to; counters are copied. The average is part of Lightning's checkpoints.
 
     Args:
         decay: final decay per step; 0 switches the average off.
@@ -35,7 +36,7 @@ class EMA(Callback):
                 name: value.detach().clone().float() if value.is_floating_point() else value.clone()
                 for name, value in values.items()
             }
-        self.average = {name: as_held(value, values[name]) for name, value in self.average.items()}
+        self.average = {name: divided_like(value, values[name]) for name, value in self.average.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -56,10 +57,14 @@ class EMA(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.average = state["steps"], state["average"]
 
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, empty where nothing is averaged."""
+        return self.average if self.decay else {}
+
     @contextmanager
     def applied(self, module: LightningModule) -> Iterator[None]:
         """Inside the block the module has the averaged weights."""
-        if not self.average or self.decay == 0:
+        if not self.averaged():
             yield
             return
         own = {name: value.detach().clone() for name, value in module.state_dict().items()}

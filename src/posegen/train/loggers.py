@@ -1,4 +1,4 @@
-"""Where curves and pictures go; each function is a ``logger`` option, ``(parts, cell folder, ...) -> Lightning logger``."""
+"""Where curves and pictures go."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger
 
-from posegen.errors import UserError
-from posegen.runner.components import Parts
+from posegen.runner.images import write_png
 
-
-def csv(parts: Parts, folder: Path) -> Any:
-    """``curves/metrics.csv`` in the cell's folder; the curves of an interrupted run stay beside it as ``metrics-1.csv``, ``metrics-2.csv``, ..."""
-    from lightning.pytorch.loggers import CSVLogger
-
-    curves = folder / "curves" / "metrics.csv"
-    if curves.is_file():  # Lightning would delete it
-        curves.rename(curves.with_name(f"metrics-{len(list(curves.parent.glob('metrics*.csv')))}.csv"))
-    return CSVLogger(str(folder), name="", version="curves")
+CURVES = "curves"  # folder of a cell
 
 
-def tensorboard(parts: Parts, folder: Path) -> Any:
-    """Event files in ``curves`` in the cell's folder.
+class CellCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, writing ``curves/metrics.csv`` in the cell: tables and pages read it from there.
 
-    Raises:
-        UserError: tensorboard is not installed; names the command.
+    Args:
+        save_dir: the cell's folder; the training sets it.
     """
-    from lightning.pytorch.loggers import TensorBoardLogger
 
-    try:
-        return TensorBoardLogger(str(folder), name="", version="curves", default_hp_metric=False)
-    except ModuleNotFoundError as error:
-        raise UserError("logger=tensorboard needs the extra: pip install 'posegen[tensorboard]'") from error
+    def __init__(self, save_dir: str | Path = "", flush_logs_every_n_steps: int = 100) -> None:
+        super().__init__(str(save_dir), name="", version=CURVES, flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    def into(self, folder: Path) -> CellCSVLogger:
+        """The same logger for a cell's folder."""
+        return CellCSVLogger(folder, self._flush_logs_every_n_steps)
 
 
-def wandb(parts: Parts, folder: Path, **settings: Any) -> Any:
-    """A W&B run per cell, see `posegen.report.dashboard`; ``settings`` are those of ``conf/logger/wandb.yaml``."""
-    from lightning.pytorch.loggers import WandbLogger
+def with_curves(configured: Logger | Iterable[Logger] | None, folder: Path) -> list[Logger]:
+    """The configured loggers and, beside them, the curves of the cell; none where none is configured."""
+    if configured is None:
+        return []
+    loggers = [configured] if isinstance(configured, Logger) else list(configured)
+    placed = [logger.into(folder) if isinstance(logger, CellCSVLogger) else logger for logger in loggers]
+    return placed if any(isinstance(logger, CellCSVLogger) for logger in placed) else [*placed, CellCSVLogger(folder)]
 
-    from posegen.report.dashboard import Dashboard
 
-    return WandbLogger(experiment=Dashboard(**settings).run_of(parts.cfg, folder))
+def keep_curves(folder: Path) -> None:
+    """Renames the curves of an interrupted run to ``metrics-1.csv``, ``metrics-2.csv``, ...; Lightning would delete
+    them."""
+    curves = folder / CURVES / "metrics.csv"
+    if curves.is_file():
+        number = len(list(curves.parent.glob("metrics*.csv")))
+        curves.rename(curves.with_name(f"metrics-{number}.csv"))
 
 
 def log_pictures(loggers: Iterable[Any], name: str, grid: np.ndarray, step: int, folder: Path) -> None:
     """A picture ``[H, W, 3] uint8`` as a png in ``folder``, and to each logger that takes pictures."""
-    from posegen.runner.images import write_png
-
     write_png(folder / f"{name}-{step:07d}.png", grid)
     for logger in loggers:
         if hasattr(logger, "log_image"):

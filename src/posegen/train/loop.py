@@ -1,4 +1,4 @@
-"""Training: one Lightning fit per cell, resumable at every saved step."""
+"""Training: one Lightning fit per cell, continued from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -6,198 +6,216 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json
-from posegen.runner.batches import Needs, StepBatches, training_loader
-from posegen.runner.cell import Cell
+from posegen.io.locks import locked
+from posegen.runner.batches import Needs
 from posegen.runner.components import Parts
+from posegen.runner.costs import note_costs
 from posegen.runner.devices import device_of
 from posegen.runner.encodings import cached_latents, cached_text
-from posegen.runner.precision import precision
-from posegen.runner.progress import Progress
+from posegen.runner.stage import Stage
+from posegen.train.callbacks import CHECKPOINT
 from posegen.train.ema import EMA
 from posegen.train.fsdp import whole
-from posegen.train.launch import Crew, train_together
+from posegen.train.launch import Processes, run_together
+from posegen.train.loggers import keep_curves, with_curves
 from posegen.train.tasks import AdapterTask, Task
+from posegen.train.training_batches import EpochBatches, Share, training_loader
+
+#: Lightning's ddp for methods of which not every part takes part in every step.
+DDP = "ddp_find_unused_parameters_true"
 
 
-def train(cfg: DictConfig) -> float | None:
-    """The verb ``posegen train``: trains the configured cell, continues it where it was interrupted, or says that it is finished.
+class Training(Stage):
+    """Trains the task of a cell and exports it to ``folder/method`` with its averaged weights."""
 
-    Returns:
-        The cell's objective for sweepers, None where nobody asks for one.
-    """
-    cell = Cell.of(cfg, ["train"])
-    cell.check()
-    if cell.finished():
-        print(f"{cell.folder} is finished; nothing to do")
-        return answered(cfg, cell.folder)
-    if Crew.of(cfg).node:
-        assist(cfg, cell.folder)
-        return None
-    with cell.working():
-        if not cell.finished():  # by another process that was waited for
-            prepare_threads(cfg)
-            fit(Parts(cfg), cell.folder)
-    print(f"{cell.folder} finished")
-    return answered(cfg, cell.folder)
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
 
+    def todo(self) -> Sequence[str]:
+        return (
+            [] if (self.folder / "method").is_dir() else ["method"]
+        )  # the export is the last thing that training does
 
-def answered(cfg: DictConfig, folder: Path) -> float | None:
-    """The objective of a finished cell, where one is wanted."""
-    from posegen.train.validation import objective
-
-    if cfg.objective is None:
-        return None
-    prepare_threads(cfg)
-    return objective(cfg, folder)
-
-
-def prepare_threads(cfg: DictConfig) -> None:
-    """Fixes the thread count, on which results depend."""
-    torch.set_num_threads(cfg.trainer.threads)
-
-
-def assist(cfg: DictConfig, folder: Path) -> None:
-    """What a cell's other machines do: they train with the first, and leave everything else to it."""
-    prepare_threads(cfg)
-    fit(Parts(cfg), folder)
+    def run(self) -> None:
+        with locked(self.folder / ".training"):  # processes that share the cell train it once
+            if self.todo():
+                fit(self.parts, self.folder)
 
 
 def fit(parts: Parts, folder: Path) -> None:
-    """Trains the task of ``parts`` in a cell's folder, with as many processes as it is to have, and exports it to ``folder/method`` with its averaged weights.
-
-    Does nothing where ``method`` exists already: the export is the last thing that training does.
-    """
-    if (folder / "method").is_dir():
-        return
-    crew = Crew.of(parts.cfg)
-    if crew.size > 1:
-        train_together(parts.cfg, folder, crew)
+    """Trains a cell, with as many processes as ``trainer`` asks for."""
+    group = Processes.of(parts.cfg)
+    set_threads(parts.cfg)
+    if group.size > 1:
+        run_together(train_process, OmegaConf.merge(parts.cfg, {"paths": {"cell": str(folder)}}), group)
     else:
-        fit_here(parts, folder, crew)
+        fit_here(parts, folder)
 
 
-def fit_here(parts: Parts, folder: Path, crew: Crew) -> None:
-    """The part of `fit` that each process does."""
-    cfg = parts.cfg
+def set_threads(cfg: DictConfig) -> None:
+    """Fixes the thread count, on which results depend."""
+    torch.set_num_threads(cfg.budget.threads)
+
+
+@record
+def train_process(config: dict[str, Any]) -> None:
+    """One of several processes that train a cell together."""
+    cfg = OmegaConf.create(config)
+    set_threads(cfg)
+    fit_here(Parts(cfg), Path(cfg.paths.cell), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def fit_here(parts: Parts, folder: Path, rank: int = 0, size: int = 1) -> None:
+    """The part of `fit` that each of ``size`` processes does."""
     task = build_task(parts)
-    crew.require_normalisable(task, cfg)
-    ema = EMA(cfg.trainer.ema)
+    require_normalisable(task, parts.cfg, size)
     if task.count_trained():
-        run(parts, task, ema, folder, crew)
+        weights, average, complete = run(parts, task, folder, Share(rank, size))
+        if not complete:
+            return
     elif isinstance(task, AdapterTask) and task.adapter.trains:
-        raise UserError(f"adapter={cfg.method} has nothing to train with these settings; switch some of its parts on")
-    weights, ema.average = (whole(task.state_dict()), whole(ema.average)) if crew.divides else ({}, ema.average)
-    if crew.rank:
+        raise UserError(
+            f"adapter={parts.cfg.method} has nothing to train with these settings; switch some of its parts on"
+        )
+    else:
+        weights, average = {}, {}
+    if rank:
         return
-    if crew.divides:
-        task = build_task(Parts(cfg))  # one that knows nothing of shares
+    if weights:  # divided ones, put together
+        task = build_task(Parts(parts.cfg))
         task.load_state_dict(weights, strict=False)
-    with ema.applied(task):
-        task.export(folder / "method")
+    if average:
+        task.load_state_dict(average, strict=False)
+    task.export(folder / "method")
     note_costs(folder, trained_parameters=task.count_trained())
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def build_task(parts: Parts) -> Task:
-    from hydra.utils import instantiate
+    """The configured task, a LightningModule."""
+    return instantiate(parts.cfg.task, _convert_="all")(parts)
 
-    return instantiate(parts.cfg.task, _partial_=True, _convert_="all")(parts)
 
+def run(
+    parts: Parts, task: Task, folder: Path, share: Share
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], bool]:
+    """The fit itself, from the last checkpoint where there is one.
 
-def run(parts: Parts, task: Task, ema: EMA, folder: Path, crew: Crew) -> None:
-    """The fit itself, from the last checkpoint where there is one."""
-    cfg, t = parts.cfg, parts.cfg.trainer
-    checkpoint = folder / "last.ckpt"
-    start = start_step(checkpoint)
+    Returns:
+        The weights if the strategy divided them, the averaged weights if a callback averages, and whether the
+        training came to its end (``fast_dev_run`` does not).
+    """
+    cfg = parts.cfg
+    checkpoint = folder / CHECKPOINT
+    resumed = Resumed.read(checkpoint)
     data = parts.data("train")
     data.prepare()
-    batches = StepBatches(
-        data,
-        needs_of(task, parts),
-        cfg.optim.batch // cfg.optim.accumulate,
-        cfg.seed,
-        start * cfg.optim.accumulate,
-        crew.rank,
-        crew.size,
-    )
-    callbacks: list[Callback] = [ema, Saver(checkpoint, t.save_every)]
-    if crew.rank == 0:
-        callbacks.append(Reporter(folder, t.steps, start, cfg.optim.batch, t.progress))
-    if t.validate_every and crew.rank == 0 and isinstance(task, AdapterTask) and judgeable(parts, crew):
-        from posegen.train.validation import LivePoseAccuracy
-
-        callbacks.append(LivePoseAccuracy(parts, ema, folder, t.validate_every, t.validate_images))
+    accumulate = cfg.optim.accumulate
+    batches = EpochBatches(len(data), cfg.optim.batch // accumulate, cfg.seed, accumulate, resumed.place, share)
+    loader = training_loader(data, needs_of(task, parts), batches, cfg.compute.workers)
+    if share.rank == 0:
+        keep_curves(folder)
     with quiet():
-        trainer = Trainer(
-            max_steps=t.steps,
-            accelerator=t.accelerator,
-            **crew.lightning(device_of(t.accelerator).type),
-            precision=precision(t.precision),
-            callbacks=callbacks,
-            logger=loggers(parts, folder) if crew.rank == 0 else False,
-            accumulate_grad_batches=cfg.optim.accumulate,
-            gradient_clip_val=cfg.optim.clip,
-            log_every_n_steps=t.log_every,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=str(folder),
-        )
+        trainer = build_trainer(cfg, folder, share.count)
         try:
-            trainer.fit(
-                task,
-                training_loader(batches, t.workers),
-                ckpt_path=str(checkpoint) if start else None,
-                weights_only=True if start else None,
-            )
-        except SIGTERMException as stop:  # whose exit code would be 0
+            trainer.fit(task, loader, ckpt_path=str(checkpoint) if resumed.step else None, weights_only=True)
+        except SIGTERMException as stop:  # its exit code would be 0
             raise SystemExit(128 + signal.SIGTERM) from stop
-    for logger in trainer.loggers:
-        if callable(
-            finish := getattr(logger.experiment, "finish", None)
-        ):  # a W&B run; the next cell of this process starts its own
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits by itself, deaf to further Ctrl-C
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                raise KeyboardInterrupt from stop
+            raise
+        finally:
+            finish_loggers(trainer.loggers)
+    average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
+    divided = share.count > 1 and not isinstance(cfg.trainer.strategy, str)
+    weights = whole(task.state_dict()) if divided else {}
+    return weights, whole(average.averaged()), not trainer.fast_dev_run
+
+
+def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
+    """Lightning's Trainer with the configured callbacks and loggers."""
+    callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in (cfg.callbacks or {}).values() if node]
+    added: dict[str, Any] = {"plugins": [TorchElasticEnvironment() if processes > 1 else LightningEnvironment()]}
+    if processes > 1 and cfg.trainer.strategy == "auto":
+        added["strategy"] = DDP
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        added["enable_checkpointing"] = False  # no file of Lightning's default where the user removed ours
+    added = {name: value for name, value in added.items() if name == "strategy" or name not in cfg.trainer}
+    logger = with_curves(instantiate(cfg.logger, _convert_="all") if cfg.logger else None, folder)
+    return instantiate(
+        cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=str(folder), **added, _convert_="all"
+    )
+
+
+def finish_loggers(loggers: Sequence[Logger]) -> None:
+    """Ends runs that stay open, as W&B's do; the next cell of this process starts another."""
+    for logger in loggers:
+        if callable(finish := getattr(logger.experiment, "finish", None)):
             finish()
-    if trainer.global_step < t.steps:  # Lightning returns normally after Ctrl-C
-        raise KeyboardInterrupt
 
 
-def judgeable(parts: Parts, crew: Crew) -> bool:
-    """Whether the protocol can judge what the backbone generates while it trains; says so where it cannot."""
-    if crew.divides:
-        print("no live curve: with trainer=fsdp no process holds the whole method", flush=True)
-        return False
-    made, judged = parts.backbone.sample, parts.protocol.sample
-    if made != judged:
-        print(
-            f"no live curve: the backbone generates {made}s and protocol={parts.protocol.name} judges {judged}s",
-            flush=True,
-        )
-    return made == judged
+@dataclass(frozen=True)
+class Resumed:
+    """Where a checkpoint was saved.
+
+    Attributes:
+        step: optimiser steps.
+        place: (epoch, batches of it that were seen).
+    """
+
+    step: int = 0
+    place: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Resumed:
+        """The place of a checkpoint, the start without one."""
+        if not checkpoint.is_file():
+            return cls()
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            seen = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+            return cls(int(state["global_step"]), (int(state["epoch"]), int(seen)))
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(
+                f"{checkpoint} cannot be read ({error}); delete it to train this cell from the start"
+            ) from error
 
 
-def start_step(checkpoint: Path) -> int:
-    """The optimiser step of a checkpoint, 0 without one."""
-    if not checkpoint.is_file():
-        return 0
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except Exception as error:  # torch raises many kinds for a damaged file
+def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
+    """Refuses batch statistics of a share: torch puts them together on GPUs alone."""
+    trained = {name.rpartition(".")[0] for name, p in task.named_parameters() if p.requires_grad}
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    normed = [name for name, module in task.named_modules() if isinstance(module, kind) and name in trained]
+    if processes > 1 and normed and device_of(cfg.trainer.accelerator).type == "cpu":
         raise UserError(
-            f"{checkpoint} cannot be read ({error}); delete it to train this cell from the start"
-        ) from error
+            f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and processes "
+            "on the CPU cannot share its statistics; train it with trainer.devices=1 or on GPUs"
+        )
+
+
+# What the batches hold.
 
 
 def needs_of(task: Task, parts: Parts) -> Needs:
@@ -208,63 +226,35 @@ def needs_of(task: Task, parts: Parts) -> Needs:
         with torch.no_grad():
             negative = parts.backbone.encode_text([""]).to("cpu")
     hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
-    fields = (
-        task.needs if latents is not None or "latents" not in task.needs else task.needs | {"images"}
-    )  # which are then encoded as they come
+    encoded = latents is not None or "latents" not in task.needs  # otherwise images are encoded as they come
+    fields = task.needs if encoded else task.needs | {"images"}
     return Needs(fields, hint, latents, source_latents(parts, task.needs), text, negative)
 
 
 def source_latents(parts: Parts, fields: Collection[str]) -> Any:
-    """Those of the training split, where ``fields`` ask for them and each image has one source that always looks the same; computed once and cached."""
+    """Latents of the sources of the training split, where each image has one source that always looks the same;
+    computed once and cached."""
     data = parts.data("train")
     if "source_latents" not in fields or data.varies or len(data.sources_of(0)) > 1:
         return None
-    return cached_latents(
-        data, parts.backbone, Path(parts.cfg.paths.cache), parts.cfg.trainer.progress, "source latents"
-    )
+    return cached_latents(data, parts.backbone, Path(parts.cfg.paths.cache), parts.cfg.progress, "source latents")
 
 
 def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any, Any]:
-    """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for them; computed once and cached.
-
-    There are no latents to keep of images that look different on every visit.
-    """
+    """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for
+    them; computed once and cached. Images that look different on every visit have no latents to keep."""
     fields = {parts.backbone.trains_on, "text"} if fields is None else fields
-    data, cache, mode = parts.data("train"), Path(parts.cfg.paths.cache), parts.cfg.trainer.progress
+    data, cache, mode = parts.data("train"), Path(parts.cfg.paths.cache), parts.cfg.progress
     latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields and not data.varies else None
     text = cached_text(data, data.prompts, parts.backbone, cache, mode) if "text" in fields else None
     return latents, text
 
 
-def loggers(parts: Parts, folder: Path) -> Any:
-    """The configured Lightning logger, and beside every other one the csv: tables and pages are made of what lies in the cell, without a network.
-
-    Each ``logger`` option is a function ``(parts, folder) -> Logger``; None logs nothing.
-    """
-    from hydra.utils import instantiate
-    from lightning.pytorch.loggers import CSVLogger
-
-    from posegen.train.loggers import csv
-
-    if not parts.cfg.logger:
-        return False
-    chosen = instantiate(parts.cfg.logger, _partial_=True, _convert_="all")(parts, folder)
-    return [chosen] if isinstance(chosen, CSVLogger) else [chosen, csv(parts, folder)]
-
-
-def note_costs(folder: Path, **costs: float) -> None:
-    """Adds to ``costs.json``: numbers that may differ between identical runs."""
-    path = folder / "costs.json"
-    write_json(path, {**(read_json(path) if path.is_file() else {}), **costs})
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning's advice on what this runner does on purpose (no workers, an endless loader, a resumed epoch) is not shown."""
-    chatty = [
-        logging.getLogger(name)
-        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    ]
+    """Hides Lightning's advice on what posegen does on purpose (no workers, a resumed epoch)."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    chatty = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in chatty]
     for logger in chatty:
         logger.setLevel(logging.ERROR)
@@ -274,55 +264,3 @@ def quiet() -> Iterator[None]:
         yield
     for logger, level in zip(chatty, levels, strict=True):
         logger.setLevel(level)
-
-
-class Saver(Callback):
-    """Keeps one checkpoint, replaced atomically; it holds only what trains, the optimiser and the average."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every, self.saved = path, every, 0
-
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        if (
-            trainer.world_size > 1
-        ):  # Lightning would tell the others in the middle of a step; whoever started these processes ends them
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        due = step % self.every == 0 or trainer.received_sigterm  # the scheduler wants the machine back
-        if step > self.saved and due and step < trainer.max_steps:
-            self.saved = step
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
-
-
-class Reporter(Callback):
-    """Progress, and the training rate as a cost."""
-
-    def __init__(self, folder: Path, steps: int, start: int, batch: int, mode: Any) -> None:
-        self.folder, self.batch, self.start = folder, batch, start
-        self.progress = Progress(folder, "train", steps * batch, start * batch, "img", mode)
-        self.step = start
-
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
-        if trainer.global_step > self.step:
-            self.progress.update(
-                (trainer.global_step - self.step) * self.batch, loss=float(trainer.callback_metrics["train/loss"])
-            )
-            self.step = trainer.global_step
-
-    def on_train_end(self, *_: Any) -> None:
-        self.progress.close()
-        note_costs(self.folder, train_images_per_s=round(self.progress.rate, 2), peak_memory_mb=peak_memory_mb())
-
-
-def peak_memory_mb() -> float:
-    """Largest memory of the process so far: on the GPU where one is used, else resident."""
-    import resource
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

@@ -30,7 +30,7 @@ from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
 from posegen.runner.components import Parts
 from posegen.runner.devices import device_of
-from posegen.runner.precision import PRECISIONS, autocast, precision
+from posegen.runner.precision import PRECISIONS, autocast
 from posegen.runner.sampler import Sampler
 from posegen.train.loop import build_task
 from posegen.train.tasks import Task
@@ -96,9 +96,9 @@ class MeasuredMethod:
     """
 
     def __init__(self, cfg: DictConfig, steps: int, parts: Parts | None = None) -> None:
-        torch.set_num_threads(cfg.trainer.threads)
+        torch.set_num_threads(cfg.budget.threads)
         self.cfg, self.steps, self.parts = cfg, steps, parts or Parts(cfg)
-        self.device, self.precision = device_of(cfg.trainer.accelerator), precision(cfg.trainer.precision)
+        self.device, self.precision = device_of(cfg.trainer.accelerator), cfg.trainer.precision
         self.adapter: Adapter = self.parts.adapter
         self.backbone: Backbone = self.parts.backbone
         self.adapter.to(self.device)
@@ -210,7 +210,7 @@ def measure_phase(config: dict[str, Any], phase: Phase) -> dict[str, Any]:
     clock, repetitions = Clock(method.device), method.run(phase)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         timed_step(method, phase, repetitions, clock)
-    for _ in range(cfg.warmup if cfg.trainer.compile else cfg.warmup - 1):
+    for _ in range(cfg.warmup if cfg.compute.compile else cfg.warmup - 1):
         timed_step(method, phase, repetitions, clock)
     seconds = [timed_step(method, phase, repetitions, clock)[0] for _ in range(cfg.repeats)]
     memory = process_peak_mb(method.device)

@@ -10,17 +10,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
+from posegen.io.atomic import replacing
 from posegen.runner.components import Parts
+from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
-from posegen.runner.recipe import Recipe
-from posegen.train.fsdp import divide
+from posegen.train.fsdp import divide_weights
 from posegen.train.muon import Muon
+from posegen.train.recipe import Recipe, recipe_of
 
 
 class Task(LightningModule):
@@ -40,7 +44,12 @@ class Task(LightningModule):
     @cached_property
     def recipe(self) -> Recipe:
         """Optimiser settings; asked for only where something trains."""
-        return self.parts.recipe(self.parts.cfg.trainer.steps)
+        return recipe_of(self.parts, int(self.trainer.estimated_stepping_batches))
+
+    @property
+    def batch_size(self) -> int:
+        """Images per optimiser step, over all processes."""
+        return int(self.parts.cfg.optim.batch)
 
     @abstractmethod
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -51,9 +60,10 @@ class Task(LightningModule):
         """Writes what the task is for; called with the averaged weights in place."""
 
     def training_step(self, batch: PoseBatch, index: int) -> Tensor:
-        # Whatever draws from the global generator (dropout, say) is then a function of the step, and a resumed run repeats it.
-        # Processes that share a batch must not all drop the same.
-        torch.manual_seed(self.seed * 1_000_003 + index + (self.global_rank << 40))
+        # What draws from the global generator (dropout, say) is a function of the step, so that a resumed run repeats it;
+        # processes that share a batch must not all drop the same.
+        place = self.current_epoch * int(self.trainer.num_training_batches) + index
+        torch.manual_seed(self.seed * 1_000_003 + place + (self.global_rank << 40))
         losses = self.losses(batch)
         logged = {f"train/{name}": value.detach() for name, value in losses.items()}
         self.log_dict(
@@ -62,12 +72,16 @@ class Task(LightningModule):
         return losses["loss"]
 
     def configure_model(self) -> None:
-        """Lightning's hook for dividing what trains, which ``trainer=fsdp`` does."""
-        from lightning.pytorch.strategies import ModelParallelStrategy
-
+        """Lightning's hook for dividing weights, which ``trainer=fsdp`` does."""
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
-            divide(self, strategy.device_mesh["data_parallel"])
+            if self.recipe.optimizer == "muon":
+                raise UserError(
+                    "optim.optimizer=muon works on whole matrices, which trainer=fsdp divides; use trainer=ddp or "
+                    "optim.optimizer=adamw"
+                )
+            backbone = getattr(self, "backbone", None)
+            divide_weights(self, getattr(backbone, "unet", None), strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         build: Any = Muon if self.recipe.optimizer == "muon" else torch.optim.AdamW
@@ -148,8 +162,6 @@ class AdapterTask(DiffusionTask):
         return self.adapter.parameter_groups(self.recipe)
 
     def export(self, folder: Path) -> None:
-        from posegen.runner.method_folder import save_method
-
         save_method(
             folder, self.adapter, self.backbone, sampler=OmegaConf.to_container(self.parts.cfg.sampler, resolve=True)
         )
@@ -171,7 +183,7 @@ class TextToImageTask(DiffusionTask):
         backbone.requires_grad_(False)
         backbone.unet.requires_grad_(True)
         backbone.text_encoder.requires_grad_(True)
-        arranged(backbone, parts.cfg.trainer)
+        arranged(backbone, parts.cfg.compute)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()
@@ -186,8 +198,6 @@ class TextToImageTask(DiffusionTask):
 
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16, without the autoencoder."""
-        from posegen.io.atomic import replacing
-
         with replacing(folder) as temporary:
             self.backbone.half().save(temporary)
             self.backbone.float()
@@ -216,8 +226,6 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16 whose ``scaling_factor`` gives the latents of validation images unit variance."""
-        from posegen.io.atomic import replacing
-
         data = self.parts.data("validation")
         images = torch.stack([data[i].tensor for i in range(min(len(data), 500))])
         latents = torch.cat(

@@ -18,7 +18,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
-from posegen.io.text import read_json, write_json, write_text
+from posegen.io.atomic import read_json, write_json, write_text
 from posegen.poses.drawing import overlay
 from posegen.poses.topology import COCO_LIMBS, COCO_NAMES
 from posegen.runner.batches import fixed_batches

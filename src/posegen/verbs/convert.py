@@ -86,7 +86,8 @@ def read_official(source: Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: they cannot be read, lie somewhere else, or hold NaN or infinity.
     """
-    from posegen.io.weights import WeightsError, read_tensors, sha256_of, weight_files
+    from posegen.io.hashes import sha256_of
+    from posegen.io.weights import WeightsError, read_tensors, weight_files
     from posegen.runner.method_folder import require_finite
 
     if (source / "posegen.json").is_file():

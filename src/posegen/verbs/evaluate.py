@@ -4,9 +4,32 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from posegen.runner.judge import evaluate
+from posegen.report.wandb import ResultsOnDashboard
+from posegen.report.rows import row_of
+from posegen.report.formats import row_terminal
+from posegen.runner.cell import Cell
+from posegen.runner.components import Parts
+from posegen.runner.experiment import splits_of, weights_of, with_checkpoint
+from posegen.runner.generate import Generation
+from posegen.runner.judge import Judging
+from posegen.runner.stage import UNFINISHED, complete
+from posegen.train.loop import set_threads
 
 
 def main(cfg: DictConfig) -> None:
-    """Samples the test data with a trained method, judges it and prints the metrics."""
-    evaluate(cfg)
+    """Samples the test split with a trained method, judges it and prints the metrics."""
+    cfg = with_checkpoint(cfg)
+    set_threads(cfg)
+    parts = Parts(cfg)
+    parts.protocol.check()
+    cell = Cell.of(cfg, parts.content(*splits_of(cfg)))
+    stages = [
+        Generation(parts, cell.folder, weights_of(cfg, cell.folder)),
+        Judging(parts, cell.folder),
+        ResultsOnDashboard(parts, cell.folder),
+    ]
+    if not complete(cell, stages, parts.shard):
+        print(f"{cell.folder}{UNFINISHED}")
+        return
+    row, _ = row_of([cell.folder], parts.protocol)
+    print(row_terminal(row, parts.protocol.headline()))

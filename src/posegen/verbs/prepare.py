@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from posegen.config import nodes
 from posegen.errors import UserError
-from posegen.io.text import write_text
+from posegen.io.atomic import write_text
 from posegen.poses.drawing import overlay
 from posegen.runner.components import Parts
 from posegen.runner.images import enlarged, write_png

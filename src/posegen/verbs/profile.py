@@ -14,8 +14,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
+from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.tables import csv_text
-from posegen.io.text import read_json, write_json, write_text
 from posegen.runner.cell import provenance
 from posegen.runner.devices import device_of
 from posegen.train.profiling import Phase, in_fresh_process, measure_phase
@@ -105,9 +105,9 @@ def parameters_note(found: Mapping[str, Any]) -> str:
 
 def conditions_note(config: Mapping[str, Any]) -> str:
     """The conditions that the numbers hold for."""
-    t = config["trainer"]
-    flags = [name for name in ("channels_last", "compile") if t[name]] + [f"checkpointing {t['checkpointing']}"]
-    size = [f"{config['size']} px", f"batch {config['batch']}", t["precision"], f"{t['threads']} CPU thread(s)"]
+    flags = [*unusual_ways(config), f"checkpointing {config['compute']['checkpointing']}"]
+    size = [f"{config['size']} px", f"batch {config['batch']}", config["trainer"]["precision"]]
+    size.append(f"{config['budget']['threads']} CPU thread(s)")
     method = f"adapter {config['method']} on backbone {config['backbone_name']}"
     return f"{method}: {', '.join([*size, *flags])}; the best of {config['repeats']}"
 
@@ -123,7 +123,11 @@ def collected_rows(folder: Path) -> list[ProfileRow]:
         t = settings["trainer"]
         facts = {"method": settings["method"], "backbone": settings["backbone_name"]}
         facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
-        facts |= {"precision": t["precision"], "checkpointing": t["checkpointing"], "pixels": settings["size"]}
+        facts |= {
+            "precision": t["precision"],
+            "checkpointing": settings["compute"]["checkpointing"],
+            "pixels": settings["size"],
+        }
         facts |= {"batch": settings["batch"], "device": found["device"]}
         rows += [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
     return rows
@@ -131,12 +135,12 @@ def collected_rows(folder: Path) -> list[ProfileRow]:
 
 def unusual_ways(config: Mapping[str, Any]) -> list[str]:
     """Unusual ways of computing, for file names."""
-    return [name.replace("compile", "compiled") for name in ("channels_last", "compile") if config["trainer"][name]]
+    return [name.replace("compile", "compiled") for name in ("channels_last", "compile") if config["compute"][name]]
 
 
 def device_name(cfg: DictConfig) -> str:
     device = device_of(cfg.trainer.accelerator)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.trainer.threads} CPU thread(s)"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.budget.threads} CPU thread(s)"
 
 
 def text_table(rows: Sequence[ProfileRow]) -> list[str]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
-from posegen.report.table import main as make_tables
+from posegen.report.formats import table_terminal
+from posegen.report.study import benchmark_folders
+from posegen.report.write import write_table
 
 
-def main(cfg: DictConfig) -> int:
-    """Makes the tables of benchmarks again from their cells' records."""
-    expected = [] if cfg.expected is None else [f"expected={cfg.expected}"]
-    return make_tables([*map(str, cfg.folders), *expected])
+def main(cfg: DictConfig) -> None:
+    """Writes and prints the tables of ``folders`` from the records of their cells."""
+    for folder in benchmark_folders("table", cfg.folders):
+        table = write_table(folder, None if cfg.expected is None else Path(cfg.expected))
+        print(table_terminal(table))
+        also = ".tex, .csv, .html" + (", table_scenarios.md" if table.scenarios else "")
+        print(f"table: {folder / 'table.md'} (also {also})")

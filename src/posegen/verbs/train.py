@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from omegaconf import DictConfig
 
-from posegen.train.loop import train
+from posegen.runner.cell import Cell
+from posegen.runner.components import Parts
+from posegen.runner.stage import complete
+from posegen.train.launch import Processes
+from posegen.train.live import objective
+from posegen.train.loop import Training, fit, set_threads
 
 
 def main(cfg: DictConfig) -> float | None:
-    """Trains the configured cell; returns its objective, where one is wanted."""
-    return train(cfg)
+    """Trains the configured cell, continues it where it was interrupted, or says that it is finished.
+
+    Returns:
+        The cell's objective for sweepers, None where ``objective`` is null.
+    """
+    if cfg.trainer.get("fast_dev_run"):
+        return try_out(cfg)
+    parts = Parts(cfg)
+    cell = Cell.of(cfg, parts.content("train"))
+    cell.check()
+    if cell.finished():
+        print(f"{cell.folder} is finished; nothing to do")
+    elif Processes.of(cfg).node:  # another machine's share of the training; the first does everything else
+        fit(parts, cell.folder)
+        return None
+    else:
+        complete(cell, [Training(parts, cell.folder)])
+        print(f"{cell.folder} finished")
+    if cfg.objective is None:
+        return None
+    set_threads(cfg)
+    return objective(cfg, cell.folder)
+
+
+def try_out(cfg: DictConfig) -> None:
+    """Lightning's ``fast_dev_run``: a few batches through everything, of which nothing is kept."""
+    with TemporaryDirectory() as folder:
+        fit(Parts(cfg), Path(folder))
+    print(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: everything ran, nothing is kept")

@@ -1,4 +1,5 @@
-"""HigherHRNet: its names, timm's HRNet as an independent witness of the trunk, the people it finds, and the reference case where it is at hand."""
+"""HigherHRNet: its names, timm's HRNet as an independent witness of the trunk, the people it finds, and the reference
+case where it is at hand."""
 
 from __future__ import annotations
 

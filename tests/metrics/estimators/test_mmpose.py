@@ -1,4 +1,5 @@
-"""mmpose's models as judges: what surrounds them (colours, coordinates, boxes, weights) is checked with networks whose answer is known."""
+"""mmpose's models as judges: what surrounds them (colours, coordinates, boxes, weights) is checked with networks whose
+answer is known."""
 
 from __future__ import annotations
 
@@ -158,7 +159,8 @@ def test_a_model_without_features_says_so(top_down: MMPose) -> None:
 
 
 def test_weights_are_read_without_what_lies_beside_them(offline: Any, tmp_path: Path) -> None:
-    """As mmpose writes them, with objects of its own in ``meta``; a tensor that is missing or of another model is named."""
+    """As mmpose writes them, with objects of its own in ``meta``; a tensor that is missing or of another model is
+    named."""
     torch.manual_seed(0)
     first = MMPose(RTMPOSE, None)
     state = first.model.state_dict()

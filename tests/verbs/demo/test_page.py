@@ -17,7 +17,7 @@ import pytest
 from posegen.demo.pose_editor import to_keypoints
 from posegen.demo.session import DemoPicture, DemoRequest, DemoSession, OnStep
 from posegen.errors import UserError
-from posegen.poses.reading import given
+from posegen.poses.reading import read_poses
 from tests.tiny import configured
 from tests.verbs.demo.conftest import PROMPT
 
@@ -176,7 +176,7 @@ def test_what_is_saved_is_what_is_drawn(opened: tuple[Any, Recording], tmp_path:
     with page.expect_download() as download:
         page.click(".pe-save")
     download.value.save_as(tmp_path / "pose.json")
-    (saved,) = given(tmp_path / "pose.json")
+    (saved,) = read_poses(tmp_path / "pose.json")
     assert saved.size == studio.size
     assert np.abs(saved.keypoints - to_keypoints(studio.presets[0].pose, studio.size)).max() < 1e-2
 

@@ -94,7 +94,7 @@ def test_a_person_is_taken_from_a_picture(world: list[str], tmp_path: Path) -> N
                 "adapter=dnaf",
                 *making("image", world, ["source"]),
                 f"paths.output={tmp_path}",
-                "trainer.steps=1",
+                "budget.steps=1",
             ]
         )
         == 0
@@ -190,7 +190,7 @@ def test_a_pose_from_the_prompt(studio: DemoSession, world: list[str], tmp_path:
     with pytest.raises(UserError, match="posegen train adapter=gunet"):
         studio.imagine(PROMPT, 0)
     prior = [word for word in making("pose", world) if not word.startswith("backbone.path")]
-    assert main(["train", "adapter=gunet", *prior, f"paths.output={tmp_path}", "trainer.steps=1"]) == 0
+    assert main(["train", "adapter=gunet", *prior, f"paths.output={tmp_path}", "budget.steps=1"]) == 0
     with configured("demo", *world, f"paths.output={tmp_path}", "prior.sampler.steps=2") as cfg:
         trained = DemoSession(cfg)
         poses = [trained.imagine(PROMPT, seed) for seed in (0, 0, 1)]

@@ -16,7 +16,8 @@ import transformers
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from posegen.io.weights import WeightsError, first_line, sha256_of, weight_files
+from posegen.io.hashes import sha256_of
+from posegen.io.weights import WeightsError, first_line, weight_files
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC

@@ -1,17 +1,15 @@
-"""COCO's captioned pictures of people who are alone in them, without the pictures: what GUNet learns from (arXiv:2409.11689, section 4.1).
+"""COCO's captioned people who are alone in their picture, without the pictures: GUNet's data (arXiv:2409.11689, 4.1).
 
     <root>/[annotations/]person_keypoints_train2014.json
     <root>/[annotations/]captions_train2014.json
 
-The released program fits a person's box into a square, takes the first of five captions, and fixes a random flip and rotation once and for all; the paper
-says that the caption is a random one. Each of these is an option here.
+The released program fits a person's box into a square, takes the first of five captions, and fixes one random flip and
+rotation; the paper says that the caption is a random one. Each of these is an option here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +23,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.formats.joint_vectors import FramedPose, write_joint_vectors
-from posegen.data.on_disk.source import Condition, Defect
-from posegen.io.atomic import replacing
-from posegen.poses.pose_square import Square, into, onto
-from posegen.poses.topology import COCO_FLIP
+from posegen.data.formats.joint_vectors import FramedPose, random_share, write_joint_vectors
+from posegen.data.on_disk.source import Condition, Defect, require_option
+from posegen.io.atomic import NPZ_ERRORS, replacing
+from posegen.io.hashes import file_hash, text_hash
+from posegen.poses.pose_square import Square, from_square, to_square
+from posegen.poses.topology import COCO_FLIP, COCO_JOINTS
 
-JOINTS = 17
-FILES = ("person_keypoints_{year}.json", "captions_{year}.json")
-HOW = "download COCO's annotations (https://cocodataset.org, 2014 Train/Val annotations) and name the folder with data.root=FOLDER"
-VERSION = 1  # of what is kept of the annotations
-CHUNK = 64  # people whose maps are made at a time
+COCO_FILES = ("person_keypoints_{year}.json", "captions_{year}.json")
+COCO_FIX = (
+    "download COCO's annotations (https://cocodataset.org, 2014 Train/Val annotations) "
+    "and name the folder with data.root=FOLDER"
+)
+CACHE_VERSION = 1  # of the cached annotations
+EXPORT_BATCH = 64  # people whose maps are computed at a time
 
 Frame = Literal["box", "joints"]
 Caption = Literal["first", "random"]
@@ -44,7 +45,7 @@ Maps = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Singles:
+class SinglePeople:
     """The people who are alone in their picture, in the order of the annotations.
 
     Attributes:
@@ -52,9 +53,9 @@ class Singles:
         keypoints: ``[N, 17, 3]`` in the picture's pixels, with COCO's visibility.
         boxes: ``[N, 4]`` x, y, width, height.
         areas: ``[N]`` of their outlines.
-        captions: of each, all that its picture has.
-        facts: what was counted on the way.
-        defects: what could not be used.
+        captions: all captions of each picture.
+        facts: counts.
+        defects: annotations that cannot be used.
     """
 
     images: np.ndarray
@@ -70,29 +71,31 @@ class Singles:
 
     @property
     def labelled(self) -> np.ndarray:
-        """``[N]`` joints that are labelled, visible or hidden."""
+        """``[N]`` number of labelled joints, visible or hidden."""
         return (self.keypoints[..., 2] > 0).sum(1)
 
 
 class CocoSingle(PoseData):
-    """A share of them, in a fixed random order. The canvas is the person's own square.
+    """A share of these people, in a fixed random order. The canvas is the square around the person.
 
     Args:
         root: folder of the annotations, or one that holds ``annotations``.
         split: name of the share.
-        year: which files: ``train2014``, as released, or ``val2014``.
+        year: the files: ``train2014``, as released, or ``val2014``.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         joints: least number of labelled joints.
-        frame: ``box``, the square that the annotated box is fitted into, as released, or ``joints``, the square around the labelled joints with a margin.
-        caption: ``first``, as released, or ``random``, one that the seed and the picture choose, as the paper says.
-        augment: ``fixed`` mirrors and rotates each person once, as released (there without a seed), ``reading`` anew on each visit; None never.
-        flip: share of the people, or visits, that are mirrored, left and right with them.
+        frame: ``box``, the square around the annotated box, as released, or ``joints``, the square around the labelled
+            joints with a margin.
+        caption: ``first``, as released, or ``random``, a function of the seed and the picture, as in the paper.
+        augment: ``fixed`` mirrors and rotates each person once, as released (there without a seed); ``reading`` does so
+            on each visit; None never.
+        flip: fraction of the people, or visits, that are mirrored, with left and right joints exchanged.
         rotation: largest angle in degrees, either way, about the centre of the square.
         size: side of the canvas.
         count: take only the first so many; None for all.
         seed: of the order, captions and augmentation.
-        cache: where the chosen annotations are kept, so that hundreds of megabytes are read once; None reads them each time.
-        maps: makes maps ``[B, 17, side, side]`` of poses ``[B, 17, 3]``, for `export`.
+        cache: folder for the chosen annotations, so that they are read once; None reads all annotations each time.
+        maps: joint maps ``[B, 17, side, side]`` of poses ``[B, 17, 3]``, for `export`.
     """
 
     name = "coco_single"
@@ -115,23 +118,12 @@ class CocoSingle(PoseData):
         cache: str | Path | None = None,
         maps: Maps | None = None,
     ) -> None:
-        for key, value, known in (
-            ("frame", frame, get_args(Frame)),
-            ("caption", caption, get_args(Caption)),
-            ("augment", augment, (*get_args(Augment), None)),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"data.{split}.{key}={value}; expected one of {', '.join('null' if k is None else k for k in known)}"
-                )
-        self.root, self.split, self.year, self.share, self.joints = (
-            Path(root).expanduser(),
-            split,
-            year,
-            tuple(share),
-            joints,
-        )
-        self.frame, self.caption, self.augment, self.flip, self.rotation = frame, caption, augment, flip, rotation
+        require_option(f"{split}.frame", frame, get_args(Frame))
+        require_option(f"{split}.caption", caption, get_args(Caption))
+        require_option(f"{split}.augment", augment, (*get_args(Augment), None))
+        self.root, self.split, self.year = Path(root).expanduser(), split, year
+        self.share, self.joints, self.frame, self.caption = tuple(share), joints, frame, caption
+        self.augment, self.flip, self.rotation = augment, flip, rotation
         self.size, self.count, self.seed, self.maps = (size, size), count, seed, maps
         self.cache = None if cache is None else Path(cache).expanduser()
         self.varies = augment == "reading"
@@ -143,65 +135,51 @@ class CocoSingle(PoseData):
         Raises:
             FileNotFoundError: one is missing.
         """
-        folders = (self.root, self.root / "annotations")
-        names = [name.format(year=self.year) for name in FILES]
-        found = [next((folder / name for folder in folders if (folder / name).is_file()), None) for name in names]
-        for name, file in zip(names, found, strict=True):
-            if file is None:
-                raise FileNotFoundError(f"data.root={self.root}: no {name} in it or in its folder annotations; {HOW}")
-        return found[0], found[1]  # type: ignore[return-value]
+        people, captions = (self._file(name.format(year=self.year)) for name in COCO_FILES)
+        return people, captions
+
+    def _file(self, name: str) -> Path:
+        for file in (self.root / name, self.root / "annotations" / name):
+            if file.is_file():
+                return file
+        raise FileNotFoundError(f"data.root={self.root}: no {name} in it or in its folder annotations; {COCO_FIX}")
 
     @cached_property
-    def people(self) -> Singles:
-        return singles(*self.files, self.cache)
+    def people(self) -> SinglePeople:
+        return single_people(*self.files, self.cache)
 
     @cached_property
-    def chosen(self) -> np.ndarray:
+    def chosen(self) -> list[int]:
         """Indices of this share's people.
 
         Raises:
-            ValueError: there are none, or fewer than were asked for.
+            ValueError: there are none, or fewer than ``count``.
         """
-        fitting = np.flatnonzero(self.people.labelled >= self.joints)
-        order = torch.randperm(len(fitting), generator=generator("coco single", self.seed)).numpy()
-        first, last = (round(edge * len(fitting)) for edge in self.share)
-        chosen = fitting[order[first:last]][: self.count]
-        if not len(chosen) or (self.count or 0) > len(chosen):
+        fitting = np.flatnonzero(self.people.labelled >= self.joints).tolist()
+        rows, available = random_share(len(fitting), self.share, self.count, "coco single", self.seed)
+        if not rows or (self.count or 0) > len(rows):
             raise ValueError(
-                f"data.{self.split}: {self.files[0]} has {len(fitting)} people who are alone and have {self.joints} labelled joints, of whom "
-                f"share={list(self.share)} holds {last - first}; count is {self.count}"
+                f"data.{self.split}: {self.files[0]} has {len(fitting)} people who are alone and have {self.joints} "
+                f"labelled joints, of whom share={list(self.share)} holds {available}; count is {self.count}"
             )
-        return chosen
+        return [fitting[row] for row in rows]
 
     @property
     def identity(self) -> dict[str, Any]:
-        options = {
-            name: getattr(self, name)
-            for name in ("split", "year", "joints", "frame", "caption", "augment", "count", "seed")
-        }
+        names = ("split", "year", "joints", "frame", "caption", "augment", "count", "seed")
+        options = {name: getattr(self, name) for name in names}
         augmentation = {"flip": self.flip, "rotation": self.rotation} if self.augment else {}
-        return {
-            "name": self.name,
-            "files": self.people.facts["sha256"],
-            "share": list(self.share),
-            "size": self.size[0],
-            **options,
-            **augmentation,
-        }
+        about = {"name": self.name, "files": self.people.facts["sha256"], "share": list(self.share)}
+        return {**about, "size": self.size[0], **options, **augmentation}
 
     def prepare(self) -> None:
-        self.people  # noqa: B018 - reads and keeps them
+        self.people  # noqa: B018 - reads and caches them
 
     @property
     def condition(self) -> Condition:
         few = int((self.people.labelled < self.joints).sum())
-        facts = {
-            **self.people.facts,
-            f"fewer than {self.joints} joints": few,
-            "kept": len(self.people) - few,
-            "in this split": len(self),
-        }
-        return Condition(facts, defects=self.people.defects)
+        counts = {f"fewer than {self.joints} joints": few, "kept": len(self.people) - few, "in this split": len(self)}
+        return Condition({**self.people.facts, **counts}, defects=self.people.defects)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -214,20 +192,20 @@ class CocoSingle(PoseData):
         return self.seen(index)
 
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
-        person = int(self.chosen[index])
+        person = self.chosen[index]
         return self._sample(person, None if self.augment is None else visit if self.augment == "reading" else 0)
 
     def _sample(self, person: int, visit: int | None) -> Sample:
-        """One person as on a visit; None is without augmentation."""
+        """One person on a visit; None is without augmentation."""
         number, keypoints = int(self.people.images[person]), self.people.keypoints[person]
         square = Square.of_box(self.people.boxes[person]) if self.frame == "box" else Square.around(keypoints)
         assert square is not None
-        pose = np.concatenate([into(square, keypoints)[:, :2], keypoints[:, 2:]], 1)
+        pose = np.concatenate([to_square(square, keypoints)[:, :2], keypoints[:, 2:]], 1)
         if visit is not None:
             flip, turn = torch.rand(2, generator=generator("coco single", self.seed, number, visit, "augment")).tolist()
-            pose = turned(pose, flip < self.flip, (2 * turn - 1) * self.rotation)
+            pose = turned_pose(pose, flip < self.flip, (2 * turn - 1) * self.rotation)
         area = self.people.areas[person] * (self.size[0] / square.side) ** 2
-        placed, areas = onto(pose, self.size)[None], np.array([area], np.float32)
+        placed, areas = from_square(pose, self.size)[None], np.array([area], np.float32)
         return FramedPose(f"{self.name}/{number}", self._caption(person), placed, areas, None, self.size)
 
     def _caption(self, person: int) -> str:
@@ -238,7 +216,7 @@ class CocoSingle(PoseData):
         return every[int(torch.randint(len(every), (), generator=chance))]
 
     def export(self, folder: str | Path) -> int:
-        """Writes this share as GUNet's authors store theirs, for their program or for ``data=joint_vectors``; returns the number of people.
+        """Writes this share in the layout of GUNet's authors, see `joint_vectors`; returns the number of people.
 
         ``augment=fixed`` fixes flips and rotations in the files, as released; otherwise the maps are clean.
 
@@ -247,7 +225,8 @@ class CocoSingle(PoseData):
         """
         if self.maps is None:
             raise ValueError(
-                f"data.{self.split}.maps is null; maps are made by a function, for instance posegen.backbones.blocks.pose_maps.joint_vectors"
+                f"data.{self.split}.maps is null; expected a function that computes maps, for instance "
+                "posegen.backbones.blocks.pose_maps.joint_vectors"
             )
         with tqdm(total=len(self), desc="joint vectors", unit="pose", dynamic_ncols=True) as bar:
             write_joint_vectors(folder, self._encoded(self.maps, bar.update))
@@ -255,15 +234,15 @@ class CocoSingle(PoseData):
 
     def _encoded(self, maps: Maps, done: Callable[[int], object]) -> Iterator[tuple[np.ndarray, str]]:
         visit = 0 if self.augment == "fixed" else None
-        for start in range(0, len(self), CHUNK):
-            samples = [self._sample(int(person), visit) for person in self.chosen[start : start + CHUNK]]
-            for sample, made in zip(samples, maps(torch.stack([s.pose for s in samples])), strict=True):
-                yield made.numpy(), sample.prompt
+        for start in range(0, len(self), EXPORT_BATCH):
+            samples = [self._sample(person, visit) for person in self.chosen[start : start + EXPORT_BATCH]]
+            for sample, encoded in zip(samples, maps(torch.stack([s.pose for s in samples])), strict=True):
+                yield encoded.numpy(), sample.prompt
             done(len(samples))
 
 
-def turned(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
-    """A pose ``[17, 3]`` in the coordinates of its square, mirrored, then rotated clockwise about the square's centre; the absent joints stay absent."""
+def turned_pose(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
+    """A pose ``[17, 3]`` in its square, mirrored, then rotated clockwise about its centre; absent joints stay so."""
     if mirrored:
         pose = pose[list(COCO_FLIP)] * (-1, 1, 1)
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -273,33 +252,30 @@ def turned(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
 # Annotations.
 
 
-def singles(people: Path, captions: Path, cache: Path | None = None) -> Singles:
+def single_people(people: Path, captions: Path, cache: Path | None = None) -> SinglePeople:
     """The people who are alone in their picture, and its captions.
 
     Args:
         people: ``person_keypoints_*.json``.
         captions: ``captions_*.json``.
-        cache: where the result is kept; it belongs to the files' sizes and times of change.
+        cache: folder of the result, which belongs to the files' sizes and times of change.
 
     Raises:
-        ValueError: a file is no annotation file of COCO's.
+        ValueError: a file holds no annotations of COCO's.
     """
-    stamps = [str(VERSION), *(f"{f.resolve()}|{(s := f.stat()).st_size}|{s.st_mtime_ns}" for f in (people, captions))]
-    kept = (
-        None
-        if cache is None
-        else cache / "coco" / f"{people.stem}-{hashlib.sha256('|'.join(stamps).encode()).hexdigest()[:16]}.npz"
-    )
-    found = None if kept is None else _read(kept)
+    stamps = [f"{f.resolve()}|{(s := f.stat()).st_size}|{s.st_mtime_ns}" for f in (people, captions)]
+    name = f"{people.stem}-{text_hash('|'.join([str(CACHE_VERSION), *stamps]))}.npz"
+    cached = None if cache is None else cache / "coco" / name
+    found = None if cached is None else _read_cached(cached)
     if found is None:
-        found = _chosen(_load(people, "annotations"), _load(captions, "annotations"), people.name)
-        found.facts["sha256"] = [_sha256(file) for file in (people, captions)]
-        if kept is not None:
-            _write(kept, found)
+        found = _choose(_annotations(people, "annotations"), _annotations(captions, "annotations"), people.name)
+        found.facts["sha256"] = [file_hash(file, 16) for file in (people, captions)]
+        if cached is not None:
+            _write_cached(cached, found)
     return found
 
 
-def _chosen(people: Sequence[Mapping[str, Any]], captions: Sequence[Mapping[str, Any]], name: str) -> Singles:
+def _choose(people: Sequence[Mapping[str, Any]], captions: Sequence[Mapping[str, Any]], name: str) -> SinglePeople:
     crowd = Counter(row["image_id"] for row in people)
     texts: dict[int, list[str]] = {}
     for row in captions:
@@ -307,14 +283,14 @@ def _chosen(people: Sequence[Mapping[str, Any]], captions: Sequence[Mapping[str,
     rows, defects = [], []
     for row in people:
         if crowd[row["image_id"]] == 1 and row.get("num_keypoints", 1):
-            problem = _problem(row, texts)
+            problem = _annotation_fault(row, texts)
             if problem:
                 defects.append(Defect(f"{name} (image {row['image_id']})", problem))
             else:
                 rows.append(row)
-    return Singles(
+    return SinglePeople(
         np.array([row["image_id"] for row in rows], np.int64),
-        np.array([row["keypoints"] for row in rows], np.float32).reshape(-1, JOINTS, 3),
+        np.array([row["keypoints"] for row in rows], np.float32).reshape(-1, COCO_JOINTS, 3),
         np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4),
         np.array([row["area"] for row in rows], np.float32),
         [texts[row["image_id"]] for row in rows],
@@ -323,52 +299,48 @@ def _chosen(people: Sequence[Mapping[str, Any]], captions: Sequence[Mapping[str,
     )
 
 
-def _problem(row: Mapping[str, Any], texts: Mapping[int, Sequence[str]]) -> str:
-    """What makes a person useless."""
+def _annotation_fault(row: Mapping[str, Any], texts: Mapping[int, Sequence[str]]) -> str:
     try:
         keypoints, box = np.asarray(row["keypoints"], float), np.asarray(row["bbox"], float)
-        plain = bool(np.isfinite(keypoints).all() and np.isfinite(box).all() and np.isfinite(float(row["area"])))
+        finite = bool(np.isfinite(keypoints).all() and np.isfinite(box).all() and np.isfinite(float(row["area"])))
     except (KeyError, TypeError, ValueError) as error:
         return f"no usable keypoints, bbox and area ({type(error).__name__}: {error})"
-    if keypoints.size != 3 * JOINTS:
-        return f"{keypoints.size} numbers for {JOINTS} joints"
-    if not plain or box.size != 4 or (box[2:] <= 0).any():
+    if keypoints.size != 3 * COCO_JOINTS:
+        return f"{keypoints.size} numbers for {COCO_JOINTS} joints"
+    if not finite or box.size != 4 or (box[2:] <= 0).any():
         return "an empty box, or numbers that are not finite"
-    if not (keypoints.reshape(JOINTS, 3)[:, 2] > 0).any():
+    if not (keypoints.reshape(COCO_JOINTS, 3)[:, 2] > 0).any():
         return "no joint is labelled"
     return "" if texts.get(row["image_id"]) else "no caption"
 
 
-def _load(file: Path, part: str) -> list[dict[str, Any]]:
+def _annotations(file: Path, part: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(file.read_bytes())[part]
         if isinstance(rows, list) and all("image_id" in row for row in rows):
             return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}: {error}); expected COCO's annotations: {HOW}"
-        ) from error
-    raise ValueError(f"{file} holds no list of annotations with an image_id each; expected COCO's: {HOW}")
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} cannot be read ({reason}); expected COCO's annotations: {COCO_FIX}") from error
+    raise ValueError(f"{file} holds no list of annotations with an image_id each; expected COCO's: {COCO_FIX}")
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+CACHED_ARRAYS = ("images", "keypoints", "boxes", "areas")
 
 
-def _write(kept: Path, found: Singles) -> None:
+def _write_cached(file: Path, found: SinglePeople) -> None:
     texts = json.dumps([found.captions, found.facts, found.defects])
-    with replacing(kept) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream, images=found.images, keypoints=found.keypoints, boxes=found.boxes, areas=found.areas, texts=texts
-        )
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **{name: getattr(found, name) for name in CACHED_ARRAYS}, texts=np.array(texts))
 
 
-def _read(kept: Path) -> Singles | None:
+def _read_cached(file: Path) -> SinglePeople | None:
+    """The cached annotations; None where they are missing or damaged, and the files are read again."""
     try:
-        with np.load(kept, allow_pickle=False) as file:
-            captions, facts, defects = json.loads(str(file["texts"]))
-            people = file["images"], file["keypoints"], file["boxes"], file["areas"]
-            return Singles(*people, captions, facts, [Defect(*defect) for defect in defects])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # missing or damaged: the annotations are read again
+        with np.load(file, allow_pickle=False) as stored:
+            captions, facts, defects = json.loads(str(stored["texts"]))
+            images, keypoints, boxes, areas = (stored[name] for name in CACHED_ARRAYS)
+            found = [Defect(*defect) for defect in defects]
+            return SinglePeople(images, keypoints, boxes, areas, captions, facts, found)
+    except NPZ_ERRORS:
+        return None

@@ -1,10 +1,8 @@
-"""Your own pictures: a folder of them, one file of poses, and prompts."""
+"""The user's pictures: a folder of them, one file of poses, and prompts."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +10,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from posegen.data.on_disk.source import Defect, Entry, Place, Report, Source, share
-from posegen.poses.reading import joints, read_json
+from posegen.data.on_disk.images import IMAGE_SUFFIXES
+from posegen.data.on_disk.source import Defect, FileSpan, ReportDefect, Source, StoredImage, existing_root
+from posegen.io.atomic import read_json
+from posegen.io.hashes import hash_fraction, joint_hash
+from posegen.poses.reading import coco_joints, read_pose_json
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+FOLDER_SUFFIXES = {*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "validation", "test")
 
 
-class People(NamedTuple):
-    """Who is in a picture: ``[P, 17, 3]`` joints, ``[P]`` areas or None, and (height, width) of the picture where the file tells it."""
+class PicturePeople(NamedTuple):
+    """The people of a picture: ``[P, 17, 3]`` joints, ``[P]`` areas or None, (height, width) of the picture or None."""
 
     keypoints: np.ndarray
     areas: np.ndarray | None = None
     size: tuple[int, int] | None = None
+
+
+NOBODY = PicturePeople(np.zeros((0, 17, 3), np.float32))
 
 
 class Folder(Source):
@@ -32,16 +36,17 @@ class Folder(Source):
 
     Args:
         root: the folder; pictures may lie in folders inside it.
-        poses: a json file in COCO's format (``posegen annotate`` writes one), or a folder with OpenPose's json file of each picture (``<stem>_keypoints.json``
-            or ``<stem>.json``); relative to the root, so that "." is beside the pictures. None: nobody has a pose.
-        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a text file ``<stem>.txt`` of each picture; relative to the
-            root. None: all prompts are empty.
+        poses: a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
+            per picture (``<stem>_keypoints.json`` or ``<stem>.json``); relative to the root, so that "." is beside the
+            pictures. None: no poses.
+        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a text file
+            ``<stem>.txt`` per picture; relative to the root. None: all prompts are empty.
         folders: split -> folder of its pictures, relative to the root. None: by the SHA-1 of the picture's path.
-        shares: of train, validation and test, where there are no ``folders``.
+        shares: fractions of train, validation and test, where there are no ``folders``.
         name: of the data set, for ids and files.
 
     Raises:
-        ValueError: the root, the poses or the prompts are not there, or the shares do not add up to 1.
+        ValueError: the root, the poses or the prompts are missing, or the shares do not add up to 1.
     """
 
     def __init__(
@@ -53,24 +58,17 @@ class Folder(Source):
         shares: Sequence[float] = (0.8, 0.1, 0.1),
         name: str = "folder",
     ) -> None:
-        self.root, self.name, self.folders, self.shares = (
-            Path(root).expanduser(),
-            name,
-            folders and dict(folders),
-            tuple(shares),
-        )
-        if not self.root.is_dir():
-            raise ValueError(f"data.root={root}: no such folder")
+        self.root, self.name = existing_root(root), name
+        self.folders, self.shares = folders and dict(folders), tuple(shares)
         if len(self.shares) != len(SPLITS) or abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0:
             raise ValueError(
                 f"data.shares={list(shares)}: expected the shares of {', '.join(SPLITS)}, which add up to 1"
             )
-        self.poses = self._given("poses", poses, "a json file in COCO's format, or a folder of OpenPose's")
-        self.prompts = self._given(
-            "prompts", prompts, "a json file {picture: prompt}, a csv file of file,prompt, or a folder of text files"
-        )
+        self.poses = self._existing("poses", poses, "a json file in COCO's format, or a folder of OpenPose's")
+        expected = "a json file {picture: prompt}, a csv file of file,prompt, or a folder of text files"
+        self.prompts = self._existing("prompts", prompts, expected)
 
-    def _given(self, key: str, path: str | None, expected: str) -> Path | None:
+    def _existing(self, key: str, path: str | None, expected: str) -> Path | None:
         if path is not None and not (self.root / path).exists():
             raise ValueError(
                 f"data.{key}={path}: there is no {self.root / path}; expected {expected}, or null for none"
@@ -78,12 +76,11 @@ class Folder(Source):
         return None if path is None else self.root / path
 
     def identity(self, split: str) -> dict[str, Any]:
-        sha = hashlib.sha256("\n".join(self.pictures(split)).encode())
+        parts: list[str | Path] = ["\n".join(self.pictures(split))]
         for given in (self.poses, self.prompts):
-            for file in sorted(given.rglob("*")) if given and given.is_dir() else [given] if given else []:
-                if file.is_file() and file.suffix.lower() not in PICTURES:
-                    sha.update(file.read_bytes())
-        return {"name": self.name, "folders": self.folders, "shares": self.shares, "files": sha.hexdigest()[:16]}
+            files = sorted(given.rglob("*")) if given and given.is_dir() else [given] if given else []
+            parts += [file for file in files if file.is_file() and file.suffix.lower() not in FOLDER_SUFFIXES]
+        return {"name": self.name, "folders": self.folders, "shares": self.shares, "files": joint_hash(parts)}
 
     # Pictures.
 
@@ -104,17 +101,16 @@ class Folder(Source):
         return files if self.folders else [file for file in files if self.split_of(file) == split]
 
     def _below(self, start: Path) -> list[str]:
-        return sorted(
-            file.relative_to(self.root).as_posix() for file in start.rglob("*") if file.suffix.lower() in PICTURES
-        )
+        files = (file for file in start.rglob("*") if file.suffix.lower() in FOLDER_SUFFIXES)
+        return sorted(file.relative_to(self.root).as_posix() for file in files)
 
     def split_of(self, file: str) -> str:
-        """The split of a picture where there are no folders for them: a function of its path."""
-        edges = np.cumsum(self.shares)
-        return SPLITS[min(int(np.searchsorted(edges, share(file), side="right")), len(SPLITS) - 1)]
+        """The split of a picture without ``folders``: a function of its path."""
+        place = np.searchsorted(np.cumsum(self.shares), hash_fraction(file), side="right")
+        return SPLITS[min(int(place), len(SPLITS) - 1)]
 
-    def entries(self, split: str, report: Report) -> Iterator[Entry]:
-        self._tell_of_missing(split, report)
+    def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
+        self._report_missing(split, report)
         for file in self.pictures(split):
             prompt = self.prompt(file)
             if prompt is None:
@@ -125,51 +121,44 @@ class Folder(Source):
             except ValueError as error:
                 report(Defect(file, f"pose cannot be read: {error}"))
                 continue
-            yield Entry(
-                f"{self.name}/{file}",
-                prompt,
-                Place(file),
-                people.size,
-                people.keypoints.astype(np.float32),
-                people.areas,
-            )
+            keypoints = people.keypoints.astype(np.float32)
+            yield StoredImage(f"{self.name}/{file}", prompt, FileSpan(file), people.size, keypoints, people.areas)
 
-    def _tell_of_missing(self, split: str, report: Report) -> None:
-        """Reports pictures of the split that only the poses and prompts know."""
+    def _report_missing(self, split: str, report: ReportDefect) -> None:
+        """Reports pictures of the split that only the poses and prompts list."""
         there = set(self._below(self.root))
         names = {Path(file).name for file in there}
-        for file in {**self._coco, **self._captions}:
+        for file in {**self._coco_people, **self._captions}:
             mine = file.startswith(f"{self.folders[split]}/") if self.folders else self.split_of(file) == split
             if mine and Path(file).suffix and file not in there and file not in names:
                 report(Defect(file, "missing"))
 
     # Poses.
 
-    def people(self, file: str) -> People:
-        """Who is in a picture; nobody where the poses do not know it.
+    def people(self, file: str) -> PicturePeople:
+        """The people of a picture; nobody where the poses do not list it.
 
         Raises:
             ValueError: its file of poses cannot be used.
         """
-        nobody = People(np.zeros((0, 17, 3), np.float32))
         if self.poses is None or self.poses.is_file():
-            return _looked_up(self._coco, file) or nobody
+            return _lookup(self._coco_people, file) or NOBODY
         picture = Path(file)
         places = [self.poses / picture.parent, self.poses]
         names = f"{picture.stem}_keypoints.json", f"{picture.stem}.json"
         found = next((path for place in places for name in names if (path := place / name).is_file()), None)
-        if found is None or (isinstance(content := _json(found), dict) and content.get("people") == []):
-            return nobody
-        given = read_json(found)[0]
-        assert given.keypoints is not None
-        return People(given.keypoints, None, given.size)
+        if found is None or (isinstance(content := read_json(found, "mend it"), dict) and content.get("people") == []):
+            return NOBODY
+        pose = read_pose_json(found)[0]
+        assert pose.keypoints is not None
+        return PicturePeople(pose.keypoints, None, pose.size)
 
     @cached_property
-    def _coco(self) -> dict[str, People]:
-        """People by picture, of a file in COCO's format: annotations with a list of images, or results whose ``image_id`` is the picture's name."""
+    def _coco_people(self) -> dict[str, PicturePeople]:
+        """People by picture, from annotations with images, or from results whose ``image_id`` is the picture's name."""
         if self.poses is None or self.poses.is_dir():
             return {}
-        content = _json(self.poses)
+        content = read_json(self.poses, "mend it, or write it again")
         rows = content.get("annotations") if isinstance(content, dict) else content
         images = content.get("images", ()) if isinstance(content, dict) else ()
         try:
@@ -183,22 +172,23 @@ class Folder(Source):
             for row in rows or ():
                 people.setdefault(row["image_id"], []).append(row)
             return {
-                str(names.get(image, image)): _people(own, sizes.get(image), str(self.poses))
-                for image, own in people.items()
+                str(names.get(image, image)): _annotated_people(mine, sizes.get(image), str(self.poses))
+                for image, mine in people.items()
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.poses} is not in COCO's format ({type(error).__name__}: {error}); expected images and annotations"
+                f"{self.poses} is not in COCO's format ({type(error).__name__}: {error}); "
+                "expected images and annotations"
             ) from error
 
     # Prompts.
 
     def prompt(self, file: str) -> str | None:
-        """The prompt of a picture, None where it has none."""
+        """The prompt of a picture; None where it has none."""
         if self.prompts is None:
             return ""
         if self.prompts.is_file():
-            return _looked_up(self._captions, file)
+            return _lookup(self._captions, file)
         picture = Path(file)
         places = (self.prompts / picture.with_suffix(".txt"), self.prompts / f"{picture.stem}.txt")
         return next((path.read_text(encoding="utf-8").strip() for path in places if path.is_file()), None)
@@ -208,40 +198,43 @@ class Folder(Source):
         if self.prompts is None or self.prompts.is_dir():
             return {}
         if self.prompts.suffix.lower() == ".csv":
-            with self.prompts.open(newline="", encoding="utf-8-sig") as stream:
-                rows = [row for row in csv.reader(stream) if row]
-            if wrong := next((row for row in rows if len(row) != 2), None):
-                raise ValueError(
-                    f"{self.prompts}: a line has {len(wrong)} values ({wrong}); expected file,prompt, with quotes around a prompt with commas"
-                )
+            rows = prompts_of_csv(self.prompts, "file,prompt")
             return {file: prompt for file, prompt in rows if (file, prompt) != ("file", "prompt")}
-        content = _json(self.prompts)
+        content = read_json(self.prompts, "mend it")
         if not isinstance(content, dict) or not all(isinstance(prompt, str) for prompt in content.values()):
             raise ValueError(f"{self.prompts}: expected {{picture: prompt}}, both text")
         return content
 
 
-def _people(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None, name: str) -> People:
-    """The rows of one picture; those without a labelled joint are crowds and the like."""
-    own = [(joints(row["keypoints"], name), float(row.get("area") or np.nan)) for row in rows if not row.get("iscrowd")]
-    own = [(person, area) for person, area in own if (person[:, 2] > 0).any()]
-    keypoints = np.stack([person for person, _ in own]) if own else np.zeros((0, 17, 3))
-    return People(keypoints.astype(np.float32), np.array([area for _, area in own], np.float32), size)
-
-
-def _looked_up(known: Mapping[str, Any], file: str) -> Any:
-    """What is known of a picture under its path, its name or its stem."""
-    path = Path(file)
-    return next((known[key] for key in (file, path.name, path.stem) if key in known), None)
-
-
-def _json(file: Path) -> Any:
-    """The content of a json file.
+def prompts_of_csv(file: Path, columns: str) -> list[tuple[str, str]]:
+    """The lines of a csv file of two columns.
 
     Raises:
-        ValueError: it is damaged; names it.
+        ValueError: a line has another number of values; names it.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable json file ({error})") from error
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        rows = [row for row in csv.reader(stream) if row]
+    if wrong := next((row for row in rows if len(row) != 2), None):
+        raise ValueError(
+            f"{file}: a line has {len(wrong)} values ({wrong}); expected {columns}, "
+            "with quotes around a prompt with commas"
+        )
+    return [(first, second) for first, second in rows]
+
+
+def _annotated_people(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None, name: str) -> PicturePeople:
+    """The annotations of one picture, without crowds and others who have no labelled joint."""
+    people = [
+        (coco_joints(row["keypoints"], name), float(row.get("area") or np.nan))
+        for row in rows
+        if not row.get("iscrowd")
+    ]
+    people = [(person, area) for person, area in people if (person[:, 2] > 0).any()]
+    keypoints = np.stack([person for person, _ in people]) if people else np.zeros((0, 17, 3))
+    return PicturePeople(keypoints.astype(np.float32), np.array([area for _, area in people], np.float32), size)
+
+
+def _lookup(known: Mapping[str, Any], file: str) -> Any:
+    """The value of a picture under its path, its name or its stem."""
+    path = Path(file)
+    return next((known[key] for key in (file, path.name, path.stem) if key in known), None)

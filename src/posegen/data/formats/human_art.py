@@ -1,95 +1,98 @@
-"""Human-Art (Ju et al., CVPR 2023): 50,000 pictures of people in 19 kinds of art and photography, in the two layouts that are about.
+"""Human-Art (Ju et al., CVPR 2023): 50,000 pictures of people in 19 kinds of art and photography, in its two layouts.
 
     <root>/images/<2D_virtual_human, 3D_virtual_human or real_human>/<scenario>/<12 digits>.jpg
-    <root>/annotations/{training,validation}_humanart.json          COCO's format; or a file per scenario, ..._humanart_<scenario>.json
-    <root>/mapping_file_{training,validation}.json, <root>/pose/    HumanSD's form: picture, prompt and a file of poses per entry
+    <root>/annotations/{training,validation}_humanart.json   COCO's format; or ..._humanart_<scenario>.json
+    <root>/mapping_file_{training,validation}.json, <root>/pose/    HumanSD's form: picture, prompt, file of poses
 
-The poses of the two are not the same: the annotations were drawn by hand, HumanSD's files hold scores in the place of visibility, as a detector's output has.
-Human-Art is handed out by its authors after a form (https://idea-research.github.io/HumanArt), for research that is not commercial, and may not be passed on.
+The poses of the two differ: the annotations were drawn by hand, HumanSD's files hold scores in place of visibility, as of a
+detector. The authors hand out Human-Art after a form (https://idea-research.github.io/HumanArt), for
+non-commercial research; it must not be passed on.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from posegen.data.on_disk.object_arrays import read_arrays
-from posegen.data.on_disk.source import Defect, Entry, Place, Report, Source, json_mapping, share
+from posegen.data.on_disk.source import (
+    Defect,
+    FileSpan,
+    ReportDefect,
+    Source,
+    StoredImage,
+    json_mapping,
+    require_option,
+)
+from posegen.io.hashes import hash_fraction, joint_hash
 
 SCENARIOS = {
     "2D_virtual_human": (
-        "cartoon", "digital_art", "ink_painting", "kids_drawing", "mural", "oil_painting", "shadow_play", "sketch", "stained_glass", "ukiyoe", "watercolor",
+        "cartoon", "digital_art", "ink_painting", "kids_drawing", "mural", "oil_painting", "shadow_play", "sketch",
+        "stained_glass", "ukiyoe", "watercolor",
     ),
     "3D_virtual_human": ("garage_kits", "relief", "sculpture"),
     "real_human": ("acrobatics", "cosplay", "dance", "drama", "movie"),
 }  # fmt: skip
 #: The released validation list: 250 pictures of each scenario.
-RELEASED = {
+VALIDATION_LIST = {
     "entries": 4750,
     "scenarios": {s: 250 for group in SCENARIOS.values() for s in group},
     "sha256": "59eea766cd8b4c00",
 }
-#: What the lists are called in file names.
+#: The names of the lists in file names.
 TRAINING, VALIDATION = ("training", "train"), ("validation", "val")
-LIST = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
-FOLDER = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
+LIST_FORMATS = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
+ROOT_NAME = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
+PoseKind = Literal["annotation", "mapping"]
 
 
 class HumanArt(Source):
-    """Human-Art has two lists: ``test`` is the validation list, on which methods are compared, and ``train`` the training list without a held-out part.
+    """Human-Art: ``test`` is its validation list, on which methods are compared; ``train`` is the training list.
 
-    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as they were published.
+    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published.
 
     Args:
         root: the folder with ``images``, usually called ``HumanArt``.
-        poses: ``annotation`` for the authors' annotations, ``mapping`` for HumanSD's files, which the published tables were made with.
-        holdout: the part of the training list that is ``validation``, for looking at while training: where the SHA-1 of the id is below this share.
-            0 takes the validation list itself.
+        poses: ``annotation`` for the authors' annotations, ``mapping`` for HumanSD's files, as in the published tables.
+        holdout: fraction of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0 takes
+            the validation list itself.
 
     Raises:
-        ValueError: the root is no folder with Human-Art in it.
+        ValueError: the root has no folder ``images``, or an option is unknown.
     """
 
     name = "human_art"
 
-    def __init__(
-        self, root: str | Path, poses: Literal["annotation", "mapping"] = "annotation", holdout: float = 0.02
-    ) -> None:
+    def __init__(self, root: str | Path, poses: PoseKind = "annotation", holdout: float = 0.02) -> None:
         self.root, self.poses, self.holdout = Path(root).expanduser(), poses, holdout
-        if poses not in ("annotation", "mapping"):
-            raise ValueError(f"data.poses={poses}: expected annotation or mapping")
+        require_option("poses", poses, get_args(PoseKind))
         if not (self.root / "images").is_dir():
-            inner = self.root / FOLDER
-            fix = (
-                f"did you mean {inner}?"
-                if (inner / "images").is_dir()
-                else f"give the unpacked folder of Human-Art, usually called {FOLDER}"
-            )
+            inner, fix = self.root / ROOT_NAME, f"give the unpacked folder of Human-Art, usually called {ROOT_NAME}"
+            if (inner / "images").is_dir():
+                fix = f"did you mean {inner}?"
             raise ValueError(f"data.root={root}: there is no folder images in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:
-        sha = hashlib.sha256()
-        for file in self.lists(split):
-            sha.update(file.read_bytes())
-        return {"name": self.name, "poses": self.poses, "holdout": self.holdout, "lists": sha.hexdigest()[:16]}
+        lists = joint_hash(self.lists(split))
+        return {"name": self.name, "poses": self.poses, "holdout": self.holdout, "lists": lists}
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        return RELEASED if self._official(split) else {}
+        return VALIDATION_LIST if self._is_validation_list(split) else {}
 
-    def _official(self, split: str) -> bool:
+    def _is_validation_list(self, split: str) -> bool:
         return split == "test" or (split == "validation" and not self.holdout)
 
     def lists(self, split: str) -> list[Path]:
         """The files that list the pictures of a split.
 
         Raises:
-            FileNotFoundError: there is none; names those that were looked for.
+            FileNotFoundError: there is none; names the expected files.
         """
-        names: tuple[str, ...] = VALIDATION if self._official(split) else TRAINING
+        names: tuple[str, ...] = VALIDATION if self._is_validation_list(split) else TRAINING
         if self.poses == "mapping":
             names = tuple(f"{start}_{name}.json" for start in ("mapping_file", "mapping") for name in names)
             found = [self.root / name for name in names if (self.root / name).is_file()][:1]
@@ -102,39 +105,39 @@ class HumanArt(Source):
         if not found:
             other = "annotation" if self.poses == "mapping" else "mapping"
             raise FileNotFoundError(
-                f"{self.root} has no list for {split}: expected {' or '.join(names)}; Human-Art brings annotations, HumanSD's data the mappings: "
-                f"put the file there, or choose data.poses={other}"
+                f"{self.root} has no list for {split}: expected {' or '.join(names)}; Human-Art brings annotations, "
+                f"HumanSD's data the mappings: put the file there, or choose data.poses={other}"
             )
         return found
 
-    def entries(self, split: str, report: Report) -> Iterator[Entry]:
+    def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         read = self._mapping if self.poses == "mapping" else self._annotations
         for file in self.lists(split):
             for entry in read(file, report):
-                held = self.holdout > 0 and share(entry.id) < self.holdout
-                if self._official(split) or held == (split == "validation"):
+                held_out = self.holdout > 0 and hash_fraction(entry.id) < self.holdout
+                if self._is_validation_list(split) or held_out == (split == "validation"):
                     yield entry
 
-    def _mapping(self, file: Path, report: Report) -> Iterator[Entry]:
-        for key, row in json_mapping(file, LIST).items():
+    def _mapping(self, file: Path, report: ReportDefect) -> Iterator[StoredImage]:
+        for key, row in json_mapping(file, LIST_FORMATS).items():
             try:
                 picture, poses, prompt = (str(row[name]) for name in ("img_path", "pose_path", "prompt"))
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {key}", "lacks img_path, pose_path or prompt"))
                 continue
-            path = self.root / below(poses)
+            path = self.root / below_root(poses)
             try:
                 keypoints, areas = stored_people(path)
             except ValueError as error:
-                problem = (
-                    str(error).removeprefix(f"{path} ") if path.is_file() else f"missing; pose of {below(picture)}"
-                )
-                report(Defect(below(poses), problem))
+                problem = str(error).removeprefix(f"{path} ")
+                if not path.is_file():
+                    problem = f"missing; pose of {below_root(picture)}"
+                report(Defect(below_root(poses), problem))
                 continue
             yield self._entry(key, prompt, picture, None, keypoints, areas)
 
-    def _annotations(self, file: Path, report: Report) -> Iterator[Entry]:
-        content = json_mapping(file, LIST)
+    def _annotations(self, file: Path, report: ReportDefect) -> Iterator[StoredImage]:
+        content = json_mapping(file, LIST_FORMATS)
         people: dict[Any, list[Mapping[str, Any]]] = {}
         for person in content.get("annotations", ()):
             people.setdefault(person.get("image_id"), []).append(person)
@@ -143,49 +146,30 @@ class HumanArt(Source):
                 here = [p for p in people.get(image["id"], ()) if not p.get("iscrowd") and any(p["keypoints"][2::3])]
                 keypoints = np.array([p["keypoints"] for p in here], np.float32).reshape(len(here), 17, 3)
                 areas = np.array([p["area"] for p in here], np.float32)
-                size = int(image["height"]), int(image["width"])
-                yield self._entry(
-                    image["id"], str(image["description"]), str(image["file_name"]), size, keypoints, areas
-                )
+                size, prompt = (int(image["height"]), int(image["width"])), str(image["description"])
+                yield self._entry(image["id"], prompt, str(image["file_name"]), size, keypoints, areas)
             except (KeyError, TypeError, ValueError) as error:
-                report(
-                    Defect(
-                        f"{file.name}: {image.get('file_name', image.get('id'))}",
-                        f"not as in COCO's format ({type(error).__name__}: {error})",
-                    )
-                )
+                where = f"{file.name}: {image.get('file_name', image.get('id'))}"
+                report(Defect(where, f"not as in COCO's format ({type(error).__name__}: {error})"))
 
     def _entry(
-        self,
-        key: Any,
-        prompt: str,
-        picture: str,
-        size: tuple[int, int] | None,
-        keypoints: np.ndarray,
-        areas: np.ndarray,
-    ) -> Entry:
-        picture = below(picture)
-        return Entry(
-            f"{self.name}/{key}",
-            prompt,
-            Place(picture),
-            size,
-            keypoints,
-            areas,
-            {"scenario": Path(picture).parent.name},
-        )
+        self, key: Any, prompt: str, picture: str, size: Any, keypoints: np.ndarray, areas: np.ndarray
+    ) -> StoredImage:
+        picture = below_root(picture)
+        about = {"scenario": Path(picture).parent.name}
+        return StoredImage(f"{self.name}/{key}", prompt, FileSpan(picture), size, keypoints, areas, about)
 
 
-def below(path: str) -> str:
+def below_root(path: str) -> str:
     """A path of a list, relative to the root."""
-    return path.lstrip("/").removeprefix(f"{FOLDER}/")
+    return path.lstrip("/").removeprefix(f"{ROOT_NAME}/")
 
 
 def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The people of one of HumanSD's pose files.
 
     Returns:
-        ``[P, 17, 3] float32`` x, y and score on the stored picture, and ``[P] float32`` areas, not a number where there are none.
+        ``[P, 17, 3] float32`` x, y and score on the stored picture, and ``[P] float32`` areas, NaN where unknown.
 
     Raises:
         ValueError: the file is missing, damaged, or holds something else; names it.
@@ -197,5 +181,6 @@ def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return keypoints, np.array([person.get("area", np.nan) for person in people], np.float32).reshape(len(people))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each ({type(error).__name__}: {error})"
+            f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each "
+            f"({type(error).__name__}: {error})"
         ) from error

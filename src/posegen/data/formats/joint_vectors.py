@@ -1,18 +1,17 @@
-"""GUNet's data as its authors store it: one file of 17 joint maps per person, and a list that names the files and their captions.
+"""GUNet's data as its authors store it: one file of 17 joint maps per person, and a list of files and captions.
 
-    <folder>/joint_vectors/<i>.npy   [17, 4096] float32, the maps of `posegen.backbones.blocks.pose_maps.joint_vectors`, row by row
+    <folder>/joint_vectors/<i>.npy   [17, 4096] float32, maps of `posegen.backbones.blocks.pose_maps`, row by row
     <folder>/texts/<i>.txt           the caption once more
     <folder>/train.json              [{"image_path": "/joint_vectors/<i>.npy", "text": caption}, ...]
 
-The released program makes these from COCO 2014: one person with more than 7 labelled joints, the first caption, the person's box fitted into a square without
-a margin, and a random flip and rotation that are fixed once made.
+The released program makes these from COCO 2014: one person with more than 7 labelled joints, the first caption, the
+person's box in a square without a margin, and a random flip and rotation that are fixed in the files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
@@ -24,28 +23,28 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.io.atomic import replacing
-from posegen.poses.pose_square import Square, into
+from posegen.io.atomic import read_json, write_text
+from posegen.io.hashes import file_hash
+from posegen.poses.pose_square import Square, to_square
+from posegen.poses.topology import COCO_JOINTS
 
-JOINTS = 17
-MAPS, TEXTS = "joint_vectors", "texts"
-PLATEAU = 0.0  # maps are lower where their own joint is the nearest
+MAPS_FOLDER, TEXTS_FOLDER = "joint_vectors", "texts"
+PLATEAU = 0.0  # maps are lower where their joint is the nearest
 
 
 @dataclass(frozen=True, eq=False)
 class FramedPose(Sample):
-    """A sample of one person whose canvas is the person's own square; there is no other."""
+    """A sample of one person whose canvas is the square around the person."""
 
     @property
     def pose(self) -> Tensor:
-        return torch.from_numpy(
-            into(Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0]), self.keypoints[0])
-        ).float()
+        square = Square(self.size[1] / 2 - 0.5, self.size[0] / 2 - 0.5, self.size[0])
+        return torch.from_numpy(to_square(square, self.keypoints[0])).float()
 
 
 @dataclass(frozen=True, eq=False)
 class StoredPose(FramedPose):
-    """A sample whose pose is known as joint maps; its keypoints are read off them.
+    """A sample whose pose is stored as joint maps; its keypoints are read from them.
 
     Attributes:
         maps: ``[17, side, side] float32``.
@@ -62,7 +61,7 @@ class JointVectors(PoseData):
     """A share of the people in such a folder, in a fixed random order.
 
     Args:
-        folder: where it lies.
+        folder: the folder.
         names: the list in it.
         split: name of the share.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
@@ -84,39 +83,27 @@ class JointVectors(PoseData):
         count: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.folder, self.split, self.share, self.count, self.seed = (
-            Path(folder).expanduser(),
-            split,
-            tuple(share),
-            count,
-            seed,
-        )
-        self.list = self.folder / names
-        people = read_list(self.list)
-        order = torch.randperm(len(people), generator=generator("joint vectors", seed)).tolist()
-        first, last = (round(edge * len(people)) for edge in share)
-        self.people = [people[i] for i in order[first:last]][:count]
+        self.folder, self.split, self.share = Path(folder).expanduser(), split, tuple(share)
+        self.count, self.seed, self.list = count, seed, self.folder / names
+        people = read_joint_vector_list(self.list)
+        chosen, available = random_share(len(people), self.share, count, "joint vectors", seed)
+        self.people = [people[i] for i in chosen]
         if not self.people or (count or 0) > len(self.people):
             raise ValueError(
-                f"data.{split}: {self.list} names {len(people)} people, of whom share={list(share)} holds {last - first}; count is {count}"
+                f"data.{split}: {self.list} names {len(people)} people, of whom share={list(share)} holds {available}; "
+                f"count is {count}"
             )
         side = self.maps(0).shape[-1]
         self.size = (side, side)
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "list": self._digest,
-            "split": self.split,
-            "share": list(self.share),
-            "count": self.count,
-            "seed": self.seed,
-        }
+        about = {"name": self.name, "list": self._list_hash, "split": self.split, "share": list(self.share)}
+        return {**about, "count": self.count, "seed": self.seed}
 
     @cached_property
-    def _digest(self) -> str:
-        return hashlib.sha256(self.list.read_bytes()).hexdigest()[:16]
+    def _list_hash(self) -> str:
+        return file_hash(self.list, 16)
 
     def __len__(self) -> int:
         return len(self.people)
@@ -128,8 +115,7 @@ class JointVectors(PoseData):
     def __getitem__(self, index: int) -> Sample:
         maps = self.maps(index)
         path, caption = self.people[index]
-        keypoints = keypoints_of(maps)[None]
-        area = np.array([maps[0].size], np.float32)
+        keypoints, area = keypoints_of(maps)[None], np.array([maps[0].size], np.float32)
         return StoredPose(f"{self.name}/{Path(path).stem}", caption, keypoints, area, None, self.size, maps=maps)
 
     def maps(self, index: int) -> np.ndarray:
@@ -145,62 +131,69 @@ class JointVectors(PoseData):
             raise ValueError(
                 f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
             ) from error
-        side = isqrt(stored.size // JOINTS)
-        if stored.size != JOINTS * side**2 or not np.isfinite(stored).all():
+        side = isqrt(stored.size // COCO_JOINTS)
+        if stored.size != COCO_JOINTS * side**2 or not np.isfinite(stored).all():
             raise ValueError(
-                f"{path} holds {list(stored.shape)} values; expected finite ones for {JOINTS} square joint maps, [{JOINTS}, 4096] as released"
+                f"{path} holds {list(stored.shape)} values; expected finite ones for {COCO_JOINTS} square joint maps, "
+                f"[{COCO_JOINTS}, 4096] as released"
             )
-        return stored.astype(np.float32).reshape(JOINTS, side, side)
+        return stored.astype(np.float32).reshape(COCO_JOINTS, side, side)
 
 
-def read_list(path: Path) -> list[tuple[str, str]]:
-    """(path below the folder, caption) of everybody in the list; released paths begin with a slash and are below it nevertheless.
+def random_share(
+    people: int, share: Sequence[float], count: int | None, purpose: str, seed: int
+) -> tuple[list[int], int]:
+    """The first ``count`` of a share (from, to) of so many people in a fixed random order, and the size of the share."""
+    order = torch.randperm(people, generator=generator(purpose, seed)).tolist()
+    first, last = (round(edge * people) for edge in share)
+    return order[first:last][:count], last - first
+
+
+def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:
+    """(path below the folder, caption) of everybody in the list; a leading slash is dropped.
 
     Raises:
         ValueError: it is missing or damaged.
     """
+    expected = f'expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS_FOLDER} of its files'
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return [(str(entry["image_path"]).lstrip("/"), str(entry["text"])) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f'{path}: {error!r}; expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS} that it points into'
-        ) from error
+        return [(str(row["image_path"]).lstrip("/"), str(row["text"])) for row in read_json(path, expected)]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error!r}; {expected}") from error
 
 
 def write_joint_vectors(
     folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json"
 ) -> None:
-    """Writes people in the released layout. The list comes last and makes the folder complete; an older one is removed first.
+    """Writes people in the released layout. The list comes last; an older list is removed first.
 
     Args:
-        folder: where to write.
+        folder: the target.
         people: (maps ``[17, side, side]``, caption) of each.
         names: name of the list.
     """
     root, entries = Path(folder), []
-    for part in (MAPS, TEXTS):
+    for part in (MAPS_FOLDER, TEXTS_FOLDER):
         (root / part).mkdir(parents=True, exist_ok=True)
     (root / names).unlink(missing_ok=True)
     for i, (maps, caption) in enumerate(people):
-        np.save(root / MAPS / f"{i}.npy", np.asarray(maps, np.float32).reshape(JOINTS, -1), allow_pickle=False)
-        (root / TEXTS / f"{i}.txt").write_text(caption, encoding="utf-8")
-        entries.append({"image_path": f"/{MAPS}/{i}.npy", "text": caption})
-    with replacing(root / names) as temporary:
-        temporary.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+        vectors = np.asarray(maps, np.float32).reshape(COCO_JOINTS, -1)
+        np.save(root / MAPS_FOLDER / f"{i}.npy", vectors, allow_pickle=False)
+        (root / TEXTS_FOLDER / f"{i}.txt").write_text(caption, encoding="utf-8")
+        entries.append({"image_path": f"/{MAPS_FOLDER}/{i}.npy", "text": caption})
+    write_text(root / names, json.dumps(entries, ensure_ascii=False))
 
 
 def keypoints_of(maps: np.ndarray) -> np.ndarray:
-    """Keypoints ``[17, 3]`` on the canvas of released maps ``[17, side, side]``: the centre of the low half of each, absent where a map is zero.
+    """Keypoints ``[17, 3]`` of released maps ``[17, side, side]``: the centre of the low half of each; zeros if absent.
 
-    The maps are saturated around a joint, and neighbours cut into each other, so this is good to about 1 to 2 of 64 pixels (median).
+    The maps are saturated around a joint, and neighbours cut into each other, so the error is 1 to 2 of 64 pixels
+    (median).
     """
     low = np.where(maps < PLATEAU, (1 - maps) / 2, 0)
     mass = low.sum((1, 2))
     rows, columns = np.arange(maps.shape[1]), np.arange(maps.shape[2])
     x, y = (low.sum(1) * columns).sum(1), (low.sum(2) * rows).sum(1)
     there = mass > 0
-    points = (
-        np.stack([x, y], -1) / np.where(there, mass, 1)[:, None] - 0.5
-    )  # the program computes with the corners of pixels
+    points = np.stack([x, y], -1) / np.where(there, mass, 1)[:, None] - 0.5  # the program counts from pixel corners
     return np.where(there[:, None], np.concatenate([points, np.full((len(maps), 1), 2.0)], 1), 0).astype(np.float32)

@@ -1,70 +1,82 @@
-"""LAION-Human (HumanSD, Ju et al., ICCV 2023): about a million pictures from the web with detected poses, as files or in the tars they were fetched in.
+"""LAION-Human (HumanSD, Ju et al., ICCV 2023): about a million web pictures with detected poses, as files or in tars.
 
-    <root>/mapping_file_training.json                key -> picture, prompt and file of poses
-    <root>/pose/00033/000338717.npz                  HumanSD's poses, unpacked
-    <root>/images/00033/000338717.jpg                storage: files
-    <root>/images/00033.tar, 00033.parquet           storage: tar, as img2dataset wrote them: pictures with their prompts, and the list of what was asked for
+    <root>/mapping_file_training.json             key -> picture, prompt and file of poses
+    <root>/pose/00033/000338717.npz               HumanSD's poses, unpacked
+    <root>/images/00033/000338717.jpg             storage: files
+    <root>/images/00033.tar, 00033.parquet        storage: tar, as img2dataset wrote them: pictures with their prompts,
+                                                  and the table of the requested addresses
 
-The first five of a key's nine digits are the shard. The index and the poses are handed out after a form; the pictures are fetched by their users, from
-addresses of which many are dead, so a part is always missing. They belong to their sites, and nobody has looked at all of them: see ``exclude``.
+The first five of a key's nine digits are the shard. The authors hand out the index and the poses after a form; users
+fetch the pictures, and many addresses are dead, so a part is always missing. The pictures belong to their sites, and
+nobody has looked at all of them: see ``exclude``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
 from posegen.data.formats.human_art import stored_people
 from posegen.data.formats.laion_lists import (
-    DIGITS,
     IMAGES,
+    KEY_DIGITS,
     POSES,
-    Paths,
-    Row,
-    asked_for,
+    LaionRow,
+    PathRule,
     chosen_shards,
+    fetched_rows,
     held_out,
-    key_of,
-    mapping_of,
+    laion_key,
     prompt_beside,
 )
-from posegen.data.on_disk.source import Defect, Entry, Place, Report, Source, share
+from posegen.data.on_disk.images import IMAGE_SUFFIXES
+from posegen.data.on_disk.source import (
+    Defect,
+    FileSpan,
+    ReportDefect,
+    Source,
+    StoredImage,
+    json_mapping,
+    require_option,
+)
 from posegen.data.on_disk.tar_members import TarMembers
+from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 
-MAPPINGS = ("mapping_file_training.json", "mapping_training.json", "mapping_train.json", "train.json")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-TRIED = 20  # entries whose pose files are looked for before a million are read
-SPLITS = ("train", "validation", "test")
-DEAD = "missing (dead link, or not fetched)"
+MAPPING_NAMES = ("mapping_file_training.json", "mapping_training.json", "mapping_train.json", "train.json")
+TRIED_POSES = 20  # pose files that are looked for before a million are read
+LAION_SPLITS = ("train", "validation", "test")
+DEAD_LINK = "missing (dead link, or not fetched)"
 
-#: Says of a key and its prompt whether the picture is left out.
+#: Whether a picture is left out, by its key and its prompt.
 Exclude = Callable[[str, str], bool]
+Storage = Literal["files", "tar"]
 
 
 class LaionHuman(Source):
-    """LAION-Human has one list; a picture is of the ``validation`` where the SHA-1 of its nine digits is divisible by ``holdout``. ``test`` is the same part.
+    """LAION-Human has one list; ``validation`` is every picture whose key's SHA-1 is divisible by ``holdout``.
+
+    ``test`` is the same part.
 
     Args:
         root: the folder with ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``.
         storage: ``files`` for unpacked pictures, ``tar`` to read them inside the original, uncompressed tars.
-        mapping: its name, relative to the root, or one for each split, which are taken as they are; None finds it under its usual names. With tars it may be
-            missing: prompts are those of the tars then.
-        strip_prefix, add_prefix: see `Paths`.
-        shards: those that are used: ``"0-79"``, ``"0-3,7"``, a number or a list; None for all.
-        holdout: one picture in so many is validation.
-        exclude: pictures that are left out for their content: a file with a key per line (relative to the root), or a function of key and prompt, which may be
-            named as ``module:function``.
+        mapping: its name, relative to the root, or one per split, which are then taken whole; None finds it under its
+            usual names. With tars it may be missing: the prompts then come from the tars.
+        strip_prefix, add_prefix: see `PathRule`.
+        shards: ``"0-79"``, ``"0-3,7"``, a number or a list; None for all.
+        holdout: one picture in ``holdout`` is validation.
+        exclude: pictures to leave out for their content: a file with a key per line (relative to the root), or a
+            function of key and prompt, also as ``module:function``.
         cache: folder for the indices of tars; None keeps them beside the tars.
 
     Raises:
-        ValueError: an option cannot be, or the root has no pictures.
+        ValueError: an option is invalid, or the root has no pictures.
     """
 
     name = "laion_human"
@@ -72,7 +84,7 @@ class LaionHuman(Source):
     def __init__(
         self,
         root: str | Path,
-        storage: Literal["files", "tar"] = "files",
+        storage: Storage = "files",
         mapping: str | Mapping[str, str] | None = None,
         strip_prefix: str | None = None,
         add_prefix: str = "",
@@ -81,143 +93,109 @@ class LaionHuman(Source):
         exclude: str | Exclude | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        self.root, self.storage, self.mapping, self.paths = (
-            Path(root).expanduser(),
-            storage,
-            mapping,
-            Paths(strip_prefix, add_prefix),
-        )
-        self.shards, self.holdout, self.exclude = (
-            chosen_shards(shards),
-            holdout,
-            function_of(exclude) if isinstance(exclude, str) and ":" in exclude else exclude,
-        )
+        self.root, self.storage, self.mapping = Path(root).expanduser(), storage, mapping
+        self.paths, self.shards, self.holdout = PathRule(strip_prefix, add_prefix), chosen_shards(shards), holdout
+        self.exclude = named_function(exclude) if isinstance(exclude, str) and ":" in exclude else exclude
         self.cache = None if cache is None else Path(cache).expanduser() / "tars"
-        if storage not in ("files", "tar"):
-            raise ValueError(f"data.storage={storage}: expected files or tar")
+        self.images = self.root / add_prefix / IMAGES
+        require_option("storage", storage, get_args(Storage))
         if holdout < 2:
             raise ValueError(f"data.holdout={holdout}: one picture in so many is validation; expected at least 2")
-        if not (self.root / self.paths.add / IMAGES).is_dir():
+        if not self.images.is_dir():
             inner = next((path.parent for path in sorted(self.root.glob(f"*/{IMAGES}"))), None)
             fix = (
                 f"did you mean {inner}?" if inner else "give the folder of LAION-Human, usually called Aesthetics_Human"
             )
-            raise ValueError(f"data.root={root}: there is no folder {self.paths.add}{IMAGES} in it; {fix}")
+            raise ValueError(f"data.root={root}: there is no folder {add_prefix}{IMAGES} in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:
-        sha = hashlib.sha256()
-        if (mapping := self._mapping(split)) is not None:
-            sha.update(mapping.read_bytes())
+        parts: list[Path | str | None] = [self._mapping(split)]
         if self.storage == "tar":
-            sha.update(
-                json.dumps(
-                    [
-                        (file.name, file.stat().st_size)
-                        for file in sorted((self.root / self.paths.add / IMAGES).glob("*.tar"))
-                    ]
-                ).encode()
-            )
-        rule = None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0"
-        options = {
+            parts.append(json.dumps([(file.name, file.stat().st_size) for file in sorted(self.images.glob("*.tar"))]))
+        return {
+            "name": self.name,
             "storage": self.storage,
             "shards": sorted(self.shards) if self.shards else None,
             "prefixes": [self.paths.strip, self.paths.add],
-        }
-        return {
-            "name": self.name,
-            **options,
-            "validation": rule,
+            "validation": None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0",
             "exclude": self._exclude_identity,
-            "lists": sha.hexdigest()[:16],
+            "lists": joint_hash(parts),
         }
 
-    def entries(self, split: str, report: Report) -> Iterator[Entry]:
+    def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         """In the order of the mapping; with tars, shard by shard.
 
         Raises:
             FileNotFoundError: there is neither a mapping nor a tar.
             ValueError: a list is damaged, or the paths of the mapping lead nowhere.
         """
-        if split not in SPLITS:
-            raise FileNotFoundError(f"{self.name} has no split {split}; it has {', '.join(SPLITS)}")
+        if split not in LAION_SPLITS:
+            raise FileNotFoundError(f"{self.name} has no split {split}; it has {', '.join(LAION_SPLITS)}")
         places = self._in_tars(split, report) if self.storage == "tar" else self._in_files(split, report)
         for row, place, prompt in places:
             if self._excluded(row.key, prompt):
                 report(Defect(f"{place.file}: {row.key}" if place.length else place.file, "left out by data.exclude"))
                 continue
             poses = row.poses or f"{self.paths.add}{POSES}/{row.shard:05d}/{row.key}.npz"
+            file = self.root / poses
             try:
-                keypoints, areas = stored_people(self.root / poses)
+                keypoints, areas = stored_people(file)
             except ValueError as error:
-                report(
-                    Defect(
-                        poses,
-                        str(error).removeprefix(f"{self.root / poses} ")
-                        if (self.root / poses).is_file()
-                        else "missing",
-                    )
-                )
+                report(Defect(poses, str(error).removeprefix(f"{file} ") if file.is_file() else "missing"))
                 continue
             attributes = {"shard": row.shard} | ({"url": row.url} if row.url else {})
-            yield Entry(f"{self.name}/{row.key}", prompt, place, None, keypoints, areas, attributes)
+            yield StoredImage(f"{self.name}/{row.key}", prompt, place, None, keypoints, areas, attributes)
 
-    # What is listed.
+    # Lists.
 
     def _mapping(self, split: str) -> Path | None:
-        """The list of a split.
+        """The list of a split; None where the tars serve without one.
 
         Raises:
-            FileNotFoundError: it is missing, and nothing can stand in for it.
+            FileNotFoundError: it is missing.
         """
-        if isinstance(self.mapping, Mapping) and split not in self.mapping:
-            raise FileNotFoundError(f"data.mapping has no list for {split}; it has {', '.join(self.mapping)}")
-        names = (
-            MAPPINGS
-            if self.mapping is None
-            else (self.mapping[split] if isinstance(self.mapping, Mapping) else self.mapping,)
-        )
+        names: Iterable[str] = MAPPING_NAMES
+        if isinstance(self.mapping, Mapping):
+            if split not in self.mapping:
+                raise FileNotFoundError(f"data.mapping has no list for {split}; it has {', '.join(self.mapping)}")
+            names = (self.mapping[split],)
+        elif self.mapping is not None:
+            names = (self.mapping,)
         found = next((self.root / name for name in names if (self.root / name).is_file()), None)
         if found is None and (self.mapping is not None or self.storage == "files"):
+            other = "; data.storage=tar can do without, where the pictures are in tars"
             raise FileNotFoundError(
-                f"data.root={self.root} has no {' or '.join(names)}, which LAION-Human's authors hand out with the poses; put it there, or name it with "
-                f"data.mapping=FILE{'' if self.storage == 'tar' else '; data.storage=tar can do without, where the pictures are in tars'}"
+                f"data.root={self.root} has no {' or '.join(names)}, which LAION-Human's authors hand out with the "
+                f"poses; put it there, or name it with data.mapping=FILE{'' if self.storage == 'tar' else other}"
             )
         return found
 
-    def _rows(self, split: str, report: Report) -> Iterator[Row] | None:
+    def _rows(self, split: str, report: ReportDefect) -> Iterator[LaionRow] | None:
         """The rows of the split's mapping in the chosen shards; None without a mapping."""
         file = self._mapping(split)
         return None if file is None else (row for row in self._mapped(file, report) if self._wanted(row, split))
 
-    def _mapped(self, file: Path, report: Report) -> Iterator[Row]:
-        for name, value in mapping_of(file).items():
-            key = key_of(name)
+    def _mapped(self, file: Path, report: ReportDefect) -> Iterator[LaionRow]:
+        for name, value in json_mapping(file, "{key: {img_path, prompt, pose_path}}").items():
+            key = laion_key(name)
             if key is None:
-                report(
-                    Defect(
-                        f"{file.name}: {name}",
-                        f"no key of LAION-Human; expected {DIGITS} digits, perhaps after those of the shard",
-                    )
-                )
+                problem = f"no key of LAION-Human; expected {KEY_DIGITS} digits, perhaps after those of the shard"
+                report(Defect(f"{file.name}: {name}", problem))
                 continue
             try:
-                yield Row(
-                    key,
-                    str(value["prompt"]),
-                    self.paths.below(str(value["img_path"])),
-                    self.paths.below(str(value["pose_path"])),
-                )
+                picture, poses = (self.paths.below_root(str(value[part])) for part in ("img_path", "pose_path"))
+                yield LaionRow(key, str(value["prompt"]), picture, poses)
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {name}", "lacks img_path, pose_path or prompt"))
 
-    def _wanted(self, row: Row, split: str) -> bool:
+    def _wanted(self, row: LaionRow, split: str) -> bool:
         if self.shards is not None and row.shard not in self.shards:
             return False
         return isinstance(self.mapping, Mapping) or held_out(row.key, self.holdout) == (split != "train")
 
-    # Where the pictures are.
+    # Pictures.
 
-    def _in_files(self, split: str, report: Report) -> Iterator[tuple[Row, Place, str]]:
+    def _in_files(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
         rows = list(self._rows(split, report) or ())
         self._try_paths(rows)
         there: dict[str, set[str]] = {}
@@ -225,121 +203,107 @@ class LaionHuman(Source):
             assert row.picture is not None and row.prompt is not None
             folder, _, name = row.picture.rpartition("/")
             if folder not in there:
-                there[folder] = _names(self.root / folder)
+                there[folder] = _file_names(self.root / folder)
             if name in there[folder]:
-                yield row, Place(row.picture), row.prompt
+                yield row, FileSpan(row.picture), row.prompt
             else:
-                report(Defect(row.picture, DEAD))
+                report(Defect(row.picture, DEAD_LINK))
 
-    def _try_paths(self, rows: Sequence[Row]) -> None:
-        """Looks for the pose files of a few entries, which unlike pictures should all be there.
+    def _try_paths(self, rows: Sequence[LaionRow]) -> None:
+        """Looks for the pose files of a few entries: unlike pictures, all should be there.
 
         Raises:
             ValueError: none is there.
         """
-        some = sorted(rows, key=lambda row: share(row.key))[:TRIED]
+        some = sorted(rows, key=lambda row: hash_fraction(row.key))[:TRIED_POSES]
         if some and not any((self.root / str(row.poses)).is_file() for row in some):
             raise ValueError(
-                f"data.root={self.root}: of {len(some)} random entries none has its file of poses, such as {self.root / str(some[0].poses)}; unpack the "
-                "zips of poses there, choose the shards that you have with data.shards=0-79, or adapt the paths with data.strip_prefix and data.add_prefix"
+                f"data.root={self.root}: of {len(some)} random entries none has its file of poses, such as "
+                f"{self.root / str(some[0].poses)}; unpack the zips of poses there, choose the shards that you have "
+                "with data.shards=0-79, or adapt the paths with data.strip_prefix and data.add_prefix"
             )
 
-    def _in_tars(self, split: str, report: Report) -> Iterator[tuple[Row, Place, str]]:
-        listed: dict[int, list[Row]] | None = None
-        if (rows := self._rows(split, report)) is not None:
-            listed = {}
-            for row in rows:
-                listed.setdefault(row.shard, []).append(row)
+    def _in_tars(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
+        rows = self._rows(split, report)
+        listed: dict[int, list[LaionRow]] = {}
+        for row in rows or ():
+            listed.setdefault(row.shard, []).append(row)
         tars = self._tars(report)
-        for shard in sorted((listed or {}).keys() - tars.keys()):
-            report(
-                Defect(
-                    f"{self.paths.add}{IMAGES}/{shard:05d}.tar",
-                    f"missing; {len((listed or {})[shard])} pictures of {split} are in it",
-                )
-            )
-        for shard, file in tqdm(
-            tars.items(), desc=f"tars of {split}", unit="tar", dynamic_ncols=True, disable=len(tars) < 3
-        ):
-            opened = self._opened(file, report)
+        for shard in sorted(listed.keys() - tars.keys()):
+            problem = f"missing; {len(listed[shard])} pictures of {split} are in it"
+            report(Defect(f"{self.paths.add}{IMAGES}/{shard:05d}.tar", problem))
+        bar = tqdm(tars.items(), desc=f"tars of {split}", unit="tar", dynamic_ncols=True, disable=len(tars) < 3)
+        for shard, file in bar:
+            opened = self._open_tar(file, report)
             if opened is None:
                 continue
-            members, asked = opened
-            pictures = {
-                key: m
-                for m in members
-                if Path(m).suffix.lower() in PICTURES and (key := key_of(Path(m).stem)) is not None
-            }
-            wanted = (
-                (row for row in asked.values() or map(Row, pictures) if self._wanted(row, split))
-                if listed is None
-                else listed.get(shard, ())
-            )
+            members, fetched = opened
+            names = [name for name in members if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+            pictures = {key: name for name in names if (key := laion_key(Path(name).stem)) is not None}
+            wanted: Iterable[LaionRow] = listed.get(shard, ())
+            if rows is None:
+                every = fetched.values() or map(LaionRow, pictures)
+                wanted = (row for row in every if self._wanted(row, split))
             for row in wanted:
-                known = row if row.key not in asked else row._replace(url=asked[row.key].url)
+                known = row if row.key not in fetched else row._replace(url=fetched[row.key].url)
                 yield from self._in_tar(known, members, pictures.get(row.key), report)
 
-    def _opened(self, file: Path, report: Report) -> tuple[TarMembers, dict[str, Row]] | None:
-        """What is in a tar, and what was asked for by key; None where the tar cannot be read."""
+    def _open_tar(self, file: Path, report: ReportDefect) -> tuple[TarMembers, dict[str, LaionRow]] | None:
+        """The members of a tar, and the rows of its table by key; None where the tar cannot be read."""
         table = file.with_suffix(".parquet")
         try:
             members = TarMembers.of(file, self.cache)
             if members.problem:
-                report(Defect(self._name(file), members.problem))
+                report(Defect(self._relative(file), members.problem))
         except ValueError as error:
-            report(Defect(self._name(file), str(error).removeprefix(f"{file} ")))
+            report(Defect(self._relative(file), str(error).removeprefix(f"{file} ")))
             return None
         try:
-            return members, {row.key: row for row in asked_for(table)}
+            return members, {row.key: row for row in fetched_rows(table)}
         except ValueError as error:
-            report(Defect(self._name(table), str(error).removeprefix(f"{table} "), fatal=False))
+            report(Defect(self._relative(table), str(error).removeprefix(f"{table} "), fatal=False))
             return members, {}
 
-    def _name(self, file: Path) -> str:
+    def _relative(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix()
 
     def _in_tar(
-        self, row: Row, members: TarMembers, picture: str | None, report: Report
-    ) -> Iterator[tuple[Row, Place, str]]:
+        self, row: LaionRow, members: TarMembers, picture: str | None, report: ReportDefect
+    ) -> Iterator[tuple[LaionRow, FileSpan, str]]:
         """A picture and its prompt, where both are there."""
-        name = self._name(members.file)
+        name = self._relative(members.file)
         if picture is None:
-            report(Defect(f"{name}: {row.key}", DEAD))
+            report(Defect(f"{name}: {row.key}", DEAD_LINK))
             return
         prompt = row.prompt if row.prompt is not None else prompt_beside(members, picture)
         if prompt is None:
-            report(
-                Defect(f"{name}: {row.key}", "no prompt: neither a mapping nor a .txt or .json beside it in the tar")
-            )
+            problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
+            report(Defect(f"{name}: {row.key}", problem))
             return
-        yield row, Place(name, *members[picture]), prompt
+        yield row, FileSpan(name, *members[picture]), prompt
 
-    def _tars(self, report: Report) -> dict[int, Path]:
-        """The chosen tars that are there, by shard.
+    def _tars(self, report: ReportDefect) -> dict[int, Path]:
+        """The tars of the chosen shards that are there, by shard.
 
         Raises:
             FileNotFoundError: there is none.
         """
-        folder = self.root / self.paths.add / IMAGES
-        found = {int(file.name[:5]): file for file in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].tar"))}
-        packed = [
-            file
-            for file in sorted(folder.glob("[0-9][0-9][0-9][0-9][0-9].tar.*"))
-            if not file.name.endswith(".index.npz")
-        ]
+        name = "[0-9]" * 5 + ".tar"
+        found = {int(file.name[:5]): file for file in sorted(self.images.glob(name))}
+        packed = [file for file in sorted(self.images.glob(f"{name}.*")) if not file.name.endswith(".index.npz")]
         for file in packed:
             if int(file.name[:5]) not in found:
-                report(Defect(self._name(file), "compressed; uncompress it once to a plain .tar"))
+                report(Defect(self._relative(file), "compressed; uncompress it once to a plain .tar"))
         if not found and not packed:
             raise FileNotFoundError(
-                f"{folder} has no tars such as 00000.tar; with unpacked pictures choose data.storage=files"
+                f"{self.images} has no tars such as 00000.tar; with unpacked pictures choose data.storage=files"
             )
         return {shard: file for shard, file in found.items() if self.shards is None or shard in self.shards}
 
-    # What is left out.
+    # Exclusion.
 
     @cached_property
-    def _unwanted(self) -> frozenset[str]:
+    def _excluded_keys(self) -> frozenset[str]:
         """The keys of the file ``exclude``.
 
         Raises:
@@ -351,29 +315,25 @@ class LaionHuman(Source):
                 f"data.exclude={self.exclude}: there is no {file}; expected a file with a key per line, or null"
             )
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        keys = {line: key_of(line) for line in lines if line and not line.startswith("#")}
+        keys = {line: laion_key(line) for line in lines if line and not line.startswith("#")}
         if wrong := [line for line, key in keys.items() if key is None]:
-            raise ValueError(f"{file}: {wrong[0]!r} is no key; expected {DIGITS} digits per line")
+            raise ValueError(f"{file}: {wrong[0]!r} is no key; expected {KEY_DIGITS} digits per line")
         return frozenset(str(key) for key in keys.values())
 
     def _excluded(self, key: str, prompt: str) -> bool:
         if callable(self.exclude):
             return bool(self.exclude(key, prompt))
-        return self.exclude is not None and key in self._unwanted
+        return self.exclude is not None and key in self._excluded_keys
 
     @property
     def _exclude_identity(self) -> str | None:
         if callable(self.exclude):
             function = getattr(self.exclude, "func", self.exclude)
             return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-        return (
-            None
-            if self.exclude is None
-            else hashlib.sha256("\n".join(sorted(self._unwanted)).encode()).hexdigest()[:16]
-        )
+        return None if self.exclude is None else text_hash("\n".join(sorted(self._excluded_keys)))
 
 
-def function_of(name: str) -> Exclude:
+def named_function(name: str) -> Exclude:
     """The function of ``module:function``.
 
     Raises:
@@ -388,7 +348,7 @@ def function_of(name: str) -> Exclude:
         ) from error
 
 
-def _names(folder: Path) -> set[str]:
+def _file_names(folder: Path) -> set[str]:
     try:
         return {entry.name for entry in folder.iterdir()}
     except OSError:

@@ -1,24 +1,23 @@
-"""What lists say of LAION-Human's pictures: HumanSD's mappings, img2dataset's tables, and the prompts beside pictures in tars."""
+"""Lists of LAION-Human's pictures: HumanSD's mappings, img2dataset's tables, and prompts beside pictures in tars."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from posegen.data.on_disk.source import json_mapping
 from posegen.data.on_disk.tar_members import TarMembers
 
 IMAGES, POSES = "images", "pose"
-DIGITS, PER_SHARD = 9, 10_000
+KEY_DIGITS, PER_SHARD = 9, 10_000
 
 
-class Row(NamedTuple):
-    """What a list says of a picture: its key, and whatever is known of prompt, picture, file of poses and address."""
+class LaionRow(NamedTuple):
+    """A picture in a list: its key, and its prompt, picture, file of poses and address where they are known."""
 
     key: str
     prompt: str | None = None
@@ -32,18 +31,19 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Paths:
+class PathRule:
     """How the paths of a mapping become paths below the root.
 
     Attributes:
-        strip: what they begin with and the disk has not; None takes them from their folder ``images`` or ``pose`` on, which all known copies have.
-        add: what is put before them then.
+        strip: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on, which all
+            known copies have.
+        add: the start to add.
     """
 
     strip: str | None = None
     add: str = ""
 
-    def below(self, path: str) -> str:
+    def below_root(self, path: str) -> str:
         path = path.lstrip("/")
         if self.strip is None:
             parts = path.split("/")
@@ -55,10 +55,10 @@ class Paths:
 # Keys.
 
 
-def key_of(name: str | int) -> str | None:
-    """The nine digits of a key however it is written: ``338717``, ``000338717``, ``00033_000338717``; None for anything else."""
-    match = re.fullmatch(rf"(?:\d+[_/])?(\d{{1,{DIGITS}}})", str(name).strip())
-    return match[1].zfill(DIGITS) if match else None
+def laion_key(name: str | int) -> str | None:
+    """The nine digits of a key in any spelling: ``338717``, ``000338717``, ``00033_000338717``; None for other text."""
+    match = re.fullmatch(rf"(?:\d+[_/])?(\d{{1,{KEY_DIGITS}}})", str(name).strip())
+    return match[1].zfill(KEY_DIGITS) if match else None
 
 
 def held_out(key: str, one_in: int) -> bool:
@@ -78,25 +78,14 @@ def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | N
     ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
     if not ranges or not all(ranges):
         raise ValueError(f"data.shards={given}: expected numbers and ranges such as 0-79 or 0-3,7")
-    return frozenset(
-        number for match in ranges if match for number in range(int(match[1]), int(match[2] or match[1]) + 1)
-    )
+    return frozenset(n for match in ranges if match for n in range(int(match[1]), int(match[2] or match[1]) + 1))
 
 
 # Files.
 
 
-def mapping_of(file: Path) -> Mapping[str, Any]:
-    """One of HumanSD's mappings.
-
-    Raises:
-        ValueError: it is damaged, or something else.
-    """
-    return json_mapping(file, "{key: {img_path, prompt, pose_path}}")
-
-
-def asked_for(file: Path) -> Iterator[Row]:
-    """What img2dataset was asked to fetch; nothing where there is no such list.
+def fetched_rows(file: Path) -> Iterator[LaionRow]:
+    """The rows of img2dataset's table; none where there is no such file.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -111,16 +100,13 @@ def asked_for(file: Path) -> Iterator[Row]:
     try:
         names = [name for name in ("key", "url") if name in parquet.read_schema(file).names]
         columns = parquet.read_table(file, columns=names).to_pydict()
-        keys = [key_of(key) for key in columns["key"]]
+        keys = [laion_key(key) for key in columns["key"]]
     except (ArrowException, OSError, KeyError) as error:
         raise ValueError(
             f"{file} cannot be read ({type(error).__name__}: {error}); expected the columns key and url"
         ) from error
-    yield from (
-        Row(key, url=url)
-        for key, url in zip(keys, columns.get("url", [None] * len(keys)), strict=True)
-        if key is not None
-    )
+    urls = columns.get("url", [None] * len(keys))
+    yield from (LaionRow(key, url=url) for key, url in zip(keys, urls, strict=True) if key is not None)
 
 
 def prompt_beside(members: TarMembers, picture: str) -> str | None:

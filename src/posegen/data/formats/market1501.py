@@ -1,39 +1,47 @@
-"""Market-1501 (Zheng et al., ICCV 2015): people who pass by six cameras, 128 x 64 pixels, with the pairs and joints of PATN and GFLA.
+"""Market-1501 (Zheng et al., ICCV 2015): people who pass six cameras, with pairs and joints of PATN.
+
+Pictures have 128 x 64 pixels.
 
     <root>/.../{train,test} or bounding_box_{train,test}/<person>_c<camera>s<sequence>_<frame>_<box>.jpg
     <root>/.../market-pairs-{train,test}.csv          from,to
     <root>/.../market-annotation-{train,test}.csv     18 joints of each, y before x
 
-Person ``0000`` is no one in particular and ``-1`` is rubbish; neither is listed. The pictures show people who can be recognised: they are for research and not
-to be passed on. The csv files are in the folder that PATN links.
+Person ``0000`` is nobody in particular and ``-1`` is rubbish; neither is listed. People can be recognised: the
+images are for research and must not be passed on. The csv files are in the folder that PATN links.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from posegen.data.formats.pair_files import (
+    PERSON_IMAGE_SUFFIXES,
+    Pair,
+    joints_in,
+    openpose_to_coco,
+    overlap_with_training,
+    pairs_in,
+    require_file,
+    searched_folders,
+)
+from posegen.data.formats.pairs import PairSource
+from posegen.data.on_disk.source import FileSpan, ReportDefect, StoredImage, existing_root
+from posegen.io.hashes import joint_hash, text_hash
 
-from posegen.data.formats.pair_files import Pair, as_coco, folders, joints_in, needed, pairs_in, sha256
-from posegen.data.formats.pairs import PairSource, shared
-from posegen.data.on_disk.source import Entry, Place, Report
-
-NAME = re.compile(r"(?:.*/)?((?:-1|\d{4})_c\d+s\d+_\d{6}_\d{2})(?:\.jpg)*(?:\.(?:jpg|png|jpeg))?", re.IGNORECASE)
-NOBODY = ("-1", "0000")
-SIZE = (128, 64)
-#: The released data: pictures of the training folder, and pairs.
-RELEASED: Mapping[str, tuple[int | None, int]] = {"train": (12936, 263632), "test": (None, 12000)}
-PICTURES = (".jpg", ".png", ".jpeg")
-HOW = "put the market-*.csv files that PATN links beside the pictures"
+IMAGE_NAME = re.compile(r"(?:.*/)?((?:-1|\d{4})_c\d+s\d+_\d{6}_\d{2})(?:\.jpg)*(?:\.(?:jpg|png|jpeg))?", re.IGNORECASE)
+UNLISTED_PERSONS = ("-1", "0000")
+MARKET_SIZE = (128, 64)
+#: The released data: images of the training folder, and pairs.
+RELEASED_COUNTS: Mapping[str, tuple[int | None, int]] = {"train": (12936, 263632), "test": (None, 12000)}
+MARKET_FIX = "put the market-*.csv files that PATN links beside the pictures"
 
 
-def named(text: str) -> str | None:
-    """The name of a picture without folder and suffix; None where it is none, or of nobody."""
-    match = NAME.fullmatch(text.strip().replace("\\", "/"))
+def market_name(text: str) -> str | None:
+    """The name of an image without folder and suffix; None where the text is no such name."""
+    match = IMAGE_NAME.fullmatch(text.strip().replace("\\", "/"))
     return match.group(1) if match else None
 
 
@@ -50,79 +58,75 @@ class Market1501(PairSource):
     name, grouped = "market1501", "persons"
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise ValueError(f"data.root={root}: no such folder; give that of Market-1501")
+        self.root = existing_root(root, "give that of Market-1501")
 
     def folder(self, split: str) -> Path:
-        """The folder of a split's pictures.
+        """The folder of a split's images.
 
         Raises:
             FileNotFoundError: there is none.
         """
         names = (f"bounding_box_{split}", split, f"{split}_12864")
-        for place in folders(self.root):
-            if place.name in names and any(named(file.name) for file in place.iterdir()):
+        for place in searched_folders(self.root):
+            if place.name in names and any(market_name(file.name) for file in place.iterdir()):
                 return place
         raise FileNotFoundError(
-            f"data.root={self.root}: there is no folder {' or '.join(names)} with pictures such as 0002_c1s1_000451_03.jpg in it"
+            f"data.root={self.root}: there is no folder {' or '.join(names)} "
+            "with pictures such as 0002_c1s1_000451_03.jpg in it"
         )
 
-    def table(self, what: str, split: str) -> Path:
-        return needed(self.root, [f"market-{what}-{split}.csv"], HOW)
+    def table(self, kind: str, split: str) -> Path:
+        return require_file(self.root, [f"market-{kind}-{split}.csv"], MARKET_FIX)
 
     def files(self, split: str) -> list[Path]:
-        """The pictures of people who are known."""
-        every = [file for file in self.folder(split).iterdir() if file.suffix.lower() in PICTURES and named(file.name)]
-        return sorted(file for file in every if self.group(file.name) not in NOBODY)
+        """The images of known people."""
+        every = [file for file in self.folder(split).iterdir() if file.suffix.lower() in PERSON_IMAGE_SUFFIXES]
+        named = [file for file in every if market_name(file.name)]
+        return sorted(file for file in named if self.group(file.name) not in UNLISTED_PERSONS)
 
     def identity(self, split: str) -> dict[str, Any]:
         names = "\n".join(file.name for file in self.files(split))
-        listed = {
-            "folder": self.folder(split).relative_to(self.root).as_posix(),
-            "files": hashlib.sha256(names.encode()).hexdigest()[:16],
-        }
-        return {"name": self.name, **listed, "joints": sha256(self.table("annotation", split))}
+        folder = self.folder(split).relative_to(self.root).as_posix()
+        joints = joint_hash([self.table("annotation", split)])
+        return {"name": self.name, "folder": folder, "files": text_hash(names), "joints": joints}
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        entries = RELEASED[split][0]
-        known = {"shape": SIZE, "otherwise": "joints are on pictures of 128 x 64"}
+        entries = RELEASED_COUNTS[split][0]
+        known = {"shape": MARKET_SIZE, "otherwise": "joints are on pictures of 128 x 64"}
         return {**known, "entries": entries} if entries else known
 
-    def entries(self, split: str, report: Report) -> Iterator[Entry]:
-        tabled = joints_in(self.table("annotation", split), named, report)
-        nothing = np.full((18, 2), -1.0)
+    def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
+        joints = joints_in(self.table("annotation", split), market_name, report)
         for file in self.files(split):
-            name = named(file.name)
-            assert name is not None
-            place = Place(file.relative_to(self.root).as_posix())
-            yield Entry(f"{self.name}/{name}", "", place, None, as_coco(tabled.get(name, nothing)), frame=SIZE)
+            name = str(market_name(file.name))
+            place = FileSpan(file.relative_to(self.root).as_posix())
+            people = openpose_to_coco(joints.get(name))
+            yield StoredImage(f"{self.name}/{name}", "", place, None, people, frame=MARKET_SIZE)
 
     # As pairs.
 
     def group(self, name: str) -> str:
         return name.partition("_")[0]
 
-    def pairs(self, split: str, report: Report) -> Iterator[Pair]:
-        return pairs_in(self.table("pairs", split), named, report)
+    def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
+        return pairs_in(self.table("pairs", split), market_name, report)
 
     def pair_facts(self, split: str) -> dict[str, Any]:
         file = self.table("pairs", split)
-        return {"pair_file": file.name, "pair_file_sha256": sha256(file)}
+        return {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
-        released, suspicions = RELEASED[split][1], []
+        released, suspicions, file = RELEASED_COUNTS[split][1], [], self.table("pairs", split)
         if len(pairs) != released:
-            suspicions.append(
-                f"{self.table('pairs', split).name} has {len(pairs):,} pairs; the released list has {released:,}"
-            )
+            suspicions.append(f"{file.name} has {len(pairs):,} pairs; the released list has {released:,}")
         if split == "test":
             try:
-                both, own = shared(
-                    {split: [file.name for file in self.files(split)] for split in ("train", "test")}, self.group
-                )
+                names = {split: [file.name for file in self.files(split)] for split in ("train", "test")}
             except FileNotFoundError:
                 return suspicions
+            both, all_test = overlap_with_training(names, self.group)
             if both:
-                suspicions.append(f"{both} of {own} persons of the test pictures are in the training pictures, too")
+                suspicions.append(
+                    f"{both} of {all_test} persons of the test pictures are in the training pictures, too"
+                )
         return suspicions

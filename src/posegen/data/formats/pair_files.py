@@ -1,12 +1,11 @@
-"""The files that come with pairs of person images: which pictures are pairs, and the 18 joints of each, in the forms in which they are passed around.
+"""The files of data sets of person image pairs: which images are pairs, and the 18 joints of each image.
 
-Nothing in them is trusted: whatever cannot be read is reported by file and line, and reading goes on.
+Nothing in them is trusted: what cannot be read is reported by file and line, and reading continues.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,83 +14,78 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from posegen.data.on_disk.source import Defect, Report
-from posegen.poses.reading import joints
+from posegen.data.on_disk.source import Defect, ReportDefect
+from posegen.io.atomic import read_json
+from posegen.poses.reading import coco_joints
+from posegen.poses.topology import OPENPOSE_NAMES
 
-JOINTS = 18
-#: How a picture is called by everyone, whatever a list calls it; None where the text is no name of a picture.
-Named = Callable[[str], str | None]
-HEADER = ("name", "keypoints_y", "keypoints_x")
-DEPTH = 3  # folders below the root that are looked into
-_NUMPY = re.compile(r"np\.\w+\(([^)]*)\)")  # how numpy 2 prints a number inside a list
+PERSON_IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
+OPENPOSE_JOINTS = len(OPENPOSE_NAMES)
+#: The common name of an image, whatever a list calls it; None where the text is no name of an image.
+NameOf = Callable[[str], str | None]
+JOINT_COLUMNS = ("name", "keypoints_y", "keypoints_x")
+SEARCH_DEPTH = 3  # levels of folders that are searched, the root included
+_NUMPY_NUMBER = re.compile(r"np\.\w+\(([^)]*)\)")  # how numpy 2 prints a number in a list
 
 
 class Pair(NamedTuple):
-    """A picture to be made, and the pictures of the same person that it may be made from."""
+    """A target image, and the images of the same person that it may be generated from."""
 
     target: str
     sources: tuple[str, ...]
 
 
-def found(root: Path, names: Iterable[str]) -> Path | None:
-    """The first of these files that is in the root or in a folder not far below it."""
+def find_file(root: Path, names: Iterable[str]) -> Path | None:
+    """The first of these files in the root or in a folder not far below it."""
     for name in names:
-        for depth in range(DEPTH):
+        for depth in range(SEARCH_DEPTH):
             if place := min(root.glob("*/" * depth + name), default=None):
                 return place
     return None
 
 
-def folders(root: Path) -> list[Path]:
-    """The folders in which `found` looks, but the root."""
-    return [place for depth in range(1, DEPTH) for place in sorted(root.glob("*/" * depth))]
+def searched_folders(root: Path) -> list[Path]:
+    """The folders that `find_file` searches, without the root."""
+    return [place for depth in range(1, SEARCH_DEPTH) for place in sorted(root.glob("*/" * depth))]
 
 
-def needed(root: Path, names: Sequence[str], how: str) -> Path:
-    """The first of these files.
+def require_file(root: Path, names: Sequence[str], fix: str) -> Path:
+    """The first of these files, see `find_file`.
 
     Raises:
-        FileNotFoundError: there is none; names all and says how to get them.
+        FileNotFoundError: there is none; names all and the fix.
     """
-    place = found(root, names)
+    place = find_file(root, names)
     if place is None:
-        raise FileNotFoundError(f"data.root={root}: there is no {' or '.join(names)} in it or in its folders; {how}")
+        raise FileNotFoundError(f"data.root={root}: there is no {' or '.join(names)} in it or in its folders; {fix}")
     return place
-
-
-def sha256(*files: Path | None) -> str:
-    """How the SHA-256 of the content of files begins; those that are None are not there."""
-    sha = hashlib.sha256()
-    for file in files:
-        sha.update(b"" if file is None else file.read_bytes())
-    return sha.hexdigest()[:16]
 
 
 # Pairs.
 
 
-def pairs_in(file: Path, named: Named, report: Report) -> Iterator[Pair]:
-    """The pairs of a file, in its order: csv with the columns from,to; json with source_image and target_image; or lines of the target and its sources."""
+def pairs_in(file: Path, name_of: NameOf, report: ReportDefect) -> Iterator[Pair]:
+    """The pairs of a file, in its order.
+
+    The file is csv with the columns from,to; json with source_image and target_image; or lines of a target and its
+    sources.
+    """
     read = {".csv": _pairs_of_csv, ".json": _pairs_of_json}.get(file.suffix.lower(), _pairs_of_lines)
     for place, target, sources in read(file):
-        names = [named(text.strip()) for text in (target, *sources)]
+        names = [name_of(text.strip()) for text in (target, *sources)]
         unknown = [text for text, name in zip((target, *sources), names, strict=True) if name is None]
         if unknown or len(names) < 2:
-            report(
-                Defect(
-                    f"{file.name}: {place}",
-                    f"{unknown[0].strip()!r} is no name of a picture" if unknown else "a pair of one picture",
-                )
-            )
+            problem = f"{unknown[0].strip()!r} is no name of a picture" if unknown else "a pair of one picture"
+            report(Defect(f"{file.name}: {place}", problem))
         else:
             yield Pair(*(names[0], tuple(names[1:])))  # type: ignore[arg-type]
 
 
-Line = tuple[str, str, Sequence[str]]
+PairLine = tuple[str, str, Sequence[str]]
 
 
-def _pairs_of_csv(file: Path) -> Iterator[Line]:
-    rows = _rows(file, ",")
+def _pairs_of_csv(file: Path) -> Iterator[PairLine]:
+    rows = _csv_rows(file, ",")
     first = next(rows, (0, []))
     columns = [column.strip().lower() for column in first[1]]
     if not {"from", "to"} <= set(columns):
@@ -102,47 +96,44 @@ def _pairs_of_csv(file: Path) -> Iterator[Line]:
         yield f"line {number}", row[target if whole else 0], (row[source],) if whole else ()
 
 
-def _pairs_of_lines(file: Path) -> Iterator[Line]:
-    for number, row in _rows(file, ","):
+def _pairs_of_lines(file: Path) -> Iterator[PairLine]:
+    for number, row in _csv_rows(file, ","):
         yield f"line {number}", row[0], [text for text in row[1:] if text.strip()]
 
 
-def _pairs_of_json(file: Path) -> Iterator[Line]:
-    content = _json(file)
+def _pairs_of_json(file: Path) -> Iterator[PairLine]:
+    content = read_json(file, "get it again")
     if not isinstance(content, list):
         raise ValueError(f"{file} holds a {type(content).__name__}; expected a list of {{source_image, target_image}}")
     for number, row in enumerate(content):
         whole = isinstance(row, Mapping) and {"source_image", "target_image"} <= row.keys()
-        yield (
-            f"entry {number}",
-            str(row["target_image"] if whole else row),
-            (str(row["source_image"]),) if whole else (),
-        )
+        sources = (str(row["source_image"]),) if whole else ()
+        yield f"entry {number}", str(row["target_image"] if whole else row), sources
 
 
 # Joints.
 
 
-def joints_in(file: Path, named: Named, report: Report) -> dict[str, np.ndarray]:
-    """Picture -> ``[18, 2]`` x and y, of a csv file with a line ``name: [18 y]: [18 x]`` for each, as the header says; not a number is kept as it is."""
+def joints_in(file: Path, name_of: NameOf, report: ReportDefect) -> dict[str, np.ndarray]:
+    """Image -> ``[18, 2]`` x and y, from a csv file with lines ``name: [18 y]: [18 x]``; NaN is kept."""
     people: dict[str, np.ndarray] = {}
-    rows = _rows(file, ":")
+    rows = _csv_rows(file, ":")
     header = tuple(column.strip() for column in next(rows, (0, []))[1])
-    if sorted(header) != sorted(HEADER):
-        raise ValueError(f"{file} begins with {':'.join(header)!r}; expected {':'.join(HEADER)}")
-    columns = [header.index(name) for name in (HEADER[0], HEADER[2], HEADER[1])]
+    if sorted(header) != sorted(JOINT_COLUMNS):
+        raise ValueError(f"{file} begins with {':'.join(header)!r}; expected {':'.join(JOINT_COLUMNS)}")
+    columns = [header.index(name) for name in ("name", "keypoints_x", "keypoints_y")]
     for number, row in rows:
         where = f"{file.name}: line {number}"
         if len(row) != len(header):
             report(Defect(where, f"{len(row)} parts between colons; expected {len(header)}"))
             continue
         text, x, y = (row[column].strip() for column in columns)
-        name = named(text)
+        name = name_of(text)
         if name is None:
             report(Defect(where, f"{text!r} is no name of a picture"))
             continue
         try:
-            points = np.stack([_numbers(x), _numbers(y)], 1)
+            points = np.stack([_joint_coordinates(x), _joint_coordinates(y)], 1)
         except ValueError as error:
             report(Defect(where, f"joints of {text}: {error}"))
             continue
@@ -152,47 +143,42 @@ def joints_in(file: Path, named: Named, report: Report) -> dict[str, np.ndarray]
     return people
 
 
-def _numbers(text: str) -> np.ndarray:
-    values = json.loads(_NUMPY.sub(r"\1", text))
-    array = np.array(values, np.float64)
-    if array.shape != (JOINTS,):
-        raise ValueError(f"numbers of the shape {list(array.shape)}; expected {JOINTS}")
+def _joint_coordinates(text: str) -> np.ndarray:
+    array = np.array(json.loads(_NUMPY_NUMBER.sub(r"\1", text)), np.float64)
+    if array.shape != (OPENPOSE_JOINTS,):
+        raise ValueError(f"numbers of the shape {list(array.shape)}; expected {OPENPOSE_JOINTS}")
     return array
 
 
-def joints_of(file: Path) -> np.ndarray:
-    """``[18, 2]`` x and y, of a text file with a line for each joint.
+def joints_of_text(file: Path) -> np.ndarray:
+    """``[18, 2]`` x and y, from a text file with a line per joint.
 
     Raises:
         ValueError: it holds something else.
     """
-    rows = [
-        line.replace(",", " ").split()
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
-    if [len(row) for row in rows] != [2] * JOINTS:
-        raise ValueError(
-            f"{len(rows)} lines of {sorted({len(row) for row in rows})} numbers; expected {JOINTS} of x and y"
-        )
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [line.replace(",", " ").split() for line in lines if line.strip()]
+    if [len(row) for row in rows] != [2] * OPENPOSE_JOINTS:
+        lengths = sorted({len(row) for row in rows})
+        raise ValueError(f"{len(rows)} lines of {lengths} numbers; expected {OPENPOSE_JOINTS} of x and y")
     return np.array(rows, np.float64)
 
 
-def as_coco(points: np.ndarray) -> np.ndarray:
-    """``[18, 2]`` x and y in OpenPose's order, below zero where missing, as one person ``[1, 17, 3]``; nobody, ``[0, 17, 3]``, where all are.
+def openpose_to_coco(points: np.ndarray | None) -> np.ndarray:
+    """``[18, 2]`` x and y in OpenPose's order, negative where missing, as ``[1, 17, 3]``; ``[0, 17, 3]`` with none.
 
-    The neck is left out, because it is drawn midway between the shoulders. Lists differ in which eye and ear is the left one; the order of the file is kept.
+    The neck is left out: it is drawn midway between the shoulders. Lists differ in which eye and ear is the left one;
+    the order of the file is kept.
     """
-    seen = ~np.any(points < 0, axis=1, keepdims=True)  # what is not a number counts as seen, to be told of
-    rows = np.where(seen, np.concatenate([points, np.full((JOINTS, 1), 2.0)], 1), 0.0)
-    person = joints(rows.reshape(-1), "joints").astype(np.float32)
+    if points is None:
+        return np.zeros((0, 17, 3), np.float32)
+    seen = ~np.any(points < 0, axis=1, keepdims=True)  # NaN counts as seen, to be reported
+    rows = np.where(seen, np.concatenate([points, np.full((OPENPOSE_JOINTS, 1), 2.0)], 1), 0.0)
+    person = coco_joints(rows.reshape(-1), "joints").astype(np.float32)
     return person[None] if (person[:, 2] > 0).any() else np.zeros((0, *person.shape), np.float32)
 
 
-# Text.
-
-
-def _rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The lines that are not empty, with their numbers from 1.
 
     Raises:
@@ -208,8 +194,7 @@ def _rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{file} is no text file ({error}); get it again") from error
 
 
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not a readable json file ({error}); get it again") from error
+def overlap_with_training(names: Mapping[str, Sequence[str]], key: Callable[[str], Any]) -> tuple[int, int]:
+    """(groups of the list ``test`` that are also in ``train``, all groups of ``test``); ``key`` gives an image's group."""
+    test, train = ({key(name) for name in names[split]} for split in ("test", "train"))
+    return len(test & train), len(test)

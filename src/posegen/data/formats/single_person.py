@@ -1,4 +1,4 @@
-"""The part of any data set that shows one person, the only part that models of single poses can learn from."""
+"""The samples of any data set that show one person; models of single poses learn from these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from posegen.data.on_disk.source import Condition
 
 
 class SinglePerson(PoseData):
-    """The samples of ``data`` with exactly one person, of whom enough joints are labelled: GUNet's choice (arXiv:2409.11689, section 4.1).
+    """The samples of ``data`` with exactly one person and enough labelled joints: GUNet's choice (arXiv:2409.11689).
 
     Args:
         data: a split of another data set.
@@ -37,17 +37,18 @@ class SinglePerson(PoseData):
 
     @property
     def chosen(self) -> Sequence[int]:
-        """Indices into ``data``, found when they are first needed.
+        """Indices into ``data``, found at the first use.
 
         Raises:
-            ValueError: fewer qualify than were asked for.
+            ValueError: fewer than ``count`` qualify.
         """
         if not self._chosen:
             self._chosen = list(islice(filter(self._qualifies, range(len(self.data))), self.count))
             if not self._chosen or (self.count or 0) > len(self._chosen):
                 raise ValueError(
-                    f"data.{self.split}.count={self.count}: only {len(self._chosen)} of the {len(self.data)} samples of {self.data.name} show one person with "
-                    f"{self.joints} labelled joints; raise data.{self.split}.data.count or lower data.{self.split}.count"
+                    f"data.{self.split}.count={self.count}: only {len(self._chosen)} of the {len(self.data)} samples "
+                    f"of {self.data.name} show one person with {self.joints} labelled joints; "
+                    f"raise data.{self.split}.data.count or lower data.{self.split}.count"
                 )
         return self._chosen
 

@@ -1,4 +1,4 @@
-"""Frames out of videos: which, and as files."""
+"""Frames of videos: the choice of frames, and their image files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from posegen.io.atomic import replacing
+from posegen.io.atomic import read_json_or_empty, replacing
 
-PICTURES = {".jpg", ".jpeg", ".png"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+FRAME_SUFFIXES = {".jpg", ".jpeg", ".png"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 MANIFEST = "clip.json"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of a clip are taken: every ``stride``-th, or ``per_clip`` in all, each from the middle of its part of the clip.
+    """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts.
 
     Raises:
         ValueError: not exactly one of the two is a positive number.
@@ -34,11 +34,12 @@ class Selection:
         given = [number for number in (self.stride, self.per_clip) if number is not None]
         if len(given) != 1 or given[0] < 1:
             raise ValueError(
-                f"data.stride={self.stride} and data.per_clip={self.per_clip}: expected one positive number and one null"
+                f"data.stride={self.stride} and data.per_clip={self.per_clip}: "
+                "expected one positive number and one null"
             )
 
     def of(self, count: int) -> list[int]:
-        """The chosen of ``count`` frames."""
+        """The numbers of the chosen of ``count`` frames."""
         if self.stride is not None:
             return list(range(0, count, self.stride))
         parts = min(count, self.per_clip or count)
@@ -46,7 +47,7 @@ class Selection:
 
     @property
     def name(self) -> str:
-        """Of the folder of the chosen frames."""
+        """The folder of the chosen frames."""
         return f"stride_{self.stride}" if self.stride is not None else f"per_clip_{self.per_clip}"
 
     @property
@@ -54,29 +55,29 @@ class Selection:
         return asdict(self)
 
 
-def extracted(
+def extract_videos(
     videos: Sequence[Path], target: Path, selection: Selection, report: Callable[[Path, str], None]
 ) -> Iterator[tuple[Path, Path]]:
     """Each video with the folder of its chosen frames, ``<target>/<clip>/<number>.png``.
 
-    What an earlier run extracted from the same file is not extracted again; a folder appears only when all of its frames are there. Its ``clip.json`` says
-    what it was made of: the video, its size and time of change, the choice, the frames' numbers, and the version of OpenCV.
+    Frames of an earlier run on the same file are kept; a folder appears only when all its frames are there. Its
+    ``clip.json`` records the video, its size and time of change, the selection, the frames and the version of OpenCV.
 
     Args:
-        report: told of each video that cannot be read.
+        report: is called with each video that cannot be read, and the problem.
     """
-    waiting = [video for video in videos if not _done(video, target / video.stem, selection)]
+    waiting = [video for video in videos if not _is_extracted(video, target / video.stem, selection)]
     failed = set()
     for video in tqdm(waiting, desc="frames", unit="clip", dynamic_ncols=True, disable=not waiting):
         try:
-            extract(video, target / video.stem, selection)
+            extract_video(video, target / video.stem, selection)
         except ValueError as error:
             report(video, str(error))
             failed.add(video)
     yield from ((video, target / video.stem) for video in videos if video not in failed)
 
 
-def extract(video: Path, folder: Path, selection: Selection) -> None:
+def extract_video(video: Path, folder: Path, selection: Selection) -> None:
     """Writes the chosen frames of one video.
 
     Raises:
@@ -90,13 +91,12 @@ def extract(video: Path, folder: Path, selection: Selection) -> None:
             if not good:
                 raise ValueError(f"frame {number} cannot be encoded")
             (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
-        (temporary / MANIFEST).write_text(
-            json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1), encoding="utf-8"
-        )
+        manifest = json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1)
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
 
 
 def count_frames(video: Path) -> int:
-    """The frames that can be decoded; what the file says of itself is not to be trusted.
+    """The number of frames that can be decoded; the number in the file may be wrong.
 
     Raises:
         ValueError: there is none.
@@ -129,15 +129,11 @@ def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
 
 def _manifest(video: Path, selection: Selection) -> dict[str, Any]:
     status = video.stat()
-    made_of = {"clip": video.stem, "video": video.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
-    return made_of | {"selection": selection.identity, "opencv": cv2.__version__}
+    about = {"clip": video.stem, "video": video.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
+    return about | {"selection": selection.identity, "opencv": cv2.__version__}
 
 
-def _done(video: Path, folder: Path, selection: Selection) -> bool:
-    try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    now = _manifest(video, selection)
+def _is_extracted(video: Path, folder: Path, selection: Selection) -> bool:
+    found, now = read_json_or_empty(folder / MANIFEST), _manifest(video, selection)
     same = all(found.get(name) == now[name] for name in ("video", "bytes", "changed", "selection"))
     return same and all((folder / f"{number:08d}.png").is_file() for number in found["frames"])

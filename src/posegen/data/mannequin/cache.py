@@ -1,8 +1,8 @@
-"""The mannequin world on disk: immutable shards of up to 1000 samples, each rendered beside its place and then moved there in one step.
+"""The mannequin world on disk: immutable shards of up to 1000 samples, rendered beside their place and then renamed.
 
-A shard is a folder ``00012-1000`` (number and sample count) of numpy files, captions as JSON lines, and ``shard.json`` with the checksums of
-the others. Because a finished folder is never changed and a rename is atomic, an interruption loses only unfinished shards and two processes
-that prepare the same cache cannot harm each other: the second one finds the place taken and drops its own copy.
+A shard is a folder ``00012-1000`` (number and sample count) of numpy files, captions as json lines, and ``shard.json``
+with the checksums of the others. A finished folder never changes and a rename is atomic. So an interruption loses only
+unfinished shards, and of two processes that render the same shard the second drops its copy.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import shutil
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from posegen.data.mannequin.world import World
+from posegen.data.processes import run_in_processes
 
 MOST_PEOPLE = 3
-FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
+SHARD_FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
 
 
 class BrokenShard(RuntimeError):
@@ -35,7 +33,7 @@ class BrokenShard(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardContent:
     """The contents of one shard, read lazily where it is large.
 
     Attributes:
@@ -55,7 +53,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where the shards of one split of one world lie; ``per_shard`` differs in tests only, ``world`` in data sets that another class renders."""
+    """The shards of one split of one world.
+
+    Attributes:
+        root: the folder of all worlds.
+        per_shard: samples of a shard; other values are for tests.
+        world: the class that renders.
+    """
 
     root: Path
     split: str
@@ -81,13 +85,13 @@ class Cache:
         return self.folder / f"{number:05d}-{fitting[0]:04d}" if fitting else None
 
     def missing(self, count: int) -> list[tuple[int, int]]:
-        """Shards (number, samples) that ``count`` samples need and that are absent; damaged ones are put out of the way with a warning."""
+        """Absent shards (number, samples) of the first ``count`` samples; damaged ones are removed with a warning."""
         wanted = []
         for number, needed in self.parts(count):
             path = self.find(number, needed)
             if path is not None:
                 try:
-                    check(path)
+                    check_shard(path)
                     continue
                 except BrokenShard as error:
                     warnings.warn(f"{error}; it is rendered again now", stacklevel=2)
@@ -101,29 +105,12 @@ class Cache:
         if not wanted:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tqdm(
-            total=sum(n for _, n in wanted),
-            desc=f"{self.world.name} {self.split} {self.size}px",
-            unit="img",
-            smoothing=0.1,
-        ) as bar:
-            for done in self._render(wanted, min(workers, len(wanted))):
+        total, title = sum(n for _, n in wanted), f"{self.world.name} {self.split} {self.size}px"
+        with tqdm(total=total, desc=title, unit="img", smoothing=0.1) as bar:
+            for done in run_in_processes(render_shard, [(self, *shard) for shard in wanted], workers):
                 bar.update(done)
 
-    def _render(self, wanted: list[tuple[int, int]], workers: int) -> Iterable[int]:
-        if workers <= 1:
-            yield from (render_shard(self, *shard) for shard in wanted)
-            return
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(render_shard, self, *shard) for shard in wanted]
-            try:
-                for job in as_completed(jobs):
-                    yield job.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def read(self, number: int, needed: int) -> Shard:
+    def read(self, number: int, needed: int) -> ShardContent:
         """Opens a finished shard.
 
         Raises:
@@ -132,30 +119,29 @@ class Cache:
         path = self.find(number, needed)
         if path is None:
             raise BrokenShard(
-                f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run `posegen prepare data={self.world.name}`"
+                f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run "
+                f"`posegen prepare data={self.world.name}`"
             )
         try:
             images = np.load(path / "images.npy", mmap_mode="r")
-            keypoints, areas, counts = (np.load(path / name) for name in FILES[1:4])
-            records = [json.loads(line) for line in (path / FILES[4]).read_text().splitlines()]
+            keypoints, areas, counts = (np.load(path / name) for name in SHARD_FILES[1:4])
+            records = [json.loads(line) for line in (path / SHARD_FILES[4]).read_text().splitlines()]
         except (OSError, ValueError, EOFError) as error:
             raise BrokenShard(f"{path} cannot be read ({error}): delete this folder and run again") from error
         if min(map(len, (images, keypoints, areas, counts, records))) < needed:
             raise BrokenShard(f"{path} is too short: delete this folder and run again")
-        return Shard(images, keypoints, areas, counts, records)
+        return ShardContent(images, keypoints, areas, counts, records)
 
 
 def render_shard(cache: Cache, number: int, samples: int) -> int:
     """Renders shard ``number`` and puts it in its place; returns the number of samples."""
     cv2.setNumThreads(1)  # parallelism is one process per core
     place = cache.folder / f"{number:05d}-{samples:04d}"
-    draft = (
-        cache.folder / f".{place.name}-{uuid.uuid4().hex}"
-    )  # not tempfile: its folders are private, a cache may be shared by a group
+    draft = cache.folder / f".{place.name}-{uuid.uuid4().hex}"  # not tempfile: a group may share the cache
     draft.mkdir(parents=True)
     start = number * cache.per_shard
     try:
-        _write(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
+        _write_shard(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
         try:
             os.replace(draft, place)
         except OSError:
@@ -166,7 +152,7 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
     return samples
 
 
-def check(path: Path) -> None:
+def check_shard(path: Path) -> None:
     """Compares a shard's files with their checksums.
 
     Raises:
@@ -174,14 +160,14 @@ def check(path: Path) -> None:
     """
     try:
         sums = json.loads((path / "shard.json").read_text())
-        for name in FILES:
+        for name in SHARD_FILES:
             if zlib.crc32((path / name).read_bytes()) != sums[name]:
                 raise BrokenShard(f"{path / name} is damaged: delete the folder {path} and run again")
     except (OSError, ValueError, KeyError) as error:
         raise BrokenShard(f"{path} is incomplete ({error}): delete this folder and run again") from error
 
 
-def _write(folder: Path, world: World, split: str, indices: range) -> None:
+def _write_shard(folder: Path, world: World, split: str, indices: range) -> None:
     count = len(indices)
     images = np.zeros((count, world.size, world.size, 3), np.uint8)
     keypoints, areas = np.zeros((count, MOST_PEOPLE, 17, 3), np.float32), np.zeros((count, MOST_PEOPLE), np.float32)
@@ -189,23 +175,20 @@ def _write(folder: Path, world: World, split: str, indices: range) -> None:
     for row, index in enumerate(indices):
         sample = world.render(split, index)
         people = len(sample.keypoints)
-        counts[row], images[row], keypoints[row, :people], areas[row, :people] = (
-            people,
-            np.asarray(sample.image),
-            sample.keypoints,
-            sample.areas,
-        )
+        counts[row], images[row] = people, np.asarray(sample.image)
+        keypoints[row, :people], areas[row, :people] = sample.keypoints, sample.areas
         lines.append(json.dumps({"prompt": sample.prompt, "attributes": dict(sample.attributes)}) + "\n")
-    np.save(folder / "images.npy", images)
-    np.save(folder / "keypoints.npy", keypoints)
-    np.save(folder / "areas.npy", areas)
-    np.save(folder / "counts.npy", counts)
-    (folder / FILES[4]).write_text("".join(lines))
-    (folder / "shard.json").write_text(json.dumps({name: zlib.crc32((folder / name).read_bytes()) for name in FILES}))
+    arrays: tuple[np.ndarray, ...] = (images, keypoints, areas, counts)
+    for name, array in zip(SHARD_FILES, arrays, strict=False):
+        np.save(folder / name, array)
+    (folder / SHARD_FILES[4]).write_text("".join(lines))
+    (folder / "shard.json").write_text(
+        json.dumps({name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES})
+    )
 
 
 def _discard(path: Path) -> None:
-    """Removes a shard such that nobody ever sees half of it."""
+    """Removes a shard at once."""
     grave = path.with_name(f".{path.name}-damaged-{os.getpid()}")
     try:
         os.replace(path, grave)

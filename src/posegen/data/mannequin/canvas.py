@@ -1,8 +1,8 @@
 """Shapes on a 256 x 256 canvas, painted in one of four styles.
 
-Every coordinate is rounded to 1/16 pixel before it is painted, and only integer rasterisers are used, so that the last bit of a sine never
-shows. The canvas has a fourth channel that names who owns a pixel (0 the scene, k the k-th painted person): visible areas and who hides whom
-come from the very same brush strokes as the picture.
+Every coordinate is rounded to 1/16 pixel before it is painted, and only integer rasterisers are used, so that the last
+bit of a sine never shows. A fourth channel holds the owner of each pixel (0 the scene, k the k-th painted person):
+visible areas and occlusion come from the same strokes as the picture.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-SIDE = 256
-SHIFT = 4
-STEP = 1 << SHIFT
+CANVAS_SIDE = 256
+SUBPIXEL_BITS = 4
+SUBPIXELS = 1 << SUBPIXEL_BITS
 
 Colour = tuple[int, int, int]
 
@@ -31,12 +31,12 @@ _ROUND = np.stack((np.cos(np.arange(28) * np.pi / 14), np.sin(np.arange(28) * np
 
 def fixed(points: ArrayLike) -> np.ndarray:
     """Points in pixels to the rasteriser's 1/16 pixel integers."""
-    return np.rint(np.asarray(points) * STEP).astype(np.int32)
+    return np.rint(np.asarray(points) * SUBPIXELS).astype(np.int32)
 
 
-def snap(points: ArrayLike) -> np.ndarray:
-    """Points moved to where they are painted: multiples of 1/16 pixel."""
-    return np.rint(np.asarray(points) * STEP) / STEP
+def snapped(points: ArrayLike) -> np.ndarray:
+    """Points where they are painted: rounded to 1/16 pixel."""
+    return np.rint(np.asarray(points) * SUBPIXELS) / SUBPIXELS
 
 
 def capsules(start: np.ndarray, end: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -67,21 +67,21 @@ def mix(colour: Colour, other: Colour, share: float) -> Colour:
 
 
 @lru_cache(8192)
-def scaled(colour: Colour, factor: float) -> Colour:
+def shade(colour: Colour, factor: float) -> Colour:
     """``colour`` with its brightness multiplied."""
     r, g, b = colour
     return min(255, int(r * factor + 0.5)), min(255, int(g * factor + 0.5)), min(255, int(b * factor + 0.5))
 
 
 def words(colours: np.ndarray) -> np.ndarray:
-    """Colours ``[n, 3]`` as pixels of nobody, ``[n] uint32``: whole pixels move four times faster than their channels."""
+    """Colours ``[n, 3]`` as pixels of the scene, ``[n] uint32``: whole pixels are copied faster than channels."""
     pixels = np.zeros((len(colours), 4), np.uint8)
     pixels[:, :3] = np.clip(np.rint(colours), 0, 255)
     return pixels.view(np.uint32)[:, 0]
 
 
 class Canvas:
-    """The picture under the brush.
+    """The picture.
 
     Attributes:
         style: photo, cartoon, sketch or shadow.
@@ -91,7 +91,7 @@ class Canvas:
 
     def __init__(self, style: str):
         self.style = style
-        self.pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
+        self.pixels = np.zeros((CANVAS_SIDE, CANVAS_SIDE, 4), np.uint8)
         self.words = self.pixels.view(np.uint32)[..., 0]
         if style == "sketch":
             self.pixels[..., :3] = PAPER
@@ -99,31 +99,31 @@ class Canvas:
     def fill(self, outline: np.ndarray, colour: Colour, owner: int = 0) -> None:
         """Fills a convex outline ``[n, 2]``, or one already in ``fixed`` integers."""
         points = outline if outline.dtype == np.int32 else fixed(outline)
-        cv2.fillConvexPoly(self.pixels, points, (*colour, owner), cv2.LINE_8, SHIFT)
+        cv2.fillConvexPoly(self.pixels, points, (*colour, owner), cv2.LINE_8, SUBPIXEL_BITS)
 
     def shape(self, outline: np.ndarray, colour: Colour, edge: bool = True) -> None:
-        """A piece of scenery: filled in the style's way, in pencil lines over paper in a sketch."""
+        """A piece of scenery, in the style of the picture: in a sketch, pencil lines over paper."""
         points = fixed(outline)
         if self.style == "sketch":
             self.fill(points, PAPER)
-            cv2.polylines(self.pixels, [points], True, (*PENCIL, 0), 2, cv2.LINE_8, SHIFT)
+            cv2.polylines(self.pixels, [points], True, (*PENCIL, 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
             return
         self.fill(points, colour)
         if edge and self.style == "cartoon":
-            cv2.polylines(self.pixels, [points], True, (*scaled(colour, 0.62), 0), 2, cv2.LINE_8, SHIFT)
+            cv2.polylines(self.pixels, [points], True, (*shade(colour, 0.62), 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
 
     def group(self, outlines: Iterable[np.ndarray], colour: Colour) -> None:
         """Overlapping pieces of one colour that share one contour, such as the crown of a tree."""
         points = [fixed(outline) for outline in outlines]
         if self.style in ("sketch", "cartoon"):
-            edge = PENCIL if self.style == "sketch" else scaled(colour, 0.62)
+            edge = PENCIL if self.style == "sketch" else shade(colour, 0.62)
             for piece in points:
-                cv2.polylines(self.pixels, [piece], True, (*edge, 0), 4, cv2.LINE_8, SHIFT)
+                cv2.polylines(self.pixels, [piece], True, (*edge, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
         for piece in points:
             self.fill(piece, PAPER if self.style == "sketch" else colour)
 
     def gradient(self, top: float, bottom: float, upper: Colour, lower: Colour) -> None:
-        """A horizontal band whose colour runs from ``upper`` to ``lower``; a sketch leaves it white, a cartoon paints its mean."""
+        """A horizontal band from colour ``upper`` to ``lower``; white in a sketch, their mean in a cartoon."""
         first, last = round(top), round(bottom)
         if self.style == "sketch" or last <= first:
             return
@@ -136,18 +136,18 @@ class Canvas:
         """A straight stroke of scenery."""
         colour = PENCIL if self.style == "sketch" else colour
         a, b = fixed((start, end)).tolist()
-        cv2.line(self.pixels, a, b, (*colour, 0), width, cv2.LINE_8, SHIFT)
+        cv2.line(self.pixels, a, b, (*colour, 0), width, cv2.LINE_8, SUBPIXEL_BITS)
 
     def dim(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """A soft shadow on the ground."""
         (x, y), (rx, ry) = centre, radii
-        left, right = max(0, int(x - rx) - 2), min(SIDE, int(x + rx) + 3)
-        top, bottom = max(0, int(y - ry) - 2), min(SIDE, int(y + ry) + 3)
+        left, right = max(0, int(x - rx) - 2), min(CANVAS_SIDE, int(x + rx) + 3)
+        top, bottom = max(0, int(y - ry) - 2), min(CANVAS_SIDE, int(y + ry) + 3)
         if left >= right or top >= bottom:
             return
         patch = self.pixels[top:bottom, left:right]
         dark = patch.copy()
         points = fixed(ellipse((x - left, y - top), radii))
-        cv2.fillConvexPoly(dark, points, (20, 18, 30, 0), cv2.LINE_8, SHIFT)
+        cv2.fillConvexPoly(dark, points, (20, 18, 30, 0), cv2.LINE_8, SUBPIXEL_BITS)
         weight = int(strength * 256)
         patch[:] = (patch.astype(np.uint16) * (256 - weight) + dark.astype(np.uint16) * weight) >> 8

@@ -1,4 +1,4 @@
-"""The language of the mannequin world: what a caption says, as a value and as a sentence of a 44-word vocabulary."""
+"""Captions of the mannequin world, as values and as sentences of a 44-word vocabulary."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ EXAMPLE = "photo of one person in the park : one running in red shirt and blue t
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the caption says of one person; the colours are None in the styles that have none."""
+class PersonCaption:
+    """One person in a caption; the colours are None in styles without colours."""
 
     action: str
     shirt: str | None = None
@@ -51,11 +51,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Description:
-    """Exactly what a caption says, and nothing else: people stand from left to right."""
+    """The content of a caption; people stand from left to right."""
 
     style: str
     scene: str
-    people: tuple[Look, ...]
+    people: tuple[PersonCaption, ...]
 
     def __str__(self) -> str:
         return f"{self.style} of {NUMBERS[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(
@@ -64,7 +64,7 @@ class Description:
 
     @property
     def attributes(self) -> dict[str, object]:
-        """The caption's facts as plain values, for judges and for grouping; ``colours`` holds (shirt, trousers) pairs, none in sketch and shadow."""
+        """The caption's facts as plain values; ``colours`` holds (shirt, trousers) pairs, none in sketch and shadow."""
         coloured = self.style in COLOURED_STYLES
         return {
             "style": self.style,
@@ -76,10 +76,10 @@ class Description:
 
 
 def parse(prompt: str) -> Description:
-    """The description that ``prompt`` was made from.
+    """The description in a caption.
 
     Raises:
-        ValueError: the prompt is not a caption of the mannequin world; the message says which part is foreign.
+        ValueError: the prompt is no caption of the mannequin world; the message names the wrong part.
     """
     head, colon, tail = prompt.partition(" : ")
     words = head.split(" ")
@@ -98,7 +98,7 @@ def parse(prompt: str) -> Description:
     return Description(words[0], scenes[place], people)
 
 
-def _parse_look(part: str, coloured: bool, prompt: str) -> Look:
+def _parse_look(part: str, coloured: bool, prompt: str) -> PersonCaption:
     words = part.split(" ")
     frame = ["one", "in", "shirt", "and", "trousers"] if coloured else ["one"]
     found = [*words[0:1], *words[2:3], *words[4:6], *words[7:]] if coloured else [*words[0:1], *words[2:]]
@@ -108,11 +108,11 @@ def _parse_look(part: str, coloured: bool, prompt: str) -> Look:
     if words[1] not in ACTIONS:
         raise _foreign(prompt, f"'{words[1]}' is not one of the actions {', '.join(ACTIONS)}")
     if not coloured:
-        return Look(words[1])
+        return PersonCaption(words[1])
     for colour in (words[3], words[6]):
         if colour not in COLOURS:
             raise _foreign(prompt, f"'{colour}' is not one of the colours {', '.join(COLOURS)}")
-    return Look(words[1], words[3], words[6])
+    return PersonCaption(words[1], words[3], words[6])
 
 
 def _foreign(prompt: str, reason: str) -> ValueError:

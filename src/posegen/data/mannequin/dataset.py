@@ -1,4 +1,4 @@
-"""The mannequin world as a dataset: rendered once, then read from disk."""
+"""The mannequin world as a data set: rendered once, then read from disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.mannequin.cache import Cache, Shard
-from posegen.data.mannequin.world import SPLITS, WORLD_VERSION, World
+from posegen.data.mannequin.cache import Cache, ShardContent
+from posegen.data.mannequin.world import SPLIT_STREAMS, WORLD_VERSION, World
 
 
 class MannequinData(PoseData):
@@ -27,8 +27,8 @@ class MannequinData(PoseData):
         seed: the world's seed.
         cache: folder for the rendered shards; 0.4 GB for 30,000 images of 64 pixels.
         workers: rendering processes; None takes one per core.
-        keypoint_noise: standard deviation of an error of all keypoints, as a share of the root of the person's area: annotations as a detector would make
-            them. It belongs to the sample, so that every visit sees the same.
+        keypoint_noise: standard deviation of an error of all keypoints, relative to the root of the person's area,
+            to imitate the annotations of a detector. It is the same on every visit.
     """
 
     name = "mannequin"
@@ -44,41 +44,30 @@ class MannequinData(PoseData):
         workers: int | None = None,
         keypoint_noise: float = 0.0,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        if split not in SPLIT_STREAMS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_STREAMS)}")
         if count < 1:
             raise ValueError(f"count is {count}: at least one sample is needed")
         if not keypoint_noise >= 0:
             raise ValueError(
-                f"data.{split}.keypoint_noise is {keypoint_noise}; expected a share of the person's size, 0 or more, for instance 0.05"
+                f"data.{split}.keypoint_noise is {keypoint_noise}; expected a share of the person's size, 0 or more, "
+                "for instance 0.05"
             )
-        self.split, self.count, self.seed, self.size, self.keypoint_noise = (
-            split,
-            count,
-            seed,
-            (size, size),
-            keypoint_noise,
-        )
+        self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
+        self.keypoint_noise = keypoint_noise
         self.world = self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
-        self._shards: list[Shard] = []
+        self._shards: list[ShardContent] = []
 
     @property
     def identity(self) -> dict[str, Any]:
+        about = {"name": self.name, "version": WORLD_VERSION, "split": self.split, "count": self.count}
         noise = {"keypoint_noise": self.keypoint_noise} if self.keypoint_noise else {}
-        return {
-            "name": self.name,
-            "version": WORLD_VERSION,
-            "split": self.split,
-            "count": self.count,
-            "size": self.size[0],
-            "seed": self.seed,
-            **noise,
-        }
+        return {**about, "size": self.size[0], "seed": self.seed, **noise}
 
     def prepare(self) -> None:
-        """Renders missing shards; those that are damaged are found by their checksum and rendered again."""
+        """Renders missing and damaged shards; the checksums tell which are damaged."""
         self.cache.build(self.count, self.workers)
         self._shards = []
 
@@ -94,18 +83,11 @@ class MannequinData(PoseData):
         if self.keypoint_noise:
             error = torch.randn(people, 17, 2, generator=generator(name, "keypoint noise")).numpy()
             keypoints[..., :2] += self.keypoint_noise * np.sqrt(areas)[:, None, None] * error
-        return Sample(
-            name,
-            record["prompt"],
-            keypoints,
-            areas,
-            np.array(shard.images[row]),
-            self.size,
-            _tuples(record["attributes"]),
-        )
+        image, attributes = np.array(shard.images[row]), _tuples(record["attributes"])
+        return Sample(name, record["prompt"], keypoints, areas, image, self.size, attributes)
 
     def twin(self, index: int) -> Sample:
-        """A fresh render of the same caption: what a perfect text-only generator would paint."""
+        """Another render of the same caption."""
         return self.world.render_caption_twin(self.split, self._checked(index))
 
     def images(self, indices: Iterable[int]) -> np.ndarray:
@@ -119,14 +101,12 @@ class MannequinData(PoseData):
 
     @property
     def prompts(self) -> list[str]:
-        """All captions in order."""
-        return [record["prompt"] for shard in self.shards for record in shard.records][
-            : self.count
-        ]  # the last shard may be longer
+        every = [record["prompt"] for shard in self.shards for record in shard.records]
+        return every[: self.count]  # the last shard may be longer
 
     @property
-    def shards(self) -> list[Shard]:
-        """The open shards, rendered first where they are missing."""
+    def shards(self) -> list[ShardContent]:
+        """The open shards; missing ones are rendered first."""
         if not self._shards:
             parts = self.cache.parts(self.count)
             if any(self.cache.find(*part) is None for part in parts):
@@ -144,7 +124,7 @@ class MannequinData(PoseData):
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that were written."""
+    """Tuples in place of the lists of json."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,16 +1,12 @@
-"""Paints a head: two spheres (skull and hair) seen along the view axis, with eyes, mouth, ears and a nose that give the direction."""
+"""Paints a head: two spheres (skull and hair), with eyes, mouth, ears and a nose that give the direction."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from posegen.data.mannequin.body import EAR, EYE, NOSE
-from posegen.data.mannequin.canvas import INK, SIDE, Canvas, Colour, capsules, ellipse, mix, scaled, snap
-
-if TYPE_CHECKING:
-    from posegen.data.mannequin.figure import Figure
+from posegen.data.mannequin.canvas import CANVAS_SIDE, INK, Canvas, Colour, capsules, ellipse, mix, shade, snapped
+from posegen.data.mannequin.figure import Figure
 
 HAIR_CENTRE = (0.0, 0.15, -0.17)  # in head radii, head frame
 HAIR_RADIUS = 1.05
@@ -27,7 +23,7 @@ EYES: dict[str, Colour] = {
 def paint_head(canvas: Canvas, owner: int, figure: Figure) -> None:
     """Hair behind, ears, skull with hair and face, hair in front, nose: in the order of depth."""
     radius = figure.body.head_radius * figure.unit
-    centre = snap(figure.project("head"))
+    centre = snapped(figure.project("head"))
     outfit = figure.outfit
     tail = _hair_tail(figure)
     tail_behind = tail is None or tail[1] < 0
@@ -47,8 +43,8 @@ def paint_head(canvas: Canvas, owner: int, figure: Figure) -> None:
 
 
 def _pieces(canvas: Canvas, owner: int, outlines: list[tuple[np.ndarray, np.ndarray]], colour: Colour) -> None:
-    """Discs or capsules of one colour, given as (ends ``[2, 2]``, radii ``[2]``) in pixels, with the style's contour."""
-    for grow, paint in ((OUTLINE[canvas.style], EDGE.get(canvas.style, scaled(colour, 0.7))), (-0.5, colour)):
+    """Discs or capsules of one colour, as (ends ``[2, 2]``, radii ``[2]``) in pixels, with the style's contour."""
+    for grow, paint in ((OUTLINE[canvas.style], EDGE.get(canvas.style, shade(colour, 0.7))), (-0.5, colour)):
         for ends, radii in outlines:
             canvas.fill(capsules(ends[None, 0], ends[None, 1], radii[None] + grow)[0], paint, owner)
 
@@ -79,7 +75,7 @@ def _ears(canvas: Canvas, owner: int, figure: Figure, radius: float, near: bool)
                 canvas,
                 owner,
                 [(np.stack((point, point)), np.full(2, 0.23 * radius))],
-                scaled(figure.outfit.skin, factor),
+                shade(figure.outfit.skin, factor),
             )
 
 
@@ -87,7 +83,7 @@ def _nose(canvas: Canvas, owner: int, figure: Figure, radius: float) -> None:
     if figure.body.face(NOSE)[2] < -0.35 * figure.body.head_radius:
         return
     bridge, tip = (figure.project("head", figure.body.face(point)) for point in ((0, 0.02, 0.95), (0, -0.18, 1.08)))
-    colour = scaled(figure.outfit.skin, 0.8 if canvas.style in ("photo", "cartoon") else 0.86)
+    colour = shade(figure.outfit.skin, 0.8 if canvas.style in ("photo", "cartoon") else 0.86)
     if canvas.style == "sketch":
         colour = (150, 150, 152)
     radii = np.array((0.07, 0.15)) * radius
@@ -107,7 +103,7 @@ def _spheres(canvas: Canvas, owner: int, figure: Figure, centre: np.ndarray, rad
     """Ray-casts skull and hair on the patch around the head."""
     reach = int(radius * 1.35) + 3
     left, top = (max(0, int(c) - reach) for c in centre)
-    right, bottom = (min(SIDE, int(c) + reach) for c in centre)
+    right, bottom = (min(CANVAS_SIDE, int(c) + reach) for c in centre)
     if left >= right or top >= bottom:
         return
     frame = np.rint(figure.body.head * 4096) / 4096  # a rounded frame: the same comparisons on every machine
@@ -135,7 +131,7 @@ def _tone(patch: np.ndarray, where: np.ndarray, colour: Colour, owner: int, ligh
         patch[where] = (*colour, owner)
         return
     ramp = np.array(
-        [(*mix(scaled(colour, 0.6 + 0.42 * i / 15), (255,) * 3, max(0, i - 12) * 0.03), owner) for i in range(16)],
+        [(*mix(shade(colour, 0.6 + 0.42 * i / 15), (255,) * 3, max(0, i - 12) * 0.03), owner) for i in range(16)],
         np.uint8,
     )
     patch[where] = ramp[(light[where] * 15.999).astype(np.intp)]

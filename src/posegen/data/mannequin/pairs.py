@@ -1,117 +1,33 @@
-"""Pairs of the mannequin world: one person twice, in the same clothes before the same scene, in two poses.
-
-The target is what a perfect method would paint from the source image and the target pose, but for where the ground shadow and a stool belong; it exists, so
-appearance can be compared pixel by pixel.
-"""
+"""Pairs of the mannequin world as data: people in two poses, and people who get the clothes of others."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 
-from posegen.data.base import Sample, Transfers
-from posegen.data.mannequin.body import Body, Build, bones, pose, roundness
-from posegen.data.mannequin.canvas import Canvas
-from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
+from posegen.data.base import Garment, Sample, Transfers
+from posegen.data.mannequin.captions import COLOURED_STYLES, Description, PersonCaption
 from posegen.data.mannequin.dataset import MannequinData
-from posegen.data.mannequin.figure import dress
-from posegen.data.mannequin.rng import Dice
-from posegen.data.mannequin.scene import paint_scene
-from posegen.data.mannequin.world import (
-    DESCRIPTION,
-    REALISATION,
-    SPLITS,
-    STYLE_SHARES,
-    WORLD_VERSION,
-    World,
-    largest_units,
-    paint_people,
-    placed,
-)
+from posegen.data.mannequin.pair_worlds import Sources, Targets
+from posegen.data.mannequin.world import World
 
-PAIRS_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint of a pair changes and WORLD_VERSION does not
-SCENERY, PERSON, SIZE, TARGET, SOURCE, PLACE = range(6)  # independent random streams within a realisation
-PAIRS = 1  # keeps all of them apart from those of the plain world
-
-
-class Targets(World):
-    """Renders the targets of the pairs, each with its own caption."""
-
-    name, version = "mannequin_pairs", f"{WORLD_VERSION}.{PAIRS_VERSION}"
-    member = TARGET
-
-    def describe(self, split: str, index: int) -> Description:
-        """What the caption of this member says; those of a pair differ in the action alone."""
-        dice = self._stream(split, index, DESCRIPTION)
-        style, scene = dice.choice(STYLES, STYLE_SHARES), dice.choice(SCENES)
-        actions = {TARGET: dice.choice(ACTIONS), SOURCE: dice.choice(ACTIONS)}
-        shirt, trousers = dice.integer(0, 9), dice.integer(1, 9)
-        colours = (COLOURS[shirt], COLOURS[(shirt + trousers) % 10]) if style in COLOURED_STYLES else (None, None)
-        return Description(style, scene, (Look(actions[self.member], *colours),))
-
-    def _stream(self, split: str, index: int, *streams: int) -> Dice:
-        self._dice(split, index, DESCRIPTION)  # refuses splits and indices that are none
-        return Dice(WORLD_VERSION, self.seed, SPLITS[split], index, *streams, PAIRS, PAIRS_VERSION)
-
-    def garment(self, split: str, index: int, part: str) -> np.ndarray:
-        """Where the ``shirt`` or the ``trousers`` of image ``index`` show, ``[size, size] bool``: the pixels that change with their colour."""
-        black, white = (
-            self._paint(split, index, REALISATION, **{part: colour})[0] for colour in ((0, 0, 0), (255, 255, 255))
-        )
-        small = (self.size, self.size)
-        return (
-            cv2.resize(black, small, interpolation=cv2.INTER_AREA)
-            != cv2.resize(white, small, interpolation=cv2.INTER_AREA)
-        ).any(-1)
-
-    def _paint(self, split: str, index: int, stream: int, **worn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        description = self.describe(split, index)
-        (look,) = description.people
-        person = self._stream(split, index, stream, PERSON)
-        outfit, build = (
-            replace(dress(description.style, look.shirt, look.trousers, person), **worn),
-            Build(bones(person), *roundness(person)),
-        )
-        canvas = Canvas(description.style)
-        horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
-        bodies = {
-            member: world(self.seed, self.size).body(split, index, stream, build) for member, world in MEMBERS.items()
-        }
-        unit = min(
-            largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()
-        )  # as large in both images
-        place = self._stream(split, index, stream, self.member, PLACE)
-        return paint_people(canvas, placed([bodies[self.member]], [outfit], [unit], horizon, place))
-
-    def body(self, split: str, index: int, stream: int, build: Build) -> Body:
-        """The person in this member's pose."""
-        (look,) = self.describe(split, index).people
-        return pose(look.action, self._stream(split, index, stream, self.member), build)
-
-
-class Sources(Targets):
-    """Renders the other images of the same people."""
-
-    name = "mannequin_pairs_source"
-    member = SOURCE
-
-
-MEMBERS: dict[int, type[Targets]] = {TARGET: Targets, SOURCE: Sources}
+GARMENT_PARTS = {"shirt": ("shirt",), "trousers": ("trousers",), "clothes": ("shirt", "trousers")}
 
 
 class SourceData(MannequinData):
-    """The sources as a data set of their own, in the order of the pairs."""
+    """The sources alone, in the order of the pairs."""
 
     name = "mannequin_pairs_source"
     renders: ClassVar[type[World]] = Sources
 
 
 class MannequinPairs(MannequinData):
-    """The first ``count`` pairs of a split; a sample is a target, and `source_of` brings the other image of the same person.
+    """The first ``count`` pairs of a split; a sample is a target, `source_of` gives the other image of the person.
 
     Args:
         split: train, validation or test.
@@ -120,7 +36,8 @@ class MannequinPairs(MannequinData):
         seed: the world's seed.
         cache: folder for the rendered shards.
         workers: rendering processes; None takes one per core.
-        prompt: one text for all instead of the targets' captions, which tell the colours of the clothes; an empty one leaves all to the source.
+        prompt: one text for all in place of the targets' captions, which name the colours of the clothes; with an
+            empty text the source alone shows them.
     """
 
     name = "mannequin_pairs"
@@ -148,22 +65,123 @@ class MannequinPairs(MannequinData):
         self.sources.prepare()
 
     def __getitem__(self, index: int) -> Sample:
-        return self._worded(super().__getitem__(index))
+        return self._with_prompt(super().__getitem__(index))
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
-        return self._worded(self.sources[self._checked(index)])
+        return self._with_prompt(self.sources[self._checked(index)])
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
-        from posegen.data.mannequin.transfers import MannequinTransfers
-
         return MannequinTransfers(self, count, garment, told)
 
     def twin(self, index: int) -> Sample:
-        return self._worded(super().twin(index))
+        return self._with_prompt(super().twin(index))
 
     @property
     def prompts(self) -> list[str]:
         return super().prompts if self.prompt is None else [self.prompt] * len(self)
 
-    def _worded(self, sample: Sample) -> Sample:
+    def _with_prompt(self, sample: Sample) -> Sample:
         return sample if self.prompt is None else replace(sample, prompt=self.prompt)
+
+
+class MannequinTransfers(Transfers):
+    """Targets of pairs, each with the clothes of the person in the source of another pair. All masks are exact.
+
+    Only photos and cartoons have coloured clothes. A person gets the clothes of the next person in the list (the first
+    follows the last) with the same style and another colour of each garment. The wrong style is the next one after
+    whose colours differ from both. The caption names no colours, so that they come from the picture alone. A caption
+    that names them is a control: a backbone that reads captions then paints the clothes without the picture.
+
+    Args:
+        pairs: the people.
+        count: number of transfers; None: everybody with coloured clothes.
+        garment: ``shirt``, ``trousers`` or ``clothes``.
+        told: the captions name the colours of the new clothes.
+
+    Raises:
+        ValueError: the garment is unknown, or there are fewer people than ``count``.
+    """
+
+    name = "mannequin_transfers"
+
+    def __init__(
+        self, pairs: MannequinPairs, count: int | None = None, garment: str = "clothes", told: bool = False
+    ) -> None:
+        if garment not in GARMENT_PARTS:
+            raise ValueError(f"garment={garment!r}; expected one of {', '.join(GARMENT_PARTS)}")
+        self.pairs, self.garment, self.told, self.split, self.size = pairs, garment, told, pairs.split, pairs.size
+        looks = [pairs.seen(i, image=False).attributes for i in range(len(pairs))]
+        coloured = [i for i, look in enumerate(looks) if look["style"] in COLOURED_STYLES]
+        triples = [_first_fitting(coloured[i:] + coloured[:i], looks) for i in range(len(coloured))]
+        every = [triple for triple in triples if triple is not None]
+        if not every or (count is not None and not 1 <= count <= len(every)):
+            raise ValueError(
+                f"count={count}: the first {len(pairs)} pairs of {pairs.split} have {len(every)} people to dress; "
+                f"raise data.{pairs.split}.count"
+            )
+        self.people = every[:count]
+        self._where = lru_cache(maxsize=64)(self._garment)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        about = {"name": self.name, "people": len(self.people), "garment": self.garment, "told": self.told}
+        return {**self.pairs.identity, **about}
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> Sample:
+        person, style, _ = self.people[index]
+        sample, seen = self.pairs[person], self.pairs[person].attributes
+        if self.pairs.prompt is not None and not self.told:
+            return sample
+        worn, wanted = (
+            dict(zip(("shirt", "trousers"), self.pairs[each].attributes["colours"][0], strict=True))
+            for each in (person, style)
+        )
+        colours = worn | {part: wanted[part] for part in GARMENT_PARTS[self.garment]} if self.told else {}
+        caption = Description(seen["style"], seen["scene"], (PersonCaption(*seen["actions"], **colours),))
+        return replace(sample, prompt=str(caption))
+
+    def source_of(self, index: int, visit: int = 0) -> Sample:
+        return self.pairs.source_of(self.people[index][1])
+
+    def picture_of(self, index: int) -> np.ndarray:
+        image = self[index].image
+        assert image is not None
+        return image
+
+    def mask_of(self, index: int) -> np.ndarray:
+        """The pixels that show the garment, also those that show the background as well."""
+        return np.any([each.mask for each in self._where(self.people[index][0], False)], axis=0)
+
+    def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
+        person, style, wrong = self.people[index]
+        members = {
+            "picture": (person, False),
+            "style": (style, True),
+            "style_again": (style, False),
+            "wrong_style": (wrong, True),
+        }
+        return {who: self._where(*member) for who, member in members.items()}
+
+    def _garment(self, pair: int, source: bool) -> list[Garment]:
+        """The garments of a pair's person, in its source or in its target."""
+        data: MannequinData = self.pairs.sources if source else self.pairs
+        image = (self.pairs.source_of(pair) if source else self.pairs[pair]).image
+        assert image is not None and isinstance(data.world, Targets)
+        return [Garment(image, data.world.garment(self.split, pair, part)) for part in GARMENT_PARTS[self.garment]]
+
+
+def _first_fitting(others: Sequence[int], looks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int] | None:
+    """(person, style, wrong style): the first of ``others`` and the two that follow; None where nobody fits."""
+    person, found = others[0], [others[0]]
+    for other in others[1:]:
+        colours = [looks[each]["colours"][0] for each in (*found, other)]
+        if looks[other]["style"] == looks[person]["style"] and all(
+            len(set(worn)) == len(colours) for worn in zip(*colours, strict=True)
+        ):
+            found.append(other)
+        if len(found) == 3:
+            return found[0], found[1], found[2]
+    return None

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Choices from the raw words of PCG64, the only part of numpy's random module whose stream is guaranteed for good."""
+    """Choices from the raw words of PCG64, the only stream of numpy's random module that is guaranteed forever."""
 
     def __init__(self, *key: int):
         self._bits = np.random.PCG64(np.random.SeedSequence(key))

@@ -1,4 +1,4 @@
-"""Six places behind the people. Each is painted once; the canvas and ``finish`` turn it into the four styles."""
+"""Six scenes behind the people; the canvas turns each into the four styles."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from posegen.data.mannequin.canvas import SIDE, Canvas, Colour, box, ellipse, mix, scaled, words
+from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, Colour, box, ellipse, mix, shade, words
 from posegen.data.mannequin.rng import Dice
 
 SKIES: tuple[tuple[Colour, Colour], ...] = (
-    ((92, 158, 236), (190, 222, 248)), ((120, 186, 240), (218, 236, 246)), ((84, 140, 220), (170, 206, 240)), ((142, 190, 226), (240, 226, 206)),
+    ((92, 158, 236), (190, 222, 248)), ((120, 186, 240), (218, 236, 246)),
+    ((84, 140, 220), (170, 206, 240)), ((142, 190, 226), (240, 226, 206)),
 )  # fmt: skip
 TINTS: dict[str, tuple[Colour, Colour]] = {  # darkest and lightest colour of a shadow picture
     "park": ((132, 140, 74), (232, 222, 158)),
@@ -25,7 +26,7 @@ TINTS: dict[str, tuple[Colour, Colour]] = {  # darkest and lightest colour of a 
 
 def paint_scene(canvas: Canvas, scene: str, dice: Dice) -> float:
     """Paints ``scene`` and returns the height (y in pixels) where the ground begins."""
-    horizon = dice.uniform(0.56, 0.68) * SIDE
+    horizon = dice.uniform(0.56, 0.68) * CANVAS_SIDE
     PAINTERS[scene](canvas, round(horizon), dice)
     if canvas.style == "photo":
         cv2.GaussianBlur(canvas.pixels, (5, 5), 0, dst=canvas.pixels)
@@ -47,6 +48,11 @@ def _vary(colour: Colour, dice: Dice, amount: float = 14) -> Colour:
     return _vary_each(colour, dice, amount / 2, dice.about(0, amount))
 
 
+def _hue(dice: Dice, *options: Colour, amount: float = 14) -> Colour:
+    """One of some colours, varied."""
+    return _vary(dice.choice(options), dice, amount)
+
+
 def _vary_each(colour: Colour, dice: Dice, amount: float, shift: float = 0) -> Colour:
     r, g, b = (min(255, max(0, int(c + shift + dice.about(0, amount)))) for c in colour)
     return r, g, b
@@ -58,18 +64,20 @@ def _sky(canvas: Canvas, horizon: int, dice: Dice) -> None:
 
 
 def _ground(canvas: Canvas, horizon: int, colour: Colour) -> None:
-    canvas.gradient(horizon, SIDE, scaled(colour, 1.06), scaled(colour, 0.86))
+    canvas.gradient(horizon, CANVAS_SIDE, shade(colour, 1.06), shade(colour, 0.86))
     if canvas.style == "sketch":
-        canvas.line((0, horizon), (SIDE, horizon), colour)
+        canvas.line((0, horizon), (CANVAS_SIDE, horizon), colour)
 
 
 def _sun(canvas: Canvas, dice: Dice, colour: Colour, low: float = 22, high: float = 62) -> None:
     radius = dice.uniform(12, 19)
-    canvas.shape(ellipse((dice.uniform(20, SIDE - 20), dice.uniform(low, high)), (radius, radius)), colour, edge=False)
+    canvas.shape(
+        ellipse((dice.uniform(20, CANVAS_SIDE - 20), dice.uniform(low, high)), (radius, radius)), colour, edge=False
+    )
 
 
 def _cloud(canvas: Canvas, dice: Dice) -> None:
-    x, y, size = dice.uniform(10, SIDE - 10), dice.uniform(18, 80), dice.uniform(0.8, 1.3)
+    x, y, size = dice.uniform(10, CANVAS_SIDE - 10), dice.uniform(18, 80), dice.uniform(0.8, 1.3)
     puffs = ((-18, 2, 16, 8), (0, -3, 18, 12), (18, 2, 16, 8))
     canvas.group(
         [ellipse((x + dx * size, y + dy * size), (rx * size, ry * size)) for dx, dy, rx, ry in puffs], (244, 248, 252)
@@ -82,25 +90,25 @@ def _park(canvas: Canvas, horizon: int, dice: Dice) -> None:
         _sun(canvas, dice, (255, 244, 190))
     else:
         _cloud(canvas, dice)
-    green = _vary(dice.choice(((104, 176, 78), (122, 184, 82), (88, 160, 84))), dice)
+    green = _hue(dice, (104, 176, 78), (122, 184, 82), (88, 160, 84))
     if dice.chance(0.6):
-        hill = dice.uniform(0, SIDE)
+        hill = dice.uniform(0, CANVAS_SIDE)
         canvas.shape(
             ellipse((hill, horizon + 14), (dice.uniform(90, 150), dice.uniform(34, 58))),
             mix(green, (130, 170, 190), 0.45),
         )
     if canvas.style == "sketch":
-        canvas.fill(box(-2, horizon, SIDE + 2, SIDE + 2), (248, 246, 240))
+        canvas.fill(box(-2, horizon, CANVAS_SIDE + 2, CANVAS_SIDE + 2), (248, 246, 240))
     _ground(canvas, horizon, green)
     for _ in range(dice.integer(1, 3)):
-        _tree(canvas, dice, dice.uniform(6, SIDE - 6), horizon + dice.uniform(2, 14))
+        _tree(canvas, dice, dice.uniform(6, CANVAS_SIDE - 6), horizon + dice.uniform(2, 14))
 
 
 def _tree(canvas: Canvas, dice: Dice, x: float, foot: float) -> None:
     size = dice.uniform(0.8, 1.35)
     trunk = 5 * size
     canvas.shape(box(x - trunk, foot - 46 * size, x + trunk, foot), (112, 78, 52))
-    leaf = _vary(dice.choice(((50, 128, 58), (66, 142, 52), (40, 112, 66))), dice)
+    leaf = _hue(dice, (50, 128, 58), (66, 142, 52), (40, 112, 66))
     top = foot - 62 * size
     if dice.chance(0.3):  # a fir
         canvas.group(
@@ -118,15 +126,15 @@ def _beach(canvas: Canvas, horizon: int, dice: Dice) -> None:
     _sun(canvas, dice, (255, 238, 150))
     if dice.chance(0.4):
         _cloud(canvas, dice)
-    sea = _vary(dice.choice(((28, 120, 186), (20, 140, 170), (36, 104, 176))), dice)
+    sea = _hue(dice, (28, 120, 186), (20, 140, 170), (36, 104, 176))
     canvas.gradient(sea_top, horizon, sea, mix(sea, (120, 220, 220), 0.35))
     if canvas.style == "sketch":
-        canvas.line((0, sea_top), (SIDE, sea_top), sea)
+        canvas.line((0, sea_top), (CANVAS_SIDE, sea_top), sea)
     if dice.chance(0.5):
-        _boat(canvas, dice.uniform(24, SIDE - 24), sea_top + 8, dice.uniform(0.8, 1.2))
-    sand = _vary(dice.choice(((236, 212, 154), (242, 206, 168), (226, 204, 148))), dice)
+        _boat(canvas, dice.uniform(24, CANVAS_SIDE - 24), sea_top + 8, dice.uniform(0.8, 1.2))
+    sand = _hue(dice, (236, 212, 154), (242, 206, 168), (226, 204, 148))
     _ground(canvas, horizon, sand)
-    canvas.shape(box(-4, horizon - 2, SIDE + 4, horizon + 3), (240, 246, 244), edge=False)
+    canvas.shape(box(-4, horizon - 2, CANVAS_SIDE + 4, horizon + 3), (240, 246, 244), edge=False)
 
 
 def _boat(canvas: Canvas, x: float, y: float, size: float) -> None:
@@ -138,14 +146,12 @@ def _boat(canvas: Canvas, x: float, y: float, size: float) -> None:
 
 
 def _room(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    wall = _vary(
-        dice.choice(((226, 206, 180), (204, 216, 204), (232, 196, 186), (206, 208, 224), (236, 224, 178))), dice
-    )
-    canvas.gradient(0, horizon, wall, scaled(wall, 0.93))
-    floor = _vary(dice.choice(((150, 104, 74), (128, 92, 80), (166, 128, 88), (120, 110, 106))), dice)
+    wall = _hue(dice, (226, 206, 180), (204, 216, 204), (232, 196, 186), (206, 208, 224), (236, 224, 178))
+    canvas.gradient(0, horizon, wall, shade(wall, 0.93))
+    floor = _hue(dice, (150, 104, 74), (128, 92, 80), (166, 128, 88), (120, 110, 106))
     _ground(canvas, horizon, floor)
-    canvas.shape(box(-4, horizon - 7, SIDE + 4, horizon), mix(wall, (255, 255, 255), 0.5))
-    x = dice.uniform(44, SIDE - 44)
+    canvas.shape(box(-4, horizon - 7, CANVAS_SIDE + 4, horizon), mix(wall, (255, 255, 255), 0.5))
+    x = dice.uniform(44, CANVAS_SIDE - 44)
     _window(canvas, x, dice.uniform(34, 46), dice.uniform(26, 34), dice.uniform(32, 40))
     other = x + 128 if x < 128 else x - 128
     if dice.chance(0.5):
@@ -153,7 +159,7 @@ def _room(canvas: Canvas, horizon: int, dice: Dice) -> None:
         canvas.shape(box(other - 17, 40, other + 17, 84), (110, 80, 58))
         canvas.shape(box(other - 12, 45, other + 12, 79), art, edge=False)
     elif dice.chance(0.5):
-        _lamp(canvas, min(SIDE - 22, max(22, other)), horizon)
+        _lamp(canvas, min(CANVAS_SIDE - 22, max(22, other)), horizon)
 
 
 def _window(canvas: Canvas, x: float, top: float, half: float, drop: float) -> None:
@@ -177,27 +183,28 @@ def _street(canvas: Canvas, horizon: int, dice: Dice) -> None:
     if dice.chance(0.4):
         _cloud(canvas, dice)
     left = -dice.uniform(0, 30)
-    while left < SIDE:
+    while left < CANVAS_SIDE:
         width = dice.uniform(54, 78)
         _house(canvas, left, width, horizon, dice)
         left += width + 1
     road = _vary((122, 122, 130), dice, 10)
     _ground(canvas, horizon, road)
     kerb = horizon + 16
-    canvas.shape(box(-4, horizon, SIDE + 4, kerb), (186, 184, 180))
+    canvas.shape(box(-4, horizon, CANVAS_SIDE + 4, kerb), (186, 184, 180))
     if canvas.style != "sketch":
         start = dice.uniform(-40, 0)
         for k in range(5):
-            canvas.shape(box(start + 72 * k, SIDE - 22, start + 72 * k + 38, SIDE - 15), (222, 220, 206), edge=False)
+            canvas.shape(
+                box(start + 72 * k, CANVAS_SIDE - 22, start + 72 * k + 38, CANVAS_SIDE - 15),
+                (222, 220, 206),
+                edge=False,
+            )
 
 
 def _house(canvas: Canvas, left: float, width: float, horizon: int, dice: Dice) -> None:
     top = horizon - dice.uniform(76, 136)
-    wall = _vary(
-        dice.choice(
-            ((196, 120, 98), (176, 150, 120), (140, 152, 176), (206, 178, 128), (150, 124, 150), (128, 160, 142))
-        ),
-        dice,
+    wall = _hue(
+        dice, (196, 120, 98), (176, 150, 120), (140, 152, 176), (206, 178, 128), (150, 124, 150), (128, 160, 142)
     )
     canvas.shape(box(left, top, left + width, horizon), wall)
     glass = mix(wall, (250, 240, 190), 0.7) if dice.chance(0.5) else mix(wall, (60, 70, 100), 0.55)
@@ -210,17 +217,14 @@ def _house(canvas: Canvas, left: float, width: float, horizon: int, dice: Dice) 
 
 
 def _studio(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    drop = _vary(
-        dice.choice(
-            ((206, 204, 206), (190, 204, 214), (212, 200, 216), (200, 212, 200), (222, 208, 196), (168, 172, 184))
-        ),
-        dice,
+    drop = _hue(
+        dice, (206, 204, 206), (190, 204, 214), (212, 200, 216), (200, 212, 200), (222, 208, 196), (168, 172, 184)
     )
     if canvas.style == "sketch":
-        canvas.line((0, horizon + 18), (SIDE, horizon + 18), drop)
+        canvas.line((0, horizon + 18), (CANVAS_SIDE, horizon + 18), drop)
         return
-    canvas.gradient(0, SIDE, scaled(drop, 0.86), scaled(drop, 0.98))
-    x = dice.uniform(0.35, 0.65) * SIDE
+    canvas.gradient(0, CANVAS_SIDE, shade(drop, 0.86), shade(drop, 0.98))
+    x = dice.uniform(0.35, 0.65) * CANVAS_SIDE
     rings = (
         ((120, 0.35), (96, 0.6), (70, 0.85))
         if canvas.style == "cartoon"
@@ -229,31 +233,31 @@ def _studio(canvas: Canvas, horizon: int, dice: Dice) -> None:
     for radius, share in rings:  # the glow of a spotlight on the backdrop
         canvas.shape(
             ellipse((x, 104), (radius, radius * 0.95)),
-            mix(scaled(drop, 0.9), mix(drop, (255, 255, 255), 0.6), share),
+            mix(shade(drop, 0.9), mix(drop, (255, 255, 255), 0.6), share),
             edge=False,
         )
-    canvas.gradient(horizon + 20, SIDE, scaled(drop, 0.94), scaled(drop, 0.8))
+    canvas.gradient(horizon + 20, CANVAS_SIDE, shade(drop, 0.94), shade(drop, 0.8))
 
 
 def _night(canvas: Canvas, horizon: int, dice: Dice) -> None:
-    upper = _vary(dice.choice(((20, 26, 74), (30, 22, 78), (16, 34, 72))), dice, 8)
+    upper = _hue(dice, (20, 26, 74), (30, 22, 78), (16, 34, 72), amount=8)
     canvas.gradient(0, horizon, upper, mix(upper, (96, 104, 168), 0.55))
     for _ in range(dice.integer(10, 16)):
         size = dice.uniform(1.6, 2.8)
         canvas.shape(
-            ellipse((dice.uniform(4, SIDE - 4), dice.uniform(4, horizon - 26)), (size, size)),
+            ellipse((dice.uniform(4, CANVAS_SIDE - 4), dice.uniform(4, horizon - 26)), (size, size)),
             (250, 248, 226),
             edge=False,
         )
     _sun(canvas, dice, (250, 244, 214), 24, 60)
-    ground = _vary(dice.choice(((54, 66, 104), (62, 72, 100), (52, 76, 96))), dice, 8)
+    ground = _hue(dice, (54, 66, 104), (62, 72, 100), (52, 76, 96), amount=8)
     if dice.chance(0.6):
         canvas.shape(
-            ellipse((dice.uniform(0, SIDE), horizon + 12), (dice.uniform(100, 160), dice.uniform(30, 50))),
-            scaled(ground, 0.78),
+            ellipse((dice.uniform(0, CANVAS_SIDE), horizon + 12), (dice.uniform(100, 160), dice.uniform(30, 50))),
+            shade(ground, 0.78),
         )
         if canvas.style == "sketch":
-            canvas.fill(box(-2, horizon, SIDE + 2, SIDE + 2), (248, 246, 240))
+            canvas.fill(box(-2, horizon, CANVAS_SIDE + 2, CANVAS_SIDE + 2), (248, 246, 240))
     _ground(canvas, horizon, ground)
 
 

@@ -1,8 +1,8 @@
 """The mannequin world: an endless, exactly labelled data set that is a pure function of (seed, split, index).
 
-An image is made in two stages from two independent random streams: first the *description*, exactly what the caption says, then one of its
-many *realisations*. A second realisation of the same description is the ``same_caption`` reference: what a perfect generator that reads only
-the text would paint.
+Two independent random streams make an image: the *description* is the content of the caption, the *realisation* all
+else. A second realisation of the same description is the ``same_caption`` reference: the image of a perfect generator
+that reads only the text.
 """
 
 from __future__ import annotations
@@ -13,25 +13,34 @@ import cv2
 import numpy as np
 
 from posegen.data.base import Sample
-from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, pose
-from posegen.data.mannequin.canvas import SIDE, Canvas, box, ellipse, snap
-from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, COLOURS, SCENES, STYLES, Description, Look
-from posegen.data.mannequin.figure import Figure, Outfit, dress
+from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, random_body
+from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, box, ellipse, snapped
+from posegen.data.mannequin.captions import (
+    ACTIONS,
+    COLOURED_STYLES,
+    COLOURS,
+    SCENES,
+    STYLES,
+    Description,
+    PersonCaption,
+)
+from posegen.data.mannequin.figure import Figure, Outfit, random_outfit
+from posegen.data.mannequin.limbs import paint_figure
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 
 WORLD_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint changes
-SPLITS = {"train": 0, "validation": 1, "test": 2}
+SPLIT_STREAMS = {"train": 0, "validation": 1, "test": 2}
 STYLE_SHARES = (0.40, 0.25, 0.20, 0.15)
 COUNT_SHARES = (0.70, 0.22, 0.08)
 DESCRIPTION, REALISATION, TWIN = range(3)  # independent random streams
-MARGIN = 5  # pixels that stay free at the canvas border
+BORDER = 5  # pixels that stay free at the canvas border
 LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 
 
 @dataclass(frozen=True)
 class Realisation:
-    """A description brought to life: bodies, outfits and where they stand, from left to right, on canvas pixels."""
+    """The people of an image, from left to right: bodies, outfits and places in canvas pixels."""
 
     bodies: list[Body]
     outfits: list[Outfit]
@@ -51,12 +60,12 @@ class World:
     name, version = "mannequin", str(WORLD_VERSION)
 
     def __init__(self, seed: int = 0, size: int = 64):
-        if SIDE % size:
-            raise ValueError(f"size {size} does not divide the {SIDE} pixel canvas: use 32, 64, 128 or 256")
+        if CANVAS_SIDE % size:
+            raise ValueError(f"size {size} does not divide the {CANVAS_SIDE} pixel canvas: use 32, 64, 128 or 256")
         self.seed, self.size = seed, size
 
     def describe(self, split: str, index: int) -> Description:
-        """What the caption of image ``index`` says."""
+        """The caption of image ``index`` as a value."""
         return _describe(self._dice(split, index, DESCRIPTION))
 
     def render(self, split: str, index: int) -> Sample:
@@ -64,25 +73,25 @@ class World:
         return self._sample(split, index, REALISATION)
 
     def render_caption_twin(self, split: str, index: int) -> Sample:
-        """Another image with the caption of image ``index``: everything that the caption leaves open is drawn anew."""
+        """Another image with the caption of image ``index``; all that the caption leaves open is drawn again."""
         return self._sample(split, index, TWIN)
 
     def sample_id(self, split: str, index: int) -> str:
-        """Stable name of an image; the world's seed shows where it is not the default."""
+        """Stable name of an image; it contains the world's seed unless that is 0."""
         world = self.name if self.seed == 0 else f"{self.name}{self.seed}"
         return f"{world}/{split}/{index:06d}"
 
     def _dice(self, split: str, index: int, stream: int) -> Dice:
-        if split not in SPLITS:
-            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        if split not in SPLIT_STREAMS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_STREAMS)}")
         if index < 0:
             raise ValueError(f"index {index} is negative")
-        return Dice(WORLD_VERSION, self.seed, SPLITS[split], index, stream)
+        return Dice(WORLD_VERSION, self.seed, SPLIT_STREAMS[split], index, stream)
 
     def _sample(self, split: str, index: int, stream: int) -> Sample:
         description = self.describe(split, index)
         image, keypoints, areas = self._paint(split, index, stream)
-        ratio = self.size / SIDE
+        ratio = self.size / CANVAS_SIDE
         image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
         labelled = keypoints[..., 2:] > 0
         keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * ratio - 0.5, 0)
@@ -99,7 +108,7 @@ class World:
         )
 
     def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` in canvas pixels and visible canvas pixels ``[P]`` of one realisation."""
+        """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` and visible areas ``[P]``, in canvas pixels."""
         description, dice = self.describe(split, index), self._dice(split, index, stream)
         canvas = Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, dice)
@@ -112,22 +121,21 @@ def _describe(dice: Dice) -> Description:
     for _ in range(dice.choice((1, 2, 3), COUNT_SHARES)):
         action, shirt, trousers = dice.choice(ACTIONS), dice.integer(0, 9), dice.integer(1, 9)
         colours = (COLOURS[shirt], COLOURS[(shirt + trousers) % 10]) if style in COLOURED_STYLES else (None, None)
-        looks.append(Look(action, *colours))
+        looks.append(PersonCaption(action, *colours))
     return Description(style, scene, tuple(looks))
 
 
 def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paints people into their scene; returns the image, keypoints and visible pixels as `World` wants them."""
+    """Paints people into a scene; returns the image, keypoints and visible areas, see `World._paint`."""
     figures = [Figure(*each) for each in zip(people.bodies, people.outfits, people.origins, people.units, strict=True)]
-    order = sorted(
-        range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k)
-    )  # nearer people stand lower and are painted later
+    # nearer people stand lower and are painted later
+    order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))
     for k in order:
         _ground_shadow(canvas, figures[k], people.grounds[k])
     for owner, k in enumerate(order, 1):
         if figures[k].body.seated:
             _stool(canvas, figures[k], people.grounds[k])
-        figures[k].paint(canvas, owner)
+        paint_figure(canvas, owner, figures[k])
     owners = cv2.extractChannel(canvas.pixels, 3)
     rank = {k: owner for owner, k in enumerate(order, 1)}
     keypoints = np.stack([_keypoints(figures[k], owners, rank[k]) for k in range(len(figures))])
@@ -136,21 +144,23 @@ def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.nd
 
 
 def _realise(description: Description, horizon: float, dice: Dice) -> Realisation:
-    bodies = [pose(look.action, dice) for look in description.people]
-    outfits = [dress(description.style, look.shirt, look.trousers, dice) for look in description.people]
+    bodies = [random_body(look.action, dice) for look in description.people]
+    outfits = [random_outfit(description.style, look.shirt, look.trousers, dice) for look in description.people]
     units = largest_units(bodies, dice)
-    return placed(bodies, outfits, units, horizon, dice)
+    return side_by_side(bodies, outfits, units, horizon, dice)
 
 
-def placed(bodies: list[Body], outfits: list[Outfit], units: list[float], horizon: float, dice: Dice) -> Realisation:
-    """People of these sizes (pixels per body height) side by side on the ground."""
+def side_by_side(
+    bodies: list[Body], outfits: list[Outfit], units: list[float], horizon: float, dice: Dice
+) -> Realisation:
+    """People side by side on the ground; ``units`` are their sizes in pixels per body height."""
     boxes = [_extent(body) for body in bodies]
     lefts = _columns([(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)], dice)
     origins, grounds = [], []
     for body, extent, unit, left in zip(bodies, boxes, units, lefts, strict=True):
         height = (extent[3] - extent[2] + body.lift) * unit
-        lowest = max(horizon + 18, MARGIN + height, dice.uniform(0.82, 0.97) * SIDE)
-        ground = min(SIDE - MARGIN, lowest)
+        lowest = max(horizon + 18, BORDER + height, dice.uniform(0.82, 0.97) * CANVAS_SIDE)
+        ground = min(CANVAS_SIDE - BORDER, lowest)
         grounds.append(ground)
         origins.append((left - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
     return Realisation(bodies, outfits, units, origins, grounds)
@@ -167,12 +177,12 @@ def _extent(body: Body) -> tuple[float, float, float, float]:
 
 
 def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
-    """Pixels per body height, such that everybody fits: fewer people are larger, wide poses are smaller."""
+    """Pixels per body height with which everybody fits: fewer people are larger, wide poses smaller."""
     boxes = [_extent(body) for body in bodies]
-    room = SIDE - 2 * MARGIN
+    room = CANVAS_SIDE - 2 * BORDER
     widest = room * {1: 1.0, 2: 0.62, 3: 0.46}[len(boxes)]
     common = {1: (0.66, 0.93), 2: (0.56, 0.80), 3: (0.46, 0.66)}[len(boxes)]
-    base = dice.uniform(*common) * SIDE
+    base = dice.uniform(*common) * CANVAS_SIDE
     units = []
     for extent, body in zip(boxes, bodies, strict=True):
         unit = base if len(boxes) == 1 else base * dice.about(1, 0.1)
@@ -183,15 +193,15 @@ def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
 
 
 def _columns(widths: list[float], dice: Dice) -> list[float]:
-    """Left edges of people of these ``widths``, side by side with random gaps, or evenly overlapping where there is no room."""
-    free = SIDE - 2 * MARGIN - sum(widths)
+    """Left edges of people of these ``widths``: with random gaps, or evenly overlapping where there is no room."""
+    free = CANVAS_SIDE - 2 * BORDER - sum(widths)
     shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
     gaps = (
         [free * share / sum(shares) for share in shares]
         if free > 0
         else [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
     )
-    lefts, left = [], float(MARGIN)
+    lefts, left = [], float(BORDER)
     for gap, width in zip(gaps, widths, strict=False):
         lefts.append(left + gap)
         left += gap + width
@@ -202,13 +212,12 @@ def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
     if canvas.style == "sketch":
         return
     low, high = figure.joints[:, 0].min(), figure.joints[:, 0].max()
-    if (
-        abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1]) > 0.15 * figure.unit
-    ):  # upright: the legs alone throw it
+    rise = abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1])
+    if rise > 0.15 * figure.unit:  # upright: the legs alone throw it
         feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
         low, high = feet.min(), feet.max()
     width = (high - low) / 2 + 0.07 * figure.unit
-    x, y = snap(((low + high) / 2, ground - 0.012 * figure.unit))
+    x, y = snapped(((low + high) / 2, ground - 0.012 * figure.unit))
     canvas.dim((x, y), (width, 0.035 * figure.unit + 0.06 * width), 0.16 if canvas.style == "shadow" else 0.26)
 
 
@@ -221,12 +230,8 @@ def _stool(canvas: Canvas, figure: Figure, ground: float) -> None:
     )
     half = 0.115 * unit
     for leg in (-0.82, 0.82):
-        canvas.shape(
-            box(
-                x + half * leg - 0.016 * unit, seat, x + half * leg + 0.016 * unit, max(seat + 4, ground - 0.02 * unit)
-            ),
-            side,
-        )
+        middle, foot = x + half * leg, max(seat + 4, ground - 0.02 * unit)
+        canvas.shape(box(middle - 0.016 * unit, seat, middle + 0.016 * unit, foot), side)
     canvas.shape(ellipse((x, seat + 0.03 * unit), (half, 0.032 * unit)), side)
     canvas.shape(ellipse((x, seat), (half, 0.032 * unit)), wood)
 
@@ -240,10 +245,10 @@ def _keypoints(figure: Figure, owners: np.ndarray, owner: int) -> np.ndarray:
     points[:5, 2] = np.where(nearness > (-0.2, 0.08, 0.08, -0.3, -0.3), 2, (0, 0, 0, 1, 1))
     points[5:, :2] = [figure.project(f"{limb}_{tag}") for limb in LIMBS for tag in "lr"]
     points[5:, 2] = 2
-    points[:, :2] = snap(points[:, :2])
+    points[:, :2] = snapped(points[:, :2])
     pixel = np.rint(points[:, :2]).astype(int)
-    outside = ((pixel < 0) | (pixel >= SIDE)).any(1)
-    column, row = np.clip(pixel, 0, SIDE - 1).T
+    outside = ((pixel < 0) | (pixel >= CANVAS_SIDE)).any(1)
+    column, row = np.clip(pixel, 0, CANVAS_SIDE - 1).T
     points[(owners[row, column] > owner) & (points[:, 2] > 0), 2] = 1
     points[outside | (points[:, 2] == 0)] = 0
     return points

@@ -1,43 +1,44 @@
-"""Opens every picture of a data set once, in several processes, and remembers what it saw: an interruption loses a second, a second run opens what changed."""
+"""Opens every image of a data set once, in several processes, and keeps the results.
+
+An interruption loses a second of work; a second run opens only files that changed.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from posegen.data.on_disk import images as pictures
-from posegen.data.on_disk.source import Place
+from posegen.data.on_disk.images import decode_with_mode, read_span
+from posegen.data.on_disk.source import FileSpan
+from posegen.data.processes import run_in_processes
 
-CHUNK = 32  # pictures that are handed to a process at once
-ALONE = 256  # so few are opened here, which is faster than starting processes
+CHUNK_IMAGES = 32  # images that a process opens at once
+FEW_IMAGES = 256  # so few are opened in this process, which is faster than starting others
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What opening a picture told.
+class ScannedImage:
+    """The result of opening an image.
 
     Attributes:
-        place: where it lies.
+        place: where its bytes are.
         listed: (height, width) that the data set lists.
-        stamp: size and time of change of its file; empty where there is none.
+        stamp: size and time of change of the file; empty where it is missing.
         size: (height, width).
         mode: colour mode.
         sha: hash of its bytes.
         problem: why it cannot be used; empty where it can.
     """
 
-    place: Place
+    place: FileSpan
     listed: Size | None
     stamp: tuple[int, ...] = ()
     size: Size = (0, 0)
@@ -46,20 +47,20 @@ class Look:
     problem: str = ""
 
     @property
-    def key(self) -> tuple[Place, Size | None]:
+    def key(self) -> tuple[FileSpan, Size | None]:
         return self.place, self.listed
 
     @classmethod
-    def of(cls, line: str) -> Look:
+    def from_json(cls, line: str) -> ScannedImage:
         row = json.loads(line)
         pairs: dict[str, Any] = {
             name: tuple(row[name]) if row[name] is not None else None for name in ("listed", "stamp", "size")
         }
-        return cls(Place(*row["place"]), mode=row["mode"], sha=row["sha"], problem=row["problem"], **pairs)
+        return cls(FileSpan(*row["place"]), mode=row["mode"], sha=row["sha"], problem=row["problem"], **pairs)
 
 
-def stamp(path: Path) -> tuple[int, ...]:
-    """Size and time of change of a file, by which a later run knows that it is the same; empty where there is none."""
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Size and time of change of a file, to recognise it later; empty where it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -67,12 +68,12 @@ def stamp(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns
 
 
-def look(root: Path, place: Place, listed: Size | None) -> Look:
-    """Reads and decodes one picture."""
-    seen = Look(place, listed, stamp(root / place.file))
+def scan_image(root: Path, place: FileSpan, listed: Size | None) -> ScannedImage:
+    """Reads and decodes one image."""
+    seen = ScannedImage(place, listed, file_stamp(root / place.file))
     try:
-        data = pictures.content(root, place)
-        image, mode = pictures.opened(data, listed)
+        data = read_span(root, place)
+        image, mode = decode_with_mode(data, listed)
     except FileNotFoundError:
         return replace(seen, problem="missing")
     except (OSError, ValueError) as error:
@@ -82,12 +83,12 @@ def look(root: Path, place: Place, listed: Size | None) -> Look:
     return replace(seen, size=size, mode=mode, sha=hashlib.blake2b(data, digest_size=16).hexdigest(), problem=wrong)
 
 
-def look_at(root: Path, chunk: Sequence[tuple[Place, Size | None]]) -> list[Look]:
-    return [look(root, *wanted) for wanted in chunk]
+def scan_chunk(root: Path, chunk: Sequence[tuple[FileSpan, Size | None]]) -> list[ScannedImage]:
+    return [scan_image(root, *wanted) for wanted in chunk]
 
 
-class Looks:
-    """What was seen so far, one json line per picture; the last line about a picture counts.
+class ImageScan:
+    """The scanned images of a data set in one file, a json line each; the last line about an image counts.
 
     Args:
         path: the file; it need not exist.
@@ -98,48 +99,31 @@ class Looks:
         self.path, self.root = path, root
         self.seen = {seen.key: seen for seen in self._lines()}
 
-    def _lines(self) -> Iterator[Look]:
+    def _lines(self) -> Iterator[ScannedImage]:
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
-                    yield Look.of(line)
+                    yield ScannedImage.from_json(line)
                 except (ValueError, KeyError, TypeError):  # an interruption cut it off
                     continue
 
-    def missing(self, wanted: Iterable[tuple[Place, Size | None]]) -> list[tuple[Place, Size | None]]:
-        """Those that were never looked at or whose file has changed since."""
-        now = lru_cache(maxsize=None)(lambda file: stamp(self.root / file))  # a tar holds thousands of pictures
+    def missing(self, wanted: Iterable[tuple[FileSpan, Size | None]]) -> list[tuple[FileSpan, Size | None]]:
+        """Images that were never scanned, or whose file has changed since."""
+        now = lru_cache(maxsize=None)(lambda file: file_stamp(self.root / file))  # a tar holds thousands of images
         return [key for key in wanted if key not in self.seen or self.seen[key].stamp != now(key[0].file)]
 
-    def complete(self, wanted: Sequence[tuple[Place, Size | None]], workers: int, title: str) -> list[Look]:
-        """Looks at what is missing, showing rate and remaining time, and returns what is known of all."""
+    def complete(self, wanted: Sequence[tuple[FileSpan, Size | None]], workers: int, title: str) -> list[ScannedImage]:
+        """Scans the missing images, with a progress bar, and returns the results of all."""
         missing = self.missing(wanted)
         if missing:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            chunks = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
+            chunks = [(self.root, missing[i : i + CHUNK_IMAGES]) for i in range(0, len(missing), CHUNK_IMAGES)]
             bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=title, unit="img", smoothing=0.1)
             with bar, self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")  # ends a line that was cut off
-                for found in self._found(chunks, workers if len(missing) > ALONE else 1):
+                for found in run_in_processes(scan_chunk, chunks, workers if len(missing) > FEW_IMAGES else 1):
                     file.write("".join(json.dumps(asdict(seen)) + "\n" for seen in found))
                     file.flush()
                     self.seen |= {seen.key: seen for seen in found}
                     bar.update(len(found))
         return [self.seen[key] for key in wanted]
-
-    def _found(self, chunks: Sequence[Sequence[tuple[Place, Size | None]]], workers: int) -> Iterator[list[Look]]:
-        if workers <= 1:
-            yield from (look_at(self.root, chunk) for chunk in chunks)
-            return
-        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(look_at, self.root, chunk) for chunk in chunks]
-            try:
-                for job in as_completed(jobs):
-                    yield job.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

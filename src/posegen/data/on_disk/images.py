@@ -1,4 +1,4 @@
-"""Pictures as people have them on disk, of any format, colour mode and orientation, as RGB arrays."""
+"""Image files of any format, colour mode and orientation as RGB arrays."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from posegen.data.on_disk.source import Place
+from posegen.data.on_disk.source import FileSpan
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 ORIENTATION = 0x0112  # EXIF's tag
-#: Colour modes that need no remark: they lose nothing as RGB.
-COLOUR = ("RGB", "YCbCr")
+#: Colour modes that lose nothing as RGB.
+LOSSLESS_MODES = ("RGB", "YCbCr")
 
 
-def content(root: Path, place: Place) -> bytes:
-    """The bytes of a picture.
+def read_span(root: Path, place: FileSpan) -> bytes:
+    """The bytes of an image.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -34,41 +35,41 @@ def content(root: Path, place: Place) -> bytes:
     return found
 
 
-def opened(data: bytes, size: tuple[int, int] | None = None) -> tuple[Image.Image, str]:
-    """A picture, wholly decoded, and the colour mode that it was stored in.
+def decode_with_mode(data: bytes, size: tuple[int, int] | None = None) -> tuple[Image.Image, str]:
+    """An image, wholly decoded, and the colour mode of its file.
 
-    What is transparent becomes white. A picture is turned as its camera noted, unless its data set lists the size that it has without that.
+    Transparent pixels become white. The image is turned as its camera noted, unless the data set lists the size that
+    it has without that.
 
     Args:
         data: the content of a file.
         size: (height, width) that the data set lists.
 
     Returns:
-        The picture as RGB, and the name of the mode as Pillow has it.
+        The image as RGB, and Pillow's name of the mode.
 
     Raises:
         ValueError: it cannot be decoded; says why.
     """
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-            warnings.simplefilter("ignore")  # on odd metadata, and on large pictures, which paintings are
+            warnings.simplefilter("ignore")  # on odd metadata, and on large pictures such as paintings
             image.load()
-            turned = (
-                ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
-            )  # which would be a copy
+            upright = image.getexif().get(ORIENTATION, 1) == 1
+            turned = image if upright else ImageOps.exif_transpose(image)  # which would copy it
             as_stored = size is not None and (turned.height, turned.width) != size == (image.height, image.width)
             return _rgb(image if as_stored else turned), image.mode
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise ValueError(f"cannot be decoded ({_short(error)})") from error
+    except Exception as error:  # decoders raise many kinds on damaged files
+        raise ValueError(f"cannot be decoded ({_reason(error)})") from error
 
 
-def decoded(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
-    """``[H, W, 3] uint8`` RGB of a picture; see `opened`."""
-    return np.asarray(opened(data, size)[0])
+def decode(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """``[H, W, 3] uint8`` RGB of an image file; see `decode_with_mode`."""
+    return np.asarray(decode_with_mode(data, size)[0])
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would cut off what exceeds 255
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -76,21 +77,21 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _short(error: BaseException) -> str:
-    """Why, without the address of the buffer that Pillow read from."""
+def _reason(error: BaseException) -> str:
+    """The message without the address of Pillow's buffer."""
     if isinstance(error, UnidentifiedImageError):
         return "no picture format that is known"
     return str(error).split("<_io")[0].strip() or type(error).__name__
 
 
-def read(root: Path, place: Place, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The picture at a place, ``[H, W, 3] uint8``; see `opened`.
+def read_image(root: Path, place: FileSpan, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The image at a place, ``[H, W, 3] uint8``; see `decode_with_mode`.
 
     Raises:
-        ValueError: it cannot be read; names the file and how to have the data set checked.
+        ValueError: it cannot be read; names the file and the fix.
     """
     try:
-        return decoded(content(root, place), size)
+        return decode(read_span(root, place), size)
     except (OSError, ValueError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else str(error)
         where = f"{root / place.file}" + (f" at byte {place.offset}" if place.offset else "")

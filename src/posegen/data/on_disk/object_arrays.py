@@ -1,7 +1,8 @@
-"""Numpy files that hold Python objects (one dict per person in HumanSD's pose files), read without running what they say.
+"""Numpy files of Python objects (HumanSD's pose files hold a dict per person), read without running their content.
 
-Numpy stores such arrays as pickles, and a pickle is a program. Here it may name what numpy's arrays need and nothing else, and each of these names leads to
-a note of what was asked for; the arrays are then made from the notes, of plain numbers and strings. Files of numpy 1 and of numpy 2 differ in module names.
+Numpy stores such arrays as pickles, and a pickle is a program. This reader accepts the names that numpy's arrays need
+and no others, and answers each with a note of the call. The arrays are then built from the notes, out of plain numbers
+and strings. Files of numpy 1 and numpy 2 differ in module names.
 """
 
 from __future__ import annotations
@@ -19,19 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from posegen.io.atomic import NPZ_ERRORS
+
 #: Types of array elements: booleans, whole and real numbers, bytes and strings.
-PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-    MemoryError,
-    RecursionError,
-)
-#: What a crafted pickle makes of the notes below is a mistake of some other kind.
+PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
+UNREADABLE = (*NPZ_ERRORS, pickle.UnpicklingError, zlib.error, MemoryError, RecursionError)
+#: Errors that a crafted pickle causes in the notes below.
 CRAFTED = (TypeError, AttributeError, KeyError, IndexError, LookupError, OverflowError)
 
 
@@ -43,24 +37,24 @@ def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
         name: of the file, for messages; by default the path.
 
     Raises:
-        ValueError: the file is missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts, lists and tuples; names it.
+        ValueError: the file is missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts,
+            lists and tuples; names it.
     """
     name = name or str(file)
     try:
         content = file.read_bytes() if isinstance(file, Path) else file.read()
         if content[:2] != b"PK":
-            return {"arr_0": _array(io.BytesIO(content))}
+            return {"arr_0": _read_array(io.BytesIO(content))}
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return {
-                member.removesuffix(".npy"): _array(io.BytesIO(archive.read(member))) for member in archive.namelist()
-            }
-    except UNREADABLE as error:
-        raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
+            members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
+            return {member: _read_array(content) for member, content in members.items()}
     except CRAFTED as error:
         raise ValueError(f"{name} cannot be read: its pickle is malformed ({type(error).__name__}: {error})") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
 
 
-def _array(stream: io.BytesIO) -> np.ndarray:
+def _read_array(stream: io.BytesIO) -> np.ndarray:
     version = npy.read_magic(stream)
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
     if read_header is None:
@@ -71,7 +65,7 @@ def _array(stream: io.BytesIO) -> np.ndarray:
         return np.load(stream, allow_pickle=False)
     array = _made(_Notes(stream, encoding="latin1").load(), {})
     if not isinstance(array, np.ndarray) or array.shape != shape:
-        raise ValueError("its pickle holds no array of the shape that its header tells")
+        raise ValueError("its pickle holds no array of the shape in its header")
     return array
 
 
@@ -90,7 +84,11 @@ class _Type:
 
     @property
     def plain(self) -> np.dtype:
-        if not isinstance(self.code, str) or not PLAIN.fullmatch(self.code) or self.order not in ("<", ">", "|", "="):
+        if (
+            not isinstance(self.code, str)
+            or not PLAIN_TYPES.fullmatch(self.code)
+            or self.order not in ("<", ">", "|", "=")
+        ):
             raise ValueError(f"it holds elements of type {self.code!r}; expected numbers or strings")
         return np.dtype(self.order + self.code)
 
@@ -127,7 +125,7 @@ class _Scalar(_Array):
 
 
 def _made(value: Any, done: dict[int, Any]) -> Any:
-    """What was noted, with the notes replaced by arrays; ``done`` holds what was made already, as pickles name the same object several times."""
+    """The noted value with arrays in place of notes; ``done`` holds earlier results, since pickles share objects."""
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         return value
     if id(value) not in done:
@@ -149,8 +147,8 @@ def _new(value: Any, done: dict[int, Any]) -> Any:
     )
 
 
-def _known(module: str, name: str) -> Callable[..., Any] | None:
-    """A fresh stand-in for what a file may name."""
+def _stand_in(module: str, name: str) -> Callable[..., Any] | None:
+    """A note's maker for a name that a file may use; a fresh object, since a pickle can set its attributes."""
     module = module.replace("numpy.core", "numpy._core", 1)
     stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): partial(_Array),
@@ -169,10 +167,10 @@ def _known(module: str, name: str) -> Callable[..., Any] | None:
 
 
 class _Notes(pickle.Unpickler):
-    """Refuses, by name, whatever arrays do not need."""
+    """Refuses, by name, all that arrays do not need."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _known(module, name)
+        known = _stand_in(module, name)
         if known is None:
             raise pickle.UnpicklingError(
                 f"it asks for {module}.{name}, which no array of numbers needs; nothing of it was run"

@@ -1,28 +1,30 @@
-"""Real data sets, as their users have them on disk: what is known of each picture before it is opened.
+"""Real data sets as they lie on disk: what is known of each image before it is opened.
 
-A data set is a `Source` that lists its entries; everything that follows (checking, the index, crops, samples) is the same for all of them.
+A data set is a `Source` that lists its images. All that follows is the same for every data set: checks, index, crops,
+samples.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from posegen.io.atomic import read_json
+from posegen.io.hashes import hash_fraction
 
-class Place(NamedTuple):
-    """Where the bytes of a picture are: a file, or a part of one (the member of a tar).
+
+class FileSpan(NamedTuple):
+    """The bytes of an image: a file, or a part of one (a member of a tar).
 
     Attributes:
         file: relative to the source's root.
         offset: of the first byte.
-        length: in bytes; 0 is all of the file from ``offset`` on.
+        length: in bytes; 0 means to the end of the file.
     """
 
     file: str
@@ -31,12 +33,12 @@ class Place(NamedTuple):
 
 
 class Defect(NamedTuple):
-    """Something wrong with one file or entry of a data set, for the report of ``posegen prepare``.
+    """A fault of one file or image, for the report of ``posegen prepare``.
 
     Attributes:
-        file: the file, relative to the root, with the entry's key where one file holds many.
-        problem: what is wrong, in a few words: ``missing``, ``cannot be decoded (truncated)``.
-        fatal: whether the entry is left out; False for a remark about an entry that is kept.
+        file: the file, relative to the root, with the key of the image where one file holds many.
+        problem: the fault in a few words: ``missing``, ``cannot be decoded (truncated)``.
+        fatal: whether the image is left out; False for a remark about an image that is kept.
     """
 
     file: str
@@ -45,49 +47,48 @@ class Defect(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """One stored picture.
+class StoredImage:
+    """One image of a data set.
 
     Attributes:
         id: stable and unique within the data set, for instance ``human_art/2000000001648``.
         prompt: the caption.
-        place: where the picture is.
-        size: (height, width) in pixels, None where only the picture itself tells.
-        keypoints: ``[P, 17, 3] float32`` on the stored picture: x, y, and a score or COCO visibility, 0 where a joint is missing.
-        areas: ``[P]`` in square pixels, None where the data set has none.
+        place: where its bytes are.
+        size: (height, width) in pixels; None where only the file shows it.
+        keypoints: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing.
+        areas: ``[P]`` in square pixels; None where the data set has none.
         attributes: facts to group by (``scenario``) and to record.
-        frame: (height, width) of the canvas that the keypoints are on where it is not the stored picture's; the picture is that canvas, stretched.
+        frame: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched.
     """
 
     id: str
     prompt: str
-    place: Place
+    place: FileSpan
     size: tuple[int, int] | None
     keypoints: np.ndarray
     areas: np.ndarray | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     frame: tuple[int, int] | None = None
 
-    def on(self, size: tuple[int, int]) -> Entry:
-        """The entry with its keypoints on the picture, which turned out to have this (height, width)."""
+    def on(self, size: tuple[int, int]) -> StoredImage:
+        """The same with its keypoints moved from ``frame`` to the image, whose (height, width) is now known."""
         if self.frame is None:
             return self
         scale = np.divide(size[::-1], self.frame[::-1])
         points = np.where(self.keypoints[..., 2:] > 0, (self.keypoints[..., :2] + 0.5) * scale - 0.5, 0.0)
         keypoints = np.concatenate([points, self.keypoints[..., 2:]], -1).astype(np.float32)
-        return replace(
-            self, keypoints=keypoints, areas=None if self.areas is None else self.areas * scale.prod(), frame=None
-        )
+        areas = None if self.areas is None else self.areas * scale.prod()
+        return replace(self, keypoints=keypoints, areas=areas, frame=None)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the preparation of a split found.
+    """The findings of the preparation of a split.
 
     Attributes:
         facts: counts, sizes, hashes, versions, for the record.
-        warnings: what is suspicious about the split as a whole.
-        defects: what is wrong with single files.
+        warnings: suspicions about the split as a whole.
+        defects: faults of single files.
     """
 
     facts: Mapping[str, Any]
@@ -95,8 +96,8 @@ class Condition:
     defects: Sequence[Defect] = ()
 
 
-#: Takes a defect down; reading goes on with the next entry.
-Report = Callable[[Defect], None]
+#: Records a defect; reading continues with the next image.
+ReportDefect = Callable[[Defect], None]
 
 
 class Source(ABC):
@@ -104,57 +105,81 @@ class Source(ABC):
 
     Attributes:
         name: of the data set.
-        root: the folder that the user names; never guessed.
+        root: the folder that the user names.
     """
 
     name: str
     root: Path
 
     @abstractmethod
-    def entries(self, split: str, report: Report) -> Iterator[Entry]:
-        """The entries of a split in a stable order, without opening the pictures; what cannot be read is reported and left out.
+    def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
+        """The images of a split in a stable order, without opening them; unreadable entries are reported and left out.
 
         Raises:
-            FileNotFoundError: the list of the split is missing; names the file that was expected and how the user gets it.
+            FileNotFoundError: the list of the split is missing; names the file and how to get it.
         """
 
     @abstractmethod
     def identity(self, split: str) -> dict[str, Any]:
-        """What the entries depend on, as plain values: the options, and a hash of the split's list of files."""
+        """All that the entries depend on, as plain values: the options, and a hash of the split's list of files."""
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        """Known counts and hashes to compare with.
+        """Published counts and hashes to compare with.
 
-        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: how that of the sorted picture paths, joined by newlines, begins;
-        ``shape``: (height, width) that pictures are a multiple of, about, and ``otherwise``: what is wrong where they are not.
+        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: first digits of the hash of
+        the sorted image paths, joined by newlines; ``shape``: (height, width) of which images are about a multiple, and
+        ``otherwise``: the probable fault where they are not.
         """
         return {}
 
     def suspicions(self, split: str) -> list[str]:
-        """What is suspicious about the lists of a split."""
+        """Suspicions about the lists of a split."""
         return []
+
+
+# Checks and choices that sources share.
+
+
+def existing_root(root: str | Path, fix: str = "") -> Path:
+    """The root of a data set.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data.root={root}: no such folder{fix and f'; {fix}'}")
+    return folder
+
+
+def require_option(key: str, value: Any, options: Collection[Any]) -> None:
+    """Refuses a value that is not among the options.
+
+    Raises:
+        ValueError: names the key, the value and the options.
+    """
+    if value not in options:
+        shown = ", ".join("null" if option is None else str(option) for option in options)
+        raise ValueError(f"data.{key}={value}: expected one of {shown}")
 
 
 def json_mapping(file: Path, expected: str) -> dict[str, Any]:
     """The content of one of a data set's json files.
 
     Args:
-        expected: what it should hold, for the message.
+        expected: its content in words, for the message.
 
     Raises:
         ValueError: it is damaged, or holds no mapping; names it.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a readable json file ({error}); get it again") from error
+    content = read_json(file, "get it again")
     if not isinstance(content, dict):
-        raise ValueError(
-            f"{file} holds a {type(content).__name__}; expected {expected}: is it another file of that name?"
-        )
+        kind = type(content).__name__
+        raise ValueError(f"{file} holds a {kind}; expected {expected}: is it another file of that name?")
     return content
 
 
-def share(key: str) -> float:
-    """A number in [0, 1) that belongs to a key, by its SHA-1: the rule by which splits are made where a data set brings none."""
-    return int.from_bytes(hashlib.sha1(key.encode()).digest()[:8], "big") / 2**64
+def lowest_hashes(keys: Sequence[str], count: int) -> list[int]:
+    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice."""
+    fractions = [hash_fraction(key) for key in keys]
+    return np.sort(np.argsort(fractions, kind="stable")[:count]).tolist()

@@ -1,24 +1,23 @@
-"""Where the members of a tar are, so that each can be read at its place: any order, no extraction, no copy.
+"""Where the members of a tar lie, to read them in any order without extraction or copies.
 
-One pass over the headers makes an index, which is kept beside the tar (or in a folder of its own, where the tar's is read-only) and belongs to the tar's size
-and time of change. Only uncompressed tars have such places.
+One pass over the headers makes an index. It is kept beside the tar, or in a cache folder, and belongs to the tar's size
+and time of change. Only uncompressed tars can be indexed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from posegen.io.atomic import replacing
+from posegen.io.atomic import NPZ_ERRORS, replacing
+from posegen.io.hashes import text_hash
 
-BLOCK = 512  # tars consist of blocks of this many bytes; one of zeros ends them
-VERSION = 1  # of the index's layout
+TAR_BLOCK = 512  # bytes of a tar's blocks; a block of zeros ends it
+TAR_INDEX_VERSION = 1
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -63,41 +62,41 @@ class TarMembers(Mapping[str, tuple[int, int]]):
 
     @classmethod
     def of(cls, file: Path, cache: Path | None = None) -> TarMembers:
-        """The index of a tar, read where it was kept and made where it was not.
+        """The index of a tar, read from its file or made.
 
         Args:
             file: the tar.
-            cache: folder of the index; None is the tar's own.
+            cache: folder of the index; None is the tar's folder.
 
         Raises:
             FileNotFoundError: there is no such tar.
             ValueError: it is compressed, or no tar.
         """
-        index = index_of(file, cache)
-        stamp = stamp_of(file)
-        known = _kept(file, index, stamp)
+        index = tar_index_file(file, cache)
+        stamp = tar_stamp(file)
+        known = _read_index(file, index, stamp)
         if known is None:
-            known = cls(file, *scan(file))
-            _keep(known, index, stamp)
+            known = cls(file, *scan_tar(file))
+            _write_index(known, index, stamp)
         return known
 
 
-def index_of(file: Path, cache: Path | None = None) -> Path:
-    """Where the index of a tar is kept."""
+def tar_index_file(file: Path, cache: Path | None = None) -> Path:
+    """The file of a tar's index."""
     if cache is None:
         return file.with_name(f"{file.name}.index.npz")
-    return cache / f"{file.stem}-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}.index.npz"
+    return cache / f"{file.stem}-{text_hash(str(file.resolve()), 12)}.index.npz"
 
 
-def stamp_of(file: Path) -> list[int]:
-    """What an index belongs to: the layout's version, the tar's size and its time of change."""
+def tar_stamp(file: Path) -> list[int]:
+    """The key of an index: version of its layout, size of the tar and its time of change."""
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected an uncompressed tar")
     status = file.stat()
-    return [VERSION, status.st_size, status.st_mtime_ns]
+    return [TAR_INDEX_VERSION, status.st_size, status.st_mtime_ns]
 
 
-def scan(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
+def scan_tar(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
     """The members of a tar and, where it ends early, the problem.
 
     Raises:
@@ -119,9 +118,8 @@ def scan(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
         except tarfile.TarError as error:
             problem = str(error)
         stream.seek(tar.offset)
-        if not problem and stream.read(BLOCK) != bytes(
-            BLOCK
-        ):  # tarfile ends quietly at a damaged header, and without the closing block
+        # tarfile ends quietly at a damaged header, and without the closing block
+        if not problem and stream.read(TAR_BLOCK) != bytes(TAR_BLOCK):
             problem = "no end mark"
     return places, f"truncated or damaged ({problem}); {len(places)} members before the break" if problem else ""
 
@@ -132,22 +130,23 @@ def _refuse_compressed(file: Path) -> None:
     for mark, (name, program) in COMPRESSED.items():
         if begin.startswith(mark):
             raise ValueError(
-                f"{file} is compressed with {name}, so its members cannot be read where they lie; uncompress it once (`{program}` makes a plain .tar of it)"
+                f"{file} is compressed with {name}, so its members cannot be read where they lie; "
+                f"uncompress it once (`{program}` makes a plain .tar of it)"
             )
 
 
-def _kept(file: Path, index: Path, stamp: list[int]) -> TarMembers | None:
+def _read_index(file: Path, index: Path, stamp: list[int]) -> TarMembers | None:
     try:
         with np.load(index, allow_pickle=False) as kept:
             if kept["stamp"].tolist() != stamp:
                 return None
             places = zip(kept["offsets"].tolist(), kept["sizes"].tolist(), strict=True)
             return TarMembers(file, dict(zip(kept["names"].tolist(), places, strict=True)), str(kept["problem"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except NPZ_ERRORS:
         return None  # missing or damaged: it is made again
 
 
-def _keep(members: TarMembers, index: Path, stamp: list[int]) -> None:
+def _write_index(members: TarMembers, index: Path, stamp: list[int]) -> None:
     places = np.array(list(members.places.values()), np.int64).reshape(-1, 2)
     names = np.array(list(members.places), dtype=np.str_)
     try:
@@ -157,5 +156,6 @@ def _keep(members: TarMembers, index: Path, stamp: list[int]) -> None:
             )
     except OSError as error:
         raise ValueError(
-            f"{index}, the index of a tar, cannot be written ({error}); name a folder for indices with data.cache=FOLDER"
+            f"{index}, the index of a tar, cannot be written ({error}); "
+            "name a folder for indices with data.cache=FOLDER"
         ) from error

@@ -1,8 +1,9 @@
-"""How a picture of any size becomes a square (or any rectangle) that a model sees: scaled until it covers it, cut, and perhaps mirrored.
+"""Crops: an image of any size becomes the square (or rectangle) of a model: scaled to cover it, cut, perhaps mirrored.
 
-``corrected`` is the rule of this project, and ``stretch`` that of pairs of person images, which covers nothing and cuts nothing. The others are the published
-readers', with what is wrong in them: the crop is random even where methods are judged, mirrored people keep the names of their joints, so that left is called
-right, and a joint outside the picture is moved to its corner. Their rotations (one picture in ten, by up to 90 degrees) and changes of colour are left out.
+``corrected`` is the rule of this project; ``stretch``, for pairs of person images, cuts nothing. The others are the
+published readers' with their faults: the crop is random even in evaluation; mirrored people keep the names of their
+joints, so that left is called right; a joint outside the image moves to its corner. Their rotations (one image in ten,
+by up to 90 degrees) and changes of colour are left out.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ import torch
 from PIL import Image
 
 from posegen.data.base import generator
-from posegen.data.prompts import boxes
+from posegen.poses.pose_square import joint_box_areas
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_FLIP
 
-#: Joints that a detector is less sure of are missing, in the published readers and here.
+#: Joints with a lower score are missing, in the published readers and here.
 LEAST_SCORE = 0.02
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a stored picture: it is mirrored, then scaled, then cut.
+    """A crop of a stored image: it is mirrored, then scaled, then cut.
 
     Attributes:
-        stored: (height, width) of the stored picture.
-        scaled: (height, width) that it is scaled to.
+        stored: (height, width) of the stored image.
+        scaled: (height, width) after scaling.
         top: first row of the cut.
         left: first column of the cut.
         size: (height, width) of the cut.
         mirrored: left for right.
         upturned: top for bottom.
-        enlarging: OpenCV's interpolation for pictures that are too small; others are averaged.
+        enlarging: OpenCV's interpolation for images that are too small; others are averaged.
     """
 
     stored: Size
@@ -54,7 +55,7 @@ class View:
     def covering(
         cls, stored: Size, size: Size, down: float | None = None, across: float | None = None, **options: Any
     ) -> View:
-        """The shorter side fills ``size``; the longer is cut in the middle, or at a place between 0 (top, left) and 1."""
+        """The shorter side fills ``size``; the longer is cut in the middle, or at 0 (top, left) to 1."""
         factor = max(size[0] / stored[0], size[1] / stored[1])
         height, width = (max(least, round(factor * side)) for least, side in zip(size, stored, strict=True))
         spare = height - size[0], width - size[1]
@@ -71,7 +72,7 @@ class View:
 
     @property
     def crop(self) -> dict[str, Any]:
-        """The cut in pixels of the stored picture, and how it is mirrored, for the record."""
+        """The cut in pixels of the stored image, and how it is mirrored, for the record."""
         (x, y), (height, width) = self.scale, self.size
         box = {"left": self.left / x, "top": self.top / y, "width": width / x, "height": height / y}
         flips = {name: True for name, done in (("mirrored", self.mirrored), ("upturned", self.upturned)) if done}
@@ -90,7 +91,7 @@ class View:
         return np.ascontiguousarray(image[self.top : self.top + self.size[0], self.left : self.left + self.size[1]])
 
     def reflected(self, points: np.ndarray) -> np.ndarray:
-        """Points ``[..., 2]`` of the stored picture where the mirrored one has them."""
+        """Points ``[..., 2]`` of the stored image on the mirrored one."""
         points = points.astype(np.float64)
         for axis, done in enumerate((self.mirrored, self.upturned)):
             if done:
@@ -98,15 +99,15 @@ class View:
         return points
 
     def inside(self, points: np.ndarray) -> np.ndarray:
-        """Which of the points ``[..., 2]`` of the cut lie on its pixels."""
+        """Whether points ``[..., 2]`` of the cut lie on its pixels."""
         return np.all((points > -0.5) & (points < np.array(self.size[::-1]) - 0.5), axis=-1)
 
 
 class Transform(ABC):
-    """A rule for what is seen of a picture and where its joints are then.
+    """A rule for the crop of an image and of its joints.
 
     Attributes:
-        varies: whether it is another part on every visit.
+        varies: whether the crop changes between visits.
     """
 
     varies = False
@@ -118,35 +119,35 @@ class Transform(ABC):
 
     @abstractmethod
     def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
-        """What is seen of the picture ``id`` of size ``stored``; a function of the arguments alone."""
+        """The crop of the image ``id`` of size ``stored``; a function of the arguments alone."""
 
     @abstractmethod
     def joints(self, keypoints: np.ndarray, view: View) -> np.ndarray:
-        """Keypoints ``[P, 17, 3]`` of the stored picture on the view, zeros where one is missing."""
+        """Keypoints ``[P, 17, 3]`` of the stored image in the crop, zeros where missing."""
 
     def people(self, keypoints: np.ndarray, areas: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Who is seen.
+        """The people in the crop: those with a visible joint.
 
         Args:
-            keypoints: ``[P, 17, 3]`` on the stored picture.
-            areas: ``[P]`` in its pixels, not a number where nobody measured; then the box of the joints that are seen counts.
+            keypoints: ``[P, 17, 3]`` on the stored image.
+            areas: ``[P]`` in its pixels; NaN takes the box of the visible joints.
 
         Returns:
-            ``[Q, 17, 3] float32`` joints and ``[Q] float32`` areas of those of whom a joint is seen, and ``[P]`` who they are. A measured area is that of the
-            whole person, because it tells how large the person is, not how much of it is in the picture.
+            ``[Q, 17, 3] float32`` joints, ``[Q] float32`` areas, and ``[P] bool`` who is visible. An area stays that of
+            the whole person: it is the person's scale, not the visible part.
         """
         joints = self.joints(keypoints, view)
         there = np.zeros(len(keypoints), bool)
         there[: len(joints)] = (joints[..., 2] > 0).any(-1)
         joints, areas = joints[there[: len(joints)]].astype(np.float32), areas[there] * view.scale.prod()
-        return joints, np.where(np.isfinite(areas), areas, boxes(joints)).astype(np.float32), there
+        return joints, np.where(np.isfinite(areas), areas, joint_box_areas(joints)).astype(np.float32), there
 
 
 class Corrected(Transform):
-    """The middle of the picture; joints outside it are missing.
+    """The middle of the image; joints outside it are missing.
 
     Args:
-        mirror: share of the visits on which the picture is mirrored, and left and right with it; for training.
+        mirror: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
         threshold: joints with a lower or equal score are missing.
     """
 
@@ -171,7 +172,7 @@ class Corrected(Transform):
 
 @dataclass(frozen=True)
 class Stretched(View):
-    """All of a picture, or of what lies between its bars, by Pillow's bicubic filter, which averages what it reduces."""
+    """All of an image, or of the part between its bars, by Pillow's bicubic filter, which averages where it reduces."""
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         image = np.ascontiguousarray(image[:: -1 if self.upturned else 1, :: -1 if self.mirrored else 1])
@@ -182,11 +183,11 @@ class Stretched(View):
 
 
 class Stretch(Corrected):
-    """Pictures are brought to the size whatever their shape, as all programs that learn from pairs of person images do.
+    """Images are stretched to the size, as in all programs that learn from pairs of person images.
 
     Args:
-        mirror: share of the visits on which the picture is mirrored, and left and right with it; for training.
-        bars: share of the picture's width that each of two bars at its sides takes, which are cut off.
+        mirror: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
+        bars: width of each of two bars at the sides, as a fraction of the image's; they are cut off.
         threshold: joints with a lower or equal score are missing.
     """
 
@@ -204,14 +205,15 @@ class Stretch(Corrected):
         return Stretched(stored, (size[0], width), 0, (width - size[1]) // 2, size, mirrored)
 
 
-class Reference(Transform):
-    """A random part, as the programs of HumanSD, Stable-Pose and GRPose read it, also where they are judged.
+class PublishedCrop(Transform):
+    """A random part of the image, as the programs of HumanSD, Stable-Pose and GRPose read it, also in evaluation.
 
     Args:
-        horizontal: share of the visits on which the picture is mirrored and left is called right: 0.2 in HumanSD and in Stable-Pose's training.
-        vertical: share of the visits on which it stands on its head: 0.1 in HumanSD.
+        horizontal: fraction of the visits with the image mirrored and left called right: 0.2 in HumanSD and in
+            Stable-Pose's training.
+        vertical: fraction of the visits with the image upside down: 0.1 in HumanSD.
         threshold: joints with a lower or equal score are missing.
-        people: how many are read, the first of the file.
+        people: the number of people that are read, the first of the file.
     """
 
     varies = True
@@ -223,13 +225,8 @@ class Reference(Transform):
 
     @property
     def identity(self) -> dict[str, Any]:
-        options = {
-            "horizontal": self.horizontal,
-            "vertical": self.vertical,
-            "threshold": self.threshold,
-            "people": self.most,
-        }
-        return {"name": "reference", "version": 1, **options}
+        options = {"horizontal": self.horizontal, "vertical": self.vertical, "threshold": self.threshold}
+        return {"name": "reference", "version": 1, **options, "people": self.most}
 
     def view(self, id: str, visit: int, stored: Size, size: Size) -> View:
         down, across, horizontal, vertical = torch.rand(4, generator=generator(id, visit, "view")).tolist()
@@ -250,9 +247,9 @@ class Reference(Transform):
 TRANSFORMS: dict[str, Transform] = {
     "corrected": Corrected(),
     "stretch": Stretch(),
-    "reference": Reference(),
-    "stable_pose": Reference(horizontal=0.2),
-    "humansd": Reference(horizontal=0.2, vertical=0.1),
+    "reference": PublishedCrop(),
+    "stable_pose": PublishedCrop(horizontal=0.2),
+    "humansd": PublishedCrop(horizontal=0.2, vertical=0.1),
 }
 
 

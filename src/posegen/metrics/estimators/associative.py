@@ -1,7 +1,8 @@
-"""Associative embedding: heatmaps and tag maps to people (Newell et al. 2017, arXiv:1611.05424), with mmpose's constants.
+"""Associative embedding: heatmaps and tag maps to people (Newell et al. 2017, arXiv:1611.05424), as in mmpose.
 
-Joints whose tags are alike belong to one person. Peaks are gathered for all joints and images at once, and so are the refinements of positions and the
-missing joints; only the assignment goes joint by joint, because each joint changes the people that the next one is assigned to.
+Joints whose tags are alike belong to one person. Peaks are gathered for all joints and images at once, and so are the
+refinements of positions and the missing joints; only the assignment goes joint by joint, because each joint changes the
+people that the next one is assigned to.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Decoding:
         detection_threshold: a peak is higher than this.
         tag_threshold: a peak belongs to a person whose mean tag is nearer than this.
         fill: look for a person's missing joints, too.
-        cpu_quirk: reproduce a flaw of mmpose on the processor, where refining overwrites the heatmaps by their logarithms before missing joints are
-            looked for, so that hardly any is found. No published number was made that way.
+        cpu_quirk: reproduce a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
+            logarithms before missing joints are looked for, so that hardly any is found. No published number was made
+            that way.
     """
 
     kernel: int = 5
@@ -59,8 +61,9 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
         tags: ``[B, 17, h, w, n]``, n numbers per cell.
 
     Returns:
-        Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and ``[P] float32`` person scores, the
-        mean over all joints before missing ones are looked for. People are in the order in which they were begun.
+        Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and
+        ``[P] float32`` person scores, the mean over all joints before missing ones are looked for. People are in the
+        order in which they were begun.
 
     Raises:
         ValueError: a peak is not finite.
@@ -69,7 +72,8 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     found, embeddings = (values.cpu().numpy() for values in peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
         raise ValueError(
-            "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images are damaged"
+            "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images "
+            "are damaged"
         )
     groups = [group(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
     people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
@@ -83,7 +87,8 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
 
 
 def peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
-    """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags ``[B, 17, k, n]``.
+    """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags
+    ``[B, 17, k, n]``.
 
     Maps with fewer maxima are filled up with other cells, which have height 0.
     """
@@ -95,7 +100,8 @@ def peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, T
 
 
 def highest_around(maps: Tensor, kernel: int) -> Tensor:
-    """The largest value in the square of ``kernel`` cells around each one; rows and columns apart, which on a processor is far faster than pooling."""
+    """The largest value in the square of ``kernel`` cells around each one; rows and columns apart, which on a processor
+    is far faster than pooling."""
     h, w = maps.shape[-2:]
     padded = F.pad(maps, (kernel // 2,) * 4, value=-torch.inf)
     across = reduce(torch.maximum, (padded[..., i : i + w] for i in range(kernel)))
@@ -108,7 +114,8 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
 def group(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
     """People ``[P, 17, 3]`` of one image; joints that nobody claims are zero.
 
-    A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint, and with it the person's tags.
+    A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint,
+    and with it the person's tags.
 
     Args:
         candidates: ``[17, k, 3]`` x, y, height.
@@ -133,8 +140,9 @@ def group(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.nd
 def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold: float) -> list[int]:
     """The person of each of k peaks, -1 where it begins a new one.
 
-    The sum of the rounded tag distances decides, and between equal ones the heights do. Whom nobody can tell apart by that is settled by the order in which
-    the solver looks, so it gets the square matrix that released programs solve: too many peaks meet people who cost too much.
+    The sum of the rounded tag distances decides, and between equal ones the heights do. Whom nobody can tell apart by
+    that is settled by the order in which the solver looks, so it gets the square matrix that released programs solve:
+    too many peaks meet people who cost too much.
 
     Args:
         heights: ``[k]``.
@@ -169,7 +177,8 @@ def log_heat(heatmaps: Tensor) -> Tensor:
 
 
 def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Peaks between cells: one Newton step on the logarithm of the smoothed heat, that of a Gaussian being a paraboloid (DARK, arXiv:1910.06278, eq. 7).
+    """Peaks between cells: one Newton step on the logarithm of the smoothed heat, that of a Gaussian being a paraboloid
+    (DARK, arXiv:1910.06278, eq. 7).
 
     Only the cells around the points are smoothed.
 
@@ -204,7 +213,8 @@ def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarr
 
 
 def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; beyond the border it is that of the nearest cell."""
+    """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; beyond the border it is
+    that of the nearest cell."""
     h, w = heatmaps.shape[-2:]
     offsets = np.arange(-1, 2)
 
@@ -226,7 +236,8 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """People with their missing joints where heat less the rounded tag distance is largest, a quarter of a cell towards the larger neighbours.
+    """People with their missing joints where heat less the rounded tag distance is largest, a quarter of a cell towards
+    the larger neighbours.
 
     Args:
         heatmaps: ``[B, 17, h, w]``; a joint is found where its heat is positive.

@@ -1,7 +1,8 @@
-"""Bottom-up pose decoding: from heatmaps, a centre map and centre-to-keypoint offsets to people, vectorised over the batch.
+"""Bottom-up pose decoding: heatmaps, a centre map and centre-to-keypoint offsets to people, for a whole batch.
 
-Every person starts as a peak of the centre map; the offsets there say roughly where its keypoints are, and each keypoint then snaps to the best
-peak of its own heatmap nearby (the scheme of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 4.2). Positions are in heatmap cells.
+Every person starts as a peak of the centre map; the offsets there say roughly where its keypoints are, and each
+keypoint then snaps to the best peak of its own heatmap nearby (the scheme of CenterNet, Zhou et al. 2019,
+arXiv:1904.07850, section 4.2). Positions are in heatmap cells.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
-    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, relative to its cell.
+    """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, relative to its
+    cell.
 
-    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al. 2020, arXiv:1910.06278, equation 7);
-    the least-squares fit over nine cells instead of central differences averages the noise.
+    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
+    2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
+    the noise.
 
     Args:
         maps: ``[N, h, w]`` probabilities.
@@ -71,8 +74,8 @@ def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
 def snap(guess: Tensor, heat: Tensor, k: int = 6, reach: float = 0.3, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Moves each person's guessed keypoints to heatmap peaks.
 
-    A peak's appeal is its height times a Gaussian of its distance, with a width proportional to the person's size; without an appealing peak the
-    guess stays, with the probability found there as its score.
+    A peak's appeal is its height times a Gaussian of its distance, with a width proportional to the person's size;
+    without an appealing peak the guess stays, with the probability found there as its score.
 
     Args:
         guess: ``[B, N, 17, 2]`` guessed positions.

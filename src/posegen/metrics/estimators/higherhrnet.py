@@ -1,4 +1,4 @@
-"""HigherHRNet: heatmaps and associative-embedding tags at two resolutions (Cheng et al. 2020, arXiv:1908.10357), with mmpose's weights.
+"""HigherHRNet: heatmaps and associative-embedding tags at two resolutions (Cheng et al. 2020, arXiv:1908.10357).
 
 The judge of the published Human-Art tables, and the teacher of the losses of HumanSD and GRPose.
 """
@@ -23,6 +23,7 @@ from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.estimators.associative import JOINTS, PUBLISHED, Decoding, decode
 from posegen.metrics.estimators.bottom_up import keep_distinct
 from posegen.metrics.estimators.hrnet import STRIDE, Basic, HRNet, Stage, published
+from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_SIGMAS
 
 MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # the joint that each one is in a mirrored image
@@ -52,7 +53,8 @@ class HeadShape:
 
 
 class Head(nn.Module):
-    """Features ``[B, C, h, w]`` to maps at their resolution and at each finer one, coarsest first: 17 heatmaps, then 17 tags where there are some."""
+    """Features ``[B, C, h, w]`` to maps at their resolution and at each finer one, coarsest first: 17 heatmaps, then 17
+    tags where there are some."""
 
     def __init__(self, width: int, shape: HeadShape) -> None:
         super().__init__()
@@ -87,7 +89,8 @@ def doubling(inputs: int, width: int, kernel: int, blocks: int) -> nn.Sequential
 
 
 class HigherHRNet(nn.Module, Estimator):
-    """The network in mmpose's layout of weights, what comes before it and the people that its maps hold. It has no pooled features.
+    """The network in mmpose's layout of weights, what comes before it and the people that its maps hold. It has no
+    pooled features.
 
     Args:
         stages: the shape of the trunk; that of HRNet-W48 by default.
@@ -96,8 +99,10 @@ class HigherHRNet(nn.Module, Estimator):
         size: pixels of the shorter side of the images that people are looked for in; others are resized.
         channel_order: in which the network is given the channels; published weights expect ``rgb``.
         flip_test: look at the mirrored image, too, and take the mean heatmaps.
-        score_threshold: least score of a person; the published evaluations have none, so that one stray peak is a person.
-        nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1 drops nobody, as in the published evaluations.
+        score_threshold: least score of a person; the published evaluations have none, so that one stray peak is a
+            person.
+        nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1 drops nobody, as in the
+            published evaluations.
         decoding: how people are found in the maps.
 
     Raises:
@@ -119,7 +124,8 @@ class HigherHRNet(nn.Module, Estimator):
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(
-                f"estimator.channel_order={channel_order} is unknown; expected rgb, or bgr for a network that learned from swapped colours"
+                f"estimator.channel_order={channel_order} is unknown; expected rgb, or bgr for a network that "
+                "learned from swapped colours"
             )
         self.backbone = HRNet(stages, stem)
         self.keypoint_head = Head(stages[-1].channels[0], head)
@@ -137,7 +143,8 @@ class HigherHRNet(nn.Module, Estimator):
         """
         if any(side % self.multiple for side in inputs.shape[-2:]):
             raise ValueError(
-                f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; choose sides that are multiples of {self.multiple}"
+                f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; choose sides that are multiples "
+                f"of {self.multiple}"
             )
         return self.keypoint_head(self.backbone(inputs))
 
@@ -154,7 +161,8 @@ class HigherHRNet(nn.Module, Estimator):
         return aggregated(self(inputs))[0]
 
     def flip_tested(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean heatmaps of normalised ``inputs`` and of their mirror images, and the tags ``[B, 17, h, w, n]`` of both, mirrored back; one pass."""
+        """The mean heatmaps of normalised ``inputs`` and of their mirror images, and the tags ``[B, 17, h, w, n]`` of
+        both, mirrored back; one pass."""
         count = len(inputs)
         both = self(torch.cat([inputs, inputs.flip(-1)]))
         heatmaps, tags = aggregated([maps[:count] for maps in both])
@@ -195,21 +203,7 @@ class HigherHRNet(nn.Module, Estimator):
         Raises:
             ValueError: a weight is missing, unknown or of another shape; names ``source``.
         """
-        own = self.state_dict()
-        wrong = [f"{key} is missing" for key in own.keys() - tensors.keys()] + [
-            f"{key} is unknown" for key in tensors.keys() - own.keys()
-        ]
-        wrong += [
-            f"{k} is {list(tensors[k].shape)}, not {list(own[k].shape)}"
-            for k in own.keys() & tensors.keys()
-            if own[k].shape != tensors[k].shape
-        ]
-        if wrong:
-            raise ValueError(
-                f"{source} does not hold this HigherHRNet ({len(wrong)} tensors differ: {'; '.join(sorted(wrong)[:3])}); check the width"
-            )
-        self.load_state_dict(tensors)
-        return self.eval().requires_grad_(False)
+        return load_every_weight(self, tensors, f"{source} does not hold this HigherHRNet", "check the width")
 
     @classmethod
     def from_pretrained(
@@ -222,7 +216,8 @@ class HigherHRNet(nn.Module, Estimator):
         score_threshold: float = 0.0,
         nms_threshold: float = 1.0,
     ) -> HigherHRNet:
-        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, of which nothing is run, or from safetensors with the same names; frozen.
+        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, of which nothing is run, or from safetensors with the
+        same names; frozen.
 
         Args:
             path: the file.
@@ -236,7 +231,8 @@ class HigherHRNet(nn.Module, Estimator):
         file = Path(path).expanduser()
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors file)"
+                f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors "
+                "file)"
             )
         options = {"size": size, "channel_order": channel_order, "flip_test": flip_test}
         network = cls.from_width(width, score_threshold=score_threshold, nms_threshold=nms_threshold, **options)
@@ -249,7 +245,8 @@ class HigherHRNet(nn.Module, Estimator):
 
 
 def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Maps of all resolutions at the finest one: mean heatmaps ``[B, 17, h, w]`` and tags ``[B, 17, h, w, n]`` of the n resolutions that have some."""
+    """Maps of all resolutions at the finest one: mean heatmaps ``[B, 17, h, w]`` and tags ``[B, 17, h, w, n]`` of the n
+    resolutions that have some."""
     size = outputs[-1].shape[-2:]
     maps = [F.interpolate(maps, size, mode="bilinear", align_corners=True) for maps in outputs[:-1]] + [outputs[-1]]
     heatmaps = torch.stack([m[:, :JOINTS] for m in maps]).mean(0)
@@ -260,13 +257,15 @@ def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 class Fit:
     """How an image is brought to a size that the network can look at.
 
-    The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay corners (the unbiased data
-    processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the shorter one, so its rounding leaves a black margin.
+    The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay
+    corners (the unbiased data processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the
+    shorter one, so its rounding leaves a black margin.
 
     Attributes:
         given: (height, width) of the image.
         size: (height, width) of the network's input.
-        region: (height, width) of what the input shows, in pixels of the image between the centres of its first and last pixels.
+        region: (height, width) of what the input shows, in pixels of the image between the centres of its first and
+            last pixels.
     """
 
     given: tuple[int, int]
@@ -290,14 +289,16 @@ class Fit:
         )
 
     def applied(self, images: Tensor) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; those that have it stay as they are, others are rounded to whole colours as in a picture file."""
+        """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; those that have it stay as they are, others are rounded to
+        whole colours as in a picture file."""
         if self.given == self.size:
             return images
         return torch.stack([to_tensor(self.warped(image)) for image in to_uint8(images)]).to(images.device)
 
 
 def to_pixels(people: np.ndarray, grid: Sequence[int], region: Sequence[float]) -> np.ndarray:
-    """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region`` (height, width), in pixels of the image."""
+    """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region`` (height, width), in pixels of
+    the image."""
     scale = [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]
     return (people * scale).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""HRNet: a trunk that keeps its finest resolution and exchanges it with ever coarser branches (Sun et al. 2019, arXiv:1902.09212).
+"""HRNet: a trunk whose finest resolution exchanges features with ever coarser ones (Sun et al. 2019, arXiv:1902.09212).
 
 Modules have the names of mmpose's checkpoints.
 """
@@ -17,7 +17,8 @@ STRIDE = 4  # image pixels per cell of the finest branch
 
 @dataclass(frozen=True)
 class Stage:
-    """The shape of one stage; the first has one branch of bottlenecks, and each later one a coarser branch more than the one before.
+    """The shape of one stage; the first has one branch of bottlenecks, and each later one a coarser branch more than
+    the one before.
 
     Attributes:
         modules: exchanges between the branches.
@@ -56,7 +57,8 @@ class HRNet(nn.Module):
         super().__init__()
         if any(len(stage.channels) != i or len(stage.blocks) != i for i, stage in enumerate(stages, 1)):
             raise ValueError(
-                f"HRNet's stages have {[len(stage.channels) for stage in stages]} branches; expected one more in each, from 1"
+                f"HRNet's stages have {[len(stage.channels) for stage in stages]} branches; expected one more in "
+                "each, from 1"
             )
         self.conv1, self.bn1 = convolution(3, stem, 3, stride=2), nn.BatchNorm2d(stem)
         self.conv2, self.bn2 = convolution(stem, stem, 3, stride=2), nn.BatchNorm2d(stem)
@@ -87,7 +89,8 @@ class HRNet(nn.Module):
 class Exchange(nn.Module):
     """Residual blocks on every branch, after which each of the first ``outputs`` branches takes the sum of all.
 
-    Coarser branches are brought to a finer one's width and enlarged to the nearest cell, finer ones halved by convolutions until they fit.
+    Coarser branches are brought to a finer one's width and enlarged to the nearest cell, finer ones halved by
+    convolutions until they fit.
     """
 
     def __init__(self, stage: Stage, outputs: int) -> None:

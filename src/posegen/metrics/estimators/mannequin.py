@@ -1,7 +1,8 @@
 """The mannequin judge: a small bottom-up pose network that also names style, scene and number of people.
 
-It judges generated images of the mannequin world (see `posegen.data.mannequin`), so it is trained on renders alone, never on generated images.
-The world tells left from right by shading, hence no horizontal flips in training and no flip test.
+It judges generated images of the mannequin world (see `posegen.data.mannequin`), so it is trained on renders alone,
+never on generated images. The world tells left from right by shading, hence no horizontal flips in training and no flip
+test.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from posegen.data.base import Sample
 from posegen.io.atomic import replacing
 from posegen.metrics.base import Estimator, Findings, Poses
 from posegen.metrics.estimators.bottom_up import gaussians, keep_distinct, peaks, snap
+from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_SIGMAS
 
 STYLES = ("photo", "cartoon", "sketch", "shadow")
@@ -85,7 +87,7 @@ class MannequinJudge(nn.Module, Estimator):
         self.register_buffer("sigmas", torch.tensor(COCO_SIGMAS, dtype=torch.float32), persistent=False)
         self.to(memory_format=torch.channels_last)
 
-    # ------------------------------------------------------------------------------------------------------------------- network
+    # Network.
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps at strides 2, 4, 8 and 16; the last row and column of odd sides are repeated."""
@@ -101,7 +103,8 @@ class MannequinJudge(nn.Module, Estimator):
         """Raw outputs.
 
         Returns:
-            ``heat [B, 17, H/2, W/2]`` and ``centre [B, 1, H/2, W/2]`` logits, ``offset [B, 34, H/4, W/4]`` (see `regress`),
+            ``heat [B, 17, H/2, W/2]`` and ``centre [B, 1, H/2, W/2]`` logits, ``offset [B, 34, H/4, W/4]`` (see
+            `regress`),
             ``attributes [B, styles + scenes + counts]`` logits and ``features [B, D]``.
         """
         x2, x4, x8, x16 = self.encode(images)
@@ -123,7 +126,7 @@ class MannequinJudge(nn.Module, Estimator):
     def heatmaps(self, images: Tensor) -> Tensor:
         return self(images)["heat"].sigmoid()
 
-    # -------------------------------------------------------------------------------------------------------------------- training
+    # Training.
 
     def targets(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """`targets` in this judge's classes."""
@@ -135,7 +138,8 @@ class MannequinJudge(nn.Module, Estimator):
         """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
 
         Returns:
-            The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per keypoint and person),
+            The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
+                keypoint and person),
             ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross entropy).
         """
         out = self(images)
@@ -154,7 +158,8 @@ class MannequinJudge(nn.Module, Estimator):
     def _map_loss(self, logits: Tensor, points: Tensor, labelled: Tensor) -> Tensor:
         """Cross entropy of ``logits [B, C, h, w]`` to the highest Gaussian over people around ``points [B, P, C, 2]``.
 
-        It is least where the probability is the expected Gaussian, so sub-cell decoding stays exact; the least value is the targets' entropy, not 0.
+        It is least where the probability is the expected Gaussian, so sub-cell decoding stays exact; the least value is
+        the targets' entropy, not 0.
         """
         size = (logits.shape[-2], logits.shape[-1])
         target = torch.zeros_like(logits)
@@ -164,7 +169,8 @@ class MannequinJudge(nn.Module, Estimator):
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / labelled.sum().clamp_min(1)
 
     def _offset_loss(self, field: Tensor, cells: Tensor, labelled: Tensor, centres: Tensor, areas: Tensor) -> Tensor:
-        """Supervises the four offset cells around each person's centre; errors are relative to the square root of the person's area."""
+        """Supervises the four offset cells around each person's centre; errors are relative to the square root of the
+        person's area."""
         scale = areas.clamp_min(16.0).sqrt()[..., None, None] / STRIDE
         weight = labelled[..., None].to(field.dtype)
         total = field.new_zeros(())
@@ -187,7 +193,7 @@ class MannequinJudge(nn.Module, Estimator):
         sizes = [len(self.config["styles"]), len(self.config["scenes"]), self.config["max_count"] + 1]
         return dict(zip(("style", "scene", "count"), logits.split(sizes, dim=1), strict=True))
 
-    # -------------------------------------------------------------------------------------------------------------------- judging
+    # Judging.
 
     @torch.no_grad()
     def estimate(self, images: Tensor) -> list[Poses]:
@@ -227,8 +233,9 @@ class MannequinJudge(nn.Module, Estimator):
     def calibrate(self, batches: Iterable[tuple[Tensor, Sequence[int]]], tolerance: float = 0.003) -> dict[str, float]:
         """Sets ``score_threshold`` so that the number of people found is right, on images that are in no table.
 
-        Takes the middle of the thresholds whose mean absolute count error is within ``tolerance`` of the least: generated images score differently, and
-        there it is farthest from both kinds of error. AP does not suffer, because people with such low scores come last in its ranking.
+        Takes the middle of the thresholds whose mean absolute count error is within ``tolerance`` of the least:
+        generated images score differently, and there it is farthest from both kinds of error. AP does not suffer,
+        because people with such low scores come last in its ranking.
 
         Args:
             batches: (images, number of people in each).
@@ -249,7 +256,7 @@ class MannequinJudge(nn.Module, Estimator):
         self.config["score_threshold"] = float(f"{grid[best]:.3g}")
         return {"score_threshold": self.config["score_threshold"], "count_error": float(errors[best])}
 
-    # -------------------------------------------------------------------------------------------------------------------- files
+    # Files.
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes ``config.json`` and ``model.safetensors``; each file appears complete or not at all."""
@@ -270,13 +277,15 @@ class MannequinJudge(nn.Module, Estimator):
         for file in (config_file, model_file):
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"{file} is missing: a judge's folder holds config.json and model.safetensors; train one (task=estimator) or correct the path"
+                    f"{file} is missing: a judge's folder holds config.json and model.safetensors; train one "
+                    "(task=estimator) or correct the path"
                 )
         try:
             judge = cls(**json.loads(config_file.read_text()))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{config_file} is no judge's configuration ({error}); it must hold {cls.__name__}'s arguments as JSON: copy it again"
+                f"{config_file} is no judge's configuration ({error}); it must hold {cls.__name__}'s arguments as "
+                "JSON: copy it again"
             ) from error
         try:
             tensors = load_file(model_file)
@@ -284,9 +293,8 @@ class MannequinJudge(nn.Module, Estimator):
             raise ValueError(
                 f"{model_file} cannot be read ({error}); the file is damaged or incomplete: copy it again"
             ) from error
-        check_tensors(model_file, tensors, judge.state_dict())
-        judge.load_state_dict(tensors)
-        return judge.eval().requires_grad_(False)
+        refusal = f"{model_file} does not fit config.json beside it"
+        return load_every_weight(judge, tensors, refusal, "take both files from the same save")
 
 
 class Residual(nn.Module):
@@ -303,7 +311,8 @@ class Residual(nn.Module):
 
 
 class Up(nn.Module):
-    """Projects the coarse map, doubles it, adds the finer one and convolves. Cuts to the finer size, so odd sizes work."""
+    """Projects the coarse map, doubles it, adds the finer one and convolves. Cuts to the finer size, so odd sizes
+    work."""
 
     def __init__(self, coarse: int, fine: int) -> None:
         super().__init__()
@@ -325,10 +334,12 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 def targets(
     samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
 ) -> dict[str, Any]:
-    """What `MannequinJudge.loss` needs besides the images, for use in a collate function: ``judge.loss(images, **targets(samples))``.
+    """What `MannequinJudge.loss` needs besides the images, for use in a collate function:
+    ``judge.loss(images, **targets(samples))``.
 
     Returns:
-        ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given).
+        ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded with unlabelled people, ``attributes``: name -> ``[B]``
+        classes (UNKNOWN where not given).
     """
     people = max(1, *(len(s.keypoints) for s in samples))
     keypoints = np.zeros((len(samples), people, KEYPOINTS, 3), np.float32)
@@ -369,7 +380,8 @@ def to_pixels(cells: Tensor) -> Tensor:
 
 
 def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each person's labelled shoulders and hips, or of all its labelled keypoints where the torso is outside.
+    """The mean of each person's labelled shoulders and hips, or of all its labelled keypoints where the torso is
+    outside.
 
     Args:
         cells: ``[B, P, 17, 2]``.
@@ -385,9 +397,11 @@ def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regress(field: Tensor, places: Tensor) -> Tensor:
-    """Keypoints that the offset field predicts for people centred at ``places [B, N, 2]`` (in heatmap cells), as ``[B, N, 17, 2]`` heatmap cells.
+    """Keypoints that the offset field predicts for people centred at ``places [B, N, 2]`` (in heatmap cells), as
+    ``[B, N, 17, 2]`` heatmap cells.
 
-    ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its centre to every keypoint, in units of 8 heatmap cells.
+    ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its centre to every
+    keypoint, in units of 8 heatmap cells.
     """
     h, w = field.shape[-2:]
     x = ((places[..., 0] - 0.5) / 2).round().long().clamp(0, w - 1)
@@ -395,19 +409,3 @@ def regress(field: Tensor, places: Tensor) -> Tensor:
     index = (y * w + x)[:, None].expand(-1, field.shape[1], -1)
     way = field.flatten(2).gather(2, index).transpose(1, 2).unflatten(-1, (KEYPOINTS, 2)) * 8
     return torch.stack([x, y], -1)[:, :, None] * 2 + 0.5 + way
-
-
-def check_tensors(file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises a ValueError that names the first differences between a file's tensors and the expected ones."""
-    wrong = [f"{k}: missing" for k in expected.keys() - tensors.keys()] + [
-        f"{k}: not expected" for k in tensors.keys() - expected.keys()
-    ]
-    wrong += [
-        f"{k}: {tuple(tensors[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in expected.items()
-        if k in tensors and tensors[k].shape != v.shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"{file} does not fit config.json beside it ({'; '.join(sorted(wrong)[:3])}, {len(wrong)} in all); take both files from the same save"
-        )

@@ -1,10 +1,11 @@
 """Any pose estimator of mmpose 1.x as a judge: by its config file and its weights.
 
-Bottom-up models find the people themselves. Top-down ones look at one person each: the people of another estimator (``finder``), or the whole image as one. A
-detector of mmdet is no option, because mmpose's models fail beside it on a current PyTorch.
+Bottom-up models find the people themselves. Top-down ones look at one person each: the people of another estimator
+(``finder``), or the whole image as one. A detector of mmdet is no option, because mmpose's models fail beside it on a
+current PyTorch.
 
-mmpose 1.3.2 imports compiled operations and packages that do not exist for a current PyTorch and numpy; none of its models here needs them, so stand-ins take
-their places while it is imported.
+mmpose 1.3.2 imports compiled operations and packages that do not exist for a current PyTorch and numpy; none of its
+models here needs them, so stand-ins take their places while it is imported.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from posegen.data.base import to_uint8
 from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.base import Estimator, Poses
+from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_NAMES
 
 INSTALL = "pip install 'posegen[mmpose]'"
@@ -36,7 +38,8 @@ class MMPose(nn.Module, Estimator):
 
     Args:
         config: a config file of mmpose 1.x, or its place below the package's own ``configs``, such as
-            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``. It is a Python program and is run; weights are not.
+            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``. It is a Python program and is run; weights
+            are not.
         weights: the model's file (``.pth`` or safetensors); None leaves random weights, for trying things out.
         finder: finds the people that a top-down model looks at; None takes the whole image for one person.
         score_threshold: least score of a person.
@@ -55,7 +58,7 @@ class MMPose(nn.Module, Estimator):
         score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        apis = imported()
+        apis = mmpose_apis()
         self.finder, self.score_threshold = finder, score_threshold
         with quietly():
             self.model = built(apis, config)
@@ -68,7 +71,7 @@ class MMPose(nn.Module, Estimator):
                 f"estimator.finder is of no use: {config} is bottom-up and finds the people itself; leave it out"
             )
         if weights is not None:
-            fill(self.model, Path(weights).expanduser())
+            fill_model(self.model, Path(weights).expanduser())
         self.eval().requires_grad_(False)
 
     def estimate(self, images: Tensor) -> list[Poses]:
@@ -81,18 +84,18 @@ class MMPose(nn.Module, Estimator):
         people = [None] * len(pixels) if self.finder is None else self.finder.estimate(images)
         with quietly():
             if not self.top_down:
-                return [self._found(imported().inference_bottomup(self.model, image)) for image in pixels]
+                return [self._found(mmpose_apis().inference_bottomup(self.model, image)) for image in pixels]
             return [self._looked_at(image, found) for image, found in zip(pixels, people, strict=True)]
 
     def _looked_at(self, image: np.ndarray, people: Poses | None) -> Poses:
         """The people of whom another estimator tells where they are; their scores are those of both, multiplied."""
         if people is None:
-            return self._found(imported().inference_topdown(self.model, image))
+            return self._found(mmpose_apis().inference_topdown(self.model, image))
         people = Poses(people.keypoints[there := (people.keypoints[..., 2] > SEEN).any(1)], people.scores[there])
         if not len(people):
             return Poses(np.zeros((0, len(COCO_NAMES), 3), np.float32), np.zeros(0, np.float32))
         return self._found(
-            imported().inference_topdown(self.model, image, boxes_around(people.keypoints)), people.scores
+            mmpose_apis().inference_topdown(self.model, image, boxes_around(people.keypoints)), people.scores
         )
 
     def _found(self, results: list[Any], trust: np.ndarray | None = None) -> Poses:
@@ -129,7 +132,7 @@ def boxes_around(keypoints: np.ndarray) -> np.ndarray:
 # Models.
 
 
-def read_config(config: str | Path) -> Any:
+def model_config(config: str | Path) -> Any:
     """A config that fetches nothing: without the weights that training would start from.
 
     Raises:
@@ -167,12 +170,13 @@ def built(apis: Any, config: str | Path) -> nn.Module:
     Raises:
         ValueError: it cannot be built.
     """
-    read = read_config(config)
+    read = model_config(config)
     try:
         return apis.init_model(read, device="cpu")
     except Exception as error:  # registries wrap errors of every kind
         raise ValueError(
-            f"estimator.config={config}: its model cannot be built here ({type(error).__name__}: {error}); models that need mmdet, mmpretrain or compiled "
+            f"estimator.config={config}: its model cannot be built here ({type(error).__name__}: {error}); models "
+            "that need mmdet, mmpretrain or compiled "
             "operations of mmcv do not work on a current PyTorch: choose another"
         ) from error
 
@@ -186,35 +190,28 @@ def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
     known = meta["keypoint_name2id"]
     if missing := [name for name in COCO_NAMES if name not in known]:
         raise ValueError(
-            f"estimator.config={config} knows {len(known)} joints without COCO's {', '.join(missing)}; choose a model of COCO's 17 joints"
+            f"estimator.config={config} knows {len(known)} joints without COCO's {', '.join(missing)}; choose a "
+            "model of COCO's 17 joints"
         )
     return [known[name] for name in COCO_NAMES]
 
 
-def fill(model: nn.Module, weights: Path) -> None:
-    """Loads a file's state dict; nothing else in the file is used or run. Further tensors in it (of training's losses) do not matter.
+def fill_model(model: nn.Module, weights: Path) -> None:
+    """Loads a file's state dict; nothing else in the file is used or run, nor further tensors, such as of training's losses.
 
     Raises:
         ValueError: the file cannot be read without running it, or a tensor of the model is missing or of another shape.
     """
     try:
-        given, own = read_tensors(weights), model.state_dict()
+        given = read_tensors(weights)
     except WeightsError as error:
         raise ValueError(
-            f"estimator.weights: {error}. If it is a checkpoint of your own training, mmengine's logs in it are programs: save the model's state_dict alone"
+            f"estimator.weights: {error}. If it is a checkpoint of your training, mmengine's logs in it are programs: "
+            "save the model's state_dict alone"
         ) from error
-    wrong = [f"{key} is missing" for key in own.keys() - given.keys()]
-    wrong += [
-        f"{key} is {list(given[key].shape)}, not {list(own[key].shape)}"
-        for key in own.keys() & given.keys()
-        if given[key].shape != own[key].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"estimator.weights={weights} are not those of the config's model ({len(wrong)} tensors differ: {'; '.join(sorted(wrong)[:3])}); "
-            "give the config that they were published with"
-        )
-    model.load_state_dict({key: given[key] for key in own})
+    known = {key: given[key] for key in model.state_dict() if key in given}
+    refusal = f"estimator.weights={weights} are not those of the config's model"
+    load_every_weight(model, known, refusal, "give the config that they were published with")
 
 
 # The package.
@@ -233,7 +230,7 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def imported() -> Any:
+def mmpose_apis() -> Any:
     """``mmpose.apis``.
 
     Raises:
@@ -261,7 +258,8 @@ def stand_ins() -> Iterator[None]:
     from torchvision.ops import DeformConv2d
 
     class Deformable(DeformConv2d):
-        """torchvision's in the place of mmcv's, whose weights and offsets have the same layout; the number of groups follows from the offsets."""
+        """torchvision's in the place of mmcv's, whose weights and offsets have the same layout; the number of groups
+        follows from the offsets."""
 
         def __init__(self, *arguments: Any, deform_groups: int = 1, bias: bool = False, **options: Any) -> None:
             super().__init__(*arguments, bias=bias, **options)
@@ -269,7 +267,8 @@ def stand_ins() -> Iterator[None]:
     class MultiScaleDeformableAttention:
         def __init__(self, *_: Any, **__: Any) -> None:
             raise ImportError(
-                "this model needs the compiled operations of mmcv, which do not exist for a current PyTorch; choose another estimator.config"
+                "this model needs the compiled operations of mmcv, which do not exist for a current PyTorch; choose "
+                "another estimator.config"
             )
 
     modules = {

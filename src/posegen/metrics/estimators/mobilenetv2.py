@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) as a pose network's trunk, with the weights of mmpose 0.x.
 
-It is the teacher of GRPose's perception loss, there with the weights of mmpose's ``mobilenetv2_coco_512x512``, a bottom-up model whose trunk alone is read.
+It is the teacher of GRPose's perception loss, there with the weights of mmpose's ``mobilenetv2_coco_512x512``, a
+bottom-up model whose trunk alone is read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
+from posegen.metrics.network_weights import load_every_weight
 
 #: Table 2: expansion, channels, blocks and stride of the first block of each stage.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -82,10 +84,11 @@ class MobileNetV2(nn.Module, Estimator):
         network = cls(widen_factor, out_indices, bn_eps, size)
         if not file.is_file():
             raise FileNotFoundError(
-                f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)"
+                f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth "
+                "or .safetensors)"
             )
         network.load_trunk(read_tensors(file), str(file))
-        return network.eval().requires_grad_(False)
+        return network
 
     def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Takes the trunk's weights out of a whole model's, every one of them accounted for.
@@ -95,22 +98,8 @@ class MobileNetV2(nn.Module, Estimator):
         """
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
         given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        own = self.state_dict()
-        wrong = [f"{key}: missing" for key in own.keys() - given.keys()] + [
-            f"{key}: unexpected" for key in given.keys() - own.keys()
-        ]
-        shared = own.keys() & given.keys()
-        wrong += [
-            f"{key}: {list(given[key].shape)} instead of {list(own[key].shape)}"
-            for key in shared
-            if given[key].shape != own[key].shape
-        ]
-        if wrong:
-            shown = "; ".join(sorted(wrong)[:3])
-            raise ValueError(
-                f"{source} holds no MobileNetV2 of this size ({shown}, {len(wrong)} in all); take an mmpose model with this trunk and widen_factor"
-            )
-        self.load_state_dict({key: value.to(own[key].dtype) for key, value in given.items()})
+        fix = "take an mmpose model with this trunk and widen_factor"
+        load_every_weight(self, given, f"{source} holds no MobileNetV2 of this size", fix)
 
     def feature_maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """One ``[B, C, h, w]`` per layer of ``out_indices``; differentiable.
@@ -144,7 +133,8 @@ class MobileNetV2(nn.Module, Estimator):
 
     def estimate(self, images: Tensor) -> list[Poses]:
         raise TypeError(
-            "MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses; choose another estimator="
+            "MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses; choose another "
+            "estimator="
         )
 
 
@@ -158,7 +148,8 @@ def unit(
 
 
 class InvertedResidual(nn.Module):
-    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear pointwise convolution; a shortcut where the shape allows."""
+    """Section 3.3: expand by a pointwise, filter by a depthwise, project by a linear pointwise convolution; a shortcut
+    where the shape allows."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, eps: float) -> None:
         super().__init__()

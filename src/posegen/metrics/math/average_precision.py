@@ -1,8 +1,8 @@
-"""Average precision and recall over similarity thresholds, as COCO defines them, for many bootstrap resamples of one matching.
+"""COCO's average precision and recall over similarity thresholds, for many bootstrap resamples of one matching.
 
-Matching people with detections happens within an image, so it is done once, for all images side by side; a resample only changes how often each image's
-detections and people count. Counting a detection w times moves precision and recall as w equal neighbours in the ranking would, so weights equal duplicated
-images exactly.
+Matching people with detections happens within an image, so it is done once, for all images side by side; a resample
+only changes how often each image's detections and people count. Counting a detection w times moves precision and recall
+as w equal neighbours in the ranking would, so weights equal duplicated images exactly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Ranking:
     people: np.ndarray
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[R, T]`` (over 101 recall levels) and final recall ``[R, T]`` of R resamples, NaN without people.
+        """Average precision ``[R, T]`` (over 101 recall levels) and final recall ``[R, T]`` of R resamples, NaN without
+        people.
 
         The best precision from a recall level on is found at a hit, so only hits are looked at.
 
@@ -83,7 +84,8 @@ class Ranking:
         ]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people; for COCO's thresholds."""
+        """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people; for
+        COCO's thresholds."""
         precision, recall = self.precision_and_recall(weights)
         values = {"AP": precision.mean(1), "AP50": precision[:, 0], "AP75": precision[:, 5]}
         return values | {"AR": recall.mean(1), "AR50": recall[:, 0], "AR75": recall[:, 5]}
@@ -129,8 +131,9 @@ def match(
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching in every image, at all thresholds at once.
 
-    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one; of equal ones the last. As in COCO's
-    own loop a similarity that is no number beats everything before it, and what comes next beats it in turn.
+    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one;
+    of equal ones the last. As in COCO's own loop a similarity that is no number beats everything before it, and what
+    comes next beats it in turn.
 
     Args:
         similarities: n arrays ``[D_i, P_i]``, detections best first.
@@ -202,7 +205,8 @@ def summary(
     weights: np.ndarray | None = None,
     area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, np.ndarray]:
-    """`Ranking.statistics` of the range without a suffix, and AP and AR of the others: ``AP``, ``AP50``, ..., ``AP_M``, ``AR_M``, each ``[R]``.
+    """`Ranking.statistics` of the range without a suffix, and AP and AR of the others: ``AP``, ``AP50``, ..., ``AP_M``,
+    ``AR_M``, each ``[R]``.
 
     Args:
         similarities, scores, areas, extents: as in `rank`.

@@ -17,7 +17,8 @@ def evaluate(
     scores: Sequence[np.ndarray],
     area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, float]:
-    """COCO's statistics over n images: ``AP``, ``AP50``, ``AP75``, ``AR``, ``AR50``, ``AR75``, ``AP_M``, ``AR_M``, ``AP_L``, ``AR_L`` in [0, 1].
+    """COCO's statistics over n images: ``AP``, ``AP50``, ``AP75``, ``AR``, ``AR50``, ``AR75``, ``AP_M``, ``AR_M``,
+    ``AP_L``, ``AR_L`` in [0, 1].
 
     They are NaN where pycocotools says -1: there is nobody in that range of areas.
 
@@ -46,7 +47,8 @@ def evaluate(
 
 
 def best(scores: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The detections that count, image by image and best first: their places in the list of all, their scores, and their number ``[n]`` per image."""
+    """The detections that count, image by image and best first: their places in the list of all, their scores, and
+    their number ``[n]`` per image."""
     counts = np.array([len(image) for image in scores], int)
     score, image = np.concatenate([np.zeros(0), *scores]), np.repeat(np.arange(len(scores)), counts)
     order = np.lexsort((-score, image))

@@ -1,6 +1,7 @@
-"""Distances between two sets of features: Frechet (FID) and kernel (KID), of whole sets, of subsets and of bootstrap resamples.
+"""Distances of two sets of features: Frechet (FID) and kernel (KID), of whole sets, subsets and bootstrap resamples.
 
-Everything is computed in double precision on one thread, so that values depend neither on the machine's load nor on its number of cores.
+Everything is computed in double precision on one thread, so that values depend neither on the machine's load nor on its
+number of cores.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Draws = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The kernel (gamma x.y + coef)^degree; the default is KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401) section 4.
+    """The kernel (gamma x.y + coef)^degree; the default is KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401)
+    section 4.
 
     Attributes:
         degree, coef: as above.
@@ -44,8 +46,9 @@ CUBIC = Polynomial()
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet distance between Gaussians fitted to ``a [n, D]`` and ``b [m, D]``.
 
-    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), Heusel et al. 2017 (arXiv:1706.08500) equation 6, with n - 1 in the covariances. The last trace is the
-    sum of the roots of the eigenvalues of S1 S2, which exist for singular covariances too: no offset is added to their diagonals.
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), Heusel et al. 2017 (arXiv:1706.08500) equation 6, with n - 1 in
+    the covariances. The last trace is the sum of the roots of the eigenvalues of S1 S2, which exist for singular
+    covariances too: no offset is added to their diagonals.
 
     Raises:
         ValueError: the sets differ in dimension, or one has fewer than 2 images.
@@ -57,9 +60,11 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def overlap(x: Tensor, y: Tensor) -> Tensor:
-    """A symmetric matrix, right in the lower triangle alone, that has the eigenvalues of S1 S2 (and more or fewer zeros).
+    """A symmetric matrix, right in the lower triangle alone, that has the eigenvalues of S1 S2 (and more or fewer
+    zeros).
 
-    With S2 = L L^T that is L^T S1 L; with S1 = F^T F and S2 = G^T G and few images, the smaller of the squares of F G^T.
+    With S2 = L L^T that is L^T S1 L; with S1 = F^T F and S2 = G^T G and few images, the smaller of the squares of F
+    G^T.
     """
     if min(len(x), len(y)) > x.shape[1]:
         lower, failed = torch.linalg.cholesky_ex(covariance(y))
@@ -70,7 +75,8 @@ def overlap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def root(x: Tensor) -> Tensor:
-    """F ``[k, D]`` with F^T F the covariance of ``x [n, D]``: the centred features where they are few, else a triangular factor."""
+    """F ``[k, D]`` with F^T F the covariance of ``x [n, D]``: the centred features where they are few, else a
+    triangular factor."""
     if len(x) > x.shape[1]:
         lower, failed = torch.linalg.cholesky_ex(covariance(x))
         if not failed:
@@ -95,7 +101,8 @@ def moment(x: Tensor, tile: int = 256) -> Tensor:
 
 
 def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
-    """``L^T S L`` with L lower triangular, of S and of the result the lower triangles alone; the zeros of L are skipped."""
+    """``L^T S L`` with L lower triangular, of S and of the result the lower triangles alone; the zeros of L are
+    skipped."""
     s = s.tril() + s.tril(-1).T
     result = torch.zeros_like(s)
     for j in range(0, len(s), tile):
@@ -104,10 +111,13 @@ def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
 
 
 def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`frechet_distance` ``[R]`` of ``found [n, D]`` under each row of ``weights [R, n]`` from ``real [m, D]``, for up to a few hundred dimensions.
+    """`frechet_distance` ``[R]`` of ``found [n, D]`` under each row of ``weights [R, n]`` from ``real [m, D]``, for up
+    to a few hundred dimensions.
 
-    S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, which is the covariance of the found features times L. Resamples repeat images,
-    which looks like less variety: they lie further away than the set itself, the more so the fewer images there are to a dimension.
+    S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, which is the covariance of the found features
+    times L. Resamples repeat images,
+    which looks like less variety: they lie further away than the set itself, the more so the fewer images there are to
+        a dimension.
     """
     with one_thread():
         x, y = _sets(found, real)
@@ -122,10 +132,12 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
 
 
 def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`frechet_distances` to first order in the weights, for any number of dimensions: the whole set's distance plus the mean of the images' influences.
+    """`frechet_distances` to first order in the weights, for any number of dimensions: the whole set's distance plus
+    the mean of the images' influences.
 
-    One eigendecomposition serves all rows, and rows of ones are exact. Their spread is the delta method's; it has neither the upward shift of full
-    recomputation nor the excess spread that comes with it, and it is too small only where both sets follow the same distribution.
+    One eigendecomposition serves all rows, and rows of ones are exact. Their spread is the delta method's; it has
+    neither the upward shift of full recomputation nor the excess spread that comes with it, and it is too small only
+    where both sets follow the same distribution.
     """
     distance = np.full(len(weights), frechet_distance(found, real))
     if (weights == 1).all():
@@ -134,9 +146,11 @@ def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray
 
 
 def influences(found: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """How fast the Frechet distance grows with the share of each image in ``found``, ``[n]`` (empirical influence function, up to a constant).
+    """How fast the Frechet distance grows with the share of each image in ``found``, ``[n]`` (empirical influence
+    function, up to a constant).
 
-    The derivative of the trace of (L^T S1 L)^(1/2) in S1 is L (L^T S1 L)^(-1/2) L^T / 2; directions without variance are left out, no resample has any there.
+    The derivative of the trace of (L^T S1 L)^(1/2) in S1 is L (L^T S1 L)^(-1/2) L^T / 2; directions without variance
+    are left out, no resample has any there.
     """
     with one_thread():
         x, y = _sets(found, real)
@@ -150,7 +164,8 @@ def influences(found: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator[Tensor]:
-    """Covariances of ``features [n, D]`` under each row of ``weights [R, n]``, in chunks ``[<= chunk, D, D]``, right in the lower triangle alone.
+    """Covariances of ``features [n, D]`` under each row of ``weights [R, n]``, in chunks ``[<= chunk, D, D]``, right in
+    the lower triangle alone.
 
     Second moments are linear in the weights, so one matrix product serves a chunk of resamples.
     """
@@ -166,7 +181,8 @@ def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Polynomial = CUBIC) -> float:
-    """Unbiased squared maximum mean discrepancy of ``a [n, D]`` and ``b [m, D]`` from all pairs: the mean of KID over all random subsets.
+    """Unbiased squared maximum mean discrepancy of ``a [n, D]`` and ``b [m, D]`` from all pairs: the mean of KID over
+    all random subsets.
 
     Gretton et al. 2012 (JMLR 13) equation 3.
 
@@ -243,7 +259,8 @@ def random_subsets(n: int, m: int, subsets: int = 100, size: int = 1000, seed: i
 
 
 def clean_fid_subsets(n: int, m: int, state: np.random.RandomState, subsets: int = 100, size: int = 1000) -> Draws:
-    """The subsets that clean-fid's ``kernel_distance`` draws with numpy's global generator in ``state``, from the second set first."""
+    """The subsets that clean-fid's ``kernel_distance`` draws with numpy's global generator in ``state``, from the
+    second set first."""
     size = min(n, m, size)
     drawn = [(state.choice(m, size, replace=False), state.choice(n, size, replace=False)) for _ in range(subsets)]
     return np.stack([first for _, first in drawn]), np.stack([second for second, _ in drawn])
@@ -260,7 +277,8 @@ def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
     """Both sets in double precision, after checking that they can be compared."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] of the same network"
+            f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] "
+            "of the same network"
         )
     if min(len(a), len(b)) < 2:
         raise ValueError(f"distances of sets need at least 2 images in each, not {len(a)} and {len(b)}")
@@ -269,7 +287,8 @@ def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Linear algebra on one thread: on small matrices more threads only wait for each other, and the last digits would depend on their number."""
+    """Linear algebra on one thread: on small matrices more threads only wait for each other, and the last digits would
+    depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,8 @@
 """Object keypoint similarity (OKS), COCO's measure of how well two poses agree.
 
-OKS of a detection and a person is the mean over the person's labelled keypoints of exp(-d^2 / (2 s^2 k^2)), with d the distance in pixels, s^2 the person's
-area and k twice the keypoint's annotation noise (https://cocodataset.org/#keypoints-eval).
+OKS of a detection and a person is the mean over the person's labelled keypoints of exp(-d^2 / (2 s^2 k^2)), with d the
+distance in pixels, s^2 the person's area and k twice the keypoint's annotation noise
+(https://cocodataset.org/#keypoints-eval).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.
 def pair_oks(
     found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS
 ) -> np.ndarray:
-    """Similarities ``[...]`` of pairs of a detection ``[..., 17, >= 2]`` and a person ``[..., 17, 3]`` with its area ``[...]``; leading axes broadcast."""
+    """Similarities ``[...]`` of pairs of a detection ``[..., 17, >= 2]`` and a person ``[..., 17, 3]`` with its area
+    ``[...]``; leading axes broadcast."""
     labelled = keypoints[..., 2] > 0
     x, y = (found[..., i].astype(float) - keypoints[..., i] for i in (0, 1))
     exponent = (x * x + y * y) / np.square(2 * sigmas) / (areas[..., None].astype(float) + TINY) / 2
@@ -41,7 +43,8 @@ def box_areas(keypoints: np.ndarray) -> np.ndarray:
 
 
 def sides(keypoints: np.ndarray) -> np.ndarray:
-    """Width and height ``[P, 2]`` of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 for a person without any."""
+    """Width and height ``[P, 2]`` of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 for a person without
+    any."""
     labelled = keypoints[..., 2:] > 0
     low = np.where(labelled, keypoints[..., :2], np.inf).min(1)
     high = np.where(labelled, keypoints[..., :2], -np.inf).max(1)

@@ -1,8 +1,9 @@
 """How alike two poses are wherever they stand and however large they are.
 
-`cosine` is the similarity of HumanSD's pose metrics (CAP in the paper, SAP in its code; StablePose and GRPose share the file): coordinates are divided by the
-joints' sigmas, scaled to [0, 1] and to unit length per axis, and compared by their cosine. Where the joints of an axis coincide it is 0 / 0. All coordinates
-are positive, so that nearly any two upright people are alike. `aligned_oks` has neither weakness.
+`cosine` is the similarity of HumanSD's pose metrics (CAP in the paper, SAP in its code; StablePose and GRPose share the
+file): coordinates are divided by the joints' sigmas, scaled to [0, 1] and to unit length per axis, and compared by
+their cosine. Where the joints of an axis coincide it is 0 / 0. All coordinates are positive, so that nearly any two
+upright people are alike. `aligned_oks` has neither weakness.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def cosine(found: np.ndarray, keypoints: np.ndarray, literal: bool = False) -> n
     Args:
         found: ``[D, 17, >= 2]`` x, y in pixels.
         keypoints: ``[P, 17, 3]`` with visibility.
-        literal: as the published code has it, where the last step overwrites the detection's y by its unit x over the length of y.
+        literal: as the published code has it, where the last step overwrites the detection's y by its unit x over the
+            length of y.
     """
     labelled = keypoints[None, :, :, 2] > 0
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -54,9 +56,11 @@ def defined_cosine(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) 
 
 
 def aligned_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes analysis without rotation or reflection.
+    """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes analysis without rotation or
+    reflection.
 
-    The fit is least squares in units of each joint's tolerance, over the labelled joints; 0 for people with fewer than three.
+    The fit is least squares in units of each joint's tolerance, over the labelled joints; 0 for people with fewer than
+    three.
 
     Args:
         found: ``[D, 17, >= 2]`` x, y in pixels.
@@ -78,7 +82,8 @@ def aligned_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> 
     return np.where(labelled.sum(-1) < LEAST_JOINTS, 0.0, similarity)
 
 
-#: Column -> the similarity whose average precision it is: of ``found [D, 17, >= 2]`` with people ``[P, 17, 3]`` of ``areas [P]``, ``[D, P]``.
+#: Column -> the similarity whose average precision it is: of ``found [D, 17, >= 2]`` with people ``[P, 17, 3]`` of
+#: ``areas [P]``, ``[D, P]``.
 SIMILARITIES: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "SAP_fixed": defined_cosine,
     "AP_aligned": aligned_oks,

@@ -1,7 +1,8 @@
 """Bootstrap intervals and tests.
 
-Images are resampled; with several seeds, seeds are resampled on top and share the resampled images, because every seed was judged on the same ones (a hard
-image is hard for all of them). The same seed gives the same resamples to every method, so differences between methods are paired by image.
+Images are resampled; with several seeds, seeds are resampled on top and share the resampled images, because every seed
+was judged on the same ones (a hard image is hard for all of them). The same seed gives the same resamples to every
+method, so differences between methods are paired by image.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def bootstrap(
     """Bootstrap distributions of the mean over training seeds.
 
     Args:
-        computes: one function per training seed, all over the same ``n_images`` images; one alone leaves only the images to chance.
+        computes: one function per training seed, all over the same ``n_images`` images; one alone leaves only the
+            images to chance.
         n_images: images that each function's weights refer to.
         resamples: R.
         seed: of the resampling.
@@ -59,11 +61,19 @@ def interval(values: np.ndarray, level: float = 0.95, centre: float | None = Non
     return float(low), float(high)
 
 
+def mean_of_known(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
+    """Weighted means ``[R]`` of the values that are numbers; NaN where a resample has none."""
+    given = np.asarray(values, float)
+    known = ~np.isnan(given)
+    with np.errstate(invalid="ignore"):
+        return (weights @ np.where(known, given, 0)) / (weights @ known)
+
+
 def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
     """Two-sided p-value of no difference between two bootstrap distributions ``[R]`` that used the same resamples.
 
-    Twice the share of resamples on the rarer side of zero, where the observed set counts as one more resample so that p is never 0 (Davison and Hinkley
-    1997, section 4.2.3).
+    Twice the share of resamples on the rarer side of zero, where the observed set counts as one more resample so that p
+    is never 0 (Davison and Hinkley 1997, section 4.2.3).
     """
     difference = values - baseline
     if np.isnan(difference).any():
@@ -85,10 +95,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Variance:
-    """Where the variance of a paired difference between two methods comes from; per image and per seed, so that other numbers of both can be asked about.
+    """Where the variance of a paired difference between two methods comes from; per image and per seed, so that other
+    numbers of both can be asked about.
 
-    The mean difference over n images and s seeds has the variance ``image / n + both / (n s) + seed / s``: images that suit one method, seeds that suit one
-    method, and images that do so with one seed only. Statistics of sets (AP, Frechet distances) follow this for large n.
+    The mean difference over n images and s seeds has the variance ``image / n + both / (n s) + seed / s``: images that
+    suit one method, seeds that suit one method, and images that do so with one seed only. Statistics of sets (AP,
+    Frechet distances) follow this for large n.
 
     Attributes:
         difference: the mean difference that was observed.
@@ -124,17 +136,20 @@ class Variance:
         return cls(mean, image * n_images, both * n_images, seed)
 
     def standard_error(self, images: int, seeds: int) -> float:
-        """That of the mean difference; where the seeds' part is unknown, of the difference between these trainings alone."""
+        """That of the mean difference; where the seeds' part is unknown, of the difference between these trainings
+        alone."""
         return math.sqrt(
             self.image / images + self.both / (images * seeds) + (0.0 if math.isnan(self.seed) else self.seed / seeds)
         )
 
     def detectable(self, images: int, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
-        """The true difference that a two-sided test at level ``alpha`` finds with probability ``power`` (normal approximation)."""
+        """The true difference that a two-sided test at level ``alpha`` finds with probability ``power`` (normal
+        approximation)."""
         return multiple(power, alpha) * self.standard_error(images, seeds)
 
     def images_needed(self, difference: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
-        """How many images make ``difference`` detectable; infinite where no number does, because the seeds alone vary too much."""
+        """How many images make ``difference`` detectable; infinite where no number does, because the seeds alone vary
+        too much."""
         allowed = (abs(difference) / multiple(power, alpha)) ** 2 - (
             0.0 if math.isnan(self.seed) else self.seed / seeds
         )
@@ -142,5 +157,6 @@ class Variance:
 
 
 def multiple(power: float, alpha: float) -> float:
-    """How many standard errors a difference must have to be found with probability ``power`` at level ``alpha``; 2.80 for 0.8 and 0.05."""
+    """How many standard errors a difference must have to be found with probability ``power`` at level ``alpha``; 2.80
+    for 0.8 and 0.05."""
     return NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)

@@ -1,8 +1,9 @@
 """How four papers on pose-guided person image synthesis evaluate: the same names for numbers that do not compare.
 
-Read in the programs of GFLA, PIDM, PCDMs and CFLD; DNAF published none and names FID and LPIPS at 256x176. They agree that FID compares all generated test
-pictures with all *training* pictures, in torchvision's Inception v3 for ImageNet, and that LPIPS, SSIM and PSNR compare a picture with its target. They
-differ in the size, in who resizes, in the file that pictures go through, in what is dropped, and in SSIM's window and range.
+Read in the programs of GFLA, PIDM, PCDMs and CFLD; DNAF published none and names FID and LPIPS at 256x176. They agree
+that FID compares all generated test pictures with all *training* pictures, in torchvision's Inception v3 for ImageNet,
+and that LPIPS, SSIM and PSNR compare a picture with its target. They differ in the size, in who resizes, in the file
+that pictures go through, in what is dropped, and in SSIM's window and range.
 
 Not taken over: PCDMs' scripts draw four pictures and keep the one of the highest SSIM *with the target*.
 """
@@ -21,25 +22,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from posegen.data.base import Sample, to_uint8
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records, count_images
-from posegen.metrics.feature_networks import FeatureNetwork, fill, verified
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.feature_networks import FeatureNetwork, fill_from_file, verified
 from posegen.metrics.math.frechet import frechet_first_order
+from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.papers.quality import as_tensor, through_jpeg
 from posegen.metrics.perceptual import ALEXNET, Lpips
-from posegen.metrics.pixel_similarity import mean_of_known, psnr, target_of
+from posegen.metrics.pixel_similarity import psnr, target_of
 from posegen.metrics.protocol import Protocol
 from posegen.metrics.quality import features_of
 
 Resizing = Literal["none", "pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic"]
 WINDOW = 51  # of the SSIM with equal weights
-#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four programs apply it to pictures that were not.
+#: torchvision's change of [0, 1] that was normalised with ImageNet's mean and deviation; all four programs apply it to
+#: pictures that were not.
 SCALE, SHIFT = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5), ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
 
 
 class ImageNetInception(FeatureNetwork):
     """The 2048 pooled features of torchvision's Inception v3 for ImageNet, of pictures of any size in 0 to 255.
 
-    They are resized to 299 bilinearly, without antialiasing, and get torchvision's change of values for normalised pictures, as in all four programs.
+    They are resized to 299 bilinearly, without antialiasing, and get torchvision's change of values for normalised
+    pictures, as in all four programs.
 
     Args:
         path: ``inception_v3_google-0cc3c7bd.pth``; None switches the network off.
@@ -66,7 +70,7 @@ def imagenet_inception(path: str) -> nn.Module:
     file = verified(
         path, None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3"
     )
-    network = fill(
+    network = fill_from_file(
         Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",)
     )
     network.dropout, network.fc = nn.Identity(), nn.Identity()
@@ -76,7 +80,8 @@ def imagenet_inception(path: str) -> nn.Module:
 def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.ndarray:
     """``[B, H, W, 3] uint8`` in another size, with the filter of one library; pictures of that size are left alone.
 
-    Of the two libraries, Pillow and torch filter the high frequencies out when they make pictures smaller, OpenCV does not.
+    Of the two libraries, Pillow and torch filter the high frequencies out when they make pictures smaller, OpenCV does
+    not.
     """
     if way == "none" or pictures.shape[1:3] == size:
         return pictures
@@ -94,7 +99,8 @@ def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.nd
 
 
 def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
-    """SSIM of two ``[H, W, 3] uint8`` with equal weights in a window and sample covariances, the ``ssim`` of these programs; NaN where it does not fit."""
+    """SSIM of two ``[H, W, 3] uint8`` with equal weights in a window and sample covariances, the ``ssim`` of these
+    programs; NaN where it does not fit."""
     from skimage.metrics import structural_similarity
 
     if min(made.shape[:2]) < window:
@@ -129,7 +135,8 @@ def relative_error(made: np.ndarray, target: np.ndarray) -> float:
 
 
 class PersonPaper(Observer):
-    """Notes what one paper's script looks at, every name beginning with the paper's: ``_features`` and, compared with the target, ``_lpips``, ``_ssim``,
+    """Notes what one paper's script looks at, every name beginning with the paper's: ``_features`` and, compared with
+    the target, ``_lpips``, ``_ssim``,
     ``_ssim_256``, ``_psnr``, ``_l1`` and ``_mae``.
 
     Args:
@@ -215,7 +222,8 @@ class PersonPaperMetric(Metric):
 
     Args:
         paper: its short name, as of `PersonPaper`.
-        batch: images of a batch of FID; with ``drop_last`` the incomplete last batch of both sets does not count, as in the programs of GFLA, PIDM and PCDMs.
+        batch: images of a batch of FID; with ``drop_last`` the incomplete last batch of both sets does not count, as in
+            the programs of GFLA, PIDM and PCDMs.
         lpips_batch: the same for LPIPS.
         drop_last: see above.
         allow_rank_deficient: give FID of sets with no more images than the 2048 dimensions.
@@ -236,27 +244,29 @@ class PersonPaperMetric(Metric):
             drop_last,
             allow_rank_deficient,
         )
-        means = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE")
+        means, lower = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE"), ("LPIPS", "L1", "MAE")
         self.means = {f"{paper}_{name}": f"{paper}_{name.lower()}" for name in means}
-        self.fid, self.features = f"{paper}_FID", f"{paper}_features"
-        self.columns = (self.fid, *self.means)
-        self.lower_is_better = frozenset(f"{paper}_{name}" for name in ("FID", "LPIPS", "L1", "MAE"))
         dropped = f"; the last incomplete batch of {batch} is dropped, as there" if drop_last else ""
-        self.remarks = {
-            self.fid: f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"
-        }
+        remark = f"as in the program of {paper}, against the reference pictures; interval to first order{dropped}"
+        self.fid, self.features = Column(f"{paper}_FID", "lower", 0, "quality", 1, remark=remark), f"{paper}_features"
+        self.columns = (
+            self.fid,
+            *(Column(f"{paper}_{name}", "lower" if name in lower else "higher", None, "likeness") for name in means),
+        )
 
     def absent(self, records: Records) -> dict[str, str]:
-        reasons = {}
+        reasons: dict[str, str] = {}
         if self.features not in records:
             reasons[self.fid] = (
-                "the network is not configured: set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
+                "the network is not configured: set protocol.imagenet_inception=PATH of "
+                "inception_v3_google-0cc3c7bd.pth"
             )
         elif not self.allow and (images := len(self._kept(count_images(records), self.batch))) <= (
             dimensions := len(records[self.features][0])
         ):
             reasons[self.fid] = (
-                f"{images} images are no more than the {dimensions} dimensions: generate more, or set protocol.allow_rank_deficient=true"
+                f"{images} images are no more than the {dimensions} dimensions: generate more, or set "
+                "protocol.allow_rank_deficient=true"
             )
         if f"{self.paper}_lpips" not in records:
             reasons[f"{self.paper}_LPIPS"] = f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"
@@ -301,7 +311,10 @@ class PersonProtocol(Protocol):
         about: of `Protocol`.
     """
 
-    note = "Columns that begin with a paper's name follow its program and compare with no other; judge columns are in the features of the judge and are no FID."
+    note = (
+        "Columns that begin with a paper's name follow its program and compare with no other; judge columns are in the "
+        "features of the judge and are no FID."
+    )
 
     def __init__(
         self,

@@ -1,15 +1,19 @@
 """The pose metrics of HumanSD, StablePose and GRPose as their shared program computes them, errors included.
 
-Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs from a COCO evaluation of the whole set:
+Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs
+from a COCO evaluation of the whole set:
 
-* Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans all 17 joints, where a missing joint
-  stands at (-1, -1): occluded people become as large as their distance from the corner and are forgiven errors of that size.
-* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean over batches.
-* A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean; ``paper_AP_M_defined`` leaves such batches out.
-  Which of the two the papers print is not known.
-* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at every threshold.
-* PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so that an image without people hides the
-  last one. A batch without any people has no PCE and is left out of the mean.
+* Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans
+  all 17 joints, where a missing joint stands at (-1, -1): occluded people become as large as their distance from the
+  corner and are forgiven errors of that size.
+* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean
+over batches.
+* A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean;
+  ``paper_AP_M_defined`` leaves such batches out. Which of the two the papers print is not known.
+* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at
+every threshold.
+* PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so
+  that an image without people hides the last one. A batch without any people has no PCE and is left out of the mean.
 * The detector sees red and blue swapped.
 """
 
@@ -19,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from posegen.metrics.base import Judged, Metric, Poses, Records, count_images
+from posegen.metrics.base import Column, Judged, Metric, Poses, Records, count_images
 from posegen.metrics.math.average_precision import COCO_RANGES, MAX_DETECTIONS, Ranking, rank
 from posegen.metrics.math.oks import oks
 from posegen.metrics.math.pose_similarity import cosine
@@ -28,13 +32,16 @@ MAX_PEOPLE = 10
 MISSING = (-1.0, -1.0, 0.0)
 STATISTICS = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "AR_M", "AR_L")
 COLUMNS = ("AP", "AP_M", "AP_L", "AR", "SAP", "PCE")
+EMPTY_BATCH = "batches without people of that size count as -1, as published"
 
 
 class PaperPoseMetric(Metric):
-    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE (people).
+    """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l) and AR and of SAP (percent), and PCE
+    (people).
 
-    Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample of images keeps every batch as it is and
-    counts it by the mean weight of its images, because batches of resampled images would have to be matched and ranked anew.
+    Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample
+    of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
+    images would have to be matched and ranked anew.
 
     Args:
         batch: images per row of the published program (StablePose and GRPose 4, HumanSD 10).
@@ -42,25 +49,35 @@ class PaperPoseMetric(Metric):
         count_only_with_people: the published error of PCE; False compares all images of a batch.
     """
 
-    lower_is_better = frozenset({"paper_PCE"})
-    columns = (*(f"paper_{name}" for name in COLUMNS), "paper_AP_M_defined", "paper_AP_L_defined")
+    columns = (
+        Column("paper_AP", "higher", 0, "accuracy", 3, "%", published=True),
+        *(
+            Column(f"paper_AP_{s}", "higher", None, "accuracy", unit="%", remark=EMPTY_BATCH, published=True)
+            for s in "ML"
+        ),
+        Column("paper_AR", "higher", None, "accuracy", unit="%", published=True),
+        Column("paper_SAP", "higher", 0, "accuracy", unit="%", published=True),
+        Column("paper_PCE", "lower", 0, "count", unit="people", published=True),
+        *(Column(f"paper_AP_{s}_defined", "higher", None, "accuracy", unit="%", published=True) for s in "ML"),
+    )
 
     def __init__(self, batch: int = 4, drop_last: bool = True, count_only_with_people: bool = True) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected the number of images per batch, at least 1")
         self.batch, self.drop_last, self.count_only_with_people = batch, drop_last, count_only_with_people
-        self.remarks = {
-            f"paper_AP{size}": "batches without people of that size count as -1, as published" for size in ("_M", "_L")
-        }
 
     def absent(self, records: Records) -> dict[str, str]:
         if count_images(records) >= self.batch or not self.drop_last:
             return {}
-        reason = f"there are fewer images than a batch of {self.batch}; lower the batch of PaperPoseMetric in the protocol, or judge more images"
+        reason = (
+            f"there are fewer images than a batch of {self.batch}; lower the batch of PaperPoseMetric in the protocol, "
+            "or judge more images"
+        )
         return dict.fromkeys(self.columns, reason)
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """Similarities ``[D, P]`` with the detections' scores and extents and the people's areas, best detection first, and the numbers of people."""
+        """Similarities ``[D, P]`` with the detections' scores and extents and the people's areas, best detection first,
+        and the numbers of people."""
         keypoints = np.asarray(judged.keypoints[:MAX_PEOPLE], float).reshape(-1, 17, 3)
         keypoints = np.where(keypoints[..., 2:] > 0, keypoints, MISSING)
         keypoints = keypoints[(keypoints[..., 0] > 0).any(-1)]
@@ -104,7 +121,8 @@ def mean(share: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def rows(records: Records, batch: int, count_only_with_people: bool = True) -> dict[str, np.ndarray]:
-    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with S before them for SAP, and ``PCE``.
+    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with
+    S before them for SAP, and ``PCE``.
 
     Args:
         records: of n images, as `PaperPoseMetric.record` returned them.
@@ -132,7 +150,8 @@ def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
 
 
 def count_errors(difference: np.ndarray, populated: np.ndarray, batch: int, only_with_people: bool) -> np.ndarray:
-    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people count."""
+    """PCE ``[B]`` from every image's difference in numbers ``[n]``, NaN without people where only images with people
+    count."""
     errors = []
     for start in range(0, len(difference), batch):
         own, some = difference[start : start + batch], populated[start : start + batch]

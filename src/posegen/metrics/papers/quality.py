@@ -1,11 +1,14 @@
-"""FID and KID as the evaluation scripts of Stable-Pose and GRPose compute them, with all they do to the pictures on the way.
+"""FID and KID as the scripts of Stable-Pose and GRPose compute them, with all that they do to the pictures before.
 
 What differs from the usual definition, each of which changes the values:
 
-* real pictures are the whole stored files, generated ones went through a JPEG file, have red and blue exchanged, and both are cropped to a square;
-* pixels are normalised with ImageNet's mean and deviation before they become bytes again, so that values outside 0 to 255 wrap around;
+* real pictures are the whole stored files, generated ones went through a JPEG file, have red and blue exchanged, and
+both are cropped to a square;
+* pixels are normalised with ImageNet's mean and deviation before they become bytes again, so that values outside 0 to
+255 wrap around;
 * FID is in the 64 features after the network's first pooling, where 250 images suffice for a covariance;
-* a value per scenario, then the plain mean over scenarios, where a scenario without a KID is left out of the mean of KID.
+* a value per scenario, then the plain mean over scenarios, where a scenario without a KID is left out of the mean of
+KID.
 
 The inception score, which the scripts print too, is left out: it looks at the generated pictures alone.
 """
@@ -22,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from posegen.data.base import Sample
-from posegen.metrics.base import Estimator, Judged, Metric, Observer, Records
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records
 from posegen.metrics.feature_networks import FidelityInception
 from posegen.metrics.image_features import truncated
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distance_subsets, kernel_distances, random_subsets
@@ -37,7 +40,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images
 
 
 def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
-    """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised values times 255, cut to whole numbers and taken modulo 256.
+    """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised values times 255, cut to whole numbers
+    and taken modulo 256.
 
     Args:
         generated: red and blue of these pictures are exchanged first.
@@ -48,14 +52,16 @@ def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
 
 
 def scenario_mean(scenarios: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scenario -> metric -> value, a number or an array, to the plain mean of each metric over the scenarios where it is not None; NaN where it always is."""
+    """Scenario -> metric -> value, a number or an array, to the plain mean of each metric over the scenarios where it
+    is not None; NaN where it always is."""
     names = dict.fromkeys(name for values in scenarios.values() for name in values)
     known = {name: [v for values in scenarios.values() if (v := values.get(name)) is not None] for name in names}
     return {name: np.mean(values, axis=0) if values else np.nan for name, values in known.items()}
 
 
 class PaperFeatures(Observer):
-    """Notes ``paper_64`` and ``paper_2048``, features of pictures treated as above, and ``paper_fixed_64``, of the same crops with right colours and values.
+    """Notes ``paper_64`` and ``paper_2048``, features of pictures treated as above, and ``paper_fixed_64``, of the same
+    crops with right colours and values.
 
     Args:
         network: the Inception network of torch-fidelity.
@@ -91,7 +97,8 @@ def stored(sample: Sample) -> np.ndarray:
     picture = sample.image if sample.whole is None else sample.whole()
     if picture is None:
         raise ValueError(
-            f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: use a data set with images or another protocol="
+            f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: use a data set with images "
+            "or another protocol="
         )
     return picture
 
@@ -118,25 +125,42 @@ def as_tensor(pictures: np.ndarray) -> Tensor:
 
 
 class PaperQualityMetric(Metric):
-    """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID`` is FID of the same crops without the two mistakes.
+    """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID`` is FID of the same crops
+    without the two mistakes.
 
-    Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more than 200 generated images in a scenario.
-    Intervals of FID are to first order (see `frechet_first_order`), those of KID use all pairs of each resample.
+    Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more than
+    200 generated images in a scenario. Intervals of FID are to first order (see `frechet_first_order`), those of KID
+    use all pairs of each resample.
     """
 
-    columns = ("paper_FID", "paper_KID", "paper_fixed_FID")
-    lower_is_better = frozenset(columns)
-    remarks = {
-        "paper_FID": "FID as in the papers' scripts: 64 features, pixel values wrap around, mean over scenarios",
-        "paper_KID": f"KID as in the papers' scripts, times {KID_FACTOR}: {SUBSETS} subsets of {SUBSET_SIZE}, mean over scenarios",
-        "paper_fixed_FID": "paper_FID with right colours and pixel values",
-    }
+    columns = (
+        Column(
+            "paper_FID",
+            "lower",
+            0,
+            "quality",
+            2,
+            published=True,
+            remark="FID as in the papers' scripts: 64 features, pixel values wrap around, mean over scenarios",
+        ),
+        Column(
+            "paper_KID",
+            "lower",
+            0,
+            "quality",
+            published=True,
+            remark=f"KID as in the papers' scripts, times {KID_FACTOR}: {SUBSETS} subsets of {SUBSET_SIZE}, "
+            "mean over scenarios",
+        ),
+        Column("paper_fixed_FID", "lower", None, "quality", remark="paper_FID with right colours and pixel values"),
+    )
 
     def absent(self, records: Records) -> dict[str, str]:
         if "paper_64" not in records:
             return dict.fromkeys(
                 self.columns,
-                "the network is not configured: set protocol.paper_inception=PATH of weights-inception-2015-12-05-6726825d.pth",
+                "the network is not configured: set protocol.paper_inception=PATH of "
+                "weights-inception-2015-12-05-6726825d.pth",
             )
         largest = max(len(rows) for rows, _ in by_scenario(records, records).values())
         return (
@@ -173,7 +197,8 @@ class PaperQualityMetric(Metric):
 def subset_kid(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
     """KID ``[R]`` times its factor; None where there are too few images for the subsets.
 
-    The value of the set is that of the subsets; a resample lies as far from it as the distances over all pairs lie apart.
+    The value of the set is that of the subsets; a resample lies as far from it as the distances over all pairs lie
+    apart.
     """
     if len(found) <= SUBSET_SIZE or len(real) < SUBSET_SIZE:
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posegen.errors import UserError
+from posegen.runner.components import Parts
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,12 @@ class Recipe:
             )
         values["betas"] = tuple(values.get("betas", (0.9, 0.999)))
         return cls(**values)
+
+
+def recipe_of(parts: Parts, steps: int) -> Recipe:
+    """Optimiser settings of a cell: the shared ones, with what they leave open from the adapter's recipe for this
+    backbone."""
+    recipes: Any = parts.cfg.adapter.get("recipes") or {}
+    optim = parts.cfg.optim
+    complete = optim.lr is not None and optim.drop_text is not None
+    return Recipe.of(optim, steps, recipes, "" if complete else parts.backbone.recipe)

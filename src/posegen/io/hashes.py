@@ -1,0 +1,79 @@
+"""Hashes of texts, values and files. Caches and recorded identities hold them: their values must not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from posegen.io.atomic import read_json_or_empty, replacing
+
+
+def text_hash(text: str, digits: int = 16) -> str:
+    """The first hex digits of the SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def value_hash(value: Any, digits: int = 16) -> str:
+    """The `text_hash` of plain values as json, whatever the order of their keys."""
+    return text_hash(json.dumps(value, sort_keys=True, default=str), digits)
+
+
+def file_hash(file: Path, digits: int = 64) -> str:
+    """The first hex digits of the SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:digits]
+
+
+def joint_hash(parts: Iterable[bytes | str | Path | None], digits: int = 16) -> str:
+    """The SHA-256 of bytes, texts and contents of files, one after the other; None counts as empty."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if part is not None:
+            sha.update(
+                part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+            )
+    return sha.hexdigest()[:digits]
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over the files at ``path``, by relative name and content; 16 hex digits."""
+    sha = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.name != "card.json":  # a card describes weights, it is not one of them
+            sha.update(file.relative_to(path).as_posix().encode() + b"\0")
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    sha.update(chunk)
+    return sha.hexdigest()[:16]
+
+
+def hash_fraction(key: str) -> float:
+    """The SHA-1 of a key as a number in [0, 1): divides data sets that come without a split."""
+    return int.from_bytes(hashlib.sha1(key.encode()).digest()[:8], "big") / 2**64
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """One hash over the contents of ``files``, in their order; their names do not matter.
+
+    The hash of each file is kept under ``$XDG_CACHE_HOME/posegen``, by path, size and time of change, so that
+    gigabytes are read once.
+    """
+    total = hashlib.sha256()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posegen" / "sha256.json"
+    known, found = read_json_or_empty(cache), {}
+    for file in files:
+        status = file.stat()
+        key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        found[key] = known.get(key) or file_hash(file)
+        total.update(bytes.fromhex(found[key]))
+    if not found.keys() <= known.keys():
+        try:
+            with replacing(cache) as temporary:
+                temporary.write_text(json.dumps(known | found))
+        except OSError:  # a machine where it cannot be kept hashes again
+            pass
+    return total.hexdigest()

@@ -1,0 +1,26 @@
+"""One lock for all that only one process may do at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Holds the lock file ``path``; the lock ends with the block or the process. Prints a line while it has to wait.
+
+    Args:
+        shared: hold it together with other processes that share it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting: another process works on {path.parent}", flush=True)
+            fcntl.flock(file, kind)
+        yield

@@ -1,0 +1,271 @@
+"""Results on Weights & Biases, so that a project opens as a comparison of methods; offline and without an account, too.
+
+The run of a cell has its curves while it trains, and once it is judged its values and a table of images. The table of
+a benchmark is a further run, with the table as an artifact. `publish` makes a report of all of them, for an account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.errors import UserError
+from posegen.io.hashes import value_hash
+from posegen.report.formats import markdown, table_grid
+from posegen.report.plots import LIVE
+from posegen.report.study import COSTS, read_config
+from posegen.report.table import Table
+from posegen.runner.components import Parts
+from posegen.runner.images import picture, read_png
+from posegen.runner.stage import Stage
+
+FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # of the benchmark's artifact
+STEP = "trainer/global_step"
+LONGEST, BARS = 128, 6  # characters of a report's title; most columns with bars
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """How a configuration logs to W&B.
+
+    Attributes:
+        logger: the node of its logger.
+        images: most images in a run's table.
+        methods: keep trained methods as artifacts.
+    """
+
+    logger: DictConfig
+    images: int = 16
+    methods: bool = False
+
+
+def wandb_settings(cfg: DictConfig) -> WandbSettings | None:
+    """Those of a configuration; None where its logger is another."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    node: Any = cfg.get("logger") or {}
+    target = get_object(node["_target_"]) if "_target_" in node else None
+    if isinstance(target, type) and issubclass(target, WandbLogger):
+        return WandbSettings(node, **(cfg.get("dashboard") or {}))
+    return None
+
+
+@contextmanager
+def open_run(name: str, logger: DictConfig, **about: Any) -> Iterator[Any]:
+    """A run of the logger, finished behind the block; without ``about`` that of the cell, which it continues.
+
+    If W&B refuses something, a line says so; nothing that was computed is lost.
+    """
+    try:
+        with ExitStack() as stack:
+            run = instantiate(logger, **about, _convert_="all").experiment
+            stack.callback(run.finish)
+            yield run
+    except Exception as error:  # whatever the network, the account or W&B has to say
+        print(f"W&B does not show {name}: {type(error).__name__}: {error}", flush=True)
+
+
+class ResultsOnDashboard(Stage):
+    """Shows a judged cell to W&B, where that is its logger."""
+
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
+
+    def finish(self) -> None:
+        log_results(self.parts, self.folder)
+
+
+def log_results(parts: Parts, folder: Path) -> None:
+    """A judged cell's values, its table of images and, on request, its trained method; nothing with another logger."""
+    settings = wandb_settings(parts.cfg)
+    if settings is None:
+        return
+    import wandb
+
+    records, reference = parts.protocol.read(folder), parts.protocol.read(folder / "reference")
+    values = parts.protocol.values(records, np.ones((1, len(records["id"]))), reference)  # a run shows no intervals
+    with open_run(f"the results of {folder}", settings.logger) as run:
+        run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
+        run.log({"images": image_table(parts, folder, records, settings.images)})
+        if settings.methods and (folder / "method").is_dir():
+            artifact = wandb.Artifact(f"{parts.cfg.method}-seed{parts.cfg.seed}".replace("/", "-"), type="method")
+            artifact.add_dir(str(folder / "method"))
+            run.log_artifact(artifact)
+
+
+def image_table(parts: Parts, folder: Path, records: Any, images: int) -> Any:
+    """A table of the images that are kept to look at: prompt, pose, sample, the pose found in it, and its values.
+
+    The same images for every method, those with the worst poses on top.
+    """
+    import wandb
+
+    kept = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:images]
+    prompts = folder / "samples" / "prompts.txt"
+    words = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else []
+    values = {i: values_of_image(parts, {name: [column[i]] for name, column in records.items()}) for i in kept}
+    columns = [c for c in parts.protocol.columns if any(c in each for each in values.values())]
+    accuracy = parts.protocol.axes("accuracy")
+    table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *map(str, columns)])
+    for i in sorted(kept, key=lambda i: next((values[i][c] for c in accuracy if c in values[i]), 0.0)):
+        panels = [wandb.Image(panel) for panel in np.split(read_png(picture(folder / "judged", i)), 3, axis=1)]
+        prompt = words[i] if i < len(words) else ""
+        table.add_data(records["id"][i], prompt, *panels, *(values[i].get(column) for column in columns))
+    return table
+
+
+def values_of_image(parts: Parts, record: Any) -> dict[str, float]:
+    """The columns of one image alone, of the metrics that have a value for one."""
+    found: dict[str, float] = {}
+    for metric in parts.protocol.metrics:
+        try:
+            found |= metric.compute(record)
+        except ValueError:  # a distance between sets
+            continue
+    return {column: value for column, value in found.items() if np.isfinite(value)}
+
+
+def log_table(table: Table, cfg: DictConfig) -> None:
+    """The table of a benchmark as a run and an artifact of its own; nothing with another logger."""
+    settings = wandb_settings(cfg)
+    if settings is None:
+        return
+    import wandb
+
+    study, place = str(cfg.study), table.folder / "dashboard"
+    about = {
+        "id": value_hash([str(table.folder), "table"]),
+        "name": "table",
+        "group": f"{study}/table",
+        "job_type": f"{study}/table",
+        "tags": [*(settings.logger.get("tags") or ()), "table"],
+        "config": {"study": study},
+        "save_dir": str(place),
+    }
+    with open_run(f"the table of {table.folder}", settings.logger, **about) as run:
+        columns, rows = table_numbers(table)
+        run.log({"table": wandb.Table(columns=columns, data=rows)})
+        artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")
+        for name in FILES:
+            if (table.folder / name).is_file():
+                artifact.add_file(str(table.folder / name))
+        run.log_artifact(artifact)
+
+
+def table_numbers(table: Table) -> tuple[list[str], list[list[Any]]]:
+    """(columns, rows) of the table as numbers that can be sorted and plotted, with the bounds of the intervals."""
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    columns = ["method", "ranked", "state", "reason", "n_images", "n_seeds"]
+    columns += [f"{column}{suffix}" for column in table.headline for suffix in ("", "_lo", "_hi")]
+    columns += [f"cost_{name}" for name in COSTS]
+    used = [name for name in columns if any(known(row.get(name)) is not None for row in table.rows)]
+    return used, [[known(row.get(name)) for name in used] for row in table.rows]
+
+
+# A report, which needs an account to be saved in.
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study's runs are: the account (None: the user's own), the project, and the job type that they share."""
+
+    entity: str | None
+    project: str
+    study: str
+
+
+def place_of(table: Table, wanted: str | bool) -> Place:
+    """``ENTITY/PROJECT``, or with ``true`` where the cells say that they were logged.
+
+    Raises:
+        UserError: no cell says so.
+    """
+    configs: list[Mapping[str, Any]] = [c for cell in table.cells if (c := read_config(table.folder / cell["folder"]))]
+    study = configs[0]["study"] if configs else table.folder.as_posix()
+    if isinstance(wanted, str):
+        entity, _, project = wanted.partition("/")
+        return Place(entity, project, study)
+    found = [settings for config in configs if (settings := wandb_settings(OmegaConf.create(dict(config))))]
+    if not found:
+        raise UserError(
+            f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); run it so, or say where its runs "
+            "are: wandb=ENTITY/PROJECT"
+        )
+    return Place(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
+
+
+def publish(table: Table, wanted: str | bool) -> str:
+    """Saves the report to an account and returns its address.
+
+    Raises:
+        UserError: the package is missing, or W&B refuses.
+    """
+    place = place_of(table, wanted)
+    workspaces()
+    try:
+        if place.entity is None:
+            import wandb
+
+            place = Place(wandb.Api().default_entity, place.project, place.study)
+        report = wandb_report(table, place)
+        report.save(draft=False)
+    except Exception as error:  # whatever the network, the account or the package has to say
+        raise UserError(
+            f"wandb={wanted}: the report could not be saved ({error}); log in with wandb login, and send offline runs "
+            "with wandb sync"
+        ) from error
+    return str(report.url)
+
+
+def workspaces() -> Any:
+    """The module that reports are made of.
+
+    Raises:
+        UserError: it is not installed; names the command.
+    """
+    try:
+        from wandb_workspaces.reports import v2
+    except ImportError as error:
+        raise UserError("wandb=... needs the extra: pip install 'posegen[wandb]'") from error
+    return v2
+
+
+def wandb_report(table: Table, place: Place) -> Any:
+    """The report as an object: the table, live curves, values, images; the seeds of a row are grouped."""
+    wr = workspaces()
+    runs = wr.Runset(
+        entity=place.entity,
+        project=place.project,
+        name=place.study,
+        filters=f"JobType == '{place.study}'",
+        groupby=["Group"],
+    )
+    accuracy, quality = table.accuracy, table.quality
+    shown: Sequence[str] = [accuracy, *(c for c in table.headline if c != accuracy and table.filled(c))]
+    curves = [wr.LinePlot(title=n, x=STEP, y=[n]) for n in ("train/loss", *(f"live/{c}" for c in shown[:LIVE]))]
+    values: list[Any] = [
+        wr.BarPlot(title=str(c), metrics=[f"test/{c}"], groupby="Group", groupby_aggfunc="mean") for c in shown[:BARS]
+    ]
+    if quality:
+        axes = {axis: wr.SummaryMetric(f"test/{column}") for axis, column in (("x", accuracy), ("y", quality))}
+        values.append(wr.ScatterPlot(title="quality beside pose accuracy", **axes))
+    pictures = [
+        wr.MediaBrowser(media_keys=["live"]),
+        wr.WeavePanelSummaryTable(table_name="images", layout=wr.Layout(w=24, h=16)),
+    ]
+    blocks: list[Any] = [wr.MarkdownBlock(text=markdown(table_grid(table))), wr.P(text=table.caption)]
+    blocks += [wr.UnorderedList(items=list(table.notes))] if table.notes else []
+    for name, panels in {"Curves": curves, "Values": values, "Pictures": pictures}.items():
+        blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
+    about = {"title": table.title[:LONGEST], "description": place.study, "width": "fluid"}
+    return wr.Report(entity=place.entity, project=place.project, blocks=blocks, **about)

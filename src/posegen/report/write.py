@@ -1,0 +1,53 @@
+"""The files of a study's results: table, page and pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from posegen.io.atomic import write_text
+from posegen.report import formats
+from posegen.report.html import page
+from posegen.report.plots import all_plots
+from posegen.report.rows import REFERENCE
+from posegen.report.study import study_plan
+from posegen.report.table import Table, build_table
+from posegen.runner.images import by_scenario, overview, write_png
+
+
+def write_table(folder: Path, expected: Path | None = None) -> Table:
+    """Writes ``table.{csv,md,tex,html}`` and ``pictures.png`` of a benchmark.
+
+    With scenarios also ``table_scenarios.{csv,md}`` and ``pictures/*.png``.
+    """
+    table = build_table(folder, expected)
+    texts = {
+        "table.csv": formats.table_csv(table),
+        "table.md": formats.table_markdown(table),
+        "table.tex": formats.table_latex(table),
+        "table.html": page(table),
+    }
+    if table.scenarios is not None:
+        texts["table_scenarios.csv"] = formats.breakdown_csv(table.scenarios)
+        texts["table_scenarios.md"] = formats.breakdown_markdown(table.scenarios, table.title)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    if (pictures := overview(table.pictured_methods)) is not None:
+        write_png(folder / "pictures.png", pictures)
+    labels = table.scenarios.labels if table.scenarios else []
+    for scenario, grid in by_scenario(labels, table.pictured_methods, table.pictured.get(f"{REFERENCE}real")).items():
+        write_png(folder / "pictures" / (re.sub(r"[^\w.-]+", "_", scenario) + ".png"), grid)
+    return table
+
+
+def write_report(folder: Path, poses: int, side: int) -> Table:
+    """Writes ``report.html`` and ``figures/*.svg`` of a benchmark or a sweep.
+
+    Args:
+        poses, side: of `page`.
+    """
+    table = build_table(folder, plan=study_plan(folder))
+    write_text(folder / "report.html", page(table, poses, side))
+    for name, plot in all_plots(table).items():
+        write_text(folder / "figures" / f"{name}.svg", plot.file())
+    return table

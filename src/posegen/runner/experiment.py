@@ -1,0 +1,49 @@
+"""A configuration with some of its values replaced: what verbs derive before anything is built, never afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, open_dict
+
+from posegen.adapters.base import Adapter
+from posegen.config.cell_folder import cell_folder
+from posegen.runner.components import reference_split
+from posegen.runner.method_folder import find_checkpoint
+
+
+def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
+    """A copy of a configuration with other values under top-level keys."""
+    copy = cfg.copy()
+    with open_dict(copy):
+        for name, value in values.items():
+            copy[name] = value
+        if "dataset" in values:
+            copy.paths.cell = cell_folder(copy)
+    return copy
+
+
+def method_class(cfg: DictConfig) -> type[Adapter]:
+    """The class of the configured method."""
+    return get_class(cfg.adapter._target_)
+
+
+def with_checkpoint(cfg: DictConfig) -> DictConfig:
+    """The configuration with the method folder that ``checkpoint`` means, so that the cell's identity is that of the
+    weights and not of "the newest"."""
+    return replaced(cfg, checkpoint=str(find_checkpoint(cfg))) if method_class(cfg).trainable else cfg
+
+
+def weights_of(cfg: DictConfig, folder: Path) -> Path | None:
+    """The method folder that a cell samples with: the given one, or the one that it trained; None without weights."""
+    if not method_class(cfg).trainable:
+        return None
+    return folder / "method" if cfg.checkpoint is None else Path(cfg.checkpoint)
+
+
+def splits_of(cfg: DictConfig, judged: bool = True) -> list[str]:
+    """The splits that the results of a cell depend on."""
+    trained = method_class(cfg).trainable and cfg.checkpoint is None
+    return ["test", *([reference_split(cfg)] if judged else []), *(["train"] if trained else [])]

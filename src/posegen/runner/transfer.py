@@ -1,0 +1,204 @@
+"""People dressed as another picture shows; everything outside a mask stays as it was, pixel by pixel.
+
+The pose of the picture is the target, the other picture the source. The people are those of a user's pictures, or those
+of a data set that knows where clothes are, so that it can be measured whether the result wears what the source shows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from posegen.data.base import Transfers, to_tensor, to_uint8
+from posegen.data.user_images import stretch_to, user_mask, user_picture
+from posegen.errors import UserError
+from posegen.io.atomic import write_text
+from posegen.metrics.garments import summarised, transferred
+from posegen.poses.drawing import overlay
+from posegen.runner.batches import fixed_batches
+from posegen.runner.components import Parts
+from posegen.runner.experiment import method_class, replaced
+from posegen.runner.generate import batch_of, ready
+from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
+from posegen.runner.inpainting import Kept, pasted
+from posegen.runner.progress import Progress
+from posegen.runner.prompts import people_from_file, source_files
+from posegen.runner.stage import Stage
+
+OWN = "posegen.data.user_samples.UserTransfer"
+FILES = ("picture", "mask", "source")
+SIDE = 192  # least height of a picture in the comparison
+
+
+def with_picture(cfg: DictConfig) -> DictConfig:
+    """The configuration with ``picture``, where there is one, as the test split; without one the data set has to know
+    where clothes are.
+
+    Raises:
+        UserError: the method reads no source, a file is missing or cannot be used, or nobody is in the picture.
+    """
+    if "source" not in method_class(cfg).needs:
+        raise UserError(
+            f"adapter={cfg.method} reads no picture to take clothes from; choose a method that does, for instance "
+            "adapter=dnaf"
+        )
+    for name in ("dilate", "soft"):
+        if not isinstance(cfg[name], int) or cfg[name] < 0:
+            raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")
+    files = {name: cfg[name] for name in FILES}
+    if all(value is None for value in files.values()):
+        if cfg.poses is not None or cfg.prompt is not None:
+            raise UserError(
+                "poses and prompt belong to a picture, and there is none; set picture=FILE, or give the prompts of the "
+                "data set with data.prompt=TEXT"
+            )
+        return cfg
+    if missing := [name for name, value in files.items() if value is None]:
+        raise UserError(
+            f"{missing[0]} is not set; a person of your own needs picture=FILE (who), mask=FILE (where, white) and "
+            "source=FILE (what to wear)"
+        )
+    try:
+        image = user_picture(cfg.picture, "picture")
+        user_mask(cfg.mask, image)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    worn, parts = source_files(cfg), Parts(cfg)
+    size = canvas(cfg, parts)
+    node = {
+        "_target_": OWN,
+        **{name: str(Path(cfg[name]).expanduser().resolve()) for name in ("picture", "mask")},
+        "sources": worn,
+        "people": people_of(cfg, parts, image, size).tolist(),
+        "size": list(size),
+        "prompt": "" if cfg.prompt is None else str(cfg.prompt),
+        "images": int(cfg.images),
+    }
+    return replaced(cfg, data={"test": node}, dataset="own")
+
+
+def canvas(cfg: DictConfig, parts: Parts) -> tuple[int, int]:
+    """(height, width) that is computed with: as asked for, or what the backbone was trained on."""
+    if cfg.size is not None:
+        size = (int(cfg.size), int(cfg.size)) if isinstance(cfg.size, int) else (int(cfg.size[0]), int(cfg.size[1]))
+        parts.backbone.latent_shape(size)  # refuses sides that it cannot make
+        return size
+    return parts.backbone.usual_size
+
+
+def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The people ``[P, 17, 3]`` of a picture, on the canvas: from ``cfg.poses``, which are on the picture's pixels, or as the estimator sees them.
+
+    Raises:
+        UserError: nobody is there.
+    """
+    if cfg.poses is not None:
+        [people] = people_from_file(Path(cfg.poses).expanduser(), 1, image.shape[:2])
+        keypoints = np.asarray(people, np.float32)
+        keypoints[..., :2] = (keypoints[..., :2] + 0.5) * np.divide(size[::-1], image.shape[1::-1]) - 0.5
+        return np.where(keypoints[..., 2:] > 0, keypoints, 0)
+    found = visible(parts.estimator.estimate(to_tensor(stretch_to(image, size))[None])[0].keypoints)
+    found = found[(found[..., 2] > 0).any(-1)]
+    if not len(found):
+        raise UserError(
+            f"picture={cfg.picture}: the estimator finds nobody in it; set poses=FILE (COCO or OpenPose json), or another estimator="
+        )
+    return found
+
+
+def people_to_dress(parts: Parts) -> Transfers:
+    """Who is dressed."""
+    data = parts.data("test")
+    data.prepare()
+    return data.transfers(parts.cfg.count, parts.cfg.garment, parts.cfg.told)
+
+
+class Transfer(Stage):
+    """Dresses people: pictures, a comparison and records."""
+
+    def __init__(self, parts: Parts, folder: Path, weights: Path | None) -> None:
+        self.parts, self.folder, self.weights = parts, folder, weights
+        self.samples, self.people = folder / "samples", people_to_dress(parts)
+        self.batches = fixed_batches(len(self.people), parts.sampler.batch)
+
+    def missing(self, batches: Sequence[range]) -> list[range]:
+        return [rows for rows in batches if not all(picture(self.samples, i).is_file() for i in rows)]
+
+    def todo(self) -> list[range]:
+        return self.missing(self.parts.shard.select(self.batches))
+
+    def done(self) -> bool:
+        return not self.missing(self.batches)
+
+    def run(self) -> None:
+        """Writes the results to ``folder/samples``."""
+        parts, people, todo = self.parts, self.people, self.todo()
+        adapter = ready(parts, self.weights)
+        total, left = (sum(map(len, each)) for each in (parts.shard.select(self.batches), todo))
+        label, mode = parts.shard.label("transfer"), parts.cfg.progress
+        with Progress(self.folder, label, total, total - left, "img", mode) as progress:
+            for rows in todo:
+                batch = batch_of(parts, adapter, rows, data=people, fields=frozenset({"images"}))
+                masks = [people.mask_of(i) for i in rows]
+                small = torch.stack([at(mask, batch.size) for mask in masks])
+                kept = Kept.of(parts.backbone, batch, small, parts.cfg.dilate)
+                images = to_uint8(adapter.generate(batch, partial(parts.sampler, after=kept)))  # type: ignore[misc]
+                for i, mask, image in zip(rows, masks, images, strict=True):
+                    write_png(picture(self.samples, i), pasted(people.picture_of(i), mask, image, parts.cfg.soft))
+                progress.update(len(rows))
+
+    def finish(self) -> None:
+        """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures on disk."""
+        people, protocol = self.people, self.parts.protocol
+        results = [read_png(picture(self.samples, i)) for i in range(len(people))]
+        rows = [
+            transferred(people.picture_of(i), people.mask_of(i), result, people.garments_of(i))
+            for i, result in enumerate(results)
+        ]
+        sources = ["+".join(each.id for each in people.sources_of(i)) for i in range(len(people))]
+        named = [{"id": people[i].id, "source": sources[i], **row} for i, row in enumerate(rows)]
+        write_text(self.folder / "records.csv", table(named))
+        write_text(self.folder / "summary.csv", table(summarised(rows, protocol.resamples, protocol.level)))
+        write_png(self.folder / "comparison.png", comparison(people, results[:SHOWN]))
+
+
+def at(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """``[h, w] bool``: a mask at another size, whose pixels count all that they cover."""
+    return torch.from_numpy(stretch_to(mask.astype(np.uint8) * 255, size) > 0)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as csv."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    )
+    return out.getvalue()
+
+
+def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
+    """Side by side: the person, what becomes anew (white), the pose, what is to be worn, and the result, all at the size that is computed with."""
+    size, lines = people.size, []
+    zoom = -(-SIDE // size[0])
+    for i, result in enumerate(results):
+        worn = [sample.image for sample in people.sources_of(i)]
+        mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
+        first, *rest = [
+            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)
+        ]  # type: ignore[arg-type]
+        pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
+        lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))
+    names = ["picture", "mask", "pose", *["source"] * len(people.sources_of(0)), "result"]
+    made = under(names, [1] * len(names), lines)
+    assert made is not None
+    return made

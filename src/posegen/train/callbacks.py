@@ -1,0 +1,76 @@
+"""The callbacks of ``conf/callbacks`` that keep a training's place and show how far it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+from posegen.runner.costs import note_costs, peak_memory_mb
+from posegen.runner.progress import Mode, Progress
+
+CHECKPOINT = "last.ckpt"
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps one checkpoint, ``last.ckpt`` in the cell, which a resumed training continues; it is replaced atomically.
+
+    Lightning's ``ModelCheckpoint`` would also save at the end, where the method is exported instead, and would not save
+    when the scheduler wants the machine back.
+
+    Args:
+        every: optimiser steps between checkpoints.
+    """
+
+    def __init__(self, every: int = 100) -> None:
+        self.every, self.saved = every, 0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        due = step % self.every == 0 or trainer.received_sigterm
+        if step <= self.saved or not due or trainer.fast_dev_run:
+            return
+        self.saved = step
+        path = Path(trainer.default_root_dir) / CHECKPOINT
+        temporary = path.with_name(f".{path.name}.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+
+class TrainingProgress(ProgressBar):
+    """A bar with rate and remaining time, ``progress.json`` for a benchmark's overview, and the rate as a cost.
+
+    Args:
+        mode: ``bar``, ``file`` (progress.json alone) or ``none``.
+    """
+
+    def __init__(self, mode: Mode = "bar") -> None:
+        super().__init__()
+        self.mode = mode
+        self.progress: Progress | None = None
+
+    def disable(self) -> None:
+        """Lightning calls this on every process but the first."""
+        self.mode = "none"
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        batch = module.batch_size  # type: ignore[attr-defined]
+        self.step, folder = trainer.global_step, Path(trainer.default_root_dir)
+        total = int(trainer.estimated_stepping_batches) * batch
+        self.progress = Progress(folder, "train", total, self.step * batch, "img", self.mode)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:  # type: ignore[override]
+        if self.progress is not None and trainer.global_step > self.step:
+            images = (trainer.global_step - self.step) * module.batch_size  # type: ignore[attr-defined]
+            self.step = trainer.global_step
+            self.progress.update(images, loss=float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.progress is not None and trainer.is_global_zero:
+            self.progress.close()
+            costs = {"train_images_per_s": round(self.progress.rate, 2), "peak_memory_mb": peak_memory_mb()}
+            note_costs(self.progress.folder, **costs)

@@ -1,0 +1,139 @@
+"""Is it learning the poses? Pose accuracy and a picture grid while training, on a fixed part of the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import get_class
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import DictConfig
+
+from posegen.errors import UserError
+from posegen.io.atomic import read_json, write_json
+from posegen.runner.batches import fixed_batches
+from posegen.runner.components import Parts
+from posegen.runner.generate import batch_of, ready
+from posegen.runner.judge import judging_device
+from posegen.train.ema import EMA
+from posegen.train.loggers import log_pictures
+from posegen.train.tasks import AdapterTask
+
+GRID = 8  # rows of the picture grid
+
+
+class LivePoseAccuracy(Callback):
+    """Samples validation images with the averaged weights, judges them, and logs the protocol's columns and a grid.
+
+    Noise comes from the images' own generators, so sampling disturbs neither the training nor its resume.
+
+    Args:
+        every: optimiser steps between two looks, 0 for none.
+        images: how many of the first validation images.
+    """
+
+    def __init__(self, every: int = 250, images: int = 64) -> None:
+        self.every, self.images, self.last = every, images, 0
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        reason = cannot_judge(trainer, module) if self.every else ""
+        if reason:
+            self.every = 0
+            if trainer.is_global_zero and isinstance(module, AdapterTask):
+                print(f"no live curve: {reason}", flush=True)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not self.every or step == self.last or step % self.every or not trainer.is_global_zero:
+            return
+        assert isinstance(module, AdapterTask)
+        self.last = step
+        was_training = module.training
+        module.eval()
+        average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
+        with average.applied(module):
+            values, grid = judge_validation(module.parts, self.images)
+        module.train(was_training)
+        known = {f"live/{name}": value for name, value in values.items() if not np.isnan(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(known, step=step)
+        log_pictures(trainer.loggers, "live", grid, step, Path(trainer.default_root_dir) / "live")
+
+
+def cannot_judge(trainer: Trainer, module: LightningModule) -> str:
+    """Why the protocol cannot judge what is generated while it trains; empty where it can."""
+    if not isinstance(module, AdapterTask):
+        return "only methods are judged"
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        return "with trainer=fsdp no process holds the whole method"
+    generated, judged = module.parts.backbone.sample, module.parts.protocol.sample
+    if generated != judged:
+        return f"the backbone generates {generated}s and protocol={module.parts.protocol.name} judges {judged}s"
+    return ""
+
+
+@torch.inference_mode()
+def judge_validation(parts: Parts, images: int) -> tuple[dict[str, float], np.ndarray]:
+    """(values of the protocol, grid of target, sample and re-detected pose) of the first validation images."""
+    judged, grid = [], []
+    device, data = judging_device(parts), parts.data("validation")
+    for rows in fixed_batches(min(images, len(data)), parts.sampler.batch):
+        batch = batch_of(parts, parts.adapter, rows, "validation")
+        generated = parts.adapter.generate(batch, parts.sampler)
+        samples = [data.seen(i) for i in rows] if parts.protocol.compares else batch.samples
+        found = parts.protocol.judge(parts.estimator, generated.to(device), samples)
+        judged += found
+        for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
+            if len(grid) < GRID:
+                grid.append(parts.kind.shown(image, judgement))
+    records = parts.protocol.records(judged)
+    values = {name: value for metric in parts.protocol.metrics for name, value in metric.compute(records).items()}
+    return values, np.concatenate(grid)
+
+
+def objective(cfg: DictConfig, folder: Path) -> float:
+    """What a sweeper maximises: the column ``objective`` on validation images that a finished cell's method generates,
+    negated where less is better.
+
+    It is kept in ``objective.json``, so that a finished cell answers at once.
+
+    Raises:
+        UserError: the protocol has no such column, or these images leave it empty.
+    """
+    parts, path, images = Parts(cfg), folder / "objective.json", cfg.validation.images
+    column = objective_column(cfg, parts)
+    asked = {"column": column, "images": images, "protocol": [parts.protocol.name, parts.protocol.version]}
+    known = read_json(path) if path.is_file() else {}
+    if asked.items() <= known.items():
+        return known["objective"]
+    parts.data("validation").prepare()
+    ready(parts, folder / "method" if parts.bare_adapter.trainable else None)
+    value = judge_validation(parts, images)[0].get(column, float("nan"))
+    if np.isnan(value):
+        raise UserError(
+            f"objective={column} has no value on {images} validation images; choose another column or more "
+            "validation.images"
+        )
+    found = -value if column in parts.protocol.lower_is_better else value
+    write_json(path, {**asked, "value": float(value), "objective": float(found)})
+    return float(found)
+
+
+def objective_column(cfg: DictConfig, parts: Parts) -> str:
+    """The column that ``objective`` names.
+
+    Raises:
+        UserError: there is none of that name, or what trains generates nothing to judge.
+    """
+    trains_method = issubclass(get_class(cfg.task._target_), AdapterTask)
+    if not trains_method or parts.backbone.sample != parts.protocol.sample:
+        raise UserError(
+            f"objective={cfg.objective} needs a method whose samples protocol={parts.protocol.name} can judge; set "
+            "objective=null"
+        )
+    wanted: Sequence[str] | None = None if cfg.objective == "headline" else [cfg.objective]
+    return str(parts.protocol.headline(wanted)[0])
