@@ -111,9 +111,8 @@ def training_loss(case: Case, method: GUNet, backbone: PoseSpace, given: dict[st
     noisy = backbone.add_noise(clean, noise, timesteps)
     prediction = predicted_maps(backbone, noisy, timesteps, text)
     step = Step(prediction, backbone.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    return method.loss(step, State(text, text), batch_of_size(len(clean), (0, 0), text=text, negative_text=text))[
-        "loss"
-    ]
+    batch = batch_of_size(len(clean), (0, 0), text=text, negative_text=text)
+    return method.loss(step, State(text, text), batch)["loss"]
 
 
 class StartsFrom(PoseBatch):
