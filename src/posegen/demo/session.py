@@ -213,7 +213,7 @@ class DemoSession:
 
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
-        (found,) = self.people_in(picture[None])
+        found = self.people_in(picture)
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
         sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
         scores: dict[str, float] = {}
@@ -224,11 +224,10 @@ class DemoSession:
                 scores |= {column: values[column] for column in shown}
         return found, scores
 
-    def people_in(self, pictures: np.ndarray) -> list[Poses]:
-        """The people in pictures ``[B, H, W, 3] uint8``."""
-        images = torch.stack([to_tensor(picture) for picture in pictures]).to(self.device)
-        with torch.inference_mode():
-            return self.estimator.estimate(images)
+    @torch.inference_mode()
+    def people_in(self, picture: np.ndarray) -> Poses:
+        """The people in a picture ``[H, W, 3] uint8``."""
+        return self.estimator.estimate(to_tensor(picture)[None].to(self.device))[0]
 
     def read_picture(self, picture: np.ndarray) -> dict[str, Any]:
         """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas.
@@ -238,7 +237,7 @@ class DemoSession:
         """
         with self.working:
             set_threads(self.cfg)
-            (found,) = self.people_in(letterboxed(picture, self.size)[None])
+            found = self.people_in(letterboxed(picture, self.size))
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
@@ -252,12 +251,9 @@ class DemoSession:
         """The editor's value with the people of a COCO or OpenPose file.
 
         Raises:
-            UserError: the file cannot be read.
+            ValueError: the file cannot be read.
         """
-        try:
-            pose = read_poses(file, "pose")[0].on(self.size)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        pose = read_poses(file, "pose")[0].on(self.size)
         return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
 
     def imagine(self, prompt: str, seed: int) -> dict[str, Any]:

@@ -26,6 +26,14 @@ PUBLISHED_DECODING = {
     "adjust": True,
     "use_udp": True,
 }
+#: mmpose's setting -> ours.
+DECODING_FIELDS = {
+    "nms_kernel": "kernel",
+    "max_num_people": "candidates",
+    "detection_threshold": "detection_threshold",
+    "tag_threshold": "tag_threshold",
+    "refine": "fill",
+}
 
 
 def higherhrnet_outputs(case: Case) -> Outputs:
@@ -87,21 +95,11 @@ def decodings(case: Case) -> Iterator[tuple[str, Decoding]]:
         Inexpressible: the case was computed with a decoding that posegen does not have.
     """
     config = case.config.get("test_cfg", {})
-    if other := [
-        f"{key}={config[key]}" for key, value in PUBLISHED_DECODING.items() if config.get(key, value) != value
-    ]:
-        raise Inexpressible(
-            f"{case.place / FACTS}: config.test_cfg has {', '.join(other)}; only the decoding of the published "
-            "evaluations is known here"
-        )
-    names = {
-        "nms_kernel": "kernel",
-        "max_num_people": "candidates",
-        "detection_threshold": "detection_threshold",
-        "tag_threshold": "tag_threshold",
-        "refine": "fill",
-    }
-    decoding = Decoding(**{field: config[name] for name, field in names.items() if name in config})
+    known = PUBLISHED_DECODING.items()
+    if other := [f"{key}={config[key]}" for key, value in known if config.get(key, value) != value]:
+        words = f"{case.place / FACTS}: config.test_cfg has {', '.join(other)}"
+        raise Inexpressible(f"{words}; only the decoding of the published evaluations is known here")
+    decoding = Decoding(**{field: config[name] for name, field in DECODING_FIELDS.items() if name in config})
     yield "", decoding
     yield "_cpu_quirk", replace(decoding, cpu_quirk=True)
 

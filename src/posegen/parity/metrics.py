@@ -53,22 +53,17 @@ def pose_values(case: Case) -> ExpectedGroups:
         groups["per_batch_rows"] = found
         groups["mean_over_batches"] = {name: np.mean([r[name] for r in found]) for name in found[0]}
         defined = {name: [r[name] for r in found if r[name] != -1] for name in found[0]}
-        groups["mean_over_batches_without_minus_one"] = {
-            name: np.mean(values) if values else -1.0 for name, values in defined.items()
-        }
+        means = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
+        groups["mean_over_batches_without_minus_one"] = means
     return groups
 
 
 def judged_image(index: int, people: list, detections: list) -> Judged:
-    """One image of a case; the people's areas are to be told from their joints."""
+    """One image of a case; the people's areas follow from their joints."""
     keypoints = np.array(people, float).reshape(-1, 17, 3)
     found = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
-    return Judged(
-        str(index),
-        keypoints,
-        np.full(len(keypoints), np.nan),
-        Poses(found, np.array([d["score"] for d in detections], float)),
-    )
+    poses = Poses(found, np.array([d["score"] for d in detections], float))
+    return Judged(str(index), keypoints, np.full(len(keypoints), np.nan), poses)
 
 
 def pose_records(metric: Metric, images: Iterable[Judged]) -> Records:
@@ -121,18 +116,12 @@ def feature_distances(case: Case) -> ExpectedGroups:
     given = case.facts["inputs"]
     real, fake = (np.array(given[name], float) for name in ("real", "fake"))
     about = given.get("kid", {})
-    kernel = Polynomial(
-        about.get("degree", 3),
-        None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"]),
-        about.get("coef", 1.0),
-    )
+    gamma = None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"])
+    kernel = Polynomial(about.get("degree", 3), gamma, about.get("coef", 1.0))
     frechet, distance = frechet_distance(real, fake), kernel_distance(real, fake, kernel)
-    values = {
-        "fid_torchmetrics": frechet,
-        "fid_cleanfid": frechet,
-        "kid_whole_set_torchmetrics": distance,
-        "kid_whole_set_cleanfid": distance,
-    }
+    programs = ("torchmetrics", "cleanfid")
+    values = {f"fid_{program}": frechet for program in programs}
+    values |= {f"kid_whole_set_{program}": distance for program in programs}
     if subset := given.get("subset_rows"):
         values["kid_first_rows"] = kernel_distance(real[:subset], fake[:subset], kernel)
     for name in case.expected:
@@ -147,24 +136,19 @@ def feature_distances(case: Case) -> ExpectedGroups:
 def quality_preprocessing(case: Case) -> ExpectedGroups:
     """The bytes that the published program's network sees of single pixels."""
     pixels = np.array(case.facts["inputs"]["pixels_rgb"], np.uint8)
-    found = {
-        "real_bytes": wrapped_bytes(pixels, generated=False),
-        "generated_bytes": wrapped_bytes(pixels, generated=True),
-        "corrected_bytes": pixels,
-    }
-    return {"": {name: values.tolist() for name, values in found.items()}}
+    real, generated = (wrapped_bytes(pixels, generated=generated).tolist() for generated in (False, True))
+    return {"": {"real_bytes": real, "generated_bytes": generated, "corrected_bytes": pixels.tolist()}}
 
 
 def quality_overall(case: Case) -> ExpectedGroups:
     """Values of scenarios to values of all, also times the factors that names end in: ``KID_x100``."""
     means = scenario_mean(case.facts["inputs"]["scenarios"])
-    parts = {name: name.rpartition("_x") for name in case.expected}
-    scaled = {
-        name: float(factor) * means[metric]
-        for name, (metric, _, factor) in parts.items()
-        if metric in means and factor.isdigit()
-    }
-    return {"": means | scaled}
+    values = dict(means)
+    for name in case.expected:
+        metric, _, factor = name.rpartition("_x")
+        if metric in means and factor.isdigit():
+            values[name] = float(factor) * means[metric]
+    return {"": values}
 
 
 def clip_values(case: Case) -> ExpectedGroups:

@@ -33,6 +33,7 @@ from posegen.runner.devices import device_of
 from posegen.runner.precision import PRECISIONS, autocast
 from posegen.runner.sampler import Sampler
 from posegen.train.loop import build_task
+from posegen.train.recipe import recipe_of
 from posegen.train.tasks import Task
 
 Phase = Literal["forward", "train", "sample"]
@@ -122,7 +123,9 @@ class MeasuredMethod:
 
     @cached_property
     def task(self) -> Task:
-        return build_task(self.parts).to(self.device)
+        task = build_task(self.parts).to(self.device)
+        task.recipe = recipe_of(self.parts, int(self.cfg.budget.steps))  # which else asks a Trainer for the steps
+        return task
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
