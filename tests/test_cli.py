@@ -1,4 +1,4 @@
-"""The command line: verbs, Hydra's flags behind them, errors as one message, listing and completion, all without importing torch."""
+"""The command line: verbs, Hydra's flags, errors as one message, listing and completion, all without torch."""
 
 from __future__ import annotations
 

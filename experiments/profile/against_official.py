@@ -276,7 +276,9 @@ def main(words: Sequence[str]) -> None:
         rows, notes = compared(config, phases, official)
         print("\n".join([*text_table(rows), "", *notes]))
         out = f"{cfg.out}{''.join(f'-{way}' for way in unusual_ways(config))}-compared"
-        settings = {key: config[key] for key in ("method", "size", "batch", "trainer", "compute", "budget", "optim", "sampler")}
+        settings = {
+            key: config[key] for key in ("method", "size", "batch", "trainer", "compute", "budget", "optim", "sampler")
+        }
         facts = {"rows": rows, "notes": notes, "settings": settings, "device": device_name(cfg), **provenance()}
         write_json(Path(f"{out}.json"), facts)
         write_text(Path(f"{out}.csv"), csv_text(rows[0], (list(row.values()) for row in rows)))

@@ -1,7 +1,7 @@
 """``posegen VERB [group=option] [key=value] [Hydra's flags]``.
 
-Each verb is a file of ``posegen/verbs`` and a Hydra application with the primary configuration ``conf/VERB.yaml``, see `posegen.config.verb_files`. Nothing
-heavy is imported before a verb runs: help, listing and completion answer at once.
+Each verb is a file of ``posegen/verbs`` and a Hydra application with the primary configuration ``conf/VERB.yaml``, see
+`posegen.config.verb_files`. Nothing heavy is imported before a verb runs, so that the help answers at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:
-    """The verb and the words behind it; processes that Lightning starts name the verb as Hydra does, with ``--config-name``."""
+    """The verb and the words behind it; Lightning's processes name the verb as Hydra does, with ``--config-name``."""
     if words[0] in ("--config-name", "-cn") and len(words) > 1:
         return words[1], words[2:]
     return words[0], words[1:]

@@ -18,7 +18,7 @@ from posegen.backbones.base import Backbone
 from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_tensor, to_uint8
-from posegen.data.user_images import stretch_to, pictures_per_image
+from posegen.data.user_images import pictures_per_image, stretch_to
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite

@@ -23,7 +23,7 @@ from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
 from posegen.runner.method_folder import load_method, save_method
 from posegen.runner.precision import arrange
-from posegen.runner.prompts import ask
+from posegen.runner.user_requests.prompts import ask
 from posegen.train.loop import needs_of, train
 from posegen.train.tasks import AdapterTask
 from tests.adapters.cases import sized

@@ -25,8 +25,8 @@ from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
+from posegen.runner.official_weights import accounted, convert
 from posegen.runner.sampler import Sampler
-from posegen.verbs.convert import accounted, convert
 from tests.adapters.cases import reference, scrambled, sized
 
 GRID = 8

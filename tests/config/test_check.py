@@ -157,9 +157,9 @@ def test_the_verb_says_what_is_fine_and_what_is_not(tree: Path, capsys: pytest.C
 
 
 def test_a_running_verb_refuses_all_problems_in_one_error(tree: Path) -> None:
-    with composed("train", ("out=out", "+adapter.chanels=3", "backbone.path=/no")) as cfg:
-        with pytest.raises(UserError, match="2 problems") as error:
-            require_valid(cfg)
+    words = ("out=out", "+adapter.chanels=3", "backbone.path=/no")
+    with composed("train", words) as cfg, pytest.raises(UserError, match="2 problems") as error:
+        require_valid(cfg)
     assert "chanels" in str(error.value)
 
 

@@ -33,11 +33,7 @@ def hill(cfg: DictConfig) -> float | None:
     """Highest at a decay of 0.01; that of real images at 1."""
     if cfg.fail == "user" and cfg.optim.decay > 0.01:
         raise ValueError("too large")
-    return (
-        None
-        if cfg.fail == "bug"
-        else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter.strength else 0))
-    )
+    return None if cfg.fail == "bug" else -abs(math.log10(cfg.optim.decay) + (2 if cfg.adapter.strength else 0))
 
 
 def run_hill(*words: str) -> int:
@@ -68,7 +64,8 @@ def test_each_method_tunes_its_own_with_the_same_number_of_trials(
         (best,) = [row for row in own if row["best"] == "1"]
         assert float(best["objective"]) == max(float(row["objective"]) for row in own)
         assert all(float(row["objective"]) == -abs(math.log10(float(row["optim.decay"])) - peak) for row in own)
-    firsts = [[row["optim.decay"] for row in rows if row["study"] == f"adapter={name}"] for name in ("method", "reference/real")]
+    names = ("method", "reference/real")
+    firsts = [[row["optim.decay"] for row in rows if row["study"] == f"adapter={name}"] for name in names]
     assert firsts[0][:4] == firsts[1][:4] and firsts[0] != firsts[1]  # from the fifth on, trials follow what was found
     assert "adapter=reference/real: after 6 of 6 trials optim.decay=" in capsys.readouterr().out
     before = (sweepers / "runs/tuned.csv").read_bytes()

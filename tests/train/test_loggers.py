@@ -65,18 +65,18 @@ def test_every_logger_leaves_its_curves_and_the_csv_in_the_cell(
 def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(
     world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posegen.verbs.benchmark import main
+    from posegen.cli import main
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = [
         "logger=wandb",
-        "logger.checkpoints=true",
-        "logger.rows=3",
+        "dashboard.methods=true",
+        "dashboard.images=3",
         "budget.steps=2",
         "callbacks.checkpoint.every=2",
         f"paths.output={tmp_path}",
     ]
-    assert main([*world, "adapter=controlnet,none", "hydra/launcher=serial", *options]) == 0
+    assert main(["benchmark", *world, "adapter=controlnet,none", "hydra/launcher=serial", *options]) == 0
     content = {run: b"".join(p.read_bytes() for p in run.glob("*.wandb")) for run in tmp_path.rglob("offline-run-*")}
     judged = [text for text in content.values() if b"test/PCK@0.1" in text]
     assert len(judged) == 2 and all(b"images" in text for text in judged)
@@ -106,9 +106,12 @@ def test_a_benchmark_on_wandb_has_values_images_methods_and_its_table(
 def test_what_a_dashboard_cannot_take_is_said_and_nothing_is_lost(
     world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from posegen.verbs.benchmark import main
+    from posegen.cli import main
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setattr("posegen.report.wandb.image_table", lambda *_: 1 / 0)
-    assert main([*world, "adapter=none", "hydra/launcher=serial", "logger=wandb", f"paths.output={tmp_path}"]) == 0
+    assert (
+        main(["benchmark", *world, "adapter=none", "hydra/launcher=serial", "logger=wandb", f"paths.output={tmp_path}"])
+        == 0
+    )
     assert "W&B does not show the results of" in capsys.readouterr().out

@@ -111,7 +111,7 @@ def test_splits_without_a_list_do_not_stop_the_others(
 
 def test_a_missing_root_is_one_problem() -> None:
     with configured("prepare", "data=human_art") as cfg, pytest.raises(UserError) as caught:
-        prepare(cfg)
+        require_valid(cfg)
     assert str(caught.value).count(
         "data."
     ) == 2 and "data.root=???: a value is missing; give one with data.root=VALUE" in str(caught.value)

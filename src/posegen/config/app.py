@@ -36,9 +36,9 @@ COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
 EXPECTED = (ValueError, OSError, KeyError, ImportError, *COMPOSING)
 #: Hydra's flags: the short forms, those with a value, and those that ask about a configuration in place of running it.
 SHORT = {
-    **{"-h": "--help", "-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info"},
-    **{"-sc": "--shell-completion", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"},
-}
+    "-h": "--help", "-c": "--cfg", "-p": "--package", "-r": "--run", "-m": "--multirun", "-i": "--info",
+    "-sc": "--shell-completion", "-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir",
+}  # fmt: skip
 VALUED = {"--cfg", "--package", "--experimental-rerun", "--config-path", "--config-name", "--config-dir"}
 ASKING = {"--hydra-help", "--cfg", "--info", "--shell-completion"}
 FLAGS = {*SHORT.values(), *VALUED, *ASKING, "--version", "--resolve"}
@@ -111,25 +111,24 @@ class Command:
 
     def asking(self, keys: Sequence[str]) -> tuple[str, list[str], Path]:
         """The arguments of `compose` with other overrides."""
-        path = [f"hydra.searchpath=[{','.join(self.search)}]"] if self.search else []
+        path = [f"hydra.searchpath=[{','.join(map(quoted, self.search))}]"] if self.search else []
         return self.flags.get("--config-name") or self.verb, [*path, *keys], self.main
 
-    def base(self, force: bool = False) -> DictConfig:
-        """The configuration without the overrides that are swept over, with its ``hydra`` node.
+    def base(self) -> DictConfig:
+        """The configuration without the overrides that are swept over, with its ``hydra`` node."""
+        return compose(*self.asking([axis.words[0] for axis in axes({}, self.keys) if len(axis.words) == 1]))
 
-        Args:
-            force: add the keys that do not exist.
-        """
-        words = [axis.words[0] for axis in axes({}, self.keys) if len(axis.words) == 1]
-        known = self.known
-        return compose(*self.asking([forced(word, known) for word in words] if force else words))
-
-    def axes(self, force: bool = False) -> list[Axis] | None:
+    def axes(self) -> list[Axis] | None:
         """The keys and groups that the command sweeps over; None where it runs one cell."""
-        node = self.base(force).hydra
-        if node.mode != RunMode.MULTIRUN and "--multirun" not in self.flags:
-            return None
-        return axes(node.sweeper.get("params"), self.keys)
+        node = self.base().hydra
+        swept = node.mode == RunMode.MULTIRUN or "--multirun" in self.flags
+        return axes(node.sweeper.get("params"), self.keys) if swept else None
+
+    def readable(self) -> tuple[list[Problem], Command]:
+        """The problems of single words, and the command with the others, which add the keys that do not exist."""
+        known = self.known
+        problems, words = readable(self.keys, known)
+        return problems, replace(self, keys=tuple(forced(word, known) for word in words))
 
     def cells(self) -> Iterator[DictConfig]:
         """The checked and resolved configuration of each cell, in the order of Hydra's basic sweeper.
@@ -146,19 +145,15 @@ class Command:
 
     def check(self) -> tuple[list[Problem], int]:
         """All problems, and how many cells were looked at, see `posegen.config.sweep.representatives`."""
-        known = self.known
-        problems, good = readable(self.keys, known)
+        problems, command = self.readable()
         try:
-            found = replace(self, keys=tuple(good)).axes(force=True)
-        except COMPOSING as error:
-            return problems or [Problem(self.verb, hydra_message(error))], 0
-        cells = [tuple(good)] if found is None else representatives(found, known)
-        for words in cells:
-            try:
-                with composed(*self.asking([forced(word, known) for word in words])) as cfg:
+            found = command.axes()
+            cells = [command.keys] if found is None else representatives(found, self.known)
+            for words in cells:
+                with composed(*self.asking(words)) as cfg:
                     problems += validate(cfg)
-            except COMPOSING as error:
-                problems += [Problem(self.verb, hydra_message(error))]
+        except COMPOSING as error:
+            return [*problems, Problem(self.verb, hydra_message(error))], 0
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:
@@ -173,13 +168,8 @@ class Command:
         traced, before = traceback_wanted(), sys.argv
         job = Job(self.verb, function)
         flags = [flag if value is None else f"{flag}={value}" for flag, value in self.flags.items()]
-        sys.argv = [
-            before[0],
-            "--config-name",
-            self.verb,
-            *flags,
-            *self.asking(self.keys)[1],
-        ]  # Lightning runs it again
+        # Lightning runs these words again.
+        sys.argv = [before[0], "--config-name", self.verb, *flags, *self.asking(self.keys)[1]]
         try:
             # Hydra hands errors on and prints none; processes that start from here remember what the user wanted.
             with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
@@ -193,7 +183,10 @@ class Command:
 
     def help(self) -> str:
         """Hydra's template with the groups from the file tree, because Hydra takes a second to list them."""
-        cfg = compose(*self.asking(readable(self.keys, self.known)[1]))
+        try:
+            cfg = self.readable()[1].base()
+        except COMPOSING:  # the words are wrong, or of another verb
+            cfg = compose(*self.asking(()))
         template = Template(cfg.hydra.help.template)
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
@@ -263,14 +256,14 @@ def checked(cfg: DictConfig) -> DictConfig:
 
 def run(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], Any] | None = None) -> int:
     """``posegen VERB words``, with another function in place of the verb's, if given; returns the exit code."""
-    command = Command(verb.name, words=tuple(words))
+    command = Command(verb.name)
     try:
-        if {"--help", "-h"} & set(words):
-            print(Command.read(verb.name, [] if verb.starts else words).help())
+        command = Command.read(verb.name, words)
+        if "--help" in command.flags:
+            print(command.help())
             return 0
         if verb.starts and function is None:
             return import_module(verb.module).start(command)
-        command = Command.read(verb.name, words)
         return command.run(function)
     except Exception as error:
         return tell(error, command, traceback_wanted())

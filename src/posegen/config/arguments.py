@@ -1,4 +1,4 @@
-"""The arguments of a ``_target_``, compared with its signature by pydantic, in strict mode and before anything is built."""
+"""The arguments of a ``_target_``, compared with its signature by pydantic in strict mode."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _names_for_enums(annotation: Any) -> Any:
 
 
 def evaluated(annotation: Any, target: Any) -> Any:
-    """An annotation of a callable as an object; `Any` where it names something that is imported for type checkers only."""
+    """An annotation of a callable as an object; `Any` where it names something imported for type checkers only."""
     if annotation is inspect.Parameter.empty:
         return Any
     function = target.__init__ if inspect.isclass(target) else target

@@ -1,8 +1,8 @@
 """Everything that can be known to be wrong with a configuration before anything is loaded.
 
-Hydra refuses ``adapter.chanels=3`` but lets ``+adapter.chanels=3`` and a typo in a file pass until the class is built, which is after the weights were loaded.
-Here every node with a ``_target_`` is compared with the signature of its class, every other node with the keys of its group's file, and all problems are
-reported at once.
+Hydra refuses ``adapter.chanels=3`` but lets ``+adapter.chanels=3`` and a typo in a file pass until the class is built,
+which is after the weights were loaded. Here every node with a ``_target_`` is compared with the signature of its class,
+every other node with the keys of its group's file, and all problems are reported at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
     for key, node in nodes.targets(cfg):
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
-    problems += for_the_verb(cfg, hydra.job.config_name)
+    problems += for_the_verb(cfg, str(hydra.job.config_name))
     return without_repeats(_placed(problem, hydra, known) for problem in problems)
 
 
@@ -210,7 +210,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
 
 
 def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
-    """Choices that are impossible for one verb: a protocol that does not judge what the backbone generates, a transfer without a source."""
+    """Choices that one verb cannot run: a protocol that judges something else, a transfer without a source."""
     if verb == "transfer" and "source" not in getattr(_class(cfg, "adapter"), "needs", ("source",)):
         text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
         return [Problem("adapter", text, cfg.get("method"))]
@@ -248,7 +248,7 @@ def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
 
 
 def _latent_factor(node: Any) -> int | None:
-    """Pixels per latent cell of a backbone in diffusers' layout; None where its autoencoder's configuration is not at hand."""
+    """Pixels per latent cell of a backbone in diffusers' layout; None where its autoencoder is not at hand."""
     values = nodes.value_or_none(node) if isinstance(node, DictConfig) else None
     places = [Path(str(values[key])).expanduser() for key in ("autoencoder", "path") if values and values.get(key)]
     for file in (place / name for place in places for name in ("vae/config.json", "config.json")):

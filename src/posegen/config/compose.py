@@ -39,7 +39,7 @@ def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) 
     Args:
         name: of the primary file.
         overrides: as on the command line; ``hydra.searchpath=[...]`` may be among them.
-        main: the folder of the primary file; by default posegen's; inside a running application it has been chosen already.
+        main: the folder of the primary file; by default posegen's; a running application has chosen it.
 
     Raises:
         HydraException: an option or key does not exist.

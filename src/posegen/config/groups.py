@@ -1,4 +1,4 @@
-"""The groups and their options, read from the file tree without Hydra and torch, so that help, listing and completion answer at once."""
+"""The groups and their options, read from the file tree without Hydra and torch, so that the help answers at once."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Option:
 
 
 def groups(where: Sequence[Path] | None = None) -> dict[str, dict[str, Option]]:
-    """Group -> option name -> option, both sorted; ``adapter/reference/real.yaml`` is the option ``reference/real`` of ``adapter``."""
+    """Group -> option -> its file, sorted; ``adapter/reference/real.yaml`` is ``reference/real`` of ``adapter``."""
     found: dict[str, dict[str, Option]] = {}
     for root in where or roots():
         for file in sorted(root.rglob("*.yaml")):

@@ -1,4 +1,4 @@
-"""Walking through a configuration's nodes, and the problems of single values: missing ones, and keys that nothing reads."""
+"""The nodes of a configuration, and the problems of single values: missing ones, and keys that nothing reads."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
 
 
 def _other_kind(value: Any, usual: Any) -> str | None:
-    """The kind that a value should have had if it is clearly of another than usual; ``auto`` stands in for any number."""
+    """The expected kind of a value that is clearly of another; ``auto`` stands in for any number."""
     if isinstance(usual, bool):
         return None if isinstance(value, bool) else "true or false"
     if not isinstance(usual, (int, float)):

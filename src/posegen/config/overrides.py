@@ -1,4 +1,4 @@
-"""A command line's overrides, judged one by one, so that all misspelt names are found at once; and how Hydra's errors read."""
+"""A command line's overrides, read one by one, so that all mistakes are found at once; and how Hydra's errors read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def readable(words: Sequence[str], known: Groups) -> tuple[list[Problem], list[s
 
 
 def forced(word: str, known: Groups) -> str:
-    """``key=value`` as ``++key=value``, which composes whether or not the key exists; the check knows whether anything reads it."""
+    """``key=value`` as ``++key=value``, which adds a key that does not exist; the check tells what reads no key."""
     key = word.partition("=")[0]
     return word if key[0] in "+~" or key.partition("@")[0] in known or key[:5] == "hydra" else f"++{word}"
 
@@ -76,7 +76,7 @@ def _unreadable(word: str, known: Groups, error: Exception) -> Problem:
 
 
 def hydra_message(error: BaseException) -> str:
-    """Hydra's message without the folders it looked in, with the extra that brings a missing option; of a yaml, the place of its error."""
+    """Hydra's message without the folders it looked in, with the extra that brings an option; of a yaml, the line."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: this is no yaml: {error.problem}"
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""

@@ -1,4 +1,4 @@
-"""What a sweep runs: the one place where ``hydra.sweeper.params`` and the command line become the cells of a multirun."""
+"""The cells of a sweep, from ``hydra.sweeper.params`` and the command line."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Axis:
 
 
 def axes(params: Mapping[Any, Any] | None, overrides: Iterable[str]) -> list[Axis]:
-    """The axes of a sweep in the order of Hydra's basic sweeper; a word of the command line replaces the parameter of its key.
+    """The axes of a sweep in the order of Hydra's basic sweeper; an override replaces the parameter of its key.
 
     Args:
         params: ``hydra.sweeper.params``.
         overrides: of the command line.
     """
     words = {str(key): f"{key}={value}" for key, value in (params or {}).items()}
-    words |= {word.split("=", 1)[0]: word for word in overrides}
+    words |= {word.split("=", 1)[0].lstrip("+"): word for word in overrides}
     return [Axis.of(override) for override in OverridesParser.create().parse_overrides(list(words.values()))]
 
 
@@ -58,7 +58,7 @@ def combinations(found: Sequence[Axis]) -> list[tuple[str, ...]]:
 
 
 def representatives(found: Sequence[Axis], groups: Iterable[str]) -> list[tuple[str, ...]]:
-    """Cells that show everything that can be wrong with a sweep: every combination of options of ``groups``, and every other value once."""
+    """Enough cells to find all problems: every combination of options of ``groups``, and every other value once."""
     known = set(groups)
     first = {axis.key: axis.words[0] for axis in found}
     chosen = [axis for axis in found if axis.group in known]

@@ -145,7 +145,8 @@ class OptunaSweeper(Sweeper):
 
 def distribution(axis: Axis) -> Any:
     """Optuna's distribution of an interval: integers where both ends are, logarithmic where it is tagged ``log``."""
-    optuna, interval = imported(), axis.override.value()
+    optuna = imported()
+    interval: Any = axis.override.value()
     whole = isinstance(interval.start, int) and isinstance(interval.end, int)
     kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
     try:

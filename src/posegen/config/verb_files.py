@@ -1,13 +1,14 @@
-"""The verbs, found in the file tree: ``posegen/verbs/VERB.py`` does the work, ``conf/VERB.yaml`` has the keys and the help.
+"""The verbs, found in the file tree: ``posegen/verbs/VERB.py`` does the work, ``conf/VERB.yaml`` has keys and help.
 
-The first line of the file's docstring is the summary. The file has one of two functions:
+The first line of the file's docstring is the summary. The file has at least one of two functions:
 
-- ``main(cfg)`` gets the checked and resolved configuration of one cell. It returns None, an exit code, or (for sweepers) the objective as a float.
-- ``start(command)`` gets the command line (`posegen.config.app.Command`) and is called in place of Hydra. ``benchmark`` plans its sweep in it before
-  ``command.run()``, ``check`` reads the command line of another verb.
+- ``main(cfg)`` gets the checked and resolved configuration of one cell. It returns None, an exit code, or (for
+  sweepers) the objective as a float.
+- ``start(command)`` gets the command line (`posegen.config.app.Command`) and runs in place of Hydra. ``benchmark``
+  plans its sweep there before ``command.run()``, ``check`` reads the command line of another verb.
 
-``positional: KEY`` in the yaml collects the words behind the verb that are no ``key=value`` in the list ``KEY``. Such verbs are not swept, so
-``key=a,b`` is a list there.
+``positional: KEY`` in the yaml collects the words that are no ``key=value`` in the list ``KEY``. Such verbs are not
+swept, so ``key=a,b`` is a list there.
 """
 
 from __future__ import annotations

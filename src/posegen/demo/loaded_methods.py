@@ -15,8 +15,8 @@ from posegen.config import groups as listing
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
 from posegen.pipeline import PoseGuidedPipeline
-from posegen.runner.devices import device_of
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
+from posegen.runner.precision import device_of
 
 #: Fields of a batch that a prompt, a pose and a picture of a person can fill.
 PAGE_INPUTS = frozenset({"hint", "source"})

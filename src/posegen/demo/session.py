@@ -21,9 +21,9 @@ from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.reading import PEOPLE, PoseInput, read_poses
 from posegen.runner.components import Parts
-from posegen.runner.devices import device_of
 from posegen.runner.images import visible
-from posegen.runner.prompts import PROMPTS, sampled_poses
+from posegen.runner.precision import device_of
+from posegen.runner.user_requests.prompts import PROMPTS, sampled_poses
 from posegen.train.loop import set_threads
 
 #: Columns of the pose metric that are shown, by the beginning of their names.

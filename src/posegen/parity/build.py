@@ -19,7 +19,7 @@ from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.verbs.convert import accounted, load
+from posegen.runner.official_weights import accounted, load
 
 Method = TypeVar("Method", bound=Adapter)
 Outputs = Iterator[tuple[str, Tensor]]

@@ -21,8 +21,8 @@ Asked = str | Path | Mapping[str, Any] | None
 def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> Backbone:
     """The backbone of a method folder.
 
-    It is what the caller asks for, that which lies in the folder itself (a saved pipeline), that of the cell around it, or what its id means: ``mannequin-v1``
-    is shipped with posegen, others are on the user's disk.
+    It is what the caller asks for, that which lies in the folder itself (a saved pipeline), that of the cell around it,
+    or what its id means: ``mannequin-v1`` is shipped with posegen, others are on the user's disk.
 
     Args:
         method: the method folder.
@@ -40,7 +40,8 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
         node = {**node, **changes(asked, node)}
     if "???" in node.values():
         raise UserError(
-            f"{method} belongs to backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), which is not in it; "
+            f"{method} belongs to backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), "
+            "which is not in it; "
             "name it: from_pretrained(folder, backbone=FOLDER_OR_FILE)"
         )
     cls = named_class(str(node.pop("_target_")), Backbone, "backbone", file)  # type: ignore[type-abstract]
@@ -48,7 +49,8 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
 
 
 def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
-    """(file, arguments) of the backbone: those of the cell around a method folder, unless it has moved, or of the configuration with this id."""
+    """(file, arguments) of the backbone: those of the cell around a method folder, unless it has moved, or of the
+    configuration with this id."""
     cell = method.parent / "config.yaml"
     if method.name == "method" and cell.is_file():
         node = plain(OmegaConf.load(cell).backbone)
@@ -87,6 +89,7 @@ def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
     if strays := [name for name, path in paths.items() if not path.is_relative_to(base.resolve())]:
         raise UserError(
-            f"{base.parent / 'posegen.json'}: the backbone's {strays[0]} {arguments[strays[0]]!r} is outside the folder; nothing was read"
+            f"{base.parent / 'posegen.json'}: the backbone's {strays[0]} {arguments[strays[0]]!r} is outside the "
+            "folder; nothing was read"
         )
     return {**arguments, **{name: str(path) for name, path in paths.items()}}

@@ -5,15 +5,14 @@ That is why an interrupted run continues bit for bit: nothing has to be remember
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from posegen.backbones.text import Text
-from posegen.data.base import PoseBatch, PoseData, Sample, generator
+from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
 
 Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
@@ -93,53 +92,6 @@ def drawn(hint: Hint, sample: Sample) -> np.ndarray:
         raise UserError(
             f"the pose of sample {sample.id} cannot be drawn: {error}; mend or remove it in the data set"
         ) from error
-
-
-class StepBatches(IterableDataset):
-    """Batches ``start, start + 1, ...`` of an endless training run.
-
-    Every epoch is a new permutation of the split; batches never span two epochs, so ``visit`` is the epoch.
-
-    Args:
-        size: images per batch, over all processes.
-        start: the first batch to yield; a resumed run starts where it was interrupted.
-        rank: which share of every batch this process sees ...
-        shares: ... of how many equal ones.
-    """
-
-    def __init__(
-        self, data: PoseData, needs: Needs, size: int, seed: int, start: int = 0, rank: int = 0, shares: int = 1
-    ) -> None:
-        if len(data) < size:
-            raise UserError(
-                f"optim.batch={size} is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count"
-            )
-        self.data, self.needs, self.size, self.seed, self.start = data, needs, size, seed, start
-        self.own = slice(rank * (size // shares), (rank + 1) * (size // shares))
-
-    def indices(self, batch: int) -> tuple[list[int], int]:
-        """(sample indices, epoch) of a batch."""
-        epoch, position = divmod(batch, len(self.data) // self.size)
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._order = (
-                epoch,
-                torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch)).tolist(),
-            )
-        return self._order[position * self.size : (position + 1) * self.size], epoch
-
-    def __iter__(self) -> Iterator[PoseBatch]:
-        worker = get_worker_info()
-        first, stride = (self.start, 1) if worker is None else (self.start + worker.id, worker.num_workers)
-        batch = first
-        while True:
-            indices, epoch = self.indices(batch)
-            yield collate(self.data, indices[self.own], self.needs, self.seed, epoch)
-            batch += stride
-
-
-def training_loader(batches: StepBatches, workers: int = 0) -> DataLoader:
-    """A loader that hands whole batches through; the order does not depend on ``workers``."""
-    return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
 
 def fixed_batches(count: int, size: int) -> list[range]:

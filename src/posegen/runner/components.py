@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from posegen.metrics.protocol import Protocol
     from posegen.runner.outputs import Kind
     from posegen.runner.sampler import Sampler
-    from posegen.runner.shard import Shard
+    from posegen.runner.stage import Shard
 
 
 def reference_split(cfg: DictConfig) -> str:
@@ -54,7 +54,8 @@ class Parts:
         vars(adapter).update(declared)  # before it is attached: quirks may shape modules
         if adapter.sample != self.backbone.sample:
             raise UserError(
-                f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; choose another backbone="
+                f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; "
+                "choose another backbone="
             )
         return adapter
 
@@ -90,7 +91,8 @@ class Parts:
 
     @cached_property
     def population(self) -> list[Sample]:
-        """A split without its images, the training split unless the adapter says otherwise: what it may know of the world before it is asked."""
+        """A split without its images, the training split unless the adapter says otherwise: what it may know of the
+        world before it is asked."""
         data = self.data(self.bare_adapter.population)
         return [replace(data.seen(i, image=False), image=None) for i in range(len(data))]
 
@@ -116,6 +118,6 @@ class Parts:
     @cached_property
     def shard(self) -> Shard:
         """Which batches this process samples and judges."""
-        from posegen.runner.shard import Shard
+        from posegen.runner.stage import Shard
 
         return Shard.of(self.cfg)

@@ -14,11 +14,10 @@ from posegen.data.base import PoseBatch, PoseData
 from posegen.io.atomic import write_json, write_text
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Parts
-from posegen.runner.costs import note_costs
-from posegen.runner.devices import device_of
 from posegen.runner.images import keep_sources, pictured
 from posegen.runner.method_folder import load_into
-from posegen.runner.progress import Progress
+from posegen.runner.precision import device_of
+from posegen.runner.progress import Progress, note_costs
 from posegen.runner.stage import Stage
 
 

@@ -51,7 +51,8 @@ def pictured(data: PoseData) -> set[int]:
 
 
 def keep_sources(cell: Path, data: PoseData, indices: Iterable[int]) -> None:
-    """Writes ``cell/sources/<index>.png``: what the appearance of these samples is taken from, several pictures side by side."""
+    """Writes ``cell/sources/<index>.png``: what the appearance of these samples is taken from, several pictures side by
+    side."""
     for i in indices:
         write_png(
             picture(cell / "sources", i),
@@ -60,7 +61,8 @@ def keep_sources(cell: Path, data: PoseData, indices: Iterable[int]) -> None:
 
 
 def sources(cells: Iterable[Path], index: int) -> np.ndarray | None:
-    """What the appearance of a sample was taken from, as the first of the cells that has it knows; None where no cell does."""
+    """What the appearance of a sample was taken from, as the first of the cells that has it knows; None where no cell
+    does."""
     file = next((file for cell in cells if (file := picture(cell / "sources", index)).is_file()), None)
     return None if file is None else read_png(file)
 
@@ -93,7 +95,8 @@ def enlarged(keypoints: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def overview(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
-    """A row per pose: the target, the source where there is one, then every method's sample beside its re-detected pose; None where no cell has such pictures.
+    """A row per pose: the target, the source where there is one, then every method's sample beside its re-detected
+    pose; None where no cell has such pictures.
 
     Args:
         cells: method -> folder of its cell.
@@ -121,7 +124,8 @@ def given(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> list[np.nd
 def by_scenario(
     labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS
 ) -> dict[str, np.ndarray]:
-    """For every scenario of which the cells have judged pictures a grid: target pose, every method's sample, and the real picture where there is such a row.
+    """For every scenario of which the cells have judged pictures a grid: target pose, every method's sample, and the
+    real picture where there is such a row.
 
     Args:
         labels: the scenario of every image.

@@ -15,11 +15,10 @@ from posegen.metrics.base import Judged
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cell import identity
 from posegen.runner.components import Parts, reference_split
-from posegen.runner.devices import device_of
 from posegen.runner.images import picture, pictured, read_png, write_png
+from posegen.runner.precision import device_of
 from posegen.runner.progress import Progress
-from posegen.runner.shard import WHOLE, Shard
-from posegen.runner.stage import Stage
+from posegen.runner.stage import WHOLE, Shard, Stage
 
 
 class Judging(Stage):

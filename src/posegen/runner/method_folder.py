@@ -41,7 +41,8 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
     Args:
         adapter: attached to ``backbone``.
         own_unet: write the U-Net although it does not train, because it is not the backbone's own.
-        facts: more entries of ``posegen.json``, among them ``sampler``, the settings that the method is to be sampled with, where they are known.
+        facts: more entries of ``posegen.json``, among them ``sampler``, the settings that the method is to be sampled
+            with, where they are known.
     """
     about = {
         "format": FORMAT,
@@ -86,7 +87,8 @@ def trains(module: nn.Module) -> bool:
 def plain_modules(adapter: Adapter) -> dict[str, tuple[str, Any]]:
     """Folder name -> (beginning of its keys, module), for parts of the adapter that diffusers itself can load.
 
-    A module of one of diffusers' classes that a method has operated on is none of them: its configuration does not describe it any more.
+    A module of one of diffusers' classes that a method has operated on is none of them: its configuration does not
+    describe it any more.
     """
     found: dict[str, tuple[str, Any]] = {}
     for prefix, module in adapter.named_modules():
@@ -107,21 +109,25 @@ def as_configured(module: Any) -> bool:
 
 
 def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
-    """Puts the weights of a method folder into an attached adapter and its backbone, and has official weights used as their authors did.
+    """Puts the weights of a method folder into an attached adapter and its backbone, and has official weights used as
+    their authors did.
 
     Raises:
-        UserError: the folder belongs to another class or backbone, or its weights are missing, damaged, not finite or of another shape.
+        UserError: the folder belongs to another class or backbone, or its weights are missing, damaged, not finite or
+            of another shape.
     """
     about = read_about(folder)
     name = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
     if about["class"] != name:
         raise UserError(
-            f"{folder} holds weights of {about['class']}, the configured adapter is {name}; choose the adapter they belong to, or another checkpoint="
+            f"{folder} holds weights of {about['class']}, the configured adapter is {name}; choose the adapter they "
+            "belong to, or another checkpoint="
         )
     if about["backbone"]["sha256"] != backbone.weights.sha256:
         raise UserError(
             f"{folder} was trained on backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), "
-            f"configured is {backbone.weights.id} ({backbone.weights.sha256[:12]}); set backbone= to that one, or train again"
+            f"configured is {backbone.weights.id} ({backbone.weights.sha256[:12]}); set backbone= to that one, or "
+            "train again"
         )
     adapter.faithful = bool(about.get("faithful", adapter.faithful))
     put(adapter, adapter_tensors(adapter, folder), folder)
@@ -145,7 +151,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     path = folder / "posegen.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} is no method folder (posegen.json is missing); name a finished cell, its method folder, or the target of posegen convert"
+            f"{folder} is no method folder (posegen.json is missing); name a finished cell, its method folder, or the "
+            "target of posegen convert"
         )
     about = read_json(path)
     version = about.get("format") if isinstance(about, dict) else None
@@ -156,7 +163,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         or not {"id", "sha256"} <= about["backbone"].keys()
     ):
         raise UserError(
-            f"{path} has format {version}, this version reads format {FORMAT}; make the folder again with posegen train or convert"
+            f"{path} has format {version}, this version reads format {FORMAT}; make the folder again with posegen "
+            "train or convert"
         )
     return about
 
@@ -185,7 +193,8 @@ def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     """
     if bad := not_finite(tensors):
         raise UserError(
-            f"{file} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: {listed(bad)}. Its training diverged, or it overflowed when it was "
+            f"{file} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: {listed(bad)}. Its training "
+            "diverged, or it overflowed when it was "
             "saved in half precision; take an earlier checkpoint or the file in full precision"
         )
 
@@ -213,7 +222,8 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], file: Path | str) -> N
     if any(problems.values()):
         kinds = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
         raise UserError(
-            f"{file} does not fit {type(module).__name__}: {kinds}. The settings of the adapter or the backbone differ from those of the weights"
+            f"{file} does not fit {type(module).__name__}: {kinds}. The settings of the adapter or the backbone differ "
+            "from those of the weights"
         )
     module.load_state_dict(tensors)
 
@@ -240,7 +250,8 @@ def adapter_class(name: str, folder: Path) -> type[Adapter]:
 def named_class(name: str, kind: type[Kind], what: str, file: Path) -> type[Kind]:
     """The class that a foreign file names, if it is of the right kind; nothing else is ever called.
 
-    The module must be one of posegen's own or one that the program has imported already: a folder cannot have foreign modules imported.
+    The module must be one of posegen's own or one that the program has imported already: a folder cannot have foreign
+    modules imported.
 
     Args:
         kind: what the class must inherit from.
@@ -255,13 +266,15 @@ def named_class(name: str, kind: type[Kind], what: str, file: Path) -> type[Kind
             found = None
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(
-            f"{file} names the class {name}, which is no {what}; nothing was run. Import its package first, or get the folder from its author again"
+            f"{file} names the class {name}, which is no {what}; nothing was run. Import its package first, or get the "
+            "folder from its author again"
         )
     return found
 
 
 def find_checkpoint(cfg: DictConfig) -> Path:
-    """The method folder that ``checkpoint`` means: a cell, a method folder, or, where it is null, the newest finished cell of this adapter and backbone.
+    """The method folder that ``checkpoint`` means: a cell, a method folder, or, where it is null, the newest finished
+    cell of this adapter and backbone.
 
     Raises:
         UserError: there is none; names the command that makes it.
@@ -271,7 +284,8 @@ def find_checkpoint(cfg: DictConfig) -> Path:
     finished = [cell for cell in Path(cfg.paths.output).glob("**/status.json") if made_by(cell, cfg)]
     if not finished:
         raise UserError(
-            f"no finished cell of adapter {cfg.method} in {cfg.paths.output}; run posegen train adapter={cfg.method} first, or set checkpoint=FOLDER"
+            f"no finished cell of adapter {cfg.method} in {cfg.paths.output}; run posegen train adapter={cfg.method} "
+            "first, or set checkpoint=FOLDER"
         )
     return max(finished, key=lambda cell: cell.stat().st_mtime).parent / "method"
 

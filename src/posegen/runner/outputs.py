@@ -22,7 +22,8 @@ from posegen.runner.images import picture, read_png, triple, write_png
 
 
 class Kind(ABC):
-    """One kind of sample. Every sample has a picture ``<index>.png``, so that pages and grids need not know its kind."""
+    """One kind of sample. Every sample has a picture ``<index>.png``, so that pages and grids need not know its
+    kind."""
 
     @abstractmethod
     def real(self, samples: Sequence[Sample]) -> Tensor:

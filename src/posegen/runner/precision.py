@@ -15,10 +15,12 @@ from posegen.errors import UserError
 
 #: Lightning's names of the precisions that sampling and `posegen profile` know, too.
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-#: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected, would be frozen into the code.
+#: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected,
+#: would be frozen into the code.
 REPEATED = ("BasicTransformerBlock",)
-#: What may be computed again. The wide inner activations of feed-forward layers are the largest share of a transformer block's memory and cost little to
-#: compute; checkpointing whole blocks, diffusers' own kind, saves most and costs another forward pass.
+#: What may be computed again. The wide inner activations of feed-forward layers are the largest share of a transformer
+#: block's memory and cost little to compute; checkpointing whole blocks, diffusers' own kind, saves most and costs
+#: another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
 WIDE = ("GEGLU",)
 
@@ -66,8 +68,8 @@ def arrange(
 def keep_cast(network: nn.Module, precision: str) -> None:
     """Keeps the frozen weights of convolutions and linear layers in the type that autocast computes in.
 
-    The numbers are the same, since autocast would cast the same weights in every pass: it remembers casts of weights that train alone. Weights of
-    normalisations stay as they are; autocast computes those in single precision.
+    The numbers are the same, since autocast would cast the same weights in every pass: it remembers casts of weights
+    that train alone. Weights of normalisations stay as they are; autocast computes those in single precision.
     """
     dtype = PRECISIONS.get(precision)
     for module in network.modules() if dtype is not None else ():
@@ -107,3 +109,17 @@ def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
     """All modules that a step runs: those of the U-Net and of the adapter."""
     yield from backbone.unet.modules()
     yield from adapter.modules()
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device that Lightning's ``accelerator`` means.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    wanted = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(accelerator, accelerator)
+    if wanted not in ("cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
+        raise UserError(
+            f"trainer.accelerator={accelerator} is not on this machine; expected auto, cpu, or gpu where there is one"
+        )
+    return torch.device(wanted)

@@ -1,12 +1,15 @@
-"""How far a cell is: a bar for people, ``progress.json`` for the benchmark's overview."""
+"""How far a cell is (a bar, and ``progress.json`` for a benchmark's overview), and what it cost."""
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 from typing import Literal
 
-from posegen.io.atomic import write_json
+import torch
+
+from posegen.io.atomic import read_json, write_json
 
 Mode = Literal["bar", "file", "none"]
 
@@ -68,3 +71,16 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def note_costs(folder: Path, **costs: float) -> None:
+    """Adds to ``costs.json`` of a cell."""
+    path = folder / "costs.json"
+    write_json(path, {**(read_json(path) if path.is_file() else {}), **costs})
+
+
+def peak_memory_mb() -> float:
+    """Largest memory of the process so far: on the GPU where one is used, else resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

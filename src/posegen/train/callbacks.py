@@ -9,8 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-from posegen.runner.costs import note_costs, peak_memory_mb
-from posegen.runner.progress import Mode, Progress
+from posegen.runner.progress import Mode, Progress, note_costs, peak_memory_mb
 
 CHECKPOINT = "last.ckpt"
 

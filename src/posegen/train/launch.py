@@ -97,7 +97,8 @@ def node_rank() -> int:
     rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
     if rank is None:
         raise UserError(
-            "trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm, or "
+            "trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm, "
+            "or "
             "run the same command on each machine with NODE_RANK=0, 1, ... and the MASTER_ADDR and MASTER_PORT of the "
             "first"
         )
@@ -133,7 +134,8 @@ def run_together(work: Callable[[dict[str, Any]], None], cfg: DictConfig, group:
     """Runs ``work(config)`` in one process per device of this machine, and waits for them.
 
     Args:
-        work: a function of a module, decorated with torch's `record`; it gets the resolved configuration as plain values.
+        work: a function of a module, decorated with torch's `record`; it gets the resolved configuration as plain
+            values.
 
     Raises:
         UserError: one of the processes raised it.

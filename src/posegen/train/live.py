@@ -1,4 +1,5 @@
-"""Is it learning the poses? Pose accuracy and a picture grid while training, on a fixed part of the validation split."""
+"""Is it learning the poses? Pose accuracy and a picture grid while training, on a fixed part of the validation
+split."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ from posegen.errors import UserError
 from posegen.io.locks import locked
 from posegen.runner.batches import Needs
 from posegen.runner.components import Parts
-from posegen.runner.costs import note_costs
-from posegen.runner.devices import device_of
 from posegen.runner.encodings import cached_latents, cached_text
+from posegen.runner.precision import device_of
+from posegen.runner.progress import note_costs
 from posegen.runner.stage import Stage
 from posegen.train.callbacks import CHECKPOINT
 from posegen.train.ema import EMA
@@ -210,7 +210,8 @@ def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
     normed = [name for name, module in task.named_modules() if isinstance(module, kind) and name in trained]
     if processes > 1 and normed and device_of(cfg.trainer.accelerator).type == "cpu":
         raise UserError(
-            f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and processes "
+            f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and "
+            "processes "
             "on the CPU cannot share its statistics; train it with trainer.devices=1 or on GPUs"
         )
 

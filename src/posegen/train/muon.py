@@ -1,7 +1,8 @@
 """Muon: momentum whose update is orthogonalised, for weight matrices; AdamW for everything else.
 
-Jordan et al. 2024 ("Muon: an optimizer for hidden layers"); the update is scaled to AdamW's typical size as in Liu et al. 2025 (arXiv:2502.16982, equation 4),
-so one learning rate and one weight decay serve both kinds of parameters. Convolutions count as matrices ``[out, in * kh * kw]``.
+Jordan et al. 2024 ("Muon: an optimizer for hidden layers"); the update is scaled to AdamW's typical size as in Liu et
+al. 2025 (arXiv:2502.16982, equation 4), so one learning rate and one weight decay serve both kinds of parameters.
+Convolutions count as matrices ``[out, in * kh * kw]``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Muon(torch.optim.Optimizer):
     """See the module.
 
     Args:
-        parameters: of any shape; those with two or more dimensions, none of them 1 as a matrix, get the orthogonalised update.
+        parameters: of any shape; those with two or more dimensions, none of them 1 as a matrix, get the orthogonalised
+            update.
         lr: learning rate of both kinds.
         momentum: of the orthogonalised update (Nesterov).
         betas, eps: of AdamW.

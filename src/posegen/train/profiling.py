@@ -29,8 +29,7 @@ from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
 from posegen.runner.components import Parts
-from posegen.runner.devices import device_of
-from posegen.runner.precision import PRECISIONS, autocast
+from posegen.runner.precision import PRECISIONS, autocast, device_of
 from posegen.runner.sampler import Sampler
 from posegen.train.loop import build_task
 from posegen.train.recipe import recipe_of

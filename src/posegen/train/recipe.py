@@ -54,13 +54,15 @@ class Recipe:
         own = dict(recipes.get(name, {}))
         if unknown := set(own) - {"lr", "drop_text"}:
             raise UserError(
-                f"adapter.recipes.{name} holds {sorted(unknown)}; only lr and drop_text are a method's own, everything else is shared: use optim"
+                f"adapter.recipes.{name} holds {sorted(unknown)}; only lr and drop_text are a method's own, everything "
+                "else is shared: use optim"
             )
         values = {f.name: optim[f.name] for f in fields(cls) if optim.get(f.name) is not None}
         values = {**own, **values, "steps": steps}
         if missing := {"lr", "drop_text"} - set(values):
             raise UserError(
-                f"optim.{min(missing)} is null and adapter.recipes has no {name!r} recipe with it; set optim.{min(missing)}=VALUE"
+                f"optim.{min(missing)} is null and adapter.recipes has no {name!r} recipe with it; set "
+                f"optim.{min(missing)}=VALUE"
             )
         values["betas"] = tuple(values.get("betas", (0.9, 0.999)))
         return cls(**values)

@@ -60,8 +60,8 @@ class Task(LightningModule):
         """Writes what the task is for; called with the averaged weights in place."""
 
     def training_step(self, batch: PoseBatch, index: int) -> Tensor:
-        # What draws from the global generator (dropout, say) is a function of the step, so that a resumed run repeats it;
-        # processes that share a batch must not all drop the same.
+        # What draws from the global generator (dropout, say) is a function of the step, so that a resumed run repeats
+        # it; processes that share a batch must not all drop the same.
         place = self.current_epoch * int(self.trainer.num_training_batches) + index
         torch.manual_seed(self.seed * 1_000_003 + place + (self.global_rank << 40))
         losses = self.losses(batch)
@@ -115,7 +115,8 @@ class Task(LightningModule):
 
 
 class DiffusionTask(Task):
-    """What every diffusion training step shares: clean latents, noise and timesteps from the images' own generators, and the U-Net's prediction."""
+    """What every diffusion training step shares: clean latents, noise and timesteps from the images' own generators,
+    and the U-Net's prediction."""
 
     backbone: Backbone
 
@@ -171,7 +172,8 @@ class TextToImageTask(DiffusionTask):
     """Trains a backbone's U-Net and text encoder from captions alone; the autoencoder stays as it is.
 
     Args:
-        min_snr: weight of a step is min(SNR, min_snr) / (SNR + 1), the Min-SNR rule for v-prediction (Hang et al. 2023, section 3.4); null weighs all alike.
+        min_snr: weight of a step is min(SNR, min_snr) / (SNR + 1), the Min-SNR rule for v-prediction (Hang et al. 2023,
+            section 3.4); null weighs all alike.
     """
 
     def __init__(self, parts: Parts, min_snr: float | None = None) -> None:
@@ -204,7 +206,8 @@ class TextToImageTask(DiffusionTask):
 
 
 class AutoencoderTask(Task):
-    """Trains a deterministic autoencoder of images: squared and absolute error, plus the absolute error of image gradients, which keeps thin lines."""
+    """Trains a deterministic autoencoder of images: squared and absolute error, plus the absolute error of image
+    gradients, which keeps thin lines."""
 
     needs = frozenset({"images"})
 

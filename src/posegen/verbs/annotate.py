@@ -233,7 +233,7 @@ class Look:
         from hydra.utils import instantiate
         from torch import nn
 
-        from posegen.runner.devices import device_of
+        from posegen.runner.precision import device_of
 
         made = instantiate(self.config, _convert_="all")
         return made.to(device_of(self.accelerator)) if isinstance(made, nn.Module) else made
@@ -266,7 +266,7 @@ class Look:
         import torch
 
         from posegen.data.base import to_tensor
-        from posegen.runner.devices import device_of
+        from posegen.runner.precision import device_of
 
         batch: Tensor = torch.stack([to_tensor(image) for image in images]).to(device_of(self.accelerator))
         try:

@@ -14,17 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.app import Command
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
-from posegen.report.wandb import ResultsOnDashboard, log_table
-from posegen.report.live_progress import LiveProgress
 from posegen.report.formats import table_terminal
+from posegen.report.live_progress import LiveProgress
+from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts, reference_split
 from posegen.runner.experiment import method_class, splits_of, weights_of
 from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
-from posegen.runner.shard import Shard
-from posegen.runner.stage import Stage, complete
+from posegen.runner.stage import Shard, Stage, complete
 from posegen.train.launch import Processes
 from posegen.train.loop import Training, encodings, fit, set_threads
 
@@ -40,6 +39,7 @@ def start(command: Command) -> int:
     Returns:
         0 where every expected cell finished, 1 otherwise.
     """
+    command = Command.read(command.verb, command.words)
     if command.asks:
         return command.run()
     config = command.base()

@@ -1,24 +1,23 @@
 """Print the completion script of a shell.
 
-Tab asks ``posegen -sc query``, as Hydra's script does; the answer has verbs, options of groups from the file tree, and keys of the configuration so far.
+Tab asks ``posegen -sc query``, as Hydra's script does. The answer has verbs, options of groups from the file tree, and
+keys of the configuration so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.app import FLAGS, Command
 from posegen.config.groups import groups, primaries
-from posegen.config.overrides import readable
 from posegen.config.problems import misspelt
 from posegen.config.verb_files import verbs
 from posegen.errors import UserError
 
-# Bash completes the part behind the last of its word breaks, which include '=' and ':', so the part before is cut off every choice.
+# Bash completes the part behind its last word break, '=' or ':' say, so the part before is cut off every choice.
 BASH = r"""_posegen() {
     local line="${COMP_LINE:0:COMP_POINT}" choice
     local word="${line##* }" breaks="${COMP_WORDBREAKS//[^=:]/}"
@@ -54,9 +53,9 @@ def complete(line: str) -> list[str]:
     if len(words) < 2:
         return matching(word, (f"{verb} " for verb in verbs()))
     verb, before = words[1], words[2:]
-    first = {"list": groups, "completion": lambda: SCRIPTS, "check": lambda: sorted(primaries() & set(verbs()))}
-    if verb in first and not (verb == "check" and before):
-        return matching(word, (f"{name} " for name in first[verb]()))
+    if verb in ("list", "completion") or (verb == "check" and not before):
+        names = groups() if verb == "list" else SCRIPTS if verb == "completion" else primaries() & set(verbs())
+        return matching(word, (f"{name} " for name in sorted(names)))
     if verb == "check":
         verb, before = before[0], before[1:]
     return override_choices(verb, before, word) if verb in primaries() else []
@@ -76,7 +75,10 @@ def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
     if equals and name in known:
         done = value.rpartition(",")[0]  # options before the last comma of a sweep
         return matching(word, (f"{key}={done},{option}" if done else f"{key}={option}" for option in known[name]))
-    cfg = composed_so_far(command)
+    try:
+        cfg = command.readable()[1].base()
+    except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
+        return []
     if equals:
         return matching(word, (f"{key}={choice}" for choice in values(cfg, name)))
     shown = [f"{group}=" for group in known if "/" not in group or name.startswith("hydra")]
@@ -96,18 +98,10 @@ def keys(cfg: Any, name: str) -> list[str]:
 
 def values(cfg: Any, name: str) -> list[str]:
     """What a key may be set to: the two truth values, or the value it has."""
-    value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False) if cfg is not None else None
+    value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
     if isinstance(value, bool):
         return ["false", "true"]
     return [] if value is None or OmegaConf.is_config(value) else [str(value)]
-
-
-def composed_so_far(command: Command) -> Any:
-    """The configuration of the words that can be read, None if there is none."""
-    try:
-        return replace(command, keys=tuple(readable(command.keys, command.known)[1])).base(force=True)
-    except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
-        return None
 
 
 def matching(word: str, names: Iterable[str]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from posegen.report.wandb import ResultsOnDashboard
-from posegen.report.rows import row_of
 from posegen.report.formats import row_terminal
+from posegen.report.rows import row_of
+from posegen.report.wandb import ResultsOnDashboard
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.experiment import splits_of, weights_of, with_checkpoint

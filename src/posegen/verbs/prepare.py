@@ -140,7 +140,7 @@ def encode(parts: Parts, chapters: Sequence[Chapter]) -> None:
     if cfg.latents and parts.data("train").varies:
         print("no latents: the training images look different on every visit, see data.transform")
 
-    from posegen.runner.devices import device_of
+    from posegen.runner.precision import device_of
     from posegen.train.loop import encodings, prepare_threads
 
     prepare_threads(cfg)

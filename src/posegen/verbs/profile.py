@@ -17,7 +17,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.tables import csv_text
 from posegen.runner.cell import provenance
-from posegen.runner.devices import device_of
+from posegen.runner.precision import device_of
 from posegen.train.profiling import Phase, in_fresh_process, measure_phase
 
 ProfileRow = dict[str, Any]

@@ -8,8 +8,8 @@ from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.experiment import weights_of, with_checkpoint
 from posegen.runner.generate import Generation
-from posegen.runner.prompts import Illustration, with_prompts
 from posegen.runner.stage import UNFINISHED, Stage, complete
+from posegen.runner.user_requests.prompts import Illustration, with_prompts
 from posegen.train.loop import set_threads
 
 

@@ -8,7 +8,7 @@ from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.experiment import weights_of, with_checkpoint
 from posegen.runner.stage import UNFINISHED, complete
-from posegen.runner.transfer import Transfer, with_picture
+from posegen.runner.user_requests.transfer import Transfer, with_picture
 from posegen.train.loop import set_threads
 
 

@@ -28,10 +28,10 @@ from posegen.runner.components import Parts
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
-from posegen.runner.inpainting import Kept, pasted
 from posegen.runner.progress import Progress
-from posegen.runner.prompts import people_from_file, source_files
 from posegen.runner.stage import Stage
+from posegen.runner.user_requests.inpainting import Kept, pasted
+from posegen.runner.user_requests.prompts import people_from_file, source_files
 
 OWN = "posegen.data.user_samples.UserTransfer"
 FILES = ("picture", "mask", "source")
@@ -95,7 +95,8 @@ def canvas(cfg: DictConfig, parts: Parts) -> tuple[int, int]:
 
 
 def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The people ``[P, 17, 3]`` of a picture, on the canvas: from ``cfg.poses``, which are on the picture's pixels, or as the estimator sees them.
+    """The people ``[P, 17, 3]`` of a picture, on the canvas: from ``cfg.poses``, which are on the picture's pixels, or
+    as the estimator sees them.
 
     Raises:
         UserError: nobody is there.
@@ -109,7 +110,8 @@ def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int,
     found = found[(found[..., 2] > 0).any(-1)]
     if not len(found):
         raise UserError(
-            f"picture={cfg.picture}: the estimator finds nobody in it; set poses=FILE (COCO or OpenPose json), or another estimator="
+            f"picture={cfg.picture}: the estimator finds nobody in it; set poses=FILE (COCO or OpenPose json), or "
+            "another estimator="
         )
     return found
 
@@ -187,14 +189,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
-    """Side by side: the person, what becomes anew (white), the pose, what is to be worn, and the result, all at the size that is computed with."""
+    """Side by side: the person, what becomes anew (white), the pose, what is to be worn, and the result, all at the
+    size that is computed with."""
     size, lines = people.size, []
     zoom = -(-SIDE // size[0])
     for i, result in enumerate(results):
         worn = [sample.image for sample in people.sources_of(i)]
         mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
         first, *rest = [
-            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in (people.picture_of(i), mask, *worn, result)
+            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1)
+            for each in (people.picture_of(i), mask, *worn, result)
         ]  # type: ignore[arg-type]
         pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
         lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))

@@ -141,7 +141,8 @@ def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
         raise UserError(str(error)) from error
     if len(people) not in (1, count):
         raise UserError(
-            f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, or "
+            f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, "
+            "or "
             "as many"
         )
     return [entry.tolist() for entry in (people * count if len(people) == 1 else people)]

@@ -1,4 +1,5 @@
-"""Keeping most of a picture while the rest of it is sampled: in the latents after every step, and in the pixels at the end."""
+"""Keeping most of a picture while the rest of it is sampled: in the latents after every step, and in the pixels at the
+end."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from posegen.data.user_images import stretch_to
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What the sampler does after a step: outside the mask the latents become those of the pictures, with the noise that belongs to the next step.
+    """What the sampler does after a step: outside the mask the latents become those of the pictures, with the noise
+    that belongs to the next step.
 
-    The noise of a picture is one draw for all steps, the one that its sampling starts from; so a model that predicts it exactly passes without a seam. After
-    the last step the pictures' latents are clean.
+    The noise of a picture is one draw for all steps, the one that its sampling starts from; so a model that predicts it
+    exactly passes without a seam. After the last step the pictures' latents are clean.
 
     Attributes:
         clean: ``[B, c, h, w]`` latents of the pictures.
@@ -55,7 +57,8 @@ class Kept:
 
 
 def reduced(masks: Tensor, factor: int, dilate: int = 0) -> Tensor:
-    """``[B, 1, h, w] bool``: the latent cells that hold a pixel of ``masks [B, H, W] bool``, and those up to ``dilate`` cells from them."""
+    """``[B, 1, h, w] bool``: the latent cells that hold a pixel of ``masks [B, H, W] bool``, and those up to ``dilate``
+    cells from them."""
     cells = F.max_pool2d(masks[:, None].float(), factor)
     return F.max_pool2d(cells, 2 * dilate + 1, stride=1, padding=dilate) > 0
 
