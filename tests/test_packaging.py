@@ -43,7 +43,7 @@ def test_wheel_holds_configurations_and_assets(wheel: Path) -> None:
     ]
     assert {file.relative_to(ROOT / "src").as_posix() for file in assets} <= names
     assert "posegen/py.typed" in names
-    assert {f"posegen/verbs/demo_app/{name}" for name in ("editor.html", "editor.js", "page.css")} <= names
+    assert {f"posegen/demo/{name}" for name in ("editor.html", "editor.js", "fragments.html.j2", "page.css")} <= names
     assert not [name for name in names if name.startswith(("tests", "experiments")) or "__pycache__" in name]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

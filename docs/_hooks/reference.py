@@ -151,7 +151,7 @@ def facts(cls: type[Adapter]) -> str:
         "Before training": "the backbone's predictions are unchanged"
         if cls.starts_neutral
         else "the backbone's predictions are changed",
-        "Source": f"`{shown(Path(listing.source_of(f'{cls.__module__}.{cls.__name__}')[0]))}`",
+        "Source": f"`{shown(Path(inspect.getfile(cls)))}`",
     }
     beside: dict[str, list[str]] = {}
     for key, why in cls.beside.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.profile.keypoint_ap import STATISTICS, People, invented_people, measure_keypoint_ap, prepared
 from posegen.metrics.math.coco import evaluate
-from posegen.metrics.timing.coco import STATISTICS, People, invented, measure, prepared
 
 pytest.importorskip("pycocotools")
 
@@ -22,14 +22,14 @@ def values(made: People) -> np.ndarray:
     ids=["usual", "a thousand images", "crowds", "few people", "few detections", "one person"],
 )
 def test_equals_pycocotools(images, people, detections):
-    made = invented(images, people, detections, seed=images)
+    made = invented_people(images, people, detections, seed=images)
     expected, _ = prepared("pycocotools", made)()
     assert images == 1 or 0.001 < expected[0] < 0.95, "the case says nothing"
     assert values(made) == pytest.approx(expected, abs=1e-9)
 
 
 def test_crowds_are_larger_than_what_counts():
-    made = invented(20, 150, 700, seed=20)
+    made = invented_people(20, 150, 700, seed=20)
     assert max(map(len, made.scores)) > 30
     kept = [np.argsort(-s, kind="stable")[:20] for s in made.scores]
     best = People(
@@ -41,7 +41,7 @@ def test_crowds_are_larger_than_what_counts():
 
 
 def test_ties_keep_their_order():
-    made = invented(60, 150, 400, seed=3)
+    made = invented_people(60, 150, 400, seed=3)
     made = People(made.keypoints, made.areas, made.found, [np.round(s) for s in made.scores])
     expected, _ = prepared("pycocotools", made)()
     assert values(made) == pytest.approx(expected, abs=1e-9)
@@ -49,7 +49,7 @@ def test_ties_keep_their_order():
 
 def test_borders_of_area_ranges():
     """A person of exactly 32^2 or 96^2 pixels belongs to both ranges that meet there."""
-    made = invented(40, 100, 200, seed=5)
+    made = invented_people(40, 100, 200, seed=5)
     areas = [np.where(np.arange(len(a)) % 2, 32.0**2, 96.0**2) for a in made.areas]
     made = People(made.keypoints, areas, made.found, made.scores)
     expected, _ = prepared("pycocotools", made)()
@@ -67,6 +67,6 @@ def test_nobody_and_nothing():
 
 def test_the_comparison_measures_both_programs():
     pytest.importorskip("faster_coco_eval")
-    timings = measure(1, images=50, people=120, detections=300)
+    timings = measure_keypoint_ap(1, images=50, people=120, detections=300)
     assert [t.name.rpartition(" ")[2] for t in timings] == ["pycocotools", "faster-coco-eval"]
     assert all(t.agreement < 1e-9 and t.ours_s > 0 and t.theirs_s > 0 for t in timings)

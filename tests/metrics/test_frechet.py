@@ -7,6 +7,7 @@ import pytest
 import torch
 from cleanfid import fid
 
+from experiments.profile.set_distances import by_loop, measure_distances
 from posegen.metrics.math.frechet import (
     TILE,
     Polynomial,
@@ -20,7 +21,6 @@ from posegen.metrics.math.frechet import (
     kernel_distances,
     random_subsets,
 )
-from posegen.metrics.timing.distances import by_loop, measure
 
 
 def features(n: int, dimensions: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -148,6 +148,6 @@ def test_sets_that_cannot_be_compared():
 
 
 def test_the_comparison_compares_the_same_thing():
-    found = measure(1, images=300, dimensions=64, subsets=5, size=100)
+    found = measure_distances(1, images=300, dimensions=64, subsets=5, size=100)
     assert [t.target for t in found] == [4, 3] and all(t.agreement < 1e-6 for t in found)
     assert "100 of 300 and 300 images, 64 features" in found[1].name

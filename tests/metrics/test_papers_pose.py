@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from invented_people import judged, person, random_set
 
+from experiments.profile.keypoint_ap import STATISTICS, People, prepared
 from posegen.metrics.base import Judged, Metric, Poses
 from posegen.metrics.papers.pose import PaperPoseMetric, rows
-from posegen.metrics.timing.coco import STATISTICS, People, prepared
 
 
 def collect(metric: Metric, images: list[Judged]) -> dict[str, list]:

@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from invented_people import judged
 from omegaconf import OmegaConf
 
+from experiments.profile.set_distances import by_loop
 from posegen.metrics.math.frechet import frechet_distance, kernel_distance, kernel_distances, random_subsets
 from posegen.metrics.papers.quality import PaperQualityMetric, scenario_mean
 from posegen.metrics.protocol import Protocol
 from posegen.metrics.quality import CleanQualityMetric, rows_by_scenario
-from posegen.metrics.timing.distances import by_loop
 
 CONF = Path(__file__).parents[2] / "conf"
 SCENARIOS = ("dance", "mural")

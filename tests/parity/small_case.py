@@ -1,4 +1,4 @@
-"""A reference case that is made on the spot: a tiny ControlNet as diffusers computes it, under the original program's names."""
+"""A reference case computed on the spot: a tiny ControlNet by diffusers, under the original program's names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from posegen.backbones.loading import ldm_keys as ldm
 from tests.adapters.cases import original, scrambled
 
 CONFIG = {
-    "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [1],
-    "num_heads": 4, "context_dim": 16,
+    "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1,
+    "attention_resolutions": [1], "num_heads": 4, "context_dim": 16,
 }  # fmt: skip
 
 

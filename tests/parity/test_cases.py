@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from posegen.parity.case import Case
-from posegen.parity.compare import compare
+from posegen.parity.compare import compare, port_of
 from tests.adapters.cases import ABSENT, FOLDER
 
 
 def cases() -> list[object]:
     found = sorted(file.parent for file in FOLDER.rglob("case.json")) if FOLDER else []
     methods = {folder: json.loads((folder / "case.json").read_text())["method"] for folder in found}
-    computable = [folder for folder in found if find_spec(f"posegen.parity.{methods[folder]}")]
+    computable = [folder for folder in found if port_of(methods[folder])]
     return [pytest.param(folder, id=folder.name) for folder in computable]
 
 
@@ -24,4 +23,4 @@ def cases() -> list[object]:
 @pytest.mark.parametrize("folder", cases())
 def test_every_output_agrees(folder: Path) -> None:
     found = compare(Case.read(folder))
-    assert all(line.ok for line in found), "\n".join(["", *map(str, found)])
+    assert found.verdict == "passed", "\n".join(["", found.reason, *map(str, found.lines)])

@@ -11,6 +11,7 @@ from posegen.parity.case import Case
 from posegen.parity.compare import agree, compare
 
 NAN, INF = float("nan"), float("inf")
+CLIP = {"inputs": {"image": [[1.0, 0.0]], "text": [[1.0, 0.0]]}}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_one_number_may_have_any_shape_and_others_may_not() -> None:
 
 def test_the_report_has_both_errors_and_the_share_outside() -> None:
     line = agree("x", torch.tensor([1.0, 2.0, 5.0, 4.0]), torch.tensor([1.0, 2.0, 4.0, 4.0]), 0.0, 0.1)
-    assert (line.absolute, line.relative, line.outside) == (1.0, 0.25, 0.25)
+    assert (line.absolute, line.relative, line.outside, line.used) == (1.0, 0.25, 0.25, 10.0)
 
 
 def test_tolerances_are_the_outputs_own_or_those_of_loops_or_the_cases() -> None:
@@ -50,5 +51,10 @@ def test_tolerances_are_the_outputs_own_or_those_of_loops_or_the_cases() -> None
 
 
 def test_a_case_without_outputs_fails() -> None:
-    (line,) = compare(Case(Path("somewhere"), {"method": "invented"}, {}, {}, {}, {}))
-    assert not line.ok and "holds no tensor out.*" in line.reason
+    found = compare(Case(Path("somewhere"), {"method": "metrics", "module": "clip_score", **CLIP}, {}, {}, {}, {}))
+    assert found.verdict == "FAILED" and "holds no tensor out.*" in found.reason
+
+
+@pytest.mark.parametrize("method", ["invented", "case", "os.path", ""])
+def test_a_method_that_posegen_does_not_have_is_no_failure(method: str) -> None:
+    assert compare(Case(Path("somewhere"), {"method": method}, {}, {}, {}, {})).verdict == "no such method here"

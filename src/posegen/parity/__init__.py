@@ -1,5 +1,5 @@
-"""Comparison with tensors that the official implementations computed: ``posegen parity CASE...``.
+"""Comparison with tensors that the official programs computed: ``posegen parity [FOLDER...]``.
 
-A case names its method; ``posegen.parity.<method>`` holds one function ``compute(case) -> {output: tensor}``, found by that name. Nobody imports this
-package.
+A case names its method; ``posegen.parity.<method>`` holds a function ``<method>_outputs(case)``, found by that
+name, that yields (output, tensor).
 """

@@ -1,12 +1,14 @@
-"""Backbones at the size of a case, and methods with the case's weights."""
+"""Backbones at the size of a case, methods with the case's weights, and what passes through their modules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, Geometry
@@ -15,10 +17,32 @@ from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.runner.official_weights import accounted, load
 
 Method = TypeVar("Method", bound=Adapter)
+Outputs = Iterator[tuple[str, Tensor]]
+
+
+class Inexpressible(UserError):
+    """The case has a size or a setting that posegen's method does not have."""
+
+
+class UnknownPart(UserError):
+    """The case is of a part of the method, or of a kind of metric, that posegen does not have."""
+
+
+def geometry_of(config: Mapping[str, Any], **settings: Any) -> Geometry:
+    """The U-Net of an original latent-diffusion configuration.
+
+    Raises:
+        Inexpressible: the backbones cannot have its sizes.
+    """
+    try:
+        return Geometry.from_ldm(config, **settings)
+    except ValueError as error:
+        raise Inexpressible(str(error)) from error
 
 
 def stable_diffusion(
@@ -28,7 +52,7 @@ def stable_diffusion(
 
     Args:
         geometry: of the U-Net.
-        weights: an original file whose U-Net is loaded; without them the U-Net is random.
+        weights: an original file whose U-Net is loaded; without one in it the U-Net is random.
         vae: the autoencoder; without one a small random one.
 
     Raises:
@@ -36,11 +60,8 @@ def stable_diffusion(
     """
     tokenizer = build_tokenizer(["person"])
     unet = unet_of(geometry)
-    if weights is not None:
-        found = ldm.renamed(ldm.below(weights, ldm.UNET), ldm.unet_table(geometry))
-        if found.unknown:
-            raise UserError(f"keys of the U-Net that have no place: {', '.join(found.unknown)}")
-        unet.load_state_dict(found.tensors)
+    if weights is not None and ldm.has_prefix(weights, ldm.UNET):
+        unet.load_state_dict(known_tensors(weights, ldm.UNET, ldm.unet_table(geometry), "the U-Net"))
     text = build_text(tokenizer, geometry.text_dim, layers=1, heads=1)
     return StableDiffusion.from_parts(ModelParts(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER)))
 
@@ -60,8 +81,22 @@ def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[s
     return vae
 
 
+def known_tensors(
+    weights: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], module: str
+) -> dict[str, Tensor]:
+    """The tensors below ``prefix`` under posegen's names.
+
+    Raises:
+        UserError: one has no name in the table.
+    """
+    found = ldm.renamed(ldm.below(weights, prefix), table)
+    if found.unknown:
+        raise UserError(f"keys of {module} that have no place: {', '.join(found.unknown)}")
+    return found.tensors
+
+
 def converted(method: Method, backbone: Backbone, weights: Mapping[str, Tensor]) -> Method:
-    """``method`` on ``backbone`` with official weights, through what ``posegen convert`` does, every key accounted for.
+    """``method`` on ``backbone`` with official weights, by what ``posegen convert`` does, every key accounted for.
 
     Raises:
         UserError: a key is missing, unexpected or of another shape.
@@ -73,3 +108,29 @@ def converted(method: Method, backbone: Backbone, weights: Mapping[str, Tensor])
         raise UserError(account.summary())
     load(method, backbone, placed)
     return method.eval()
+
+
+def batch_of_size(count: int, size: Sequence[int], batch: type[PoseBatch] = PoseBatch, **fields: Any) -> PoseBatch:
+    """``count`` images of ``size`` (height, width) without captions and people."""
+    nobody = [np.zeros((0, 17, 3), np.float32)] * count
+    return batch([str(i) for i in range(count)], [""] * count, nobody, (size[0], size[1]), **fields)
+
+
+@contextmanager
+def recorded(**modules: nn.Module) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """(first input, output) of each module, by the given names, as of its latest call within the context."""
+    given: dict[str, Tensor] = {}
+    returned: dict[str, Any] = {}
+
+    def record(name: str) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            given[name], returned[name] = (*inputs, *named.values())[0], output
+
+        return hook
+
+    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        yield given, returned
+    finally:
+        for hook in hooks:
+            hook.remove()

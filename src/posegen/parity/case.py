@@ -1,12 +1,14 @@
-"""A reference case: what an official implementation was given, and what it returned.
+"""A reference case: what an official program was given, and what it returned.
 
-Cases of methods are folders of tensors, cases of metrics single json files: ``kind``, ``inputs``, ``expected`` (what the published program returns), further
-``expected_<variant>`` (``corrected``: what a right one returns) and ``atol``.
+Cases of methods are folders or zip files of tensors. Cases of metrics are single json files: ``kind``, ``inputs``,
+``expected`` (what the published program returns), further ``expected_<variant>`` (``corrected``: what a right one
+returns) and ``atol``.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +16,32 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from posegen.errors import UserError
 
+FACTS, TENSORS, WEIGHTS = "case.json", "io.safetensors", "weights.safetensors"
 METRIC_FACTS = {"kind", "inputs", "expected"}
-RTOL = 1e-6  # of metrics, beside their own atol
+METRIC_RTOL = 1e-6  # beside the atol of the metric's case
+#: The cases that the package ships.
+SHIPPED = Path(__file__).parents[1] / "assets" / "parity"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One folder with ``case.json``, ``io.safetensors`` and, where the method has weights, ``weights.safetensors``; or one json file of a metric.
+    """``case.json``, ``io.safetensors`` and maybe ``weights.safetensors`` in a folder or zip file; or a metric's json.
 
     Attributes:
-        folder: where it lies; of a metric's case the file.
+        place: the folder or file.
         facts: the content of the json file.
         weights: under the official key names, in single precision.
         inputs: tensors ``in.*`` without that prefix.
         mids: tensors ``mid.*``, values on the way.
-        expected: tensors ``out.*``, what is to be computed.
+        expected: tensors ``out.*``, what the official program returned.
     """
 
-    folder: Path
+    place: Path
     facts: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     inputs: Mapping[str, Tensor]
@@ -44,61 +49,59 @@ class Case:
     expected: Mapping[str, Tensor]
 
     @classmethod
-    def read(cls, folder: Path) -> Case:
-        """The case in ``folder``, or in a json file.
+    def read(cls, place: Path) -> Case:
+        """The case in a folder, a zip file or a json file.
 
         Raises:
             UserError: a file is missing or damaged.
         """
-        if folder.is_file():
-            return cls._read_metric(folder)
+        if place.suffix == ".json":
+            return cls._read_metric(place)
         try:
-            facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "io.safetensors")
-            weights = load_file(folder / "weights.safetensors") if (folder / "weights.safetensors").exists() else {}
-        except (OSError, ValueError, SafetensorError) as error:
+            files = case_files(place)
+            facts = json.loads(files[FACTS])
+            tensors, weights = load(files[TENSORS]), load(files[WEIGHTS]) if WEIGHTS in files else {}
+        except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{folder} is no reference case ({error}); expected case.json and io.safetensors, with weights.safetensors beside them"
+                f"{place} is no reference case ({error}); expected {FACTS} and {TENSORS}, with {WEIGHTS} beside them"
             ) from error
         if missing := {"method", "module", "config"} - facts.keys():
             raise UserError(
-                f"{folder / 'case.json'} does not say {', '.join(sorted(missing))}; a reference case names its method, module and config"
+                f"{place / FACTS} does not say {', '.join(sorted(missing))}; "
+                "a reference case names its method, module and config"
             )
-        parts = {
-            kind: {key.removeprefix(f"{kind}."): value for key, value in tensors.items() if key.startswith(f"{kind}.")}
-            for kind in ("in", "mid", "out")
-        }
+        kinds = [
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            for prefix in ("in.", "mid.", "out.")
+        ]
         single = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-        return cls(folder, facts, single, parts["in"], parts["mid"], parts["out"])
+        return cls(place, facts, single, *kinds)
 
     @classmethod
     def _read_metric(cls, file: Path) -> Case:
-        facts = read_json(file)
-        if not is_metric(facts):
+        facts = read_case_json(file)
+        if not is_metric_case(facts):
             raise UserError(
-                f"{file} is no reference case; a case of a metric says {', '.join(sorted(METRIC_FACTS))}, other cases are folders"
+                f"{file} is no reference case; a case of a metric says {', '.join(sorted(METRIC_FACTS))}, "
+                "other cases are folders or zip files"
             )
-        groups = {
-            key.removeprefix("expected").removeprefix("_"): value
-            for key, value in facts.items()
-            if key.startswith("expected")
-        }
         try:
             expected = {
                 name: torch.tensor(value, dtype=torch.double)
-                for group, values in groups.items()
-                for name, value in leaves(values, group)
+                for key, values in facts.items()
+                if key.startswith("expected")
+                for name, value in leaves(values, key.removeprefix("expected").removeprefix("_"))
             }
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{file} is no reference case ({error}); what a metric is to return are numbers, lists of numbers or tables of them"
+                f"{file} is no reference case ({error}); a metric returns numbers, lists of numbers or tables of them"
             ) from error
-        facts = {"rtol": RTOL, "atol": 0.0, **facts, "method": "metrics", "module": facts["kind"], "config": {}}
+        facts = {"rtol": METRIC_RTOL, "atol": 0.0, **facts, "method": "metrics", "module": facts["kind"], "config": {}}
         return cls(file, facts, {}, {}, {}, expected)
 
     @property
     def name(self) -> str:
-        return self.folder.stem if self.folder.suffix == ".json" else self.folder.name
+        return self.place.name.removesuffix(".json").removesuffix(".zip")
 
     @property
     def method(self) -> str:
@@ -113,16 +116,43 @@ class Case:
         return self.facts["config"]
 
     def tolerance(self, output: str) -> tuple[float, float]:
-        """(relative, absolute) for an output: its own, that of sampling loops, or the case's."""
+        """(relative, absolute) tolerance of an output: under ``tolerances``, that of sampling loops, or the case's."""
         sampling = self.facts.get("sampling", {})
-        own = self.facts.get("tolerances", {}).get(output)
-        if own is None and output.partition(".")[0] in sampling.get("steps", {}):
-            own = sampling.get("tolerance")
-        chosen = own or self.facts
+        named = self.facts.get("tolerances", {}).get(output)
+        if named is None and output.partition(".")[0] in sampling.get("steps", {}):
+            named = sampling.get("tolerance")
+        chosen = named or self.facts
         return float(chosen["rtol"]), float(chosen["atol"])
 
 
-def read_json(file: Path) -> Any:
+def case_files(place: Path) -> dict[str, bytes]:
+    """The files of a case by name, from a folder or a zip file."""
+    names = (FACTS, TENSORS, WEIGHTS)
+    if place.is_dir():
+        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
+    with zipfile.ZipFile(place) as archive:
+        return {name: archive.read(name) for name in names if name in archive.namelist()}
+
+
+def find_cases(place: Path) -> list[Path]:
+    """The cases at or below a folder or file; json files in folders that are no case are passed over.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [place] if place.is_file() else [file.parent for file in place.rglob(FACTS)]
+    if place.is_dir():
+        jsons = [file for file in place.rglob("*.json") if file.name != FACTS]
+        found += [*place.rglob("*.zip"), *(file for file in jsons if is_metric_case(read_case_json(file)))]
+    if not found:
+        raise UserError(
+            f"{place}: no reference case here; expected a folder or zip file with {FACTS} and {TENSORS}, "
+            "the json file of a metric's case, or a folder of these"
+        )
+    return sorted(found)
+
+
+def read_case_json(file: Path) -> Any:
     """The content of a json file.
 
     Raises:
@@ -134,13 +164,13 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file} is no reference case ({error}); expected a json file") from error
 
 
-def is_metric(facts: Any) -> bool:
+def is_metric_case(facts: Any) -> bool:
     """Whether the content of a json file is a metric's case."""
     return isinstance(facts, dict) and facts.keys() >= METRIC_FACTS
 
 
 def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Numbers and arrays of numbers in nested mappings and lists, by the path that leads to them; null and "nan" are not-a-number."""
+    """(path, number or array of numbers) in nested mappings and lists; null and "nan" are not-a-number."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield from leaves(value, f"{name}.{key}" if name else str(key))
@@ -148,11 +178,11 @@ def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for i, value in enumerate(values):
             yield from leaves(value, f"{name}[{i}]")
     else:
-        yield name, numbers(values)
+        yield name, as_numbers(values)
 
 
-def numbers(values: Any) -> Any:
+def as_numbers(values: Any) -> Any:
     """A number, or nested lists of numbers."""
     if isinstance(values, list):
-        return [numbers(value) for value in values]
+        return [as_numbers(value) for value in values]
     return float("nan") if values is None else float(values)

@@ -1,9 +1,9 @@
-"""Compares what this project computes for a reference case with what the official implementation computed."""
+"""Compares what posegen computes for a reference case with what the official program computed."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from posegen.errors import UserError
-from posegen.parity.case import Case
+from posegen.parity.build import Inexpressible, UnknownPart
+from posegen.parity.case import TENSORS, Case
+
+Port = Callable[[Case], Iterable[tuple[str, Tensor]]]
+PASSED, FAILED, INEXPRESSIBLE, UNKNOWN = "passed", "FAILED", "cannot be expressed", "no such method here"
 
 
 @dataclass(frozen=True)
-class Line:
+class OutputCheck:
     """How one output agrees.
 
     Attributes:
@@ -25,6 +29,7 @@ class Line:
         absolute: largest absolute error.
         relative: largest error relative to the expected value, where that is not zero.
         outside: share of the values outside tolerance.
+        used: largest error as a share of the tolerance at its place.
         reason: why it could not be compared.
     """
 
@@ -33,69 +38,89 @@ class Line:
     absolute: float = float("nan")
     relative: float = float("nan")
     outside: float = 1.0
+    used: float = float("nan")
     reason: str = ""
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else "FAILED"
+        verdict = "ok" if self.ok else FAILED
         if self.reason:
             return f"  {self.output:34} {verdict}: {self.reason}"
-        return f"  {self.output:34} abs {self.absolute:8.2e}  rel {self.relative:8.2e}  outside {self.outside:7.3%}  {verdict}"
+        errors = f"abs {self.absolute:8.2e}  rel {self.relative:8.2e}  outside {self.outside:7.3%}"
+        return f"  {self.output:34} {errors}  {verdict}"
 
 
-def compare(case: Case) -> list[Line]:
-    """One line per output of the case; an output that is not computed has failed, by name."""
+@dataclass(frozen=True)
+class Comparison:
+    """How one case agrees.
+
+    Attributes:
+        case: the case.
+        verdict: ``passed``, ``FAILED``, ``cannot be expressed`` or ``no such method here``.
+        lines: one per output of the case; none where nothing was computed.
+        reason: why nothing was computed.
+    """
+
+    case: Case
+    verdict: str
+    lines: Sequence[OutputCheck] = ()
+    reason: str = ""
+
+
+def compare(case: Case) -> Comparison:
+    """Computes the outputs of a case and compares them; an output that is not computed has failed, by name."""
+    if (port := port_of(case.method)) is None:
+        return Comparison(case, UNKNOWN, reason=f"posegen has no method {case.method!r} to compare with this case")
     try:
-        computed = method_of(case)(case)
-        missing = "not computed"
+        with torch.no_grad():
+            computed = dict(port(case))
     except UserError as error:
-        computed, missing = {}, str(error)
+        verdicts = {Inexpressible: INEXPRESSIBLE, UnknownPart: UNKNOWN}
+        return Comparison(case, verdicts.get(type(error), FAILED), reason=str(error))
     except Exception as error:  # a port that breaks fails its case and lets the others run
         place = traceback.extract_tb(error.__traceback__)[-1]
-        computed, missing = {}, f"{type(error).__name__}: {error} ({place.filename.rpartition('/')[2]}:{place.lineno})"
-    return list(lines(case, computed, missing))
-
-
-def lines(case: Case, computed: Mapping[str, Tensor], missing: str) -> Iterator[Line]:
+        reason = f"{type(error).__name__}: {error} ({place.filename.rpartition('/')[2]}:{place.lineno})"
+        return Comparison(case, FAILED, reason=reason)
     if not case.expected:
-        yield Line("(no outputs)", ok=False, reason=f"{case.folder / 'io.safetensors'} holds no tensor out.*")
+        return Comparison(case, FAILED, reason=f"{case.place / TENSORS} holds no tensor out.*")
+    lines = tuple(compared_outputs(case, computed))
+    return Comparison(case, PASSED if all(line.ok for line in lines) else FAILED, lines)
+
+
+def port_of(method: str) -> Port | None:
+    """``<method>_outputs`` of ``posegen.parity.<method>``; None where there is none."""
+    name = f"posegen.parity.{method}"
+    if not method.isidentifier() or find_spec(name) is None:
+        return None
+    return getattr(import_module(name), f"{method}_outputs", None)
+
+
+def compared_outputs(case: Case, computed: Mapping[str, Tensor]) -> Iterator[OutputCheck]:
+    """One line per output of the case, and per value on the way that was computed too."""
     for name, expected in case.expected.items():
-        yield (
-            agree(name, computed[name], expected, *case.tolerance(name))
-            if name in computed
-            else Line(name, ok=False, reason=missing)
-        )
-    for name in computed.keys() - case.expected.keys() - case.mids.keys():
-        yield Line(name, ok=False, reason="computed, but the case has no such output")
+        if name in computed:
+            yield agree(name, computed[name], expected, *case.tolerance(name))
+        else:
+            yield OutputCheck(name, ok=False, reason="not computed")
     for name in sorted(computed.keys() & (case.mids.keys() - case.expected.keys())):
         yield agree(f"mid.{name}", computed[name], case.mids[name], *case.tolerance(name))
 
 
-def agree(name: str, made: Tensor, expected: Tensor, rtol: float, atol: float) -> Line:
-    """Elementwise ``|made - expected| <= atol + rtol * |expected|``; not-a-number equals itself."""
-    if made.shape != expected.shape and not made.numel() == expected.numel() == 1:
-        return Line(name, ok=False, reason=f"has shape {list(made.shape)} instead of {list(expected.shape)}")
-    a, b = made.detach().double().reshape(expected.shape), expected.double()
-    error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-    error = error.nan_to_num(nan=float("inf"))
-    size = b.abs()
-    outside = (error > atol + rtol * size.nan_to_num()).double().mean().item() if error.numel() else 0.0
+def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: float) -> OutputCheck:
+    """Elementwise ``|computed - expected| <= atol + rtol * |expected|``; not-a-number equals itself."""
+    if computed.shape != expected.shape and not computed.numel() == expected.numel() == 1:
+        return OutputCheck(name, ok=False, reason=f"has shape {list(computed.shape)} instead of {list(expected.shape)}")
+    a, b = computed.detach().double().reshape(expected.shape), expected.double()
+    equal = (a == b) | (a.isnan() & b.isnan())
+    error = torch.where(equal, 0.0, (a - b).abs().nan_to_num(float("inf"), float("inf")))
+    allowed, size = atol + rtol * b.abs().nan_to_num(), b.abs()
     relative = (error / size)[size > 0]
-    return Line(
+    if not error.numel():
+        return OutputCheck(name, True, 0.0, 0.0, 0.0, 0.0)
+    return OutputCheck(
         name,
-        outside == 0.0,
-        error.max().item() if error.numel() else 0.0,
-        relative.max().item() if relative.numel() else 0.0,
-        outside,
+        ok=not (error > allowed).any(),
+        absolute=error.max().item(),
+        relative=relative.max().item() if relative.numel() else 0.0,
+        outside=(error > allowed).double().mean().item(),
+        used=torch.where(error > 0, error / allowed, 0.0).max().item(),
     )
-
-
-def method_of(case: Case):  # type: ignore[no-untyped-def]
-    """``posegen.parity.<method>.compute``.
-
-    Raises:
-        UserError: there is no such module.
-    """
-    name = f"posegen.parity.{case.method}"
-    if not case.method.isidentifier() or find_spec(name) is None:
-        raise UserError(f"method {case.method!r} of {case.folder / 'case.json'} has no {name}")
-    return import_module(name).compute

@@ -1,12 +1,8 @@
-"""GRPose: one Progressive Graph Integrator, the adapter's residuals, predictions with it, and the pose perception loss."""
+"""GRPose: one Progressive Graph Integrator, the adapter's residuals, predictions, and the pose perception loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from posegen.adapters.base import State
 from posegen.adapters.grpose import BLOCK, GRPose, PoseGraphBlock
@@ -15,81 +11,73 @@ from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.text import Text
 from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2
-from posegen.parity.build import converted, stable_diffusion
-from posegen.parity.case import Case
+from posegen.parity.build import (
+    Inexpressible,
+    Outputs,
+    converted,
+    geometry_of,
+    known_tensors,
+    recorded,
+    stable_diffusion,
+)
+from posegen.parity.case import WEIGHTS, Case
 
 NORM_GROUPS, NEIGHBOURS = 32, 9  # literals of the official program
+#: Parts of a graph block -> values on the way that they return.
+BLOCK_PARTS = {
+    "latent_nodes_in": "norm",
+    "pose_nodes_in": "pose_in",
+    "gnn_latent": "latent_graph",
+    "gnn_pose": "pose_graph",
+    "fuse": "fuse",
+    "gnn_fused": "joint_graph",
+}
 
 
-@torch.no_grad()
-def compute(case: Case) -> dict[str, Tensor]:
-    """Every output, by what the case's module is, and the intermediates that it holds."""
-    kind = (
-        perception if "percept_loss_weights" in case.config else residuals if "control_config" in case.config else block
-    )
-    wanted = case.expected.keys() | case.mids.keys()
-    return {name: value for name, value in kind(case) if name in wanted}
+def grpose_outputs(case: Case) -> Outputs:
+    """Every output, by the part of the method that the case's configuration describes."""
+    if "percept_loss_weights" in case.config:
+        return perception_outputs(case)
+    return adapter_outputs(case) if "control_config" in case.config else graph_block_outputs(case)
 
 
-def block(case: Case) -> Iterator[tuple[str, Tensor]]:
+def graph_block_outputs(case: Case) -> Outputs:
     """One graph block alone, and the values on the way."""
-    config = case.config
+    config, given = case.config, case.inputs
     sizes = (config["channels"], config.get("out_channels") or config["channels"])
-    module = PoseGraphBlock(
-        sizes, config["emb_channels"], config["cond_channels"], NORM_GROUPS, NEIGHBOURS, "factorised"
-    ).eval()
-    found = ldm.renamed(case.weights, BLOCK)
-    own = module.state_dict()
-    if wrong := [*found.unknown, *(own.keys() ^ found.tensors.keys())]:
-        raise UserError(f"keys of a graph block that are missing or have no place: {', '.join(sorted(wrong))}")
-    module.load_state_dict(found.tensors)
-    seen = watched(module)
-    given = case.inputs
-    yield "y", module(given["x"], given["emb"], module.encode(given["pose_features"]))
-    yield from seen.items()
+    widths = (config["emb_channels"], config["cond_channels"])
+    module = PoseGraphBlock(sizes, *widths, NORM_GROUPS, NEIGHBOURS, "factorised").eval()
+    tensors = known_tensors(case.weights, "", BLOCK, "a graph block")
+    if missing := module.state_dict().keys() ^ tensors.keys():
+        raise UserError(f"keys of a graph block that are missing: {', '.join(sorted(missing))}")
+    module.load_state_dict(tensors)
+    with recorded(**{name: module.get_submodule(part) for name, part in BLOCK_PARTS.items()}) as (_, returned):
+        yield "y", module(given["x"], given["emb"], module.encode(given["pose_features"]))
+    yield from returned.items()
 
 
-def watched(module: PoseGraphBlock) -> dict[str, Tensor]:
-    """What the parts of a block return, under the case's names, filled by its next pass."""
-    names = {
-        "norm": "latent_nodes_in",
-        "pose_in": "pose_nodes_in",
-        "latent_graph": "gnn_latent",
-        "pose_graph": "gnn_pose",
-        "fuse": "fuse",
-    }
-    seen: dict[str, Tensor] = {}
-    for part, name in (names | {"joint_graph": "gnn_fused"}).items():
-        module.get_submodule(part).register_forward_hook(
-            lambda _module, _inputs, output, name=name: seen.update({name: output})
-        )
-    return seen
-
-
-def residuals(case: Case) -> Iterator[tuple[str, Tensor]]:
+def adapter_outputs(case: Case) -> Outputs:
     """The adapter's residuals, and with a U-Net in the case the predictions with and without them."""
     config: dict[str, Any] = dict(case.config["control_config"])
-    geometry = Geometry.from_ldm({**config, "out_channels": config["in_channels"]})
-    whole = ldm.has_prefix(case.weights, ldm.UNET)
-    backbone = stable_diffusion(geometry, case.weights if whole else None)
-    method = converted(
-        GRPose(levels=levels(config, geometry), inject_channels=config["inject_channels"]), backbone, case.weights
-    )
-    noisy, timesteps, hint = case.inputs["x_noisy"], case.inputs["timesteps"].long(), case.inputs["hint"]
-    text = Text(case.inputs["context"])
+    geometry = geometry_of({**config, "out_channels": config["in_channels"]})
+    backbone = stable_diffusion(geometry, case.weights)
+    method = GRPose(levels=injected_levels(config, geometry), inject_channels=config["inject_channels"])
+    method = converted(method, backbone, case.weights)
+    noisy, timesteps, text = case.inputs["x_noisy"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
+    hint = case.inputs["hint"]
     injection = method.inject(State(text, text).having(poses=method.poses(hint)), noisy, timesteps)
     yield from ((f"pose_features.{i}", pose) for i, pose in enumerate(method.pose_encoder(hint).values()))
     yield from ((f"residual.{i}", residual) for i, residual in enumerate(injection.residuals))
-    if whole:
+    if ldm.has_prefix(case.weights, ldm.UNET):
         yield "eps", backbone.predict(noisy, timesteps, text, injection)
         yield "eps_without_control", backbone.predict(noisy, timesteps, text, Injection())
 
 
-def levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
+def injected_levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
     """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it.
 
     Raises:
-        UserError: it means other than the first blocks of levels.
+        Inexpressible: it means other blocks than the first ones of levels.
     """
     places = [
         (level, layer)
@@ -98,34 +86,25 @@ def levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
         if 1 + 3 * level + layer in config["inject_layers"]
     ]
     if not places or any(layer for _, layer in places):
-        raise UserError(
-            f"inject_layers {config['inject_layers']} are other than the first blocks of levels, which GRPose here does not replace"
-        )
+        raise Inexpressible(f"inject_layers {config['inject_layers']} mean other blocks than the first ones of levels")
     return [level for level, _ in places]
 
 
-def perception(case: Case) -> Iterator[tuple[str, Tensor]]:
-    """The pose perception loss of each sample, what it is made of, and the same without truncation to 8 bits."""
-    config = case.config
-    teacher = MobileNetV2(
-        config["widen_factor"],
-        config["out_indices"],
-        config["bn_eps"],
-        config["image_size"],
-        config["norm_mean"],
-        config["norm_std"],
-    )
-    teacher.load_trunk(case.weights, str(case.folder / "weights.safetensors"))
+def perception_outputs(case: Case) -> Outputs:
+    """The pose perception loss of each sample, its parts, and the same without truncation to 8 bits."""
+    config, weight = case.config, case.config["percept_loss_weights"]
+    settings = ("widen_factor", "out_indices", "bn_eps", "image_size", "norm_mean", "norm_std")
+    teacher = MobileNetV2(*(config[name] for name in settings))
+    teacher.load_trunk(case.weights, str(case.place / WEIGHTS))
     teacher.eval()
-    made, real = case.inputs["decoded_x0"], case.inputs["gt_jpg"].permute(0, 3, 1, 2)
-    weight = config["percept_loss_weights"]
+    decoded, real = case.inputs["decoded_x0"], case.inputs["gt_jpg"].permute(0, 3, 1, 2)
     released, plain = (
         GRPose(perception=mode, perception_weight=weight, teacher=teacher) for mode in ("logged", "differentiable")
     )
-    difference = released.perceived(made, real)
+    difference = released.perceived(decoded, real)
     yield "pose_loss_per_sample", weight * case.inputs["alphas_cumprod_t"] * difference
     yield "feature_mse", difference
-    for name, images in (("decoded", made), ("gt", real)):
+    for name, images in (("decoded", decoded), ("gt", real)):
         yield f"features_{name}_flipped_mean", teacher.features(released.seen(images))
-    yield "feature_mse_noquant_flipped", plain.perceived(made.flip(-1), real.flip(-1))
-    yield "feature_mse_noquant_unflipped", plain.perceived(made, real)
+    yield "feature_mse_noquant_flipped", plain.perceived(decoded.flip(-1), real.flip(-1))
+    yield "feature_mse_noquant_unflipped", plain.perceived(decoded, real)

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from posegen.data.base import to_tensor
-from posegen.errors import UserError
 from posegen.metrics.estimators.associative import Decoding, decode
 from posegen.metrics.estimators.higherhrnet import Fit, HeadShape, HigherHRNet, aggregated, to_pixels
 from posegen.metrics.estimators.hrnet import Stage
-from posegen.parity.case import Case
+from posegen.parity.build import Inexpressible, Outputs
+from posegen.parity.case import FACTS, Case
 
-#: Settings of mmpose's decoding of which only this value, the published evaluations', is known here.
-FIXED = {
+#: Settings of mmpose's decoding that posegen has with these values of the published evaluations alone.
+PUBLISHED_DECODING = {
     "scale_factor": [1],
     "align_corners": True,
     "tag_per_joint": True,
@@ -27,17 +26,22 @@ FIXED = {
     "adjust": True,
     "use_udp": True,
 }
+#: mmpose's setting -> ours.
+DECODING_FIELDS = {
+    "nms_kernel": "kernel",
+    "max_num_people": "candidates",
+    "detection_threshold": "detection_threshold",
+    "tag_threshold": "tag_threshold",
+    "refine": "fill",
+}
 
 
-@torch.no_grad()
-def compute(case: Case) -> dict[str, Tensor]:
-    """Everything that the case's inputs allow, decoded rightly and with mmpose's flaw on processors, which nothing else here reproduces."""
-    made: dict[str, Tensor] = {}
+def higherhrnet_outputs(case: Case) -> Outputs:
+    """Everything that the case's inputs allow, decoded rightly and with mmpose's flaw on processors."""
     if "image" in case.inputs:
-        made |= from_image(case)
+        yield from image_outputs(case)
     if "dec_heatmaps" in case.inputs:
-        made |= from_maps(case)
-    return {name: value for name, value in made.items() if name in case.expected or name in case.mids}
+        yield from map_outputs(case)
 
 
 def network_of(case: Case) -> HigherHRNet:
@@ -46,7 +50,7 @@ def network_of(case: Case) -> HigherHRNet:
     shapes = [config["stages"][f"stage{i}"] for i in range(1, len(config["stages"]) + 1)]
     stages = [Stage(s["num_modules"], tuple(s["num_blocks"]), tuple(s["num_channels"])) for s in shapes]
     network = HigherHRNet(stages, config["stem_width"], head_of(config["head"]), config["image_size"])
-    return network.fill(case.weights, str(case.folder))
+    return network.fill(case.weights, str(case.place))
 
 
 def image_of(case: Case) -> np.ndarray:
@@ -54,55 +58,48 @@ def image_of(case: Case) -> np.ndarray:
     return np.ascontiguousarray(case.inputs["image"].numpy().astype(np.uint8)[..., ::-1])
 
 
-def from_image(case: Case) -> dict[str, Tensor]:
+def image_outputs(case: Case) -> Outputs:
+    """From the image over the network and its flip test to people."""
     network, image = network_of(case), image_of(case)
     fit = Fit.of(image.shape[0], image.shape[1], network.size)
     inputs = network.normalised(to_tensor(fit.warped(image))[None])
-    made = {"network_input": inputs, "backbone_feature": network.backbone(inputs)}
+    yield "network_input", inputs
+    yield "backbone_feature", network.backbone(inputs)
     for suffix, given in (("", inputs), ("_of_mirrored_input", inputs.flip(-1))):
-        made |= {f"head_out{i}{suffix}": maps for i, maps in enumerate(network(given))}
+        yield from ((f"head_out{i}{suffix}", maps) for i, maps in enumerate(network(given)))
     flip_test = case.config.get("test_cfg", {}).get("flip_test", True)
-    made["heatmaps"], made["tags"] = network.flip_tested(inputs) if flip_test else aggregated(network(inputs))
-    for suffix, decoding in variants(case):
-        ((people, scores),) = decode(made["heatmaps"], made["tags"], decoding)
-        found = network.chosen(to_pixels(people, made["heatmaps"].shape[-2:], fit.region), scores)
-        extent = np.ptp(found.keypoints[..., :2], axis=1)
-        results = {"keypoints": found.keypoints, "scores": found.scores, "areas": extent[:, 0] * extent[:, 1]}
-        made |= {f"{name}{suffix}": torch.from_numpy(value) for name, value in results.items()}
-    return made
+    heatmaps, tags = network.flip_tested(inputs) if flip_test else aggregated(network(inputs))
+    yield from (("heatmaps", heatmaps), ("tags", tags))
+    for suffix, decoding in decodings(case):
+        ((people, scores),) = decode(heatmaps, tags, decoding)
+        found = network.chosen(to_pixels(people, heatmaps.shape[-2:], fit.region), scores)
+        width, height = np.ptp(found.keypoints[..., :2], axis=1).T
+        results = {"keypoints": found.keypoints, "scores": found.scores, "areas": width * height}
+        yield from ((f"{name}{suffix}", torch.from_numpy(value)) for name, value in results.items())
 
 
-def from_maps(case: Case) -> dict[str, Tensor]:
+def map_outputs(case: Case) -> Outputs:
     """People of given maps, in the order in which they are grouped."""
     heatmaps, tags = case.inputs["dec_heatmaps"], case.inputs["dec_tags"]
     region = case.inputs["dec_scale"].tolist()[::-1]
-    made = {}
-    for suffix, decoding in variants(case):
+    for suffix, decoding in decodings(case):
         ((people, scores),) = decode(heatmaps, tags, decoding)
-        made[f"dec_keypoints{suffix}"] = torch.from_numpy(to_pixels(people, heatmaps.shape[-2:], region))
-        made[f"dec_person_scores{suffix}"] = torch.from_numpy(scores)
-    return made
+        yield f"dec_keypoints{suffix}", torch.from_numpy(to_pixels(people, heatmaps.shape[-2:], region))
+        yield f"dec_person_scores{suffix}", torch.from_numpy(scores)
 
 
-def variants(case: Case) -> Iterator[tuple[str, Decoding]]:
+def decodings(case: Case) -> Iterator[tuple[str, Decoding]]:
     """Suffix of the outputs -> how they are decoded.
 
     Raises:
-        UserError: the case was made with a decoding that this project does not have.
+        Inexpressible: the case was computed with a decoding that posegen does not have.
     """
     config = case.config.get("test_cfg", {})
-    if other := [f"{key}={config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]:
-        raise UserError(
-            f"{case.folder / 'case.json'}: config.test_cfg has {', '.join(other)}; only the decoding of the published evaluations is known here"
-        )
-    names = {
-        "nms_kernel": "kernel",
-        "max_num_people": "candidates",
-        "detection_threshold": "detection_threshold",
-        "tag_threshold": "tag_threshold",
-        "refine": "fill",
-    }
-    decoding = Decoding(**{own: config[name] for name, own in names.items() if name in config})
+    known = PUBLISHED_DECODING.items()
+    if other := [f"{key}={config[key]}" for key, value in known if config.get(key, value) != value]:
+        words = f"{case.place / FACTS}: config.test_cfg has {', '.join(other)}"
+        raise Inexpressible(f"{words}; only the decoding of the published evaluations is known here")
+    decoding = Decoding(**{field: config[name] for name, field in DECODING_FIELDS.items() if name in config})
     yield "", decoding
     yield "_cpu_quirk", replace(decoding, cpu_quirk=True)
 

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from posegen.adapters.base import State
 from posegen.adapters.humansd import HumanSD
-from posegen.backbones.base import Backbone, Geometry, Step
+from posegen.backbones.base import Backbone, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
-from posegen.errors import UserError
 from posegen.metrics.estimators.higherhrnet import HigherHRNet, aggregated
 from posegen.metrics.estimators.hrnet import Stage
-from posegen.parity.build import converted, kl_autoencoder, stable_diffusion
-from posegen.parity.case import Case
+from posegen.parity.build import (
+    Inexpressible,
+    Outputs,
+    batch_of_size,
+    converted,
+    geometry_of,
+    kl_autoencoder,
+    recorded,
+    stable_diffusion,
+)
+from posegen.parity.case import FACTS, Case
 from posegen.parity.higherhrnet import head_of
 from posegen.runner.sampler import Sampler
 
 TEACHER = "mmpose_model."  # beginning of the pose network's keys
 
 
-class Given(HumanSD):
+class Prepared(HumanSD):
     """HumanSD with text states and pose latents that are given."""
 
     state: State
@@ -40,7 +46,7 @@ class Given(HumanSD):
 
 
 class Drawn(TorchFunctionMode):
-    """Within it, ``torch.randn`` returns ``rows`` one after another: the case's random numbers take the way that the project's own take."""
+    """Within it ``torch.randn`` returns ``rows`` one after another, the random numbers of the case."""
 
     def __init__(self, rows: Iterable[Tensor]) -> None:
         super().__init__()
@@ -50,8 +56,8 @@ class Drawn(TorchFunctionMode):
         return next(self.rows) if function is torch.randn else function(*args, **(kwargs or {}))
 
 
-class Listed(Sampler):
-    """The shared sampler at given timesteps: the official list has one more than was asked for where the steps do not divide the process."""
+class TimestepSampler(Sampler):
+    """The shared sampler at given timesteps; the official list may have one more than was asked for."""
 
     def __init__(self, timesteps: Sequence[int], backbone: StableDiffusion, **settings: Any) -> None:
         apart = timesteps[1] - timesteps[0]
@@ -64,124 +70,92 @@ class Listed(Sampler):
         return scheduler
 
 
-@torch.no_grad()
-def compute(case: Case) -> dict[str, Tensor]:
-    """Every output."""
+def humansd_outputs(case: Case) -> Outputs:
+    """Predictions, sampling loops, and the losses."""
     config = case.config
     if config["parameterization"] != "eps":
-        raise UserError(
-            f"{case.folder / 'case.json'} has parameterization {config['parameterization']!r}; HumanSD predicts the noise, eps"
+        raise Inexpressible(
+            f"{case.place / FACTS} has parameterization {config['parameterization']!r}; HumanSD predicts the noise, eps"
         )
     vae = kl_autoencoder(config["ddconfig"], config["embed_dim"], case.weights)
     vae.register_to_config(scaling_factor=config["scale_factor"])
     factor = 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)
-    backbone = stable_diffusion(Geometry.from_ldm(config["unet_config"], latent_factor=factor), vae=vae)
-    method = Given(
-        loss_kind="heatmap_reference", threshold=config["estimate_thresh"], loss_weight=config["pose_loss_weight"]
-    )
+    backbone = stable_diffusion(geometry_of(config["unet_config"], latent_factor=factor), vae=vae)
+    threshold, weight = config["estimate_thresh"], config["pose_loss_weight"]
+    method = Prepared(loss_kind="heatmap_reference", threshold=threshold, loss_weight=weight)
     method = converted(method, backbone, case.weights)
     text, null = (Text(case.inputs[name]) for name in ("context", "context_uncond"))
     method.state = State(text, null).having(pose=case.inputs["pose_latent"])
-    return {
-        **dict(predictions(case, method, backbone)),
-        **dict(sampled(case, method, backbone)),
-        **dict(losses(case, method, backbone)),
-    }
+    yield from predictions(case, method, backbone)
+    yield from sampling_loops(case, method, backbone)
+    yield from losses(case, method, backbone)
 
 
-def predictions(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tuple[str, Tensor]]:
-    """One pass per branch of guidance, with what goes through the U-Net on the way; and the autoencoder."""
+def predictions(case: Case, method: Prepared, backbone: StableDiffusion) -> Outputs:
+    """One pass per branch of guidance, with values on the way through the U-Net; and the autoencoder."""
     noisy, timesteps = case.inputs["x"], case.inputs["t"].long()
-    branches = method.branches(method.state, case.facts["sampler"]["guidance"])
-    with watched(after_input_conv=backbone.unet.conv_in, after_middle=backbone.unet.mid_block) as seen:
-        made = [predicted(method, backbone, state, noisy, timesteps) for _, state in branches]
-    yield from ((name, output) for name, (_, output) in seen.items())
-    yield from zip(("eps", "eps_uncond"), made, strict=True)
-    yield (
-        "eps_cfg",
-        torch.stack([weight * prediction for (weight, _), prediction in zip(branches, made, strict=True)]).sum(0),
-    )
+    (w_text, with_text), (w_free, free) = method.branches(method.state, case.facts["sampler"]["guidance"])
+    with recorded(after_input_conv=backbone.unet.conv_in, after_middle=backbone.unet.mid_block) as (_, returned):
+        eps = prediction(method, backbone, with_text, noisy, timesteps)
+    eps_uncond = prediction(method, backbone, free, noisy, timesteps)
+    yield from returned.items()
+    yield from {"eps": eps, "eps_uncond": eps_uncond, "eps_cfg": w_text * eps + w_free * eps_uncond}.items()
     image = backbone.from_latents(case.inputs["x_start"])
     yield "vae_decoded", image
     yield "vae_moments_of_tanh_decoded", backbone.autoencoder.encode(image.tanh()).latent_dist.parameters
 
 
-def sampled(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tuple[str, Tensor]]:
-    """Whole loops, and those of the demos, which leave the first steps out: ``demo_decode4of5`` runs the last four of five."""
+def sampling_loops(case: Case, method: Prepared, backbone: StableDiffusion) -> Outputs:
+    """Whole loops, and the demos' without the first steps: ``demo_decode4of5`` runs the last four of five."""
     facts, start = case.facts["sampler"], case.inputs["x"]
     for name in case.expected:
         if part := re.fullmatch(r"ddim\d+|demo_decode(\d+)of\d+", name):
             skip = len(facts["ddim_timesteps"]) - int(part[1]) if part[1] else 0
-            sampler = Listed(facts["ddim_timesteps"], backbone, guidance=facts["guidance"], skip=skip)
+            sampler = TimestepSampler(facts["ddim_timesteps"], backbone, guidance=facts["guidance"], skip=skip)
             with Drawn(start):
-                made = sampler.latents(method, backbone, batch(case, range(len(start))))
-            yield name, made
+                sampled = sampler.latents(method, backbone, images_of(case, len(start)))
+            yield name, sampled
 
 
-def losses(case: Case, method: Given, backbone: StableDiffusion) -> Iterator[tuple[str, Tensor]]:
-    """One training step, with the pose network in evaluation mode, and at last in the training mode that it has in a run of the official program."""
+def losses(case: Case, method: Prepared, backbone: StableDiffusion) -> Outputs:
+    """One training step with the pose network in evaluation mode, then in the training mode of the official program."""
     clean, noise, timesteps = case.inputs["x_start"], case.inputs["noise"], case.inputs["t_loss"].long()
     noisy, rows = backbone.process.add_noise(clean, noise, timesteps), range(len(clean))
-    prediction = predicted(method, backbone, method.state, noisy, timesteps)
-    step = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    teacher = pose_network(case.config["pose_net"], ldm.below(case.weights, TEACHER), str(case.folder))
+    eps = prediction(method, backbone, method.state, noisy, timesteps)
+    step = Step(eps, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
+    teacher = pose_network(case.config["pose_net"], ldm.below(case.weights, TEACHER), str(case.place))
     object.__setattr__(method, "teacher", teacher)
 
     def loss(some: range) -> dict[str, Tensor]:
         taken = Step(**{name: value[some] for name, value in vars(step).items()})
         with Drawn(case.inputs["posterior_noise"][some]):
-            return method.loss(taken, method.state, batch(case, some))
+            return method.loss(taken, method.state, images_of(case, len(some)))
 
-    yield from {"x_noisy": noisy, "eps_loss": prediction}.items()
-    with Drawn(case.inputs["posterior_noise"]), watched(teacher=teacher, encoder=backbone.autoencoder.encoder) as seen:
-        weight = method.weight(step, batch(case, rows))
+    yield from {"x_noisy": noisy, "eps_loss": eps}.items()
+    with Drawn(case.inputs["posterior_noise"]), recorded(teacher=teacher, encoder=backbone.autoencoder.encoder) as seen:
+        weight = method.weight(step, images_of(case, len(rows)))
+    given, returned = seen
     yield from {"loss_weight": weight, "weight_latent": (weight - 1) / method.loss_weight}.items()
-    yield from {"difference_image": seen["teacher"][0], "heatmaps": aggregated(seen["teacher"][1])[0]}.items()
-    yield "below_threshold_count_at_image_size", seen["encoder"][0][:, :1]
-    whole = loss(rows)
+    yield from {"difference_image": given["teacher"], "heatmaps": aggregated(returned["teacher"])[0]}.items()
+    yield "below_threshold_count_at_image_size", given["encoder"][:, :1]
+    whole, each = loss(rows), [loss(range(i, i + 1)) for i in rows]
     yield from {"loss": whole["loss"], "loss_plain_mse": whole["plain"]}.items()
-    each = [loss(range(i, i + 1)) for i in rows]
     yield "loss_per_sample", torch.stack([one["loss"] for one in each])
-    yield (
-        "loss_vlb",
-        (
-            bound_weights(backbone.process.power(torch.arange(backbone.process.length)).double())[timesteps]
-            * torch.stack([one["plain"] for one in each])
-        ).mean(),
-    )
+    plain = torch.stack([one["plain"] for one in each])
+    signal = backbone.process.power(torch.arange(backbone.process.length)).double()
+    yield "loss_vlb", (bound_weights(signal)[timesteps] * plain).mean()
     teacher.train()
     yield "loss_trainmode_bn", loss(rows)["loss"]
 
 
-def predicted(method: HumanSD, backbone: StableDiffusion, state: State, noisy: Tensor, timesteps: Tensor) -> Tensor:
+def prediction(method: HumanSD, backbone: StableDiffusion, state: State, noisy: Tensor, timesteps: Tensor) -> Tensor:
     return backbone.predict(noisy, timesteps, state.text, method.inject(state, noisy, timesteps))
 
 
-@contextmanager
-def watched(**modules: nn.Module) -> Iterator[dict[str, tuple[Tensor, Any]]]:
-    """Within the context: what each module was given and returned when it was first called."""
-    seen: dict[str, tuple[Tensor, Any]] = {}
-
-    def remember(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            seen.setdefault(name, (inputs[0], output))
-
-        return hook
-
-    hooks = [module.register_forward_hook(remember(name)) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def batch(case: Case, rows: range) -> PoseBatch:
-    """As many images as ``rows``, of the case's size."""
-    height, width = (side * 2 ** (len(case.config["ddconfig"]["ch_mult"]) - 1) for side in case.inputs["x"].shape[2:])
-    return PoseBatch(
-        [str(i) for i in rows], [""] * len(rows), [np.zeros((0, 17, 3), np.float32)] * len(rows), (height, width)
-    )
+def images_of(case: Case, count: int) -> PoseBatch:
+    """``count`` images of the case's size."""
+    factor = 2 ** (len(case.config["ddconfig"]["ch_mult"]) - 1)
+    return batch_of_size(count, [side * factor for side in case.inputs["x"].shape[2:]])
 
 
 def pose_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> HigherHRNet:
@@ -189,14 +163,13 @@ def pose_network(config: Mapping[str, Any], weights: Mapping[str, Tensor], sourc
     stages = [Stage(1, tuple(config["num_blocks"]["stage1"]), tuple(config["stage1_num_channels"]))]
     for number in range(2, 2 + len(config["num_modules"])):
         blocks = tuple(config["num_blocks"][f"stage{number}"])
-        stages.append(
-            Stage(config["num_modules"][f"stage{number}"], blocks, tuple(config["num_channels"][: len(blocks)]))
-        )
+        modules, widths = config["num_modules"][f"stage{number}"], tuple(config["num_channels"][: len(blocks)])
+        stages.append(Stage(modules, blocks, widths))
     return HigherHRNet(stages, config["stem_width"], head_of(config["head"])).fill(weights, source)
 
 
 def bound_weights(signal: Tensor) -> Tensor:
-    """``[T]`` weights of the squared error in the variational bound (Ho et al. 2020, equation 12), the first of which would be infinite and repeats."""
+    """``[T]`` weights of the error in the variational bound (Ho et al. 2020, eq. 12); the second is the first, too."""
     before = torch.cat([signal.new_ones(1), signal[:-1]])
     alpha = signal / before
     variance = (1 - alpha) * (1 - before) / (1 - signal)

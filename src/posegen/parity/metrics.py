@@ -7,127 +7,121 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from posegen.errors import UserError
-from posegen.metrics.base import Judged, Metric, Poses
+from posegen.metrics.base import Judged, Metric, Poses, Records
 from posegen.metrics.clip import clip_score
 from posegen.metrics.math.average_precision import COCO_RANGES, summary
 from posegen.metrics.math.frechet import Polynomial, frechet_distance, kernel_distance
 from posegen.metrics.papers.pose import PaperPoseMetric, rows
 from posegen.metrics.papers.quality import scenario_mean, wrapped_bytes
 from posegen.metrics.pose import PoseMetric
-from posegen.parity.case import RTOL, Case, leaves
+from posegen.parity.build import Outputs, UnknownPart
+from posegen.parity.case import METRIC_RTOL, Case, leaves
 
 #: What a case expects, by name: of the published program (""), of a right one ("corrected"), ...
-Groups = dict[str, Any]
-Records = dict[str, list]
-Row = dict[str, float]
+ExpectedGroups = dict[str, Any]
+CaseRow = dict[str, float]
 
 
-def compute(case: Case) -> dict[str, Tensor]:
+def metrics_outputs(case: Case) -> Outputs:
     """The values of the case that can be computed, by the names under which it expects them.
 
     Raises:
-        UserError: there is no such kind of metric.
+        UnknownPart: there is no such kind of metric.
     """
-    if case.module not in KINDS:
-        raise UserError(f"kind {case.module!r} of {case.folder} is none of {', '.join(KINDS)}")
-    made = {name: value for group, values in KINDS[case.module](case).items() for name, value in leaves(values, group)}
-    return {name: torch.tensor(value, dtype=torch.double) for name, value in made.items() if name in case.expected}
+    if case.module not in METRIC_KINDS:
+        raise UnknownPart(f"kind {case.module!r} of {case.place} is none of {', '.join(METRIC_KINDS)}")
+    for group, values in METRIC_KINDS[case.module](case).items():
+        for name, value in leaves(values, group):
+            if name in case.expected:
+                yield name, torch.tensor(value, dtype=torch.double)
 
 
-def pose(case: Case) -> Groups:
-    """AP and AR, the similarity's SAP and SAR and the people count error, of all images as one batch, of batches and as a right program has them."""
+def pose_values(case: Case) -> ExpectedGroups:
+    """AP, AR, SAP, SAR and PCE of all images as one batch, of batches, and as a right program has them."""
     given = case.facts["inputs"]
-    images = [image(i, *facts) for i, facts in enumerate(zip(given["gt_pose"], given["detections"], strict=True))]
-    paper = records(PaperPoseMetric(), images)
-    groups: Groups = {"": row(paper), "corrected": corrected(records(PoseMetric(similarities=["SAP_fixed"]), images))}
+    images = [
+        judged_image(i, *facts) for i, facts in enumerate(zip(given["gt_pose"], given["detections"], strict=True))
+    ]
+    paper = pose_records(PaperPoseMetric(), images)
+    groups: ExpectedGroups = {
+        "": paper_row(paper),
+        "corrected": corrected_row(pose_records(PoseMetric(similarities=["SAP_fixed"]), images)),
+    }
     if wanted := case.facts.get("expected_per_batch_rows"):
-        found = batches(paper, wanted, case.facts["atol"])
+        found = batch_rows(paper, wanted, case.facts["atol"])
         groups["per_batch_rows"] = found
         groups["mean_over_batches"] = {name: np.mean([r[name] for r in found]) for name in found[0]}
         defined = {name: [r[name] for r in found if r[name] != -1] for name in found[0]}
-        groups["mean_over_batches_without_minus_one"] = {
-            name: np.mean(values) if values else -1.0 for name, values in defined.items()
-        }
+        means = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
+        groups["mean_over_batches_without_minus_one"] = means
     return groups
 
 
-def image(index: int, people: list, detections: list) -> Judged:
-    """One image of a case; the people's areas are to be told from their joints."""
+def judged_image(index: int, people: list, detections: list) -> Judged:
+    """One image of a case; the people's areas follow from their joints."""
     keypoints = np.array(people, float).reshape(-1, 17, 3)
     found = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
-    return Judged(
-        str(index),
-        keypoints,
-        np.full(len(keypoints), np.nan),
-        Poses(found, np.array([d["score"] for d in detections], float)),
-    )
+    poses = Poses(found, np.array([d["score"] for d in detections], float))
+    return Judged(str(index), keypoints, np.full(len(keypoints), np.nan), poses)
 
 
-def records(metric: Metric, images: Iterable[Judged]) -> Records:
+def pose_records(metric: Metric, images: Iterable[Judged]) -> Records:
     facts = [metric.record(judged) for judged in images]
     return {name: [fact[name] for fact in facts] for name in facts[0]}
 
 
-def row(paper: Records) -> Row:
+def paper_row(paper: Records) -> CaseRow:
     """What the published program writes for all images as one batch."""
     return {name: float(values[0]) for name, values in rows(paper, len(paper["paper_people"])).items()}
 
 
-def corrected(facts: Records) -> Row:
-    """The same values over the whole set, with areas of labelled joints, a similarity with the true y and every image counted."""
-    values: Row = {}
+def corrected_row(facts: Records) -> CaseRow:
+    """The values over the whole set, with areas of labelled joints, the true y and every image counted."""
+    values: CaseRow = {}
     for prefix, similarity in (("", "oks"), ("S", "similarity_SAP_fixed")):
         found = summary(facts[similarity], facts["scores"], facts["areas"], facts["extents"], area_ranges=COCO_RANGES)
         values |= {prefix + name: float(np.nan_to_num(value[0], nan=-1.0)) for name, value in found.items()}
     return values | {"PCE": float(np.abs(np.subtract(facts["found"], facts["people"])).mean())}
 
 
-def batches(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) -> list[Row]:
+def batch_rows(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) -> list[CaseRow]:
     """One row per batch of consecutive images.
 
-    A case does not say how many images its batches have: of the divisions that give its rows the first is taken, most even ones coming first; where there is
-    none, the most even one.
+    A case does not say how many images its batches have: the most even division that gives its rows is taken, else the
+    most even one.
     """
     n = len(paper["paper_people"])
     even = -(-n // len(wanted))
-    ways: dict[int, list[Row]] = {0: []}
+    ways: dict[int, list[CaseRow]] = {0: []}
     for expected in wanted:
-        further: dict[int, list[Row]] = {}
+        further: dict[int, list[CaseRow]] = {}
         for start, way in ways.items():
             for end in sorted(range(start + 1, n + 1), key=lambda end: abs(end - start - even)):
-                made = {} if end in further else row({name: values[start:end] for name, values in paper.items()})
+                made = {} if end in further else paper_row({name: values[start:end] for name, values in paper.items()})
                 if made and all(
-                    np.isclose(made[name], float(value), RTOL, atol, equal_nan=True)
+                    np.isclose(made[name], float(value), METRIC_RTOL, atol, equal_nan=True)
                     for name, value in expected.items()
                     if name in made
                 ):
                     further[end] = [*way, made]
         ways = further
     return ways.get(n) or [
-        row({name: values[i : i + even] for name, values in paper.items()}) for i in range(0, n, even)
+        paper_row({name: values[i : i + even] for name, values in paper.items()}) for i in range(0, n, even)
     ]
 
 
-def features(case: Case) -> Groups:
+def feature_distances(case: Case) -> ExpectedGroups:
     """Frechet and kernel distances of two sets of features."""
     given = case.facts["inputs"]
     real, fake = (np.array(given[name], float) for name in ("real", "fake"))
     about = given.get("kid", {})
-    kernel = Polynomial(
-        about.get("degree", 3),
-        None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"]),
-        about.get("coef", 1.0),
-    )
+    gamma = None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"])
+    kernel = Polynomial(about.get("degree", 3), gamma, about.get("coef", 1.0))
     frechet, distance = frechet_distance(real, fake), kernel_distance(real, fake, kernel)
-    values = {
-        "fid_torchmetrics": frechet,
-        "fid_cleanfid": frechet,
-        "kid_whole_set_torchmetrics": distance,
-        "kid_whole_set_cleanfid": distance,
-    }
+    programs = ("torchmetrics", "cleanfid")
+    values = {f"fid_{program}": frechet for program in programs}
+    values |= {f"kid_whole_set_{program}": distance for program in programs}
     if subset := given.get("subset_rows"):
         values["kid_first_rows"] = kernel_distance(real[:subset], fake[:subset], kernel)
     for name in case.expected:
@@ -139,40 +133,35 @@ def features(case: Case) -> Groups:
     return {"": values}
 
 
-def quality_preprocessing(case: Case) -> Groups:
+def quality_preprocessing(case: Case) -> ExpectedGroups:
     """The bytes that the published program's network sees of single pixels."""
     pixels = np.array(case.facts["inputs"]["pixels_rgb"], np.uint8)
-    found = {
-        "real_bytes": wrapped_bytes(pixels, generated=False),
-        "generated_bytes": wrapped_bytes(pixels, generated=True),
-        "corrected_bytes": pixels,
-    }
-    return {"": {name: values.tolist() for name, values in found.items()}}
+    real, generated = (wrapped_bytes(pixels, generated=generated).tolist() for generated in (False, True))
+    return {"": {"real_bytes": real, "generated_bytes": generated, "corrected_bytes": pixels.tolist()}}
 
 
-def quality_overall(case: Case) -> Groups:
+def quality_overall(case: Case) -> ExpectedGroups:
     """Values of scenarios to values of all, also times the factors that names end in: ``KID_x100``."""
     means = scenario_mean(case.facts["inputs"]["scenarios"])
-    parts = {name: name.rpartition("_x") for name in case.expected}
-    scaled = {
-        name: float(factor) * means[metric]
-        for name, (metric, _, factor) in parts.items()
-        if metric in means and factor.isdigit()
-    }
-    return {"": means | scaled}
+    values = dict(means)
+    for name in case.expected:
+        metric, _, factor = name.rpartition("_x")
+        if metric in means and factor.isdigit():
+            values[name] = float(factor) * means[metric]
+    return {"": values}
 
 
-def clip(case: Case) -> Groups:
+def clip_values(case: Case) -> ExpectedGroups:
     """The CLIP score of a batch and of each pair, from embeddings."""
     score, pairs = clip_score(*(np.array(case.facts["inputs"][name], float) for name in ("image", "text")))
     return {"": {"score": score, "per_pair": pairs.tolist()}}
 
 
 #: Kind -> what computes its values.
-KINDS: dict[str, Callable[[Case], Groups]] = {
-    "pose": pose,
-    "features": features,
+METRIC_KINDS: dict[str, Callable[[Case], ExpectedGroups]] = {
+    "pose": pose_values,
+    "features": feature_distances,
     "quality_preprocessing": quality_preprocessing,
     "quality_overall": quality_overall,
-    "clip_score": clip,
+    "clip_score": clip_values,
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,104 +18,103 @@ from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.parity.build import converted, stable_diffusion
-from posegen.parity.case import Case
+from posegen.parity.build import (
+    Outputs,
+    UnknownPart,
+    converted,
+    geometry_of,
+    recorded,
+    stable_diffusion,
+)
+from posegen.parity.case import FACTS, Case
 from posegen.runner.sampler import Sampler
-
-Outputs = Iterator[tuple[str, Tensor]]
 
 BLOCK, ENCODER = "branch.network.down_blocks.0.resnets.0.", "pose_encoder."
 NO_ONE = PoseBatch((), (), (), (0, 0))  # the loss reads the state alone
 
 
-def compute(case: Case) -> dict[str, Tensor]:
-    """Every output of a case, and the intermediates that it holds.
+def stable_pose_outputs(case: Case) -> Outputs:
+    """Every output, by the part of the method that the case's module names.
 
     Raises:
-        UserError: the case is of a module that is not known here.
+        UnknownPart: it is none of the known parts.
     """
-    kinds: dict[str, Callable[[Case], Outputs]] = {
-        "PMSAViT": transformer,
-        "FeatureExtractor": first_block,
-        "StablePoseAdapter": whole,
+    known: dict[str, Callable[[Case], Outputs]] = {
+        "PMSAViT": transformer_outputs,
+        "FeatureExtractor": first_block_outputs,
+        "StablePoseAdapter": whole_outputs,
     }
-    kind = case.module.partition(" ")[0]
-    if kind not in kinds:
-        raise UserError(
-            f"module {case.module!r} of {case.folder / 'case.json'} is not known; it begins with {', '.join(kinds)}"
-        )
-    wanted = case.expected.keys() | case.mids.keys()
-    return {name: value.detach() for name, value in kinds[kind](case) if name in wanted}
+    part = case.module.partition(" ")[0]
+    if part not in known:
+        raise UnknownPart(f"module {case.module!r} of {case.place / FACTS} begins with none of {', '.join(known)}")
+    yield from known[part](case)
 
 
-def transformer(case: Case) -> Outputs:
+def transformer_outputs(case: Case) -> Outputs:
+    """The pose-masked transformer alone, with both masks, one sample alone, and without masks."""
     method = part_of(case, f"{BLOCK}transformer.")
     net, x, masks = method.block.transformer, case.inputs["x"], masks_of(case)
-    seen, inputs = recorded(
-        {"embed": net.embed, "mlp": net.mlps[-1], **{f"attn{i}": layer for i, layer in enumerate(net.attentions)}}
-    )
-    state = seeing(method, masks)
-    with torch.no_grad():
+    attentions = {f"attn{i}": layer for i, layer in enumerate(net.attentions)}
+    state = state_with(method, masks)
+    with recorded(embed=net.embed, mlp=net.mlps[-1], **attentions) as (given, returned):
         yield "y", net(x, method.layers(state))
-        yield "token_mask", state["tokens"].transpose(0, 1)
-        table = positions(x.shape[-2] // net.patch, x.shape[-1] // net.patch, net.dim)
-        tokens = {**seen, "tokens": inputs["mlp"] + seen["mlp"], "pos_embedding": table}
-        yield from ((name, strided(value, case.mids.get(name))) for name, value in tokens.items())
-        yield "y_first_alone", net(x[:1], method.layers(seeing(method, masks[:1])))
-        yield "y_nomask_first", net(x, method.layers(seeing(method, torch.ones_like(masks))))[:1]
+    yield "token_mask", state["tokens"].transpose(0, 1)
+    table = positions(x.shape[-2] // net.patch, x.shape[-1] // net.patch, net.dim)
+    tokens = {**returned, "tokens": given["mlp"] + returned["mlp"], "pos_embedding": table}
+    yield from ((name, thinned(value, case.mids.get(name))) for name, value in tokens.items())
+    yield "y_first_alone", net(x[:1], method.layers(state_with(method, masks[:1])))
+    yield "y_nomask_first", net(x, method.layers(state_with(method, torch.ones_like(masks))))[:1]
 
 
-def first_block(case: Case) -> Outputs:
+def first_block_outputs(case: Case) -> Outputs:
+    """The residual block around the transformer, with its pose encoder, with and without masks."""
     method = part_of(case, BLOCK, ENCODER)
-    block, given, masks = method.block, case.inputs, masks_of(case)
-    names = {"pose_feature": method.pose_encoder, "cond_conv": block.pose_conv, "vit_out": block.transformer}
-    seen, inputs = recorded(names)
-    with torch.no_grad():
-        for name, shown in (("y", masks), ("y_nomask", torch.ones_like(masks))):
-            state = method.conditioned(State(Text(given["emb"]), Text(given["emb"])), given["hint"], shown)
-            yield name, block(given["x"], given["emb"], (state["pose"], method.layers(state)))
-            if name == "y":
-                yield from {**seen, "vit_in": inputs["vit_out"]}.items()
-                yield "normed", torch.nn.functional.group_norm(seen["vit_out"], block.groups, eps=1e-5)
+    block, inputs, masks = method.block, case.inputs, masks_of(case)
+    modules = {"pose_feature": method.pose_encoder, "cond_conv": block.pose_conv, "vit_out": block.transformer}
+    with recorded(**modules) as (given, returned):
+        for name, shown in (("y_nomask", torch.ones_like(masks)), ("y", masks)):
+            state = method.conditioned(State(Text(inputs["emb"]), Text(inputs["emb"])), inputs["hint"], shown)
+            yield name, block(inputs["x"], inputs["emb"], (state["pose"], method.layers(state)))
+    yield from {**returned, "vit_in": given["vit_out"]}.items()
+    yield "normed", torch.nn.functional.group_norm(returned["vit_out"], block.groups, eps=1e-5)
 
 
-def whole(case: Case) -> Outputs:
+def whole_outputs(case: Case) -> Outputs:
+    """Residuals, predictions, one guided step, and the masked loss with its gradient."""
     config, given = case.config, case.inputs
-    backbone = stable_diffusion(Geometry.from_ldm(config), case.weights)
-    times = {"beta_start": config["linear_start"], "beta_end": config["linear_end"]}
-    times["num_train_timesteps"] = config["timesteps"]
+    backbone = stable_diffusion(geometry_of(config), case.weights)
+    times = {"beta_start": "linear_start", "beta_end": "linear_end", "num_train_timesteps": "timesteps"}
+    times = {name: config[theirs] for name, theirs in times.items()}
     backbone.process = VariancePreserving({**backbone.process.config, **times})
     method, masks = literal(converted(method_of(case), backbone, case.weights)), masks_of(case)
     text, timesteps = State(Text(given["context"]), Text(given["context_uncond"])), given["timesteps"].long()
-    with torch.no_grad():
-        state = method.conditioned(text, given["hint"], masks)
+    hint = given["hint"]
+
+    def predicted_with(state: State) -> tuple[Injection, Tensor]:
         injection = method.inject(state, given["x"], timesteps)
-        yield "pose_feature", method.pose_encoder(given["hint"])
-        yield from ((f"res_{i:02}", residual) for i, residual in enumerate(injection.residuals))
-        yield "eps", (eps := backbone.predict(given["x"], timesteps, state.text, injection))
-        yield "eps_nocontrol", backbone.predict(given["x"], timesteps, state.text, Injection())
-        free = method.conditioned(text, given["hint"], torch.ones_like(masks))
-        yield (
-            "eps_nomask",
-            backbone.predict(given["x"], timesteps, text.text, method.inject(free, given["x"], timesteps)),
-        )
-        yield from guided_step(case, method, backbone, state)
-    step = Step(
-        eps.requires_grad_(),
-        backbone.process.target(given["x_start"], given["noise"], timesteps),
-        given["x"],
-        given["x_start"],
-        given["noise"],
-        timesteps,
-    )
-    loss = method.loss(step, state, NO_ONE)["loss"]
-    yield "loss", loss
-    yield "loss_grad_eps", torch.autograd.grad(loss, step.prediction)[0]
+        return injection, backbone.predict(given["x"], timesteps, state.text, injection)
+
+    state = method.conditioned(text, hint, masks)
+    injection, eps = predicted_with(state)
+    yield "pose_feature", method.pose_encoder(hint)
+    yield from ((f"res_{i:02}", residual) for i, residual in enumerate(injection.residuals))
+    yield "eps", eps
+    yield "eps_nocontrol", backbone.predict(given["x"], timesteps, state.text, Injection())
+    yield "eps_nomask", predicted_with(method.conditioned(text, hint, torch.ones_like(masks)))[1]
+    yield from guided_step(case, method, backbone, state)
+    target = backbone.process.target(given["x_start"], given["noise"], timesteps)
+    with torch.enable_grad():
+        eps = eps.detach().requires_grad_()
+        step = Step(eps, target, given["x"], given["x_start"], given["noise"], timesteps)
+        loss = method.loss(step, state, NO_ONE)["loss"]
+        yield "loss", loss
+        yield "loss_grad_eps", torch.autograd.grad(loss, eps)[0]
 
 
 def guided_step(case: Case, method: StablePose, backbone: StableDiffusion, state: State) -> Outputs:
     """One step of the sampler, whose settings the case tells in words; the branch without text comes first there."""
-    steps, time, guidance = (stated(case, pattern) for pattern in (r"(\d+)-step", r"\bt=(\d+)", r"guidance ([\d.]+\d)"))
+    patterns = (r"(\d+)-step", r"\bt=(\d+)", r"guidance ([\d.]+\d)")
+    steps, time, guidance = (number_in_meaning(case, pattern) for pattern in patterns)
     scheduler = Sampler(steps=int(steps)).build(backbone)
     (w_text, with_text), (w_free, free) = method.branches(state, guidance)
     both, x = State.cat([free, with_text]), case.inputs["x_ddim"]
@@ -124,9 +122,9 @@ def guided_step(case: Case, method: StablePose, backbone: StableDiffusion, state
     pair = backbone.predict(repeated, timesteps, both.text, method.inject(both, repeated, timesteps))
     yield "cfg_pair", pair
     without, full = pair.chunk(2)
-    made = scheduler.step(w_text * full + w_free * without, int(time), x, eta=0.0)
-    yield "ddim_x_prev", made.prev_sample
-    yield "ddim_pred_x0", made.pred_original_sample
+    stepped = scheduler.step(w_text * full + w_free * without, int(time), x, eta=0.0)
+    yield "ddim_x_prev", stepped.prev_sample
+    yield "ddim_pred_x0", stepped.pred_original_sample
 
 
 # What the modules share.
@@ -150,25 +148,23 @@ def method_of(case: Case) -> StablePose:
 
 
 def part_of(case: Case, *places: str) -> StablePose:
-    """The method on a small backbone that has the case's first level, with official weights at and below ``places``, every key accounted for.
+    """The method on a small backbone with the case's first level, with official weights at and below ``places``.
 
     Raises:
         UserError: a key has no place there.
     """
     channels, method = case.config["channels"], method_of(case)
     method.faithful = True
-    method.attach(
-        stable_diffusion(
-            Geometry(4, 8, (channels,) * 2, (False,) * 2, 1, (1,) * 2, channels, norm_groups=math.gcd(channels, 32))
-        )
-    )
+    groups = math.gcd(channels, 32)
+    geometry = Geometry(4, 8, (channels,) * 2, (False,) * 2, 1, (1,) * 2, channels, norm_groups=groups)
+    method.attach(stable_diffusion(geometry))
     if "emb_channels" in case.config:
         method.block.time_emb_proj = nn.Linear(case.config["emb_channels"], channels)
     weights = below(method.convert(case.weights), "adapter.")
     for place in places:
         method.get_submodule(place.removesuffix(".")).load_state_dict(below(weights, place))
     if beside := [key for key in weights if not key.startswith(places)]:
-        raise UserError(f"{case.folder} holds weights of other modules than {case.module}: {', '.join(beside)}")
+        raise UserError(f"{case.place} holds weights of other modules than {case.module}: {', '.join(beside)}")
     return literal(method)
 
 
@@ -184,43 +180,25 @@ def masks_of(case: Case) -> Tensor:
     return case.inputs["pose_mask"].unflatten(0, (len(case.config["gaussian_kernels"]), -1)).transpose(0, 1).bool()
 
 
-def seeing(method: StablePose, masks: Tensor) -> State:
+def state_with(method: StablePose, masks: Tensor) -> State:
     """A state with these masks and a blank drawing."""
     factor = method.backbone.geometry.latent_factor
     hint = torch.zeros(len(masks), 3, factor * masks.shape[-2], factor * masks.shape[-1])
     return method.conditioned(State(Text(hint), Text(hint)), hint, masks)
 
 
-def recorded(modules: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the modules return and what they are given first, as of their latest call."""
-    made: dict[str, Tensor] = {}
-    given: dict[str, Tensor] = {}
-
-    def record(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: Any, output: Tensor) -> None:
-            made[name], given[name] = output, inputs[0]
-
-        return hook
-
-    for name, module in modules.items():
-        module.register_forward_hook(record(name))
-    return made, given
-
-
-def strided(tokens: Tensor, kept: Tensor | None) -> Tensor:
-    """``[..., N, d]`` with as few tokens as ``kept [..., n, d]`` has, which are evenly spaced from the first."""
+def thinned(tokens: Tensor, kept: Tensor | None) -> Tensor:
+    """``[..., N, d]`` with as few tokens as ``kept [..., n, d]`` has, evenly spaced from the first."""
     return tokens if kept is None else tokens[..., :: tokens.shape[-2] // kept.shape[-2], :]
 
 
-def stated(case: Case, pattern: str) -> float:
-    """A number in what the case says of its guided step.
+def number_in_meaning(case: Case, pattern: str) -> float:
+    """A number in the words of the case on its guided step.
 
     Raises:
         UserError: it is not there.
     """
     words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
     if (found := re.search(pattern, words)) is None:
-        raise UserError(
-            f"the outputs cfg_pair and ddim_x_prev of {case.folder / 'case.json'} do not say their {pattern!r}"
-        )
+        raise UserError(f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS} do not say their {pattern!r}")
     return float(found[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.profile.decoding import in_loops
 from posegen.metrics.estimators.associative import (
     ORDER,
     PUBLISHED,
@@ -17,7 +18,6 @@ from posegen.metrics.estimators.associative import (
     highest_around,
 )
 from posegen.metrics.estimators.bottom_up import peak_gaussians
-from posegen.metrics.timing.decode import in_loops
 
 SIZE = (48, 64)
 

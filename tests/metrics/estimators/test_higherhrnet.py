@@ -53,7 +53,7 @@ def test_full_size_keys() -> None:
 
 def test_the_reference_maps_and_people() -> None:
     case = Case.read(reference("higherhrnet_small"))
-    lines = compare(case)
+    lines = compare(case).lines
     assert {line.output for line in lines} == {f"mid.{name}" for name in case.mids} | set(case.expected)
     assert all(line.ok for line in lines), "\n".join(map(str, lines))
 

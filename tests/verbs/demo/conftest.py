@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posegen.cli import main
-from posegen.verbs.demo_app.session import Studio
+from posegen.demo.session import DemoSession
 from tests.tiny import configured
 
 PROMPT = "photo of one person in the park : one dancing in red shirt and blue trousers"
@@ -26,6 +26,6 @@ def outputs(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def studio(world: list[str], outputs: Path) -> Iterator[Studio]:
+def studio(world: list[str], outputs: Path) -> Iterator[DemoSession]:
     with configured("demo", *world, f"paths.output={outputs}") as cfg:
-        yield Studio(cfg)
+        yield DemoSession(cfg)

@@ -14,29 +14,30 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from posegen.demo.pose_editor import to_keypoints
+from posegen.demo.session import DemoPicture, DemoRequest, DemoSession, OnStep
 from posegen.errors import UserError
 from posegen.poses.reading import read_poses
-from posegen.verbs.demo_app.editor import to_keypoints
-from posegen.verbs.demo_app.session import Asked, Made, Studio, Tell
 from tests.tiny import configured
 from tests.verbs.demo.conftest import PROMPT
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}: the Debian package chromium is missing")
 WAIT = 60_000.0  # ms, on a machine that is busy
 
 
-class Recording(Studio):
+class Recording(DemoSession):
     """Keeps what it was asked for, and counts what it has finished."""
 
     finished = 0
 
-    def make(self, asked: Asked, tell: Tell = lambda method, done, total: None) -> Iterator[Made]:
-        self.asked = asked
-        yield from super().make(asked, tell)
+    def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
+        self.asked = request
+        yield from super().draw(request, on_step)
         self.finished += 1
 
 
@@ -65,10 +66,10 @@ def tab(browser: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def served(studio: Studio, tab: Any) -> Iterator[None]:
+def served(studio: DemoSession, tab: Any) -> Iterator[None]:
     """Opens the page in the tab, once it can be used."""
     pytest.importorskip("gradio", reason="gradio is missing: pip install 'posegen[demo]'")
-    from posegen.verbs.demo_app.page import serve
+    from posegen.demo.page import serve
 
     app, url = serve(studio, None, block=False)
     try:
@@ -91,7 +92,8 @@ def opened(world: list[str], outputs: Path, tab: Any) -> Iterator[tuple[Any, Rec
 def reachable(page: Any) -> int:
     """A joint of the selected person that no other one covers."""
     script = """joints => joints.filter(joint => { const box = joint.getBoundingClientRect();
-        return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === joint; }).map(joint => Number(joint.dataset.joint))"""
+        return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === joint;
+        }).map(joint => Number(joint.dataset.joint))"""
     return page.locator(".pe-selected .pe-joint").evaluate_all(script)[-1]
 
 
@@ -188,7 +190,8 @@ def test_other_ways_to_a_pose(opened: tuple[Any, Recording], tmp_path: Path) -> 
     person = [value for _ in range(17) for value in (8, 16, 2)]
     file = tmp_path / "pose.json"
     file.write_text(
-        f'{{"images": [{{"id": 1, "height": 32, "width": 32}}], "annotations": [{{"image_id": 1, "keypoints": {person}}}]}}'
+        '{"images": [{"id": 1, "height": 32, "width": 32}], '
+        f'"annotations": [{{"image_id": 1, "keypoints": {person}}}]}}'
     )
     page.set_input_files("#sources input[type=file][accept*=json], input[type=file][accept*=json]", str(file))
     page.wait_for_selector("#pose-said .pg-note:not(.pg-bad)", timeout=WAIT)
@@ -198,7 +201,7 @@ def test_other_ways_to_a_pose(opened: tuple[Any, Recording], tmp_path: Path) -> 
 
 
 def test_where_nothing_is_trained_a_benchmark_is_offered(world: list[str], tmp_path: Path, tab: Any) -> None:
-    with configured("demo", *world, f"paths.output={tmp_path}") as cfg, served(Studio(cfg), tab):
+    with configured("demo", *world, f"paths.output={tmp_path}") as cfg, served(DemoSession(cfg), tab):
         tab.wait_for_selector("#practice", timeout=WAIT)
         assert "benchmark=smoke" in tab.inner_text("#practice-which")
         tab.click("#practice")
@@ -208,9 +211,9 @@ def test_where_nothing_is_trained_a_benchmark_is_offered(world: list[str], tmp_p
         assert "stopped" in tab.inner_text("#practice-state")
 
 
-def test_a_port_that_is_taken_is_told(studio: Studio) -> None:
+def test_a_port_that_is_taken_is_told(studio: DemoSession) -> None:
     pytest.importorskip("gradio", reason="gradio is missing: pip install 'posegen[demo]'")
-    from posegen.verbs.demo_app.page import serve
+    from posegen.demo.page import serve
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

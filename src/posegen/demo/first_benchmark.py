@@ -1,0 +1,99 @@
+"""A benchmark that the page starts where nothing is trained yet: a process that is watched through its cells' files."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posegen.config.app import Command
+from posegen.io.atomic import read_json
+from posegen.report.live_progress import cell_progress, progress_text
+
+LINES = 6  # of the output that a failure shows
+PATIENCE = 10.0  # seconds that the process has to end by itself
+
+
+@dataclass(frozen=True)
+class BenchmarkProgress:
+    """How far the benchmark is.
+
+    Attributes:
+        share: of the work that is done, from 0 to 1; a cell counts by its stages.
+        text: for the user.
+        state: ``running``, ``finished``, ``failed`` or ``stopped``.
+    """
+
+    share: float
+    text: str
+    state: str
+
+
+class FirstBenchmark:
+    """``posegen benchmark`` with the given words behind the verb."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        cfg = Command.read("benchmark", list(words)).base()
+        self.folder = Path(cfg.paths.output) / cfg.study
+        self.words, self.started, self.stopped = list(words), time.time(), False
+        # open as long as the process is
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
+        # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
+        self.process = subprocess.Popen(
+            command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        atexit.register(self.stop)
+
+    def report(self) -> BenchmarkProgress:
+        code = self.process.poll()
+        if self.stopped:
+            return BenchmarkProgress(0.0, "stopped; the same button continues where it was", "stopped")
+        if code is not None:
+            return BenchmarkProgress(1.0, *(("finished", "finished") if code == 0 else (self.tail(), "failed")))
+        return self.running()
+
+    def running(self) -> BenchmarkProgress:
+        """From the cells' files, as the command line shows it."""
+        plan = self.folder / "cells.json"
+        if not plan.is_file() or plan.stat().st_mtime < self.started:
+            return BenchmarkProgress(0.0, "rendering the world", "running")
+        shares, texts = [], []
+        for entry in read_json(plan)["cells"]:
+            state, facts = cell_progress(self.folder / entry["folder"], self.started)
+            stages = {"train": 0.0, "sample": 0.7, "judge": 0.85}
+            begun = 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
+            inside = stages.get(facts.get("stage", ""), 0.0) + begun
+            shares.append(1.0 if state in ("finished", "failed") else min(inside, 1.0) if state == "running" else 0.0)
+            if state == "running":
+                texts.append(f"{entry['method']}: {progress_text(state, facts)}")
+        text = "; ".join([f"{sum(share == 1.0 for share in shares)} of {len(shares)} rows are done", *texts[:2]])
+        return BenchmarkProgress(sum(shares) / max(1, len(shares)), text, "running")
+
+    def tail(self) -> str:
+        """The last lines of the output."""
+        self.log.seek(0)
+        return "\n".join(self.log.read().replace("\r", "\n").strip().splitlines()[-LINES:])
+
+    def stop(self) -> None:
+        """Ends the benchmark with its workers; finished cells stay, and the same words continue it."""
+        atexit.unregister(self.stop)
+        if self.process.poll() is not None:
+            return
+        self.stopped = True
+        for number, wait in ((signal.SIGINT, PATIENCE), (signal.SIGKILL, PATIENCE)):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(wait)
+                return
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue

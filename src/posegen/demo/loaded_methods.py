@@ -1,0 +1,169 @@
+"""The methods that can draw on the page: finished cells below the output folder, or named folders."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.config import groups as listing
+from posegen.errors import UserError
+from posegen.io.atomic import read_json
+from posegen.pipeline import PoseGuidedPipeline
+from posegen.runner.method_folder import adapter_class, method_folder, read_about
+from posegen.runner.precision import device_of
+
+#: Fields of a batch that a prompt, a pose and a picture of a person can fill.
+PAGE_INPUTS = frozenset({"hint", "source"})
+#: Label of the backbone alone.
+NONE = "none"
+#: Why a pose prior is no method of the page.
+GENERATES_POSES = "generates a pose and no image"
+
+
+@dataclass(frozen=True)
+class DemoMethod:
+    """One method that can be chosen.
+
+    Attributes:
+        label: unique on the page.
+        folder: its method folder; None for the backbone alone.
+        written: when its weights were written, so that a new training is loaded anew.
+    """
+
+    label: str
+    folder: Path | None
+    written: float = 0.0
+
+
+class LoadedMethods:
+    """Finds methods and keeps the ones used last in memory.
+
+    Args:
+        cfg: of the page; reads ``checkpoints``, ``keep``, ``paths.output``, ``backbone`` and ``trainer.accelerator``.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.left_out: list[str] = []
+        self._loaded: OrderedDict[DemoMethod, PoseGuidedPipeline] = OrderedDict()
+
+    def methods(self) -> list[DemoMethod]:
+        """The named folders, or all finished cells with an image method, newest first; last the backbone alone.
+
+        ``left_out`` then names the methods that cannot draw, with the reasons.
+        """
+        self.left_out = []
+        found = self._named() if self.cfg.checkpoints else self._cells(Path(self.cfg.paths.output))
+        labels = [label for label, _ in found]
+        unique = {
+            label if labels.count(label) == 1 else f"{label} ({folder_suffix(folder)})": folder
+            for label, folder in found
+        }
+        return [
+            *(DemoMethod(label, f, (f / "posegen.json").stat().st_mtime) for label, f in unique.items()),
+            DemoMethod(NONE, None),
+        ]
+
+    def pipeline(self, method: DemoMethod) -> PoseGuidedPipeline:
+        """The method, loaded when it is first used."""
+        pipe = self._loaded.pop(method, None) or self._read(method)
+        pipe.set_progress_bar_config(disable=True)
+        self._loaded[method] = pipe
+        while len(self._loaded) > max(1, self.cfg.keep):
+            self._loaded.popitem(last=False)
+        return pipe
+
+    def _read(self, method: DemoMethod) -> PoseGuidedPipeline:
+        device = device_of(self.cfg.trainer.accelerator)
+        if method.folder is not None:
+            return PoseGuidedPipeline.from_pretrained(method.folder, self._backbone(method.folder), device=device)
+        adapter: Any = instantiate(OmegaConf.load(listing.conf_dir() / "adapter" / f"{NONE}.yaml"))
+        adapter.attach(instantiate(self.cfg.backbone, _convert_="all"))
+        return PoseGuidedPipeline(adapter, OmegaConf.to_container(self.cfg.sampler, resolve=True)).to(device)  # type: ignore[arg-type]
+
+    def _backbone(self, folder: Path) -> dict[str, Any] | None:
+        """The configured backbone for a method folder that belongs to it and does not say where it lies.
+
+        The folder of a cell says it, and so does a saved pipeline.
+        """
+        about, node = read_about(folder), OmegaConf.to_container(self.cfg.backbone, resolve=True)
+        knows = "pipeline" in about or (folder.name == "method" and (folder.parent / "config.yaml").is_file())
+        if knows or not isinstance(node, dict) or node.get("id") != about["backbone"]["id"]:
+            return None
+        return {str(key): value for key, value in node.items() if key != "_target_"}
+
+    def _named(self) -> list[tuple[str, Path]]:
+        """(label, method folder) of ``checkpoints``; a named folder that cannot be used is an error."""
+        named = [self.cfg.checkpoints] if isinstance(self.cfg.checkpoints, str) else list(self.cfg.checkpoints)
+        found: list[tuple[str, Path]] = []
+        for place in named:
+            folder = method_folder(Path(place).expanduser())
+            if folder.is_dir() and not (folder / "posegen.json").is_file() and (cells := self._cells(folder)):
+                found += cells
+            elif reason := why_not(folder):
+                raise UserError(f"checkpoints: {place} {reason}")
+            else:
+                found.append((label_of(folder.parent if folder.name == "method" else folder), folder))
+        return found
+
+    def _cells(self, output: Path) -> list[tuple[str, Path]]:
+        """(label, method folder) of the finished cells below a folder that can draw; notes why others cannot."""
+        found: list[tuple[str, Path]] = []
+        for status in sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+            folder = status.parent / "method"
+            if not (folder / "posegen.json").is_file() or read_json(status).get("state") != "finished":
+                continue
+            label, reason = label_of(status.parent), why_not(folder)
+            if not reason:
+                found.append((label, folder))
+            elif reason != GENERATES_POSES:
+                self.left_out.append(f"{label} {reason}")
+        return found
+
+
+def why_not(folder: Path) -> str:
+    """Why a method cannot draw from a prompt and a pose; empty where it can."""
+    try:
+        cls: Any = adapter_class(read_about(folder)["class"], folder)
+    except UserError as error:
+        return f"cannot be used: {error}"
+    if cls.sample != "image":
+        return GENERATES_POSES
+    lacking = sorted(cls.needs - PAGE_INPUTS)
+    return f"needs what this page does not bring: {', '.join(lacking)}" if lacking else ""
+
+
+def label_of(cell: Path) -> str:
+    """Method, study, seed and training steps of a cell; of any other folder its name."""
+    file = cell / "config.yaml"
+    if not file.is_file():
+        return cell.name
+    config = OmegaConf.load(file)
+    steps = OmegaConf.select(config, "budget.steps")
+    rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
+    return f"{config.method} · {', '.join(rest)}"
+
+
+def folder_suffix(folder: Path) -> str:
+    """Tells method folders of the same label apart: a cell's settings, or the folder around any other."""
+    return folder.parents[1].name if folder.name == "method" else str(folder.parent)
+
+
+def chosen_methods(methods: Sequence[DemoMethod], labels: Sequence[str]) -> list[DemoMethod]:
+    """The methods with these labels, in the order of ``methods``.
+
+    Raises:
+        UserError: none is chosen, or one has gone.
+    """
+    known = {method.label: method for method in methods}
+    if not labels:
+        raise UserError("no method is chosen; tick at least one")
+    if gone := [label for label in labels if label not in known]:
+        raise UserError(f"{gone[0]} is not there any more; press 'Look again' and choose anew")
+    return [method for method in methods if method.label in labels]

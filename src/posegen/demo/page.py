@@ -1,0 +1,293 @@
+"""The page; the only module that imports gradio."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before the import: gradio reports nothing and looks for no newer version.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+try:
+    import gradio as gr
+except ImportError:  # an extra; the verb says how to install it
+    gr = None  # type: ignore[assignment]
+
+from posegen.demo.first_benchmark import FirstBenchmark
+from posegen.demo.html_fragments import fragments, results_html
+from posegen.demo.loaded_methods import NONE
+from posegen.demo.pose_editor import skeleton_facts, standing_pose
+from posegen.demo.session import DemoPicture, DemoRequest, DemoSession, Preset, Stopped
+from posegen.errors import UserError
+
+HERE = Path(__file__).parent
+empty, note, progress_bar = fragments.empty, fragments.note, fragments.progress_bar  # type: ignore[attr-defined]
+QUIETLY: dict[str, Any] = {"show_progress": "hidden"}
+HOST = "127.0.0.1"  # this machine alone: whoever reaches the page runs programs with its owner's rights
+PORTS = 100  # from gradio's first, 7860, that are tried
+TICKED = 4  # methods that are chosen at first
+TICK = 0.1  # seconds between looks at what is going on
+FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
+MONO = ["ui-monospace", "Consolas", "monospace"]
+
+
+def serve(
+    session: DemoSession, port: int | None, open_browser: bool = False, block: bool = True
+) -> tuple[gr.Blocks, str]:
+    """Serves the page to this machine.
+
+    Returns:
+        The application, and the page's address.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    page = build(session)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
+    os.environ["GRADIO_NUM_PORTS"] = str(PORTS)
+    try:
+        _, url, _ = page.launch(
+            server_name=HOST,
+            server_port=port,
+            inbrowser=open_browser,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
+            css_paths=[HERE / "page.css"],
+        )
+    except OSError as error:
+        why = f"{HOST}:{port} is taken" if port else error
+        raise UserError(f"port={port}: {why}; choose another, or port=null for the first free one") from error
+    print(f"posegen demo: {url} (Ctrl+C ends it)", flush=True)
+    if block:
+        page.block_thread()
+    return page, url
+
+
+def build(session: DemoSession) -> gr.Blocks:
+    """All components, and what happens when they are used."""
+    with gr.Blocks(title="posegen demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.HTML(
+            "<h1>posegen</h1><p>One prompt, one pose, the same noise: what each method makes of it.</p>",
+            elem_id="title",
+        )
+        with gr.Row():
+            with gr.Column(scale=5, min_width=380):
+                prompt, pose = asking(session)
+            with gr.Column(scale=7, min_width=420):
+                untrained = len(session.loaded.methods()) == 1  # the backbone alone
+                first = gr.Column(visible=untrained, elem_id="practising")
+                where = (
+                    "those of checkpoints="
+                    if session.cfg.checkpoints
+                    else f"every trained cell below {session.cfg.paths.output}, newest first"
+                )
+                methods = gr.CheckboxGroup(label="Methods", elem_id="methods", info=where)
+                control, guidance, steps, seed = settings(session)
+                with gr.Row():
+                    go = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+                    halt = gr.Button("Stop", elem_id="stop", scale=1, min_width=80)
+                    again = gr.Button("Look again", elem_id="refresh", scale=1, min_width=100)
+                left_out = gr.HTML(elem_id="left-out")
+                results = gr.HTML(empty(), elem_id="results", apply_default_css=False)
+                label = "A person to draw, for methods that take one from a picture (DNAF)"
+                with gr.Accordion(label, open=False, elem_id="person"):
+                    source = picture_input("Picture of a person", 220)
+        with first:
+            benchmark_offer(session, methods, first, left_out)
+
+        def choices() -> tuple[Any, Any, Any]:
+            return method_choices(session)
+
+        page.load(choices, None, [methods, first, left_out], **QUIETLY)
+        again.click(choices, None, [methods, first, left_out], **QUIETLY)
+        inputs = [prompt, pose, methods, seed, steps, guidance, control, source]
+        once: Any = {"concurrency_limit": 1, "trigger_mode": "once", **QUIETLY}
+        gr.on([go.click, prompt.submit], drawing(session), inputs, results, **once)
+        halt.click(session.stop.set, None, None, queue=False, **QUIETLY)
+    return page
+
+
+def asking(session: DemoSession) -> tuple[gr.Textbox, gr.HTML]:
+    """Prompt and pose, and the ways to them: scenes, the editor, a picture, a file, the prior."""
+    presets = {preset.label: preset for preset in session.presets}
+    first = next(iter(presets.values()), Preset("", "", standing_pose()))
+    prompt = gr.Textbox(first.prompt, label="Prompt", lines=2, max_lines=4, elem_id="prompt")
+    scene = gr.Dropdown(list(presets), value=first.label or None, label="Scene to begin with", elem_id="scene")
+    pose = gr.HTML(
+        first.pose,
+        html_template=(HERE / "editor.html").read_text(encoding="utf-8"),
+        js_on_load=(HERE / "editor.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id="pose",
+        size=list(session.size),
+        **skeleton_facts(),
+    )
+    said = gr.HTML(elem_id="pose-said")
+    with gr.Accordion("Take the pose from a picture, a file or the prompt", open=False, elem_id="sources"):
+        picture = picture_input("Picture with people", 200, elem_id="picture")
+        with gr.Row():
+            file = gr.UploadButton("COCO or OpenPose json", file_types=[".json"], elem_id="pose-file")
+            imagine = gr.Button("Invent from the prompt", elem_id="imagine")
+        invented = gr.Number(0, label="Seed of the invented pose", precision=0, minimum=0)
+
+    def choose(label: str) -> tuple[str, Any, str]:
+        return presets[label].prompt, presets[label].pose, ""
+
+    scene.input(choose, scene, [prompt, pose, said], **QUIETLY)
+    picture.upload(posing(session.read_picture, "The estimator's reading of the picture."), picture, [pose, said])
+    file.upload(posing(session.read_file, "The pose of the file."), file, [pose, said])
+    imagine.click(posing(session.imagine, "Invented by the prior."), [prompt, invented], [pose, said])
+    return prompt, pose
+
+
+def posing(source: Callable[..., dict[str, Any]], done: str) -> Callable[..., tuple[Any, str]]:
+    """A source of poses whose errors stand below the editor, which then keeps its pose."""
+
+    def take(*given: Any) -> tuple[Any, str]:
+        try:
+            return source(*given), note(done)
+        except (ValueError, OSError) as error:
+            return gr.skip(), note(str(error), bad=True)
+
+    return take
+
+
+def settings(session: DemoSession) -> tuple[gr.Slider, gr.Slider, gr.Slider, gr.Number]:
+    """The numbers that all methods share."""
+    sampler = session.cfg.sampler
+    with gr.Row():
+        control = gr.Slider(
+            0, 2, 1, step=0.05, label="Control strength", info="1 is what was trained", elem_id="control"
+        )
+        guidance = gr.Slider(
+            1, 15, float(sampler.guidance), step=0.5, label="Guidance", info="of the text", elem_id="guidance"
+        )
+        steps = gr.Slider(1, 100, int(sampler.steps), step=1, label="Steps", info="of the sampler", elem_id="steps")
+        seed = gr.Number(0, label="Seed", info="of the noise", precision=0, minimum=0, elem_id="seed", min_width=100)
+    return control, guidance, steps, seed
+
+
+def picture_input(label: str, height: int, **settings: Any) -> gr.Image:
+    return gr.Image(label=label, type="numpy", sources=["upload", "clipboard"], height=height, **settings)
+
+
+def method_choices(session: DemoSession) -> tuple[Any, Any, Any]:
+    """The methods with the newest cell of each chosen, whether a benchmark is offered, and who is left out."""
+    labels = [method.label for method in session.loaded.methods()]
+    newest = {label.partition(" · ")[0]: label for label in reversed(labels) if label != NONE}
+    ticked = [*list(newest.values())[::-1][:TICKED], NONE]
+    left = "; ".join(session.loaded.left_out)
+    return (
+        gr.update(choices=labels, value=[label for label in labels if label in ticked]),
+        gr.update(visible=labels == [NONE]),
+        note(f"Left out: {left}" if left else ""),
+    )
+
+
+def benchmark_offer(session: DemoSession, methods: gr.CheckboxGroup, group: gr.Column, left_out: gr.HTML) -> None:
+    """Offers to train something where nothing is trained."""
+    offers = {
+        f"{say} (posegen benchmark {' '.join(words)})": list(words) for say, words in session.cfg.practice.items()
+    }
+    nothing = "No method is trained yet below the output folder."
+    gr.HTML(note(f"{nothing} Run a benchmark here, or train from the command line and press 'Look again'."))
+    which = gr.Radio(list(offers), value=next(iter(offers), None), label="Benchmark", elem_id="practice-which")
+    with gr.Row():
+        start = gr.Button("Run the benchmark", variant="primary", elem_id="practice")
+        end = gr.Button("Cancel", elem_id="practice-cancel")
+    state = gr.HTML(elem_id="practice-state", apply_default_css=False)
+    running: list[FirstBenchmark] = []
+
+    unchanged = (gr.skip(), gr.skip(), gr.skip())
+
+    def run(label: str) -> Iterator[tuple[Any, ...]]:
+        if running and running[0].report().state == "running":
+            yield progress_bar(0, "it runs already"), *unchanged
+            return
+        paths = [f"paths.{name}={session.cfg.paths[name]}" for name in ("output", "cache")]
+        try:
+            running[:] = [FirstBenchmark([*offers[label], *paths])]
+        except Exception as error:  # a configuration that does not compose
+            yield note(str(error), bad=True), *unchanged
+            return
+        while (report := running[0].report()).state == "running":
+            yield progress_bar(report.share, report.text), *unchanged
+            time.sleep(5 * TICK)
+        yield note(report.text, bad=report.state == "failed"), *method_choices(session)
+
+    def cancel() -> None:
+        for benchmark in running:
+            benchmark.stop()
+
+    start.click(run, which, [state, methods, group, left_out], concurrency_limit=1, **QUIETLY)
+    end.click(cancel, None, None, queue=False, **QUIETLY)
+
+
+def drawing(session: DemoSession) -> Callable[..., Iterator[str]]:
+    """Draws the pictures in a thread, and shows every step and every picture as it comes."""
+
+    def draw(
+        prompt: str,
+        pose: Any,
+        labels: list[str],
+        seed: int,
+        steps: int,
+        guidance: float,
+        control: float,
+        source: Any = None,
+    ) -> Iterator[str]:
+        request = DemoRequest(prompt or "", pose, labels or [], seed or 0, steps, guidance, control, source=source)
+        events: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=draw_into, args=(session, request, events), daemon=True).start()
+        pictures: list[DemoPicture] = []
+        total, bar, seen = max(1, len(request.labels)), progress_bar(0, "loading"), 0.0
+        try:
+            yield results_html(pictures, bar)
+            while (event := events.get()) is not None:
+                if isinstance(event, DemoPicture):
+                    pictures.append(event)
+                elif isinstance(event, str):
+                    yield results_html(pictures, note(event, bad=event != "stopped"))
+                    return
+                else:
+                    method, done, of = event
+                    bar = progress_bar((len(pictures) + done / of) / total, f"{method.label}: step {done} of {of}")
+                    if time.monotonic() - seen < TICK:
+                        continue
+                seen = time.monotonic()
+                yield results_html(pictures, bar)
+            yield results_html(pictures)
+        finally:
+            session.stop.set()  # also where the reader has gone
+
+    return draw
+
+
+def draw_into(session: DemoSession, request: DemoRequest, events: queue.Queue[Any]) -> None:
+    """Puts into ``events`` every step (method, done, total), every picture, a message where it ends early, and None."""
+    try:
+        for picture in session.draw(request, lambda *step: events.put(step)):
+            events.put(picture)
+        events.put(None)
+    except Stopped:
+        events.put("stopped")
+    except UserError as error:
+        events.put(str(error))
+    except Exception as error:
+        events.put(f"{type(error).__name__}: {error}")
+        raise

@@ -1,0 +1,296 @@
+"""From a request to pictures with scores; knows no browser."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from posegen.data.base import PoseData, Sample, to_tensor
+from posegen.demo.loaded_methods import DemoMethod, LoadedMethods, chosen_methods
+from posegen.demo.pose_editor import to_editor, to_keypoints
+from posegen.errors import UserError
+from posegen.metrics.base import Judged, Poses
+from posegen.poses.reading import PEOPLE, PoseInput, read_poses
+from posegen.runner.components import Parts
+from posegen.runner.images import visible
+from posegen.runner.precision import device_of
+from posegen.runner.user_requests.prompts import PROMPTS, sampled_poses
+from posegen.train.loop import set_threads
+
+#: Columns of the pose metric that are shown, by the beginning of their names.
+SHOWN_SCORES = ("PCK", "OKS")
+#: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
+LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
+TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
+OnStep = Callable[[DemoMethod, int, int], None]
+
+
+class Stopped(Exception):
+    """Somebody pressed stop."""
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """A request for pictures, the same for all methods.
+
+    Attributes:
+        prompt: the caption.
+        pose: value of the editor.
+        labels: the methods.
+        seed: of the noise, the same for every method.
+        steps: of the sampler.
+        guidance: of the text.
+        control: factor on the methods' influence.
+        negative: caption that the guidance points away from.
+        source: ``[H, W, 3] uint8`` a picture of a person, for methods that take one.
+    """
+
+    prompt: str
+    pose: Any
+    labels: Sequence[str]
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 2.0
+    control: float = 1.0
+    negative: str = ""
+    source: np.ndarray | None = None
+
+    def check(self) -> None:
+        """Raises a `UserError` where a number is out of range or the prompt is empty."""
+        if not self.prompt.strip():
+            raise UserError("the prompt is empty; write what is to be seen, or choose a scene")
+        for name, least in (("seed", 0), ("steps", 1)):
+            value = getattr(self, name)
+            if value != int(value) or not least <= value < 2**63:
+                raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
+
+
+@dataclass(frozen=True, eq=False)
+class DemoPicture:
+    """One method's picture.
+
+    Attributes:
+        label: the method.
+        pixels: ``[H, W, 3] uint8``; None where it failed.
+        asked: ``[P, 17, 3]`` the pose on the picture's pixels.
+        found: the people that the estimator sees in it.
+        scores: shown column -> value in percent; empty where nobody was asked for.
+        unknown: words of the prompt that the method's world lacks.
+        error: why there is no picture.
+    """
+
+    label: str
+    pixels: np.ndarray | None = None
+    asked: np.ndarray = field(default_factory=lambda: np.zeros((0, 17, 3), np.float32))
+    found: Poses = field(default_factory=lambda: Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)))
+    scores: dict[str, float] = field(default_factory=dict)
+    unknown: Sequence[str] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A prompt and pose to begin with."""
+
+    label: str
+    prompt: str
+    pose: dict[str, Any]
+
+
+class DemoSession:
+    """Draws and judges pictures, one request at a time.
+
+    Args:
+        cfg: the configuration of ``posegen demo``.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.parts, self.loaded = cfg, Parts(cfg), LoadedMethods(cfg)
+        self.working, self.stop = threading.Lock(), threading.Event()
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the editor's canvas, on which pictures are read."""
+        height, width = self.cfg.canvas or self.data.size
+        return int(height), int(width)
+
+    @cached_property
+    def data(self) -> PoseData:
+        return self.parts.data("test")
+
+    @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.cfg.trainer.accelerator)
+
+    @cached_property
+    def estimator(self) -> Any:
+        estimator: Any = self.parts.estimator
+        return estimator.to(self.device) if isinstance(estimator, torch.nn.Module) else estimator
+
+    @cached_property
+    def presets(self) -> list[Preset]:
+        """Scenes of the test split with as many different actions as there are; those of fewer people first."""
+        found: dict[str, Sample] = {}
+        for i in range(min(LOOKED_AT, len(self.data))):
+            sample = self.data.seen(i, image=False)
+            if len(sample.keypoints):
+                found.setdefault(scene_name(sample), sample)
+        chosen: list[Preset] = []
+        for count in sorted({len(sample.keypoints) for sample in found.values()}):
+            names = sorted(name for name, sample in found.items() if len(sample.keypoints) == count)
+            for name in names[: ALONE if count == 1 else TOGETHER]:
+                chosen.append(Preset(name, found[name].prompt, to_editor(found[name].keypoints, found[name].size)))
+        return chosen
+
+    def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
+        """One picture per method, as they are ready; a method that fails says why and does not keep the others.
+
+        Args:
+            request: the pictures.
+            on_step: is called with the method, its steps that are done, and all of them.
+
+        Raises:
+            UserError: none of them can be drawn.
+            Stopped: `stop` was set meanwhile.
+        """
+        request.check()
+        chosen = chosen_methods(self.loaded.methods(), request.labels)
+        with self.working:
+            self.stop.clear()
+            for method in chosen:
+                try:
+                    yield self._drawn(request, method, on_step)
+                except (ValueError, OSError) as error:
+                    yield DemoPicture(method.label, error=str(error))
+
+    def _drawn(self, request: DemoRequest, method: DemoMethod, on_step: OnStep) -> DemoPicture:
+        def step(done: int) -> None:
+            if self.stop.is_set():
+                raise Stopped
+            on_step(method, done, int(request.steps))
+
+        set_threads(self.cfg)  # here, since it counts for the thread that computes
+        on_step(method, 0, int(request.steps))
+        pipe = self.loaded.pipeline(method)
+        takes = "source" in pipe.adapter.needs
+        if takes and request.source is None:
+            raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
+        size = pipe.size([PoseInput("pose")], None, None)
+        pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
+        keypoints: Any = pose.on(size).keypoints
+        drawn = pipe(
+            request.prompt,
+            keypoints if len(keypoints) else None,
+            height=size[0],
+            width=size[1],
+            num_inference_steps=int(request.steps),
+            guidance_scale=float(request.guidance),
+            negative_prompt=request.negative,
+            source=request.source if takes else None,
+            generator=torch.Generator().manual_seed(int(request.seed)),
+            control_scale=float(request.control),
+            on_step=step,
+        )
+        pixels = np.array(drawn.images[0])
+        found, scores = self.judged(request.prompt, pixels, keypoints)
+        # a world that renders its captions knows no other words than theirs
+        words = dict.fromkeys(request.prompt.lower().split()) if pipe.backbone.recipe == self.data.name else ()
+        unknown = [word for word in words if word not in self.vocabulary]
+        return DemoPicture(method.label, pixels, keypoints.astype(np.float32), found, scores, unknown)
+
+    @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        return frozenset(word for caption in self.data.prompts for word in caption.lower().split())
+
+    def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
+        """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
+        found = self.people_in(picture)
+        node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
+        sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
+        scores: dict[str, float] = {}
+        for metric in self.parts.protocol.metrics if len(keypoints) else ():
+            if shown := [column for column in metric.columns if column.startswith(SHOWN_SCORES)]:
+                records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
+                values = metric.compute({name: [value] for name, value in records.items()})
+                scores |= {column: values[column] for column in shown}
+        return found, scores
+
+    @torch.inference_mode()
+    def people_in(self, picture: np.ndarray) -> Poses:
+        """The people in a picture ``[H, W, 3] uint8``."""
+        return self.estimator.estimate(to_tensor(picture)[None].to(self.device))[0]
+
+    def read_picture(self, picture: np.ndarray) -> dict[str, Any]:
+        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas.
+
+        Raises:
+            UserError: the estimator finds nobody.
+        """
+        with self.working:
+            set_threads(self.cfg)
+            found = self.people_in(letterboxed(picture, self.size))
+        people = visible(found.keypoints)
+        people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
+        if not len(people):
+            raise UserError(
+                "the estimator finds nobody in this picture; it knows pictures of its training world best. "
+                "Give another picture, or drag the joints"
+            )
+        return to_editor(people, self.size)
+
+    def read_file(self, file: str) -> dict[str, Any]:
+        """The editor's value with the people of a COCO or OpenPose file.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        pose = read_poses(file, "pose")[0].on(self.size)
+        return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
+
+    def imagine(self, prompt: str, seed: int) -> dict[str, Any]:
+        """The editor's value with the pose that the configured prior, by default GUNet, generates for a prompt.
+
+        Raises:
+            UserError: there is no trained prior; names the command that trains it.
+        """
+        if not prompt.strip():
+            raise UserError("the prompt is empty; the pose is generated from it")
+        node = {"_target_": PROMPTS, "prompts": [prompt], "people": None, "size": list(self.size)}
+        cfg = OmegaConf.merge(self.cfg, {"seed": int(seed)})
+        with self.working:
+            try:
+                people = sampled_poses(cfg, node)  # type: ignore[arg-type]
+            except UserError as error:
+                if "no finished cell" not in str(error):
+                    raise
+                text = "no pose prior is trained yet, so the pose stays as it is. Train one, and press again"
+                raise UserError(f"{text}: {TRAIN_PRIOR}") from error
+        return to_editor(np.asarray(people[0]), self.size)
+
+
+def scene_name(sample: Sample) -> str:
+    """The actions of a scene's people where the data has them, else its caption."""
+    actions = sample.attributes.get("actions")
+    if actions:
+        return " & ".join(map(str, actions))
+    return sample.prompt if len(sample.prompt) <= 60 else f"{sample.prompt[:57]}..."
+
+
+def letterboxed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture ``[H, W, 3] uint8`` on a canvas (height, width), with its aspect kept and its border continued."""
+    height, width = picture.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    inner = max(1, round(height * scale)), max(1, round(width * scale))
+    small = cv2.resize(picture, inner[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    bottom, right = size[0] - inner[0] - top, size[1] - inner[1] - left
+    return cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_REPLICATE)

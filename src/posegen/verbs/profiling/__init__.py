@@ -1,1 +1,0 @@
-"""What `posegen profile` measures, and how."""
