@@ -168,7 +168,8 @@ FILES = {
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small ``conf``, the package ``world`` that it names, and the package ``their`` with options of its own; it is the working directory."""
+    """A folder with a small ``conf``, the package ``world`` that it names, and the package ``their`` with options of
+    its own; it is the working directory."""
     from posegen.config import groups as listing
 
     for name, text in {**FILES, "world.py": CLASSES}.items():

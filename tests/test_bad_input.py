@@ -1,4 +1,5 @@
-"""Every kind of bad input ends in one clear error with the fix and a non-zero exit code; nothing is lost, nothing is executed."""
+"""Every kind of bad input ends in one clear error with the fix and a non-zero exit code; nothing is lost, nothing is
+executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is shipped: the wheel holds configurations, assets and the command; the continuous integration does what the README says."""
+"""What is shipped: the wheel holds configurations, assets and the command; the continuous integration does what the
+README says."""
 
 from __future__ import annotations
 

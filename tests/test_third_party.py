@@ -1,4 +1,5 @@
-"""A package that is not posegen's adds a method, a data set, a metric, a backbone, a logger and a callback by its files alone."""
+"""A package that is not posegen's adds a method, a data set, a metric, a backbone, a logger and a callback by its files
+alone."""
 
 from __future__ import annotations
 

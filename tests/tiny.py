@@ -19,7 +19,8 @@ from posegen.metrics.estimators.mannequin import MannequinJudge
 
 
 def make_world(folder: Path) -> list[str]:
-    """Overrides that put a tiny backbone, autoencoder, judge and data set in place of the shipped ones; they are written to ``folder``."""
+    """Overrides that put a tiny backbone, autoencoder, judge and data set in place of the shipped ones; they are
+    written to ``folder``."""
     torch.manual_seed(0)
     build_autoencoder(width=16, stem=8, layers=1).save_pretrained(folder / "autoencoder")
     untrained(str(folder / "autoencoder"), VOCABULARY, channels=(16, 16), text_dim=16, heads=2).save(
@@ -46,7 +47,8 @@ def make_world(folder: Path) -> list[str]:
 
 
 def making(sample: str, world: list[str], needs: Collection[str] = ()) -> list[str]:
-    """The overrides of `make_world` for a backbone that generates images or poses, and for a method that ``needs`` these fields of a batch."""
+    """The overrides of `make_world` for a backbone that generates images or poses, and for a method that ``needs``
+    these fields of a batch."""
     if sample == "image":
         return ["data=mannequin_pairs", *world] if "source" in needs else world
     return [

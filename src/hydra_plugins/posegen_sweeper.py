@@ -1,4 +1,5 @@
-"""Hydra takes its plugins from the package ``hydra_plugins`` alone; posegen's is written in `posegen.config.sweeper`."""
+"""Hydra takes its plugins from the package ``hydra_plugins`` alone; posegen's is written in
+`posegen.config.sweeper`."""
 
 from posegen.config import sweeper as tuning
 

@@ -171,10 +171,10 @@ class PoseGuidedPipeline:
 
         Args:
             prompt: one prompt, or one per pose.
-            poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the image,
-                or of the canvas that a file names, which is then scaled to the image. A picture that is mostly black is
-                taken for a drawn skeleton and used as it is; ``estimator`` reads the poses of any other. None draws
-                nobody, and methods without a pose input ignore poses.
+            poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the
+                image, or of the canvas that a file names, which is then scaled to the image. A picture that is mostly
+                black is taken for a drawn skeleton and used as it is; ``estimator`` reads the poses of any other. None
+                draws nobody, and methods without a pose input ignore poses.
             source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or
                 an array ``[H, W, 3] uint8``). A list is several pictures of that person, a list of lists has one list
                 per prompt. Pictures are resized to the size of the image.

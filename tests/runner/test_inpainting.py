@@ -1,4 +1,5 @@
-"""Keeping a picture while the rest is sampled: the noise level of every step, the mask in latents, and the pixels at the end."""
+"""Keeping a picture while the rest is sampled: the noise level of every step, the mask in latents, and the pixels at
+the end."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def trajectory(adapter: NoAdapter, sampler: Sampler, start: Tensor, after: Calla
     ("scheduler", "linear"), [("DDIMScheduler", True), ("PNDMScheduler", True), ("PNDMScheduler", False)]
 )
 def test_what_is_kept_has_the_noise_of_the_next_step(scheduler: str, linear: bool) -> None:
-    """Where the model predicts the noise of the picture exactly, keeping the picture changes nothing; the level of the step before would."""
+    """Where the model predicts the noise of the picture exactly, keeping the picture changes nothing; the level of the
+    step before would."""
     adapter, pose, sampler = method(linear), batch(), Sampler(scheduler, steps=20, guidance=1.0)
     kept = Kept.of(adapter.backbone, pose, half())
     adapter.backbone.clean = kept.clean

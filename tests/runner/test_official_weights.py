@@ -165,8 +165,8 @@ def test_another_unet_comes_along_and_the_folder_stays_that_of_the_backbone(
         method = load_method(tmp_path / "method", again.backbone)
     printed = capsys.readouterr().out
     assert (
-        f"  taken           {len(unet):5}  into backbone/unet/: the file's own U-Net, 1 of its tensors differ from the backbone's\n"
-        in printed
+        f"  taken           {len(unet):5}  into backbone/unet/: the file's own U-Net, 1 of its tensors differ from the "
+        "backbone's\n" in printed
     )
     assert torch.equal(again.backbone.unet.conv_out.bias, unet[f"{ldm.UNET}out.2.bias"]) and not any(
         p.requires_grad for p in again.backbone.parameters()

@@ -1,4 +1,5 @@
-"""Several processes train one cell: they see the same batches as one, end near the same weights, and can be continued by any number of them."""
+"""Several processes train one cell: they see the same batches as one, end near the same weights, and can be continued
+by any number of them."""
 
 from __future__ import annotations
 
@@ -144,7 +145,8 @@ def alone(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_close(output: Path, alone: Path, method: str) -> None:
-    """The same curve, and weights that are apart by little of what training moved them (AdamW's first steps are of full length for gradients of rounding)."""
+    """The same curve, and weights that are apart by little of what training moved them (AdamW's first steps are of full
+    length for gradients of rounding)."""
     np.testing.assert_allclose(curve(output, method), curve(alone, method).loc[curve(output, method).index], **CLOSE)
     assert (weights(output, method) - weights(alone, method)).abs().mean() < 1e-4
 

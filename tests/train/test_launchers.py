@@ -89,7 +89,8 @@ def test_a_killed_worker_is_healed_by_the_same_command(world: list[str], serial:
 
 @pytest.mark.slow
 def test_a_preempted_job_queues_again_and_continues(world: list[str], serial: Path, tmp_path: Path) -> None:
-    """SIGUSR2 is what submitit has Slurm send before it takes a machine away; its local executor requeues as Slurm does."""
+    """SIGUSR2 is what submitit has Slurm send before it takes a machine away; its local executor requeues as Slurm
+    does."""
     with running(options(world, tmp_path, "hydra/launcher=submitit_local")) as process:
         job, _ = training(tmp_path, process)
         os.kill(job, signal.SIGUSR2)

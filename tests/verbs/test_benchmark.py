@@ -65,7 +65,8 @@ def test_one_line_ends_in_a_table(finished: Path) -> None:
 
 
 def test_every_method_starts_an_image_from_the_same_noise(finished: Path) -> None:
-    """Untrained or barely trained methods change little, so their pictures are near those of the backbone alone, and unlike another image's."""
+    """Untrained or barely trained methods change little, so their pictures are near those of the backbone alone, and
+    unlike another image's."""
     import numpy as np
 
     from posegen.runner.images import picture, read_png

@@ -1,4 +1,5 @@
-"""From a user's DeepFashion or Market-1501 to a row: checked, trained on, sampled and judged, and other programs' pictures beside it."""
+"""From a user's DeepFashion or Market-1501 to a row: checked, trained on, sampled and judged, and other programs'
+pictures beside it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,7 @@ from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.images import picture, read_png
-from posegen.runner.judge import evaluate
-from posegen.train.loop import train
+from posegen.verbs.evaluate import main as evaluate
 from posegen.verbs.prepare import main as prepare
 from posegen.verbs.train import main as train
 from tests.backbones.models import SD1, parts_of

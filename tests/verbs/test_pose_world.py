@@ -1,4 +1,5 @@
-"""Everything that runs on images runs on poses: the benchmark of text-to-pose models on a tiny world, and what does not fit together."""
+"""Everything that runs on images runs on poses: the benchmark of text-to-pose models on a tiny world, and what does not
+fit together."""
 
 from __future__ import annotations
 

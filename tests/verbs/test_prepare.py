@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from posegen.config.check import require_valid
 from posegen.data.condition import Defect
 from posegen.data.on_disk.preparation_report import MOST_LISTED, SplitReport, report_page
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Parts
 from posegen.runner.images import read_png
-from posegen.train.loop import needs_of, train
+from posegen.train.loop import needs_of
 from posegen.train.tasks import AdapterTask
 from posegen.verbs.prepare import main as prepare
+from posegen.verbs.train import main as train
 from tests.data.coco_pair import singles
 from tests.data.trees import Planted, human_art
 from tests.tiny import configured

@@ -1,4 +1,5 @@
-"""``posegen transfer``: pixels outside the mask stay, records say what came out, and what cannot be used is said before weights are read."""
+"""``posegen transfer``: pixels outside the mask stay, records say what came out, and what cannot be used is said before
+weights are read."""
 
 from __future__ import annotations
 

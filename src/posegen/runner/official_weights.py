@@ -128,13 +128,18 @@ def complaint(file: Path, method: Adapter, backbone: Backbone, official: Mapping
     """Why a file cannot be used, and what to do."""
     name = type(method).__name__
     if not account.taken and not account.misshaped:
-        begins = ", ".join(
-            f"{begin} ({n})" for begin, n in Counter(key.partition(".")[0] for key in official).most_common(SHOWN)
+        counts = Counter(key.partition(".")[0] for key in official).most_common(SHOWN)
+        begins = ", ".join(f"{begin} ({n})" for begin, n in counts)
+        return (
+            f"{file} holds no weights of {name}: its keys begin with {begins}. Nothing was written; choose the adapter= "
+            "that the file belongs to"
         )
-        return f"{file} holds no weights of {name}: its keys begin with {begins}. Nothing was written; choose the adapter= that the file belongs to"
     fix = "choose the adapter= and the backbone= (with its backbone.path=) that the file was trained with"
     if account.misshaped:
-        fix = "the file is of another size: choose the backbone= (with its backbone.path=) that it was trained on, or the adapter's settings"
+        fix = (
+            "the file is of another size: choose the backbone= (with its backbone.path=) that it was trained on, or the "
+            "adapter's settings"
+        )
     return (
         f"{file} does not fit {name} on backbone {backbone.weights.id}: {account.summary()}. Nothing was written; {fix}"
     )
