@@ -51,7 +51,7 @@ class Dashboard:
     def of(cls, cfg: DictConfig) -> Dashboard | None:
         """That of a configuration; None where its logger is another."""
         node: Any = OmegaConf.to_container(cfg.logger, resolve=True) if cfg.get("logger") else {}
-        return cls(**{k: v for k, v in node.items() if k != "_target_"}) if node.get("_target_") == TARGET else None
+        return cls(**{k: v for k, v in node.items() if k[0] != "_"}) if node.get("_target_") == TARGET else None
 
     def run_of(self, cfg: DictConfig, folder: Path) -> Any:
         """The run of a cell. Its id is a function of the cell, so that a resumed cell continues its run."""
