@@ -267,7 +267,8 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("POSEGEN_SEARCHPATH", "pkg://their.conf")
     chosen: list[str] = []
     assert (
-        run_verb(Verb("train"), ["out=out", "adapter=theirs", *words], lambda cfg: chosen.append(cfg.adapter._target_)) == 0
+        run_verb(Verb("train"), ["out=out", "adapter=theirs", *words], lambda cfg: chosen.append(cfg.adapter._target_))
+        == 0
     )
     assert chosen == ["their.method.Theirs"]
 
