@@ -49,7 +49,7 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
             "+optim.bach=3",
             "optim.bach=3: no such key; did you mean batch? available: batch, decay, lr (conf/optim/adamw.yaml)",
         ),
-        ("++sed=3", "sed=3: no such key; did you mean seed?"),
+        ("++sed=3", "sed=3: no such group or key; did you mean seed?"),
         ("+adapter.recipes.small.rate=1", "adapter.recipes.small.rate: no such setting in optim"),
         # Values of the wrong type.
         ("adapter.strength=high", "adapter.strength=high: expected a number (conf/adapter/method.yaml)"),

@@ -96,7 +96,7 @@ def test_with_one_seed_the_answer_says_what_it_does_not_know(
     ("words", "message"),
     [
         (["column=scor"], "did you mean score?"),
-        (["colum=score"], "colum: no such option; did you mean column?"),
+        (["colum=score"], "colum=score: no such group or key; did you mean column?"),
         (["column=score", "power=1.5"], "power=1.5: expected a probability between 0 and 1"),
         (["column=score", "seeds=few"], "seeds=few: expected positive numbers"),
         (["column=score", "seeds="], "seeds=: expected positive numbers"),
