@@ -23,7 +23,7 @@ from posegen.errors import UserError
 from posegen.pipeline import PoseGuidedPipeline
 from posegen.poses.drawing import DRAWING_STYLES
 from posegen.poses.reading import read_poses
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.method_folder import save_method
 from tests.backbones.models import SD1, parts_of
 from tests.tiny import configured
@@ -42,12 +42,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @torch.no_grad()
-def trained(parts: Parts) -> Parts:
-    """The parts with weights that no fresh ones have."""
-    for p in [*parts.adapter.parameters(), *parts.backbone.parameters()]:
+def trained(components: Components) -> Components:
+    """The components with weights that no fresh ones have."""
+    for p in [*components.adapter.parameters(), *components.backbone.parameters()]:
         if p.requires_grad:
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    return parts
+    return components
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,12 @@ def methods(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
     folder = tmp_path_factory.mktemp("methods")
     for name in METHODS:
         with configured("train", *world, f"adapter={name}") as cfg:
-            parts = trained(Parts(cfg))
+            components = trained(Components(cfg))
             save_method(
-                folder / name, parts.adapter, parts.backbone, sampler={"steps": 2, "guidance": 3.0, "batch": 50}
+                folder / name,
+                components.adapter,
+                components.backbone,
+                sampler={"steps": 2, "guidance": 3.0, "batch": 50},
             )
     return {name: folder / name for name in METHODS}
 
@@ -95,14 +98,14 @@ def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
         for p in method.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=seeded(p.numel())))
     save_method(tmp_path, method, backbone)
-    parts = backbone.parts
+    components = backbone.parts
     theirs = diffusers.StableDiffusionControlNetPipeline(
-        parts.autoencoder,
-        parts.text_encoder,
-        parts.tokenizer,
-        parts.unet,
+        components.autoencoder,
+        components.text_encoder,
+        components.tokenizer,
+        components.unet,
         diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet"),
-        diffusers.DDIMScheduler.from_config(parts.scheduler),
+        diffusers.DDIMScheduler.from_config(components.scheduler),
         None,
         None,
         requires_safety_checker=False,
@@ -403,10 +406,13 @@ def test_a_trained_cell_is_a_pipeline(world: list[str], tmp_path: Path) -> None:
 
 def test_the_shipped_backbone_needs_no_name(tmp_path: Path) -> None:
     with configured("train", "adapter=controlnet") as cfg:
-        parts = Parts(cfg)
-        save_method(tmp_path / "method", parts.adapter, parts.backbone)
+        components = Components(cfg)
+        save_method(tmp_path / "method", components.adapter, components.backbone)
     pipe = loaded(tmp_path / "method")
-    assert pipe.backbone.weights == parts.backbone.weights and (pipe.sampler.steps, pipe.sampler.guidance) == (50, 7.5)
+    assert pipe.backbone.weights == components.backbone.weights and (pipe.sampler.steps, pipe.sampler.guidance) == (
+        50,
+        7.5,
+    )
 
 
 def test_a_backbone_that_is_nowhere_must_be_named(

@@ -17,7 +17,7 @@ from posegen.config import groups as listing
 from posegen.config.compose import composed
 from posegen.config.groups import Option
 from posegen.config.verb_files import verbs
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 
 #: The group -> the title of its page, in the order that readers need them. A group that is not here comes last and is
 #: called by its name.
@@ -166,7 +166,7 @@ def facts(cls: type[Adapter]) -> str:
 def what_trains(option: Option, cls: type[Adapter]) -> str:
     """A table of the modules with weights that train on the shipped backbone, counted, not told."""
     with composed("train", (f"adapter={option.name}", *suited(cls).split())) as cfg:
-        parts = Parts(cfg)
+        parts = Components(cfg)
         networks = {"adapter": parts.adapter, "backbone": parts.backbone}
         counted: Counter[tuple[str, str]] = Counter()
         for owner, network in networks.items():

@@ -25,21 +25,21 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.hashes import content_hash
 from posegen.runner.cell import provenance
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 
 IMAGES = 1000
 Figures = dict[str, float]
 
 
-def judge_figures(folder: Path, parts: Parts) -> Figures:
+def judge_figures(folder: Path, components: Components) -> Figures:
     """Calibrates the judge's threshold on the validation split, in place, and measures it on the test split."""
-    judge: Any = instantiate({**parts.cfg.estimator, "folder": str(folder)})
-    validation, test = parts.data("validation"), parts.data("test")
+    judge: Any = instantiate({**components.cfg.estimator, "folder": str(folder)})
+    validation, test = components.data("validation"), components.data("test")
     calibration = judge.calibrate(
         (images, [len(s.keypoints) for s in samples]) for samples, images in batches(validation)
     )
     judge.save(folder)
-    values = judged(parts, judge, test, lambda images: images)
+    values = judged(components, judge, test, lambda images: images)
     return {**{f"validation_{k}": v for k, v in calibration.items()}, **values, **attribute_accuracy(judge, test)}
 
 
@@ -53,7 +53,7 @@ def attribute_accuracy(judge: Any, data: PoseData) -> Figures:
     return {f"{name}_accuracy": 100 * float(np.mean(values)) for name, values in right.items()}
 
 
-def autoencoder_figures(folder: Path, parts: Parts) -> Figures:
+def autoencoder_figures(folder: Path, components: Components) -> Figures:
     """PSNR of the test images' reconstructions (mean over images, in dB) and what the judge sees in them."""
     autoencoder = AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32).eval()
     psnr: list[float] = []
@@ -65,13 +65,13 @@ def autoencoder_figures(folder: Path, parts: Parts) -> Figures:
         psnr.extend((10 * torch.log10(4 / (restored - images).square().mean((1, 2, 3)))).tolist())
         return restored
 
-    values = judged(parts, parts.estimator, parts.data("test"), restore)
+    values = judged(components, components.estimator, components.data("test"), restore)
     return {"PSNR": float(np.mean(psnr)), **values}
 
 
-def backbone_figures(folder: Path, parts: Parts) -> Figures:
+def backbone_figures(folder: Path, components: Components) -> Figures:
     """The text-only row of the mannequin world's benchmark, beside that of fresh renders of the same captions."""
-    table = Path(parts.cfg.paths.output) / "benchmark" / "mannequin" / "table.csv"
+    table = Path(components.cfg.paths.output) / "benchmark" / "mannequin" / "table.csv"
     if not table.is_file():
         raise UserError(
             f"{table} is missing; run posegen benchmark with the new weights (backbone.path={folder}) first"
@@ -84,7 +84,7 @@ def backbone_figures(folder: Path, parts: Parts) -> Figures:
     return {**figures, "images": float(rows["none"]["n_images"])}
 
 
-FIGURES: dict[str, Callable[[Path, Parts], Figures]] = {
+FIGURES: dict[str, Callable[[Path, Components], Figures]] = {
     "judge": judge_figures,
     "autoencoder": autoencoder_figures,
     "backbone": backbone_figures,
@@ -99,14 +99,16 @@ def batches(data: PoseData, size: int = 50) -> Any:
         yield samples, torch.stack([s.tensor for s in samples])
 
 
-def judged(parts: Parts, judge: Any, data: PoseData, change: Callable[[torch.Tensor], torch.Tensor]) -> Figures:
+def judged(
+    components: Components, judge: Any, data: PoseData, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Figures:
     """The protocol's values of a split whose images were changed."""
     found = []
     with torch.inference_mode():
         for samples, images in batches(data):
-            found += parts.protocol.judge(judge, change(images), samples)
-    records = parts.protocol.records(found)
-    values = {k: v for metric in parts.protocol.metrics for k, v in metric.compute(records).items()}
+            found += components.protocol.judge(judge, change(images), samples)
+    records = components.protocol.records(found)
+    values = {k: v for metric in components.protocol.metrics for k, v in metric.compute(records).items()}
     return {name: round(value, 4) for name, value in values.items() if not np.isnan(value)}
 
 
@@ -127,7 +129,7 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
     ):
         shutil.copytree(cell / "method", temporary)
         torch.set_num_threads(cfg.budget.threads)
-        figures = FIGURES[part](temporary, Parts(cfg))
+        figures = FIGURES[part](temporary, Components(cfg))
         write_json(
             temporary / "card.json",
             card(part, version, state, cell, temporary, figures) | continued(cell, version, target),

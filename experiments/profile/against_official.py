@@ -29,7 +29,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import write_json, write_text
 from posegen.io.tables import csv_text
 from posegen.runner.cell import provenance
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.precision import keeping, networks
 from posegen.runner.sampler import Sampler, predicted, weighted
 from posegen.train.profiling import Clock, MeasuredMethod, Phase, in_fresh_process, process_peak_mb, timed_step
@@ -149,14 +149,14 @@ class PlainMethod(MeasuredMethod):
             yield
 
 
-def parts_like(measured: MeasuredMethod, cfg: DictConfig) -> Parts:
-    """The parts of another configuration of the method on the same backbone with the same weights."""
+def parts_like(measured: MeasuredMethod, cfg: DictConfig) -> Components:
+    """The components of another configuration of the method on the same backbone with the same weights."""
     if cfg == measured.cfg:
         return measured.parts
-    parts = Parts(cfg)
-    parts.backbone = measured.backbone
-    share(measured.adapter, parts.adapter)
-    return parts
+    components = Components(cfg)
+    components.backbone = measured.backbone
+    share(measured.adapter, components.adapter)
+    return components
 
 
 def share(source: nn.Module, target: nn.Module) -> None:

@@ -19,7 +19,7 @@ from posegen.cli import main
 from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 from posegen.runner.batches import collate
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
 from posegen.runner.method_folder import load_method, save_method
 from posegen.runner.precision import arrange
@@ -222,7 +222,7 @@ def test_it_trains_resumes_and_samples_on_pairs(
     [samples] = (tmp_path / "whole").rglob("samples")
     assert read_png(picture(samples, 5)).shape == (64, 64, 3)
     with configured("train", *world) as cfg:
-        people = Parts(cfg).data("test")
+        people = Components(cfg).data("test")
     assert np.array_equal(read_png(picture(samples.parent / "sources", 5)), people.source_of(5).image)
 
 
@@ -236,18 +236,18 @@ def test_the_latents_of_sources_are_computed_once_and_are_those_of_the_sources(
         f"paths.cache={tmp_path}",
         "trainer.precision=32-true",
     ) as cfg:
-        parts = Parts(cfg)
-        task = AdapterTask(parts)
-        needs = needs_of(task, parts)
-        pose = collate(parts.data("train"), [3, 1], needs, seed=0)
-        adapter, calls = parts.adapter.train(), []
-        parts.backbone.autoencoder.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+        components = Components(cfg)
+        task = AdapterTask(components)
+        needs = needs_of(task, components)
+        pose = collate(components.data("train"), [3, 1], needs, seed=0)
+        adapter, calls = components.adapter.train(), []
+        components.backbone.autoencoder.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
         cached, fresh = (
             adapter.encode(pose).conditions["source"],
             adapter.encode(replace(pose, source_latents=None)).conditions["source"],
         )
         assert len(calls) == 1 and close(cached, fresh, 2e-3) and not close(cached[0], cached[1], 0.05)
-        needs_of(task, parts)
+        needs_of(task, components)
         assert len(calls) == 1, "a second run reads them from disk"
         for settings in ({"source_latent": "sample"}, {"naf": False}, {"naf_strength": 0}):
             assert "source_latents" not in DNAF(**settings).reads

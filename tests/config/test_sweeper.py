@@ -15,7 +15,7 @@ from posegen.config import groups as listing
 from posegen.config.app import Command
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.train.live import objective_column
 from tests.tiny import configured
 
@@ -125,14 +125,14 @@ def test_learning_rates_are_tuned_on_the_validation_split(
 
 def test_the_objective_is_a_column_of_the_protocol(world: list[str]) -> None:
     with configured("train", *world, "objective=headline") as cfg:
-        assert objective_column(cfg, Parts(cfg)) == "PCK@0.1"
+        assert objective_column(cfg, Components(cfg)) == "PCK@0.1"
     with configured("train", *world, "objective=FID") as cfg, pytest.raises(UserError, match="no column FID"):
-        objective_column(cfg, Parts(cfg))
+        objective_column(cfg, Components(cfg))
     with (
         configured("train", "experiment=mannequin_judge", "objective=headline") as cfg,
         pytest.raises(UserError, match="set objective=null"),
     ):
-        objective_column(cfg, Parts(cfg))
+        objective_column(cfg, Components(cfg))
 
 
 def test_without_optuna_the_command_that_installs_it_is_named(

@@ -16,7 +16,7 @@ from posegen.backbones.base import BACKBONE_PLACES, Injection, Step
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.config.groups import Option, conf_dir
 from posegen.data.base import PoseBatch
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.generate import batch_of
 from tests.tiny import configured, making
 
@@ -33,11 +33,11 @@ SHARED |= {"batch", "batch_size", "scheduler", "precision", "ema"}
 
 
 @pytest.fixture(params=METHODS)
-def parts(request: pytest.FixtureRequest, world: list[str]) -> Iterator[Parts]:
+def components(request: pytest.FixtureRequest, world: list[str]) -> Iterator[Components]:
     method = class_of(request.param)
     exact = "trainer.precision=32-true"  # low precision turns a difference in the last bit into one of 1e-2
     with configured("train", *making(method.sample, world, method.needs), f"adapter={request.param}", exact) as cfg:
-        yield Parts(cfg)
+        yield Components(cfg)
 
 
 def yaml_of(name: str) -> Path:
@@ -48,13 +48,13 @@ def class_of(name: str) -> type[Adapter]:
     return get_class(Option("adapter", name, yaml_of(name)).target or "")
 
 
-def batch(parts: Parts, rows: range = range(2)) -> PoseBatch:
-    return batch_of(parts, parts.adapter, rows)
+def batch(components: Components, rows: range = range(2)) -> PoseBatch:
+    return batch_of(components, components.adapter, rows)
 
 
-def step(parts: Parts, pose: PoseBatch) -> tuple[dict[str, torch.Tensor], Step]:
+def step(components: Components, pose: PoseBatch) -> tuple[dict[str, torch.Tensor], Step]:
     """One training step's losses."""
-    backbone, adapter = parts.backbone, parts.adapter
+    backbone, adapter = components.backbone, components.adapter
     shape = backbone.latent_shape(pose.size)
     clean, noise = pose.randn("clean", shape), pose.randn("noise", shape)
     timesteps = torch.tensor([100, 700])
@@ -96,10 +96,10 @@ def test_the_class_says_what_it_is(name: str) -> None:
     assert cls.places <= BACKBONE_PLACES.keys()
 
 
-def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
-    adapter = parts.adapter
-    modules = {"adapter": adapter, "backbone": parts.backbone}
-    losses, _ = step(parts, batch(parts))
+def test_gradients_reach_exactly_what_trains(components: Components) -> None:
+    adapter = components.adapter
+    modules = {"adapter": adapter, "backbone": components.backbone}
+    losses, _ = step(components, batch(components))
     trained = {f"{k}.{n}": p for k, m in modules.items() for n, p in m.named_parameters() if p.requires_grad}
     assert bool(trained) == adapter.trains
     if trained:
@@ -109,9 +109,9 @@ def test_gradients_reach_exactly_what_trains(parts: Parts) -> None:
     assert all(p.grad is None for p in frozen)
 
 
-def test_parameter_groups_are_what_trains(parts: Parts) -> None:
-    adapter, modules = parts.adapter, (parts.adapter, parts.backbone)
-    groups = adapter.parameter_groups(parts.recipe(10)) if adapter.trains else []
+def test_parameter_groups_are_what_trains(components: Components) -> None:
+    adapter, modules = components.adapter, (components.adapter, components.backbone)
+    groups = adapter.parameter_groups(components.recipe(10)) if adapter.trains else []
     grouped = [id(p) for group in groups for p in group["params"]]
     trained = [id(p) for module in modules for p in module.parameters() if p.requires_grad]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(trained)
@@ -130,9 +130,9 @@ def test_a_backbone_without_the_places_that_a_method_needs_is_refused_by_name(na
         assert f"{place} ({BACKBONE_PLACES[place]})" in said and "Bare has down" in said
 
 
-def test_before_training_a_method_changes_nothing_or_says_so(parts: Parts) -> None:
+def test_before_training_a_method_changes_nothing_or_says_so(components: Components) -> None:
     """Most methods start from the backbone itself: zero convolutions, zero input channels."""
-    backbone = parts.backbone
+    backbone = components.backbone
     latents, timesteps = (
         torch.randn(2, *backbone.latent_shape((64, 64)), generator=torch.Generator().manual_seed(0)),
         torch.tensor([10, 900]),
@@ -140,43 +140,43 @@ def test_before_training_a_method_changes_nothing_or_says_so(parts: Parts) -> No
     text = backbone.encode_text(["photo", "sketch"])
     with torch.no_grad():
         alone = backbone.predict(latents, timesteps, text, Injection())
-        pose = batch(parts)
-        state = parts.adapter.encode(pose)
-        influenced = backbone.predict(latents, timesteps, text, parts.adapter.inject(state, latents, timesteps))
-    assert torch.allclose(alone, influenced, atol=1e-6) == parts.adapter.starts_neutral
+        pose = batch(components)
+        state = components.adapter.encode(pose)
+        influenced = backbone.predict(latents, timesteps, text, components.adapter.inject(state, latents, timesteps))
+    assert torch.allclose(alone, influenced, atol=1e-6) == components.adapter.starts_neutral
 
 
-def test_an_image_does_not_depend_on_its_batch(parts: Parts) -> None:
-    together = parts.adapter.generate(batch(parts, range(3)), parts.sampler)
-    alone = parts.adapter.generate(batch(parts, range(1, 2)), parts.sampler)
+def test_an_image_does_not_depend_on_its_batch(components: Components) -> None:
+    together = components.adapter.generate(batch(components, range(3)), components.sampler)
+    alone = components.adapter.generate(batch(components, range(1, 2)), components.sampler)
     assert torch.allclose(together[1], alone[0], atol=1e-4)
 
 
-def test_dropping_removes_the_text_where_it_is_told_to(parts: Parts) -> None:
-    state = parts.adapter.encode(batch(parts))
-    dropped = parts.adapter.drop(state, torch.tensor([True, False]))
+def test_dropping_removes_the_text_where_it_is_told_to(components: Components) -> None:
+    state = components.adapter.encode(batch(components))
+    dropped = components.adapter.drop(state, torch.tensor([True, False]))
     assert torch.equal(dropped.text.tokens[0], state.text.tokens[0]) and torch.equal(
         dropped.text.tokens[1], state.null_text.tokens[1]
     )
 
 
-def test_the_branches_of_guidance_sum_to_one(parts: Parts) -> None:
-    state = parts.adapter.encode(batch(parts))
+def test_the_branches_of_guidance_sum_to_one(components: Components) -> None:
+    state = components.adapter.encode(batch(components))
     for guidance in (1.0, 3.5):
-        assert sum(weight for weight, _ in parts.adapter.branches(state, guidance)) == pytest.approx(1.0)
+        assert sum(weight for weight, _ in components.adapter.branches(state, guidance)) == pytest.approx(1.0)
 
 
-def test_saved_weights_give_the_same_pictures(parts: Parts, tmp_path: Path) -> None:
+def test_saved_weights_give_the_same_pictures(components: Components, tmp_path: Path) -> None:
     from posegen.runner.method_folder import load_into, save_method
 
-    adapter, backbone = parts.adapter, parts.backbone
+    adapter, backbone = components.adapter, components.backbone
     with torch.no_grad():
         for p in [*adapter.parameters(), *backbone.parameters()]:
             if p.requires_grad:
                 p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     save_method(tmp_path / "method", adapter, backbone)
-    again = Parts(parts.cfg)
+    again = Components(components.cfg)
     load_into(again.adapter, again.backbone, tmp_path / "method")
     assert torch.equal(
-        adapter.generate(batch(parts), parts.sampler), again.adapter.generate(batch(again), again.sampler)
+        adapter.generate(batch(components), components.sampler), again.adapter.generate(batch(again), again.sampler)
     )

@@ -55,7 +55,7 @@ def test_the_method_keeps_what_all_methods_must(
     import torch
 
     from posegen.backbones.base import Injection
-    from posegen.runner.components import Parts
+    from posegen.runner.components import Components
     from posegen.runner.generate import batch_of
     from tests.tiny import configured
 
@@ -68,16 +68,16 @@ def test_the_method_keeps_what_all_methods_must(
         "adapter=mine",
         f"hydra.searchpath=[file://{tmp_path / 'yours/conf'}]",
     ) as cfg:
-        parts = Parts(cfg)
-        batch = batch_of(parts, parts.adapter, range(2))
-        noisy, at = torch.randn(2, *parts.backbone.latent_shape(batch.size)), torch.tensor([100, 700])
+        components = Components(cfg)
+        batch = batch_of(components, components.adapter, range(2))
+        noisy, at = torch.randn(2, *components.backbone.latent_shape(batch.size)), torch.tensor([100, 700])
 
         def predicted() -> torch.Tensor:
-            state = parts.adapter.encode(batch)
-            return parts.backbone.predict(noisy, at, state.text, parts.adapter.inject(state, noisy, at))
+            state = components.adapter.encode(batch)
+            return components.backbone.predict(noisy, at, state.text, components.adapter.inject(state, noisy, at))
 
         with torch.no_grad():
-            alone = parts.backbone.predict(noisy, at, parts.adapter.encode(batch).text, Injection())
+            alone = components.backbone.predict(noisy, at, components.adapter.encode(batch).text, Injection())
             assert torch.equal(predicted(), alone)
-            torch.nn.init.ones_(parts.adapter.net[-1].weight)
+            torch.nn.init.ones_(components.adapter.net[-1].weight)
             assert not torch.allclose(predicted(), alone)

@@ -69,7 +69,7 @@ def test_options_in_the_text_exist(page: str) -> None:
 
 def test_columns_on_the_page_of_metrics_exist() -> None:
     """The columns of the first table are those of the default protocol, all of them."""
-    from posegen.runner.components import Parts
+    from posegen.runner.components import Components
     from tests.tiny import configured
 
     page = (DOCS / "metrics.md").read_text()
@@ -81,11 +81,11 @@ def test_columns_on_the_page_of_metrics_exist() -> None:
         for name in re.findall(r"`([^`]+)`", line.split("|")[1])
     ]
     with configured("train") as cfg:
-        assert sorted(told) == sorted(Parts(cfg).protocol.columns)
+        assert sorted(told) == sorted(Components(cfg).protocol.columns)
     known: set[str] = set()
     for protocol in ("all", "person_all", "pose_prior"):
         with configured("train", f"protocol={protocol}") as cfg:
-            known |= set(Parts(cfg).protocol.columns)
+            known |= set(Components(cfg).protocol.columns)
     told = re.findall(
         r"`((?:clean|paper|person|judge|colour)_\w+|PSNR|SSIM|AP\w*|diversity|validity)`",
         page.replace("`protocol=", ""),

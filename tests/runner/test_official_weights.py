@@ -16,7 +16,7 @@ from posegen.adapters.base import State
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.cli import main
 from posegen.errors import UserError
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.method_folder import load_into, load_method
 from posegen.runner.official_weights import convert
 from tests.tiny import configured
@@ -45,19 +45,19 @@ def backbone(world: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def trained(method: str, backbone: list[str]) -> Iterator[Parts]:
+def trained(method: str, backbone: list[str]) -> Iterator[Components]:
     """A method and its backbone with weights that no fresh ones have."""
     with configured("train", *backbone, f"adapter={method}") as cfg:
-        parts = Parts(cfg)
+        components = Components(cfg)
         with torch.no_grad():
-            for p in [*parts.adapter.parameters(), *parts.backbone.parameters()]:
+            for p in [*components.adapter.parameters(), *components.backbone.parameters()]:
                 if p.requires_grad:
                     p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-        yield parts
+        yield components
 
 
 @pytest.fixture
-def official(method: str, trained: Parts) -> dict[str, Tensor]:
+def official(method: str, trained: Components) -> dict[str, Tensor]:
     """The trained part under its original names."""
     table, prefix = TABLES[method]
     module = trained.adapter.branch.network if method == "controlnet" else trained.backbone.unet
@@ -73,9 +73,9 @@ def whole(official: dict[str, Tensor]) -> dict[str, Tensor]:
     )
 
 
-def unet_of(parts: Parts) -> dict[str, Tensor]:
+def unet_of(components: Components) -> dict[str, Tensor]:
     """The backbone's U-Net under its original names."""
-    backbone = parts.backbone
+    backbone = components.backbone
     renamed = ldm.renamed(backbone.unet.state_dict(), ldm.inverse(ldm.unet_table(backbone.geometry)))
     return {ldm.UNET + key: value.clone() for key, value in renamed.tensors.items()}
 
@@ -96,7 +96,7 @@ def saved(tensors: dict[str, Tensor], file: Path) -> Path:
 def test_a_converted_folder_holds_the_trained_method(
     method: str,
     backbone: list[str],
-    trained: Parts,
+    trained: Components,
     official: dict[str, Tensor],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -118,11 +118,11 @@ def test_a_converted_folder_holds_the_trained_method(
     assert (
         about["faithful"] and about["converted"]["file"] == "official.ckpt" and len(about["converted"]["sha256"]) == 64
     )
-    again = Parts(trained.cfg)
+    again = Components(trained.cfg)
     load_into(again.adapter, again.backbone, target)
     for own, wanted in ((again.adapter, trained.adapter), (again.backbone, trained.backbone)):
         assert all(torch.equal(value, wanted.state_dict()[key]) for key, value in own.state_dict().items())
-    assert load_method(target, Parts(trained.cfg).backbone).faithful
+    assert load_method(target, Components(trained.cfg).backbone).faithful
 
 
 # The file's own U-Net.
@@ -133,19 +133,19 @@ def test_the_backbones_own_unet_is_recognised_in_any_precision(
     backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], stored: torch.dtype
 ) -> None:
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        parts = Parts(cfg)
-        unet = unet_of(parts)
-        control = {ldm.CONTROL + key: value for key, value in controlled(parts).items()}
+        components = Components(cfg)
+        unet = unet_of(components)
+        control = {ldm.CONTROL + key: value for key, value in controlled(components).items()}
     source = saved({key: value.to(stored) for key, value in (control | unet).items()}, tmp_path / "official.ckpt")
     run("controlnet", backbone, source, tmp_path / "method")
     assert f"  identical       {len(unet):5}  to the backbone's U-Net, which is used\n" in capsys.readouterr().out
     assert not (tmp_path / "method" / "backbone").exists()
 
 
-def controlled(parts: Parts) -> dict[str, Tensor]:
+def controlled(components: Components) -> dict[str, Tensor]:
     """A ControlNet's weights under their original names."""
     renamed = ldm.renamed(
-        parts.adapter.branch.network.state_dict(), ldm.inverse(ldm.control_table(parts.backbone.geometry))
+        components.adapter.branch.network.state_dict(), ldm.inverse(ldm.control_table(components.backbone.geometry))
     )
     return {key: value.clone() for key, value in renamed.tensors.items()}
 
@@ -154,14 +154,15 @@ def test_another_unet_comes_along_and_the_folder_stays_that_of_the_backbone(
     backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        parts = Parts(cfg)
-        unet = unet_of(parts)
+        components = Components(cfg)
+        unet = unet_of(components)
         unet[f"{ldm.UNET}out.2.bias"] += 1
         source = saved(
-            {ldm.CONTROL + key: value for key, value in controlled(parts).items()} | unet, tmp_path / "official.ckpt"
+            {ldm.CONTROL + key: value for key, value in controlled(components).items()} | unet,
+            tmp_path / "official.ckpt",
         )
         run("controlnet", backbone, source, tmp_path / "method")
-        again = Parts(cfg)
+        again = Components(cfg)
         method = load_method(tmp_path / "method", again.backbone)
     printed = capsys.readouterr().out
     assert (
@@ -172,13 +173,13 @@ def test_another_unet_comes_along_and_the_folder_stays_that_of_the_backbone(
         p.requires_grad for p in again.backbone.parameters()
     )
     recorded = json.loads((tmp_path / "method" / "posegen.json").read_text())["backbone"]
-    assert recorded == {"id": "sd15", "sha256": parts.backbone.weights.sha256} and method.faithful
+    assert recorded == {"id": "sd15", "sha256": components.backbone.weights.sha256} and method.faithful
 
 
 def test_half_a_unet_or_one_of_another_design_is_refused(backbone: list[str], tmp_path: Path) -> None:
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        parts = Parts(cfg)
-        control, unet = {ldm.CONTROL + key: value for key, value in controlled(parts).items()}, unet_of(parts)
+        components = Components(cfg)
+        control, unet = {ldm.CONTROL + key: value for key, value in controlled(components).items()}, unet_of(components)
     half = {key: value for key, value in unet.items() if "output_blocks" not in key}
     for wrong, message in (
         (half, r"missing: backbone\.unet\.up_blocks"),
@@ -198,8 +199,8 @@ def test_a_controlnet_comes_from_diffusers_and_goes_back(backbone: list[str], tm
     from diffusers import ControlNetModel
 
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        parts = Parts(cfg)
-        adapter, body = parts.adapter, parts.backbone
+        components = Components(cfg)
+        adapter, body = components.adapter, components.backbone
     scrambled(adapter)
     adapter.branch.network.save_pretrained(tmp_path / "diffusers", safe_serialization=form != "bin")
     source = (
@@ -225,7 +226,7 @@ def test_a_t2i_adapter_comes_from_diffusers_and_goes_back(backbone: list[str], t
     from diffusers import T2IAdapter
 
     with configured("train", *backbone, "adapter=t2i_adapter") as cfg:
-        adapter = Parts(cfg).adapter
+        adapter = Components(cfg).adapter
     adapter.network.save_pretrained(tmp_path / "diffusers")
     run("t2i_adapter", backbone, tmp_path / "diffusers", tmp_path / "method")
     hint = torch.rand(1, 3, 64, 64)
@@ -240,7 +241,7 @@ def scrambled(module: torch.nn.Module) -> None:
 
 def test_a_folder_of_several_models_or_of_this_project_says_what_to_name(backbone: list[str], tmp_path: Path) -> None:
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        Parts(cfg).adapter.branch.network.save_pretrained(tmp_path / "pipeline" / "controlnet")
+        Components(cfg).adapter.branch.network.save_pretrained(tmp_path / "pipeline" / "controlnet")
     with pytest.raises(UserError, match=r"source=.*pipeline holds several models; name one of .*pipeline/controlnet"):
         run("controlnet", backbone, tmp_path / "pipeline", tmp_path / "method")
     run("controlnet", backbone, tmp_path / "pipeline" / "controlnet", tmp_path / "method")
@@ -261,15 +262,19 @@ def test_without_a_source_a_method_starts_from_the_backbone(method: str, backbon
         and "converted" not in about
     )
     with configured("train", *backbone, f"adapter={method}") as cfg:
-        fresh, parts = Parts(cfg), Parts(cfg)
-        load_into(parts.adapter, parts.backbone, tmp_path / "method")
+        fresh, components = Components(cfg), Components(cfg)
+        load_into(components.adapter, components.backbone, tmp_path / "method")
     if method == "controlnet":
         mid = fresh.backbone.unet.mid_block.state_dict()
         assert all(
-            torch.equal(value, mid[key]) for key, value in parts.adapter.branch.network.mid_block.state_dict().items()
+            torch.equal(value, mid[key])
+            for key, value in components.adapter.branch.network.mid_block.state_dict().items()
         )
     else:
-        extra, old = parts.backbone.unet.conv_in.weight.split([8, 8], dim=1)[::-1], fresh.backbone.unet.conv_in.weight
+        extra, old = (
+            components.backbone.unet.conv_in.weight.split([8, 8], dim=1)[::-1],
+            fresh.backbone.unet.conv_in.weight,
+        )
         assert not extra[0].any() and torch.equal(extra[1], old)
 
 
@@ -353,7 +358,7 @@ def test_only_a_method_folder_is_overwritten(backbone: list[str], tmp_path: Path
         run("controlnet", backbone, tmp_path / "a.pth", target / "thesis.tex")
     assert (target / "thesis.tex").is_file()
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        source = saved(dict(Parts(cfg).adapter.branch.network.state_dict()), tmp_path / "a.pth")
+        source = saved(dict(Components(cfg).adapter.branch.network.state_dict()), tmp_path / "a.pth")
     for _ in range(2):
         run("controlnet", backbone, source, tmp_path / "method")
     assert load_file(tmp_path / "method" / "controlnet" / "diffusion_pytorch_model.safetensors")
@@ -371,7 +376,7 @@ def test_the_verb_ends_with_an_exit_code(
     backbone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with configured("train", *backbone, "adapter=controlnet") as cfg:
-        tensors = dict(Parts(cfg).adapter.branch.network.state_dict())
+        tensors = dict(Components(cfg).adapter.branch.network.state_dict())
     for name, content in (("good", tensors), ("bad", {"x": torch.zeros(1)})):
         words = [
             *backbone,

@@ -10,55 +10,57 @@ import torch
 
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.generate import batch_of, generate
 from posegen.runner.images import picture, read_png
 from tests.tiny import configured
 
 
 @pytest.fixture(scope="module")
-def parts(world: list[str]) -> Parts:
+def components(world: list[str]) -> Components:
     with configured("train", *world, "adapter=none", "trainer.precision=32-true") as cfg:
-        built = Parts(cfg)
+        built = Components(cfg)
         assert built.adapter and built.sampler and built.data("test")  # while hydra knows the choices
         return built
 
 
-def images(parts: Parts, rows: range) -> torch.Tensor:
-    return parts.sampler(parts.adapter, batch_of(parts, parts.adapter, rows))
+def images(components: Components, rows: range) -> torch.Tensor:
+    return components.sampler(components.adapter, batch_of(components, components.adapter, rows))
 
 
-def test_an_image_does_not_depend_on_its_batch(parts: Parts) -> None:
-    assert torch.allclose(images(parts, range(4))[2:], images(parts, range(2, 4)), atol=1e-4)
+def test_an_image_does_not_depend_on_its_batch(components: Components) -> None:
+    assert torch.allclose(images(components, range(4))[2:], images(components, range(2, 4)), atol=1e-4)
 
 
-def test_images_differ_and_repeat(parts: Parts) -> None:
-    first = images(parts, range(2))
-    assert torch.equal(first, images(parts, range(2)))
+def test_images_differ_and_repeat(components: Components) -> None:
+    first = images(components, range(2))
+    assert torch.equal(first, images(components, range(2)))
     assert not torch.allclose(first[0], first[1], atol=1e-2)
 
 
-def test_guidance_is_the_weighted_sum_of_the_branches(parts: Parts) -> None:
+def test_guidance_is_the_weighted_sum_of_the_branches(components: Components) -> None:
     """With one step, the guided latents are linear in the guidance scale."""
     from posegen.runner.sampler import Sampler
 
-    batch: PoseBatch = batch_of(parts, parts.adapter, range(2))
+    batch: PoseBatch = batch_of(components, components.adapter, range(2))
     one, two, three = (
-        Sampler(steps=1, guidance=g).latents(parts.adapter, parts.backbone, batch) for g in (1.0, 2.0, 3.0)
+        Sampler(steps=1, guidance=g).latents(components.adapter, components.backbone, batch) for g in (1.0, 2.0, 3.0)
     )
     assert torch.allclose(three - two, two - one, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
-def test_skipped_steps_are_the_first(parts: Parts, scheduler: str) -> None:
+def test_skipped_steps_are_the_first(components: Components, scheduler: str) -> None:
     from posegen.runner.sampler import Sampler
 
     def visited(skip: int) -> list[float]:
         """The timesteps at which the U-Net is asked."""
         seen: list[float] = []
-        hook = parts.backbone.unet.register_forward_pre_hook(lambda _module, inputs: seen.append(float(inputs[1][0])))
+        hook = components.backbone.unet.register_forward_pre_hook(
+            lambda _module, inputs: seen.append(float(inputs[1][0]))
+        )
         latents = Sampler(scheduler, steps=4, skip=skip).latents(
-            parts.adapter, parts.backbone, batch_of(parts, parts.adapter, range(2))
+            components.adapter, components.backbone, batch_of(components, components.adapter, range(2))
         )
         hook.remove()
         assert latents.isfinite().all()
@@ -69,12 +71,14 @@ def test_skipped_steps_are_the_first(parts: Parts, scheduler: str) -> None:
         Sampler(steps=4, skip=4)
 
 
-def test_pictures_that_exist_are_not_made_again(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate(parts, parts.adapter, tmp_path)
+def test_pictures_that_exist_are_not_made_again(
+    components: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(components, components.adapter, tmp_path)
     made = {i: read_png(picture(tmp_path / "samples", i)) for i in range(6)}
     picture(tmp_path / "samples", 5).unlink()
     before = picture(tmp_path / "samples", 0).stat().st_mtime_ns
-    generate(parts, parts.adapter, tmp_path)
+    generate(components, components.adapter, tmp_path)
     assert picture(tmp_path / "samples", 0).stat().st_mtime_ns == before
     assert np.array_equal(read_png(picture(tmp_path / "samples", 5)), made[5])
 

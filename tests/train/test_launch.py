@@ -24,7 +24,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json
 from posegen.runner.batches import Needs, StepBatches
 from posegen.runner.cell import folder, identity
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.train.launch import Crew, meeting_point, node_rank, require_gpus
 from tests.tiny import configured
 
@@ -35,7 +35,7 @@ CLOSE = {"rtol": 1e-4}
 
 def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
     with configured("train", *world) as cfg:
-        data = Parts(cfg).data("train")
+        data = Components(cfg).data("train")
         data.prepare()
 
         def steps(rank: int, shares: int) -> list[tuple[list[str], torch.Tensor]]:

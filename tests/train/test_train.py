@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from posegen.config.resolvers import auto_precision
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.train.loop import fit
 from posegen.verbs.train import main as train
 from tests.tiny import configured
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_names_the_file_and_the_fix(world: list[str], tmp_p
         folder.mkdir(parents=True)
         (folder / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
         with pytest.raises(UserError, match=r"last\.ckpt.*delete it"):
-            fit(Parts(cfg), folder)
+            fit(Components(cfg), folder)
 
 
 def test_an_indivisible_batch_is_refused(world: list[str], tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_an_indivisible_batch_is_refused(world: list[str], tmp_path: Path) -> No
         configured("train", *world, "optim.accumulate=3", f"paths.output={tmp_path}") as cfg,
         pytest.raises(UserError, match=r"optim\.accumulate=3"),
     ):
-        fit(Parts(cfg), tmp_path / "cell")
+        fit(Components(cfg), tmp_path / "cell")
 
 
 def test_live_pose_accuracy_leaves_the_training_alone(world: list[str], tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_encodings_do_not_depend_on_the_way_of_computing(world: list[str]) -> No
     with configured("train", *world) as usual, configured("train", *world, "compute.channels_last=true") as other:
         keys = []
         for cfg in (usual, other):
-            parts = Parts(cfg)
-            assert parts.adapter.backbone is parts.backbone
-            keys.append([parts.backbone.encoding_key(of) for of in ("latents", "text")])
+            components = Components(cfg)
+            assert components.adapter.backbone is components.backbone
+            keys.append([components.backbone.encoding_key(of) for of in ("latents", "text")])
     assert keys[0] == keys[1]
 
 

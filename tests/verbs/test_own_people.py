@@ -12,7 +12,7 @@ from PIL import Image
 from posegen.cli import main
 from posegen.io.atomic import read_json
 from posegen.pipeline import PoseGuidedPipeline
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png, write_png
 from posegen.runner.method_folder import save_method
 from tests.runner.test_prompts import pose_file
@@ -30,8 +30,8 @@ def method(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A method folder of DNAF whose every weight counts."""
     folder = tmp_path_factory.mktemp("methods") / "dnaf"
     with configured("train", *world, "data=mannequin_pairs", "adapter=dnaf") as cfg:
-        parts = changed(Parts(cfg))
-        save_method(folder, parts.adapter, parts.backbone, sampler={"steps": 2, "guidance": 2.0})
+        components = changed(Components(cfg))
+        save_method(folder, components.adapter, components.backbone, sampler={"steps": 2, "guidance": 2.0})
     return folder
 
 
@@ -84,8 +84,8 @@ def test_what_is_no_picture_is_refused(pipe: PoseGuidedPipeline, source: Any, me
 
 def test_a_method_without_a_source_refuses_one(world: list[str], base: dict[str, str], tmp_path: Path) -> None:
     with configured("train", *world, "adapter=controlnet") as cfg:
-        parts = Parts(cfg)
-        save_method(tmp_path / "method", parts.adapter, parts.backbone)
+        components = Components(cfg)
+        save_method(tmp_path / "method", components.adapter, components.backbone)
     with pytest.raises(ValueError, match="ControlNet reads no picture of a person"):
         loaded(tmp_path / "method", base)("photo", person(), source=picture_of(0))
 

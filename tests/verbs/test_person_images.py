@@ -16,7 +16,7 @@ from posegen.cli import main
 from posegen.config.check import validate
 from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
 from posegen.verbs.evaluate import main as evaluate
 from posegen.verbs.prepare import main as prepare
@@ -85,7 +85,7 @@ def test_a_method_is_trained_and_judged_against_the_training_pictures(
         train(cfg)
     with configured("evaluate", "adapter=dnaf", *mine) as cfg:
         evaluate(cfg)
-        folder, data = Cell.of(cfg).folder, Parts(cfg).data("test")
+        folder, data = Cell.of(cfg).folder, Components(cfg).data("test")
     image = read_png(picture(folder / "samples", 0))
     assert image.shape == (*data.size, 3) and image.std() > 0
     assert len(rows(folder / "records.csv")) == 12 == len(data)
@@ -167,4 +167,4 @@ def test_the_benchmark_compares_a_method_with_its_ablations_and_the_real_picture
     with configured(
         "benchmark", *rest[1:-2], *places, "adapter=ablation/dnaf_b1", f"files.vision={tmp_path / 'nothing.pth'}"
     ) as cfg:
-        assert Parts(cfg).bare_adapter._start == {"vision": str(tmp_path / "nothing.pth"), "pose": None}
+        assert Components(cfg).bare_adapter._start == {"vision": str(tmp_path / "nothing.pth"), "pose": None}

@@ -16,7 +16,7 @@ from posegen.config.check import validate
 from posegen.data.base import Sample
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
 from posegen.runner.outputs import KINDS, numbers
 from posegen.verbs.benchmark import prepare
@@ -157,9 +157,9 @@ def test_weights_that_start_at_random_follow_the_seed(world: list[str]) -> None:
     first: list[torch.Tensor] = []
     for seed, ask in ((0, "backbone"), (0, "adapter"), (1, "backbone")):
         with configured("train", "adapter=gunet", *making("pose", world), f"seed={seed}") as cfg:
-            parts = Parts(cfg)
-            getattr(parts, ask)
-            first.append(parts.backbone.unet.conv_in.weight.detach())  # type: ignore[union-attr]
+            components = Components(cfg)
+            getattr(components, ask)
+            first.append(components.backbone.unet.conv_in.weight.detach())  # type: ignore[union-attr]
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 

@@ -13,7 +13,7 @@ from posegen.data.condition import Defect
 from posegen.data.on_disk.preparation_report import MOST_LISTED, SplitReport, report_page
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import read_png
 from posegen.train.loop import needs_of
 from posegen.train.tasks import AdapterTask
@@ -79,8 +79,8 @@ def test_the_second_time_nothing_is_done(tree: tuple[list[str], Planted], tmp_pa
     prepared(*overrides)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
     with configured("train", *tree[0]) as cfg:  # training reads what was prepared
-        parts = Parts(cfg)
-        needs_of(AdapterTask(parts), parts)
+        components = Components(cfg)
+        needs_of(AdapterTask(components), components)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
 
 

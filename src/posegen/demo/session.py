@@ -20,7 +20,7 @@ from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.reading import PEOPLE, PoseInput, read_poses
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import visible
 from posegen.runner.precision import device_of
 from posegen.runner.user_requests.prompts import PROMPTS, sampled_poses
@@ -114,7 +114,7 @@ class DemoSession:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg, self.parts, self.loaded = cfg, Parts(cfg), LoadedMethods(cfg)
+        self.cfg, self.components, self.loaded = cfg, Components(cfg), LoadedMethods(cfg)
         self.working, self.stop = threading.Lock(), threading.Event()
 
     @cached_property
@@ -125,7 +125,7 @@ class DemoSession:
 
     @cached_property
     def data(self) -> PoseData:
-        return self.parts.data("test")
+        return self.components.data("test")
 
     @cached_property
     def device(self) -> torch.device:
@@ -133,7 +133,7 @@ class DemoSession:
 
     @cached_property
     def estimator(self) -> Any:
-        estimator: Any = self.parts.estimator
+        estimator: Any = self.components.estimator
         return estimator.to(self.device) if isinstance(estimator, torch.nn.Module) else estimator
 
     @cached_property
@@ -217,7 +217,7 @@ class DemoSession:
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
         sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
         scores: dict[str, float] = {}
-        for metric in self.parts.protocol.metrics if len(keypoints) else ():
+        for metric in self.components.protocol.metrics if len(keypoints) else ():
             if shown := [column for column in metric.columns if column.startswith(SHOWN_SCORES)]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
                 values = metric.compute({name: [value] for name, value in records.items()})

@@ -23,7 +23,7 @@ from posegen.parity.build import (
 from posegen.parity.case import WEIGHTS, Case
 
 NORM_GROUPS, NEIGHBOURS = 32, 9  # literals of the official program
-#: Parts of a graph block -> values on the way that they return.
+#: Components of a graph block -> values on the way that they return.
 BLOCK_PARTS = {
     "latent_nodes_in": "norm",
     "pose_nodes_in": "pose_in",

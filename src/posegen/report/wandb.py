@@ -22,7 +22,7 @@ from posegen.report.formats import markdown, table_grid
 from posegen.report.plots import LIVE
 from posegen.report.study import COSTS, read_cell_config
 from posegen.report.table import Table
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
 from posegen.runner.stage import Stage
 
@@ -69,11 +69,11 @@ def tolerated(name: str) -> Iterator[None]:
 class ResultsOnDashboard(Stage):
     """Shows a judged cell to W&B, where that is its logger."""
 
-    def __init__(self, parts: Parts, folder: Path) -> None:
-        self.parts, self.folder = parts, folder
+    def __init__(self, components: Components, folder: Path) -> None:
+        self.components, self.folder = components, folder
 
     def finish(self) -> None:
-        log_results(self.parts, self.folder)
+        log_results(self.components, self.folder)
 
 
 @contextmanager
@@ -86,25 +86,27 @@ def open_run(logger: DictConfig, **about: Any) -> Iterator[Any]:
         run.finish()
 
 
-def log_results(parts: Parts, folder: Path) -> None:
+def log_results(components: Components, folder: Path) -> None:
     """A judged cell's values, its table of images and, on request, its trained method; nothing with another logger."""
-    settings = wandb_settings(parts.cfg)
+    settings = wandb_settings(components.cfg)
     if settings is None:
         return
     import wandb
 
-    records, reference = parts.protocol.read(folder), parts.protocol.read(folder / "reference")
-    values = parts.protocol.values(records, np.ones((1, len(records["id"]))), reference)  # a run shows no intervals
+    records, reference = components.protocol.read(folder), components.protocol.read(folder / "reference")
+    once = np.ones((1, len(records["id"])))  # a run shows no intervals
+    values = components.protocol.values(records, once, reference)
     with tolerated(f"the results of {folder}"), open_run(settings.logger) as run:
         run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
-        run.log({"images": image_table(parts, folder, records, settings.images)})
+        run.log({"images": image_table(components, folder, records, settings.images)})
         if settings.methods and (folder / "method").is_dir():
-            artifact = wandb.Artifact(f"{parts.cfg.method}-seed{parts.cfg.seed}".replace("/", "-"), type="method")
+            name = f"{components.cfg.method}-seed{components.cfg.seed}"
+            artifact = wandb.Artifact(name.replace("/", "-"), type="method")
             artifact.add_dir(str(folder / "method"))
             run.log_artifact(artifact)
 
 
-def image_table(parts: Parts, folder: Path, records: Any, images: int) -> Any:
+def image_table(components: Components, folder: Path, records: Any, images: int) -> Any:
     """A table of the images that are kept to look at: prompt, pose, sample, the pose found in it, and its values.
 
     The same images for every method, those with the worst poses on top.
@@ -114,9 +116,9 @@ def image_table(parts: Parts, folder: Path, records: Any, images: int) -> Any:
     kept = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:images]
     prompts = folder / "samples" / "prompts.txt"
     words = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else []
-    values = {i: values_of_image(parts, {name: [column[i]] for name, column in records.items()}) for i in kept}
-    columns = [c for c in parts.protocol.columns if any(c in each for each in values.values())]
-    accuracy = parts.protocol.axes("accuracy")
+    values = {i: values_of_image(components, {name: [column[i]] for name, column in records.items()}) for i in kept}
+    columns = [c for c in components.protocol.columns if any(c in each for each in values.values())]
+    accuracy = components.protocol.axes("accuracy")
     table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *map(str, columns)])
     for i in sorted(kept, key=lambda i: next((values[i][c] for c in accuracy if c in values[i]), 0.0)):
         panels = [wandb.Image(panel) for panel in np.split(read_png(picture(folder / "judged", i)), 3, axis=1)]
@@ -125,10 +127,10 @@ def image_table(parts: Parts, folder: Path, records: Any, images: int) -> Any:
     return table
 
 
-def values_of_image(parts: Parts, record: Any) -> dict[str, float]:
+def values_of_image(components: Components, record: Any) -> dict[str, float]:
     """The columns of one image alone, of the metrics that have a value for one."""
     found: dict[str, float] = {}
-    for metric in parts.protocol.metrics:
+    for metric in components.protocol.metrics:
         try:
             found |= metric.compute(record)
         except ValueError:  # a distance between sets

@@ -27,7 +27,7 @@ def reference_split(cfg: DictConfig) -> str:
     return cfg.data.get("reference", "validation")
 
 
-class Parts:
+class Components:
     """Lazy access to what a configuration describes.
 
     Args:

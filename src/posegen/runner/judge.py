@@ -14,7 +14,7 @@ from posegen.io.locks import locked
 from posegen.metrics.base import Judged
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cell import identity
-from posegen.runner.components import Parts, reference_split
+from posegen.runner.components import Components, reference_split
 from posegen.runner.images import picture, pictured, read_png, write_png
 from posegen.runner.precision import device_of
 from posegen.runner.progress import Progress
@@ -27,62 +27,62 @@ class Judging(Stage):
     Finished, the folder has ``records.csv`` and ``features.npz``, and those of the real images in ``reference``.
     """
 
-    def __init__(self, parts: Parts, folder: Path) -> None:
-        self.parts, self.folder = parts, folder
+    def __init__(self, components: Components, folder: Path) -> None:
+        self.components, self.folder = components, folder
 
     @property
     def judgement(self) -> Judgement:
-        return Judgement(self.folder, len(self.parts.data("test")), self.parts)
+        return Judgement(self.folder, len(self.components.data("test")), self.components)
 
     def todo(self) -> Sequence[Any]:
         """The batches of pictures, then those of real images."""
-        data = self.parts.data(reference_split(self.parts.cfg))
-        real = Judgement(reference_folder(self.parts), len(data), self.parts)
-        return [*self.judgement.missing(self.parts.shard), *real.missing(self.parts.shard)]
+        data = self.components.data(reference_split(self.components.cfg))
+        real = Judgement(reference_folder(self.components), len(data), self.components)
+        return [*self.judgement.missing(self.components.shard), *real.missing(self.components.shard)]
 
     def run(self) -> None:
-        parts, samples = self.parts, self.folder / "samples"
-        judge_reference(parts, parts.shard)
-        data, shown, device = parts.data("test"), pictured(parts.data("test")), judging_device(parts)
+        components, samples = self.components, self.folder / "samples"
+        judge_reference(components, components.shard)
+        data, shown, device = components.data("test"), pictured(components.data("test")), judging_device(components)
 
         def examine(rows: range) -> list[Judged]:
-            images = parts.kind.read(samples, rows).to(device)
-            targets = [data.seen(i, image=parts.protocol.compares) for i in rows]
-            found = parts.protocol.judge(parts.estimator, images, targets)
+            images = components.kind.read(samples, rows).to(device)
+            targets = [data.seen(i, image=components.protocol.compares) for i in rows]
+            found = components.protocol.judge(components.estimator, images, targets)
             for i, judged in zip(rows, found, strict=True):
                 if i in shown:
-                    drawn = parts.kind.shown(read_png(picture(samples, i)), judged)
+                    drawn = components.kind.shown(read_png(picture(samples, i)), judged)
                     write_png(picture(self.folder / "judged", i), drawn)
             return found
 
-        self.judgement.fill(examine, parts.shard, "judge")
+        self.judgement.fill(examine, components.shard, "judge")
 
     def done(self) -> bool:
         return self.judgement.whole
 
     def finish(self) -> None:
-        shutil.copytree(judge_reference(self.parts), self.folder / "reference", dirs_exist_ok=True)
+        shutil.copytree(judge_reference(self.components), self.folder / "reference", dirs_exist_ok=True)
         self.judgement.merge()
 
 
-def judging_device(parts: Parts) -> torch.device:
+def judging_device(components: Components) -> torch.device:
     """The device that judges; the estimator is moved there, the observers follow the images."""
-    device = device_of(parts.cfg.trainer.accelerator)
-    if isinstance(parts.estimator, torch.nn.Module):
-        parts.estimator.to(device)
+    device = device_of(components.cfg.trainer.accelerator)
+    if isinstance(components.estimator, torch.nn.Module):
+        components.estimator.to(device)
     return device
 
 
-def reference_folder(parts: Parts) -> Path:
+def reference_folder(components: Components) -> Path:
     """Where the records of the real images are cached, by everything they depend on."""
-    data, known = parts.data(reference_split(parts.cfg)), identity(parts.cfg)
+    data, known = components.data(reference_split(components.cfg)), identity(components.cfg)
     data.prepare()
     protocol = {key: value for key, value in known["protocol"].items() if key not in ("resamples", "level")}
-    key = value_hash([data.identity, known["estimator"], protocol, parts.sampler.batch])
-    return Path(parts.cfg.paths.cache) / "reference" / key
+    key = value_hash([data.identity, known["estimator"], protocol, components.sampler.batch])
+    return Path(components.cfg.paths.cache) / "reference" / key
 
 
-def judge_reference(parts: Parts, shard: Shard = WHOLE) -> Path:
+def judge_reference(components: Components, shard: Shard = WHOLE) -> Path:
     """The folder with the records of the real images that distances between sets compare with.
 
     They are those of the split that ``data.reference`` names. By default it is not the test split, so that the row of
@@ -91,15 +91,16 @@ def judge_reference(parts: Parts, shard: Shard = WHOLE) -> Path:
     Args:
         shard: which batches to judge here; the records are complete when all have been judged.
     """
-    data, folder = parts.data(reference_split(parts.cfg)), reference_folder(parts)
-    device = judging_device(parts)
+    data, folder = components.data(reference_split(components.cfg)), reference_folder(components)
+    device = judging_device(components)
 
     def examine(rows: range) -> list[Judged]:
         samples = [data[i] for i in rows]
-        return parts.protocol.judge(parts.estimator, parts.kind.real(samples).to(device), samples, real=True)
+        images = components.kind.real(samples).to(device)
+        return components.protocol.judge(components.estimator, images, samples, real=True)
 
     folder.mkdir(parents=True, exist_ok=True)
-    judgement = Judgement(folder, len(data), parts)
+    judgement = Judgement(folder, len(data), components)
     with locked(folder.with_suffix(f".{shard.index}-{shard.count}.lock")):
         judgement.fill(examine, shard, "judge real images")
     if shard == WHOLE:
@@ -119,9 +120,9 @@ class Judgement:
         count: number of images.
     """
 
-    def __init__(self, folder: Path, count: int, parts: Parts) -> None:
-        self.folder, self.parts = folder, parts
-        self.batches = fixed_batches(count, parts.sampler.batch)
+    def __init__(self, folder: Path, count: int, components: Components) -> None:
+        self.folder, self.components = folder, components
+        self.batches = fixed_batches(count, components.sampler.batch)
 
     @property
     def merged(self) -> bool:
@@ -141,18 +142,18 @@ class Judgement:
         if not missing:
             return
         total, left = sum(map(len, shard.select(self.batches))), sum(map(len, missing))
-        mode = self.parts.cfg.progress
+        mode = self.components.cfg.progress
         with Progress(self.folder, shard.label(stage), total, total - left, "img", mode) as progress:
             for rows in missing:
-                self.parts.protocol.write(self._place(rows), self.parts.protocol.records(examine(rows)))
+                self.components.protocol.write(self._place(rows), self.components.protocol.records(examine(rows)))
                 progress.update(len(rows))
 
     def merge(self) -> None:
         """Puts the records of all batches together; they have the same bytes whoever wrote them."""
         if not self.merged:
-            pieces = [self.parts.protocol.read(self._place(rows)) for rows in self.batches]
+            pieces = [self.components.protocol.read(self._place(rows)) for rows in self.batches]
             whole = {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}
-            self.parts.protocol.write(self.folder, whole)
+            self.components.protocol.write(self.folder, whole)
         shutil.rmtree(self.folder / "batches", ignore_errors=True)
 
     def _place(self, rows: range) -> Path:

@@ -17,7 +17,7 @@ from posegen.backbones.base import Backbone
 from posegen.errors import UserError
 from posegen.io.hashes import sha256_of
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors, weight_files
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.method_folder import ADAPTER, plain_modules, require_finite, save_method, trains, writable
 
 SHOWN = 5  # keys of a kind in a message
@@ -112,16 +112,16 @@ def attached(adapter: DictConfig, backbone: DictConfig, faithful: bool = False) 
             "backbone=sd15 backbone.path=FOLDER_OR_FILE"
         )
     plain = {name: OmegaConf.to_container(node, resolve=True) for name, node in nodes.items()}
-    parts = Parts(OmegaConf.create({**plain, "method": adapter.get("_target_"), "seed": 0}))
-    if not parts.bare_adapter.trainable:
+    components = Components(OmegaConf.create({**plain, "method": adapter.get("_target_"), "seed": 0}))
+    if not components.bare_adapter.trainable:
         raise UserError(
             f"adapter {adapter.get('_target_')} has no weights; choose the method that the file belongs to with "
             "adapter="
         )
-    parts.bare_adapter.faithful = (
-        faithful or parts.bare_adapter.faithful
+    components.bare_adapter.faithful = (
+        faithful or components.bare_adapter.faithful
     )  # before it is built: quirks may shape modules
-    return parts.adapter, parts.backbone
+    return components.adapter, components.backbone
 
 
 def complaint(file: Path, method: Adapter, backbone: Backbone, official: Mapping[str, Tensor], account: Account) -> str:
@@ -131,14 +131,14 @@ def complaint(file: Path, method: Adapter, backbone: Backbone, official: Mapping
         counts = Counter(key.partition(".")[0] for key in official).most_common(SHOWN)
         begins = ", ".join(f"{begin} ({n})" for begin, n in counts)
         return (
-            f"{file} holds no weights of {name}: its keys begin with {begins}. Nothing was written; choose the adapter= "
-            "that the file belongs to"
+            f"{file} holds no weights of {name}: its keys begin with {begins}. Nothing was written; choose the "
+            "adapter= that the file belongs to"
         )
     fix = "choose the adapter= and the backbone= (with its backbone.path=) that the file was trained with"
     if account.misshaped:
         fix = (
-            "the file is of another size: choose the backbone= (with its backbone.path=) that it was trained on, or the "
-            "adapter's settings"
+            "the file is of another size: choose the backbone= (with its backbone.path=) that it was trained on, or "
+            "the adapter's settings"
         )
     return (
         f"{file} does not fit {name} on backbone {backbone.weights.id}: {account.summary()}. Nothing was written; {fix}"

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from posegen.errors import UserError
 
-#: Parts of a U-Net that are gathered one after the other, used, and given up again.
+#: Components of a U-Net that are gathered one after the other, used, and given up again.
 STAGES = ("down_blocks", "up_blocks")
 
 

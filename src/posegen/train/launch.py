@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -130,8 +131,8 @@ def meeting_point(nodes: int) -> tuple[str, int]:
 # Starting them.
 
 
-def run_together(work: Callable[[dict[str, Any]], None], cfg: DictConfig, group: Processes) -> None:
-    """Runs ``work(config)`` in one process per device of this machine, and waits for them.
+def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, folder: Path, group: Processes) -> None:
+    """Runs ``work(config, folder)`` in one process per device of this machine, and waits for them.
 
     Args:
         work: a function of a module, decorated with torch's `record`; it gets the resolved configuration as plain
@@ -160,7 +161,7 @@ def run_together(work: Callable[[dict[str, Any]], None], cfg: DictConfig, group:
     )
     try:
         with signal_handlers_restored():
-            elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True))
+            elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
     except SignalException as ended:
         if ended.sigval == signal.SIGINT:
             raise KeyboardInterrupt from ended

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json
 from posegen.runner.batches import fixed_batches
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.judge import judging_device
 from posegen.train.ema import EMA
@@ -57,7 +57,7 @@ class LivePoseAccuracy(Callback):
         module.eval()
         average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
         with average.applied(module):
-            values, grid = judge_validation(module.parts, self.images)
+            values, grid = judge_validation(module.components, self.images)
         module.train(was_training)
         known = {f"live/{name}": value for name, value in values.items() if not np.isnan(value)}
         for logger in trainer.loggers:
@@ -71,28 +71,28 @@ def cannot_judge(trainer: Trainer, module: LightningModule) -> str:
         return "only methods are judged"
     if isinstance(trainer.strategy, ModelParallelStrategy):
         return "with trainer=fsdp no process holds the whole method"
-    generated, judged = module.parts.backbone.sample, module.parts.protocol.sample
+    generated, judged = module.components.backbone.sample, module.components.protocol.sample
     if generated != judged:
-        return f"the backbone generates {generated}s and protocol={module.parts.protocol.name} judges {judged}s"
+        return f"the backbone generates {generated}s and protocol={module.components.protocol.name} judges {judged}s"
     return ""
 
 
 @torch.inference_mode()
-def judge_validation(parts: Parts, images: int) -> tuple[dict[str, float], np.ndarray]:
+def judge_validation(components: Components, images: int) -> tuple[dict[str, float], np.ndarray]:
     """(values of the protocol, grid of target, sample and re-detected pose) of the first validation images."""
     judged, grid = [], []
-    device, data = judging_device(parts), parts.data("validation")
-    for rows in fixed_batches(min(images, len(data)), parts.sampler.batch):
-        batch = batch_of(parts, parts.adapter, rows, "validation")
-        generated = parts.adapter.generate(batch, parts.sampler)
-        samples = [data.seen(i) for i in rows] if parts.protocol.compares else batch.samples
-        found = parts.protocol.judge(parts.estimator, generated.to(device), samples)
+    device, data = judging_device(components), components.data("validation")
+    for rows in fixed_batches(min(images, len(data)), components.sampler.batch):
+        batch = batch_of(components, components.adapter, rows, "validation")
+        generated = components.adapter.generate(batch, components.sampler)
+        samples = [data.seen(i) for i in rows] if components.protocol.compares else batch.samples
+        found = components.protocol.judge(components.estimator, generated.to(device), samples)
         judged += found
-        for image, judgement in zip(parts.kind.pictures(generated, batch.size), found, strict=True):
+        for image, judgement in zip(components.kind.pictures(generated, batch.size), found, strict=True):
             if len(grid) < GRID:
-                grid.append(parts.kind.shown(image, judgement))
-    records = parts.protocol.records(judged)
-    values = {name: value for metric in parts.protocol.metrics for name, value in metric.compute(records).items()}
+                grid.append(components.kind.shown(image, judgement))
+    records = components.protocol.records(judged)
+    values = {name: value for metric in components.protocol.metrics for name, value in metric.compute(records).items()}
     return values, np.concatenate(grid)
 
 
@@ -105,36 +105,36 @@ def objective(cfg: DictConfig, folder: Path) -> float:
     Raises:
         UserError: the protocol has no such column, or these images leave it empty.
     """
-    parts, path, images = Parts(cfg), folder / "objective.json", cfg.validation.images
-    column = objective_column(cfg, parts)
-    asked = {"column": column, "images": images, "protocol": [parts.protocol.name, parts.protocol.version]}
+    components, path, images = Components(cfg), folder / "objective.json", cfg.validation.images
+    column = objective_column(cfg, components)
+    asked = {"column": column, "images": images, "protocol": [components.protocol.name, components.protocol.version]}
     known = read_json(path) if path.is_file() else {}
     if asked.items() <= known.items():
         return known["objective"]
-    parts.data("validation").prepare()
-    ready(parts, folder / "method" if parts.bare_adapter.trainable else None)
-    value = judge_validation(parts, images)[0].get(column, float("nan"))
+    components.data("validation").prepare()
+    ready(components, folder / "method" if components.bare_adapter.trainable else None)
+    value = judge_validation(components, images)[0].get(column, float("nan"))
     if np.isnan(value):
         raise UserError(
             f"objective={column} has no value on {images} validation images; choose another column or more "
             "validation.images"
         )
-    found = -value if column in parts.protocol.lower_is_better else value
+    found = -value if column in components.protocol.lower_is_better else value
     write_json(path, {**asked, "value": float(value), "objective": float(found)})
     return float(found)
 
 
-def objective_column(cfg: DictConfig, parts: Parts) -> str:
+def objective_column(cfg: DictConfig, components: Components) -> str:
     """The column that ``objective`` names.
 
     Raises:
         UserError: there is none of that name, or what trains generates nothing to judge.
     """
     trains_method = issubclass(get_class(cfg.task._target_), AdapterTask)
-    if not trains_method or parts.backbone.sample != parts.protocol.sample:
+    if not trains_method or components.backbone.sample != components.protocol.sample:
         raise UserError(
-            f"objective={cfg.objective} needs a method whose samples protocol={parts.protocol.name} can judge; set "
-            "objective=null"
+            f"objective={cfg.objective} needs a method whose samples protocol={components.protocol.name} can judge; "
+            "set objective=null"
         )
     wanted: Sequence[str] | None = None if cfg.objective == "headline" else [cfg.objective]
-    return str(parts.protocol.headline(wanted)[0])
+    return str(components.protocol.headline(wanted)[0])

@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from posegen.errors import UserError
 from posegen.io.locks import locked
 from posegen.runner.batches import Needs
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.encodings import cached_latents, cached_text
 from posegen.runner.precision import device_of
 from posegen.runner.progress import note_costs
@@ -45,8 +45,8 @@ DDP = "ddp_find_unused_parameters_true"
 class Training(Stage):
     """Trains the task of a cell and exports it to ``folder/method`` with its averaged weights."""
 
-    def __init__(self, parts: Parts, folder: Path) -> None:
-        self.parts, self.folder = parts, folder
+    def __init__(self, components: Components, folder: Path) -> None:
+        self.components, self.folder = components, folder
 
     def todo(self) -> Sequence[str]:
         return (
@@ -56,17 +56,17 @@ class Training(Stage):
     def run(self) -> None:
         with locked(self.folder / ".training"):  # processes that share the cell train it once
             if self.todo():
-                fit(self.parts, self.folder)
+                fit(self.components, self.folder)
 
 
-def fit(parts: Parts, folder: Path) -> None:
+def fit(components: Components, folder: Path) -> None:
     """Trains a cell, with as many processes as ``trainer`` asks for."""
-    group = Processes.of(parts.cfg)
-    set_threads(parts.cfg)
+    group = Processes.of(components.cfg)
+    set_threads(components.cfg)
     if group.size > 1:
-        run_together(train_process, OmegaConf.merge(parts.cfg, {"paths": {"cell": str(folder)}}), group)
+        run_together(train_process, components.cfg, folder, group)
     else:
-        fit_here(parts, folder)
+        fit_here(components, folder)
 
 
 def set_threads(cfg: DictConfig) -> None:
@@ -75,34 +75,34 @@ def set_threads(cfg: DictConfig) -> None:
 
 
 @record
-def train_process(config: dict[str, Any]) -> None:
+def train_process(config: dict[str, Any], folder: Path) -> None:
     """One of several processes that train a cell together."""
     cfg = OmegaConf.create(config)
     set_threads(cfg)
-    fit_here(Parts(cfg), Path(cfg.paths.cell), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    fit_here(Components(cfg), folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def fit_here(parts: Parts, folder: Path, rank: int = 0, size: int = 1) -> None:
+def fit_here(components: Components, folder: Path, rank: int = 0, size: int = 1) -> None:
     """The part of `fit` that each of ``size`` processes does."""
-    task = build_task(parts)
-    require_normalisable(task, parts.cfg, size)
+    task = build_task(components)
+    require_normalisable(task, components.cfg, size)
     if task.count_trained():
-        weights, average, complete = run(parts, task, folder, Share(rank, size))
+        weights, average, complete = run(components, task, folder, Share(rank, size))
         if not complete:
             return
     elif isinstance(task, AdapterTask) and task.adapter.trains:
         raise UserError(
-            f"adapter={parts.cfg.method} has nothing to train with these settings; switch some of its parts on"
+            f"adapter={components.cfg.method} has nothing to train with these settings; switch some of its parts on"
         )
     else:
         weights, average = {}, {}
     if rank:
         return
     if weights:  # divided ones, put together
-        task = build_task(Parts(parts.cfg))
+        task = build_task(Components(components.cfg))
         task.load_state_dict(weights, strict=False)
     if average:
         task.load_state_dict(average, strict=False)
@@ -111,13 +111,13 @@ def fit_here(parts: Parts, folder: Path, rank: int = 0, size: int = 1) -> None:
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def build_task(parts: Parts) -> Task:
+def build_task(components: Components) -> Task:
     """The configured task, a LightningModule."""
-    return instantiate(parts.cfg.task, _convert_="all")(parts)
+    return instantiate(components.cfg.task, _convert_="all")(components)
 
 
 def run(
-    parts: Parts, task: Task, folder: Path, share: Share
+    components: Components, task: Task, folder: Path, share: Share
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], bool]:
     """The fit itself, from the last checkpoint where there is one.
 
@@ -125,14 +125,14 @@ def run(
         The weights if the strategy divided them, the averaged weights if a callback averages, and whether the
         training came to its end (``fast_dev_run`` does not).
     """
-    cfg = parts.cfg
+    cfg = components.cfg
     checkpoint = folder / CHECKPOINT
     resumed = Resumed.read(checkpoint)
-    data = parts.data("train")
+    data = components.data("train")
     data.prepare()
     accumulate = cfg.optim.accumulate
     batches = EpochBatches(len(data), cfg.optim.batch // accumulate, cfg.seed, accumulate, resumed.place, share)
-    loader = training_loader(data, needs_of(task, parts), batches, cfg.compute.workers)
+    loader = training_loader(data, needs_of(task, components), batches, cfg.compute.workers)
     if share.rank == 0:
         keep_curves(folder)
     with quiet():
@@ -219,35 +219,37 @@ def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
 # What the batches hold.
 
 
-def needs_of(task: Task, parts: Parts) -> Needs:
+def needs_of(task: Task, components: Components) -> Needs:
     """What the task's batches must hold, with the encodings of the whole split computed once."""
-    latents, text = encodings(parts, task.needs)
+    latents, text = encodings(components, task.needs)
     negative = None
     if text is not None:
         with torch.no_grad():
-            negative = parts.backbone.encode_text([""]).to("cpu")
-    hint = parts.adapter.hint if isinstance(task, AdapterTask) else None
+            negative = components.backbone.encode_text([""]).to("cpu")
+    hint = components.adapter.hint if isinstance(task, AdapterTask) else None
     encoded = latents is not None or "latents" not in task.needs  # otherwise images are encoded as they come
     fields = task.needs if encoded else task.needs | {"images"}
-    return Needs(fields, hint, latents, source_latents(parts, task.needs), text, negative)
+    return Needs(fields, hint, latents, source_latents(components, task.needs), text, negative)
 
 
-def source_latents(parts: Parts, fields: Collection[str]) -> Any:
+def source_latents(components: Components, fields: Collection[str]) -> Any:
     """Latents of the sources of the training split, where each image has one source that always looks the same;
     computed once and cached."""
-    data = parts.data("train")
+    data = components.data("train")
     if "source_latents" not in fields or data.varies or len(data.sources_of(0)) > 1:
         return None
-    return cached_latents(data, parts.backbone, Path(parts.cfg.paths.cache), parts.cfg.progress, "source latents")
+    cache, mode = Path(components.cfg.paths.cache), components.cfg.progress
+    return cached_latents(data, components.backbone, cache, mode, "source latents")
 
 
-def encodings(parts: Parts, fields: Collection[str] | None = None) -> tuple[Any, Any]:
+def encodings(components: Components, fields: Collection[str] | None = None) -> tuple[Any, Any]:
     """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for
     them; computed once and cached. Images that look different on every visit have no latents to keep."""
-    fields = {parts.backbone.trains_on, "text"} if fields is None else fields
-    data, cache, mode = parts.data("train"), Path(parts.cfg.paths.cache), parts.cfg.progress
-    latents = cached_latents(data, parts.backbone, cache, mode) if "latents" in fields and not data.varies else None
-    text = cached_text(data, data.prompts, parts.backbone, cache, mode) if "text" in fields else None
+    fields = {components.backbone.trains_on, "text"} if fields is None else fields
+    data, cache, mode = components.data("train"), Path(components.cfg.paths.cache), components.cfg.progress
+    keeps = "latents" in fields and not data.varies
+    latents = cached_latents(data, components.backbone, cache, mode) if keeps else None
+    text = cached_text(data, data.prompts, components.backbone, cache, mode) if "text" in fields else None
     return latents, text
 
 

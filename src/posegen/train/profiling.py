@@ -28,7 +28,7 @@ from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.precision import PRECISIONS, autocast, device_of
 from posegen.runner.sampler import Sampler
 from posegen.train.loop import build_task
@@ -92,15 +92,15 @@ class MeasuredMethod:
     Args:
         cfg: a resolved configuration of ``posegen profile``.
         steps: denoising steps of the sampler's loop.
-        parts: the method and its backbone, where they exist already.
+        components: the method and its backbone, where they exist already.
     """
 
-    def __init__(self, cfg: DictConfig, steps: int, parts: Parts | None = None) -> None:
+    def __init__(self, cfg: DictConfig, steps: int, components: Components | None = None) -> None:
         torch.set_num_threads(cfg.budget.threads)
-        self.cfg, self.steps, self.parts = cfg, steps, parts or Parts(cfg)
+        self.cfg, self.steps, self.components = cfg, steps, components or Components(cfg)
         self.device, self.precision = device_of(cfg.trainer.accelerator), cfg.trainer.precision
-        self.adapter: Adapter = self.parts.adapter
-        self.backbone: Backbone = self.parts.backbone
+        self.adapter: Adapter = self.components.adapter
+        self.backbone: Backbone = self.components.backbone
         self.adapter.to(self.device)
         self.backbone.to(self.device)
         self.batch = self._batch()
@@ -122,8 +122,8 @@ class MeasuredMethod:
 
     @cached_property
     def task(self) -> Task:
-        task = build_task(self.parts).to(self.device)
-        task.recipe = recipe_of(self.parts, int(self.cfg.budget.steps))  # which else asks a Trainer for the steps
+        task = build_task(self.components).to(self.device)
+        task.recipe = recipe_of(self.components, int(self.cfg.budget.steps))  # which else asks a Trainer for the steps
         return task
 
     @cached_property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from posegen.errors import UserError
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Recipe:
         return cls(**values)
 
 
-def recipe_of(parts: Parts, steps: int) -> Recipe:
+def recipe_of(components: Components, steps: int) -> Recipe:
     """Optimiser settings of a cell: the shared ones, with what they leave open from the adapter's recipe for this
     backbone."""
-    recipes: Any = parts.cfg.adapter.get("recipes") or {}
-    optim = parts.cfg.optim
+    recipes: Any = components.cfg.adapter.get("recipes") or {}
+    optim = components.cfg.optim
     complete = optim.lr is not None and optim.drop_text is not None
-    return Recipe.of(optim, steps, recipes, "" if complete else parts.backbone.recipe)
+    return Recipe.of(optim, steps, recipes, "" if complete else components.backbone.recipe)

@@ -19,7 +19,7 @@ from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.io.atomic import replacing
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
 from posegen.train.fsdp import divide_weights
@@ -36,20 +36,20 @@ class Task(LightningModule):
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, components: Components) -> None:
         super().__init__()
-        self.parts, self.seed = parts, int(parts.cfg.seed)
+        self.components, self.seed = components, int(components.cfg.seed)
         self.strict_loading = False
 
     @cached_property
     def recipe(self) -> Recipe:
         """Optimiser settings; asked for only where something trains."""
-        return recipe_of(self.parts, int(self.trainer.estimated_stepping_batches))
+        return recipe_of(self.components, int(self.trainer.estimated_stepping_batches))
 
     @property
     def batch_size(self) -> int:
         """Images per optimiser step, over all processes."""
-        return int(self.parts.cfg.optim.batch)
+        return int(self.components.cfg.optim.batch)
 
     @abstractmethod
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -149,9 +149,9 @@ class DiffusionTask(Task):
 class AdapterTask(DiffusionTask):
     """Trains a pose-guidance method on its backbone."""
 
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self.adapter, self.backbone = parts.adapter, parts.backbone
+    def __init__(self, components: Components) -> None:
+        super().__init__(components)
+        self.adapter, self.backbone = components.adapter, components.backbone
         self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -163,9 +163,8 @@ class AdapterTask(DiffusionTask):
         return self.adapter.parameter_groups(self.recipe)
 
     def export(self, folder: Path) -> None:
-        save_method(
-            folder, self.adapter, self.backbone, sampler=OmegaConf.to_container(self.parts.cfg.sampler, resolve=True)
-        )
+        sampler = OmegaConf.to_container(self.components.cfg.sampler, resolve=True)
+        save_method(folder, self.adapter, self.backbone, sampler=sampler)
 
 
 class TextToImageTask(DiffusionTask):
@@ -176,16 +175,16 @@ class TextToImageTask(DiffusionTask):
             section 3.4); null weighs all alike.
     """
 
-    def __init__(self, parts: Parts, min_snr: float | None = None) -> None:
-        super().__init__(parts)
+    def __init__(self, components: Components, min_snr: float | None = None) -> None:
+        super().__init__(components)
         torch.manual_seed(self.seed)
-        self.backbone, self.min_snr = parts.backbone, min_snr
+        self.backbone, self.min_snr = components.backbone, min_snr
         backbone = self.backbone
         self.needs = frozenset({"latents"})
         backbone.requires_grad_(False)
         backbone.unet.requires_grad_(True)
         backbone.text_encoder.requires_grad_(True)
-        arranged(backbone, parts.cfg.compute)
+        arranged(backbone, components.cfg.compute)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()
@@ -211,8 +210,8 @@ class AutoencoderTask(Task):
 
     needs = frozenset({"images"})
 
-    def __init__(self, parts: Parts, autoencoder: nn.Module, edges: float = 1.0) -> None:
-        super().__init__(parts)
+    def __init__(self, components: Components, autoencoder: nn.Module, edges: float = 1.0) -> None:
+        super().__init__(components)
         self.autoencoder, self.edges = autoencoder, edges
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -229,7 +228,7 @@ class AutoencoderTask(Task):
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16 whose ``scaling_factor`` gives the latents of validation images unit variance."""
-        data = self.parts.data("validation")
+        data = self.components.data("validation")
         images = torch.stack([data[i].tensor for i in range(min(len(data), 500))])
         latents = torch.cat(
             [self.autoencoder.encode(chunk.to(self.device), return_dict=False)[0] for chunk in images.split(50)]
@@ -245,8 +244,8 @@ class EstimatorTask(Task):
 
     needs = frozenset({"images"})
 
-    def __init__(self, parts: Parts, estimator: nn.Module) -> None:
-        super().__init__(parts)
+    def __init__(self, components: Components, estimator: nn.Module) -> None:
+        super().__init__(components)
         self.estimator = estimator
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from posegen.report.live_progress import LiveProgress
 from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts, reference_split
+from posegen.runner.components import Components, reference_split
 from posegen.runner.experiment import method_class, splits_of, weights_of
 from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
@@ -60,14 +60,14 @@ def main(cfg: DictConfig) -> str:
         The cell's final state.
     """
     end_with_sweep()
-    parts = Parts(cfg)
-    cell = Cell.of(cfg, parts.content(*splits_of(cfg)))
+    components = Components(cfg)
+    cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     try:
         set_threads(cfg)
         if not Processes.of(cfg).node:
-            complete(cell, stages_of(parts, cell.folder), parts.shard)
+            complete(cell, stages_of(components, cell.folder), components.shard)
         elif trains(cfg) and not cell.finished():  # another machine's share of the training
-            fit(parts, cell.folder)
+            fit(components, cell.folder)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
         print(f"failed: {cell.folder}: {error}", flush=True)
     return cell.status.get("state", "failed")
@@ -77,11 +77,11 @@ def trains(cfg: DictConfig) -> bool:
     return method_class(cfg).trainable and cfg.checkpoint is None
 
 
-def stages_of(parts: Parts, folder: Path) -> list[Stage]:
+def stages_of(components: Components, folder: Path) -> list[Stage]:
     """What is done for a cell; each stage skips what an interrupted run, or another process, has finished."""
-    training: list[Stage] = [Training(parts, folder)] if trains(parts.cfg) else []
-    generation = Generation(parts, folder, weights_of(parts.cfg, folder))
-    return [*training, generation, Judging(parts, folder), ResultsOnDashboard(parts, folder)]
+    training: list[Stage] = [Training(components, folder)] if trains(components.cfg) else []
+    generation = Generation(components, folder, weights_of(components.cfg, folder))
+    return [*training, generation, Judging(components, folder), ResultsOnDashboard(components, folder)]
 
 
 # Before and after the cells.
@@ -97,13 +97,13 @@ def plan(config: DictConfig, command: Command) -> Path:
     for cfg in command.cells():
         Shard.of(cfg)
         require_weights(cfg)
-        cell = Cell.of(cfg, Parts(cfg).content(*splits_of(cfg)))
+        cell = Cell.of(cfg, Components(cfg).content(*splits_of(cfg)))
         cell.check()
         if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
             cells.append(cell)
     folder = Path(config.paths.output) / config.study
     about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
-    protocol = Parts(OmegaConf.create(cells[0].config)).protocol
+    protocol = Components(OmegaConf.create(cells[0].config)).protocol
     protocol.check()
     protocol.headline(about.get("headline"))
     planned = [
@@ -128,11 +128,11 @@ def prepare(configs: Sequence[DictConfig]) -> None:
         if key in known:
             continue
         known.add(key)
-        parts = Parts(OmegaConf.merge(cfg, {"progress": "bar"}))  # type: ignore[arg-type]
+        components = Components(OmegaConf.merge(cfg, {"progress": "bar"}))  # type: ignore[arg-type]
         for split in ("test", reference_split(cfg), *(("train",) if trains(cfg) else ())):
-            parts.data(split).prepare()
+            components.data(split).prepare()
         if trains(cfg):
-            encodings(parts)
+            encodings(components)
 
 
 def conclude(folder: Path, config: DictConfig) -> int:

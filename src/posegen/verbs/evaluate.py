@@ -8,7 +8,7 @@ from posegen.report.formats import row_terminal
 from posegen.report.rows import row_of
 from posegen.report.wandb import ResultsOnDashboard
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.experiment import splits_of, weights_of, with_checkpoint
 from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
@@ -20,16 +20,16 @@ def main(cfg: DictConfig) -> None:
     """Samples the test split with a trained method, judges it and prints the metrics."""
     cfg = with_checkpoint(cfg)
     set_threads(cfg)
-    parts = Parts(cfg)
-    parts.protocol.check()
-    cell = Cell.of(cfg, parts.content(*splits_of(cfg)))
+    components = Components(cfg)
+    components.protocol.check()
+    cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     stages = [
-        Generation(parts, cell.folder, weights_of(cfg, cell.folder)),
-        Judging(parts, cell.folder),
-        ResultsOnDashboard(parts, cell.folder),
+        Generation(components, cell.folder, weights_of(cfg, cell.folder)),
+        Judging(components, cell.folder),
+        ResultsOnDashboard(components, cell.folder),
     ]
-    if not complete(cell, stages, parts.shard):
+    if not complete(cell, stages, components.shard):
         print(f"{cell.folder}{UNFINISHED}")
         return
-    row, _ = row_of([cell.folder], parts.protocol)
-    print(row_terminal(row, parts.protocol.headline()))
+    row, _ = row_of([cell.folder], components.protocol)
+    print(row_terminal(row, components.protocol.headline()))

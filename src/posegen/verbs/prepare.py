@@ -10,7 +10,7 @@ from posegen.config import nodes
 from posegen.data.on_disk.preparation_report import SplitReport, contact_sheet, defect_table, report_page
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.images import write_png
 from posegen.runner.precision import device_of
 from posegen.train.loop import encodings, set_threads
@@ -22,10 +22,10 @@ def main(cfg: DictConfig) -> None:
     Raises:
         UserError: no split can be used.
     """
-    parts = Parts(cfg)
+    components = Components(cfg)
     splits = list(cfg.splits or (name for name, node in nodes.children(cfg.data) if nodes.has_target(node)))
-    reports = [SplitReport.of(split, parts.data(split)) for split in splits]
-    report = _write_report(parts, reports)
+    reports = [SplitReport.of(split, components.data(split)) for split in splits]
+    report = _write_report(components, reports)
     for each in reports:
         print(f"{each.split}: {each.summary}", *each.warnings, sep="\n  ")
     print(report)
@@ -38,42 +38,42 @@ def main(cfg: DictConfig) -> None:
             f"{fields[0]}=true encodes the split train, which is not there; leave it out, or add train to splits"
         )
     if fields:
-        _encode(parts, fields)
+        _encode(components, fields)
     if cfg.joint_vectors is not None:
-        _export_joint_vectors(parts, Path(cfg.joint_vectors))
+        _export_joint_vectors(components, Path(cfg.joint_vectors))
 
 
-def _write_report(parts: Parts, reports: list[SplitReport]) -> Path:
+def _write_report(components: Components, reports: list[SplitReport]) -> Path:
     """Writes ``report.md``, ``report.csv`` and contact sheets to ``cfg.out``, unless the report is the same."""
-    out = Path(parts.cfg.out)
-    report, text = out / "report.md", report_page(str(parts.cfg.dataset), reports)
+    out = Path(components.cfg.out)
+    report, text = out / "report.md", report_page(str(components.cfg.dataset), reports)
     if not report.is_file() or report.read_text(encoding="utf-8") != text:
         for each in reports:
             if each.usable:
-                write_png(out / f"contact_{each.split}.png", contact_sheet(parts.data(each.split)))
+                write_png(out / f"contact_{each.split}.png", contact_sheet(components.data(each.split)))
         write_text(out / "report.csv", defect_table(reports))
         write_text(report, text)  # last: it shows that the others are there
     return report
 
 
-def _encode(parts: Parts, fields: list[str]) -> None:
+def _encode(components: Components, fields: list[str]) -> None:
     """Caches the backbone's encodings that training reads."""
-    if "latents" in fields and parts.data("train").varies:
+    if "latents" in fields and components.data("train").varies:
         print("no latents: the training images look different on every visit, see data.transform")
-    set_threads(parts.cfg)
-    parts.backbone.to(device_of(parts.cfg.trainer.accelerator))
-    encodings(parts, fields)
+    set_threads(components.cfg)
+    components.backbone.to(device_of(components.cfg.trainer.accelerator))
+    encodings(components, fields)
 
 
-def _export_joint_vectors(parts: Parts, folder: Path) -> None:
+def _export_joint_vectors(components: Components, folder: Path) -> None:
     """Writes the training poses in the layout of GUNet's authors.
 
     Raises:
         UserError: the data has no poses of single people.
     """
-    export = getattr(parts.data("train"), "export", None)
+    export = getattr(components.data("train"), "export", None)
     if export is None:
         raise UserError(
-            f"joint_vectors={folder}: data={parts.cfg.dataset} has no single people to write; choose data=coco_single"
+            f"joint_vectors={folder}: data={components.cfg.dataset} has no single people; choose data=coco_single"
         )
     print(f"{folder}: {export(folder):,} people")

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from omegaconf import DictConfig
 
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.stage import complete
 from posegen.train.launch import Processes
 from posegen.train.live import objective
@@ -22,17 +22,18 @@ def main(cfg: DictConfig) -> float | None:
         The cell's objective for sweepers, None where ``objective`` is null.
     """
     if cfg.trainer.get("fast_dev_run"):
-        return try_out(cfg)
-    parts = Parts(cfg)
-    cell = Cell.of(cfg, parts.content("train"))
+        try_out(cfg)
+        return None
+    components = Components(cfg)
+    cell = Cell.of(cfg, components.content("train"))
     cell.check()
     if cell.finished():
         print(f"{cell.folder} is finished; nothing to do")
     elif Processes.of(cfg).node:  # another machine's share of the training; the first does everything else
-        fit(parts, cell.folder)
+        fit(components, cell.folder)
         return None
     else:
-        complete(cell, [Training(parts, cell.folder)])
+        complete(cell, [Training(components, cell.folder)])
         print(f"{cell.folder} finished")
     if cfg.objective is None:
         return None
@@ -43,5 +44,5 @@ def main(cfg: DictConfig) -> float | None:
 def try_out(cfg: DictConfig) -> None:
     """Lightning's ``fast_dev_run``: a few batches through everything, of which nothing is kept."""
     with TemporaryDirectory() as folder:
-        fit(Parts(cfg), Path(folder))
+        fit(Components(cfg), Path(folder))
     print(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: everything ran, nothing is kept")

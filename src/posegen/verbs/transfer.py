@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from posegen.runner.cell import Cell
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.experiment import weights_of, with_checkpoint
 from posegen.runner.stage import UNFINISHED, complete
 from posegen.runner.user_requests.transfer import Transfer, with_picture
@@ -16,10 +16,10 @@ def main(cfg: DictConfig) -> None:
     """Dresses the person in ``picture``, or people of the test split, and writes pictures, a comparison and records."""
     cfg = with_checkpoint(with_picture(cfg))
     set_threads(cfg)
-    parts = Parts(cfg)
-    cell = Cell.of(cfg, parts.content("test"))
-    stage = Transfer(parts, cell.folder, weights_of(cfg, cell.folder))
-    if not complete(cell, [stage], parts.shard):
+    components = Components(cfg)
+    cell = Cell.of(cfg, components.content("test"))
+    stage = Transfer(components, cell.folder, weights_of(cfg, cell.folder))
+    if not complete(cell, [stage], components.shard):
         print(f"{cell.folder}{UNFINISHED}")
         return
     summary = (cell.folder / "summary.csv").read_text(encoding="utf-8")

@@ -17,17 +17,10 @@ import numpy as np
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
+from posegen.data.condition import Condition, Defect
 from posegen.data.formats.pair_files import Pair, pairs_in
 from posegen.data.on_disk.indexed import RealData
-from posegen.data.on_disk.source import (
-    Condition,
-    Defect,
-    ReportDefect,
-    Source,
-    lowest_hashes,
-    require_count,
-    require_option,
-)
+from posegen.data.on_disk.source import ReportDefect, Source, lowest_hashes, require_count, require_option
 from posegen.data.on_disk.transforms import Stretch
 from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 

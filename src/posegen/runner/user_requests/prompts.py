@@ -15,7 +15,7 @@ from posegen.metrics.base import Judged
 from posegen.poses.pose_square import from_square
 from posegen.poses.reading import checked_people, read_poses
 from posegen.runner.batches import fixed_batches
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.images import picture, read_png, write_png
@@ -47,7 +47,7 @@ def with_prompts(cfg: DictConfig) -> DictConfig:
     files = source_files(cfg)
     texts = [prompt] if isinstance(prompt, str) else [str(text) for text in prompt]
     prompts = [text for text in texts for _ in range(int(cfg.images))]
-    size = list(Parts(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
+    size = list(Components(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
     node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size}
     node |= {"sources": files} if files else {}
     node["people"] = people_of_prompts(cfg, node)
@@ -108,15 +108,16 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     parts_of_prior = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
     prior = OmegaConf.create({**plain, **parts_of_prior, "data": {"test": node}})
     torch.set_num_threads(cfg.budget.threads)
-    parts = Parts(prior)
-    if parts.backbone.sample != "pose":
+    components = Components(prior)
+    if components.backbone.sample != "pose":
         raise UserError(
-            f"prior.adapter={prior.method} generates a {parts.backbone.sample}; a prior generates poses, for instance "
-            "prior=gunet"
+            f"prior.adapter={prior.method} generates a {components.backbone.sample}; a prior generates poses, for "
+            "instance prior=gunet"
         )
-    adapter, data = ready(parts, find_checkpoint(prior)), parts.data("test")
+    adapter, data = ready(components, find_checkpoint(prior)), components.data("test")
     with torch.inference_mode():
-        poses = adapter.generate(batch_of(parts, adapter, range(len(data))), parts.sampler).float().cpu().numpy()
+        batch = batch_of(components, adapter, range(len(data)))
+        poses = adapter.generate(batch, components.sampler).float().cpu().numpy()
     placed = from_square(poses, data.size, plain["prior"]["scale"], tuple(plain["prior"]["centre"]))
     return [[[[round(float(v), 3) for v in joint] for joint in person]] for person in placed]
 
@@ -151,15 +152,15 @@ def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
 class Illustration(Stage):
     """Writes ``folder/judged/<index>.png``: the given pose, the image, and the pose that the estimator finds in it."""
 
-    def __init__(self, parts: Parts, folder: Path) -> None:
-        self.parts, self.folder = parts, folder
+    def __init__(self, components: Components, folder: Path) -> None:
+        self.components, self.folder = components, folder
 
     def finish(self) -> None:
-        parts, samples = self.parts, self.folder / "samples"
-        data = parts.data("test")
-        for rows in fixed_batches(len(data), parts.sampler.batch):
-            images = parts.kind.read(samples, rows)
-            judged: list[Judged] = parts.protocol.judge(parts.estimator, images, [data[i] for i in rows])
+        components, samples = self.components, self.folder / "samples"
+        data = components.data("test")
+        for rows in fixed_batches(len(data), components.sampler.batch):
+            images = components.kind.read(samples, rows)
+            judged: list[Judged] = components.protocol.judge(components.estimator, images, [data[i] for i in rows])
             for i, judgement in zip(rows, judged, strict=True):
-                drawn = parts.kind.shown(read_png(picture(samples, i)), judgement)
+                drawn = components.kind.shown(read_png(picture(samples, i)), judgement)
                 write_png(picture(self.folder / "judged", i), drawn)

@@ -24,7 +24,7 @@ from posegen.io.atomic import write_text
 from posegen.metrics.garments import summarised, transferred
 from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
-from posegen.runner.components import Parts
+from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
@@ -71,13 +71,13 @@ def with_picture(cfg: DictConfig) -> DictConfig:
         user_mask(cfg.mask, image)
     except ValueError as error:
         raise UserError(str(error)) from error
-    worn, parts = source_files(cfg), Parts(cfg)
-    size = canvas(cfg, parts)
+    worn, components = source_files(cfg), Components(cfg)
+    size = canvas(cfg, components)
     node = {
         "_target_": OWN,
         **{name: str(Path(cfg[name]).expanduser().resolve()) for name in ("picture", "mask")},
         "sources": worn,
-        "people": people_of(cfg, parts, image, size).tolist(),
+        "people": people_of(cfg, components, image, size).tolist(),
         "size": list(size),
         "prompt": "" if cfg.prompt is None else str(cfg.prompt),
         "images": int(cfg.images),
@@ -85,16 +85,16 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     return replaced(cfg, data={"test": node}, dataset="own")
 
 
-def canvas(cfg: DictConfig, parts: Parts) -> tuple[int, int]:
+def canvas(cfg: DictConfig, components: Components) -> tuple[int, int]:
     """(height, width) that is computed with: as asked for, or what the backbone was trained on."""
     if cfg.size is not None:
         size = (int(cfg.size), int(cfg.size)) if isinstance(cfg.size, int) else (int(cfg.size[0]), int(cfg.size[1]))
-        parts.backbone.latent_shape(size)  # refuses sides that it cannot make
+        components.backbone.latent_shape(size)  # refuses sides that it cannot make
         return size
-    return parts.backbone.usual_size
+    return components.backbone.usual_size
 
 
-def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The people ``[P, 17, 3]`` of a picture, on the canvas: from ``cfg.poses``, which are on the picture's pixels, or
     as the estimator sees them.
 
@@ -106,7 +106,7 @@ def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int,
         keypoints = np.asarray(people, np.float32)
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * np.divide(size[::-1], image.shape[1::-1]) - 0.5
         return np.where(keypoints[..., 2:] > 0, keypoints, 0)
-    found = visible(parts.estimator.estimate(to_tensor(stretch_to(image, size))[None])[0].keypoints)
+    found = visible(components.estimator.estimate(to_tensor(stretch_to(image, size))[None])[0].keypoints)
     found = found[(found[..., 2] > 0).any(-1)]
     if not len(found):
         raise UserError(
@@ -116,50 +116,50 @@ def people_of(cfg: DictConfig, parts: Parts, image: np.ndarray, size: tuple[int,
     return found
 
 
-def people_to_dress(parts: Parts) -> Transfers:
+def people_to_dress(components: Components) -> Transfers:
     """Who is dressed."""
-    data = parts.data("test")
+    data = components.data("test")
     data.prepare()
-    return data.transfers(parts.cfg.count, parts.cfg.garment, parts.cfg.told)
+    return data.transfers(components.cfg.count, components.cfg.garment, components.cfg.told)
 
 
 class Transfer(Stage):
     """Dresses people: pictures, a comparison and records."""
 
-    def __init__(self, parts: Parts, folder: Path, weights: Path | None) -> None:
-        self.parts, self.folder, self.weights = parts, folder, weights
-        self.samples, self.people = folder / "samples", people_to_dress(parts)
-        self.batches = fixed_batches(len(self.people), parts.sampler.batch)
+    def __init__(self, components: Components, folder: Path, weights: Path | None) -> None:
+        self.components, self.folder, self.weights = components, folder, weights
+        self.samples, self.people = folder / "samples", people_to_dress(components)
+        self.batches = fixed_batches(len(self.people), components.sampler.batch)
 
     def missing(self, batches: Sequence[range]) -> list[range]:
         return [rows for rows in batches if not all(picture(self.samples, i).is_file() for i in rows)]
 
     def todo(self) -> list[range]:
-        return self.missing(self.parts.shard.select(self.batches))
+        return self.missing(self.components.shard.select(self.batches))
 
     def done(self) -> bool:
         return not self.missing(self.batches)
 
     def run(self) -> None:
         """Writes the results to ``folder/samples``."""
-        parts, people, todo = self.parts, self.people, self.todo()
-        adapter = ready(parts, self.weights)
-        total, left = (sum(map(len, each)) for each in (parts.shard.select(self.batches), todo))
-        label, mode = parts.shard.label("transfer"), parts.cfg.progress
+        components, people, todo = self.components, self.people, self.todo()
+        adapter = ready(components, self.weights)
+        total, left = (sum(map(len, each)) for each in (components.shard.select(self.batches), todo))
+        label, mode = components.shard.label("transfer"), components.cfg.progress
         with Progress(self.folder, label, total, total - left, "img", mode) as progress:
             for rows in todo:
-                batch = batch_of(parts, adapter, rows, data=people, fields=frozenset({"images"}))
+                batch = batch_of(components, adapter, rows, data=people, fields=frozenset({"images"}))
                 masks = [people.mask_of(i) for i in rows]
                 small = torch.stack([at(mask, batch.size) for mask in masks])
-                kept = Kept.of(parts.backbone, batch, small, parts.cfg.dilate)
-                images = to_uint8(adapter.generate(batch, partial(parts.sampler, after=kept)))  # type: ignore[misc]
+                kept = Kept.of(components.backbone, batch, small, components.cfg.dilate)
+                images = to_uint8(adapter.generate(batch, partial(components.sampler, after=kept)))  # type: ignore[misc]
                 for i, mask, image in zip(rows, masks, images, strict=True):
-                    write_png(picture(self.samples, i), pasted(people.picture_of(i), mask, image, parts.cfg.soft))
+                    write_png(picture(self.samples, i), pasted(people.picture_of(i), mask, image, components.cfg.soft))
                 progress.update(len(rows))
 
     def finish(self) -> None:
         """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures on disk."""
-        people, protocol = self.people, self.parts.protocol
+        people, protocol = self.people, self.components.protocol
         results = [read_png(picture(self.samples, i)) for i in range(len(people))]
         rows = [
             transferred(people.picture_of(i), people.mask_of(i), result, people.garments_of(i))
@@ -194,12 +194,10 @@ def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
     size, lines = people.size, []
     zoom = -(-SIDE // size[0])
     for i, result in enumerate(results):
-        worn = [sample.image for sample in people.sources_of(i)]
+        worn = [sample.image for sample in people.sources_of(i) if sample.image is not None]
         mask = people.mask_of(i)[..., None].repeat(3, 2).astype(np.uint8) * 255
-        first, *rest = [
-            stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1)
-            for each in (people.picture_of(i), mask, *worn, result)
-        ]  # type: ignore[arg-type]
+        pictures = (people.picture_of(i), mask, *worn, result)
+        first, *rest = [stretch_to(each, size).repeat(zoom, 0).repeat(zoom, 1) for each in pictures]
         pose = overlay(np.zeros_like(first), enlarged(people[i].keypoints, zoom))
         lines.append(np.concatenate([first, rest[0], pose, *rest[1:]], axis=1))
     names = ["picture", "mask", "pose", *["source"] * len(people.sources_of(0)), "result"]
