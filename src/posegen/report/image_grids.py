@@ -13,8 +13,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from posegen.report.side_by_side import judged_panels
 from posegen.report.table import Table
-from posegen.runner.images import judged_panels, picture, read_png
+from posegen.runner.images import picture, read_png
 
 WEBP_QUALITY = 88  # of pictures that are made smaller, of 100
 SHARP = 112  # pixels of a side up to which a picture is shown with its pixels

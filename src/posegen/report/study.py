@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
 import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
+from posegen.metrics.protocol import Protocol
 
 #: What the identities of cells must share for their images to be paired.
 SHARED = ("protocol", "estimator")
 COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
 UNJUDGED = {"state": "not judged", "reason": "trained, not judged; posegen evaluate judges it"}
+
+#: Modules of metrics that older records name -> where they stand now.
+MOVED_MODULES = {
+    "posegen.metrics.likeness": "posegen.metrics.pixel_similarity",
+    "posegen.metrics.observers": "posegen.metrics.image_features",
+    "posegen.metrics.paper_pose": "posegen.metrics.papers.pose",
+    "posegen.metrics.paper_quality": "posegen.metrics.papers.quality",
+    "posegen.metrics.person_papers": "posegen.metrics.papers.person_images",
+}
 
 
 def read_facts(path: Path, fix: str, *required: str, **kinds: type | UnionType) -> dict[str, Any]:
@@ -165,3 +177,17 @@ def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
             f"posegen {verb} FOLDER"
         )
     return found
+
+
+def recorded_protocol(node: Mapping[str, Any]) -> Protocol:
+    """The protocol that a study recorded, also where an older version of posegen did."""
+    return instantiate(OmegaConf.create(_with_moved_modules(node)), _convert_="all")
+
+
+def _with_moved_modules(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_moved_modules(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_moved_modules(each) for each in value]
+    module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
+    return f"{MOVED_MODULES[module]}.{name}" if module in MOVED_MODULES else value

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
 from posegen.metrics.base import Column
 from posegen.report.breakdown import Breakdown, breakdowns
 from posegen.report.published import Reproduction, read_expected
 from posegen.report.rows import REFERENCE, Group, Row, add_tests, group_cells, state_of
-from posegen.report.study import benchmark_plan
+from posegen.report.study import benchmark_plan, recorded_protocol
 
 #: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
 DIFFERS, FAITHFUL = "†", "‡"
@@ -92,7 +89,7 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     """
     plan = benchmark_plan(folder) if plan is None else plan
     cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
-    protocol = instantiate(OmegaConf.create(plan["protocol"]), _convert_="all")
+    protocol = recorded_protocol(plan["protocol"])
     groups = group_cells(cells, folder)
     for group in groups:
         for cell in group.cells:

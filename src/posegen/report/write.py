@@ -10,9 +10,10 @@ from posegen.report import formats
 from posegen.report.html import results_page
 from posegen.report.plots import all_plots
 from posegen.report.rows import REFERENCE
+from posegen.report.side_by_side import picture_table, scenario_pictures
 from posegen.report.study import study_plan
 from posegen.report.table import Table, build_table
-from posegen.runner.images import by_scenario, overview, write_png
+from posegen.runner.images import write_png
 
 
 def write_table(folder: Path, expected: Path | None = None) -> Table:
@@ -32,10 +33,12 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
         texts["table_scenarios.md"] = formats.breakdown_markdown(table.scenarios, table.title)
     for name, text in texts.items():
         write_text(folder / name, text)
-    if (pictures := overview(table.pictured_methods)) is not None:
+    if (pictures := picture_table(table.pictured_methods)) is not None:
         write_png(folder / "pictures.png", pictures)
     labels = table.scenarios.labels if table.scenarios else []
-    for scenario, grid in by_scenario(labels, table.pictured_methods, table.pictured.get(f"{REFERENCE}real")).items():
+    for scenario, grid in scenario_pictures(
+        labels, table.pictured_methods, table.pictured.get(f"{REFERENCE}real")
+    ).items():
         write_png(folder / "pictures" / (re.sub(r"[^\w.-]+", "_", scenario) + ".png"), grid)
     return table
 

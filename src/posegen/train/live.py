@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from hydra.utils import get_class
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
@@ -25,6 +26,7 @@ from posegen.train.loggers import log_pictures
 from posegen.train.tasks import AdapterTask
 
 GRID = 8  # rows of the picture grid
+STEP = "trainer/global_step"  # the step of Lightning's WandbLogger
 
 
 class LivePoseAccuracy(Callback):
@@ -46,6 +48,11 @@ class LivePoseAccuracy(Callback):
             self.every = 0
             if trainer.is_global_zero and isinstance(module, AdapterTask):
                 print(f"no live curve: {reason}", flush=True)
+        elif self.every and isinstance(module, AdapterTask):
+            accuracy = module.components.protocol.axes("accuracy")[:1]
+            for logger in (each for each in trainer.loggers if isinstance(each, WandbLogger)):
+                for column in accuracy:  # a run's summary has the best value, not the last
+                    logger.experiment.define_metric(f"live/{column}", step_metric=STEP, summary="max")
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step

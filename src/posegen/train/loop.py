@@ -34,7 +34,7 @@ from posegen.train.callbacks import CHECKPOINT
 from posegen.train.ema import EMA
 from posegen.train.fsdp import whole
 from posegen.train.launch import Processes, run_together
-from posegen.train.loggers import keep_curves, with_curves
+from posegen.train.loggers import CellCSVLogger, keep_curves, with_curves
 from posegen.train.tasks import AdapterTask, Task
 from posegen.train.training_batches import EpochBatches, Share, training_loader
 
@@ -137,6 +137,9 @@ def run(
         keep_curves(folder)
     with quiet():
         trainer = build_trainer(cfg, folder, share.count)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CellCSVLogger):  # config.yaml stands in the cell already
+                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         try:
             trainer.fit(task, loader, ckpt_path=str(checkpoint) if resumed.step else None, weights_only=True)
         except SIGTERMException as stop:  # its exit code would be 0

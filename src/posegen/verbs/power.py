@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 from posegen.metrics.math.statistics import Variance
-from posegen.report.study import read_cell_config, require_paired
+from posegen.report.study import read_cell_config, recorded_protocol, require_paired
 
 OPTIONS = ("images", "seeds", "difference", "power", "alpha")
 
@@ -39,12 +38,12 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
     config = read_cell_config(ours[0])
     if not config:
         raise UserError(f"{ours[0] / 'config.yaml'} is missing; run posegen evaluate for this cell again")
-    protocol = instantiate(OmegaConf.create(config["protocol"]), _convert_="all")
+    protocol = recorded_protocol(config["protocol"])
     if cfg.column not in protocol.columns:
         raise UserError(str(misspelt("column", "no such column in the protocol", cfg.column, protocol.columns)))
-    records = [[protocol.read(cell) for cell in cells] for cells in (ours, theirs)]
-    variance = protocol.variance(*records, cfg.column, protocol.read(ours[0] / "reference"))
-    return variance_text(variance, len(records[0][0]["id"]), len(ours), cfg.column, options)
+    mine, others = ([protocol.read(cell) for cell in cells] for cells in (ours, theirs))
+    variance = protocol.variance(mine, others, cfg.column, protocol.read(ours[0] / "reference"))
+    return variance_text(variance, len(mine[0]["id"]), len(ours), cfg.column, options)
 
 
 def variance_text(variance: Variance, images: int, observed: int, column: str, options: dict[str, list[float]]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from posegen.metrics.base import Poses
-from posegen.runner.images import SCORE, by_scenario, overview, picture, read_png, triple, write_png
+from posegen.report.side_by_side import picture_table, scenario_pictures
+from posegen.runner.images import SCORE, picture, read_png, triple, write_png
 
 
 def person(score: float) -> Poses:
@@ -27,9 +28,9 @@ def test_the_overview_has_a_pose_column_and_two_per_method(tmp_path: Path) -> No
     panel = triple(np.zeros((8, 8, 3), np.uint8), person(2).keypoints, person(0.9))
     for name in ("a", "b"):
         write_png(picture(tmp_path / name / "judged", 0), panel)
-    grid = overview({name: tmp_path / name for name in ("a", "b", "absent")})
+    grid = picture_table({name: tmp_path / name for name in ("a", "b", "absent")})
     assert grid is not None and grid.shape[1] == 24 * 5 and grid.shape[0] > 24
-    assert overview({"absent": tmp_path / "absent"}) is None
+    assert picture_table({"absent": tmp_path / "absent"}) is None
 
 
 def test_the_source_stands_beside_the_pose_where_the_data_has_some(tmp_path: Path) -> None:
@@ -40,11 +41,11 @@ def test_the_source_stands_beside_the_pose_where_the_data_has_some(tmp_path: Pat
         picture(tmp_path / "sourced" / "sources", 0), np.full((8, 16, 3), 200, np.uint8)
     )  # two pictures side by side
     cells = {name: tmp_path / name for name in ("plain", "sourced")}
-    for grid, columns in ((overview(cells), 6), (by_scenario(["a"], cells, None)["a"], 4)):
+    for grid, columns in ((picture_table(cells), 6), (scenario_pictures(["a"], cells, None)["a"], 4)):
         assert grid is not None and grid.shape[1] == 24 * columns
         source = grid[-24:, 24:48]
         assert (source[6:18] == 200).all() and not source[:6].any() and not source[18:].any()
-    assert by_scenario(["a"], {"plain": tmp_path / "plain"}, None)["a"].shape[1] == 24 * 2
+    assert scenario_pictures(["a"], {"plain": tmp_path / "plain"}, None)["a"].shape[1] == 24 * 2
 
 
 def test_a_png_comes_back(tmp_path: Path) -> None:
