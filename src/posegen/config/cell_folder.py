@@ -62,7 +62,7 @@ LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes
 
 def cell_folder(_root_: DictConfig) -> str:
     """``${cell_folder:}``: the folder of a cell; it names the overrides that change results."""
-    given = [split(override) for override in HydraConfig.get().overrides.task]
+    given = [override_parts(override) for override in HydraConfig.get().overrides.task]
     named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given if is_named(key, text))
     name = ",".join([str(_root_.dataset), *named]).replace("/", "-").replace(" ", "")
     if len(name) > LONGEST:
@@ -70,7 +70,7 @@ def cell_folder(_root_: DictConfig) -> str:
     return str(Path(_root_.paths.output) / _root_.study / str(_root_.method) / name / f"seed{_root_.seed}")
 
 
-def split(override: str) -> tuple[str, str]:
+def override_parts(override: str) -> tuple[str, str]:
     """(key, value) of an override; ``adapter@package`` counts as ``adapter``."""
     key, _, text = override.lstrip("+~").partition("=")
     return key.split("@")[0], text

@@ -19,7 +19,7 @@ from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.runner.official_weights import accounted, load
+from posegen.runner.official_weights import accounted, put_converted
 
 Method = TypeVar("Method", bound=Adapter)
 Outputs = Iterator[tuple[str, Tensor]]
@@ -106,7 +106,7 @@ def converted(method: Method, backbone: Backbone, weights: Mapping[str, Tensor])
     placed, account = accounted(method, backbone, weights)
     if account.wrong:
         raise UserError(account.summary())
-    load(method, backbone, placed)
+    put_converted(method, backbone, placed)
     return method.eval()
 
 

@@ -13,7 +13,7 @@ from posegen.runner.images import picture, read_png, under
 ROWS = 5  # poses of a picture
 
 
-def source_picture(cells: Iterable[Path], index: int) -> np.ndarray | None:
+def source_image(cells: Iterable[Path], index: int) -> np.ndarray | None:
     """What the appearance of a sample was taken from, as the first of the cells that has it knows; None where no cell
     does."""
     file = next((file for cell in cells if (file := picture(cell / "sources", index)).is_file()), None)
@@ -48,15 +48,15 @@ def picture_table(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | N
             empty = np.zeros_like(np.concatenate(first[1:], axis=1))
             made = [np.concatenate(panels[name][1:], axis=1) if name in panels else empty for name in cells]
             lines.append(np.concatenate([*given_panels(cells, i, first[0]), *made], axis=1))
-    names = ["pose", "source"] if source_picture(cells.values(), 0) is not None else ["pose"]
+    names = ["pose", "source"] if source_image(cells.values(), 0) is not None else ["pose"]
     return under([*names, *cells], [1] * len(names) + [2] * len(cells), lines)
 
 
 def given_panels(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> list[np.ndarray]:
     """The panels of what the methods are given: the pose, and the source where the data has some."""
-    if source_picture(cells.values(), 0) is None:
+    if source_image(cells.values(), 0) is None:
         return [pose]
-    source = source_picture(cells.values(), index)
+    source = source_image(cells.values(), index)
     return [pose, np.zeros_like(pose) if source is None else fitted_to(source, pose)]
 
 
@@ -84,7 +84,7 @@ def scenario_pictures(
                 *(panels[name][1] if name in panels else black for name in columns),
             ]
             lines.setdefault(label, []).append(np.concatenate(line, axis=1))
-    names = [*(["pose", "source"] if source_picture(columns.values(), 0) is not None else ["pose"]), *columns]
+    names = [*(["pose", "source"] if source_image(columns.values(), 0) is not None else ["pose"]), *columns]
     grids = {label: under(names, [1] * len(names), drawn) for label, drawn in lines.items()}
     return {label: grid for label, grid in grids.items() if grid is not None}
 

@@ -65,7 +65,7 @@ def convert(
         print(f"{file.name} holds {len(official)} tensors\n{account.listed()}")
         if account.wrong:
             raise UserError(complaint(file, method, body, official, account))
-        load(method, body, placed)
+        put_converted(method, body, placed)
         save_method(
             folder,
             method,
@@ -278,7 +278,7 @@ def ignored(keys: Iterable[str], rules: Mapping[str, str]) -> Counter[tuple[str,
     return Counter(falling)
 
 
-def load(method: Adapter, backbone: Backbone, placed: Mapping[str, Tensor]) -> None:
+def put_converted(method: Adapter, backbone: Backbone, placed: Mapping[str, Tensor]) -> None:
     """Puts converted tensors, all of which fit, into the method and its backbone."""
     for module, prefix in ((method, "adapter."), (backbone.unet, UNET)):
         own = {key.removeprefix(prefix): value for key, value in placed.items() if key.startswith(prefix)}

@@ -112,14 +112,14 @@ class SinglePoses(Kind):
         Raises:
             UserError: a file is damaged.
         """
-        return torch.stack([torch.from_numpy(_read(numbers(folder, i))) for i in rows])
+        return torch.stack([torch.from_numpy(_read_numbers(numbers(folder, i))) for i in rows])
 
 
 def numbers(folder: Path, index: int) -> Path:
     return picture(folder, index).with_suffix(".npy")
 
 
-def _read(path: Path) -> np.ndarray:
+def _read_numbers(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

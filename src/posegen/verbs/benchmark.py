@@ -66,20 +66,20 @@ def main(cfg: DictConfig) -> str:
         set_threads(cfg)
         if not Processes.of(cfg).node:
             complete(cell, stages_of(components, cell.folder), components.shard)
-        elif trains(cfg) and not cell.finished():  # another machine's share of the training
+        elif will_train(cfg) and not cell.finished():  # another machine's share of the training
             fit(components, cell.folder)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
         print(f"failed: {cell.folder}: {error}", flush=True)
     return cell.status.get("state", "failed")
 
 
-def trains(cfg: DictConfig) -> bool:
+def will_train(cfg: DictConfig) -> bool:
     return method_class(cfg).trainable and cfg.checkpoint is None
 
 
 def stages_of(components: Components, folder: Path) -> list[Stage]:
     """What is done for a cell; each stage skips what an interrupted run, or another process, has finished."""
-    training: list[Stage] = [Training(components, folder)] if trains(components.cfg) else []
+    training: list[Stage] = [Training(components, folder)] if will_train(components.cfg) else []
     generation = Generation(components, folder, weights_of(components.cfg, folder))
     return [*training, generation, Judging(components, folder), ResultsOnDashboard(components, folder)]
 
@@ -124,14 +124,14 @@ def prepare(configs: Sequence[DictConfig]) -> None:
     """Renders and encodes what the cells share, with every core, before they start."""
     known: set[str] = set()
     for cfg in configs:
-        key = OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(trains(cfg))
+        key = OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(will_train(cfg))
         if key in known:
             continue
         known.add(key)
         components = Components(OmegaConf.merge(cfg, {"progress": "bar"}))  # type: ignore[arg-type]
-        for split in ("test", reference_split(cfg), *(("train",) if trains(cfg) else ())):
+        for split in ("test", reference_split(cfg), *(("train",) if will_train(cfg) else ())):
             components.data(split).prepare()
-        if trains(cfg):
+        if will_train(cfg):
             encodings(components)
 
 
