@@ -1,4 +1,5 @@
-"""Pages that the code tells: one per method, one per group of options, one of commands. A new yaml gets its place by being there."""
+"""Pages that the code tells: one per method, one per group of options, one of commands. A new yaml gets its place by
+being there."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from posegen.config.groups import Option
 from posegen.config.verb_files import verbs
 from posegen.runner.components import Parts
 
-#: The group -> the title of its page, in the order that readers need them. A group that is not here comes last and is called by its name.
+#: The group -> the title of its page, in the order that readers need them. A group that is not here comes last and is
+#: called by its name.
 GROUPS = {
     "data": "Data sets",
     "backbone": "Backbones",
@@ -102,7 +104,8 @@ def method_index(options: dict[str, Option]) -> str:
         lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(class_of(option).paper)} |")
     lines += [
         "",
-        "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your method](../add-your-method.md).",
+        "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your "
+        "method](../add-your-method.md).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -151,7 +154,7 @@ def facts(cls: type[Adapter]) -> str:
         "Before training": "the backbone's predictions are unchanged"
         if cls.starts_neutral
         else "the backbone's predictions are changed",
-        "Source": f"`{shown(Path(listing.source_of(f'{cls.__module__}.{cls.__name__}')[0]))}`",
+        "Source": f"`{shown(Path(inspect.getfile(cls)))}`",
     }
     beside: dict[str, list[str]] = {}
     for key, why in cls.beside.items():
@@ -173,7 +176,8 @@ def what_trains(option: Option, cls: type[Adapter]) -> str:
     if not trained:
         return "Nothing."
     rows = [f"| `{owner}.{module}` | {count:,} |" for (owner, module), count in trained.items()]
-    note = f"On `backbone={SMALL[cls.sample]}`, whose U-Net has {sum(p.numel() for p in networks['backbone'].unet.parameters()):,} weights:"
+    weights = sum(p.numel() for p in networks["backbone"].unet.parameters())
+    note = f"On `backbone={SMALL[cls.sample]}`, whose U-Net has {weights:,} weights:"
     return "\n".join([note, "", "| Module | Weights that train |", "|---|---|", *rows])
 
 
