@@ -1,4 +1,4 @@
-"""The tutorial's commands and code are run, in order and in one folder, as a reader types them; only the numbers of steps and images are smaller."""
+"""The tutorial's commands and code run in order and in one folder, with fewer steps and images."""
 
 from __future__ import annotations
 
