@@ -1,4 +1,5 @@
-"""The notebook runs from top to bottom with fewer images; its stored outputs are those of its own numbers."""
+"""The notebook runs from top to bottom with fewer images, and what is stored in it is what its own numbers of images
+give."""
 
 from __future__ import annotations
 

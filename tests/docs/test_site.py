@@ -1,4 +1,5 @@
-"""Every method and option has its place on the site, from its file; the site loads nothing from elsewhere."""
+"""The documentation: every method and option has its place on it, made from its own file, and the site loads nothing
+from elsewhere."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 
 
 def elsewhere(html: str) -> list[str]:
-    """Scripts, styles, pictures and fonts that a page would load from another host; links do not count."""
+    """Scripts, styles, pictures and fonts that a page would load from another host; links that a reader follows are
+    none."""
     tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", html)
     loading = [tag for tag in tags if "rel=canonical" not in tag and 'rel="canonical"' not in tag]
     return [tag for tag in loading if re.search(r"""(?:src|href)=["']?(?:https?:)?//""", tag)]

@@ -1,4 +1,5 @@
-"""The tutorial's commands and code run in order and in one folder, with fewer steps and images."""
+"""The tutorial's commands and code are run, in order and in one folder, as a reader types them; only the numbers of
+steps and images are smaller."""
 
 from __future__ import annotations
 
