@@ -28,9 +28,12 @@ GROUPS = {
     "benchmark": "Benchmarks",
     "estimator": "Judges",
     "sampler": "Samplers",
-    "trainer": "Trainers",
+    "trainer": "Trainers (Lightning)",
+    "callbacks": "Callbacks (Lightning)",
+    "budget": "Budgets",
+    "compute": "Memory and speed",
     "optim": "Optimisers",
-    "logger": "Loggers",
+    "logger": "Loggers (Lightning)",
     "task": "Tasks",
     "prior": "Priors",
     "experiment": "Experiments",
@@ -98,8 +101,8 @@ def class_of(option: Option) -> type[Adapter]:
 
 def method_index(options: dict[str, Option]) -> str:
     """A table of all methods."""
-    lines = ["# Methods", "", "Each page is made from the method's own file, so it says what the code does.", ""]
-    lines += ["| `adapter=` | What it is | Paper |", "|---|---|---|"]
+    lines = ["# Methods", "", "Each page comes from the file of the method.", ""]
+    lines += ["| `adapter=` | Method | Paper |", "|---|---|---|"]
     for name, option in methods(options):
         lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(class_of(option).paper)} |")
     lines += [
@@ -111,7 +114,7 @@ def method_index(options: dict[str, Option]) -> str:
 
 
 def method_page(option: Option, variants: Sequence[Option]) -> str:
-    """Everything that the code tells about a method."""
+    """All facts of a method."""
     cls = class_of(option)
     parts = [
         f"# {cls.__name__}",
@@ -133,7 +136,7 @@ def method_page(option: Option, variants: Sequence[Option]) -> str:
 
 
 def suited(cls: type[Adapter]) -> str:
-    """Overrides without which the shipped world has not what the method needs."""
+    """Overrides that the method needs on the shipped world."""
     return "".join(
         (f" backbone={SMALL['pose']}" * (cls.sample == "pose"), " data=mannequin_pairs" * ("source" in cls.needs))
     )
@@ -164,7 +167,7 @@ def facts(cls: type[Adapter]) -> str:
 
 
 def what_trains(option: Option, cls: type[Adapter]) -> str:
-    """A table of the modules with weights that train on the shipped backbone, counted, not told."""
+    """A table of the modules with weights that train on the shipped backbone."""
     with composed("train", (f"adapter={option.name}", *suited(cls).split())) as cfg:
         parts = Components(cfg)
         networks = {"adapter": parts.adapter, "backbone": parts.backbone}
@@ -182,14 +185,14 @@ def what_trains(option: Option, cls: type[Adapter]) -> str:
 
 
 def published_rows(paper: Paper) -> str:
-    """What others published about the method, by its source."""
+    """Published numbers of the method with their sources."""
     rows = [f"| {row.data} | {row.metric} | {row.value:g} | {row.source} |" for row in paper.published if row.read]
     return "\n".join(["| Data | Metric | Value | Source |", "|---|---|---|---|", *rows]) if rows else ""
 
 
 def reference_rows(options: dict[str, Option]) -> str:
     """Rows that are never trained and never ranked."""
-    parts = ["# Reference rows", "They are swept like methods, bound them, and compete with none."]
+    parts = ["# Reference rows", "They are swept like methods, bound them, and are not ranked."]
     for name, option in options.items():
         if name.startswith("reference/"):
             parts += [f"## {name}", f"{option.summary}.", docstring(class_of(option).__doc__ or ""), yaml_of(option)]

@@ -11,6 +11,12 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def shell_commands(text: str) -> list[list[str]]:
+    """The commands of a shell's lines, as words; continued lines are joined, comments left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block.
@@ -27,9 +33,8 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The commands of a block of ``bash``, as words; continued lines are joined, comments left out."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
+        """The commands of a block of ``bash``, as words."""
+        return shell_commands(self.text)
 
 
 def blocks(page: str) -> list[Block]:

@@ -1,60 +1,95 @@
-"""Every command on every page is one that the command line takes, and every page's links and names lead somewhere."""
+"""Every command in the README, pages, studies and help passes `posegen check`; links and names lead somewhere."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
+import yaml
 
 from posegen.config import groups as listing
+from posegen.config.app import Command
 from posegen.config.verb_files import verbs
-from tests.docs.blocks import DOCS, blocks
-from tests.tiny import require_right_names
+from tests.docs.blocks import DOCS, shell_commands
 
-RUN_ELSEWHERE = {
-    "troubleshooting.md",
-    "add-your-method.md",
-    "bring-your-data.md",
-}  # wrong on purpose; with packages of their own
-PAGES = sorted(file.name for file in DOCS.glob("*.md") if file.name not in RUN_ELSEWHERE)
-COMMANDS = [
-    (page, words)
-    for page in PAGES
-    for block in blocks(page)
-    if block.language == "bash"
-    for words in block.commands
-    if words[0] == "posegen"
+ROOT = DOCS.parent
+TEXTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(DOCS.glob("*.md")),
+    *sorted((ROOT / "experiments").glob("*/README.md")),
 ]
+#: Pages whose blocks other tests run: wrong on purpose, or with a package of the reader's.
+RUN_ELSEWHERE = {"troubleshooting.md", "add-your-method.md", "bring-your-data.md"}
+#: Problems of files and folders that only the reader has.
+READERS = re.compile(r"no such file or folder|a value is missing|there is no folder|no readable|interpolation")
+#: Names in running text that stand for any verb, any words, or an option of the reader's.
+PLACEHOLDERS = re.compile(r"\.\.\.|\bVERB\b|\bGROUP\b|\bmine\b|\byours\b|adapter=NAME")
+#: Commands that this version no longer has.
+OLD = {"posegen profile compare=true", "posegen profile what=metrics"}
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else " ".join(value)
-)
-def test_commands_name_what_there_is(page: str, words: list[str]) -> None:
-    _, verb, *rest = words
+def commands_of(file: Path) -> Iterator[str]:
+    """The commands of a page: in blocks of a shell, and in running text."""
+    text = file.read_text(encoding="utf-8")
+    if file.name not in RUN_ELSEWHERE:
+        for block in re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            lines = re.findall(r"^(?:.*&& )?(posegen\b.*)$", block.replace("\\\n", " "), re.MULTILINE)
+            yield from (shlex.join(words) for line in lines for words in shell_commands(line))
+    yield from re.findall(r"`(posegen [^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def commands_of_help(verb: str) -> Iterator[str]:
+    """The examples in a verb's help; a description stands behind three spaces or more."""
+    node = yaml.safe_load((listing.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8"))
+    for line in node["hydra"]["help"]["header"].splitlines():
+        yield from (re.split(r" {3,}", example)[0] for example in re.findall(r"^ {2}(posegen .*)$", line))
+
+
+def all_commands() -> list[tuple[str, str]]:
+    """(where it first stands, command) of every command, once."""
+    found: dict[str, str] = {}
+    for file in TEXTS:
+        for command in commands_of(file):
+            found.setdefault(command, file.relative_to(ROOT).as_posix())
+    for verb in verbs():
+        for command in commands_of_help(verb):
+            found.setdefault(command, f"conf/{verb}.yaml")
+    return [
+        (place, command) for command, place in found.items() if command not in OLD and not PLACEHOLDERS.search(command)
+    ]
+
+
+@cache
+def problems_of(verb: str, words: tuple[str, ...]) -> list[str]:
+    """What `posegen check VERB WORDS` finds, but for files that only the reader has."""
+    problems, _ = Command.read(verb, words).check()
+    return [str(problem) for problem in problems if not READERS.search(str(problem))]
+
+
+@pytest.mark.parametrize(("place", "command"), all_commands())
+def test_commands_pass_the_check(place: str, command: str) -> None:
+    words = shlex.split(command)
+    _, verb, *rest = words[: words.index("#")] if "#" in words else words
     if verb == "check":
-        verb, *rest = rest
+        verb, *rest = rest or ["train"]
     assert verb in verbs()
-    if verb in listing.primaries():
-        require_right_names(verb, rest)
+    wrong = "chanels" in command  # the help shows what the check finds
+    assert bool(problems_of(verb, tuple(rest))) == wrong, problems_of(verb, tuple(rest))
 
 
-README = [
-    command
-    for command in re.findall(r"`(posegen [^`]+)`", (DOCS.parent / "README.md").read_text())
-    if "..." not in command
-]
+def test_commands_are_found_everywhere() -> None:
+    places = {place.partition("/")[0] for place, _ in all_commands()}
+    assert {"README.md", "docs", "experiments", "conf"} <= places and len(all_commands()) > 100
 
 
-@pytest.mark.parametrize("command", README)
-def test_commands_of_the_readme_name_what_there_is(command: str) -> None:
-    test_commands_name_what_there_is("README.md", shlex.split(command))
-
-
-def test_links_of_the_readme_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (DOCS.parent / "README.md").read_text())
-    assert [link for link in links if not link.startswith("https://") and not (DOCS.parent / link).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert links and [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", sorted(file.name for file in DOCS.glob("*.md")))

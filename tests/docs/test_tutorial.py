@@ -15,7 +15,7 @@ from tests.docs.blocks import Block, blocks
 
 #: What the page says -> what the test does.
 SMALLER = {
-    r"trainer\.steps=\d+": "budget.steps=2",
+    r"budget\.steps=\d+": "budget.steps=2",
     r"data\.train\.count=\d+": "data.train.count=32",
     r"data\.test\.count=\d+": "data.test.count=4",
 }
