@@ -89,7 +89,7 @@ def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[P
         rows.append(dict(zip(PROFILE_COLUMNS, figures, strict=True)) | shares)
         largest = sorted(found["shares"].items(), key=lambda item: -item[1])
         words = (f"{kind} {100 * share:.0f} %" for kind, share in largest if share >= 0.01)
-        notes.append(f"time of a {PHASES[phase]}: {', '.join(words)}")
+        notes.append(f"time, {PHASES[phase]}: {', '.join(words)}")
     t, steps = config["trainer"], config["sampler"]["steps"]
     notes.append(f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {t['precision']}")
     notes.append(parameters_note(found))
