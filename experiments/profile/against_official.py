@@ -152,7 +152,7 @@ class PlainMethod(MeasuredMethod):
 def parts_like(measured: MeasuredMethod, cfg: DictConfig) -> Components:
     """The components of another configuration of the method on the same backbone with the same weights."""
     if cfg == measured.cfg:
-        return measured.parts
+        return measured.components
     components = Components(cfg)
     components.backbone = measured.backbone
     share(measured.adapter, components.adapter)

@@ -232,7 +232,7 @@ def test_lightnings_classes_are_checked_like_ours(node: dict[str, Any], found: l
         ((8, 2, 4, 1), None),
         ((8, 2, "auto", 1), None),
         ((8, 3, 1, 1), "optim.batch=8: is not divisible by optim.accumulate=3"),
-        ((8, 1, 3, 2), "by 6 processes (trainer.devices=3 on trainer.nodes=2); it must be a multiple of 6"),
+        ((8, 1, 3, 2), "by 6 processes (trainer.devices=3 on trainer.num_nodes=2); it must be a multiple of 6"),
         ((8, 1, 0, 1), "trainer.devices=0: expected a number of devices, 1 or more, or auto for all GPUs"),
     ],
 )

@@ -4,28 +4,28 @@ by any number of them."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from posegen.cli import main
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
-from posegen.runner.batches import Needs, StepBatches
-from posegen.runner.cell import folder, identity
+from posegen.runner.batches import Needs
+from posegen.runner.cell import identity
 from posegen.runner.components import Components
-from posegen.train.launch import Crew, meeting_point, node_rank, require_gpus
+from posegen.train.launch import meeting_point, node_rank, require_gpus
+from posegen.train.training_batches import EpochBatches, Share, training_loader
 from tests.tiny import configured
 
 #: Two processes add the same numbers in another order; fp32, so that this is all that differs.
@@ -38,13 +38,15 @@ def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
         data = Components(cfg).data("train")
         data.prepare()
 
-        def steps(rank: int, shares: int) -> list[tuple[list[str], torch.Tensor]]:
-            batches = iter(StepBatches(data, Needs(), 8, seed=3, start=2, rank=rank, shares=shares))
-            return [(list(b.ids), b.randn("noise", (2,))) for b, _ in zip(batches, range(5), strict=False)]
+        def steps(rank: int, count: int) -> list[tuple[list[str], torch.Tensor]]:
+            batches = EpochBatches(len(data), 8, seed=3, start=(0, 1), share=Share(rank, count))
+            loader = training_loader(data, Needs(), batches)
+            return [(list(batch.ids), batch.randn("noise", (2,))) for batch in loader]
 
         whole = steps(0, 1)
-        for shares in (2, 4):
-            parts = [steps(rank, shares) for rank in range(shares)]
+        assert len(whole) == 2  # of three batches the first was seen
+        for count in (2, 4):
+            parts = [steps(rank, count) for rank in range(count)]
             for step, (ids, noise) in enumerate(whole):
                 assert [i for part in parts for i in part[step][0]] == ids
                 assert torch.equal(torch.cat([part[step][1] for part in parts]), noise)
@@ -55,18 +57,19 @@ def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
     [
         (
             ["trainer.devices=3"],
-            r"optim.batch=4 .* shared equally by 3 processes \(trainer.devices=3\); optim.batch must be a multiple of 3",
+            r"optim.batch=4: .* shared equally by 3 processes \(trainer.devices=3\); it must be a multiple of 3",
         ),
         (["trainer.devices=2", "optim.accumulate=4"], "must be a multiple of 8"),
         (["trainer.devices=2", "trainer.num_nodes=3"], "trainer.devices=2 on trainer.num_nodes=3"),
-        (["trainer.devices=0"], "trainer.devices=0 is no number"),
-        (["trainer.num_nodes=0"], "trainer.num_nodes=0 is no number"),
-        (["trainer.strategy=dp"], "expected one of ddp, fsdp"),
+        (["trainer.devices=0"], "trainer.devices=0: expected a number of devices"),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0: expected a number of num_nodes"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(overrides: list[str], message: str, world: list[str]) -> None:
-    with configured("train", *world, *overrides) as cfg, pytest.raises(UserError, match=message):
-        Crew.of(cfg)
+def test_what_cannot_be_shared_is_refused(
+    overrides: list[str], message: str, world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *world, f"paths.output={tmp_path}", *overrides]) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,33 +84,31 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NODE_RANK", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_JOB_NODELIST", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    crew = Crew(devices=2, nodes=2)
-    for ask in (node_rank, lambda: meeting_point(crew)):
+    for ask in (node_rank, lambda: meeting_point(2)):
         with pytest.raises(UserError, match="MASTER_ADDR"):
             ask()
     monkeypatch.setenv("SLURM_NODEID", "1")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-09,12]")
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
-    assert replace(crew, node=node_rank(), local=1).rank == 3
-    assert meeting_point(crew) == ("gpu07", 15000 + 3456)
+    assert node_rank() == 1
+    assert meeting_point(2) == ("gpu07", 15000 + 3456)
     monkeypatch.setenv("SLURM_LOCALID", "1")
     with pytest.raises(UserError, match="ntasks-per-node=1"):
         node_rank()
 
 
 def test_a_cell_is_the_same_whoever_computes_it(world: list[str]) -> None:
-    with (
-        configured("train", *world) as alone,
-        configured("train", *world, "trainer=fsdp", "trainer.devices=4", "trainer.num_nodes=2") as many,
-    ):
-        assert identity(alone) == identity(many)
-        config = OmegaConf.to_container(alone, resolve=True)
-        assert (
-            folder(config, ["trainer=fsdp", "trainer.devices=4"])
-            == folder(config, ["trainer=default"])
-            == folder(config, [])
-        )
-        assert folder(config, ["trainer=smoke"]) != folder(config, [])
+    cells = {}
+    for name, overrides in {
+        "alone": [],
+        "default": ["trainer=default"],
+        "many": ["trainer=fsdp", "trainer.devices=4", "trainer.num_nodes=2"],
+        "smoke": ["trainer=smoke"],
+    }.items():
+        with configured("train", *world, *overrides) as cfg:
+            cells[name] = (identity(cfg), cfg.paths.cell)
+    assert cells["alone"] == cells["default"] == cells["many"]
+    assert cells["smoke"][1] != cells["alone"][1]
 
 
 # Real processes: each takes several seconds to start.

@@ -152,7 +152,7 @@ def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: An
         machines: how many there are.
     """
     devices = gpus() if devices in ("auto", -1) else devices
-    for key, value in {"devices": devices, "nodes": machines}.items():
+    for key, value in {"devices": devices, "num_nodes": machines}.items():
         if not isinstance(value, int) or value < 1:
             auto = ", or auto for all GPUs" if key == "devices" else ""
             return Problem(f"trainer.{key}", f"expected a number of {key}, 1 or more{auto}", value)
@@ -162,7 +162,7 @@ def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: An
         return Problem("optim.batch", f"is not divisible by optim.accumulate={accumulate}", batch)
     processes = devices * machines
     if batch // accumulate % processes:
-        among = f"trainer.devices={devices}" + (f" on trainer.nodes={machines}" if machines > 1 else "")
+        among = f"trainer.devices={devices}" + (f" on trainer.num_nodes={machines}" if machines > 1 else "")
         return Problem(
             "optim.batch",
             f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
