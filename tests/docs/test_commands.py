@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -70,7 +71,16 @@ def problems_of(verb: str, words: tuple[str, ...]) -> list[str]:
     return [str(problem) for problem in problems if not READERS.search(str(problem))]
 
 
-@pytest.mark.parametrize(("place", "command"), all_commands())
+def cases() -> list[Any]:
+    """The commands of the README and the pages, and as slow tests the many of the studies and the help."""
+    marks = {True: (), False: (pytest.mark.slow,)}
+    return [
+        pytest.param(place, command, marks=marks[place.startswith(("README", "docs/"))], id=f"{place}: {command}")
+        for place, command in all_commands()
+    ]
+
+
+@pytest.mark.parametrize(("place", "command"), cases())
 def test_commands_pass_the_check(place: str, command: str) -> None:
     words = shlex.split(command)
     _, verb, *rest = words[: words.index("#")] if "#" in words else words
