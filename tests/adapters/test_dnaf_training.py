@@ -23,8 +23,8 @@ from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
 from posegen.runner.method_folder import load_method, save_method
 from posegen.runner.precision import arrange
-from posegen.runner.user_requests.prompts import ask
-from posegen.train.loop import needs_of, train
+from posegen.runner.user_requests.prompts import with_prompts
+from posegen.train.loop import needs_of
 from posegen.train.tasks import AdapterTask
 from tests.adapters.cases import sized
 from tests.adapters.test_dnaf import MANNEQUIN, STEPS, attached, backbone, batch, close, noisy, predicted, without
@@ -276,12 +276,11 @@ def test_ablations_train_what_is_left_and_an_empty_run_is_refused(world: list[st
     assert equal(free, pose_only)
 
 
-def test_data_without_pairs_are_refused_before_anything_runs(world: list[str], tmp_path: Path) -> None:
-    with (
-        configured("train", *world, "adapter=dnaf", f"paths.output={tmp_path}") as cfg,
-        pytest.raises(UserError, match="DNAF needs another image of each person"),
-    ):
-        train(cfg)
+def test_data_without_pairs_are_refused_before_anything_runs(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *world, "adapter=dnaf", f"paths.output={tmp_path}"]) == 1
+    assert "DNAF needs another image of each person" in capsys.readouterr().err
 
 
 def test_a_prompt_alone_is_refused(world: list[str]) -> None:
@@ -290,4 +289,4 @@ def test_a_prompt_alone_is_refused(world: list[str]) -> None:
         configured("sample", *making("image", world, DNAF.needs), "adapter=dnaf", "prompt=a person") as cfg,
         pytest.raises(UserError, match=message),
     ):
-        ask(cfg)
+        with_prompts(cfg)

@@ -118,7 +118,7 @@ def test_learning_rates_are_tuned_on_the_validation_split(
     assert all(answer["objective"] == -answer["value"] < 0 for answer in answers)  # fewer errors are better
     before = (tmp_path / "tune/tuned.csv").read_bytes()
     monkeypatch.setattr("posegen.train.loop.fit", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr("posegen.train.live.look", lambda *_: pytest.fail("judged again"))
+    monkeypatch.setattr("posegen.train.live.judge_validation", lambda *_: pytest.fail("judged again"))
     assert main([*words, *budget, f"paths.output={tmp_path}"]) == 0
     assert (tmp_path / "tune/tuned.csv").read_bytes() == before
 

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
+from posegen.config.cell_folder import cell_folder
 from posegen.errors import CellConflict, UserError
 from posegen.io.hashes import content_hash
-from posegen.runner.cell import Cell, differences, folder, identity
+from posegen.runner.cell import Cell, differences, identity
 
 
 def config(tmp_path: Path, **changes: object) -> dict:
@@ -20,11 +23,23 @@ def config(tmp_path: Path, **changes: object) -> dict:
         "dataset": "mannequin",
         "seed": 0,
         "adapter": {"strength": 1.0},
-        "trainer": {"steps": 10, "devices": 1, "progress": "bar"},
+        "budget": {"steps": 10},
+        "trainer": {"devices": 1},
         "data": {"train": {"count": 5, "cache": "/anywhere", "workers": 1}},
         "logger": {"project": "x"},
     }
     return {**base, **changes}
+
+
+def folder(values: dict, overrides: list[str]) -> Path:
+    """Where a cell with these overrides lies."""
+    hydra = OmegaConf.create({"hydra": {"overrides": {"task": overrides}}})
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().cfg = hydra
+    try:
+        return Path(cell_folder(OmegaConf.create(values)))
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def cell(tmp_path: Path, **changes: object) -> Cell:
@@ -71,12 +86,12 @@ def test_neutral_keys_are_not_identity(tmp_path: Path) -> None:
         config(
             tmp_path,
             logger={},
-            trainer={"steps": 10, "devices": 8, "progress": "none"},
+            trainer={"devices": 8},
             data={"train": {"count": 5, "cache": "/else"}},
         )
     )
     assert here == there
-    assert here != identity(config(tmp_path, trainer={"steps": 11, "devices": 1}))
+    assert here != identity(config(tmp_path, budget={"steps": 11}))
 
 
 def test_files_count_by_content(tmp_path: Path) -> None:
@@ -105,8 +120,8 @@ def test_another_identity_is_refused_and_nothing_is_lost(tmp_path: Path) -> None
     with first.working():
         (first.folder / "result").write_text("precious")
     with (
-        pytest.raises(CellConflict, match=r"trainer\.steps: 10 there, 99 now") as error,
-        cell(tmp_path, trainer={"steps": 99}).working(),
+        pytest.raises(CellConflict, match=r"budget\.steps: 10 there, 99 now") as error,
+        cell(tmp_path, budget={"steps": 99}).working(),
     ):
         pass
     assert "study=" in str(error.value)

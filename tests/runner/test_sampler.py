@@ -11,7 +11,7 @@ import torch
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.runner.components import Components
-from posegen.runner.generate import batch_of, generate
+from posegen.runner.generate import Generation, batch_of
 from posegen.runner.images import picture, read_png
 from tests.tiny import configured
 
@@ -74,11 +74,11 @@ def test_skipped_steps_are_the_first(components: Components, scheduler: str) -> 
 def test_pictures_that_exist_are_not_made_again(
     components: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate(components, components.adapter, tmp_path)
+    Generation(components, tmp_path, None).run()
     made = {i: read_png(picture(tmp_path / "samples", i)) for i in range(6)}
     picture(tmp_path / "samples", 5).unlink()
     before = picture(tmp_path / "samples", 0).stat().st_mtime_ns
-    generate(components, components.adapter, tmp_path)
+    Generation(components, tmp_path, None).run()
     assert picture(tmp_path / "samples", 0).stat().st_mtime_ns == before
     assert np.array_equal(read_png(picture(tmp_path / "samples", 5)), made[5])
 

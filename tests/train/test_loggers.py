@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from posegen.report.plots import curves_of
-from posegen.train.loop import train
+from posegen.verbs.train import main as train
 from tests.tiny import configured
 
 

@@ -159,14 +159,14 @@ def run(
 
 def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     """Lightning's Trainer with the configured callbacks and loggers."""
-    callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in (cfg.callbacks or {}).values() if node]
+    callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in (cfg.get("callbacks") or {}).values() if node]
     added: dict[str, Any] = {"plugins": [TorchElasticEnvironment() if processes > 1 else LightningEnvironment()]}
     if processes > 1 and cfg.trainer.strategy == "auto":
         added["strategy"] = DDP
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         added["enable_checkpointing"] = False  # no file of Lightning's default where the user removed ours
     added = {name: value for name, value in added.items() if name == "strategy" or name not in cfg.trainer}
-    logger = with_curves(instantiate(cfg.logger, _convert_="all") if cfg.logger else None, folder)
+    logger = with_curves(instantiate(cfg.logger, _convert_="all") if cfg.get("logger") else None, folder)
     return instantiate(
         cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=str(folder), **added, _convert_="all"
     )
@@ -214,8 +214,8 @@ def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
     if processes > 1 and normed and device_of(cfg.trainer.accelerator).type == "cpu":
         raise UserError(
             f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and "
-            "processes "
-            "on the CPU cannot share its statistics; train it with trainer.devices=1 or on GPUs"
+            "processes on "
+            "the CPU cannot share its statistics; train it with trainer.devices=1 or on GPUs"
         )
 
 

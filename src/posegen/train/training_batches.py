@@ -48,6 +48,7 @@ class EpochBatches(Sampler[Place]):
         share: Share = Share(),
     ) -> None:
         self.samples, self.size, self.seed, self.start = samples, size, seed, start
+        self.per_step = size * multiple
         self.count = samples // size // multiple * multiple
         self.epoch = start[0]
         part = size // share.count
@@ -86,7 +87,8 @@ def training_loader(data: PoseData, needs: Needs, batches: EpochBatches, workers
     """
     if not len(batches):
         raise UserError(
-            f"optim.batch is larger than data.count={len(data)} of {data.name}; lower optim.batch or raise data.count"
+            f"optim.batch={batches.per_step} is larger than data.count={len(data)} of {data.name}; lower optim.batch "
+            "or raise data.count"
         )
     dataset = Batches(data, needs, batches.seed)
     return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)

@@ -36,7 +36,8 @@ def check_options(cfg: DictConfig) -> None:
         raise UserError(
             f"side={cfg.side}: expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more"
         )
-    if not isinstance(cfg.wandb, bool) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
+    known = cfg.wandb is None or isinstance(cfg.wandb, bool)
+    if not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
         raise UserError(
             f"wandb={cfg.wandb}: expected ENTITY/PROJECT, the account and project whose runs the report shows, "
             "or true: where the cells were logged"
