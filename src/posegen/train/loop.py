@@ -166,7 +166,8 @@ def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         added["enable_checkpointing"] = False  # no file of Lightning's default where the user removed ours
     added = {name: value for name, value in added.items() if name == "strategy" or name not in cfg.trainer}
-    logger = with_curves(instantiate(cfg.logger, _convert_="all") if cfg.get("logger") else None, folder)
+    configured = instantiate(cfg.logger, _convert_="all") if cfg.get("logger") else None
+    logger = with_curves(configured, folder)
     return instantiate(
         cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=str(folder), **added, _convert_="all"
     )
