@@ -159,7 +159,8 @@ def run(
 
 def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     """Lightning's Trainer with the configured callbacks and loggers."""
-    callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in (cfg.get("callbacks") or {}).values() if node]
+    nodes = (cfg.get("callbacks") or {}).values()
+    callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in nodes if node]
     added: dict[str, Any] = {"plugins": [TorchElasticEnvironment() if processes > 1 else LightningEnvironment()]}
     if processes > 1 and cfg.trainer.strategy == "auto":
         added["strategy"] = DDP
