@@ -30,36 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with its pose, its caption and further facts.
+    """One image with its pose, its caption and further facts."""
 
-    Attributes:
-        id: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it.
-        prompt: the caption.
-        keypoints: ``[P, 17, 3]``, see the module's conventions; P may be 0.
-        areas: ``[P]`` visible area of each person, the scale of the object keypoint similarity.
-        image: ``[H, W, 3] uint8``, or None where only the pose is known.
-        size: (height, width) of the canvas that the keypoints live on.
-        attributes: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by
-            (``scenario``, ``action``).
-        whole: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut.
-    """
-
+    #: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it
     id: str
-    prompt: str
-    keypoints: np.ndarray
-    areas: np.ndarray
-    image: np.ndarray | None
-    size: tuple[int, int]
+    prompt: str  # the caption
+    keypoints: np.ndarray  # ``[P, 17, 3]``, see the module's conventions; P may be 0
+    areas: np.ndarray  # ``[P]`` visible area of each person, the scale of the object keypoint similarity
+    image: np.ndarray | None  # ``[H, W, 3] uint8``, or None where only the pose is known
+    size: tuple[int, int]  # (height, width) of the canvas that the keypoints live on
+    #: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by (``scenario``, ``action``)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    #: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut
     whole: Callable[[], np.ndarray] | None = None
 
     @property
     def tensor(self) -> Tensor:
-        """The image as ``[3, H, W] float32`` in [-1, 1].
-
-        Raises:
-            ValueError: only the pose is known.
-        """
+        """The image as ``[3, H, W] float32`` in [-1, 1]. Raises ValueError: only the pose is known."""
         if self.image is None:
             raise ValueError(f"sample {self.id} has no image, only a pose; use a data set with images here")
         return to_tensor(self.image)
@@ -101,15 +88,12 @@ class Sample:
 
 
 class PoseData(ABC):
-    """A split of a data set: a fixed, ordered list of samples. Subclasses set ``name``, ``split`` and ``size``.
-
-    Attributes:
-        varies: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached.
-    """
+    """A split of a data set: a fixed, ordered list of samples. Subclasses set ``name``, ``split`` and ``size``."""
 
     name: str
     split: str
     size: tuple[int, int]
+    #: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached
     varies: bool = False
 
     @abstractmethod
@@ -119,11 +103,7 @@ class PoseData(ABC):
     def __getitem__(self, index: int) -> Sample: ...
 
     def checked(self, index: int) -> int:
-        """An index from the front.
-
-        Raises:
-            IndexError: there is no such sample.
-        """
+        """An index from the front. Raises IndexError: there is no such sample."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return index % len(self)
@@ -155,15 +135,13 @@ class PoseData(ABC):
         return [self.source_of(index, visit)]
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
-        """People of this split, each with the clothes of another.
+        """People of this split, each with the clothes of another. Raises ValueError: the data set has no masks of
+        clothes.
 
         Args:
             count: number of people; None: all.
             garment: ``shirt``, ``trousers``, or ``clothes`` for both.
             told: the captions name the colours of the new clothes.
-
-        Raises:
-            ValueError: the data set has no masks of clothes.
         """
         raise ValueError(
             f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, "

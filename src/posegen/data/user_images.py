@@ -13,14 +13,11 @@ from posegen.data.on_disk.images import decode_image
 
 
 def user_picture(value: Any, name: str) -> np.ndarray:
-    """A picture ``[H, W, 3] uint8`` RGB.
+    """A picture ``[H, W, 3] uint8`` RGB. Raises ValueError: it is none of these, or the file cannot be read.
 
     Args:
         value: the path of a file, a PIL image, or an array or tensor ``[H, W, 3] uint8``.
         name: for messages.
-
-    Raises:
-        ValueError: it is none of these, or the file cannot be read.
     """
     if isinstance(value, str | Path):
         try:
@@ -42,11 +39,7 @@ def user_picture(value: Any, name: str) -> np.ndarray:
 
 
 def user_pictures(value: Any, name: str = "source") -> list[np.ndarray]:
-    """One picture or a list of them.
-
-    Raises:
-        ValueError: the list is empty, or a picture cannot be used.
-    """
+    """One picture or a list of them. Raises ValueError: the list is empty, or a picture cannot be used."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [user_picture(value, name)]
     if not len(value):
@@ -55,10 +48,8 @@ def user_pictures(value: Any, name: str = "source") -> list[np.ndarray]:
 
 
 def pictures_per_image(value: Any, count: int, name: str = "source") -> list[list[np.ndarray]]:
-    """For each of ``count`` images its pictures: of a list of lists one list each, else the same for all.
-
-    Raises:
-        ValueError: a picture cannot be used, or the lists do not match the images or each other in length.
+    """For each of ``count`` images its pictures: of a list of lists one list each, else the same for all. Raises
+    ValueError: a picture cannot be used, or the lists do not match the images or each other in length.
     """
     if not (isinstance(value, list | tuple) and any(isinstance(entry, list | tuple) for entry in value)):
         return [user_pictures(value, name)] * count
@@ -80,13 +71,11 @@ def stretch_to(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def user_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
-    """The pixels ``[H, W] bool`` of a picture to repaint: where a mask of its size is light.
+    """The pixels ``[H, W] bool`` of a picture to repaint: where a mask of its size is light. Raises ValueError: it
+    cannot be read, is of another size, or is light nowhere or everywhere.
 
     Args:
         value: as for `user_picture`, or an array ``[H, W]`` of booleans, of 0 to 1 or of 0 to 255.
-
-    Raises:
-        ValueError: it cannot be read, is of another size, or is light nowhere or everywhere.
     """
     shown = value if isinstance(value, str | Path) else "array"
     if not isinstance(value, str | Path) and not hasattr(value, "convert"):

@@ -47,25 +47,15 @@ Maps = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class SinglePeople:
-    """The people who are alone in their picture, in the order of the annotations.
+    """The people who are alone in their picture, in the order of the annotations."""
 
-    Attributes:
-        images: ``[N]`` COCO's numbers of the pictures.
-        keypoints: ``[N, 17, 3]`` in the picture's pixels, with COCO's visibility.
-        boxes: ``[N, 4]`` x, y, width, height.
-        areas: ``[N]`` of their outlines.
-        captions: all captions of each picture.
-        facts: counts.
-        defects: annotations that cannot be used.
-    """
-
-    images: np.ndarray
-    keypoints: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    captions: list[list[str]]
-    facts: dict[str, Any]
-    defects: list[Defect]
+    images: np.ndarray  # ``[N]`` COCO's numbers of the pictures
+    keypoints: np.ndarray  # ``[N, 17, 3]`` in the picture's pixels, with COCO's visibility
+    boxes: np.ndarray  # ``[N, 4]`` x, y, width, height
+    areas: np.ndarray  # ``[N]`` of their outlines
+    captions: list[list[str]]  # all captions of each picture
+    facts: dict[str, Any]  # counts
+    defects: list[Defect]  # annotations that cannot be used
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,11 +121,7 @@ class CocoSingle(PoseData):
 
     @cached_property
     def files(self) -> tuple[Path, Path]:
-        """The annotations of people and the captions.
-
-        Raises:
-            FileNotFoundError: one is missing.
-        """
+        """The annotations of people and the captions. Raises FileNotFoundError: one is missing."""
         people, captions = (self._file(name.format(year=self.year)) for name in COCO_FILES)
         return people, captions
 
@@ -151,11 +137,7 @@ class CocoSingle(PoseData):
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Indices of this share's people.
-
-        Raises:
-            ValueError: there are none, or fewer than ``count``.
-        """
+        """Indices of this share's people. Raises ValueError: there are none, or fewer than ``count``."""
         fitting = np.flatnonzero(self.people.labelled >= self.joints).tolist()
         rows, available = random_share(len(fitting), self.share, self.count, "coco single", self.seed)
         if not rows or (self.count or 0) > len(rows):
@@ -219,10 +201,8 @@ class CocoSingle(PoseData):
     def export(self, folder: str | Path) -> int:
         """Writes this share in the layout of GUNet's authors, see `joint_vectors`; returns the number of people.
 
-        ``augment=fixed`` fixes flips and rotations in the files, as released; otherwise the maps are clean.
-
-        Raises:
-            ValueError: no ``maps`` are configured.
+        ``augment=fixed`` fixes flips and rotations in the files, as released; otherwise the maps are clean. Raises
+        ValueError: no ``maps`` are configured.
         """
         if self.maps is None:
             raise ValueError(
@@ -250,19 +230,14 @@ def turned_pose(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
     return np.concatenate([pose[:, :2] @ np.array([[cos, sin], [-sin, cos]]), pose[:, 2:]], 1)
 
 
-# Annotations.
-
-
 def single_people(people: Path, captions: Path, cache: Path | None = None) -> SinglePeople:
-    """The people who are alone in their picture, and its captions.
+    """The people who are alone in their picture, and its captions. Raises ValueError: a file holds no annotations of
+    COCO's.
 
     Args:
         people: ``person_keypoints_*.json``.
         captions: ``captions_*.json``.
         cache: folder of the result, which belongs to the files' sizes and times of change.
-
-    Raises:
-        ValueError: a file holds no annotations of COCO's.
     """
     stamps = [f"{f.resolve()}|{(s := f.stat()).st_size}|{s.st_mtime_ns}" for f in (people, captions)]
     name = f"{people.stem}-{text_hash('|'.join([str(CACHE_VERSION), *stamps]))}.npz"

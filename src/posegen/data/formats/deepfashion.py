@@ -95,7 +95,7 @@ def has_tree(folder: Path) -> bool:
 
 
 class DeepFashion(PairSource):
-    """DeepFashion In-shop.
+    """DeepFashion In-shop. Raises ValueError: the root has no images, or an option is unknown.
 
     Args:
         root: a folder with all of the above, in itself or in folders not far below.
@@ -103,9 +103,6 @@ class DeepFashion(PairSource):
         pairs: ``csv``, ``txt`` or ``json``; ``auto`` takes the first that is there.
         images: folder of the images, relative to the root; None finds it, one with "highres" in its name first.
         bars: the images are the small ones of 256 x 256 (``img.zip``), whose white bars of 40 pixels are cut off.
-
-    Raises:
-        ValueError: the root has no images, or an option is unknown.
     """
 
     name, grouped = "deepfashion", "outfits"
@@ -144,8 +141,6 @@ class DeepFashion(PairSource):
             "unpack img_highres.zip of DeepFashion In-shop there"
         )
 
-    # Files.
-
     def list_of(self, split: str) -> Path:
         return require_file(self.root, [f"{PAIR_LISTS.get(split, split)}.lst"], FASHION_FIX)
 
@@ -167,8 +162,6 @@ class DeepFashion(PairSource):
         names = {"csv": _table_names("pairs", split), "txt": [f"{split}_pairs.txt"], "json": [f"{split}_data.json"]}
         wanted = [name for kind, all in names.items() if self.pairs_format in ("auto", kind) for name in all]
         return require_file(self.root, wanted, FASHION_FIX)
-
-    # As a source.
 
     def identity(self, split: str) -> dict[str, Any]:
         if self.poses == "csv":
@@ -235,8 +228,6 @@ class DeepFashion(PairSource):
             return {}
         files = [file for file in sorted(self.images.rglob("*")) if file.suffix.lower() in PERSON_IMAGE_SUFFIXES]
         return {name: file for file in files if (name := flat_name(file.name))}
-
-    # As pairs.
 
     def group(self, name: str) -> str:
         return outfit_of(name)

@@ -33,7 +33,8 @@ NO_PEOPLE = PicturePeople(np.zeros((0, 17, 3), np.float32))
 
 
 class Folder(Source):
-    """A folder of pictures.
+    """A folder of pictures. Raises ValueError: the root, the poses or the prompts are missing, or the shares do not add
+    up to 1.
 
     Args:
         root: the folder; pictures may lie in folders inside it.
@@ -45,9 +46,6 @@ class Folder(Source):
         folders: split -> folder of its pictures, relative to the root. None: by the SHA-1 of the picture's path.
         shares: fractions of train, validation and test, where there are no ``folders``.
         name: of the data set, for ids and files.
-
-    Raises:
-        ValueError: the root, the poses or the prompts are missing, or the shares do not add up to 1.
     """
 
     def __init__(
@@ -83,14 +81,8 @@ class Folder(Source):
             parts += [file for file in files if file.is_file() and file.suffix.lower() not in FOLDER_SUFFIXES]
         return {"name": self.name, "folders": self.folders, "shares": self.shares, "files": joint_hash(parts)}
 
-    # Pictures.
-
     def pictures(self, split: str) -> list[str]:
-        """The pictures of a split, relative to the root.
-
-        Raises:
-            FileNotFoundError: the folder of the split is missing.
-        """
+        """The pictures of a split, relative to the root. Raises FileNotFoundError: no folder of the split."""
         if split not in (self.folders or SPLITS):
             raise FileNotFoundError(
                 f"data.folders has no folder for {split}; it has {', '.join(self.folders or SPLITS)}"
@@ -134,13 +126,9 @@ class Folder(Source):
             if mine and Path(file).suffix and file not in there and file not in names:
                 report(Defect(file, "missing"))
 
-    # Poses.
-
     def people(self, file: str) -> PicturePeople:
-        """The people of a picture; nobody where the poses do not list it.
-
-        Raises:
-            ValueError: its file of poses cannot be used.
+        """The people of a picture; nobody where the poses do not list it. Raises ValueError: its file of poses cannot
+        be used.
         """
         if self.poses is None or self.poses.is_file():
             return _lookup(self._coco_people, file) or NO_PEOPLE
@@ -182,8 +170,6 @@ class Folder(Source):
                 "expected images and annotations"
             ) from error
 
-    # Prompts.
-
     def prompt(self, file: str) -> str | None:
         """The prompt of a picture; None where it has none."""
         if self.prompts is None:
@@ -208,11 +194,7 @@ class Folder(Source):
 
 
 def prompts_of_csv(file: Path, columns: str) -> list[tuple[str, str]]:
-    """The lines of a csv file of two columns.
-
-    Raises:
-        ValueError: a line has another number of values; names it.
-    """
+    """The lines of a csv file of two columns. Raises ValueError: a line has another number of values; names it."""
     with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = [row for row in csv.reader(stream) if row]
     if wrong := next((row for row in rows if len(row) != 2), None):

@@ -53,16 +53,14 @@ PoseKind = Literal["annotation", "mapping"]
 class HumanArt(Source):
     """Human-Art: ``test`` is its validation list, on which methods are compared; ``train`` is the training list.
 
-    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published.
+    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published. Raises
+    ValueError: the root has no folder ``images``, or an option is unknown.
 
     Args:
         root: the folder with ``images``, usually called ``HumanArt``.
         poses: ``annotation`` for the authors' annotations, ``mapping`` for HumanSD's files, as in the published tables.
         holdout: fraction of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0 takes
             the validation list itself.
-
-    Raises:
-        ValueError: the root has no folder ``images``, or an option is unknown.
     """
 
     name = "human_art"
@@ -87,10 +85,8 @@ class HumanArt(Source):
         return split == "test" or (split == "validation" and not self.holdout)
 
     def lists(self, split: str) -> list[Path]:
-        """The files that list the pictures of a split.
-
-        Raises:
-            FileNotFoundError: there is none; names the expected files.
+        """The files that list the pictures of a split. Raises FileNotFoundError: there is none; names the expected
+        files.
         """
         names: tuple[str, ...] = VALIDATION if self._is_validation_list(split) else TRAINING
         if self.poses == "mapping":
@@ -166,13 +162,11 @@ def below_root(path: str) -> str:
 
 
 def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The people of one of HumanSD's pose files.
+    """The people of one of HumanSD's pose files. Raises ValueError: the file is missing, damaged, or holds something
+    else; names it.
 
     Returns:
         ``[P, 17, 3] float32`` x, y and score on the stored picture, and ``[P] float32`` areas, NaN where unknown.
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds something else; names it.
     """
     arrays = read_arrays(path)
     try:

@@ -44,13 +44,9 @@ class FramedPose(Sample):
 
 @dataclass(frozen=True, eq=False)
 class StoredPose(FramedPose):
-    """A sample whose pose is stored as joint maps; its keypoints are read from them.
+    """A sample whose pose is stored as joint maps; its keypoints are read from them."""
 
-    Attributes:
-        maps: ``[17, side, side] float32``.
-    """
-
-    maps: np.ndarray | None = None
+    maps: np.ndarray | None = None  # ``[17, side, side] float32``
 
     @property
     def encodable(self) -> Tensor:
@@ -58,7 +54,8 @@ class StoredPose(FramedPose):
 
 
 class JointVectors(PoseData):
-    """A share of the people in such a folder, in a fixed random order.
+    """A share of the people in such a folder, in a fixed random order. Raises ValueError: the list is missing or
+    damaged, or the share is empty.
 
     Args:
         folder: the folder.
@@ -67,9 +64,6 @@ class JointVectors(PoseData):
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         count: take only the first so many; None for all.
         seed: of the order.
-
-    Raises:
-        ValueError: the list is missing or damaged, or the share is empty.
     """
 
     name = "joint_vectors"
@@ -119,11 +113,7 @@ class JointVectors(PoseData):
         return StoredPose(f"{self.name}/{Path(path).stem}", caption, keypoints, area, None, self.size, maps=maps)
 
     def maps(self, index: int) -> np.ndarray:
-        """``[17, side, side] float32`` of one person.
-
-        Raises:
-            ValueError: the file is missing or holds something else.
-        """
+        """``[17, side, side] float32`` of one person. Raises ValueError: its file is missing or damaged."""
         path = self.folder / self.people[index][0]
         try:
             stored = np.load(path, allow_pickle=False)
@@ -150,10 +140,8 @@ def random_share(
 
 
 def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:
-    """(path below the folder, caption) of everybody in the list; a leading slash is dropped.
-
-    Raises:
-        ValueError: it is missing or damaged.
+    """(path below the folder, caption) of everybody in the list; a leading slash is dropped. Raises ValueError: it is
+    missing or damaged.
     """
     expected = f'expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS_FOLDER} of its files'
     try:

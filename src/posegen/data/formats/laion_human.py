@@ -61,7 +61,7 @@ Storage = Literal["files", "tar"]
 class LaionHuman(Source):
     """LAION-Human has one list; ``validation`` is every picture whose key's SHA-1 is divisible by ``holdout``.
 
-    ``test`` is the same part.
+    ``test`` is the same part. Raises ValueError: an option is invalid, or the root has no pictures.
 
     Args:
         root: the folder with ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``.
@@ -74,9 +74,6 @@ class LaionHuman(Source):
         exclude: pictures to leave out for their content: a file with a key per line (relative to the root), or a
             function of key and prompt, also as ``module:function``.
         cache: folder for the indices of tars; None keeps them beside the tars.
-
-    Raises:
-        ValueError: an option is invalid, or the root has no pictures.
     """
 
     name = "laion_human"
@@ -123,11 +120,8 @@ class LaionHuman(Source):
         }
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        """In the order of the mapping; with tars, shard by shard.
-
-        Raises:
-            FileNotFoundError: there is neither a mapping nor a tar.
-            ValueError: a list is damaged, or the paths of the mapping lead nowhere.
+        """In the order of the mapping; with tars, shard by shard. Raises FileNotFoundError: there is neither a mapping
+        nor a tar; ValueError: a list is damaged, or the paths of the mapping lead nowhere.
         """
         if split not in LAION_SPLITS:
             raise FileNotFoundError(f"{self.name} has no split {split}; it has {', '.join(LAION_SPLITS)}")
@@ -145,8 +139,6 @@ class LaionHuman(Source):
                 continue
             attributes = {"shard": row.shard} | ({"url": row.url} if row.url else {})
             yield StoredImage(f"{self.name}/{row.key}", prompt, place, None, keypoints, areas, attributes)
-
-    # Lists.
 
     def _mapping(self, split: str) -> Path | None:
         """The list of a split; None where the tars serve without one."""
@@ -188,8 +180,6 @@ class LaionHuman(Source):
         if self.shards is not None and row.shard not in self.shards:
             return False
         return isinstance(self.mapping, Mapping) or held_out(row.key, self.holdout) == (split != "train")
-
-    # Pictures.
 
     def _in_files(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
         rows = list(self._rows(split, report) or ())
@@ -288,8 +278,6 @@ class LaionHuman(Source):
             )
         return {shard: file for shard, file in found.items() if self.shards is None or shard in self.shards}
 
-    # Exclusion.
-
     @cached_property
     def _excluded_keys(self) -> frozenset[str]:
         """The keys of the file ``exclude``."""
@@ -318,11 +306,7 @@ class LaionHuman(Source):
 
 
 def named_function(name: str) -> Exclude:
-    """The function of ``module:function``.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """The function of ``module:function``. Raises ValueError: there is none of that name."""
     module, _, function = name.partition(":")
     try:
         return getattr(import_module(module), function)

@@ -32,16 +32,12 @@ class LaionRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PathRule:
-    """How the paths of a mapping become paths below the root.
+    """How the paths of a mapping become paths below the root."""
 
-    Attributes:
-        strip: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on, which all
-            known copies have.
-        add: the start to add.
-    """
-
+    #: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on, which all known
+    #: copies have
     strip: str | None = None
-    add: str = ""
+    add: str = ""  # the start to add
 
     def below_root(self, path: str) -> str:
         path = path.lstrip("/")
@@ -50,9 +46,6 @@ class PathRule:
             start = next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0)
             path = "/".join(parts[start:])
         return f"{self.add}{path.removeprefix(self.strip.lstrip('/') if self.strip else '')}".lstrip("/")
-
-
-# Keys.
 
 
 def laion_key(name: str | int) -> str | None:
@@ -67,11 +60,7 @@ def held_out(key: str, one_in: int) -> bool:
 
 
 def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | None:
-    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all. Raises ValueError: it is none of these."""
     if given is None:
         return None
     parts = str(given).split(",") if isinstance(given, str | int) else [str(part) for part in given]
@@ -81,15 +70,9 @@ def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | N
     return frozenset(n for match in ranges if match for n in range(int(match[1]), int(match[2] or match[1]) + 1))
 
 
-# Files.
-
-
 def fetched_rows(file: Path) -> Iterator[LaionRow]:
-    """The rows of img2dataset's table; none where there is no such file.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-        ValueError: the file is damaged or has no keys.
+    """The rows of img2dataset's table; none where there is no such file. Raises ImportError: pyarrow is not installed;
+    ValueError: the file is damaged or has no keys.
     """
     if not file.is_file():
         return

@@ -44,13 +44,10 @@ def market_name(text: str) -> str | None:
 
 
 class Market1501(PairSource):
-    """Market-1501.
+    """Market-1501. Raises ValueError: the root is no folder.
 
     Args:
         root: a folder with all of the above, in itself or in folders not far below.
-
-    Raises:
-        ValueError: the root is no folder.
     """
 
     name, grouped = "market1501", "persons"
@@ -61,11 +58,7 @@ class Market1501(PairSource):
         self.root = existing_root(root, "give that of Market-1501")
 
     def folder(self, split: str) -> Path:
-        """The folder of a split's images.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """The folder of a split's images. Raises FileNotFoundError: there is none."""
         names = (f"bounding_box_{split}", split, f"{split}_12864")
         for place in searched_folders(self.root):
             if place.name in names and any(market_name(file.name) for file in place.iterdir()):
@@ -101,8 +94,6 @@ class Market1501(PairSource):
             place = FileSpan(file.relative_to(self.root).as_posix())
             people = openpose_to_coco(joints.get(name))
             yield StoredImage(f"{self.name}/{name}", "", place, None, people, frame=MARKET_SIZE)
-
-    # As pairs.
 
     def group(self, name: str) -> str:
         return name.partition("_")[0]

@@ -51,18 +51,11 @@ def searched_folders(root: Path) -> list[Path]:
 
 
 def require_file(root: Path, names: Sequence[str], fix: str) -> Path:
-    """The first of these files, see `find_file`.
-
-    Raises:
-        FileNotFoundError: there is none; names all and the fix.
-    """
+    """The first of these files, see `find_file`. Raises FileNotFoundError: there is none; names all and the fix."""
     place = find_file(root, names)
     if place is None:
         raise FileNotFoundError(f"data.root={root}: there is no {' or '.join(names)} in it or in its folders; {fix}")
     return place
-
-
-# Pairs.
 
 
 def pairs_in(file: Path, name_of: NameOf, report: ReportDefect) -> Iterator[Pair]:
@@ -112,9 +105,6 @@ def _pairs_of_json(file: Path) -> Iterator[PairLine]:
         yield f"entry {number}", str(row["target_image"] if whole else row), sources
 
 
-# Joints.
-
-
 def joints_in(file: Path, name_of: NameOf, report: ReportDefect) -> dict[str, np.ndarray]:
     """Image -> ``[18, 2]`` x and y, from a csv file with lines ``name: [18 y]: [18 x]``; NaN is kept."""
     people: dict[str, np.ndarray] = {}
@@ -152,11 +142,7 @@ def _joint_coordinates(text: str) -> np.ndarray:
 
 
 def joints_of_text(file: Path) -> np.ndarray:
-    """``[18, 2]`` x and y, from a text file with a line per joint.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """``[18, 2]`` x and y, from a text file with a line per joint. Raises ValueError: it holds something else."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
     if [len(row) for row in rows] != [2] * OPENPOSE_JOINTS:

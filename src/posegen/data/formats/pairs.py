@@ -30,17 +30,11 @@ PAIR_LISTS = {"train": "train", "validation": "train", "test": "test"}
 
 
 class PairSource(Source):
-    """A data set of pairs.
+    """A data set of pairs."""
 
-    Attributes:
-        bars: width of each of two bars at the sides of an image, as a fraction of the image's.
-        grouped: the groups of `group` in the plural, for messages.
-        released_pairs: number of pairs of the released lists.
-    """
-
-    bars: float = 0.0
-    grouped: str
-    released_pairs: ClassVar[Mapping[str, int]]
+    bars: float = 0.0  # width of each of two bars at the sides of an image, as a fraction of the image's
+    grouped: str  # the groups of `group` in the plural, for messages
+    released_pairs: ClassVar[Mapping[str, int]]  # number of pairs of the released lists
 
     @abstractmethod
     def pair_file(self, split: str) -> Path:
@@ -98,21 +92,13 @@ class Pictures(RealData):
 
 @dataclass(frozen=True, eq=False)
 class PairRows:
-    """N pairs, as rows of the index of images.
+    """N pairs, as rows of the index of images."""
 
-    Attributes:
-        targets: ``[N] int64``.
-        sources: ``[M] int64`` of all pairs, one after the other.
-        ends: ``[N] int64`` where the sources of each pair end.
-        content: a hash of the names.
-        condition: the findings about the pairs.
-    """
-
-    targets: np.ndarray
-    sources: np.ndarray
-    ends: np.ndarray
-    content: str
-    condition: Condition
+    targets: np.ndarray  # ``[N] int64``
+    sources: np.ndarray  # ``[M] int64`` of all pairs, one after the other
+    ends: np.ndarray  # ``[N] int64`` where the sources of each pair end
+    content: str  # a hash of the names
+    condition: Condition  # the findings about the pairs
 
     def sources_of(self, index: int) -> np.ndarray:
         return self.sources[self.ends[index - 1] if index else 0 : self.ends[index]]
@@ -120,6 +106,7 @@ class PairRows:
 
 class Pairs(PoseData):
     """A split of a data set of pairs; a sample is a target, and `source_of` gives the image that it is generated from.
+    Raises ValueError: an option is invalid.
 
     Args:
         source: the data set on disk.
@@ -133,9 +120,6 @@ class Pairs(PoseData):
         count: number of pairs, those whose ids have the lowest hashes; None: all.
         cache: folder for the prepared files.
         workers: processes that check images; None takes one per core.
-
-    Raises:
-        ValueError: an option is invalid.
     """
 
     def __init__(
@@ -165,14 +149,9 @@ class Pairs(PoseData):
         self.pictures = Pictures(source, PAIR_LISTS[split], size, mirror, None, cache, workers)
         self.size, self.varies = self.pictures.size, self.pictures.varies
 
-    # Preparation.
-
     def prepare(self) -> None:
-        """Checks the images, and that there are pairs of them.
-
-        Raises:
-            OSError: a list is missing.
-            ValueError: no pair can be used, or fewer than ``count``.
+        """Checks the images, and that there are pairs of them. Raises OSError: a list is missing; ValueError: no pair
+        can be used, or fewer than ``count``.
         """
         self.pictures.prepare()
         for name in ("chosen", "_known"):
@@ -186,11 +165,7 @@ class Pairs(PoseData):
 
     @cached_property
     def chosen(self) -> PairRows:
-        """The pairs of this split whose images can be used.
-
-        Raises:
-            ValueError: there are none, or fewer than ``count``.
-        """
+        """The usable pairs of this split. Raises ValueError: there are none, or fewer than ``count``."""
         defects: list[Defect] = []
         listed = list(self.source.pairs(self.pictures.split, defects.append))
         flat = [Pair(target, (source,)) for target, sources in listed for source in sources]
@@ -255,8 +230,6 @@ class Pairs(PoseData):
             text_hash("\n".join(f"{target} {' '.join(sources)}" for target, sources in pairs)),
             condition,
         )
-
-    # Reading.
 
     @property
     def identity(self) -> dict[str, Any]:

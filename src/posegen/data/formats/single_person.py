@@ -37,11 +37,7 @@ class SinglePerson(PoseData):
 
     @property
     def chosen(self) -> Sequence[int]:
-        """Indices into ``data``, found at the first use.
-
-        Raises:
-            ValueError: fewer than ``count`` qualify.
-        """
+        """Indices into ``data``, found at the first use. Raises ValueError: fewer than ``count`` qualify."""
         if not self._chosen:
             self._chosen = list(islice(filter(self._qualifies, range(len(self.data))), self.count))
             if not self._chosen or (self.count or 0) > len(self._chosen):

@@ -22,9 +22,7 @@ MANIFEST = "clip.json"
 @dataclass(frozen=True)
 class Selection:
     """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts.
-
-    Raises:
-        ValueError: not exactly one of the two is a positive number.
+    Raises ValueError: not exactly one of the two is a positive number.
     """
 
     stride: int | None = None
@@ -78,11 +76,7 @@ def extract_videos(
 
 
 def extract_video(video: Path, folder: Path, selection: Selection) -> None:
-    """Writes the chosen frames of one video.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
+    """Writes the chosen frames of one video. Raises ValueError: it cannot be decoded."""
     chosen = selection.of(count_frames(video))
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -96,11 +90,7 @@ def extract_video(video: Path, folder: Path, selection: Selection) -> None:
 
 
 def count_frames(video: Path) -> int:
-    """The number of frames that can be decoded; the number in the file may be wrong.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The number of decodable frames; the number in the file may be wrong. Raises ValueError: there is none."""
     count = sum(1 for _ in _frames(video))
     if not count:
         raise ValueError("cannot be decoded (no frames)")

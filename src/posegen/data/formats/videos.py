@@ -28,23 +28,17 @@ VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}
 
 @dataclass(frozen=True)
 class VideoClip:
-    """One video.
+    """One video."""
 
-    Attributes:
-        name: of the clip, unique in its split.
-        frames: (number in the video, picture relative to the root) of the chosen frames.
-        attributes: of all frames.
-        size: (height, width); None where only the pictures show it.
-    """
-
-    name: str
-    frames: Sequence[tuple[int, str]]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
+    name: str  # of the clip, unique in its split
+    frames: Sequence[tuple[int, str]]  # (number in the video, picture relative to the root) of the chosen frames
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of all frames
+    size: tuple[int, int] | None = None  # (height, width); None where only the pictures show it
 
 
 class Videos(Source):
-    """Frames of videos, with poses and prompts of the user's.
+    """Frames of videos, with poses and prompts of the user's. Raises ValueError: the root is no folder, or the choice
+    of frames is invalid.
 
     Args:
         root: the folder of the data set.
@@ -55,9 +49,6 @@ class Videos(Source):
         prompt: the prompt of all frames; ``{clip}`` stands for the clip's name.
         prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for frames with other prompts;
             None: there is none.
-
-    Raises:
-        ValueError: the root is no folder, or the choice of frames is invalid.
     """
 
     def __init__(
@@ -74,10 +65,8 @@ class Videos(Source):
 
     @abstractmethod
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
-        """The clips of a split in a stable order.
-
-        Raises:
-            FileNotFoundError: the list or the folder of the split is missing.
+        """The clips of a split in a stable order. Raises FileNotFoundError: the list or the folder of the split is
+        missing.
         """
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
@@ -277,10 +266,8 @@ class DanceTrack(Videos):
 
 
 def boxes_of_frames(file: Path) -> dict[int, dict[str, list[float]]]:
-    """Frame -> track -> box (x, y, width, height), from lines ``frame,track,left,top,width,height,...``.
-
-    Raises:
-        ValueError: a line has another form; names it.
+    """Frame -> track -> box (x, y, width, height), from lines ``frame,track,left,top,width,height,...``. Raises
+    ValueError: a line has another form; names it.
     """
     boxes: dict[int, dict[str, list[float]]] = {}
     for i, line in enumerate(file.read_text(encoding="utf-8").split()):

@@ -23,9 +23,6 @@ MOST_UNLIKE = 0.1
 NOSE, HIPS = COCO_NAMES.index("nose"), [COCO_NAMES.index("left_hip"), COCO_NAMES.index("right_hip")]
 
 
-# Single images.
-
-
 def usable_entries(entries: Iterable[StoredImage], report: Callable[[Defect], None]) -> Iterator[StoredImage]:
     """The entries with usable poses and unique ids."""
     ids: set[str] = set()
@@ -64,9 +61,6 @@ def joints_inside(keypoints: np.ndarray, size: tuple[int, int]) -> tuple[int, in
     seen = v > 0
     inside = seen & (x > -0.5) & (x < size[1] - 0.5) & (y > -0.5) & (y < size[0] - 0.5)
     return int(seen.sum()), int(inside.sum())
-
-
-# The split as a whole.
 
 
 def split_facts(

@@ -25,25 +25,15 @@ FEW_IMAGES = 256  # so few are opened in this process, which is faster than star
 
 @dataclass(frozen=True)
 class ScannedImage:
-    """The result of opening an image.
+    """The result of opening an image."""
 
-    Attributes:
-        place: where its bytes are.
-        listed: (height, width) that the data set lists.
-        stamp: size and time of change of the file; empty where it is missing.
-        size: (height, width).
-        mode: colour mode.
-        sha: hash of its bytes.
-        problem: why it cannot be used; empty where it can.
-    """
-
-    place: FileSpan
-    listed: ImageSize | None
-    stamp: tuple[int, ...] = ()
-    size: ImageSize = (0, 0)
-    mode: str = ""
-    sha: str = ""
-    problem: str = ""
+    place: FileSpan  # where its bytes are
+    listed: ImageSize | None  # (height, width) that the data set lists
+    stamp: tuple[int, ...] = ()  # size and time of change of the file; empty where it is missing
+    size: ImageSize = (0, 0)  # (height, width)
+    mode: str = ""  # colour mode
+    sha: str = ""  # hash of its bytes
+    problem: str = ""  # why it cannot be used; empty where it can
 
     @property
     def key(self) -> tuple[FileSpan, ImageSize | None]:

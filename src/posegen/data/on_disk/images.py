@@ -18,11 +18,8 @@ LOSSLESS_MODES = ("RGB", "YCbCr")
 
 
 def read_span(root: Path, place: FileSpan) -> bytes:
-    """The bytes of an image.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-        ValueError: the place is not below ``root``, or the file ends before it.
+    """The bytes of an image. Raises OSError: the file is missing or cannot be read; ValueError: the place is not below
+    ``root``, or the file ends before it.
     """
     path = Path(place.file)
     if path.is_absolute() or ".." in path.parts:
@@ -38,8 +35,8 @@ def read_span(root: Path, place: FileSpan) -> bytes:
 def decode_with_mode(data: bytes, size: tuple[int, int] | None = None) -> tuple[Image.Image, str]:
     """An image, wholly decoded, and the colour mode of its file.
 
-    Transparent pixels become white. The image is turned as its camera noted, unless the data set lists the size that
-    it has without that.
+    Transparent pixels become white. The image is turned as its camera noted, unless the data set lists the size that it
+    has without that. Raises ValueError: it cannot be decoded; says why.
 
     Args:
         data: the content of a file.
@@ -47,9 +44,6 @@ def decode_with_mode(data: bytes, size: tuple[int, int] | None = None) -> tuple[
 
     Returns:
         The image as RGB, and Pillow's name of the mode.
-
-    Raises:
-        ValueError: it cannot be decoded; says why.
     """
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
@@ -85,10 +79,8 @@ def _reason(error: BaseException) -> str:
 
 
 def read_image(root: Path, place: FileSpan, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The image at a place, ``[H, W, 3] uint8``; see `decode_with_mode`.
-
-    Raises:
-        ValueError: it cannot be read; names the file and the fix.
+    """The image at a place, ``[H, W, 3] uint8``; see `decode_with_mode`. Raises ValueError: it cannot be read; names
+    the file and the fix.
     """
     try:
         return decode_image(read_span(root, place), size)

@@ -30,7 +30,8 @@ class RealData(PoseData):
 
     ``<cache>/prepared/<name>/<split>-<hash>`` holds ``index.npz``, ``condition.json`` (the findings, and the files they
     belong to) and ``looks.jsonl`` (the scanned images). The hash is that of the root, the source's options and its
-    lists; the identity of the data is the content of the index.
+    lists; the identity of the data is the content of the index. Raises ValueError: the size, the count or the transform
+    is invalid.
 
     Args:
         source: the data set on disk.
@@ -41,9 +42,6 @@ class RealData(PoseData):
             is part of a larger one; None: all.
         cache: folder for the prepared files.
         workers: processes that check images; None takes one per core.
-
-    Raises:
-        ValueError: the size, the count or the transform is invalid.
     """
 
     def __init__(
@@ -67,8 +65,6 @@ class RealData(PoseData):
         self.workers = workers or os.cpu_count() or 1
         self._read: tuple[SplitIndex, str, Sequence[int]] | None = None
 
-    # Preparation.
-
     @cached_property
     def key(self) -> dict[str, Any]:
         """All that the prepared files depend on."""
@@ -88,10 +84,7 @@ class RealData(PoseData):
 
     def prepare(self) -> None:
         """Opens all images that are new or changed, reports every defect, and writes the index of the good images.
-
-        Raises:
-            OSError: the list of the split is missing.
-            ValueError: no image can be used, or fewer than ``count``.
+        Raises OSError: the list of the split is missing; ValueError: no image can be used, or fewer than ``count``.
         """
         with locked(self.folder / ".lock"):
             if not self._unchanged():
@@ -143,8 +136,6 @@ class RealData(PoseData):
         if not fatal:
             return f"the list of {self.split} is empty"
         return f"{len(fatal)} defects, such as {fatal[0].file}: {fatal[0].problem}"
-
-    # Reading.
 
     @property
     def read(self) -> tuple[SplitIndex, str, Sequence[int]]:

@@ -30,15 +30,12 @@ CRAFTED = (TypeError, AttributeError, KeyError, IndexError, LookupError, Overflo
 
 
 def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name; of an npy file one array, named ``arr_0``.
+    """The arrays of an npz file by name; of an npy file one array, named ``arr_0``. Raises ValueError: the file is
+    missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts, lists and tuples; names it.
 
     Args:
         file: a path, or the open content of a file.
         name: of the file, for messages; by default the path.
-
-    Raises:
-        ValueError: the file is missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts,
-            lists and tuples; names it.
     """
     name = name or str(file)
     try:

@@ -24,21 +24,13 @@ MOST_LISTED = 500  # defects of a split on the page; the table has all
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The findings about one split.
+    """The findings about one split."""
 
-    Attributes:
-        split: its name.
-        facts: counts, sizes and hashes.
-        warnings: suspicions about the whole; the reason where nothing can be used.
-        defects: faults of single files.
-        usable: number of samples.
-    """
-
-    split: str
-    facts: Mapping[str, Any]
-    warnings: Sequence[str]
-    defects: Sequence[Defect]
-    usable: int
+    split: str  # its name
+    facts: Mapping[str, Any]  # counts, sizes and hashes
+    warnings: Sequence[str]  # suspicions about the whole; the reason where nothing can be used
+    defects: Sequence[Defect]  # faults of single files
+    usable: int  # number of samples
 
     @classmethod
     def of(cls, split: str, data: PoseData) -> SplitReport:

@@ -22,41 +22,26 @@ ImageSize = tuple[int, int]  # height, width
 
 
 class FileSpan(NamedTuple):
-    """The bytes of an image: a file, or a part of one (a member of a tar).
+    """The bytes of an image: a file, or a part of one (a member of a tar)."""
 
-    Attributes:
-        file: relative to the source's root.
-        offset: of the first byte.
-        length: in bytes; 0 means to the end of the file.
-    """
-
-    file: str
-    offset: int = 0
-    length: int = 0
+    file: str  # relative to the source's root
+    offset: int = 0  # of the first byte
+    length: int = 0  # in bytes; 0 means to the end of the file
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """One image of a data set.
+    """One image of a data set."""
 
-    Attributes:
-        id: stable and unique within the data set, for instance ``human_art/2000000001648``.
-        prompt: the caption.
-        place: where its bytes are.
-        size: (height, width) in pixels; None where only the file shows it.
-        keypoints: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing.
-        areas: ``[P]`` in square pixels; None where the data set has none.
-        attributes: facts to group by (``scenario``) and to record.
-        frame: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched.
-    """
-
-    id: str
-    prompt: str
-    place: FileSpan
-    size: tuple[int, int] | None
+    id: str  # stable and unique within the data set, for instance ``human_art/2000000001648``
+    prompt: str  # the caption
+    place: FileSpan  # where its bytes are
+    size: tuple[int, int] | None  # (height, width) in pixels; None where only the file shows it
+    #: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing
     keypoints: np.ndarray
-    areas: np.ndarray | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    areas: np.ndarray | None = None  # ``[P]`` in square pixels; None where the data set has none
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # facts to group by (``scenario``) and to record
+    #: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched
     frame: tuple[int, int] | None = None
 
     def on(self, size: tuple[int, int]) -> StoredImage:
@@ -75,22 +60,15 @@ ReportDefect = Callable[[Defect], None]
 
 
 class Source(ABC):
-    """One data set in one of its layouts.
+    """One data set in one of its layouts."""
 
-    Attributes:
-        name: of the data set.
-        root: the folder that the user names.
-    """
-
-    name: str
-    root: Path
+    name: str  # of the data set
+    root: Path  # the folder that the user names
 
     @abstractmethod
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         """The images of a split in a stable order, without opening them; unreadable entries are reported and left out.
-
-        Raises:
-            FileNotFoundError: the list of the split is missing; names the file and how to get it.
+        Raises FileNotFoundError: the list of the split is missing; names the file and how to get it.
         """
 
     @abstractmethod
@@ -111,15 +89,8 @@ class Source(ABC):
         return []
 
 
-# Checks and choices that sources share.
-
-
 def existing_root(root: str | Path, fix: str = "") -> Path:
-    """The root of a data set.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
+    """The root of a data set. Raises ValueError: there is no such folder."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ValueError(f"data.root={root}: no such folder{fix and f'; {fix}'}")
@@ -127,24 +98,17 @@ def existing_root(root: str | Path, fix: str = "") -> Path:
 
 
 def require_option(key: str, value: Any, options: Collection[Any]) -> None:
-    """Refuses a value that is not among the options.
-
-    Raises:
-        ValueError: names the key, the value and the options.
-    """
+    """Refuses a value that is not among the options. Raises ValueError: names the key, the value and the options."""
     if value not in options:
         shown = ", ".join("null" if option is None else str(option) for option in options)
         raise ValueError(f"data.{key}={value}: expected one of {shown}")
 
 
 def json_mapping(file: Path, expected: str) -> dict[str, Any]:
-    """The content of one of a data set's json files.
+    """The content of one of a data set's json files. Raises ValueError: it is damaged, or holds no mapping; names it.
 
     Args:
         expected: its content in words, for the message.
-
-    Raises:
-        ValueError: it is damaged, or holds no mapping; names it.
     """
     content = read_json(file, "get it again")
     if not isinstance(content, dict):
@@ -154,20 +118,14 @@ def json_mapping(file: Path, expected: str) -> dict[str, Any]:
 
 
 def require_count(split: str, count: int | None) -> None:
-    """Refuses a number of samples below 1.
-
-    Raises:
-        ValueError: names the key and the value.
-    """
+    """Refuses a number of samples below 1. Raises ValueError: names the key and the value."""
     if count is not None and count < 1:
         raise ValueError(f"data.{split}.count={count}: at least one sample is needed; null takes all")
 
 
 def lowest_hashes(keys: Sequence[str], count: int, option: str, available: str) -> list[int]:
-    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice.
-
-    Raises:
-        ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
+    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice. Raises
+    ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
     """
     if count > len(keys):
         raise ValueError(f"{option}={count}: {available.format(len(keys))} that can be used; lower it, or null for all")

@@ -44,25 +44,15 @@ class PackedStrings(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class SplitIndex:
-    """N images.
+    """N images."""
 
-    Attributes:
-        keypoints: ``[people of all images, 17, 3] float32``.
-        areas: ``[people of all images] float32``, NaN where the data set has none.
-        people: ``[N] int64`` where the people of each image end.
-        sizes: ``[N, 2] int64`` height and width.
-        spans: ``[N, 2] int64`` offset and length of each image in its file.
-        files: the files, relative to the root of the data set.
-        records: id, prompt, attributes and the hash of the bytes of each image, as json.
-    """
-
-    keypoints: np.ndarray
-    areas: np.ndarray
-    people: np.ndarray
-    sizes: np.ndarray
-    spans: np.ndarray
-    files: PackedStrings
-    records: PackedStrings
+    keypoints: np.ndarray  # ``[people of all images, 17, 3] float32``
+    areas: np.ndarray  # ``[people of all images] float32``, NaN where the data set has none
+    people: np.ndarray  # ``[N] int64`` where the people of each image end
+    sizes: np.ndarray  # ``[N, 2] int64`` height and width
+    spans: np.ndarray  # ``[N, 2] int64`` offset and length of each image in its file
+    files: PackedStrings  # the files, relative to the root of the data set
+    records: PackedStrings  # id, prompt, attributes and the hash of the bytes of each image, as json
 
     @classmethod
     def of(cls, entries: Sequence[StoredImage], sizes: Sequence[tuple[int, int]], hashes: Sequence[str]) -> SplitIndex:
@@ -118,11 +108,7 @@ class SplitIndex:
 
     @classmethod
     def load(cls, path: Path) -> tuple[SplitIndex, str]:
-        """An index and the hash of its content.
-
-        Raises:
-            ValueError: the file is damaged; names it and the fix.
-        """
+        """An index and the hash of its content. Raises ValueError: the file is damaged; names it and the fix."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 texts = [PackedStrings(stored[f"{name}_letters"], stored[f"{name}_ends"]) for name in INDEX_TEXTS]

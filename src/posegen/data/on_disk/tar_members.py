@@ -28,17 +28,11 @@ COMPRESSED = {
 
 @dataclass(frozen=True)
 class TarMembers(Mapping[str, tuple[int, int]]):
-    """The regular files in a tar: name -> (offset of the first byte, size in bytes), in the tar's order.
+    """The regular files in a tar: name -> (offset of the first byte, size in bytes), in the tar's order."""
 
-    Attributes:
-        file: the tar.
-        places: name -> (offset, size).
-        problem: why the tar ends early; empty for a whole one. The members before the break are all there.
-    """
-
-    file: Path
-    places: dict[str, tuple[int, int]]
-    problem: str = ""
+    file: Path  # the tar
+    places: dict[str, tuple[int, int]]  # name -> (offset, size)
+    problem: str = ""  # why the tar ends early; empty for a whole one. The members before the break are all there
 
     def __getitem__(self, name: str) -> tuple[int, int]:
         return self.places[name]
@@ -50,11 +44,7 @@ class TarMembers(Mapping[str, tuple[int, int]]):
         return len(self.places)
 
     def read(self, name: str) -> bytes:
-        """The content of a member.
-
-        Raises:
-            KeyError: there is none of this name.
-        """
+        """The content of a member. Raises KeyError: there is none of this name."""
         offset, size = self.places[name]
         with self.file.open("rb") as stream:
             stream.seek(offset)
@@ -62,15 +52,12 @@ class TarMembers(Mapping[str, tuple[int, int]]):
 
     @classmethod
     def of(cls, file: Path, cache: Path | None = None) -> TarMembers:
-        """The index of a tar, read from its file or built.
+        """The index of a tar, read from its file or built. Raises FileNotFoundError: there is no such tar; ValueError:
+        it is compressed, or no tar.
 
         Args:
             file: the tar.
             cache: folder of the index; None is the tar's folder.
-
-        Raises:
-            FileNotFoundError: there is no such tar.
-            ValueError: it is compressed, or no tar.
         """
         index = tar_index_file(file, cache)
         stamp = tar_stamp(file)
@@ -97,11 +84,7 @@ def tar_stamp(file: Path) -> list[int]:
 
 
 def scan_tar(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
-    """The members of a tar and, where it ends early, the problem.
-
-    Raises:
-        ValueError: it is compressed, or no tar.
-    """
+    """The members of a tar and, where it ends early, the problem. Raises ValueError: it is compressed, or no tar."""
     _refuse_compressed(file)
     length, places, problem = file.stat().st_size, {}, ""
     with file.open("rb") as stream:

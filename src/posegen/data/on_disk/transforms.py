@@ -29,27 +29,16 @@ LEAST_SCORE = 0.02
 
 @dataclass(frozen=True)
 class View:
-    """A crop of a stored image: it is mirrored, then scaled, then cut.
+    """A crop of a stored image: it is mirrored, then scaled, then cut."""
 
-    Attributes:
-        stored: (height, width) of the stored image.
-        scaled: (height, width) after scaling.
-        top: first row of the cut.
-        left: first column of the cut.
-        size: (height, width) of the cut.
-        mirrored: left for right.
-        upturned: top for bottom.
-        enlarging: OpenCV's interpolation for images that are too small; others are averaged.
-    """
-
-    stored: ImageSize
-    scaled: ImageSize
-    top: int
-    left: int
-    size: ImageSize
-    mirrored: bool = False
-    upturned: bool = False
-    enlarging: int = cv2.INTER_CUBIC
+    stored: ImageSize  # (height, width) of the stored image
+    scaled: ImageSize  # (height, width) after scaling
+    top: int  # first row of the cut
+    left: int  # first column of the cut
+    size: ImageSize  # (height, width) of the cut
+    mirrored: bool = False  # left for right
+    upturned: bool = False  # top for bottom
+    enlarging: int = cv2.INTER_CUBIC  # OpenCV's interpolation for images that are too small; others are averaged
 
     @classmethod
     def covering(
@@ -104,13 +93,9 @@ class View:
 
 
 class Transform(ABC):
-    """A rule for the crop of an image and of its joints.
+    """A rule for the crop of an image and of its joints."""
 
-    Attributes:
-        varies: whether the crop changes between visits.
-    """
-
-    varies = False
+    varies = False  # whether the crop changes between visits
 
     @property
     @abstractmethod
@@ -254,11 +239,7 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def transform_of(given: str | Transform) -> Transform:
-    """A transform by its name.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """A transform by its name. Raises ValueError: there is none of that name."""
     if isinstance(given, str) and given not in TRANSFORMS:
         raise ValueError(f"transform={given!r}: expected one of {', '.join(TRANSFORMS)}")
     return TRANSFORMS[given] if isinstance(given, str) else given
