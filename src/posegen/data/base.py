@@ -61,19 +61,15 @@ class Sample:
     def about_main(self) -> dict[str, Any]:
         """The attributes; of those with one entry per person, the entry of the main person."""
         main, people = self.main, len(self.keypoints)
-        return {
-            name: value[main]
-            if main is not None and isinstance(value, tuple | list) and len(value) == people
-            else value
-            for name, value in self.attributes.items()
-        }
+        facts = dict(self.attributes)
+        for name, value in self.attributes.items():
+            if main is not None and isinstance(value, tuple | list) and len(value) == people:
+                facts[name] = value[main]
+        return facts
 
     @property
     def pose(self) -> Tensor:
-        """The main person ``[17, 3] float32`` in the square around it, see `posegen.poses.pose_square.to_square`.
-
-        Zeros where nobody is labelled.
-        """
+        """The main person ``[17, 3] float32`` in the square around it, see `to_square`; zeros with nobody labelled."""
         if self.main is None:
             return torch.zeros(17, 3)
         person = self.keypoints[self.main]
@@ -119,34 +115,24 @@ class PoseData(ABC):
 
     def twin(self, index: int) -> Sample:
         """Another image of the same caption, as of a perfect generator that reads only the text."""
-        raise TypeError(
-            f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out"
-        )
+        fix = "leave adapter=reference/same_caption out"
+        raise TypeError(f"data {self.name!r} cannot render a second image of a caption; {fix}")
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         """The image that a sample's appearance is taken from: the same person in another pose, on the same visit."""
-        raise TypeError(
-            f"data {self.name!r} has one image of each person; choose data with pairs, "
-            "for instance data=mannequin_pairs"
-        )
+        fix = "choose data with pairs, for instance data=mannequin_pairs"
+        raise TypeError(f"data {self.name!r} has one image of each person; {fix}")
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
         """All images that a sample's appearance is taken from, the same number for every sample."""
         return [self.source_of(index, visit)]
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
-        """People of this split, each with the clothes of another. Raises ValueError: the data set has no masks of
-        clothes.
-
-        Args:
-            count: number of people; None: all.
-            garment: ``shirt``, ``trousers``, or ``clothes`` for both.
-            told: the captions name the colours of the new clothes.
+        """``count`` people of this split (None: all), each with the ``garment`` of another: ``shirt``, ``trousers``, or
+        ``clothes`` for both; if ``told``, captions name its colours. Raises ValueError: the data has no such masks.
         """
-        raise ValueError(
-            f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, "
-            "or choose data=mannequin_pairs"
-        )
+        fix = "give picture=, mask= and source=, or choose data=mannequin_pairs"
+        raise ValueError(f"data {self.name!r} does not know where clothes are; {fix}")
 
     @property
     @abstractmethod
@@ -250,10 +236,7 @@ class PoseBatch:
     def samples(self) -> list[Sample]:
         """The samples without their pixels."""
         rows = zip(self.ids, self.prompts, self.keypoints, self.areas, self.attributes, strict=True)
-        return [
-            Sample(i, prompt, keypoints, areas, None, self.size, attributes)
-            for i, prompt, keypoints, areas, attributes in rows
-        ]
+        return [Sample(id, text, pose, area, None, self.size, facts) for id, text, pose, area, facts in rows]
 
     @property
     def sources(self) -> Tensor | None:
@@ -261,10 +244,7 @@ class PoseBatch:
         return self.source.unsqueeze(1) if self.source is not None and self.source.ndim == 4 else self.source
 
     def generators(self, purpose: str) -> list[torch.Generator]:
-        """One CPU generator per image, a function of (seed, visit, image id, purpose) alone.
-
-        So random numbers depend neither on the batch of an image nor on the device; each purpose has another stream.
-        """
+        """One CPU generator per image, a function of (seed, visit, image id, purpose) alone, not of batch or device."""
         return [generator(self.seed, self.visit, image_id, purpose) for image_id in self.ids]
 
     def randn(self, purpose: str, shape: Sequence[int]) -> Tensor:

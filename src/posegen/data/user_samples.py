@@ -19,7 +19,6 @@ class Prompts(PoseData):
     """One sample per prompt, without an image.
 
     Args:
-        prompts: the captions.
         people: per prompt the keypoints ``[P, 17, 3]`` on a canvas of ``size``; None where there are no poses yet.
         size: (height, width) of the images, or the side of a square.
         sources: files of the pictures that show the appearance, all of them for every prompt; None for none.
@@ -68,16 +67,10 @@ class Prompts(PoseData):
 
 
 class UserTransfer(Transfers):
-    """One picture of a person to dress, several times.
+    """A file ``picture`` of a person to dress as files ``sources`` show, ``images`` times, each from other noise.
 
-    Args:
-        picture: file of the person.
-        mask: file of a picture of the same size, light where the person is repainted.
-        sources: files of the pictures that show the clothes.
-        people: keypoints ``[P, 17, 3]`` of the people in the picture, on a canvas of ``size``.
-        size: (height, width) of the model's images.
-        prompt: the caption.
-        images: number of results, each from other noise.
+    The file ``mask`` has the picture's size and is light where the person is repainted. ``people`` are the keypoints
+    ``[P, 17, 3]`` in the picture, on a canvas of ``size`` (height, width), that of the model's images.
     """
 
     name, split = "own_transfer", "test"

@@ -60,19 +60,17 @@ class Folder(Source):
         self.root, self.name = existing_root(root), name
         self.folders, self.shares = folders and dict(folders), tuple(shares)
         if len(self.shares) != len(SPLITS) or abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0:
-            raise ValueError(
-                f"data.shares={list(shares)}: expected the shares of {', '.join(SPLITS)}, which add up to 1"
-            )
+            expected = f"the shares of {', '.join(SPLITS)}, which add up to 1"
+            raise ValueError(f"data.shares={list(shares)}: expected {expected}")
         self.poses = self._existing("poses", poses, "a json file in COCO's format, or a folder of OpenPose's")
         expected = "a json file {picture: prompt}, a csv file of file,prompt, or a folder of text files"
         self.prompts = self._existing("prompts", prompts, expected)
 
     def _existing(self, key: str, path: str | None, expected: str) -> Path | None:
-        if path is not None and not (self.root / path).exists():
-            raise ValueError(
-                f"data.{key}={path}: there is no {self.root / path}; expected {expected}, or null for none"
-            )
-        return None if path is None else self.root / path
+        file = None if path is None else self.root / path
+        if file and not file.exists():
+            raise ValueError(f"data.{key}={path}: there is no {file}; expected {expected}, or null for none")
+        return file
 
     def identity(self, split: str) -> dict[str, Any]:
         parts: list[str | Path] = ["\n".join(self.pictures(split))]
@@ -83,10 +81,9 @@ class Folder(Source):
 
     def pictures(self, split: str) -> list[str]:
         """The pictures of a split, relative to the root. Raises FileNotFoundError: no folder of the split."""
-        if split not in (self.folders or SPLITS):
-            raise FileNotFoundError(
-                f"data.folders has no folder for {split}; it has {', '.join(self.folders or SPLITS)}"
-            )
+        known = self.folders or SPLITS
+        if split not in known:
+            raise FileNotFoundError(f"data.folders has no folder for {split}; it has {', '.join(known)}")
         start = self.root / (self.folders[split] if self.folders else ".")
         if not start.is_dir():
             raise FileNotFoundError(f"data.folders.{split}: there is no folder {start}")
@@ -98,7 +95,6 @@ class Folder(Source):
         return sorted(file.relative_to(self.root).as_posix() for file in files)
 
     def split_of(self, file: str) -> str:
-        """The split of a picture without ``folders``: a function of its path."""
         place = np.searchsorted(np.cumsum(self.shares), hash_fraction(file), side="right")
         return SPLITS[min(int(place), len(SPLITS) - 1)]
 
@@ -127,9 +123,7 @@ class Folder(Source):
                 report(Defect(file, "missing"))
 
     def people(self, file: str) -> PicturePeople:
-        """The people of a picture; nobody where the poses do not list it. Raises ValueError: its file of poses cannot
-        be used.
-        """
+        """The people of a picture; nobody where it is not listed. Raises ValueError: its file of poses is damaged."""
         if self.poses is None or self.poses.is_file():
             return _lookup(self._coco_people, file) or NO_PEOPLE
         picture = Path(file)
@@ -152,11 +146,8 @@ class Folder(Source):
         images = content.get("images", ()) if isinstance(content, dict) else ()
         try:
             names = {image["id"]: str(image["file_name"]) for image in images}
-            sizes = {
-                image["id"]: (int(image["height"]), int(image["width"]))
-                for image in images
-                if {"height", "width"} <= image.keys()
-            }
+            sized = (image for image in images if {"height", "width"} <= image.keys())
+            sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in sized}
             people: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in names}
             for row in rows or ():
                 people.setdefault(row["image_id"], []).append(row)
@@ -165,13 +156,10 @@ class Folder(Source):
                 for image, mine in people.items()
             }
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{self.poses} is not in COCO's format ({type(error).__name__}: {error}); "
-                "expected images and annotations"
-            ) from error
+            problem = f"is not in COCO's format ({type(error).__name__}: {error})"
+            raise ValueError(f"{self.poses} {problem}; expected images and annotations") from error
 
     def prompt(self, file: str) -> str | None:
-        """The prompt of a picture; None where it has none."""
         if self.prompts is None:
             return ""
         if self.prompts.is_file():
@@ -198,20 +186,15 @@ def prompts_of_csv(file: Path, columns: str) -> list[tuple[str, str]]:
     with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = [row for row in csv.reader(stream) if row]
     if wrong := next((row for row in rows if len(row) != 2), None):
-        raise ValueError(
-            f"{file}: a line has {len(wrong)} values ({wrong}); expected {columns}, "
-            "with quotes around a prompt with commas"
-        )
+        fix = "with quotes around a prompt with commas"
+        raise ValueError(f"{file}: a line has {len(wrong)} values ({wrong}); expected {columns}, {fix}")
     return [(first, second) for first, second in rows]
 
 
 def _annotated_people(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None, name: str) -> PicturePeople:
     """The annotations of one picture, without crowds and others who have no labelled joint."""
-    people = [
-        (coco_joints(row["keypoints"], name), float(row.get("area") or np.nan))
-        for row in rows
-        if not row.get("iscrowd")
-    ]
+    rows = [row for row in rows if not row.get("iscrowd")]
+    people = [(coco_joints(row["keypoints"], name), float(row.get("area") or np.nan)) for row in rows]
     people = [(person, area) for person, area in people if (person[:, 2] > 0).any()]
     keypoints = np.stack([person for person, _ in people]) if people else np.zeros((0, 17, 3))
     return PicturePeople(keypoints.astype(np.float32), np.array([area for _, area in people], np.float32), size)

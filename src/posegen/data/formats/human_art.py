@@ -17,16 +17,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from posegen.data.condition import Defect
 from posegen.data.on_disk.object_arrays import read_arrays
-from posegen.data.on_disk.source import (
-    Defect,
-    FileSpan,
-    ReportDefect,
-    Source,
-    StoredImage,
-    json_mapping,
-    require_option,
-)
+from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, json_mapping, require_option
 from posegen.io.hashes import hash_fraction, joint_hash
 
 SCENARIOS = {
@@ -43,8 +36,6 @@ VALIDATION_LIST = {
     "scenarios": {s: 250 for group in SCENARIOS.values() for s in group},
     "sha256": "59eea766cd8b4c00",
 }
-#: The names of the lists in file names.
-TRAINING, VALIDATION = ("training", "train"), ("validation", "val")
 LIST_FORMATS = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
 ROOT_NAME = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
 PoseKind = Literal["annotation", "mapping"]
@@ -88,7 +79,7 @@ class HumanArt(Source):
         """The files that list the pictures of a split. Raises FileNotFoundError: there is none; names the expected
         files.
         """
-        names: tuple[str, ...] = VALIDATION if self._is_validation_list(split) else TRAINING
+        names: tuple[str, ...] = ("validation", "val") if self._is_validation_list(split) else ("training", "train")
         if self.poses == "mapping":
             names = tuple(f"{start}_{name}.json" for start in ("mapping_file", "mapping") for name in names)
             found = [self.root / name for name in names if (self.root / name).is_file()][:1]
@@ -121,13 +112,11 @@ class HumanArt(Source):
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {key}", "lacks img_path, pose_path or prompt"))
                 continue
-            path = self.root / below_root(poses)
+            path, missing = self.root / below_root(poses), f"missing; pose of {below_root(picture)}"
             try:
                 keypoints, areas = stored_people(path)
             except ValueError as error:
-                problem = str(error).removeprefix(f"{path} ")
-                if not path.is_file():
-                    problem = f"missing; pose of {below_root(picture)}"
+                problem = str(error).removeprefix(f"{path} ") if path.is_file() else missing
                 report(Defect(below_root(poses), problem))
                 continue
             yield self._entry(key, prompt, picture, None, keypoints, areas)
@@ -157,16 +146,12 @@ class HumanArt(Source):
 
 
 def below_root(path: str) -> str:
-    """A path of a list, relative to the root."""
     return path.lstrip("/").removeprefix(f"{ROOT_NAME}/")
 
 
 def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The people of one of HumanSD's pose files. Raises ValueError: the file is missing, damaged, or holds something
-    else; names it.
-
-    Returns:
-        ``[P, 17, 3] float32`` x, y and score on the stored picture, and ``[P] float32`` areas, NaN where unknown.
+    """The people of one of HumanSD's pose files: ``[P, 17, 3] float32`` x, y and score on the stored picture, and
+    ``[P] float32`` areas, NaN where unknown. Raises ValueError: the file is missing or damaged; names it.
     """
     arrays = read_arrays(path)
     try:
@@ -174,7 +159,5 @@ def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
         keypoints = np.array([person["keypoints"] for person in people], np.float32).reshape(len(people), 17, 3)
         return keypoints, np.array([person.get("area", np.nan) for person in people], np.float32).reshape(len(people))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        expected = f"expected arr_0 with a dict of keypoints [17, 3] for each ({type(error).__name__}: {error})"
+        raise ValueError(f"{path} holds no people: {expected}") from error

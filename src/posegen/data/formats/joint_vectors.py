@@ -29,7 +29,6 @@ from posegen.poses.pose_square import Square, to_square
 from posegen.poses.topology import COCO_JOINTS
 
 MAPS_FOLDER, TEXTS_FOLDER = "joint_vectors", "texts"
-PLATEAU = 0.0  # maps are lower where their joint is the nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +53,10 @@ class StoredPose(FramedPose):
 
 
 class JointVectors(PoseData):
-    """A share of the people in such a folder, in a fixed random order. Raises ValueError: the list is missing or
-    damaged, or the share is empty.
+    """A share of the people in such a folder, in a fixed random order. Raises ValueError: the list is damaged or empty.
 
     Args:
-        folder: the folder.
-        names: the list in it.
-        split: name of the share.
+        names: the list in the folder.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         count: take only the first so many; None for all.
         seed: of the order.
@@ -107,8 +103,7 @@ class JointVectors(PoseData):
         return [caption for _, caption in self.people]
 
     def __getitem__(self, index: int) -> Sample:
-        maps = self.maps(index)
-        path, caption = self.people[index]
+        maps, (path, caption) = self.maps(index), self.people[index]
         keypoints, area = keypoints_of(maps)[None], np.array([maps[0].size], np.float32)
         return StoredPose(f"{self.name}/{Path(path).stem}", caption, keypoints, area, None, self.size, maps=maps)
 
@@ -118,9 +113,8 @@ class JointVectors(PoseData):
         try:
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
-            ) from error
+            problem = f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
+            raise ValueError(problem) from error
         side = isqrt(stored.size // COCO_JOINTS)
         if stored.size != COCO_JOINTS * side**2 or not np.isfinite(stored).all():
             raise ValueError(
@@ -140,9 +134,7 @@ def random_share(
 
 
 def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:
-    """(path below the folder, caption) of everybody in the list; a leading slash is dropped. Raises ValueError: it is
-    missing or damaged.
-    """
+    """(path below the folder, caption) of everybody in the list. Raises ValueError: it is missing or damaged."""
     expected = f'expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS_FOLDER} of its files'
     try:
         return [(str(row["image_path"]).lstrip("/"), str(row["text"])) for row in read_json(path, expected)]
@@ -153,13 +145,7 @@ def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:
 def write_joint_vectors(
     folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json"
 ) -> None:
-    """Writes people in the released layout. The list comes last; an older list is removed first.
-
-    Args:
-        folder: the target.
-        people: (maps ``[17, side, side]``, caption) of each.
-        names: name of the list.
-    """
+    """Writes (maps ``[17, side, side]``, caption) in the released layout; the list comes last."""
     root, entries = Path(folder), []
     for part in (MAPS_FOLDER, TEXTS_FOLDER):
         (root / part).mkdir(parents=True, exist_ok=True)
@@ -175,10 +161,9 @@ def write_joint_vectors(
 def keypoints_of(maps: np.ndarray) -> np.ndarray:
     """Keypoints ``[17, 3]`` of released maps ``[17, side, side]``: the centre of the low half of each; zeros if absent.
 
-    The maps are saturated around a joint, and neighbours cut into each other, so the error is 1 to 2 of 64 pixels
-    (median).
+    Maps are saturated around a joint, and neighbours cut into each other: the median error is 1 to 2 of 64 pixels.
     """
-    low = np.where(maps < PLATEAU, (1 - maps) / 2, 0)
+    low = np.where(maps < 0, (1 - maps) / 2, 0)  # negative where their joint is the nearest
     mass = low.sum((1, 2))
     rows, columns = np.arange(maps.shape[1]), np.arange(maps.shape[2])
     x, y = (low.sum(1) * columns).sum(1), (low.sum(2) * rows).sum(1)

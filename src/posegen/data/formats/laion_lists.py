@@ -34,8 +34,7 @@ class LaionRow(NamedTuple):
 class PathRule:
     """How the paths of a mapping become paths below the root."""
 
-    #: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on, which all known
-    #: copies have
+    #: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on
     strip: str | None = None
     add: str = ""  # the start to add
 
@@ -43,8 +42,7 @@ class PathRule:
         path = path.lstrip("/")
         if self.strip is None:
             parts = path.split("/")
-            start = next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0)
-            path = "/".join(parts[start:])
+            path = "/".join(parts[next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0) :])
         return f"{self.add}{path.removeprefix(self.strip.lstrip('/') if self.strip else '')}".lstrip("/")
 
 
@@ -71,9 +69,7 @@ def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | N
 
 
 def fetched_rows(file: Path) -> Iterator[LaionRow]:
-    """The rows of img2dataset's table; none where there is no such file. Raises ImportError: pyarrow is not installed;
-    ValueError: the file is damaged or has no keys.
-    """
+    """The rows of img2dataset's table; none without the file. Raises ImportError: no pyarrow; ValueError."""
     if not file.is_file():
         return
     try:
@@ -85,9 +81,8 @@ def fetched_rows(file: Path) -> Iterator[LaionRow]:
         columns = parquet.read_table(file, columns=names).to_pydict()
         keys = [laion_key(key) for key in columns["key"]]
     except (ArrowException, OSError, KeyError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}: {error}); expected the columns key and url"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} cannot be read ({reason}); expected the columns key and url") from error
     urls = columns.get("url", [None] * len(keys))
     yield from (LaionRow(key, url=url) for key, url in zip(keys, urls, strict=True) if key is not None)
 

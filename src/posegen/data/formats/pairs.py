@@ -1,8 +1,4 @@
-"""Pairs of photographs of one person: the second image is generated from the first and the pose of the second.
-
-A `PairSource` lists images, as any source does, and pairs of them. Images are checked and indexed once, in however many
-pairs they are.
-"""
+"""Pairs of photographs of one person: the second image is generated from the first and the pose of the second."""
 
 from __future__ import annotations
 
@@ -50,29 +46,23 @@ class PairSource(Source):
         """The group of an image: pairs join images of one group, and groups are held out whole."""
 
     def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
-        """The pairs of a list, by image names; the id of an image is ``<name of the data set>/<name of the image>``."""
+        """The pairs of a list, by image names; an image's id is ``<name of the data set>/<name of the image>``."""
         return pairs_in(self.pair_file(split), self.image_name, report)
 
-    def pair_facts(self, split: str) -> dict[str, Any]:
-        """Facts about the pair files, for the record."""
+    def pair_facts(self, split: str) -> dict[str, Any]:  # for the record
         file = self.pair_file(split)
         return {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
-        """Suspicions about the pairs of a list."""
-        found, released, file = len(pairs), self.released_pairs[split], self.pair_file(split)
-        if found == released:
-            return []
-        return [f"{file.name} has {found:,} pairs; the released list has {released:,}"]
+        found, released = len(pairs), self.released_pairs[split]
+        remark = f"{self.pair_file(split).name} has {found:,} pairs; the released list has {released:,}"
+        return [] if found == released else [remark]
 
 
 class Pictures(RealData):
-    """The single images: the reference set of distances between sets.
+    """The single images of a whole list, train or test: the reference set of distances between sets.
 
-    Args:
-        source: the data set on disk.
-        split: train or test, all of the list.
-        mirror: fraction of the visits with the image mirrored.
+    ``mirror`` is the fraction of the visits with the image mirrored.
     """
 
     source: PairSource
@@ -105,11 +95,10 @@ class PairRows:
 
 
 class Pairs(PoseData):
-    """A split of a data set of pairs; a sample is a target, and `source_of` gives the image that it is generated from.
+    """A split of a data set of pairs; a sample is a target, `source_of` the image that it is generated from.
     Raises ValueError: an option is invalid.
 
     Args:
-        source: the data set on disk.
         split: train, validation (the held-out part of the training list) or test.
         size: (height, width) of the samples, to which images are stretched.
         prompt: the caption of all.
@@ -118,8 +107,7 @@ class Pairs(PoseData):
             source on each visit.
         mirror: fraction of the visits with both images mirrored and left and right joints exchanged; for training.
         count: number of pairs, those whose ids have the lowest hashes; None: all.
-        cache: folder for the prepared files.
-        workers: processes that check images; None takes one per core.
+        cache, workers: see `RealData`.
     """
 
     def __init__(
@@ -140,8 +128,7 @@ class Pairs(PoseData):
         require_option("expand", expand, get_args(Expand))
         if not 0 <= holdout < 1 or not 0 <= mirror <= 1:
             raise ValueError(
-                f"data.{split}: holdout={holdout} and mirror={mirror} are shares between 0 and 1, "
-                "and something must be left to train on"
+                f"data.{split}: expected 0 <= holdout < 1 and 0 <= mirror <= 1; holdout={holdout}, mirror={mirror}"
             )
         require_count(split, count)
         self.source, self.split, self.name, self.prompt = source, split, source.name, prompt
@@ -150,9 +137,7 @@ class Pairs(PoseData):
         self.size, self.varies = self.pictures.size, self.pictures.varies
 
     def prepare(self) -> None:
-        """Checks the images, and that there are pairs of them. Raises OSError: a list is missing; ValueError: no pair
-        can be used, or fewer than ``count``.
-        """
+        """Checks images and pairs. Raises OSError: a list is missing; ValueError: see `chosen`."""
         self.pictures.prepare()
         for name in ("chosen", "_known"):
             self.__dict__.pop(name, None)
@@ -170,28 +155,38 @@ class Pairs(PoseData):
         listed = list(self.source.pairs(self.pictures.split, defects.append))
         flat = [Pair(target, (source,)) for target, sources in listed for source in sources]
         warnings = self.source.pair_suspicions(self.pictures.split, flat)
-        mixed = sum(self.source.group(pair.target) != self.source.group(pair.sources[0]) for pair in flat)
+        mixed = sum(self.source.group(target) != self.source.group(source) for target, (source,) in flat)
         if mixed:
             warnings.append(f"{mixed:,} of {len(flat):,} pairs join pictures of different {self.source.grouped}")
-        mine = [pair for pair in (flat if self.expand == "all" else listed) if self._in_split(pair.target)]
-        usable = self._limited(list(self._usable(mine, defects)))
+        group, start = self.source.group, f"data.{self.split}"
+        everyone, want_held_out = PAIR_LISTS[self.split] == "test", self.split == "validation"
+        mine = flat if self.expand == "all" else listed
+        mine = [p for p in mine if everyone or (hash_fraction(group(p.target)) < self.holdout) == want_held_out]
+        usable = list(self._usable(mine, defects))
+        if self.count is not None:
+            names = [pair_name(pair.sources[0], pair.target) for pair in usable]
+            rows = lowest_hashes(names, self.count, f"{start}.count", f"{self.name} has {{}} pairs")
+            usable = [usable[i] for i in rows]
         if not usable:
             reasons = f"the list has {len(listed):,}"
             if defects:
                 reasons = f"{len(defects)} defects, such as {defects[0].file}: {defects[0].problem}"
-            raise ValueError(f"data.{self.split}: no pair of {self.source.root} can be used; {reasons}")
+            raise ValueError(f"{start}: no pair of {self.source.root} can be used; {reasons}")
         facts = {
             "pairs": len(usable),
             "listed_pairs": len(flat),
             "pictures": len({name for target, sources in usable for name in (target, *sources)}),
-            self.source.grouped: len({self.source.group(pair.target) for pair in usable}),
+            self.source.grouped: len({group(pair.target) for pair in usable}),
         }
         facts |= self.source.pair_facts(self.pictures.split)
-        return self._rows(usable, Condition(facts, warnings, defects))
-
-    def _in_split(self, target: str) -> bool:
-        held_out = hash_fraction(self.source.group(target)) < self.holdout
-        return PAIR_LISTS[self.split] == "test" or held_out == (self.split == "validation")
+        known = self._known
+        return PairRows(
+            np.array([known[pair.target] for pair in usable], np.int64),
+            np.array([known[source] for pair in usable for source in pair.sources], np.int64),
+            np.cumsum([len(pair.sources) for pair in usable], dtype=np.int64),
+            text_hash("\n".join(f"{target} {' '.join(sources)}" for target, sources in usable)),
+            Condition(facts, warnings, defects),
+        )
 
     @cached_property
     def _known(self) -> dict[str, int]:
@@ -214,26 +209,8 @@ class Pairs(PoseData):
                 seen.add(pair_name(left[0], target))
                 yield Pair(target, left)
 
-    def _limited(self, pairs: list[Pair]) -> list[Pair]:
-        if self.count is None:
-            return pairs
-        names = [pair_name(pair.sources[0], pair.target) for pair in pairs]
-        rows = lowest_hashes(names, self.count, f"data.{self.split}.count", f"{self.name} has {{}} pairs")
-        return [pairs[i] for i in rows]
-
-    def _rows(self, pairs: Sequence[Pair], condition: Condition) -> PairRows:
-        known = self._known
-        return PairRows(
-            np.array([known[pair.target] for pair in pairs], np.int64),
-            np.array([known[source] for pair in pairs for source in pair.sources], np.int64),
-            np.cumsum([len(pair.sources) for pair in pairs], dtype=np.int64),
-            text_hash("\n".join(f"{target} {' '.join(sources)}" for target, sources in pairs)),
-            condition,
-        )
-
     @property
     def identity(self) -> dict[str, Any]:
-        """The place of the images does not count."""
         about = {name: getattr(self, name) for name in ("name", "split", "prompt", "expand", "size")}
         content = [self.pictures.read[1], self.chosen.content]
         return {**about, "content": content, "first": self.count, "transform": self.pictures.transform.identity}
@@ -283,5 +260,5 @@ class Pairs(PoseData):
 
 
 def pair_name(source: str, target: str) -> str:
-    """The name of a pair, as in the file names of published results."""
+    """As in the file names of published results."""
     return f"{source}_2_{target}"

@@ -31,21 +31,17 @@ class Selection:
     def __post_init__(self) -> None:
         given = [number for number in (self.stride, self.per_clip) if number is not None]
         if len(given) != 1 or given[0] < 1:
-            raise ValueError(
-                f"data.stride={self.stride} and data.per_clip={self.per_clip}: "
-                "expected one positive number and one null"
-            )
+            both = f"data.stride={self.stride} and data.per_clip={self.per_clip}"
+            raise ValueError(f"{both}: expected one positive number and one null")
 
-    def of(self, count: int) -> list[int]:
-        """The numbers of the chosen of ``count`` frames."""
+    def of(self, count: int) -> list[int]:  # the numbers of the chosen of ``count`` frames
         if self.stride is not None:
             return list(range(0, count, self.stride))
         parts = min(count, self.per_clip or count)
         return [int((i + 0.5) * count / parts) for i in range(parts)]
 
     @property
-    def name(self) -> str:
-        """The folder of the chosen frames."""
+    def name(self) -> str:  # the folder of the chosen frames
         return f"stride_{self.stride}" if self.stride is not None else f"per_clip_{self.per_clip}"
 
     @property
@@ -60,9 +56,7 @@ def extract_videos(
 
     Frames of an earlier run on the same file are kept; a folder appears only when all its frames are there. Its
     ``clip.json`` records the video, its size and time of change, the selection, the frames and the version of OpenCV.
-
-    Args:
-        report: is called with each video that cannot be read, and the problem.
+    ``report`` is called with each video that cannot be read, and the problem.
     """
     waiting = [video for video in videos if not _is_extracted(video, target / video.stem, selection)]
     failed = set()
@@ -108,7 +102,6 @@ def frames_of(video: Path, wanted: Collection[int]) -> Iterator[tuple[int, np.nd
 
 
 def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
-    """Stops at each frame of a video."""
     capture = cv2.VideoCapture(str(video))
     try:
         while capture.grab():

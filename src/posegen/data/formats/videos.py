@@ -37,8 +37,7 @@ class VideoClip:
 
 
 class Videos(Source):
-    """Frames of videos, with poses and prompts of the user's. Raises ValueError: the root is no folder, or the choice
-    of frames is invalid.
+    """Frames of videos, with poses and prompts of the user's. Raises ValueError: no root, or a wrong choice of frames.
 
     Args:
         root: the folder of the data set.
@@ -65,9 +64,7 @@ class Videos(Source):
 
     @abstractmethod
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
-        """The clips of a split in a stable order. Raises FileNotFoundError: the list or the folder of the split is
-        missing.
-        """
+        """The clips of a split in a stable order. Raises FileNotFoundError: its list or folder is missing."""
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         people = self._people
@@ -92,27 +89,21 @@ class Videos(Source):
 
     @cached_property
     def _people(self) -> Folder | None:
-        """The reader of the poses."""
         if self.poses is None:
             return None
         if not (self.root / self.poses).is_file():
-            raise FileNotFoundError(
-                f"data.poses={self.poses}: there is no {self.root / self.poses}. The set has no poses: find them with "
-                "`posegen annotate`, put its file there, or read frames without poses with data.poses=null"
-            )
+            fix = "find them with `posegen annotate` and put its file there, or read frames alone with data.poses=null"
+            raise FileNotFoundError(f"data.poses={self.poses}: there is no {self.root / self.poses}; {fix}")
         return Folder(self.root, self.poses, prompts=None)
 
     @cached_property
     def _captions(self) -> Mapping[str, str]:
-        """Prompts by clip or frame."""
         if self.prompts is None:
             return {}
         file = self.root / self.prompts
         if not file.is_file():
-            raise FileNotFoundError(
-                f"data.prompts={self.prompts}: there is no {file}; "
-                "expected a csv file of clip,prompt or frame,prompt, or null"
-            )
+            expected = "expected a csv file of clip,prompt or frame,prompt, or null"
+            raise FileNotFoundError(f"data.prompts={self.prompts}: there is no {file}; {expected}")
         return dict(prompts_of_csv(file, "clip,prompt"))
 
     def _clip_of_folder(self, folder: Path, name: str, report: ReportDefect, **facts: Any) -> Iterator[VideoClip]:
@@ -122,14 +113,10 @@ class Videos(Source):
         if not files:
             report(Defect(start, "no frames in it" if there else "missing"))
             return
-        frames = [(_frame_number(files[i], i), f"{start}/{files[i]}") for i in self.selection.of(len(files))]
+        stems = [file.rpartition(".")[0] for file in files]
+        numbers = [int(stem) if stem.isdecimal() else i for i, stem in enumerate(stems)]  # its place where it has none
+        frames = [(numbers[i], f"{start}/{files[i]}") for i in self.selection.of(len(files))]
         yield VideoClip(name, frames, **facts)
-
-
-def _frame_number(file: str, position: int) -> int:
-    """The number in a frame's file name; its position where there is none."""
-    stem = Path(file).stem
-    return int(stem) if stem.isdecimal() else position
 
 
 class UBCFashion(Videos):
@@ -153,10 +140,8 @@ class UBCFashion(Videos):
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
         name = self.folders.get(split)
         if name is None or not (self.root / name).is_dir():
-            raise FileNotFoundError(
-                f"data.folders.{split}: there is no folder {self.root / (name or split)}; "
-                "expected one with the mp4 files of the split"
-            )
+            fault = f"there is no folder {self.root / (name or split)}; expected one with the mp4 files of the split"
+            raise FileNotFoundError(f"data.folders.{split}: {fault}")
         inside = sorted((self.root / name).iterdir())
         videos = [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES]
         target = self.root / "frames" / self.selection.name / name
@@ -196,10 +181,8 @@ class DAVIS(Videos):
         names = _clip_names(file, "DAVIS 2017 brings it (DAVIS-2017-trainval-480p.zip)")
         folder = self.root / "JPEGImages" / self.resolution
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"data.resolution={self.resolution}: there is no folder {folder}; "
-                "expected one with a folder of frames per sequence"
-            )
+            fault = f"there is no folder {folder}; expected one with a folder of frames per sequence"
+            raise FileNotFoundError(f"data.resolution={self.resolution}: {fault}")
         for name in names:
             if self.sequences is None or name in self.sequences:
                 yield from self._clip_of_folder(folder / name, name, report, attributes={"scenario": name})
@@ -242,22 +225,20 @@ class DanceTrack(Videos):
             if name == "name":  # the head of the list
                 continue
             folder = self.root / part / name
-            truth = folder / "gt" / "gt.txt"
-            if truth.is_file():
-                try:
-                    boxes_of_frames(truth)
-                except ValueError as error:
-                    report(Defect(f"{part}/{name}/gt/gt.txt", str(error), fatal=False))
-            elif part != "test":
-                report(Defect(f"{part}/{name}/gt/gt.txt", "missing", fatal=False))
+            try:
+                boxes_of_frames(folder / "gt" / "gt.txt")
+            except (FileNotFoundError, ValueError) as error:
+                problem = "missing" if isinstance(error, OSError) else str(error)
+                if part != "test" or problem != "missing":
+                    report(Defect(f"{part}/{name}/gt/gt.txt", problem, fatal=False))
             yield from self._clip_of_folder(folder / "img1", name, report, size=_clip_size(folder / "seqinfo.ini"))
 
     def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:
         file = self.root / Path(clip.frames[0][1]).parent.parent / "gt" / "gt.txt"
         if self._boxes[0] != clip.name:
             try:
-                self._boxes = clip.name, boxes_of_frames(file) if file.is_file() else {}
-            except ValueError:  # reported with the clip
+                self._boxes = clip.name, boxes_of_frames(file)
+            except (FileNotFoundError, ValueError):  # reported with the clip
                 self._boxes = clip.name, {}
         return {"boxes": self._boxes[1].get(number, {})} if self._boxes[1] else {}
 
@@ -266,9 +247,7 @@ class DanceTrack(Videos):
 
 
 def boxes_of_frames(file: Path) -> dict[int, dict[str, list[float]]]:
-    """Frame -> track -> box (x, y, width, height), from lines ``frame,track,left,top,width,height,...``. Raises
-    ValueError: a line has another form; names it.
-    """
+    """Frame -> track -> box (x, y, width, height). Raises ValueError: a line has another form; names it."""
     boxes: dict[int, dict[str, list[float]]] = {}
     for i, line in enumerate(file.read_text(encoding="utf-8").split()):
         try:

@@ -1,7 +1,6 @@
 """Real data sets as they lie on disk: what is known of each image before it is opened.
 
-A data set is a `Source` that lists its images. All that follows is the same for every data set: checks, index, crops,
-samples.
+A `Source` lists the images of a data set. Checks, index, crops and samples are the same for every data set.
 """
 
 from __future__ import annotations
@@ -76,11 +75,9 @@ class Source(ABC):
         """All that the entries depend on, as plain values: the options, and a hash of the split's list of files."""
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        """Published counts and hashes to compare with.
-
-        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: first digits of the hash of
-        the sorted image paths, joined by newlines; ``shape``: (height, width) of which images are about a multiple, and
-        ``otherwise``: the probable fault where they are not.
+        """Published facts: number of ``entries``; ``scenarios``, their number by scenario; ``sha256``, first digits of
+        the hash of the sorted image paths, joined by newlines; ``shape``, (height, width) of which images are about a
+        multiple, and ``otherwise``, the probable fault where they are not.
         """
         return {}
 
@@ -90,7 +87,6 @@ class Source(ABC):
 
 
 def existing_root(root: str | Path, fix: str = "") -> Path:
-    """The root of a data set. Raises ValueError: there is no such folder."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ValueError(f"data.root={root}: no such folder{fix and f'; {fix}'}")
@@ -105,27 +101,22 @@ def require_option(key: str, value: Any, options: Collection[Any]) -> None:
 
 
 def json_mapping(file: Path, expected: str) -> dict[str, Any]:
-    """The content of one of a data set's json files. Raises ValueError: it is damaged, or holds no mapping; names it.
-
-    Args:
-        expected: its content in words, for the message.
-    """
+    """The content of a json file. Raises ValueError: it is damaged, or holds no mapping as ``expected`` in words."""
     content = read_json(file, "get it again")
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ValueError(f"{file} holds a {kind}; expected {expected}: is it another file of that name?")
-    return content
+    if isinstance(content, dict):
+        return content
+    kind = type(content).__name__
+    raise ValueError(f"{file} holds a {kind}; expected {expected}: is it another file of that name?")
 
 
 def require_count(split: str, count: int | None) -> None:
-    """Refuses a number of samples below 1. Raises ValueError: names the key and the value."""
     if count is not None and count < 1:
         raise ValueError(f"data.{split}.count={count}: at least one sample is needed; null takes all")
 
 
 def lowest_hashes(keys: Sequence[str], count: int, option: str, available: str) -> list[int]:
-    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice. Raises
-    ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
+    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice.
+    Raises ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
     """
     if count > len(keys):
         raise ValueError(f"{option}={count}: {available.format(len(keys))} that can be used; lower it, or null for all")

@@ -47,16 +47,12 @@ class View:
         """The shorter side fills ``size``; the longer is cut in the middle, or at 0 (top, left) to 1."""
         factor = max(size[0] / stored[0], size[1] / stored[1])
         height, width = (max(least, round(factor * side)) for least, side in zip(size, stored, strict=True))
-        spare = height - size[0], width - size[1]
-        top, left = (
-            s // 2 if part is None else min(int(part * (s + 1)), s)
-            for part, s in zip((down, across), spare, strict=True)
-        )
+        parts = (down, height - size[0]), (across, width - size[1])
+        top, left = (spare // 2 if part is None else min(int(part * (spare + 1)), spare) for part, spare in parts)
         return cls(stored, (height, width), top, left, size, **options)
 
     @property
-    def scale(self) -> np.ndarray:
-        """Factors of x and y."""
+    def scale(self) -> np.ndarray:  # factors of x and y
         return np.array([self.scaled[1] / self.stored[1], self.scaled[0] / self.stored[0]])
 
     @property
@@ -104,22 +100,17 @@ class Transform(ABC):
 
     @abstractmethod
     def view(self, id: str, visit: int, stored: ImageSize, size: ImageSize) -> View:
-        """The crop of the image ``id`` of size ``stored``; a function of the arguments alone."""
+        """The crop of an image; a function of the arguments alone."""
 
     @abstractmethod
     def joints(self, keypoints: np.ndarray, view: View) -> np.ndarray:
         """Keypoints ``[P, 17, 3]`` of the stored image in the crop, zeros where missing."""
 
     def people(self, keypoints: np.ndarray, areas: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The people in the crop: those with a visible joint.
+        """The people with a visible joint, of ``keypoints [P, 17, 3]`` and ``areas [P]`` on the stored image.
 
-        Args:
-            keypoints: ``[P, 17, 3]`` on the stored image.
-            areas: ``[P]`` in its pixels; NaN takes the box of the visible joints.
-
-        Returns:
-            ``[Q, 17, 3] float32`` joints, ``[Q] float32`` areas, and ``[P] bool`` who is visible. An area stays that of
-            the whole person: it is the person's scale, not the visible part.
+        Returns ``[Q, 17, 3] float32`` joints, ``[Q] float32`` areas, and ``[P] bool`` who is visible. An area stays
+        that of the whole person, the person's scale; where it is NaN, it is that of the box of the visible joints.
         """
         joints = self.joints(keypoints, view)
         there = np.zeros(len(keypoints), bool)
@@ -170,10 +161,7 @@ class Stretched(View):
 class Stretch(Corrected):
     """Images are stretched to the size, as in all programs that learn from pairs of person images.
 
-    Args:
-        mirror: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
-        bars: width of each of two bars at the sides, as a fraction of the image's; they are cut off.
-        threshold: joints with a lower or equal score are missing.
+    Two ``bars`` at the sides, each of that fraction of the image's width, are cut off. Others: see `Corrected`.
     """
 
     def __init__(self, mirror: float = 0.0, bars: float = 0.0, threshold: float = LEAST_SCORE) -> None:
@@ -194,9 +182,8 @@ class PublishedCrop(Transform):
     """A random part of the image, as the programs of HumanSD, Stable-Pose and GRPose read it, also in evaluation.
 
     Args:
-        horizontal: fraction of the visits with the image mirrored and left called right: 0.2 in HumanSD and in
-            Stable-Pose's training.
-        vertical: fraction of the visits with the image upside down: 0.1 in HumanSD.
+        horizontal: fraction of the visits with the image mirrored and left called right.
+        vertical: fraction of the visits with the image upside down.
         threshold: joints with a lower or equal score are missing.
         people: the number of people that are read, the first of the file.
     """
