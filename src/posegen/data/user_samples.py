@@ -90,16 +90,10 @@ class UserTransfer(Transfers):
         self.size = int(size[0]), int(size[1])
 
     @cached_property
-    def _picture(self) -> np.ndarray:
-        return user_picture(self.files[0], "picture")
-
-    @cached_property
-    def _mask(self) -> np.ndarray:
-        return user_mask(self.files[1], self._picture)
-
-    @cached_property
-    def _sources(self) -> list[Sample]:
-        return _source_samples(self.files[2:], self.size)
+    def _read(self) -> tuple[np.ndarray, np.ndarray, list[Sample]]:
+        """The picture, its mask and the sources."""
+        picture = user_picture(self.files[0], "picture")
+        return picture, user_mask(self.files[1], picture), _source_samples(self.files[2:], self.size)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -110,20 +104,20 @@ class UserTransfer(Transfers):
         return self.images
 
     def __getitem__(self, index: int) -> Sample:
-        image, areas = stretch_to(self._picture, self.size), joint_box_areas(self.keypoints)
+        image, areas = stretch_to(self._read[0], self.size), joint_box_areas(self.keypoints)
         return Sample(f"transfer/{index}", self.prompt, self.keypoints, areas, image, self.size)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
-        return self._sources[0]
+        return self._read[2][0]
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
-        return self._sources
+        return self._read[2]
 
     def picture_of(self, index: int) -> np.ndarray:
-        return self._picture
+        return self._read[0]
 
     def mask_of(self, index: int) -> np.ndarray:
-        return self._mask
+        return self._read[1]
 
 
 def _source_samples(files: Sequence[str], size: tuple[int, int]) -> list[Sample]:

@@ -91,15 +91,10 @@ class LaionHuman(Source):
         parts: list[Path | str | None] = [self._mapping(split)]
         if self.storage == "tar":
             parts.append(json.dumps([(file.name, file.stat().st_size) for file in sorted(self.images.glob("*.tar"))]))
-        return {
-            "name": self.name,
-            "storage": self.storage,
-            "shards": sorted(self.shards) if self.shards else None,
-            "prefixes": [self.paths.strip, self.paths.add],
-            "validation": None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0",
-            "exclude": self._exclude_identity,
-            "lists": joint_hash(parts),
-        }
+        shards, prefixes = sorted(self.shards) if self.shards else None, [self.paths.strip, self.paths.add]
+        validation = None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0"
+        about = {"name": self.name, "storage": self.storage, "shards": shards, "prefixes": prefixes}
+        return {**about, "validation": validation, "exclude": self._exclude_identity, "lists": joint_hash(parts)}
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         """In the order of the mapping; with tars, shard by shard. Raises ValueError: a list or its paths are wrong."""
@@ -107,7 +102,8 @@ class LaionHuman(Source):
             raise FileNotFoundError(f"{self.name} has no split {split}; it has train, validation, test")
         places = self._in_tars(split, report) if self.storage == "tar" else self._in_files(split, report)
         for row, place, prompt in places:
-            if self._excluded(row.key, prompt):
+            left_out = self.exclude(row.key, prompt) if callable(self.exclude) else row.key in self._excluded_keys
+            if left_out:
                 report(Defect(f"{place.file}: {row.key}" if place.length else place.file, "left out by data.exclude"))
                 continue
             poses = row.poses or f"{self.paths.add}{POSES}/{row.shard:05d}/{row.key}.npz"
@@ -193,7 +189,7 @@ class LaionHuman(Source):
             opened = self._open_tar(file, report)
             if opened is None:
                 continue
-            members, fetched = opened
+            (members, fetched), where = opened, self._relative(file)
             names = [name for name in members if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             pictures = {key: name for name in names if (key := laion_key(Path(name).stem)) is not None}
             wanted: Iterable[LaionRow] = listed.get(shard, ())
@@ -201,8 +197,15 @@ class LaionHuman(Source):
                 every = fetched.values() or map(LaionRow, pictures)
                 wanted = (row for row in every if self._wanted(row, split))
             for row in wanted:
-                known = row if row.key not in fetched else row._replace(url=fetched[row.key].url)
-                yield from self._in_tar(known, members, pictures.get(row.key), report)
+                picture, prompt = pictures.get(row.key), row.prompt
+                if picture is not None and prompt is None:
+                    prompt = laion_lists.prompt_beside(members, picture)
+                if picture is None or prompt is None:
+                    problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
+                    report(Defect(f"{where}: {row.key}", problem if picture else DEAD_LINK))
+                else:
+                    known = row._replace(url=fetched[row.key].url) if row.key in fetched else row
+                    yield known, FileSpan(where, *members[picture]), prompt
 
     def _open_tar(self, file: Path, report: ReportDefect) -> tuple[TarMembers, dict[str, LaionRow]] | None:
         """The members of a tar, and the rows of its table by key; None where the tar cannot be read."""
@@ -223,20 +226,6 @@ class LaionHuman(Source):
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix()
 
-    def _in_tar(
-        self, row: LaionRow, members: TarMembers, picture: str | None, report: ReportDefect
-    ) -> Iterator[tuple[LaionRow, FileSpan, str]]:
-        name = self._relative(members.file)
-        if picture is None:
-            report(Defect(f"{name}: {row.key}", DEAD_LINK))
-            return
-        prompt = row.prompt if row.prompt is not None else laion_lists.prompt_beside(members, picture)
-        if prompt is None:
-            problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
-            report(Defect(f"{name}: {row.key}", problem))
-            return
-        yield row, FileSpan(name, *members[picture]), prompt
-
     def _tars(self, report: ReportDefect) -> dict[int, Path]:
         """The tars of the chosen shards that are there, by shard."""
         name = "[0-9]" * 5 + ".tar"
@@ -252,6 +241,8 @@ class LaionHuman(Source):
 
     @cached_property
     def _excluded_keys(self) -> frozenset[str]:
+        if self.exclude is None:
+            return frozenset()
         file = self.root / str(self.exclude)
         if not file.is_file():
             expected = "expected a file with a key per line, or null"
@@ -261,11 +252,6 @@ class LaionHuman(Source):
         if wrong := [line for line, key in keys.items() if key is None]:
             raise ValueError(f"{file}: {wrong[0]!r} is no key; expected {KEY_DIGITS} digits per line")
         return frozenset(str(key) for key in keys.values())
-
-    def _excluded(self, key: str, prompt: str) -> bool:
-        if callable(self.exclude):
-            return bool(self.exclude(key, prompt))
-        return self.exclude is not None and key in self._excluded_keys
 
     @property
     def _exclude_identity(self) -> str | None:

@@ -227,33 +227,27 @@ class Pairs(PoseData):
 
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
         id, source, target = self._pair(index, visit)
-        sample = self.pictures.row(int(self.chosen.targets[index]), visit, image, id)
-        attributes = {**sample.attributes, "source": source, "target": target}
+        sample = self.pictures.row(target, visit, image, id)
+        attributes = {**sample.attributes, "source": self._name(source), "target": self._name(target)}
         return replace(sample, id=id, prompt=self.prompt, attributes=attributes)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         """The source of a pair, mirrored where the target is."""
-        id, _, _ = self._pair(index, visit)
-        return replace(self.pictures.row(self._source_row(index, visit), visit, True, id), prompt=self.prompt)
+        id, source, _ = self._pair(index, visit)
+        return replace(self.pictures.row(source, visit, True, id), prompt=self.prompt)
 
-    def _pair(self, index: int, visit: int) -> tuple[str, str, str]:
-        """(id of a pair, name of its source on this visit, name of its target)."""
+    def _pair(self, index: int, visit: int) -> tuple[str, int, int]:
+        """(id, row of the source, row of the target) of a pair; the source is a function of pair and visit alone."""
         index = self.checked(index)
-        rows = self.chosen.sources_of(index)[0], self._source_row(index, visit), self.chosen.targets[index]
-        first, source, target = map(self._name, rows)
-        return f"{self.name}/{pair_name(first, target)}", source, target
+        sources, target, choice = self.chosen.sources_of(index).tolist(), int(self.chosen.targets[index]), 0
+        first, name = self._name(sources[0]), self._name(target)
+        if len(sources) > 1:
+            chance = generator(name, first, visit, "source")
+            choice = int(torch.randint(len(sources), (), generator=chance))
+        return f"{self.name}/{pair_name(first, name)}", sources[choice], target
 
-    def _source_row(self, index: int, visit: int) -> int:
-        """One of a pair's sources, a function of the pair and the visit alone."""
-        index %= len(self)
-        sources, target = self.chosen.sources_of(index), self.chosen.targets[index]
-        if len(sources) == 1:
-            return int(sources[0])
-        chance = generator(self._name(target), self._name(sources[0]), visit, "source")
-        return int(sources[int(torch.randint(len(sources), (), generator=chance))])
-
-    def _name(self, row: Any) -> str:
-        return self.pictures.read[0].id(int(row)).removeprefix(f"{self.name}/")
+    def _name(self, row: int) -> str:
+        return self.pictures.read[0].id(row).removeprefix(f"{self.name}/")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_known"}

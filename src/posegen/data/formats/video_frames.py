@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from tqdm import tqdm
 
 from posegen.io.atomic import read_json_or_empty, replacing
@@ -71,34 +70,24 @@ def extract_videos(
 
 def extract_video(video: Path, folder: Path, selection: Selection) -> None:
     """Writes the chosen frames of one video. Raises ValueError: it cannot be decoded."""
-    chosen = selection.of(count_frames(video))
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        for number, frame in frames_of(video, set(chosen)):
-            good, png = cv2.imencode(".png", frame)
-            if not good:
-                raise ValueError(f"frame {number} cannot be encoded")
-            (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
-        manifest = json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1)
-        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
-
-
-def count_frames(video: Path) -> int:
-    """The number of decodable frames; the number in the file may be wrong. Raises ValueError: there is none."""
-    count = sum(1 for _ in _frames(video))
+    count = sum(1 for _ in _frames(video))  # the number in the file may be wrong
     if not count:
         raise ValueError("cannot be decoded (no frames)")
-    return count
-
-
-def frames_of(video: Path, wanted: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, ``[H, W, 3] uint8`` BGR) of the wanted frames of a video."""
-    for number, capture in enumerate(_frames(video)):
-        if number in wanted:
-            good, frame = capture.retrieve()
-            if not good:
-                raise ValueError(f"frame {number} cannot be decoded")
-            yield number, frame
+    chosen = selection.of(count)
+    wanted = set(chosen)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for number, capture in enumerate(_frames(video)):
+            if number in wanted:
+                good, frame = capture.retrieve()
+                if not good:
+                    raise ValueError(f"frame {number} cannot be decoded")
+                good, png = cv2.imencode(".png", frame)
+                if not good:
+                    raise ValueError(f"frame {number} cannot be encoded")
+                (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
+        manifest = json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1)
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
 
 
 def _frames(video: Path) -> Iterator[cv2.VideoCapture]:

@@ -126,9 +126,7 @@ class UBCFashion(Videos):
 
     The chosen frames are written once to ``<root>/frames/<choice>/<folder>/<clip>/``, whole clips at a time.
 
-    Args:
-        folders: split -> folder of its clips, relative to the root.
-        others: see `Videos`.
+    ``folders``: split -> folder of its clips, relative to the root. Other arguments: see `Videos`.
     """
 
     name = "ubc_fashion"
@@ -162,10 +160,8 @@ class DAVIS(Videos):
     <root>/JPEGImages/480p/<sequence>/00000.jpg
     <root>/ImageSets/2017/{train,val}.txt
 
-    Args:
-        resolution: ``480p`` or ``Full-Resolution``.
-        sequences: the sequences to use, those with people; None for all.
-        others: see `Videos`.
+    ``resolution`` is ``480p`` or ``Full-Resolution``; ``sequences`` are those to use, those with people, None for all.
+    Other arguments: see `Videos`.
     """
 
     name = "davis"
@@ -201,11 +197,8 @@ class DanceTrack(Videos):
     <root>/{train,val,test}/dancetrack0001/{img1/00000001.jpg, gt/gt.txt, seqinfo.ini}
     <root>/{train,val,test}_seqmap.txt                          40, 25 and 35 clips; those of test have no boxes
 
-    The attribute ``boxes`` of a frame holds track -> x, y, width and height in pixels. There are no poses.
-
-    Args:
-        part: the list of split ``test``: the labelled ``val``, or ``test``.
-        others: see `Videos`.
+    The attribute ``boxes`` of a frame holds track -> x, y, width and height in pixels. There are no poses. ``part`` is
+    the list of split ``test``: the labelled ``val``, or ``test``. Other arguments: see `Videos`.
     """
 
     name = "dance_track"
@@ -221,9 +214,8 @@ class DanceTrack(Videos):
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
         part = self._part(split)
         hint = "DanceTrack brings it (https://huggingface.co/datasets/noahcao/dancetrack)"
-        for name in _clip_names(self.root / f"{part}_seqmap.txt", hint):
-            if name == "name":  # the head of the list
-                continue
+        names = _clip_names(self.root / f"{part}_seqmap.txt", hint)
+        for name in (name for name in names if name != "name"):  # the head of the list
             folder = self.root / part / name
             try:
                 boxes_of_frames(folder / "gt" / "gt.txt")

@@ -114,22 +114,20 @@ def _made(value: Any, done: dict[int, Any]) -> Any:
     """The noted value with arrays in place of notes; ``done`` holds earlier results, since pickles share objects."""
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         return value
-    if id(value) not in done:
-        done[id(value)] = value, _new(value, done)  # the value is kept, or another would get its id
-    return done[id(value)][1]
-
-
-def _new(value: Any, done: dict[int, Any]) -> Any:
+    if id(value) in done:
+        return done[id(value)][1]
     if isinstance(value, dict):
-        return {_made(k, done): _made(v, done) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_made(v, done) for v in value)
-    if isinstance(value, _Scalar) and value.shape == ():
-        return value.made(done)[()]
-    if isinstance(value, _Array):
-        return value.made(done)
-    expected = "expected arrays, numbers, strings, dicts, lists and tuples"
-    raise ValueError(f"its pickle holds a {type(value).__name__}; {expected}")
+        made: Any = {_made(k, done): _made(v, done) for k, v in value.items()}
+    elif isinstance(value, list | tuple):
+        made = type(value)(_made(v, done) for v in value)
+    elif isinstance(value, _Array):
+        array = value.made(done)
+        made = array[()] if isinstance(value, _Scalar) and value.shape == () else array
+    else:
+        expected = "expected arrays, numbers, strings, dicts, lists and tuples"
+        raise ValueError(f"its pickle holds a {type(value).__name__}; {expected}")
+    done[id(value)] = value, made  # the value is kept, or another would get its id
+    return made
 
 
 class _Notes(pickle.Unpickler):
