@@ -18,7 +18,8 @@ from posegen.data.on_disk.images import decode_image, read_image
 from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.source import FileSpan
 from posegen.data.on_disk.transforms import Corrected
-from posegen.runner.batches import Needs, StepBatches, training_loader
+from posegen.runner.batches import Needs
+from posegen.train.training_batches import EpochBatches, training_loader
 from tests.data.trees import Planted, human_art
 
 LAYOUTS = ("annotation", "mapping")
@@ -313,8 +314,13 @@ def test_workers_read_the_same(tree: Path) -> None:
     needs = Needs(frozenset({"images"}))
     batches = []
     for workers in (0, 2):
-        loader = iter(training_loader(StepBatches(data, needs, 3, seed=0), workers))
-        batches.append([next(loader) for _ in range(4)])
+        order, seen = EpochBatches(len(data), 3, seed=0), []
+        loader = training_loader(data, needs, order, workers)
+        for epoch in (0, 1):
+            order.set_epoch(epoch)
+            seen += loader
+        assert len(seen) >= 4
+        batches.append(seen)
     for one, other in zip(*batches, strict=True):
         assert one.ids == other.ids and one.images.equal(other.images) and one.visit == other.visit
         assert all(np.array_equal(a, b) for a, b in zip(one.keypoints, other.keypoints, strict=True))

@@ -17,7 +17,8 @@ from posegen.data.formats.market1501 import Market1501, market_name
 from posegen.data.formats.pair_files import joints_in
 from posegen.data.formats.pairs import Pairs, Pictures
 from posegen.poses.topology import COCO_FLIP, COCO_NAMES, OPENPOSE_NAMES
-from posegen.runner.batches import Needs, StepBatches, training_loader
+from posegen.runner.batches import Needs
+from posegen.train.training_batches import EpochBatches, training_loader
 from tests.data.person_trees import Person, annotation, deepfashion, market1501, pairs_of
 
 SIZE = (256, 176)
@@ -154,7 +155,7 @@ def test_pictures_are_reduced_as_pillow_does_it(whole: tuple[Path, dict[str, lis
 
 def test_the_source_is_in_the_batch_with_its_pose(whole: tuple[Path, dict[str, list[Person]]]) -> None:
     data = data_of(whole[0], size=(64, 40))
-    batch = next(iter(training_loader(StepBatches(data, Needs(frozenset({"source", "images"})), 4, 0))))
+    batch = next(iter(training_loader(data, Needs(frozenset({"source", "images"})), EpochBatches(len(data), 4, 0))))
     assert batch.source.shape == batch.images.shape == (4, 3, 64, 40) and all(
         k.shape == (1, 17, 3) for k in batch.source_keypoints
     )

@@ -171,10 +171,8 @@ class Transfers(PoseData):
         """``[H', W'] bool`` the pixels of that picture to repaint."""
 
     def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
-        """The known garments, in the same order for each; empty where none is known.
-
-        Keys: ``picture``, ``style``, ``style_again`` (another picture of the person of the style), ``wrong_style``
-        (of a third person, for comparison).
+        """The known garments, in the same order for each key: ``picture``, ``style``, ``style_again`` (another picture
+        of the person of the style), ``wrong_style`` (of a third person, for comparison).
         """
         return {}
 

@@ -13,9 +13,7 @@ from posegen.data.on_disk.images import decode_image
 
 
 def user_picture(value: Any, name: str) -> np.ndarray:
-    """A picture ``[H, W, 3] uint8`` RGB of a file's path, a PIL image, or an array or tensor ``[H, W, 3] uint8``.
-    Raises ValueError: it is none of these, or the file cannot be read; calls it ``name``.
-    """
+    """``[H, W, 3] uint8`` RGB of a path, PIL image, or array or tensor of that form. Raises ValueError: of none."""
     if isinstance(value, str | Path):
         try:
             return np.array(decode_image(Path(value).expanduser().read_bytes()))
@@ -63,9 +61,8 @@ def stretch_to(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def user_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
-    """The pixels ``[H, W] bool`` of a picture to repaint: where a mask of its size is light. The mask is given as for
-    `user_picture`, or as an array ``[H, W]`` of booleans, of 0 to 1 or of 0 to 255. Raises ValueError: it cannot be
-    read, is of another size, or is light nowhere or everywhere.
+    """The pixels ``[H, W] bool`` to repaint, where a mask is light: as for `user_picture`, or an array ``[H, W]`` of
+    booleans, of 0 to 1 or of 0 to 255. Raises ValueError: unreadable, of another size, light nowhere or everywhere.
     """
     shown = value if isinstance(value, str | Path) else "array"
     if not isinstance(value, str | Path) and not hasattr(value, "convert"):

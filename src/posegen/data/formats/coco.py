@@ -195,14 +195,11 @@ class CocoSingle(PoseData):
     def export(self, folder: str | Path) -> int:
         """Writes this share in the layout of GUNet's authors, see `joint_vectors`; returns the number of people.
 
-        ``augment=fixed`` fixes flips and rotations in the files, as released; otherwise the maps are clean. Raises
-        ValueError: no ``maps`` are configured.
+        ``augment=fixed`` fixes flips and rotations in the files; otherwise maps are clean. Raises ValueError: no maps.
         """
         if self.maps is None:
-            raise ValueError(
-                f"data.{self.split}.maps is null; expected a function that computes maps, for instance "
-                "posegen.backbones.blocks.pose_maps.joint_vectors"
-            )
+            expected = "a function that computes maps, for instance posegen.backbones.blocks.pose_maps.joint_vectors"
+            raise ValueError(f"data.{self.split}.maps is null; expected {expected}")
         write_joint_vectors(folder, self._encoded(self.maps))
         return len(self)
 
@@ -225,10 +222,7 @@ def turned_pose(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
 
 
 def single_people(people: Path, captions: Path, cache: Path | None = None) -> SinglePeople:
-    """The people who are alone in their picture, with its captions. Raises ValueError: a file is not COCO's.
-
-    ``cache`` is the folder of the result, which belongs to the files' sizes and times of change.
-    """
+    """The people who are alone in their picture, cached by files' size and date. Raises ValueError: no COCO file."""
     stamps = [f"{f.resolve()}|{(s := f.stat()).st_size}|{s.st_mtime_ns}" for f in (people, captions)]
     name = f"{people.stem}-{text_hash('|'.join([str(CACHE_VERSION), *stamps]))}.npz"
     stored = None if cache is None else read_arrays_or_none(cache / "coco" / name)

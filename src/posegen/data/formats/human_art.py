@@ -30,12 +30,8 @@ SCENARIOS = {
     "3D_virtual_human": ("garage_kits", "relief", "sculpture"),
     "real_human": ("acrobatics", "cosplay", "dance", "drama", "movie"),
 }  # fmt: skip
-#: The released validation list: 250 pictures of each scenario.
-VALIDATION_LIST = {
-    "entries": 4750,
-    "scenarios": {s: 250 for group in SCENARIOS.values() for s in group},
-    "sha256": "59eea766cd8b4c00",
-}
+PER_SCENARIO = {scenario: 250 for group in SCENARIOS.values() for scenario in group}
+VALIDATION_LIST = {"entries": 4750, "scenarios": PER_SCENARIO, "sha256": "59eea766cd8b4c00"}  # the released one
 LIST_FORMATS = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
 ROOT_NAME = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
 PoseKind = Literal["annotation", "mapping"]
@@ -44,8 +40,7 @@ PoseKind = Literal["annotation", "mapping"]
 class HumanArt(Source):
     """Human-Art: ``test`` is its validation list, on which methods are compared; ``train`` is the training list.
 
-    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published. Raises
-    ValueError: the root has no folder ``images``, or an option is unknown.
+    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published.
 
     Args:
         root: the folder with ``images``, usually called ``HumanArt``.
@@ -76,9 +71,7 @@ class HumanArt(Source):
         return split == "test" or (split == "validation" and not self.holdout)
 
     def lists(self, split: str) -> list[Path]:
-        """The files that list the pictures of a split. Raises FileNotFoundError: there is none; names the expected
-        files.
-        """
+        """The files that list the pictures of a split. Raises FileNotFoundError: there is none."""
         names: tuple[str, ...] = ("validation", "val") if self._is_validation_list(split) else ("training", "train")
         if self.poses == "mapping":
             names = tuple(f"{start}_{name}.json" for start in ("mapping_file", "mapping") for name in names)
@@ -137,12 +130,10 @@ class HumanArt(Source):
                 where = f"{file.name}: {image.get('file_name', image.get('id'))}"
                 report(Defect(where, f"not as in COCO's format ({type(error).__name__}: {error})"))
 
-    def _entry(
-        self, key: Any, prompt: str, picture: str, size: Any, keypoints: np.ndarray, areas: np.ndarray
-    ) -> StoredImage:
-        picture = below_root(picture)
-        about = {"scenario": Path(picture).parent.name}
-        return StoredImage(f"{self.name}/{key}", prompt, FileSpan(picture), size, keypoints, areas, about)
+    def _entry(self, key: Any, prompt: str, picture: str, size: Any, *people: np.ndarray) -> StoredImage:
+        place = FileSpan(below_root(picture))
+        about = {"scenario": Path(place.file).parent.name}
+        return StoredImage(f"{self.name}/{key}", prompt, place, size, *people, attributes=about)
 
 
 def below_root(path: str) -> str:

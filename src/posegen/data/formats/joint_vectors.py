@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -75,25 +74,19 @@ class JointVectors(PoseData):
     ) -> None:
         self.folder, self.split, self.share = Path(folder).expanduser(), split, tuple(share)
         self.count, self.seed, self.list = count, seed, self.folder / names
-        people = read_joint_vector_list(self.list)
+        people, self.sha = read_joint_vector_list(self.list), file_hash(self.list, 16)
         chosen, available = random_share(len(people), self.share, count, "joint vectors", seed)
         self.people = [people[i] for i in chosen]
         if not self.people or (count or 0) > len(self.people):
-            raise ValueError(
-                f"data.{split}: {self.list} names {len(people)} people, of whom share={list(share)} holds {available}; "
-                f"count is {count}"
-            )
+            held = f"{len(people)} people, of whom share={list(share)} holds {available}"
+            raise ValueError(f"data.{split}: {self.list} names {held}; count is {count}")
         side = self.maps(0).shape[-1]
         self.size = (side, side)
 
     @property
     def identity(self) -> dict[str, Any]:
-        about = {"name": self.name, "list": self._list_hash, "split": self.split, "share": list(self.share)}
+        about = {"name": self.name, "list": self.sha, "split": self.split, "share": list(self.share)}
         return {**about, "count": self.count, "seed": self.seed}
-
-    @cached_property
-    def _list_hash(self) -> str:
-        return file_hash(self.list, 16)
 
     def __len__(self) -> int:
         return len(self.people)
@@ -117,10 +110,8 @@ class JointVectors(PoseData):
             raise ValueError(problem) from error
         side = isqrt(stored.size // COCO_JOINTS)
         if stored.size != COCO_JOINTS * side**2 or not np.isfinite(stored).all():
-            raise ValueError(
-                f"{path} holds {list(stored.shape)} values; expected finite ones for {COCO_JOINTS} square joint maps, "
-                f"[{COCO_JOINTS}, 4096] as released"
-            )
+            expected = f"finite ones for {COCO_JOINTS} square joint maps, [{COCO_JOINTS}, 4096] as released"
+            raise ValueError(f"{path} holds {list(stored.shape)} values; expected {expected}")
         return stored.astype(np.float32).reshape(COCO_JOINTS, side, side)
 
 

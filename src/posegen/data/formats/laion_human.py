@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, get_args
 
 from tqdm import tqdm
@@ -263,9 +263,8 @@ class LaionHuman(Source):
 
 def named_function(name: str) -> Exclude:
     """The function of ``module:function``. Raises ValueError: there is none of that name."""
-    module, _, function = name.partition(":")
     try:
-        return getattr(import_module(module), function)
+        return resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         expected = "expected module:function of a module that Python finds, or a file of keys"
         raise ValueError(f"data.exclude={name}: {error}; {expected}") from error

@@ -69,7 +69,7 @@ def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | N
 
 
 def fetched_rows(file: Path) -> Iterator[LaionRow]:
-    """The rows of img2dataset's table; none without the file. Raises ImportError: no pyarrow; ValueError."""
+    """The rows of img2dataset's table; none without the file. Raises ImportError: no pyarrow; ValueError: damaged."""
     if not file.is_file():
         return
     try:
@@ -88,7 +88,6 @@ def fetched_rows(file: Path) -> Iterator[LaionRow]:
 
 
 def prompt_beside(members: TarMembers, picture: str) -> str | None:
-    """The prompt beside a picture in its tar."""
     stem = picture.removesuffix(Path(picture).suffix)
     try:
         if f"{stem}.txt" in members:

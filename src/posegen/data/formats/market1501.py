@@ -35,11 +35,7 @@ def market_name(text: str) -> str | None:
 
 
 class Market1501(PairSource):
-    """Market-1501. Raises ValueError: the root is no folder.
-
-    Args:
-        root: a folder with all of the above, in itself or in folders not far below.
-    """
+    """Market-1501. ``root`` is a folder with all of the above, in itself or in folders not far below."""
 
     name, grouped = "market1501", "persons"
     released_pairs: ClassVar = {"train": 263632, "test": 12000}

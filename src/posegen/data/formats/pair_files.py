@@ -1,7 +1,4 @@
-"""The files of data sets of person image pairs: which images are pairs, and the 18 joints of each image.
-
-Nothing in them is trusted: what cannot be read is reported by file and line, and reading continues.
-"""
+"""The files of person image pairs and joints; unreadable lines are reported, and reading continues."""
 
 from __future__ import annotations
 
@@ -57,9 +54,7 @@ def require_file(root: Path, names: Sequence[str], fix: str) -> Path:
 
 
 def pairs_in(file: Path, name_of: NameOf, report: ReportDefect) -> Iterator[Pair]:
-    """The pairs of a csv file with the columns from,to; of a json file with source_image and target_image; or of lines
-    with a target and its sources.
-    """
+    """The pairs of csv (from,to), of json (source_image, target_image), or of lines with a target and its sources."""
     read = {".csv": _pairs_of_csv, ".json": _pairs_of_json}.get(file.suffix.lower(), _pairs_of_lines)
     for place, target, sources in read(file):
         names = [name_of(text.strip()) for text in (target, *sources)]
@@ -142,9 +137,9 @@ def joints_of_text(file: Path) -> np.ndarray:
     """``[18, 2]`` x and y, from a text file with a line per joint. Raises ValueError: it holds something else."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
-    if [len(row) for row in rows] != [2] * OPENPOSE_JOINTS:
-        lengths = sorted({len(row) for row in rows})
-        raise ValueError(f"{len(rows)} lines of {lengths} numbers; expected {OPENPOSE_JOINTS} of x and y")
+    lengths = [len(row) for row in rows]
+    if lengths != [2] * OPENPOSE_JOINTS:
+        raise ValueError(f"{len(rows)} lines of {sorted(set(lengths))} numbers; expected {OPENPOSE_JOINTS} of x and y")
     return np.array(rows, np.float64)
 
 

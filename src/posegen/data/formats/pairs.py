@@ -60,10 +60,7 @@ class PairSource(Source):
 
 
 class Pictures(RealData):
-    """The single images of a whole list, train or test: the reference set of distances between sets.
-
-    ``mirror`` is the fraction of the visits with the image mirrored.
-    """
+    """The single images of a whole list, ``train`` or ``test``: the reference set of distances between sets."""
 
     source: PairSource
 
@@ -127,9 +124,8 @@ class Pairs(PoseData):
             raise ValueError(f"data.{split}: expected one of {', '.join(PAIR_LISTS)}")
         require_option("expand", expand, get_args(Expand))
         if not 0 <= holdout < 1 or not 0 <= mirror <= 1:
-            raise ValueError(
-                f"data.{split}: expected 0 <= holdout < 1 and 0 <= mirror <= 1; holdout={holdout}, mirror={mirror}"
-            )
+            given = f"holdout={holdout} and mirror={mirror}"
+            raise ValueError(f"data.{split}: {given}: expected 0 <= holdout < 1 and 0 <= mirror <= 1")
         require_count(split, count)
         self.source, self.split, self.name, self.prompt = source, split, source.name, prompt
         self.holdout, self.expand, self.count = holdout, expand, count

@@ -20,9 +20,7 @@ MANIFEST = "clip.json"
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts.
-    Raises ValueError: not exactly one of the two is a positive number.
-    """
+    """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts."""
 
     stride: int | None = None
     per_clip: int | None = None
@@ -33,7 +31,7 @@ class Selection:
             both = f"data.stride={self.stride} and data.per_clip={self.per_clip}"
             raise ValueError(f"{both}: expected one positive number and one null")
 
-    def of(self, count: int) -> list[int]:  # the numbers of the chosen of ``count`` frames
+    def of(self, count: int) -> list[int]:  # of ``count`` frames
         if self.stride is not None:
             return list(range(0, count, self.stride))
         parts = min(count, self.per_clip or count)

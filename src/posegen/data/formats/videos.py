@@ -77,8 +77,7 @@ class Videos(Source):
                 id, place = f"{self.name}/{clip.name}/{number:08d}", FileSpan(picture)
                 yield StoredImage(id, caption, place, clip.size or size, keypoints, areas, attributes)
 
-    def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:
-        """Attributes of one frame."""
+    def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:  # attributes of one frame
         return clip.attributes
 
     def identity(self, split: str) -> dict[str, Any]:
@@ -143,11 +142,10 @@ class UBCFashion(Videos):
         inside = sorted((self.root / name).iterdir())
         videos = [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES]
         target = self.root / "frames" / self.selection.name / name
-
-        def report_video(video: Path, problem: str) -> None:
-            report(Defect(f"{name}/{video.name}", problem))
-
-        for path, folder in extract_videos(videos, target, self.selection, report_video):
+        extracted = extract_videos(
+            videos, target, self.selection, lambda video, problem: report(Defect(f"{name}/{video.name}", problem))
+        )
+        for path, folder in extracted:
             files = sorted(file for file in folder.iterdir() if file.suffix == ".png")
             yield VideoClip(path.stem, [(int(file.stem), file.relative_to(self.root).as_posix()) for file in files])
         for folder in (path for path in inside if path.is_dir()):
@@ -206,7 +204,6 @@ class DanceTrack(Videos):
     def __init__(self, root: str | Path, part: str = "val", **others: Any) -> None:
         super().__init__(root, **others)
         self.part = part
-        self._boxes: tuple[str, dict[int, dict[str, list[float]]]] = ("", {})
 
     def _part(self, split: str) -> str:
         return self.part if split == "test" else _video_split(split)
@@ -216,23 +213,19 @@ class DanceTrack(Videos):
         hint = "DanceTrack brings it (https://huggingface.co/datasets/noahcao/dancetrack)"
         names = _clip_names(self.root / f"{part}_seqmap.txt", hint)
         for name in (name for name in names if name != "name"):  # the head of the list
-            folder = self.root / part / name
+            folder, boxes = self.root / part / name, {}
             try:
-                boxes_of_frames(folder / "gt" / "gt.txt")
+                boxes = boxes_of_frames(folder / "gt" / "gt.txt")
             except (FileNotFoundError, ValueError) as error:
                 problem = "missing" if isinstance(error, OSError) else str(error)
                 if part != "test" or problem != "missing":
                     report(Defect(f"{part}/{name}/gt/gt.txt", problem, fatal=False))
-            yield from self._clip_of_folder(folder / "img1", name, report, size=_clip_size(folder / "seqinfo.ini"))
+            facts = {"attributes": {"boxes": boxes}, "size": _clip_size(folder / "seqinfo.ini")}
+            yield from self._clip_of_folder(folder / "img1", name, report, **facts)
 
     def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:
-        file = self.root / Path(clip.frames[0][1]).parent.parent / "gt" / "gt.txt"
-        if self._boxes[0] != clip.name:
-            try:
-                self._boxes = clip.name, boxes_of_frames(file)
-            except (FileNotFoundError, ValueError):  # reported with the clip
-                self._boxes = clip.name, {}
-        return {"boxes": self._boxes[1].get(number, {})} if self._boxes[1] else {}
+        boxes = clip.attributes["boxes"]
+        return {"boxes": boxes.get(number, {})} if boxes else {}
 
     def identity(self, split: str) -> dict[str, Any]:
         return {**super().identity(split), "part": self._part(split)}

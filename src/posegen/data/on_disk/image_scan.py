@@ -1,7 +1,4 @@
-"""Opens every image of a data set once, in several processes, and keeps the results.
-
-An interruption loses a second of work; a second run opens only files that changed.
-"""
+"""Opens every image of a data set once, in several processes, and keeps the results for files that do not change."""
 
 from __future__ import annotations
 

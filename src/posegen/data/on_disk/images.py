@@ -17,9 +17,7 @@ LOSSLESS_MODES = ("RGB", "YCbCr")
 
 
 def read_span(root: Path, place: FileSpan) -> bytes:
-    """The bytes of an image. Raises OSError: the file is missing or cannot be read; ValueError: the place is not below
-    ``root``, or the file ends before it.
-    """
+    """The bytes of an image. Raises OSError; ValueError: the place is not below ``root``, or behind the file's end."""
     path = Path(place.file)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError("leads out of the data set's folder")

@@ -81,9 +81,7 @@ class RealData(PoseData):
         return Condition(found.get("facts", {}), found.get("warnings", ()), defects)
 
     def prepare(self) -> None:
-        """Opens all images that are new or changed, reports every defect, and writes the index of the good images.
-        Raises OSError: the list of the split is missing; ValueError: no image can be used, or fewer than ``count``.
-        """
+        """Scans and indexes the images. Raises OSError: no list of the split; ValueError: too few are usable."""
         with locked(self.folder / ".lock"):
             if not self._unchanged():
                 self._read = None

@@ -1,7 +1,4 @@
-"""Real data sets as they lie on disk: what is known of each image before it is opened.
-
-A `Source` lists the images of a data set. Checks, index, crops and samples are the same for every data set.
-"""
+"""Real data sets as they lie on disk: a `Source` lists their images before these are opened."""
 
 from __future__ import annotations
 
@@ -66,9 +63,7 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        """The images of a split in a stable order, without opening them; unreadable entries are reported and left out.
-        Raises FileNotFoundError: the list of the split is missing; names the file and how to get it.
-        """
+        """The images in a stable order, unopened; unreadable ones are reported. Raises FileNotFoundError: no list."""
 
     @abstractmethod
     def identity(self, split: str) -> dict[str, Any]:
@@ -115,9 +110,7 @@ def require_count(split: str, count: int | None) -> None:
 
 
 def lowest_hashes(keys: Sequence[str], count: int, option: str, available: str) -> list[int]:
-    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice.
-    Raises ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
-    """
+    """Indices of the lowest hashes: evenly spread, part of larger choices. Raises ValueError: too few keys."""
     if count > len(keys):
         raise ValueError(f"{option}={count}: {available.format(len(keys))} that can be used; lower it, or null for all")
     fractions = [hash_fraction(key) for key in keys]

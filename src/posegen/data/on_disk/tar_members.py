@@ -7,8 +7,7 @@ and time of change. Only uncompressed tars can be indexed.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +25,19 @@ COMPRESSED = {
 }
 
 
-@dataclass(frozen=True)
-class TarMembers(Mapping[str, tuple[int, int]]):
-    """The regular files in a tar: name -> (offset of the first byte, size in bytes), in the tar's order."""
+class TarMembers(dict[str, tuple[int, int]]):
+    """The regular files in a tar: name -> (offset of the first byte, size in bytes), in the tar's order.
 
-    file: Path  # the tar
-    places: dict[str, tuple[int, int]]  # name -> (offset, size)
-    problem: str = ""  # why the tar ends early; empty for a whole one. The members before the break are all there
+    ``problem`` says why the tar ends early; it is empty for a whole one. The members before the break are all there.
+    """
 
-    def __getitem__(self, name: str) -> tuple[int, int]:
-        return self.places[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
+    def __init__(self, file: Path, places: Mapping[str, tuple[int, int]], problem: str = "") -> None:
+        super().__init__(places)
+        self.file, self.problem = file, problem
 
     def read(self, name: str) -> bytes:
         """The content of a member. Raises KeyError: there is none of this name."""
-        offset, size = self.places[name]
+        offset, size = self[name]
         with self.file.open("rb") as stream:
             stream.seek(offset)
             return stream.read(size)
@@ -64,8 +56,8 @@ class TarMembers(Mapping[str, tuple[int, int]]):
             places = zip(stored["offsets"].tolist(), stored["sizes"].tolist(), strict=True)
             return cls(file, dict(zip(stored["names"].tolist(), places, strict=True)), str(stored["problem"]))
         members = cls(file, *scan_tar(file))
-        offsets, sizes = np.array(list(members.places.values()), np.int64).reshape(-1, 2).T
-        names = np.array(list(members.places), dtype=np.str_)
+        offsets, sizes = np.array(list(members.values()), np.int64).reshape(-1, 2).T
+        names = np.array(list(members), dtype=np.str_)
         try:
             write_arrays(index, stamp=stamp, names=names, offsets=offsets, sizes=sizes, problem=members.problem)
         except OSError as error:
