@@ -185,8 +185,6 @@ class PoseBatch:
     that the method does not need are None.
 
     Attributes:
-        ids: B sample ids.
-        prompts: B captions.
         keypoints: B arrays ``[P_i, 17, 3]`` on a canvas of ``size``.
         size: (height, width) of the images.
         seed: the run's seed; with ``visit`` and an id it fixes all random numbers of an image.
@@ -200,7 +198,6 @@ class PoseBatch:
         source_latents: ``[B, c, h, w]`` clean latents of ``source``, where there is one of each.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
-        text: the encoded prompts.
         negative_text: the encoded negative prompt, one for all images or one for each.
         attributes: B mappings, as in `Sample`.
         areas: B arrays ``[P_i]``.

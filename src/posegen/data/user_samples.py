@@ -16,22 +16,16 @@ from posegen.poses.pose_square import joint_box_areas
 
 
 class Prompts(PoseData):
-    """One sample per prompt, without an image.
-
-    Args:
-        people: per prompt the keypoints ``[P, 17, 3]`` on a canvas of ``size``; None where there are no poses yet.
-        size: (height, width) of the images, or the side of a square.
-        sources: files of the pictures that show the appearance, all of them for every prompt; None for none.
-    """
+    """One sample per prompt, without an image."""
 
     name, split = "prompts", "test"
 
     def __init__(
         self,
         prompts: Sequence[str],
-        people: Sequence[Any] | None = None,
-        size: int | Sequence[int] = 64,
-        sources: Sequence[str] | None = None,
+        people: Sequence[Any] | None = None,  # per prompt ``[P, 17, 3]`` on a canvas of ``size``; None: no poses yet
+        size: int | Sequence[int] = 64,  # (height, width) of the images, or the side of a square
+        sources: Sequence[str] | None = None,  # files of pictures that show the appearance, all for every prompt
     ) -> None:
         if people is not None and len(people) != len(prompts):
             raise ValueError(f"{len(people)} poses for {len(prompts)} prompts; give one pose per prompt")

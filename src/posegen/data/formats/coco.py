@@ -50,8 +50,8 @@ class SinglePeople:
     boxes: np.ndarray  # ``[N, 4]`` x, y, width, height
     areas: np.ndarray  # ``[N]`` of their outlines
     captions: list[list[str]]  # all captions of each picture
-    facts: dict[str, Any]  # counts
-    defects: list[Defect]  # annotations that cannot be used
+    facts: dict[str, Any]
+    defects: list[Defect]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,11 +69,9 @@ class CocoSingle(PoseData):
         year: the files: ``train2014``, as released, or ``val2014``.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         joints: least number of labelled joints.
-        frame: ``box``, the square around the annotated box, as released, or ``joints``, the square around the labelled
-            joints with a margin.
+        frame: ``box``, the square around the annotated box, as released, or ``joints``, that around joints and a margin.
         caption: ``first``, as released, or ``random``, a function of the seed and the picture, as in the paper.
-        augment: ``fixed`` mirrors and rotates each person once, as released (there without a seed); ``reading`` does so
-            on each visit; None never.
+        augment: ``fixed`` mirrors and rotates each person once, as released; ``reading`` on each visit; None never.
         flip: fraction of the people, or visits, that are mirrored, with left and right joints exchanged.
         rotation: largest angle in degrees, either way, about the centre of the square.
         size: side of the canvas.

@@ -169,9 +169,8 @@ class DeepFashion(PairSource):
         return [line.strip() for line in lines if line.strip()]
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        joints = (
-            pair_files.joints_in(self.table("annotation", split), flat_name, report) if self.poses == "csv" else None
-        )
+        table = self.table("annotation", split) if self.poses == "csv" else None
+        joints = table and pair_files.joints_in(table, flat_name, report)
         for number, text in enumerate(self.names(split), 1):
             name = FashionName.of(text)
             if name is None:

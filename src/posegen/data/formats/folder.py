@@ -33,16 +33,15 @@ NO_PEOPLE = PicturePeople(np.zeros((0, 17, 3), np.float32))
 
 
 class Folder(Source):
-    """A folder of pictures. Raises ValueError: the root, the poses or the prompts are missing, or the shares do not add
-    up to 1.
+    """A folder of pictures. Raises ValueError: root, poses or prompts are missing, or shares do not add up to 1.
 
     Args:
         root: the folder; pictures may lie in folders inside it.
         poses: a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
             per picture (``<stem>_keypoints.json`` or ``<stem>.json``); relative to the root, so that "." is beside the
             pictures. None: no poses.
-        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a text file
-            ``<stem>.txt`` per picture; relative to the root. None: all prompts are empty.
+        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per
+            picture; relative to the root. None: all prompts are empty.
         folders: split -> folder of its pictures, relative to the root. None: by the SHA-1 of the picture's path.
         shares: fractions of train, validation and test, where there are no ``folders``.
         name: of the data set, for ids and files.
@@ -151,10 +150,10 @@ class Folder(Source):
             people: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in names}
             for row in rows or ():
                 people.setdefault(row["image_id"], []).append(row)
-            return {
-                str(names.get(image, image)): _annotated_people(mine, sizes.get(image), str(self.poses))
-                for image, mine in people.items()
-            }
+            every = (
+                (image, _annotated_people(mine, sizes.get(image), str(self.poses))) for image, mine in people.items()
+            )
+            return {str(names.get(image, image)): found for image, found in every}
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"is not in COCO's format ({type(error).__name__}: {error})"
             raise ValueError(f"{self.poses} {problem}; expected images and annotations") from error

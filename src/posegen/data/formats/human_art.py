@@ -130,10 +130,12 @@ class HumanArt(Source):
                 where = f"{file.name}: {image.get('file_name', image.get('id'))}"
                 report(Defect(where, f"not as in COCO's format ({type(error).__name__}: {error})"))
 
-    def _entry(self, key: Any, prompt: str, picture: str, size: Any, *people: np.ndarray) -> StoredImage:
+    def _entry(
+        self, key: Any, prompt: str, picture: str, size: Any, joints: np.ndarray, areas: np.ndarray
+    ) -> StoredImage:
         place = FileSpan(below_root(picture))
         about = {"scenario": Path(place.file).parent.name}
-        return StoredImage(f"{self.name}/{key}", prompt, place, size, *people, attributes=about)
+        return StoredImage(f"{self.name}/{key}", prompt, place, size, joints, areas, about)
 
 
 def below_root(path: str) -> str:

@@ -42,7 +42,6 @@ Storage = Literal["files", "tar"]
 
 class LaionHuman(Source):
     """LAION-Human has one list; ``validation`` and ``test`` are the pictures whose key's SHA-1 ``holdout`` divides.
-
     Raises ValueError: an option is invalid, or the root has no pictures.
 
     Args:

@@ -94,29 +94,18 @@ class PairRows:
 class Pairs(PoseData):
     """A split of a data set of pairs; a sample is a target, `source_of` the image that it is generated from.
     Raises ValueError: an option is invalid.
-
-    Args:
-        split: train, validation (the held-out part of the training list) or test.
-        size: (height, width) of the samples, to which images are stretched.
-        prompt: the caption of all.
-        holdout: fraction of the training list's groups that are ``validation``, by the SHA-1 of the group.
-        expand: for lines with several sources: ``all`` makes a pair with each, ``random`` one pair that takes another
-            source on each visit.
-        mirror: fraction of the visits with both images mirrored and left and right joints exchanged; for training.
-        count: number of pairs, those whose ids have the lowest hashes; None: all.
-        cache, workers: see `RealData`.
     """
 
     def __init__(
         self,
         source: PairSource,
-        split: str = "train",
-        size: int | Sequence[int] = 512,
-        prompt: str = "",
-        holdout: float = 0.02,
-        expand: Expand = "all",
-        mirror: float = 0.0,
-        count: int | None = None,
+        split: str = "train",  # train, validation (the held-out part of the training list) or test
+        size: int | Sequence[int] = 512,  # (height, width), to which images are stretched
+        prompt: str = "",  # of all
+        holdout: float = 0.02,  # fraction of the training list's groups for validation, by the SHA-1 of the group
+        expand: Expand = "all",  # of a line with several sources: a pair with each, or one with another on each visit
+        mirror: float = 0.0,  # fraction of the visits with both images mirrored and joints exchanged; for training
+        count: int | None = None,  # of pairs, those whose ids have the lowest hashes; None: all
         cache: str | Path = "~/.cache/posegen",
         workers: int | None = None,
     ) -> None:
@@ -168,12 +157,9 @@ class Pairs(PoseData):
             if defects:
                 reasons = f"{len(defects)} defects, such as {defects[0].file}: {defects[0].problem}"
             raise ValueError(f"{start}: no pair of {self.source.root} can be used; {reasons}")
-        facts = {
-            "pairs": len(usable),
-            "listed_pairs": len(flat),
-            "pictures": len({name for target, sources in usable for name in (target, *sources)}),
-            self.source.grouped: len({group(pair.target) for pair in usable}),
-        }
+        pictures = {name for target, sources in usable for name in (target, *sources)}
+        facts = {"pairs": len(usable), "listed_pairs": len(flat), "pictures": len(pictures)}
+        facts |= {self.source.grouped: len({group(pair.target) for pair in usable})}
         facts |= self.source.pair_facts(self.pictures.split)
         known = self._known
         return PairRows(

@@ -1,7 +1,7 @@
 """The three video sets of Stable-Pose's evaluation as still images: UBC Fashion, DAVIS 2017 and DanceTrack.
 
-The paper does not publish its frames, captions and pose detector, so every table rests on a choice of the user's;
-`SELECTION` says so in the attributes of every sample and in the identity of the data.
+The paper does not publish its frames, captions and pose detector: every table rests on the user's choice, as
+`SELECTION` says in each sample's attributes and in the identity of the data.
 """
 
 from __future__ import annotations
@@ -43,11 +43,9 @@ class Videos(Source):
         root: the folder of the data set.
         stride: every ``stride``-th frame, from the first; None where ``per_clip`` is given.
         per_clip: number of frames of each clip, evenly spaced; None where ``stride`` is given.
-        poses: a file in COCO's format with the people of the frames, as ``posegen annotate`` writes it, relative to the
-            root; None: no poses.
+        poses: a file in COCO's format as ``posegen annotate`` writes it, relative to the root; None: no poses.
         prompt: the prompt of all frames; ``{clip}`` stands for the clip's name.
-        prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for frames with other prompts;
-            None: there is none.
+        prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for other prompts; or None.
     """
 
     def __init__(
@@ -124,7 +122,6 @@ class UBCFashion(Videos):
     <root>/train/*.mp4, <root>/test/*.mp4      the videos of the two lists, or a folder of frames in place of a video
 
     The chosen frames are written once to ``<root>/frames/<choice>/<folder>/<clip>/``, whole clips at a time.
-
     ``folders``: split -> folder of its clips, relative to the root. Other arguments: see `Videos`.
     """
 

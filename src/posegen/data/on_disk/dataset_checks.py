@@ -16,10 +16,8 @@ from posegen.io.hashes import text_hash
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_NAMES
 
-#: Least share of joints inside their images; with less, the poses belong to other images, or x is y.
-LEAST_INSIDE = 0.95
-#: Largest difference between shapes that count as equal: the logarithm of the ratio of their aspects.
-MOST_UNLIKE = 0.1
+LEAST_INSIDE = 0.95  # share of joints inside their images; with less, the poses belong to other images, or x is y
+MOST_UNLIKE = 0.1  # logarithm of the ratio of two aspects that count as equal
 NOSE, HIPS = COCO_NAMES.index("nose"), [COCO_NAMES.index("left_hip"), COCO_NAMES.index("right_hip")]
 
 

@@ -12,8 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from posegen.data.on_disk.source import FileSpan
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-#: Colour modes that lose nothing as RGB.
-LOSSLESS_MODES = ("RGB", "YCbCr")
+LOSSLESS_MODES = ("RGB", "YCbCr")  # those that lose nothing as RGB
 
 
 def read_span(root: Path, place: FileSpan) -> bytes:

@@ -29,29 +29,18 @@ class RealData(PoseData):
 
     ``<cache>/prepared/<name>/<split>-<hash>`` holds ``index.npz``, ``condition.json`` (the findings, and the files they
     belong to) and ``looks.jsonl`` (the scanned images). The hash is that of the root, the source's options and its
-    lists; the identity of the data is the content of the index. Raises ValueError: the size, the count or the transform
-    is invalid.
-
-    Args:
-        source: the data set on disk.
-        split: train, validation or test.
-        size: (height, width) of the samples, or the side of a square; multiples of 8.
-        transform: the crop: ``corrected``, ``reference``, ``stable_pose``, ``humansd``, or a `Transform`.
-        count: number of samples, spread over the whole split: the ids with the lowest hashes, so that a smaller choice
-            is part of a larger one; None: all.
-        cache: folder for the prepared files.
-        workers: processes that check images; None takes one per core.
+    lists; the identity of the data is the content of the index. Raises ValueError: an option is invalid.
     """
 
     def __init__(
         self,
         source: Source,
         split: str,
-        size: int | Sequence[int] = 512,
-        transform: str | Transform = "corrected",
-        count: int | None = None,
-        cache: str | Path = "~/.cache/posegen",
-        workers: int | None = None,
+        size: int | Sequence[int] = 512,  # (height, width), or the side of a square; multiples of 8
+        transform: str | Transform = "corrected",  # the crop, or its name in `TRANSFORMS`
+        count: int | None = None,  # the ids with the lowest hashes, so spread over the whole split; None: all
+        cache: str | Path = "~/.cache/posegen",  # folder for the prepared files
+        workers: int | None = None,  # processes that check images; None: one per core
     ) -> None:
         self.source, self.split, self.name, self.count = source, split, source.name, count
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -22,11 +22,9 @@ from numpy.lib import format as npy
 
 from posegen.io.arrays import NPZ_ERRORS
 
-#: Types of array elements: booleans, whole and real numbers, bytes and strings.
-PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
+PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")  # booleans, numbers, bytes and strings
 UNREADABLE = (*NPZ_ERRORS, pickle.UnpicklingError, zlib.error, MemoryError, RecursionError)
-#: Errors that a crafted pickle causes in the notes below.
-CRAFTED = (TypeError, AttributeError, KeyError, IndexError, LookupError, OverflowError)
+CRAFTED = (TypeError, AttributeError, LookupError, OverflowError)  # of a crafted pickle in the notes below
 
 
 def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:

@@ -27,9 +27,9 @@ class SplitReport:
     """The findings about one split."""
 
     split: str  # its name
-    facts: Mapping[str, Any]  # counts, sizes and hashes
+    facts: Mapping[str, Any]
     warnings: Sequence[str]  # suspicions about the whole; the reason where nothing can be used
-    defects: Sequence[Defect]  # faults of single files
+    defects: Sequence[Defect]
     usable: int  # number of samples
 
     @classmethod

@@ -23,8 +23,7 @@ from posegen.poses.pose_square import joint_box_areas
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_FLIP
 
-#: Joints with a lower score are missing, in the published readers and here.
-LEAST_SCORE = 0.02
+LEAST_SCORE = 0.02  # joints with a lower one are missing, in the published readers and here
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,15 @@ class Stretched(View):
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         image = np.ascontiguousarray(image[:: -1 if self.upturned else 1, :: -1 if self.mirrored else 1])
-        (x, y), (height, width) = self.scale, self.size
-        left, top = float(self.left / x), float(self.top / y)
-        box = left, top, left + float(width / x), top + float(height / y)
+        (x, y), (height, width) = self.scale.tolist(), self.size
+        left, top = self.left / x, self.top / y
+        box = left, top, left + width / x, top + height / y
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 class Stretch(Corrected):
-    """Images are stretched to the size, as in all programs that learn from pairs of person images.
-
-    Two ``bars`` at the sides, each of that fraction of the image's width, are cut off. Others: see `Corrected`.
+    """Images are stretched to the size, as in all programs that learn from pairs of person images; two ``bars`` at the
+    sides, each of that fraction of the image's width, are cut off. Others: see `Corrected`.
     """
 
     def __init__(self, mirror: float = 0.0, bars: float = 0.0, threshold: float = LEAST_SCORE) -> None:
