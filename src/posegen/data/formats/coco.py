@@ -69,7 +69,7 @@ class CocoSingle(PoseData):
         year: the files: ``train2014``, as released, or ``val2014``.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         joints: least number of labelled joints.
-        frame: ``box``, the square around the annotated box, as released, or ``joints``, that around joints and a margin.
+        frame: ``box``, the square around the annotated box, as released; ``joints``, that around joints and a margin.
         caption: ``first``, as released, or ``random``, a function of the seed and the picture, as in the paper.
         augment: ``fixed`` mirrors and rotates each person once, as released; ``reading`` on each visit; None never.
         flip: fraction of the people, or visits, that are mirrored, with left and right joints exchanged.
@@ -131,12 +131,9 @@ class CocoSingle(PoseData):
     def chosen(self) -> list[int]:
         """Indices of this share's people. Raises ValueError: there are none, or fewer than ``count``."""
         fitting = np.flatnonzero(self.people.labelled >= self.joints).tolist()
-        rows, available = random_share(len(fitting), self.share, self.count, "coco single", self.seed)
-        if not rows or (self.count or 0) > len(rows):
-            raise ValueError(
-                f"data.{self.split}: {self.files[0]} has {len(fitting)} people who are alone and have {self.joints} "
-                f"labelled joints, of whom share={list(self.share)} holds {available}; count is {self.count}"
-            )
+        found = f"{len(fitting)} people who are alone and have {self.joints} labelled joints"
+        where = f"data.{self.split}: {self.files[0]} has {found}"
+        rows = random_share(len(fitting), self.share, self.count, "coco single", self.seed, where)
         return [fitting[row] for row in rows]
 
     @property

@@ -34,8 +34,7 @@ from posegen.io.hashes import joint_hash
 
 JointsFormat = Literal["csv", "txt"]
 PairsFormat = Literal["auto", "csv", "txt", "json"]
-#: The released lists: images, and first digits of the SHA-256 of the file.
-RELEASED_LISTS = {"train": (48674, "50f41143dc61c730"), "test": (4038, "336650cb7febac6e")}
+RELEASED_LISTS = {"train": (48674, "50f41143dc61c730"), "test": (4038, "336650cb7febac6e")}  # images, SHA-256
 FLAT_NAME = re.compile(r"(?:.*/)?fashion(MEN|WOMEN)(.+)id(\d{8})(\d{2})_(\d)([a-z]+)")
 TREE_NAME = re.compile(r"(?:.*/)?(MEN|WOMEN)/([^/]+)/id_(\d{8})/(\d{2})_(\d)_([a-z]+)")
 NAME_SUFFIX = re.compile(r"\.(jpe?g|png|txt)$", re.IGNORECASE)
@@ -169,20 +168,20 @@ class DeepFashion(PairSource):
         return [line.strip() for line in lines if line.strip()]
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        table = self.table("annotation", split) if self.poses == "csv" else None
-        joints = table and pair_files.joints_in(table, flat_name, report)
+        joints = None
+        if self.poses == "csv":
+            joints = pair_files.joints_in(self.table("annotation", split), flat_name, report)
         for number, text in enumerate(self.names(split), 1):
             name = FashionName.of(text)
             if name is None:
                 report(Defect(f"{self.list_of(split).name}: line {number}", f"{text!r} is no name of a picture"))
                 continue
-            file = self.texts / f"{name.path}.txt" if joints is None else None
+            text = f"{name.path}.txt"
             try:
-                points = pair_files.joints_of_text(file) if file else (joints or {}).get(name.flat)
+                points = pair_files.joints_of_text(self.texts / text) if joints is None else joints.get(name.flat)
             except (OSError, ValueError) as error:
-                assert file is not None
                 problem = "missing" if isinstance(error, FileNotFoundError) else str(error)
-                report(Defect(file.relative_to(self.root).as_posix(), problem))
+                report(Defect((self.texts / text).relative_to(self.root).as_posix(), problem))
                 continue
             yield self._entry(name, points)
 
@@ -191,16 +190,14 @@ class DeepFashion(PairSource):
         people = pair_files.openpose_to_coco(points)
         if self.barred != (self.poses == "txt"):
             people[..., 0] += np.where(people[..., 2] > 0, BAR_WIDTH if self.barred else -BAR_WIDTH, 0)
-        place = FileSpan(self._image_file(name).relative_to(self.root).as_posix())
+        if self._flat_files:
+            file = self._flat_files.get(name.flat, self.images / f"{name.flat}.jpg")
+        else:
+            files = [self.images / f"{name.path}{suffix}" for suffix in PERSON_IMAGE_SUFFIXES]
+            file = next((file for file in files if file.is_file()), files[0])  # a missing one is reported
+        place = FileSpan(file.relative_to(self.root).as_posix())
         about, frame = {"scenario": name.view}, BARRED_SIZE if self.barred else JOINTS_SIZE
         return StoredImage(f"{self.name}/{name.flat}", "", place, None, people, None, about, frame)
-
-    def _image_file(self, name: FashionName) -> Path:
-        """The file of an image; where it is missing, its expected place."""
-        if self._flat_files:
-            return self._flat_files.get(name.flat, self.images / f"{name.flat}.jpg")
-        places = [self.images / f"{name.path}{suffix}" for suffix in PERSON_IMAGE_SUFFIXES]
-        return next((place for place in places if place.is_file()), places[0])
 
     @cached_property
     def _flat_files(self) -> dict[str, Path]:

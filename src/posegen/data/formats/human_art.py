@@ -55,9 +55,8 @@ class HumanArt(Source):
         self.root, self.poses, self.holdout = Path(root).expanduser(), poses, holdout
         require_option("poses", poses, get_args(PoseKind))
         if not (self.root / "images").is_dir():
-            inner, fix = self.root / ROOT_NAME, f"give the unpacked folder of Human-Art, usually called {ROOT_NAME}"
-            if (inner / "images").is_dir():
-                fix = f"did you mean {inner}?"
+            inner, usual = self.root / ROOT_NAME, f"give the unpacked folder of Human-Art, usually called {ROOT_NAME}"
+            fix = f"did you mean {inner}?" if (inner / "images").is_dir() else usual
             raise ValueError(f"data.root={root}: there is no folder images in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:

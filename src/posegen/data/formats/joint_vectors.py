@@ -75,11 +75,8 @@ class JointVectors(PoseData):
         self.folder, self.split, self.share = Path(folder).expanduser(), split, tuple(share)
         self.count, self.seed, self.list = count, seed, self.folder / names
         people, self.sha = read_joint_vector_list(self.list), file_hash(self.list, 16)
-        chosen, available = random_share(len(people), self.share, count, "joint vectors", seed)
-        self.people = [people[i] for i in chosen]
-        if not self.people or (count or 0) > len(self.people):
-            held = f"{len(people)} people, of whom share={list(share)} holds {available}"
-            raise ValueError(f"data.{split}: {self.list} names {held}; count is {count}")
+        where = f"data.{split}: {self.list} names {len(people)} people"
+        self.people = [people[i] for i in random_share(len(people), self.share, count, "joint vectors", seed, where)]
         side = self.maps(0).shape[-1]
         self.size = (side, side)
 
@@ -116,12 +113,15 @@ class JointVectors(PoseData):
 
 
 def random_share(
-    people: int, share: Sequence[float], count: int | None, purpose: str, seed: int
-) -> tuple[list[int], int]:
-    """The first ``count`` of a share (from, to) of people in a fixed random order, and the size of the share."""
+    people: int, share: Sequence[float], count: int | None, purpose: str, seed: int, where: str
+) -> list[int]:
+    """The first ``count`` of a share (from, to) of people in a fixed random order. Raises ValueError: too few."""
     order = torch.randperm(people, generator=generator(purpose, seed)).tolist()
     first, last = (round(edge * people) for edge in share)
-    return order[first:last][:count], last - first
+    chosen = order[first:last][:count]
+    if not chosen or (count or 0) > len(chosen):
+        raise ValueError(f"{where}, of whom share={list(share)} holds {last - first}; count is {count}")
+    return chosen
 
 
 def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:

@@ -34,9 +34,7 @@ from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 MAPPING_NAMES = ("mapping_file_training.json", "mapping_training.json", "mapping_train.json", "train.json")
 TRIED_POSES = 20  # pose files that are looked for before a million are read
 DEAD_LINK = "missing (dead link, or not fetched)"
-
-#: Whether a picture is left out, by its key and its prompt.
-Exclude = Callable[[str, str], bool]
+Exclude = Callable[[str, str], bool]  # whether a picture is left out, by its key and its prompt
 Storage = Literal["files", "tar"]
 
 

@@ -1,6 +1,4 @@
-"""Market-1501 (Zheng et al., ICCV 2015): people who pass six cameras, with pairs and joints of PATN.
-
-Pictures have 128 x 64 pixels.
+"""Market-1501 (Zheng et al., ICCV 2015): people who pass six cameras, 128 x 64 pixels, with pairs and joints of PATN.
 
     <root>/.../{train,test} or bounding_box_{train,test}/<person>_c<camera>s<sequence>_<frame>_<box>.jpg
     <root>/.../market-pairs-{train,test}.csv          from,to

@@ -19,8 +19,7 @@ from posegen.poses.topology import OPENPOSE_NAMES
 
 PERSON_IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 OPENPOSE_JOINTS = len(OPENPOSE_NAMES)
-#: The common name of an image, whatever a list calls it; None where the text is no name of an image.
-NameOf = Callable[[str], str | None]
+NameOf = Callable[[str], str | None]  # the common name of an image, however a list spells it; None for other text
 SEARCH_DEPTH = 3  # levels of folders that are searched, the root included
 _NUMPY_NUMBER = re.compile(r"np\.\w+\(([^)]*)\)")  # how numpy 2 prints a number in a list
 

@@ -21,8 +21,7 @@ from posegen.data.on_disk.transforms import Stretch
 from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 
 Expand = Literal["all", "random"]
-#: The list of images and pairs that a split is a part of.
-PAIR_LISTS = {"train": "train", "validation": "train", "test": "test"}
+PAIR_LISTS = {"train": "train", "validation": "train", "test": "test"}  # the list that a split is a part of
 
 
 class PairSource(Source):

@@ -15,7 +15,6 @@ class SinglePerson(PoseData):
     """The samples of ``data`` with exactly one person and enough labelled joints: GUNet's choice (arXiv:2409.11689).
 
     Args:
-        data: a split of another data set.
         count: take the first so many that qualify; None for all.
         joints: least number of labelled joints.
     """

@@ -41,10 +41,6 @@ class Selection:
     def name(self) -> str:  # the folder of the chosen frames
         return f"stride_{self.stride}" if self.stride is not None else f"per_clip_{self.per_clip}"
 
-    @property
-    def identity(self) -> dict[str, int | None]:
-        return asdict(self)
-
 
 def extract_videos(
     videos: Sequence[Path], target: Path, selection: Selection, report: Callable[[Path, str], None]
@@ -100,7 +96,7 @@ def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
 def _manifest(video: Path, selection: Selection) -> dict[str, Any]:
     status = video.stat()
     about = {"clip": video.stem, "video": video.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
-    return about | {"selection": selection.identity, "opencv": cv2.__version__}
+    return about | {"selection": asdict(selection), "opencv": cv2.__version__}
 
 
 def _is_extracted(video: Path, folder: Path, selection: Selection) -> bool:

@@ -10,7 +10,7 @@ import configparser
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredIm
 from posegen.io.hashes import joint_hash
 
 SELECTION = "own frame selection"
-#: Split -> its name in the data sets; the true tests have no labels.
-VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}
+VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}  # the true tests have no labels
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Videos(Source):
     def identity(self, split: str) -> dict[str, Any]:
         frames = json.dumps([[clip.name, clip.frames] for clip in self.clips(split, lambda defect: None)])
         files = [self.root / name for name in (self.poses, self.prompts) if name is not None]
-        about = {"name": self.name, "selection": self.selection.identity, "remark": SELECTION, "prompt": self.prompt}
+        about = {"name": self.name, "selection": asdict(self.selection), "remark": SELECTION, "prompt": self.prompt}
         return {**about, "frames": joint_hash([frames, *(file for file in files if file.is_file())])}
 
     @cached_property

@@ -18,7 +18,6 @@ from posegen.data.processes import run_in_processes
 
 CHUNK_IMAGES = 32  # images that a process opens at once
 FEW_IMAGES = 256  # so few are opened in this process, which is faster than starting others
-
 ImageKey = tuple[FileSpan, ImageSize | None]  # of an image: its place, and the (height, width) that the data set lists
 
 

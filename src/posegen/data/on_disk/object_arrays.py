@@ -1,8 +1,7 @@
 """Numpy files of Python objects (HumanSD's pose files hold a dict per person), read without running their content.
 
-Numpy stores such arrays as pickles, and a pickle is a program. This reader accepts the names that numpy's arrays need
-and no others, and answers each with a note of the call. The arrays are then built from the notes, out of plain numbers
-and strings. Files of numpy 1 and numpy 2 differ in module names.
+Numpy stores such arrays as pickles, and a pickle is a program. This reader accepts only the names that numpy's arrays
+need, answers each with a note of the call, and builds the arrays from the notes, out of plain numbers and strings.
 """
 
 from __future__ import annotations

@@ -51,8 +51,7 @@ class StoredImage:
         return replace(self, keypoints=keypoints, areas=areas, frame=None)
 
 
-#: Records a defect; reading continues with the next image.
-ReportDefect = Callable[[Defect], None]
+ReportDefect = Callable[[Defect], None]  # records a defect; reading continues with the next image
 
 
 class Source(ABC):

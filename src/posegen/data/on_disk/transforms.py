@@ -119,11 +119,9 @@ class Transform(ABC):
 
 
 class Corrected(Transform):
-    """The middle of the image; joints outside it are missing.
+    """The middle of the image; joints outside it, or with a score up to ``threshold``, are missing.
 
-    Args:
-        mirror: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
-        threshold: joints with a lower or equal score are missing.
+    ``mirror``: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
     """
 
     def __init__(self, mirror: float = 0.0, threshold: float = LEAST_SCORE) -> None:
@@ -179,11 +177,8 @@ class Stretch(Corrected):
 class PublishedCrop(Transform):
     """A random part of the image, as the programs of HumanSD, Stable-Pose and GRPose read it, also in evaluation.
 
-    Args:
-        horizontal: fraction of the visits with the image mirrored and left called right.
-        vertical: fraction of the visits with the image upside down.
-        threshold: joints with a lower or equal score are missing.
-        people: the number of people that are read, the first of the file.
+    ``horizontal`` and ``vertical`` are the fractions of the visits with the image mirrored and left called right, and
+    with the image upside down. Joints with a score up to ``threshold`` are missing; the first ``people`` are read.
     """
 
     varies = True
