@@ -211,7 +211,7 @@ def test_annotations_are_read_once(root: Path, tmp_path: Path, monkeypatch: pyte
     first.prepare()
     loads: list[Path] = []
     load = coco._annotations
-    monkeypatch.setattr(coco, "_annotations", lambda file, part: loads.append(file) or load(file, part))
+    monkeypatch.setattr(coco, "_annotations", lambda file: loads.append(file) or load(file))
     again = CocoSingle(root, cache=tmp_path)
     assert again.prompts == first.prompts and again.identity == first.identity and not loads
     for kept in (tmp_path / "coco").iterdir():

@@ -30,36 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image with its pose, its caption and further facts.
+    """One image with its pose, its caption and further facts."""
 
-    Attributes:
-        id: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it.
-        prompt: the caption.
-        keypoints: ``[P, 17, 3]``, see the module's conventions; P may be 0.
-        areas: ``[P]`` visible area of each person, the scale of the object keypoint similarity.
-        image: ``[H, W, 3] uint8``, or None where only the pose is known.
-        size: (height, width) of the canvas that the keypoints live on.
-        attributes: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by
-            (``scenario``, ``action``).
-        whole: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut.
-    """
-
+    #: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it
     id: str
-    prompt: str
-    keypoints: np.ndarray
-    areas: np.ndarray
-    image: np.ndarray | None
-    size: tuple[int, int]
+    prompt: str  # the caption
+    keypoints: np.ndarray  # ``[P, 17, 3]``, see the module's conventions; P may be 0
+    areas: np.ndarray  # ``[P]`` visible area of each person, the scale of the object keypoint similarity
+    image: np.ndarray | None  # ``[H, W, 3] uint8``, or None where only the pose is known
+    size: tuple[int, int]  # (height, width) of the canvas that the keypoints live on
+    #: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by (``scenario``, ``action``)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    #: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut
     whole: Callable[[], np.ndarray] | None = None
 
     @property
     def tensor(self) -> Tensor:
-        """The image as ``[3, H, W] float32`` in [-1, 1].
-
-        Raises:
-            ValueError: only the pose is known.
-        """
+        """The image as ``[3, H, W] float32`` in [-1, 1]. Raises ValueError: only the pose is known."""
         if self.image is None:
             raise ValueError(f"sample {self.id} has no image, only a pose; use a data set with images here")
         return to_tensor(self.image)
@@ -74,19 +61,15 @@ class Sample:
     def about_main(self) -> dict[str, Any]:
         """The attributes; of those with one entry per person, the entry of the main person."""
         main, people = self.main, len(self.keypoints)
-        return {
-            name: value[main]
-            if main is not None and isinstance(value, tuple | list) and len(value) == people
-            else value
-            for name, value in self.attributes.items()
-        }
+        facts = dict(self.attributes)
+        for name, value in self.attributes.items():
+            if main is not None and isinstance(value, tuple | list) and len(value) == people:
+                facts[name] = value[main]
+        return facts
 
     @property
     def pose(self) -> Tensor:
-        """The main person ``[17, 3] float32`` in the square around it, see `posegen.poses.pose_square.to_square`.
-
-        Zeros where nobody is labelled.
-        """
+        """The main person ``[17, 3] float32`` in the square around it, see `to_square`; zeros with nobody labelled."""
         if self.main is None:
             return torch.zeros(17, 3)
         person = self.keypoints[self.main]
@@ -101,15 +84,12 @@ class Sample:
 
 
 class PoseData(ABC):
-    """A split of a data set: a fixed, ordered list of samples. Subclasses set ``name``, ``split`` and ``size``.
-
-    Attributes:
-        varies: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached.
-    """
+    """A split of a data set: a fixed, ordered list of samples. Subclasses set ``name``, ``split`` and ``size``."""
 
     name: str
     split: str
     size: tuple[int, int]
+    #: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached
     varies: bool = False
 
     @abstractmethod
@@ -119,11 +99,7 @@ class PoseData(ABC):
     def __getitem__(self, index: int) -> Sample: ...
 
     def checked(self, index: int) -> int:
-        """An index from the front.
-
-        Raises:
-            IndexError: there is no such sample.
-        """
+        """An index from the front. Raises IndexError: there is no such sample."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return index % len(self)
@@ -139,36 +115,24 @@ class PoseData(ABC):
 
     def twin(self, index: int) -> Sample:
         """Another image of the same caption, as of a perfect generator that reads only the text."""
-        raise TypeError(
-            f"data {self.name!r} cannot render a second image of a caption; leave adapter=reference/same_caption out"
-        )
+        fix = "leave adapter=reference/same_caption out"
+        raise TypeError(f"data {self.name!r} cannot render a second image of a caption; {fix}")
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         """The image that a sample's appearance is taken from: the same person in another pose, on the same visit."""
-        raise TypeError(
-            f"data {self.name!r} has one image of each person; choose data with pairs, "
-            "for instance data=mannequin_pairs"
-        )
+        fix = "choose data with pairs, for instance data=mannequin_pairs"
+        raise TypeError(f"data {self.name!r} has one image of each person; {fix}")
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
         """All images that a sample's appearance is taken from, the same number for every sample."""
         return [self.source_of(index, visit)]
 
     def transfers(self, count: int | None, garment: str, told: bool = False) -> Transfers:
-        """People of this split, each with the clothes of another.
-
-        Args:
-            count: number of people; None: all.
-            garment: ``shirt``, ``trousers``, or ``clothes`` for both.
-            told: the captions name the colours of the new clothes.
-
-        Raises:
-            ValueError: the data set has no masks of clothes.
+        """``count`` people of this split (None: all), each with the ``garment`` of another: ``shirt``, ``trousers``, or
+        ``clothes`` for both; if ``told``, captions name its colours. Raises ValueError: the data has no such masks.
         """
-        raise ValueError(
-            f"data {self.name!r} does not know where clothes are; give picture=, mask= and source=, "
-            "or choose data=mannequin_pairs"
-        )
+        fix = "give picture=, mask= and source=, or choose data=mannequin_pairs"
+        raise ValueError(f"data {self.name!r} does not know where clothes are; {fix}")
 
     @property
     @abstractmethod
@@ -207,10 +171,8 @@ class Transfers(PoseData):
         """``[H', W'] bool`` the pixels of that picture to repaint."""
 
     def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
-        """The known garments, in the same order for each; empty where none is known.
-
-        Keys: ``picture``, ``style``, ``style_again`` (another picture of the person of the style), ``wrong_style``
-        (of a third person, for comparison).
+        """The known garments, in the same order for each key: ``picture``, ``style``, ``style_again`` (another picture
+        of the person of the style), ``wrong_style`` (of a third person, for comparison).
         """
         return {}
 
@@ -223,8 +185,6 @@ class PoseBatch:
     that the method does not need are None.
 
     Attributes:
-        ids: B sample ids.
-        prompts: B captions.
         keypoints: B arrays ``[P_i, 17, 3]`` on a canvas of ``size``.
         size: (height, width) of the images.
         seed: the run's seed; with ``visit`` and an id it fixes all random numbers of an image.
@@ -238,7 +198,6 @@ class PoseBatch:
         source_latents: ``[B, c, h, w]`` clean latents of ``source``, where there is one of each.
         hint: ``[B, C, H, W]``.
         latents: ``[B, c, h, w]`` clean latents.
-        text: the encoded prompts.
         negative_text: the encoded negative prompt, one for all images or one for each.
         attributes: B mappings, as in `Sample`.
         areas: B arrays ``[P_i]``.
@@ -272,10 +231,7 @@ class PoseBatch:
     def samples(self) -> list[Sample]:
         """The samples without their pixels."""
         rows = zip(self.ids, self.prompts, self.keypoints, self.areas, self.attributes, strict=True)
-        return [
-            Sample(i, prompt, keypoints, areas, None, self.size, attributes)
-            for i, prompt, keypoints, areas, attributes in rows
-        ]
+        return [Sample(id, text, pose, area, None, self.size, facts) for id, text, pose, area, facts in rows]
 
     @property
     def sources(self) -> Tensor | None:
@@ -283,10 +239,7 @@ class PoseBatch:
         return self.source.unsqueeze(1) if self.source is not None and self.source.ndim == 4 else self.source
 
     def generators(self, purpose: str) -> list[torch.Generator]:
-        """One CPU generator per image, a function of (seed, visit, image id, purpose) alone.
-
-        So random numbers depend neither on the batch of an image nor on the device; each purpose has another stream.
-        """
+        """One CPU generator per image, a function of (seed, visit, image id, purpose) alone, not of batch or device."""
         return [generator(self.seed, self.visit, image_id, purpose) for image_id in self.ids]
 
     def randn(self, purpose: str, shape: Sequence[int]) -> Tensor:

@@ -8,29 +8,17 @@ from typing import Any, NamedTuple
 
 
 class Defect(NamedTuple):
-    """A fault of one file or image, for the report of ``posegen prepare``.
+    """A fault of one file or image, for the report of ``posegen prepare``."""
 
-    Attributes:
-        file: the file, relative to the root, with the key of the image where one file holds many.
-        problem: the fault in a few words: ``missing``, ``cannot be decoded (truncated)``.
-        fatal: whether the image is left out; False for a remark about an image that is kept.
-    """
-
-    file: str
-    problem: str
-    fatal: bool = True
+    file: str  # the file, relative to the root, with the key of the image where one file holds many
+    problem: str  # the fault in a few words: ``missing``, ``cannot be decoded (truncated)``
+    fatal: bool = True  # whether the image is left out; False for a remark about an image that is kept
 
 
 @dataclass(frozen=True)
 class Condition:
-    """The findings of the preparation of a split.
+    """The findings of the preparation of a split."""
 
-    Attributes:
-        facts: counts, sizes, hashes, versions, for the record.
-        warnings: suspicions about the split as a whole.
-        defects: faults of single files.
-    """
-
-    facts: Mapping[str, Any]
-    warnings: Sequence[str] = ()
-    defects: Sequence[Defect] = ()
+    facts: Mapping[str, Any]  # counts, sizes, hashes, versions, for the record
+    warnings: Sequence[str] = ()  # suspicions about the split as a whole
+    defects: Sequence[Defect] = ()  # faults of single files

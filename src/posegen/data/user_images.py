@@ -13,40 +13,25 @@ from posegen.data.on_disk.images import decode_image
 
 
 def user_picture(value: Any, name: str) -> np.ndarray:
-    """A picture ``[H, W, 3] uint8`` RGB.
-
-    Args:
-        value: the path of a file, a PIL image, or an array or tensor ``[H, W, 3] uint8``.
-        name: for messages.
-
-    Raises:
-        ValueError: it is none of these, or the file cannot be read.
-    """
+    """``[H, W, 3] uint8`` RGB of a path, PIL image, or array or tensor of that form. Raises ValueError: of none."""
     if isinstance(value, str | Path):
         try:
             return np.array(decode_image(Path(value).expanduser().read_bytes()))
         except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(
-                f"{name}={value} is no picture that can be read ({problem}); expected a file such as png or jpg"
-            ) from error
+            expected = "expected a file such as png or jpg"
+            raise ValueError(f"{name}={value} is no picture that can be read ({problem}); {expected}") from error
     if hasattr(value, "convert"):  # a PIL image
         return np.array(value.convert("RGB"))
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
         return np.ascontiguousarray(array)
-    raise ValueError(
-        f"{name} has the shape {list(array.shape)} ({array.dtype}); "
-        "expected a file, a PIL image, or an array [H, W, 3] uint8"
-    )
+    expected = "expected a file, a PIL image, or an array [H, W, 3] uint8"
+    raise ValueError(f"{name} has the shape {list(array.shape)} ({array.dtype}); {expected}")
 
 
 def user_pictures(value: Any, name: str = "source") -> list[np.ndarray]:
-    """One picture or a list of them.
-
-    Raises:
-        ValueError: the list is empty, or a picture cannot be used.
-    """
+    """One picture or a list of them. Raises ValueError: the list is empty, or a picture cannot be used."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [user_picture(value, name)]
     if not len(value):
@@ -56,18 +41,14 @@ def user_pictures(value: Any, name: str = "source") -> list[np.ndarray]:
 
 def pictures_per_image(value: Any, count: int, name: str = "source") -> list[list[np.ndarray]]:
     """For each of ``count`` images its pictures: of a list of lists one list each, else the same for all.
-
-    Raises:
-        ValueError: a picture cannot be used, or the lists do not match the images or each other in length.
+    Raises ValueError: a picture cannot be used, or the lists do not match the images or each other in length.
     """
     if not (isinstance(value, list | tuple) and any(isinstance(entry, list | tuple) for entry in value)):
         return [user_pictures(value, name)] * count
     each = [user_pictures(entry, f"{name}[{i}]") for i, entry in enumerate(value)]
     if len(each) != count or len({len(pictures) for pictures in each}) > 1:
-        raise ValueError(
-            f"{name} has lists of {[len(pictures) for pictures in each]} pictures for {count} images; "
-            "give one list per image, all of one length"
-        )
+        found = f"lists of {[len(pictures) for pictures in each]} pictures for {count} images"
+        raise ValueError(f"{name} has {found}; give one list per image, all of one length")
     return each
 
 
@@ -80,13 +61,8 @@ def stretch_to(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def user_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray:
-    """The pixels ``[H, W] bool`` of a picture to repaint: where a mask of its size is light.
-
-    Args:
-        value: as for `user_picture`, or an array ``[H, W]`` of booleans, of 0 to 1 or of 0 to 255.
-
-    Raises:
-        ValueError: it cannot be read, is of another size, or is light nowhere or everywhere.
+    """The pixels ``[H, W] bool`` to repaint, where a mask is light: as for `user_picture`, or an array ``[H, W]`` of
+    booleans, of 0 to 1 or of 0 to 255. Raises ValueError: unreadable, of another size, light nowhere or everywhere.
     """
     shown = value if isinstance(value, str | Path) else "array"
     if not isinstance(value, str | Path) and not hasattr(value, "convert"):
@@ -97,15 +73,11 @@ def user_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray
     mask = user_picture(value, name).max(-1) > 127
     if mask.shape != picture.shape[:2]:
         (height, width), (tall, wide) = mask.shape, picture.shape[:2]
-        raise ValueError(
-            f"{name}={shown} is {width} x {height} pixels and its picture is {wide} x {tall}; "
-            "expected a mask of the picture's size"
-        )
+        sizes = f"is {width} x {height} pixels and its picture is {wide} x {tall}"
+        raise ValueError(f"{name}={shown} {sizes}; expected a mask of the picture's size")
     if not mask.any():
         raise ValueError(f"{name}={shown} is dark everywhere, so nothing would change; paint the part to repaint white")
     if mask.all():
-        raise ValueError(
-            f"{name}={shown} is light everywhere, so nothing of the picture would stay; "
-            "paint the part to keep black, or use posegen sample"
-        )
+        fix = "paint the part to keep black, or use posegen sample"
+        raise ValueError(f"{name}={shown} is light everywhere, so nothing of the picture would stay; {fix}")
     return mask

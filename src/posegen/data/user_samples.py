@@ -16,23 +16,16 @@ from posegen.poses.pose_square import joint_box_areas
 
 
 class Prompts(PoseData):
-    """One sample per prompt, without an image.
-
-    Args:
-        prompts: the captions.
-        people: per prompt the keypoints ``[P, 17, 3]`` on a canvas of ``size``; None where there are no poses yet.
-        size: (height, width) of the images, or the side of a square.
-        sources: files of the pictures that show the appearance, all of them for every prompt; None for none.
-    """
+    """One sample per prompt, without an image."""
 
     name, split = "prompts", "test"
 
     def __init__(
         self,
         prompts: Sequence[str],
-        people: Sequence[Any] | None = None,
-        size: int | Sequence[int] = 64,
-        sources: Sequence[str] | None = None,
+        people: Sequence[Any] | None = None,  # per prompt ``[P, 17, 3]`` on a canvas of ``size``; None: no poses yet
+        size: int | Sequence[int] = 64,  # (height, width) of the images, or the side of a square
+        sources: Sequence[str] | None = None,  # files of pictures that show the appearance, all for every prompt
     ) -> None:
         if people is not None and len(people) != len(prompts):
             raise ValueError(f"{len(people)} poses for {len(prompts)} prompts; give one pose per prompt")
@@ -68,16 +61,10 @@ class Prompts(PoseData):
 
 
 class UserTransfer(Transfers):
-    """One picture of a person to dress, several times.
+    """A file ``picture`` of a person to dress as files ``sources`` show, ``images`` times, each from other noise.
 
-    Args:
-        picture: file of the person.
-        mask: file of a picture of the same size, light where the person is repainted.
-        sources: files of the pictures that show the clothes.
-        people: keypoints ``[P, 17, 3]`` of the people in the picture, on a canvas of ``size``.
-        size: (height, width) of the model's images.
-        prompt: the caption.
-        images: number of results, each from other noise.
+    The file ``mask`` has the picture's size and is light where the person is repainted. ``people`` are the keypoints
+    ``[P, 17, 3]`` in the picture, on a canvas of ``size`` (height, width), that of the model's images.
     """
 
     name, split = "own_transfer", "test"
@@ -97,16 +84,10 @@ class UserTransfer(Transfers):
         self.size = int(size[0]), int(size[1])
 
     @cached_property
-    def _picture(self) -> np.ndarray:
-        return user_picture(self.files[0], "picture")
-
-    @cached_property
-    def _mask(self) -> np.ndarray:
-        return user_mask(self.files[1], self._picture)
-
-    @cached_property
-    def _sources(self) -> list[Sample]:
-        return _source_samples(self.files[2:], self.size)
+    def _read(self) -> tuple[np.ndarray, np.ndarray, list[Sample]]:
+        """The picture, its mask and the sources."""
+        picture = user_picture(self.files[0], "picture")
+        return picture, user_mask(self.files[1], picture), _source_samples(self.files[2:], self.size)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -117,20 +98,20 @@ class UserTransfer(Transfers):
         return self.images
 
     def __getitem__(self, index: int) -> Sample:
-        image, areas = stretch_to(self._picture, self.size), joint_box_areas(self.keypoints)
+        image, areas = stretch_to(self._read[0], self.size), joint_box_areas(self.keypoints)
         return Sample(f"transfer/{index}", self.prompt, self.keypoints, areas, image, self.size)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
-        return self._sources[0]
+        return self._read[2][0]
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
-        return self._sources
+        return self._read[2]
 
     def picture_of(self, index: int) -> np.ndarray:
-        return self._picture
+        return self._read[0]
 
     def mask_of(self, index: int) -> np.ndarray:
-        return self._mask
+        return self._read[1]
 
 
 def _source_samples(files: Sequence[str], size: tuple[int, int]) -> list[Sample]:

@@ -31,14 +31,10 @@ from posegen.io.hashes import file_hash, text_hash
 from posegen.poses.pose_square import Square, from_square, to_square
 from posegen.poses.topology import COCO_FLIP, COCO_JOINTS
 
-COCO_FILES = ("person_keypoints_{year}.json", "captions_{year}.json")
-COCO_FIX = (
-    "download COCO's annotations (https://cocodataset.org, 2014 Train/Val annotations) "
-    "and name the folder with data.root=FOLDER"
-)
+COCO_FIX = "download COCO's 2014 Train/Val annotations (https://cocodataset.org); name the folder with data.root=FOLDER"
 CACHE_VERSION = 1  # of the cached annotations
 EXPORT_BATCH = 64  # people whose maps are computed at a time
-
+CACHED_ARRAYS = ("images", "keypoints", "boxes", "areas")
 Frame = Literal["box", "joints"]
 Caption = Literal["first", "random"]
 Augment = Literal["fixed", "reading"]
@@ -47,23 +43,13 @@ Maps = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class SinglePeople:
-    """The people who are alone in their picture, in the order of the annotations.
+    """The people who are alone in their picture, in the order of the annotations."""
 
-    Attributes:
-        images: ``[N]`` COCO's numbers of the pictures.
-        keypoints: ``[N, 17, 3]`` in the picture's pixels, with COCO's visibility.
-        boxes: ``[N, 4]`` x, y, width, height.
-        areas: ``[N]`` of their outlines.
-        captions: all captions of each picture.
-        facts: counts.
-        defects: annotations that cannot be used.
-    """
-
-    images: np.ndarray
-    keypoints: np.ndarray
-    boxes: np.ndarray
-    areas: np.ndarray
-    captions: list[list[str]]
+    images: np.ndarray  # ``[N]`` COCO's numbers of the pictures
+    keypoints: np.ndarray  # ``[N, 17, 3]`` in the picture's pixels, with COCO's visibility
+    boxes: np.ndarray  # ``[N, 4]`` x, y, width, height
+    areas: np.ndarray  # ``[N]`` of their outlines
+    captions: list[list[str]]  # all captions of each picture
     facts: dict[str, Any]
     defects: list[Defect]
 
@@ -71,8 +57,7 @@ class SinglePeople:
         return len(self.images)
 
     @property
-    def labelled(self) -> np.ndarray:
-        """``[N]`` number of labelled joints, visible or hidden."""
+    def labelled(self) -> np.ndarray:  # ``[N]`` number of labelled joints, visible or hidden
         return (self.keypoints[..., 2] > 0).sum(1)
 
 
@@ -81,15 +66,12 @@ class CocoSingle(PoseData):
 
     Args:
         root: folder of the annotations, or one that holds ``annotations``.
-        split: name of the share.
         year: the files: ``train2014``, as released, or ``val2014``.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         joints: least number of labelled joints.
-        frame: ``box``, the square around the annotated box, as released, or ``joints``, the square around the labelled
-            joints with a margin.
+        frame: ``box``, the square around the annotated box, as released; ``joints``, that around joints and a margin.
         caption: ``first``, as released, or ``random``, a function of the seed and the picture, as in the paper.
-        augment: ``fixed`` mirrors and rotates each person once, as released (there without a seed); ``reading`` does so
-            on each visit; None never.
+        augment: ``fixed`` mirrors and rotates each person once, as released; ``reading`` on each visit; None never.
         flip: fraction of the people, or visits, that are mirrored, with left and right joints exchanged.
         rotation: largest angle in degrees, either way, about the centre of the square.
         size: side of the canvas.
@@ -131,12 +113,8 @@ class CocoSingle(PoseData):
 
     @cached_property
     def files(self) -> tuple[Path, Path]:
-        """The annotations of people and the captions.
-
-        Raises:
-            FileNotFoundError: one is missing.
-        """
-        people, captions = (self._file(name.format(year=self.year)) for name in COCO_FILES)
+        """The annotations of people and the captions. Raises FileNotFoundError: one is missing."""
+        people, captions = (self._file(f"{kind}_{self.year}.json") for kind in ("person_keypoints", "captions"))
         return people, captions
 
     def _file(self, name: str) -> Path:
@@ -151,18 +129,11 @@ class CocoSingle(PoseData):
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Indices of this share's people.
-
-        Raises:
-            ValueError: there are none, or fewer than ``count``.
-        """
+        """Indices of this share's people. Raises ValueError: there are none, or fewer than ``count``."""
         fitting = np.flatnonzero(self.people.labelled >= self.joints).tolist()
-        rows, available = random_share(len(fitting), self.share, self.count, "coco single", self.seed)
-        if not rows or (self.count or 0) > len(rows):
-            raise ValueError(
-                f"data.{self.split}: {self.files[0]} has {len(fitting)} people who are alone and have {self.joints} "
-                f"labelled joints, of whom share={list(self.share)} holds {available}; count is {self.count}"
-            )
+        found = f"{len(fitting)} people who are alone and have {self.joints} labelled joints"
+        where = f"data.{self.split}: {self.files[0]} has {found}"
+        rows = random_share(len(fitting), self.share, self.count, "coco single", self.seed, where)
         return [fitting[row] for row in rows]
 
     @property
@@ -197,7 +168,7 @@ class CocoSingle(PoseData):
         return self._sample(person, None if self.augment is None else visit if self.augment == "reading" else 0)
 
     def _sample(self, person: int, visit: int | None) -> Sample:
-        """One person on a visit; None is without augmentation."""
+        """One person on a visit; None: without augmentation."""
         number, keypoints = int(self.people.images[person]), self.people.keypoints[person]
         square = Square.of_box(self.people.boxes[person]) if self.frame == "box" else Square.around(keypoints)
         assert square is not None
@@ -219,27 +190,22 @@ class CocoSingle(PoseData):
     def export(self, folder: str | Path) -> int:
         """Writes this share in the layout of GUNet's authors, see `joint_vectors`; returns the number of people.
 
-        ``augment=fixed`` fixes flips and rotations in the files, as released; otherwise the maps are clean.
-
-        Raises:
-            ValueError: no ``maps`` are configured.
+        ``augment=fixed`` fixes flips and rotations in the files; otherwise maps are clean. Raises ValueError: no maps.
         """
         if self.maps is None:
-            raise ValueError(
-                f"data.{self.split}.maps is null; expected a function that computes maps, for instance "
-                "posegen.backbones.blocks.pose_maps.joint_vectors"
-            )
-        with tqdm(total=len(self), desc="joint vectors", unit="pose", dynamic_ncols=True) as bar:
-            write_joint_vectors(folder, self._encoded(self.maps, bar.update))
+            expected = "a function that computes maps, for instance posegen.backbones.blocks.pose_maps.joint_vectors"
+            raise ValueError(f"data.{self.split}.maps is null; expected {expected}")
+        write_joint_vectors(folder, self._encoded(self.maps))
         return len(self)
 
-    def _encoded(self, maps: Maps, done: Callable[[int], object]) -> Iterator[tuple[np.ndarray, str]]:
+    def _encoded(self, maps: Maps) -> Iterator[tuple[np.ndarray, str]]:
         visit = 0 if self.augment == "fixed" else None
-        for start in range(0, len(self), EXPORT_BATCH):
-            samples = [self._sample(person, visit) for person in self.chosen[start : start + EXPORT_BATCH]]
-            for sample, encoded in zip(samples, maps(torch.stack([s.pose for s in samples])), strict=True):
-                yield encoded.numpy(), sample.prompt
-            done(len(samples))
+        with tqdm(total=len(self), desc="joint vectors", unit="pose", dynamic_ncols=True) as bar:
+            for start in range(0, len(self), EXPORT_BATCH):
+                samples = [self._sample(person, visit) for person in self.chosen[start : start + EXPORT_BATCH]]
+                for sample, encoded in zip(samples, maps(torch.stack([s.pose for s in samples])), strict=True):
+                    yield encoded.numpy(), sample.prompt
+                bar.update(len(samples))
 
 
 def turned_pose(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
@@ -250,29 +216,20 @@ def turned_pose(pose: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
     return np.concatenate([pose[:, :2] @ np.array([[cos, sin], [-sin, cos]]), pose[:, 2:]], 1)
 
 
-# Annotations.
-
-
 def single_people(people: Path, captions: Path, cache: Path | None = None) -> SinglePeople:
-    """The people who are alone in their picture, and its captions.
-
-    Args:
-        people: ``person_keypoints_*.json``.
-        captions: ``captions_*.json``.
-        cache: folder of the result, which belongs to the files' sizes and times of change.
-
-    Raises:
-        ValueError: a file holds no annotations of COCO's.
-    """
+    """The people who are alone in their picture, cached by files' size and date. Raises ValueError: no COCO file."""
     stamps = [f"{f.resolve()}|{(s := f.stat()).st_size}|{s.st_mtime_ns}" for f in (people, captions)]
     name = f"{people.stem}-{text_hash('|'.join([str(CACHE_VERSION), *stamps]))}.npz"
-    cached = None if cache is None else cache / "coco" / name
-    found = None if cached is None else _read_cached(cached)
-    if found is None:
-        found = _choose(_annotations(people, "annotations"), _annotations(captions, "annotations"), people.name)
-        found.facts["sha256"] = [file_hash(file, 16) for file in (people, captions)]
-        if cached is not None:
-            _write_cached(cached, found)
+    stored = None if cache is None else read_arrays_or_none(cache / "coco" / name)
+    if stored is not None and {*CACHED_ARRAYS, "texts"} <= stored.keys():
+        images, keypoints, boxes, areas = (stored[name] for name in CACHED_ARRAYS)
+        texts, facts, defects = json.loads(str(stored["texts"]))
+        return SinglePeople(images, keypoints, boxes, areas, texts, facts, [Defect(*defect) for defect in defects])
+    found = _choose(_annotations(people), _annotations(captions), people.name)
+    found.facts["sha256"] = [file_hash(file, 16) for file in (people, captions)]
+    if cache is not None:
+        texts = np.array(json.dumps([found.captions, found.facts, found.defects]))
+        write_arrays(cache / "coco" / name, **{key: getattr(found, key) for key in CACHED_ARRAYS}, texts=texts)
     return found
 
 
@@ -315,30 +272,12 @@ def _annotation_fault(row: Mapping[str, Any], texts: Mapping[int, Sequence[str]]
     return "" if texts.get(row["image_id"]) else "no caption"
 
 
-def _annotations(file: Path, part: str) -> list[dict[str, Any]]:
+def _annotations(file: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(file.read_bytes())[part]
+        rows = json.loads(file.read_bytes())["annotations"]
         if isinstance(rows, list) and all("image_id" in row for row in rows):
             return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} cannot be read ({reason}); expected COCO's annotations: {COCO_FIX}") from error
     raise ValueError(f"{file} holds no list of annotations with an image_id each; expected COCO's: {COCO_FIX}")
-
-
-CACHED_ARRAYS = ("images", "keypoints", "boxes", "areas")
-
-
-def _write_cached(file: Path, found: SinglePeople) -> None:
-    texts = json.dumps([found.captions, found.facts, found.defects])
-    write_arrays(file, **{name: getattr(found, name) for name in CACHED_ARRAYS}, texts=np.array(texts))
-
-
-def _read_cached(file: Path) -> SinglePeople | None:
-    """The cached annotations; None where they are missing or damaged, and the files are read again."""
-    stored = read_arrays_or_none(file)
-    if stored is None or not {*CACHED_ARRAYS, "texts"} <= stored.keys():
-        return None
-    captions, facts, defects = json.loads(str(stored["texts"]))
-    images, keypoints, boxes, areas = (stored[name] for name in CACHED_ARRAYS)
-    return SinglePeople(images, keypoints, boxes, areas, captions, facts, [Defect(*defect) for defect in defects])

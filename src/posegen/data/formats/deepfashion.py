@@ -26,26 +26,15 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import numpy as np
 
 from posegen.data.condition import Defect
-from posegen.data.formats.pair_files import (
-    PERSON_IMAGE_SUFFIXES,
-    Pair,
-    find_file,
-    joints_in,
-    joints_of_text,
-    openpose_to_coco,
-    overlap_with_training,
-    pairs_in,
-    require_file,
-    searched_folders,
-)
+from posegen.data.formats import pair_files
+from posegen.data.formats.pair_files import PERSON_IMAGE_SUFFIXES, Pair, find_file, require_file, searched_folders
 from posegen.data.formats.pairs import PAIR_LISTS, PairSource
 from posegen.data.on_disk.source import FileSpan, ReportDefect, StoredImage, require_option
 from posegen.io.hashes import joint_hash
 
 JointsFormat = Literal["csv", "txt"]
 PairsFormat = Literal["auto", "csv", "txt", "json"]
-#: The released lists: images, and first digits of the SHA-256 of the file.
-RELEASED_LISTS = {"train": (48674, "50f41143dc61c730"), "test": (4038, "336650cb7febac6e")}
+RELEASED_LISTS = {"train": (48674, "50f41143dc61c730"), "test": (4038, "336650cb7febac6e")}  # images, SHA-256
 FLAT_NAME = re.compile(r"(?:.*/)?fashion(MEN|WOMEN)(.+)id(\d{8})(\d{2})_(\d)([a-z]+)")
 TREE_NAME = re.compile(r"(?:.*/)?(MEN|WOMEN)/([^/]+)/id_(\d{8})/(\d{2})_(\d)_([a-z]+)")
 NAME_SUFFIX = re.compile(r"\.(jpe?g|png|txt)$", re.IGNORECASE)
@@ -85,17 +74,12 @@ def flat_name(text: str) -> str | None:
     return name and name.flat
 
 
-def outfit_of(name: str) -> str:
-    """The outfit in an image."""
-    return name.rpartition("_")[0]
-
-
 def has_tree(folder: Path) -> bool:
     return any((folder / gender).is_dir() for gender in ("WOMEN", "MEN"))
 
 
 class DeepFashion(PairSource):
-    """DeepFashion In-shop.
+    """DeepFashion In-shop. Raises ValueError: the root has no images, or an option is unknown.
 
     Args:
         root: a folder with all of the above, in itself or in folders not far below.
@@ -103,9 +87,6 @@ class DeepFashion(PairSource):
         pairs: ``csv``, ``txt`` or ``json``; ``auto`` takes the first that is there.
         images: folder of the images, relative to the root; None finds it, one with "highres" in its name first.
         bars: the images are the small ones of 256 x 256 (``img.zip``), whose white bars of 40 pixels are cut off.
-
-    Raises:
-        ValueError: the root has no images, or an option is unknown.
     """
 
     name, grouped = "deepfashion", "outfits"
@@ -128,9 +109,8 @@ class DeepFashion(PairSource):
 
     def _find_images(self, given: str | None) -> Path:
         """The folder of the images: as a tree, or flat."""
-        places = [self.root, *(place for place in searched_folders(self.root) if "pose" not in place.name)]
-        if given:
-            places = [self.root / given]
+        found = [self.root, *(place for place in searched_folders(self.root) if "pose" not in place.name)]
+        places = [self.root / given] if given else found
         trees = [place for place in places if has_tree(place)]
         if trees:
             return min(trees, key=lambda place: "highres" not in place.name)
@@ -139,12 +119,8 @@ class DeepFashion(PairSource):
             if any(next(place.glob(pattern), None) for pattern in patterns):
                 return place
         where = f"data.images={given}: {self.root / given}" if given else f"data.root={self.root}"
-        raise ValueError(
-            f"{where} has no folder MEN or WOMEN, nor pictures named fashionWOMEN...jpg; "
-            "unpack img_highres.zip of DeepFashion In-shop there"
-        )
-
-    # Files.
+        fix = "unpack img_highres.zip of DeepFashion In-shop there"
+        raise ValueError(f"{where} has no folder MEN or WOMEN, nor pictures named fashionWOMEN...jpg; {fix}")
 
     def list_of(self, split: str) -> Path:
         return require_file(self.root, [f"{PAIR_LISTS.get(split, split)}.lst"], FASHION_FIX)
@@ -156,19 +132,16 @@ class DeepFashion(PairSource):
     @cached_property
     def texts(self) -> Path:
         """The folder with a text file of joints per image."""
-        folders = searched_folders(self.root)
-        place = next((place for place in folders if "pose" in place.name and has_tree(place)), None)
-        if place is None:
-            fix = "unpack NTED's pose.rar there, or choose data.poses=csv"
-            raise FileNotFoundError(f"data.root={self.root}: there is no folder pose with MEN or WOMEN in it; {fix}")
-        return place
+        for place in searched_folders(self.root):
+            if "pose" in place.name and has_tree(place):
+                return place
+        fix = "unpack NTED's pose.rar there, or choose data.poses=csv"
+        raise FileNotFoundError(f"data.root={self.root}: there is no folder pose with MEN or WOMEN in it; {fix}")
 
     def pair_file(self, split: str) -> Path:
         names = {"csv": _table_names("pairs", split), "txt": [f"{split}_pairs.txt"], "json": [f"{split}_data.json"]}
         wanted = [name for kind, all in names.items() if self.pairs_format in ("auto", kind) for name in all]
         return require_file(self.root, wanted, FASHION_FIX)
-
-    # As a source.
 
     def identity(self, split: str) -> dict[str, Any]:
         if self.poses == "csv":
@@ -191,42 +164,40 @@ class DeepFashion(PairSource):
         return [] if found == released else [f"{file.name} has the SHA-256 {found}; the released one has {released}"]
 
     def names(self, split: str) -> list[str]:
-        """The lines of a list."""
         lines = self.list_of(split).read_text(encoding="utf-8-sig").splitlines()
         return [line.strip() for line in lines if line.strip()]
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        joints = joints_in(self.table("annotation", split), flat_name, report) if self.poses == "csv" else None
+        joints = None
+        if self.poses == "csv":
+            joints = pair_files.joints_in(self.table("annotation", split), flat_name, report)
         for number, text in enumerate(self.names(split), 1):
             name = FashionName.of(text)
             if name is None:
                 report(Defect(f"{self.list_of(split).name}: line {number}", f"{text!r} is no name of a picture"))
                 continue
-            file = self.texts / f"{name.path}.txt" if joints is None else None
+            text = f"{name.path}.txt"
             try:
-                points = joints_of_text(file) if file else (joints or {}).get(name.flat)
+                points = pair_files.joints_of_text(self.texts / text) if joints is None else joints.get(name.flat)
             except (OSError, ValueError) as error:
-                assert file is not None
                 problem = "missing" if isinstance(error, FileNotFoundError) else str(error)
-                report(Defect(file.relative_to(self.root).as_posix(), problem))
+                report(Defect((self.texts / text).relative_to(self.root).as_posix(), problem))
                 continue
             yield self._entry(name, points)
 
     def _entry(self, name: FashionName, points: np.ndarray | None) -> StoredImage:
         """Joints are on images of 256 x 176, or of 256 x 256 with bars, whatever the size of the image."""
-        people = openpose_to_coco(points)
+        people = pair_files.openpose_to_coco(points)
         if self.barred != (self.poses == "txt"):
             people[..., 0] += np.where(people[..., 2] > 0, BAR_WIDTH if self.barred else -BAR_WIDTH, 0)
-        place = FileSpan(self._image_file(name).relative_to(self.root).as_posix())
+        if self._flat_files:
+            file = self._flat_files.get(name.flat, self.images / f"{name.flat}.jpg")
+        else:
+            files = [self.images / f"{name.path}{suffix}" for suffix in PERSON_IMAGE_SUFFIXES]
+            file = next((file for file in files if file.is_file()), files[0])  # a missing one is reported
+        place = FileSpan(file.relative_to(self.root).as_posix())
         about, frame = {"scenario": name.view}, BARRED_SIZE if self.barred else JOINTS_SIZE
         return StoredImage(f"{self.name}/{name.flat}", "", place, None, people, None, about, frame)
-
-    def _image_file(self, name: FashionName) -> Path:
-        """The file of an image; where it is missing, its expected place."""
-        if self._flat_files:
-            return self._flat_files.get(name.flat, self.images / f"{name.flat}.jpg")
-        places = [self.images / f"{name.path}{suffix}" for suffix in PERSON_IMAGE_SUFFIXES]
-        return next((place for place in places if place.is_file()), places[0])
 
     @cached_property
     def _flat_files(self) -> dict[str, Path]:
@@ -236,16 +207,15 @@ class DeepFashion(PairSource):
         files = [file for file in sorted(self.images.rglob("*")) if file.suffix.lower() in PERSON_IMAGE_SUFFIXES]
         return {name: file for file in files if (name := flat_name(file.name))}
 
-    # As pairs.
-
-    def group(self, name: str) -> str:
-        return outfit_of(name)
+    @staticmethod
+    def group(name: str) -> str:
+        return name.rpartition("_")[0]  # the outfit
 
     def pair_facts(self, split: str) -> dict[str, Any]:
         facts = super().pair_facts(split)
         if split == "test" and find_file(self.root, ["train.lst"]):
-            for groups, key in (("outfits", outfit_of), ("garments", lambda name: outfit_of(name)[:-2])):
-                both, all_test = overlap_with_training(self._listed_names, key)
+            for groups, key in (("outfits", self.group), ("garments", lambda name: self.group(name)[:-2])):
+                both, all_test = pair_files.overlap_with_training(self._listed_names, key)
                 facts[f"{groups}_also_in_train"] = f"{both} of {all_test}"
         return facts
 
@@ -256,16 +226,16 @@ class DeepFashion(PairSource):
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
         suspicions, file = super().pair_suspicions(split, pairs), self.pair_file(split)
         if split == "test" and find_file(self.root, ["train.lst"]):
-            both, _ = overlap_with_training(self._listed_names, outfit_of)
+            both, _ = pair_files.overlap_with_training(self._listed_names, self.group)
             suspicions += [f"{both} outfits of the test list are in the training list, too"] if both else []
         table = find_file(self.root, _table_names("pairs", split))
         if file.suffix != ".csv" and table:
-            tabled = {(pair.target, *pair.sources) for pair in pairs_in(table, flat_name, lambda _: None)}
+            tabled = {(pair.target, *pair.sources) for pair in pair_files.pairs_in(table, flat_name, lambda _: None)}
             turned = {(source, target) for target, source in tabled}
             listed = {(pair.target, *pair.sources) for pair in pairs}
             if listed != tabled:
-                why = f"{len(listed & tabled):,} of {len(listed | tabled):,} pairs are in both"
-                why = "source and target are exchanged" if listed == turned else why
+                shared = f"{len(listed & tabled):,} of {len(listed | tabled):,} pairs are in both"
+                why = "source and target are exchanged" if listed == turned else shared
                 suspicions.append(f"{file.name} has other pairs than {table.name}: {why}")
         return suspicions
 

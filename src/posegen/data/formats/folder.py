@@ -33,21 +33,18 @@ NO_PEOPLE = PicturePeople(np.zeros((0, 17, 3), np.float32))
 
 
 class Folder(Source):
-    """A folder of pictures.
+    """A folder of pictures. Raises ValueError: root, poses or prompts are missing, or shares do not add up to 1.
 
     Args:
         root: the folder; pictures may lie in folders inside it.
         poses: a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
             per picture (``<stem>_keypoints.json`` or ``<stem>.json``); relative to the root, so that "." is beside the
             pictures. None: no poses.
-        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a text file
-            ``<stem>.txt`` per picture; relative to the root. None: all prompts are empty.
+        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per
+            picture; relative to the root. None: all prompts are empty.
         folders: split -> folder of its pictures, relative to the root. None: by the SHA-1 of the picture's path.
         shares: fractions of train, validation and test, where there are no ``folders``.
         name: of the data set, for ids and files.
-
-    Raises:
-        ValueError: the root, the poses or the prompts are missing, or the shares do not add up to 1.
     """
 
     def __init__(
@@ -62,19 +59,17 @@ class Folder(Source):
         self.root, self.name = existing_root(root), name
         self.folders, self.shares = folders and dict(folders), tuple(shares)
         if len(self.shares) != len(SPLITS) or abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0:
-            raise ValueError(
-                f"data.shares={list(shares)}: expected the shares of {', '.join(SPLITS)}, which add up to 1"
-            )
+            expected = f"the shares of {', '.join(SPLITS)}, which add up to 1"
+            raise ValueError(f"data.shares={list(shares)}: expected {expected}")
         self.poses = self._existing("poses", poses, "a json file in COCO's format, or a folder of OpenPose's")
         expected = "a json file {picture: prompt}, a csv file of file,prompt, or a folder of text files"
         self.prompts = self._existing("prompts", prompts, expected)
 
     def _existing(self, key: str, path: str | None, expected: str) -> Path | None:
-        if path is not None and not (self.root / path).exists():
-            raise ValueError(
-                f"data.{key}={path}: there is no {self.root / path}; expected {expected}, or null for none"
-            )
-        return None if path is None else self.root / path
+        file = None if path is None else self.root / path
+        if file and not file.exists():
+            raise ValueError(f"data.{key}={path}: there is no {file}; expected {expected}, or null for none")
+        return file
 
     def identity(self, split: str) -> dict[str, Any]:
         parts: list[str | Path] = ["\n".join(self.pictures(split))]
@@ -83,18 +78,11 @@ class Folder(Source):
             parts += [file for file in files if file.is_file() and file.suffix.lower() not in FOLDER_SUFFIXES]
         return {"name": self.name, "folders": self.folders, "shares": self.shares, "files": joint_hash(parts)}
 
-    # Pictures.
-
     def pictures(self, split: str) -> list[str]:
-        """The pictures of a split, relative to the root.
-
-        Raises:
-            FileNotFoundError: the folder of the split is missing.
-        """
-        if split not in (self.folders or SPLITS):
-            raise FileNotFoundError(
-                f"data.folders has no folder for {split}; it has {', '.join(self.folders or SPLITS)}"
-            )
+        """The pictures of a split, relative to the root. Raises FileNotFoundError: no folder of the split."""
+        known = self.folders or SPLITS
+        if split not in known:
+            raise FileNotFoundError(f"data.folders has no folder for {split}; it has {', '.join(known)}")
         start = self.root / (self.folders[split] if self.folders else ".")
         if not start.is_dir():
             raise FileNotFoundError(f"data.folders.{split}: there is no folder {start}")
@@ -106,7 +94,6 @@ class Folder(Source):
         return sorted(file.relative_to(self.root).as_posix() for file in files)
 
     def split_of(self, file: str) -> str:
-        """The split of a picture without ``folders``: a function of its path."""
         place = np.searchsorted(np.cumsum(self.shares), hash_fraction(file), side="right")
         return SPLITS[min(int(place), len(SPLITS) - 1)]
 
@@ -134,14 +121,8 @@ class Folder(Source):
             if mine and Path(file).suffix and file not in there and file not in names:
                 report(Defect(file, "missing"))
 
-    # Poses.
-
     def people(self, file: str) -> PicturePeople:
-        """The people of a picture; nobody where the poses do not list it.
-
-        Raises:
-            ValueError: its file of poses cannot be used.
-        """
+        """The people of a picture; nobody where it is not listed. Raises ValueError: its file of poses is damaged."""
         if self.poses is None or self.poses.is_file():
             return _lookup(self._coco_people, file) or NO_PEOPLE
         picture = Path(file)
@@ -164,28 +145,20 @@ class Folder(Source):
         images = content.get("images", ()) if isinstance(content, dict) else ()
         try:
             names = {image["id"]: str(image["file_name"]) for image in images}
-            sizes = {
-                image["id"]: (int(image["height"]), int(image["width"]))
-                for image in images
-                if {"height", "width"} <= image.keys()
-            }
+            sized = (image for image in images if {"height", "width"} <= image.keys())
+            sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in sized}
             people: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in names}
             for row in rows or ():
                 people.setdefault(row["image_id"], []).append(row)
-            return {
-                str(names.get(image, image)): _annotated_people(mine, sizes.get(image), str(self.poses))
-                for image, mine in people.items()
-            }
+            every = (
+                (image, _annotated_people(mine, sizes.get(image), str(self.poses))) for image, mine in people.items()
+            )
+            return {str(names.get(image, image)): found for image, found in every}
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{self.poses} is not in COCO's format ({type(error).__name__}: {error}); "
-                "expected images and annotations"
-            ) from error
-
-    # Prompts.
+            problem = f"is not in COCO's format ({type(error).__name__}: {error})"
+            raise ValueError(f"{self.poses} {problem}; expected images and annotations") from error
 
     def prompt(self, file: str) -> str | None:
-        """The prompt of a picture; None where it has none."""
         if self.prompts is None:
             return ""
         if self.prompts.is_file():
@@ -208,28 +181,19 @@ class Folder(Source):
 
 
 def prompts_of_csv(file: Path, columns: str) -> list[tuple[str, str]]:
-    """The lines of a csv file of two columns.
-
-    Raises:
-        ValueError: a line has another number of values; names it.
-    """
+    """The lines of a csv file of two columns. Raises ValueError: a line has another number of values; names it."""
     with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = [row for row in csv.reader(stream) if row]
     if wrong := next((row for row in rows if len(row) != 2), None):
-        raise ValueError(
-            f"{file}: a line has {len(wrong)} values ({wrong}); expected {columns}, "
-            "with quotes around a prompt with commas"
-        )
+        fix = "with quotes around a prompt with commas"
+        raise ValueError(f"{file}: a line has {len(wrong)} values ({wrong}); expected {columns}, {fix}")
     return [(first, second) for first, second in rows]
 
 
 def _annotated_people(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None, name: str) -> PicturePeople:
     """The annotations of one picture, without crowds and others who have no labelled joint."""
-    people = [
-        (coco_joints(row["keypoints"], name), float(row.get("area") or np.nan))
-        for row in rows
-        if not row.get("iscrowd")
-    ]
+    rows = [row for row in rows if not row.get("iscrowd")]
+    people = [(coco_joints(row["keypoints"], name), float(row.get("area") or np.nan)) for row in rows]
     people = [(person, area) for person, area in people if (person[:, 2] > 0).any()]
     keypoints = np.stack([person for person, _ in people]) if people else np.zeros((0, 17, 3))
     return PicturePeople(keypoints.astype(np.float32), np.array([area for _, area in people], np.float32), size)

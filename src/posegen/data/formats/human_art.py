@@ -17,16 +17,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from posegen.data.condition import Defect
 from posegen.data.on_disk.object_arrays import read_arrays
-from posegen.data.on_disk.source import (
-    Defect,
-    FileSpan,
-    ReportDefect,
-    Source,
-    StoredImage,
-    json_mapping,
-    require_option,
-)
+from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, json_mapping, require_option
 from posegen.io.hashes import hash_fraction, joint_hash
 
 SCENARIOS = {
@@ -37,14 +30,8 @@ SCENARIOS = {
     "3D_virtual_human": ("garage_kits", "relief", "sculpture"),
     "real_human": ("acrobatics", "cosplay", "dance", "drama", "movie"),
 }  # fmt: skip
-#: The released validation list: 250 pictures of each scenario.
-VALIDATION_LIST = {
-    "entries": 4750,
-    "scenarios": {s: 250 for group in SCENARIOS.values() for s in group},
-    "sha256": "59eea766cd8b4c00",
-}
-#: The names of the lists in file names.
-TRAINING, VALIDATION = ("training", "train"), ("validation", "val")
+PER_SCENARIO = {scenario: 250 for group in SCENARIOS.values() for scenario in group}
+VALIDATION_LIST = {"entries": 4750, "scenarios": PER_SCENARIO, "sha256": "59eea766cd8b4c00"}  # the released one
 LIST_FORMATS = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
 ROOT_NAME = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
 PoseKind = Literal["annotation", "mapping"]
@@ -60,9 +47,6 @@ class HumanArt(Source):
         poses: ``annotation`` for the authors' annotations, ``mapping`` for HumanSD's files, as in the published tables.
         holdout: fraction of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0 takes
             the validation list itself.
-
-    Raises:
-        ValueError: the root has no folder ``images``, or an option is unknown.
     """
 
     name = "human_art"
@@ -71,9 +55,8 @@ class HumanArt(Source):
         self.root, self.poses, self.holdout = Path(root).expanduser(), poses, holdout
         require_option("poses", poses, get_args(PoseKind))
         if not (self.root / "images").is_dir():
-            inner, fix = self.root / ROOT_NAME, f"give the unpacked folder of Human-Art, usually called {ROOT_NAME}"
-            if (inner / "images").is_dir():
-                fix = f"did you mean {inner}?"
+            inner, usual = self.root / ROOT_NAME, f"give the unpacked folder of Human-Art, usually called {ROOT_NAME}"
+            fix = f"did you mean {inner}?" if (inner / "images").is_dir() else usual
             raise ValueError(f"data.root={root}: there is no folder images in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:
@@ -87,12 +70,8 @@ class HumanArt(Source):
         return split == "test" or (split == "validation" and not self.holdout)
 
     def lists(self, split: str) -> list[Path]:
-        """The files that list the pictures of a split.
-
-        Raises:
-            FileNotFoundError: there is none; names the expected files.
-        """
-        names: tuple[str, ...] = VALIDATION if self._is_validation_list(split) else TRAINING
+        """The files that list the pictures of a split. Raises FileNotFoundError: there is none."""
+        names: tuple[str, ...] = ("validation", "val") if self._is_validation_list(split) else ("training", "train")
         if self.poses == "mapping":
             names = tuple(f"{start}_{name}.json" for start in ("mapping_file", "mapping") for name in names)
             found = [self.root / name for name in names if (self.root / name).is_file()][:1]
@@ -125,13 +104,11 @@ class HumanArt(Source):
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {key}", "lacks img_path, pose_path or prompt"))
                 continue
-            path = self.root / below_root(poses)
+            path, missing = self.root / below_root(poses), f"missing; pose of {below_root(picture)}"
             try:
                 keypoints, areas = stored_people(path)
             except ValueError as error:
-                problem = str(error).removeprefix(f"{path} ")
-                if not path.is_file():
-                    problem = f"missing; pose of {below_root(picture)}"
+                problem = str(error).removeprefix(f"{path} ") if path.is_file() else missing
                 report(Defect(below_root(poses), problem))
                 continue
             yield self._entry(key, prompt, picture, None, keypoints, areas)
@@ -153,26 +130,20 @@ class HumanArt(Source):
                 report(Defect(where, f"not as in COCO's format ({type(error).__name__}: {error})"))
 
     def _entry(
-        self, key: Any, prompt: str, picture: str, size: Any, keypoints: np.ndarray, areas: np.ndarray
+        self, key: Any, prompt: str, picture: str, size: Any, joints: np.ndarray, areas: np.ndarray
     ) -> StoredImage:
-        picture = below_root(picture)
-        about = {"scenario": Path(picture).parent.name}
-        return StoredImage(f"{self.name}/{key}", prompt, FileSpan(picture), size, keypoints, areas, about)
+        place = FileSpan(below_root(picture))
+        about = {"scenario": Path(place.file).parent.name}
+        return StoredImage(f"{self.name}/{key}", prompt, place, size, joints, areas, about)
 
 
 def below_root(path: str) -> str:
-    """A path of a list, relative to the root."""
     return path.lstrip("/").removeprefix(f"{ROOT_NAME}/")
 
 
 def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The people of one of HumanSD's pose files.
-
-    Returns:
-        ``[P, 17, 3] float32`` x, y and score on the stored picture, and ``[P] float32`` areas, NaN where unknown.
-
-    Raises:
-        ValueError: the file is missing, damaged, or holds something else; names it.
+    """The people of one of HumanSD's pose files: ``[P, 17, 3] float32`` x, y and score on the stored picture, and
+    ``[P] float32`` areas, NaN where unknown. Raises ValueError: the file is missing or damaged; names it.
     """
     arrays = read_arrays(path)
     try:
@@ -180,7 +151,5 @@ def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
         keypoints = np.array([person["keypoints"] for person in people], np.float32).reshape(len(people), 17, 3)
         return keypoints, np.array([person.get("area", np.nan) for person in people], np.float32).reshape(len(people))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{path} holds no people: expected arr_0 with a dict of keypoints [17, 3] for each "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        expected = f"expected arr_0 with a dict of keypoints [17, 3] for each ({type(error).__name__}: {error})"
+        raise ValueError(f"{path} holds no people: {expected}") from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from posegen.poses.pose_square import Square, to_square
 from posegen.poses.topology import COCO_JOINTS
 
 MAPS_FOLDER, TEXTS_FOLDER = "joint_vectors", "texts"
-PLATEAU = 0.0  # maps are lower where their joint is the nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +42,9 @@ class FramedPose(Sample):
 
 @dataclass(frozen=True, eq=False)
 class StoredPose(FramedPose):
-    """A sample whose pose is stored as joint maps; its keypoints are read from them.
+    """A sample whose pose is stored as joint maps; its keypoints are read from them."""
 
-    Attributes:
-        maps: ``[17, side, side] float32``.
-    """
-
-    maps: np.ndarray | None = None
+    maps: np.ndarray | None = None  # ``[17, side, side] float32``
 
     @property
     def encodable(self) -> Tensor:
@@ -58,18 +52,13 @@ class StoredPose(FramedPose):
 
 
 class JointVectors(PoseData):
-    """A share of the people in such a folder, in a fixed random order.
+    """A share of the people in such a folder, in a fixed random order. Raises ValueError: the list is damaged or empty.
 
     Args:
-        folder: the folder.
-        names: the list in it.
-        split: name of the share.
+        names: the list in the folder.
         share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
         count: take only the first so many; None for all.
         seed: of the order.
-
-    Raises:
-        ValueError: the list is missing or damaged, or the share is empty.
     """
 
     name = "joint_vectors"
@@ -85,25 +74,16 @@ class JointVectors(PoseData):
     ) -> None:
         self.folder, self.split, self.share = Path(folder).expanduser(), split, tuple(share)
         self.count, self.seed, self.list = count, seed, self.folder / names
-        people = read_joint_vector_list(self.list)
-        chosen, available = random_share(len(people), self.share, count, "joint vectors", seed)
-        self.people = [people[i] for i in chosen]
-        if not self.people or (count or 0) > len(self.people):
-            raise ValueError(
-                f"data.{split}: {self.list} names {len(people)} people, of whom share={list(share)} holds {available}; "
-                f"count is {count}"
-            )
+        people, self.sha = read_joint_vector_list(self.list), file_hash(self.list, 16)
+        where = f"data.{split}: {self.list} names {len(people)} people"
+        self.people = [people[i] for i in random_share(len(people), self.share, count, "joint vectors", seed, where)]
         side = self.maps(0).shape[-1]
         self.size = (side, side)
 
     @property
     def identity(self) -> dict[str, Any]:
-        about = {"name": self.name, "list": self._list_hash, "split": self.split, "share": list(self.share)}
+        about = {"name": self.name, "list": self.sha, "split": self.split, "share": list(self.share)}
         return {**about, "count": self.count, "seed": self.seed}
-
-    @cached_property
-    def _list_hash(self) -> str:
-        return file_hash(self.list, 16)
 
     def __len__(self) -> int:
         return len(self.people)
@@ -113,48 +93,39 @@ class JointVectors(PoseData):
         return [caption for _, caption in self.people]
 
     def __getitem__(self, index: int) -> Sample:
-        maps = self.maps(index)
-        path, caption = self.people[index]
+        maps, (path, caption) = self.maps(index), self.people[index]
         keypoints, area = keypoints_of(maps)[None], np.array([maps[0].size], np.float32)
         return StoredPose(f"{self.name}/{Path(path).stem}", caption, keypoints, area, None, self.size, maps=maps)
 
     def maps(self, index: int) -> np.ndarray:
-        """``[17, side, side] float32`` of one person.
-
-        Raises:
-            ValueError: the file is missing or holds something else.
-        """
+        """``[17, side, side] float32`` of one person. Raises ValueError: its file is missing or damaged."""
         path = self.folder / self.people[index][0]
         try:
             stored = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
-            ) from error
+            problem = f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
+            raise ValueError(problem) from error
         side = isqrt(stored.size // COCO_JOINTS)
         if stored.size != COCO_JOINTS * side**2 or not np.isfinite(stored).all():
-            raise ValueError(
-                f"{path} holds {list(stored.shape)} values; expected finite ones for {COCO_JOINTS} square joint maps, "
-                f"[{COCO_JOINTS}, 4096] as released"
-            )
+            expected = f"finite ones for {COCO_JOINTS} square joint maps, [{COCO_JOINTS}, 4096] as released"
+            raise ValueError(f"{path} holds {list(stored.shape)} values; expected {expected}")
         return stored.astype(np.float32).reshape(COCO_JOINTS, side, side)
 
 
 def random_share(
-    people: int, share: Sequence[float], count: int | None, purpose: str, seed: int
-) -> tuple[list[int], int]:
-    """The first ``count`` of a share (from, to) of people in a fixed random order, and the size of the share."""
+    people: int, share: Sequence[float], count: int | None, purpose: str, seed: int, where: str
+) -> list[int]:
+    """The first ``count`` of a share (from, to) of people in a fixed random order. Raises ValueError: too few."""
     order = torch.randperm(people, generator=generator(purpose, seed)).tolist()
     first, last = (round(edge * people) for edge in share)
-    return order[first:last][:count], last - first
+    chosen = order[first:last][:count]
+    if not chosen or (count or 0) > len(chosen):
+        raise ValueError(f"{where}, of whom share={list(share)} holds {last - first}; count is {count}")
+    return chosen
 
 
 def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:
-    """(path below the folder, caption) of everybody in the list; a leading slash is dropped.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
+    """(path below the folder, caption) of everybody in the list. Raises ValueError: it is missing or damaged."""
     expected = f'expected a list of {{"image_path": ..., "text": ...}}, beside the folder {MAPS_FOLDER} of its files'
     try:
         return [(str(row["image_path"]).lstrip("/"), str(row["text"])) for row in read_json(path, expected)]
@@ -165,13 +136,7 @@ def read_joint_vector_list(path: Path) -> list[tuple[str, str]]:
 def write_joint_vectors(
     folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json"
 ) -> None:
-    """Writes people in the released layout. The list comes last; an older list is removed first.
-
-    Args:
-        folder: the target.
-        people: (maps ``[17, side, side]``, caption) of each.
-        names: name of the list.
-    """
+    """Writes (maps ``[17, side, side]``, caption) in the released layout; the list comes last."""
     root, entries = Path(folder), []
     for part in (MAPS_FOLDER, TEXTS_FOLDER):
         (root / part).mkdir(parents=True, exist_ok=True)
@@ -187,10 +152,9 @@ def write_joint_vectors(
 def keypoints_of(maps: np.ndarray) -> np.ndarray:
     """Keypoints ``[17, 3]`` of released maps ``[17, side, side]``: the centre of the low half of each; zeros if absent.
 
-    The maps are saturated around a joint, and neighbours cut into each other, so the error is 1 to 2 of 64 pixels
-    (median).
+    Maps are saturated around a joint, and neighbours cut into each other: the median error is 1 to 2 of 64 pixels.
     """
-    low = np.where(maps < PLATEAU, (1 - maps) / 2, 0)
+    low = np.where(maps < 0, (1 - maps) / 2, 0)  # negative where their joint is the nearest
     mass = low.sum((1, 2))
     rows, columns = np.arange(maps.shape[1]), np.arange(maps.shape[2])
     x, y = (low.sum(1) * columns).sum(1), (low.sum(2) * rows).sum(1)

@@ -16,52 +16,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
+from posegen.data.condition import Defect
+from posegen.data.formats import laion_lists
 from posegen.data.formats.human_art import stored_people
-from posegen.data.formats.laion_lists import (
-    IMAGES,
-    KEY_DIGITS,
-    POSES,
-    LaionRow,
-    PathRule,
-    chosen_shards,
-    fetched_rows,
-    held_out,
-    laion_key,
-    prompt_beside,
-)
+from posegen.data.formats.laion_lists import IMAGES, KEY_DIGITS, POSES, LaionRow, PathRule, laion_key
 from posegen.data.on_disk.images import IMAGE_SUFFIXES
-from posegen.data.on_disk.source import (
-    Defect,
-    FileSpan,
-    ReportDefect,
-    Source,
-    StoredImage,
-    json_mapping,
-    require_option,
-)
+from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, json_mapping, require_option
 from posegen.data.on_disk.tar_members import TarMembers
 from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 
 MAPPING_NAMES = ("mapping_file_training.json", "mapping_training.json", "mapping_train.json", "train.json")
 TRIED_POSES = 20  # pose files that are looked for before a million are read
-LAION_SPLITS = ("train", "validation", "test")
 DEAD_LINK = "missing (dead link, or not fetched)"
-
-#: Whether a picture is left out, by its key and its prompt.
-Exclude = Callable[[str, str], bool]
+Exclude = Callable[[str, str], bool]  # whether a picture is left out, by its key and its prompt
 Storage = Literal["files", "tar"]
 
 
 class LaionHuman(Source):
-    """LAION-Human has one list; ``validation`` is every picture whose key's SHA-1 is divisible by ``holdout``.
-
-    ``test`` is the same part.
+    """LAION-Human has one list; ``validation`` and ``test`` are the pictures whose key's SHA-1 ``holdout`` divides.
+    Raises ValueError: an option is invalid, or the root has no pictures.
 
     Args:
         root: the folder with ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``.
@@ -74,9 +53,6 @@ class LaionHuman(Source):
         exclude: pictures to leave out for their content: a file with a key per line (relative to the root), or a
             function of key and prompt, also as ``module:function``.
         cache: folder for the indices of tars; None keeps them beside the tars.
-
-    Raises:
-        ValueError: an option is invalid, or the root has no pictures.
     """
 
     name = "laion_human"
@@ -94,7 +70,8 @@ class LaionHuman(Source):
         cache: str | Path | None = None,
     ) -> None:
         self.root, self.storage, self.mapping = Path(root).expanduser(), storage, mapping
-        self.paths, self.shards, self.holdout = PathRule(strip_prefix, add_prefix), chosen_shards(shards), holdout
+        self.paths, self.holdout = PathRule(strip_prefix, add_prefix), holdout
+        self.shards = laion_lists.chosen_shards(shards)
         self.exclude = named_function(exclude) if isinstance(exclude, str) and ":" in exclude else exclude
         self.cache = None if cache is None else Path(cache).expanduser() / "tars"
         self.images = self.root / add_prefix / IMAGES
@@ -103,37 +80,27 @@ class LaionHuman(Source):
             raise ValueError(f"data.holdout={holdout}: one picture in so many is validation; expected at least 2")
         if not self.images.is_dir():
             inner = next((path.parent for path in sorted(self.root.glob(f"*/{IMAGES}"))), None)
-            fix = (
-                f"did you mean {inner}?" if inner else "give the folder of LAION-Human, usually called Aesthetics_Human"
-            )
+            usual = "give the folder of LAION-Human, usually called Aesthetics_Human"
+            fix = f"did you mean {inner}?" if inner else usual
             raise ValueError(f"data.root={root}: there is no folder {add_prefix}{IMAGES} in it; {fix}")
 
     def identity(self, split: str) -> dict[str, Any]:
         parts: list[Path | str | None] = [self._mapping(split)]
         if self.storage == "tar":
             parts.append(json.dumps([(file.name, file.stat().st_size) for file in sorted(self.images.glob("*.tar"))]))
-        return {
-            "name": self.name,
-            "storage": self.storage,
-            "shards": sorted(self.shards) if self.shards else None,
-            "prefixes": [self.paths.strip, self.paths.add],
-            "validation": None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0",
-            "exclude": self._exclude_identity,
-            "lists": joint_hash(parts),
-        }
+        shards, prefixes = sorted(self.shards) if self.shards else None, [self.paths.strip, self.paths.add]
+        validation = None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0"
+        about = {"name": self.name, "storage": self.storage, "shards": shards, "prefixes": prefixes}
+        return {**about, "validation": validation, "exclude": self._exclude_identity, "lists": joint_hash(parts)}
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        """In the order of the mapping; with tars, shard by shard.
-
-        Raises:
-            FileNotFoundError: there is neither a mapping nor a tar.
-            ValueError: a list is damaged, or the paths of the mapping lead nowhere.
-        """
-        if split not in LAION_SPLITS:
-            raise FileNotFoundError(f"{self.name} has no split {split}; it has {', '.join(LAION_SPLITS)}")
+        """In the order of the mapping; with tars, shard by shard. Raises ValueError: a list or its paths are wrong."""
+        if split not in ("train", "validation", "test"):
+            raise FileNotFoundError(f"{self.name} has no split {split}; it has train, validation, test")
         places = self._in_tars(split, report) if self.storage == "tar" else self._in_files(split, report)
         for row, place, prompt in places:
-            if self._excluded(row.key, prompt):
+            left_out = self.exclude(row.key, prompt) if callable(self.exclude) else row.key in self._excluded_keys
+            if left_out:
                 report(Defect(f"{place.file}: {row.key}" if place.length else place.file, "left out by data.exclude"))
                 continue
             poses = row.poses or f"{self.paths.add}{POSES}/{row.shard:05d}/{row.key}.npz"
@@ -146,28 +113,23 @@ class LaionHuman(Source):
             attributes = {"shard": row.shard} | ({"url": row.url} if row.url else {})
             yield StoredImage(f"{self.name}/{row.key}", prompt, place, None, keypoints, areas, attributes)
 
-    # Lists.
-
     def _mapping(self, split: str) -> Path | None:
         """The list of a split; None where the tars serve without one."""
         names: Iterable[str] = MAPPING_NAMES
-        if isinstance(self.mapping, Mapping):
-            if split not in self.mapping:
-                raise FileNotFoundError(f"data.mapping has no list for {split}; it has {', '.join(self.mapping)}")
-            names = (self.mapping[split],)
-        elif self.mapping is not None:
-            names = (self.mapping,)
+        if isinstance(self.mapping, Mapping) and split not in self.mapping:
+            raise FileNotFoundError(f"data.mapping has no list for {split}; it has {', '.join(self.mapping)}")
+        if self.mapping is not None:
+            names = (self.mapping[split] if isinstance(self.mapping, Mapping) else self.mapping,)
         found = next((self.root / name for name in names if (self.root / name).is_file()), None)
         if found is None and (self.mapping is not None or self.storage == "files"):
-            other = "; data.storage=tar can do without, where the pictures are in tars"
+            other = "" if self.storage == "tar" else "; data.storage=tar can do without, where the pictures are in tars"
             raise FileNotFoundError(
                 f"data.root={self.root} has no {' or '.join(names)}, which LAION-Human's authors hand out with the "
-                f"poses; put it there, or name it with data.mapping=FILE{'' if self.storage == 'tar' else other}"
+                f"poses; put it there, or name it with data.mapping=FILE{other}"
             )
         return found
 
     def _rows(self, split: str, report: ReportDefect) -> Iterator[LaionRow] | None:
-        """The rows of the split's mapping in the chosen shards; None without a mapping."""
         file = self._mapping(split)
         return None if file is None else (row for row in self._mapped(file, report) if self._wanted(row, split))
 
@@ -187,26 +149,11 @@ class LaionHuman(Source):
     def _wanted(self, row: LaionRow, split: str) -> bool:
         if self.shards is not None and row.shard not in self.shards:
             return False
-        return isinstance(self.mapping, Mapping) or held_out(row.key, self.holdout) == (split != "train")
-
-    # Pictures.
+        return isinstance(self.mapping, Mapping) or laion_lists.held_out(row.key, self.holdout) == (split != "train")
 
     def _in_files(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
         rows = list(self._rows(split, report) or ())
-        self._try_paths(rows)
-        there: dict[str, set[str]] = {}
-        for row in rows:
-            assert row.picture is not None and row.prompt is not None
-            folder, _, name = row.picture.rpartition("/")
-            if folder not in there:
-                there[folder] = _file_names(self.root / folder)
-            if name in there[folder]:
-                yield row, FileSpan(row.picture), row.prompt
-            else:
-                report(Defect(row.picture, DEAD_LINK))
-
-    def _try_paths(self, rows: Sequence[LaionRow]) -> None:
-        """Looks for the pose files of a few entries: unlike pictures, all should be there."""
+        # Of pictures some may be missing; pose files should all be there.
         some = sorted(rows, key=lambda row: hash_fraction(row.key))[:TRIED_POSES]
         if some and not any((self.root / str(row.poses)).is_file() for row in some):
             raise ValueError(
@@ -214,6 +161,16 @@ class LaionHuman(Source):
                 f"{self.root / str(some[0].poses)}; unpack the zips of poses there, choose the shards that you have "
                 "with data.shards=0-79, or adapt the paths with data.strip_prefix and data.add_prefix"
             )
+        there: dict[str, set[str]] = {}
+        for row in rows:
+            assert row.picture is not None and row.prompt is not None
+            folder, _, name = row.picture.rpartition("/")
+            if folder not in there:
+                there[folder] = {file.name for file in (self.root / folder).glob("*")}
+            if name in there[folder]:
+                yield row, FileSpan(row.picture), row.prompt
+            else:
+                report(Defect(row.picture, DEAD_LINK))
 
     def _in_tars(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
         rows = self._rows(split, report)
@@ -229,7 +186,7 @@ class LaionHuman(Source):
             opened = self._open_tar(file, report)
             if opened is None:
                 continue
-            members, fetched = opened
+            (members, fetched), where = opened, self._relative(file)
             names = [name for name in members if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             pictures = {key: name for name in names if (key := laion_key(Path(name).stem)) is not None}
             wanted: Iterable[LaionRow] = listed.get(shard, ())
@@ -237,42 +194,34 @@ class LaionHuman(Source):
                 every = fetched.values() or map(LaionRow, pictures)
                 wanted = (row for row in every if self._wanted(row, split))
             for row in wanted:
-                known = row if row.key not in fetched else row._replace(url=fetched[row.key].url)
-                yield from self._in_tar(known, members, pictures.get(row.key), report)
+                picture, prompt = pictures.get(row.key), row.prompt
+                if picture is not None and prompt is None:
+                    prompt = laion_lists.prompt_beside(members, picture)
+                if picture is None or prompt is None:
+                    problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
+                    report(Defect(f"{where}: {row.key}", problem if picture else DEAD_LINK))
+                else:
+                    known = row._replace(url=fetched[row.key].url) if row.key in fetched else row
+                    yield known, FileSpan(where, *members[picture]), prompt
 
     def _open_tar(self, file: Path, report: ReportDefect) -> tuple[TarMembers, dict[str, LaionRow]] | None:
         """The members of a tar, and the rows of its table by key; None where the tar cannot be read."""
         table = file.with_suffix(".parquet")
         try:
             members = TarMembers.of(file, self.cache)
-            if members.problem:
-                report(Defect(self._relative(file), members.problem))
         except ValueError as error:
             report(Defect(self._relative(file), str(error).removeprefix(f"{file} ")))
             return None
+        if members.problem:
+            report(Defect(self._relative(file), members.problem))
         try:
-            return members, {row.key: row for row in fetched_rows(table)}
+            return members, {row.key: row for row in laion_lists.fetched_rows(table)}
         except ValueError as error:
             report(Defect(self._relative(table), str(error).removeprefix(f"{table} "), fatal=False))
             return members, {}
 
     def _relative(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix()
-
-    def _in_tar(
-        self, row: LaionRow, members: TarMembers, picture: str | None, report: ReportDefect
-    ) -> Iterator[tuple[LaionRow, FileSpan, str]]:
-        """A picture and its prompt, where both are there."""
-        name = self._relative(members.file)
-        if picture is None:
-            report(Defect(f"{name}: {row.key}", DEAD_LINK))
-            return
-        prompt = row.prompt if row.prompt is not None else prompt_beside(members, picture)
-        if prompt is None:
-            problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
-            report(Defect(f"{name}: {row.key}", problem))
-            return
-        yield row, FileSpan(name, *members[picture]), prompt
 
     def _tars(self, report: ReportDefect) -> dict[int, Path]:
         """The tars of the chosen shards that are there, by shard."""
@@ -283,31 +232,23 @@ class LaionHuman(Source):
             if int(file.name[:5]) not in found:
                 report(Defect(self._relative(file), "compressed; uncompress it once to a plain .tar"))
         if not found and not packed:
-            raise FileNotFoundError(
-                f"{self.images} has no tars such as 00000.tar; with unpacked pictures choose data.storage=files"
-            )
+            fix = "with unpacked pictures choose data.storage=files"
+            raise FileNotFoundError(f"{self.images} has no tars such as 00000.tar; {fix}")
         return {shard: file for shard, file in found.items() if self.shards is None or shard in self.shards}
-
-    # Exclusion.
 
     @cached_property
     def _excluded_keys(self) -> frozenset[str]:
-        """The keys of the file ``exclude``."""
+        if self.exclude is None:
+            return frozenset()
         file = self.root / str(self.exclude)
         if not file.is_file():
-            raise ValueError(
-                f"data.exclude={self.exclude}: there is no {file}; expected a file with a key per line, or null"
-            )
+            expected = "expected a file with a key per line, or null"
+            raise ValueError(f"data.exclude={self.exclude}: there is no {file}; {expected}")
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
         keys = {line: laion_key(line) for line in lines if line and not line.startswith("#")}
         if wrong := [line for line, key in keys.items() if key is None]:
             raise ValueError(f"{file}: {wrong[0]!r} is no key; expected {KEY_DIGITS} digits per line")
         return frozenset(str(key) for key in keys.values())
-
-    def _excluded(self, key: str, prompt: str) -> bool:
-        if callable(self.exclude):
-            return bool(self.exclude(key, prompt))
-        return self.exclude is not None and key in self._excluded_keys
 
     @property
     def _exclude_identity(self) -> str | None:
@@ -318,22 +259,9 @@ class LaionHuman(Source):
 
 
 def named_function(name: str) -> Exclude:
-    """The function of ``module:function``.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    module, _, function = name.partition(":")
+    """The function of ``module:function``. Raises ValueError: there is none of that name."""
     try:
-        return getattr(import_module(module), function)
+        return resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"data.exclude={name}: {error}; expected module:function of a module that Python finds, or a file of keys"
-        ) from error
-
-
-def _file_names(folder: Path) -> set[str]:
-    try:
-        return {entry.name for entry in folder.iterdir()}
-    except OSError:
-        return set()
+        expected = "expected module:function of a module that Python finds, or a file of keys"
+        raise ValueError(f"data.exclude={name}: {error}; {expected}") from error

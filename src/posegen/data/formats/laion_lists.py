@@ -32,27 +32,18 @@ class LaionRow(NamedTuple):
 
 @dataclass(frozen=True)
 class PathRule:
-    """How the paths of a mapping become paths below the root.
+    """How the paths of a mapping become paths below the root."""
 
-    Attributes:
-        strip: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on, which all
-            known copies have.
-        add: the start to add.
-    """
-
+    #: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on
     strip: str | None = None
-    add: str = ""
+    add: str = ""  # the start to add
 
     def below_root(self, path: str) -> str:
         path = path.lstrip("/")
         if self.strip is None:
             parts = path.split("/")
-            start = next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0)
-            path = "/".join(parts[start:])
+            path = "/".join(parts[next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0) :])
         return f"{self.add}{path.removeprefix(self.strip.lstrip('/') if self.strip else '')}".lstrip("/")
-
-
-# Keys.
 
 
 def laion_key(name: str | int) -> str | None:
@@ -67,11 +58,7 @@ def held_out(key: str, one_in: int) -> bool:
 
 
 def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | None:
-    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all.
-
-    Raises:
-        ValueError: it is none of these.
-    """
+    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all. Raises ValueError: it is none of these."""
     if given is None:
         return None
     parts = str(given).split(",") if isinstance(given, str | int) else [str(part) for part in given]
@@ -81,16 +68,8 @@ def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | N
     return frozenset(n for match in ranges if match for n in range(int(match[1]), int(match[2] or match[1]) + 1))
 
 
-# Files.
-
-
 def fetched_rows(file: Path) -> Iterator[LaionRow]:
-    """The rows of img2dataset's table; none where there is no such file.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-        ValueError: the file is damaged or has no keys.
-    """
+    """The rows of img2dataset's table; none without the file. Raises ImportError: no pyarrow; ValueError: damaged."""
     if not file.is_file():
         return
     try:
@@ -102,15 +81,13 @@ def fetched_rows(file: Path) -> Iterator[LaionRow]:
         columns = parquet.read_table(file, columns=names).to_pydict()
         keys = [laion_key(key) for key in columns["key"]]
     except (ArrowException, OSError, KeyError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}: {error}); expected the columns key and url"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} cannot be read ({reason}); expected the columns key and url") from error
     urls = columns.get("url", [None] * len(keys))
     yield from (LaionRow(key, url=url) for key, url in zip(keys, urls, strict=True) if key is not None)
 
 
 def prompt_beside(members: TarMembers, picture: str) -> str | None:
-    """The prompt beside a picture in its tar."""
     stem = picture.removesuffix(Path(picture).suffix)
     try:
         if f"{stem}.txt" in members:

@@ -1,6 +1,4 @@
-"""Market-1501 (Zheng et al., ICCV 2015): people who pass six cameras, with pairs and joints of PATN.
-
-Pictures have 128 x 64 pixels.
+"""Market-1501 (Zheng et al., ICCV 2015): people who pass six cameras, 128 x 64 pixels, with pairs and joints of PATN.
 
     <root>/.../{train,test} or bounding_box_{train,test}/<person>_c<camera>s<sequence>_<frame>_<box>.jpg
     <root>/.../market-pairs-{train,test}.csv          from,to
@@ -17,23 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from posegen.data.formats.pair_files import (
-    PERSON_IMAGE_SUFFIXES,
-    Pair,
-    joints_in,
-    openpose_to_coco,
-    overlap_with_training,
-    require_file,
-    searched_folders,
-)
+from posegen.data.formats import pair_files
+from posegen.data.formats.pair_files import Pair
 from posegen.data.formats.pairs import PairSource
 from posegen.data.on_disk.source import FileSpan, ReportDefect, StoredImage, existing_root
 from posegen.io.hashes import joint_hash, text_hash
 
 IMAGE_NAME = re.compile(r"(?:.*/)?((?:-1|\d{4})_c\d+s\d+_\d{6}_\d{2})(?:\.jpg)*(?:\.(?:jpg|png|jpeg))?", re.IGNORECASE)
-UNLISTED_PERSONS = ("-1", "0000")
 MARKET_SIZE = (128, 64)
-TRAINING_IMAGES = 12936  # of the released data
 MARKET_FIX = "put the market-*.csv files that PATN links beside the pictures"
 
 
@@ -44,14 +33,7 @@ def market_name(text: str) -> str | None:
 
 
 class Market1501(PairSource):
-    """Market-1501.
-
-    Args:
-        root: a folder with all of the above, in itself or in folders not far below.
-
-    Raises:
-        ValueError: the root is no folder.
-    """
+    """Market-1501. ``root`` is a folder with all of the above, in itself or in folders not far below."""
 
     name, grouped = "market1501", "persons"
     released_pairs: ClassVar = {"train": 263632, "test": 12000}
@@ -61,28 +43,22 @@ class Market1501(PairSource):
         self.root = existing_root(root, "give that of Market-1501")
 
     def folder(self, split: str) -> Path:
-        """The folder of a split's images.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """The folder of a split's images. Raises FileNotFoundError: there is none."""
         names = (f"bounding_box_{split}", split, f"{split}_12864")
-        for place in searched_folders(self.root):
+        for place in pair_files.searched_folders(self.root):
             if place.name in names and any(market_name(file.name) for file in place.iterdir()):
                 return place
-        raise FileNotFoundError(
-            f"data.root={self.root}: there is no folder {' or '.join(names)} "
-            "with pictures such as 0002_c1s1_000451_03.jpg in it"
-        )
+        wanted = f"{' or '.join(names)} with pictures such as 0002_c1s1_000451_03.jpg in it"
+        raise FileNotFoundError(f"data.root={self.root}: there is no folder {wanted}")
 
     def table(self, kind: str, split: str) -> Path:
-        return require_file(self.root, [f"market-{kind}-{split}.csv"], MARKET_FIX)
+        return pair_files.require_file(self.root, [f"market-{kind}-{split}.csv"], MARKET_FIX)
 
     def files(self, split: str) -> list[Path]:
         """The images of known people."""
-        every = [file for file in self.folder(split).iterdir() if file.suffix.lower() in PERSON_IMAGE_SUFFIXES]
+        every = (f for f in self.folder(split).iterdir() if f.suffix.lower() in pair_files.PERSON_IMAGE_SUFFIXES)
         named = [file for file in every if market_name(file.name)]
-        return sorted(file for file in named if self.group(file.name) not in UNLISTED_PERSONS)
+        return sorted(file for file in named if self.group(file.name) not in ("-1", "0000"))
 
     def identity(self, split: str) -> dict[str, Any]:
         names = "\n".join(file.name for file in self.files(split))
@@ -92,17 +68,15 @@ class Market1501(PairSource):
 
     def expected(self, split: str) -> Mapping[str, Any]:
         known = {"shape": MARKET_SIZE, "otherwise": "joints are on pictures of 128 x 64"}
-        return {**known, "entries": TRAINING_IMAGES} if split == "train" else known
+        return {**known, "entries": 12936} if split == "train" else known
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        joints = joints_in(self.table("annotation", split), market_name, report)
+        joints = pair_files.joints_in(self.table("annotation", split), market_name, report)
         for file in self.files(split):
             name = str(market_name(file.name))
             place = FileSpan(file.relative_to(self.root).as_posix())
-            people = openpose_to_coco(joints.get(name))
+            people = pair_files.openpose_to_coco(joints.get(name))
             yield StoredImage(f"{self.name}/{name}", "", place, None, people, frame=MARKET_SIZE)
-
-    # As pairs.
 
     def group(self, name: str) -> str:
         return name.partition("_")[0]
@@ -112,14 +86,12 @@ class Market1501(PairSource):
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
         suspicions = super().pair_suspicions(split, pairs)
-        if split == "test":
-            try:
-                names = {split: [file.name for file in self.files(split)] for split in ("train", "test")}
-            except FileNotFoundError:
-                return suspicions
-            both, all_test = overlap_with_training(names, self.group)
-            if both:
-                suspicions.append(
-                    f"{both} of {all_test} persons of the test pictures are in the training pictures, too"
-                )
-        return suspicions
+        if split != "test":
+            return suspicions
+        try:
+            names = {split: [file.name for file in self.files(split)] for split in ("train", "test")}
+        except FileNotFoundError:
+            return suspicions
+        both, of = pair_files.overlap_with_training(names, self.group)
+        found = f"{both} of {of} persons of the test pictures are in the training pictures, too"
+        return [*suspicions, found] if both else suspicions

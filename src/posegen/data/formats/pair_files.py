@@ -1,7 +1,4 @@
-"""The files of data sets of person image pairs: which images are pairs, and the 18 joints of each image.
-
-Nothing in them is trusted: what cannot be read is reported by file and line, and reading continues.
-"""
+"""The files of person image pairs and joints; unreadable lines are reported, and reading continues."""
 
 from __future__ import annotations
 
@@ -22,9 +19,7 @@ from posegen.poses.topology import OPENPOSE_NAMES
 
 PERSON_IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 OPENPOSE_JOINTS = len(OPENPOSE_NAMES)
-#: The common name of an image, whatever a list calls it; None where the text is no name of an image.
-NameOf = Callable[[str], str | None]
-JOINT_COLUMNS = ("name", "keypoints_y", "keypoints_x")
+NameOf = Callable[[str], str | None]  # the common name of an image, however a list spells it; None for other text
 SEARCH_DEPTH = 3  # levels of folders that are searched, the root included
 _NUMPY_NUMBER = re.compile(r"np\.\w+\(([^)]*)\)")  # how numpy 2 prints a number in a list
 
@@ -51,26 +46,14 @@ def searched_folders(root: Path) -> list[Path]:
 
 
 def require_file(root: Path, names: Sequence[str], fix: str) -> Path:
-    """The first of these files, see `find_file`.
-
-    Raises:
-        FileNotFoundError: there is none; names all and the fix.
-    """
-    place = find_file(root, names)
-    if place is None:
-        raise FileNotFoundError(f"data.root={root}: there is no {' or '.join(names)} in it or in its folders; {fix}")
-    return place
-
-
-# Pairs.
+    """The first of these files, see `find_file`. Raises FileNotFoundError: there is none; names all and the fix."""
+    if place := find_file(root, names):
+        return place
+    raise FileNotFoundError(f"data.root={root}: there is no {' or '.join(names)} in it or in its folders; {fix}")
 
 
 def pairs_in(file: Path, name_of: NameOf, report: ReportDefect) -> Iterator[Pair]:
-    """The pairs of a file, in its order.
-
-    The file is csv with the columns from,to; json with source_image and target_image; or lines of a target and its
-    sources.
-    """
+    """The pairs of csv (from,to), of json (source_image, target_image), or of lines with a target and its sources."""
     read = {".csv": _pairs_of_csv, ".json": _pairs_of_json}.get(file.suffix.lower(), _pairs_of_lines)
     for place, target, sources in read(file):
         names = [name_of(text.strip()) for text in (target, *sources)]
@@ -112,23 +95,21 @@ def _pairs_of_json(file: Path) -> Iterator[PairLine]:
         yield f"entry {number}", str(row["target_image"] if whole else row), sources
 
 
-# Joints.
-
-
 def joints_in(file: Path, name_of: NameOf, report: ReportDefect) -> dict[str, np.ndarray]:
     """Image -> ``[18, 2]`` x and y, from a csv file with lines ``name: [18 y]: [18 x]``; NaN is kept."""
     people: dict[str, np.ndarray] = {}
     rows = _csv_rows(file, ":")
     header = tuple(column.strip() for column in next(rows, (0, []))[1])
-    if sorted(header) != sorted(JOINT_COLUMNS):
-        raise ValueError(f"{file} begins with {':'.join(header)!r}; expected {':'.join(JOINT_COLUMNS)}")
-    columns = [header.index(name) for name in ("name", "keypoints_x", "keypoints_y")]
+    names = ("name", "keypoints_y", "keypoints_x")
+    if sorted(header) != sorted(names):
+        raise ValueError(f"{file} begins with {':'.join(header)!r}; expected {':'.join(names)}")
+    columns = [header.index(name) for name in names]
     for number, row in rows:
         where = f"{file.name}: line {number}"
         if len(row) != len(header):
             report(Defect(where, f"{len(row)} parts between colons; expected {len(header)}"))
             continue
-        text, x, y = (row[column].strip() for column in columns)
+        text, y, x = (row[column].strip() for column in columns)
         name = name_of(text)
         if name is None:
             report(Defect(where, f"{text!r} is no name of a picture"))
@@ -152,24 +133,19 @@ def _joint_coordinates(text: str) -> np.ndarray:
 
 
 def joints_of_text(file: Path) -> np.ndarray:
-    """``[18, 2]`` x and y, from a text file with a line per joint.
-
-    Raises:
-        ValueError: it holds something else.
-    """
+    """``[18, 2]`` x and y, from a text file with a line per joint. Raises ValueError: it holds something else."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [line.replace(",", " ").split() for line in lines if line.strip()]
-    if [len(row) for row in rows] != [2] * OPENPOSE_JOINTS:
-        lengths = sorted({len(row) for row in rows})
-        raise ValueError(f"{len(rows)} lines of {lengths} numbers; expected {OPENPOSE_JOINTS} of x and y")
+    lengths = [len(row) for row in rows]
+    if lengths != [2] * OPENPOSE_JOINTS:
+        raise ValueError(f"{len(rows)} lines of {sorted(set(lengths))} numbers; expected {OPENPOSE_JOINTS} of x and y")
     return np.array(rows, np.float64)
 
 
 def openpose_to_coco(points: np.ndarray | None) -> np.ndarray:
     """``[18, 2]`` x and y in OpenPose's order, negative where missing, as ``[1, 17, 3]``; ``[0, 17, 3]`` with none.
 
-    The neck is left out: it is drawn midway between the shoulders. Lists differ in which eye and ear is the left one;
-    the order of the file is kept.
+    The neck is left out. Lists differ in which eye and ear is the left one; the order of the file is kept.
     """
     if points is None:
         return np.zeros((0, 17, 3), np.float32)

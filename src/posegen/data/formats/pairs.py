@@ -1,8 +1,4 @@
-"""Pairs of photographs of one person: the second image is generated from the first and the pose of the second.
-
-A `PairSource` lists images, as any source does, and pairs of them. Images are checked and indexed once, in however many
-pairs they are.
-"""
+"""Pairs of photographs of one person: the second image is generated from the first and the pose of the second."""
 
 from __future__ import annotations
 
@@ -25,22 +21,15 @@ from posegen.data.on_disk.transforms import Stretch
 from posegen.io.hashes import hash_fraction, joint_hash, text_hash
 
 Expand = Literal["all", "random"]
-#: The list of images and pairs that a split is a part of.
-PAIR_LISTS = {"train": "train", "validation": "train", "test": "test"}
+PAIR_LISTS = {"train": "train", "validation": "train", "test": "test"}  # the list that a split is a part of
 
 
 class PairSource(Source):
-    """A data set of pairs.
+    """A data set of pairs."""
 
-    Attributes:
-        bars: width of each of two bars at the sides of an image, as a fraction of the image's.
-        grouped: the groups of `group` in the plural, for messages.
-        released_pairs: number of pairs of the released lists.
-    """
-
-    bars: float = 0.0
-    grouped: str
-    released_pairs: ClassVar[Mapping[str, int]]
+    bars: float = 0.0  # width of each of two bars at the sides of an image, as a fraction of the image's
+    grouped: str  # the groups of `group` in the plural, for messages
+    released_pairs: ClassVar[Mapping[str, int]]  # number of pairs of the released lists
 
     @abstractmethod
     def pair_file(self, split: str) -> Path:
@@ -56,30 +45,21 @@ class PairSource(Source):
         """The group of an image: pairs join images of one group, and groups are held out whole."""
 
     def pairs(self, split: str, report: ReportDefect) -> Iterator[Pair]:
-        """The pairs of a list, by image names; the id of an image is ``<name of the data set>/<name of the image>``."""
+        """The pairs of a list, by image names; an image's id is ``<name of the data set>/<name of the image>``."""
         return pairs_in(self.pair_file(split), self.image_name, report)
 
-    def pair_facts(self, split: str) -> dict[str, Any]:
-        """Facts about the pair files, for the record."""
+    def pair_facts(self, split: str) -> dict[str, Any]:  # for the record
         file = self.pair_file(split)
         return {"pair_file": file.name, "pair_file_sha256": joint_hash([file])}
 
     def pair_suspicions(self, split: str, pairs: Sequence[Pair]) -> list[str]:
-        """Suspicions about the pairs of a list."""
-        found, released, file = len(pairs), self.released_pairs[split], self.pair_file(split)
-        if found == released:
-            return []
-        return [f"{file.name} has {found:,} pairs; the released list has {released:,}"]
+        found, released = len(pairs), self.released_pairs[split]
+        remark = f"{self.pair_file(split).name} has {found:,} pairs; the released list has {released:,}"
+        return [] if found == released else [remark]
 
 
 class Pictures(RealData):
-    """The single images: the reference set of distances between sets.
-
-    Args:
-        source: the data set on disk.
-        split: train or test, all of the list.
-        mirror: fraction of the visits with the image mirrored.
-    """
+    """The single images of a whole list, ``train`` or ``test``: the reference set of distances between sets."""
 
     source: PairSource
 
@@ -98,56 +78,33 @@ class Pictures(RealData):
 
 @dataclass(frozen=True, eq=False)
 class PairRows:
-    """N pairs, as rows of the index of images.
+    """N pairs, as rows of the index of images."""
 
-    Attributes:
-        targets: ``[N] int64``.
-        sources: ``[M] int64`` of all pairs, one after the other.
-        ends: ``[N] int64`` where the sources of each pair end.
-        content: a hash of the names.
-        condition: the findings about the pairs.
-    """
-
-    targets: np.ndarray
-    sources: np.ndarray
-    ends: np.ndarray
-    content: str
-    condition: Condition
+    targets: np.ndarray  # ``[N] int64``
+    sources: np.ndarray  # ``[M] int64`` of all pairs, one after the other
+    ends: np.ndarray  # ``[N] int64`` where the sources of each pair end
+    content: str  # a hash of the names
+    condition: Condition  # the findings about the pairs
 
     def sources_of(self, index: int) -> np.ndarray:
         return self.sources[self.ends[index - 1] if index else 0 : self.ends[index]]
 
 
 class Pairs(PoseData):
-    """A split of a data set of pairs; a sample is a target, and `source_of` gives the image that it is generated from.
-
-    Args:
-        source: the data set on disk.
-        split: train, validation (the held-out part of the training list) or test.
-        size: (height, width) of the samples, to which images are stretched.
-        prompt: the caption of all.
-        holdout: fraction of the training list's groups that are ``validation``, by the SHA-1 of the group.
-        expand: for lines with several sources: ``all`` makes a pair with each, ``random`` one pair that takes another
-            source on each visit.
-        mirror: fraction of the visits with both images mirrored and left and right joints exchanged; for training.
-        count: number of pairs, those whose ids have the lowest hashes; None: all.
-        cache: folder for the prepared files.
-        workers: processes that check images; None takes one per core.
-
-    Raises:
-        ValueError: an option is invalid.
+    """A split of a data set of pairs; a sample is a target, `source_of` the image that it is generated from.
+    Raises ValueError: an option is invalid.
     """
 
     def __init__(
         self,
         source: PairSource,
-        split: str = "train",
-        size: int | Sequence[int] = 512,
-        prompt: str = "",
-        holdout: float = 0.02,
-        expand: Expand = "all",
-        mirror: float = 0.0,
-        count: int | None = None,
+        split: str = "train",  # train, validation (the held-out part of the training list) or test
+        size: int | Sequence[int] = 512,  # (height, width), to which images are stretched
+        prompt: str = "",  # of all
+        holdout: float = 0.02,  # fraction of the training list's groups for validation, by the SHA-1 of the group
+        expand: Expand = "all",  # of a line with several sources: a pair with each, or one with another on each visit
+        mirror: float = 0.0,  # fraction of the visits with both images mirrored and joints exchanged; for training
+        count: int | None = None,  # of pairs, those whose ids have the lowest hashes; None: all
         cache: str | Path = "~/.cache/posegen",
         workers: int | None = None,
     ) -> None:
@@ -155,25 +112,16 @@ class Pairs(PoseData):
             raise ValueError(f"data.{split}: expected one of {', '.join(PAIR_LISTS)}")
         require_option("expand", expand, get_args(Expand))
         if not 0 <= holdout < 1 or not 0 <= mirror <= 1:
-            raise ValueError(
-                f"data.{split}: holdout={holdout} and mirror={mirror} are shares between 0 and 1, "
-                "and something must be left to train on"
-            )
+            given = f"holdout={holdout} and mirror={mirror}"
+            raise ValueError(f"data.{split}: {given}: expected 0 <= holdout < 1 and 0 <= mirror <= 1")
         require_count(split, count)
         self.source, self.split, self.name, self.prompt = source, split, source.name, prompt
         self.holdout, self.expand, self.count = holdout, expand, count
         self.pictures = Pictures(source, PAIR_LISTS[split], size, mirror, None, cache, workers)
         self.size, self.varies = self.pictures.size, self.pictures.varies
 
-    # Preparation.
-
     def prepare(self) -> None:
-        """Checks the images, and that there are pairs of them.
-
-        Raises:
-            OSError: a list is missing.
-            ValueError: no pair can be used, or fewer than ``count``.
-        """
+        """Checks images and pairs. Raises OSError: a list is missing; ValueError: see `chosen`."""
         self.pictures.prepare()
         for name in ("chosen", "_known"):
             self.__dict__.pop(name, None)
@@ -186,37 +134,40 @@ class Pairs(PoseData):
 
     @cached_property
     def chosen(self) -> PairRows:
-        """The pairs of this split whose images can be used.
-
-        Raises:
-            ValueError: there are none, or fewer than ``count``.
-        """
+        """The usable pairs of this split. Raises ValueError: there are none, or fewer than ``count``."""
         defects: list[Defect] = []
         listed = list(self.source.pairs(self.pictures.split, defects.append))
         flat = [Pair(target, (source,)) for target, sources in listed for source in sources]
         warnings = self.source.pair_suspicions(self.pictures.split, flat)
-        mixed = sum(self.source.group(pair.target) != self.source.group(pair.sources[0]) for pair in flat)
+        mixed = sum(self.source.group(target) != self.source.group(source) for target, (source,) in flat)
         if mixed:
             warnings.append(f"{mixed:,} of {len(flat):,} pairs join pictures of different {self.source.grouped}")
-        mine = [pair for pair in (flat if self.expand == "all" else listed) if self._in_split(pair.target)]
-        usable = self._limited(list(self._usable(mine, defects)))
+        group, start = self.source.group, f"data.{self.split}"
+        everyone, want_held_out = PAIR_LISTS[self.split] == "test", self.split == "validation"
+        mine = flat if self.expand == "all" else listed
+        mine = [p for p in mine if everyone or (hash_fraction(group(p.target)) < self.holdout) == want_held_out]
+        usable = list(self._usable(mine, defects))
+        if self.count is not None:
+            names = [pair_name(pair.sources[0], pair.target) for pair in usable]
+            rows = lowest_hashes(names, self.count, f"{start}.count", f"{self.name} has {{}} pairs")
+            usable = [usable[i] for i in rows]
         if not usable:
             reasons = f"the list has {len(listed):,}"
             if defects:
                 reasons = f"{len(defects)} defects, such as {defects[0].file}: {defects[0].problem}"
-            raise ValueError(f"data.{self.split}: no pair of {self.source.root} can be used; {reasons}")
-        facts = {
-            "pairs": len(usable),
-            "listed_pairs": len(flat),
-            "pictures": len({name for target, sources in usable for name in (target, *sources)}),
-            self.source.grouped: len({self.source.group(pair.target) for pair in usable}),
-        }
+            raise ValueError(f"{start}: no pair of {self.source.root} can be used; {reasons}")
+        pictures = {name for target, sources in usable for name in (target, *sources)}
+        facts = {"pairs": len(usable), "listed_pairs": len(flat), "pictures": len(pictures)}
+        facts |= {self.source.grouped: len({group(pair.target) for pair in usable})}
         facts |= self.source.pair_facts(self.pictures.split)
-        return self._rows(usable, Condition(facts, warnings, defects))
-
-    def _in_split(self, target: str) -> bool:
-        held_out = hash_fraction(self.source.group(target)) < self.holdout
-        return PAIR_LISTS[self.split] == "test" or held_out == (self.split == "validation")
+        known = self._known
+        return PairRows(
+            np.array([known[pair.target] for pair in usable], np.int64),
+            np.array([known[source] for pair in usable for source in pair.sources], np.int64),
+            np.cumsum([len(pair.sources) for pair in usable], dtype=np.int64),
+            text_hash("\n".join(f"{target} {' '.join(sources)}" for target, sources in usable)),
+            Condition(facts, warnings, defects),
+        )
 
     @cached_property
     def _known(self) -> dict[str, int]:
@@ -239,28 +190,8 @@ class Pairs(PoseData):
                 seen.add(pair_name(left[0], target))
                 yield Pair(target, left)
 
-    def _limited(self, pairs: list[Pair]) -> list[Pair]:
-        if self.count is None:
-            return pairs
-        names = [pair_name(pair.sources[0], pair.target) for pair in pairs]
-        rows = lowest_hashes(names, self.count, f"data.{self.split}.count", f"{self.name} has {{}} pairs")
-        return [pairs[i] for i in rows]
-
-    def _rows(self, pairs: Sequence[Pair], condition: Condition) -> PairRows:
-        known = self._known
-        return PairRows(
-            np.array([known[pair.target] for pair in pairs], np.int64),
-            np.array([known[source] for pair in pairs for source in pair.sources], np.int64),
-            np.cumsum([len(pair.sources) for pair in pairs], dtype=np.int64),
-            text_hash("\n".join(f"{target} {' '.join(sources)}" for target, sources in pairs)),
-            condition,
-        )
-
-    # Reading.
-
     @property
     def identity(self) -> dict[str, Any]:
-        """The place of the images does not count."""
         about = {name: getattr(self, name) for name in ("name", "split", "prompt", "expand", "size")}
         content = [self.pictures.read[1], self.chosen.content]
         return {**about, "content": content, "first": self.count, "transform": self.pictures.transform.identity}
@@ -277,38 +208,32 @@ class Pairs(PoseData):
 
     def seen(self, index: int, visit: int = 0, image: bool = True) -> Sample:
         id, source, target = self._pair(index, visit)
-        sample = self.pictures.row(int(self.chosen.targets[index]), visit, image, id)
-        attributes = {**sample.attributes, "source": source, "target": target}
+        sample = self.pictures.row(target, visit, image, id)
+        attributes = {**sample.attributes, "source": self._name(source), "target": self._name(target)}
         return replace(sample, id=id, prompt=self.prompt, attributes=attributes)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         """The source of a pair, mirrored where the target is."""
-        id, _, _ = self._pair(index, visit)
-        return replace(self.pictures.row(self._source_row(index, visit), visit, True, id), prompt=self.prompt)
+        id, source, _ = self._pair(index, visit)
+        return replace(self.pictures.row(source, visit, True, id), prompt=self.prompt)
 
-    def _pair(self, index: int, visit: int) -> tuple[str, str, str]:
-        """(id of a pair, name of its source on this visit, name of its target)."""
+    def _pair(self, index: int, visit: int) -> tuple[str, int, int]:
+        """(id, row of the source, row of the target) of a pair; the source is a function of pair and visit alone."""
         index = self.checked(index)
-        rows = self.chosen.sources_of(index)[0], self._source_row(index, visit), self.chosen.targets[index]
-        first, source, target = map(self._name, rows)
-        return f"{self.name}/{pair_name(first, target)}", source, target
+        sources, target, choice = self.chosen.sources_of(index).tolist(), int(self.chosen.targets[index]), 0
+        first, name = self._name(sources[0]), self._name(target)
+        if len(sources) > 1:
+            chance = generator(name, first, visit, "source")
+            choice = int(torch.randint(len(sources), (), generator=chance))
+        return f"{self.name}/{pair_name(first, name)}", sources[choice], target
 
-    def _source_row(self, index: int, visit: int) -> int:
-        """One of a pair's sources, a function of the pair and the visit alone."""
-        index %= len(self)
-        sources, target = self.chosen.sources_of(index), self.chosen.targets[index]
-        if len(sources) == 1:
-            return int(sources[0])
-        chance = generator(self._name(target), self._name(sources[0]), visit, "source")
-        return int(sources[int(torch.randint(len(sources), (), generator=chance))])
-
-    def _name(self, row: Any) -> str:
-        return self.pictures.read[0].id(int(row)).removeprefix(f"{self.name}/")
+    def _name(self, row: int) -> str:
+        return self.pictures.read[0].id(row).removeprefix(f"{self.name}/")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
 
 def pair_name(source: str, target: str) -> str:
-    """The name of a pair, as in the file names of published results."""
+    """As in the file names of published results."""
     return f"{source}_2_{target}"

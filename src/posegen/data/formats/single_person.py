@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,6 @@ class SinglePerson(PoseData):
     """The samples of ``data`` with exactly one person and enough labelled joints: GUNet's choice (arXiv:2409.11689).
 
     Args:
-        data: a split of another data set.
         count: take the first so many that qualify; None for all.
         joints: least number of labelled joints.
     """
@@ -22,7 +22,6 @@ class SinglePerson(PoseData):
     def __init__(self, data: PoseData, count: int | None = None, joints: int = 8) -> None:
         self.data, self.count, self.joints = data, count, joints
         self.name, self.split, self.size, self.varies = f"{data.name}_single", data.split, data.size, data.varies
-        self._chosen: list[int] = []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -35,22 +34,16 @@ class SinglePerson(PoseData):
     def condition(self) -> Condition:
         return self.data.condition
 
-    @property
+    @cached_property
     def chosen(self) -> Sequence[int]:
-        """Indices into ``data``, found at the first use.
-
-        Raises:
-            ValueError: fewer than ``count`` qualify.
-        """
-        if not self._chosen:
-            self._chosen = list(islice(filter(self._qualifies, range(len(self.data))), self.count))
-            if not self._chosen or (self.count or 0) > len(self._chosen):
-                raise ValueError(
-                    f"data.{self.split}.count={self.count}: only {len(self._chosen)} of the {len(self.data)} samples "
-                    f"of {self.data.name} show one person with {self.joints} labelled joints; "
-                    f"raise data.{self.split}.data.count or lower data.{self.split}.count"
-                )
-        return self._chosen
+        """Indices into ``data``, found at the first use. Raises ValueError: fewer than ``count`` qualify."""
+        chosen, key = list(islice(filter(self._qualifies, range(len(self.data))), self.count)), f"data.{self.split}"
+        if not chosen or (self.count or 0) > len(chosen):
+            raise ValueError(
+                f"{key}.count={self.count}: only {len(chosen)} of the {len(self.data)} samples of {self.data.name} "
+                f"show one person with {self.joints} labelled joints; raise {key}.data.count or lower {key}.count"
+            )
+        return chosen
 
     def _qualifies(self, index: int) -> bool:
         keypoints = self.data.seen(index, image=False).keypoints

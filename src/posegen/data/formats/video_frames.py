@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from tqdm import tqdm
 
 from posegen.io.atomic import read_json_or_empty, replacing
@@ -21,11 +20,7 @@ MANIFEST = "clip.json"
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts.
-
-    Raises:
-        ValueError: not exactly one of the two is a positive number.
-    """
+    """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts."""
 
     stride: int | None = None
     per_clip: int | None = None
@@ -33,26 +28,18 @@ class Selection:
     def __post_init__(self) -> None:
         given = [number for number in (self.stride, self.per_clip) if number is not None]
         if len(given) != 1 or given[0] < 1:
-            raise ValueError(
-                f"data.stride={self.stride} and data.per_clip={self.per_clip}: "
-                "expected one positive number and one null"
-            )
+            both = f"data.stride={self.stride} and data.per_clip={self.per_clip}"
+            raise ValueError(f"{both}: expected one positive number and one null")
 
-    def of(self, count: int) -> list[int]:
-        """The numbers of the chosen of ``count`` frames."""
+    def of(self, count: int) -> list[int]:  # of ``count`` frames
         if self.stride is not None:
             return list(range(0, count, self.stride))
         parts = min(count, self.per_clip or count)
         return [int((i + 0.5) * count / parts) for i in range(parts)]
 
     @property
-    def name(self) -> str:
-        """The folder of the chosen frames."""
+    def name(self) -> str:  # the folder of the chosen frames
         return f"stride_{self.stride}" if self.stride is not None else f"per_clip_{self.per_clip}"
-
-    @property
-    def identity(self) -> dict[str, int | None]:
-        return asdict(self)
 
 
 def extract_videos(
@@ -62,9 +49,7 @@ def extract_videos(
 
     Frames of an earlier run on the same file are kept; a folder appears only when all its frames are there. Its
     ``clip.json`` records the video, its size and time of change, the selection, the frames and the version of OpenCV.
-
-    Args:
-        report: is called with each video that cannot be read, and the problem.
+    ``report`` is called with each video that cannot be read, and the problem.
     """
     waiting = [video for video in videos if not _is_extracted(video, target / video.stem, selection)]
     failed = set()
@@ -78,47 +63,28 @@ def extract_videos(
 
 
 def extract_video(video: Path, folder: Path, selection: Selection) -> None:
-    """Writes the chosen frames of one video.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
-    chosen = selection.of(count_frames(video))
+    """Writes the chosen frames of one video. Raises ValueError: it cannot be decoded."""
+    count = sum(1 for _ in _frames(video))  # the number in the file may be wrong
+    if not count:
+        raise ValueError("cannot be decoded (no frames)")
+    chosen = selection.of(count)
+    wanted = set(chosen)
     with replacing(folder) as temporary:
         temporary.mkdir()
-        for number, frame in frames_of(video, set(chosen)):
-            good, png = cv2.imencode(".png", frame)
-            if not good:
-                raise ValueError(f"frame {number} cannot be encoded")
-            (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
+        for number, capture in enumerate(_frames(video)):
+            if number in wanted:
+                good, frame = capture.retrieve()
+                if not good:
+                    raise ValueError(f"frame {number} cannot be decoded")
+                good, png = cv2.imencode(".png", frame)
+                if not good:
+                    raise ValueError(f"frame {number} cannot be encoded")
+                (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
         manifest = json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
 
 
-def count_frames(video: Path) -> int:
-    """The number of frames that can be decoded; the number in the file may be wrong.
-
-    Raises:
-        ValueError: there is none.
-    """
-    count = sum(1 for _ in _frames(video))
-    if not count:
-        raise ValueError("cannot be decoded (no frames)")
-    return count
-
-
-def frames_of(video: Path, wanted: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, ``[H, W, 3] uint8`` BGR) of the wanted frames of a video."""
-    for number, capture in enumerate(_frames(video)):
-        if number in wanted:
-            good, frame = capture.retrieve()
-            if not good:
-                raise ValueError(f"frame {number} cannot be decoded")
-            yield number, frame
-
-
 def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
-    """Stops at each frame of a video."""
     capture = cv2.VideoCapture(str(video))
     try:
         while capture.grab():
@@ -130,7 +96,7 @@ def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
 def _manifest(video: Path, selection: Selection) -> dict[str, Any]:
     status = video.stat()
     about = {"clip": video.stem, "video": video.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
-    return about | {"selection": selection.identity, "opencv": cv2.__version__}
+    return about | {"selection": asdict(selection), "opencv": cv2.__version__}
 
 
 def _is_extracted(video: Path, folder: Path, selection: Selection) -> bool:

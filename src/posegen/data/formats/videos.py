@@ -1,7 +1,7 @@
 """The three video sets of Stable-Pose's evaluation as still images: UBC Fashion, DAVIS 2017 and DanceTrack.
 
-The paper does not publish its frames, captions and pose detector, so every table rests on a choice of the user's;
-`SELECTION` says so in the attributes of every sample and in the identity of the data.
+The paper does not publish its frames, captions and pose detector: every table rests on the user's choice, as
+`SELECTION` says in each sample's attributes and in the identity of the data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import configparser
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,42 +22,29 @@ from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredIm
 from posegen.io.hashes import joint_hash
 
 SELECTION = "own frame selection"
-#: Split -> its name in the data sets; the true tests have no labels.
-VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}
+VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}  # the true tests have no labels
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """One video.
+    """One video."""
 
-    Attributes:
-        name: of the clip, unique in its split.
-        frames: (number in the video, picture relative to the root) of the chosen frames.
-        attributes: of all frames.
-        size: (height, width); None where only the pictures show it.
-    """
-
-    name: str
-    frames: Sequence[tuple[int, str]]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
+    name: str  # of the clip, unique in its split
+    frames: Sequence[tuple[int, str]]  # (number in the video, picture relative to the root) of the chosen frames
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of all frames
+    size: tuple[int, int] | None = None  # (height, width); None where only the pictures show it
 
 
 class Videos(Source):
-    """Frames of videos, with poses and prompts of the user's.
+    """Frames of videos, with poses and prompts of the user's. Raises ValueError: no root, or a wrong choice of frames.
 
     Args:
         root: the folder of the data set.
         stride: every ``stride``-th frame, from the first; None where ``per_clip`` is given.
         per_clip: number of frames of each clip, evenly spaced; None where ``stride`` is given.
-        poses: a file in COCO's format with the people of the frames, as ``posegen annotate`` writes it, relative to the
-            root; None: no poses.
+        poses: a file in COCO's format as ``posegen annotate`` writes it, relative to the root; None: no poses.
         prompt: the prompt of all frames; ``{clip}`` stands for the clip's name.
-        prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for frames with other prompts;
-            None: there is none.
-
-    Raises:
-        ValueError: the root is no folder, or the choice of frames is invalid.
+        prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for other prompts; or None.
     """
 
     def __init__(
@@ -74,11 +61,7 @@ class Videos(Source):
 
     @abstractmethod
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
-        """The clips of a split in a stable order.
-
-        Raises:
-            FileNotFoundError: the list or the folder of the split is missing.
-        """
+        """The clips of a split in a stable order. Raises FileNotFoundError: its list or folder is missing."""
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         people = self._people
@@ -91,39 +74,32 @@ class Videos(Source):
                 id, place = f"{self.name}/{clip.name}/{number:08d}", FileSpan(picture)
                 yield StoredImage(id, caption, place, clip.size or size, keypoints, areas, attributes)
 
-    def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:
-        """Attributes of one frame."""
+    def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:  # attributes of one frame
         return clip.attributes
 
     def identity(self, split: str) -> dict[str, Any]:
         frames = json.dumps([[clip.name, clip.frames] for clip in self.clips(split, lambda defect: None)])
         files = [self.root / name for name in (self.poses, self.prompts) if name is not None]
-        about = {"name": self.name, "selection": self.selection.identity, "remark": SELECTION, "prompt": self.prompt}
+        about = {"name": self.name, "selection": asdict(self.selection), "remark": SELECTION, "prompt": self.prompt}
         return {**about, "frames": joint_hash([frames, *(file for file in files if file.is_file())])}
 
     @cached_property
     def _people(self) -> Folder | None:
-        """The reader of the poses."""
         if self.poses is None:
             return None
         if not (self.root / self.poses).is_file():
-            raise FileNotFoundError(
-                f"data.poses={self.poses}: there is no {self.root / self.poses}. The set has no poses: find them with "
-                "`posegen annotate`, put its file there, or read frames without poses with data.poses=null"
-            )
+            fix = "find them with `posegen annotate` and put its file there, or read frames alone with data.poses=null"
+            raise FileNotFoundError(f"data.poses={self.poses}: there is no {self.root / self.poses}; {fix}")
         return Folder(self.root, self.poses, prompts=None)
 
     @cached_property
     def _captions(self) -> Mapping[str, str]:
-        """Prompts by clip or frame."""
         if self.prompts is None:
             return {}
         file = self.root / self.prompts
         if not file.is_file():
-            raise FileNotFoundError(
-                f"data.prompts={self.prompts}: there is no {file}; "
-                "expected a csv file of clip,prompt or frame,prompt, or null"
-            )
+            expected = "expected a csv file of clip,prompt or frame,prompt, or null"
+            raise FileNotFoundError(f"data.prompts={self.prompts}: there is no {file}; {expected}")
         return dict(prompts_of_csv(file, "clip,prompt"))
 
     def _clip_of_folder(self, folder: Path, name: str, report: ReportDefect, **facts: Any) -> Iterator[VideoClip]:
@@ -133,14 +109,10 @@ class Videos(Source):
         if not files:
             report(Defect(start, "no frames in it" if there else "missing"))
             return
-        frames = [(_frame_number(files[i], i), f"{start}/{files[i]}") for i in self.selection.of(len(files))]
+        stems = [file.rpartition(".")[0] for file in files]
+        numbers = [int(stem) if stem.isdecimal() else i for i, stem in enumerate(stems)]  # its place where it has none
+        frames = [(numbers[i], f"{start}/{files[i]}") for i in self.selection.of(len(files))]
         yield VideoClip(name, frames, **facts)
-
-
-def _frame_number(file: str, position: int) -> int:
-    """The number in a frame's file name; its position where there is none."""
-    stem = Path(file).stem
-    return int(stem) if stem.isdecimal() else position
 
 
 class UBCFashion(Videos):
@@ -149,10 +121,7 @@ class UBCFashion(Videos):
     <root>/train/*.mp4, <root>/test/*.mp4      the videos of the two lists, or a folder of frames in place of a video
 
     The chosen frames are written once to ``<root>/frames/<choice>/<folder>/<clip>/``, whole clips at a time.
-
-    Args:
-        folders: split -> folder of its clips, relative to the root.
-        others: see `Videos`.
+    ``folders``: split -> folder of its clips, relative to the root. Other arguments: see `Videos`.
     """
 
     name = "ubc_fashion"
@@ -164,18 +133,15 @@ class UBCFashion(Videos):
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
         name = self.folders.get(split)
         if name is None or not (self.root / name).is_dir():
-            raise FileNotFoundError(
-                f"data.folders.{split}: there is no folder {self.root / (name or split)}; "
-                "expected one with the mp4 files of the split"
-            )
+            fault = f"there is no folder {self.root / (name or split)}; expected one with the mp4 files of the split"
+            raise FileNotFoundError(f"data.folders.{split}: {fault}")
         inside = sorted((self.root / name).iterdir())
         videos = [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES]
         target = self.root / "frames" / self.selection.name / name
-
-        def report_video(video: Path, problem: str) -> None:
-            report(Defect(f"{name}/{video.name}", problem))
-
-        for path, folder in extract_videos(videos, target, self.selection, report_video):
+        extracted = extract_videos(
+            videos, target, self.selection, lambda video, problem: report(Defect(f"{name}/{video.name}", problem))
+        )
+        for path, folder in extracted:
             files = sorted(file for file in folder.iterdir() if file.suffix == ".png")
             yield VideoClip(path.stem, [(int(file.stem), file.relative_to(self.root).as_posix()) for file in files])
         for folder in (path for path in inside if path.is_dir()):
@@ -188,10 +154,8 @@ class DAVIS(Videos):
     <root>/JPEGImages/480p/<sequence>/00000.jpg
     <root>/ImageSets/2017/{train,val}.txt
 
-    Args:
-        resolution: ``480p`` or ``Full-Resolution``.
-        sequences: the sequences to use, those with people; None for all.
-        others: see `Videos`.
+    ``resolution`` is ``480p`` or ``Full-Resolution``; ``sequences`` are those to use, those with people, None for all.
+    Other arguments: see `Videos`.
     """
 
     name = "davis"
@@ -207,10 +171,8 @@ class DAVIS(Videos):
         names = _clip_names(file, "DAVIS 2017 brings it (DAVIS-2017-trainval-480p.zip)")
         folder = self.root / "JPEGImages" / self.resolution
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"data.resolution={self.resolution}: there is no folder {folder}; "
-                "expected one with a folder of frames per sequence"
-            )
+            fault = f"there is no folder {folder}; expected one with a folder of frames per sequence"
+            raise FileNotFoundError(f"data.resolution={self.resolution}: {fault}")
         for name in names:
             if self.sequences is None or name in self.sequences:
                 yield from self._clip_of_folder(folder / name, name, report, attributes={"scenario": name})
@@ -229,11 +191,8 @@ class DanceTrack(Videos):
     <root>/{train,val,test}/dancetrack0001/{img1/00000001.jpg, gt/gt.txt, seqinfo.ini}
     <root>/{train,val,test}_seqmap.txt                          40, 25 and 35 clips; those of test have no boxes
 
-    The attribute ``boxes`` of a frame holds track -> x, y, width and height in pixels. There are no poses.
-
-    Args:
-        part: the list of split ``test``: the labelled ``val``, or ``test``.
-        others: see `Videos`.
+    The attribute ``boxes`` of a frame holds track -> x, y, width and height in pixels. There are no poses. ``part`` is
+    the list of split ``test``: the labelled ``val``, or ``test``. Other arguments: see `Videos`.
     """
 
     name = "dance_track"
@@ -241,7 +200,6 @@ class DanceTrack(Videos):
     def __init__(self, root: str | Path, part: str = "val", **others: Any) -> None:
         super().__init__(root, **others)
         self.part = part
-        self._boxes: tuple[str, dict[int, dict[str, list[float]]]] = ("", {})
 
     def _part(self, split: str) -> str:
         return self.part if split == "test" else _video_split(split)
@@ -249,39 +207,28 @@ class DanceTrack(Videos):
     def clips(self, split: str, report: ReportDefect) -> Iterator[VideoClip]:
         part = self._part(split)
         hint = "DanceTrack brings it (https://huggingface.co/datasets/noahcao/dancetrack)"
-        for name in _clip_names(self.root / f"{part}_seqmap.txt", hint):
-            if name == "name":  # the head of the list
-                continue
-            folder = self.root / part / name
-            truth = folder / "gt" / "gt.txt"
-            if truth.is_file():
-                try:
-                    boxes_of_frames(truth)
-                except ValueError as error:
-                    report(Defect(f"{part}/{name}/gt/gt.txt", str(error), fatal=False))
-            elif part != "test":
-                report(Defect(f"{part}/{name}/gt/gt.txt", "missing", fatal=False))
-            yield from self._clip_of_folder(folder / "img1", name, report, size=_clip_size(folder / "seqinfo.ini"))
+        names = _clip_names(self.root / f"{part}_seqmap.txt", hint)
+        for name in (name for name in names if name != "name"):  # the head of the list
+            folder, boxes = self.root / part / name, {}
+            try:
+                boxes = boxes_of_frames(folder / "gt" / "gt.txt")
+            except (FileNotFoundError, ValueError) as error:
+                problem = "missing" if isinstance(error, OSError) else str(error)
+                if part != "test" or problem != "missing":
+                    report(Defect(f"{part}/{name}/gt/gt.txt", problem, fatal=False))
+            facts = {"attributes": {"boxes": boxes}, "size": _clip_size(folder / "seqinfo.ini")}
+            yield from self._clip_of_folder(folder / "img1", name, report, **facts)
 
     def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:
-        file = self.root / Path(clip.frames[0][1]).parent.parent / "gt" / "gt.txt"
-        if self._boxes[0] != clip.name:
-            try:
-                self._boxes = clip.name, boxes_of_frames(file) if file.is_file() else {}
-            except ValueError:  # reported with the clip
-                self._boxes = clip.name, {}
-        return {"boxes": self._boxes[1].get(number, {})} if self._boxes[1] else {}
+        boxes = clip.attributes["boxes"]
+        return {"boxes": boxes.get(number, {})} if boxes else {}
 
     def identity(self, split: str) -> dict[str, Any]:
         return {**super().identity(split), "part": self._part(split)}
 
 
 def boxes_of_frames(file: Path) -> dict[int, dict[str, list[float]]]:
-    """Frame -> track -> box (x, y, width, height), from lines ``frame,track,left,top,width,height,...``.
-
-    Raises:
-        ValueError: a line has another form; names it.
-    """
+    """Frame -> track -> box (x, y, width, height). Raises ValueError: a line has another form; names it."""
     boxes: dict[int, dict[str, list[float]]] = {}
     for i, line in enumerate(file.read_text(encoding="utf-8").split()):
         try:

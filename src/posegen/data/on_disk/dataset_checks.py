@@ -16,32 +16,27 @@ from posegen.io.hashes import text_hash
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_NAMES
 
-#: Least share of joints inside their images; with less, the poses belong to other images, or x is y.
-LEAST_INSIDE = 0.95
-#: Largest difference between shapes that count as equal: the logarithm of the ratio of their aspects.
-MOST_UNLIKE = 0.1
+LEAST_INSIDE = 0.95  # share of joints inside their images; with less, the poses belong to other images, or x is y
+MOST_UNLIKE = 0.1  # logarithm of the ratio of two aspects that count as equal
 NOSE, HIPS = COCO_NAMES.index("nose"), [COCO_NAMES.index("left_hip"), COCO_NAMES.index("right_hip")]
-
-
-# Single images.
 
 
 def usable_entries(entries: Iterable[StoredImage], report: Callable[[Defect], None]) -> Iterator[StoredImage]:
     """The entries with usable poses and unique ids."""
     ids: set[str] = set()
     for entry in entries:
-        problem = _pose_fault(entry.keypoints) or (f"the id {entry.id} is used twice" if entry.id in ids else "")
+        problem, shape = "", entry.keypoints.shape
+        if len(shape) != 3 or shape[1:] != (17, 3):
+            problem = f"keypoints of the shape {list(shape)}; expected [people, 17, 3]"
+        elif not np.isfinite(entry.keypoints).all():
+            problem = "a joint is not a number"
+        elif entry.id in ids:
+            problem = f"the id {entry.id} is used twice"
         if problem:
             report(Defect(entry.place.file, problem))
-            continue
-        ids.add(entry.id)
-        yield entry
-
-
-def _pose_fault(keypoints: np.ndarray) -> str:
-    if keypoints.ndim != 3 or keypoints.shape[1:] != (17, 3):
-        return f"keypoints of the shape {list(keypoints.shape)}; expected [people, 17, 3]"
-    return "" if np.isfinite(keypoints).all() else "a joint is not a number"
+        else:
+            ids.add(entry.id)
+            yield entry
 
 
 def image_remarks(entry: StoredImage, scanned: ScannedImage) -> Iterator[Defect]:
@@ -66,19 +61,10 @@ def joints_inside(keypoints: np.ndarray, size: tuple[int, int]) -> tuple[int, in
     return int(seen.sum()), int(inside.sum())
 
 
-# The split as a whole.
-
-
 def split_facts(
     kept: Sequence[StoredImage], scans: Sequence[ScannedImage], listed: Sequence[StoredImage]
 ) -> dict[str, Any]:
-    """Counts, sizes and hashes.
-
-    Args:
-        kept: the images that can be used.
-        scans: their results of the scan.
-        listed: all images, also those that cannot be used.
-    """
+    """Counts, sizes and hashes of the usable images, their scans, and all ``listed`` images."""
     people = [len(entry.keypoints) for entry in kept]
     sides = np.sort(np.array([scanned.size for scanned in scans]).reshape(-1, 2), 0)
     counts = [joints_inside(entry.keypoints, scanned.size) for entry, scanned in zip(kept, scans, strict=True)]
@@ -110,31 +96,25 @@ def _nose_above_hips(kept: Sequence[StoredImage], scans: Sequence[ScannedImage])
 
 
 def split_warnings(facts: Mapping[str, Any], source: Source, split: str) -> list[str]:
-    """Suspicions about the split, and differences from the published counts and hashes."""
+    """Suspicions, and differences from the published counts and hashes."""
     expected, found = source.expected(split), source.suspicions(split)
     if "entries" in expected and facts["images"] != expected["entries"]:
         found.append(f"{facts['images']:,} pictures can be used; the released list has {expected['entries']:,}")
     if "sha256" in expected and not facts["sha256_of_paths"].startswith(expected["sha256"]):
-        found.append(
-            f"the picture paths have the SHA-256 {facts['sha256_of_paths'][:16]}; "
-            f"those of the released list have {expected['sha256']}"
-        )
+        now, then = facts["sha256_of_paths"][:16], expected["sha256"]
+        found.append(f"the picture paths have the SHA-256 {now}; those of the released list have {then}")
     counts, published = facts["scenarios"], expected.get("scenarios", {})
     other = [f"{name} {counts.get(name, 0)} of {n}" for name, n in published.items() if counts.get(name, 0) != n]
     if other:
         found.append(f"scenarios that differ from the released list: {', '.join(other)}")
     if "shape" in expected and facts["sizes"]:
-        height, width = facts["sizes"]["median"]
-        if abs(np.log(height / width * expected["shape"][1] / expected["shape"][0])) > MOST_UNLIKE:
-            found.append(
-                f"the median picture is {width} x {height} pixels, of another shape than {expected['shape'][::-1]}: "
-                f"{expected['otherwise']}"
-            )
+        (height, width), (tall, wide) = facts["sizes"]["median"], expected["shape"]
+        if abs(np.log(height / width * wide / tall)) > MOST_UNLIKE:
+            median = f"the median picture is {width} x {height} pixels"
+            found.append(f"{median}, of another shape than {(wide, tall)}: {expected['otherwise']}")
     if facts["joints_inside"] is not None and facts["joints_inside"] < LEAST_INSIDE:
-        found.append(
-            f"only {facts['joints_inside']:.1%} of the joints lie on their pictures: "
-            "the poses belong to pictures of another size, or x and y are swapped"
-        )
+        why = "the poses belong to pictures of another size, or x and y are swapped"
+        found.append(f"only {facts['joints_inside']:.1%} of the joints lie on their pictures: {why}")
     if facts["nose_above_hips"] is not None and facts["nose_above_hips"] <= 0:
         found.append("noses lie below hips on average: y is counted upwards, or x and y are swapped")
     return found

@@ -1,17 +1,14 @@
-"""Opens every image of a data set once, in several processes, and keeps the results.
-
-An interruption loses a second of work; a second run opens only files that changed.
-"""
+"""Opens every image of a data set once, in several processes, and keeps the results for files that do not change."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -21,45 +18,34 @@ from posegen.data.processes import run_in_processes
 
 CHUNK_IMAGES = 32  # images that a process opens at once
 FEW_IMAGES = 256  # so few are opened in this process, which is faster than starting others
+ImageKey = tuple[FileSpan, ImageSize | None]  # of an image: its place, and the (height, width) that the data set lists
 
 
 @dataclass(frozen=True)
 class ScannedImage:
-    """The result of opening an image.
+    """The result of opening an image."""
 
-    Attributes:
-        place: where its bytes are.
-        listed: (height, width) that the data set lists.
-        stamp: size and time of change of the file; empty where it is missing.
-        size: (height, width).
-        mode: colour mode.
-        sha: hash of its bytes.
-        problem: why it cannot be used; empty where it can.
-    """
-
-    place: FileSpan
-    listed: ImageSize | None
-    stamp: tuple[int, ...] = ()
-    size: ImageSize = (0, 0)
-    mode: str = ""
-    sha: str = ""
-    problem: str = ""
+    place: FileSpan  # where its bytes are
+    listed: ImageSize | None  # (height, width) that the data set lists
+    stamp: tuple[int, ...] = ()  # size and time of change of the file; empty where it is missing
+    size: ImageSize = (0, 0)  # (height, width)
+    mode: str = ""  # colour mode
+    sha: str = ""  # hash of its bytes
+    problem: str = ""  # why it cannot be used; empty where it can
 
     @property
-    def key(self) -> tuple[FileSpan, ImageSize | None]:
+    def key(self) -> ImageKey:
         return self.place, self.listed
 
     @classmethod
     def from_json(cls, line: str) -> ScannedImage:
         row = json.loads(line)
-        pairs: dict[str, Any] = {
-            name: tuple(row[name]) if row[name] is not None else None for name in ("listed", "stamp", "size")
-        }
-        return cls(FileSpan(*row["place"]), mode=row["mode"], sha=row["sha"], problem=row["problem"], **pairs)
+        row |= {name: tuple(row[name]) for name in ("listed", "stamp", "size") if row[name] is not None}
+        return cls(**{**row, "place": FileSpan(*row["place"])})
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """ImageSize and time of change of a file, to recognise it later; empty where it is missing."""
+    """Size and time of change of a file; empty where it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -68,7 +54,6 @@ def file_stamp(path: Path) -> tuple[int, ...]:
 
 
 def scan_image(root: Path, place: FileSpan, listed: ImageSize | None) -> ScannedImage:
-    """Reads and decodes one image."""
     seen = ScannedImage(place, listed, file_stamp(root / place.file))
     try:
         data = read_span(root, place)
@@ -82,38 +67,26 @@ def scan_image(root: Path, place: FileSpan, listed: ImageSize | None) -> Scanned
     return replace(seen, size=size, mode=mode, sha=hashlib.blake2b(data, digest_size=16).hexdigest(), problem=wrong)
 
 
-def scan_chunk(root: Path, chunk: Sequence[tuple[FileSpan, ImageSize | None]]) -> list[ScannedImage]:
+def scan_chunk(root: Path, chunk: Sequence[ImageKey]) -> list[ScannedImage]:
     return [scan_image(root, *wanted) for wanted in chunk]
 
 
 class ImageScan:
-    """The scanned images of a data set in one file, a json line each; the last line about an image counts.
-
-    Args:
-        path: the file; it need not exist.
-        root: of the data set.
-    """
+    """The scanned images of a data set in one file, a json line each; the last line about an image counts."""
 
     def __init__(self, path: Path, root: Path) -> None:
-        self.path, self.root = path, root
-        self.seen = {seen.key: seen for seen in self._lines()}
+        self.path, self.root, self.seen = path, root, dict[ImageKey, ScannedImage]()
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(ValueError, KeyError, TypeError):  # an interruption cut it off
+                seen = ScannedImage.from_json(line)
+                self.seen[seen.key] = seen
 
-    def _lines(self) -> Iterator[ScannedImage]:
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield ScannedImage.from_json(line)
-                except (ValueError, KeyError, TypeError):  # an interruption cut it off
-                    continue
-
-    def missing(self, wanted: Iterable[tuple[FileSpan, ImageSize | None]]) -> list[tuple[FileSpan, ImageSize | None]]:
+    def missing(self, wanted: Iterable[ImageKey]) -> list[ImageKey]:
         """Images that were never scanned, or whose file has changed since."""
         now = lru_cache(maxsize=None)(lambda file: file_stamp(self.root / file))  # a tar holds thousands of images
         return [key for key in wanted if key not in self.seen or self.seen[key].stamp != now(key[0].file)]
 
-    def complete(
-        self, wanted: Sequence[tuple[FileSpan, ImageSize | None]], workers: int, title: str
-    ) -> list[ScannedImage]:
+    def complete(self, wanted: Sequence[ImageKey], workers: int, title: str) -> list[ScannedImage]:
         """Scans the missing images, with a progress bar, and returns the results of all."""
         missing = self.missing(wanted)
         if missing:

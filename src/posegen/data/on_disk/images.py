@@ -7,23 +7,16 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from posegen.data.on_disk.source import FileSpan
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-ORIENTATION = 0x0112  # EXIF's tag
-#: Colour modes that lose nothing as RGB.
-LOSSLESS_MODES = ("RGB", "YCbCr")
+LOSSLESS_MODES = ("RGB", "YCbCr")  # those that lose nothing as RGB
 
 
 def read_span(root: Path, place: FileSpan) -> bytes:
-    """The bytes of an image.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-        ValueError: the place is not below ``root``, or the file ends before it.
-    """
+    """The bytes of an image. Raises OSError; ValueError: the place is not below ``root``, or behind the file's end."""
     path = Path(place.file)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError("leads out of the data set's folder")
@@ -36,31 +29,23 @@ def read_span(root: Path, place: FileSpan) -> bytes:
 
 
 def decode_with_mode(data: bytes, size: tuple[int, int] | None = None) -> tuple[Image.Image, str]:
-    """An image, wholly decoded, and the colour mode of its file.
+    """The content of an image file as RGB, and Pillow's name of the file's colour mode.
 
-    Transparent pixels become white. The image is turned as its camera noted, unless the data set lists the size that
-    it has without that.
-
-    Args:
-        data: the content of a file.
-        size: (height, width) that the data set lists.
-
-    Returns:
-        The image as RGB, and Pillow's name of the mode.
-
-    Raises:
-        ValueError: it cannot be decoded; says why.
+    Transparent pixels become white. The image is turned as its camera noted, unless the data set lists the ``size``
+    (height, width) that it has without that. Raises ValueError: it cannot be decoded; says why.
     """
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")  # on odd metadata, and on large pictures such as paintings
             image.load()
-            upright = image.getexif().get(ORIENTATION, 1) == 1
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
             turned = image if upright else ImageOps.exif_transpose(image)  # which would copy it
             as_stored = size is not None and (turned.height, turned.width) != size == (image.height, image.width)
             return _rgb(image if as_stored else turned), image.mode
     except Exception as error:  # decoders raise many kinds on damaged files
-        raise ValueError(f"cannot be decoded ({_reason(error)})") from error
+        reason = str(error).split("<_io")[0].strip() or type(error).__name__  # without the address of Pillow's buffer
+        reason = "no picture format that is known" if isinstance(error, UnidentifiedImageError) else reason
+        raise ValueError(f"cannot be decoded ({reason})") from error
 
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -77,24 +62,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _reason(error: BaseException) -> str:
-    """The message without the address of Pillow's buffer."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no picture format that is known"
-    return str(error).split("<_io")[0].strip() or type(error).__name__
-
-
 def read_image(root: Path, place: FileSpan, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The image at a place, ``[H, W, 3] uint8``; see `decode_with_mode`.
-
-    Raises:
-        ValueError: it cannot be read; names the file and the fix.
-    """
+    """``[H, W, 3] uint8``, see `decode_with_mode`. Raises ValueError: it cannot be read; names the file and the fix."""
     try:
         return decode_image(read_span(root, place), size)
     except (OSError, ValueError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else str(error)
         where = f"{root / place.file}" + (f" at byte {place.offset}" if place.offset else "")
-        raise ValueError(
-            f"{where} {problem}; it was there when the data was prepared: bring it back, or run `posegen prepare` again"
-        ) from error
+        fix = "it was there when the data was prepared: bring it back, or run `posegen prepare` again"
+        raise ValueError(f"{where} {problem}; {fix}") from error

@@ -7,17 +7,16 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from posegen.data.base import PoseData, Sample
 from posegen.data.condition import Condition, Defect
 from posegen.data.on_disk.dataset_checks import image_remarks, split_facts, split_warnings, usable_entries
 from posegen.data.on_disk.image_scan import ImageScan, file_stamp
 from posegen.data.on_disk.images import read_image
-from posegen.data.on_disk.source import Source, StoredImage, lowest_hashes, require_count
+from posegen.data.on_disk.source import Source, lowest_hashes, require_count
 from posegen.data.on_disk.split_index import INDEX_VERSION, SplitIndex
 from posegen.data.on_disk.transforms import Transform, transform_of
 from posegen.io.atomic import read_json_or_empty, write_text
@@ -30,31 +29,18 @@ class RealData(PoseData):
 
     ``<cache>/prepared/<name>/<split>-<hash>`` holds ``index.npz``, ``condition.json`` (the findings, and the files they
     belong to) and ``looks.jsonl`` (the scanned images). The hash is that of the root, the source's options and its
-    lists; the identity of the data is the content of the index.
-
-    Args:
-        source: the data set on disk.
-        split: train, validation or test.
-        size: (height, width) of the samples, or the side of a square; multiples of 8.
-        transform: the crop: ``corrected``, ``reference``, ``stable_pose``, ``humansd``, or a `Transform`.
-        count: number of samples, spread over the whole split: the ids with the lowest hashes, so that a smaller choice
-            is part of a larger one; None: all.
-        cache: folder for the prepared files.
-        workers: processes that check images; None takes one per core.
-
-    Raises:
-        ValueError: the size, the count or the transform is invalid.
+    lists; the identity of the data is the content of the index. Raises ValueError: an option is invalid.
     """
 
     def __init__(
         self,
         source: Source,
         split: str,
-        size: int | Sequence[int] = 512,
-        transform: str | Transform = "corrected",
-        count: int | None = None,
-        cache: str | Path = "~/.cache/posegen",
-        workers: int | None = None,
+        size: int | Sequence[int] = 512,  # (height, width), or the side of a square; multiples of 8
+        transform: str | Transform = "corrected",  # the crop, or its name in `TRANSFORMS`
+        count: int | None = None,  # the ids with the lowest hashes, so spread over the whole split; None: all
+        cache: str | Path = "~/.cache/posegen",  # folder for the prepared files
+        workers: int | None = None,  # processes that check images; None: one per core
     ) -> None:
         self.source, self.split, self.name, self.count = source, split, source.name, count
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -67,11 +53,8 @@ class RealData(PoseData):
         self.workers = workers or os.cpu_count() or 1
         self._read: tuple[SplitIndex, str, Sequence[int]] | None = None
 
-    # Preparation.
-
     @cached_property
     def key(self) -> dict[str, Any]:
-        """All that the prepared files depend on."""
         about = {"version": INDEX_VERSION, "root": str(self.source.root.resolve()), "split": self.split}
         return {**about, "source": self.source.identity(self.split)}
 
@@ -87,18 +70,17 @@ class RealData(PoseData):
         return Condition(found.get("facts", {}), found.get("warnings", ()), defects)
 
     def prepare(self) -> None:
-        """Opens all images that are new or changed, reports every defect, and writes the index of the good images.
-
-        Raises:
-            OSError: the list of the split is missing.
-            ValueError: no image can be used, or fewer than ``count``.
-        """
+        """Scans and indexes the images. Raises OSError: no list of the split; ValueError: too few are usable."""
         with locked(self.folder / ".lock"):
             if not self._unchanged():
                 self._read = None
                 self._prepare()
         if not len(self):
-            raise ValueError(f"data.{self.split}: no picture of {self.source.root} can be used; {self._reasons()}")
+            fatal = [defect for defect in self.condition.defects if defect.fatal]
+            reason = f"the list of {self.split} is empty"
+            if fatal:
+                reason = f"{len(fatal)} defects, such as {fatal[0].file}: {fatal[0].problem}"
+            raise ValueError(f"data.{self.split}: no picture of {self.source.root} can be used; {reason}")
 
     def _unchanged(self) -> bool:
         """Whether all files are as they were when the index was written."""
@@ -108,10 +90,8 @@ class RealData(PoseData):
         looks, root = self.folder / "looks.jsonl", self.source.root
         if tuple(found["looks"]) != file_stamp(looks)[:1]:  # of a later preparation, which was interrupted
             return False
-        scan = ImageScan(looks, root)
-        return not scan.missing(scan.seen) and all(
-            file_stamp(root / file) == tuple(before) for file, before in found["stamps"].items()
-        )
+        scan, stamps = ImageScan(looks, root), found["stamps"].items()
+        return not scan.missing(scan.seen) and all(file_stamp(root / file) == tuple(then) for file, then in stamps)
 
     def _prepare(self) -> None:
         defects: list[Defect] = []
@@ -128,23 +108,11 @@ class RealData(PoseData):
         index = SplitIndex.of(kept, [scanned.size for scanned in seen], [scanned.sha for scanned in seen])
         index.save(self.folder / "index.npz")
         facts = split_facts(kept, seen, listed)
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        found = {
-            "facts": {**facts, "content": index.content, "date": date, **self.key},
-            "warnings": split_warnings(facts, self.source, self.split),
-            "defects": defects,
-            "stamps": refused,
-            "looks": file_stamp(looks)[:1],
-        }
+        about = {"content": index.content, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        warnings = split_warnings(facts, self.source, self.split)
+        found: dict[str, Any] = {"facts": {**facts, **about, **self.key}, "warnings": warnings, "defects": defects}
+        found |= {"stamps": refused, "looks": file_stamp(looks)[:1]}
         write_text(self.folder / "condition.json", json.dumps(found, indent=1, default=str))
-
-    def _reasons(self) -> str:
-        fatal = [defect for defect in self.condition.defects if defect.fatal]
-        if not fatal:
-            return f"the list of {self.split} is empty"
-        return f"{len(fatal)} defects, such as {fatal[0].file}: {fatal[0].problem}"
-
-    # Reading.
 
     @property
     def read(self) -> tuple[SplitIndex, str, Sequence[int]]:
@@ -154,13 +122,12 @@ class RealData(PoseData):
             if not path.is_file():
                 self.prepare()
             index, content = SplitIndex.load(path)
-            self._read = index, content, self._rows(index)
+            rows: Sequence[int] = range(len(index))
+            if self.count is not None:
+                option, available = f"data.{self.split}.count", f"{self.name} has {{}} pictures"
+                rows = lowest_hashes(index.ids, self.count, option, available)
+            self._read = index, content, rows
         return self._read
-
-    def _rows(self, index: SplitIndex) -> Sequence[int]:
-        if self.count is None:
-            return range(len(index))
-        return lowest_hashes(index.ids, self.count, f"data.{self.split}.count", f"{self.name} has {{}} pictures")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -170,9 +137,8 @@ class RealData(PoseData):
 
     @property
     def prompts(self) -> list[str]:
-        index, _, rows = self.read
-        every = index.prompts
-        return [every[row] for row in rows]
+        every = self.read[0].prompts
+        return [every[row] for row in self.read[2]]
 
     def __len__(self) -> int:
         return len(self.read[2])
@@ -191,18 +157,11 @@ class RealData(PoseData):
         joints, areas, visible = self.transform.people(entry.keypoints, entry.areas, view)
         whole = partial(read_image, self.source.root, entry.place, entry.size)
         pixels = view.pixels(whole()) if image else None
-        attributes = {**_attributes_of(visible, entry), "crop": view.crop}
+        attributes = {**entry.attributes, "crop": view.crop}
+        for name, value in entry.attributes.items():  # lists with an item per person keep those of visible people
+            if isinstance(value, list | tuple) and len(value) == len(visible):
+                attributes[name] = list(compress(value, visible))
         return Sample(entry.id, entry.prompt, joints, areas, pixels, self.size, attributes, whole)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_read": None}  # another process reads the index again
-
-
-def _attributes_of(visible: np.ndarray, entry: StoredImage) -> dict[str, Any]:
-    """The attributes; lists with an item per person keep those of visible people."""
-    return {
-        name: [item for item, is_visible in zip(value, visible, strict=True) if is_visible]
-        if isinstance(value, list | tuple) and len(value) == len(visible)
-        else value
-        for name, value in entry.attributes.items()
-    }

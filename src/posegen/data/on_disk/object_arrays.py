@@ -1,8 +1,7 @@
 """Numpy files of Python objects (HumanSD's pose files hold a dict per person), read without running their content.
 
-Numpy stores such arrays as pickles, and a pickle is a program. This reader accepts the names that numpy's arrays need
-and no others, and answers each with a note of the call. The arrays are then built from the notes, out of plain numbers
-and strings. Files of numpy 1 and numpy 2 differ in module names.
+Numpy stores such arrays as pickles, and a pickle is a program. This reader accepts only the names that numpy's arrays
+need, answers each with a note of the call, and builds the arrays from the notes, out of plain numbers and strings.
 """
 
 from __future__ import annotations
@@ -22,23 +21,14 @@ from numpy.lib import format as npy
 
 from posegen.io.arrays import NPZ_ERRORS
 
-#: Types of array elements: booleans, whole and real numbers, bytes and strings.
-PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")
+PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")  # booleans, numbers, bytes and strings
 UNREADABLE = (*NPZ_ERRORS, pickle.UnpicklingError, zlib.error, MemoryError, RecursionError)
-#: Errors that a crafted pickle causes in the notes below.
-CRAFTED = (TypeError, AttributeError, KeyError, IndexError, LookupError, OverflowError)
+CRAFTED = (TypeError, AttributeError, LookupError, OverflowError)  # of a crafted pickle in the notes below
 
 
 def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name; of an npy file one array, named ``arr_0``.
-
-    Args:
-        file: a path, or the open content of a file.
-        name: of the file, for messages; by default the path.
-
-    Raises:
-        ValueError: the file is missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts,
-            lists and tuples; names it.
+    """The arrays of an npz file by name; of an npy file one array, named ``arr_0``. Raises ValueError: the file is
+    missing, damaged, no numpy file, or holds anything but arrays, numbers, strings, dicts, lists and tuples; names it.
     """
     name = name or str(file)
     try:
@@ -79,16 +69,9 @@ class _Type:
         self.order = state[1]
 
     @property
-    def is_object(self) -> bool:
-        return self.code in ("O", "O8", "O4")
-
-    @property
     def plain(self) -> np.dtype:
-        if (
-            not isinstance(self.code, str)
-            or not PLAIN_TYPES.fullmatch(self.code)
-            or self.order not in ("<", ">", "|", "=")
-        ):
+        known = isinstance(self.code, str) and PLAIN_TYPES.fullmatch(self.code)
+        if not known or self.order not in ("<", ">", "|", "="):
             raise ValueError(f"it holds elements of type {self.code!r}; expected numbers or strings")
         return np.dtype(self.order + self.code)
 
@@ -106,7 +89,7 @@ class _Array:
 
     def made(self, done: dict[int, Any]) -> np.ndarray:
         order: Any = "F" if self.fortran else "C"
-        if not self.type.is_object:
+        if self.type.code not in ("O", "O8", "O4"):
             elements = self.elements.encode("latin1") if isinstance(self.elements, str) else self.elements
             return np.frombuffer(elements, self.type.plain).reshape(self.shape, order=order).copy()
         if not isinstance(self.elements, list):
@@ -128,51 +111,38 @@ def _made(value: Any, done: dict[int, Any]) -> Any:
     """The noted value with arrays in place of notes; ``done`` holds earlier results, since pickles share objects."""
     if isinstance(value, bool | int | float | complex | str | bytes | None):
         return value
-    if id(value) not in done:
-        done[id(value)] = value, _new(value, done)  # the value is kept, or another would get its id
-    return done[id(value)][1]
-
-
-def _new(value: Any, done: dict[int, Any]) -> Any:
+    if id(value) in done:
+        return done[id(value)][1]
     if isinstance(value, dict):
-        return {_made(k, done): _made(v, done) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_made(v, done) for v in value)
-    if isinstance(value, _Scalar) and value.shape == ():
-        return value.made(done)[()]
-    if isinstance(value, _Array):
-        return value.made(done)
-    raise ValueError(
-        f"its pickle holds a {type(value).__name__}; expected arrays, numbers, strings, dicts, lists and tuples"
-    )
-
-
-def _stand_in(module: str, name: str) -> Callable[..., Any] | None:
-    """A note's maker for a name that a file may use; a fresh object, since a pickle can set its attributes."""
-    module = module.replace("numpy.core", "numpy._core", 1)
-    stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "ndarray"): partial(_Array),
-        ("numpy", "dtype"): partial(_Type),
-        ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-        ("numpy._core.multiarray", "scalar"): lambda type, elements=b"": _Scalar(elements, type),
-        ("numpy._core.numeric", "_frombuffer"): lambda elements, type, shape, order: _Scalar(
-            bytes(elements), type, shape, order
-        ),
-        ("_codecs", "encode"): lambda text, codec: text.encode("latin1"),
-        ("builtins", "bytearray"): lambda *content: (
-            bytes(*content[:1]) if content and isinstance(content[0], bytes) else b""
-        ),
-    }
-    return stand_ins.get((module, name))
+        made: Any = {_made(k, done): _made(v, done) for k, v in value.items()}
+    elif isinstance(value, list | tuple):
+        made = type(value)(_made(v, done) for v in value)
+    elif isinstance(value, _Array):
+        array = value.made(done)
+        made = array[()] if isinstance(value, _Scalar) and value.shape == () else array
+    else:
+        expected = "expected arrays, numbers, strings, dicts, lists and tuples"
+        raise ValueError(f"its pickle holds a {type(value).__name__}; {expected}")
+    done[id(value)] = value, made  # the value is kept, or another would get its id
+    return made
 
 
 class _Notes(pickle.Unpickler):
     """Refuses, by name, all that arrays do not need."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _stand_in(module, name)
+        """A note's maker for a name that a file may use; a fresh object, since a pickle can set its attributes."""
+        stand_ins: dict[str, Callable[..., Any]] = {
+            "numpy.ndarray": partial(_Array),
+            "numpy.dtype": partial(_Type),
+            "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy._core.multiarray.scalar": lambda type, elements=b"": _Scalar(elements, type),
+            "numpy._core.numeric._frombuffer": lambda elements, *about: _Scalar(bytes(elements), *about),
+            "_codecs.encode": lambda text, codec: text.encode("latin1"),
+            "builtins.bytearray": lambda *content: content[0] if content and isinstance(content[0], bytes) else b"",
+        }
+        known = stand_ins.get(f"{module.replace('numpy.core', 'numpy._core', 1)}.{name}")
         if known is None:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no array of numbers needs; nothing of it was run"
-            )
+            problem = f"it asks for {module}.{name}, which no array of numbers needs; nothing of it was run"
+            raise pickle.UnpicklingError(problem)
         return known

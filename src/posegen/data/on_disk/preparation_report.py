@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from posegen.data.base import PoseData
 from posegen.data.condition import Defect
+from posegen.io.tables import csv_text
 from posegen.poses.drawing import overlay
 from posegen.poses.reading import PoseInput
 
@@ -24,21 +24,13 @@ MOST_LISTED = 500  # defects of a split on the page; the table has all
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The findings about one split.
+    """The findings about one split."""
 
-    Attributes:
-        split: its name.
-        facts: counts, sizes and hashes.
-        warnings: suspicions about the whole; the reason where nothing can be used.
-        defects: faults of single files.
-        usable: number of samples.
-    """
-
-    split: str
+    split: str  # its name
     facts: Mapping[str, Any]
-    warnings: Sequence[str]
+    warnings: Sequence[str]  # suspicions about the whole; the reason where nothing can be used
     defects: Sequence[Defect]
-    usable: int
+    usable: int  # number of samples
 
     @classmethod
     def of(cls, split: str, data: PoseData) -> SplitReport:
@@ -77,32 +69,24 @@ def report_page(dataset: str, reports: Sequence[SplitReport]) -> str:
         lines.append(f"| {r.split} | {r.usable} | {r.facts.get('people', '')} | {r.left_out} | {r.remarks} |")
     for r in reports:
         lines += ["", f"## {r.split}", "", *(f"**{warning}**\n" for warning in r.warnings)]
-        lines += [*_fact_lines(r.facts), *_problem_counts(r), *_defect_lines(r)]
+        for name, value in r.facts.items():
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+            lines.append(f"- {name.replace('_', ' ')}: {shown}")
+        lines += _defect_lines(r.defects) if r.defects else ()
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _fact_lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in facts.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
-        yield f"- {name.replace('_', ' ')}: {shown}"
-
-
-def _problem_counts(report: SplitReport) -> Iterator[str]:
-    """The number of each problem, with digits replaced by #."""
-    if report.defects:
-        yield from ("", "| problem | files | |", "|---|---|---|")
-    kinds = Counter(("".join("#" if c.isdigit() else c for c in d.problem), d.fatal) for d in report.defects)
+def _defect_lines(defects: Sequence[Defect]) -> Iterator[str]:
+    """The number of each problem, with digits replaced by #, then the defects, those that leave images out first."""
+    yield from ("", "| problem | files | |", "|---|---|---|")
+    kinds = Counter((re.sub(r"\d", "#", defect.problem), defect.fatal) for defect in defects)
     for (kind, fatal), count in kinds.most_common(50):
         yield f"| {_markdown_cell(kind)} | {count} | {'left out' if fatal else 'kept'} |"
-
-
-def _defect_lines(report: SplitReport) -> Iterator[str]:
-    if report.defects:
-        yield from ("", "| file | problem | |", "|---|---|---|")
-    for file, problem, fatal in sorted(report.defects, key=lambda defect: not defect.fatal)[:MOST_LISTED]:
+    yield from ("", "| file | problem | |", "|---|---|---|")
+    for file, problem, fatal in sorted(defects, key=lambda defect: not defect.fatal)[:MOST_LISTED]:
         yield f"| {_markdown_cell(file)} | {_markdown_cell(problem)} | {'left out' if fatal else 'kept'} |"
-    if len(report.defects) > MOST_LISTED:
-        yield f"\nThe other {len(report.defects) - MOST_LISTED} are in report.csv."
+    if len(defects) > MOST_LISTED:
+        yield f"\nThe other {len(defects) - MOST_LISTED} are in report.csv."
 
 
 def _markdown_cell(text: str) -> str:
@@ -111,11 +95,8 @@ def _markdown_cell(text: str) -> str:
 
 def defect_table(reports: Sequence[SplitReport]) -> str:
     """All defects as csv."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("split", "file", "problem", "left_out"))
-    writer.writerows((r.split, file, problem, int(fatal)) for r in reports for file, problem, fatal in r.defects)
-    return out.getvalue()
+    rows = ((r.split, file, problem, int(fatal)) for r in reports for file, problem, fatal in r.defects)
+    return csv_text(("split", "file", "problem", "left_out"), rows)
 
 
 def contact_sheet(data: PoseData) -> np.ndarray:

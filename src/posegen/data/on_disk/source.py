@@ -1,8 +1,4 @@
-"""Real data sets as they lie on disk: what is known of each image before it is opened.
-
-A data set is a `Source` that lists its images. All that follows is the same for every data set: checks, index, crops,
-samples.
-"""
+"""Real data sets as they lie on disk: a `Source` lists their images before these are opened."""
 
 from __future__ import annotations
 
@@ -22,41 +18,26 @@ ImageSize = tuple[int, int]  # height, width
 
 
 class FileSpan(NamedTuple):
-    """The bytes of an image: a file, or a part of one (a member of a tar).
+    """The bytes of an image: a file, or a part of one (a member of a tar)."""
 
-    Attributes:
-        file: relative to the source's root.
-        offset: of the first byte.
-        length: in bytes; 0 means to the end of the file.
-    """
-
-    file: str
-    offset: int = 0
-    length: int = 0
+    file: str  # relative to the source's root
+    offset: int = 0  # of the first byte
+    length: int = 0  # in bytes; 0 means to the end of the file
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """One image of a data set.
+    """One image of a data set."""
 
-    Attributes:
-        id: stable and unique within the data set, for instance ``human_art/2000000001648``.
-        prompt: the caption.
-        place: where its bytes are.
-        size: (height, width) in pixels; None where only the file shows it.
-        keypoints: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing.
-        areas: ``[P]`` in square pixels; None where the data set has none.
-        attributes: facts to group by (``scenario``) and to record.
-        frame: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched.
-    """
-
-    id: str
-    prompt: str
-    place: FileSpan
-    size: tuple[int, int] | None
+    id: str  # stable and unique within the data set, for instance ``human_art/2000000001648``
+    prompt: str  # the caption
+    place: FileSpan  # where its bytes are
+    size: tuple[int, int] | None  # (height, width) in pixels; None where only the file shows it
+    #: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing
     keypoints: np.ndarray
-    areas: np.ndarray | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    areas: np.ndarray | None = None  # ``[P]`` in square pixels; None where the data set has none
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # facts to group by (``scenario``) and to record
+    #: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched
     frame: tuple[int, int] | None = None
 
     def on(self, size: tuple[int, int]) -> StoredImage:
@@ -70,39 +51,27 @@ class StoredImage:
         return replace(self, keypoints=keypoints, areas=areas, frame=None)
 
 
-#: Records a defect; reading continues with the next image.
-ReportDefect = Callable[[Defect], None]
+ReportDefect = Callable[[Defect], None]  # records a defect; reading continues with the next image
 
 
 class Source(ABC):
-    """One data set in one of its layouts.
+    """One data set in one of its layouts."""
 
-    Attributes:
-        name: of the data set.
-        root: the folder that the user names.
-    """
-
-    name: str
-    root: Path
+    name: str  # of the data set
+    root: Path  # the folder that the user names
 
     @abstractmethod
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        """The images of a split in a stable order, without opening them; unreadable entries are reported and left out.
-
-        Raises:
-            FileNotFoundError: the list of the split is missing; names the file and how to get it.
-        """
+        """The images in a stable order, unopened; unreadable ones are reported. Raises FileNotFoundError: no list."""
 
     @abstractmethod
     def identity(self, split: str) -> dict[str, Any]:
         """All that the entries depend on, as plain values: the options, and a hash of the split's list of files."""
 
     def expected(self, split: str) -> Mapping[str, Any]:
-        """Published counts and hashes to compare with.
-
-        ``entries``: their number; ``scenarios``: number of entries by scenario; ``sha256``: first digits of the hash of
-        the sorted image paths, joined by newlines; ``shape``: (height, width) of which images are about a multiple, and
-        ``otherwise``: the probable fault where they are not.
+        """Published facts: number of ``entries``; ``scenarios``, their number by scenario; ``sha256``, first digits of
+        the hash of the sorted image paths, joined by newlines; ``shape``, (height, width) of which images are about a
+        multiple, and ``otherwise``, the probable fault where they are not.
         """
         return {}
 
@@ -111,15 +80,7 @@ class Source(ABC):
         return []
 
 
-# Checks and choices that sources share.
-
-
 def existing_root(root: str | Path, fix: str = "") -> Path:
-    """The root of a data set.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ValueError(f"data.root={root}: no such folder{fix and f'; {fix}'}")
@@ -127,48 +88,28 @@ def existing_root(root: str | Path, fix: str = "") -> Path:
 
 
 def require_option(key: str, value: Any, options: Collection[Any]) -> None:
-    """Refuses a value that is not among the options.
-
-    Raises:
-        ValueError: names the key, the value and the options.
-    """
+    """Refuses a value that is not among the options. Raises ValueError: names the key, the value and the options."""
     if value not in options:
         shown = ", ".join("null" if option is None else str(option) for option in options)
         raise ValueError(f"data.{key}={value}: expected one of {shown}")
 
 
 def json_mapping(file: Path, expected: str) -> dict[str, Any]:
-    """The content of one of a data set's json files.
-
-    Args:
-        expected: its content in words, for the message.
-
-    Raises:
-        ValueError: it is damaged, or holds no mapping; names it.
-    """
+    """The content of a json file. Raises ValueError: it is damaged, or holds no mapping as ``expected`` in words."""
     content = read_json(file, "get it again")
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ValueError(f"{file} holds a {kind}; expected {expected}: is it another file of that name?")
-    return content
+    if isinstance(content, dict):
+        return content
+    kind = type(content).__name__
+    raise ValueError(f"{file} holds a {kind}; expected {expected}: is it another file of that name?")
 
 
 def require_count(split: str, count: int | None) -> None:
-    """Refuses a number of samples below 1.
-
-    Raises:
-        ValueError: names the key and the value.
-    """
     if count is not None and count < 1:
         raise ValueError(f"data.{split}.count={count}: at least one sample is needed; null takes all")
 
 
 def lowest_hashes(keys: Sequence[str], count: int, option: str, available: str) -> list[int]:
-    """Indices of the ``count`` keys with the lowest hashes: evenly spread, and a part of every larger choice.
-
-    Raises:
-        ValueError: there are fewer keys; names the ``option`` and the number that is ``available``.
-    """
+    """Indices of the lowest hashes: evenly spread, part of larger choices. Raises ValueError: too few keys."""
     if count > len(keys):
         raise ValueError(f"{option}={count}: {available.format(len(keys))} that can be used; lower it, or null for all")
     fractions = [hash_fraction(key) for key in keys]

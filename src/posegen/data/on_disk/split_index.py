@@ -18,16 +18,12 @@ INDEX_VERSION = 1  # of the format, and of the checks before an image enters an 
 INDEX_ARRAYS, INDEX_TEXTS = ("keypoints", "areas", "people", "sizes", "spans"), ("files", "records")
 
 
+@dataclass(frozen=True, eq=False)
 class PackedStrings(Sequence[str]):
-    """Many strings in two arrays, so that an index of a million images holds no million objects.
+    """Many strings in two arrays, so that an index of a million images holds no million objects."""
 
-    Attributes:
-        letters: ``[n] uint8`` of all of them in UTF-8.
-        ends: ``[N] int64`` where each ends.
-    """
-
-    def __init__(self, letters: np.ndarray, ends: np.ndarray) -> None:
-        self.letters, self.ends = letters, ends
+    letters: np.ndarray  # ``[n] uint8`` of all of them in UTF-8
+    ends: np.ndarray  # ``[N] int64`` where each ends
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> PackedStrings:
@@ -44,33 +40,20 @@ class PackedStrings(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class SplitIndex:
-    """N images.
+    """N images."""
 
-    Attributes:
-        keypoints: ``[people of all images, 17, 3] float32``.
-        areas: ``[people of all images] float32``, NaN where the data set has none.
-        people: ``[N] int64`` where the people of each image end.
-        sizes: ``[N, 2] int64`` height and width.
-        spans: ``[N, 2] int64`` offset and length of each image in its file.
-        files: the files, relative to the root of the data set.
-        records: id, prompt, attributes and the hash of the bytes of each image, as json.
-    """
-
-    keypoints: np.ndarray
-    areas: np.ndarray
-    people: np.ndarray
-    sizes: np.ndarray
-    spans: np.ndarray
-    files: PackedStrings
-    records: PackedStrings
+    keypoints: np.ndarray  # ``[people of all images, 17, 3] float32``
+    areas: np.ndarray  # ``[people of all images] float32``, NaN where the data set has none
+    people: np.ndarray  # ``[N] int64`` where the people of each image end
+    sizes: np.ndarray  # ``[N, 2] int64`` height and width
+    spans: np.ndarray  # ``[N, 2] int64`` offset and length of each image in its file
+    files: PackedStrings  # the files, relative to the root of the data set
+    records: PackedStrings  # id, prompt, attributes and the hash of the bytes of each image, as json
 
     @classmethod
     def of(cls, entries: Sequence[StoredImage], sizes: Sequence[tuple[int, int]], hashes: Sequence[str]) -> SplitIndex:
-        """The index of images, with the sizes and hashes of the scan."""
         keypoints = [np.asarray(entry.keypoints, np.float32).reshape(-1, 17, 3) for entry in entries]
-        areas = [
-            np.full(len(k), np.nan) if e.areas is None else e.areas for e, k in zip(entries, keypoints, strict=True)
-        ]
+        areas = [np.full(len(e.keypoints), np.nan) if e.areas is None else e.areas for e in entries]
         records = ((e.id, e.prompt, dict(e.attributes), sha) for e, sha in zip(entries, hashes, strict=True))
         return cls(
             np.concatenate([*keypoints, np.zeros((0, 17, 3), np.float32)]),
@@ -110,24 +93,18 @@ class SplitIndex:
         return joint_hash(np.ascontiguousarray(array).tobytes() for array in arrays)
 
     def save(self, path: Path) -> None:
-        texts = {
-            f"{name}_{part}": getattr(getattr(self, name), part) for name in INDEX_TEXTS for part in ("letters", "ends")
-        }
+        packed = {name: vars(getattr(self, name)) for name in INDEX_TEXTS}
+        texts = {f"{name}_{part}": array for name, parts in packed.items() for part, array in parts.items()}
         arrays = {name: getattr(self, name) for name in INDEX_ARRAYS}
         write_arrays(path, False, **arrays, **texts, content=np.array(self.content))
 
     @classmethod
     def load(cls, path: Path) -> tuple[SplitIndex, str]:
-        """An index and the hash of its content.
-
-        Raises:
-            ValueError: the file is damaged; names it and the fix.
-        """
+        """An index and the hash of its content. Raises ValueError: the file is damaged; names it and the fix."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 texts = [PackedStrings(stored[f"{name}_letters"], stored[f"{name}_ends"]) for name in INDEX_TEXTS]
                 return cls(*(stored[name] for name in INDEX_ARRAYS), *texts), str(stored["content"])
         except NPZ_ERRORS as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); delete the folder {path.parent} and run `posegen prepare` again"
-            ) from error
+            fix = f"delete the folder {path.parent} and run `posegen prepare` again"
+            raise ValueError(f"{path} cannot be read ({error}); {fix}") from error

@@ -7,8 +7,7 @@ and time of change. Only uncompressed tars can be indexed.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,83 +25,63 @@ COMPRESSED = {
 }
 
 
-@dataclass(frozen=True)
-class TarMembers(Mapping[str, tuple[int, int]]):
+class TarMembers(dict[str, tuple[int, int]]):
     """The regular files in a tar: name -> (offset of the first byte, size in bytes), in the tar's order.
 
-    Attributes:
-        file: the tar.
-        places: name -> (offset, size).
-        problem: why the tar ends early; empty for a whole one. The members before the break are all there.
+    ``problem`` says why the tar ends early; it is empty for a whole one. The members before the break are all there.
     """
 
-    file: Path
-    places: dict[str, tuple[int, int]]
-    problem: str = ""
-
-    def __getitem__(self, name: str) -> tuple[int, int]:
-        return self.places[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
+    def __init__(self, file: Path, places: Mapping[str, tuple[int, int]], problem: str = "") -> None:
+        super().__init__(places)
+        self.file, self.problem = file, problem
 
     def read(self, name: str) -> bytes:
-        """The content of a member.
-
-        Raises:
-            KeyError: there is none of this name.
-        """
-        offset, size = self.places[name]
+        """The content of a member. Raises KeyError: there is none of this name."""
+        offset, size = self[name]
         with self.file.open("rb") as stream:
             stream.seek(offset)
             return stream.read(size)
 
     @classmethod
     def of(cls, file: Path, cache: Path | None = None) -> TarMembers:
-        """The index of a tar, read from its file or built.
-
-        Args:
-            file: the tar.
-            cache: folder of the index; None is the tar's folder.
-
-        Raises:
-            FileNotFoundError: there is no such tar.
-            ValueError: it is compressed, or no tar.
+        """The index of a tar, read from its file in ``cache`` (None: the tar's folder) or built.
+        Raises FileNotFoundError: there is no such tar; ValueError: it is compressed, or no tar.
         """
-        index = tar_index_file(file, cache)
-        stamp = tar_stamp(file)
-        known = _read_index(file, index, stamp)
-        if known is None:
-            known = cls(file, *scan_tar(file))
-            _write_index(known, index, stamp)
-        return known
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; expected an uncompressed tar")
+        status, index = file.stat(), tar_index_file(file, cache)
+        stamp = [TAR_INDEX_VERSION, status.st_size, status.st_mtime_ns]
+        stored = read_arrays_or_none(index)
+        if stored is not None and stored["stamp"].tolist() == stamp:
+            places = zip(stored["offsets"].tolist(), stored["sizes"].tolist(), strict=True)
+            return cls(file, dict(zip(stored["names"].tolist(), places, strict=True)), str(stored["problem"]))
+        members = cls(file, *scan_tar(file))
+        offsets, sizes = np.array(list(members.values()), np.int64).reshape(-1, 2).T
+        names = np.array(list(members), dtype=np.str_)
+        try:
+            write_arrays(index, stamp=stamp, names=names, offsets=offsets, sizes=sizes, problem=members.problem)
+        except OSError as error:
+            fix = "name a folder for indices with data.cache=FOLDER"
+            raise ValueError(f"{index}, the index of a tar, cannot be written ({error}); {fix}") from error
+        return members
 
 
 def tar_index_file(file: Path, cache: Path | None = None) -> Path:
-    """The file of a tar's index."""
     if cache is None:
         return file.with_name(f"{file.name}.index.npz")
     return cache / f"{file.stem}-{text_hash(str(file.resolve()), 12)}.index.npz"
 
 
-def tar_stamp(file: Path) -> list[int]:
-    """The key of an index: version of its layout, size of the tar and its time of change."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; expected an uncompressed tar")
-    status = file.stat()
-    return [TAR_INDEX_VERSION, status.st_size, status.st_mtime_ns]
-
-
 def scan_tar(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
-    """The members of a tar and, where it ends early, the problem.
-
-    Raises:
-        ValueError: it is compressed, or no tar.
-    """
-    _refuse_compressed(file)
+    """The members of a tar and, where it ends early, the problem. Raises ValueError: it is compressed, or no tar."""
+    with file.open("rb") as stream:
+        begin = stream.read(8)
+    for mark, (name, program) in COMPRESSED.items():
+        if begin.startswith(mark):
+            raise ValueError(
+                f"{file} is compressed with {name}, so its members cannot be read where they lie; "
+                f"uncompress it once (`{program}` makes a plain .tar of it)"
+            )
     length, places, problem = file.stat().st_size, {}, ""
     with file.open("rb") as stream:
         try:
@@ -122,35 +101,3 @@ def scan_tar(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
         if not problem and stream.read(TAR_BLOCK) != bytes(TAR_BLOCK):
             problem = "no end mark"
     return places, f"truncated or damaged ({problem}); {len(places)} members before the break" if problem else ""
-
-
-def _refuse_compressed(file: Path) -> None:
-    with file.open("rb") as stream:
-        begin = stream.read(8)
-    for mark, (name, program) in COMPRESSED.items():
-        if begin.startswith(mark):
-            raise ValueError(
-                f"{file} is compressed with {name}, so its members cannot be read where they lie; "
-                f"uncompress it once (`{program}` makes a plain .tar of it)"
-            )
-
-
-def _read_index(file: Path, index: Path, stamp: list[int]) -> TarMembers | None:
-    """The stored index; None where it is missing, damaged or of another tar, and is built again."""
-    stored = read_arrays_or_none(index)
-    if stored is None or stored["stamp"].tolist() != stamp:
-        return None
-    places = zip(stored["offsets"].tolist(), stored["sizes"].tolist(), strict=True)
-    return TarMembers(file, dict(zip(stored["names"].tolist(), places, strict=True)), str(stored["problem"]))
-
-
-def _write_index(members: TarMembers, index: Path, stamp: list[int]) -> None:
-    offsets, sizes = np.array(list(members.places.values()), np.int64).reshape(-1, 2).T
-    names = np.array(list(members.places), dtype=np.str_)
-    try:
-        write_arrays(index, stamp=stamp, names=names, offsets=offsets, sizes=sizes, problem=members.problem)
-    except OSError as error:
-        raise ValueError(
-            f"{index}, the index of a tar, cannot be written ({error}); "
-            "name a folder for indices with data.cache=FOLDER"
-        ) from error

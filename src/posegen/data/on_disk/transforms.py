@@ -23,33 +23,21 @@ from posegen.poses.pose_square import joint_box_areas
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_FLIP
 
-#: Joints with a lower score are missing, in the published readers and here.
-LEAST_SCORE = 0.02
+LEAST_SCORE = 0.02  # joints with a lower one are missing, in the published readers and here
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop of a stored image: it is mirrored, then scaled, then cut.
+    """A crop of a stored image: it is mirrored, then scaled, then cut."""
 
-    Attributes:
-        stored: (height, width) of the stored image.
-        scaled: (height, width) after scaling.
-        top: first row of the cut.
-        left: first column of the cut.
-        size: (height, width) of the cut.
-        mirrored: left for right.
-        upturned: top for bottom.
-        enlarging: OpenCV's interpolation for images that are too small; others are averaged.
-    """
-
-    stored: ImageSize
-    scaled: ImageSize
-    top: int
-    left: int
-    size: ImageSize
-    mirrored: bool = False
-    upturned: bool = False
-    enlarging: int = cv2.INTER_CUBIC
+    stored: ImageSize  # (height, width) of the stored image
+    scaled: ImageSize  # (height, width) after scaling
+    top: int  # first row of the cut
+    left: int  # first column of the cut
+    size: ImageSize  # (height, width) of the cut
+    mirrored: bool = False  # left for right
+    upturned: bool = False  # top for bottom
+    enlarging: int = cv2.INTER_CUBIC  # OpenCV's interpolation for images that are too small; others are averaged
 
     @classmethod
     def covering(
@@ -58,16 +46,12 @@ class View:
         """The shorter side fills ``size``; the longer is cut in the middle, or at 0 (top, left) to 1."""
         factor = max(size[0] / stored[0], size[1] / stored[1])
         height, width = (max(least, round(factor * side)) for least, side in zip(size, stored, strict=True))
-        spare = height - size[0], width - size[1]
-        top, left = (
-            s // 2 if part is None else min(int(part * (s + 1)), s)
-            for part, s in zip((down, across), spare, strict=True)
-        )
+        parts = (down, height - size[0]), (across, width - size[1])
+        top, left = (spare // 2 if part is None else min(int(part * (spare + 1)), spare) for part, spare in parts)
         return cls(stored, (height, width), top, left, size, **options)
 
     @property
-    def scale(self) -> np.ndarray:
-        """Factors of x and y."""
+    def scale(self) -> np.ndarray:  # factors of x and y
         return np.array([self.scaled[1] / self.stored[1], self.scaled[0] / self.stored[0]])
 
     @property
@@ -104,13 +88,9 @@ class View:
 
 
 class Transform(ABC):
-    """A rule for the crop of an image and of its joints.
+    """A rule for the crop of an image and of its joints."""
 
-    Attributes:
-        varies: whether the crop changes between visits.
-    """
-
-    varies = False
+    varies = False  # whether the crop changes between visits
 
     @property
     @abstractmethod
@@ -119,22 +99,17 @@ class Transform(ABC):
 
     @abstractmethod
     def view(self, id: str, visit: int, stored: ImageSize, size: ImageSize) -> View:
-        """The crop of the image ``id`` of size ``stored``; a function of the arguments alone."""
+        """The crop of an image; a function of the arguments alone."""
 
     @abstractmethod
     def joints(self, keypoints: np.ndarray, view: View) -> np.ndarray:
         """Keypoints ``[P, 17, 3]`` of the stored image in the crop, zeros where missing."""
 
     def people(self, keypoints: np.ndarray, areas: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The people in the crop: those with a visible joint.
+        """The people with a visible joint, of ``keypoints [P, 17, 3]`` and ``areas [P]`` on the stored image.
 
-        Args:
-            keypoints: ``[P, 17, 3]`` on the stored image.
-            areas: ``[P]`` in its pixels; NaN takes the box of the visible joints.
-
-        Returns:
-            ``[Q, 17, 3] float32`` joints, ``[Q] float32`` areas, and ``[P] bool`` who is visible. An area stays that of
-            the whole person: it is the person's scale, not the visible part.
+        Returns ``[Q, 17, 3] float32`` joints, ``[Q] float32`` areas, and ``[P] bool`` who is visible. An area stays
+        that of the whole person, the person's scale; where it is NaN, it is that of the box of the visible joints.
         """
         joints = self.joints(keypoints, view)
         there = np.zeros(len(keypoints), bool)
@@ -144,11 +119,9 @@ class Transform(ABC):
 
 
 class Corrected(Transform):
-    """The middle of the image; joints outside it are missing.
+    """The middle of the image; joints outside it, or with a score up to ``threshold``, are missing.
 
-    Args:
-        mirror: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
-        threshold: joints with a lower or equal score are missing.
+    ``mirror``: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
     """
 
     def __init__(self, mirror: float = 0.0, threshold: float = LEAST_SCORE) -> None:
@@ -176,19 +149,15 @@ class Stretched(View):
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
         image = np.ascontiguousarray(image[:: -1 if self.upturned else 1, :: -1 if self.mirrored else 1])
-        (x, y), (height, width) = self.scale, self.size
-        left, top = float(self.left / x), float(self.top / y)
-        box = left, top, left + float(width / x), top + float(height / y)
+        (x, y), (height, width) = self.scale.tolist(), self.size
+        left, top = self.left / x, self.top / y
+        box = left, top, left + width / x, top + height / y
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 class Stretch(Corrected):
-    """Images are stretched to the size, as in all programs that learn from pairs of person images.
-
-    Args:
-        mirror: fraction of the visits with the image mirrored and left and right joints exchanged; for training.
-        bars: width of each of two bars at the sides, as a fraction of the image's; they are cut off.
-        threshold: joints with a lower or equal score are missing.
+    """Images are stretched to the size, as in all programs that learn from pairs of person images; two ``bars`` at the
+    sides, each of that fraction of the image's width, are cut off. Others: see `Corrected`.
     """
 
     def __init__(self, mirror: float = 0.0, bars: float = 0.0, threshold: float = LEAST_SCORE) -> None:
@@ -208,12 +177,8 @@ class Stretch(Corrected):
 class PublishedCrop(Transform):
     """A random part of the image, as the programs of HumanSD, Stable-Pose and GRPose read it, also in evaluation.
 
-    Args:
-        horizontal: fraction of the visits with the image mirrored and left called right: 0.2 in HumanSD and in
-            Stable-Pose's training.
-        vertical: fraction of the visits with the image upside down: 0.1 in HumanSD.
-        threshold: joints with a lower or equal score are missing.
-        people: the number of people that are read, the first of the file.
+    ``horizontal`` and ``vertical`` are the fractions of the visits with the image mirrored and left called right, and
+    with the image upside down. Joints with a score up to ``threshold`` are missing; the first ``people`` are read.
     """
 
     varies = True
@@ -254,11 +219,7 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def transform_of(given: str | Transform) -> Transform:
-    """A transform by its name.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """A transform by its name. Raises ValueError: there is none of that name."""
     if isinstance(given, str) and given not in TRANSFORMS:
         raise ValueError(f"transform={given!r}: expected one of {', '.join(TRANSFORMS)}")
     return TRANSFORMS[given] if isinstance(given, str) else given
