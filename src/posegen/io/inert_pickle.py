@@ -46,11 +46,6 @@ def _placeholder(*_: Any, **__: Any) -> Inert:
     return Inert()
 
 
-def _reconstruct(cls: Any, *_: Any) -> Inert:
-    """For ``copyreg._reconstructor`` and ``__newobj__``, which build a plain object of a class."""
-    return Inert()
-
-
 KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
@@ -58,18 +53,10 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("builtins", "list"): list,
-    ("builtins", "dict"): dict,
-    ("builtins", "tuple"): tuple,
-    ("builtins", "int"): int,
-    ("builtins", "float"): float,
-    ("builtins", "bool"): bool,
-    ("builtins", "str"): str,
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, list, dict, tuple, int, float, bool, str)},
     ("builtins", "object"): Inert,
-    ("copyreg", "_reconstructor"): _reconstruct,
-    ("copyreg", "__newobj__"): _reconstruct,
+    ("copyreg", "_reconstructor"): _placeholder,
+    ("copyreg", "__newobj__"): _placeholder,
     ("_codecs", "encode"): _placeholder,
     ("numpy", "dtype"): Inert,
     ("numpy", "ndarray"): Inert,
@@ -93,8 +80,7 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         module = OLD_NAMES.get(module, module)
-        if (module, name) in KNOWN:
-            known = KNOWN[module, name]
+        if (known := KNOWN.get((module, name))) is not None:
             return known if isinstance(known, type) else partial(known)  # a copy: a pickle can set its attributes
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)

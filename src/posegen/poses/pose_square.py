@@ -35,11 +35,8 @@ class Square:
 
 
 def to_square(square: Square, keypoints: np.ndarray) -> np.ndarray:
-    """Keypoints ``[17, 3]`` of a canvas in the coordinates of a square.
-
-    Returns:
-        ``[17, 3] float64``: x and y from -1 (left, top edge) to 1 (right, bottom edge), and 1; zeros for joints that
-        are not labelled.
+    """Keypoints ``[17, 3]`` of a canvas in the coordinates of a square, ``[17, 3] float64``: x and y from -1 (left,
+    top edge) to 1 (right, bottom edge), and 1; zeros for joints that are not labelled.
     """
     labelled = keypoints[:, 2:] > 0
     points = (keypoints[:, :2].astype(float) - (square.x, square.y)) / (square.side / 2)

@@ -131,23 +131,14 @@ ACTION_FORMS: dict[str, tuple[Action, ...]] = {
 
 @dataclass(frozen=True)
 class Body:
-    """A posed body, turned towards the viewer.
+    """A posed body, turned towards the viewer; lengths in body heights."""
 
-    Attributes:
-        joints: ``[22, 3]`` in ``BODY_JOINTS`` order, pelvis at the origin.
-        head: ``[3, 3]`` head frame; its columns are the head's left, up and forward.
-        head_radius: in body heights.
-        girth: factor on all limb radii.
-        lift: height of the lowest point above the ground.
-        seated: wants something to sit on.
-    """
-
-    joints: np.ndarray
-    head: np.ndarray
+    joints: np.ndarray  # [22, 3] in BODY_JOINTS order, pelvis at the origin
+    head: np.ndarray  # [3, 3] head frame; its columns are the head's left, up and forward
     head_radius: float
-    girth: float
-    lift: float
-    seated: bool
+    girth: float  # factor on all limb radii
+    lift: float  # height of the lowest point above the ground
+    seated: bool  # wants something to sit on
 
     def face(self, feature: tuple[float, float, float], side: int = 1) -> np.ndarray:
         """A face feature ``[3]`` relative to the centre of the head; side -1 mirrors it to the right."""
@@ -187,11 +178,23 @@ def random_body(action: str, dice: Dice, build: Build | None = None) -> Body:
     for side, tag in ((0, "l"), (1, "r")):
         sign = 1 - 2 * side
         joints[J[f"side_{tag}"]] = joints[J["waist"]] + trunk @ (sign * bone["side"], 0, 0)
-        limb = _jittered(form.arms[side ^ lead], form.jitter, dice)
-        _place_arm(joints, tag, sign, limb, bone, trunk)
-        limb = _jittered(form.legs[side ^ lead], form.jitter * 0.7, dice)
-        _place_leg(joints, tag, sign, limb, bone)
-    view = _view(action, form, dice)
+        upper, lower = (trunk @ _direction(*a, sign) for a in _jittered(form.arms[side ^ lead], form.jitter, dice))
+        joints[J[f"shoulder_{tag}"]] = shoulder = joints[J["neck"]] + trunk @ (sign * bone["shoulder"], -0.012, 0)
+        joints[J[f"elbow_{tag}"]] = elbow = shoulder + bone["upper_arm"] * upper
+        joints[J[f"wrist_{tag}"]] = wrist = elbow + bone["forearm"] * lower
+        joints[J[f"hand_{tag}"]] = wrist + bone["hand"] * lower
+        thigh, shin = _jittered(form.legs[side ^ lead], form.jitter * 0.7, dice)
+        joints[J[f"hip_{tag}"]] = hip = np.array((sign * bone["hip"], 0, 0))
+        joints[J[f"knee_{tag}"]] = knee = hip + bone["thigh"] * _direction(*thigh, sign)
+        joints[J[f"ankle_{tag}"]] = ankle = knee + bone["shin"] * _direction(*shin, sign)
+        # The foot stands at right angles to the shin, the toe a little down and out.
+        joints[J[f"toe_{tag}"]] = ankle + bone["foot"] * _direction(shin[0] + 76, shin[1] + 12, sign)
+    # The turn of the body: yaw over the full circle (12 % from behind), a camera slightly above, a little roll.
+    yaw = dice.choice((-1, 1)) * dice.uniform(*form.yaw) + (180 if dice.chance(0.12) else 0)
+    if action == "lying":
+        view = turn("z", dice.choice((-90, 90)) + dice.about(0, 9)) @ turn("x", dice.about(0, 8)) @ turn("y", yaw)
+    else:
+        view = turn("z", dice.about(0, 5)) @ turn("x", dice.about(6, 8)) @ turn("y", yaw)
     radius, girth = random_roundness(dice) if build is None else (build.head_radius, build.girth)
     return Body(joints @ view.T, view @ head, radius, girth, dice.uniform(*form.lift), action == "sitting")
 
@@ -206,37 +209,11 @@ def turn(axis: str, degrees: float) -> np.ndarray:
     return np.array(((c, -s, 0), (s, c, 0), (0, 0, 1)))
 
 
-def _view(action: str, form: Action, dice: Dice) -> np.ndarray:
-    """The turn of the body: yaw over the full circle (12 % from behind), a camera slightly above, a little roll."""
-    yaw = dice.choice((-1, 1)) * dice.uniform(*form.yaw) + (180 if dice.chance(0.12) else 0)
-    if action == "lying":
-        return turn("z", dice.choice((-90, 90)) + dice.about(0, 9)) @ turn("x", dice.about(0, 8)) @ turn("y", yaw)
-    return turn("z", dice.about(0, 5)) @ turn("x", dice.about(6, 8)) @ turn("y", yaw)
-
-
 def _jittered(limb: Limb, spread: float, dice: Dice) -> Limb:
     (a, b), (c, d) = limb
     return (dice.about(a, spread), dice.about(b, spread)), (dice.about(c, spread), dice.about(d, spread))
 
 
-def _direction(swing: float, spread: float, sign: int) -> tuple[float, float, float]:
+def _direction(swing: float, spread: float, sign: int) -> np.ndarray:
     f, a = radians(swing), radians(spread)
-    return sign * cos(f) * sin(a), -cos(f) * cos(a), sin(f)
-
-
-def _place_arm(joints: np.ndarray, tag: str, sign: int, limb: Limb, bone: dict[str, float], trunk: np.ndarray) -> None:
-    upper, lower = (trunk @ _direction(*angles, sign) for angles in limb)
-    joints[J[f"shoulder_{tag}"]] = shoulder = joints[J["neck"]] + trunk @ (sign * bone["shoulder"], -0.012, 0)
-    joints[J[f"elbow_{tag}"]] = elbow = shoulder + bone["upper_arm"] * upper
-    joints[J[f"wrist_{tag}"]] = wrist = elbow + bone["forearm"] * lower
-    joints[J[f"hand_{tag}"]] = wrist + bone["hand"] * lower
-
-
-def _place_leg(joints: np.ndarray, tag: str, sign: int, limb: Limb, bone: dict[str, float]) -> None:
-    (_, _), (swing, spread) = limb
-    upper, lower = (np.array(_direction(*angles, sign)) for angles in limb)
-    joints[J[f"hip_{tag}"]] = hip = np.array((sign * bone["hip"], 0, 0))
-    joints[J[f"knee_{tag}"]] = knee = hip + bone["thigh"] * upper
-    joints[J[f"ankle_{tag}"]] = ankle = knee + bone["shin"] * lower
-    # The foot stands at right angles to the shin, the toe a little down and out.
-    joints[J[f"toe_{tag}"]] = ankle + bone["foot"] * np.array(_direction(swing + 76, spread + 12, sign))
+    return np.array((sign * cos(f) * sin(a), -cos(f) * cos(a), sin(f)))

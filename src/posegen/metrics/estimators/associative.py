@@ -30,22 +30,15 @@ CHUNK = 8  # missing joints that are looked for together; their maps stay in the
 class Decoding:
     """How maps are decoded; the defaults are those of the published evaluations.
 
-    Attributes:
-        kernel: a peak is the largest value of a square of so many cells around it; odd.
-        candidates: most peaks of a joint.
-        detection_threshold: a peak is higher than this.
-        tag_threshold: a peak belongs to a person whose mean tag is nearer than this.
-        fill: look for a person's missing joints, too.
-        cpu_quirk: reproduce a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
-            logarithms before missing joints are looked for, so that hardly any is found. No published number was made
-            that way.
+    ``cpu_quirk`` reproduces a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
+    logarithms before missing joints are looked for, so that hardly any is found. No published number comes from it.
     """
 
-    kernel: int = 5
-    candidates: int = 30
-    detection_threshold: float = 0.1
-    tag_threshold: float = 1.0
-    fill: bool = True
+    kernel: int = 5  # a peak is the largest value of a square of so many cells around it; odd
+    candidates: int = 30  # most peaks of a joint
+    detection_threshold: float = 0.1  # a peak is higher than this
+    tag_threshold: float = 1.0  # a peak belongs to a person whose mean tag is nearer than this
+    fill: bool = True  # look for a person's missing joints, too
     cpu_quirk: bool = False
 
 
@@ -71,10 +64,8 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     heatmaps, tags = heatmaps.float(), tags.float()
     found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
-        raise ValueError(
-            "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images "
-            "are damaged"
-        )
+        reason = "the maps of the pose network are not finite, so nobody can be found in them"
+        raise ValueError(f"{reason}; its weights or the images are damaged")
     groups = [group_people(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
     people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
     image = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
@@ -105,9 +96,6 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
     padded = F.pad(maps, (kernel // 2,) * 4, value=-torch.inf)
     across = reduce(torch.maximum, (padded[..., i : i + w] for i in range(kernel)))
     return reduce(torch.maximum, (across[..., i : i + h, :] for i in range(kernel)))
-
-
-# Grouping.
 
 
 def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
@@ -151,17 +139,13 @@ def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold
     """
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
-    peak, person = linear_sum_assignment(
-        np.pad(np.rint(distance) * TAG_WEIGHT - heights[:, None], beyond, constant_values=NOBODY)
-    )
+    cost = np.rint(distance) * TAG_WEIGHT - heights[:, None]
+    peak, person = linear_sum_assignment(np.pad(cost, beyond, constant_values=NOBODY))
     distance = np.pad(distance, beyond, constant_values=np.inf)
     owner = np.full(len(heights), -1)
     near = distance[peak, person] < threshold
     owner[peak[near]] = person[near]
     return owner.tolist()
-
-
-# Positions.
 
 
 def smoothed_maps(maps: Tensor) -> Tensor:
@@ -177,60 +161,36 @@ def log_heat(heatmaps: Tensor) -> Tensor:
 
 def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Peaks between cells: one Newton step on the logarithm of the smoothed heat, that of a Gaussian being a paraboloid
-    (DARK, arXiv:1910.06278, eq. 7).
-
-    Only the cells around the points are smoothed.
+    (DARK, arXiv:1910.06278, eq. 7). Only the cells around the points are smoothed.
 
     Args:
         heatmaps: ``[B, 17, h, w]``.
         image: ``[N]`` the image of each person.
         points: ``[N, 17, 2]`` x, y in whole cells.
     """
-    heat = around(heatmaps, image, points)
-    dx, dy = (heat[..., 1, 2] - heat[..., 1, 0]) / 2, (heat[..., 2, 1] - heat[..., 0, 1]) / 2
-    dxx, dyy = (
-        heat[..., 1, 2] - 2 * heat[..., 1, 1] + heat[..., 1, 0],
-        heat[..., 2, 1] - 2 * heat[..., 1, 1] + heat[..., 0, 1],
-    )
-    dxy = (
-        heat[..., 2, 2]
-        - heat[..., 1, 2]
-        - heat[..., 2, 1]
-        + 2 * heat[..., 1, 1]
-        - heat[..., 1, 0]
-        - heat[..., 0, 1]
-        + heat[..., 0, 0]
-    ) / 2
+    heat = np.moveaxis(around(heatmaps, image, points), (-2, -1), (0, 1))
+    (corner, above, _), (left, centre, right), (_, below, far) = heat
+    dx, dy, dxx, dyy = (right - left) / 2, (below - above) / 2, right - 2 * centre + left, below - 2 * centre + above
+    dxy = (far - right - below + 2 * centre - left - above + corner) / 2
     # A tiny multiple of the identity keeps flat places where they are; it only counts in double precision.
     dxx, dyy, dxy = EPSILON + dxx.astype(float), EPSILON + dyy.astype(float), dxy.astype(float)
     determinant = dxx * dyy - dxy * dxy
-    step = (
-        np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1)
-        / np.where(determinant == 0, np.inf, determinant)[..., None]
-    )
-    return (points - step).astype(np.float32)
+    divisor = np.where(determinant == 0, np.inf, determinant)[..., None]
+    return (points - np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1) / divisor).astype(np.float32)
 
 
 def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; the border continues."""
     h, w = heatmaps.shape[-2:]
-    offsets = np.arange(-1, 2)
-
-    def lines(centres: np.ndarray, last: int) -> np.ndarray:
-        """The three lines that are smoothed for each of the three around a centre, ``[N, 17, 3, 3]``."""
-        wanted = np.clip(centres.astype(int)[..., None] + offsets, 0, last)[..., None] + offsets
-        return last - np.abs(last - np.abs(wanted))
-
-    rows, columns = lines(points[..., 1], h - 1), lines(points[..., 0], w - 1)
-    maps = image[:, None] * JOINTS + np.arange(JOINTS)
-    cells = (
-        maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
-    )
+    offsets, lines = np.arange(-1, 2), []
+    for axis, last in enumerate((w - 1, h - 1)):  # the three lines smoothed for each of three, [N, 17, 3, 3]
+        wanted = np.clip(points[..., axis].astype(int)[..., None] + offsets, 0, last)[..., None] + offsets
+        lines.append(last - np.abs(last - np.abs(wanted)))
+    columns, rows = lines[0][:, :, None, :, None, :], lines[1][:, :, :, None, :, None]
+    maps = (image[:, None] * JOINTS + np.arange(JOINTS))[..., None, None, None, None]
+    cells = maps * h * w + rows * w + columns
     windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
     return np.log(smoothed_maps(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
-
-
-# Missing joints.
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
@@ -249,22 +209,16 @@ def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray
     means = torch.from_numpy(mean_tags(tags, image, people)[person]).to(device)
     heat, planes = heatmaps.flatten(0, 1), [plane.flatten(0, 1) for plane in tags.unbind(-1)]
     parts = zip(torch.from_numpy(maps).to(device).split(CHUNK), means.split(CHUNK), strict=True)
-    found = (
-        torch.cat([best_places(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts])
-        .cpu()
-        .numpy()
-    )
-    made = people.copy()
-    made[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
-    return made
+    places = [best_places(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]
+    found, complete = torch.cat(places).cpu().numpy(), people.copy()
+    complete[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
+    return complete
 
 
 def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
     """``[N, n]`` the mean tag of each person's joints, read in the cells that they were refined to."""
     h, w = tags.shape[2:4]
-    x, y = (
-        np.clip(people[..., i], 0, last).astype(int) for i, last in enumerate((w - 1, h - 1))
-    )  # steps on flat heat lead far away
+    x, y = np.clip(people[..., :2], 0, (w - 1, h - 1)).astype(int).transpose(2, 0, 1)  # flat heat leads far away
     cells = ((image[:, None] * JOINTS + np.arange(JOINTS)) * h + y) * w + x
     own = tags.flatten(0, 3)[torch.from_numpy(cells).to(tags.device)].cpu().numpy()
     seen = people[..., 2:] > 0
@@ -272,12 +226,8 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
 
 
 def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """``[k, 3]`` x, y, heat of the best place in each of k maps.
-
-    Args:
-        heat: ``[k, h, w]``.
-        tags: n maps ``[k, h, w]``.
-        mean: ``[k, n]`` the tag that is looked for.
+    """``[k, 3]`` x, y, heat of the best place in each of k maps: ``heat [k, h, w]``, n ``tags`` of that shape, and the
+    tag that is looked for, ``mean [k, n]``.
     """
     h, w = heat.shape[1:]
     squares = sum((plane - mean[:, i, None, None]).square_() for i, plane in enumerate(tags))

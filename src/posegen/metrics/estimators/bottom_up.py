@@ -21,22 +21,16 @@ def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tenso
 
 
 def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest local maxima of each map, highest first, with sub-cell positions.
-
-    Args:
-        maps: ``[..., h, w]`` probabilities.
-
-    Returns:
-        ``[..., k, 2]`` positions (x, y) and ``[..., k]`` heights; places beyond the last local maximum have height 0.
+    """The k highest local maxima of probabilities ``maps [..., h, w]``, highest first: sub-cell positions (x, y)
+    ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0.
     """
     *lead, h, w = maps.shape
     maps = maps.reshape(-1, h, w)
-    k = min(k, h * w)
     is_peak = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps
-    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(k, dim=1)
+    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(min(k, h * w), dim=1)
     x, y = where % w, where // w
     positions = torch.stack([x, y], -1) + subcell(maps, x, y)
-    return positions.view(*lead, k, 2), heights.view(*lead, k)
+    return positions.view(*lead, -1, 2), heights.view(*lead, -1)
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
@@ -93,9 +87,8 @@ def snapped_to_peaks(
     distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
     appeal = heights[:, None] * torch.exp(distance2 / (-2 * (reach * extent[..., None, None]).square()))
     best, index = appeal.max(-1)
-    found = torch.take_along_dim(places[:, None].expand(-1, guess.shape[1], -1, -1, -1), index[..., None, None], 3)[
-        ..., 0, :
-    ]
+    everywhere = places[:, None].expand(-1, guess.shape[1], -1, -1, -1)
+    found = torch.take_along_dim(everywhere, index[..., None, None], 3)[..., 0, :]
     height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
     snapped = best > floor
     return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, values_at(heat, guess))
