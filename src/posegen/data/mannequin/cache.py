@@ -156,7 +156,8 @@ def _write_shard(folder: Path, world: World, split: str, indices: range) -> None
         counts[row], images[row] = people, np.asarray(sample.image)
         keypoints[row, :people], areas[row, :people] = sample.keypoints, sample.areas
         lines.append(json.dumps({"prompt": sample.prompt, "attributes": dict(sample.attributes)}) + "\n")
-    for name, array in zip(SHARD_FILES, (images, keypoints, areas, counts), strict=False):
+    arrays: tuple[np.ndarray, ...] = (images, keypoints, areas, counts)
+    for name, array in zip(SHARD_FILES, arrays, strict=False):
         np.save(folder / name, array)
     (folder / SHARD_FILES[4]).write_text("".join(lines))
     sums = {name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES}

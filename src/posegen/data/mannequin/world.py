@@ -56,9 +56,8 @@ class World:
         dice, looks = self._dice(split, index, DESCRIPTION), []
         style, scene = dice.choice(STYLES, STYLE_SHARES), dice.choice(SCENES)
         for _ in range(dice.choice((1, 2, 3), COUNT_SHARES)):
-            looks.append(
-                PersonCaption(dice.choice(ACTIONS), *garment_colours(style, dice.integer(0, 9), dice.integer(1, 9)))
-            )
+            action, colours = dice.choice(ACTIONS), garment_colours(style, dice.integer(0, 9), dice.integer(1, 9))
+            looks.append(PersonCaption(action, *colours))
         return Description(style, scene, tuple(looks))
 
     def render(self, split: str, index: int) -> Sample:
@@ -136,13 +135,12 @@ def side_by_side(
         gaps = [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
     origins, grounds, left = [], [], float(BORDER)
     for body, extent, unit, gap, width in zip(bodies, boxes, units, gaps, widths, strict=False):
-        left += gap
         height = (extent[3] - extent[2] + body.lift) * unit
         lowest = max(horizon + 18, BORDER + height, dice.uniform(0.82, 0.97) * CANVAS_SIDE)
         ground = min(CANVAS_SIDE - BORDER, lowest)
         grounds.append(ground)
-        origins.append((left - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
-        left += width
+        origins.append((left + gap - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
+        left += gap + width
     return Realisation(bodies, outfits, units, origins, grounds)
 
 

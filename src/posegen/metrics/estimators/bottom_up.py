@@ -25,12 +25,12 @@ def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0.
     """
     *lead, h, w = maps.shape
-    maps = maps.reshape(-1, h, w)
+    maps, k = maps.reshape(-1, h, w), min(k, h * w)
     is_peak = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps
-    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(min(k, h * w), dim=1)
+    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(k, dim=1)
     x, y = where % w, where // w
     positions = torch.stack([x, y], -1) + subcell(maps, x, y)
-    return positions.view(*lead, -1, 2), heights.view(*lead, -1)
+    return positions.view(*lead, k, 2), heights.view(*lead, k)
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:

@@ -205,8 +205,7 @@ class MannequinJudge(nn.Module, Estimator):
         generated images score differently, and there it is farthest from both kinds of error. AP does not suffer,
         because people with such low scores come last in its ranking.
 
-        Args:
-            batches: (images, number of people in each).
+        ``batches`` are (images, number of people in each). Returns ``score_threshold`` and the ``count_error`` reached.
         """
         self.config["score_threshold"], found = 0.0, []
         for images, counts in batches:

@@ -64,7 +64,11 @@ class MMPose(nn.Module, Estimator):
             self.model = built(apis, config)
             if weights is None:
                 self.model.init_weights()
-        self.order = joint_order(self.model.dataset_meta, config)
+        known = self.model.dataset_meta["keypoint_name2id"]
+        if missing := [name for name in COCO_NAMES if name not in known]:
+            found = f"knows {len(known)} joints without COCO's {', '.join(missing)}"
+            raise ValueError(f"estimator.config={config} {found}; choose a model of COCO's 17 joints")
+        self.order = [known[name] for name in COCO_NAMES]
         self.top_down = type(self.model).__name__ == "TopdownPoseEstimator"
         if finder is not None and not self.top_down:
             reason = f"{config} is bottom-up and finds the people itself"
@@ -161,15 +165,6 @@ def built(apis: Any, config: str | Path) -> nn.Module:
         needs = "models that need mmdet, mmpretrain or compiled operations of mmcv do not work on a current PyTorch"
         reason = f"its model cannot be built here ({type(error).__name__}: {error})"
         raise ValueError(f"estimator.config={config}: {reason}; {needs}: choose another") from error
-
-
-def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
-    """Which of a model's joints are COCO's 17; raises ValueError where it lacks some."""
-    known = meta["keypoint_name2id"]
-    if missing := [name for name in COCO_NAMES if name not in known]:
-        found = f"knows {len(known)} joints without COCO's {', '.join(missing)}"
-        raise ValueError(f"estimator.config={config} {found}; choose a model of COCO's 17 joints")
-    return [known[name] for name in COCO_NAMES]
 
 
 def fill_model(model: nn.Module, weights: Path) -> None:
