@@ -37,10 +37,8 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
 
     A file is ``.safetensors``, or torch's: ``.ckpt``, ``.pth``, ``.pt``, ``.bin``. torch's files are pickles. torch's
     restricted loader reads them; where other objects lie beside the weights, `inert_pickle` puts placeholders in their
-    place. Code in the file is never run. Of a checkpoint, the dictionary ``state_dict`` or ``model`` is returned.
-
-    Raises:
-        WeightsError: the file is missing, truncated, no weight file, or asks to run code.
+    place. Code in the file is never run. Of a checkpoint, the dictionary ``state_dict`` or ``model`` is returned. A
+    WeightsError names a file that is missing, truncated, no weight file, or asks to run code.
     """
     file = Path(file)
     if file.is_dir():

@@ -54,8 +54,7 @@ class Pen:
         if not scale > 0:
             raise ValueError(f"scale is {scale}: it must be positive or 'auto'")
         self.size, self.finer = size, 1 if scale >= 1 else FINER
-        self.scale = scale * self.finer
-        self.shift = 0 if self.finer == 1 else FRACTION_BITS
+        self.scale, self.shift = scale * self.finer, 0 if self.finer == 1 else FRACTION_BITS
         self.canvas = np.zeros((size[0] * self.finer, size[1] * self.finer, channels), np.uint8)
 
     def place(self, points: np.ndarray) -> np.ndarray:
@@ -97,10 +96,8 @@ class Pen:
         outlines = []
         for (start, end), origin in zip(ends, origins, strict=True):
             (x, y), (dx, dy) = (start + end) / 2, start - end
-            axes, angle = (
-                (int(math.hypot(dx, dy) / 2), max(1, round(half_width))),
-                int(math.degrees(math.atan2(dy, dx))),
-            )
+            axes = int(math.hypot(dx, dy) / 2), max(1, round(half_width))
+            angle = int(math.degrees(math.atan2(dy, dx)))
             outlines.append(cv2.ellipse2Poly((int(x), int(y)), axes, angle, 0, 360, 1) - origin.astype(np.int32))
         return outlines
 

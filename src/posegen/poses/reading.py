@@ -52,17 +52,12 @@ class PoseInput:
 
 
 def read_poses(poses: Any, name: str = "poses") -> list[PoseInput]:
-    """The poses of one or several images, one entry per image.
+    """The poses of one or several images, one entry per image; a ValueError names what is something else.
 
-    Args:
-        poses: for one image an array or tensor ``[17, 3]`` or ``[P, 17, 3]``, the path of a json file or a picture,
-            a PIL image, an array ``[H, W, 3] uint8``, or a drawn skeleton ``[3, H, W]`` in the method's range. For
-            several, a list or tuple of these, an array ``[B, P, 17, 3]``, or a json file of several images. Nested
-            lists of numbers count as arrays.
-        name: for messages.
-
-    Raises:
-        ValueError: it is something else; names it.
+    For one image ``poses`` is an array or tensor ``[17, 3]`` or ``[P, 17, 3]``, the path of a json file or a picture, a
+    PIL image, an array ``[H, W, 3] uint8``, or a drawn skeleton ``[3, H, W]`` in the method's range. For several, it is
+    a list or tuple of these, an array ``[B, P, 17, 3]``, or a json file of several images. Nested lists of numbers
+    count as arrays. ``name`` is for messages.
     """
     if isinstance(poses, list | tuple) and not _is_array(poses):
         entries = [read_poses(entry, f"{name}[{i}]") for i, entry in enumerate(poses)]
@@ -123,17 +118,15 @@ def read_pose_file(file: Path) -> list[PoseInput]:
 
 
 def read_pose_json(file: Path) -> list[PoseInput]:
-    """The people of each image of a file in COCO's format (annotations or results) or OpenPose's (one or a list).
-
-    Raises:
-        ValueError: the file is not json, of another format, or empty.
+    """The people of each image of a file in COCO's format (annotations or results) or OpenPose's (one or a list);
+    raises ValueError where it is not json, of another format, or empty.
     """
     content = read_json(file, "check it, or write it again")
     try:
         images = _people_by_image(content, str(file))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file}: an entry lacks what its format has ({reason}); {POSE_FORMATS}") from error
+        reason = f"an entry lacks what its format has ({type(error).__name__}: {error})"
+        raise ValueError(f"{file}: {reason}; {POSE_FORMATS}") from error
     if not images:
         raise ValueError(f"{file}: nobody is in it; {POSE_FORMATS}")
     return images
@@ -194,11 +187,8 @@ def coco_joints(numbers: Any, name: str) -> np.ndarray:
 
 
 def checked_people(keypoints: np.ndarray, size: tuple[int, int], name: str, threshold: float = 0.0) -> np.ndarray:
-    """The people of ``[P, 17, 3]`` who have a visible joint. Joints outside the canvas may stay: drawing cuts them off.
-
-    Args:
-        size: (height, width) of the canvas.
-        threshold: joints with a lower or equal score are not visible.
+    """The people of ``[P, 17, 3]`` who have a visible joint: one with a score above ``threshold``. Joints outside the
+    canvas of a ``size`` (height, width) may stay: drawing cuts them off.
 
     Raises:
         ValueError: a visible joint is not finite, nobody is visible, all are outside, or there are too many people.

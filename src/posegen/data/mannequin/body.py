@@ -47,7 +47,6 @@ class Action:
 
 REST: Limb = ((2, 9), (12, 6))
 HIP: Limb = ((-18, 42), (22, -38))
-FREE: Limb = ((-5, 35), (15, 25))
 LEG: Limb = ((2, 5), (-2, 4))
 WIDE_LEG: Limb = ((2, 13), (-2, 11))
 

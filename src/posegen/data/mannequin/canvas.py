@@ -105,13 +105,13 @@ class Canvas:
 
     def group(self, outlines: Iterable[np.ndarray], colour: Colour) -> None:
         """Overlapping pieces of one colour that share one contour, such as the crown of a tree."""
-        points = [fixed(outline) for outline in outlines]
+        points, sketch = [fixed(outline) for outline in outlines], self.style == "sketch"
         if self.style in ("sketch", "cartoon"):
-            edge = PENCIL if self.style == "sketch" else shade(colour, 0.62)
+            ink = PENCIL if sketch else shade(colour, 0.62)
             for piece in points:
-                cv2.polylines(self.pixels, [piece], True, (*edge, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
+                cv2.polylines(self.pixels, [piece], True, (*ink, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
         for piece in points:
-            self.fill(piece, PAPER if self.style == "sketch" else colour)
+            self.fill(piece, PAPER if sketch else colour)
 
     def gradient(self, top: float, bottom: float, upper: Colour, lower: Colour) -> None:
         """A horizontal band from colour ``upper`` to ``lower``; white in a sketch, their mean in a cartoon."""

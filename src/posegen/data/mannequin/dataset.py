@@ -50,8 +50,7 @@ class MannequinData(PoseData):
             expected = "expected a share of the person's size, 0 or more, for instance 0.05"
             raise ValueError(f"data.{split}.keypoint_noise is {keypoint_noise}; {expected}")
         self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
-        self.keypoint_noise = keypoint_noise
-        self.world = self.renders(seed, size)
+        self.keypoint_noise, self.world = keypoint_noise, self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
         self._shards: list[ShardContent] = []

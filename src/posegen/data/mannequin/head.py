@@ -70,9 +70,8 @@ def _nose(canvas: Canvas, owner: int, figure: Figure, radius: float) -> None:
     if figure.body.face(NOSE)[2] < -0.35 * figure.body.head_radius:
         return
     bridge, tip = (figure.project("head", figure.body.face(point)) for point in ((0, 0.02, 0.95), (0, -0.18, 1.08)))
-    colour = shade(figure.outfit.skin, 0.8 if canvas.style in ("photo", "cartoon") else 0.86)
-    if canvas.style == "sketch":
-        colour = (150, 150, 152)
+    tone = shade(figure.outfit.skin, 0.86 if canvas.style == "shadow" else 0.8)
+    colour = (150, 150, 152) if canvas.style == "sketch" else tone
     radii = np.array((0.07, 0.15)) * radius
     canvas.fill(capsules(bridge[None], tip[None], radii[None])[0], colour, owner)
 

@@ -68,8 +68,8 @@ class Targets(World):
         build = Build(random_bones(person), *random_roundness(person))
         canvas = Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
-        worlds = {member: world(self.seed, self.size) for member, world in MEMBERS.items()}
-        bodies = {member: world.body(split, index, stream, build) for member, world in worlds.items()}
+        size = self.seed, self.size
+        bodies = {member: world(*size).body(split, index, stream, build) for member, world in MEMBERS.items()}
         units = [largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()]
         place = self._stream(split, index, stream, self.member, PLACE)
         people = side_by_side([bodies[self.member]], [outfit], [min(units)], horizon, place)  # one size in both images

@@ -93,8 +93,7 @@ class MannequinTransfers(Transfers):
         garment: ``shirt``, ``trousers`` or ``clothes``.
         told: the captions name the colours of the new clothes.
 
-    Raises:
-        ValueError: the garment is unknown, or there are fewer people than ``count``.
+    A ValueError says that the garment is unknown, or that there are fewer people than ``count``.
     """
 
     name = "mannequin_transfers"

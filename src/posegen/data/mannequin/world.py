@@ -89,14 +89,12 @@ class World:
         keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * ratio - 0.5, 0)
         name = self.sample_id(split, index) + ("" if stream == REALISATION else "/twin")
         keypoints, areas = keypoints.astype(np.float32), (areas * ratio**2).astype(np.float32)
-        size = self.size, self.size
-        return Sample(name, str(description), keypoints, areas, image, size, description.attributes)
+        return Sample(name, str(description), keypoints, areas, image, image.shape[:2], description.attributes)
 
     def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` and visible areas ``[P]``, in canvas pixels."""
         description, dice = self.describe(split, index), self._dice(split, index, stream)
-        style, people = description.style, description.people
-        canvas = Canvas(style)
+        style, people, canvas = description.style, description.people, Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, dice)
         bodies = [random_body(look.action, dice) for look in people]
         outfits = [random_outfit(style, look.shirt, look.trousers, dice) for look in people]
@@ -115,9 +113,9 @@ def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.nd
             _stool(canvas, figures[k], people.grounds[k])
         paint_figure(canvas, owner, figures[k])
     owners = cv2.extractChannel(canvas.pixels, 3)
-    rank = {k: owner for owner, k in enumerate(order, 1)}
-    keypoints = np.stack([_keypoints(figures[k], owners, rank[k]) for k in range(len(figures))])
-    areas = np.array([np.count_nonzero(owners == rank[k]) for k in range(len(figures))])
+    ranks = np.argsort(order) + 1
+    keypoints = np.stack([_keypoints(figure, owners, rank) for figure, rank in zip(figures, ranks, strict=True)])
+    areas = np.array([np.count_nonzero(owners == rank) for rank in ranks])
     return cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), keypoints, areas
 
 
@@ -149,8 +147,7 @@ def _extent(body: Body) -> tuple[float, float, float, float]:
     limbs = np.delete(body.joints[:, :2], J["head"], 0) * (1, -1)
     head = body.joints[J["head"], :2] * (1, -1)
     reach = 1.3 * body.head_radius
-    low = np.minimum(limbs.min(0) - 0.045, head - reach)
-    high = np.maximum(limbs.max(0) + 0.045, head + reach)
+    low, high = np.minimum(limbs.min(0) - 0.045, head - reach), np.maximum(limbs.max(0) + 0.045, head + reach)
     return low[0], high[0], low[1], high[1]
 
 

@@ -56,10 +56,7 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     Returns:
         Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and
         ``[P] float32`` person scores, the mean over all joints before missing ones are looked for. People are in the
-        order in which they were begun.
-
-    Raises:
-        ValueError: a peak is not finite.
+        order in which they were begun. A peak that is not finite is a ValueError.
     """
     heatmaps, tags = heatmaps.float(), tags.float()
     found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
@@ -99,14 +96,10 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
 
 
 def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
-    """People ``[P, 17, 3]`` of one image; joints that nobody claims are zero.
+    """People ``[P, 17, 3]`` of one image from ``candidates [17, k, 3]`` (x, y, height) and their ``tags [17, k, n]``.
 
-    A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint,
-    and with it the person's tags.
-
-    Args:
-        candidates: ``[17, k, 3]`` x, y, height.
-        tags: ``[17, k, n]``.
+    Joints that nobody claims are zero. A person is known by the first tag of the peak it began with, so a peak with the
+    very same tag replaces that joint, and with it the person's tags.
     """
     high = candidates[..., 2] > decoding.detection_threshold
     people = np.zeros((int(high.sum()), JOINTS, 3), np.float32)
@@ -125,17 +118,12 @@ def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -
 
 
 def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold: float) -> list[int]:
-    """The person of each of k peaks, -1 where it begins a new one.
+    """The person of each of k peaks (``heights [k]``, ``tags [k, n]``), -1 where it begins a new one.
 
-    The sum of the rounded tag distances decides, and between equal ones the heights do. Whom nobody can tell apart by
-    that is settled by the order in which the solver looks, so it gets the square matrix that released programs solve:
-    too many peaks meet people who cost too much.
-
-    Args:
-        heights: ``[k]``.
-        tags: ``[k, n]``.
-        means: ``[P, n]`` the people's mean tags.
-        threshold: a person's tag is nearer than this.
+    The sum of the rounded tag distances to the people's ``means [P, n]`` decides, and between equal ones the heights
+    do. Whom nobody can tell apart by that is settled by the order in which the solver looks, so it gets the square
+    matrix that released programs solve: too many peaks meet people who cost too much. A person's tag is nearer than
+    ``threshold``.
     """
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
@@ -161,12 +149,7 @@ def log_heat(heatmaps: Tensor) -> Tensor:
 
 def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Peaks between cells: one Newton step on the logarithm of the smoothed heat, that of a Gaussian being a paraboloid
-    (DARK, arXiv:1910.06278, eq. 7). Only the cells around the points are smoothed.
-
-    Args:
-        heatmaps: ``[B, 17, h, w]``.
-        image: ``[N]`` the image of each person.
-        points: ``[N, 17, 2]`` x, y in whole cells.
+    (DARK, arXiv:1910.06278, eq. 7). Only the cells around the ``points [N, 17, 2]``, x, y in whole cells, are smoothed.
     """
     heat = np.moveaxis(around(heatmaps, image, points), (-2, -1), (0, 1))
     (corner, above, _), (left, centre, right), (_, below, far) = heat
@@ -194,13 +177,8 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """People with their missing joints where heat less the rounded tag distance is largest, a quarter cell uphill.
-
-    Args:
-        heatmaps: ``[B, 17, h, w]``; a joint is found where its heat is positive.
-        tags: ``[B, 17, h, w, n]``.
-        image: ``[N]`` the image of each person.
-        people: ``[N, 17, 3]`` x, y, score.
+    """``people [N, 17, 3]`` with their missing joints where heat less the rounded tag distance is largest, a quarter
+    cell uphill; a joint is found where its heat is positive. ``image [N]`` is the image of each person.
     """
     person, joint = np.nonzero(people[..., 2] == 0)
     if not len(person):

@@ -38,15 +38,8 @@ def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
 
     The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
     2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
-    the noise.
-
-    Args:
-        maps: ``[N, h, w]`` probabilities.
-        x, y: ``[N, k]`` integer peak cells.
-        limit: largest step in cells.
-
-    Returns:
-        ``[N, k, 2]`` steps (x, y).
+    the noise. Peaks ``x, y [N, k]`` are cells of probabilities ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most
+    ``limit`` cells.
     """
     w = maps.shape[-1] + 2
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate").flatten(1)
@@ -102,16 +95,13 @@ def values_at(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def keep_distinct(keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression by object keypoint similarity.
+    """Greedy non-maximum suppression by object keypoint similarity: ``[B, N]`` which people stay.
 
     Args:
         keypoints: ``[B, N, 17, 2]``, best person first.
         scores: ``[B, N]`` falling person scores.
         sigmas: ``[17]`` COCO per-keypoint standard deviations.
         threshold: a person as similar as this to a better one is dropped.
-
-    Returns:
-        ``[B, N]`` which people stay.
     """
     area = (keypoints.amax(2) - keypoints.amin(2)).clamp_min(1.0).prod(-1)
     scale = (area[:, :, None] + area[:, None, :])[..., None] / 2 * (2 * sigmas).square()

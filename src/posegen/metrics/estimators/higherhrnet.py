@@ -77,16 +77,12 @@ class HigherHRNet(nn.Module, Estimator):
     Args:
         stages: the shape of the trunk; that of HRNet-W48 by default.
         stem: width of the trunk's first convolutions.
-        head: the shape of the head.
         size: pixels of the shorter side of the images that people are looked for in; others are resized.
         channel_order: in which the network is given the channels; published weights expect ``rgb``.
         flip_test: look at the mirrored image, too, and take the mean heatmaps.
         score_threshold: least score of a person; the published evaluations have none, so one stray peak is one.
         nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1, as published: nobody.
         decoding: how people are found in the maps.
-
-    Raises:
-        ValueError: ``channel_order`` is something else.
     """
 
     def __init__(
@@ -114,10 +110,8 @@ class HigherHRNet(nn.Module, Estimator):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size.
-
-        Raises:
-            ValueError: the branches of the trunk do not fit each other at this size.
+        """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size;
+        raises ValueError where the branches of the trunk do not fit each other.
         """
         if any(side % self.multiple for side in inputs.shape[-2:]):
             fix = f"choose sides that are multiples of {self.multiple}"
@@ -147,11 +141,7 @@ class HigherHRNet(nn.Module, Estimator):
 
     @torch.no_grad()
     def estimate(self, images: Tensor) -> list[Poses]:
-        """The people in images ``[B, 3, H, W]`` in [-1, 1] of any size, in their pixels.
-
-        Raises:
-            ValueError: the network's maps are not finite.
-        """
+        """The people in images ``[B, 3, H, W]`` in [-1, 1], in their pixels; ValueError where maps are not finite."""
         if not len(images):
             return []
         fit = Fit.of(images.shape[-2], images.shape[-1], self.size)
@@ -185,11 +175,8 @@ class HigherHRNet(nn.Module, Estimator):
         score_threshold: float = 0.0,
         nms_threshold: float = 1.0,
     ) -> HigherHRNet:
-        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, which is not run, or from safetensors; frozen.
-
-        Args:
-            width: of the finest branch; 32 and 48 are published.
-            size, channel_order, flip_test, score_threshold, nms_threshold: as for the class.
+        """mmpose's HigherHRNet-W``width`` (32 and 48 are published) from its ``.pth`` file, which is not run, or from
+        safetensors; frozen. The other arguments are those of the class.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -32,11 +32,7 @@ def published(width: int = 48) -> tuple[Stage, ...]:
 
 
 class HRNet(nn.Module):
-    """``[B, 3, H, W]`` to the finest branch ``[B, C, H/4, W/4]``; ``stem`` is the width of the first two convolutions.
-
-    Raises:
-        ValueError: the stages do not have one branch more each.
-    """
+    """``[B, 3, H, W]`` to the finest branch ``[B, C, H/4, W/4]``; ``stem`` is the first two convolutions' width."""
 
     def __init__(self, stages: Sequence[Stage] = published(), stem: int = 64) -> None:
         super().__init__()

@@ -39,8 +39,7 @@ class MannequinJudge(nn.Module, Estimator):
 
     Args:
         widths: channels at strides 2, 4, 8 and 16; the last is the dimension of `features`.
-        styles: names of the style classes.
-        scenes: names of the scene classes.
+        styles, scenes: names of the classes.
         max_count: largest number of people that the attribute head tells apart.
         max_people: most people found in an image.
         sigma: standard deviation of the target heatmaps in cells.
@@ -83,16 +82,12 @@ class MannequinJudge(nn.Module, Estimator):
         if height or width:
             images = F.pad(images, (0, width, 0, height), mode="replicate")
         x2 = self.stem(F.pixel_unshuffle(images, STRIDE).contiguous(memory_format=torch.channels_last))
-        x4 = self.down4(x2)
-        x8 = self.down8(x4)
+        x8 = self.down8(x4 := self.down4(x2))
         return x2, x4, x8, self.down16(x8)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs.
-
-        Returns:
-            ``heat [B, 17, H/2, W/2]`` and ``centre [B, 1, H/2, W/2]`` logits, ``offset [B, 34, H/4, W/4]`` (see
-            `regress`), ``attributes [B, styles + scenes + counts]`` logits and ``features [B, D]``.
+        """Logits ``heat [B, 17, H/2, W/2]``, ``centre [B, 1, H/2, W/2]``, ``attributes [B, styles + scenes + counts]``;
+        ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``.
         """
         x2, x4, x8, x16 = self.encode(images)
         u4, features = self.up4(self.up8(x16, x8), x4), x16.mean((2, 3))
@@ -115,10 +110,8 @@ class MannequinJudge(nn.Module, Estimator):
     ) -> dict[str, Tensor]:
         """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
 
-        Returns:
-            The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
-            keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross
-            entropy).
+        Returns the total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
+        keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy).
         """
         out = self(images)
         labelled = keypoints[..., 2] > 0
@@ -280,11 +273,8 @@ def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 def judge_targets(
     samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
 ) -> dict[str, Any]:
-    """The arguments of `MannequinJudge.loss` after the images.
-
-    Returns:
-        ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded with unlabelled people, ``attributes``: name -> ``[B]``
-        classes (UNKNOWN where not given).
+    """The arguments of `MannequinJudge.loss` after the images: ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded
+    with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given).
     """
     people = max(1, *(len(s.keypoints) for s in samples))
     keypoints = np.zeros((len(samples), people, KEYPOINTS, 3), np.float32)
@@ -331,11 +321,9 @@ def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regress(field: Tensor, places: Tensor) -> Tensor:
-    """Keypoints that the offset field predicts for people centred at ``places [B, N, 2]`` (in heatmap cells), as
-    ``[B, N, 17, 2]`` heatmap cells.
-
-    ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its centre to every
-    keypoint, in units of 8 heatmap cells.
+    """Keypoints ``[B, N, 17, 2]`` that the offset field predicts for people centred at ``places [B, N, 2]``, both in
+    heatmap cells. ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its
+    centre to every keypoint, in units of 8 heatmap cells.
     """
     h, w = field.shape[-2:]
     x = ((places[..., 0] - 0.5) / 2).round().long().clamp(0, w - 1)

@@ -70,9 +70,8 @@ class MobileNetV2(nn.Module, Estimator):
         bn_eps: float = 1e-5,
         size: int | None = 512,
     ) -> MobileNetV2:
-        """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors.
-
-        The file holds a pose model whose trunk this is; its head is left out. Nothing in it is run.
+        """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors. It
+        holds a pose model whose trunk this is; its head is left out. Nothing in it is run.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -87,10 +86,8 @@ class MobileNetV2(nn.Module, Estimator):
         return network
 
     def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Takes the trunk's weights out of a whole model's, every one of them accounted for.
-
-        Raises:
-            ValueError: one is missing, unexpected or of another shape; names ``source``.
+        """Takes the trunk's weights out of a whole model's; a ValueError names ``source`` where one of them is missing,
+        unexpected or of another shape.
         """
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
         given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -102,8 +99,7 @@ class MobileNetV2(nn.Module, Estimator):
         x = self.conv1(self.prepared(images))
         maps = []
         for layer in [*(self.get_submodule(f"layer{i}") for i in range(1, len(STAGES) + 1)), self.conv2]:
-            x = layer(x)
-            maps.append(x)
+            maps.append(x := layer(x))
         return tuple(maps[i] for i in self.out_indices)
 
     def prepared(self, images: Tensor) -> Tensor:
