@@ -213,8 +213,7 @@ def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, o
             if visible:
                 pen.disc(points[joint], HUMANSD_RADIUS, (*_side_colour(joint, joint), 255))
     drawing = pen.finish().astype(np.float32)
-    # the drawing's colours are already weighted by their coverage: only the image below still needs weights
-    cover = drawing[..., 3:] * (opacity / 255)
+    cover = drawing[..., 3:] * (opacity / 255)  # the drawing's colours are weighted already
     return np.rint(image * (1 - cover) + drawing[..., :3] * opacity).astype(np.uint8)
 
 

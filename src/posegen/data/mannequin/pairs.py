@@ -117,7 +117,7 @@ class MannequinTransfers(Transfers):
     @property
     def identity(self) -> dict[str, Any]:
         about = {"name": self.name, "people": len(self.people), "garment": self.garment, "told": self.told}
-        return {**self.pairs.identity, **about}
+        return self.pairs.identity | about
 
     def __len__(self) -> int:
         return len(self.people)

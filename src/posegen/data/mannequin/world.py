@@ -134,8 +134,8 @@ def side_by_side(
     origins, grounds, left = [], [], float(BORDER)
     for body, extent, unit, gap, width in zip(bodies, boxes, units, gaps, widths, strict=False):
         height = (extent[3] - extent[2] + body.lift) * unit
-        lowest = max(horizon + 18, BORDER + height, dice.uniform(0.82, 0.97) * CANVAS_SIDE)
-        ground = min(CANVAS_SIDE - BORDER, lowest)
+        standing = dice.uniform(0.82, 0.97) * CANVAS_SIDE
+        ground = min(CANVAS_SIDE - BORDER, max(horizon + 18, BORDER + height, standing))
         grounds.append(ground)
         origins.append((left + gap - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
         left += gap + width

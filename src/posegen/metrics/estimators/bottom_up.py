@@ -66,7 +66,7 @@ def snapped_to_peaks(
     without an appealing peak the guess stays, with the probability found there as its score.
 
     Args:
-        guess: ``[B, N, 17, 2]`` guessed positions.
+        guess: ``[B, N, 17, 2]`` positions.
         heat: ``[B, 17, h, w]`` probabilities.
         k: peaks per keypoint to choose from.
         reach: width of the distance term relative to the longer side of the guessed person.

@@ -207,16 +207,15 @@ class MannequinJudge(nn.Module, Estimator):
         errors = np.array([np.mean([abs(int((scores >= t).sum()) - count) for scores, count in found]) for t in grid])
         good = np.flatnonzero(errors <= errors.min() + tolerance)
         best = good[len(good) // 2]
-        self.config["score_threshold"] = float(f"{grid[best]:.3g}")
-        return {"score_threshold": self.config["score_threshold"], "count_error": float(errors[best])}
+        self.config["score_threshold"] = threshold = float(f"{grid[best]:.3g}")
+        return {"score_threshold": threshold, "count_error": float(errors[best])}
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes ``config.json`` and ``model.safetensors``; each file appears complete or not at all."""
-        folder = Path(folder)
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        with replacing(folder / "model.safetensors") as temporary:
+        with replacing(Path(folder) / "model.safetensors") as temporary:
             save_file({k: v.contiguous().cpu() for k, v in state.items()}, temporary)
-        write_text(folder / "config.json", json.dumps(self.config, indent=2) + "\n")
+        write_text(Path(folder) / "config.json", json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MannequinJudge:

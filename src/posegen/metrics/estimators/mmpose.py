@@ -58,10 +58,9 @@ class MMPose(nn.Module, Estimator):
         score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        apis = mmpose_apis()
         self.finder, self.score_threshold = finder, score_threshold
         with quietly():
-            self.model = built(apis, config)
+            self.model = built(config)
             if weights is None:
                 self.model.init_weights()
         known = self.model.dataset_meta["keypoint_name2id"]
@@ -153,9 +152,9 @@ def _forget_pretrained(node: Any) -> None:
         _forget_pretrained(child)
 
 
-def built(apis: Any, config: str | Path) -> nn.Module:
+def built(config: str | Path) -> nn.Module:
     """The model of a config, with new weights; raises ValueError where it cannot be built."""
-    read = model_config(config)
+    apis, read = mmpose_apis(), model_config(config)
     try:
         return apis.init_model(read, device="cpu")
     except Exception as error:  # registries wrap errors of every kind
