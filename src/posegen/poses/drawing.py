@@ -135,8 +135,7 @@ def humansd(keypoints: np.ndarray, size: Size, threshold: float = 0.02, scale: S
 
 def openpose(keypoints: np.ndarray, size: Size, threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
     """The 18-point skeleton of ControlNet and T2I-Adapter: dots, then translucent spindles; arguments as `humansd`."""
-    pen = Pen(size, scale)
-    people = topology.coco_to_openpose18(_checked(keypoints))
+    pen, people = Pen(size, scale), topology.coco_to_openpose18(_checked(keypoints))
     placed, seen = pen.place(people[..., :2]), people[..., 2] > threshold
     for joint, person in np.argwhere(seen.T).tolist():
         pen.disc(placed[person, joint].tolist(), OPENPOSE_RADIUS, OPENPOSE_COLOURS[joint])

@@ -114,8 +114,7 @@ class MannequinJudge(nn.Module, Estimator):
         keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy).
         """
         out = self(images)
-        labelled = keypoints[..., 2] > 0
-        cells = pixels_to_cells(keypoints[..., :2])
+        labelled, cells = keypoints[..., 2] > 0, pixels_to_cells(keypoints[..., :2])
         centres, exists = torso_centres(cells, labelled)
         entropies = [
             F.cross_entropy(logits, attributes[name], ignore_index=UNKNOWN, reduction="sum")
