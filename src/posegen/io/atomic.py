@@ -45,11 +45,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, fix: str = "delete it and run the command again") -> Any:
-    """The content of a json file.
-
-    Raises:
-        UserError: the file is missing, or is not json; names it and the fix.
-    """
+    """The content of a json file; a UserError names one that is missing or not json, and the fix."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,9 @@ def joint_hash(parts: Iterable[bytes | str | Path | None], digits: int = 16) -> 
     """The SHA-256 of bytes, texts and contents of files, one after the other; None counts as empty."""
     sha = hashlib.sha256()
     for part in parts:
-        if part is not None:
-            sha.update(
-                part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
-            )
+        if isinstance(part, Path):
+            part = part.read_bytes()
+        sha.update(part.encode() if isinstance(part, str) else part or b"")
     return sha.hexdigest()[:digits]
 
 
@@ -71,9 +71,6 @@ def sha256_of(files: Iterable[Path]) -> str:
         found[key] = known.get(key) or file_hash(file)
         total.update(bytes.fromhex(found[key]))
     if not found.keys() <= known.keys():
-        try:
-            with replacing(cache) as temporary:
-                temporary.write_text(json.dumps(known | found))
-        except OSError:  # a machine where it cannot be kept hashes again
-            pass
+        with suppress(OSError), replacing(cache) as temporary:  # a machine where it cannot be kept hashes again
+            temporary.write_text(json.dumps(known | found))
     return total.hexdigest()

@@ -28,26 +28,15 @@ class Inert:
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __setstate__(self, _: Any) -> None: ...
-
-    def __setitem__(self, _: Any, __: Any) -> None: ...
-
     def __hash__(self) -> int:
         return id(self)
 
-    def append(self, _: Any) -> None: ...
+    def __setstate__(self, *_: Any) -> None: ...
 
-    def extend(self, _: Any) -> None: ...
-
-    def add(self, _: Any) -> None: ...
+    __setitem__ = append = extend = add = __setstate__
 
 
 def _placeholder(*_: Any, **__: Any) -> Inert:
-    return Inert()
-
-
-def _reconstruct(cls: Any, *_: Any) -> Inert:
-    """For ``copyreg._reconstructor`` and ``__newobj__``, which build a plain object of a class."""
     return Inert()
 
 
@@ -58,18 +47,10 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("builtins", "list"): list,
-    ("builtins", "dict"): dict,
-    ("builtins", "tuple"): tuple,
-    ("builtins", "int"): int,
-    ("builtins", "float"): float,
-    ("builtins", "bool"): bool,
-    ("builtins", "str"): str,
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, list, dict, tuple, int, float, bool, str)},
     ("builtins", "object"): Inert,
-    ("copyreg", "_reconstructor"): _reconstruct,
-    ("copyreg", "__newobj__"): _reconstruct,
+    ("copyreg", "_reconstructor"): _placeholder,
+    ("copyreg", "__newobj__"): _placeholder,
     ("_codecs", "encode"): _placeholder,
     ("numpy", "dtype"): Inert,
     ("numpy", "ndarray"): Inert,
@@ -93,8 +74,7 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         module = OLD_NAMES.get(module, module)
-        if (module, name) in KNOWN:
-            known = KNOWN[module, name]
+        if (known := KNOWN.get((module, name))) is not None:
             return known if isinstance(known, type) else partial(known)  # a copy: a pickle can set its attributes
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)

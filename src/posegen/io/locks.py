@@ -10,10 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Holds the lock file ``path``; the lock ends with the block or the process. Prints a line while it has to wait.
+    """Holds the lock file ``path``, alone or with others that share it, until the block or the process ends.
 
-    Args:
-        shared: hold it together with other processes that share it.
+    Prints a line while it has to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

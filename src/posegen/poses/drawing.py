@@ -15,18 +15,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from posegen.poses.topology import (
-    COCO_BARS,
-    COCO_BONES,
-    COCO_LEFT,
-    COCO_LIMBS,
-    COCO_NAMES,
-    COCO_RIGHT,
-    OPENPOSE_LIMBS,
-    coco_to_openpose18,
-)
+from posegen.poses import topology
 
 Scale = float | Literal["auto"]
+Size = tuple[int, int]  # height, width
 RGB = tuple[int, int, int]
 
 REFERENCE_SIDE = 512
@@ -53,18 +45,16 @@ class Pen:
     """A black canvas and the strokes of skeletons.
 
     Args:
-        size: (height, width) of the result.
         scale: factor on all widths; below 1 the canvas is supersampled.
         channels: 3, or 4 with the coverage as the fourth.
     """
 
-    def __init__(self, size: tuple[int, int], scale: Scale, channels: int = 3):
+    def __init__(self, size: Size, scale: Scale, channels: int = 3):
         scale = min(size) / REFERENCE_SIDE if scale == "auto" else float(scale)
         if not scale > 0:
             raise ValueError(f"scale is {scale}: it must be positive or 'auto'")
         self.size, self.finer = size, 1 if scale >= 1 else FINER
-        self.scale = scale * self.finer
-        self.shift = 0 if self.finer == 1 else FRACTION_BITS
+        self.scale, self.shift = scale * self.finer, 0 if self.finer == 1 else FRACTION_BITS
         self.canvas = np.zeros((size[0] * self.finer, size[1] * self.finer, channels), np.uint8)
 
     def place(self, points: np.ndarray) -> np.ndarray:
@@ -75,11 +65,9 @@ class Pen:
         return np.rint(((points + 0.5) * self.finer - 0.5) * (1 << FRACTION_BITS)).astype(np.int64)
 
     def line(self, start: Sequence[int], end: Sequence[int], width: float, colour: tuple[int, ...]) -> None:
-        """A stroke between two placed points."""
         cv2.line(self.canvas, start, end, colour, max(1, round(width * self.scale)), cv2.LINE_8, self.shift)
 
     def disc(self, centre: Sequence[int], radius: float, colour: tuple[int, ...]) -> None:
-        """A filled disc around a placed point."""
         pixels = max(1, round(radius * self.scale * (1 << self.shift)))
         cv2.circle(self.canvas, centre, pixels, colour, -1, cv2.LINE_8, self.shift)
 
@@ -88,11 +76,8 @@ class Pen:
         ends, half_width = ends / (1 << self.shift), half_width * self.scale
         low = np.maximum(np.floor(ends.min(1) - half_width - 2), 0).astype(int)
         high = np.minimum(np.ceil(ends.max(1) + half_width + 3), self.canvas.shape[1::-1]).astype(int)
-        ellipses = self._exact_ellipses if self.finer == 1 else self._ellipses
-        outlines = ellipses(ends, half_width, low)
-        for (left, top), (right, bottom), outline, colour in zip(
-            low.tolist(), high.tolist(), outlines, colours, strict=True
-        ):
+        outlines = (self._exact_ellipses if self.finer == 1 else self._ellipses)(ends, half_width, low)
+        for (left, top), (right, bottom), outline, colour in zip(low, high, outlines, colours, strict=True):
             if left < right and top < bottom:
                 patch = self.canvas[top:bottom, left:right]
                 painted = cv2.fillConvexPoly(patch.copy(), outline, colour, cv2.LINE_8, self.shift)
@@ -126,13 +111,12 @@ class Pen:
 _CIRCLE = np.stack((np.cos(np.arange(24) * np.pi / 12), np.sin(np.arange(24) * np.pi / 12)), 1)
 
 
-def humansd(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
+def humansd(keypoints: np.ndarray, size: Size, threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
     """The skeleton of HumanSD, Stable-Pose and GRPose: 16 coloured sticks with round ends, later ones on top.
 
     Args:
         keypoints: ``[P, 17, 3]`` COCO; a limb is drawn when both scores exceed ``threshold``.
         size: (height, width).
-        threshold: lowest score, exclusive.
         scale: factor on the reference's widths, or "auto".
 
     Returns:
@@ -141,7 +125,7 @@ def humansd(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.0
     pen = Pen(size, scale)
     for person in _checked(keypoints):
         points, seen = pen.place(person[:, :2]).tolist(), (person[:, 2] > threshold).tolist()
-        for (a, b), colour in zip(COCO_LIMBS, HUMANSD_COLOURS, strict=True):
+        for (a, b), colour in zip(topology.COCO_LIMBS, HUMANSD_COLOURS, strict=True):
             if seen[a] and seen[b]:
                 pen.line(points[a], points[b], HUMANSD_WIDTH, colour)
                 pen.disc(points[a], HUMANSD_RADIUS, colour)
@@ -149,23 +133,20 @@ def humansd(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.0
     return pen.finish()
 
 
-def openpose(
-    keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto"
-) -> np.ndarray:
+def openpose(keypoints: np.ndarray, size: Size, threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
     """The 18-point skeleton of ControlNet and T2I-Adapter: dots, then translucent spindles; arguments as `humansd`."""
-    pen = Pen(size, scale)
-    people = coco_to_openpose18(_checked(keypoints))
+    pen, people = Pen(size, scale), topology.coco_to_openpose18(_checked(keypoints))
     placed, seen = pen.place(people[..., :2]), people[..., 2] > threshold
     for joint, person in np.argwhere(seen.T).tolist():
         pen.disc(placed[person, joint].tolist(), OPENPOSE_RADIUS, OPENPOSE_COLOURS[joint])
-    first, second = np.array(OPENPOSE_LIMBS).T
+    first, second = np.array(topology.OPENPOSE_LIMBS).T
     limbs, owners = np.nonzero((seen[:, first] & seen[:, second]).T)  # limb by limb, in each of them person by person
     ends = np.stack((placed[owners, first[limbs]], placed[owners, second[limbs]]), 1)
     pen.spindles(ends, OPENPOSE_HALF_WIDTH, [OPENPOSE_COLOURS[k] for k in limbs], OPENPOSE_OPACITY)
     return pen.finish()
 
 
-def gunet(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
+def gunet(keypoints: np.ndarray, size: Size, threshold: float = 0.02, scale: Scale = "auto") -> np.ndarray:
     """GUNet's pictures of poses: as `openpose`, but on COCO's bones and thicker.
 
     GUNet's program also swaps red and blue when it writes a file, and stretches the brightness; this does neither.
@@ -175,7 +156,7 @@ def gunet(keypoints: np.ndarray, size: tuple[int, int], threshold: float = 0.02,
         placed, seen = pen.place(person[:, :2]), person[:, 2] > threshold
         for joint in np.flatnonzero(seen).tolist():
             pen.disc(placed[joint].tolist(), OPENPOSE_RADIUS, OPENPOSE_COLOURS[joint])
-        bones = [(k, bone) for k, bone in enumerate(COCO_BONES) if seen[list(bone)].all()]
+        bones = [(k, bone) for k, bone in enumerate(topology.COCO_BONES) if seen[list(bone)].all()]
         ends = np.array([placed[list(bone)] for _, bone in bones]).reshape(-1, 2, 2)
         pen.spindles(ends, GUNET_HALF_WIDTH, [OPENPOSE_COLOURS[k] for k, _ in bones], OPENPOSE_OPACITY)
     return pen.finish()
@@ -203,12 +184,11 @@ class PoseDrawing:
     ):
         if style not in DRAWING_STYLES:
             near = get_close_matches(style, DRAWING_STYLES, 1, 0)
-            raise ValueError(
-                f"unknown drawing style '{style}'; did you mean '{near[0]}'? Styles: {', '.join(DRAWING_STYLES)}"
-            )
+            styles = ", ".join(DRAWING_STYLES)
+            raise ValueError(f"unknown drawing style '{style}'; did you mean '{near[0]}'? Styles: {styles}")
         self.style, self.threshold, self.scale, self.range = style, threshold, scale, tuple(range)
 
-    def __call__(self, keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def __call__(self, keypoints: np.ndarray, size: Size) -> np.ndarray:
         """Draws people ``[P, 17, 3]`` on a canvas of ``size`` (height, width): ``[3, h, w] float32`` in ``range``."""
         image = DRAWING_STYLES[self.style](keypoints, size, self.threshold, self.scale)
         low, high = self.range
@@ -225,23 +205,22 @@ def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, o
     pen = Pen(image.shape[:2], "auto", channels=4)
     for person in _checked(keypoints):
         points, seen = pen.place(person[:, :2]).tolist(), (person[:, 2] > threshold).tolist()
-        for a, b in (*COCO_BARS, *COCO_LIMBS):
+        for a, b in (*topology.COCO_BARS, *topology.COCO_LIMBS):
             if seen[a] and seen[b]:
                 pen.line(points[a], points[b], HUMANSD_WIDTH * 0.8, (*_side_colour(a, b), 255))
         for joint, visible in enumerate(seen):
             if visible:
                 pen.disc(points[joint], HUMANSD_RADIUS, (*_side_colour(joint, joint), 255))
     drawing = pen.finish().astype(np.float32)
-    # the drawing's colours are already weighted by their coverage: only the image below still needs weights
-    cover = drawing[..., 3:] * (opacity / 255)
+    cover = drawing[..., 3:] * (opacity / 255)  # the drawing's colours are weighted already
     return np.rint(image * (1 - cover) + drawing[..., :3] * opacity).astype(np.uint8)
 
 
 def _side_colour(a: int, b: int) -> RGB:
     ends = {a, b} - {0}  # the nose belongs to no side
-    if ends and ends <= set(COCO_LEFT):
+    if ends and ends <= set(topology.COCO_LEFT):
         return LEFT_COLOUR
-    return RIGHT_COLOUR if ends and ends <= set(COCO_RIGHT) else MIDDLE_COLOUR
+    return RIGHT_COLOUR if ends and ends <= set(topology.COCO_RIGHT) else MIDDLE_COLOUR
 
 
 def _checked(keypoints: np.ndarray) -> np.ndarray:
@@ -254,7 +233,6 @@ def _checked(keypoints: np.ndarray) -> np.ndarray:
     bad = ~np.isfinite(keypoints).all(-1)
     if bad.any():
         person, joint = np.argwhere(bad)[0]
-        raise ValueError(
-            f"person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {keypoints[person, joint].tolist()}"
-        )
+        found = keypoints[person, joint].tolist()
+        raise ValueError(f"person {person}, joint {joint} ({topology.COCO_NAMES[joint]}) is not finite: {found}")
     return keypoints

@@ -35,11 +35,8 @@ class Square:
 
 
 def to_square(square: Square, keypoints: np.ndarray) -> np.ndarray:
-    """Keypoints ``[17, 3]`` of a canvas in the coordinates of a square.
-
-    Returns:
-        ``[17, 3] float64``: x and y from -1 (left, top edge) to 1 (right, bottom edge), and 1; zeros for joints that
-        are not labelled.
+    """Keypoints ``[17, 3]`` of a canvas in the coordinates of a square, ``[17, 3] float64``: x and y from -1 (left,
+    top edge) to 1 (right, bottom edge), and 1; zeros for joints that are not labelled.
     """
     labelled = keypoints[:, 2:] > 0
     points = (keypoints[:, :2].astype(float) - (square.x, square.y)) / (square.side / 2)
@@ -49,16 +46,13 @@ def to_square(square: Square, keypoints: np.ndarray) -> np.ndarray:
 def from_square(
     pose: np.ndarray, size: tuple[int, int], scale: float = 1.0, centre: tuple[float, float] = (0.5, 0.5)
 ) -> np.ndarray:
-    """The inverse of `to_square`.
+    """The inverse of `to_square`: ``[..., 17, 3] float32`` keypoints in pixels, the top-left one's centre at (0, 0).
 
     Args:
         pose: ``[..., 17, 3]`` joints in the coordinates of the square, and their confidence; 0 is an absent joint.
         size: (height, width) of the canvas.
         scale: side of the square as a share of the canvas's shorter side.
         centre: (x, y) of the square as shares of the canvas.
-
-    Returns:
-        ``[..., 17, 3] float32`` keypoints in pixels, the centre of the top-left pixel at (0, 0); zeros where absent.
     """
     middle = np.array([size[1] * centre[0], size[0] * centre[1]])
     points = middle + pose[..., :2] * (min(size) * scale / 2) - 0.5

@@ -5,7 +5,7 @@ Everything becomes COCO-17 keypoints on a canvas, or a picture. What cannot be u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,13 @@ POSE_FORMATS = (
 
 @dataclass(frozen=True, eq=False)
 class PoseInput:
-    """The pose of one image as the user gave it: ``keypoints``, ``picture`` or ``hint``; none of them means nobody.
+    """The pose of one image as the user gave it: ``keypoints``, ``picture`` or ``hint``; none of them means nobody."""
 
-    Attributes:
-        name: for messages.
-        keypoints: ``[P, 17, 3]`` COCO.
-        picture: ``[H, W, 3] uint8`` RGB, a drawn skeleton or a picture of people.
-        hint: ``[3, H, W] float32``, a drawn skeleton in the range of the method that reads it.
-        size: (height, width) of the canvas; None where it is unknown.
-    """
-
-    name: str
-    keypoints: np.ndarray | None = None
-    picture: np.ndarray | None = None
-    hint: np.ndarray | None = None
-    size: tuple[int, int] | None = None
+    name: str  # for messages
+    keypoints: np.ndarray | None = None  # [P, 17, 3] COCO
+    picture: np.ndarray | None = None  # [H, W, 3] uint8 RGB, a drawn skeleton or a picture of people
+    hint: np.ndarray | None = None  # [3, H, W] float32, a drawn skeleton in the range of the method that reads it
+    size: tuple[int, int] | None = None  # (height, width) of the canvas; None where it is unknown
 
     @property
     def is_drawing(self) -> bool:
@@ -60,26 +52,19 @@ class PoseInput:
 
 
 def read_poses(poses: Any, name: str = "poses") -> list[PoseInput]:
-    """The poses of one or several images, one entry per image.
+    """The poses of one or several images, one entry per image; a ValueError names what is something else.
 
-    Args:
-        poses: for one image an array or tensor ``[17, 3]`` or ``[P, 17, 3]``, the path of a json file or a picture,
-            a PIL image, an array ``[H, W, 3] uint8``, or a drawn skeleton ``[3, H, W]`` in the method's range. For
-            several, a list or tuple of these, an array ``[B, P, 17, 3]``, or a json file of several images. Nested
-            lists of numbers count as arrays.
-        name: for messages.
-
-    Raises:
-        ValueError: it is something else; names it.
+    For one image ``poses`` is an array or tensor ``[17, 3]`` or ``[P, 17, 3]``, the path of a json file or a picture, a
+    PIL image, an array ``[H, W, 3] uint8``, or a drawn skeleton ``[3, H, W]`` in the method's range. For several, it is
+    a list or tuple of these, an array ``[B, P, 17, 3]``, or a json file of several images. Nested lists of numbers
+    count as arrays. ``name`` is for messages.
     """
     if isinstance(poses, list | tuple) and not _is_array(poses):
         entries = [read_poses(entry, f"{name}[{i}]") for i, entry in enumerate(poses)]
         for i, entry in enumerate(entries):
             if len(entry) != 1:
-                raise ValueError(
-                    f"{name}[{i}] holds poses of {len(entry)} images; an entry of a list is one image: "
-                    "give it alone, or take it apart"
-                )
+                fix = "an entry of a list is one image: give it alone, or take it apart"
+                raise ValueError(f"{name}[{i}] holds poses of {len(entry)} images; {fix}")
         return [entry[0] for entry in entries]
     if isinstance(poses, str | Path):
         return read_pose_file(Path(poses).expanduser())
@@ -102,10 +87,9 @@ def _array_input(values: Any, name: str) -> list[PoseInput]:
         raise ValueError(f"{name} is no array ({error}); expected COCO keypoints [17, 3] or [P, 17, 3]") from error
     if values.ndim in (2, 3, 4) and values.shape[-2:] == (COCO_JOINTS, 3):
         people = values.astype(np.float64)
-        people = people[None] if people.ndim == 2 else people
-        if people.ndim == 3:
-            return [PoseInput(name, people)]
-        return [PoseInput(f"{name}[{i}]", image) for i, image in enumerate(people)]
+        if people.ndim == 4:
+            return [PoseInput(f"{name}[{i}]", image) for i, image in enumerate(people)]
+        return [PoseInput(name, people.reshape(-1, COCO_JOINTS, 3))]
     if values.ndim == 3 and values.dtype == np.uint8 and values.shape[-1] == 3:
         return [_picture_input(values, name)]
     if values.ndim == 3 and np.issubdtype(values.dtype, np.floating) and len(values) == 3 and values.shape[-1] > 3:
@@ -120,39 +104,29 @@ def _picture_input(picture: np.ndarray, name: str) -> PoseInput:
     return PoseInput(name, picture=np.ascontiguousarray(picture), size=picture.shape[:2])
 
 
-# Files.
-
-
 def read_pose_file(file: Path) -> list[PoseInput]:
-    """The poses of a json file, or a picture.
-
-    Raises:
-        ValueError: the file cannot be read, or its format is unknown.
-    """
+    """The poses of a json file, or a picture; raises ValueError where it cannot be read or its format is unknown."""
     if not file.is_file():
         raise ValueError(f"{file}: no such file; expected a json file of keypoints or a picture")
     if file.suffix.lower() == ".json":
         return read_pose_json(file)
     image = cv2.imdecode(np.frombuffer(file.read_bytes() or b"\0", np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(
-            f"{file}: not a readable picture; expected a json file of keypoints, or a picture such as png or jpg"
-        )
+        expected = "expected a json file of keypoints, or a picture such as png or jpg"
+        raise ValueError(f"{file}: not a readable picture; {expected}")
     return [_picture_input(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), str(file))]
 
 
 def read_pose_json(file: Path) -> list[PoseInput]:
-    """The people of each image of a file in COCO's format (annotations or results) or OpenPose's (one or a list).
-
-    Raises:
-        ValueError: the file is not json, of another format, or empty.
+    """The people of each image of a file in COCO's format (annotations or results) or OpenPose's (one or a list);
+    raises ValueError where it is not json, of another format, or empty.
     """
     content = read_json(file, "check it, or write it again")
     try:
         images = _people_by_image(content, str(file))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file}: an entry lacks what its format has ({reason}); {POSE_FORMATS}") from error
+        reason = f"an entry lacks what its format has ({type(error).__name__}: {error})"
+        raise ValueError(f"{file}: {reason}; {POSE_FORMATS}") from error
     if not images:
         raise ValueError(f"{file}: nobody is in it; {POSE_FORMATS}")
     return images
@@ -162,40 +136,31 @@ def _people_by_image(content: Any, name: str) -> list[PoseInput]:
     if isinstance(content, Mapping) and "people" in content:
         return [_openpose_people(content, name)]
     if isinstance(content, Mapping) and "annotations" in content:
-        sizes = {
-            image["id"]: (int(image["height"]), int(image["width"]))
-            for image in content.get("images", ())
-            if {"height", "width"} <= image.keys()
-        }
-        return _coco_people(content["annotations"], name, sizes.get)
+        sized = (image for image in content.get("images", ()) if {"height", "width"} <= image.keys())
+        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in sized}
+        return _coco_people(content["annotations"], name, sizes)
     if isinstance(content, Sequence) and content and all(isinstance(entry, Mapping) for entry in content):
         if all("people" in entry for entry in content):
             return [_openpose_people(frame, f"{name}[{i}]") for i, frame in enumerate(content)]
-        return _coco_people(content, name, lambda image: None)
+        return _coco_people(content, name, {})
     raise ValueError(f"{name}: neither COCO's nor OpenPose's format; {POSE_FORMATS}")
 
 
-def _coco_people(
-    rows: Sequence[Mapping[str, Any]], name: str, size: Callable[[Any], tuple[int, int] | None]
-) -> list[PoseInput]:
+def _coco_people(rows: Sequence[Any], name: str, sizes: Mapping[Any, tuple[int, int]]) -> list[PoseInput]:
     """People by image, in the order of their first rows, without crowds and others who have no labelled joint."""
     images: dict[Any, list[np.ndarray]] = {}
     for i, row in enumerate(rows):
         person = coco_joints(row["keypoints"], f"{name}: entry {i}")
         if (person[:, 2] > 0).any():
             images.setdefault(row.get("image_id"), []).append(person)
-    several = len(images) > 1
-    return [
-        PoseInput(f"{name} (image {image})" if several else name, np.stack(people), size=size(image))
-        for image, people in images.items()
-    ]
+    names = {image: f"{name} (image {image})" if len(images) > 1 else name for image in images}
+    return [PoseInput(names[i], np.stack(people), size=sizes.get(i)) for i, people in images.items()]
 
 
 def _openpose_people(frame: Mapping[str, Any], name: str) -> PoseInput:
     """One frame; some programs write coordinates as fractions of a canvas, and its size."""
-    people = [
-        coco_joints(person["pose_keypoints_2d"], f"{name}: person {i}") for i, person in enumerate(frame["people"])
-    ]
+    given = [person["pose_keypoints_2d"] for person in frame["people"]]
+    people = [coco_joints(numbers, f"{name}: person {i}") for i, numbers in enumerate(given)]
     people = [person for person in people if (person[:, 2] > 0).any()]
     if not people:
         raise ValueError(f"{name}: nobody is in it")
@@ -204,39 +169,26 @@ def _openpose_people(frame: Mapping[str, Any], name: str) -> PoseInput:
         size = int(frame["canvas_height"]), int(frame["canvas_width"])
     if (np.abs(keypoints[..., :2]) <= 1).all():
         if size is None:
-            raise ValueError(
-                f"{name}: all coordinates lie between 0 and 1, as shares of a canvas that the file does not know; "
-                "write them in pixels"
-            )
+            reason = "all coordinates lie between 0 and 1, as shares of a canvas that the file does not know"
+            raise ValueError(f"{name}: {reason}; write them in pixels")
         keypoints[..., :2] *= size[::-1]
     return PoseInput(name, keypoints, size=size)
 
 
 def coco_joints(numbers: Any, name: str) -> np.ndarray:
-    """A flat list of x, y, score per joint of any known skeleton as COCO's ``[17, 3]``.
-
-    Raises:
-        ValueError: the number of joints is of no known skeleton.
-    """
+    """A flat list of x, y, score per joint as COCO's ``[17, 3]``; raises ValueError for an unknown number of joints."""
     values = np.asarray(numbers, np.float64).reshape(-1)
     names = TOPOLOGIES.get(len(values) // 3)
     if len(values) == 3 * 25:
         values = values[: 3 * len(BODY_25_NAMES)]
     if names is None or len(values) != 3 * len(names):
         raise ValueError(f"{name} has {len(values)} numbers; {POSE_FORMATS}")
-    points = values.reshape(-1, 3)
-    return points[[names.index(joint) for joint in COCO_NAMES]]
-
-
-# Checks.
+    return values.reshape(-1, 3)[[names.index(joint) for joint in COCO_NAMES]]
 
 
 def checked_people(keypoints: np.ndarray, size: tuple[int, int], name: str, threshold: float = 0.0) -> np.ndarray:
-    """The people of ``[P, 17, 3]`` who have a visible joint. Joints outside the canvas may stay: drawing cuts them off.
-
-    Args:
-        size: (height, width) of the canvas.
-        threshold: joints with a lower or equal score are not visible.
+    """The people of ``[P, 17, 3]`` who have a visible joint: one with a score above ``threshold``. Joints outside the
+    canvas of a ``size`` (height, width) may stay: drawing cuts them off.
 
     Raises:
         ValueError: a visible joint is not finite, nobody is visible, all are outside, or there are too many people.
@@ -249,10 +201,8 @@ def checked_people(keypoints: np.ndarray, size: tuple[int, int], name: str, thre
         raise ValueError(f"{name}: person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {found}")
     people = np.where(seen[..., None], keypoints, 0.0)[seen.any(-1)]
     if not len(people):
-        raise ValueError(
-            f"{name}: no joint is visible (the third number is at most {threshold:g} everywhere); "
-            "leave poses out to sample without a pose"
-        )
+        reason = f"no joint is visible (the third number is at most {threshold:g} everywhere)"
+        raise ValueError(f"{name}: {reason}; leave poses out to sample without a pose")
     if len(people) > PEOPLE:
         raise ValueError(f"{name}: {len(people)} people; the methods know up to {PEOPLE}: keep the largest")
     x, y, score = np.moveaxis(people, -1, 0)
@@ -267,14 +217,8 @@ def checked_people(keypoints: np.ndarray, size: tuple[int, int], name: str, thre
 
 
 def checked_hint(hint: np.ndarray, size: tuple[int, int], range: tuple[float, float], name: str) -> np.ndarray:
-    """A drawn skeleton ``[3, H, W]`` that a method can read.
-
-    Args:
-        size: (height, width) of the image that it is for.
-        range: values of black and of full colour that the method expects.
-
-    Raises:
-        ValueError: it has another size, other channels or another range.
+    """A drawn skeleton ``[3, H, W]`` for an image of a ``size`` (height, width) and a method that expects a ``range``
+    (black, full colour); raises ValueError where it has another size, other channels or another range.
     """
     if hint.shape != (3, *size):
         raise ValueError(

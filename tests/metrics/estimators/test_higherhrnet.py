@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from posegen.config.compose import composed
 from posegen.data.base import to_tensor
 from posegen.metrics.estimators.bottom_up import peak_gaussians
-from posegen.metrics.estimators.higherhrnet import MEAN, MIRRORED, STD, HeadShape, HigherHRNet, fitted
+from posegen.metrics.estimators.higherhrnet import MEAN, STD, HeadShape, HigherHRNet, fitted
 from posegen.metrics.estimators.hrnet import HRNet, Stage
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
 from posegen.parity.higherhrnet import image_of, network_of
-from posegen.poses.topology import COCO_NAMES
+from posegen.poses.topology import COCO_FLIP, COCO_NAMES
 from tests.adapters.cases import full_size, reference
 
 SMALL = tuple(Stage(1, (1,) * (i + 1), tuple(8 * 2**j for j in range(i + 1))) for i in range(4))
@@ -96,7 +96,7 @@ def test_heatmaps_are_those_of_normalised_images_and_differentiable(network: Hig
 def test_the_flip_test_does_not_tell_left_from_right(network: HigherHRNet) -> None:
     other = {"left": "right", "right": "left"}
     swapped = [COCO_NAMES.index("_".join(other.get(part, part) for part in name.split("_"))) for name in COCO_NAMES]
-    assert list(MIRRORED) == swapped
+    assert list(COCO_FLIP) == swapped
     x = images(1, 3, 32, 64)
     with torch.no_grad():
         (heatmaps, tags), (mirrored, mirrored_tags) = network.flip_tested(x), network.flip_tested(x.flip(-1))

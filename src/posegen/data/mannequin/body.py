@@ -47,7 +47,6 @@ class Action:
 
 REST: Limb = ((2, 9), (12, 6))
 HIP: Limb = ((-18, 42), (22, -38))
-FREE: Limb = ((-5, 35), (15, 25))
 LEG: Limb = ((2, 5), (-2, 4))
 WIDE_LEG: Limb = ((2, 13), (-2, 11))
 
@@ -63,44 +62,30 @@ ACTION_FORMS: dict[str, tuple[Action, ...]] = {
         Action((((5, 118), (0, 170)), HIP), (LEG, WIDE_LEG), jitter=10),
     ),
     "running": (
-        Action(
-            (((-48, 12), (32, 4)), ((42, 8), (118, -8))),
-            (((62, 3), (-14, 3)), ((-22, 3), (-84, 3))), 13, 11, (35, 90), (0, 0.03),
-        ),
-        Action(
-            (((-38, 12), (40, 4)), ((30, 8), (105, -8))),
-            (((38, 3), (8, 3)), ((-32, 3), (-58, 3))), 11, 10, (35, 90), (0, 0.02),
-        ),
+        Action((((-48, 12), (32, 4)), ((42, 8), (118, -8))),
+               (((62, 3), (-14, 3)), ((-22, 3), (-84, 3))), 13, 11, (35, 90), (0, 0.03)),
+        Action((((-38, 12), (40, 4)), ((30, 8), (105, -8))),
+               (((38, 3), (8, 3)), ((-32, 3), (-58, 3))), 11, 10, (35, 90), (0, 0.02)),
     ),
     "sitting": (
         Action((((28, 10), (72, 2)), ((28, 10), (72, 2))), (((84, 9), (-2, 6)), ((84, 9), (-2, 6))), 2, 8, (0, 85)),
-        Action(
-            (((-12, 14), (10, 10)), ((28, 10), (74, 2))),
-            (((84, 14), (12, 8)), ((84, 9), (-8, 6))), -4, 8, (10, 85),
-        ),
+        Action((((-12, 14), (10, 10)), ((28, 10), (74, 2))),
+               (((84, 14), (12, 8)), ((84, 9), (-8, 6))), -4, 8, (10, 85)),
     ),
     "tpose": (Action((((0, 90), (0, 90)), ((0, 90), (0, 90))), (LEG, LEG), jitter=4, yaw=(0, 55)),),
     "kicking": (
-        Action(
-            (((-28, 30), (5, 25)), ((45, 30), (75, 20))),
-            (((82, 6), (76, 6)), ((-6, 5), (-10, 5))), -9, 10, (30, 90),
-        ),
-        Action(
-            (((0, 55), (15, 50)), ((20, 55), (40, 50))),
-            (((62, 10), (58, 10)), ((-4, 5), (-8, 5))), -7, 10, (25, 90),
-        ),
+        Action((((-28, 30), (5, 25)), ((45, 30), (75, 20))),
+               (((82, 6), (76, 6)), ((-6, 5), (-10, 5))), -9, 10, (30, 90)),
+        Action((((0, 55), (15, 50)), ((20, 55), (40, 50))),
+               (((62, 10), (58, 10)), ((-4, 5), (-8, 5))), -7, 10, (25, 90)),
         Action((((0, 40), (15, 40)), ((0, 60), (15, 70))), (((8, 68), (4, 68)), ((0, 2), (0, 2))), 0, 9, (0, 40)),
     ),
     "dancing": (
-        Action(
-            (((5, 135), (0, 195)), ((10, 62), (20, -25))),
-            (((22, 26), (-22, -6)), ((0, 8), (-6, 6))), 0, 16, (0, 60),
-        ),
+        Action((((5, 135), (0, 195)), ((10, 62), (20, -25))),
+               (((22, 26), (-22, -6)), ((0, 8), (-6, 6))), 0, 16, (0, 60)),
         Action((((0, 78), (10, 165)), ((0, 72), (10, 10))), (((48, 38), (-8, -22)), ((0, 4), (-4, 2))), 0, 14, (0, 60)),
-        Action(
-            (((20, 100), (60, 130)), ((-15, 70), (-10, 95))),
-            (((12, 34), (-6, 30)), ((24, 22), (-30, -4))), 4, 16, (0, 60),
-        ),
+        Action((((20, 100), (60, 130)), ((-15, 70), (-10, 95))),
+               (((12, 34), (-6, 30)), ((24, 22), (-30, -4))), 4, 16, (0, 60)),
     ),
     "lying": (
         Action((((5, 14), (14, 8)), ((5, 14), (14, 8))), (((4, 8), (2, 8)), ((4, 8), (2, 8))), 0, 12, (0, 85)),
@@ -108,18 +93,12 @@ ACTION_FORMS: dict[str, tuple[Action, ...]] = {
         Action((((8, 55), (30, 60)), ((8, 40), (20, 35))), (((36, 12), (-30, 8)), ((4, 14), (2, 12))), 0, 12, (0, 85)),
     ),
     "jumping": (
-        Action(
-            (((5, 148), (0, 158)), ((5, 148), (0, 158))),
-            (((8, 30), (-10, 26)), ((8, 30), (-10, 26))), 0, 11, (0, 60), (0.06, 0.15),
-        ),
-        Action(
-            (((5, 140), (0, 165)), ((5, 140), (0, 165))),
-            (((48, 18), (-52, 8)), ((30, 18), (-62, 8))), 0, 11, (0, 75), (0.08, 0.17),
-        ),
-        Action(
-            (((15, 120), (10, 135)), ((15, 120), (10, 135))),
-            (((45, 10), (-20, 8)), ((-20, 10), (-66, 8))), 4, 11, (15, 80), (0.06, 0.15),
-        ),
+        Action((((5, 148), (0, 158)), ((5, 148), (0, 158))),
+               (((8, 30), (-10, 26)), ((8, 30), (-10, 26))), 0, 11, (0, 60), (0.06, 0.15)),
+        Action((((5, 140), (0, 165)), ((5, 140), (0, 165))),
+               (((48, 18), (-52, 8)), ((30, 18), (-62, 8))), 0, 11, (0, 75), (0.08, 0.17)),
+        Action((((15, 120), (10, 135)), ((15, 120), (10, 135))),
+               (((45, 10), (-20, 8)), ((-20, 10), (-66, 8))), 4, 11, (15, 80), (0.06, 0.15)),
     ),
     "pointing": (
         Action((((0, 88), (0, 88)), REST), (LEG, LEG), jitter=8, yaw=(0, 45)),
@@ -131,23 +110,14 @@ ACTION_FORMS: dict[str, tuple[Action, ...]] = {
 
 @dataclass(frozen=True)
 class Body:
-    """A posed body, turned towards the viewer.
+    """A posed body, turned towards the viewer; lengths in body heights."""
 
-    Attributes:
-        joints: ``[22, 3]`` in ``BODY_JOINTS`` order, pelvis at the origin.
-        head: ``[3, 3]`` head frame; its columns are the head's left, up and forward.
-        head_radius: in body heights.
-        girth: factor on all limb radii.
-        lift: height of the lowest point above the ground.
-        seated: wants something to sit on.
-    """
-
-    joints: np.ndarray
-    head: np.ndarray
+    joints: np.ndarray  # [22, 3] in BODY_JOINTS order, pelvis at the origin
+    head: np.ndarray  # [3, 3] head frame; its columns are the head's left, up and forward
     head_radius: float
-    girth: float
-    lift: float
-    seated: bool
+    girth: float  # factor on all limb radii
+    lift: float  # height of the lowest point above the ground
+    seated: bool  # wants something to sit on
 
     def face(self, feature: tuple[float, float, float], side: int = 1) -> np.ndarray:
         """A face feature ``[3]`` relative to the centre of the head; side -1 mirrors it to the right."""
@@ -187,11 +157,23 @@ def random_body(action: str, dice: Dice, build: Build | None = None) -> Body:
     for side, tag in ((0, "l"), (1, "r")):
         sign = 1 - 2 * side
         joints[J[f"side_{tag}"]] = joints[J["waist"]] + trunk @ (sign * bone["side"], 0, 0)
-        limb = _jittered(form.arms[side ^ lead], form.jitter, dice)
-        _place_arm(joints, tag, sign, limb, bone, trunk)
-        limb = _jittered(form.legs[side ^ lead], form.jitter * 0.7, dice)
-        _place_leg(joints, tag, sign, limb, bone)
-    view = _view(action, form, dice)
+        upper, lower = (trunk @ _direction(*a, sign) for a in _jittered(form.arms[side ^ lead], form.jitter, dice))
+        joints[J[f"shoulder_{tag}"]] = shoulder = joints[J["neck"]] + trunk @ (sign * bone["shoulder"], -0.012, 0)
+        joints[J[f"elbow_{tag}"]] = elbow = shoulder + bone["upper_arm"] * upper
+        joints[J[f"wrist_{tag}"]] = wrist = elbow + bone["forearm"] * lower
+        joints[J[f"hand_{tag}"]] = wrist + bone["hand"] * lower
+        thigh, shin = _jittered(form.legs[side ^ lead], form.jitter * 0.7, dice)
+        joints[J[f"hip_{tag}"]] = hip = np.array((sign * bone["hip"], 0, 0))
+        joints[J[f"knee_{tag}"]] = knee = hip + bone["thigh"] * _direction(*thigh, sign)
+        joints[J[f"ankle_{tag}"]] = ankle = knee + bone["shin"] * _direction(*shin, sign)
+        # The foot stands at right angles to the shin, the toe a little down and out.
+        joints[J[f"toe_{tag}"]] = ankle + bone["foot"] * _direction(shin[0] + 76, shin[1] + 12, sign)
+    # The turn of the body: yaw over the full circle (12 % from behind), a camera slightly above, a little roll.
+    yaw = dice.choice((-1, 1)) * dice.uniform(*form.yaw) + (180 if dice.chance(0.12) else 0)
+    if action == "lying":
+        view = turn("z", dice.choice((-90, 90)) + dice.about(0, 9)) @ turn("x", dice.about(0, 8)) @ turn("y", yaw)
+    else:
+        view = turn("z", dice.about(0, 5)) @ turn("x", dice.about(6, 8)) @ turn("y", yaw)
     radius, girth = random_roundness(dice) if build is None else (build.head_radius, build.girth)
     return Body(joints @ view.T, view @ head, radius, girth, dice.uniform(*form.lift), action == "sitting")
 
@@ -206,37 +188,11 @@ def turn(axis: str, degrees: float) -> np.ndarray:
     return np.array(((c, -s, 0), (s, c, 0), (0, 0, 1)))
 
 
-def _view(action: str, form: Action, dice: Dice) -> np.ndarray:
-    """The turn of the body: yaw over the full circle (12 % from behind), a camera slightly above, a little roll."""
-    yaw = dice.choice((-1, 1)) * dice.uniform(*form.yaw) + (180 if dice.chance(0.12) else 0)
-    if action == "lying":
-        return turn("z", dice.choice((-90, 90)) + dice.about(0, 9)) @ turn("x", dice.about(0, 8)) @ turn("y", yaw)
-    return turn("z", dice.about(0, 5)) @ turn("x", dice.about(6, 8)) @ turn("y", yaw)
-
-
 def _jittered(limb: Limb, spread: float, dice: Dice) -> Limb:
     (a, b), (c, d) = limb
     return (dice.about(a, spread), dice.about(b, spread)), (dice.about(c, spread), dice.about(d, spread))
 
 
-def _direction(swing: float, spread: float, sign: int) -> tuple[float, float, float]:
+def _direction(swing: float, spread: float, sign: int) -> np.ndarray:
     f, a = radians(swing), radians(spread)
-    return sign * cos(f) * sin(a), -cos(f) * cos(a), sin(f)
-
-
-def _place_arm(joints: np.ndarray, tag: str, sign: int, limb: Limb, bone: dict[str, float], trunk: np.ndarray) -> None:
-    upper, lower = (trunk @ _direction(*angles, sign) for angles in limb)
-    joints[J[f"shoulder_{tag}"]] = shoulder = joints[J["neck"]] + trunk @ (sign * bone["shoulder"], -0.012, 0)
-    joints[J[f"elbow_{tag}"]] = elbow = shoulder + bone["upper_arm"] * upper
-    joints[J[f"wrist_{tag}"]] = wrist = elbow + bone["forearm"] * lower
-    joints[J[f"hand_{tag}"]] = wrist + bone["hand"] * lower
-
-
-def _place_leg(joints: np.ndarray, tag: str, sign: int, limb: Limb, bone: dict[str, float]) -> None:
-    (_, _), (swing, spread) = limb
-    upper, lower = (np.array(_direction(*angles, sign)) for angles in limb)
-    joints[J[f"hip_{tag}"]] = hip = np.array((sign * bone["hip"], 0, 0))
-    joints[J[f"knee_{tag}"]] = knee = hip + bone["thigh"] * upper
-    joints[J[f"ankle_{tag}"]] = ankle = knee + bone["shin"] * lower
-    # The foot stands at right angles to the shin, the toe a little down and out.
-    joints[J[f"toe_{tag}"]] = ankle + bone["foot"] * np.array(_direction(swing + 76, spread + 12, sign))
+    return np.array((sign * cos(f) * sin(a), -cos(f) * cos(a), sin(f)))

@@ -13,6 +13,7 @@ import shutil
 import uuid
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,38 +35,24 @@ class BrokenShard(RuntimeError):
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The contents of one shard, read lazily where it is large.
+    """The contents of one shard, read lazily where it is large."""
 
-    Attributes:
-        images: ``[n, size, size, 3] uint8``, memory-mapped.
-        keypoints: ``[n, 3, 17, 3] float32``, zero where there are fewer than three people.
-        areas: ``[n, 3] float32``, padded alike.
-        counts: ``[n] int64`` people.
-        records: n dicts with ``prompt`` and ``attributes``.
-    """
-
-    images: np.ndarray
-    keypoints: np.ndarray
-    areas: np.ndarray
-    counts: np.ndarray
-    records: list[dict[str, Any]]
+    images: np.ndarray  # [n, size, size, 3] uint8, memory-mapped
+    keypoints: np.ndarray  # [n, 3, 17, 3] float32, zero where there are fewer than three people
+    areas: np.ndarray  # [n, 3] float32, padded alike
+    counts: np.ndarray  # [n] int64 people
+    records: list[dict[str, Any]]  # n dicts with prompt and attributes
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The shards of one split of one world.
+    """The shards of one split of one world."""
 
-    Attributes:
-        root: the folder of all worlds.
-        per_shard: samples of a shard; other values are for tests.
-        world: the class that renders.
-    """
-
-    root: Path
+    root: Path  # the folder of all worlds
     split: str
     seed: int
     size: int
-    per_shard: int = 1000
+    per_shard: int = 1000  # other values are for tests
     world: type[World] = World
 
     @property
@@ -74,15 +61,13 @@ class Cache:
 
     def parts(self, count: int) -> list[tuple[int, int]]:
         """The shards (number, samples) that hold the first ``count`` samples."""
-        return [
-            (start // self.per_shard, min(self.per_shard, count - start)) for start in range(0, count, self.per_shard)
-        ]
+        n = self.per_shard
+        return [(start // n, min(n, count - start)) for start in range(0, count, n)]
 
     def find(self, number: int, needed: int) -> Path | None:
         """The folder of shard ``number`` with at least ``needed`` samples, if there is one."""
-        sizes = sorted(int(path.name[6:]) for path in self.folder.glob(f"{number:05d}-[0-9][0-9][0-9][0-9]"))
-        fitting = [size for size in sizes if size >= needed]
-        return self.folder / f"{number:05d}-{fitting[0]:04d}" if fitting else None
+        found = sorted(self.folder.glob(f"{number:05d}-[0-9][0-9][0-9][0-9]"))
+        return next((path for path in found if int(path.name[6:]) >= needed), None)
 
     def missing(self, count: int) -> list[tuple[int, int]]:
         """Absent shards (number, samples) of the first ``count`` samples; damaged ones are removed with a warning."""
@@ -95,7 +80,10 @@ class Cache:
                     continue
                 except BrokenShard as error:
                     warnings.warn(f"{error}; it is rendered again now", stacklevel=2)
-                    _discard(path)
+                    grave = path.with_name(f".{path.name}-damaged-{os.getpid()}")
+                    with suppress(OSError):  # another process was faster
+                        os.replace(path, grave)
+                        shutil.rmtree(grave, ignore_errors=True)
             wanted.append((number, needed))
         return wanted
 
@@ -111,17 +99,11 @@ class Cache:
                 bar.update(done)
 
     def read(self, number: int, needed: int) -> ShardContent:
-        """Opens a finished shard.
-
-        Raises:
-            BrokenShard: it is missing or cannot be read.
-        """
+        """Opens a finished shard; raises `BrokenShard` where it is missing or cannot be read."""
         path = self.find(number, needed)
         if path is None:
-            raise BrokenShard(
-                f"{self.folder / f'{number:05d}-*'} is missing: call prepare() or run "
-                f"`posegen prepare data={self.world.name}`"
-            )
+            fix = f"call prepare() or run `posegen prepare data={self.world.name}`"
+            raise BrokenShard(f"{self.folder / f'{number:05d}-*'} is missing: {fix}")
         try:
             images = np.load(path / "images.npy", mmap_mode="r")
             keypoints, areas, counts = (np.load(path / name) for name in SHARD_FILES[1:4])
@@ -153,11 +135,7 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
 
 
 def check_shard(path: Path) -> None:
-    """Compares a shard's files with their checksums.
-
-    Raises:
-        BrokenShard: a file is missing or differs.
-    """
+    """Compares a shard's files with their checksums; raises `BrokenShard` where one is missing or differs."""
     try:
         sums = json.loads((path / "shard.json").read_text())
         for name in SHARD_FILES:
@@ -182,16 +160,5 @@ def _write_shard(folder: Path, world: World, split: str, indices: range) -> None
     for name, array in zip(SHARD_FILES, arrays, strict=False):
         np.save(folder / name, array)
     (folder / SHARD_FILES[4]).write_text("".join(lines))
-    (folder / "shard.json").write_text(
-        json.dumps({name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES})
-    )
-
-
-def _discard(path: Path) -> None:
-    """Removes a shard at once."""
-    grave = path.with_name(f".{path.name}-damaged-{os.getpid()}")
-    try:
-        os.replace(path, grave)
-    except OSError:
-        return  # another process was faster
-    shutil.rmtree(grave, ignore_errors=True)
+    sums = {name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES}
+    (folder / "shard.json").write_text(json.dumps(sums))

@@ -81,18 +81,12 @@ def words(colours: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """The picture.
-
-    Attributes:
-        style: photo, cartoon, sketch or shadow.
-        pixels: ``[256, 256, 4] uint8``: red, green, blue, owner.
-        words: the same memory as one number per pixel, ``[256, 256] uint32``.
-    """
+    """The picture in a ``style``: photo, cartoon, sketch or shadow."""
 
     def __init__(self, style: str):
         self.style = style
-        self.pixels = np.zeros((CANVAS_SIDE, CANVAS_SIDE, 4), np.uint8)
-        self.words = self.pixels.view(np.uint32)[..., 0]
+        self.pixels = np.zeros((CANVAS_SIDE, CANVAS_SIDE, 4), np.uint8)  # red, green, blue, owner
+        self.words = self.pixels.view(np.uint32)[..., 0]  # the same memory, one number per pixel
         if style == "sketch":
             self.pixels[..., :3] = PAPER
 
@@ -103,24 +97,21 @@ class Canvas:
 
     def shape(self, outline: np.ndarray, colour: Colour, edge: bool = True) -> None:
         """A piece of scenery, in the style of the picture: in a sketch, pencil lines over paper."""
-        points = fixed(outline)
-        if self.style == "sketch":
-            self.fill(points, PAPER)
-            cv2.polylines(self.pixels, [points], True, (*PENCIL, 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
-            return
-        self.fill(points, colour)
-        if edge and self.style == "cartoon":
-            cv2.polylines(self.pixels, [points], True, (*shade(colour, 0.62), 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
+        points, sketch = fixed(outline), self.style == "sketch"
+        self.fill(points, PAPER if sketch else colour)
+        if sketch or (edge and self.style == "cartoon"):
+            ink = PENCIL if sketch else shade(colour, 0.62)
+            cv2.polylines(self.pixels, [points], True, (*ink, 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
 
     def group(self, outlines: Iterable[np.ndarray], colour: Colour) -> None:
         """Overlapping pieces of one colour that share one contour, such as the crown of a tree."""
-        points = [fixed(outline) for outline in outlines]
+        points, sketch = [fixed(outline) for outline in outlines], self.style == "sketch"
         if self.style in ("sketch", "cartoon"):
-            edge = PENCIL if self.style == "sketch" else shade(colour, 0.62)
+            ink = PENCIL if sketch else shade(colour, 0.62)
             for piece in points:
-                cv2.polylines(self.pixels, [piece], True, (*edge, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
+                cv2.polylines(self.pixels, [piece], True, (*ink, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
         for piece in points:
-            self.fill(piece, PAPER if self.style == "sketch" else colour)
+            self.fill(piece, PAPER if sketch else colour)
 
     def gradient(self, top: float, bottom: float, upper: Colour, lower: Colour) -> None:
         """A horizontal band from colour ``upper`` to ``lower``; white in a sketch, their mean in a cartoon."""
@@ -133,7 +124,6 @@ class Canvas:
         self.words[first:last] = words(np.array(upper) + (np.array(lower) - np.array(upper)) * share)[:, None]
 
     def line(self, start: Sequence[float], end: Sequence[float], colour: Colour, width: int = 2) -> None:
-        """A straight stroke of scenery."""
         colour = PENCIL if self.style == "sketch" else colour
         a, b = fixed((start, end)).tolist()
         cv2.line(self.pixels, a, b, (*colour, 0), width, cv2.LINE_8, SUBPIXEL_BITS)

@@ -8,30 +8,28 @@ STYLES = ("photo", "cartoon", "sketch", "shadow")
 ACTIONS = ("standing", "waving", "running", "sitting", "tpose", "kicking", "dancing", "lying", "jumping", "pointing")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PLACES = {
-    "park": "in the park",
-    "beach": "at the beach",
-    "room": "in the room",
-    "street": "in the street",
-    "studio": "in the studio",
-    "night": "at night",
-}
+    "park": "in the park", "beach": "at the beach", "room": "in the room", "street": "in the street",
+    "studio": "in the studio", "night": "at night",
+}  # fmt: skip
 SCENES = tuple(PLACES)
 COLOURED_STYLES = ("photo", "cartoon")
 COUNT_PHRASES = {1: "one person", 2: "two people", 3: "three people"}
 
-_WORDS = " ".join(
-    (
-        *STYLES,
-        "of one two three person people",
-        *PLACES.values(),
-        ": ,",
-        *ACTIONS,
-        "in",
-        *COLOURS,
-        "shirt and trousers",
-    )
+_PHRASES = (
+    *STYLES,
+    "of one two three person people",
+    *PLACES.values(),
+    ": ,",
+    *ACTIONS,
+    *COLOURS,
+    "shirt and trousers",
 )
-VOCABULARY = tuple(dict.fromkeys(_WORDS.split()))
+VOCABULARY = tuple(dict.fromkeys(" ".join(_PHRASES).split()))
+
+
+def garment_colours(style: str, shirt: int, further: int) -> tuple[str | None, str | None]:
+    """Colours of shirt and trousers by the number of the first and how far the other is from it; None without."""
+    return (COLOURS[shirt], COLOURS[(shirt + further) % 10]) if style in COLOURED_STYLES else (None, None)
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,8 @@ class Description:
     people: tuple[PersonCaption, ...]
 
     def __str__(self) -> str:
-        return f"{self.style} of {COUNT_PHRASES[len(self.people)]} {PLACES[self.scene]} : " + " , ".join(
-            map(str, self.people)
-        )
+        people = " , ".join(map(str, self.people))
+        return f"{self.style} of {COUNT_PHRASES[len(self.people)]} {PLACES[self.scene]} : {people}"
 
     @property
     def attributes(self) -> dict[str, object]:

@@ -21,7 +21,6 @@ class MannequinData(PoseData):
 
     Args:
         split: train, validation or test.
-        count: number of samples.
         size: image side in pixels, 64 or 128.
         seed: the world's seed.
         cache: folder for the rendered shards; 0.4 GB for 30,000 images of 64 pixels.
@@ -48,13 +47,10 @@ class MannequinData(PoseData):
         if count < 1:
             raise ValueError(f"count is {count}: at least one sample is needed")
         if not keypoint_noise >= 0:
-            raise ValueError(
-                f"data.{split}.keypoint_noise is {keypoint_noise}; expected a share of the person's size, 0 or more, "
-                "for instance 0.05"
-            )
+            expected = "expected a share of the person's size, 0 or more, for instance 0.05"
+            raise ValueError(f"data.{split}.keypoint_noise is {keypoint_noise}; {expected}")
         self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
-        self.keypoint_noise = keypoint_noise
-        self.world = self.renders(seed, size)
+        self.keypoint_noise, self.world = keypoint_noise, self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
         self._shards: list[ShardContent] = []

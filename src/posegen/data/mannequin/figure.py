@@ -50,18 +50,12 @@ def random_outfit(style: str, shirt: str | None, trousers: str | None, dice: Dic
 
 
 class Figure:
-    """A body placed on the canvas.
-
-    Attributes:
-        joints: ``[22, 2]`` joints in canvas pixels.
-        depth: ``[22]`` nearness to the viewer in pixels.
-        unit: pixels per body height.
-    """
+    """A body placed on the canvas with its pelvis at ``origin`` (x, y), ``unit`` pixels per body height."""
 
     def __init__(self, body: Body, outfit: Outfit, origin: tuple[float, float], unit: float):
         self.body, self.outfit, self.unit = body, outfit, unit
-        self.joints = np.array(origin) + body.joints[:, :2] * (unit, -unit)
-        self.depth = body.joints[:, 2] * unit
+        self.joints = np.array(origin) + body.joints[:, :2] * (unit, -unit)  # [22, 2] in canvas pixels
+        self.depth = body.joints[:, 2] * unit  # [22] nearness to the viewer in pixels
 
     def project(self, joint: str, offset: np.ndarray | None = None) -> np.ndarray:
         """Canvas position ``[2]`` of a joint, or of a point ``offset`` (body heights, ``[3]``) away from it."""

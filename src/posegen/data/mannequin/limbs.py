@@ -7,6 +7,7 @@ Therefore images of the mannequin world are never mirrored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import cv2
 import numpy as np
@@ -26,13 +27,12 @@ Segment = tuple[str, str, float, float, float, float, str]
 
 def _arm(tag: str, long_sleeves: bool) -> tuple[Segment, ...]:
     shoulder, elbow, wrist, hand = (f"{joint}_{tag}" for joint in ("shoulder", "elbow", "wrist", "hand"))
-    sleeve = 1.0 if long_sleeves else 0.62
-    lower = "shirt" if long_sleeves else "skin"
+    sleeve, end, lower = (1.0, 0.035, "shirt") if long_sleeves else (0.62, 0.039, "skin")
     return (
         (shoulder, elbow, 0.5, 1.0, 0.034, 0.031, lower),
         (elbow, wrist, 0.0, 1.0, 0.031, 0.025, lower),
         (wrist, hand, 0.2, 0.9, 0.027, 0.029, "skin"),
-        (shoulder, elbow, 0.0, sleeve, 0.041, 0.035 if long_sleeves else 0.039, "shirt"),
+        (shoulder, elbow, 0.0, sleeve, 0.041, end, "shirt"),
     )
 
 
@@ -60,23 +60,15 @@ class LimbGeometry:
     """All segments of a person as arrays, so that their geometry is computed at once."""
 
     def __init__(self, long_sleeves: bool):
-        groups = {
-            "arm_l": _arm("l", long_sleeves),
-            "arm_r": _arm("r", long_sleeves),
-            "leg_l": _leg("l"),
-            "leg_r": _leg("r"),
-            "trunk": TRUNK,
-        }
+        groups = {f"arm_{tag}": _arm(tag, long_sleeves) for tag in "lr"} | {f"leg_{tag}": _leg(tag) for tag in "lr"}
+        groups["trunk"] = TRUNK
         segments = [segment for group in groups.values() for segment in group]
         self.first, self.second = np.array([(J[segment[0]], J[segment[1]]) for segment in segments]).T
         self.share = np.array([segment[2:4] for segment in segments])[..., None]
         self.radii = np.array([segment[4:6] for segment in segments])
         self.parts = {name: [segment[6] for segment in group] for name, group in groups.items()}
-        starts = np.cumsum([0] + [len(group) for group in groups.values()])
-        self.span = {
-            name: slice(start, start + len(group))
-            for (name, group), start in zip(groups.items(), starts[:-1], strict=True)
-        }
+        ends = accumulate(map(len, groups.values()))
+        self.span = {name: slice(end - len(groups[name]), end) for name, end in zip(groups, ends, strict=True)}
 
 
 LIMBS_BY_SLEEVES = {sleeves: LimbGeometry(sleeves) for sleeves in (False, True)}
@@ -96,20 +88,18 @@ class Layer:
 
 LAYERS: dict[str, tuple[Layer, ...]] = {
     "photo": (
-        Layer(1, 0.4, 0, 0.66),
-        Layer(0.84, 0, 0.12, 0.88),
-        Layer(0.6, 0, 0.26, 1.0),
-        Layer(0.28, 0, 0.4, 1.0, 0.13),
+        Layer(1, 0.4, 0, 0.66), Layer(0.84, 0, 0.12, 0.88), Layer(0.6, 0, 0.26, 1.0), Layer(0.28, 0, 0.4, 1.0, 0.13),
     ),
     "cartoon": (Layer(1, 2.4, 0, 1, ink=INK), Layer(1, 0, 0, 1)),
     "sketch": (Layer(1, 1.7, 0, 1, ink=INK), Layer(1, -0.6, 0, 1)),
     "shadow": (Layer(1, 1.5, 0, 1, ink=(24, 23, 29)), Layer(1, -0.5, 0, 1)),
-}
+}  # fmt: skip
 
 
 def paint_figure(canvas: Canvas, owner: int, figure: Figure) -> None:
     """Paints head, trunk and limbs from back to front."""
-    outlines = _outlines(figure, LAYERS[canvas.style])
+    layers = LAYERS[canvas.style]
+    outlines = _outlines(figure, layers)
     geometry = LIMBS_BY_SLEEVES[figure.outfit.long_sleeves]
     depths = [(_nearness(figure, f"elbow_{tag}", f"wrist_{tag}", 0.01), f"arm_{tag}") for tag in "lr"]
     depths += [(_nearness(figure, f"knee_{tag}", f"ankle_{tag}", -0.05), f"leg_{tag}") for tag in "lr"]
@@ -118,10 +108,16 @@ def paint_figure(canvas: Canvas, owner: int, figure: Figure) -> None:
         if name == "head":
             paint_head(canvas, owner, figure)
         elif name == "trunk":
-            _paint_trunk(canvas, owner, figure, outlines[:, geometry.span[name]])
+            for pieces, part in ((NECK, "skin"), (PELVIS, "trousers"), (CHEST, "shirt")):
+                colour = getattr(figure.outfit, part)
+                for layer, coat in zip(layers, outlines[:, geometry.span[name]][:, pieces], strict=True):
+                    hull = cv2.convexHull(coat.reshape(-1, 2))
+                    canvas.fill(hull, _coat(layer, colour, TORSO_BRIGHTNESS, canvas.style), owner)
         else:
             factor = RIGHT_BRIGHTNESS if name.endswith("r") else 1.0
-            _paint_limb(canvas, owner, figure, outlines[:, geometry.span[name]], geometry.parts[name], factor)
+            for layer, coat in zip(layers, outlines[:, geometry.span[name]], strict=True):
+                for outline, part in zip(coat, geometry.parts[name], strict=True):
+                    canvas.fill(outline, _coat(layer, getattr(figure.outfit, part), factor, canvas.style), owner)
 
 
 def _nearness(figure: Figure, first: str, second: str, bias: float) -> float:
@@ -139,23 +135,7 @@ def _outlines(figure: Figure, layers: tuple[Layer, ...]) -> np.ndarray:
     return fixed(outlines).reshape(len(layers), -1, *outlines.shape[1:])
 
 
-def _paint_limb(
-    canvas: Canvas, owner: int, figure: Figure, outlines: np.ndarray, parts: list[str], factor: float
-) -> None:
-    for layer, coat in zip(LAYERS[canvas.style], outlines, strict=True):
-        for outline, part in zip(coat, parts, strict=True):
-            canvas.fill(outline, _coat(layer, getattr(figure.outfit, part), factor, canvas.style), owner)
-
-
-def _paint_trunk(canvas: Canvas, owner: int, figure: Figure, outlines: np.ndarray) -> None:
-    for pieces, part in ((NECK, "skin"), (PELVIS, "trousers"), (CHEST, "shirt")):
-        for layer, coat in zip(LAYERS[canvas.style], outlines[:, pieces], strict=True):
-            outline = cv2.convexHull(coat.reshape(-1, 2))
-            canvas.fill(outline, _coat(layer, getattr(figure.outfit, part), TORSO_BRIGHTNESS, canvas.style), owner)
-
-
 def _coat(layer: Layer, colour: Colour, factor: float, style: str) -> Colour:
-    """The colour of one layer."""
     if layer.ink is not None:
         return layer.ink
     if style == "shadow":  # the left side is lighter than the trunk, the right side darker

@@ -14,15 +14,7 @@ import numpy as np
 
 from posegen.data.mannequin.body import Body, Build, random_body, random_bones, random_roundness
 from posegen.data.mannequin.canvas import Canvas
-from posegen.data.mannequin.captions import (
-    ACTIONS,
-    COLOURED_STYLES,
-    COLOURS,
-    SCENES,
-    STYLES,
-    Description,
-    PersonCaption,
-)
+from posegen.data.mannequin.captions import ACTIONS, SCENES, STYLES, Description, PersonCaption, garment_colours
 from posegen.data.mannequin.figure import random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
@@ -54,8 +46,7 @@ class Targets(World):
         dice = self._stream(split, index, DESCRIPTION)
         style, scene = dice.choice(STYLES, STYLE_SHARES), dice.choice(SCENES)
         actions = {TARGET: dice.choice(ACTIONS), SOURCE: dice.choice(ACTIONS)}
-        shirt, trousers = dice.integer(0, 9), dice.integer(1, 9)
-        colours = (COLOURS[shirt], COLOURS[(shirt + trousers) % 10]) if style in COLOURED_STYLES else (None, None)
+        colours = garment_colours(style, dice.integer(0, 9), dice.integer(1, 9))
         return Description(style, scene, (PersonCaption(actions[self.member], *colours),))
 
     def _stream(self, split: str, index: int, *streams: int) -> Dice:
@@ -64,14 +55,9 @@ class Targets(World):
 
     def garment(self, split: str, index: int, part: str) -> np.ndarray:
         """Mask ``[size, size] bool`` of the ``shirt`` or ``trousers`` of an image: pixels that follow their colour."""
-        black, white = (
-            cv2.resize(
-                self._paint(split, index, REALISATION, **{part: colour})[0],
-                (self.size, self.size),
-                interpolation=cv2.INTER_AREA,
-            )
-            for colour in ((0, 0, 0), (255, 255, 255))
-        )
+        images = (self._paint(split, index, REALISATION, **{part: (tone,) * 3})[0] for tone in (0, 255))
+        size = self.size, self.size
+        black, white = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images)
         return (black != white).any(-1)
 
     def _paint(self, split: str, index: int, stream: int, **worn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -82,9 +68,8 @@ class Targets(World):
         build = Build(random_bones(person), *random_roundness(person))
         canvas = Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
-        bodies = {
-            member: world(self.seed, self.size).body(split, index, stream, build) for member, world in MEMBERS.items()
-        }
+        size = self.seed, self.size
+        bodies = {member: world(*size).body(split, index, stream, build) for member, world in MEMBERS.items()}
         units = [largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()]
         place = self._stream(split, index, stream, self.member, PLACE)
         people = side_by_side([bodies[self.member]], [outfit], [min(units)], horizon, place)  # one size in both images

@@ -30,12 +30,7 @@ class MannequinPairs(MannequinData):
     """The first ``count`` pairs of a split; a sample is a target, `source_of` gives the other image of the person.
 
     Args:
-        split: train, validation or test.
-        count: number of pairs.
-        size: image side in pixels, 64 or 128.
-        seed: the world's seed.
-        cache: folder for the rendered shards.
-        workers: rendering processes; None takes one per core.
+        split, count, size, seed, cache, workers: as for `MannequinData`.
         prompt: one text for all in place of the targets' captions, which name the colours of the clothes; with an
             empty text the source alone shows them.
     """
@@ -98,8 +93,7 @@ class MannequinTransfers(Transfers):
         garment: ``shirt``, ``trousers`` or ``clothes``.
         told: the captions name the colours of the new clothes.
 
-    Raises:
-        ValueError: the garment is unknown, or there are fewer people than ``count``.
+    A ValueError says that the garment is unknown, or that there are fewer people than ``count``.
     """
 
     name = "mannequin_transfers"
@@ -115,17 +109,15 @@ class MannequinTransfers(Transfers):
         triples = [_first_fitting(coloured[i:] + coloured[:i], looks) for i in range(len(coloured))]
         every = [triple for triple in triples if triple is not None]
         if not every or (count is not None and not 1 <= count <= len(every)):
-            raise ValueError(
-                f"count={count}: the first {len(pairs)} pairs of {pairs.split} have {len(every)} people to dress; "
-                f"raise data.{pairs.split}.count"
-            )
+            found = f"the first {len(pairs)} pairs of {pairs.split} have {len(every)} people to dress"
+            raise ValueError(f"count={count}: {found}; raise data.{pairs.split}.count")
         self.people = every[:count]
         self._where = lru_cache(maxsize=64)(self._garment)
 
     @property
     def identity(self) -> dict[str, Any]:
         about = {"name": self.name, "people": len(self.people), "garment": self.garment, "told": self.told}
-        return {**self.pairs.identity, **about}
+        return self.pairs.identity | about
 
     def __len__(self) -> int:
         return len(self.people)
@@ -135,10 +127,8 @@ class MannequinTransfers(Transfers):
         sample, seen = self.pairs[person], self.pairs[person].attributes
         if self.pairs.prompt is not None and not self.told:
             return sample
-        worn, wanted = (
-            dict(zip(("shirt", "trousers"), self.pairs[each].attributes["colours"][0], strict=True))
-            for each in (person, style)
-        )
+        every = (self.pairs[each].attributes["colours"][0] for each in (person, style))
+        worn, wanted = (dict(zip(("shirt", "trousers"), colours, strict=True)) for colours in every)
         colours = worn | {part: wanted[part] for part in GARMENT_PARTS[self.garment]} if self.told else {}
         caption = Description(seen["style"], seen["scene"], (PersonCaption(*seen["actions"], **colours),))
         return replace(sample, prompt=str(caption))
@@ -157,13 +147,8 @@ class MannequinTransfers(Transfers):
 
     def garments_of(self, index: int) -> Mapping[str, Sequence[Garment]]:
         person, style, wrong = self.people[index]
-        members = {
-            "picture": (person, False),
-            "style": (style, True),
-            "style_again": (style, False),
-            "wrong_style": (wrong, True),
-        }
-        return {who: self._where(*member) for who, member in members.items()}
+        members = {"style": (style, True), "style_again": (style, False), "wrong_style": (wrong, True)}
+        return {who: self._where(*member) for who, member in {"picture": (person, False), **members}.items()}
 
     def _garment(self, pair: int, source: bool) -> list[Garment]:
         """The garments of a pair's person, in its source or in its target."""
@@ -175,12 +160,11 @@ class MannequinTransfers(Transfers):
 
 def _first_fitting(others: Sequence[int], looks: Sequence[Mapping[str, Any]]) -> tuple[int, int, int] | None:
     """(person, style, wrong style): the first of ``others`` and the two that follow; None where nobody fits."""
-    person, found = others[0], [others[0]]
+    found = [others[0]]
     for other in others[1:]:
         colours = [looks[each]["colours"][0] for each in (*found, other)]
-        if looks[other]["style"] == looks[person]["style"] and all(
-            len(set(worn)) == len(colours) for worn in zip(*colours, strict=True)
-        ):
+        differ = all(len(set(worn)) == len(colours) for worn in zip(*colours, strict=True))
+        if differ and looks[other]["style"] == looks[found[0]]["style"]:
             found.append(other)
         if len(found) == 3:
             return found[0], found[1], found[2]

@@ -15,15 +15,7 @@ import numpy as np
 from posegen.data.base import Sample
 from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, random_body
 from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, box, ellipse, snapped
-from posegen.data.mannequin.captions import (
-    ACTIONS,
-    COLOURED_STYLES,
-    COLOURS,
-    SCENES,
-    STYLES,
-    Description,
-    PersonCaption,
-)
+from posegen.data.mannequin.captions import ACTIONS, SCENES, STYLES, Description, PersonCaption, garment_colours
 from posegen.data.mannequin.figure import Figure, Outfit, random_outfit
 from posegen.data.mannequin.limbs import paint_figure
 from posegen.data.mannequin.rng import Dice
@@ -50,12 +42,7 @@ class Realisation:
 
 
 class World:
-    """Renders samples.
-
-    Args:
-        seed: another seed is another world with the same rules.
-        size: output pixels; must divide 256.
-    """
+    """Renders samples of ``size`` pixels, a divisor of 256; another seed is another world with the same rules."""
 
     name, version = "mannequin", str(WORLD_VERSION)
 
@@ -66,7 +53,12 @@ class World:
 
     def describe(self, split: str, index: int) -> Description:
         """The caption of image ``index`` as a value."""
-        return _describe(self._dice(split, index, DESCRIPTION))
+        dice, looks = self._dice(split, index, DESCRIPTION), []
+        style, scene = dice.choice(STYLES, STYLE_SHARES), dice.choice(SCENES)
+        for _ in range(dice.choice((1, 2, 3), COUNT_SHARES)):
+            action, colours = dice.choice(ACTIONS), garment_colours(style, dice.integer(0, 9), dice.integer(1, 9))
+            looks.append(PersonCaption(action, *colours))
+        return Description(style, scene, tuple(looks))
 
     def render(self, split: str, index: int) -> Sample:
         """Image ``index`` of ``split`` with its caption, keypoints and visible areas."""
@@ -96,33 +88,17 @@ class World:
         labelled = keypoints[..., 2:] > 0
         keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) * ratio - 0.5, 0)
         name = self.sample_id(split, index) + ("" if stream == REALISATION else "/twin")
-        areas = (areas * ratio**2).astype(np.float32)
-        return Sample(
-            name,
-            str(description),
-            keypoints.astype(np.float32),
-            areas,
-            image,
-            (self.size, self.size),
-            description.attributes,
-        )
+        keypoints, areas = keypoints.astype(np.float32), (areas * ratio**2).astype(np.float32)
+        return Sample(name, str(description), keypoints, areas, image, image.shape[:2], description.attributes)
 
     def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` and visible areas ``[P]``, in canvas pixels."""
         description, dice = self.describe(split, index), self._dice(split, index, stream)
-        canvas = Canvas(description.style)
+        style, people, canvas = description.style, description.people, Canvas(description.style)
         horizon = paint_scene(canvas, description.scene, dice)
-        return paint_people(canvas, _realise(description, horizon, dice))
-
-
-def _describe(dice: Dice) -> Description:
-    style, scene = dice.choice(STYLES, STYLE_SHARES), dice.choice(SCENES)
-    looks = []
-    for _ in range(dice.choice((1, 2, 3), COUNT_SHARES)):
-        action, shirt, trousers = dice.choice(ACTIONS), dice.integer(0, 9), dice.integer(1, 9)
-        colours = (COLOURS[shirt], COLOURS[(shirt + trousers) % 10]) if style in COLOURED_STYLES else (None, None)
-        looks.append(PersonCaption(action, *colours))
-    return Description(style, scene, tuple(looks))
+        bodies = [random_body(look.action, dice) for look in people]
+        outfits = [random_outfit(style, look.shirt, look.trousers, dice) for look in people]
+        return paint_people(canvas, side_by_side(bodies, outfits, largest_units(bodies, dice), horizon, dice))
 
 
 def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,17 +113,10 @@ def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.nd
             _stool(canvas, figures[k], people.grounds[k])
         paint_figure(canvas, owner, figures[k])
     owners = cv2.extractChannel(canvas.pixels, 3)
-    rank = {k: owner for owner, k in enumerate(order, 1)}
-    keypoints = np.stack([_keypoints(figures[k], owners, rank[k]) for k in range(len(figures))])
-    areas = np.array([np.count_nonzero(owners == rank[k]) for k in range(len(figures))])
+    ranks = np.argsort(order) + 1
+    keypoints = np.stack([_keypoints(figure, owners, rank) for figure, rank in zip(figures, ranks, strict=True)])
+    areas = np.array([np.count_nonzero(owners == rank) for rank in ranks])
     return cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), keypoints, areas
-
-
-def _realise(description: Description, horizon: float, dice: Dice) -> Realisation:
-    bodies = [random_body(look.action, dice) for look in description.people]
-    outfits = [random_outfit(description.style, look.shirt, look.trousers, dice) for look in description.people]
-    units = largest_units(bodies, dice)
-    return side_by_side(bodies, outfits, units, horizon, dice)
 
 
 def side_by_side(
@@ -155,14 +124,21 @@ def side_by_side(
 ) -> Realisation:
     """People side by side on the ground; ``units`` are their sizes in pixels per body height."""
     boxes = [_extent(body) for body in bodies]
-    lefts = _columns([(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)], dice)
-    origins, grounds = [], []
-    for body, extent, unit, left in zip(bodies, boxes, units, lefts, strict=True):
+    widths = [(b[1] - b[0]) * u for b, u in zip(boxes, units, strict=True)]
+    shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
+    free = CANVAS_SIDE - 2 * BORDER - sum(widths)
+    if free > 0:
+        gaps = [free * share / sum(shares) for share in shares]
+    else:  # no room: they overlap evenly
+        gaps = [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
+    origins, grounds, left = [], [], float(BORDER)
+    for body, extent, unit, gap, width in zip(bodies, boxes, units, gaps, widths, strict=False):
         height = (extent[3] - extent[2] + body.lift) * unit
-        lowest = max(horizon + 18, BORDER + height, dice.uniform(0.82, 0.97) * CANVAS_SIDE)
-        ground = min(CANVAS_SIDE - BORDER, lowest)
+        standing = dice.uniform(0.82, 0.97) * CANVAS_SIDE
+        ground = min(CANVAS_SIDE - BORDER, max(horizon + 18, BORDER + height, standing))
         grounds.append(ground)
-        origins.append((left - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
+        origins.append((left + gap - extent[0] * unit, ground - (body.lift + extent[3]) * unit))
+        left += gap + width
     return Realisation(bodies, outfits, units, origins, grounds)
 
 
@@ -171,8 +147,7 @@ def _extent(body: Body) -> tuple[float, float, float, float]:
     limbs = np.delete(body.joints[:, :2], J["head"], 0) * (1, -1)
     head = body.joints[J["head"], :2] * (1, -1)
     reach = 1.3 * body.head_radius
-    low = np.minimum(limbs.min(0) - 0.045, head - reach)
-    high = np.maximum(limbs.max(0) + 0.045, head + reach)
+    low, high = np.minimum(limbs.min(0) - 0.045, head - reach), np.maximum(limbs.max(0) + 0.045, head + reach)
     return low[0], high[0], low[1], high[1]
 
 
@@ -192,22 +167,6 @@ def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
     return [unit * shrink for unit in units]
 
 
-def _columns(widths: list[float], dice: Dice) -> list[float]:
-    """Left edges of people of these ``widths``: with random gaps, or evenly overlapping where there is no room."""
-    free = CANVAS_SIDE - 2 * BORDER - sum(widths)
-    shares = [dice.uniform(0.15, 1) for _ in range(len(widths) + 1)]
-    gaps = (
-        [free * share / sum(shares) for share in shares]
-        if free > 0
-        else [0.0] + [free / max(1, len(widths) - 1)] * (len(widths) - 1)
-    )
-    lefts, left = [], float(BORDER)
-    for gap, width in zip(gaps, widths, strict=False):
-        lefts.append(left + gap)
-        left += gap + width
-    return lefts
-
-
 def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
     if canvas.style == "sketch":
         return
@@ -222,12 +181,10 @@ def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
 
 
 def _stool(canvas: Canvas, figure: Figure, ground: float) -> None:
-    """A round stool under somebody who sits."""
     x, y = figure.project("pelvis")
     unit, seat = figure.unit, y + 0.035 * figure.unit
-    wood, side = {"shadow": ((118, 106, 110), (96, 88, 94)), "sketch": ((236, 234, 230), (226, 224, 220))}.get(
-        canvas.style, ((196, 146, 96), (150, 104, 66))
-    )
+    styles = {"shadow": ((118, 106, 110), (96, 88, 94)), "sketch": ((236, 234, 230), (226, 224, 220))}
+    wood, side = styles.get(canvas.style, ((196, 146, 96), (150, 104, 66)))
     half = 0.115 * unit
     for leg in (-0.82, 0.82):
         middle, foot = x + half * leg, max(seat + 4, ground - 0.02 * unit)

@@ -30,22 +30,15 @@ CHUNK = 8  # missing joints that are looked for together; their maps stay in the
 class Decoding:
     """How maps are decoded; the defaults are those of the published evaluations.
 
-    Attributes:
-        kernel: a peak is the largest value of a square of so many cells around it; odd.
-        candidates: most peaks of a joint.
-        detection_threshold: a peak is higher than this.
-        tag_threshold: a peak belongs to a person whose mean tag is nearer than this.
-        fill: look for a person's missing joints, too.
-        cpu_quirk: reproduce a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
-            logarithms before missing joints are looked for, so that hardly any is found. No published number was made
-            that way.
+    ``cpu_quirk`` reproduces a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
+    logarithms before missing joints are looked for, so that hardly any is found. No published number comes from it.
     """
 
-    kernel: int = 5
-    candidates: int = 30
-    detection_threshold: float = 0.1
-    tag_threshold: float = 1.0
-    fill: bool = True
+    kernel: int = 5  # a peak is the largest value of a square of so many cells around it; odd
+    candidates: int = 30  # most peaks of a joint
+    detection_threshold: float = 0.1  # a peak is higher than this
+    tag_threshold: float = 1.0  # a peak belongs to a person whose mean tag is nearer than this
+    fill: bool = True  # look for a person's missing joints, too
     cpu_quirk: bool = False
 
 
@@ -63,18 +56,13 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
     Returns:
         Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and
         ``[P] float32`` person scores, the mean over all joints before missing ones are looked for. People are in the
-        order in which they were begun.
-
-    Raises:
-        ValueError: a peak is not finite.
+        order in which they were begun. A peak that is not finite is a ValueError.
     """
     heatmaps, tags = heatmaps.float(), tags.float()
     found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
-        raise ValueError(
-            "the maps of the pose network are not finite, so nobody can be found in them; its weights or the images "
-            "are damaged"
-        )
+        reason = "the maps of the pose network are not finite, so nobody can be found in them"
+        raise ValueError(f"{reason}; its weights or the images are damaged")
     groups = [group_people(*candidates, decoding) for candidates in zip(found, embeddings, strict=True)]
     people = np.concatenate([np.zeros((0, JOINTS, 3), np.float32), *groups])
     image = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
@@ -107,18 +95,11 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
     return reduce(torch.maximum, (across[..., i : i + h, :] for i in range(kernel)))
 
 
-# Grouping.
-
-
 def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
-    """People ``[P, 17, 3]`` of one image; joints that nobody claims are zero.
+    """People ``[P, 17, 3]`` of one image from ``candidates [17, k, 3]`` (x, y, height) and their ``tags [17, k, n]``.
 
-    A person is known by the first tag of the peak it began with, so a peak with the very same tag replaces that joint,
-    and with it the person's tags.
-
-    Args:
-        candidates: ``[17, k, 3]`` x, y, height.
-        tags: ``[17, k, n]``.
+    Joints that nobody claims are zero. A person is known by the first tag of the peak it began with, so a peak with the
+    very same tag replaces that joint, and with it the person's tags.
     """
     high = candidates[..., 2] > decoding.detection_threshold
     people = np.zeros((int(high.sum()), JOINTS, 3), np.float32)
@@ -137,31 +118,22 @@ def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -
 
 
 def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold: float) -> list[int]:
-    """The person of each of k peaks, -1 where it begins a new one.
+    """The person of each of k peaks (``heights [k]``, ``tags [k, n]``), -1 where it begins a new one.
 
-    The sum of the rounded tag distances decides, and between equal ones the heights do. Whom nobody can tell apart by
-    that is settled by the order in which the solver looks, so it gets the square matrix that released programs solve:
-    too many peaks meet people who cost too much.
-
-    Args:
-        heights: ``[k]``.
-        tags: ``[k, n]``.
-        means: ``[P, n]`` the people's mean tags.
-        threshold: a person's tag is nearer than this.
+    The sum of the rounded tag distances to the people's ``means [P, n]`` decides, and between equal ones the heights
+    do. Whom nobody can tell apart by that is settled by the order in which the solver looks, so it gets the square
+    matrix that released programs solve: too many peaks meet people who cost too much. A person's tag is nearer than
+    ``threshold``.
     """
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
-    peak, person = linear_sum_assignment(
-        np.pad(np.rint(distance) * TAG_WEIGHT - heights[:, None], beyond, constant_values=NOBODY)
-    )
+    cost = np.rint(distance) * TAG_WEIGHT - heights[:, None]
+    peak, person = linear_sum_assignment(np.pad(cost, beyond, constant_values=NOBODY))
     distance = np.pad(distance, beyond, constant_values=np.inf)
     owner = np.full(len(heights), -1)
     near = distance[peak, person] < threshold
     owner[peak[near]] = person[near]
     return owner.tolist()
-
-
-# Positions.
 
 
 def smoothed_maps(maps: Tensor) -> Tensor:
@@ -177,70 +149,36 @@ def log_heat(heatmaps: Tensor) -> Tensor:
 
 def refined(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Peaks between cells: one Newton step on the logarithm of the smoothed heat, that of a Gaussian being a paraboloid
-    (DARK, arXiv:1910.06278, eq. 7).
-
-    Only the cells around the points are smoothed.
-
-    Args:
-        heatmaps: ``[B, 17, h, w]``.
-        image: ``[N]`` the image of each person.
-        points: ``[N, 17, 2]`` x, y in whole cells.
+    (DARK, arXiv:1910.06278, eq. 7). Only the cells around the ``points [N, 17, 2]``, x, y in whole cells, are smoothed.
     """
-    heat = around(heatmaps, image, points)
-    dx, dy = (heat[..., 1, 2] - heat[..., 1, 0]) / 2, (heat[..., 2, 1] - heat[..., 0, 1]) / 2
-    dxx, dyy = (
-        heat[..., 1, 2] - 2 * heat[..., 1, 1] + heat[..., 1, 0],
-        heat[..., 2, 1] - 2 * heat[..., 1, 1] + heat[..., 0, 1],
-    )
-    dxy = (
-        heat[..., 2, 2]
-        - heat[..., 1, 2]
-        - heat[..., 2, 1]
-        + 2 * heat[..., 1, 1]
-        - heat[..., 1, 0]
-        - heat[..., 0, 1]
-        + heat[..., 0, 0]
-    ) / 2
+    heat = np.moveaxis(around(heatmaps, image, points), (-2, -1), (0, 1))
+    (corner, above, _), (left, centre, right), (_, below, far) = heat
+    dx, dy, dxx, dyy = (right - left) / 2, (below - above) / 2, right - 2 * centre + left, below - 2 * centre + above
+    dxy = (far - right - below + 2 * centre - left - above + corner) / 2
     # A tiny multiple of the identity keeps flat places where they are; it only counts in double precision.
     dxx, dyy, dxy = EPSILON + dxx.astype(float), EPSILON + dyy.astype(float), dxy.astype(float)
     determinant = dxx * dyy - dxy * dxy
-    step = (
-        np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1)
-        / np.where(determinant == 0, np.inf, determinant)[..., None]
-    )
-    return (points - step).astype(np.float32)
+    divisor = np.where(determinant == 0, np.inf, determinant)[..., None]
+    return (points - np.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], -1) / divisor).astype(np.float32)
 
 
 def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """`log_heat` in the 3x3 cells around each of ``points [N, 17, 2]``, as ``[N, 17, 3, 3]``; the border continues."""
     h, w = heatmaps.shape[-2:]
-    offsets = np.arange(-1, 2)
-
-    def lines(centres: np.ndarray, last: int) -> np.ndarray:
-        """The three lines that are smoothed for each of the three around a centre, ``[N, 17, 3, 3]``."""
-        wanted = np.clip(centres.astype(int)[..., None] + offsets, 0, last)[..., None] + offsets
-        return last - np.abs(last - np.abs(wanted))
-
-    rows, columns = lines(points[..., 1], h - 1), lines(points[..., 0], w - 1)
-    maps = image[:, None] * JOINTS + np.arange(JOINTS)
-    cells = (
-        maps[:, :, None, None, None, None] * h * w + rows[:, :, :, None, :, None] * w + columns[:, :, None, :, None, :]
-    )
+    offsets, lines = np.arange(-1, 2), []
+    for axis, last in enumerate((w - 1, h - 1)):  # the three lines smoothed for each of three, [N, 17, 3, 3]
+        wanted = np.clip(points[..., axis].astype(int)[..., None] + offsets, 0, last)[..., None] + offsets
+        lines.append(last - np.abs(last - np.abs(wanted)))
+    columns, rows = lines[0][:, :, None, :, None, :], lines[1][:, :, :, None, :, None]
+    maps = (image[:, None] * JOINTS + np.arange(JOINTS))[..., None, None, None, None]
+    cells = maps * h * w + rows * w + columns
     windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
     return np.log(smoothed_maps(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
 
 
-# Missing joints.
-
-
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """People with their missing joints where heat less the rounded tag distance is largest, a quarter cell uphill.
-
-    Args:
-        heatmaps: ``[B, 17, h, w]``; a joint is found where its heat is positive.
-        tags: ``[B, 17, h, w, n]``.
-        image: ``[N]`` the image of each person.
-        people: ``[N, 17, 3]`` x, y, score.
+    """``people [N, 17, 3]`` with their missing joints where heat less the rounded tag distance is largest, a quarter
+    cell uphill; a joint is found where its heat is positive. ``image [N]`` is the image of each person.
     """
     person, joint = np.nonzero(people[..., 2] == 0)
     if not len(person):
@@ -249,22 +187,16 @@ def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray
     means = torch.from_numpy(mean_tags(tags, image, people)[person]).to(device)
     heat, planes = heatmaps.flatten(0, 1), [plane.flatten(0, 1) for plane in tags.unbind(-1)]
     parts = zip(torch.from_numpy(maps).to(device).split(CHUNK), means.split(CHUNK), strict=True)
-    found = (
-        torch.cat([best_places(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts])
-        .cpu()
-        .numpy()
-    )
-    made = people.copy()
-    made[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
-    return made
+    places = [best_places(heat[index], [plane[index] for plane in planes], mean) for index, mean in parts]
+    found, complete = torch.cat(places).cpu().numpy(), people.copy()
+    complete[person, joint] = np.where(found[:, 2:] > 0, found, people[person, joint])
+    return complete
 
 
 def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
     """``[N, n]`` the mean tag of each person's joints, read in the cells that they were refined to."""
     h, w = tags.shape[2:4]
-    x, y = (
-        np.clip(people[..., i], 0, last).astype(int) for i, last in enumerate((w - 1, h - 1))
-    )  # steps on flat heat lead far away
+    x, y = np.clip(people[..., :2], 0, (w - 1, h - 1)).astype(int).transpose(2, 0, 1)  # flat heat leads far away
     cells = ((image[:, None] * JOINTS + np.arange(JOINTS)) * h + y) * w + x
     own = tags.flatten(0, 3)[torch.from_numpy(cells).to(tags.device)].cpu().numpy()
     seen = people[..., 2:] > 0
@@ -272,12 +204,8 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
 
 
 def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """``[k, 3]`` x, y, heat of the best place in each of k maps.
-
-    Args:
-        heat: ``[k, h, w]``.
-        tags: n maps ``[k, h, w]``.
-        mean: ``[k, n]`` the tag that is looked for.
+    """``[k, 3]`` x, y, heat of the best place in each of k maps: ``heat [k, h, w]``, n ``tags`` of that shape, and the
+    tag that is looked for, ``mean [k, n]``.
     """
     h, w = heat.shape[1:]
     squares = sum((plane - mean[:, i, None, None]).square_() for i, plane in enumerate(tags))

@@ -21,17 +21,11 @@ def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tenso
 
 
 def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest local maxima of each map, highest first, with sub-cell positions.
-
-    Args:
-        maps: ``[..., h, w]`` probabilities.
-
-    Returns:
-        ``[..., k, 2]`` positions (x, y) and ``[..., k]`` heights; places beyond the last local maximum have height 0.
+    """The k highest local maxima of probabilities ``maps [..., h, w]``, highest first: sub-cell positions (x, y)
+    ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0.
     """
     *lead, h, w = maps.shape
-    maps = maps.reshape(-1, h, w)
-    k = min(k, h * w)
+    maps, k = maps.reshape(-1, h, w), min(k, h * w)
     is_peak = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps
     heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(k, dim=1)
     x, y = where % w, where // w
@@ -44,15 +38,8 @@ def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
 
     The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
     2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
-    the noise.
-
-    Args:
-        maps: ``[N, h, w]`` probabilities.
-        x, y: ``[N, k]`` integer peak cells.
-        limit: largest step in cells.
-
-    Returns:
-        ``[N, k, 2]`` steps (x, y).
+    the noise. Peaks ``x, y [N, k]`` are cells of probabilities ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most
+    ``limit`` cells.
     """
     w = maps.shape[-1] + 2
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate").flatten(1)
@@ -79,7 +66,7 @@ def snapped_to_peaks(
     without an appealing peak the guess stays, with the probability found there as its score.
 
     Args:
-        guess: ``[B, N, 17, 2]`` guessed positions.
+        guess: ``[B, N, 17, 2]`` positions.
         heat: ``[B, 17, h, w]`` probabilities.
         k: peaks per keypoint to choose from.
         reach: width of the distance term relative to the longer side of the guessed person.
@@ -93,9 +80,8 @@ def snapped_to_peaks(
     distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
     appeal = heights[:, None] * torch.exp(distance2 / (-2 * (reach * extent[..., None, None]).square()))
     best, index = appeal.max(-1)
-    found = torch.take_along_dim(places[:, None].expand(-1, guess.shape[1], -1, -1, -1), index[..., None, None], 3)[
-        ..., 0, :
-    ]
+    everywhere = places[:, None].expand(-1, guess.shape[1], -1, -1, -1)
+    found = torch.take_along_dim(everywhere, index[..., None, None], 3)[..., 0, :]
     height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
     snapped = best > floor
     return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, values_at(heat, guess))
@@ -109,16 +95,13 @@ def values_at(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def keep_distinct(keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression by object keypoint similarity.
+    """Greedy non-maximum suppression by object keypoint similarity: ``[B, N]`` which people stay.
 
     Args:
         keypoints: ``[B, N, 17, 2]``, best person first.
         scores: ``[B, N]`` falling person scores.
         sigmas: ``[17]`` COCO per-keypoint standard deviations.
         threshold: a person as similar as this to a better one is dropped.
-
-    Returns:
-        ``[B, N]`` which people stay.
     """
     area = (keypoints.amax(2) - keypoints.amin(2)).clamp_min(1.0).prod(-1)
     scale = (area[:, :, None] + area[:, None, :])[..., None] / 2 * (2 * sigmas).square()

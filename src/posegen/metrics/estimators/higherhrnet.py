@@ -24,32 +24,22 @@ from posegen.metrics.estimators.associative import JOINTS, PUBLISHED, Decoding, 
 from posegen.metrics.estimators.bottom_up import keep_distinct
 from posegen.metrics.estimators.hrnet import STRIDE, Basic, HRNet, Stage, published
 from posegen.metrics.network_weights import load_every_weight
-from posegen.poses.topology import COCO_SIGMAS
+from posegen.poses.topology import COCO_FLIP, COCO_SIGMAS
 
-MIRRORED = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)  # the joint that each one is in a mirrored image
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1], RGB
 SIDE, MULTIPLE = 512, 64  # shorter side of the network's input, and what both sides are multiples of
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The shape of the head, which doubles the resolution once per entry of ``filters``.
+    """The shape of the head, which doubles the resolution once per entry of ``filters``."""
 
-    Attributes:
-        filters: width after each doubling.
-        kernels: size of each transposed convolution.
-        blocks: residual blocks after each.
-        joined: whether the maps found so far are an input of each doubling.
-        tags: whether the maps of each resolution have tags beside the heatmaps.
-        final_kernel: size of the convolutions that make the maps.
-    """
-
-    filters: tuple[int, ...] = (48,)
-    kernels: tuple[int, ...] = (4,)
-    blocks: int = 4
-    joined: tuple[bool, ...] = (True,)
-    tags: tuple[bool, ...] = (True, False)
-    final_kernel: int = 1
+    filters: tuple[int, ...] = (48,)  # width after each doubling
+    kernels: tuple[int, ...] = (4,)  # size of each transposed convolution
+    blocks: int = 4  # residual blocks after each
+    joined: tuple[bool, ...] = (True,)  # whether the maps found so far are an input of each doubling
+    tags: tuple[bool, ...] = (True, False)  # whether the maps of each resolution have tags beside the heatmaps
+    final_kernel: int = 1  # size of the convolutions that give the maps
 
 
 class Head(nn.Module):
@@ -59,14 +49,12 @@ class Head(nn.Module):
         super().__init__()
         self.joined = shape.joined
         widths, maps = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags]
-        self.final_layers = nn.ModuleList(
-            nn.Conv2d(w, m, shape.final_kernel, padding=shape.final_kernel // 2)
-            for w, m in zip(widths, maps, strict=True)
-        )
+        k = shape.final_kernel
+        finals = (nn.Conv2d(w, m, k, padding=k // 2) for w, m in zip(widths, maps, strict=True))
+        self.final_layers = nn.ModuleList(finals)
         inputs = [w + m * joined for w, m, joined in zip(widths[:-1], maps[:-1], shape.joined, strict=True)]
-        self.deconv_layers = nn.ModuleList(
-            doubling(i, f, k, shape.blocks) for i, f, k in zip(inputs, shape.filters, shape.kernels, strict=True)
-        )
+        steps = zip(inputs, shape.filters, shape.kernels, strict=True)
+        self.deconv_layers = nn.ModuleList(doubling(*step, shape.blocks) for step in steps)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = [self.final_layers[0](x)]
@@ -78,13 +66,9 @@ class Head(nn.Module):
 
 def doubling(inputs: int, width: int, kernel: int, blocks: int) -> nn.Sequential:
     """A transposed convolution of stride 2, then residual blocks."""
-    enlarge = nn.ConvTranspose2d(
-        inputs, width, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2, bias=False
-    )
-    return nn.Sequential(
-        nn.Sequential(enlarge, nn.BatchNorm2d(width), nn.ReLU()),
-        *(nn.Sequential(Basic(width, width)) for _ in range(blocks)),
-    )
+    enlarge = nn.ConvTranspose2d(inputs, width, kernel, 2, (kernel - 1) // 2, output_padding=kernel % 2, bias=False)
+    residuals = (nn.Sequential(Basic(width, width)) for _ in range(blocks))
+    return nn.Sequential(nn.Sequential(enlarge, nn.BatchNorm2d(width), nn.ReLU()), *residuals)
 
 
 class HigherHRNet(nn.Module, Estimator):
@@ -93,16 +77,12 @@ class HigherHRNet(nn.Module, Estimator):
     Args:
         stages: the shape of the trunk; that of HRNet-W48 by default.
         stem: width of the trunk's first convolutions.
-        head: the shape of the head.
         size: pixels of the shorter side of the images that people are looked for in; others are resized.
         channel_order: in which the network is given the channels; published weights expect ``rgb``.
         flip_test: look at the mirrored image, too, and take the mean heatmaps.
         score_threshold: least score of a person; the published evaluations have none, so one stray peak is one.
         nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1, as published: nobody.
         decoding: how people are found in the maps.
-
-    Raises:
-        ValueError: ``channel_order`` is something else.
     """
 
     def __init__(
@@ -119,10 +99,8 @@ class HigherHRNet(nn.Module, Estimator):
     ) -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
-            raise ValueError(
-                f"estimator.channel_order={channel_order} is unknown; expected rgb, or bgr for a network that "
-                "learned from swapped colours"
-            )
+            expected = "expected rgb, or bgr for a network that learned from swapped colours"
+            raise ValueError(f"estimator.channel_order={channel_order} is unknown; {expected}")
         self.backbone = HRNet(stages, stem)
         self.keypoint_head = Head(stages[-1].channels[0], head)
         self.multiple = STRIDE * 2 ** (len(stages) - 1)
@@ -132,16 +110,12 @@ class HigherHRNet(nn.Module, Estimator):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size.
-
-        Raises:
-            ValueError: the branches of the trunk do not fit each other at this size.
+        """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size;
+        raises ValueError where the branches of the trunk do not fit each other.
         """
         if any(side % self.multiple for side in inputs.shape[-2:]):
-            raise ValueError(
-                f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; choose sides that are multiples "
-                f"of {self.multiple}"
-            )
+            fix = f"choose sides that are multiples of {self.multiple}"
+            raise ValueError(f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; {fix}")
         return self.keypoint_head(self.backbone(inputs))
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -163,25 +137,18 @@ class HigherHRNet(nn.Module, Estimator):
         both = self(torch.cat([inputs, inputs.flip(-1)]))
         heatmaps, tags = aggregated([maps[:count] for maps in both])
         mirrored, mirrored_tags = aggregated([maps[count:].flip(-1) for maps in both])
-        return (heatmaps + mirrored[:, MIRRORED]) / 2, torch.cat([tags, mirrored_tags[:, MIRRORED]], dim=-1)
+        return (heatmaps + mirrored[:, COCO_FLIP]) / 2, torch.cat([tags, mirrored_tags[:, COCO_FLIP]], dim=-1)
 
     @torch.no_grad()
     def estimate(self, images: Tensor) -> list[Poses]:
-        """The people in images ``[B, 3, H, W]`` in [-1, 1] of any size, in their pixels.
-
-        Raises:
-            ValueError: the network's maps are not finite.
-        """
+        """The people in images ``[B, 3, H, W]`` in [-1, 1], in their pixels; ValueError where maps are not finite."""
         if not len(images):
             return []
         fit = Fit.of(images.shape[-2], images.shape[-1], self.size)
         inputs = self.normalised(fit.applied(images.to(self.mean.device)))
         heatmaps, tags = self.flip_tested(inputs) if self.flip_test else aggregated(self(inputs))
-        grid = heatmaps.shape[-2:]
-        return [
-            self.chosen(to_pixels(people, grid, fit.region), scores)
-            for people, scores in decode(heatmaps, tags, self.decoding)
-        ]
+        grid, found = heatmaps.shape[-2:], decode(heatmaps, tags, self.decoding)
+        return [self.chosen(to_pixels(people, grid, fit.region), scores) for people, scores in found]
 
     def chosen(self, keypoints: np.ndarray, scores: np.ndarray) -> Poses:
         """People ``[P, 17, 3]`` by falling score, without poor ones and repetitions."""
@@ -194,11 +161,7 @@ class HigherHRNet(nn.Module, Estimator):
         return Poses(keypoints[keep], scores[keep])
 
     def fill(self, tensors: Mapping[str, Tensor], source: str) -> HigherHRNet:
-        """The network with these weights, frozen and in evaluation mode.
-
-        Raises:
-            ValueError: a weight is missing, unknown or of another shape; names ``source``.
-        """
+        """The network with these weights, frozen and in evaluation mode; see `load_every_weight` for its errors."""
         return load_every_weight(self, tensors, f"{source} does not hold this HigherHRNet", "check the width")
 
     @classmethod
@@ -212,12 +175,8 @@ class HigherHRNet(nn.Module, Estimator):
         score_threshold: float = 0.0,
         nms_threshold: float = 1.0,
     ) -> HigherHRNet:
-        """mmpose's HigherHRNet-W``width`` from its ``.pth`` file, which is not run, or from safetensors; frozen.
-
-        Args:
-            path: the file.
-            width: of the finest branch; 32 and 48 are published.
-            size, channel_order, flip_test, score_threshold, nms_threshold: as for the class.
+        """mmpose's HigherHRNet-W``width`` (32 and 48 are published) from its ``.pth`` file, which is not run, or from
+        safetensors; frozen. The other arguments are those of the class.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -225,10 +184,8 @@ class HigherHRNet(nn.Module, Estimator):
         """
         file = Path(path).expanduser()
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing; estimator.path expects mmpose's weights of HigherHRNet (a .pth or .safetensors "
-                "file)"
-            )
+            expected = "mmpose's weights of HigherHRNet (a .pth or .safetensors file)"
+            raise FileNotFoundError(f"{file} is missing; estimator.path expects {expected}")
         options = {"size": size, "channel_order": channel_order, "flip_test": flip_test}
         network = cls.from_width(width, score_threshold=score_threshold, nms_threshold=nms_threshold, **options)
         return network.fill(read_tensors(file), str(path))
@@ -253,17 +210,12 @@ class Fit:
 
     The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay
     corners (the unbiased data processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the
-    shorter one, so its rounding leaves a black margin.
-
-    Attributes:
-        given: (height, width) of the image.
-        size: (height, width) of the network's input.
-        region: (height, width) of what the input shows, in pixels, between the centres of the outermost ones.
+    shorter one, so its rounding leaves a black margin. All are (height, width).
     """
 
-    given: tuple[int, int]
-    size: tuple[int, int]
-    region: tuple[float, float]
+    given: tuple[int, int]  # of the image
+    size: tuple[int, int]  # of the network's input
+    region: tuple[float, float]  # of what the input shows, in pixels, between the centres of the outermost ones
 
     @classmethod
     def of(cls, height: int, width: int, side: int = SIDE) -> Fit:
@@ -277,9 +229,8 @@ class Fit:
     def warped(self, image: np.ndarray) -> np.ndarray:
         """An image ``[H, W, 3] uint8`` as ``[*size, 3]``."""
         y, x = (np.array(self.size) - 1.0) / self.region
-        return cv2.warpAffine(
-            image, np.array([[x, 0, 0], [0, y, 0]], np.float32), self.size[::-1], flags=cv2.INTER_LINEAR
-        )
+        scaling = np.array([[x, 0, 0], [0, y, 0]], np.float32)
+        return cv2.warpAffine(image, scaling, self.size[::-1], flags=cv2.INTER_LINEAR)
 
     def applied(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1] at ``size``; resized ones are rounded to whole colours."""

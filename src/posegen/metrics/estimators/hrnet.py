@@ -17,48 +17,28 @@ STRIDE = 4  # image pixels per cell of the finest branch
 
 @dataclass(frozen=True)
 class Stage:
-    """The shape of one stage; the first has one branch of bottlenecks, each later one a coarser branch more.
+    """The shape of one stage; the first has one branch of bottlenecks, each later one a coarser branch more."""
 
-    Attributes:
-        modules: exchanges between the branches.
-        blocks: residual blocks of each branch between two exchanges.
-        channels: width of each branch, finest first; bottlenecks return four times theirs.
-    """
-
-    modules: int
-    blocks: tuple[int, ...]
-    channels: tuple[int, ...]
+    modules: int  # exchanges between the branches
+    blocks: tuple[int, ...]  # residual blocks of each branch between two exchanges
+    channels: tuple[int, ...]  # width of each branch, finest first; bottlenecks return four times theirs
 
 
 def published(width: int = 48) -> tuple[Stage, ...]:
     """HRNet-W32, W48 and so on: each branch is twice as wide as the next finer one."""
     widths = tuple(width * 2**i for i in range(4))
-    return (
-        Stage(1, (4,), (64,)),
-        Stage(1, (4,) * 2, widths[:2]),
-        Stage(4, (4,) * 3, widths[:3]),
-        Stage(3, (4,) * 4, widths),
-    )
+    later = (Stage(modules, (4,) * n, widths[:n]) for n, modules in ((2, 1), (3, 4), (4, 3)))
+    return Stage(1, (4,), (64,)), *later
 
 
 class HRNet(nn.Module):
-    """``[B, 3, H, W]`` to the finest branch ``[B, C, H/4, W/4]``.
-
-    Args:
-        stages: their shapes.
-        stem: width of the two convolutions that come first.
-
-    Raises:
-        ValueError: the stages do not have one branch more each.
-    """
+    """``[B, 3, H, W]`` to the finest branch ``[B, C, H/4, W/4]``; ``stem`` is the first two convolutions' width."""
 
     def __init__(self, stages: Sequence[Stage] = published(), stem: int = 64) -> None:
         super().__init__()
         if any(len(stage.channels) != i or len(stage.blocks) != i for i, stage in enumerate(stages, 1)):
-            raise ValueError(
-                f"HRNet's stages have {[len(stage.channels) for stage in stages]} branches; expected one more in "
-                "each, from 1"
-            )
+            branches = [len(stage.channels) for stage in stages]
+            raise ValueError(f"HRNet's stages have {branches} branches; expected one more in each, from 1")
         self.conv1, self.bn1 = convolution(3, stem, 3, stride=2), nn.BatchNorm2d(stem)
         self.conv2, self.bn2 = convolution(stem, stem, 3, stride=2), nn.BatchNorm2d(stem)
         first = stages[0]
@@ -68,10 +48,8 @@ class HRNet(nn.Module):
         for number, stage in zip(self.stages, stages[1:], strict=True):
             self.add_module(f"transition{number - 1}", transition(widths, stage.channels))
             only_finest = [number == len(stages) and i == stage.modules - 1 for i in range(stage.modules)]
-            self.add_module(
-                f"stage{number}",
-                nn.Sequential(*(Exchange(stage, 1 if only else len(stage.channels)) for only in only_finest)),
-            )
+            exchanges = (Exchange(stage, 1 if only else len(stage.channels)) for only in only_finest)
+            self.add_module(f"stage{number}", nn.Sequential(*exchanges))
             widths = stage.channels
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,12 +73,10 @@ class Exchange(nn.Module):
     def __init__(self, stage: Stage, outputs: int) -> None:
         super().__init__()
         widths = stage.channels
-        self.branches = nn.ModuleList(
-            residual(Basic, width, width, blocks) for width, blocks in zip(widths, stage.blocks, strict=True)
-        )
-        self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(brought(widths, j, i) for j in range(len(widths))) for i in range(outputs)
-        )
+        branches = (residual(Basic, w, w, blocks) for w, blocks in zip(widths, stage.blocks, strict=True))
+        self.branches = nn.ModuleList(branches)
+        fusions = (nn.ModuleList(brought(widths, j, i) for j in range(len(widths))) for i in range(outputs))
+        self.fuse_layers = nn.ModuleList(fusions)
 
     def forward(self, branches: Sequence[Tensor]) -> list[Tensor]:
         own = [blocks(x) for blocks, x in zip(self.branches, branches, strict=True)]
@@ -142,24 +118,21 @@ class Bottleneck(nn.Module):
 
 
 def residual(block: type[Basic] | type[Bottleneck], inputs: int, width: int, count: int) -> nn.Sequential:
-    """``count`` residual blocks in a row."""
     widths = [inputs] + [width * block.expansion] * count
     return nn.Sequential(*(block(before, width) for before in widths[:-1]))
 
 
 def shortcut(inputs: int, outputs: int) -> nn.Module:
     """The way around a residual block, a 1x1 convolution where the width changes."""
-    return (
-        nn.Identity() if inputs == outputs else nn.Sequential(convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
-    )
+    if inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
 
 
 def transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     """From the branches of a stage to those of the next, the last of which is new and half as fine."""
-    layers = [
-        nn.Identity() if old == new else nn.Sequential(*conv_bn(old, new), nn.ReLU())
-        for old, new in zip(before, after, strict=False)
-    ]
+    pairs = zip(before, after, strict=False)
+    layers = [nn.Identity() if old == new else nn.Sequential(*conv_bn(old, new), nn.ReLU()) for old, new in pairs]
     return nn.ModuleList([*layers, nn.Sequential(nn.Sequential(*conv_bn(before[-1], after[-1], stride=2), nn.ReLU()))])
 
 
@@ -176,7 +149,6 @@ def brought(widths: Sequence[int], source: int, target: int) -> nn.Module:
 
 
 def conv_bn(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A 3x3 convolution and its normalisation."""
     return convolution(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
 
 

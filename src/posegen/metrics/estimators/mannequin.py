@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.data.base import Sample
-from posegen.io.atomic import replacing
+from posegen.io.atomic import replacing, write_text
 from posegen.metrics.base import Estimator, Findings, Poses
 from posegen.metrics.estimators.bottom_up import keep_distinct, peak_gaussians, peaks, snapped_to_peaks
 from posegen.metrics.network_weights import load_every_weight
@@ -39,8 +39,7 @@ class MannequinJudge(nn.Module, Estimator):
 
     Args:
         widths: channels at strides 2, 4, 8 and 16; the last is the dimension of `features`.
-        styles: names of the style classes.
-        scenes: names of the scene classes.
+        styles, scenes: names of the classes.
         max_count: largest number of people that the attribute head tells apart.
         max_people: most people found in an image.
         sigma: standard deviation of the target heatmaps in cells.
@@ -60,34 +59,22 @@ class MannequinJudge(nn.Module, Estimator):
         nms_threshold: float = 0.3,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
-            "widths": list(widths),
-            "styles": list(styles),
-            "scenes": list(scenes),
-            "max_count": max_count,
-            "max_people": max_people,
-            "sigma": sigma,
-            "score_threshold": score_threshold,
-            "nms_threshold": nms_threshold,
-        }
+        self.config: dict[str, Any] = {"widths": list(widths), "styles": list(styles), "scenes": list(scenes)}
+        self.config |= {"max_count": max_count, "max_people": max_people, "sigma": sigma}
+        self.config |= {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
         a, b, c, d = widths
         self.stem = conv_bn_relu(3 * STRIDE**2, a)
         self.down4 = nn.Sequential(conv_bn_relu(a, b, stride=2), conv_bn_relu(b, b))
         self.down8 = nn.Sequential(conv_bn_relu(b, c, stride=2), conv_bn_relu(c, c))
         self.down16 = nn.Sequential(conv_bn_relu(c, d, stride=2), Residual(d))
-        self.up8 = Up(d, c)
-        self.up4 = Up(c, b)
-        self.up2 = Up(b, a)
+        self.up8, self.up4, self.up2 = Up(d, c), Up(c, b), Up(b, a)
         self.heat_head = nn.Conv2d(a, KEYPOINTS + 1, 1)
         self.offset_head = nn.Conv2d(b, 2 * KEYPOINTS, 1)
         self.attribute_head = nn.Linear(d, len(styles) + len(scenes) + max_count + 1)
-        nn.init.constant_(
-            self.heat_head.bias, -4.5
-        )  # about the log odds of a cell near a peak, so that training starts from the prior
+        # about the log odds of a cell near a peak, so that training starts from the prior
+        nn.init.constant_(self.heat_head.bias, -4.5)
         self.register_buffer("sigmas", torch.tensor(COCO_SIGMAS, dtype=torch.float32), persistent=False)
         self.to(memory_format=torch.channels_last)
-
-    # Network.
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps at strides 2, 4, 8 and 16; the last row and column of odd sides are repeated."""
@@ -95,38 +82,24 @@ class MannequinJudge(nn.Module, Estimator):
         if height or width:
             images = F.pad(images, (0, width, 0, height), mode="replicate")
         x2 = self.stem(F.pixel_unshuffle(images, STRIDE).contiguous(memory_format=torch.channels_last))
-        x4 = self.down4(x2)
-        x8 = self.down8(x4)
+        x8 = self.down8(x4 := self.down4(x2))
         return x2, x4, x8, self.down16(x8)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs.
-
-        Returns:
-            ``heat [B, 17, H/2, W/2]`` and ``centre [B, 1, H/2, W/2]`` logits, ``offset [B, 34, H/4, W/4]`` (see
-            `regress`),
-            ``attributes [B, styles + scenes + counts]`` logits and ``features [B, D]``.
+        """Logits ``heat [B, 17, H/2, W/2]``, ``centre [B, 1, H/2, W/2]``, ``attributes [B, styles + scenes + counts]``;
+        ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``.
         """
         x2, x4, x8, x16 = self.encode(images)
-        u4 = self.up4(self.up8(x16, x8), x4)
-        u2 = self.up2(u4, x2)
-        features = x16.mean((2, 3))
-        heat, centre = self.heat_head(u2).contiguous().split([KEYPOINTS, 1], dim=1)
-        return {
-            "heat": heat,
-            "centre": centre,
-            "offset": self.offset_head(u4),
-            "attributes": self.attribute_head(features),
-            "features": features,
-        }
+        u4, features = self.up4(self.up8(x16, x8), x4), x16.mean((2, 3))
+        heat, centre = self.heat_head(self.up2(u4, x2)).contiguous().split([KEYPOINTS, 1], dim=1)
+        maps = {"heat": heat, "centre": centre, "offset": self.offset_head(u4)}
+        return {**maps, "attributes": self.attribute_head(features), "features": features}
 
     def features(self, images: Tensor) -> Tensor:
         return self.encode(images)[-1].mean((2, 3))
 
     def heatmaps(self, images: Tensor) -> Tensor:
         return self(images)["heat"].sigmoid()
-
-    # Training.
 
     def targets(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """`judge_targets` in this judge's classes."""
@@ -137,20 +110,21 @@ class MannequinJudge(nn.Module, Estimator):
     ) -> dict[str, Tensor]:
         """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
 
-        Returns:
-            The total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
-            keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed cross
-            entropy).
+        Returns the total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
+        keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy).
         """
         out = self(images)
-        labelled = keypoints[..., 2] > 0
-        cells = pixels_to_cells(keypoints[..., :2])
+        labelled, cells = keypoints[..., 2] > 0, pixels_to_cells(keypoints[..., :2])
         centres, exists = torso_centres(cells, labelled)
+        entropies = [
+            F.cross_entropy(logits, attributes[name], ignore_index=UNKNOWN, reduction="sum")
+            for name, logits in self._split(out["attributes"]).items()
+        ]
         parts = {
             "heat": self._map_loss(out["heat"], cells, labelled),
             "centre": self._map_loss(out["centre"], centres[:, :, None], exists[:, :, None]),
             "offset": self._offset_loss(out["offset"], cells, labelled, centres, areas),
-            "attributes": self._attribute_loss(out["attributes"], attributes),
+            "attributes": sum(entropies) / len(images),
         }
         total = parts["heat"] + 0.5 * parts["centre"] + 2.0 * parts["offset"] + parts["attributes"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
@@ -176,23 +150,13 @@ class MannequinJudge(nn.Module, Estimator):
         for corner in ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)):
             places = centres + 2 * centres.new_tensor(corner)
             error = (regress(field, places) - cells) / scale
-            total = (
-                total + (weight * F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")).sum()
-            )
+            loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")
+            total = total + (weight * loss).sum()
         return total / (4 * weight.sum().clamp_min(1))
-
-    def _attribute_loss(self, logits: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
-        parts = self._split(logits)
-        return sum(
-            F.cross_entropy(part, attributes[name], ignore_index=UNKNOWN, reduction="sum")
-            for name, part in parts.items()
-        ) / len(logits)
 
     def _split(self, logits: Tensor) -> dict[str, Tensor]:
         sizes = [len(self.config["styles"]), len(self.config["scenes"]), self.config["max_count"] + 1]
         return dict(zip(("style", "scene", "count"), logits.split(sizes, dim=1), strict=True))
-
-    # Judging.
 
     @torch.no_grad()
     def estimate(self, images: Tensor) -> list[Poses]:
@@ -209,10 +173,8 @@ class MannequinJudge(nn.Module, Estimator):
 
     def _name(self, logits: Tensor) -> list[dict[str, Any]]:
         style, scene, count = (part.argmax(1).tolist() for part in self._split(logits).values())
-        styles, scenes = self.config["styles"], self.config["scenes"]
-        return [
-            {"style": styles[i], "scene": scenes[j], "count": k} for i, j, k in zip(style, scene, count, strict=True)
-        ]
+        styles, scenes, rows = self.config["styles"], self.config["scenes"], zip(style, scene, count, strict=True)
+        return [{"style": styles[i], "scene": scenes[j], "count": k} for i, j, k in rows]
 
     def _decode(self, out: Mapping[str, Tensor]) -> list[Poses]:
         """Centres, then offsets, then snapping, then suppression of duplicates."""
@@ -222,9 +184,8 @@ class MannequinJudge(nn.Module, Estimator):
         scores, order = (heights * confidence.mean(-1)).sort(dim=1, descending=True, stable=True)
         cells = torch.take_along_dim(cells, order[..., None, None], 1)
         confidence = torch.take_along_dim(confidence, order[..., None], 1)
-        keep = keep_distinct(cells, scores, self.sigmas, self.config["nms_threshold"]) & (
-            scores >= self.config["score_threshold"]
-        )
+        keep = keep_distinct(cells, scores, self.sigmas, self.config["nms_threshold"])
+        keep &= scores >= self.config["score_threshold"]
         people = torch.cat([cells_to_pixels(cells), confidence[..., None]], -1).float().cpu().numpy()
         scores, keep = scores.float().cpu().numpy(), keep.cpu().numpy()
         return [Poses(p[k], s[k]) for p, s, k in zip(people, scores, keep, strict=True)]
@@ -236,38 +197,24 @@ class MannequinJudge(nn.Module, Estimator):
         generated images score differently, and there it is farthest from both kinds of error. AP does not suffer,
         because people with such low scores come last in its ranking.
 
-        Args:
-            batches: (images, number of people in each).
-
-        Returns:
-            ``score_threshold`` and the ``count_error`` reached.
+        ``batches`` are (images, number of people in each). Returns ``score_threshold`` and the ``count_error`` reached.
         """
-        self.config["score_threshold"] = 0.0
-        found = [
-            (poses.scores, count)
-            for images, counts in batches
-            for poses, count in zip(self.estimate(images), counts, strict=True)
-        ]
+        self.config["score_threshold"], found = 0.0, []
+        for images, counts in batches:
+            found += [(poses.scores, n) for poses, n in zip(self.estimate(images), counts, strict=True)]
         grid = np.geomspace(2e-3, 0.7, 80)
         errors = np.array([np.mean([abs(int((scores >= t).sum()) - count) for scores, count in found]) for t in grid])
         good = np.flatnonzero(errors <= errors.min() + tolerance)
         best = good[len(good) // 2]
-        self.config["score_threshold"] = float(f"{grid[best]:.3g}")
-        return {"score_threshold": self.config["score_threshold"], "count_error": float(errors[best])}
-
-    # Files.
+        self.config["score_threshold"] = threshold = float(f"{grid[best]:.3g}")
+        return {"score_threshold": threshold, "count_error": float(errors[best])}
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes ``config.json`` and ``model.safetensors``; each file appears complete or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in self.state_dict().items()
-        }
-        with replacing(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary)
-        with replacing(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        with replacing(Path(folder) / "model.safetensors") as temporary:
+            save_file({k: v.contiguous().cpu() for k, v in state.items()}, temporary)
+        write_text(Path(folder) / "config.json", json.dumps(self.config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MannequinJudge:
@@ -275,23 +222,18 @@ class MannequinJudge(nn.Module, Estimator):
         config_file, model_file = Path(folder) / "config.json", Path(folder) / "model.safetensors"
         for file in (config_file, model_file):
             if not file.is_file():
-                raise FileNotFoundError(
-                    f"{file} is missing: a judge's folder holds config.json and model.safetensors; train one "
-                    "(task=estimator) or correct the path"
-                )
+                holds = "a judge's folder holds config.json and model.safetensors"
+                raise FileNotFoundError(f"{file} is missing: {holds}; train one (task=estimator) or correct the path")
         try:
             judge = cls(**json.loads(config_file.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{config_file} is no judge's configuration ({error}); it must hold {cls.__name__}'s arguments as "
-                "JSON: copy it again"
-            ) from error
+            fix = f"it must hold {cls.__name__}'s arguments as JSON: copy it again"
+            raise ValueError(f"{config_file} is no judge's configuration ({error}); {fix}") from error
         try:
             tensors = load_file(model_file)
         except Exception as error:  # safetensors raises its own class for every kind of damage
-            raise ValueError(
-                f"{model_file} cannot be read ({error}); the file is damaged or incomplete: copy it again"
-            ) from error
+            fix = "the file is damaged or incomplete: copy it again"
+            raise ValueError(f"{model_file} cannot be read ({error}); {fix}") from error
         refusal = f"{model_file} does not fit config.json beside it"
         return load_every_weight(judge, tensors, refusal, "take both files from the same save")
 
@@ -301,9 +243,8 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            conv_bn_relu(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        )
+        first, second = conv_bn_relu(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.body = nn.Sequential(first, second, nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.body(x))
@@ -323,21 +264,15 @@ class Up(nn.Module):
 
 
 def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 def judge_targets(
     samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
 ) -> dict[str, Any]:
-    """What `MannequinJudge.loss` needs besides the images, for use in a collate function:
-    ``judge.loss(images, **judge_targets(samples))``.
-
-    Returns:
-        ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded with unlabelled people, ``attributes``: name -> ``[B]``
-        classes (UNKNOWN where not given).
+    """The arguments of `MannequinJudge.loss` after the images: ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded
+    with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given).
     """
     people = max(1, *(len(s.keypoints) for s in samples))
     keypoints = np.zeros((len(samples), people, KEYPOINTS, 3), np.float32)
@@ -350,20 +285,16 @@ def judge_targets(
         "scene": [class_index(s, "scene", scenes) for s in samples],
         "count": [min(int(s.attributes.get("count", len(s.keypoints))), max_count) for s in samples],
     }
-    return {
-        "keypoints": torch.from_numpy(keypoints),
-        "areas": torch.from_numpy(areas),
-        "attributes": {name: torch.tensor(values) for name, values in classes.items()},
-    }
+    attributes = {name: torch.tensor(values) for name, values in classes.items()}
+    return {"keypoints": torch.from_numpy(keypoints), "areas": torch.from_numpy(areas), "attributes": attributes}
 
 
 def class_index(sample: Sample, name: str, classes: Sequence[str]) -> int:
     """The class of a sample's attribute, UNKNOWN without one."""
     value = sample.attributes.get(name)
     if value is not None and value not in classes:
-        raise ValueError(
-            f"{sample.id} has the {name} '{value}', which the judge does not know; it knows {', '.join(classes)}"
-        )
+        known = ", ".join(classes)
+        raise ValueError(f"{sample.id} has the {name} '{value}', which the judge does not know; it knows {known}")
     return UNKNOWN if value is None else classes.index(value)
 
 
@@ -378,14 +309,8 @@ def cells_to_pixels(cells: Tensor) -> Tensor:
 
 
 def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each person's labelled shoulders and hips, or of all its keypoints where the torso is outside.
-
-    Args:
-        cells: ``[B, P, 17, 2]``.
-        labelled: ``[B, P, 17]``.
-
-    Returns:
-        ``[B, P, 2]`` centres and ``[B, P]`` whether there is anything labelled.
+    """The mean of each person's ``labelled [B, P, 17]`` shoulders and hips among ``cells [B, P, 17, 2]``, or of all its
+    keypoints where the torso is outside: ``[B, P, 2]``, and ``[B, P]`` whether there is anything labelled.
     """
     torso = torch.zeros_like(labelled)
     torso[..., TORSO] = labelled[..., TORSO]
@@ -394,11 +319,9 @@ def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regress(field: Tensor, places: Tensor) -> Tensor:
-    """Keypoints that the offset field predicts for people centred at ``places [B, N, 2]`` (in heatmap cells), as
-    ``[B, N, 17, 2]`` heatmap cells.
-
-    ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its centre to every
-    keypoint, in units of 8 heatmap cells.
+    """Keypoints ``[B, N, 17, 2]`` that the offset field predicts for people centred at ``places [B, N, 2]``, both in
+    heatmap cells. ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its
+    centre to every keypoint, in units of 8 heatmap cells.
     """
     h, w = field.shape[-2:]
     x = ((places[..., 0] - 0.5) / 2).round().long().clamp(0, w - 1)

@@ -58,18 +58,20 @@ class MMPose(nn.Module, Estimator):
         score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        apis = mmpose_apis()
         self.finder, self.score_threshold = finder, score_threshold
         with quietly():
-            self.model = built(apis, config)
+            self.model = built(config)
             if weights is None:
                 self.model.init_weights()
-        self.order = joint_order(self.model.dataset_meta, config)
+        known = self.model.dataset_meta["keypoint_name2id"]
+        if missing := [name for name in COCO_NAMES if name not in known]:
+            found = f"knows {len(known)} joints without COCO's {', '.join(missing)}"
+            raise ValueError(f"estimator.config={config} {found}; choose a model of COCO's 17 joints")
+        self.order = [known[name] for name in COCO_NAMES]
         self.top_down = type(self.model).__name__ == "TopdownPoseEstimator"
         if finder is not None and not self.top_down:
-            raise ValueError(
-                f"estimator.finder is of no use: {config} is bottom-up and finds the people itself; leave it out"
-            )
+            reason = f"{config} is bottom-up and finds the people itself"
+            raise ValueError(f"estimator.finder is of no use: {reason}; leave it out")
         if weights is not None:
             fill_model(self.model, Path(weights).expanduser())
         self.eval().requires_grad_(False)
@@ -77,9 +79,7 @@ class MMPose(nn.Module, Estimator):
     def estimate(self, images: Tensor) -> list[Poses]:
         """The people in each of B images ``[B, 3, H, W]``, one image at a time, as mmpose's own programs do."""
         if self.model.data_preprocessor.device != images.device:
-            self.model.to(
-                images.device
-            )  # mmpose's own, which tells its preprocessing; the one of modules around it does not
+            self.model.to(images.device)  # mmpose's own tells its preprocessing; that of modules around it does not
         pixels = np.ascontiguousarray(to_uint8(images)[..., ::-1])  # mmpose reads BGR
         people = [None] * len(pixels) if self.finder is None else self.finder.estimate(images)
         with quietly():
@@ -94,31 +94,26 @@ class MMPose(nn.Module, Estimator):
         people = Poses(people.keypoints[there := (people.keypoints[..., 2] > SEEN).any(1)], people.scores[there])
         if not len(people):
             return Poses(np.zeros((0, len(COCO_NAMES), 3), np.float32), np.zeros(0, np.float32))
-        return self._found(
-            mmpose_apis().inference_topdown(self.model, image, boxes_around(people.keypoints)), people.scores
-        )
+        results = mmpose_apis().inference_topdown(self.model, image, boxes_around(people.keypoints))
+        return self._found(results, people.scores)
 
     def _found(self, results: list[Any], trust: np.ndarray | None = None) -> Poses:
         """mmpose's results for one image as COCO's joints, best person first."""
         instances = [result.pred_instances for result in results]
-        points = np.concatenate([np.asarray(i.keypoints, np.float32) for i in instances])[:, self.order]
-        heights = np.concatenate([np.asarray(i.keypoint_scores, np.float32) for i in instances])[:, self.order].clip(
-            0, 1
-        )
-        lost = ~np.isfinite(points).all(-1) | ~np.isfinite(
-            heights
-        )  # what a network makes of images unlike any that it knows
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([np.asarray(getattr(i, name), np.float32) for i in instances])
+
+        points, heights = joined("keypoints")[:, self.order], joined("keypoint_scores")[:, self.order].clip(0, 1)
+        lost = ~np.isfinite(points).all(-1) | ~np.isfinite(heights)  # in images unlike any that the network knows
         points[lost], heights[lost] = 0, 0
         scores = heights.mean(1) * (1 if trust is None else trust)
-        if not self.top_down and all(
-            "bbox_scores" in i for i in instances
-        ):  # of the model's own, which tells people from stray joints
-            scores = np.concatenate([np.asarray(i.bbox_scores, np.float32) for i in instances]).reshape(-1).clip(0, 1)
+        if not self.top_down and all("bbox_scores" in i for i in instances):
+            scores = joined("bbox_scores").reshape(-1).clip(0, 1)  # the model's, which tell people from stray joints
         best = np.argsort(-scores, kind="stable")
         best = best[scores[best] >= self.score_threshold]
-        return Poses(
-            np.concatenate([points, heights[..., None]], -1)[best].astype(np.float32), scores[best].astype(np.float32)
-        )
+        people = np.concatenate([points, heights[..., None]], -1)
+        return Poses(people[best].astype(np.float32), scores[best].astype(np.float32))
 
 
 def boxes_around(keypoints: np.ndarray) -> np.ndarray:
@@ -129,15 +124,9 @@ def boxes_around(keypoints: np.ndarray) -> np.ndarray:
     return np.concatenate([low - room, high + room], 1).astype(np.float32)
 
 
-# Models.
-
-
 def model_config(config: str | Path) -> Any:
-    """A config that fetches nothing: without the weights that training would start from.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no config of a model.
+    """A config that fetches nothing: without the weights that training would start from. Raises FileNotFoundError, and
+    ValueError where it is no config of a model.
     """
     import mmpose
     from mmengine.config import Config
@@ -150,9 +139,8 @@ def model_config(config: str | Path) -> Any:
         read = Config.fromfile(str(file))
         read.model, read.test_dataloader.dataset.pipeline  # noqa: B018 - both are needed
     except Exception as error:  # it is a program, and may fail in any way
-        raise ValueError(
-            f"estimator.config={file} is no config of a pose estimator of mmpose 1.x ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"is no config of a pose estimator of mmpose 1.x ({type(error).__name__}: {error})"
+        raise ValueError(f"estimator.config={file} {reason}") from error
     _forget_pretrained(read.model)
     return read
 
@@ -164,57 +152,29 @@ def _forget_pretrained(node: Any) -> None:
         _forget_pretrained(child)
 
 
-def built(apis: Any, config: str | Path) -> nn.Module:
-    """The model of a config, with new weights.
-
-    Raises:
-        ValueError: it cannot be built.
-    """
-    read = model_config(config)
+def built(config: str | Path) -> nn.Module:
+    """The model of a config, with new weights; raises ValueError where it cannot be built."""
+    apis, read = mmpose_apis(), model_config(config)
     try:
         return apis.init_model(read, device="cpu")
     except Exception as error:  # registries wrap errors of every kind
-        raise ValueError(
-            f"estimator.config={config}: its model cannot be built here ({type(error).__name__}: {error}); models "
-            "that need mmdet, mmpretrain or compiled "
-            "operations of mmcv do not work on a current PyTorch: choose another"
-        ) from error
-
-
-def joint_order(meta: dict[str, Any], config: str | Path) -> list[int]:
-    """Which of a model's joints are COCO's 17.
-
-    Raises:
-        ValueError: it lacks some.
-    """
-    known = meta["keypoint_name2id"]
-    if missing := [name for name in COCO_NAMES if name not in known]:
-        raise ValueError(
-            f"estimator.config={config} knows {len(known)} joints without COCO's {', '.join(missing)}; choose a "
-            "model of COCO's 17 joints"
-        )
-    return [known[name] for name in COCO_NAMES]
+        needs = "models that need mmdet, mmpretrain or compiled operations of mmcv do not work on a current PyTorch"
+        reason = f"its model cannot be built here ({type(error).__name__}: {error})"
+        raise ValueError(f"estimator.config={config}: {reason}; {needs}: choose another") from error
 
 
 def fill_model(model: nn.Module, weights: Path) -> None:
-    """Loads a file's state dict; nothing else in the file is used or run.
-
-    Raises:
-        ValueError: the file cannot be read without running it, or a tensor of the model is missing or of another shape.
+    """Loads a file's state dict; nothing else in the file is used or run. A ValueError names a file that cannot be read
+    without running it, and a tensor of the model that is missing or of another shape.
     """
     try:
         given = read_tensors(weights)
     except WeightsError as error:
-        raise ValueError(
-            f"estimator.weights: {error}. If it is a checkpoint of your training, mmengine's logs in it are programs: "
-            "save the model's state_dict alone"
-        ) from error
+        hint = "If it is a checkpoint of your training, mmengine's logs in it are programs"
+        raise ValueError(f"estimator.weights: {error}. {hint}: save the model's state_dict alone") from error
     known = {key: given[key] for key in model.state_dict() if key in given}
     refusal = f"estimator.weights={weights} are not those of the config's model"
     load_every_weight(model, known, refusal, "give the config that they were published with")
-
-
-# The package.
 
 
 @contextmanager
@@ -223,31 +183,24 @@ def quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
 
 
 def mmpose_apis() -> Any:
-    """``mmpose.apis``.
-
-    Raises:
-        ImportError: mmpose, or something that it needs, is not installed.
-    """
+    """``mmpose.apis``; raises ImportError where mmpose, or something that it needs, is not installed."""
     if "mmpose.apis" not in sys.modules:
         try:
-            with stand_ins(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations of ten packages
+            with stand_ins(), warnings.catch_warnings(action="ignore"):  # deprecations of ten packages
                 import mmpose.apis
                 import mmpose.datasets
                 import mmpose.models  # noqa: F401
         except ImportError as error:
             sys.modules.pop("mmpose.apis", None)
-            raise ImportError(
-                f"estimator=mmpose needs mmpose 1.3 and what belongs to it ({error}): {INSTALL}"
-            ) from error
+            needs = f"mmpose 1.3 and what belongs to it ({error})"
+            raise ImportError(f"estimator=mmpose needs {needs}: {INSTALL}") from error
     return sys.modules["mmpose.apis"]
 
 
@@ -265,21 +218,19 @@ def stand_ins() -> Iterator[None]:
 
     class MultiScaleDeformableAttention:
         def __init__(self, *_: Any, **__: Any) -> None:
-            raise ImportError(
-                "this model needs the compiled operations of mmcv, which do not exist for a current PyTorch; choose "
-                "another estimator.config"
-            )
+            reason = "this model needs the compiled operations of mmcv, which do not exist for a current PyTorch"
+            raise ImportError(f"{reason}; choose another estimator.config")
 
+    mmcv_ops = {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}
+    mmdet_utils = {"ConfigType": Any, "reduce_mean": lambda value: value}  # the mean over processes, in training
     modules = {
-        # xtcocotools is built for numpy 1
-        **_package("xtcocotools", {}),
+        "xtcocotools": _module("xtcocotools", {"__path__": []}),  # xtcocotools is built for numpy 1
         "xtcocotools.coco": coco,
         "xtcocotools.cocoeval": cocoeval,
         "xtcocotools.mask": mask,
-        "mmcv.ops": _module(
-            "mmcv.ops", {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}
-        ),
-        **_package("mmdet", {"mmdet.utils": {"ConfigType": Any, "reduce_mean": _of_one_process}}),
+        "mmcv.ops": _module("mmcv.ops", mmcv_ops),
+        "mmdet": _module("mmdet", {"__path__": []}),
+        "mmdet.utils": _module("mmdet.utils", mmdet_utils),
     }
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
@@ -291,16 +242,6 @@ def stand_ins() -> Iterator[None]:
                 sys.modules.pop(name, None)
             else:
                 sys.modules[name] = module
-
-
-def _of_one_process(value: Tensor) -> Tensor:
-    """The mean over processes, in training."""
-    return value
-
-
-def _package(name: str, inside: dict[str, dict[str, Any]]) -> dict[str, ModuleType]:
-    package = _module(name, {"__path__": []})
-    return {name: package, **{inner: _module(inner, content) for inner, content in inside.items()}}
 
 
 def _module(name: str, content: dict[str, Any]) -> ModuleType:

@@ -70,11 +70,8 @@ class MobileNetV2(nn.Module, Estimator):
         bn_eps: float = 1e-5,
         size: int | None = 512,
     ) -> MobileNetV2:
-        """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors.
-
-        Args:
-            path: a pose model whose trunk this is; its head is left out. Nothing in the file is run.
-            widen_factor, out_indices, bn_eps, size: as for the class.
+        """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors. It
+        holds a pose model whose trunk this is; its head is left out. Nothing in it is run.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -83,18 +80,14 @@ class MobileNetV2(nn.Module, Estimator):
         file = Path(path).expanduser()
         network = cls(widen_factor, out_indices, bn_eps, size)
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file}: no such file; expected the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth "
-                "or .safetensors)"
-            )
+            expected = "the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)"
+            raise FileNotFoundError(f"{file}: no such file; expected {expected}")
         network.load_trunk(read_tensors(file), str(file))
         return network
 
     def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Takes the trunk's weights out of a whole model's, every one of them accounted for.
-
-        Raises:
-            ValueError: one is missing, unexpected or of another shape; names ``source``.
+        """Takes the trunk's weights out of a whole model's; a ValueError names ``source`` where one of them is missing,
+        unexpected or of another shape.
         """
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
         given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -102,29 +95,19 @@ class MobileNetV2(nn.Module, Estimator):
         load_every_weight(self, given, f"{source} holds no MobileNetV2 of this size", fix)
 
     def feature_maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """One ``[B, C, h, w]`` per layer of ``out_indices``; differentiable.
-
-        Args:
-            images: ``[B, 3, H, W]`` in [-1, 1].
-        """
+        """``images [B, 3, H, W]`` in [-1, 1] to one ``[B, C, h, w]`` per layer of ``out_indices``; differentiable."""
         x = self.conv1(self.prepared(images))
         maps = []
         for layer in [*(self.get_submodule(f"layer{i}") for i in range(1, len(STAGES) + 1)), self.conv2]:
-            x = layer(x)
-            maps.append(x)
+            maps.append(x := layer(x))
         return tuple(maps[i] for i in self.out_indices)
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images in the size and the units that the network was trained with."""
         if self.size is not None and min(images.shape[-2:]) != self.size:
             scale = self.size / min(images.shape[-2:])
-            images = F.interpolate(
-                images,
-                [round(side * scale) for side in images.shape[-2:]],
-                mode="bilinear",
-                align_corners=False,
-                antialias=True,
-            )
+            size = [round(side * scale) for side in images.shape[-2:]]
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         return ((images + 1) / 2 - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
@@ -132,10 +115,8 @@ class MobileNetV2(nn.Module, Estimator):
         return self.feature_maps(images)[-1].mean((2, 3))
 
     def estimate(self, images: Tensor) -> list[Poses]:
-        raise TypeError(
-            "MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses; choose another "
-            "estimator="
-        )
+        reason = "MobileNetV2 is a trunk without a keypoint head: it can teach a loss, not judge poses"
+        raise TypeError(f"{reason}; choose another estimator=")
 
 
 def conv_unit(
@@ -154,11 +135,8 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expansion
         expand = [conv_unit(inputs, hidden, 1, eps)] if expansion > 1 else []
-        self.conv = nn.Sequential(
-            *expand,
-            conv_unit(hidden, hidden, 3, eps, stride, groups=hidden),
-            conv_unit(hidden, outputs, 1, eps, active=False),
-        )
+        depthwise = conv_unit(hidden, hidden, 3, eps, stride, groups=hidden)
+        self.conv = nn.Sequential(*expand, depthwise, conv_unit(hidden, outputs, 1, eps, active=False))
         self.shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
