@@ -64,10 +64,7 @@ def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
         features = alexnet(weights=None).features
     file = verified(alexnet_file, None, "protocol.alexnet", ALEXNET)
     fill_from_file(
-        nn.ModuleDict({"features": features.to_empty(device="cpu")}),
-        file,
-        "protocol.alexnet",
-        ignored=("classifier.",),
+        nn.ModuleDict({"features": features.to_empty(device="cpu")}), file, "protocol.alexnet", ignored=("classifier.",)
     )
     network = lpips.LPIPS(net="alex", pretrained=linear is None, pnet_rand=True, verbose=False)
     layers = [

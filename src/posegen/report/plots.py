@@ -175,10 +175,7 @@ def plot_marks(title: str, drawn: Sequence[Mark], labels: tuple[str, str]) -> Pl
 
 def style_of(number: int) -> dict[str, Any]:
     """Colour and dash of a method; the dash changes where the colours begin again."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
-    }
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def render(
