@@ -10,6 +10,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,8 @@ def from_csv(path: Path) -> dict[str, list]:
             f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation "
             "of this cell again"
         )
-    columns = (
-        dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
-    )
-    return {name: values if name in NAMES else floats_if_all(values) for name, values in columns.items()}
-
-
-def floats_if_all(values: list[str]) -> list:
-    """Floats if all are numbers, else the strings."""
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return values
+    columns: dict[str, list] = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    for name in columns.keys() - NAMES:
+        with suppress(ValueError):
+            columns[name] = [float(value) for value in columns[name]]
+    return columns

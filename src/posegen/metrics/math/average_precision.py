@@ -26,32 +26,20 @@ Ranges = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The detections of a set, best first, with what each is worth at each of T thresholds.
+    """The detections of a set, best first, with what each is worth at each of T thresholds."""
 
-    Attributes:
-        image: ``[D]`` index of each detection's image.
-        hits: ``[T, D] bool`` where the detection matches a person that counts.
-        counted: ``[T, D] bool`` where it is a hit or matches nobody; the others are ignored.
-        people: ``[n]`` people that count in each image.
-    """
-
-    image: np.ndarray
-    hits: np.ndarray
-    counted: np.ndarray
-    people: np.ndarray
+    image: np.ndarray  # [D] index of each detection's image
+    hits: np.ndarray  # [T, D] bool: it matches a person that counts
+    counted: np.ndarray  # [T, D] bool: it is a hit or matches nobody; the others are ignored
+    people: np.ndarray  # [n] people that count in each image
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[R, T]`` (101 levels) and final recall ``[R, T]`` of R resamples; NaN without people.
+        """Average precision (101 levels) and final recall, ``[R, T]`` each, under ``weights [R, n]``; NaN without
+        people.
 
-        The best precision from a recall level on is found at a hit, so only hits are looked at.
-
-        Args:
-            weights: ``[R, n]`` how often each image counts.
-        """
-        levels, recall = (
-            np.zeros((len(weights), len(self.hits), len(RECALLS))),
-            np.zeros((len(weights), len(self.hits))),
-        )
+        The best precision from a recall level on is found at a hit, so only hits are looked at."""
+        recall = np.zeros((len(weights), len(self.hits)))
+        levels = np.zeros((*recall.shape, len(RECALLS)))
         people = weights @ self.people
         patterns, pattern = distinct(self.counted)
         counted = [self.image[used] for used in patterns]
@@ -108,9 +96,8 @@ def rank(
 
     Args:
         similarities: n arrays ``[D_i, P_i]``, detections of each image best first.
-        scores: n arrays ``[D_i]``.
+        scores, extents: n arrays ``[D_i]`` of detections, the latter box areas.
         areas: n arrays ``[P_i]`` of people.
-        extents: n arrays ``[D_i]``, box areas of detections.
         area_range: people outside do not count, and unmatched detections outside are ignored.
         thresholds: ``[T]`` similarities from which a detection matches.
     """
@@ -129,14 +116,13 @@ def match(
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching in every image, at all thresholds at once.
 
-    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one;
-    of equal ones the last. As in COCO's own loop a similarity that is no number beats everything before it, and what
-    comes next beats it in turn.
+    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded
+    one; of equal ones the last. As in COCO's own loop a similarity that is no number beats everything before it, and
+    what comes next beats it in turn.
 
     Args:
         similarities: n arrays ``[D_i, P_i]``, detections best first.
         excluded: ``[P_0 + ... + P_n-1]`` people that do not count; a detection that matches one is no hit.
-        thresholds: ``[T]``.
 
     Returns:
         ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match anybody.
@@ -146,18 +132,14 @@ def match(
     hits, matched = np.zeros((2, len(thresholds), sizes[:, 0].sum()), bool)
     for people in np.unique(sizes[:, 1]):
         group = np.flatnonzero(sizes[:, 1] == people)
-        group = group[
-            np.argsort(-sizes[group, 0], kind="stable")
-        ]  # so that the images with a d-th detection come first
+        group = group[np.argsort(-sizes[group, 0], kind="stable")]  # images with a d-th detection come first
         depth = sizes[group, 0]
         apart = excluded[first_person[group][:, None] + np.arange(people)]
         order = np.argsort(apart, 1, kind="stable")  # people that count come first
         block = np.zeros((len(group), depth[0], people))
         block[np.arange(depth[0]) < depth[:, None]] = np.concatenate([similarities[i] for i in group.tolist()])
-        block, apart = (
-            np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0),
-            np.take_along_axis(apart, order, 1).T,
-        )
+        block = np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0)
+        apart = np.take_along_axis(apart, order, 1).T
         free = np.ones((people, len(thresholds), len(group)), bool)
         for d in range(depth[0] if people else 0):
             active = int(np.searchsorted(-depth, -d))
@@ -170,14 +152,8 @@ def match(
 
 
 def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The person ``[T, n]`` that one detection in each of n images takes, -1 for none.
-
-    Args:
-        similarity: ``[P, n]``.
-        free: ``[P, T, n]`` who is not taken yet.
-        apart: ``[P, n]`` who is excluded, after those who are not.
-        thresholds: ``[T]``.
-    """
+    """The person ``[T, n]`` that a detection in each of n images takes, -1 for none, by ``similarity [P, n]`` among
+    the ``free [P, T, n]``; those ``apart [P, n]`` are excluded and stand behind the others."""
     images = np.arange(similarity.shape[1])
     best = np.repeat(thresholds[:, None], len(images), 1)
     chosen = np.full(best.shape, -1)
@@ -191,7 +167,6 @@ def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, t
 
 
 def concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """All parts in a row; empty without any."""
     return np.concatenate([np.zeros(0), *parts])
 
 
@@ -203,14 +178,10 @@ def summary(
     weights: np.ndarray | None = None,
     area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, np.ndarray]:
-    """`Ranking.statistics` of the range without a suffix, and AP and AR of the others: ``AP``, ``AP50``, ..., ``AP_M``,
-    ``AR_M``, each ``[R]``.
+    """`Ranking.statistics` ``[R]`` by name, with AP and AR alone for ranges that have a suffix: ``AP``, ..., ``AP_M``,
+    ``AR_M``.
 
-    Args:
-        similarities, scores, areas, extents: as in `rank`.
-        weights: ``[R, n]`` how often each image counts; None is once each.
-        area_ranges: suffix -> (least, largest) person area in square pixels.
-    """
+    ``weights [R, n]`` is how often each image counts, None once each; the arrays before it are those of `rank`."""
     weights = np.ones((1, len(scores))) if weights is None else weights
     values: dict[str, np.ndarray] = {}
     for suffix, area_range in area_ranges.items():
