@@ -14,8 +14,8 @@ from posegen.metrics.protocol import Protocol
 #: The one space whose distances are called FID and KID.
 INCEPTION = "clean"
 #: Settings at the top of a protocol's yaml that only its metrics and observers read.
-INTERPOLATED = ("inception", "paper_inception", "imagenet_inception", "timm", "timm_model", "clip", "alexnet", "linear")
-INTERPOLATED += ("size", "allow_rank_deficient")
+FILES_OF_WEIGHTS = ("inception", "paper_inception", "imagenet_inception", "timm", "clip", "alexnet", "linear")
+INTERPOLATED = (*FILES_OF_WEIGHTS, "timm_model", "size", "allow_rank_deficient")
 
 
 class CleanQualityMetric(Metric):

@@ -157,7 +157,7 @@ class PersonPaper(Observer):
         def seen(pictures: np.ndarray) -> Tensor:
             return as_tensor(resized(pictures, self.size, self.resize)).to(images.device)
 
-        found = {"features": self.inception.features(seen(made))} if self.inception.configured else {}
+        found: dict[str, Any] = {"features": self.inception.features(seen(made))} if self.inception.configured else {}
         if not real:  # pictures of a reference are compared as a set alone
             targets = np.stack([target_picture(sample) for sample in samples])
             found |= self._likeness(made, targets)
@@ -227,7 +227,7 @@ class PersonPaperMetric(Metric):
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         nothing = np.full(len(weights), np.nan)
-        values = {self.fid: nothing}
+        values: Values = {self.fid: nothing}
         if reference is not None and self.features in records and self.features in reference:
             rows, real = (self._kept(count_images(r), self.batch) for r in (records, reference))
             sets = features_of(records, self.features, rows), features_of(reference, self.features, real)
