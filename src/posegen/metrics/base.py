@@ -96,8 +96,7 @@ class Observer(ABC):
 
     @abstractmethod
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
-        """Notes on each of B images ``[B, 3, H, W]`` in [-1, 1] with their targets; the keys are those of
-        `Judged.observed`.
+        """Notes on each of B images ``[B, 3, H, W]`` in [-1, 1] and their targets, as `Judged.observed` holds them.
 
         ``real``: these are the data set's images, the reference of distances between sets. The notes are empty
         where the observer is switched off (its weights are not configured)."""
@@ -139,8 +138,7 @@ class Column(str):
 
 class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images: ``record`` reduces one judged
-    image to a few numbers and small arrays; ``resampled`` turns the records of a set into values, for many
-    bootstrap resamples at once."""
+    image to a few numbers and small arrays; ``resampled`` turns records of a set into values, for many resamples."""
 
     #: The columns that `compute` returns, in table order. A plain name is a shown column.
     columns: Sequence[str | Column] = ()

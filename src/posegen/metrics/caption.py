@@ -11,8 +11,7 @@ ATTRIBUTES = ("style", "scene", "count")
 
 
 class CaptionMetric(Metric):
-    """Share of images, in percent, whose style, scene and number of people are the target's, and the mean of the
-    three.
+    """Share of images, in percent, whose style, scene and number of people are the target's, and their mean.
 
     Style and scene are the judge's classes; the number is that of the people it found. Unknown attributes are NaN."""
 

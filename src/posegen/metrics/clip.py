@@ -22,8 +22,7 @@ CAPTIONS = {"clean": lambda caption: caption, "paper": lambda caption: caption[:
 def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
     """CLIP score of n pairs of embeddings ``[n, D]`` of any length, and the score of each pair ``[n]``, in percent.
 
-    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which cuts the mean, not the pairs, at
-    0."""
+    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which cuts the mean alone at 0."""
     image, text = (np.asarray(x, float) for x in (image, text))
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     pairs = 100 * (image * text).sum(1)
@@ -31,8 +30,7 @@ def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 class Clip(Observer):
-    """Notes ``<variant>_clip``, the score of each generated image with its own caption, for the variants of
-    `CAPTIONS`.
+    """Notes ``<variant>_clip``, the score of each generated image with its caption, by variants of `CAPTIONS`.
 
     The network gets bytes: given floats in [0, 1], current processors would divide by 255 once more.
 

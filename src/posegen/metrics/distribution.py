@@ -15,8 +15,7 @@ EXACT = 200
 
 
 class DistributionMetric(Metric):
-    """Frechet and kernel distance of the generated from the real images' features; NaN without a reference or
-    features.
+    """Frechet and kernel distance of generated and real images' features; NaN without a reference or features.
 
     Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only."""
 

@@ -212,8 +212,7 @@ def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
-    """The file, after checking that it is there (else a FileNotFoundError) and has the wanted content (else a
-    ValueError)."""
+    """The file; a FileNotFoundError where it is missing, a ValueError where its content is another."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(

@@ -21,8 +21,7 @@ ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 class Lpips:
     """The distance, computed by the package ``lpips``, which brings linear layers; AlexNet's weights are the user's.
 
-    ``alexnet`` is torchvision's file; None switches it off. ``linear`` is a file of linear layers; None: the
-    package's own, version 0.1."""
+    ``alexnet`` is torchvision's file; None switches it off. ``linear`` is one of linear layers; None: version 0.1."""
 
     def __init__(self, alexnet: str | None = None, linear: str | None = None) -> None:
         self.alexnet, self.linear, self.configured = alexnet, linear, alexnet is not None

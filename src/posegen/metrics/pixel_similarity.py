@@ -49,8 +49,7 @@ class Likeness(Observer):
     the box around the target's people; and ``colour_error``, how far their clothes' colours are apart.
 
     Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to
-    ankles, at the *target's* joints, in CIELAB; the error is the mean distance (CIE 1976), NaN where these joints
-    are unlabelled."""
+    ankles, at the *target's* joints, in CIELAB; the error is the mean distance (CIE 1976), NaN without these joints."""
 
     compares = True
 

@@ -58,8 +58,7 @@ class PoseMetric(Metric):
         )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """``oks [D, P]`` with ``scores``, ``areas`` and ``extents``, best detection first, and sums over the image's
-        people.
+        """``oks [D, P]`` with ``scores``, ``areas`` and ``extents``, best detection first, and sums over people.
 
         An area that is no number is that of the box around the labelled keypoints."""
         labelled = (judged.keypoints[..., 2] > 0).any(-1)

@@ -33,8 +33,7 @@ class PosePriorMetric(Metric):
     * ``variance``: var x + var y of each joint among the poses of a caption, over joints, in cells^2 (Var there). More
     is not better as such: compare with real poses of one caption.
     * ``target_PCK``: share of the target's joints that are hit, in percent.
-    * ``nearest_MSE``, ``nearest_PCK``: the same to that real pose of the same request which is nearest in this
-    measure.
+    * ``nearest_MSE``, ``nearest_PCK``: the same to the nearest real pose of the same request.
     * ``diversity``: mean distance of a joint between two poses of a caption, in cells.
     * ``validity``: share of poses, in percent, with at least 8 joints, no bone longer than such a bone is in reality
     and a whole that is not shorter, each with a tolerance of a tenth.

@@ -20,8 +20,7 @@ CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 class Protocol:
     """A named, versioned list of metrics, whose column names and record names are distinct.
 
-    ``corrected`` is the one to trust: one AP over the whole set (not a mean over batches), areas from the people
-    themselves, all images counted.
+    ``corrected`` is the one to trust: one AP over the whole set (no mean over batches), people's own areas, all images.
 
     Args:
         name: shown with every table.
@@ -64,8 +63,7 @@ class Protocol:
         return frozenset(column for column in self.columns if column.better == "lower")
 
     def headline(self, wanted: Sequence[str] | None = None) -> list[Column]:
-        """The columns that people see, by name; by default, metric by metric, those that declare it and are not
-        ``hidden``.
+        """The columns that people see: the wanted ones, else those that declare it, by metric, and are not ``hidden``.
 
         Raises:
             UserError: the protocol lacks a wanted column.
@@ -99,8 +97,7 @@ class Protocol:
     def resampled(
         self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0
     ) -> dict[str, np.ndarray]:
-        """Bootstrap distributions ``[resamples]`` of all columns, paired with those of every method judged on the same
-        images.
+        """Bootstrap distributions ``[resamples]`` of all columns, paired with other methods' on the same images.
 
         Args:
             seeds: the records of each training seed, on the same images in the same order.
@@ -148,8 +145,7 @@ class Protocol:
         reference: Records | None = None,
         seed: int = 0,
     ) -> Variance:
-        """How a column's difference between two methods varies with images and seeds; both methods' seed i saw the
-        same images."""
+        """How a column's difference between two methods, judged on the same images, varies with images and seeds."""
         n_images = check_same_images([*ours, *theirs])
         images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
         differences = [
@@ -178,8 +174,7 @@ class Protocol:
         """Examines one batch: ``images [B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
 
         Args:
-            samples: the B targets, with keypoints on the images' pixels, and with pictures where the protocol
-                `compares`.
+            samples: the B targets, with keypoints on the images' pixels, and pictures where it `compares`.
             real: whether these are the data set's own images, the reference of distances between sets.
         """
         found = estimator.examine(images)
@@ -198,8 +193,7 @@ def place(image: Judged) -> dict[str, Any]:
     """What tables are broken down by, and where an image comes from.
 
     ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out
-    of the stored picture as ``crop_left`` and so on, in its pixels. The pose metric records the number of
-    ``people``."""
+    of the stored picture as ``crop_left`` and so on, in its pixels. ``people`` is from the pose metric."""
     attributes = image.attributes
     named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
     told = attributes.get("actions") or ()  # of data about single people it is a word, not a list of one

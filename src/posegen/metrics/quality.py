@@ -19,8 +19,7 @@ INTERPOLATED = (*FILES_OF_WEIGHTS, "timm_model", "size", "allow_rank_deficient")
 
 
 class CleanQualityMetric(Metric):
-    """Frechet and kernel distance from real images in one feature space, whole and as mean over scenarios
-    (``_macro``).
+    """Frechet and kernel distance from real images in one feature space, and means over scenarios (``_macro``).
 
     Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs,
     which is the mean of clean-fid's over its random subsets. Intervals of Frechet distances: see
@@ -111,8 +110,7 @@ def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[li
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose yaml names files of weights and other settings once, at its top, and interpolates them
-    further down."""
+    """A protocol whose yaml has files of weights and other settings once, at its top, and interpolates them below."""
 
     note = (
         "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge "

@@ -98,8 +98,7 @@ def rank_of(row: Row, column: Column, ranks: Mapping[float, int]) -> int:
 
 def ranking(rows: Iterable[Row], column: Column) -> dict[float, int]:
     """Value -> 1 for the best and 2 for the second best of a column; of two methods one is best and the other not
-    worth a mark. Reference rows and rows that did not finish are not ranked, nor are columns without a better
-    direction."""
+    worth a mark. Bounds and rows that did not finish are not ranked, nor columns without a direction."""
     ranked = [row[column] for row in rows if row["ranked"] and row["state"] == "finished" and column in row]
     values = {value for value in ranked if not math.isnan(value)}
     if len(values) < 2 or column.better is None:

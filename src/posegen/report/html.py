@@ -59,8 +59,7 @@ class Sheet:
 
 
 def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
-    """The page as html text, with at most ``poses`` lines of pictures, no side of which is longer than ``side``
-    pixels."""
+    """The page as html text, with at most ``poses`` lines of pictures of at most ``side`` pixels."""
     sections: dict[str, tuple[str, Any]] = {
         "Table": ("results", {"sheet": results_sheet(table), "caption": table.caption, "notes": table.notes}),
         "Curves": ("plots", [Markup(plot.inline()) for plot in training_plots(table).values()]),
@@ -117,8 +116,7 @@ def parts_section(parts: Breakdown) -> dict[str, Any]:
 
 
 def shading(parts: Breakdown, column: Column) -> dict[tuple[str, str], float]:
-    """(part, method) -> 0 for the worst value of a column among the methods to 1 for the best; empty where neither
-    direction is better."""
+    """(part, method) -> 0 for the worst value of a column to 1 for the best; empty where neither is better."""
     ranked = [row for row in parts.rows if row["ranked"] and row["state"] == "finished"]
     values = {(row[parts.by], row["method"]): row[column] for row in ranked if not math.isnan(row[column])}
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)

@@ -41,8 +41,7 @@ class GridEntry:
 
 
 class GridLine(NamedTuple):
-    """One pose: its number, part and caption, and its entries: pose and source where there are such, then one per
-    row."""
+    """One pose: its number, part and caption, and entries: pose and source if any, one per row."""
 
     words: Sequence[str]
     entries: Sequence[GridEntry]

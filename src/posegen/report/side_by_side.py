@@ -58,8 +58,7 @@ def scenario_pictures(
     labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS
 ) -> dict[str, np.ndarray]:
     """For every scenario of which the cells (method -> folder) have judged pictures a grid of at most ``rows``
-    lines: target pose, every method's sample, and the real picture where there is such a cell. ``labels``: each
-    image's scenario."""
+    lines: target pose, every method's sample, and the real picture if any. ``labels``: scenarios of the images."""
     columns = cells_with_pictures({**cells, **({"real": real} if real else {})})
     lines: dict[str, list[np.ndarray]] = {}
     for i, label in enumerate(labels):

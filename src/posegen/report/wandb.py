@@ -101,8 +101,7 @@ def log_results(components: Components, folder: Path) -> None:
 
 
 def image_table(components: Components, folder: Path, records: Any, images: int) -> Any:
-    """The images that are kept to look at, those with the worst poses on top: prompt, pose, sample, found pose, and
-    values."""
+    """The images that are kept to look at, those with the worst poses on top, with prompt, poses and values."""
     import wandb
 
     kept = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:images]
@@ -191,8 +190,7 @@ def place_of(table: Table, wanted: str | bool) -> WandbPlace:
 
 
 def publish(table: Table, wanted: str | bool) -> str:
-    """Saves the report to an account and returns its address; a UserError where the package is missing or W&B
-    refuses."""
+    """Saves the report to an account and returns its address; a UserError where W&B refuses or is missing."""
     place = place_of(table, wanted)
     workspaces()
     try:

@@ -17,8 +17,7 @@ from posegen.runner.images import write_png
 
 
 def write_table(folder: Path, expected: Path | None = None) -> Table:
-    """Writes ``table.*`` and ``pictures.png`` of a benchmark; with scenarios ``table_scenarios.*`` and
-    ``pictures/*.png``, too."""
+    """Writes ``table.*`` and ``pictures.png`` of a benchmark; by scenario ``table_scenarios.*``, ``pictures/*.png``."""
     table = build_table(folder, expected)
     texts = {
         "table.csv": formats.table_csv(table),
@@ -40,8 +39,7 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
 
 
 def write_report(folder: Path, poses: int, side: int) -> Table:
-    """Writes ``report.html`` and ``figures/*.svg`` of a benchmark or a sweep; ``poses`` and ``side`` as in
-    `results_page`."""
+    """Writes ``report.html`` and ``figures/*.svg`` of a benchmark or sweep; arguments as in `results_page`."""
     table = build_table(folder, plan=study_plan(folder))
     write_text(folder / "report.html", results_page(table, poses, side))
     for name, plot in all_plots(table).items():

@@ -34,8 +34,7 @@ class Ranking:
     people: np.ndarray  # [n] people that count in each image
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision (101 levels) and final recall, ``[R, T]`` each, under ``weights [R, n]``; NaN without
-        people.
+        """Average precision (101 levels) and final recall ``[R, T]`` under ``weights [R, n]``; NaN without people.
 
         The best precision from a recall level on is found at a hit, so only hits are looked at."""
         recall = np.zeros((len(weights), len(self.hits)))
@@ -117,8 +116,7 @@ def match(
     """COCO's greedy matching in every image, at all thresholds at once.
 
     Each detection, best first, takes the most similar free person that counts, else the most similar free excluded
-    one; of equal ones the last. As in COCO's own loop a similarity that is no number beats everything before it, and
-    what comes next beats it in turn.
+    one; of equal ones the last. As in COCO's own loop NaN beats everything before it, and what comes next beats it.
 
     Args:
         similarities: n arrays ``[D_i, P_i]``, detections best first.
@@ -178,8 +176,7 @@ def summary(
     weights: np.ndarray | None = None,
     area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, np.ndarray]:
-    """`Ranking.statistics` ``[R]`` by name, with AP and AR alone for ranges that have a suffix: ``AP``, ..., ``AP_M``,
-    ``AR_M``.
+    """`Ranking.statistics` ``[R]`` by name, of ranges with a suffix AP and AR alone: ``AP``, ..., ``AP_M``, ``AR_M``.
 
     ``weights [R, n]`` is how often each image counts, None once each; the arrays before it are those of `rank`."""
     weights = np.ones((1, len(scores))) if weights is None else weights

@@ -1,7 +1,6 @@
 """Distances of two sets of features: Frechet (FID) and kernel (KID), of whole sets, subsets and bootstrap resamples.
 
-Everything is computed in double precision on one thread, so that values depend neither on the machine's load nor on its
-number of cores.
+All in double precision on one thread, so that values depend neither on the machine's load nor on its cores.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ Draws = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one (Binkowski et al. 2018, arXiv:1801.01401,
-    section 4)."""
+    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one (Binkowski et al. 2018, section 4)."""
 
     degree: int = 3
     gamma: float | None = None  # None is 1 / D
@@ -51,9 +49,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def overlap(x: Tensor, y: Tensor) -> Tensor:
-    """A symmetric matrix, right in the lower triangle alone, with the eigenvalues of S1 S2 (and more or fewer
-    zeros): with S2 = L L^T it is L^T S1 L; with S1 = F^T F, S2 = G^T G and few images the smaller of the squares of
-    F G^T."""
+    """A symmetric matrix, right in the lower triangle alone, with the eigenvalues of S1 S2 up to zeros:
+    L^T S1 L with S2 = L L^T; of few images, with S1 = F^T F and S2 = G^T G, the smaller square of F G^T."""
     if min(len(x), len(y)) > x.shape[1]:
         lower, failed = torch.linalg.cholesky_ex(covariance(y))
         if not failed:
@@ -87,8 +84,7 @@ def moment(x: Tensor, tile: int = 256) -> Tensor:
 
 
 def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
-    """``L^T S L`` with L lower triangular, of S and of the result the lower triangles alone; zeros of L are
-    skipped."""
+    """``L^T S L`` with L lower triangular, of S and the result the lower triangles alone; skips zeros of L."""
     s = s.tril() + s.tril(-1).T
     result = torch.zeros_like(s)
     for j in range(0, len(s), tile):
@@ -97,8 +93,7 @@ def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
 
 
 def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`frechet_distance` ``[R]`` of ``found [n, D]`` under each row of ``weights [R, n]`` from ``real [m, D]``, for D
-    up to a few hundred.
+    """`frechet_distance` ``[R]`` of ``found [n, D]`` under ``weights [R, n]`` from ``real [m, D]``; D of a few hundred.
 
     S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, the covariance of the found features times
     L. Resamples repeat images, which looks like less variety: they lie further away than the set itself, the more
@@ -116,8 +111,7 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
 
 
 def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`frechet_distances` to first order in the weights: the whole set's distance plus the mean of the images'
-    influences.
+    """`frechet_distances` to first order in the weights: the set's distance plus the images' mean influence.
 
     One eigendecomposition serves all rows, and rows of ones are exact. The spread is the delta method's: it has
     neither the upward shift of full recomputation nor the excess spread that comes with it, and is too small only
@@ -248,8 +242,7 @@ def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Linear algebra on one thread: the last digits depend on their number, and small matrices gain nothing from
-    more."""
+    """Linear algebra on one thread: the last digits depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

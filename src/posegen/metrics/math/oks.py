@@ -16,8 +16,7 @@ TINY = np.spacing(1)  # COCO's guard against an area of 0
 
 def oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS) -> np.ndarray:
     """Similarities ``[D, P]`` of D detections ``[D, 17, >= 2]`` with P people ``[P, 17, 3]`` of ``areas [P]``, in
-    pixels; 0 for a person without labelled keypoints. ``sigmas [17]`` are annotation noises relative to the root of
-    the area."""
+    pixels; 0 for a person without labelled keypoints. ``sigmas [17]`` are relative to the root of the area."""
     return pair_oks(found[:, None], keypoints[None], areas[None], sigmas)
 
 

@@ -22,8 +22,7 @@ def cosine(found: np.ndarray, keypoints: np.ndarray, literal: bool = False) -> n
     """Cosine similarities ``[D, P]`` of ``found [D, 17, >= 2]`` with ``[P, 17, 3]`` over each person's labelled
     joints, NaN where they are undefined.
 
-    ``literal``: as in the published code, where the last step overwrites the detection's y by its unit x over the
-    length of y."""
+    ``literal``: as in the published code, which overwrites the detection's y by its unit x over the length of y."""
     labelled = keypoints[None, :, :, 2] > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         person = [unit_range(keypoints[None, :, :, i] / COCO_SIGMAS, labelled) for i in (0, 1)]
@@ -53,8 +52,7 @@ def defined_cosine(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) 
 
 
 def aligned_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes without rotation or
-    reflection.
+    """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes without rotation.
 
     The fit is least squares in units of each joint's tolerance, over the labelled joints; 0 for people with fewer
     than 3. Shapes are those of `oks`."""

@@ -93,8 +93,7 @@ class Variance:
 
     @classmethod
     def of(cls, points: Sequence[float], spreads: np.ndarray, n_images: int) -> Variance:
-        """From S seeds: differences ``points [S]`` on the observed images, and ``spreads [S, R]`` on R resamples of
-        n images."""
+        """From S seeds: differences ``points [S]`` on the n images, and ``spreads [S, R]`` on R resamples of them."""
         seeds, mean = len(points), float(np.mean(points))
         # (image + both) / n and (image + both / S) / n
         single, averaged = spreads.var(1, ddof=1).mean(), spreads.mean(0).var(ddof=1)

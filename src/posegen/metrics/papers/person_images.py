@@ -41,8 +41,7 @@ class ImageNetInception(FeatureNetwork):
     """The 2048 pooled features of torchvision's Inception v3 for ImageNet, of pictures of any size in 0 to 255.
 
     They are resized to 299 bilinearly, without antialiasing, and get torchvision's change of values for normalised
-    pictures, as in all four programs. ``path`` is ``inception_v3_google-0cc3c7bd.pth``; None switches the network
-    off."""
+    pictures, as in all four programs. ``path`` is ``inception_v3_google-0cc3c7bd.pth``; None: off."""
 
     def __init__(self, path: str | None) -> None:
         self.path, self.configured = path, path is not None

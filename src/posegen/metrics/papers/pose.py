@@ -6,12 +6,10 @@ from a COCO evaluation of the whole set:
 * Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans
   all 17 joints, where a missing joint stands at (-1, -1): occluded people become as large as their distance from the
   corner and are forgiven errors of that size.
-* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean
-over batches.
+* Every batch of images is evaluated by itself, an incomplete last one not at all; a table has their mean.
 * A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean;
   ``paper_AP_M_defined`` leaves such batches out. Which of the two the papers print is not known.
-* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at
-every threshold.
+* SAP is the average precision with the literal `pose_similarity.cosine`, whose NaN matches at every threshold.
 * PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so
   that an image without people hides the last one. A batch without any people has no PCE and is left out of the mean.
 * The detector sees red and blue swapped.
@@ -70,8 +68,7 @@ class PaperPoseMetric(Metric):
         return dict.fromkeys(self.columns, f"there are fewer images than a batch of {self.batch}; {fix}")
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """Similarities ``[D, P]``, the detections' scores and extents (best first), the people's areas, and both
-        numbers."""
+        """Similarities ``[D, P]``, detections' scores and extents (best first), people's areas, both numbers."""
         keypoints = np.asarray(judged.keypoints[:MAX_PEOPLE], float).reshape(-1, 17, 3)
         keypoints = np.where(keypoints[..., 2:] > 0, keypoints, MISSING)
         keypoints = keypoints[(keypoints[..., 0] > 0).any(-1)]

@@ -2,13 +2,10 @@
 
 What differs from the usual definition, each of which changes the values:
 
-* real pictures are the whole stored files, generated ones went through a JPEG file, have red and blue exchanged, and
-both are cropped to a square;
-* pixels are normalised with ImageNet's mean and deviation before they become bytes again, so that values outside 0 to
-255 wrap around;
+* real pictures are whole stored files, generated ones went through JPEG with red and blue swapped; both are cropped;
+* pixels are normalised as ImageNet's before they become bytes again, so that values outside 0 to 255 wrap around;
 * FID is in the 64 features after the network's first pooling, where 250 images suffice for a covariance;
-* a value per scenario, then the plain mean over scenarios, where a scenario without a KID is left out of the mean of
-KID.
+* a value per scenario, then the plain mean over scenarios, for KID over those that have one.
 
 The inception score, which the scripts print too, is left out: it looks at the generated pictures alone.
 """
@@ -51,8 +48,7 @@ def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
 
 
 def scenario_mean(scenarios: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scenario -> metric -> value, a number or an array, to each metric's mean over the scenarios where it is not
-    None."""
+    """Scenario -> metric -> value, a number or an array, to each metric's mean over scenarios, without None."""
     names = dict.fromkeys(name for values in scenarios.values() for name in values)
     known = {name: [v for values in scenarios.values() if (v := values.get(name)) is not None] for name in names}
     return {name: np.mean(values, axis=0) if values else np.nan for name, values in known.items()}
@@ -112,8 +108,7 @@ def as_tensor(pictures: np.ndarray) -> Tensor:
 
 
 class PaperQualityMetric(Metric):
-    """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID`` is FID of the same crops
-    without the two mistakes.
+    """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID``: without the two mistakes.
 
     Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more
     than 200 generated images in a scenario. Intervals of FID are to first order (see `frechet_first_order`), those
