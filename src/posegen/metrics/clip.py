@@ -79,10 +79,8 @@ class Clip(Observer):
 
         model, report = self._read(CLIPModel, output_loading_info=True, dtype=torch.float32)
         if missing := sorted(report["missing_keys"]):
-            raise ValueError(
-                f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy "
-                "the model's folder again"
-            )
+            lacking = f"{len(missing)} weights of CLIP ({', '.join(missing[:3])})"
+            raise ValueError(f"protocol.clip={self.folder} lacks {lacking}; copy the model's folder again")
         return model.eval().requires_grad_(False)
 
     @cached_property
@@ -94,17 +92,14 @@ class Clip(Observer):
     def _read(self, kind: Any, **options: Any) -> Any:
         folder = Path(str(self.folder)).expanduser()
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, "
-                "such as ViT-B/16"
-            )
+            fix = "name a folder with a CLIP model, such as ViT-B/16"
+            raise FileNotFoundError(f"protocol.clip={self.folder} is no model folder (no config.json); {fix}")
         try:
             return kind.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # transformers raises many kinds, by damage and version
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(
-                f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason}); copy the model's folder again"
-            ) from error
+            wrong = f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason})"
+            raise ValueError(f"{wrong}; copy the model's folder again") from error
 
 
 class ClipScoreMetric(Metric):

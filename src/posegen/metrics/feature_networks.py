@@ -74,10 +74,8 @@ class TorchScriptInception(FeatureNetwork):
             return torch.jit.load(file, map_location="cpu").eval().layers
         except (RuntimeError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); "
-                "fetch it again"
-            ) from error
+            wrong = f"no TorchScript file with the Inception network's layers ({reason})"
+            raise ValueError(f"protocol.inception={file} is {wrong}; fetch it again") from error
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - 128) / 128).flatten(1)
@@ -145,9 +143,8 @@ class TimmNetwork(FeatureNetwork):
     def __init__(self, model: str | None, path: str | None) -> None:
         self.model, self.path, self.configured = model, path, path is not None
         if self.configured and not model:
-            raise ValueError(
-                f"protocol.timm={path} names weights of an unknown model; set protocol.timm_model to its name in timm"
-            )
+            fix = "set protocol.timm_model to its name in timm"
+            raise ValueError(f"protocol.timm={path} names weights of an unknown model; {fix}")
 
     @cached_property
     def network(self) -> nn.Module:
@@ -157,9 +154,8 @@ class TimmNetwork(FeatureNetwork):
         try:
             network = timm.create_model(self.model, pretrained=False, num_classes=0)
         except Exception as error:  # timm raises several kinds for a name it does not know
-            raise ValueError(
-                f"protocol.timm_model={self.model} cannot be built ({error}); timm.list_models() has the names"
-            ) from error
+            fix = "timm.list_models() has the names"
+            raise ValueError(f"protocol.timm_model={self.model} cannot be built ({error}); {fix}") from error
         classifier = network.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
         return fill_from_file(network, file, "protocol.timm", ignored=heads)
@@ -215,14 +211,11 @@ def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
     """The file; a FileNotFoundError where it is missing, a ValueError where its content is another."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out"
-        )
+        fix = f"It is never downloaded: put it there, or leave {key} out"
+        raise FileNotFoundError(f"{key}={path}: no such file; expected {what}. {fix}")
     if sha256 is not None and (found := file_hash(file)) != sha256:
-        raise ValueError(
-            f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of {what}); "
-            "fetch it again"
-        )
+        hashes = f"sha256 {found[:16]}..., expected {sha256[:16]}... of {what}"
+        raise ValueError(f"{key}={path} is damaged or another file ({hashes}); fetch it again")
     return file
 
 

@@ -58,10 +58,8 @@ class Likeness(Observer):
             return [dict.fromkeys(NOTED, float("nan")) for _ in samples]  # a reference is compared as a set alone
         made, targets = to_uint8(images), np.stack([target_picture(sample) for sample in samples])
         if made.shape != targets.shape:
-            raise ValueError(
-                f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the "
-                "size of the data"
-            )
+            sizes = f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels"
+            raise ValueError(f"{sizes}; generate them in the size of the data")
         l1 = np.abs(made.astype(float) - targets).mean((1, 2, 3)) / 255
         whole = {"psnr": psnr(made, targets), "ssim": ssim(made, targets), "l1": l1}
         people = [in_person(made[i], targets[i], sample.keypoints) for i, sample in enumerate(samples)]
@@ -71,10 +69,8 @@ class Likeness(Observer):
 def target_picture(sample: Sample) -> np.ndarray:
     """``[H, W, 3]`` the picture of a sample, or a ValueError where it has none."""
     if sample.image is None:
-        raise ValueError(
-            f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that "
-            "compares none"
-        )
+        fix = "choose data with pictures, or a protocol that compares none"
+        raise ValueError(f"sample {sample.id} has no picture to compare with; {fix}")
     return sample.image
 
 

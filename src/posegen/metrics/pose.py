@@ -37,10 +37,8 @@ class PoseMetric(Metric):
         for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items():
             self.area_ranges[suffix] = float(low), float(high)
             if not low < high:
-                raise ValueError(
-                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in "
-                    "square pixels"
-                )
+                expected = "expected the least and the largest area, in square pixels"
+                raise ValueError(f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; {expected}")
         if unknown := [name for name in similarities if name not in SIMILARITIES]:
             raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
         self.pck, self.similarities, self.confident = pck, list(similarities), confident
@@ -101,9 +99,8 @@ class PoseMetric(Metric):
 
         surplus = per_image("found") - per_image("people")
         with np.errstate(invalid="ignore"):
-            values[f"PCK@{self.pck:g}"] = (
-                100 * (weights @ per_image("joints_correct")) / (weights @ per_image("joints"))
-            )
+            joints, correct = weights @ per_image("joints"), weights @ per_image("joints_correct")
+            values[f"PCK@{self.pck:g}"] = 100 * correct / joints
             values["OKS"] = 100 * (weights @ per_image("oks_sum")) / (weights @ per_image("people"))
             values["count_error"] = weights @ np.abs(surplus) / weights.sum(1)
             values["count_bias"] = weights @ surplus / weights.sum(1)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from posegen.data.base import Sample
 from posegen.errors import UserError
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, Values, count_images
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
 
+#: The records of each training seed of a method, on the same images in the same order.
+Seeds = Sequence[Records]
 CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 
 
@@ -89,30 +91,20 @@ class Protocol:
             raise ValueError("the images have different records; judge all images of a set with the same estimator")
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
-    def values(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def values(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         """All columns over the resamples ``weights [R, n]``."""
         found = (metric.resampled(records, weights, reference) for metric in self.metrics)
         return {name: value for values in found for name, value in values.items()}
 
-    def resampled(
-        self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0
-    ) -> dict[str, np.ndarray]:
+    def resampled(self, seeds: Seeds, reference: Records | None = None, seed: int = 0) -> Values:
         """Bootstrap distributions ``[resamples]`` of all columns, paired with other methods' on the same images.
 
-        Args:
-            seeds: the records of each training seed, on the same images in the same order.
-            reference: records of the real images.
-            seed: of the resampling.
-        """
+        ``reference`` are the records of the real images, ``seed`` is that of the resampling."""
         computes = [lambda weights, records=records: self.values(records, weights, reference) for records in seeds]
         return bootstrap(computes, check_same_images(seeds), self.resamples, seed)
 
     def table_row(
-        self,
-        seeds: Sequence[Records],
-        reference: Records | None = None,
-        seed: int = 0,
-        spread: Mapping[str, np.ndarray] | None = None,
+        self, seeds: Seeds, reference: Records | None = None, seed: int = 0, spread: Values | None = None
     ) -> dict[str, float]:
         """``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds),
         ``n_images`` and ``n_seeds``; ``spread`` is what `resampled` returned, where it is known already."""
@@ -138,20 +130,14 @@ class Protocol:
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
     def variance(
-        self,
-        ours: Sequence[Records],
-        theirs: Sequence[Records],
-        column: str,
-        reference: Records | None = None,
-        seed: int = 0,
+        self, ours: Seeds, theirs: Seeds, column: str, reference: Records | None = None, seed: int = 0
     ) -> Variance:
         """How a column's difference between two methods, judged on the same images, varies with images and seeds."""
         n_images = check_same_images([*ours, *theirs])
         images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
-        differences = [
-            self.values(a, images, reference)[column] - self.values(b, images, reference)[column]
-            for a, b in zip(ours, theirs, strict=True)
-        ]
+        pairs = zip(ours, theirs, strict=True)
+        both = [[self.values(records, images, reference)[column] for records in pair] for pair in pairs]
+        differences = [a - b for a, b in both]
         return Variance.of([d[0] for d in differences], np.stack([d[1:] for d in differences]), n_images)
 
     @property

@@ -90,10 +90,8 @@ class CleanQualityMetric(Metric):
 
 def too_few(images: int, dimensions: int) -> str:
     """Why there is no Frechet distance of this many images."""
-    return (
-        f"{images} images are no more than the {dimensions} dimensions: generate more, or set "
-        "protocol.allow_rank_deficient=true"
-    )
+    fix = "generate more, or set protocol.allow_rank_deficient=true"
+    return f"{images} images are no more than the {dimensions} dimensions: {fix}"
 
 
 def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:

@@ -147,12 +147,9 @@ def cells_section(table: Table) -> dict[str, Any]:
     for cell in table.cells:
         status = read_status(table.folder / cell["folder"])
         versions, hours = status.get("versions", {}), status.get("wall_s", 0.0) / 3600
-        texts = (
-            f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"],
-            f"{hours:.2f}" if hours else "-",
-            f"{versions.get('posegen', '-')} {(status.get('git') or '')[:10]}".strip(),
-            status.get("machine", "-"),
-        )
+        state = f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"]
+        version = f"{versions.get('posegen', '-')} {(status.get('git') or '')[:10]}".strip()
+        texts = (state, f"{hours:.2f}" if hours else "-", version, status.get("machine", "-"))
         lines.append(SheetLine(cell["folder"], unshaded(map(TableEntry, texts)), failed=cell["state"] != "finished"))
     names = ("cell", "state", "hours", "posegen", "machine")
     finished = sum(not line.failed for line in lines)

@@ -41,9 +41,7 @@ class Reproduction:
 
     columns: Sequence[Column]  # of the protocol
     settings: Mapping[str, Any] = field(default_factory=dict)  # the benchmark's `reproduction`
-    expected: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # row -> column -> value of a recorded run
+    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # row -> column -> recorded value
     sources: list[str] = field(default_factory=list)  # the shown ones, in order; a row's mark is its number here
     compared: dict[str, None] = field(default_factory=dict)  # sources that rows were compared with
     shown: set[str] = field(default_factory=set)  # methods whose reported rows are in the table

@@ -124,7 +124,7 @@ def state_of(cell: Path, expected: str) -> dict[str, str]:
 
 
 def add_tests(rows: Sequence[Row], groups: Sequence[Group], baseline: str | None, protocol: Any) -> bool:
-    """Adds ``<column>_p``: paired bootstrap tests against the baseline, Holm-adjusted over methods; False without any."""
+    """Adds ``<column>_p``: paired bootstrap tests against the baseline, Holm-adjusted over methods; False if none."""
     tested = {group.name: group.spread for group in groups if group.ranked and group.spread}
     if baseline not in tested or len(tested) < 2:
         return False

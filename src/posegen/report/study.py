@@ -71,10 +71,8 @@ def study_plan(folder: Path) -> dict[str, Any]:
         return benchmark_plan(folder)
     cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if read_cell_config(path.parent)]
     if not cells:
-        raise UserError(
-            f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); "
-            "name the folder of a benchmark, or of a sweep: outputs/train"
-        )
+        fix = "name the folder of a benchmark, or of a sweep: outputs/train"
+        raise UserError(f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); {fix}")
     judged, entries = [cell for cell in cells if (cell / "records.csv").is_file()], []
     require_paired(judged)
     for cell in cells:
@@ -90,12 +88,11 @@ def require_paired(cells: Sequence[Path]) -> None:
     """Refuses judged cells whose images are not paired, naming the first two that differ, and in what."""
     for cell in cells[1:]:
         here, there = (read_status(path).get("identity") or {} for path in (cell, cells[0]))
-        other = [key for key in SHARED if here.get(key) != there.get(key)]
+        other = ", ".join(key for key in SHARED if here.get(key) != there.get(key))
         if other or judged_ids(cell) != judged_ids(cells[0]):
-            raise UserError(
-                f"{cells[0]} and {cell} differ in {', '.join(other) or 'the images that were judged'}, so their images "
-                "are not paired; judge both alike, on the same data.test"
-            )
+            differ = f"{cells[0]} and {cell} differ in {other or 'the images that were judged'}"
+            fix = "judge both alike, on the same data.test"
+            raise UserError(f"{differ}, so their images are not paired; {fix}")
 
 
 def judged_ids(cell: Path) -> list[str]:

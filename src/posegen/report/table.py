@@ -132,10 +132,9 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[Column]
                 empty.setdefault(reason, []).append(row["method"])
         for reason, names in empty.items():
             found.setdefault((reason.rstrip("."), *(names if len(names) < len(finished) else ())), []).append(column)
-    notes = [
-        f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}."
-        for (reason, *names), missing in found.items()
-    ]
+    notes = []
+    for (reason, *names), missing in found.items():
+        notes.append(f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}.")
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 

@@ -20,6 +20,7 @@ COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}
 MAX_DETECTIONS = 20  # of an image: COCO looks at its best ones
 TINY = np.spacing(1)  # COCO's guard against a precision of 0 / 0
 
+Arrays = Sequence[np.ndarray]
 #: Least and largest area by suffix.
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -63,11 +64,9 @@ class Ranking:
         group = self.image // size
         order = np.argsort(group, kind="stable")
         parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(self.people) // size))))
-        starts = range(0, len(self.people), size)
-        return [
-            Ranking(self.image[p] - i, self.hits[:, p], self.counted[:, p], self.people[i : i + size])
-            for i, p in zip(starts, parts, strict=True)
-        ]
+        split = zip(range(0, len(self.people), size), parts, strict=True)
+        people, hits, counted = self.people, self.hits, self.counted
+        return [Ranking(self.image[p] - i, hits[:, p], counted[:, p], people[i : i + size]) for i, p in split]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people."""
@@ -84,12 +83,7 @@ def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank(
-    similarities: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
-    areas: Sequence[np.ndarray],
-    extents: Sequence[np.ndarray],
-    area_range: tuple[float, float] = EVERY_AREA,
-    thresholds: np.ndarray = THRESHOLDS,
+    similarities: Arrays, scores: Arrays, areas: Arrays, extents: Arrays, area_range: tuple[float, float] = EVERY_AREA
 ) -> Ranking:
     """Matches n images and ranks their detections; equal scores keep the order of the images.
 
@@ -98,11 +92,10 @@ def rank(
         scores, extents: n arrays ``[D_i]`` of detections, the latter box areas.
         areas: n arrays ``[P_i]`` of people.
         area_range: people outside do not count, and unmatched detections outside are ignored.
-        thresholds: ``[T]`` similarities from which a detection matches.
     """
     low, high = area_range
     excluded, outside = ((flat < low) | (flat > high) for flat in (concatenated(areas), concatenated(extents)))
-    hits, matched = match(similarities, excluded, thresholds)
+    hits, matched = match(similarities, excluded)
     order = np.argsort(-concatenated(scores), kind="stable")
     image, owner = (np.repeat(np.arange(len(parts)), [len(part) for part in parts]) for parts in (scores, areas))
     people = np.bincount(owner, ~excluded, minlength=len(areas))
@@ -110,9 +103,7 @@ def rank(
     return Ranking(image[order], hits[:, order], counted[:, order], people)
 
 
-def match(
-    similarities: Sequence[np.ndarray], excluded: np.ndarray, thresholds: np.ndarray = THRESHOLDS
-) -> tuple[np.ndarray, np.ndarray]:
+def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching in every image, at all thresholds at once.
 
     Each detection, best first, takes the most similar free person that counts, else the most similar free excluded
@@ -127,7 +118,7 @@ def match(
     """
     sizes = np.array([s.shape for s in similarities], int).reshape(-1, 2)
     first, first_person = (sizes.cumsum(0) - sizes).T
-    hits, matched = np.zeros((2, len(thresholds), sizes[:, 0].sum()), bool)
+    hits, matched = np.zeros((2, len(THRESHOLDS), sizes[:, 0].sum()), bool)
     for people in np.unique(sizes[:, 1]):
         group = np.flatnonzero(sizes[:, 1] == people)
         group = group[np.argsort(-sizes[group, 0], kind="stable")]  # images with a d-th detection come first
@@ -138,10 +129,10 @@ def match(
         block[np.arange(depth[0]) < depth[:, None]] = np.concatenate([similarities[i] for i in group.tolist()])
         block = np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0)
         apart = np.take_along_axis(apart, order, 1).T
-        free = np.ones((people, len(thresholds), len(group)), bool)
+        free = np.ones((people, len(THRESHOLDS), len(group)), bool)
         for d in range(depth[0] if people else 0):
             active = int(np.searchsorted(-depth, -d))
-            chosen = choose_person(block[:, d, :active], free[:, :, :active], apart[:, :active], thresholds)
+            chosen = choose_person(block[:, d, :active], free[:, :, :active], apart[:, :active])
             at, image = np.nonzero(chosen >= 0)
             free[chosen[at, image], at, image] = False
             matched[at, first[group[image]] + d] = True
@@ -149,11 +140,11 @@ def match(
     return hits, matched
 
 
-def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray) -> np.ndarray:
     """The person ``[T, n]`` that a detection in each of n images takes, -1 for none, by ``similarity [P, n]`` among
     the ``free [P, T, n]``; those ``apart [P, n]`` are excluded and stand behind the others."""
     images = np.arange(similarity.shape[1])
-    best = np.repeat(thresholds[:, None], len(images), 1)
+    best = np.repeat(THRESHOLDS[:, None], len(images), 1)
     chosen = np.full(best.shape, -1)
     for person, s in enumerate(similarity):
         better = free[person] & ~(s < best)
@@ -169,10 +160,10 @@ def concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def summary(
-    similarities: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
-    areas: Sequence[np.ndarray],
-    extents: Sequence[np.ndarray],
+    similarities: Arrays,
+    scores: Arrays,
+    areas: Arrays,
+    extents: Arrays,
     weights: np.ndarray | None = None,
     area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, np.ndarray]:

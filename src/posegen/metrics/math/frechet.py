@@ -231,10 +231,8 @@ def _members(rows: np.ndarray, n: int) -> np.ndarray:
 
 def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] "
-            "of the same network"
-        )
+        expected = "expected [n, D] and [m, D] of the same network"
+        raise ValueError(f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; {expected}")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"distances of sets need at least 2 images in each, not {len(a)} and {len(b)}")
     return torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)

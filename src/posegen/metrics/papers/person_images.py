@@ -213,10 +213,9 @@ class PersonPaperMetric(Metric):
         if self.features not in records:
             fix = "set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
             reasons[self.fid] = f"the network is not configured: {fix}"
-        elif not self.allow and (images := len(self._kept(count_images(records), self.batch))) <= (
-            dimensions := len(records[self.features][0])
-        ):
-            reasons[self.fid] = too_few(images, dimensions)
+        elif not self.allow:
+            images, dimensions = len(self._kept(count_images(records), self.batch)), len(records[self.features][0])
+            reasons |= {self.fid: too_few(images, dimensions)} if images <= dimensions else {}
         if f"{self.paper}_lpips" not in records:
             reasons[f"{self.paper}_LPIPS"] = f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"
         return reasons

@@ -79,10 +79,8 @@ def whole_picture(sample: Sample) -> np.ndarray:
     """The data set's whole picture ``[H, W, 3] uint8``; a ValueError where there is none."""
     picture = sample.image if sample.whole is None else sample.whole()
     if picture is None:
-        raise ValueError(
-            f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: use a data set with images "
-            "or another protocol="
-        )
+        fix = "use a data set with images or another protocol="
+        raise ValueError(f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: {fix}")
     return picture
 
 
