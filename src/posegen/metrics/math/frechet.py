@@ -21,7 +21,8 @@ Draws = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one (Binkowski et al. 2018, section 4)."""
+    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401)
+    section 4."""
 
     degree: int = 3
     gamma: float | None = None  # None is 1 / D

@@ -2,7 +2,7 @@
 
 What differs from the usual definition, each of which changes the values:
 
-* real pictures are whole stored files, generated ones went through JPEG with red and blue swapped; both are cropped;
+* real pictures are whole files, generated ones went through JPEG with red and blue swapped; both are cut to squares;
 * pixels are normalised as ImageNet's before they become bytes again, so that values outside 0 to 255 wrap around;
 * FID is in the 64 features after the network's first pooling, where 250 images suffice for a covariance;
 * a value per scenario, then the plain mean over scenarios, for KID over those that have one.
