@@ -1,4 +1,4 @@
-"""Keypoint AP of a whole set: `posegen.metrics.math.coco.evaluate` against pycocotools and faster-coco-eval.
+"""Keypoint AP of a whole set: `experiments.profile.coco.evaluate` against pycocotools and faster-coco-eval.
 
 Every program has its input in memory in the form that it needs; measured are the similarities, the matching and the
 accumulation over three ranges of areas.
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.profile.coco import evaluate
 from experiments.profile.timing import Timing
-from posegen.metrics.math.coco import evaluate
 from posegen.poses.topology import COCO_SIGMAS
 
 #: Package -> its classes, and the ratio that is the target. Ids begin at 1: pycocotools takes id 0 for no match.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.profile.coco import evaluate
 from experiments.profile.keypoint_ap import STATISTICS, People, invented_people, measure_keypoint_ap, prepared
-from posegen.metrics.math.coco import evaluate
 
 pytest.importorskip("pycocotools")
 

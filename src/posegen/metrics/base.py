@@ -23,15 +23,10 @@ Notes = list[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Poses:
-    """The people that an estimator found in one image, best first.
+    """The people that an estimator found in one image, best first."""
 
-    Attributes:
-        keypoints: ``[N, 17, 3] float32``: x, y in pixels of the judged image, score in [0, 1].
-        scores: ``[N] float32`` person scores.
-    """
-
-    keypoints: np.ndarray
-    scores: np.ndarray
+    keypoints: np.ndarray  # [N, 17, 3] float32: x, y in pixels of the judged image, score in [0, 1]
+    scores: np.ndarray  # [N] float32, of persons
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -39,24 +34,17 @@ class Poses:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that an estimator says about B images.
-
-    Attributes:
-        poses: B entries.
-        attributes: B mappings.
-        features: ``[B, D] float32``, or None where the estimator has no pooled features.
-    """
+    """All that an estimator says about B images, an entry for each."""
 
     poses: Sequence[Poses]
     attributes: Sequence[Mapping[str, Any]]
-    features: np.ndarray | None
+    features: np.ndarray | None  # [B, D] float32; None where the estimator has no pooled features
 
 
 class Estimator(ABC):
     """Finds people. Images are ``[B, 3, H, W]`` in [-1, 1], RGB, of the size the images were generated in.
 
-    ``features`` and ``heatmaps`` are differentiable, so that an estimator can also be the teacher in a loss.
-    """
+    ``features`` and ``heatmaps`` are differentiable, so that an estimator can also be the teacher in a loss."""
 
     @abstractmethod
     def estimate(self, images: Tensor) -> list[Poses]:
@@ -64,9 +52,8 @@ class Estimator(ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """``[B, D]`` pooled features, the space of distribution distances."""
-        raise TypeError(
-            f"{type(self).__name__} has no pooled features; choose another estimator for distribution distances"
-        )
+        name = type(self).__name__
+        raise TypeError(f"{name} has no pooled features; choose another estimator for distribution distances")
 
     def heatmaps(self, images: Tensor) -> Tensor:
         """``[B, 17, h, w]`` keypoint probabilities."""
@@ -90,51 +77,29 @@ class Estimator(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One image's target and what the estimator found, the input of every metric.
+    """One image's target and what the estimator found, the input of every metric."""
 
-    Attributes:
-        id: sample id.
-        keypoints: ``[P, 17, 3]`` target keypoints with visibility, in pixels, or in the person's square.
-        areas: ``[P]`` target areas.
-        found: the estimator's poses.
-        attributes: the target's attributes.
-        found_attributes: the estimator's attributes.
-        features: ``[D]`` the estimator's pooled features of the judged image, None without them.
-        observed: what the protocol's observers noticed, by their names.
-    """
-
-    id: str
-    keypoints: np.ndarray
-    areas: np.ndarray
+    id: str  # of the sample
+    keypoints: np.ndarray  # [P, 17, 3] of the target, with visibility, in pixels, or in the person's square
+    areas: np.ndarray  # [P] of the target
     found: Poses
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    found_attributes: Mapping[str, Any] = field(default_factory=dict)
-    features: np.ndarray | None = None
-    observed: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # of the target
+    found_attributes: Mapping[str, Any] = field(default_factory=dict)  # by the estimator
+    features: np.ndarray | None = None  # [D] the estimator's pooled features of the judged image
+    observed: Mapping[str, Any] = field(default_factory=dict)  # what the protocol's observers noticed
 
 
 class Observer(ABC):
-    """A further look at the judged images: another network's features, say, or the estimator on swapped colours.
+    """A further look at the judged images: another network's features, say, or the estimator on swapped colours."""
 
-    Attributes:
-        compares: it looks at the targets' pictures, too.
-    """
-
-    compares: ClassVar[bool] = False
+    compares: ClassVar[bool] = False  # whether it looks at the targets' pictures, too
 
     @abstractmethod
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
-        """What it notices in each of B images; the keys are the names under which metrics find it in `Judged.observed`.
+        """Notes on each of B images ``[B, 3, H, W]`` in [-1, 1] and their targets, as `Judged.observed` holds them.
 
-        Args:
-            images: ``[B, 3, H, W]`` in [-1, 1].
-            samples: the B targets, with their pictures where it ``compares``.
-            estimator: the judge.
-            real: whether these are the data set's images, the reference of distances between sets.
-
-        Returns:
-            B mappings, empty ones from an observer that is switched off (its weights are not configured).
-        """
+        ``real``: these are the data set's images, the reference of distances between sets. The notes are empty
+        where the observer is switched off (its weights are not configured)."""
 
     def check(self) -> None:
         """Raises what `observe` would raise for missing or wrong weights, to be asked before hours of sampling."""
@@ -142,27 +107,16 @@ class Observer(ABC):
 
 
 class Column(str):
-    """The name of a column, with what a table, a plot or a page has to know to show it.
+    """The name of a column, with what a table, a plot or a page has to know to show it."""
 
-    Attributes:
-        better: which values are; None where neither are, as of a bias.
-        headline: place among the shown columns of its metric, equal ones in their order; None: in ``table.csv`` only.
-        family: ``accuracy`` of the pose, ``quality`` of the pictures, ``likeness``, ``count`` or ``caption``.
-        axis: place among the columns of its family that a plot takes as its axis; None: it never does.
-        unit: ``%``, ``dB``, ...
-        remark: what the value depends on beyond the images, for the notes below a table.
-        inflated: it is larger on a resample than on the set itself, so that its interval is centred.
-        published: it repeats the computation of published tables, whose numbers are compared with it.
-    """
-
-    better: Literal["higher", "lower"] | None
-    headline: int | None
-    family: str
-    axis: int | None
-    unit: str
-    remark: str
-    inflated: bool
-    published: bool
+    better: Literal["higher", "lower"] | None  # which values are; None where neither are, as of a bias
+    headline: int | None  # place among the shown columns of its metric, equal ones in order; None: in table.csv only
+    family: str  # accuracy of the pose, quality of the pictures, likeness, count or caption
+    axis: int | None  # place among its family's columns that a plot takes as its axis; None: it never does
+    unit: str  # %, dB, ...
+    remark: str  # what the value depends on beyond the images, for the notes below a table
+    inflated: bool  # it is larger on a resample than on the set itself, so that its interval is centred
+    published: bool  # it repeats the computation of published tables, whose numbers are compared with it
 
     def __new__(
         cls,
@@ -183,11 +137,8 @@ class Column(str):
 
 
 class Metric(ABC):
-    """One family of columns, computed in two steps so that tables need no images.
-
-    ``record`` reduces one judged image to a few numbers and small arrays; ``resampled`` turns the records of a set into
-    values, for many bootstrap resamples at once.
-    """
+    """One family of columns, computed in two steps so that tables need no images: ``record`` reduces one judged
+    image to a few numbers and small arrays; ``resampled`` turns records of a set into values, for many resamples."""
 
     #: The columns that `compute` returns, in table order. A plain name is a shown column.
     columns: Sequence[str | Column] = ()
@@ -196,10 +147,8 @@ class Metric(ABC):
 
     def described(self) -> list[Column]:
         """The columns, plain names among them with what `lower_is_better` says of them."""
-        return [
-            c if isinstance(c, Column) else Column(c, "lower" if c in self.lower_is_better else "higher")
-            for c in self.columns
-        ]
+        lower = self.lower_is_better
+        return [c if isinstance(c, Column) else Column(c, "lower" if c in lower else "higher") for c in self.columns]
 
     def absent(self, records: Records) -> dict[str, str]:
         """Columns that these records cannot fill -> the reason, with the setting that would change it."""
@@ -211,15 +160,12 @@ class Metric(ABC):
 
     @abstractmethod
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
-        """Values over R resamples of a set.
+        """Column name -> its value ``[R]`` on each of R resamples of a set, NaN where there is nothing to measure.
 
         Args:
             records: name -> one entry per image, as `record` returned them.
             weights: ``[R, n]`` how often each image counts in each resample.
             reference: records of the real images, for metrics that compare sets.
-
-        Returns:
-            Column name -> ``[R]``, NaN where there is nothing to measure.
         """
 
     def compute(
@@ -231,5 +177,4 @@ class Metric(ABC):
 
 
 def count_images(records: Records) -> int:
-    """The number of images of a set of records."""
     return len(next(iter(records.values()), ()))

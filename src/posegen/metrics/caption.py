@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from posegen.metrics.base import Column, Judged, Metric, Records, Values
+from posegen.metrics.math.statistics import mean_of_known
 
 ATTRIBUTES = ("style", "scene", "count")
 
 
 class CaptionMetric(Metric):
-    """Share of images, in percent, whose style, scene and number of people are the target's, and the mean of the three.
+    """Share of images, in percent, whose style, scene and number of people are the target's, and their mean.
 
-    Style and scene are the judge's classes; the number is that of the people it found, the same that the pose metrics
-    see. An attribute that a data set does not know is NaN.
-    """
+    Style and scene are the judge's classes; the number is that of the people it found. Unknown attributes are NaN."""
 
     columns = (
         *(Column(f"{name}_agreement", headline=None, family="caption", unit="%") for name in ATTRIBUTES),
@@ -26,12 +25,7 @@ class CaptionMetric(Metric):
         return {f"{name}_agrees": agreement(judged.attributes.get(name), found.get(name)) for name in ATTRIBUTES}
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
-        shares = []
-        for name in ATTRIBUTES:
-            agrees = np.asarray(records[f"{name}_agrees"], float)
-            known = ~np.isnan(agrees)
-            with np.errstate(invalid="ignore"):
-                shares.append(100 * (weights @ np.where(known, agrees, 0)) / (weights @ known))
+        shares = [mean_of_known(records[f"{name}_agrees"], weights, 100) for name in ATTRIBUTES]
         values = dict(zip(self.columns, shares, strict=False))
         return {**values, "caption_agreement": np.mean(shares, axis=0)}
 

@@ -22,23 +22,20 @@ CAPTIONS = {"clean": lambda caption: caption, "paper": lambda caption: caption[:
 def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
     """CLIP score of n pairs of embeddings ``[n, D]`` of any length, and the score of each pair ``[n]``, in percent.
 
-    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which takes the mean first and cuts it,
-    not the pairs, at 0.
-    """
-    image, text = (
-        np.asarray(x, float) / np.linalg.norm(np.asarray(x, float), axis=1, keepdims=True) for x in (image, text)
-    )
+    Hessel et al. 2021 (arXiv:2104.08718) with the scale 100 of torchmetrics, which cuts the mean alone at 0."""
+    image, text = (np.asarray(x, float) for x in (image, text))
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     pairs = 100 * (image * text).sum(1)
     return max(float(pairs.mean()), 0.0), pairs
 
 
 class Clip(Observer):
-    """Notes ``<variant>_clip``, the score of each generated image with its own caption, for the variants of `CAPTIONS`.
+    """Notes ``<variant>_clip``, the score of each generated image with its caption, by variants of `CAPTIONS`.
 
     The network gets bytes: given floats in [0, 1], current processors would divide by 255 once more.
 
     Args:
-        folder: a CLIP model in transformers layout (``config.json``, weights, tokenizer and
+        folder: a CLIP model in transformers layout (``config.json``, weights, tokenizer,
             ``preprocessor_config.json``); None switches the observer off.
         variants: of the captions.
     """
@@ -57,31 +54,22 @@ class Clip(Observer):
             return [{} for _ in samples]
         with torch.no_grad():
             seen = self.image_embeddings(images)
-            scores = {
-                f"{v}_clip": clip_score(seen, self.text_embeddings([CAPTIONS[v](s.prompt) for s in samples]))[1]
-                for v in self.variants
-            }
+            words = {v: self.text_embeddings([CAPTIONS[v](s.prompt) for s in samples]) for v in self.variants}
+            scores = {f"{v}_clip": clip_score(seen, embeddings)[1] for v, embeddings in words.items()}
         return [{name: float(values[i]) for name, values in scores.items()} for i in range(len(samples))]
 
     def image_embeddings(self, images: Tensor) -> np.ndarray:
         """``[B, D]`` of ``images [B, 3, H, W]`` in [-1, 1], computed where the images are."""
-        pixels = self.processor.image_processor(
-            list(to_uint8(images)), input_data_format="channels_last", return_tensors="pt"
-        )["pixel_values"]
-        return (
-            self.model.to(images.device)
-            .get_image_features(pixel_values=pixels.to(images.device))
-            .pooler_output.float()
-            .cpu()
-            .numpy()
-        )
+        prepare, layout = self.processor.image_processor, "channels_last"
+        pixels = prepare(list(to_uint8(images)), input_data_format=layout, return_tensors="pt")["pixel_values"]
+        found = self.model.to(images.device).get_image_features(pixel_values=pixels.to(images.device))
+        return found.pooler_output.float().cpu().numpy()
 
     def text_embeddings(self, captions: Sequence[str]) -> np.ndarray:
         """``[B, D]`` of captions, of which the tokens that the network cannot read are cut off."""
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self.processor.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt"
-        )
+        options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+        tokens = self.processor.tokenizer(list(captions), **options)
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         return self.model.get_text_features(**tokens).pooler_output.float().cpu().numpy()
 
@@ -89,49 +77,36 @@ class Clip(Observer):
     def model(self) -> Any:
         from transformers import CLIPModel
 
-        model, report = self._read(
-            lambda folder: CLIPModel.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
-        )
+        model, report = self._read(CLIPModel, output_loading_info=True, dtype=torch.float32)
         if missing := sorted(report["missing_keys"]):
-            raise ValueError(
-                f"protocol.clip={self.folder} lacks {len(missing)} weights of CLIP ({', '.join(missing[:3])}); copy "
-                "the model's folder again"
-            )
+            lacking = f"{len(missing)} weights of CLIP ({', '.join(missing[:3])})"
+            raise ValueError(f"protocol.clip={self.folder} lacks {lacking}; copy the model's folder again")
         return model.eval().requires_grad_(False)
 
     @cached_property
     def processor(self) -> Any:
         from transformers import CLIPProcessor
 
-        return self._read(lambda folder: CLIPProcessor.from_pretrained(folder, local_files_only=True))
+        return self._read(CLIPProcessor)
 
-    def _read(self, load: Any) -> Any:
+    def _read(self, kind: Any, **options: Any) -> Any:
         folder = Path(str(self.folder)).expanduser()
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"protocol.clip={self.folder} is no model folder (no config.json); name a folder with a CLIP model, "
-                "such as ViT-B/16"
-            )
+            fix = "name a folder with a CLIP model, such as ViT-B/16"
+            raise FileNotFoundError(f"protocol.clip={self.folder} is no model folder (no config.json); {fix}")
         try:
-            return load(folder)
+            return kind.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:  # transformers raises many kinds, by damage and version
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(
-                f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason}); copy the model's folder again"
-            ) from error
+            wrong = f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason})"
+            raise ValueError(f"{wrong}; copy the model's folder again") from error
 
 
 class ClipScoreMetric(Metric):
-    """``<variant>_CLIP``: mean cosine of image and caption, in percent.
+    """``<variant>_CLIP``: mean cosine of image and caption, in percent; ``variant`` is one of `Clip`.
 
-    ``clean_CLIP`` reads the caption up to the tokens that CLIP can read. ``paper_CLIP`` cuts it to 77 characters, as
-    Stable-Pose's evaluation does, and is at least 0.
-
-    Args:
-        variant: of `Clip`.
-    """
+    ``clean_CLIP`` reads the caption up to the tokens that CLIP can read. ``paper_CLIP`` cuts it to 77 characters,
+    as Stable-Pose's evaluation does, and is at least 0."""
 
     def __init__(self, variant: str = "clean") -> None:
         paper = variant == "paper"

@@ -15,10 +15,9 @@ EXACT = 200
 
 
 class DistributionMetric(Metric):
-    """Frechet and kernel distance of the generated from the real images' features; NaN without a reference or features.
+    """Frechet and kernel distance of generated and real images' features; NaN without a reference or features.
 
-    Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only.
-    """
+    Both depend on the number of images (the Frechet distance falls with it), so compare rows of equal size only."""
 
     # A resample repeats images, which looks like less variety: the Frechet distance grows although nothing changed.
     columns = (
@@ -32,12 +31,10 @@ class DistributionMetric(Metric):
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if reference is None or "features" not in records or "features" not in reference:
             return {name: np.full(len(weights), np.nan) for name in self.columns}
-        for what, these in (("generated", records), ("reference", reference)):
-            if count_images(these) < 2:
-                raise ValueError(
-                    f"distances of sets need at least 2 {what} images, not {count_images(these)}: judge more images "
-                    "or leave this metric out"
-                )
+        for what, count in (("generated", count_images(records)), ("reference", count_images(reference))):
+            if count < 2:
+                fix = "judge more images or leave this metric out"
+                raise ValueError(f"distances of sets need at least 2 {what} images, not {count}: {fix}")
         found, real = (np.stack(list(r["features"])).astype(float) for r in (records, reference))
         frechet = frechet_distances if found.shape[1] <= EXACT else frechet_first_order
         return {"judge_frechet": frechet(found, real, weights), "judge_kernel": kernel_distances(found, real, weights)}

@@ -29,25 +29,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureNetwork(ABC):
-    """Images ``[B, 3, side, side] float32`` in 0 to 255, RGB, to features.
+    """Images ``[B, 3, side, side] float32`` in 0 to 255, RGB, to features."""
 
-    Attributes:
-        side: height and width of the images.
-        configured: whether its weights are named.
-    """
-
-    side: int = 299
-    configured: bool = True
+    side: int = 299  # height and width of the images
+    configured: bool = True  # whether its weights are named
 
     @cached_property
     @abstractmethod
     def network(self) -> nn.Module:
         """The network, frozen and in evaluation mode.
 
-        Raises:
-            FileNotFoundError: its file is missing.
-            ValueError: its file is damaged or another one.
-        """
+        Raises FileNotFoundError where its file is missing, ValueError where it is damaged or another one."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -60,11 +52,7 @@ class FeatureNetwork(ABC):
             return self.forward(images).float().cpu().numpy()
 
     def check(self) -> None:
-        """Reads the weights, if some are named.
-
-        Raises:
-            FileNotFoundError, ValueError: as `network`.
-        """
+        """Reads the weights, if some are named; raises what `network` raises."""
         if self.configured:
             _ = self.network
 
@@ -72,30 +60,22 @@ class FeatureNetwork(ABC):
 class TorchScriptInception(FeatureNetwork):
     """The 2048 features of FID's Inception network as in clean-fid, from StyleGAN's ``inception-2015-12-05.pt``.
 
-    Args:
-        path: that file; None switches the network off.
-        sha256: of the file, because TorchScript is a program. None runs any file: only for one you wrote yourself.
-    """
+    ``path`` is that file; None switches the network off. ``sha256`` is checked because TorchScript is a program;
+    None runs any file: only for one you wrote yourself."""
 
     def __init__(self, path: str | None, sha256: str | None = TORCHSCRIPT_SHA256) -> None:
         self.path, self.sha256, self.configured = path, sha256, path is not None
 
     @cached_property
     def network(self) -> nn.Module:
-        file = verified(
-            str(self.path),
-            self.sha256,
-            "protocol.inception",
-            "inception-2015-12-05.pt, the TorchScript file that clean-fid uses",
-        )
+        what = "inception-2015-12-05.pt, the TorchScript file that clean-fid uses"
+        file = verified(str(self.path), self.sha256, "protocol.inception", what)
         try:
             return torch.jit.load(file, map_location="cpu").eval().layers
         except (RuntimeError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"protocol.inception={file} is no TorchScript file with the Inception network's layers ({reason}); "
-                "fetch it again"
-            ) from error
+            wrong = f"no TorchScript file with the Inception network's layers ({reason})"
+            raise ValueError(f"protocol.inception={file} is {wrong}; fetch it again") from error
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - 128) / 128).flatten(1)
@@ -104,23 +84,16 @@ class TorchScriptInception(FeatureNetwork):
 class FidelityInception(FeatureNetwork):
     """FID's Inception network with torch-fidelity's weights, after the first and the last pooling.
 
-    Args:
-        path: ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``); None switches it off.
-        sha256: of the file; None reads any file of this network.
-    """
+    ``path`` is ``weights-inception-2015-12-05-6726825d.pth`` (or ``pt_inception-...``); None switches the network
+    off. With ``sha256=None`` any file of this network is read."""
 
     def __init__(self, path: str | None, sha256: str | None = PYTORCH_SHA256) -> None:
         self.path, self.sha256, self.configured = path, sha256, path is not None
 
     @cached_property
     def network(self) -> nn.Module:
-        file = verified(
-            str(self.path),
-            self.sha256,
-            "protocol.paper_inception",
-            "weights-inception-2015-12-05-6726825d.pth of torch-fidelity",
-        )
-        return fill_from_file(fid_inception(), file, "protocol.paper_inception")
+        key, what = "protocol.paper_inception", "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
+        return fill_from_file(fid_inception(), verified(str(self.path), self.sha256, key, what), key)
 
     def forward(self, images: Tensor) -> Tensor:
         return self._stages(images, (2048,))[2048]
@@ -164,17 +137,14 @@ def fid_inception() -> nn.Module:
 class TimmNetwork(FeatureNetwork):
     """The pooled features of any ``timm`` model, at the size and with the normalisation it was trained with.
 
-    Args:
-        model: its name, such as ``vit_base_patch14_dinov2.lvd142m``.
-        path: its weights, a file of timm's (``.safetensors``, ``.pth``, ``.bin``); None switches the network off.
-    """
+    ``model`` is its name, such as ``vit_base_patch14_dinov2.lvd142m``, ``path`` a file of timm's with its weights
+    (``.safetensors``, ``.pth``, ``.bin``); None switches the network off."""
 
     def __init__(self, model: str | None, path: str | None) -> None:
         self.model, self.path, self.configured = model, path, path is not None
         if self.configured and not model:
-            raise ValueError(
-                f"protocol.timm={path} names weights of an unknown model; set protocol.timm_model to its name in timm"
-            )
+            fix = "set protocol.timm_model to its name in timm"
+            raise ValueError(f"protocol.timm={path} names weights of an unknown model; {fix}")
 
     @cached_property
     def network(self) -> nn.Module:
@@ -184,9 +154,8 @@ class TimmNetwork(FeatureNetwork):
         try:
             network = timm.create_model(self.model, pretrained=False, num_classes=0)
         except Exception as error:  # timm raises several kinds for a name it does not know
-            raise ValueError(
-                f"protocol.timm_model={self.model} cannot be built ({error}); timm.list_models() has the names"
-            ) from error
+            fix = "timm.list_models() has the names"
+            raise ValueError(f"protocol.timm_model={self.model} cannot be built ({error}); {fix}") from error
         classifier = network.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
         return fill_from_file(network, file, "protocol.timm", ignored=heads)
@@ -209,13 +178,9 @@ class TimmNetwork(FeatureNetwork):
 class RandomNetwork(FeatureNetwork):
     """A ResNet-18 with random weights, a function of the seed alone: 512 features without a trained network.
 
-    Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and are
-    no FID. The features are divided by 16, as each of the network's eight residual sums doubles the variance, so that
-    they are about as large as a trained network's.
-
-    Args:
-        seed: of the weights.
-    """
+    Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and
+    are no FID. The features are divided by 16, as each of the network's eight residual sums doubles the variance,
+    so that they are about as large as a trained network's."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -228,10 +193,8 @@ class RandomNetwork(FeatureNetwork):
             network = timm.create_model("resnet18", pretrained=False, num_classes=0, zero_init_last=False)
         for name, weight in network.requires_grad_(False).named_parameters():
             if weight.ndim == 4:
-                deviation = math.sqrt(2 / weight[0].numel())  # He et al. 2015
-                weight.copy_(
-                    torch.randn(weight.shape, generator=generator("random network", self.seed, name)) * deviation
-                )
+                drawn = torch.randn(weight.shape, generator=generator("random network", self.seed, name))
+                weight.copy_(drawn * math.sqrt(2 / weight[0].numel()))  # He et al. 2015
         return network.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -245,39 +208,22 @@ def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
-    """The file, after checking that it is there and is the one that it should be.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its content is another.
-    """
+    """The file; a FileNotFoundError where it is missing, a ValueError where its content is another."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{key}={path}: no such file; expected {what}. It is never downloaded: put it there, or leave {key} out"
-        )
-    if sha256 is not None:
-        found = file_hash(file)
-        if found != sha256:
-            raise ValueError(
-                f"{key}={path} is damaged or another file (sha256 {found[:16]}..., expected {sha256[:16]}... of "
-                f"{what}); fetch it again"
-            )
+        fix = f"It is never downloaded: put it there, or leave {key} out"
+        raise FileNotFoundError(f"{key}={path}: no such file; expected {what}. {fix}")
+    if sha256 is not None and (found := file_hash(file)) != sha256:
+        hashes = f"sha256 {found[:16]}..., expected {sha256[:16]}... of {what}"
+        raise ValueError(f"{key}={path} is damaged or another file ({hashes}); fetch it again")
     return file
 
 
 def fill_from_file(network: nn.Module, file: Path, key: str, ignored: tuple[str, ...] = ()) -> nn.Module:
-    """The network with all its weights from a file, frozen and in evaluation mode.
+    """The network with all its weights from a file, frozen and in evaluation mode; nothing in the file is run.
 
-    Args:
-        network: receives the weights.
-        file: of weights; nothing in it is run.
-        key: the setting that named the file.
-        ignored: prefixes of weights that the network has no place for.
-
-    Raises:
-        ValueError: the file is damaged, or a weight is missing, unknown or of another shape.
-    """
+    ``key`` is the setting that named the file; ``ignored`` are prefixes of weights that the network has no place
+    for. Raises ValueError where the file is damaged, or a weight is missing, unknown or of another shape."""
     try:
         tensors = read_tensors(file)
     except WeightsError as error:

@@ -32,35 +32,26 @@ def transferred(
 ) -> dict[str, float]:
     """What a result is like; see `posegen.data.base.Transfers` for the garments.
 
-    Returns:
-        ``outside_max_difference`` and ``inside_mean_difference`` in grey levels from the picture outside and inside the
-        mask. Where garments are known, their colour distances: of the result ``to_style``, ``to_picture`` and
-        ``to_wrong_style``; of the untouched ``picture_to_style``; and of the same garments in another picture
-        ``style_again_to_style``, which no result can be expected to undercut. ``gain`` is how much closer to the style
-        the result is than the picture was, ``margin`` how much closer it is to the style than to the wrong one, and
-        ``follows`` is 1 where it is closer to the style than to the picture. Only the margin tells whether the style
-        was read: what is painted grey has a gain, too, and is closer to half of all styles.
-    """
+    ``outside_max_difference`` and ``inside_mean_difference`` are grey levels from the picture outside and inside
+    the mask. Where garments are known, their colour distances follow: of the result ``to_style``, ``to_picture``
+    and ``to_wrong_style``; of the untouched ``picture_to_style``; and of the same garments in another picture
+    ``style_again_to_style``, which no result can be expected to undercut. ``gain`` is how much closer to the style
+    the result is than the picture was, ``margin`` how much closer to the style than to the wrong one, ``follows`` 1
+    where it is closer to the style than to the picture. Only the margin tells whether the style was read: what is
+    painted grey has a gain, too, and is closer to half of all styles."""
     change = np.abs(result.astype(int) - picture)
-    row = {
-        "outside_max_difference": float(change[~mask].max(initial=0)),
-        "inside_mean_difference": float(change[mask].mean()),
-    }
+    row = {"outside_max_difference": float(change[~mask].max(initial=0))}
+    row["inside_mean_difference"] = float(change[mask].mean())
     if not garments:
         return row
     worn = {who: [colour(each.image, each.mask) for each in several] for who, several in garments.items()}
     made = [colour(result, each.mask) for each in garments["picture"]]
     to = {who: distance(made, worn[who]) for who in ("style", "picture", "wrong_style")}
     before, again = distance(worn["picture"], worn["style"]), distance(worn["style_again"], worn["style"])
-    row |= {f"to_{who}": value for who, value in to.items()} | {
-        "picture_to_style": before,
-        "style_again_to_style": again,
-    }
-    return row | {
-        "gain": before - to["style"],
-        "margin": to["wrong_style"] - to["style"],
-        "follows": float(to["style"] < to["picture"]),
-    }
+    row |= {f"to_{who}": value for who, value in to.items()}
+    row |= {"picture_to_style": before, "style_again_to_style": again}
+    margin, follows = to["wrong_style"] - to["style"], float(to["style"] < to["picture"])
+    return row | {"gain": before - to["style"], "margin": margin, "follows": follows}
 
 
 def summarised(rows: Sequence[Mapping[str, float]], resamples: int = 1000, level: float = 0.95) -> list[dict[str, Any]]:
@@ -75,12 +66,6 @@ def summarised(rows: Sequence[Mapping[str, float]], resamples: int = 1000, level
     for name, v in values.items():
         low, high = interval(spread[name], level)
         known = v[np.isfinite(v)]
-        row = {
-            "column": name,
-            "mean": float(means_of_all[name][0]),
-            "lo": low,
-            "hi": high,
-            "largest": float(known.max(initial=-np.inf)),
-        }
-        table.append({**row, "n_images": len(known)})
+        row = {"column": name, "mean": float(means_of_all[name][0]), "lo": low, "hi": high}
+        table.append({**row, "largest": float(known.max(initial=-np.inf)), "n_images": len(known)})
     return table

@@ -17,10 +17,8 @@ WHOLE = 1e-3
 
 
 class Swapped(Observer):
-    """Notes ``swapped``, the poses that the judge finds where red and blue are exchanged, as in the papers' evaluation.
-
-    The pixels are cut to bytes there, not rounded. Saved pictures hold whole bytes, which stay.
-    """
+    """Notes ``swapped``, the poses that the judge finds where red and blue are exchanged, as in the papers'
+    evaluation, which cuts pixels to bytes instead of rounding. Saved pictures hold whole bytes, which stay."""
 
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         swapped = torch.from_numpy(truncated(images)[..., ::-1].copy()).permute(0, 3, 1, 2).to(images) / 127.5 - 1
@@ -37,11 +35,8 @@ class CleanFeatures(Observer):
     """Notes ``<space>_features`` of every network, after the resizing of clean-fid's mode ``clean``.
 
     That is bicubic with antialiasing on floating-point channels, whatever the aspect ratio, cut to [0, 255] without
-    rounding (Parmar et al. 2022, arXiv:2104.11222, section 4).
-
-    Args:
-        networks: name of a feature space -> its network; those without weights are left out.
-    """
+    rounding (Parmar et al. 2022, arXiv:2104.11222, section 4). ``networks`` is name of a feature space -> its
+    network; those without weights are left out."""
 
     def __init__(self, networks: Mapping[str, FeatureNetwork]) -> None:
         self.networks = dict(networks)
@@ -52,10 +47,8 @@ class CleanFeatures(Observer):
 
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         used = {space: network for space, network in self.networks.items() if network.configured}
-        resized = {
-            side: clean_resized(to_uint8(images), side).to(images.device)
-            for side in {network.side for network in used.values()}
-        }
+        sides, pictures = {network.side for network in used.values()}, to_uint8(images)
+        resized = {side: clean_resized(pictures, side).to(images.device) for side in sides}
         features = {f"{space}_features": network.features(resized[network.side]) for space, network in used.items()}
         return [{name: values[i] for name, values in features.items()} for i in range(len(samples))]
 

@@ -21,10 +21,7 @@ ALEXNET = "alexnet-owt-7be5be79.pth, torchvision's AlexNet"
 class Lpips:
     """The distance, computed by the package ``lpips``, which brings linear layers; AlexNet's weights are the user's.
 
-    Args:
-        alexnet: file of torchvision's AlexNet; None switches it off.
-        linear: file of the linear layers; None: the package's own, version 0.1.
-    """
+    ``alexnet`` is torchvision's file; None switches it off. ``linear`` is one of linear layers; None: version 0.1."""
 
     def __init__(self, alexnet: str | None = None, linear: str | None = None) -> None:
         self.alexnet, self.linear, self.configured = alexnet, linear, alexnet is not None
@@ -33,10 +30,8 @@ class Lpips:
     def network(self) -> nn.Module:
         """Frozen, in evaluation mode; of the same files there is one, whoever asks.
 
-        Raises:
-            FileNotFoundError, ValueError: a file is missing, damaged or of another network.
-            ImportError: the package is missing; names the command that installs it.
-        """
+        Raises FileNotFoundError or ValueError where a file is missing, damaged or of another network, and
+        ImportError, with the command that installs it, without the package."""
         return lpips_network(str(self.alexnet), self.linear)
 
     def check(self) -> None:
@@ -63,32 +58,21 @@ def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
     with torch.device("meta"):  # its classifier, nine tenths of the weights, is not needed
         features = alexnet(weights=None).features
     file = verified(alexnet_file, None, "protocol.alexnet", ALEXNET)
-    fill_from_file(
-        nn.ModuleDict({"features": features.to_empty(device="cpu")}),
-        file,
-        "protocol.alexnet",
-        ignored=("classifier.",),
-    )
+    trunk = nn.ModuleDict({"features": features.to_empty(device="cpu")})
+    fill_from_file(trunk, file, "protocol.alexnet", ignored=("classifier.",))
     network = lpips.LPIPS(net="alex", pretrained=linear is None, pnet_rand=True, verbose=False)
-    layers = [
-        layer for name in ("slice1", "slice2", "slice3", "slice4", "slice5") for layer in getattr(network.net, name)
-    ]
+    layers = [layer for i in range(1, 6) for layer in getattr(network.net, f"slice{i}")]
     for ours, theirs in zip(layers, features, strict=False):  # the last pooling has no place
         ours.load_state_dict(theirs.state_dict())
     if linear is not None:
         heads = nn.ModuleDict({f"lin{i}": getattr(network, f"lin{i}") for i in range(5)})
-        fill_from_file(
-            heads, verified(linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS"), "protocol.linear"
-        )
+        file = verified(linear, None, "protocol.linear", "alex.pth, the linear layers of LPIPS")
+        fill_from_file(heads, file, "protocol.linear")
     return network.eval().requires_grad_(False)
 
 
 class Perceptual(Observer):
-    """Notes ``lpips``, the distance of an image, as it is stored, from its target.
-
-    Args:
-        lpips: the distance.
-    """
+    """Notes ``lpips``, the distance of an image, as it is stored, from its target."""
 
     compares = True
 
@@ -112,16 +96,11 @@ class PerceptualMetric(Metric):
     columns = (Column("LPIPS", "lower", None, "quality", axis=3),)
 
     def absent(self, records: Records) -> dict[str, str]:
-        return (
-            {}
-            if "lpips" in records
-            else {"LPIPS": f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"}
-        )
+        reason = f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"
+        return {} if "lpips" in records else {"LPIPS": reason}
 
     def record(self, judged: Judged) -> dict[str, float]:
         return {"lpips": judged.observed["lpips"]} if "lpips" in judged.observed else {}
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
-        return {
-            "LPIPS": mean_of_known(records["lpips"], weights) if "lpips" in records else np.full(len(weights), np.nan)
-        }
+        return {"LPIPS": mean_of_known(records.get("lpips", [np.nan] * weights.shape[1]), weights)}

@@ -6,6 +6,7 @@ Pictures are compared as they are stored, in whole bytes. `Likeness` notes, `Lik
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +18,7 @@ from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Obser
 from posegen.metrics.math.statistics import mean_of_known
 
 LEAST_ERROR = 1 / 12  # squared grey levels: the variance of rounding to whole bytes, below which two pictures agree
-MARGIN = (
-    0.15  # of the longer side of a person's joints, by which their box reaches beyond them: hair, hands, feet, clothes
-)
+MARGIN = 0.15  # of the longer side of a person's joints, by which their box reaches beyond them: hair, hands, feet
 WINDOW = 11  # pixels of a side of SSIM's Gaussian window, of sigma 1.5 (Wang et al. 2004)
 SHOULDERS_AND_HIPS = (5, 6, 12, 11)  # COCO joints around the torso
 LEGS = ((11, 13), (13, 15), (12, 14), (14, 16))  # thighs and shins
@@ -34,76 +33,44 @@ def psnr(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def ssim(pictures: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Structural similarities ``[B]`` of ``[B, H, W, 3] uint8`` (Wang et al. 2004): Gaussian window of 11 pixels, range
-    255, mean over colours.
-
-    Of smaller pictures the window is the largest odd one that fits.
-    """
+    """Structural similarities ``[B]`` of ``[B, H, W, 3] uint8`` (Wang et al. 2004): Gaussian window of 11 pixels,
+    or the largest odd one that fits, range 255, mean over colours."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    def planes(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32)).permute(0, 3, 1, 2) / 255
-
+    planes = [torch.from_numpy(v.astype(np.float32)).permute(0, 3, 1, 2) / 255 for v in (pictures, targets)]
     side = min(WINDOW, *(side - 1 + side % 2 for side in pictures.shape[1:3]))
-    values = structural_similarity_index_measure(
-        planes(pictures),
-        planes(targets),
-        gaussian_kernel=side == WINDOW,
-        kernel_size=side,
-        sigma=1.5,
-        data_range=1.0,
-        reduction="none",
-    )
+    window: dict[str, Any] = {"gaussian_kernel": side == WINDOW, "kernel_size": side, "sigma": 1.5}
+    values = structural_similarity_index_measure(*planes, **window, data_range=1.0, reduction="none")
     return values.reshape(-1).double().numpy()  # type: ignore[union-attr]
 
 
 class Likeness(Observer):
-    """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in the
-    box around the target's people; and ``colour_error``, how far their clothes' colours are apart.
+    """Notes how alike an image and its target are: ``psnr``, ``ssim``, ``l1``; ``person_psnr`` and ``person_l1`` in
+    the box around the target's people; and ``colour_error``, how far their clothes' colours are apart.
 
-    Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to ankles,
-    at the *target's* joints, in CIELAB; the error is the mean of the distances (CIE 1976). NaN where these joints are
-    not labelled.
-    """
+    Colours are means over the torso, the polygon of shoulders and hips, and over the legs, bands from hips to
+    ankles, at the *target's* joints, in CIELAB; the error is the mean distance (CIE 1976), NaN without these joints."""
 
     compares = True
 
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if real:
-            return [
-                dict.fromkeys(NOTED, float("nan")) for _ in samples
-            ]  # pictures of a reference are compared as a set alone
+            return [dict.fromkeys(NOTED, float("nan")) for _ in samples]  # a reference is compared as a set alone
         made, targets = to_uint8(images), np.stack([target_picture(sample) for sample in samples])
         if made.shape != targets.shape:
-            raise ValueError(
-                f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels; generate them in the "
-                "size of the data"
-            )
-        whole = {
-            "psnr": psnr(made, targets),
-            "ssim": ssim(made, targets),
-            "l1": np.abs(made.astype(float) - targets).mean((1, 2, 3)) / 255,
-        }
-        return [
-            {
-                **{name: float(values[i]) for name, values in whole.items()},
-                **in_person(made[i], targets[i], sample.keypoints),
-            }
-            for i, sample in enumerate(samples)
-        ]
+            sizes = f"pictures are {made.shape[1:3]}, their targets {targets.shape[1:3]} pixels"
+            raise ValueError(f"{sizes}; generate them in the size of the data")
+        l1 = np.abs(made.astype(float) - targets).mean((1, 2, 3)) / 255
+        whole = {"psnr": psnr(made, targets), "ssim": ssim(made, targets), "l1": l1}
+        people = [in_person(made[i], targets[i], sample.keypoints) for i, sample in enumerate(samples)]
+        return [{name: float(v[i]) for name, v in whole.items()} | people[i] for i in range(len(samples))]
 
 
 def target_picture(sample: Sample) -> np.ndarray:
-    """``[H, W, 3]`` the picture of a sample.
-
-    Raises:
-        ValueError: it has none.
-    """
+    """``[H, W, 3]`` the picture of a sample, or a ValueError where it has none."""
     if sample.image is None:
-        raise ValueError(
-            f"sample {sample.id} has no picture to compare with; choose data with pictures, or a protocol that "
-            "compares none"
-        )
+        fix = "choose data with pictures, or a protocol that compares none"
+        raise ValueError(f"sample {sample.id} has no picture to compare with; {fix}")
     return sample.image
 
 
@@ -117,15 +84,12 @@ def in_person(made: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> di
         inside[rows, columns] = True
     ours, theirs = made[inside][None, None], target[inside][None, None]
     regions = [mask for person in keypoints for mask in clothes(person, target.shape[:2]) if mask.any()]
-    colours = (
-        [np.stack([lab(picture)[mask].mean(0) for mask in regions]) for picture in (made, target)] if regions else []
-    )
-    distance = float(np.linalg.norm(colours[0] - colours[1], axis=1).mean()) if regions else float("nan")
-    return {
-        "person_psnr": float(psnr(ours, theirs)[0]),
-        "person_l1": float(np.abs(ours.astype(float) - theirs).mean() / 255),
-        "colour_error": distance,
-    }
+    distance = float("nan")
+    if regions:
+        colours = [np.stack([lab(picture)[mask].mean(0) for mask in regions]) for picture in (made, target)]
+        distance = float(np.linalg.norm(colours[0] - colours[1], axis=1).mean())
+    l1 = float(np.abs(ours.astype(float) - theirs).mean() / 255)
+    return {"person_psnr": float(psnr(ours, theirs)[0]), "person_l1": l1, "colour_error": distance}
 
 
 def box_of(person: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:

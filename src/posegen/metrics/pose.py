@@ -15,15 +15,14 @@ from posegen.metrics.math.pose_similarity import SIMILARITIES
 class PoseMetric(Metric):
     """COCO keypoint AP and AR, PCK, mean OKS (all in percent) and person counts, on the whole set.
 
-    People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each person's
-    most similar detection and do not.
+    People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each
+    person's most similar detection and do not.
 
     Args:
-        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance
-            ``{"": [0, 1e10], _M: [1024, 9216]}``; a range with a suffix has AP and AR only.
+        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0,
+            1e10], _M: [1024, 9216]}``; a range with a suffix has AP and AR only.
         pck: radius of a correct keypoint relative to the longer side of the person's keypoint box.
-        similarities: columns of `posegen.metrics.math.pose_similarity.SIMILARITIES`, average precisions with another
-            similarity in the place of OKS.
+        similarities: names in `SIMILARITIES`, average precisions with another similarity in the place of OKS.
         confident: adds ``count_error_confident``, where only detections of at least this score are counted.
     """
 
@@ -34,34 +33,20 @@ class PoseMetric(Metric):
         similarities: Sequence[str] = (),
         confident: float | None = None,
     ) -> None:
-        self.area_ranges = {
-            suffix: (float(low), float(high)) for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items()
-        }
-        for suffix, (low, high) in self.area_ranges.items():
+        self.area_ranges = {}
+        for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items():
+            self.area_ranges[suffix] = float(low), float(high)
             if not low < high:
-                raise ValueError(
-                    f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; expected the least and the largest area, in "
-                    "square pixels"
-                )
+                expected = "expected the least and the largest area, in square pixels"
+                raise ValueError(f"area_ranges: '{suffix}' is [{low:g}, {high:g}]; {expected}")
         if unknown := [name for name in similarities if name not in SIMILARITIES]:
             raise ValueError(f"similarities: there is no {unknown[0]!r}; choose from {', '.join(SIMILARITIES)}")
         self.pck, self.similarities, self.confident = pck, list(similarities), confident
         places = {"AP50": 1, "AP": 2, "AP75": 3, "AR": 4}  # as shown, behind PCK
-        precisions = [
-            Column(
-                name + suffix,
-                "higher",
-                places.get(name + suffix),
-                "accuracy",
-                1 if name + suffix == "AP" else None,
-                "%",
-            )
-            for suffix in self.area_ranges
-            for name in (("AP", "AR") if suffix else ("AP", "AP50", "AP75", "AR"))
-        ]
+        precisions = [n + s for s in self.area_ranges for n in (("AP", "AR") if s else ("AP", "AP50", "AP75", "AR"))]
         sure = Column("count_error_confident", "lower", None, "count", unit="people")
         self.columns = (
-            *precisions,
+            *(Column(n, "higher", places.get(n), "accuracy", 1 if n == "AP" else None, "%") for n in precisions),
             *(Column(name, "higher", None, "accuracy", unit="%") for name in self.similarities),
             Column(f"PCK@{pck:g}", "higher", 0, "accuracy", 0, "%"),
             Column("OKS", "higher", None, "accuracy", unit="%"),
@@ -71,24 +56,28 @@ class PoseMetric(Metric):
         )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """``oks [D, P]`` with its ``scores``, ``areas`` and ``extents``, best detection first, and sums over the
-        image's people.
+        """``oks [D, P]`` with ``scores``, ``areas`` and ``extents``, best detection first, and sums over people.
 
-        An area that is no number is that of the box around the labelled keypoints.
-        """
+        An area that is no number is that of the box around the labelled keypoints."""
         labelled = (judged.keypoints[..., 2] > 0).any(-1)
         keypoints, areas = judged.keypoints[labelled], np.asarray(judged.areas)[labelled]
         areas = np.where(np.isnan(areas), box_areas(keypoints), areas)
         order = np.argsort(-judged.found.scores, kind="stable")[:MAX_DETECTIONS]
         found = judged.found.keypoints[order]
         similarity = oks(found, keypoints, areas)
-        correct, best = self._best(found, similarity, keypoints, areas)
+        correct, best = 0.0, 0.0  # keypoints and summed similarity when every person has its most similar detection
+        if similarity.size:
+            distance = np.linalg.norm(found[similarity.argmax(0)][..., :2] - keypoints[..., :2], axis=-1)
+            side = sides(keypoints).max(-1)
+            radius = self.pck * np.where(side > 0, side, np.sqrt(areas))
+            correct = float(((keypoints[..., 2] > 0) & (distance <= radius[:, None])).sum())
+            best = float(similarity.max(0).sum())
         facts = {
             "people": float(len(keypoints)),
             "found": float(len(judged.found)),
             "joints": float((keypoints[..., 2] > 0).sum()),
-            "joints_correct": float(correct),
-            "oks_sum": float(best),
+            "joints_correct": correct,
+            "oks_sum": best,
             "oks": similarity,
             "scores": judged.found.scores[order],
             "areas": areas,
@@ -98,42 +87,24 @@ class PoseMetric(Metric):
             facts["confident"] = float((judged.found.scores >= self.confident).sum())
         return facts | {f"similarity_{name}": SIMILARITIES[name](found, keypoints, areas) for name in self.similarities}
 
-    def _best(
-        self, found: np.ndarray, similarity: np.ndarray, keypoints: np.ndarray, areas: np.ndarray
-    ) -> tuple[int, float]:
-        """Correct keypoints and summed similarity when every person has its most similar detection."""
-        if not similarity.size:
-            return 0, 0.0
-        labelled = keypoints[..., 2] > 0
-        nearest = found[similarity.argmax(0)]
-        distance = np.linalg.norm(nearest[..., :2] - keypoints[..., :2], axis=-1)
-        radius = self.pck * longer_side(keypoints, areas)
-        return int((labelled & (distance <= radius[:, None])).sum()), float(similarity.max(0).sum())
-
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         rest = records["scores"], records["areas"], records["extents"], weights
         found = summary(records["oks"], *rest, self.area_ranges)
-        found |= {
-            name: summary(records[f"similarity_{name}"], *rest, {"": EVERY_AREA})["AP"] for name in self.similarities
-        }
+        for name in self.similarities:
+            found[name] = summary(records[f"similarity_{name}"], *rest, {"": EVERY_AREA})["AP"]
         values = {name: 100 * found[name] for name in self.columns if name in found}
-        total = {
-            name: weights @ np.asarray(records[name], float)
-            for name in ("people", "found", "joints", "joints_correct", "oks_sum")
-        }
-        surplus = np.asarray(records["found"], float) - np.asarray(records["people"], float)
+
+        def per_image(name: str) -> np.ndarray:
+            return np.asarray(records[name], float)
+
+        surplus = per_image("found") - per_image("people")
         with np.errstate(invalid="ignore"):
-            values[f"PCK@{self.pck:g}"] = 100 * total["joints_correct"] / total["joints"]
-            values["OKS"] = 100 * total["oks_sum"] / total["people"]
+            joints, correct = weights @ per_image("joints"), weights @ per_image("joints_correct")
+            values[f"PCK@{self.pck:g}"] = 100 * correct / joints
+            values["OKS"] = 100 * (weights @ per_image("oks_sum")) / (weights @ per_image("people"))
             values["count_error"] = weights @ np.abs(surplus) / weights.sum(1)
             values["count_bias"] = weights @ surplus / weights.sum(1)
             if self.confident is not None:
-                surplus = np.asarray(records["confident"], float) - np.asarray(records["people"], float)
+                surplus = per_image("confident") - per_image("people")
                 values["count_error_confident"] = weights @ np.abs(surplus) / weights.sum(1)
         return values
-
-
-def longer_side(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """The longer side ``[P]`` of the box around each person's labelled keypoints, or the root of its area."""
-    side = sides(keypoints).max(-1)
-    return np.where(side > 0, side, np.sqrt(areas))

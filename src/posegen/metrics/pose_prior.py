@@ -29,31 +29,20 @@ TOLERANCE = 0.1  # by which a bone may leave the range of real ones
 class PosePriorMetric(Metric):
     """Distances to the target and to other real poses that the caption asks for as well, spread, and validity.
 
-    ``MSE``: squared distance to the target, dx^2 + dy^2, over joints that both have, in cells^2 (GUNet, section 4.4). A
-    mean pose wins.
-
-    ``variance``: var x + var y of each joint among the poses of a caption, over joints, in cells^2 (Var there). More is
-    not better as such: compare with real poses of one caption.
-
-    ``target_PCK``: share of the target's joints that are hit, in percent; the radius is ``pck`` times the longer side
-    of its box.
-
-    ``nearest_MSE``, ``nearest_PCK``: as ``MSE`` and ``target_PCK``, to that real pose of the same request to which each
-    generated pose is nearest in this measure.
-
-    ``diversity``: mean distance of a joint between two poses of a caption, in cells.
-
-    ``validity``: share of poses, in percent, with at least 8 joints, no bone longer than such a bone is in reality and
-    a whole that is not shorter, each with a tolerance of a tenth.
-
-    ``presence``: share of joints, in percent, that are there exactly where the target has them.
-
-    The real poses of the same request are the target and those of the validation split whose attribute ``same`` is the
-    target's; where a data set has no such attribute, the target alone.
+    * ``MSE``: dx^2 + dy^2 to the target over joints that both have, in cells^2 (GUNet, section 4.4). A mean pose wins.
+    * ``variance``: var x + var y of each joint among the poses of a caption, over joints, in cells^2 (Var there). More
+    is not better as such: compare with real poses of one caption.
+    * ``target_PCK``: share of the target's joints that are hit, in percent.
+    * ``nearest_MSE``, ``nearest_PCK``: the same to the nearest real pose of the same request.
+    * ``diversity``: mean distance of a joint between two poses of a caption, in cells.
+    * ``validity``: share of poses, in percent, with at least 8 joints, no bone longer than such a bone is in reality
+    and a whole that is not shorter, each with a tolerance of a tenth.
+    * ``presence``: share of joints, in percent, that are there exactly where the target has them.
 
     Args:
-        pck: radius of a hit joint.
+        pck: radius of a hit joint, relative to the longer side of the target's box.
         same: attribute of a sample that decides which pose is asked for; one entry per person where it is a list.
+            Real poses of the same request are the target and those of the validation split with its attribute.
     """
 
     def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
@@ -78,36 +67,22 @@ class PosePriorMetric(Metric):
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         real = reference if reference is not None else {"request": [], "truth": []}
         range_of_bones = bone_range(np.array([*real["truth"]] or [*records["truth"]]))
-        rows = []
+        others, rows = list(zip(real["request"], real["truth"], strict=True)), []
         for request, truth, poses in zip(records["request"], records["truth"], records["poses"], strict=True):
-            alike = [
-                other
-                for asked, other in zip(real["request"], real["truth"], strict=True)
-                if request != "" and asked == request
-            ]
+            alike = [other for asked, other in others if request != "" and asked == request]
             rows.append((*self.fit(poses, np.array([truth, *alike])), *spread(poses), validity(poses, range_of_bones)))
-        names = (
-            "MSE",
-            f"target_PCK@{self.pck:g}",
-            "nearest_MSE",
-            f"nearest_PCK@{self.pck:g}",
-            "presence",
-            "variance",
-            "diversity",
-            "validity",
-        )
-        return {
-            name: mean_of_known(values, weights) for name, values in zip(names, zip(*rows, strict=True), strict=True)
-        }
+        hits = f"target_PCK@{self.pck:g}", f"nearest_PCK@{self.pck:g}"
+        names = ("MSE", hits[0], "nearest_MSE", hits[1], "presence", "variance", "diversity", "validity")
+        columns = zip(names, zip(*rows, strict=True), strict=True)
+        return {name: mean_of_known(values, weights) for name, values in columns}
 
     def fit(self, poses: np.ndarray, truths: np.ndarray) -> tuple[float, float, float, float, float]:
         """(MSE, PCK, nearest MSE and PCK, presence) of ``poses [K, 17, 3]`` to ``truths [T, 17, 3]``, target first."""
         made, wanted = poses[:, None, :, 2] > 0, truths[None, :, :, 2] > 0
         squared = (HALF**2) * ((poses[:, None, :, :2] - truths[None, :, :, :2]) ** 2).sum(-1)
         error = mean_where(squared, made & wanted)
-        hit = 100 * mean_where(
-            made & (squared <= (self.pck * extents(truths)[None, :, None]) ** 2), wanted & np.ones_like(made)
-        )
+        radius = self.pck * extents(truths)[None, :, None]
+        hit = 100 * mean_where(made & (squared <= radius**2), wanted & np.ones_like(made))
         agrees = 100 * (made[:, 0] == wanted[:, 0]).mean()
         nearest, most = (np.where(np.isnan(values), -np.inf, values).max(1) for values in (-error, hit))
         return nan_mean(error[:, 0]), nan_mean(hit[:, 0]), -nan_mean(nearest), nan_mean(most), agrees
@@ -171,10 +146,7 @@ def nan_mean(values: np.ndarray) -> float:
 class PosePrior(Protocol):
     """Judges generated poses; no estimator is asked, since poses need not be found.
 
-    Args:
-        draws: poses per caption, 10 in GUNet's evaluation.
-        metrics, name, version, resamples, level: as for every protocol.
-    """
+    ``draws``: poses per caption, 10 in GUNet's evaluation. The other arguments are those of every protocol."""
 
     sample: Literal["image", "pose"] = "pose"
     note = f"MSE and variance in squared cells, diversity in cells, of a grid of {GRID} over the person's own square."
@@ -196,8 +168,5 @@ class PosePrior(Protocol):
     ) -> list[Judged]:
         """Poses ``[B, K, 17, 3]`` or ``[B, 17, 3]`` of the main persons of B samples, beside the true ones."""
         drawn = images.float().cpu().numpy().reshape(len(samples), -1, 17, 3)
-        found = [Poses(poses, np.ones(len(poses), np.float32)) for poses in drawn]
-        return [
-            Judged(s.id, s.pose[None].numpy(), s.areas, poses, s.about_main)
-            for s, poses in zip(samples, found, strict=True)
-        ]
+        found = zip(samples, (Poses(poses, np.ones(len(poses), np.float32)) for poses in drawn), strict=True)
+        return [Judged(s.id, s.pose[None].numpy(), s.areas, poses, s.about_main) for s, poses in found]

@@ -10,37 +10,31 @@ from torch import Tensor
 
 from posegen.data.base import Sample
 from posegen.errors import UserError
-from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, count_images
+from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, Values, count_images
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
 
+#: The records of each training seed of a method, on the same images in the same order.
+Seeds = Sequence[Records]
 CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 
 
 class Protocol:
-    """A named, versioned list of metrics.
+    """A named, versioned list of metrics, whose column names and record names are distinct.
 
-    ``corrected`` is the one to trust: one AP over the whole set (not a mean over batches), areas from the people
-    themselves, all images counted.
+    ``corrected`` is the one to trust: one AP over the whole set (no mean over batches), people's own areas, all images.
 
     Args:
-        metrics: their column names and record names are distinct.
         name: shown with every table.
         version: raise it whenever a value changes for the same images.
-        resamples: bootstrap resamples of the intervals.
-        level: probability inside an interval.
+        resamples, level: bootstrap resamples of the intervals, and the probability inside one.
         observers: further looks at every image; their names are distinct.
         hidden: columns that are left out of the shown table.
-
-    Attributes:
-        columns: of all metrics, in table order.
-        sample: what is judged; `Backbone.sample` must agree.
-        draws: samples that are generated, and judged together, per caption.
-        note: what a table's caption says about the columns.
     """
 
-    sample: Literal["image", "pose"] = "image"
-    draws: int = 1
+    sample: Literal["image", "pose"] = "image"  # what is judged; `Backbone.sample` must agree
+    draws: int = 1  # samples that are generated, and judged together, per caption
+    #: What a table's caption says about the columns.
     note: str = "Distances are in the features of the judge and are no FID."
 
     def __init__(
@@ -56,17 +50,11 @@ class Protocol:
         self.metrics, self.observers = list(metrics), list(observers)
         self.name, self.version, self.resamples, self.level, self.hidden = name, version, resamples, level, hidden
         self.columns = [column for metric in self.metrics for column in metric.described()]
-        twice = {column for column in self.columns if self.columns.count(column) > 1}
-        if twice:
+        if twice := {column for column in self.columns if self.columns.count(column) > 1}:
             raise ValueError(f"protocol '{name}' has the columns {sorted(twice)} twice; leave one of the metrics out")
         self._known("hidden", hidden)
 
     def _known(self, key: str, names: Sequence[str]) -> list[Column]:
-        """The columns of these names.
-
-        Raises:
-            UserError: there is none of a name.
-        """
         columns = {str(column): column for column in self.columns}
         if unknown := [name for name in names if name not in columns]:
             raise UserError(f"{key}: the protocol has no column {', '.join(unknown)}; it has {', '.join(self.columns)}")
@@ -77,22 +65,15 @@ class Protocol:
         return frozenset(column for column in self.columns if column.better == "lower")
 
     def headline(self, wanted: Sequence[str] | None = None) -> list[Column]:
-        """The columns that people see.
-
-        Args:
-            wanted: their names in order; by default, metric by metric, those that declare it and are not ``hidden``.
+        """The columns that people see: the wanted ones, else those that declare it, by metric, and are not ``hidden``.
 
         Raises:
             UserError: the protocol lacks a wanted column.
         """
         if wanted:
             return self._known("headline", wanted)
-        shown = [
-            column
-            for metric in self.metrics
-            for column in sorted(metric.described(), key=lambda column: column.headline or 0)
-            if column.headline is not None and column not in self.hidden
-        ]
+        by_metric = (sorted(metric.described(), key=lambda c: c.headline or 0) for metric in self.metrics)
+        shown = [c for columns in by_metric for c in columns if c.headline is not None and c not in self.hidden]
         return shown or self.columns
 
     def axes(self, family: str) -> list[Column]:
@@ -100,53 +81,33 @@ class Protocol:
         return sorted((c for c in self.columns if c.family == family and c.axis is not None), key=lambda c: c.axis or 0)
 
     def records(self, judged: Iterable[Judged]) -> dict[str, list]:
-        """The records of a set: ``id``, what it shows and where it comes from (see `place`), and every metric's facts,
-        one entry per image."""
-        rows = [
-            {"id": image.id, **place(image)}
-            | {name: value for metric in self.metrics for name, value in metric.record(image).items()}
-            for image in judged
-        ]
+        """The records of a set: ``id``, `place` and every metric's facts, one entry per image."""
+        rows: list[dict[str, Any]] = []
+        for image in judged:
+            rows.append({"id": image.id, **place(image)})
+            for metric in self.metrics:
+                rows[-1].update(metric.record(image))
         if any(row.keys() != rows[0].keys() for row in rows):
             raise ValueError("the images have different records; judge all images of a set with the same estimator")
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
-    def values(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> dict[str, np.ndarray]:
+    def values(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         """All columns over the resamples ``weights [R, n]``."""
-        return {
-            name: value
-            for metric in self.metrics
-            for name, value in metric.resampled(records, weights, reference).items()
-        }
+        found = (metric.resampled(records, weights, reference) for metric in self.metrics)
+        return {name: value for values in found for name, value in values.items()}
 
-    def resampled(
-        self, seeds: Sequence[Records], reference: Records | None = None, seed: int = 0
-    ) -> dict[str, np.ndarray]:
-        """Bootstrap distributions ``[resamples]`` of all columns; those of two methods are paired if both were judged
-        on the same images.
+    def resampled(self, seeds: Seeds, reference: Records | None = None, seed: int = 0) -> Values:
+        """Bootstrap distributions ``[resamples]`` of all columns, paired with other methods' on the same images.
 
-        Args:
-            seeds: the records of each training seed, on the same images in the same order.
-            reference: records of the real images.
-            seed: of the resampling.
-        """
+        ``reference`` are the records of the real images, ``seed`` is that of the resampling."""
         computes = [lambda weights, records=records: self.values(records, weights, reference) for records in seeds]
         return bootstrap(computes, check_same_images(seeds), self.resamples, seed)
 
     def table_row(
-        self,
-        seeds: Sequence[Records],
-        reference: Records | None = None,
-        seed: int = 0,
-        spread: Mapping[str, np.ndarray] | None = None,
+        self, seeds: Seeds, reference: Records | None = None, seed: int = 0, spread: Values | None = None
     ) -> dict[str, float]:
-        """One row: ``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds),
-        ``n_images`` and ``n_seeds``.
-
-        Args:
-            seeds, reference, seed: as in `resampled`.
-            spread: what `resampled` returned, where it is known already.
-        """
+        """``<column>``, ``<column>_lo`` and ``<column>_hi`` of every column (means over training seeds),
+        ``n_images`` and ``n_seeds``; ``spread`` is what `resampled` returned, where it is known already."""
         n_images = check_same_images(seeds)
         points = [self.values(records, np.ones((1, n_images)), reference) for records in seeds]
         spread = self.resampled(seeds, reference, seed) if spread is None else spread
@@ -158,15 +119,9 @@ class Protocol:
         return row | {"n_images": n_images, "n_seeds": len(seeds)}
 
     def p_values(self, spreads: Mapping[str, Mapping[str, np.ndarray]], baseline: str) -> dict[str, dict[str, float]]:
-        """Paired tests of every method against ``baseline``, for each column adjusted for the number of methods (Holm).
+        """Method -> column -> p-value of the paired test against ``baseline``, adjusted over the methods (Holm).
 
-        Args:
-            spreads: method -> what `resampled` returned, all on the same images with the same seed.
-            baseline: one of the methods.
-
-        Returns:
-            Method -> column -> p-value, without the baseline.
-        """
+        ``spreads`` is method -> what `resampled` returned, all on the same images with the same seed."""
         methods = [method for method in spreads if method != baseline]
         tests = {
             column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods])
@@ -175,21 +130,14 @@ class Protocol:
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
     def variance(
-        self,
-        ours: Sequence[Records],
-        theirs: Sequence[Records],
-        column: str,
-        reference: Records | None = None,
-        seed: int = 0,
+        self, ours: Seeds, theirs: Seeds, column: str, reference: Records | None = None, seed: int = 0
     ) -> Variance:
-        """How the difference of a column between two methods varies with images and seeds; of both, seed i was judged
-        on the same images."""
+        """How a column's difference between two methods, judged on the same images, varies with images and seeds."""
         n_images = check_same_images([*ours, *theirs])
         images = np.concatenate([np.ones((1, n_images)), resample(n_images, self.resamples, seed)])
-        differences = [
-            self.values(a, images, reference)[column] - self.values(b, images, reference)[column]
-            for a, b in zip(ours, theirs, strict=True)
-        ]
+        pairs = zip(ours, theirs, strict=True)
+        both = [[self.values(records, images, reference)[column] for records in pair] for pair in pairs]
+        differences = [a - b for a, b in both]
         return Variance.of([d[0] for d in differences], np.stack([d[1:] for d in differences]), n_images)
 
     @property
@@ -209,13 +157,10 @@ class Protocol:
     def judge(
         self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False
     ) -> list[Judged]:
-        """Examines one batch.
+        """Examines one batch: ``images [B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
 
         Args:
-            estimator: the judge.
-            images: ``[B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
-            samples: the B targets, with keypoints on the images' pixels, and with their pictures where the protocol
-                `compares`.
+            samples: the B targets, with keypoints on the images' pixels, and pictures where it `compares`.
             real: whether these are the data set's own images, the reference of distances between sets.
         """
         found = estimator.examine(images)
@@ -223,10 +168,7 @@ class Protocol:
         looks = [observer.observe(images, samples, estimator, real) for observer in self.observers]
         observed = [{name: value for look in looks for name, value in look[i].items()} for i in range(len(samples))]
         facts = zip(samples, found.poses, found.attributes, features, observed, strict=True)
-        return [
-            Judged(s.id, s.keypoints, s.areas, poses, s.attributes, attributes, *more)
-            for s, poses, attributes, *more in facts
-        ]
+        return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, *more) for s, poses, *more in facts]
 
     # How records are stored is no choice, but whoever holds a protocol needs no other module.
     write = staticmethod(write_records)
@@ -236,10 +178,8 @@ class Protocol:
 def place(image: Judged) -> dict[str, Any]:
     """What tables are broken down by, and where an image comes from.
 
-    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out of
-    the stored picture as ``crop_left`` and so on, in its pixels. The number of ``people`` is among the pose metric's
-    records.
-    """
+    ``scenario`` and ``action`` (that of the person, or ``several``) as far as the data knows them, and the cut out
+    of the stored picture as ``crop_left`` and so on, in its pixels. ``people`` is from the pose metric."""
     attributes = image.attributes
     named = {"scenario": str(attributes["scenario"])} if "scenario" in attributes else {}
     told = attributes.get("actions") or ()  # of data about single people it is a word, not a list of one

@@ -13,56 +13,40 @@ from posegen.metrics.protocol import Protocol
 
 #: The one space whose distances are called FID and KID.
 INCEPTION = "clean"
+#: Settings at the top of a protocol's yaml that only its metrics and observers read.
+FILES_OF_WEIGHTS = ("inception", "paper_inception", "imagenet_inception", "timm", "clip", "alexnet", "linear")
+INTERPOLATED = (*FILES_OF_WEIGHTS, "timm_model", "size", "allow_rank_deficient")
 
 
 class CleanQualityMetric(Metric):
-    """Frechet and kernel distance from real images in one feature space, whole and as mean over scenarios (``_macro``).
+    """Frechet and kernel distance from real images in one feature space, and means over scenarios (``_macro``).
 
-    Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs, which
-    is the mean of clean-fid's over its random subsets. Intervals of Frechet distances are to first order (see
-    `frechet_first_order`).
+    Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs,
+    which is the mean of clean-fid's over its random subsets. Intervals of Frechet distances: see
+    `frechet_first_order`.
 
     Args:
         space: what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network).
         setting: what the user sets to have this space, for the reason of empty columns.
         kernel_factor: the kernel distance is shown times this.
-        allow_rank_deficient: whether to give Frechet distances of sets with no more images than dimensions, which
-            depend on the number of images most.
+        allow_rank_deficient: give Frechet distances of sets with no more images than dimensions, too.
     """
 
     def __init__(
         self, space: str = INCEPTION, setting: str = "", kernel_factor: float = 1.0, allow_rank_deficient: bool = False
     ) -> None:
-        self.features, self.setting, self.factor, self.allow = (
-            f"{space}_features",
-            setting,
-            kernel_factor,
-            allow_rank_deficient,
-        )
-        self.frechet, self.kernel = (
-            f"{space}_{name}" for name in (("FID", "KID") if space == INCEPTION else ("frechet", "kernel"))
-        )
-        about = {
-            self.frechet: "interval to first order; it falls with the number of images",
-            self.kernel: "all pairs" + ("" if kernel_factor == 1 else f", times {kernel_factor:g}"),
-        }
-        shown = (self.frechet, self.kernel) if space == INCEPTION else (self.frechet,)
+        self.features, self.setting = f"{space}_features", setting
+        self.factor, self.allow = kernel_factor, allow_rank_deficient
+        inception = space == INCEPTION
+        self.frechet, kernel = (f"{space}_{name}" for name in (("FID", "KID") if inception else ("frechet", "kernel")))
+        first_order = "interval to first order; it falls with the number of images"
+        pairs = "all pairs" + ("" if kernel_factor == 1 else f", times {kernel_factor:g}")
+        over = "mean over scenarios"
         self.columns = (
-            *(
-                Column(
-                    name,
-                    "lower",
-                    0 if name in shown else None,
-                    "quality",
-                    0 if name == "clean_FID" else None,
-                    remark=text,
-                )
-                for name, text in about.items()
-            ),
-            *(
-                Column(f"{name}_macro", "lower", None, "quality", remark=f"{text}; mean over scenarios")
-                for name, text in about.items()
-            ),
+            Column(self.frechet, "lower", 0, "quality", 0 if inception else None, remark=first_order),
+            Column(kernel, "lower", 0 if inception else None, "quality", remark=pairs),
+            Column(f"{self.frechet}_macro", "lower", None, "quality", remark=f"{first_order}; {over}"),
+            Column(f"{kernel}_macro", "lower", None, "quality", remark=f"{pairs}; {over}"),
         )
 
     def absent(self, records: Records) -> dict[str, str]:
@@ -70,20 +54,13 @@ class CleanQualityMetric(Metric):
             return dict.fromkeys(self.columns, f"the network is not configured: set {self.setting}")
         reasons, dimensions = {}, len(records[self.features][0])
         if not self.allow and (images := count_images(records)) <= dimensions:
-            reasons[self.frechet] = self._too_few(images, dimensions)
+            reasons[self.frechet] = too_few(images, dimensions)
         if "scenario" not in records:
             return reasons | dict.fromkeys(self.columns[2:], "the data set has no scenarios")
         smallest = min(len(rows) for rows, _ in rows_by_scenario(records, records).values())
         if not self.allow and smallest <= dimensions:
-            reasons[self.columns[2]] = self._too_few(smallest, dimensions)
+            reasons[self.columns[2]] = too_few(smallest, dimensions)
         return reasons
-
-    @staticmethod
-    def _too_few(images: int, dimensions: int) -> str:
-        return (
-            f"{images} images are no more than the {dimensions} dimensions: generate more, or set "
-            "protocol.allow_rank_deficient=true"
-        )
 
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {self.features: judged.observed[self.features]} if self.features in judged.observed else {}
@@ -93,10 +70,8 @@ class CleanQualityMetric(Metric):
             return {name: np.full(len(weights), np.nan) for name in self.columns}
         every = (range(count_images(records)), range(count_images(reference)))
         values = dict(zip(self.columns, self._distances(records, weights, reference, *every), strict=False))
-        parts = [
-            self._distances(records, weights, reference, *rows)
-            for rows in rows_by_scenario(records, reference).values()
-        ]
+        scenarios = rows_by_scenario(records, reference).values()
+        parts = [self._distances(records, weights, reference, *rows) for rows in scenarios]
         means = np.mean(parts, axis=0) if "scenario" in records else np.full((2, len(weights)), np.nan)
         return values | dict(zip(self.columns[2:], means, strict=True))
 
@@ -113,45 +88,32 @@ class CleanQualityMetric(Metric):
         return frechet, self.factor * kernel_distances(*sets, weights[:, rows])
 
 
+def too_few(images: int, dimensions: int) -> str:
+    """Why there is no Frechet distance of this many images."""
+    fix = "generate more, or set protocol.allow_rank_deficient=true"
+    return f"{images} images are no more than the {dimensions} dimensions: {fix}"
+
+
 def features_of(records: Records, name: str, rows: Sequence[int]) -> np.ndarray:
-    """``[n, D]`` features of some images."""
     return np.stack([records[name][i] for i in rows]) if len(rows) else np.zeros((0, 0))
 
 
 def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[list[int], list[int]]]:
     """Scenario of the generated images -> rows of its images in both records; without scenarios, one with all."""
-    both = [
-        [str(name) for name in r["scenario"]] if "scenario" in r else [""] * count_images(r)
-        for r in (records, reference)
-    ]
-    return {
-        name: ([i for i, n in enumerate(both[0]) if n == name], [i for i, n in enumerate(both[1]) if n == name])
-        for name in dict.fromkeys(both[0])
-    }
+    rows: dict[str, tuple[list[int], list[int]]] = {}
+    for side, r in enumerate((records, reference)):
+        for i, name in enumerate(r["scenario"] if "scenario" in r else [""] * count_images(r)):
+            rows.setdefault(str(name), ([], []))[side].append(i)
+    return {name: both for name, both in rows.items() if both[0]}
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose observers read files of weights, named once at the top of its yaml and interpolated.
-
-    Args:
-        inception, paper_inception, timm, timm_model, clip, allow_rank_deficient: what the yaml interpolates.
-        about: of `Protocol`.
-    """
+    """A protocol whose yaml has files of weights and other settings once, at its top, and interpolates them below."""
 
     note = (
         "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge "
         "columns in the judge's: both are no FID."
     )
 
-    def __init__(
-        self,
-        *,
-        inception: str | None = None,
-        paper_inception: str | None = None,
-        timm: str | None = None,
-        timm_model: str | None = None,
-        clip: str | None = None,
-        allow_rank_deficient: bool = False,
-        **about: Any,
-    ) -> None:
-        super().__init__(**about)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{name: value for name, value in settings.items() if name not in INTERPOLATED})

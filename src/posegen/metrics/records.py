@@ -10,6 +10,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from posegen.metrics.base import Records, count_images
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
 NAMES = ("id", "scenario", "action")  # columns of text, also where every entry looks like a number
+AGAIN = "run the evaluation of this cell again"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
 
@@ -47,24 +49,20 @@ def read_records(folder: str | Path) -> dict[str, list]:
     folder = Path(folder)
     for name in (CSV_FILE, ARRAY_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; run the evaluation of this cell again")
+            raise FileNotFoundError(f"{folder / name} is missing; {AGAIN}")
     records = from_csv(folder / CSV_FILE)
     n_images = count_images(records)
     try:
         with np.load(folder / ARRAY_FILE, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{folder / ARRAY_FILE} cannot be read ({error}); it is damaged: run the evaluation of this cell again"
-        ) from error
+        raise ValueError(f"{folder / ARRAY_FILE} cannot be read ({error}); it is damaged: {AGAIN}") from error
     for name in stored:
         if not name.endswith(SHAPES):
             records[name] = unflatten(stored[name], stored.get(name + SHAPES))
             if len(records[name]) != n_images:
-                raise ValueError(
-                    f"{folder}: '{name}' has {len(records[name])} entries for {n_images} images; run the evaluation "
-                    "of this cell again"
-                )
+                found = f"'{name}' has {len(records[name])} entries for {n_images} images"
+                raise ValueError(f"{folder}: {found}; {AGAIN}")
     return records
 
 
@@ -73,10 +71,8 @@ def flatten(name: str, values: Sequence[Any]) -> dict[str, np.ndarray]:
     arrays = [np.asarray(v) for v in values]
     if len({a.shape for a in arrays}) == 1:
         return {name: np.stack(arrays)}
-    return {
-        name: np.concatenate([a.ravel() for a in arrays]),
-        name + SHAPES: np.array([a.shape for a in arrays], np.int32),
-    }
+    shapes = np.array([a.shape for a in arrays], np.int32)
+    return {name: np.concatenate([a.ravel() for a in arrays]), name + SHAPES: shapes}
 
 
 def unflatten(stored: np.ndarray, shapes: np.ndarray | None) -> list[np.ndarray]:
@@ -109,19 +105,10 @@ def from_csv(path: Path) -> dict[str, list]:
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if "id" not in header or any(len(row) != len(header) for row in rows):
-        raise ValueError(
-            f"{path} is damaged: it needs an 'id' column and {len(header)} entries in every row; run the evaluation "
-            "of this cell again"
-        )
-    columns = (
-        dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in header}
-    )
-    return {name: values if name in NAMES else floats_if_all(values) for name, values in columns.items()}
-
-
-def floats_if_all(values: list[str]) -> list:
-    """Floats if all are numbers, else the strings."""
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return values
+        expected = f"an 'id' column and {len(header)} entries in every row"
+        raise ValueError(f"{path} is damaged: it needs {expected}; {AGAIN}")
+    columns: dict[str, list] = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    for name in columns.keys() - NAMES:
+        with suppress(ValueError):
+            columns[name] = [float(value) for value in columns[name]]
+    return columns

@@ -23,22 +23,14 @@ CAPTION = (
 
 @dataclass
 class Breakdown:
-    """Values of every method in every part of the images, and their unweighted mean over the parts.
+    """Values of every method in every part of the images, and their unweighted mean over the parts."""
 
-    Attributes:
-        by: what the images are divided by, one of `PARTS`.
-        columns: the shown columns of the table.
-        labels: the part of every image.
-        rows: ``method``, ``ranked``, ``state``, the part under the name of ``by``, ``n_images``, and the columns;
-            the mean is the last part.
-        notes: what could not be computed, and why.
-    """
-
-    by: str
-    columns: Sequence[Column]
-    labels: list[str]
+    by: str  # what the images are divided by, one of `PARTS`
+    columns: Sequence[Column]  # the shown columns of the table
+    labels: list[str]  # the part of every image
+    #: ``method``, ``ranked``, ``state``, ``n_images``, the columns, and the part under the name of ``by``; means last.
     rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be computed, and why
 
     @property
     def names(self) -> list[str]:
@@ -46,10 +38,8 @@ class Breakdown:
 
 
 def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[Column]) -> list[Breakdown]:
-    """The rows with finished cells by everything in `PARTS` of which the records name two or more.
-
-    The columns are those of the protocol on each part's records alone, compared with the real images of the same part.
-    """
+    """The rows with finished cells by everything in `PARTS` of which the records name two or more: the protocol's
+    columns on each part's records alone, compared with the real images of the same part."""
     found: dict[str, Breakdown] = {}
     for group in groups:
         if not group.finished:
@@ -64,7 +54,6 @@ def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[Column]
 
 
 def add_group(table: Breakdown, group: Group, seeds: Sequence[Records], reference: Records, protocol: Any) -> None:
-    """Adds the parts of one group of cells and their mean."""
     labels, rows = parts_of(seeds[0], table.by), []
     about = {"method": group.name, "ranked": group.ranked, "state": group.state["state"]}
     for name in sorted(set(labels)):
@@ -93,13 +82,11 @@ def values_in(
         except ValueError as error:  # it needs more images than there are in this part
             reason = f"{name}: {error}"
             continue
-        found |= {
-            column: float(np.mean([point[column] for point in points])) for column in found if column in points[0]
-        }
+        for column in found.keys() & points[0].keys():
+            found[column] = float(np.mean([point[column] for point in points]))
     return found, reason
 
 
 def restricted(records: Records, name: str, by: str) -> Mapping[str, Sequence[Any]]:
-    """The records of one part."""
     chosen = [i for i, label in enumerate(parts_of(records, by)) if label == name]
     return {key: [values[i] for i in chosen] for key, values in records.items()}

@@ -32,19 +32,12 @@ SHOWN_COSTS: dict[str, Callable[[Row], str]] = {
 
 @dataclass(frozen=True)
 class TableEntry:
-    """One entry of a table as people read it.
+    """One entry of a table as people read it."""
 
-    Attributes:
-        text: without marks; of a measured value without its interval.
-        rank: 1 for the best of its column, 2 for the second best, else 0.
-        differs: significantly from the baseline.
-        interval: ``[low, high]``, empty where there is none.
-    """
-
-    text: str
-    rank: int = 0
-    differs: bool = False
-    interval: str = ""
+    text: str  # without marks; of a measured value without its interval
+    rank: int = 0  # 1 for the best of its column, 2 for the second best
+    differs: bool = False  # significantly from the baseline
+    interval: str = ""  # "[low, high]"
 
     def marked(self, first: str, second: str, escape: Callable[[str], str] = str) -> str:
         """As text; ``first`` and ``second`` are templates for the best and second best."""
@@ -57,10 +50,8 @@ Grid = list[list[TableEntry]]
 
 
 def table_grid(table: Table) -> Grid:
-    """Header and rows: method, status of its reproduction where something was compared, shown columns, costs.
-
-    The second entry of a row that did not finish is its state and reason; the others are empty.
-    """
+    """Header and rows: method, status of its reproduction where something was compared, shown columns, costs. A row
+    that did not finish has its state and reason as second entry, and else none."""
     compared = any(row.get("reproduction", "") not in ("", "not comparable") for row in table.rows)
     extra = ["reproduction"] if compared else []
     ranks = {column: ranking(table.rows, column) for column in table.headline}
@@ -92,7 +83,6 @@ def breakdown_grid(parts: Breakdown, column: Column) -> Grid:
 
 
 def entry(row: Row, column: Column, ranks: Mapping[float, int]) -> TableEntry:
-    """A value with its interval, where it has one, and its marks."""
     value = row.get(column, math.nan)
     if row["state"] == "reported":
         return TableEntry(f"{value:g}" if column in row else "")
@@ -107,14 +97,10 @@ def rank_of(row: Row, column: Column, ranks: Mapping[float, int]) -> int:
 
 
 def ranking(rows: Iterable[Row], column: Column) -> dict[float, int]:
-    """Value -> 1 for the best and 2 for the second best of a column.
-
-    Reference rows and rows that did not finish are not ranked; neither is a column without a better direction, nor one
-    with a single method. Of two methods one is best and the other not worth a mark.
-    """
-    values = {
-        r[column] for r in rows if r["ranked"] and r["state"] == "finished" and not math.isnan(r.get(column, math.nan))
-    }
+    """Value -> 1 for the best and 2 for the second best of a column; of two methods one is best and the other not
+    worth a mark. Bounds and rows that did not finish are not ranked, nor columns without a direction."""
+    ranked = [row[column] for row in rows if row["ranked"] and row["state"] == "finished" and column in row]
+    values = {value for value in ranked if not math.isnan(value)}
     if len(values) < 2 or column.better is None:
         return {}
     best = sorted(values, reverse=column.better == "higher")
@@ -163,29 +149,16 @@ def markdown(lines: Grid) -> str:
 
 def table_latex(table: Table) -> str:
     """A booktabs table."""
-    head, *rows = [
-        " & ".join(one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line) + r" \\"
-        for line in table_grid(table)
-    ]
-    text = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(f'{table.title}. {table.caption}')}}}",
-        rf"\begin{{tabular}}{{l{'r' * head.count(' & ')}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par\footnotesize {latex_text(note)}" for note in table.notes),
-        r"\end{table}",
-    ]
-    return "\n".join(text) + "\n"
+    cells = [[one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line] for line in table_grid(table)]
+    head, *rows = [" & ".join(line) + r" \\" for line in cells]
+    caption = rf"\caption{{{latex_text(f'{table.title}. {table.caption}')}}}"
+    begin = rf"\begin{{tabular}}{{l{'r' * head.count(' & ')}}}"
+    notes = [rf"\par\footnotesize {latex_text(note)}" for note in table.notes]
+    top = [r"\begin{table}", r"\centering", caption, begin, r"\toprule", head, r"\midrule"]
+    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]) + "\n"
 
 
 def latex_text(text: str) -> str:
-    """Escapes what LaTeX would read as commands."""
     return "".join(LATEX.get(char, char) for char in text)
 
 
@@ -198,16 +171,13 @@ def table_terminal(table: Table, width: int = 160) -> str:
 def left_aligned(lines: Sequence[Sequence[str]], width: int = 160) -> str:
     """Columns of equal width, as many as fit."""
     # The state of a row that did not finish may be long; it stands behind the others.
-    widths = [
-        max(len(line[i]) for line in lines if not (i == 1 and line[2:] and not any(line[2:])))
-        for i in range(len(lines[0]))
-    ]
-    fitting = next(
-        (n for n in range(len(widths), 2, -1) if sum(widths[:n]) + 2 * (n - 1) <= width), min(2, len(widths))
-    )
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)).rstrip() for line in lines
-    )
+    done = [line for line in lines if not line[2:] or any(line[2:])]
+    widths = [max(len(line[i]) for line in (done if i == 1 else lines)) for i in range(len(lines[0]))]
+    fitting = len(widths)
+    while fitting > 2 and sum(widths[:fitting]) + 2 * (fitting - 1) > width:
+        fitting -= 1
+    aligned = ([cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)] for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
 
 def row_terminal(row: Row, headline: Sequence[str]) -> str:

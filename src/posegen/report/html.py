@@ -8,6 +8,7 @@ as ``table.html``, ``posegen report`` with as many and as large pictures as it i
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from posegen.report.breakdown import CAPTION, Breakdown
 from posegen.report.formats import TableEntry, breakdown_grid, table_grid
 from posegen.report.image_grids import GridLine, picture_grid
 from posegen.report.plots import result_plots, training_plots
-from posegen.report.rows import Row
 from posegen.report.study import read_status
 from posegen.report.table import Table
 from posegen.runner.images import SHOWN
@@ -39,46 +39,27 @@ KINDS = {
 
 @dataclass(frozen=True)
 class SheetLine:
-    """A line of a table on the page.
-
-    Attributes:
-        entries: each with the strength of its background, 0 to 1 or None.
-        kind: its class.
-        failed: its first entry says why there is no result, and fills the line.
-    """
+    """A line of a table on the page."""
 
     name: str
-    entries: Sequence[tuple[TableEntry, float | None]]
-    kind: str = ""
-    failed: bool = False
+    entries: Sequence[tuple[TableEntry, float | None]]  # each with the strength of its background, 0 to 1 or None
+    kind: str = ""  # its class
+    failed: bool = False  # its first entry says why there is no result, and fills the line
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A sortable table on the page.
+    """A sortable table on the page."""
 
-    Attributes:
-        about: what it shows, for those who do not see it.
-        names: of its columns.
-        better: column -> higher or lower; the first click on such a column puts the best on top.
-        bodies: (class, label, lines) of groups of lines that are sorted apart.
-        arrows: whether the names show what is better.
-    """
-
-    about: str
-    names: Sequence[str]
-    bodies: Sequence[tuple[str, str, Sequence[SheetLine]]]
-    better: Mapping[str, str | None]
-    arrows: bool = True
+    about: str  # what it shows, for those who do not see it
+    names: Sequence[str]  # of its columns
+    bodies: Sequence[tuple[str, str, Sequence[SheetLine]]]  # (class, label, lines) of groups that are sorted apart
+    better: Mapping[str, str | None]  # column -> higher or lower; the first click on it puts the best on top
+    arrows: bool = True  # whether the names show what is better
 
 
 def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
-    """The page as html text.
-
-    Args:
-        poses: most lines of the grid of pictures.
-        side: longer side, in pixels, to which larger pictures are made smaller.
-    """
+    """The page as html text, with at most ``poses`` lines of pictures of at most ``side`` pixels."""
     sections: dict[str, tuple[str, Any]] = {
         "Table": ("results", {"sheet": results_sheet(table), "caption": table.caption, "notes": table.notes}),
         "Curves": ("plots", [Markup(plot.inline()) for plot in training_plots(table).values()]),
@@ -87,16 +68,11 @@ def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
         "Pictures": ("pictures", pictures_section(picture_grid(table, poses, side)) if poses else None),
         "Cells": ("cells", cells_section(table)),
     }
-    filled = [(name, anchor(name), kind, data) for name, (kind, data) in sections.items() if data]
-    environment = Environment(
-        loader=PackageLoader("posegen.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    filled = [(name, re.sub(r"[\W_]", "-", name.lower()), *section) for name, section in sections.items() if section[1]]
+    loader = PackageLoader("posegen.report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["breakable"] = breakable
     return environment.get_template("page.html").render(title=table.title, sections=filled).lstrip()
-
-
-def anchor(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
 def breakable(name: str) -> Markup:
@@ -107,24 +83,16 @@ def breakable(name: str) -> Markup:
 def results_sheet(table: Table) -> Sheet:
     """The table: methods, then those that did not finish, bounds and published numbers, each for themselves."""
     head, *lines = table_grid(table)
-    kinds = [row_kind(row) for row in table.rows]
-    bodies = []
-    for kind, label in KINDS.items():
-        found = [
-            SheetLine(line[0].text, unshaded(line[1:2]), failed=True)
-            if kind == "unfinished"
-            else SheetLine(line[0].text, unshaded(line[1:]), kind)
-            for line, own in zip(lines, kinds, strict=True)
-            if own == kind
-        ]
-        bodies += [("", label if set(kinds) != {""} else "", found)] if found else []
+    kinds: dict[str, list[SheetLine]] = {kind: [] for kind in KINDS}
+    for row, (name, *entries) in zip(table.rows, lines, strict=True):
+        if row["state"] not in ("finished", "reported"):
+            kinds["unfinished"].append(SheetLine(name.text, unshaded(entries[:1]), failed=True))
+        else:
+            kind = "reported" if row["state"] == "reported" else "" if row["ranked"] else "bound"
+            kinds[kind].append(SheetLine(name.text, unshaded(entries), kind))
+    filled = [kind for kind, found in kinds.items() if found]
+    bodies = [("", KINDS[kind] if filled != [""] else "", kinds[kind]) for kind in filled]
     return Sheet(table.title, [entry.text for entry in head], bodies, {c: c.better for c in table.headline})
-
-
-def row_kind(row: Row) -> str:
-    if row["state"] not in ("finished", "reported"):
-        return "unfinished"
-    return "reported" if row["state"] == "reported" else "" if row["ranked"] else "bound"
 
 
 def unshaded(entries: Iterable[TableEntry]) -> list[tuple[TableEntry, float | None]]:
@@ -137,29 +105,20 @@ def parts_section(parts: Breakdown) -> dict[str, Any]:
     for column in parts.columns:
         head, *lines = breakdown_grid(parts, column)
         names, shades = [entry.text for entry in head], shading(parts, column)
-        *rows, mean = [
-            SheetLine(
-                line[0].text,
-                [(entry, shades.get((line[0].text, name))) for entry, name in zip(line[1:], names[1:], strict=True)],
-            )
-            for line in lines
-        ]
+        found = []
+        for part, *entries in lines:
+            shaded = [(e, shades.get((part.text, name))) for e, name in zip(entries, names[1:], strict=True)]
+            found.append(SheetLine(part.text, shaded))
         better = {row["method"]: column.better for row in parts.rows if row["ranked"]}
-        bodies = [("", "", rows), ("mean", "", [mean])]
+        bodies = [("", "", found[:-1]), ("mean", "", found[-1:])]
         sheets.append((column, Sheet(f"{column} by {parts.by}", names, bodies, better, arrows=False)))
     return {"sheets": sheets, "caption": CAPTION, "notes": merged(parts.notes)}
 
 
 def shading(parts: Breakdown, column: Column) -> dict[tuple[str, str], float]:
-    """(part, method) -> 0 for the worst value of a column among the methods to 1 for the best.
-
-    Empty where neither direction is better.
-    """
-    values = {
-        (row[parts.by], row["method"]): row[column]
-        for row in parts.rows
-        if row["ranked"] and row["state"] == "finished" and row[column] == row[column]
-    }
+    """(part, method) -> 0 for the worst value of a column to 1 for the best; empty where neither is better."""
+    ranked = [row for row in parts.rows if row["ranked"] and row["state"] == "finished"]
+    values = {(row[parts.by], row["method"]): row[column] for row in ranked if not math.isnan(row[column])}
     low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
     if column.better is None or low == high:
         return {}
@@ -176,7 +135,7 @@ def merged(notes: Sequence[str]) -> list[str]:
 
 
 def pictures_section(grid: Sequence[GridLine] | None) -> dict[str, Any]:
-    """The grid, whether it shows the poses that the judge found, and whether it says how many joints were found."""
+    """The grid, whether it shows poses that the judge found, and whether it says how many joints were found."""
     entries = [entry for line in grid or () for entry in line.entries]
     judged = any(picture.look == "found" for entry in entries for picture in entry.pictures)
     return {"grid": grid, "judged": judged, "counted": any(entry.note for entry in entries)}
@@ -188,12 +147,9 @@ def cells_section(table: Table) -> dict[str, Any]:
     for cell in table.cells:
         status = read_status(table.folder / cell["folder"])
         versions, hours = status.get("versions", {}), status.get("wall_s", 0.0) / 3600
-        texts = (
-            f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"],
-            f"{hours:.2f}" if hours else "-",
-            f"{versions.get('posegen', '-')} {(status.get('git') or '')[:10]}".strip(),
-            status.get("machine", "-"),
-        )
+        state = f"{cell['state']}: {cell['reason']}" if cell["reason"] else cell["state"]
+        version = f"{versions.get('posegen', '-')} {(status.get('git') or '')[:10]}".strip()
+        texts = (state, f"{hours:.2f}" if hours else "-", version, status.get("machine", "-"))
         lines.append(SheetLine(cell["folder"], unshaded(map(TableEntry, texts)), failed=cell["state"] != "finished"))
     names = ("cell", "state", "hours", "posegen", "machine")
     finished = sum(not line.failed for line in lines)

@@ -41,20 +41,15 @@ class GridEntry:
 
 
 class GridLine(NamedTuple):
-    """One pose: its number, part and caption, and its entries: pose and source where there are such pictures, then an
-    entry for each row of the table."""
+    """One pose: its number, part and caption, and entries: pose and source if any, one per row."""
 
     words: Sequence[str]
     entries: Sequence[GridEntry]
 
 
 def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
-    """Each line's target pose, its source where the data has some, then every method's picture; None without cells.
-
-    Args:
-        poses: most lines.
-        side: longer side, in pixels, to which larger pictures are made smaller.
-    """
+    """At most ``poses`` lines of target pose, source where the data has some, and every method's picture, no side
+    of which is longer than ``side`` pixels; None without cells."""
     cells = dict(sorted(table.pictured.items(), key=lambda item: item[0] != "reference/real"))
     if not cells:
         return None
@@ -69,9 +64,8 @@ def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
         about, entries = f"picture {i}", []
         if posed:
             pose = next((panels[0] for panels in judged[i].values()), None)
-            entries.append(
-                GridEntry("pose", [] if pose is None else [shrunk_picture(pose, f"target pose of {about}", side)])
-            )
+            shown = [] if pose is None else [shrunk_picture(pose, f"target pose of {about}", side)]
+            entries.append(GridEntry("pose", shown))
         if sourced:
             source = sources[i]
             entries.append(GridEntry("source", [stored_picture(source, f"source of {about}", side)] if source else []))

@@ -16,13 +16,8 @@ from posegen.report.study import benchmark_plan, read_status
 class LiveProgress:
     """Shows the progress of a benchmark's cells from a thread, while the block runs.
 
-    On a terminal it draws a bar with rate and remaining time per cell; elsewhere it prints a line whenever the state or
-    stage of a cell changes.
-
-    Args:
-        folder: of the benchmark, which has ``cells.json``.
-        every: seconds between two looks.
-    """
+    On a terminal it draws a bar with rate and remaining time per cell; elsewhere it prints a line whenever the
+    state or stage of a cell changes. It looks ``every`` so many seconds."""
 
     def __init__(self, folder: Path, every: float = 1.0) -> None:
         self.every, self.started, self.stop = every, time.time(), threading.Event()
@@ -88,6 +83,5 @@ def progress_text(state: str, report: dict[str, Any]) -> str:
     rate = report.get("rate", 0.0)
     left = (report["total"] - report["done"]) / rate if rate else 0.0
     loss = f", loss {report['loss']:.3f}" if "loss" in report else ""
-    return (
-        f"{report['stage']} {report['done']}/{report['total']} {report['unit']}, {rate:.1f}/s, {left:.0f} s left{loss}"
-    )
+    done = f"{report['stage']} {report['done']}/{report['total']} {report['unit']}"
+    return f"{done}, {rate:.1f}/s, {left:.0f} s left{loss}"

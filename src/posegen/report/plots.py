@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,8 @@ def training_plots(table: Table) -> dict[str, Plot]:
         title = f"{name.removeprefix('live/')} on validation images"
         if name == "train/loss":
             title = "Loss of the training"
-            drawn = {
-                row: [smoothed_curve(c, min(SMOOTHED, len(c) // LEAST or 1)) for c in curves]
-                for row, curves in drawn.items()
-            }
+            for row, curves in drawn.items():
+                drawn[row] = [smoothed_curve(c, min(SMOOTHED, len(c) // LEAST or 1)) for c in curves]
         plots[name.replace("/", "_")] = plot_curves(title, drawn, numbered(table), ("step", name.partition("/")[2]))
     return {name: plot for name, plot in plots.items() if plot}
 
@@ -111,10 +110,8 @@ def result_plots(table: Table) -> dict[str, Plot]:
 
     plots: dict[str, Plot | None] = {}
     if quality:
-        marks = [mark(row, accuracy, quality) for row in done]
-        plots["quality"] = plot_marks(
-            "Quality beside pose accuracy", marks, (axis_label(accuracy), axis_label(quality))
-        )
+        marks, labels = [mark(row, accuracy, quality) for row in done], (axis_label(accuracy), axis_label(quality))
+        plots["quality"] = plot_marks("Quality beside pose accuracy", marks, labels)
     for name, (kind, label, scale) in COST_AXES.items():
         marks = [mark(row, f"cost_{name}", accuracy, scale) for row in done if row["ranked"]]
         plots[name] = plot_marks(f"Pose accuracy beside {kind}", marks, (label, axis_label(accuracy)))
@@ -134,13 +131,8 @@ def numbered(table: Table) -> dict[str, int]:
 def plot_curves(
     title: str, drawn: Mapping[str, Sequence[Curve]], numbers: dict[str, int], labels: tuple[str, str]
 ) -> Plot | None:
-    """A curve per method: thin for a seed, thick for the mean of several; None without points.
-
-    Args:
-        drawn: method -> points ``(x, y)`` of each seed, in order.
-        numbers: method -> number of its colour and dash.
-        labels: of the axes.
-    """
+    """A curve per method (``drawn``: the points ``(x, y)`` of each seed): thin for a seed, thick for the mean of
+    several; None without points. ``numbers`` are those of the methods' colours and dashes."""
     drawn = {name: runs for name, runs in drawn.items() if any(runs)}
 
     def draw(axes: Any) -> None:
@@ -175,20 +167,14 @@ def plot_marks(title: str, drawn: Sequence[Mark], labels: tuple[str, str]) -> Pl
 
 def style_of(number: int) -> dict[str, Any]:
     """Colour and dash of a method; the dash changes where the colours begin again."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
-    }
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
 def render(
     title: str, labels: tuple[str, str], draw: Callable[[Any], None], about: dict[str, str] | None = None
 ) -> Plot:
     """The plot that ``draw`` puts on axes, with the names of its curves below; equal ones have equal bytes.
-
-    Args:
-        about: id of a mark -> what is said where one points at it.
-    """
+    ``about`` is id of a mark -> what is said where one points at it."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -213,11 +199,8 @@ def cleaned(svg: str, about: dict[str, str]) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
-    return re.sub(
-        r'<g id="([^"]*)">',
-        lambda m: "<g>" + (f"<title>{html.escape(t)}</title>" if (t := about.get(m[1])) else ""),
-        svg,
-    )
+    titles = {name: f"<title>{html.escape(text)}</title>" for name, text in about.items()}
+    return re.sub(r'<g id="([^"]*)">', lambda m: "<g>" + titles.get(m[1], ""), svg)
 
 
 # The curves that training left in the cells.
@@ -225,10 +208,7 @@ def cleaned(svg: str, about: dict[str, str]) -> str:
 
 def curves_of(cell: Path) -> dict[str, Curve]:
     """Name -> points ``(step, value)`` in the order of steps, of all ``curves/metrics*.csv``, the newest value of a
-    step.
-
-    Empty for cells that did not train, or with ``logger=null``.
-    """
+    step; empty for cells that did not train, or with ``logger=null``."""
     found: dict[str, dict[float, float]] = {}
     files = (cell / "curves").glob("metrics*.csv")
     for file in sorted(files, key=lambda f: (f.name == "metrics.csv", f.name)):  # the newest last: it has the last word
@@ -236,27 +216,17 @@ def curves_of(cell: Path) -> dict[str, Curve]:
             for row in csv.DictReader(stream):
                 if not (row.get("step") or "").strip():
                     continue
-                for name, text in row.items():
-                    if name and name not in ("step", "epoch") and (value := finite(text)) is not None:
-                        found.setdefault(name, {})[float(row["step"])] = value
+                for name in filter(None, row):
+                    with suppress(ValueError):  # a text that is no number
+                        if name not in ("step", "epoch") and math.isfinite(value := float(row[name] or "")):
+                            found.setdefault(name, {})[float(row["step"])] = value
     return {name: sorted(points.items()) for name, points in found.items()}
-
-
-def finite(text: str | None) -> float | None:
-    """The number that a text is; None for texts that are none, and for NaN and infinity."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def smoothed_curve(curve: Curve, width: int = SMOOTHED) -> Curve:
     """Means of ``width`` points in a row, at the last of their steps."""
-    return [
-        (curve[i + width - 1][0], sum(y for _, y in curve[i : i + width]) / width)
-        for i in range(0, len(curve) - width + 1, width)
-    ] or list(curve)
+    runs = [curve[i : i + width] for i in range(0, len(curve) - width + 1, width)]
+    return [(run[-1][0], sum(y for _, y in run) / width) for run in runs] or list(curve)
 
 
 def mean_curve(runs: Sequence[Curve]) -> Curve:

@@ -37,25 +37,15 @@ EXAMPLE = "lines like 'controlnet: {AP: 16.1}'"
 
 @dataclass
 class Reproduction:
-    """What the columns of a table are compared with.
+    """What the columns of a table are compared with."""
 
-    Attributes:
-        columns: of the protocol.
-        settings: the benchmark's ``reproduction``.
-        expected: row -> column -> value of a recorded run.
-        sources: those that are shown, in order; a row's mark is its number here.
-        compared: those that rows were compared with.
-        shown: methods whose reported rows are in the table.
-        notes: (row, what to say about it) below the table.
-    """
-
-    columns: Sequence[Column]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)
-    compared: dict[str, None] = field(default_factory=dict)
-    shown: set[str] = field(default_factory=set)
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    columns: Sequence[Column]  # of the protocol
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the benchmark's `reproduction`
+    expected: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # row -> column -> recorded value
+    sources: list[str] = field(default_factory=list)  # the shown ones, in order; a row's mark is its number here
+    compared: dict[str, None] = field(default_factory=dict)  # sources that rows were compared with
+    shown: set[str] = field(default_factory=set)  # methods whose reported rows are in the table
+    notes: list[tuple[str, str]] = field(default_factory=list)  # (row, what to say about it) below the table
 
     def beside(self, group: Group, row: Row) -> list[Row]:
         """The reported rows that belong to a row, after setting its status (``reproduction``); once for each method."""
@@ -87,7 +77,6 @@ class Reproduction:
         return [self._row(group.method, source, here) for source in dict.fromkeys(fact.source for fact in here)]
 
     def _refuse(self, row: Row, reason: str) -> None:
-        """Notes why a row cannot be compared with the numbers published about its method."""
         row["reproduction"] = INCOMPARABLE
         self.notes.append((row["method"], f"{INCOMPARABLE} with published numbers: {reason}."))
 
@@ -106,12 +95,9 @@ class Reproduction:
         return {"method": name, "ranked": False, **values, "state": "reported", "reason": source}
 
     def _judge(self, row: Row, source: str, values: Mapping[str, float], tolerance: Mapping[str, float]) -> None:
-        """Compares the values of columns."""
-        if unknown := sorted(values.keys() - set(self.columns)):
-            raise UserError(
-                f"{source} has values of {', '.join(unknown)}, which are no columns of this protocol; "
-                f"its columns are {', '.join(self.columns)}"
-            )
+        if unknown := ", ".join(sorted(values.keys() - set(self.columns))):
+            known = f"its columns are {', '.join(self.columns)}"
+            raise UserError(f"{source} has values of {unknown}, which are no columns of this protocol; {known}")
         if row["state"] != "finished":
             return
         missed = []
@@ -132,10 +118,8 @@ class Reproduction:
             reasons.setdefault(reason, []).append(name)
         lines = [f"[{i}] Reported, not measured here: {source}." for i, source in enumerate(self.sources, 1)]
         if self.compared:
-            lines.append(
-                f"Compared with {' and '.join(self.compared)}: {REPRODUCED} where the values lie inside the row's "
-                "intervals or the benchmark's tolerance."
-            )
+            where = "the values lie inside the row's intervals or the benchmark's tolerance"
+            lines.append(f"Compared with {' and '.join(self.compared)}: {REPRODUCED} where {where}.")
         return [*lines, *(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())]
 
 
@@ -146,20 +130,14 @@ def same_name(one: str, other: str) -> bool:
 
 
 def read_expected(path: Path) -> dict[str, dict[str, float]]:
-    """Row -> column -> value of an ``expected.yaml``.
-
-    Raises:
-        UserError: the file is missing or holds something else.
-    """
+    """Row -> column -> value of an ``expected.yaml``; a UserError where it is missing or holds something else."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"expected={path} cannot be read ({reason}); expected a yaml file with {EXAMPLE}") from error
-    rows = found.values() if isinstance(found, dict) else [None]
-    if not all(
-        isinstance(row, dict) and all(isinstance(v, int | float) and not math.isnan(v) for v in row.values())
-        for row in rows
-    ):
+    rows = list(found.values()) if isinstance(found, dict) else [None]
+    values = [value for row in rows for value in (row.values() if isinstance(row, dict) else [None])]
+    if not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
         raise UserError(f"expected={path} needs {EXAMPLE}: for each row the values of some columns")
     return found

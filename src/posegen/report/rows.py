@@ -16,21 +16,13 @@ Row = dict[str, Any]
 
 @dataclass
 class Group:
-    """The cells of one row, one per seed.
+    """The cells of one row, one per seed."""
 
-    Attributes:
-        name: of the row.
-        cells: entries of the plan with ``state`` and ``reason``.
-        folder: where the benchmark lies.
-        spread: bootstrap distributions of the columns; empty until `row` was called.
-        absent: column -> why its records cannot fill it.
-    """
-
-    name: str
-    cells: list[dict[str, Any]]
-    folder: Path
-    spread: Mapping[str, Any] = field(default_factory=dict)
-    absent: Mapping[str, str] = field(default_factory=dict)
+    name: str  # of the row
+    cells: list[dict[str, Any]]  # entries of the plan with `state` and `reason`
+    folder: Path  # where the benchmark lies
+    spread: Mapping[str, Any] = field(default_factory=dict)  # bootstrap distributions of the columns, after `row`
+    absent: Mapping[str, str] = field(default_factory=dict)  # column -> why its records cannot fill it
 
     @property
     def ranked(self) -> bool:
@@ -55,7 +47,6 @@ class Group:
 
     @property
     def data(self) -> str:
-        """Name of the data set."""
         return Path(self.cells[0]["folder"]).parent.name.partition(",")[0]
 
     @property
@@ -91,19 +82,17 @@ class Group:
 
 
 def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
-    """The rows of a plan's cells, which have their ``state``, in the plan's order.
-
-    A row is named after its method, and after its folder's settings where a method has several rows.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """The rows of a plan's cells, which have their ``state``, in the plan's order: each named after its method, and
+    after its folder's settings where a method has several rows."""
+    rows: dict[Path, list[dict[str, Any]]] = {}
     for cell in cells:
-        groups.setdefault(str(Path(cell["folder"]).parent), []).append(cell)
-    methods = [str(group[0]["method"]) for group in groups.values()]
-    names = [
-        method if methods.count(method) == 1 else f"{method} ({Path(key).name.partition(',')[2] or 'default'})"
-        for key, method in zip(groups, methods, strict=True)
-    ]
-    return [Group(name, group, folder) for name, group in zip(names, groups.values(), strict=True)]
+        rows.setdefault(Path(cell["folder"]).parent, []).append(cell)
+    groups = [Group(str(row[0]["method"]), row, folder) for row in rows.values()]
+    methods = [group.name for group in groups]
+    for group, path in zip(groups, rows, strict=True):
+        if methods.count(group.name) > 1:
+            group.name += f" ({path.name.partition(',')[2] or 'default'})"
+    return groups
 
 
 def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, Any] | None]:
@@ -118,9 +107,7 @@ def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, An
 
 def costs_of(folders: Sequence[Path]) -> Row:
     """Mean costs over seeds."""
-    notes = [
-        {**read_costs(folder), "wall_s": round(read_status(folder).get("wall_s", math.nan), 1)} for folder in folders
-    ]
+    notes = [{**read_costs(f), "wall_s": round(read_status(f).get("wall_s", math.nan), 1)} for f in folders]
     known = {name: [note[name] for note in notes if name in note] for name in COSTS}
     return {f"cost_{name}": sum(values) / len(values) for name, values in known.items() if values}
 
@@ -137,11 +124,7 @@ def state_of(cell: Path, expected: str) -> dict[str, str]:
 
 
 def add_tests(rows: Sequence[Row], groups: Sequence[Group], baseline: str | None, protocol: Any) -> bool:
-    """Adds ``<column>_p``: paired bootstrap tests against the baseline row, adjusted over the methods (Holm).
-
-    Returns:
-        Whether there was something to test.
-    """
+    """Adds ``<column>_p``: paired bootstrap tests against the baseline, Holm-adjusted over methods; False if none."""
     tested = {group.name: group.spread for group in groups if group.ranked and group.spread}
     if baseline not in tested or len(tested) < 2:
         return False

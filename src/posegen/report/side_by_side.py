@@ -14,8 +14,7 @@ ROWS = 5  # poses of a picture
 
 
 def source_image(cells: Iterable[Path], index: int) -> np.ndarray | None:
-    """What the appearance of a sample was taken from, as the first of the cells that has it knows; None where no cell
-    does."""
+    """What the appearance of a sample was taken from, by the first cell that has it; None where no cell does."""
     file = next((file for cell in cells if (file := picture(cell / "sources", index)).is_file()), None)
     return None if file is None else read_png(file)
 
@@ -24,9 +23,8 @@ def fitted_to(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
     """A picture as high and wide as a panel, made smaller or larger as a whole and filled up in black."""
     height, width = panel.shape[:2]
     scale = min(height / image.shape[0], width / image.shape[1])
-    large = cv2.resize(
-        image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
-    )[:height, :width]
+    by = cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
+    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=by)[:height, :width]
     top, left = (height - large.shape[0]) // 2, (width - large.shape[1]) // 2
     filled = np.zeros_like(panel)
     filled[top : top + large.shape[0], left : left + large.shape[1]] = large
@@ -35,11 +33,7 @@ def fitted_to(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
 
 def picture_table(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
     """A row per pose: the target, the source where there is one, then every method's sample beside its re-detected
-    pose; None where no cell has such pictures.
-
-    Args:
-        cells: method -> folder of its cell.
-    """
+    pose; None where no cell has such pictures. ``cells`` is method -> folder of its cell."""
     cells, lines = cells_with_pictures(cells), []
     for i in range(rows):
         panels = judged_panels(cells, i)
@@ -53,7 +47,7 @@ def picture_table(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | N
 
 
 def given_panels(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> list[np.ndarray]:
-    """The panels of what the methods are given: the pose, and the source where the data has some."""
+    """What the methods are given: the pose, and the source where the data has some."""
     if source_image(cells.values(), 0) is None:
         return [pose]
     source = source_image(cells.values(), index)
@@ -63,15 +57,8 @@ def given_panels(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> lis
 def scenario_pictures(
     labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS
 ) -> dict[str, np.ndarray]:
-    """For every scenario of which the cells have judged pictures a grid: target pose, every method's sample, and the
-    real picture where there is such a row.
-
-    Args:
-        labels: the scenario of every image.
-        cells: method -> folder of its cell.
-        real: the cell of the real images.
-        rows: most pictures of a scenario.
-    """
+    """For every scenario of which the cells (method -> folder) have judged pictures a grid of at most ``rows``
+    lines: target pose, every method's sample, and the real picture if any. ``labels``: scenarios of the images."""
     columns = cells_with_pictures({**cells, **({"real": real} if real else {})})
     lines: dict[str, list[np.ndarray]] = {}
     for i, label in enumerate(labels):
@@ -79,11 +66,9 @@ def scenario_pictures(
         if panels.keys() & cells.keys():
             first = next(iter(panels.values()))
             black = np.zeros_like(first[0])
-            line = [
-                *given_panels(columns, i, first[0]),
-                *(panels[name][1] if name in panels else black for name in columns),
-            ]
-            lines.setdefault(label, []).append(np.concatenate(line, axis=1))
+            samples = [panels[name][1] if name in panels else black for name in columns]
+            line = np.concatenate([*given_panels(columns, i, first[0]), *samples], axis=1)
+            lines.setdefault(label, []).append(line)
     names = [*(["pose", "source"] if source_image(columns.values(), 0) is not None else ["pose"]), *columns]
     grids = {label: under(names, [1] * len(names), drawn) for label, drawn in lines.items()}
     return {label: grid for label, grid in grids.items() if grid is not None}

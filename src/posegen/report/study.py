@@ -32,15 +32,10 @@ MOVED_MODULES = {
 
 
 def read_facts(path: Path, fix: str, *required: str, **kinds: type | UnionType) -> dict[str, Any]:
-    """The object in a json file.
-
-    Args:
-        fix: what mends a wrong file.
-        required: keys that are always there.
-        kinds: key -> type of its value, where it is there.
+    """The object in a json file, with its ``required`` keys and those of the ``kinds`` (key -> type) that are there.
 
     Raises:
-        UserError: the file has something else; names the file, the key and the fix.
+        UserError: the file has something else; names the file, the key and the ``fix``.
     """
     found = read_json(path)
     if not isinstance(found, dict):
@@ -56,16 +51,11 @@ def read_facts(path: Path, fix: str, *required: str, **kinds: type | UnionType) 
 
 
 def benchmark_plan(folder: Path) -> dict[str, Any]:
-    """``cells.json`` of a benchmark folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """``cells.json`` of a benchmark folder, or a UserError where there is none or it is damaged."""
     path, fix = folder / "cells.json", "run posegen benchmark again, which writes it"
     if not path.is_file():
-        raise UserError(
-            f"{folder} holds no benchmark (cells.json is missing); run posegen benchmark first or name another folder"
-        )
+        first = "run posegen benchmark first or name another folder"
+        raise UserError(f"{folder} holds no benchmark (cells.json is missing); {first}")
     plan = read_facts(path, fix, "protocol", "cells", protocol=dict, cells=list)
     for i, cell in enumerate(plan["cells"]):
         if not isinstance(cell, dict) or not {"folder", "method", "seed", "hash"} <= cell.keys():
@@ -76,48 +66,33 @@ def benchmark_plan(folder: Path) -> dict[str, Any]:
 def study_plan(folder: Path) -> dict[str, Any]:
     """The plan of a benchmark; of another folder, such as a sweep of ``posegen train``, one that expects its cells.
 
-    Raises:
-        UserError: there are no cells, or they were judged in different ways.
-    """
+    Raises UserError where there are no cells, or they were judged in different ways."""
     if (folder / "cells.json").is_file():
         return benchmark_plan(folder)
     cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if read_cell_config(path.parent)]
     if not cells:
-        raise UserError(
-            f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); "
-            "name the folder of a benchmark, or of a sweep: outputs/train"
-        )
-    configs, statuses = ({cell: read(cell) for cell in cells} for read in (read_cell_config, read_status))
-    judged = [cell for cell in cells if (cell / "records.csv").is_file()]
+        fix = "name the folder of a benchmark, or of a sweep: outputs/train"
+        raise UserError(f"{folder} holds no cells (no cells.json of a benchmark, no seed*/status.json); {fix}")
+    judged, entries = [cell for cell in cells if (cell / "records.csv").is_file()], []
     require_paired(judged)
-    entries = [
-        {
-            "folder": cell.relative_to(folder).as_posix(),
-            "method": configs[cell]["method"],
-            "seed": configs[cell]["seed"],
-            "hash": statuses[cell]["hash"],
-            **({} if cell in judged or statuses[cell]["state"] != "finished" else UNJUDGED),
-        }
-        for cell in cells
-    ]
-    protocol = configs[(judged or cells)[0]]["protocol"]
+    for cell in cells:
+        config, status = read_cell_config(cell), read_status(cell)
+        about = {"method": config["method"], "seed": config["seed"], "hash": status["hash"]}
+        state = {} if cell in judged or status["state"] != "finished" else UNJUDGED
+        entries.append({"folder": cell.relative_to(folder).as_posix(), **about, **state})
+    protocol = read_cell_config((judged or cells)[0])["protocol"]
     return {"title": f"Study {folder.name}", "baseline": "none", "protocol": protocol, "cells": entries}
 
 
 def require_paired(cells: Sequence[Path]) -> None:
-    """Refuses judged cells whose images are not paired.
-
-    Raises:
-        UserError: names the first two that differ, and in what.
-    """
+    """Refuses judged cells whose images are not paired, naming the first two that differ, and in what."""
     for cell in cells[1:]:
         here, there = (read_status(path).get("identity") or {} for path in (cell, cells[0]))
-        other = [key for key in SHARED if here.get(key) != there.get(key)]
+        other = ", ".join(key for key in SHARED if here.get(key) != there.get(key))
         if other or judged_ids(cell) != judged_ids(cells[0]):
-            raise UserError(
-                f"{cells[0]} and {cell} differ in {', '.join(other) or 'the images that were judged'}, so their images "
-                "are not paired; judge both alike, on the same data.test"
-            )
+            differ = f"{cells[0]} and {cell} differ in {other or 'the images that were judged'}"
+            fix = "judge both alike, on the same data.test"
+            raise UserError(f"{differ}, so their images are not paired; {fix}")
 
 
 def judged_ids(cell: Path) -> list[str]:
@@ -130,13 +105,8 @@ def read_status(cell: Path) -> dict[str, Any]:
     path = cell / "status.json"
     if not path.is_file():
         return {}
-    kinds: dict[str, Any] = {
-        "state": str,
-        "hash": str,
-        "wall_s": int | float,
-        "identity": dict | None,
-        "versions": dict,
-    }
+    kinds: dict[str, Any] = {"state": str, "hash": str, "wall_s": int | float, "identity": dict | None}
+    kinds["versions"] = dict
     return read_facts(path, "delete it and run this cell again", "state", **kinds)
 
 
@@ -148,34 +118,23 @@ def read_costs(cell: Path) -> dict[str, Any]:
 
 
 def read_cell_config(cell: Path) -> dict[str, Any]:
-    """``config.yaml`` of a cell, empty where there is none.
-
-    Raises:
-        UserError: it is no yaml file.
-    """
+    """``config.yaml`` of a cell, empty where there is none."""
     path = cell / "config.yaml"
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is not a readable yaml file ({reason}); run this cell again, which writes it"
-        ) from error
+        fix = "run this cell again, which writes it"
+        raise UserError(f"{path} is not a readable yaml file ({reason}); {fix}") from error
 
 
 def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
-    """The named folders; by default every benchmark under ``outputs/benchmark``.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The named folders; by default every benchmark under ``outputs/benchmark``, of which there must be one."""
     known = sorted(path.parent for path in Path("outputs/benchmark").glob("*/cells.json"))
     found = [Path(folder) for folder in folders] or known
     if not found:
-        raise UserError(
-            "outputs/benchmark holds no benchmark; run posegen benchmark first, or name its folder: "
-            f"posegen {verb} FOLDER"
-        )
+        fix = f"run posegen benchmark first, or name its folder: posegen {verb} FOLDER"
+        raise UserError(f"outputs/benchmark holds no benchmark; {fix}")
     return found
 
 

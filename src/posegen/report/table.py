@@ -21,31 +21,18 @@ ALPHA = 0.05
 
 @dataclass
 class Table:
-    """A study's rows and the facts that are needed to show them.
+    """A study's rows and the facts that are needed to show them."""
 
-    Attributes:
-        title: what was compared.
-        caption: protocol, number of images and seeds, what the intervals and marks are.
-        columns: the protocol's columns, all of them in ``table.csv``.
-        headline: the shown ones.
-        axes: family -> the columns that a plot can have as its axis, the preferred one first.
-        rows: one per method and setting, and one per published source.
-        cells: state of every expected cell.
-        folder: of the study.
-        notes: what stands below the table.
-        parts: the same by everything that the images can be divided by.
-    """
-
-    title: str
-    caption: str
-    columns: Sequence[Column]
-    headline: Sequence[Column]
-    axes: Mapping[str, Sequence[Column]]
-    rows: list[Row]
-    cells: list[dict[str, Any]]
-    folder: Path
-    notes: list[str] = field(default_factory=list)
-    parts: Sequence[Breakdown] = ()
+    title: str  # what was compared
+    caption: str  # protocol, number of images and seeds, what the intervals and marks are
+    columns: Sequence[Column]  # of the protocol, all of them in table.csv
+    headline: Sequence[Column]  # the shown ones
+    axes: Mapping[str, Sequence[Column]]  # family -> columns that a plot can have as its axis, the preferred one first
+    rows: list[Row]  # one per method and setting, and one per published source
+    cells: list[dict[str, Any]]  # state of every expected cell
+    folder: Path  # of the study
+    notes: list[str] = field(default_factory=list)  # what stands below the table
+    parts: Sequence[Breakdown] = ()  # the same by everything that the images can be divided by
 
     @property
     def scenarios(self) -> Breakdown | None:
@@ -81,12 +68,10 @@ class Table:
 
 
 def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, Any] | None = None) -> Table:
-    """The table of a benchmark folder, with a row for every expected cell, finished or not.
+    """The table of a folder, with a row for every expected cell, finished or not.
 
-    Args:
-        expected: a recorded run that the rows are compared with.
-        plan: which cells are expected; by default, those that the benchmark planned.
-    """
+    ``expected`` is a recorded run that the rows are compared with. ``plan`` says which cells are expected; by
+    default, those that the benchmark planned."""
     plan = benchmark_plan(folder) if plan is None else plan
     cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
     protocol = recorded_protocol(plan["protocol"])
@@ -96,12 +81,10 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
             cell["row"] = group.name
     measured = [group.row(protocol) for group in groups]
     tested = add_tests(measured, groups, plan.get("baseline"), protocol)
-    reproduction = Reproduction(
-        protocol.columns, plan.get("reproduction") or {}, read_expected(expected) if expected else {}
-    )
-    rows = [
-        line for group, row in zip(groups, measured, strict=True) for line in (row, *reproduction.beside(group, row))
-    ]
+    recorded = read_expected(expected) if expected else {}
+    reproduction, rows = Reproduction(protocol.columns, plan.get("reproduction") or {}, recorded), []
+    for group, row in zip(groups, measured, strict=True):
+        rows += [row, *reproduction.beside(group, row)]
     headline = protocol.headline(plan.get("headline"))
     return Table(
         title=plan.get("title") or f"Benchmark {folder.name}",
@@ -130,10 +113,8 @@ def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
     if sum(r["ranked"] and r["state"] == "finished" for r in rows) > 1:
         sentences.append("Bold: the best method of a column; underlined: the second best of three or more.")
     if baseline:
-        sentences.append(
-            f"{DIFFERS}: differs from {baseline} (paired bootstrap test, Holm-adjusted over the methods, "
-            f"p < {ALPHA:g})."
-        )
+        test = f"paired bootstrap test, Holm-adjusted over the methods, p < {ALPHA:g}"
+        sentences.append(f"{DIFFERS}: differs from {baseline} ({test}).")
     if any(r.get("faithful") == "true" for r in rows):
         sentences.append(f"{FAITHFUL}: official quirks are reproduced rather than corrected.")
     return " ".join(sentences)
@@ -151,10 +132,9 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[Column]
                 empty.setdefault(reason, []).append(row["method"])
         for reason, names in empty.items():
             found.setdefault((reason.rstrip("."), *(names if len(names) < len(finished) else ())), []).append(column)
-    notes = [
-        f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}."
-        for (reason, *names), missing in found.items()
-    ]
+    notes = []
+    for (reason, *names), missing in found.items():
+        notes.append(f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}.")
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 

@@ -6,7 +6,7 @@ a benchmark is a further run, with the table as an artifact. `publish` makes a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +33,11 @@ LONGEST, BARS = 128, 6  # characters of a report's title; most columns with bars
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """How a configuration logs to W&B.
+    """How a configuration logs to W&B."""
 
-    Attributes:
-        logger: the node of its logger.
-        images: most images in a run's table.
-        methods: keep trained methods as artifacts.
-    """
-
-    logger: DictConfig
-    images: int = 16
-    methods: bool = False
+    logger: DictConfig  # the node of its logger
+    images: int = 16  # most images in a run's table
+    methods: bool = False  # keep trained methods as artifacts
 
 
 def wandb_settings(cfg: DictConfig) -> WandbSettings | None:
@@ -107,10 +101,7 @@ def log_results(components: Components, folder: Path) -> None:
 
 
 def image_table(components: Components, folder: Path, records: Any, images: int) -> Any:
-    """A table of the images that are kept to look at: prompt, pose, sample, the pose found in it, and its values.
-
-    The same images for every method, those with the worst poses on top.
-    """
+    """The images that are kept to look at, those with the worst poses on top, with prompt, poses and values."""
     import wandb
 
     kept = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:images]
@@ -145,16 +136,10 @@ def log_table(table: Table, cfg: DictConfig) -> None:
         return
     import wandb
 
-    study, place = str(cfg.study), table.folder / "dashboard"
-    about = {
-        "id": value_hash([str(table.folder), "table"]),
-        "name": "table",
-        "group": f"{study}/table",
-        "job_type": f"{study}/table",
-        "tags": [*(settings.logger.get("tags") or ()), "table"],
-        "config": {"study": study},
-        "save_dir": str(place),
-    }
+    study, place, tags = str(cfg.study), table.folder / "dashboard", [*(settings.logger.get("tags") or ()), "table"]
+    about: dict[str, Any] = dict.fromkeys(("group", "job_type"), f"{study}/table")
+    about |= {"name": "table", "save_dir": str(place)}
+    about |= {"id": value_hash([str(table.folder), "table"]), "tags": tags, "config": {"study": study}}
     with tolerated(f"the table of {table.folder}"), open_run(settings.logger, **about) as run:
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
@@ -191,33 +176,21 @@ class WandbPlace:
 
 
 def place_of(table: Table, wanted: str | bool) -> WandbPlace:
-    """``ENTITY/PROJECT``, or with ``true`` where the cells say that they were logged.
-
-    Raises:
-        UserError: no cell says so.
-    """
-    configs: list[Mapping[str, Any]] = [
-        c for cell in table.cells if (c := read_cell_config(table.folder / cell["folder"]))
-    ]
+    """``ENTITY/PROJECT``, or with ``true`` where the cells say that they were logged; a UserError where none does."""
+    configs = [config for cell in table.cells if (config := read_cell_config(table.folder / cell["folder"]))]
     study = configs[0]["study"] if configs else table.folder.as_posix()
     if isinstance(wanted, str):
         entity, _, project = wanted.partition("/")
         return WandbPlace(entity, project, study)
-    found = [settings for config in configs if (settings := wandb_settings(OmegaConf.create(dict(config))))]
+    found = [settings for config in configs if (settings := wandb_settings(OmegaConf.create(config)))]
     if not found:
-        raise UserError(
-            f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); run it so, or say where its runs "
-            "are: wandb=ENTITY/PROJECT"
-        )
+        fix = "run it so, or say where its runs are: wandb=ENTITY/PROJECT"
+        raise UserError(f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); {fix}")
     return WandbPlace(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
 
 
 def publish(table: Table, wanted: str | bool) -> str:
-    """Saves the report to an account and returns its address.
-
-    Raises:
-        UserError: the package is missing, or W&B refuses.
-    """
+    """Saves the report to an account and returns its address; a UserError where W&B refuses or is missing."""
     place = place_of(table, wanted)
     workspaces()
     try:
@@ -228,19 +201,13 @@ def publish(table: Table, wanted: str | bool) -> str:
         report = wandb_report(table, place)
         report.save(draft=False)
     except Exception as error:  # whatever the network, the account or the package has to say
-        raise UserError(
-            f"wandb={wanted}: the report could not be saved ({error}); log in with wandb login, and send offline runs "
-            "with wandb sync"
-        ) from error
+        fix = "log in with wandb login, and send offline runs with wandb sync"
+        raise UserError(f"wandb={wanted}: the report could not be saved ({error}); {fix}") from error
     return str(report.url)
 
 
 def workspaces() -> Any:
-    """The module that reports are made of.
-
-    Raises:
-        UserError: it is not installed; names the command.
-    """
+    """The module that reports are made of; a UserError where it is not installed."""
     try:
         from wandb_workspaces.reports import v2
     except ImportError as error:
@@ -251,29 +218,21 @@ def workspaces() -> Any:
 def wandb_report(table: Table, place: WandbPlace) -> Any:
     """The report as an object: the table, live curves, values, images; the seeds of a row are grouped."""
     wr = workspaces()
-    runs = wr.Runset(
-        entity=place.entity,
-        project=place.project,
-        name=place.study,
-        filters=f"JobType == '{place.study}'",
-        groupby=["Group"],
-    )
+    where, jobs = {"entity": place.entity, "project": place.project}, f"JobType == '{place.study}'"
+    runs = wr.Runset(**where, name=place.study, filters=jobs, groupby=["Group"])
     accuracy, quality = table.accuracy, table.quality
     shown: Sequence[str] = [accuracy, *(c for c in table.headline if c != accuracy and table.filled(c))]
     curves = [wr.LinePlot(title=n, x=STEP, y=[n]) for n in ("train/loss", *(f"live/{c}" for c in shown[:LIVE]))]
-    values: list[Any] = [
-        wr.BarPlot(title=str(c), metrics=[f"test/{c}"], groupby="Group", groupby_aggfunc="mean") for c in shown[:BARS]
-    ]
+    mean: Any = {"groupby": "Group", "groupby_aggfunc": "mean"}
+    values: list[Any] = [wr.BarPlot(title=str(c), metrics=[f"test/{c}"], **mean) for c in shown[:BARS]]
     if quality:
         axes = {axis: wr.SummaryMetric(f"test/{column}") for axis, column in (("x", accuracy), ("y", quality))}
         values.append(wr.ScatterPlot(title="quality beside pose accuracy", **axes))
-    pictures = [
-        wr.MediaBrowser(media_keys=["live"]),
-        wr.WeavePanelSummaryTable(table_name="images", layout=wr.Layout(w=24, h=16)),
-    ]
+    images = wr.WeavePanelSummaryTable(table_name="images", layout=wr.Layout(w=24, h=16))
+    pictures = [wr.MediaBrowser(media_keys=["live"]), images]
     blocks: list[Any] = [wr.MarkdownBlock(text=markdown(table_grid(table))), wr.P(text=table.caption)]
     blocks += [wr.UnorderedList(items=list(table.notes))] if table.notes else []
     for name, panels in {"Curves": curves, "Values": values, "Pictures": pictures}.items():
         blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
     about = {"title": table.title[:LONGEST], "description": place.study, "width": "fluid"}
-    return wr.Report(entity=place.entity, project=place.project, blocks=blocks, **about)
+    return wr.Report(**where, blocks=blocks, **about)

@@ -17,10 +17,7 @@ from posegen.runner.images import write_png
 
 
 def write_table(folder: Path, expected: Path | None = None) -> Table:
-    """Writes ``table.{csv,md,tex,html}`` and ``pictures.png`` of a benchmark.
-
-    With scenarios also ``table_scenarios.{csv,md}`` and ``pictures/*.png``.
-    """
+    """Writes ``table.*`` and ``pictures.png`` of a benchmark; by scenario ``table_scenarios.*``, ``pictures/*.png``."""
     table = build_table(folder, expected)
     texts = {
         "table.csv": formats.table_csv(table),
@@ -35,20 +32,14 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
         write_text(folder / name, text)
     if (pictures := picture_table(table.pictured_methods)) is not None:
         write_png(folder / "pictures.png", pictures)
-    labels = table.scenarios.labels if table.scenarios else []
-    for scenario, grid in scenario_pictures(
-        labels, table.pictured_methods, table.pictured.get(f"{REFERENCE}real")
-    ).items():
+    labels, real = table.scenarios.labels if table.scenarios else [], table.pictured.get(f"{REFERENCE}real")
+    for scenario, grid in scenario_pictures(labels, table.pictured_methods, real).items():
         write_png(folder / "pictures" / (re.sub(r"[^\w.-]+", "_", scenario) + ".png"), grid)
     return table
 
 
 def write_report(folder: Path, poses: int, side: int) -> Table:
-    """Writes ``report.html`` and ``figures/*.svg`` of a benchmark or a sweep.
-
-    Args:
-        poses, side: of `page`.
-    """
+    """Writes ``report.html`` and ``figures/*.svg`` of a benchmark or sweep; arguments as in `results_page`."""
     table = build_table(folder, plan=study_plan(folder))
     write_text(folder / "report.html", results_page(table, poses, side))
     for name, plot in all_plots(table).items():

@@ -20,38 +20,26 @@ COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}
 MAX_DETECTIONS = 20  # of an image: COCO looks at its best ones
 TINY = np.spacing(1)  # COCO's guard against a precision of 0 / 0
 
+Arrays = Sequence[np.ndarray]
 #: Least and largest area by suffix.
 Ranges = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The detections of a set, best first, with what each is worth at each of T thresholds.
+    """The detections of a set, best first, with what each is worth at each of T thresholds."""
 
-    Attributes:
-        image: ``[D]`` index of each detection's image.
-        hits: ``[T, D] bool`` where the detection matches a person that counts.
-        counted: ``[T, D] bool`` where it is a hit or matches nobody; the others are ignored.
-        people: ``[n]`` people that count in each image.
-    """
-
-    image: np.ndarray
-    hits: np.ndarray
-    counted: np.ndarray
-    people: np.ndarray
+    image: np.ndarray  # [D] index of each detection's image
+    hits: np.ndarray  # [T, D] bool: it matches a person that counts
+    counted: np.ndarray  # [T, D] bool: it is a hit or matches nobody; the others are ignored
+    people: np.ndarray  # [n] people that count in each image
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision ``[R, T]`` (101 levels) and final recall ``[R, T]`` of R resamples; NaN without people.
+        """Average precision (101 levels) and final recall ``[R, T]`` under ``weights [R, n]``; NaN without people.
 
-        The best precision from a recall level on is found at a hit, so only hits are looked at.
-
-        Args:
-            weights: ``[R, n]`` how often each image counts.
-        """
-        levels, recall = (
-            np.zeros((len(weights), len(self.hits), len(RECALLS))),
-            np.zeros((len(weights), len(self.hits))),
-        )
+        The best precision from a recall level on is found at a hit, so only hits are looked at."""
+        recall = np.zeros((len(weights), len(self.hits)))
+        levels = np.zeros((*recall.shape, len(RECALLS)))
         people = weights @ self.people
         patterns, pattern = distinct(self.counted)
         counted = [self.image[used] for used in patterns]
@@ -76,11 +64,9 @@ class Ranking:
         group = self.image // size
         order = np.argsort(group, kind="stable")
         parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(self.people) // size))))
-        starts = range(0, len(self.people), size)
-        return [
-            Ranking(self.image[p] - i, self.hits[:, p], self.counted[:, p], self.people[i : i + size])
-            for i, p in zip(starts, parts, strict=True)
-        ]
+        split = zip(range(0, len(self.people), size), parts, strict=True)
+        people, hits, counted = self.people, self.hits, self.counted
+        return [Ranking(self.image[p] - i, hits[:, p], counted[:, p], people[i : i + size]) for i, p in split]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """COCO's AP and AR, over all thresholds and at 0.5 and 0.75, each ``[R]`` in [0, 1], NaN without people."""
@@ -97,26 +83,19 @@ def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank(
-    similarities: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
-    areas: Sequence[np.ndarray],
-    extents: Sequence[np.ndarray],
-    area_range: tuple[float, float] = EVERY_AREA,
-    thresholds: np.ndarray = THRESHOLDS,
+    similarities: Arrays, scores: Arrays, areas: Arrays, extents: Arrays, area_range: tuple[float, float] = EVERY_AREA
 ) -> Ranking:
     """Matches n images and ranks their detections; equal scores keep the order of the images.
 
     Args:
         similarities: n arrays ``[D_i, P_i]``, detections of each image best first.
-        scores: n arrays ``[D_i]``.
+        scores, extents: n arrays ``[D_i]`` of detections, the latter box areas.
         areas: n arrays ``[P_i]`` of people.
-        extents: n arrays ``[D_i]``, box areas of detections.
         area_range: people outside do not count, and unmatched detections outside are ignored.
-        thresholds: ``[T]`` similarities from which a detection matches.
     """
     low, high = area_range
     excluded, outside = ((flat < low) | (flat > high) for flat in (concatenated(areas), concatenated(extents)))
-    hits, matched = match(similarities, excluded, thresholds)
+    hits, matched = match(similarities, excluded)
     order = np.argsort(-concatenated(scores), kind="stable")
     image, owner = (np.repeat(np.arange(len(parts)), [len(part) for part in parts]) for parts in (scores, areas))
     people = np.bincount(owner, ~excluded, minlength=len(areas))
@@ -124,44 +103,36 @@ def rank(
     return Ranking(image[order], hits[:, order], counted[:, order], people)
 
 
-def match(
-    similarities: Sequence[np.ndarray], excluded: np.ndarray, thresholds: np.ndarray = THRESHOLDS
-) -> tuple[np.ndarray, np.ndarray]:
+def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching in every image, at all thresholds at once.
 
-    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded one;
-    of equal ones the last. As in COCO's own loop a similarity that is no number beats everything before it, and what
-    comes next beats it in turn.
+    Each detection, best first, takes the most similar free person that counts, else the most similar free excluded
+    one; of equal ones the last. As in COCO's own loop NaN beats everything before it, and what comes next beats it.
 
     Args:
         similarities: n arrays ``[D_i, P_i]``, detections best first.
         excluded: ``[P_0 + ... + P_n-1]`` people that do not count; a detection that matches one is no hit.
-        thresholds: ``[T]``.
 
     Returns:
         ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match anybody.
     """
     sizes = np.array([s.shape for s in similarities], int).reshape(-1, 2)
     first, first_person = (sizes.cumsum(0) - sizes).T
-    hits, matched = np.zeros((2, len(thresholds), sizes[:, 0].sum()), bool)
+    hits, matched = np.zeros((2, len(THRESHOLDS), sizes[:, 0].sum()), bool)
     for people in np.unique(sizes[:, 1]):
         group = np.flatnonzero(sizes[:, 1] == people)
-        group = group[
-            np.argsort(-sizes[group, 0], kind="stable")
-        ]  # so that the images with a d-th detection come first
+        group = group[np.argsort(-sizes[group, 0], kind="stable")]  # images with a d-th detection come first
         depth = sizes[group, 0]
         apart = excluded[first_person[group][:, None] + np.arange(people)]
         order = np.argsort(apart, 1, kind="stable")  # people that count come first
         block = np.zeros((len(group), depth[0], people))
         block[np.arange(depth[0]) < depth[:, None]] = np.concatenate([similarities[i] for i in group.tolist()])
-        block, apart = (
-            np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0),
-            np.take_along_axis(apart, order, 1).T,
-        )
-        free = np.ones((people, len(thresholds), len(group)), bool)
+        block = np.take_along_axis(block, order[:, None], 2).transpose(2, 1, 0)
+        apart = np.take_along_axis(apart, order, 1).T
+        free = np.ones((people, len(THRESHOLDS), len(group)), bool)
         for d in range(depth[0] if people else 0):
             active = int(np.searchsorted(-depth, -d))
-            chosen = choose_person(block[:, d, :active], free[:, :, :active], apart[:, :active], thresholds)
+            chosen = choose_person(block[:, d, :active], free[:, :, :active], apart[:, :active])
             at, image = np.nonzero(chosen >= 0)
             free[chosen[at, image], at, image] = False
             matched[at, first[group[image]] + d] = True
@@ -169,17 +140,11 @@ def match(
     return hits, matched
 
 
-def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """The person ``[T, n]`` that one detection in each of n images takes, -1 for none.
-
-    Args:
-        similarity: ``[P, n]``.
-        free: ``[P, T, n]`` who is not taken yet.
-        apart: ``[P, n]`` who is excluded, after those who are not.
-        thresholds: ``[T]``.
-    """
+def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """The person ``[T, n]`` that a detection in each of n images takes, -1 for none, by ``similarity [P, n]`` among
+    the ``free [P, T, n]``; those ``apart [P, n]`` are excluded and stand behind the others."""
     images = np.arange(similarity.shape[1])
-    best = np.repeat(thresholds[:, None], len(images), 1)
+    best = np.repeat(THRESHOLDS[:, None], len(images), 1)
     chosen = np.full(best.shape, -1)
     for person, s in enumerate(similarity):
         better = free[person] & ~(s < best)
@@ -191,26 +156,20 @@ def choose_person(similarity: np.ndarray, free: np.ndarray, apart: np.ndarray, t
 
 
 def concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """All parts in a row; empty without any."""
     return np.concatenate([np.zeros(0), *parts])
 
 
 def summary(
-    similarities: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
-    areas: Sequence[np.ndarray],
-    extents: Sequence[np.ndarray],
+    similarities: Arrays,
+    scores: Arrays,
+    areas: Arrays,
+    extents: Arrays,
     weights: np.ndarray | None = None,
     area_ranges: Ranges = COCO_RANGES,
 ) -> dict[str, np.ndarray]:
-    """`Ranking.statistics` of the range without a suffix, and AP and AR of the others: ``AP``, ``AP50``, ..., ``AP_M``,
-    ``AR_M``, each ``[R]``.
+    """`Ranking.statistics` ``[R]`` by name, of ranges with a suffix AP and AR alone: ``AP``, ..., ``AP_M``, ``AR_M``.
 
-    Args:
-        similarities, scores, areas, extents: as in `rank`.
-        weights: ``[R, n]`` how often each image counts; None is once each.
-        area_ranges: suffix -> (least, largest) person area in square pixels.
-    """
+    ``weights [R, n]`` is how often each image counts, None once each; the arrays before it are those of `rank`."""
     weights = np.ones((1, len(scores))) if weights is None else weights
     values: dict[str, np.ndarray] = {}
     for suffix, area_range in area_ranges.items():

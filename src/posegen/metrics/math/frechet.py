@@ -1,7 +1,6 @@
 """Distances of two sets of features: Frechet (FID) and kernel (KID), of whole sets, subsets and bootstrap resamples.
 
-Everything is computed in double precision on one thread, so that values depend neither on the machine's load nor on its
-number of cores.
+All in double precision on one thread, so that values depend neither on the machine's load nor on its cores.
 """
 
 from __future__ import annotations
@@ -22,16 +21,11 @@ Draws = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The kernel (gamma x.y + coef)^degree; the default is KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401)
-    section 4.
-
-    Attributes:
-        degree, coef: as above.
-        gamma: None is 1 / D.
-    """
+    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401)
+    section 4."""
 
     degree: int = 3
-    gamma: float | None = None
+    gamma: float | None = None  # None is 1 / D
     coef: float = 1.0
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -44,15 +38,11 @@ CUBIC = Polynomial()
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance between Gaussians fitted to ``a [n, D]`` and ``b [m, D]``.
+    """Squared Frechet distance between Gaussians fitted to ``a [n, D]`` and ``b [m, D]``; a ValueError below 2 images.
 
-    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), Heusel et al. 2017 (arXiv:1706.08500) equation 6, with n - 1 in
-    the covariances. The last trace is the sum of the roots of the eigenvalues of S1 S2, which exist for singular
-    covariances too: no offset is added to their diagonals.
-
-    Raises:
-        ValueError: the sets differ in dimension, or one has fewer than 2 images.
-    """
+    |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), Heusel et al. 2017 (arXiv:1706.08500) equation 6, with n - 1
+    in the covariances. The last trace is the sum of the roots of the eigenvalues of S1 S2, which exist for singular
+    covariances too: no offset is added to their diagonals."""
     with one_thread():
         x, y = _sets(a, b)
         shared = torch.linalg.eigvalsh(overlap(x, y)).clamp_min(0).sqrt().sum()
@@ -60,12 +50,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def overlap(x: Tensor, y: Tensor) -> Tensor:
-    """A symmetric matrix, right in the lower triangle alone, that has the eigenvalues of S1 S2 (and more or fewer
-    zeros).
-
-    With S2 = L L^T that is L^T S1 L; with S1 = F^T F and S2 = G^T G and few images, the smaller of the squares of F
-    G^T.
-    """
+    """A symmetric matrix, right in the lower triangle alone, with the eigenvalues of S1 S2 up to zeros:
+    L^T S1 L with S2 = L L^T; of few images, with S1 = F^T F and S2 = G^T G, the smaller square of F G^T."""
     if min(len(x), len(y)) > x.shape[1]:
         lower, failed = torch.linalg.cholesky_ex(covariance(y))
         if not failed:
@@ -75,16 +61,14 @@ def overlap(x: Tensor, y: Tensor) -> Tensor:
 
 
 def root(x: Tensor) -> Tensor:
-    """F ``[k, D]`` with F^T F the covariance of ``x [n, D]``: the centred features where they are few, else a
-    triangular factor."""
+    """F ``[k, D]`` with F^T F the covariance of ``x [n, D]``: few centred features, else a triangular factor."""
     if len(x) > x.shape[1]:
         lower, failed = torch.linalg.cholesky_ex(covariance(x))
         if not failed:
             return lower.T
     centred = (x - x.mean(0)) / (len(x) - 1) ** 0.5
-    return (
-        centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R
-    )  # features that depend on each other
+    # Of many images whose features depend on each other, there is a triangular factor, too.
+    return centred if len(x) <= x.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -101,8 +85,7 @@ def moment(x: Tensor, tile: int = 256) -> Tensor:
 
 
 def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
-    """``L^T S L`` with L lower triangular, of S and of the result the lower triangles alone; the zeros of L are
-    skipped."""
+    """``L^T S L`` with L lower triangular, of S and the result the lower triangles alone; skips zeros of L."""
     s = s.tril() + s.tril(-1).T
     result = torch.zeros_like(s)
     for j in range(0, len(s), tile):
@@ -111,14 +94,11 @@ def sandwiched(s: Tensor, lower: Tensor, tile: int = 256) -> Tensor:
 
 
 def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`frechet_distance` ``[R]`` of ``found [n, D]`` under each row of ``weights [R, n]`` from ``real [m, D]``, for up
-    to a few hundred dimensions.
+    """`frechet_distance` ``[R]`` of ``found [n, D]`` under ``weights [R, n]`` from ``real [m, D]``; D of a few hundred.
 
-    S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, which is the covariance of the found features
-    times L. Resamples repeat images,
-    which looks like less variety: they lie further away than the set itself, the more so the fewer images there are to
-        a dimension.
-    """
+    S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, the covariance of the found features times
+    L. Resamples repeat images, which looks like less variety: they lie further away than the set itself, the more
+    so the fewer images there are to a dimension."""
     with one_thread():
         x, y = _sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)
@@ -132,13 +112,11 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
 
 
 def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`frechet_distances` to first order in the weights, for any number of dimensions: the whole set's distance plus
-    the mean of the images' influences.
+    """`frechet_distances` to first order in the weights: the set's distance plus the images' mean influence.
 
-    One eigendecomposition serves all rows, and rows of ones are exact. Their spread is the delta method's; it has
-    neither the upward shift of full recomputation nor the excess spread that comes with it, and it is too small only
-    where both sets follow the same distribution.
-    """
+    One eigendecomposition serves all rows, and rows of ones are exact. The spread is the delta method's: it has
+    neither the upward shift of full recomputation nor the excess spread that comes with it, and is too small only
+    where both sets follow the same distribution."""
     distance = np.full(len(weights), frechet_distance(found, real))
     if (weights == 1).all():
         return distance
@@ -147,11 +125,8 @@ def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray
 
 def influences(found: np.ndarray, real: np.ndarray) -> np.ndarray:
     """How fast the Frechet distance grows with the share of each image in ``found``, ``[n]`` (empirical influence
-    function, up to a constant).
-
-    The derivative of the trace of (L^T S1 L)^(1/2) in S1 is L (L^T S1 L)^(-1/2) L^T / 2; directions without variance
-    are left out, no resample has any there.
-    """
+    function, up to a constant): the derivative of the trace of (L^T S1 L)^(1/2) in S1 is L (L^T S1 L)^(-1/2) L^T /
+    2; directions without variance are left out, no resample has any there."""
     with one_thread():
         x, y = _sets(found, real)
         factor = root(y)
@@ -164,11 +139,8 @@ def influences(found: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 
 def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator[Tensor]:
-    """Covariances of ``features [n, D]`` under each row of ``weights [R, n]``, in chunks ``[<= chunk, D, D]``, right in
-    the lower triangle alone.
-
-    Second moments are linear in the weights, so one matrix product serves a chunk of resamples.
-    """
+    """Covariances of ``features [n, D]`` under each row of ``weights [R, n]``, in chunks ``[<= chunk, D, D]``,
+    right in the lower triangle alone; second moments are linear in the weights, so one product serves a chunk."""
     features = features - features.mean(0)
     row, column = torch.tril_indices(features.shape[1], features.shape[1])
     products = features[:, row] * features[:, column]
@@ -181,14 +153,8 @@ def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Polynomial = CUBIC) -> float:
-    """Unbiased squared maximum mean discrepancy of ``a [n, D]`` and ``b [m, D]`` from all pairs: the mean of KID over
-    all random subsets.
-
-    Gretton et al. 2012 (JMLR 13) equation 3.
-
-    Raises:
-        ValueError: the sets differ in dimension, or one has fewer than 2 images.
-    """
+    """Unbiased squared maximum mean discrepancy of ``a [n, D]`` and ``b [m, D]`` from all pairs (Gretton et al.
+    2012, JMLR 13, equation 3), the mean of KID over all random subsets; a ValueError below 2 images."""
     return float(kernel_distances(a, b, np.ones((1, len(a))), kernel=kernel)[0])
 
 
@@ -215,8 +181,7 @@ def kernel_distances(
 def pair_sums(kernel: Polynomial, x: Tensor, w: Tensor, y: Tensor | None = None, v: Tensor | None = None) -> Tensor:
     """Sums ``[R]`` of w_i v_j k(x_i, y_j); without ``y`` of w_i w_j k(x_i, x_j) over i != j.
 
-    The kernel matrix is made once, tile by tile, for all rows of weights; of a symmetric one half.
-    """
+    The kernel matrix is computed once, tile by tile, for all rows of weights; of a symmetric one half."""
     same = y is None or v is None
     y, v = (x, w) if y is None or v is None else (y, v)
     total = x.new_zeros(max(len(w), len(v)))
@@ -235,15 +200,10 @@ def kernel_distance_subsets(
 ) -> np.ndarray:
     """`kernel_distance` of each of S subsets, ``[S]``; their mean is KID as it is usually reported.
 
-    Args:
-        a, b: ``[n, D]`` and ``[m, D]``.
-        draws: the rows of each subset, by default `random_subsets`; `clean_fid_subsets` repeats clean-fid's.
-        kernel: of KID.
-    """
+    ``draws`` are the rows of each subset, by default `random_subsets`; `clean_fid_subsets` repeats clean-fid's."""
     first, second = random_subsets(len(a), len(b)) if draws is None else draws
-    if (len(a) + len(b)) ** 2 / 2 > first.size * (
-        first.shape[1] + second.shape[1]
-    ):  # fewer products in the subsets than in the sets
+    products = first.size * (first.shape[1] + second.shape[1])  # in the subsets
+    if (len(a) + len(b)) ** 2 / 2 > products:
         return np.array([kernel_distance(a[i], b[j], kernel) for i, j in zip(first, second, strict=True)])
     return kernel_distances(a, b, _members(first, len(a)), _members(second, len(b)), kernel)
 
@@ -252,18 +212,15 @@ def random_subsets(n: int, m: int, subsets: int = 100, size: int = 1000, seed: i
     """Random subsets of min(n, m, size) rows of two sets, a function of the seed alone."""
     generator = np.random.Generator(np.random.Philox(seed))
     size = min(n, m, size)
-    drawn = [
-        (generator.choice(n, size, replace=False), generator.choice(m, size, replace=False)) for _ in range(subsets)
-    ]
-    return np.stack([first for first, _ in drawn]), np.stack([second for _, second in drawn])
+    drawn = np.array([[generator.choice(k, size, replace=False) for k in (n, m)] for _ in range(subsets)])
+    return drawn[:, 0], drawn[:, 1]
 
 
 def clean_fid_subsets(n: int, m: int, state: np.random.RandomState, subsets: int = 100, size: int = 1000) -> Draws:
-    """The subsets that clean-fid's ``kernel_distance`` draws with numpy's global generator in ``state``, from the
-    second set first."""
+    """The subsets that clean-fid draws with numpy's global generator in ``state``, from the second set first."""
     size = min(n, m, size)
-    drawn = [(state.choice(m, size, replace=False), state.choice(n, size, replace=False)) for _ in range(subsets)]
-    return np.stack([first for _, first in drawn]), np.stack([second for second, _ in drawn])
+    drawn = np.array([[state.choice(k, size, replace=False) for k in (m, n)] for _ in range(subsets)])
+    return drawn[:, 1], drawn[:, 0]
 
 
 def _members(rows: np.ndarray, n: int) -> np.ndarray:
@@ -274,12 +231,9 @@ def _members(rows: np.ndarray, n: int) -> np.ndarray:
 
 
 def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Both sets in double precision, after checking that they can be compared."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; expected [n, D] and [m, D] "
-            "of the same network"
-        )
+        expected = "expected [n, D] and [m, D] of the same network"
+        raise ValueError(f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; {expected}")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"distances of sets need at least 2 images in each, not {len(a)} and {len(b)}")
     return torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
@@ -287,8 +241,7 @@ def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Linear algebra on one thread: on small matrices more threads only wait for each other, and the last digits would
-    depend on their number."""
+    """Linear algebra on one thread: the last digits depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

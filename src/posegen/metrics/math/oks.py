@@ -15,14 +15,8 @@ TINY = np.spacing(1)  # COCO's guard against an area of 0
 
 
 def oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS) -> np.ndarray:
-    """Similarities ``[D, P]`` of D detections with P people; 0 for a person without labelled keypoints.
-
-    Args:
-        found: ``[D, 17, >= 2]`` x, y in pixels.
-        keypoints: ``[P, 17, 3]`` with visibility.
-        areas: ``[P]`` in square pixels.
-        sigmas: ``[17]`` annotation noise of each keypoint relative to the square root of the area.
-    """
+    """Similarities ``[D, P]`` of D detections ``[D, 17, >= 2]`` with P people ``[P, 17, 3]`` of ``areas [P]``, in
+    pixels; 0 for a person without labelled keypoints. ``sigmas [17]`` are relative to the root of the area."""
     return pair_oks(found[:, None], keypoints[None], areas[None], sigmas)
 
 
@@ -38,13 +32,12 @@ def pair_oks(
 
 
 def box_areas(keypoints: np.ndarray) -> np.ndarray:
-    """``[P]`` areas of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 for a person without any."""
+    """``[P]`` areas of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 without any."""
     return sides(keypoints).prod(-1)
 
 
 def sides(keypoints: np.ndarray) -> np.ndarray:
-    """Width and height ``[P, 2]`` of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 for a person without
-    any."""
+    """Width and height ``[P, 2]`` of the boxes around the labelled keypoints of ``[P, 17, 3]``; 0 without any."""
     labelled = keypoints[..., 2:] > 0
     low = np.where(labelled, keypoints[..., :2], np.inf).min(1)
     high = np.where(labelled, keypoints[..., :2], -np.inf).max(1)

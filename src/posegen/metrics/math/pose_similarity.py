@@ -19,14 +19,10 @@ LEAST_JOINTS = 3  # one or two joints agree with any pose once place and size ar
 
 
 def cosine(found: np.ndarray, keypoints: np.ndarray, literal: bool = False) -> np.ndarray:
-    """Cosine similarities ``[D, P]`` over each person's labelled joints, NaN where they are undefined.
+    """Cosine similarities ``[D, P]`` of ``found [D, 17, >= 2]`` with ``[P, 17, 3]`` over each person's labelled
+    joints, NaN where they are undefined.
 
-    Args:
-        found: ``[D, 17, >= 2]`` x, y in pixels.
-        keypoints: ``[P, 17, 3]`` with visibility.
-        literal: as the published code has it, where the last step overwrites the detection's y by its unit x over the
-            length of y.
-    """
+    ``literal``: as in the published code, which overwrites the detection's y by its unit x over the length of y."""
     labelled = keypoints[None, :, :, 2] > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         person = [unit_range(keypoints[None, :, :, i] / COCO_SIGMAS, labelled) for i in (0, 1)]
@@ -56,28 +52,19 @@ def defined_cosine(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) 
 
 
 def aligned_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes analysis without rotation or
-    reflection.
+    """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes without rotation.
 
-    The fit is least squares in units of each joint's tolerance, over the labelled joints; 0 for people with fewer than
-    three.
-
-    Args:
-        found: ``[D, 17, >= 2]`` x, y in pixels.
-        keypoints: ``[P, 17, 3]`` with visibility.
-        areas: ``[P]`` in square pixels.
-    """
+    The fit is least squares in units of each joint's tolerance, over the labelled joints; 0 for people with fewer
+    than 3. Shapes are those of `oks`."""
     labelled = keypoints[..., 2] > 0
     weight = np.where(labelled, COCO_SIGMAS**-2.0, 0.0)
     weight = (weight / np.maximum(weight.sum(-1, keepdims=True), 1e-12))[None, :, :, None]
-    detection, person = np.broadcast_arrays(
-        found[:, None, :, :2].astype(float), keypoints[None, :, :, :2].astype(float)
-    )
+    points = found[:, None, :, :2], keypoints[None, :, :, :2]
+    detection, person = np.broadcast_arrays(*(each.astype(float) for each in points))
     place = (weight * person).sum(2, keepdims=True)
     detection, person = detection - (weight * detection).sum(2, keepdims=True), person - place
-    size = (weight * detection * person).sum((2, 3), keepdims=True) / np.maximum(
-        (weight * detection**2).sum((2, 3), keepdims=True), 1e-12
-    )
+    own = (weight * detection**2).sum((2, 3), keepdims=True)
+    size = (weight * detection * person).sum((2, 3), keepdims=True) / np.maximum(own, 1e-12)
     similarity = pair_oks(np.maximum(size, 0) * detection + place, keypoints[None], areas[None])
     return np.where(labelled.sum(-1) < LEAST_JOINTS, 0.0, similarity)
 

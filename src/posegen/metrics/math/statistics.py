@@ -22,17 +22,10 @@ IMAGES, SEEDS = 0, 1  # independent random streams
 def bootstrap(
     computes: Compute | Sequence[Compute], n_images: int, resamples: int = 1000, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Bootstrap distributions of the mean over training seeds.
+    """Bootstrap distributions ``[R]`` by column of the mean over training seeds.
 
-    Args:
-        computes: one function per training seed, all over the same ``n_images`` images; one alone: images alone vary.
-        n_images: images that each function's weights refer to.
-        resamples: R.
-        seed: of the resampling.
-
-    Returns:
-        Column name -> ``[R]``.
-    """
+    ``computes``: a function per training seed, all over the same ``n_images`` images; one alone: images alone vary.
+    ``seed`` is that of the resampling."""
     computes = [computes] if callable(computes) else list(computes)
     images = resample(n_images, resamples, seed, IMAGES)
     values = [compute(images) for compute in computes]
@@ -48,32 +41,25 @@ def resample(n: int, resamples: int, seed: int, stream: int = IMAGES) -> np.ndar
 
 
 def interval(values: np.ndarray, level: float = 0.95, centre: float | None = None) -> tuple[float, float]:
-    """Percentile interval of ``values [R]``, NaN when any is.
-
-    Args:
-        values: a bootstrap distribution.
-        level: probability inside.
-        centre: where the distribution's mean is moved to, for statistics that resampling inflates.
-    """
+    """Percentile interval with probability ``level`` of ``values [R]``, NaN when any is; ``centre`` is where their
+    mean is moved to, for statistics that resampling inflates."""
     shift = 0.0 if centre is None else centre - values.mean()
     low, high = np.quantile(values + shift, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def mean_of_known(values: Sequence[float], weights: np.ndarray) -> np.ndarray:
-    """Weighted means ``[R]`` of the values that are numbers; NaN where a resample has none."""
+def mean_of_known(values: Sequence[float], weights: np.ndarray, scale: float = 1) -> np.ndarray:
+    """Weighted means ``[R]`` of the values that are numbers, times a scale; NaN where a resample has none."""
     given = np.asarray(values, float)
     known = ~np.isnan(given)
     with np.errstate(invalid="ignore"):
-        return (weights @ np.where(known, given, 0)) / (weights @ known)
+        return scale * (weights @ np.where(known, given, 0)) / (weights @ known)
 
 
 def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
-    """Two-sided p-value of no difference between two bootstrap distributions ``[R]`` that used the same resamples.
-
-    Twice the share of resamples on the rarer side of zero, where the observed set counts as one more resample so that p
-    is never 0 (Davison and Hinkley 1997, section 4.2.3).
-    """
+    """Two-sided p-value of no difference between two bootstrap distributions ``[R]`` that used the same resamples:
+    twice the share of resamples on the rarer side of zero, where the observed set counts as one more so that p is
+    never 0 (Davison and Hinkley 1997, section 4.2.3)."""
     difference = values - baseline
     if np.isnan(difference).any():
         return float("nan")
@@ -96,36 +82,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 class Variance:
     """Where the variance of a paired difference between two methods comes from; per image and per seed.
 
-    The mean difference over n images and s seeds has the variance ``image / n + both / (n s) + seed / s``: images that
-    suit one method, seeds that suit one method, and images that do so with one seed only. Statistics of sets (AP,
-    Frechet distances) follow this for large n.
+    The mean difference over n images and s seeds has the variance ``image / n + both / (n s) + seed / s``: images
+    that suit one method, images that do so with one seed only, and seeds that suit one method. Statistics of sets
+    (AP, Frechet distances) follow this for large n."""
 
-    Attributes:
-        difference: the mean difference that was observed.
-        image: variance per image, shared by all seeds; with one seed it contains ``both``.
-        both: variance per image and seed.
-        seed: variance per seed, NaN where only one was observed.
-    """
-
-    difference: float
-    image: float
-    both: float
-    seed: float
+    difference: float  # the mean difference that was observed
+    image: float  # variance per image, shared by all seeds; with one seed it contains `both`
+    both: float  # per image and seed
+    seed: float  # per seed, NaN where only one was observed
 
     @classmethod
     def of(cls, points: Sequence[float], spreads: np.ndarray, n_images: int) -> Variance:
-        """Estimates it from S seeds.
-
-        Args:
-            points: ``[S]`` differences on the observed images.
-            spreads: ``[S, R]`` the same on R resamples of the images.
-            n_images: images of each resample.
-        """
+        """From S seeds: differences ``points [S]`` on the n images, and ``spreads [S, R]`` on R resamples of them."""
         seeds, mean = len(points), float(np.mean(points))
-        single, averaged = (
-            spreads.var(1, ddof=1).mean(),
-            spreads.mean(0).var(ddof=1),
-        )  # (image + both) / n and (image + both / S) / n
+        # (image + both) / n and (image + both / S) / n
+        single, averaged = spreads.var(1, ddof=1).mean(), spreads.mean(0).var(ddof=1)
         if seeds == 1:
             return cls(mean, float(single * n_images), 0.0, math.nan)
         both = max(0.0, float(single - averaged) * seeds / (seeds - 1))
@@ -135,9 +106,10 @@ class Variance:
 
     def standard_error(self, images: int, seeds: int) -> float:
         """That of the mean difference; with an unknown seeds' part, between these trainings alone."""
-        return math.sqrt(
-            self.image / images + self.both / (images * seeds) + (0.0 if math.isnan(self.seed) else self.seed / seeds)
-        )
+        return math.sqrt(self.image / images + self.both / (images * seeds) + self._seeds_part(seeds))
+
+    def _seeds_part(self, seeds: int) -> float:
+        return 0.0 if math.isnan(self.seed) else self.seed / seeds
 
     def detectable(self, images: int, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
         """The true difference that a two-sided test at level ``alpha`` finds with probability ``power``."""
@@ -145,13 +117,10 @@ class Variance:
 
     def images_needed(self, difference: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
         """How many images make ``difference`` detectable; infinite where seeds alone vary too much."""
-        allowed = (abs(difference) / multiple(power, alpha)) ** 2 - (
-            0.0 if math.isnan(self.seed) else self.seed / seeds
-        )
+        allowed = (abs(difference) / multiple(power, alpha)) ** 2 - self._seeds_part(seeds)
         return math.ceil((self.image + self.both / seeds) / allowed) if allowed > 0 else math.inf
 
 
 def multiple(power: float, alpha: float) -> float:
-    """How many standard errors a difference must have to be found with probability ``power`` at level ``alpha``; 2.80
-    for 0.8 and 0.05."""
+    """How many standard errors a difference must have to be found with this power; 2.80 for 0.8 and 0.05."""
     return NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)

@@ -29,8 +29,7 @@ from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.papers.quality import as_tensor, through_jpeg
 from posegen.metrics.perceptual import ALEXNET, Lpips
 from posegen.metrics.pixel_similarity import psnr, target_picture
-from posegen.metrics.protocol import Protocol
-from posegen.metrics.quality import features_of
+from posegen.metrics.quality import QualityProtocol, features_of, too_few
 
 Resizing = Literal["none", "pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic"]
 WINDOW = 51  # of the SSIM with equal weights
@@ -42,11 +41,7 @@ class ImageNetInception(FeatureNetwork):
     """The 2048 pooled features of torchvision's Inception v3 for ImageNet, of pictures of any size in 0 to 255.
 
     They are resized to 299 bilinearly, without antialiasing, and get torchvision's change of values for normalised
-    pictures, as in all four programs.
-
-    Args:
-        path: ``inception_v3_google-0cc3c7bd.pth``; None switches the network off.
-    """
+    pictures, as in all four programs. ``path`` is ``inception_v3_google-0cc3c7bd.pth``; None: off."""
 
     def __init__(self, path: str | None) -> None:
         self.path, self.configured = path, path is not None
@@ -66,12 +61,9 @@ def imagenet_inception(path: str) -> nn.Module:
     """The network of a file, read once for all papers that use it."""
     from torchvision.models import Inception3
 
-    file = verified(
-        path, None, "protocol.imagenet_inception", "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3"
-    )
-    network = fill_from_file(
-        Inception3(aux_logits=False, init_weights=False), file, "protocol.imagenet_inception", ignored=("AuxLogits.",)
-    )
+    key = "protocol.imagenet_inception"
+    file = verified(path, None, key, "inception_v3_google-0cc3c7bd.pth, torchvision's Inception v3")
+    network = fill_from_file(Inception3(aux_logits=False, init_weights=False), file, key, ignored=("AuxLogits.",))
     network.dropout, network.fc = nn.Identity(), nn.Identity()
     return network
 
@@ -79,8 +71,7 @@ def imagenet_inception(path: str) -> nn.Module:
 def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.ndarray:
     """``[B, H, W, 3] uint8`` in another size, with the filter of one library; pictures of that size are left alone.
 
-    Of the two libraries, Pillow and torch filter high frequencies out of smaller pictures, OpenCV does not.
-    """
+    Pillow and torch filter high frequencies out of smaller pictures, OpenCV does not."""
     if way == "none" or pictures.shape[1:3] == size:
         return pictures
     if way == "pil_bicubic":
@@ -88,12 +79,8 @@ def resized(pictures: np.ndarray, size: tuple[int, int], way: Resizing) -> np.nd
     if way == "torch_bicubic":
         made = F.interpolate(as_tensor(pictures), size, mode="bicubic", align_corners=False, antialias=True)
         return made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return np.stack(
-        [
-            cv2.resize(p, size[::-1], interpolation=cv2.INTER_LINEAR if way == "cv2_bilinear" else cv2.INTER_CUBIC)
-            for p in pictures
-        ]
-    )
+    by = cv2.INTER_LINEAR if way == "cv2_bilinear" else cv2.INTER_CUBIC
+    return np.stack([cv2.resize(p, size[::-1], interpolation=by) for p in pictures])
 
 
 def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> float:
@@ -106,23 +93,14 @@ def ssim_uniform(made: np.ndarray, target: np.ndarray, window: int = WINDOW) -> 
 
 
 def ssim_gaussian(made: np.ndarray, target: np.ndarray, sigma: float, data_range: float | None = None) -> float:
-    """SSIM of two ``[H, W, 3] uint8`` with Gaussian weights, the ``ssim_256`` of these programs.
-
-    Args:
-        data_range: None: as they have it, from the darkest to the brightest value of the *generated* picture.
-    """
+    """SSIM of two ``[H, W, 3] uint8`` with Gaussian weights, the ``ssim_256`` of these programs; by default its
+    range is theirs: from the darkest to the brightest value of the *generated* picture."""
     from skimage.metrics import structural_similarity
 
     spread = float(made.max()) - float(made.min()) if data_range is None else data_range
-    options: dict[str, Any] = {
-        "gaussian_weights": True,
-        "sigma": sigma,
-        "use_sample_covariance": False,
-        "channel_axis": -1,
-    }
-    return float(
-        structural_similarity(target.astype(float), made.astype(float), data_range=max(spread, 1.0), **options)
-    )
+    options: dict[str, Any] = {"gaussian_weights": True, "use_sample_covariance": False, "channel_axis": -1}
+    options |= {"sigma": sigma, "data_range": max(spread, 1.0)}
+    return float(structural_similarity(target.astype(float), made.astype(float), **options))
 
 
 def relative_error(made: np.ndarray, target: np.ndarray) -> float:
@@ -137,11 +115,9 @@ class PersonPaper(Observer):
 
     Args:
         paper: its short name.
-        inception: the network of FID.
-        lpips: the perceptual distance.
+        inception, lpips: the network of FID, and the perceptual distance.
         size: (height, width) that pictures are resized to.
-        resize: by whom, for FID and LPIPS.
-        resize_ssim: by whom, for SSIM, PSNR and the two errors.
+        resize, resize_ssim: by whom, for FID and LPIPS, and for SSIM, PSNR and the two errors.
         jpeg: quality of the JPEG file that generated pictures go through; None: they are kept as they are.
         sigma: of the Gaussian window of ``ssim_256``.
         lpips_range: what pictures are given to LPIPS in; it expects ``-1..1``.
@@ -165,13 +141,8 @@ class PersonPaper(Observer):
             if way not in get_args(Resizing):
                 raise ValueError(f"{name} of {paper} is {way!r}; expected one of {', '.join(get_args(Resizing))}")
         self.paper, self.inception, self.lpips, self.size = paper, inception, lpips, (int(size[0]), int(size[1]))
-        self.resize, self.resize_ssim, self.jpeg, self.sigma, self.lpips_range = (
-            resize,
-            resize_ssim,
-            jpeg,
-            sigma,
-            lpips_range,
-        )
+        self.resize, self.resize_ssim, self.jpeg = resize, resize_ssim, jpeg
+        self.sigma, self.lpips_range = sigma, lpips_range
 
     def check(self) -> None:
         self.inception.check()
@@ -181,23 +152,19 @@ class PersonPaper(Observer):
         made = to_uint8(images)
         if self.jpeg is not None and not real:
             made = np.stack([through_jpeg(picture, self.jpeg) for picture in made])
-        found = self._features(made, images.device)
+
+        def seen(pictures: np.ndarray) -> Tensor:
+            return as_tensor(resized(pictures, self.size, self.resize)).to(images.device)
+
+        found: dict[str, Any] = {"features": self.inception.features(seen(made))} if self.inception.configured else {}
         if not real:  # pictures of a reference are compared as a set alone
             targets = np.stack([target_picture(sample) for sample in samples])
-            found |= self._likeness(made, targets) | self._perceived(made, targets, images.device)
+            found |= self._likeness(made, targets)
+            if self.lpips.configured:
+                pair = [seen(p) / 255 for p in (made, targets)]
+                pair = pair if self.lpips_range == "0..1" else [2 * p - 1 for p in pair]
+                found["lpips"] = [float(value) for value in self.lpips.distances(*pair)]
         return [{f"{self.paper}_{name}": values[i] for name, values in found.items()} for i in range(len(samples))]
-
-    def _features(self, made: np.ndarray, device: torch.device) -> dict[str, Any]:
-        if not self.inception.configured:
-            return {}
-        return {"features": self.inception.features(as_tensor(resized(made, self.size, self.resize)).to(device))}
-
-    def _perceived(self, made: np.ndarray, targets: np.ndarray, device: torch.device) -> dict[str, Any]:
-        if not self.lpips.configured:
-            return {}
-        pair = [as_tensor(resized(p, self.size, self.resize)).to(device) / 255 for p in (made, targets)]
-        pair = pair if self.lpips_range == "0..1" else [2 * p - 1 for p in pair]
-        return {"lpips": [float(value) for value in self.lpips.distances(*pair)]}
 
     def _likeness(self, made: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         made, targets = (resized(p, self.size, self.resize_ssim) for p in (made, targets))
@@ -216,10 +183,8 @@ class PersonPaperMetric(Metric):
 
     Args:
         paper: its short name, as of `PersonPaper`.
-        batch: images of a batch of FID; with ``drop_last`` the incomplete last batch of both sets does not count, as in
-            the programs of GFLA, PIDM and PCDMs.
-        lpips_batch: the same for LPIPS.
-        drop_last: see above.
+        batch, lpips_batch: images of a batch of FID, and of LPIPS.
+        drop_last: the incomplete last batch of both sets does not count, as in the programs of GFLA, PIDM and PCDMs.
         allow_rank_deficient: give FID of sets with no more images than the 2048 dimensions.
     """
 
@@ -231,13 +196,8 @@ class PersonPaperMetric(Metric):
         drop_last: bool = True,
         allow_rank_deficient: bool = False,
     ) -> None:
-        self.paper, self.batch, self.lpips_batch, self.drop_last, self.allow = (
-            paper,
-            batch,
-            lpips_batch,
-            drop_last,
-            allow_rank_deficient,
-        )
+        self.paper, self.batch, self.lpips_batch = paper, batch, lpips_batch
+        self.drop_last, self.allow = drop_last, allow_rank_deficient
         means, lower = ("LPIPS", "SSIM", "SSIM_256", "PSNR", "L1", "MAE"), ("LPIPS", "L1", "MAE")
         self.means = {f"{paper}_{name}": f"{paper}_{name.lower()}" for name in means}
         dropped = f"; the last incomplete batch of {batch} is dropped, as there" if drop_last else ""
@@ -251,17 +211,11 @@ class PersonPaperMetric(Metric):
     def absent(self, records: Records) -> dict[str, str]:
         reasons: dict[str, str] = {}
         if self.features not in records:
-            reasons[self.fid] = (
-                "the network is not configured: set protocol.imagenet_inception=PATH of "
-                "inception_v3_google-0cc3c7bd.pth"
-            )
-        elif not self.allow and (images := len(self._kept(count_images(records), self.batch))) <= (
-            dimensions := len(records[self.features][0])
-        ):
-            reasons[self.fid] = (
-                f"{images} images are no more than the {dimensions} dimensions: generate more, or set "
-                "protocol.allow_rank_deficient=true"
-            )
+            fix = "set protocol.imagenet_inception=PATH of inception_v3_google-0cc3c7bd.pth"
+            reasons[self.fid] = f"the network is not configured: {fix}"
+        elif not self.allow:
+            images, dimensions = len(self._kept(count_images(records), self.batch)), len(records[self.features][0])
+            reasons |= {self.fid: too_few(images, dimensions)} if images <= dimensions else {}
         if f"{self.paper}_lpips" not in records:
             reasons[f"{self.paper}_LPIPS"] = f"the network is not configured: set protocol.alexnet=PATH of {ALEXNET}"
         return reasons
@@ -271,52 +225,28 @@ class PersonPaperMetric(Metric):
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         nothing = np.full(len(weights), np.nan)
-        values = {
-            column: mean_of_known(records[name], weights) if name in records else nothing
-            for column, name in self.means.items()
-        }
+        values: Values = {self.fid: nothing}
+        if reference is not None and self.features in records and self.features in reference:
+            rows, real = (self._kept(count_images(r), self.batch) for r in (records, reference))
+            sets = features_of(records, self.features, rows), features_of(reference, self.features, real)
+            if min(len(rows), len(real)) > (1 if self.allow else sets[0].shape[-1]):
+                values[self.fid] = frechet_first_order(*sets, weights[:, rows])
+        for column, name in self.means.items():
+            values[column] = mean_of_known(records[name], weights) if name in records else nothing
         kept = self._kept(count_images(records), self.lpips_batch)
         if (lpips := f"{self.paper}_lpips") in records:
             values[f"{self.paper}_LPIPS"] = mean_of_known([records[lpips][i] for i in kept], weights[:, kept])
-        return {self.fid: self._frechet(records, weights, reference, nothing), **values}
-
-    def _frechet(
-        self, records: Records, weights: np.ndarray, reference: Records | None, nothing: np.ndarray
-    ) -> np.ndarray:
-        if reference is None or self.features not in records or self.features not in reference:
-            return nothing
-        rows, real = (self._kept(count_images(r), self.batch) for r in (records, reference))
-        sets = features_of(records, self.features, rows), features_of(reference, self.features, real)
-        least = 1 if self.allow else sets[0].shape[-1]
-        return frechet_first_order(*sets, weights[:, rows]) if min(len(rows), len(real)) > least else nothing
+        return values
 
     def _kept(self, count: int, batch: int) -> range:
         """The images that count; of a set that is no batch long, all."""
         return range(count - count % batch if self.drop_last and count >= batch else count)
 
 
-class PersonProtocol(Protocol):
-    """A protocol whose yaml names files and a size once, at its top, and interpolates them into metrics and observers.
-
-    Args:
-        alexnet, linear, imagenet_inception, inception, size, allow_rank_deficient: what the yaml interpolates.
-        about: of `Protocol`.
-    """
+class PersonProtocol(QualityProtocol):
+    """As `QualityProtocol`, for the columns of papers on person images."""
 
     note = (
         "Columns that begin with a paper's name follow its program and compare with no other; judge columns are in the "
         "features of the judge and are no FID."
     )
-
-    def __init__(
-        self,
-        *,
-        alexnet: str | None = None,
-        linear: str | None = None,
-        imagenet_inception: str | None = None,
-        inception: str | None = None,
-        size: Sequence[int] | None = None,
-        allow_rank_deficient: bool = False,
-        **about: Any,
-    ) -> None:
-        super().__init__(**about)

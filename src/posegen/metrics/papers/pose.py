@@ -6,12 +6,10 @@ from a COCO evaluation of the whole set:
 * Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans
   all 17 joints, where a missing joint stands at (-1, -1): occluded people become as large as their distance from the
   corner and are forgiven errors of that size.
-* Every batch of images is evaluated by itself, an incomplete last batch not at all, and a table's value is the mean
-over batches.
+* Every batch of images is evaluated by itself, an incomplete last one not at all; a table has their mean.
 * A batch without people of a size has an AP of -1 there, which enters the mean. ``paper_AP_M`` is that mean;
   ``paper_AP_M_defined`` leaves such batches out. Which of the two the papers print is not known.
-* SAP is the average precision with the literal `posegen.metrics.math.pose_similarity.cosine`, whose NaN matches at
-every threshold.
+* SAP is the average precision with the literal `pose_similarity.cosine`, whose NaN matches at every threshold.
 * PCE compares the numbers of people in the first k images of a batch, k being how many of its images have people, so
   that an image without people hides the last one. A batch without any people has no PCE and is left out of the mean.
 * The detector sees red and blue swapped.
@@ -19,7 +17,7 @@ every threshold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,10 +48,8 @@ class PaperPoseMetric(Metric):
 
     columns = (
         Column("paper_AP", "higher", 0, "accuracy", 3, "%", published=True),
-        *(
-            Column(f"paper_AP_{s}", "higher", None, "accuracy", unit="%", remark=EMPTY_BATCH, published=True)
-            for s in "ML"
-        ),
+        Column("paper_AP_M", "higher", None, "accuracy", unit="%", remark=EMPTY_BATCH, published=True),
+        Column("paper_AP_L", "higher", None, "accuracy", unit="%", remark=EMPTY_BATCH, published=True),
         Column("paper_AR", "higher", None, "accuracy", unit="%", published=True),
         Column("paper_SAP", "higher", 0, "accuracy", unit="%", published=True),
         Column("paper_PCE", "lower", 0, "count", unit="people", published=True),
@@ -68,22 +64,17 @@ class PaperPoseMetric(Metric):
     def absent(self, records: Records) -> dict[str, str]:
         if count_images(records) >= self.batch or not self.drop_last:
             return {}
-        reason = (
-            f"there are fewer images than a batch of {self.batch}; lower the batch of PaperPoseMetric in the protocol, "
-            "or judge more images"
-        )
-        return dict.fromkeys(self.columns, reason)
+        fix = "lower the batch of PaperPoseMetric in the protocol, or judge more images"
+        return dict.fromkeys(self.columns, f"there are fewer images than a batch of {self.batch}; {fix}")
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """Similarities ``[D, P]`` with the detections' scores and extents and the people's areas, best detection first,
-        and the numbers of people."""
+        """Similarities ``[D, P]``, detections' scores and extents (best first), people's areas, both numbers."""
         keypoints = np.asarray(judged.keypoints[:MAX_PEOPLE], float).reshape(-1, 17, 3)
         keypoints = np.where(keypoints[..., 2:] > 0, keypoints, MISSING)
         keypoints = keypoints[(keypoints[..., 0] > 0).any(-1)]
         poses: Poses = judged.observed.get("swapped", judged.found)
-        visible = np.flatnonzero(
-            (poses.keypoints[..., 2] > 0).any(-1)
-        )  # the evaluation passes over the others, the count does not
+        # The evaluation passes over poses without a visible joint, the count does not.
+        visible = np.flatnonzero((poses.keypoints[..., 2] > 0).any(-1))
         order = visible[np.argsort(-poses.scores[visible], kind="stable")[:MAX_DETECTIONS]]
         found = poses.keypoints[order].astype(float)
         areas = np.ptp(keypoints[..., :2], axis=1).prod(-1)
@@ -121,11 +112,7 @@ def rows(records: Records, batch: int, count_only_with_people: bool = True) -> d
     """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with
     S before them for SAP, and ``PCE``.
 
-    Args:
-        records: of n images, as `PaperPoseMetric.record` returned them.
-        batch: images per row; the last may have fewer.
-        count_only_with_people: the published error of PCE.
-    """
+    ``records`` are those of `PaperPoseMetric.record`; ``batch`` images make a row, the last may have fewer."""
     values: dict[str, np.ndarray] = {}
     rest = records["paper_scores"], records["paper_areas"], records["paper_extents"]
     for prefix, similarity in (("", "paper_oks"), ("S", "paper_cosine")):
@@ -133,16 +120,12 @@ def rows(records: Records, batch: int, count_only_with_people: bool = True) -> d
             found = statistics(rank(records[similarity], *rest, area_range).split(batch))
             values |= {f"{prefix}{name}{suffix}": value for name, value in found.items() if name + suffix in STATISTICS}
     difference = np.abs(np.subtract(records["paper_people"], records["paper_found"]))
-    return values | {
-        "PCE": count_errors(difference, np.asarray(records["paper_people"]) > 0, batch, count_only_with_people)
-    }
+    populated = np.asarray(records["paper_people"]) > 0
+    return values | {"PCE": count_errors(difference, populated, batch, count_only_with_people)}
 
 
 def statistics(batches: Sequence[Ranking]) -> dict[str, np.ndarray]:
-    """COCO's AP and AR of every batch, -1 without people."""
-    found: list[Mapping[str, np.ndarray]] = [
-        ranking.statistics(np.ones((1, len(ranking.people)))) for ranking in batches
-    ]
+    found = [ranking.statistics(np.ones((1, len(ranking.people)))) for ranking in batches]
     return {name: np.nan_to_num([row[name][0] for row in found], nan=-1.0) for name in found[0]}
 
 

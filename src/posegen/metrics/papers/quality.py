@@ -2,13 +2,10 @@
 
 What differs from the usual definition, each of which changes the values:
 
-* real pictures are the whole stored files, generated ones went through a JPEG file, have red and blue exchanged, and
-both are cropped to a square;
-* pixels are normalised with ImageNet's mean and deviation before they become bytes again, so that values outside 0 to
-255 wrap around;
+* real pictures are whole files, generated ones went through JPEG with red and blue swapped; both are cut to squares;
+* pixels are normalised as ImageNet's before they become bytes again, so that values outside 0 to 255 wrap around;
 * FID is in the 64 features after the network's first pooling, where 250 images suffice for a covariance;
-* a value per scenario, then the plain mean over scenarios, where a scenario without a KID is left out of the mean of
-KID.
+* a value per scenario, then the plain mean over scenarios, for KID over those that have one.
 
 The inception score, which the scripts print too, is left out: it looks at the generated pictures alone.
 """
@@ -36,35 +33,30 @@ SIDE = 299
 QUALITY = 95  # of the JPEG files
 SUBSETS, SUBSET_SIZE = 100, 200
 KID_FACTOR = 100  # of the Human-Art tables
+AS_FID = "FID as in the papers' scripts: 64 features, pixel values wrap around, mean over scenarios"
+AS_KID = f"KID as in the papers' scripts, times {KID_FACTOR}: {SUBSETS} subsets of {SUBSET_SIZE}, mean over scenarios"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1], RGB
 
 
 def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
     """What the network sees instead of ``pixels [..., 3] uint8`` RGB: normalised, times 255, cut, modulo 256.
 
-    Args:
-        generated: red and blue of these pictures are exchanged first.
-    """
+    Red and blue of ``generated`` pictures are exchanged first."""
     image = torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1] if generated else pixels)).float() / 255
     normalised = (image - torch.tensor(MEAN)) / torch.tensor(STD)
     return (normalised * 255).long().remainder(256).to(torch.uint8).numpy()
 
 
 def scenario_mean(scenarios: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scenario -> metric -> value, a number or an array, to the plain mean of each metric over the scenarios where it
-    is not None; NaN where it always is."""
+    """Scenario -> metric -> value, a number or an array, to each metric's mean over scenarios, without None."""
     names = dict.fromkeys(name for values in scenarios.values() for name in values)
     known = {name: [v for values in scenarios.values() if (v := values.get(name)) is not None] for name in names}
     return {name: np.mean(values, axis=0) if values else np.nan for name, values in known.items()}
 
 
 class PaperFeatures(Observer):
-    """Notes ``paper_64`` and ``paper_2048``, features of pictures treated as above, and ``paper_fixed_64``, of the same
-    crops with right colours and values.
-
-    Args:
-        network: the Inception network of torch-fidelity.
-    """
+    """Notes ``paper_64`` and ``paper_2048``, features of pictures treated as above by torch-fidelity's Inception
+    network, and ``paper_fixed_64``, of the same crops with right colours and values."""
 
     def __init__(self, network: FidelityInception) -> None:
         self.network = network
@@ -75,11 +67,7 @@ class PaperFeatures(Observer):
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         if not self.network.configured:
             return [{} for _ in samples]
-        pictures = (
-            [whole_picture(sample) for sample in samples]
-            if real
-            else [through_jpeg(picture) for picture in truncated(images)]
-        )
+        pictures = map(whole_picture, samples) if real else map(through_jpeg, truncated(images))
         crops = np.stack([cropped(picture) for picture in pictures])
         seen = self.network.pooled(as_tensor(wrapped_bytes(crops, generated=not real)).to(images.device), (64, 2048))
         fixed = self.network.pooled(as_tensor(crops).to(images.device), (64,))
@@ -88,17 +76,11 @@ class PaperFeatures(Observer):
 
 
 def whole_picture(sample: Sample) -> np.ndarray:
-    """The data set's whole picture ``[H, W, 3] uint8``.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The data set's whole picture ``[H, W, 3] uint8``; a ValueError where there is none."""
     picture = sample.image if sample.whole is None else sample.whole()
     if picture is None:
-        raise ValueError(
-            f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: use a data set with images "
-            "or another protocol="
-        )
+        fix = "use a data set with images or another protocol="
+        raise ValueError(f"sample {sample.id} has no image, only a pose; paper_FID compares pictures: {fix}")
     return picture
 
 
@@ -124,49 +106,25 @@ def as_tensor(pictures: np.ndarray) -> Tensor:
 
 
 class PaperQualityMetric(Metric):
-    """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID`` is FID of the same crops
-    without the two mistakes.
+    """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID``: without the two mistakes.
 
-    Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more than
-    200 generated images in a scenario. Intervals of FID are to first order (see `frechet_first_order`), those of KID
-    use all pairs of each resample.
-    """
+    Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more
+    than 200 generated images in a scenario. Intervals of FID are to first order (see `frechet_first_order`), those
+    of KID use all pairs of each resample."""
 
     columns = (
-        Column(
-            "paper_FID",
-            "lower",
-            0,
-            "quality",
-            2,
-            published=True,
-            remark="FID as in the papers' scripts: 64 features, pixel values wrap around, mean over scenarios",
-        ),
-        Column(
-            "paper_KID",
-            "lower",
-            0,
-            "quality",
-            published=True,
-            remark=f"KID as in the papers' scripts, times {KID_FACTOR}: {SUBSETS} subsets of {SUBSET_SIZE}, "
-            "mean over scenarios",
-        ),
+        Column("paper_FID", "lower", 0, "quality", 2, published=True, remark=AS_FID),
+        Column("paper_KID", "lower", 0, "quality", published=True, remark=AS_KID),
         Column("paper_fixed_FID", "lower", None, "quality", remark="paper_FID with right colours and pixel values"),
     )
 
     def absent(self, records: Records) -> dict[str, str]:
         if "paper_64" not in records:
-            return dict.fromkeys(
-                self.columns,
-                "the network is not configured: set protocol.paper_inception=PATH of "
-                "weights-inception-2015-12-05-6726825d.pth",
-            )
+            fix = "set protocol.paper_inception=PATH of weights-inception-2015-12-05-6726825d.pth"
+            return dict.fromkeys(self.columns, f"the network is not configured: {fix}")
         largest = max(len(rows) for rows, _ in rows_by_scenario(records, records).values())
-        return (
-            {}
-            if largest > SUBSET_SIZE
-            else {"paper_KID": f"no scenario has more than {SUBSET_SIZE} generated images, the largest has {largest}"}
-        )
+        reason = f"no scenario has more than {SUBSET_SIZE} generated images, the largest has {largest}"
+        return {} if largest > SUBSET_SIZE else {"paper_KID": reason}
 
     def record(self, judged: Judged) -> dict[str, np.ndarray]:
         return {name: judged.observed[name] for name in SPACES if name in judged.observed}
@@ -178,24 +136,17 @@ class PaperQualityMetric(Metric):
         scenarios = {}
         for name, (rows, real) in rows_by_scenario(records, reference).items():
             sets = {space: (features_of(records, space, rows), features_of(reference, space, real)) for space in SPACES}
-            enough = min(len(rows), len(real)) > 1
-            shallow, fixed = (
-                frechet_first_order(*sets[space], weights[:, rows]) if enough else nothing
-                for space in ("paper_64", "paper_fixed_64")
-            )
-            scenarios[name] = {
-                "paper_FID": shallow,
-                "paper_KID": subset_kid(*sets["paper_2048"], weights[:, rows]),
-                "paper_fixed_FID": fixed,
-            }
+            scenarios[name] = {"paper_KID": subset_kid(*sets["paper_2048"], weights[:, rows])}
+            for column, space in (("paper_FID", "paper_64"), ("paper_fixed_FID", "paper_fixed_64")):
+                enough = min(len(rows), len(real)) > 1
+                scenarios[name][column] = frechet_first_order(*sets[space], weights[:, rows]) if enough else nothing
         return {column: np.broadcast_to(value, nothing.shape) for column, value in scenario_mean(scenarios).items()}
 
 
 def subset_kid(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
     """KID ``[R]`` times its factor; None where there are too few images for the subsets.
 
-    The value of the set is that of the subsets; a resample differs from it as distances over all pairs do.
-    """
+    The value of the set is that of the subsets; a resample differs from it as distances over all pairs do."""
     if len(found) <= SUBSET_SIZE or len(real) < SUBSET_SIZE:
         return None
     value = kernel_distance_subsets(found, real, random_subsets(len(found), len(real), SUBSETS, SUBSET_SIZE)).mean()
