@@ -112,10 +112,8 @@ class State:
     @staticmethod
     def cat(states: Sequence[State]) -> State:
         """One state for several branches of guidance, so that they run as one batch."""
-        joined = {
-            name: _combined(lambda *values: torch.cat(values), *(s.conditions[name] for s in states))
-            for name in states[0].conditions
-        }
+        parts = {name: [s.conditions[name] for s in states] for name in states[0].conditions}
+        joined = {name: _combined(lambda *tensors: torch.cat(tensors), *values) for name, values in parts.items()}
         return State(Text.cat([s.text for s in states]), Text.cat([s.null_text for s in states]), joined)
 
 
@@ -213,14 +211,10 @@ class Adapter(nn.Module, ABC):
         """Why the method cannot work on a class of backbones; None where it can."""
         if not (missing := sorted(cls.places - backbone.places)):
             return None
-        wanted = "; ".join(
-            f"{place} ({BACKBONE_PLACES.get(place, 'a place of another backbone')})" for place in missing
-        )
-        return (
-            f"{cls.__name__} needs {wanted}, and {backbone.__name__} has "
-            f"{', '.join(sorted(backbone.places)) or 'no place'}; choose a backbone= that has it, "
-            "such as mannequin or sd15, or another adapter="
-        )
+        wanted = "; ".join(f"{p} ({BACKBONE_PLACES.get(p, 'a place of another backbone')})" for p in missing)
+        has = f"{backbone.__name__} has {', '.join(sorted(backbone.places)) or 'no place'}"
+        choose = "choose a backbone= that has it, such as mannequin or sd15, or another adapter="
+        return f"{cls.__name__} needs {wanted}, and {has}; {choose}"
 
     def attach(self, backbone: Backbone) -> None:
         """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.

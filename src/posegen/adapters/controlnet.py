@@ -58,8 +58,7 @@ class ControlNet(Adapter):
         guess_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.hint = PoseDrawing(style, range=(0.0, 1.0))
-        self.style = style
+        self.hint, self.style = PoseDrawing(style, range=(0.0, 1.0)), style
         self.strength, self.scales, self.only_mid, self.guess_mode = strength, scales, only_mid, guess_mode
 
     def attach(self, backbone: Backbone) -> None:

@@ -93,13 +93,9 @@ class Geometry:
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
-        """From the ``unet_config.params`` of an original latent-diffusion yaml.
-
-        Raises:
-            UserError: the input convolution is not as wide as the first level.
-        """
-        check_first_width(config["model_channels"], config["model_channels"] * config["channel_mult"][0])
+        """From the ``unet_config.params`` of an original latent-diffusion yaml; raises as `check_first_width` does."""
         channels = tuple(config["model_channels"] * m for m in config["channel_mult"])
+        check_first_width(config["model_channels"], channels[0])
         head_width = config.get("num_head_channels", -1)
         heads = tuple(c // head_width for c in channels) if head_width > 0 else (config["num_heads"],) * len(channels)
         return cls(
@@ -127,16 +123,10 @@ class Bank:
     strength: float = 1.0
 
     def joined(self, other: Bank) -> Bank:
-        """The keys and values of both.
-
-        Raises:
-            ValueError: their strengths differ.
-        """
+        """The keys and values of both; a ValueError where their strengths differ."""
         if self.strength != other.strength:
-            raise ValueError(
-                f"attention of strengths {self.strength} and {other.strength} cannot be added; give both methods "
-                "the same"
-            )
+            both = f"attention of strengths {self.strength} and {other.strength}"
+            raise ValueError(f"{both} cannot be added; give both methods the same")
         layers = {**self.layers, **other.layers}
         for name in self.layers.keys() & other.layers.keys():
             pairs = zip(self.layers[name], other.layers[name], strict=True)
@@ -172,11 +162,7 @@ class Injection:
         return (*(self.down or ()), *(() if self.mid is None else (self.mid,)))
 
     def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
-        """The same with one factor per residual, in the order of `residuals`.
-
-        Raises:
-            ValueError: there are not as many factors as residuals.
-        """
+        """The same with one factor per residual, in the order of `residuals`; a ValueError with more or fewer."""
         if len(factors) != (count := len(self.residuals)):
             raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
         scaled = tuple(r * f for r, f in zip(self.residuals, factors, strict=True))
@@ -184,11 +170,7 @@ class Injection:
         return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
 
     def scaled(self, factor: float) -> Injection:
-        """The same influence ``factor`` times as strong.
-
-        Latents enter through a linear convolution and are multiplied as residuals and encoder features are.
-        ``attention`` and ``features`` do not act linearly and stay as they are.
-        """
+        """The same ``factor`` times as strong; ``attention`` and ``features`` act not linearly and stay as they are."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
         return replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
@@ -197,16 +179,15 @@ class Injection:
         """Both influences: residuals and encoder features add, latents and attention concatenate.
 
         Raises:
-            ValueError: both bring ``features``, or attention for other images or of another strength, or another number
-                of residuals.
+            ValueError: both bring ``features``, attention for other images or another strength, or other residuals.
         """
         if self.features is not None and other.features is not None:
             raise ValueError("two methods that insert blocks before the transformers cannot be added; use one of them")
         banks = [i for i in (self, other) if i.attention is not None or i.features is not None]
-        if len(banks) == 2 and not same_rows(self.rows, other.rows):
-            raise ValueError(
-                "attention and features of two methods cannot be added: they are for other images of the batch"
-            )
+        a, b = self.rows, other.rows
+        if len(banks) == 2 and a is not b and (a is None or b is None or not torch.equal(a, b)):
+            images = "they are for other images of the batch"
+            raise ValueError(f"attention and features of two methods cannot be added: {images}")
         return Injection(
             down=_added("down", self.down, other.down),
             mid=_both(torch.add, self.mid, other.mid),
@@ -232,10 +213,6 @@ def _added(name: str, a: tuple[Tensor, ...] | None, b: tuple[Tensor, ...] | None
     return _both(lambda x, y: tuple(p + q for p, q in zip(x, y, strict=True)), a, b)
 
 
-def same_rows(a: Tensor | None, b: Tensor | None) -> bool:
-    return (a is b) or (a is not None and b is not None and torch.equal(a, b))
-
-
 @dataclass(frozen=True)
 class Step:
     """One training step of the diffusion model; all tensors ``[B, c, h, w]`` but ``timesteps [B]``."""
@@ -249,11 +226,7 @@ class Step:
 
 
 class ControlBranch(nn.Module, ABC):
-    """A trainable copy of a backbone's network, see `Backbone.control_copy`.
-
-    Attributes:
-        network: the copy in diffusers' class, so that it saves as a plain diffusers folder where no block is replaced.
-    """
+    """A trainable copy of a backbone's network (``network``, in diffusers' class), see `Backbone.control_copy`."""
 
     network: Any
 
@@ -270,27 +243,21 @@ class ControlBranch(nn.Module, ABC):
         hint: Tensor | None = None,
         conditions: Mapping[BlockPlace, Any] | None = None,
     ) -> Injection:
-        """The influence on one pass.
+        """The influence on one pass over noisy ``latents [B, c, h, w]`` at ``timesteps [B]``.
 
         Args:
-            latents: ``[B, c, h, w]`` noisy latents.
-            timesteps: ``[B]``.
-            text: the prompts.
             hint: the result of `hint_features`.
             conditions: the input of each replaced block.
         """
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
-        """Official weights of such a copy under the names of this module, see `Adapter.convert`.
+        """Official weights of such a copy under the names of this module; UnknownKeys names those that have no place.
 
         Args:
             official: a file of the original program, bare or of a whole model, or of diffusers' class.
             beside: beginnings of keys that are left out.
             method: for the message.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
         """
 
 
@@ -331,18 +298,13 @@ class Backbone(nn.Module, ABC):
         """The prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]``."""
 
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
-        """Keys and values of the self-attentions in the pass that `predict` runs with the same arguments.
-
-        Raises:
-            TypeError: this backbone cannot show it.
-        """
+        """Keys and values of the self-attentions in the pass of `predict`; a TypeError where it cannot show them."""
         raise TypeError(f"backbone {self.weights.id} does not show the keys and values of its self-attentions")
 
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
         """A trainable copy of the network, which starts without influence.
 
-        Args:
-            replaced: modules in the place of blocks of the copy, see `encoder_block`; with any, the copy reads no hint.
+        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint.
         """
         raise lacks(self, "control_copy")
 
@@ -355,11 +317,7 @@ class Backbone(nn.Module, ABC):
         raise lacks(self, "middle")
 
     def widen(self, channels: int) -> None:
-        """Adds ``channels`` input channels of zero weight, which read `Injection.latents`.
-
-        Raises:
-            ValueError: the input was widened before.
-        """
+        """Adds input channels of zero weight, which read `Injection.latents`; a ValueError the second time."""
         raise lacks(self, "latents")
 
     @abstractmethod
@@ -378,18 +336,12 @@ class Backbone(nn.Module, ABC):
         """Scaled latents to samples, the inverse of `to_latents`; images are differentiable."""
 
     def save_source(self, folder: Path) -> dict[str, Any]:
-        """Copies the files that the weights were read from to the new ``folder``.
+        """Copies the files that the weights were read from to the new ``folder``; a TypeError where there are none.
 
-        Returns:
-            Constructor arguments that read the same weights from there, with paths relative to ``folder``.
-
-        Raises:
-            TypeError: the weights were not read from files.
+        Returns constructor arguments that read the same weights from there, with paths relative to ``folder``.
         """
-        raise TypeError(
-            f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a "
-            "folder and read it from there"
-        )
+        unread = f"backbone {self.weights.id} was not read from files, so its weights cannot be copied"
+        raise TypeError(f"{unread}; save it to a folder and read it from there")
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
@@ -400,11 +352,7 @@ class Backbone(nn.Module, ABC):
         return self.weights.sha256
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of an image of ``size``.
-
-        Raises:
-            ValueError: a side is not a multiple of the latent factor.
-        """
+        """(channels, height, width) of an image's latents; a ValueError unless the latent factor divides ``size``."""
         factor = self.geometry.latent_factor
         if any(side % factor for side in size):
             raise ValueError(
@@ -426,14 +374,9 @@ def lacks(backbone: Backbone, place: str) -> TypeError:
 
 
 def check_first_width(stem: int, first: int) -> None:
-    """Refuses U-Nets whose first level is not as wide as their input convolution.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raises a UserError for U-Nets whose first level is not as wide as their input convolution."""
     if stem != first:
         raise UserError(
-            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets "
-            "with one width for both, as all released "
-            "models have it, so these weights cannot be expressed"
+            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets with "
+            "one width for both, as all released models have it, so these weights cannot be expressed"
         )

@@ -59,17 +59,12 @@ class Text:
 
     @staticmethod
     def _pairwise(combine: Callable[..., Tensor], texts: Sequence[Text]) -> Text:
-        """Combines the same part of several texts.
-
-        Raises:
-            ValueError: a part is there in some of them only.
-        """
+        """Combines the same part of several texts, which all or none of them have."""
         columns = zip(*((text.tokens, text.pooled, text.mask) for text in texts), strict=True)
         combined = []
         for name, parts in zip(("tokens", "pooled", "mask"), columns, strict=True):
             if len({part is None for part in parts}) > 1:
-                raise ValueError(
-                    f"some of {len(texts)} texts have {name} and some do not; encode all with one backbone"
-                )
+                mixed = f"some of {len(texts)} texts have {name} and some do not"
+                raise ValueError(f"{mixed}; encode all with one backbone")
             combined.append(None if parts[0] is None else combine(*parts))
         return Text(*combined)  # type: ignore[arg-type]

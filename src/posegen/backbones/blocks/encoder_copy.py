@@ -33,8 +33,6 @@ class EncoderCopy(ControlBranch):
         ValueError: there is no hint network for the latent factor.
     """
 
-    network: Any
-
     def __init__(
         self, unet: UNet2DConditionModel, geometry: Geometry, replaced: Mapping[BlockPlace, nn.Module] | None = None
     ) -> None:

@@ -26,8 +26,7 @@ class Masking(NamedTuple):
         pose: ``[B, N]``, true where they do.
         order: ``[B, N]`` indices of pose tokens, then of the others.
         counts: B numbers of pose tokens.
-        fill: masked pairs have no weight (``nothing``; none are masked without a pose), or the ``lowest`` of all
-            logits.
+        fill: masked pairs weigh ``nothing`` (none are masked without a pose), or have the ``lowest`` of all logits.
     """
 
     pose: Tensor
@@ -92,25 +91,20 @@ def compressed(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: O
 def _pose_first(q: Tensor, k: Tensor, v: Tensor, count: Tensor, most: int, fill: Tensor) -> Tensor:
     """Attention among sorted tokens: the first ``count [B]``, at most ``most`` and never all, show the pose.
 
-    The n other keys share the logit ``fill [B]``: one key with logit ``fill + ln n`` and their mean value stands for
-    all.
+    The n other keys share the logit ``fill [B]``: one key with ``fill + ln n`` and their mean value stands for all.
     """
     tokens, others = q.shape[2], q.shape[2] - count
     pose = torch.arange(tokens, device=q.device) < count[:, None]
     mean = (v * ~pose[:, None, :, None]).sum(2, keepdim=True) / others.view(-1, 1, 1, 1)
     keys, values = F.pad(k, (0, 0, 1, 0)), torch.cat([mean, v], dim=2)  # the virtual key comes before the pose
     of_pose = F.pad(fill.new_zeros(tokens), (1, 0), value=-math.inf)
-    of_others = torch.cat(
-        [(fill + others.log())[:, None], fill.new_zeros(pose.shape).masked_fill(~pose, -math.inf)], dim=1
-    )[:, None, None]
-    bias = torch.where(
-        pose[:, None, :most, None], of_pose, of_others
-    )  # an image with fewer pose tokens has others here
+    unseen = fill.new_zeros(pose.shape).masked_fill(~pose, -math.inf)
+    of_others = torch.cat([(fill + others.log())[:, None], unseen], dim=1)[:, None, None]
+    # An image with fewer pose tokens than ``most`` has others here.
+    bias = torch.where(pose[:, None, :most, None], of_pose, of_others)
     above = F.scaled_dot_product_attention(q[:, :, :most], keys, values, bias)
-    below = F.scaled_dot_product_attention(
-        q[:, :, most:], keys[:, :, : most + 1], values[:, :, : most + 1], of_others[..., : most + 1]
-    )
-    return torch.cat([above, below], dim=2)
+    keys, values, bias = keys[:, :, : most + 1], values[:, :, : most + 1], of_others[..., : most + 1]
+    return torch.cat([above, F.scaled_dot_product_attention(q[:, :, most:], keys, values, bias)], dim=2)
 
 
 @torch.no_grad()
