@@ -8,13 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
+from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
-HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
 GRPOSE_RELEASED = "table on the GRPose project page, released weights"
 GUESS_DECAY = 0.825  # per residual from the middle block upwards, gradio_pose2image.py

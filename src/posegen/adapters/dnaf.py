@@ -60,7 +60,7 @@ class DNAF(Adapter):
         naf_strength: weight of a source's key relative to one of the target, in [0, 1]; 1 in the paper, 0: left out.
         source_latent: ``mode`` or ``sample`` of the autoencoder's posterior [I].
         inserted: use (c).
-        inserted_kind: ``full`` transformer blocks, without self-attention (``cross_ff``), or cross-attention alone [I].
+        inserted_kind: ``full`` transformer blocks, ``cross_ff`` without self-attention, ``cross``-attention alone [I].
         inserted_heads: attention heads of these blocks [I].
         inserted_zero: they start as the identity [I].
         levels: the stage of the pyramid that each level of the U-Net reads; None: level i reads stage i [I].
@@ -161,8 +161,6 @@ class DNAF(Adapter):
         """False in the training-free form: (b) alone, with a pose adapter from a file."""
         return self.inserted or self.pose_train or self._start["pose"] is None
 
-    # Modules.
-
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         self.pose_adapter.attach(backbone)
@@ -200,8 +198,6 @@ class DNAF(Adapter):
         size = self.vision_size if self.vision_size is not None or name is None else native_size(network)
         network.requires_grad_(self.vision_train)
         return Pyramid(network, self.stages, size, self.vision_norm, self.vision_positions)
-
-    # Once per image.
 
     def encode(self, batch: PoseBatch) -> State:
         if (sources := batch.sources) is None:
@@ -248,8 +244,6 @@ class DNAF(Adapter):
                 off = f"adapter.{part}_train is false and adapter.{part}_weights is not set"
                 raise ValueError(f"{off}, so it would stay random; set one of them")
 
-    # Every step.
-
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         posed = state["posed"].to(latents.device).view(-1, 1, 1, 1)
         encoder = tuple(value * posed.to(value.dtype) for value in state.all("maps"))
@@ -290,8 +284,6 @@ class DNAF(Adapter):
                 keys, values = (part.unflatten(0, (-1, several)).flatten(1, 2) for part in pair)
                 layers[name] = keys, values
         return Bank(layers, self.naf_strength)
-
-    # Guidance and training.
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
         """w_s e_ps + (w_p - w_s) e_p + (1 - w_p) e0, without the terms that vanish; the negative prompt is not used."""

@@ -102,8 +102,6 @@ class GRPose(Adapter):
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
-    # Network.
-
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         g = backbone.geometry
@@ -149,18 +147,15 @@ class GRPose(Adapter):
         for level in self.graph_levels(g):
             height, width = (-(-side // (g.latent_factor * 2**level)) for side in size)
             if self.faithful and height * width < self.k:
-                raise ValueError(
-                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only "
-                    f"{height}x{width} nodes; official weights "
-                    f"expect at least {self.k}: choose a larger data.size, or adapter.k={height * width}"
-                )
+                few = f"level {level} of images of {size[0]}x{size[1]} pixels has only {height}x{width} nodes"
+                fix = f"choose a larger data.size, or adapter.k={height * width}"
+                least = f"official weights expect at least {self.k}"
+                raise ValueError(f"adapter.k is {self.k}, but {few}; {least}: {fix}")
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         levels = self.graph_levels(self.backbone.geometry)
         poses = {(level, 0): pose for level, pose in zip(levels, state.all("poses"), strict=True)}
         return self.branch(latents, timesteps, state.text, conditions=poses).scaled(self.strength)
-
-    # Loss.
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
@@ -203,8 +198,6 @@ class GRPose(Adapter):
             return images
         # The released code keeps only the features of its flip test.
         return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1
-
-    # Weights.
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, bare or within a whole model, as ``adapter.*``."""

@@ -92,11 +92,14 @@ class StablePose(Adapter):
         super().__init__()
         self.patch, self.heads, self.head_dim = patch, heads, head_dim
         self.mlp, self.reduced, self.pose_channels = mlp, reduced, pose_channels
-        for name in ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels"):
-            if (side := getattr(self, name)) is not None and side < 1:
-                raise ValueError(f"adapter.{name}={side}: expected at least 1")
+        sizes = {
+            name: getattr(self, name) for name in ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels")
+        }
+        if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
+            raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f"adapter.kernels is {list(kernels)}; a blur is odd pixels wide, for instance [23, 13]")
+            blur = "a blur is an odd number of pixels wide, for instance [23, 13]"
+            raise ValueError(f"adapter.kernels is {list(kernels)}; {blur}")
         if any(r < 0 for r in radii):
             raise ValueError(f"adapter.radii is {list(radii)}; a mask grows by 0 pixels or more, for instance [8, 6]")
         if len(kernels) != len(radii) or not kernels:

@@ -9,13 +9,12 @@ import diffusers
 import torch
 from torch import Tensor
 
-from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
+from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
-HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 TRAINED = "table on the GRPose project page, trained on Human-Art"
 RELEASED = "table on the GRPose project page, released weights"
 ADAPTER_KEYS = "adapter."  # in diffusers' class, and of this method's keys where an original file holds more

@@ -33,29 +33,17 @@ BACKBONE_PLACES = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of a latent diffusion U-Net, all that an adapter may size itself from.
+    """The shape of a latent diffusion U-Net, all that an adapter may size itself from."""
 
-    Attributes:
-        latent_channels: channels of the latents.
-        latent_factor: pixels per latent cell (8 for Stable Diffusion).
-        channels: width of each level, finest first.
-        attention: whether each level has cross-attention.
-        layers: residual blocks per level of the encoder.
-        heads: attention heads of each level.
-        text_dim: width of the text states.
-        linear_projection: transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1).
-        norm_groups: groups of the group normalisations.
-    """
-
-    latent_channels: int
-    latent_factor: int
-    channels: tuple[int, ...]
-    attention: tuple[bool, ...]
-    layers: int
-    heads: tuple[int, ...]
-    text_dim: int
-    linear_projection: bool = False
-    norm_groups: int = 32
+    latent_channels: int  # channels of the latents
+    latent_factor: int  # pixels per latent cell (8 for Stable Diffusion)
+    channels: tuple[int, ...]  # width of each level, finest first
+    attention: tuple[bool, ...]  # whether each level has cross-attention
+    layers: int  # residual blocks per level of the encoder
+    heads: tuple[int, ...]  # attention heads of each level
+    text_dim: int  # width of the text states
+    linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
+    norm_groups: int = 32  # groups of the group normalisations
 
     @property
     def levels(self) -> int:
@@ -79,17 +67,11 @@ class Geometry:
         """From the config of a ``UNet2DConditionModel``; there ``attention_head_dim`` is the number of heads."""
         channels = tuple(unet["block_out_channels"])
         heads = unet.get("num_attention_heads") or unet["attention_head_dim"]
-        return cls(
-            latent_channels=unet["out_channels"],
-            latent_factor=latent_factor,
-            channels=channels,
-            attention=tuple("CrossAttn" in block for block in unet["down_block_types"]),
-            layers=unet["layers_per_block"],
-            heads=tuple(heads) if isinstance(heads, Sequence) else (heads,) * len(channels),
-            text_dim=unet["cross_attention_dim"],
-            linear_projection=bool(unet.get("use_linear_projection", False)),
-            norm_groups=unet.get("norm_num_groups", 32),
-        )
+        heads = tuple(heads) if isinstance(heads, Sequence) else (heads,) * len(channels)
+        attention = tuple("CrossAttn" in block for block in unet["down_block_types"])
+        linear, groups = bool(unet.get("use_linear_projection", False)), unet.get("norm_num_groups", 32)
+        sizes = attention, unet["layers_per_block"], heads, unet["cross_attention_dim"]
+        return cls(unet["out_channels"], latent_factor, channels, *sizes, linear, groups)
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
@@ -98,28 +80,19 @@ class Geometry:
         check_first_width(config["model_channels"], channels[0])
         head_width = config.get("num_head_channels", -1)
         heads = tuple(c // head_width for c in channels) if head_width > 0 else (config["num_heads"],) * len(channels)
-        return cls(
-            latent_channels=config["out_channels"],
-            latent_factor=latent_factor,
-            channels=channels,
-            attention=tuple(2**level in config["attention_resolutions"] for level in range(len(channels))),
-            layers=config["num_res_blocks"],
-            heads=heads,
-            text_dim=config["context_dim"],
-            linear_projection=bool(config.get("use_linear_in_transformer", False)),
-        )
+        attention = tuple(2**level in config["attention_resolutions"] for level in range(len(channels)))
+        sizes = attention, config["num_res_blocks"], heads, config["context_dim"]
+        linear = bool(config.get("use_linear_in_transformer", False))
+        return cls(config["out_channels"], latent_factor, channels, *sizes, linear)
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step.
+    """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step."""
 
-    Attributes:
-        layers: name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads.
-        strength: weight of one of these keys relative to one of the reading pass; 1 makes no difference between them.
-    """
-
+    # name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads
     layers: Mapping[str, tuple[Tensor, Tensor]]
+    # weight of one of these keys relative to one of the reading pass; 1 makes no difference between them
     strength: float = 1.0
 
     def joined(self, other: Bank) -> Bank:
@@ -129,31 +102,25 @@ class Bank:
             raise ValueError(f"{both} cannot be added; give both methods the same")
         layers = {**self.layers, **other.layers}
         for name in self.layers.keys() & other.layers.keys():
-            pairs = zip(self.layers[name], other.layers[name], strict=True)
-            layers[name] = tuple(torch.cat(pair, dim=1) for pair in pairs)  # type: ignore[assignment]
+            (k, v), (more_k, more_v) = self.layers[name], other.layers[name]
+            layers[name] = torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1)
         return Bank(layers, self.strength)
 
 
 @dataclass(frozen=True)
 class Injection:
-    """The influence of a method on one pass of the U-Net; every field is optional.
+    """The influence of a method on one pass of the U-Net; every field is optional."""
 
-    Attributes:
-        down: one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it.
-        mid: residual added to the middle block's output.
-        encoder: one feature map per level, added inside the encoder before the level's last skip leaves it.
-        latents: ``[B, c, h, w]`` concatenated to the noisy latents.
-        attention: keys and values of another pass, appended to those of the self-attentions.
-        features: tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks.
-        rows: ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images.
-    """
-
+    # one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it
     down: tuple[Tensor, ...] | None = None
-    mid: Tensor | None = None
+    mid: Tensor | None = None  # residual added to the middle block's output
+    # one feature map per level, added inside the encoder before the level's last skip leaves it
     encoder: tuple[Tensor, ...] | None = None
-    latents: Tensor | None = None
-    attention: Bank | None = None
+    latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
+    attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
+    # tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks
     features: tuple[Tensor, ...] | None = None
+    # ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images
     rows: Tensor | None = None
 
     @property
@@ -271,26 +238,16 @@ class Weights:
 
 
 class Backbone(nn.Module, ABC):
-    """A diffusion model that adapters influence without knowing which one it is.
+    """A diffusion model that adapters influence without knowing which one it is."""
 
-    Attributes:
-        geometry: see `Geometry`.
-        recipe: which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``.
-        sample: the kind of sample; `Adapter.sample` must agree.
-        trains_on: the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come.
-        weights: id and hash of the loaded weights.
-        places: where methods can influence it, some of `BACKBONE_PLACES`.
-        process: its noise process.
-        unet: the network that `predict` runs.
-    """
-
-    places: ClassVar[frozenset[str]]
+    places: ClassVar[frozenset[str]]  # where methods can influence it, some of `BACKBONE_PLACES`
     geometry: Geometry
     process: NoiseProcess
-    recipe: str
-    sample: Literal["image", "pose"]
+    recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
+    sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
+    # the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come
     trains_on: Literal["latents", "poses"] = "latents"
-    weights: Weights
+    weights: Weights  # id and hash of the loaded weights
     unet: Any
 
     @abstractmethod
@@ -355,10 +312,8 @@ class Backbone(nn.Module, ABC):
         """(channels, height, width) of an image's latents; a ValueError unless the latent factor divides ``size``."""
         factor = self.geometry.latent_factor
         if any(side % factor for side in size):
-            raise ValueError(
-                f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose "
-                f"{[s - s % factor for s in size]}"
-            )
+            multiples = f"a multiple of the backbone's latent factor {factor}"
+            raise ValueError(f"data.size {size} is not {multiples}; choose {[s - s % factor for s in size]}")
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
 
     @property

@@ -15,19 +15,12 @@ from posegen.io.weights import WeightsError
 
 
 class NoiseProcess(ABC):
-    """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers' schedulers.
+    """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers."""
 
-    Attributes:
-        config: configuration of a diffusers scheduler.
-        prediction_type: the network's output, ``epsilon``, ``v_prediction`` or ``velocity``.
-        length: timestep of pure noise, 1000 in most models.
-        default_scheduler: name of the diffusers scheduler that belongs to the process.
-    """
-
-    config: dict[str, Any]
-    prediction_type: str
-    length: int
-    default_scheduler: str
+    config: dict[str, Any]  # configuration of a diffusers scheduler
+    prediction_type: str  # the network's output, ``epsilon``, ``v_prediction`` or ``velocity``
+    length: int  # timestep of pure noise, 1000 in most models
+    default_scheduler: str  # name of the diffusers scheduler that belongs to the process
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)

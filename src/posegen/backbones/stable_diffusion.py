@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
-from posegen.backbones.blocks.self_attention import Records, additions, bank_of
+from posegen.backbones.blocks.self_attention import Records, additions
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
@@ -102,7 +102,9 @@ class StableDiffusion(Backbone):
 
     def _latents(self) -> tuple[int, int]:
         """(channels, pixels per cell) of the latents."""
-        return self.autoencoder.config.latent_channels, latent_factor(self.autoencoder.config)
+        config = self.autoencoder.config
+        widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        return config.latent_channels, 2 ** (len(widths) - 1)  # every stage but the first halves the size
 
     def _check_fit(self, id: str) -> None:
         unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
@@ -142,14 +144,21 @@ class StableDiffusion(Backbone):
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
         record: Records = {}
         self.predict(latents, timesteps, text, injection, record)
-        return bank_of(record)
+        return Bank({name: written[0] for name, written in record.items() if written})
 
     def predict(
         self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection, record: Records | None = None
     ) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
-        down, mid = self._residuals(injection)
+        down, mid = injection.down, injection.mid
+        if down is not None or mid is not None:  # diffusers takes both kinds or none
+            skips, nothing = len(self.geometry.residual_channels), torch.zeros((), device=self.unet.device)
+            down, mid = (nothing,) * skips if down is None else down, nothing if mid is None else mid
+            if len(down) != skips:
+                raise ValueError(
+                    f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections"
+                )
         with features_added(self.unet, injection.encoder):
             return self.unet(
                 latents,
@@ -189,17 +198,6 @@ class StableDiffusion(Backbone):
         self.unet.conv_in = new
         self.unet.register_to_config(in_channels=new.in_channels)
 
-    def _residuals(self, injection: Injection) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
-        """Residuals as diffusers wants them: both kinds or none."""
-        if injection.down is None and injection.mid is None:
-            return None, None
-        skips = len(self.geometry.residual_channels)
-        nothing = torch.zeros((), device=self.unet.device)
-        down = tuple(injection.down) if injection.down is not None else (nothing,) * skips
-        if len(down) != skips:
-            raise ValueError(f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections")
-        return down, injection.mid if injection.mid is not None else nothing
-
     def encode_text(self, prompts: Sequence[str]) -> Text:
         unique = list(dict.fromkeys(prompts))
         form = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -217,22 +215,12 @@ class StableDiffusion(Backbone):
             if generators is not None:
                 noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
                 code = mean + std * noise.to(mean)
-        return (code - shift(config)) * config.scaling_factor
+        return (code - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def from_latents(self, latents: Tensor) -> Tensor:
         config = self.autoencoder.config
-        return self.autoencoder.decode(latents / config.scaling_factor + shift(config), return_dict=False)[0]
-
-
-def shift(config: Mapping[str, Any]) -> float:
-    """The shift of the latents that newer autoencoders know."""
-    return config.get("shift_factor") or 0.0
-
-
-def latent_factor(config: Mapping[str, Any]) -> int:
-    """Pixels per latent cell of an autoencoder; every stage but the first halves the size."""
-    widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    return 2 ** (len(widths) - 1)
+        shifted = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return self.autoencoder.decode(shifted, return_dict=False)[0]
 
 
 @contextmanager

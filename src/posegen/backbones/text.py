@@ -12,17 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Encoded prompts of B images.
+    """Encoded prompts of B images."""
 
-    Attributes:
-        tokens: ``[B, L, D]`` states for cross-attention or joint attention.
-        pooled: ``[B, P]`` one vector per prompt.
-        mask: ``[B, L] bool`` true for the tokens that count; None: all of them.
-    """
-
-    tokens: Tensor
-    pooled: Tensor | None = None
-    mask: Tensor | None = None
+    tokens: Tensor  # ``[B, L, D]`` states for cross-attention or joint attention
+    pooled: Tensor | None = None  # ``[B, P]`` one vector per prompt
+    mask: Tensor | None = None  # ``[B, L] bool`` true for the tokens that count; None: all of them
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -20,19 +20,12 @@ Over = Literal["image", "batch"]
 
 
 class Masking(NamedTuple):
-    """Which of the N tokens of B images show the pose.
+    """Which of the N tokens of B images show the pose."""
 
-    Attributes:
-        pose: ``[B, N]``, true where they do.
-        order: ``[B, N]`` indices of pose tokens, then of the others.
-        counts: B numbers of pose tokens.
-        fill: masked pairs weigh ``nothing`` (none are masked without a pose), or have the ``lowest`` of all logits.
-    """
-
-    pose: Tensor
-    order: Tensor
-    counts: Sequence[int]
-    fill: Fill
+    pose: Tensor  # ``[B, N]``, true where they do
+    order: Tensor  # ``[B, N]`` indices of pose tokens, then of the others
+    counts: Sequence[int]  # B numbers of pose tokens
+    fill: Fill  # masked pairs weigh ``nothing`` (none are masked without a pose), or have the ``lowest`` of all logits
 
     def runs(self) -> Iterator[tuple[bool, slice]]:
         """(whether anything is masked, images beside each other that have this in common)."""
@@ -45,15 +38,9 @@ class Masking(NamedTuple):
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over = "image") -> Tensor:
-    """Attention with all logits, the masked ones replaced.
+    """Attention with all logits, masked ones replaced: q, k, v ``[B, h, N, d]`` to ``[B, h, N, d] float32``.
 
-    Args:
-        q: ``[B, h, N, d]`` queries, and so the keys ``k`` and values ``v``.
-        masking: which pairs.
-        lowest_over: where the lowest logit is looked for.
-
-    Returns:
-        ``[B, h, N, d] float32``.
+    ``lowest_over`` is where the lowest logit is looked for.
     """
     with torch.autocast(q.device.type, enabled=False):
         pose = masking.pose

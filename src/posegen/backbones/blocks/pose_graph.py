@@ -22,19 +22,12 @@ GROUPS = 4  # of the edge convolution; the first half sees the node, the second 
 
 
 def neighbours(maps: Tensor, k: int, rows: int = 1024) -> Tensor:
-    """The k nearest nodes of every node, in no particular order.
+    """The k nearest nodes of every node of maps ``[B, C, h, w]``, in no particular order: ``[B, h w, k]``, k <= h w.
 
     Nodes are compared by the squared distance |f_i|^2 + |f_j|^2 - 2 f_i.f_j of their features, scaled to unit length; a
     node competes for its own neighbourhood like any other. Distances of similar nodes vanish in half precision, so they
-    are single whatever the autocast; no gradient flows.
-
-    Args:
-        maps: ``[B, C, h, w]``.
-        k: at most h w.
-        rows: nodes whose distances are computed at a time, which bounds the memory by ``B * rows * h * w`` numbers.
-
-    Returns:
-        ``[B, h w, k]`` indices of nodes, row by row of the map.
+    are single whatever the autocast; no gradient flows. The distances of ``rows`` nodes are computed at a time, which
+    bounds the memory by ``B * rows * h * w`` numbers.
     """
     with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
         nodes = F.normalize(maps.float().flatten(2), dim=1).mT

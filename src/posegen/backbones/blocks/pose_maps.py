@@ -39,9 +39,6 @@ def joint_gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
     return y[..., :, None] * x[..., None, :]
 
 
-# As released.
-
-
 def joint_vectors(poses: Tensor, size: int = STORED, sigma: float = SPREAD, most: float = MOST_VARIANCE) -> Tensor:
     """The released program's stored maps ``[B, 17, size, size]``: a plateau of -1 on a background of 1, 0 for no joint.
 
@@ -96,9 +93,6 @@ def decode_released(maps: Tensor, sigma: float) -> Tensor:
     return torch.cat([(2 * found + 1) / size - 1, torch.ones_like(found[..., :1])], -1) * present
 
 
-# Corrected.
-
-
 def encode_plain(poses: Tensor, grid: int, sigma: float) -> Tensor:
     """Gaussians of ``sigma`` cells between -1 and 1; an absent joint is -1 everywhere."""
     centres = (poses[..., :2] + 1) / 2 * grid - 0.5
@@ -116,20 +110,16 @@ def decode_plain(maps: Tensor, sigma: float) -> Tensor:
     size = heights.shape[-2:]
     top, place = heights.flatten(2).max(-1)
     peak = torch.stack([place % size[1], place // size[1]], -1)
-    around = _around(heights, peak)
+    # The 3 x 3 heights around each peak, 0 beyond the border.
+    padded, steps = F.pad(heights, (1, 1, 1, 1)), torch.arange(3, device=heights.device)
+    columns, rows = peak[..., 0, None, None] + steps, peak[..., 1, None, None] + steps[:, None]
+    near = (rows * padded.shape[-1] + columns).flatten(2)
+    around = padded.flatten(2).gather(2, near).unflatten(2, (3, 3))
     axes = (_offset(around.sum(axis - 2), peak[..., axis], size[1 - axis], sigma) for axis in (0, 1))
     offset = torch.stack(list(axes), -1)
     extent = torch.tensor([size[1], size[0]]).to(heights)
     confidence = top.clamp(0, 1)[..., None]
     return torch.cat([(2 * (peak + offset) + 1) / extent - 1, confidence], -1) * (confidence >= LEAST_HEIGHT)
-
-
-def _around(heights: Tensor, peak: Tensor) -> Tensor:
-    """The 3 x 3 heights around each peak ``[B, 17, 3, 3]``, 0 beyond the border."""
-    padded = F.pad(heights, (1, 1, 1, 1))
-    steps = torch.arange(3, device=heights.device)
-    columns, rows = peak[..., 0, None, None] + steps, peak[..., 1, None, None] + steps[:, None]
-    return padded.flatten(2).gather(2, (rows * padded.shape[-1] + columns).flatten(2)).unflatten(2, (3, 3))
 
 
 def _offset(heights: Tensor, peak: Tensor, size: int, sigma: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from posegen.backbones.base import Bank, Injection
+from posegen.backbones.base import Injection
 
 ADDITIONS = "additions"  # among the cross_attention_kwargs of a whole U-Net
 MEMORY = "memory"  # among those of one transformer
@@ -77,24 +77,17 @@ def attend_with_memory(query: Tensor, keys: Tensor, values: Tensor, heads: int, 
     if memory.rows is None:
         k = torch.cat([keys, memory.keys.to(keys.dtype)], dim=1)
         v = torch.cat([values, memory.values.to(values.dtype)], dim=1)
-        return attended(query, k, v, heads, strength_bias(query, keys.shape[1], memory))
+        bias = None  # for a strength of 1, because a bias is slower
+        if memory.strength != 1:  # log(strength) in the logits of the memory's keys
+            bias = query.new_zeros(k.shape[1])
+            bias[keys.shape[1] :] = math.log(memory.strength)
+            bias = bias.expand(query.shape[1], -1)
+        return attended(query, k, v, heads, bias)
     q, k, v = (part.index_select(0, memory.rows) for part in (query, keys, values))
     reading = attend_with_memory(q, k, v, heads, memory._replace(rows=None))
     made = query.new_empty(query.shape).index_copy(0, memory.rows, reading)
     q, k, v = (part.index_select(0, memory.others) for part in (query, keys, values))
     return made.index_copy(0, memory.others, attended(q, k, v, heads))
-
-
-def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
-    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None for zero, because a bias is slower."""
-    if memory.strength == 1:
-        return None
-    bias = query.new_zeros(own + memory.keys.shape[1])
-    bias[own:] = math.log(memory.strength)
-    return bias.expand(query.shape[1], -1)
-
-
-# One pass.
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +130,6 @@ def others(rows: Tensor, batch: int) -> Tensor:
     """``[B - R]`` the numbers below ``batch`` that are not among ``rows [R]``, without waiting for the device."""
     absent = torch.ones(batch, dtype=torch.uint8, device=rows.device).index_fill(0, rows, 0)
     return absent.argsort(descending=True, stable=True)[: batch - len(rows)]
-
-
-def bank_of(record: Records) -> Bank:
-    """The bank of a recorded pass."""
-    return Bank({name: written[0] for name, written in record.items() if written})
-
-
-# The U-Net.
 
 
 def transformers(unet: nn.Module) -> dict[str, Transformer2DModel]:

@@ -29,21 +29,15 @@ HARMLESS = ("position_ids",)  # a buffer that old text towers saved
 
 @dataclass
 class ModelParts:
-    """The networks, tokenizer and scheduler of a Stable Diffusion.
-
-    Attributes:
-        scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
-        files: where the weights came from; empty for parts that were never saved.
-        origin: everything the weights are a function of; it identifies parts without files.
-    """
+    """The networks, tokenizer and scheduler of a Stable Diffusion."""
 
     unet: UNet2DConditionModel
     autoencoder: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    scheduler: dict[str, Any]
-    files: tuple[Path, ...] = ()
-    origin: str | None = None
+    scheduler: dict[str, Any]  # the configuration of a diffusers scheduler, which fixes the noise process
+    files: tuple[Path, ...] = ()  # where the weights came from; empty for parts that were never saved
+    origin: str | None = None  # everything the weights are a function of; it identifies parts without files
 
     @property
     def sha256(self) -> str:

@@ -51,7 +51,15 @@ NameTable = dict[str, str]
 
 def unet_table(g: Geometry) -> NameTable:
     """Original module prefix -> diffusers' module prefix for the whole U-Net."""
-    return {**encoder_table(g), **_decoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
+    table = {**encoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
+    index = count()
+    for up, level in enumerate(reversed(range(g.levels))):
+        for layer in range(g.layers + 1):
+            original = f"output_blocks.{next(index)}"
+            table |= _block(original, f"up_blocks.{up}", layer, g.attention[level])
+        if level > 0:
+            table[f"{original}.{1 + g.attention[level]}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
+    return table
 
 
 def encoder_table(g: Geometry) -> NameTable:
@@ -67,18 +75,6 @@ def encoder_table(g: Geometry) -> NameTable:
     for i in (0, 1):
         table |= _prefixed(RESNET, f"middle_block.{2 * i}", f"mid_block.resnets.{i}")
     return {**table, "middle_block.1": "mid_block.attentions.0"}
-
-
-def _decoder_table(g: Geometry) -> NameTable:
-    table: NameTable = {}
-    index = count()
-    for up, level in enumerate(reversed(range(g.levels))):
-        for layer in range(g.layers + 1):
-            original = f"output_blocks.{next(index)}"
-            table |= _block(original, f"up_blocks.{up}", layer, g.attention[level])
-        if level > 0:
-            table[f"{original}.{1 + g.attention[level]}.conv"] = f"up_blocks.{up}.upsamplers.0.conv"
-    return table
 
 
 def control_table(g: Geometry) -> NameTable:

@@ -108,16 +108,10 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
         raise KeyError("input_blocks.*.0.out_layers.3.weight")
     channels = tuple(level[0] for level in levels)
     check_first_width(len(tensors["input_blocks.0.0.weight"]), channels[0])
-    return Geometry(
-        latent_channels=tensors["out.2.weight"].shape[0],
-        latent_factor=8,
-        channels=channels,
-        attention=tuple(attention),
-        layers=len(levels[0]),
-        heads=tuple(SD1_HEADS if old else max(1, c // SD2_HEAD_WIDTH) for c in channels),
-        text_dim=tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        linear_projection=tensors["middle_block.1.proj_in.weight"].ndim == 2,
-    )
+    heads = tuple(SD1_HEADS if old else max(1, c // SD2_HEAD_WIDTH) for c in channels)
+    text_dim = tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    linear, latent = tensors["middle_block.1.proj_in.weight"].ndim == 2, tensors["out.2.weight"].shape[0]
+    return Geometry(latent, 8, channels, tuple(attention), len(levels[0]), heads, text_dim, linear)
 
 
 def unet_of(geometry: Geometry, in_channels: int | None = None) -> UNet2DConditionModel:
