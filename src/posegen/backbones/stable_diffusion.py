@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
-from posegen.backbones.blocks.self_attention import Records, additions
+from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
@@ -142,12 +142,12 @@ class StableDiffusion(Backbone):
         return f"{tensors_hash(self.text_encoder)}-{self.max_length}"
 
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
-        record: Records = {}
+        record: PassRecords = {}
         self.predict(latents, timesteps, text, injection, record)
         return Bank({name: written[0] for name, written in record.items() if written})
 
     def predict(
-        self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection, record: Records | None = None
+        self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection, record: PassRecords | None = None
     ) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)

@@ -24,7 +24,7 @@ ADDITIONS = "additions"  # among the cross_attention_kwargs of a whole U-Net
 MEMORY = "memory"  # among those of one transformer
 INSERTED = "inserted."  # before the name of a transformer: the block in front of it
 Record = list[tuple[Tensor, Tensor]]
-Records = dict[str, Record]
+PassRecords = dict[str, Record]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -96,7 +96,7 @@ class Additions:
 
     injection: Injection
     others: Tensor | None = None
-    record: Records | None = None
+    record: PassRecords | None = None
 
     def memory(self, layer: str) -> Memory | Record | None:
         """The memory of the self-attention of this name."""
@@ -116,7 +116,7 @@ class Additions:
         return x.index_copy(0, rows, block(x.index_select(0, rows), tokens, memory).to(x.dtype))
 
 
-def additions(unet: nn.Module, injection: Injection, batch: int, record: Records | None = None) -> dict | None:
+def additions(unet: nn.Module, injection: Injection, batch: int, record: PassRecords | None = None) -> dict | None:
     """``cross_attention_kwargs`` of a pass over ``batch`` images; None where nothing is added or written down."""
     if injection.attention is None and injection.features is None and record is None:
         return None
