@@ -15,7 +15,7 @@ from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import unet_of, vae_of
 from posegen.backbones.mannequin import COSINE_SCHEDULER as COSINE
 from posegen.backbones.mannequin import build_text, build_tokenizer
-from posegen.backbones.stable_diffusion import StableDiffusion, latent_factor
+from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.errors import UserError
 
@@ -148,7 +148,7 @@ def test_deterministic_autoencoders_serve_too_and_decode_differentiably(
     sd = StableDiffusion.from_parts(replace(parts_of(USUAL), autoencoder=vae))  # type: ignore[arg-type]
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     latents = sd.to_latents(images, [torch.Generator(), torch.Generator()])
-    assert latent_factor(vae.config) == sd.geometry.latent_factor == factor
+    assert sd.geometry.latent_factor == factor
     assert latents.shape == (2, *sd.latent_shape((32, 32)))
     assert torch.equal(latents, vae.encode(images, return_dict=False)[0] * vae.config.scaling_factor)
     sd.from_latents(latents.requires_grad_()).square().sum().backward()

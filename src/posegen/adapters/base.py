@@ -19,25 +19,18 @@ from posegen.poses.drawing import PoseDrawing
 
 #: HumanSD's FID, of four pictures in one, which no protocol repeats.
 STRIPS = "FID of four-panel strips"
+HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 StateValue: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class Published(NamedTuple):
-    """A published number of a method.
+    """A published number of a method."""
 
-    Attributes:
-        data: the data set, by its authors' name.
-        metric: as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``).
-        value: in percent where the source gives percent, KID times 100.
-        source: the table or figure.
-        read: False for a number from memory; tables leave those out.
-    """
-
-    data: str
-    metric: str
-    value: float
+    data: str  # the data set, by its authors' name
+    metric: str  # as the source calls it (``AP``, ``CAP``, ``PCE``, ``FID``, ``KID``, ``CLIP``)
+    value: float  # in percent where the source gives percent, KID times 100
     source: str
-    read: bool = True
+    read: bool = True  # False for a number from memory; tables leave those out
 
     @classmethod
     def of(cls, data: str, source: str, **values: float) -> tuple[Published, ...]:
@@ -66,16 +59,11 @@ class Paper:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Everything a method derived from a batch, once per image; every tensor has the batch as its first dimension.
-
-    Attributes:
-        text: the prompts.
-        null_text: the negative (in training: empty) prompts.
-        conditions: the method's tensors by name, or tuples of tensors, for instance one per level.
-    """
+    """Everything a method derived from a batch, once per image; every tensor has the batch as its first dimension."""
 
     text: Text
-    null_text: Text
+    null_text: Text  # the negative (in training: empty) prompts
+    # the method's tensors by name, or tuples of tensors, for instance one per level
     conditions: Mapping[str, StateValue] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -112,10 +100,8 @@ class State:
     @staticmethod
     def cat(states: Sequence[State]) -> State:
         """One state for several branches of guidance, so that they run as one batch."""
-        joined = {
-            name: _combined(lambda *values: torch.cat(values), *(s.conditions[name] for s in states))
-            for name in states[0].conditions
-        }
+        parts = {name: [s.conditions[name] for s in states] for name in states[0].conditions}
+        joined = {name: _combined(lambda *tensors: torch.cat(tensors), *values) for name, values in parts.items()}
         return State(Text.cat([s.text for s in states]), Text.cat([s.null_text for s in states]), joined)
 
 
@@ -150,36 +136,25 @@ class Adapter(nn.Module, ABC):
 
     The facts of the class are read before anything is built. Facts that depend on settings are asked of the instance:
     `reads`, `trains`, `left_out`, `remark`, and the last three attributes.
-
-    Attributes:
-        needs: fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``).
-        places: where it influences the backbone, see `posegen.backbones.base.BACKBONE_PLACES`.
-        sample: the kind of sample that the method generates.
-        paper: where the method comes from.
-        population: the split whose samples ``needs`` means by ``population``.
-        trainable: False where there is nothing to train.
-        ranked: False for reference rows, which bound the methods and compete with none.
-        starts_neutral: before training the backbone's predictions are unchanged.
-        beside: beginnings of the keys of official files that are left out -> why.
-        declared: settings of a yaml that are attributes of the instance, not arguments of its constructor.
-        hint: how poses are drawn for this method, None where it reads no drawing.
-        faithful: official quirks are reproduced rather than corrected.
-        recipes: name of a recipe -> optimiser settings, see `Backbone.recipe`.
     """
 
+    # fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``)
     needs: ClassVar[frozenset[str]]
+    # where it influences the backbone, see `posegen.backbones.base.BACKBONE_PLACES`
     places: ClassVar[frozenset[str]] = frozenset()
     paper: ClassVar[Paper]
     sample: ClassVar[Literal["image", "pose"]] = "image"
+    # the split whose samples ``needs`` means by ``population``
     population: ClassVar[Literal["train", "test"]] = "train"
-    trainable: ClassVar[bool] = True
-    ranked: ClassVar[bool] = True
-    starts_neutral: ClassVar[bool] = True
-    beside: ClassVar[Mapping[str, str]] = {}
+    trainable: ClassVar[bool] = True  # False where there is nothing to train
+    ranked: ClassVar[bool] = True  # False for reference rows, which bound the methods and compete with none
+    starts_neutral: ClassVar[bool] = True  # before training the backbone's predictions are unchanged
+    beside: ClassVar[Mapping[str, str]] = {}  # beginnings of the keys of official files that are left out -> why
+    # settings of a yaml that are attributes of the instance, not arguments of its constructor
     declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")
-    hint: PoseDrawing | None = None
-    faithful: bool = False
-    recipes: Mapping[str, Mapping[str, float]] = {}
+    hint: PoseDrawing | None = None  # how poses are drawn for this method, None where it reads no drawing
+    faithful: bool = False  # official quirks are reproduced rather than corrected
+    recipes: Mapping[str, Mapping[str, float]] = {}  # name of a recipe -> optimiser settings, see `Backbone.recipe`
 
     @property
     def reads(self) -> frozenset[str]:
@@ -213,14 +188,10 @@ class Adapter(nn.Module, ABC):
         """Why the method cannot work on a class of backbones; None where it can."""
         if not (missing := sorted(cls.places - backbone.places)):
             return None
-        wanted = "; ".join(
-            f"{place} ({BACKBONE_PLACES.get(place, 'a place of another backbone')})" for place in missing
-        )
-        return (
-            f"{cls.__name__} needs {wanted}, and {backbone.__name__} has "
-            f"{', '.join(sorted(backbone.places)) or 'no place'}; choose a backbone= that has it, "
-            "such as mannequin or sd15, or another adapter="
-        )
+        wanted = "; ".join(f"{p} ({BACKBONE_PLACES.get(p, 'a place of another backbone')})" for p in missing)
+        has = f"{backbone.__name__} has {', '.join(sorted(backbone.places)) or 'no place'}"
+        choose = "choose a backbone= that has it, such as mannequin or sd15, or another adapter="
+        return f"{cls.__name__} needs {wanted}, and {has}; {choose}"
 
     def attach(self, backbone: Backbone) -> None:
         """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.

@@ -8,13 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
+from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
-HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
 GRPOSE_RELEASED = "table on the GRPose project page, released weights"
 GUESS_DECAY = 0.825  # per residual from the middle block upwards, gradio_pose2image.py
@@ -58,8 +57,7 @@ class ControlNet(Adapter):
         guess_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.hint = PoseDrawing(style, range=(0.0, 1.0))
-        self.style = style
+        self.hint, self.style = PoseDrawing(style, range=(0.0, 1.0)), style
         self.strength, self.scales, self.only_mid, self.guess_mode = strength, scales, only_mid, guess_mode
 
     def attach(self, backbone: Backbone) -> None:

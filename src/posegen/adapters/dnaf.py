@@ -27,12 +27,9 @@ Noise = Literal["independent", "shared"]
 SamplingNoise = Literal["fixed", "fresh"]
 Latent = Literal["mode", "sample"]
 CHOICES = {
-    "naf_scope": get_args(Scope),
-    "naf_noise": get_args(Noise),
-    "naf_sampling_noise": get_args(SamplingNoise),
-    "source_latent": get_args(Latent),
-    "inserted_kind": get_args(BlockKind),
-}
+    "naf_scope": Scope, "naf_noise": Noise, "naf_sampling_noise": SamplingNoise,
+    "source_latent": Latent, "inserted_kind": BlockKind,
+}  # fmt: skip
 
 
 class DNAF(Adapter):
@@ -55,25 +52,21 @@ class DNAF(Adapter):
     pose and source; the text is in all of them. The source's pass runs once per step, for the last branch.
 
     Args:
-        style: how poses are drawn, ``openpose`` or ``humansd``.
         naf: use (b).
         naf_scope: append in the U-Net's ``original`` self-attentions, or in ``all``, with the inserted blocks' [I].
         naf_noise: the source's noise is ``independent`` of the target's, or ``shared`` with it [I].
         naf_sampling_noise: in sampling it is ``fixed`` for an image, or drawn ``fresh`` at every step [I].
         naf_detach: no gradients through the source's pass [I].
-        naf_strength: weight of a source's key relative to one of the target, in [0, 1]; 1 in the paper, 0 leaves them
-            out.
+        naf_strength: weight of a source's key relative to one of the target, in [0, 1]; 1 in the paper, 0: left out.
         source_latent: ``mode`` or ``sample`` of the autoencoder's posterior [I].
         inserted: use (c).
-        inserted_kind: ``full`` transformer blocks, without self-attention (``cross_ff``), or cross-attention
-            (``cross``) [I].
+        inserted_kind: ``full`` transformer blocks, ``cross_ff`` without self-attention, ``cross``-attention alone [I].
         inserted_heads: attention heads of these blocks [I].
         inserted_zero: they start as the identity [I].
         levels: the stage of the pyramid that each level of the U-Net reads; None: level i reads stage i [I].
         vision: a network of timm; None: Swin-B for U-Nets as wide as Stable Diffusion's, a small Swin for others.
         vision_weights: file of its weights; None: random.
-        vision_size: side that the source is resized to for it [I]; None: the network's usual side, none for the small
-            Swin.
+        vision_size: side the source is resized to for it [I]; None: the network's usual side, none for the small Swin.
         vision_norm: tokens are normalised [I].
         vision_positions: side of the learned grid of positions that is added to the tokens [I]; 0: none.
         vision_train: None: where it has no weights to start from [I].
@@ -82,14 +75,6 @@ class DNAF(Adapter):
         fixed_text: a prompt for all images (the figure shows "person, white background"); None: each sample's own.
         drop_source, drop_pose, drop_both: shares of images that lose these conditions in training [I].
         pose_guidance, source_guidance: w_p and w_s; None: the sampler's guidance for both.
-
-    Attributes:
-        pose_adapter: the method T2I-Adapter, of which the features are used.
-        pyramid: the vision network, with ``inserted``.
-        blocks: the inserted blocks, in the order of the U-Net's transformers.
-
-    Raises:
-        ValueError: a setting is out of range, or neither (b) nor (c) is used, so that nothing would read the source.
     """
 
     needs = frozenset({"hint", "source"})
@@ -151,24 +136,19 @@ class DNAF(Adapter):
         self.hint = self.pose_adapter.hint
 
     def _check(self) -> None:
-        for name, allowed in CHOICES.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"adapter.{name} is {value!r}; expected one of {', '.join(allowed)}")
+        for name, kind in CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise ValueError(f"adapter.{name} is {value!r}; expected one of {', '.join(get_args(kind))}")
         shares = (self.drop_source, self.drop_pose, self.drop_both)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(
-                f"adapter.drop_source, drop_pose and drop_both are {shares}; expected shares of the images whose "
-                "sum is at most 1"
-            )
+            expected = "expected shares of the images whose sum is at most 1"
+            raise ValueError(f"adapter.drop_source, drop_pose and drop_both are {shares}; {expected}")
         if not 0 <= self.naf_strength <= 1:
-            raise ValueError(
-                f"adapter.naf_strength is {self.naf_strength}; expected a weight from 0 (no keys of the source) to 1"
-            )
+            expected = "expected a weight from 0 (no keys of the source) to 1"
+            raise ValueError(f"adapter.naf_strength is {self.naf_strength}; {expected}")
         if not self.inserted and not (self.naf and self.naf_strength):
-            raise ValueError(
-                "adapter.inserted and adapter.naf are both off, so nothing would read the source; switch one on, "
-                "or use adapter=t2i_adapter"
-            )
+            off = "adapter.inserted and adapter.naf are both off, so nothing would read the source"
+            raise ValueError(f"{off}; switch one on, or use adapter=t2i_adapter")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -180,8 +160,6 @@ class DNAF(Adapter):
     def trains(self) -> bool:
         """False in the training-free form: (b) alone, with a pose adapter from a file."""
         return self.inserted or self.pose_train or self._start["pose"] is None
-
-    # Modules.
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -198,60 +176,39 @@ class DNAF(Adapter):
         g, places = backbone.geometry, transformers(backbone.unet)
         levels = [min(i, SWIN_STAGES - 1) for i in range(g.levels)] if self.levels is None else list(self.levels)
         if len(levels) != g.levels:
-            raise ValueError(
-                f"adapter.levels has {len(levels)} stages {levels}; expected one for each of the {g.levels} levels "
-                "of the U-Net"
-            )
+            expected = f"expected one for each of the {g.levels} levels of the U-Net"
+            raise ValueError(f"adapter.levels has {len(levels)} stages {levels}; {expected}")
         self.stages = [levels[level_of(name, g.levels)] for name in places]
         self.pyramid = self._pyramid(g.channels[0])
         if wrong := sorted({m.in_channels for m in places.values() if m.in_channels % self.inserted_heads}):
-            raise ValueError(
-                f"adapter.inserted_heads is {self.inserted_heads}; expected a divisor of the U-Net's widths, here "
-                f"{wrong}"
-            )
-        self.blocks.extend(
-            InsertedBlock(
-                m.in_channels,
-                self.pyramid.channels[stage],
-                self.inserted_kind,
-                self.inserted_heads,
-                g.norm_groups,
-                self.inserted_zero,
-            )
-            for m, stage in zip(places.values(), self.stages, strict=True)
-        )
+            expected = f"expected a divisor of the U-Net's widths, here {wrong}"
+            raise ValueError(f"adapter.inserted_heads is {self.inserted_heads}; {expected}")
+        form = self.inserted_kind, self.inserted_heads, g.norm_groups, self.inserted_zero
+        for place, stage in zip(places.values(), self.stages, strict=True):
+            self.blocks.append(InsertedBlock(place.in_channels, self.pyramid.channels[stage], *form))
 
     def _pyramid(self, width: int) -> Pyramid:
         """The vision network for a U-Net whose finest level has ``width`` channels."""
         name = self.vision or (SWIN_B if width >= LARGE else None)
         weights = self._start["vision"]
         if name is None and weights is not None:
-            raise ValueError(
-                f"adapter.vision_weights={weights} is of no network; name it with adapter.vision, for instance {SWIN_B}"
-            )
+            hint = f"name it with adapter.vision, for instance {SWIN_B}"
+            raise ValueError(f"adapter.vision_weights={weights} is of no network; {hint}")
         network = hierarchical(name, weights) if name is not None else small_swin(width, max(self.stages) + 1)
         size = self.vision_size if self.vision_size is not None or name is None else native_size(network)
         network.requires_grad_(self.vision_train)
         return Pyramid(network, self.stages, size, self.vision_norm, self.vision_positions)
 
-    # Once per image.
-
     def encode(self, batch: PoseBatch) -> State:
         if (sources := batch.sources) is None:
-            raise ValueError(
-                "adapter=dnaf reads a source person, and these samples have none; use data with pairs, for "
-                "instance data=mannequin_pairs"
-            )
+            none = "adapter=dnaf reads a source person, and these samples have none"
+            raise ValueError(f"{none}; use data with pairs, for instance data=mannequin_pairs")
         assert batch.hint is not None
         self._check_start()
         state = self.text_state(batch)
         everyone = torch.ones(len(batch), dtype=torch.bool)  # on the CPU, so that choosing rows waits for no device
-        state = state.having(
-            maps=tuple(self.pose_adapter.features(batch.hint)),
-            posed=everyone,
-            sourced=everyone,
-            chance=batch.rand("dropped conditions"),
-        )
+        maps, chance = tuple(self.pose_adapter.features(batch.hint)), batch.rand("dropped conditions")
+        state = state.having(maps=maps, posed=everyone, sourced=everyone, chance=chance)
         if self.naf:
             state = state.having(**self._noisy_source(batch, sources))
         if self.inserted:
@@ -274,9 +231,7 @@ class DNAF(Adapter):
             draws = zip(*(batch.generators("source") for _ in range(sources.shape[1])), strict=True)
             posterior = [draw for each in draws for draw in each] if self.source_latent == "sample" else None
             clean = self.backbone.to_latents(sources.flatten(0, 1), posterior).unflatten(0, sources.shape[:2])
-        targets = (
-            "noise" if self.training else "latents"
-        )  # the purposes for which training and sampling draw the target's
+        targets = "noise" if self.training else "latents"  # for these training and sampling draw the target's
         noise = batch.randn("source noise" if self.naf_noise == "independent" else targets, clean.shape[2:]).to(clean)
         seeds = torch.tensor([g.initial_seed() for g in batch.generators("source noise at steps")])
         return {"source": clean, "source_noise": noise, "seed": seeds}
@@ -286,12 +241,8 @@ class DNAF(Adapter):
         untrained = {"pose": not self.pose_train, "vision": self.inserted and not self.vision_train}
         for part, stays in untrained.items():
             if self.training and stays and self._start[part] is None:
-                raise ValueError(
-                    f"adapter.{part}_train is false and adapter.{part}_weights is not set, so it would stay "
-                    "random; set one of them"
-                )
-
-    # Every step.
+                off = f"adapter.{part}_train is false and adapter.{part}_weights is not set"
+                raise ValueError(f"{off}, so it would stay random; set one of them")
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         posed = state["posed"].to(latents.device).view(-1, 1, 1, 1)
@@ -305,7 +256,9 @@ class DNAF(Adapter):
             stages = dict(zip(self.pyramid.stages, state.all("stages"), strict=True))
             features = tuple(picked(stages[stage], rows) for stage in self.stages)
         bank = self._source_pass(state, chosen, rows, timesteps, features) if self.naf and self.naf_strength else None
-        return Injection(encoder=encoder, attention=bank, features=joined_sources(features), rows=rows)
+        if features is not None:  # the tokens of all sources of an image, one after another
+            features = tuple(tokens.flatten(1, 2) for tokens in features)
+        return Injection(encoder=encoder, attention=bank, features=features, rows=rows)
 
     def _source_pass(
         self, state: State, chosen: Tensor, rows: Tensor | None, timesteps: Tensor, features: tuple[Tensor, ...] | None
@@ -314,7 +267,9 @@ class DNAF(Adapter):
         clean, steps = picked(state["source"], rows), picked(timesteps, rows)
         several = clean.shape[1]
         if not self.training and self.naf_noise == "independent" and self.naf_sampling_noise == "fresh":
-            noise = self._fresh_noise(state["seed"][chosen], steps, clean[:, 0])
+            seeds = zip(state["seed"][chosen].tolist(), steps.tolist(), strict=True)
+            draws = (torch.randn(clean.shape[2:], generator=generator(seed, step)) for seed, step in seeds)
+            noise = torch.stack(list(draws)).to(clean)
         else:
             noise = picked(state["source_noise"], rows)
         text = state.text if rows is None else state.text[rows]
@@ -330,12 +285,6 @@ class DNAF(Adapter):
                 layers[name] = keys, values
         return Bank(layers, self.naf_strength)
 
-    def _fresh_noise(self, seeds: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
-        draws = [generator(seed, step) for seed, step in zip(seeds.tolist(), timesteps.tolist(), strict=True)]
-        return torch.stack([torch.randn(like.shape[1:], generator=draw) for draw in draws]).to(like)
-
-    # Guidance and training.
-
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
         """w_s e_ps + (w_p - w_s) e_p + (1 - w_p) e0, without the terms that vanish; the negative prompt is not used."""
         pose, source = (guidance if own is None else own for own in (self.pose_guidance, self.source_guidance))
@@ -348,9 +297,8 @@ class DNAF(Adapter):
         """Removes the text where ``keep`` is false, and the source, the pose or both by each image's chance."""
         chance, both = state["chance"], self.drop_both
         source = chance < both + self.drop_source
-        pose = (chance < both) | (
-            (chance >= both + self.drop_source) & (chance < both + self.drop_source + self.drop_pose)
-        )
+        end = both + self.drop_source + self.drop_pose
+        pose = (chance < both) | ((chance >= both + self.drop_source) & (chance < end))
         return state.keep_text(keep).having(sourced=~source, posed=~pose)
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
@@ -365,28 +313,15 @@ def picked(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values.index_select(0, rows)
 
 
-def joined_sources(tokens: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
-    """Each ``[R, S, N, C]`` tokens of S sources as ``[R, S N, C]``."""
-    return None if tokens is None else tuple(each.flatten(1, 2) for each in tokens)
-
-
 def start_from(pose_adapter: T2IAdapter, file: str) -> None:
-    """Loads a T2I-Adapter, original or diffusers', into the pose adapter.
-
-    Raises:
-        WeightsError: the file is unreadable, or is of another adapter or another backbone.
-    """
+    """Loads a T2I-Adapter, original or diffusers', into the pose adapter."""
     own = pose_adapter.state_dict()
     try:
-        tensors = {
-            key.removeprefix("adapter."): value
-            for key, value in pose_adapter.convert(read_tensors(Path(file).expanduser())).items()
-        }
+        converted = pose_adapter.convert(read_tensors(Path(file).expanduser()))
     except UnknownKeys as error:
         raise WeightsError(f"adapter.pose_weights={file}: {error}") from error
+    tensors = {key.removeprefix("adapter."): value for key, value in converted.items()}
     if wrong := sorted(key for key in own if key not in tensors or tensors[key].shape != own[key].shape):
-        raise WeightsError(
-            f"adapter.pose_weights={file} is no T2I-Adapter for this backbone: {len(wrong)} keys differ, for "
-            f"instance {wrong[0]}"
-        )
+        differ = f"{len(wrong)} keys differ, for instance {wrong[0]}"
+        raise WeightsError(f"adapter.pose_weights={file} is no T2I-Adapter for this backbone: {differ}")
     pose_adapter.load_state_dict(tensors)

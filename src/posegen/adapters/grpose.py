@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
 INJECT_RATIOS = 192 / 320, 256 / 640, 384 / 1280, 512 / 1280  # pose channels to the width of each level, as published
 STEM = 32  # width of the pose encoder at full resolution; it doubles with every halving
 MASK_KERNEL, MASK_SIGMA, BACKGROUND = 13, 3.0, -0.99  # pixels; highest value of a blurred hint's background
-EDGE_FORMS = ("factorised", "dense")
-PERCEPTIONS = ("off", "logged", "differentiable")
+Edges = Literal["factorised", "dense"]
+Perception = Literal["off", "logged", "differentiable"]
 
 #: Original names within a Progressive Graph Integrator -> those of `PoseGraphBlock`.
 BLOCK = {
@@ -54,16 +54,11 @@ class GRPose(Adapter):
     * ``differentiable``: as in the paper, with the gradient through the teacher and the decoder.
 
     Args:
-        style: how poses are drawn.
-        strength: factor of all residuals.
         k: neighbours of a node, itself usually among them; 1 is a network without neighbours.
         levels: which levels of the encoder have a graph block, from 0; None is all.
         inject_channels: channels of the pose features of each level up to the last of ``levels``; None is 192, 256,
             384, 512 on Stable Diffusion, and the same share of the width elsewhere.
         edges: how edge convolutions are computed, ``factorised`` or ``dense``; the results agree, the cost does not.
-        alpha: weight of the squared error on the pose; 1 is the plain loss.
-        perception: see above.
-        perception_weight: of the pose perception loss.
         teacher: an estimator with differentiable ``feature_maps`` or ``features``, for the perception loss.
     """
 
@@ -88,17 +83,17 @@ class GRPose(Adapter):
         k: int = 9,
         levels: Sequence[int] | None = None,
         inject_channels: Sequence[int] | None = None,
-        edges: Literal["factorised", "dense"] = "factorised",
+        edges: Edges = "factorised",
         alpha: float = 5.0,
-        perception: Literal["off", "logged", "differentiable"] = "off",
+        perception: Perception = "off",
         perception_weight: float = 0.5,
         teacher: Any = None,
     ) -> None:
         super().__init__()
-        if edges not in EDGE_FORMS:
-            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(EDGE_FORMS)}")
-        if perception not in PERCEPTIONS:
-            raise ValueError(f"adapter.perception is {perception!r}; expected one of {', '.join(PERCEPTIONS)}")
+        if edges not in get_args(Edges):
+            raise ValueError(f"adapter.edges is {edges!r}; expected one of {', '.join(get_args(Edges))}")
+        if perception not in get_args(Perception):
+            raise ValueError(f"adapter.perception is {perception!r}; expected one of {', '.join(get_args(Perception))}")
         if k < 1:
             raise ValueError(f"adapter.k is {k}; expected at least 1 neighbour")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
@@ -107,50 +102,32 @@ class GRPose(Adapter):
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
-    # Network.
-
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         g = backbone.geometry
         levels, channels = self.graph_levels(g), self.pose_channels(g)
         self.pose_encoder = PosePyramid(channels, g.latent_factor, levels)
-        blocks = {
-            (level, 0): PoseGraphBlock.replacing(
-                backbone.encoder_block(level), channels[level], g.norm_groups, self.k, self.edges
-            )
-            for level in levels
-        }
-        self.branch = backbone.control_copy(blocks)
+        sizes = g.norm_groups, self.k, self.edges
+        blocks = {i: PoseGraphBlock.replacing(backbone.encoder_block(i), channels[i], *sizes) for i in levels}
+        self.branch = backbone.control_copy({(level, 0): block for level, block in blocks.items()})
 
     def graph_levels(self, g: Geometry) -> tuple[int, ...]:
-        """The levels that have a graph block.
-
-        Raises:
-            ValueError: the backbone has no such level.
-        """
+        """The levels that have a graph block."""
         levels = tuple(range(g.levels)) if self.levels is None else tuple(sorted(set(self.levels)))
         if not levels or not set(levels) <= set(range(g.levels)):
-            raise ValueError(
-                f"adapter.levels is {self.levels}; expected some of the backbone's levels {list(range(g.levels))}, "
-                "or null for all"
-            )
+            every = f"some of the backbone's levels {list(range(g.levels))}, or null for all"
+            raise ValueError(f"adapter.levels is {self.levels}; expected {every}")
         return levels
 
     def pose_channels(self, g: Geometry) -> tuple[int, ...]:
-        """Channels of the pose features, down to the last level that reads them.
-
-        Raises:
-            ValueError: ``inject_channels`` has another length.
-        """
+        """Channels of the pose features, down to the last level that reads them."""
         count = max(self.graph_levels(g)) + 1
         if self.inject_channels is None:
             ratios = [INJECT_RATIOS[min(level, len(INJECT_RATIOS) - 1)] for level in range(count)]
             return tuple(max(8, 8 * round(ratio * width / 8)) for ratio, width in zip(ratios, g.channels, strict=False))
         if len(self.inject_channels) != count:
-            raise ValueError(
-                f"adapter.inject_channels is {list(self.inject_channels)}; expected {count} numbers, one per level "
-                "down to the last graph block"
-            )
+            expected = f"expected {count} numbers, one per level down to the last graph block"
+            raise ValueError(f"adapter.inject_channels is {list(self.inject_channels)}; {expected}")
         return tuple(self.inject_channels)
 
     def block(self, level: int) -> PoseGraphBlock:
@@ -166,26 +143,19 @@ class GRPose(Adapter):
         return tuple(self.block(level).encode(pose) for level, pose in self.pose_encoder(hint).items())
 
     def check_nodes(self, size: tuple[int, int], g: Geometry) -> None:
-        """Refuses levels with fewer nodes than neighbours, where the official program fails.
-
-        Raises:
-            ValueError: there is such a level, and the method is faithful.
-        """
+        """Refuses levels with fewer nodes than neighbours, where the official program fails."""
         for level in self.graph_levels(g):
             height, width = (-(-side // (g.latent_factor * 2**level)) for side in size)
             if self.faithful and height * width < self.k:
-                raise ValueError(
-                    f"adapter.k is {self.k}, but level {level} of images of {size[0]}x{size[1]} pixels has only "
-                    f"{height}x{width} nodes; official weights "
-                    f"expect at least {self.k}: choose a larger data.size, or adapter.k={height * width}"
-                )
+                few = f"level {level} of images of {size[0]}x{size[1]} pixels has only {height}x{width} nodes"
+                fix = f"choose a larger data.size, or adapter.k={height * width}"
+                least = f"official weights expect at least {self.k}"
+                raise ValueError(f"adapter.k is {self.k}, but {few}; {least}: {fix}")
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         levels = self.graph_levels(self.backbone.geometry)
         poses = {(level, 0): pose for level, pose in zip(levels, state.all("poses"), strict=True)}
         return self.branch(latents, timesteps, state.text, conditions=poses).scaled(self.strength)
-
-    # Loss.
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
@@ -196,9 +166,8 @@ class GRPose(Adapter):
         if self.perception == "off":
             return {"loss": loss, "plain": error.mean().detach()}
         if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
-            raise ValueError(
-                f"adapter.perception={self.perception} needs a pose network: adapter.teacher='${{estimator}}'"
-            )
+            needs = f"adapter.perception={self.perception} needs a pose network"
+            raise ValueError(f"{needs}: adapter.teacher='${{estimator}}'")
         signal = self.backbone.process.power(step.timesteps)
         with torch.set_grad_enabled(self.perception == "differentiable" and torch.is_grad_enabled()):
             perception = (self.perception_weight * signal * self.perceived(*self.images(step, batch))).mean()
@@ -206,11 +175,10 @@ class GRPose(Adapter):
 
     def images(self, step: Step, batch: PoseBatch) -> tuple[Tensor, Tensor]:
         """The predicted clean and the training images, ``[B, 3, H, W]``; the decoder is checkpointed."""
-        backbone = self.backbone
-        clean = backbone.process.clean(step.noisy, step.prediction, step.timesteps)
-        made = checkpoint(backbone.from_latents, clean.float(), use_reentrant=False)
+        clean = self.backbone.process.clean(step.noisy, step.prediction, step.timesteps)
+        made = checkpoint(self.backbone.from_latents, clean.float(), use_reentrant=False)
         with torch.no_grad():
-            real = batch.images if batch.images is not None else backbone.from_latents(step.clean)
+            real = batch.images if batch.images is not None else self.backbone.from_latents(step.clean)
         return made, real
 
     def perceived(self, made: Tensor, real: Tensor) -> Tensor:
@@ -219,7 +187,8 @@ class GRPose(Adapter):
         if isinstance(teacher, nn.Module):
             teacher.to(made.device).eval().requires_grad_(False)
         look = teacher.feature_maps if hasattr(teacher, "feature_maps") else teacher.features
-        pairs = zip(as_list(look(self.seen(made))), as_list(look(self.seen(real))), strict=True)
+        sets = ([maps] if isinstance(maps := look(self.seen(i)), Tensor) else maps for i in (made, real))
+        pairs = zip(*sets, strict=True)
         return torch.stack([(a.float() - b.float()).square().flatten(1).mean(1) for a, b in pairs]).mean(0)
 
     def seen(self, images: Tensor) -> Tensor:
@@ -230,8 +199,6 @@ class GRPose(Adapter):
         # The released code keeps only the features of its flip test.
         return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1
 
-    # Weights.
-
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, bare or within a whole model, as ``adapter.*``."""
         prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
@@ -240,28 +207,18 @@ class GRPose(Adapter):
 
     def table(self, g: Geometry) -> dict[str, str]:
         """Original module prefix -> this class's."""
-        table = ldm.control_table(g)
-        table = {old: f"branch.network.{new}" for old, new in table.items() if not old.startswith("input_hint_block.")}
-        for level in self.graph_levels(g):
-            original = f"input_blocks.{1 + level * (g.layers + 1)}.0."
-            place = f"branch.network.down_blocks.{level}.resnets.0."
-            table = {old: new for old, new in table.items() if not old.startswith(original)}
-            table |= {original + old: place + new for old, new in BLOCK.items()}
+        originals = {level: f"input_blocks.{1 + level * (g.layers + 1)}.0." for level in self.graph_levels(g)}
+        gone = "input_hint_block.", *originals.values()
+        copy = {old: new for old, new in ldm.control_table(g).items() if not old.startswith(gone)}
+        for level, original in originals.items():
+            copy |= {original + old: f"down_blocks.{level}.resnets.0.{new}" for old, new in BLOCK.items()}
+        table = {old: f"branch.network.{new}" for old, new in copy.items()}
         parts = {"pre_extractor": "stem", "extractors": "stages", "zero_convs": "zeros"}
         return table | {f"pose_encoder.{old}": f"pose_encoder.{new}" for old, new in parts.items()}
 
 
 class PosePyramid(nn.Module):
-    """Features of the drawn pose at the resolution of each level: 3x3 convolutions, and a zero convolution for each.
-
-    Args:
-        channels: of the features of each level.
-        latent_factor: pixels per cell of the first level.
-        levels: the levels with features.
-
-    Raises:
-        ValueError: the latent factor is no power of two above 1.
-    """
+    """Features of the drawn pose at the resolution of each level: 3x3 convolutions, and a zero convolution for each."""
 
     def __init__(self, channels: Sequence[int], latent_factor: int, levels: Collection[int]) -> None:
         super().__init__()
@@ -269,17 +226,14 @@ class PosePyramid(nn.Module):
         if halvings < 1 or 2**halvings != latent_factor:
             raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is a power of two from 2 on")
         widths = [STEM * 2**i for i in range(halvings)]
-        stem = [
-            *activated_conv(3, STEM),
-            *(layer for a, b in pairwise(widths) for layer in (*activated_conv(a, b, 2), *activated_conv(b, b))),
-        ]
+        stem = [*activated_conv(3, STEM)]
+        for a, b in pairwise(widths):
+            stem += [*activated_conv(a, b, 2), *activated_conv(b, b)]
         self.stem = nn.Sequential(*stem)
-        self.stages = nn.ModuleList(
-            nn.Sequential(*activated_conv(a, b, 2)) for a, b in pairwise([widths[-1], *channels])
-        )
-        self.zeros = nn.ModuleDict(
-            {str(level): zeroed(nn.Conv2d(channels[level], channels[level], 3, padding=1)) for level in levels}
-        )
+        ends = pairwise([widths[-1], *channels])
+        self.stages = nn.ModuleList(nn.Sequential(*activated_conv(a, b, 2)) for a, b in ends)
+        zeros = {str(i): zeroed(nn.Conv2d(channels[i], channels[i], 3, padding=1)) for i in levels}
+        self.zeros = nn.ModuleDict(zeros)
 
     def forward(self, hint: Tensor) -> dict[int, Tensor]:
         """``[B, 3, H, W]`` in [-1, 1] to level -> ``[B, C, h, w]``."""
@@ -292,37 +246,20 @@ class PosePyramid(nn.Module):
 
 
 class PoseGraphBlock(nn.Module):
-    """The Progressive Graph Integrator, in the place of a residual block.
-
-    With the input x, the time embedding e and the pose features p:
+    """The Progressive Graph Integrator in a residual block's place: x, time embedding e and pose features p to y.
 
         h = GN(W_in SiLU(x) + W_e SiLU(e))      latent nodes, without an affine map
         c = GCN_pose(W_c p)                     pose nodes
         y = W_s x + Z GCN(W [W_l GCN_latent(h) ; W_p c])
 
     GCN is a `GraphConvolution` on the graph of its own nodes, Z a zero convolution.
-
-    Args:
-        channels: of x and of y.
-        time_dim: of e.
-        pose_channels: of p.
-        groups: of the group normalisation.
-        k: neighbours of a node.
-        edges: form of the edge convolutions.
     """
 
     def __init__(
-        self,
-        channels: tuple[int, int],
-        time_dim: int,
-        pose_channels: int,
-        groups: int,
-        k: int,
-        edges: Literal["factorised", "dense"],
+        self, channels: tuple[int, int], time_dim: int, pose_channels: int, groups: int, k: int, edges: Edges
     ) -> None:
-        from posegen.backbones.blocks.pose_graph import (
-            GraphConvolution,
-        )  # brings torch-geometric, seconds that no other method needs to pay
+        # It brings torch-geometric, seconds that no other method needs to pay.
+        from posegen.backbones.blocks.pose_graph import GraphConvolution
 
         super().__init__()
         inputs, width = channels
@@ -340,13 +277,10 @@ class PoseGraphBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     @classmethod
-    def replacing(
-        cls, resnet: Any, pose_channels: int, groups: int, k: int, edges: Literal["factorised", "dense"]
-    ) -> PoseGraphBlock:
+    def replacing(cls, resnet: Any, pose_channels: int, groups: int, k: int, edges: Edges) -> PoseGraphBlock:
         """A block in the place of diffusers' ``ResnetBlock2D``, with its weights where there are counterparts."""
-        block = cls(
-            (resnet.in_channels, resnet.out_channels), resnet.time_emb_proj.in_features, pose_channels, groups, k, edges
-        )
+        channels = resnet.in_channels, resnet.out_channels
+        block = cls(channels, resnet.time_emb_proj.in_features, pose_channels, groups, k, edges)
         block.conv_in.load_state_dict(resnet.conv1.state_dict())
         block.time.load_state_dict(resnet.time_emb_proj.state_dict())
         if resnet.conv_shortcut is not None:
@@ -365,18 +299,11 @@ class PoseGraphBlock(nn.Module):
 
 
 def pose_cells(hint: Tensor, factor: int) -> Tensor:
-    """``[B, 1, h, w]`` 1 in the latent cells that the blurred drawing touches, 0 elsewhere.
-
-    Args:
-        hint: ``[B, 3, H, W]`` in [-1, 1], -1 in the background.
-        factor: pixels per cell.
-    """
+    """``[B, 1, h, w]`` 1 in the latent cells (``factor`` pixels) that the blurred ``hint [B, 3, H, W]`` touches."""
     from torchvision.transforms.functional import gaussian_blur
 
-    with (
-        torch.no_grad(),
-        torch.autocast(hint.device.type, enabled=False),
-    ):  # in half precision the background would not stay -1
+    # In half precision the background would not stay -1.
+    with torch.no_grad(), torch.autocast(hint.device.type, enabled=False):
         blurred = gaussian_blur(hint.float(), MASK_KERNEL, MASK_SIGMA).amax(1, keepdim=True)
         return (F.max_pool2d(blurred, factor) > BACKGROUND).float()
 
@@ -389,7 +316,3 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def as_list(maps: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    return [maps] if isinstance(maps, Tensor) else maps

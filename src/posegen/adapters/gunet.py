@@ -19,7 +19,6 @@ from posegen.poses.topology import COCO_BONES, COCO_NAMES
 PAPER_TABLE = "tables of section 4.4; the unit of MSE and Var is not given"
 NODES = len(COCO_NAMES)
 Graph = Literal["per_sample", "batch17", "joint", "off"]
-GRAPHS = get_args(Graph)
 
 
 class GUNet(Adapter):
@@ -32,14 +31,10 @@ class GUNet(Adapter):
     * ``per_sample``: the released sampling of one image, in any batch: 17 copies of it are the nodes. ``faithful`` sums
       their results; otherwise they are averaged (a sum is 17 times as large as in training in batches of 17);
     * ``batch17``: the released program: batches of 2, 17 or multiples of 17, whose elements depend on one another;
-    * ``joint``: the paper: projected to 17 joints, one normalised graph convolution, and back, from zero;
+    * ``joint``: the paper: ``joint_width`` channels per joint, one normalised graph convolution, and back, from zero;
     * ``off``: no graph, the paper's UNet-T2H.
 
     Published training: ``optim.batch=68 optim.accumulate=4``, learning rate 1e-5, from random weights, with the text.
-
-    Args:
-        graph: see above.
-        joint_width: channels per joint of ``joint``.
     """
 
     needs = frozenset()
@@ -56,8 +51,8 @@ class GUNet(Adapter):
 
     def __init__(self, graph: Graph = "per_sample", joint_width: int = 16) -> None:
         super().__init__()
-        if graph not in GRAPHS:
-            raise ValueError(f"adapter.graph is {graph!r}; expected one of {', '.join(GRAPHS)}")
+        if graph not in get_args(Graph):
+            raise ValueError(f"adapter.graph is {graph!r}; expected one of {', '.join(get_args(Graph))}")
         self.graph, self.joint_width = graph, joint_width
 
     @property
@@ -67,11 +62,12 @@ class GUNet(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         backbone.unet.requires_grad_(True)
-        halvings = backbone.geometry.levels - 1
         if self.graph == "joint":
             self.joint_block = JointBlock(backbone.geometry.channels[-1], self.joint_width)
         elif self.graph != "off":
-            rows = -(-backbone.latent_shape((0, 0))[1] // 2**halvings)  # every halving rounds up
+            rows = -(
+                -backbone.latent_shape((0, 0))[1] // 2 ** (backbone.geometry.levels - 1)
+            )  # every halving rounds up
             self.spa_block = SpatialBlock(rows)
         backbone.after_middle(self.behind_middle)
 
@@ -102,12 +98,7 @@ class GUNet(Adapter):
 
 
 class SpatialBlock(nn.Module):
-    """The released block (utils/spatial_block.py): ReLU(z + x) with z_n = theta^T sum_m A_nm x_m + b; theta mixes rows.
-
-    Args:
-        rows: height of the feature maps.
-        operators: matrices A, each with its slice of theta.
-    """
+    """The released block (utils/spatial_block.py): ReLU(z + x), z_n = theta^T sum_m A_nm x_m + b; theta mixes rows."""
 
     def __init__(self, rows: int, operators: int = 1) -> None:
         super().__init__()
@@ -121,46 +112,31 @@ class SpatialBlock(nn.Module):
     def forward(self, x: Tensor, operators: Tensor) -> Tensor:
         """Nodes ``[..., N, C, h, w]`` under ``operators [K, N, N]``; row n of an operator gathers for node n."""
         gathered = torch.einsum("knm,...mchw->k...nchw", operators.to(x.dtype), x)
-        return F.relu(torch.einsum("hok,k...hw->...ow", self.theta, gathered) + self.bias + x)
-
-    @property
-    def bias(self) -> Tensor:
-        """``[rows, 1]``, for feature maps ``[..., rows, w]``."""
-        return self.b[0, :, :, 0]
+        return F.relu(torch.einsum("hok,k...hw->...ow", self.theta, gathered) + self.b[0, :, :, 0] + x)
 
     def across(self, x: Tensor) -> Tensor:
         """``[B, C, h, w]`` whose groups of 17 elements are the nodes."""
         self._check(x)
         if len(x) % NODES:
-            raise ValueError(
-                f"adapter.graph=batch17 takes batches of 2, {NODES} or a multiple of {NODES}, not {len(x)}; set "
-                "adapter.graph=per_sample"
-            )
+            taken = f"batches of 2, {NODES} or a multiple of {NODES}, not {len(x)}"
+            raise ValueError(f"adapter.graph=batch17 takes {taken}; set adapter.graph=per_sample")
         return self(x.unflatten(0, (-1, NODES)), self.adjacency[None]).flatten(0, 1)
 
     def copied(self, x: Tensor) -> Tensor:
         """For each of ``[B, C, h, w]`` the sum over 17 nodes that are copies of it; nodes of equal degree are equal."""
         self._check(x)
         mixed = torch.einsum("hok,bchw->bcow", self.theta, x)
-        return torch.stack(
-            [nodes * F.relu(degree * mixed + self.bias + x) for degree, nodes in self.degrees.items()]
-        ).sum(0)
+        bias, degrees = self.b[0, :, :, 0], self.degrees.items()
+        return torch.stack([nodes * F.relu(degree * mixed + bias + x) for degree, nodes in degrees]).sum(0)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[-2] != len(self.theta):
-            raise ValueError(
-                f"the graph block mixes {len(self.theta)} rows, the middle block made {x.shape[-2]}: these joint "
-                "maps have another height than backbone.grid"
-            )
+            rows = f"the graph block mixes {len(self.theta)} rows, the middle block made {x.shape[-2]}"
+            raise ValueError(f"{rows}: these joint maps have another height than backbone.grid")
 
 
 class JointBlock(nn.Module):
-    """One graph convolution whose nodes are joints: x + P_out SiLU(D^-1/2 (A + I) D^-1/2 P_in(x) W), P_out from zero.
-
-    Args:
-        channels: of the feature maps.
-        width: channels per joint.
-    """
+    """A graph convolution whose nodes are joints: x + P_out SiLU(D^-1/2 (A + I) D^-1/2 P_in(x) W), P_out from zero."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

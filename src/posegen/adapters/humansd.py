@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from posegen.poses.drawing import PoseDrawing
 
 README_FIGURE = "results figure of the official README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page"
-LOSSES = ("plain", "heatmap_reference", "heatmap_corrected")
+LossKind = Literal["plain", "heatmap_reference", "heatmap_corrected"]
 
 
 class HumanSD(Adapter):
@@ -33,12 +33,9 @@ class HumanSD(Adapter):
       that the teacher sees in the predicted clean image.
 
     Args:
-        style: how poses are drawn.
         pose_latent: sample the posterior of the skeleton's latents, as published, or take its mode.
-        loss_kind: see above.
         teacher: an estimator with ``heatmaps``, for the heatmap losses; HigherHRNet in the paper.
         threshold: heatmap value above which a pixel belongs to a joint.
-        loss_weight: strength of the heatmap losses.
     """
 
     needs = frozenset({"hint"})
@@ -59,16 +56,15 @@ class HumanSD(Adapter):
         self,
         style: Literal["humansd", "openpose"] = "humansd",
         pose_latent: Literal["sample", "mode"] = "sample",
-        loss_kind: Literal["plain", "heatmap_reference", "heatmap_corrected"] = "plain",
+        loss_kind: LossKind = "plain",
         teacher: Any = None,
         threshold: float = 0.05,
         loss_weight: float = 0.1,
     ) -> None:
         super().__init__()
-        if loss_kind not in LOSSES:
-            raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(LOSSES)}")
-        self.hint = PoseDrawing(style, range=(-1.0, 1.0))
-        self.style = style
+        if loss_kind not in get_args(LossKind):
+            raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(get_args(LossKind))}")
+        self.hint, self.style = PoseDrawing(style, range=(-1.0, 1.0)), style
         self.pose_latent, self.loss_kind = pose_latent, loss_kind
         self.threshold, self.loss_weight = threshold, loss_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
@@ -93,9 +89,8 @@ class HumanSD(Adapter):
         if self.loss_kind == "plain":
             return {"loss": error.mean()}
         if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
-            raise ValueError(
-                f"adapter.loss_kind={self.loss_kind} needs a pose estimator: adapter.teacher='${{estimator}}'"
-            )
+            needs = f"adapter.loss_kind={self.loss_kind} needs a pose estimator"
+            raise ValueError(f"{needs}: adapter.teacher='${{estimator}}'")
         if isinstance(self.teacher, nn.Module):
             self.teacher.to(error.device)
         return {"loss": (error * self.weight(step, batch)).mean(), "plain": error.mean().detach()}
@@ -103,16 +98,13 @@ class HumanSD(Adapter):
     @torch.no_grad()
     def weight(self, step: Step, batch: PoseBatch) -> Tensor:
         """The factor of the squared error in the heatmap losses."""
-        extra = (
-            self.reference_weight(step, batch) if self.loss_kind == "heatmap_reference" else self.corrected_weight(step)
-        )
+        released = self.loss_kind == "heatmap_reference"
+        extra = self.reference_weight(step, batch) if released else self.corrected_weight(step)
         return 1 + self.loss_weight * extra
 
     def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
-        """``[B, c, h, w]`` as released: latents of how many joints the teacher misses in the decoded noise error.
-
-        The released code scales that error to [0, 1] and does not normalise it as the pose network expects.
-        """
+        """``[B, c, h, w]`` as released: latents of how many joints the teacher misses in the decoded noise error."""
+        # The released code scales the error to [0, 1] and does not normalise it as the pose network expects.
         difference = ((self.backbone.from_latents(step.prediction.float() - step.target.float()) + 1) / 2).clamp(0, 1)
         unseen = (self.teacher.raw_heatmaps(difference) <= self.threshold).float().sum(1, keepdim=True)
         image = F.interpolate(unseen, difference.shape[-2:], mode="bicubic", align_corners=False).expand(-1, 3, -1, -1)

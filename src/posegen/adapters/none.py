@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
+from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Injection
 from posegen.data.base import PoseBatch
 
-HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page, released weights of Stable Diffusion 1.5"
 
 

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -24,7 +24,6 @@ DIGITS = 8
 #: Joints between the names of source and target.
 PAIRINGS = ("_2_", "_to_", "___")
 INNER = re.compile(r"\.(jpe?g|png)(?=___|_2_|_to_|$)", re.IGNORECASE)
-NAMINGS = ("auto", "id", "index")
 Naming = Literal["auto", "id", "index"]
 
 
@@ -59,12 +58,11 @@ class Folder(Reference):
         allow_missing: bool = False,
     ) -> None:
         super().__init__()
-        if by not in NAMINGS:
-            raise ValueError(f"adapter.by is {by!r}; expected one of {', '.join(NAMINGS)}")
+        if by not in get_args(Naming):
+            raise ValueError(f"adapter.by is {by!r}; expected one of {', '.join(get_args(Naming))}")
         if not 0 <= panel < panels:
-            raise ValueError(
-                f"adapter.panel={panel} is none of adapter.panels={panels} pictures; they are counted from 0"
-            )
+            of = f"adapter.panels={panels} pictures; they are counted from 0"
+            raise ValueError(f"adapter.panel={panel} is none of {of}")
         self.path, self.names, self.by = path, names, by
         self.panels, self.panel, self.resize, self.allow_missing = panels, panel, resize, allow_missing
         self._remark = ""
@@ -80,11 +78,7 @@ class Folder(Reference):
         return torch.stack([self.picture(self.files[i], batch.size) if i in self.files else black for i in batch.ids])
 
     def assigned(self, samples: Sequence[Sample]) -> dict[str, Path]:
-        """Sample id -> picture, of all samples of the split.
-
-        Raises:
-            ValueError: two pictures belong to one sample, or samples have none; names the first of them.
-        """
+        """Sample id -> picture, of all samples of the split."""
         root = Path(self.path or "")
         if not self.path or not root.is_dir():
             raise ValueError(f"adapter.path is {self.path!r}; expected a folder of generated pictures")
@@ -95,12 +89,10 @@ class Folder(Reference):
             ways = {"id": by_id, "index": by_index}
             choices = [way(files, samples) for name, way in ways.items() if self.by in (name, "auto")]
             found = max(choices, key=lambda choice: len(choice.keys() & {s.id for s in samples}))
-        if twice := {sample: claims for sample, claims in found.items() if len(claims) > 1}:
-            sample, claims = next(iter(twice.items()))
-            raise ValueError(
-                f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}; leave one, or say "
-                "which in adapter.names"
-            )
+        for sample, claims in found.items():
+            if len(claims) > 1:
+                twice = f"{root} has {len(claims)} pictures of sample {sample}: {', '.join(claims[:3])}"
+                raise ValueError(f"{twice}; leave one, or say which in adapter.names")
         self.report([s.id for s in samples if s.id not in found], len(samples), len(files))
         return {sample: root / claims[0] for sample, claims in found.items()}
 
@@ -112,18 +104,13 @@ class Folder(Reference):
         text = f"{self.path} lacks {len(missing)} of {samples} pictures: {first}"
         if not self.allow_missing or len(missing) == samples:
             raise ValueError(
-                f"{text}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them "
-                "in adapter.names (columns file,id), "
-                "or set adapter.allow_missing=true for a row that is not comparable"
+                f"{text}; it holds {files} pictures. Name them by sample ids or by index (000000.png), list them in "
+                "adapter.names (columns file,id), or set adapter.allow_missing=true for a row that is not comparable"
             )
         self._remark = f"{text}; they count as black pictures and the row is not comparable"
 
     def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
-        """``[3, H, W]`` in [-1, 1].
-
-        Raises:
-            ValueError: the file is no picture, or its panels do not fit the data.
-        """
+        """``[3, H, W]`` in [-1, 1]."""
         image = cv2.imread(str(file), cv2.IMREAD_COLOR)
         if image is None:
             raise ValueError(f"{file} is no readable picture; replace or delete it")
@@ -131,19 +118,15 @@ class Folder(Reference):
         if width % self.panels:
             raise ValueError(f"{file} is {width} pixels wide, no multiple of adapter.panels={self.panels}")
         image = np.split(image, self.panels, axis=1)[self.panel]
-        if image.shape[:2] != size:
-            image = self.resized(image, size, file)
+        image = image if image.shape[:2] == size else self.resized(image, size, file)
         return to_tensor(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
     def resized(self, image: np.ndarray, size: tuple[int, int], file: Path) -> np.ndarray:
         (height, width), (rows, columns) = image.shape[:2], size
         text = f"{file}: its picture is {width} x {height} pixels, the data's are {columns} x {rows}"
         if height * columns != width * rows:
-            hint = (
-                f"; a file of several pictures needs adapter.panels={width // height}"
-                if width > height and width % height == 0
-                else ""
-            )
+            several = f"; a file of several pictures needs adapter.panels={width // height}"
+            hint = several if width > height and width % height == 0 else ""
             raise ValueError(f"{text}, another shape: the poses would not fit it{hint}")
         if not self.resize:
             raise ValueError(f"{text}; set adapter.resize=true, or data.test.size to theirs")
@@ -154,22 +137,15 @@ Claims = Mapping[str, list[str]]
 
 
 def by_list(table: Path, files: Sequence[str]) -> Claims:
-    """Sample id -> files, as a csv file says.
-
-    Raises:
-        ValueError: the table is none, or lists files that are not there.
-    """
+    """Sample id -> files, as a csv file says."""
     with table.open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or not {"file", "id"} <= rows[0].keys():
-        raise ValueError(
-            f"adapter.names={table} needs the columns file,id and a row per picture; it has "
-            f"{', '.join(rows[0]) if rows else 'no row'}"
-        )
+        there = ", ".join(rows[0]) if rows else "no row"
+        raise ValueError(f"adapter.names={table} needs the columns file,id and a row per picture; it has {there}")
     if absent := sorted({row["file"] for row in rows} - set(files)):
-        raise ValueError(
-            f"adapter.names={table} lists {len(absent)} files that are not in adapter.path: {', '.join(absent[:5])}"
-        )
+        lists = f"adapter.names={table} lists {len(absent)} files"
+        raise ValueError(f"{lists} that are not in adapter.path: {', '.join(absent[:5])}")
     claims = defaultdict(list)
     for row in rows:
         claims[row["id"]].append(row["file"])
@@ -187,43 +163,29 @@ def by_index(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 
 
 def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
-    """Sample id -> files named after it.
+    """Sample id -> files named after it: by the id, its last part, a long number at its end, or the names of a pair.
 
-    A name fits if it is the id, its last part, a long number at its end, or the names of a pair joined by one of
-    `PAIRINGS`. Where it fits several samples, its folders decide: they name the scenario or a part of the id.
+    Where a name fits several samples, its folders decide: they name the scenario or a part of the id.
     """
-    lengths = {
-        len(stem) for file in files for stem in [PurePosixPath(file).stem] if stem.isdecimal() and len(stem) >= DIGITS
-    }
+    stems = [PurePosixPath(file).stem for file in files]
+    lengths = {len(stem) for stem in stems if stem.isdecimal() and len(stem) >= DIGITS}
     known: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        tail = sample.id.rpartition("/")[2]
-        for key in {sample.id.replace("/", "_"), tail, *(tail[-length:] for length in lengths), *pairings(sample)}:
+        tail, about, keys = sample.id.rpartition("/")[2], sample.attributes, {sample.id.replace("/", "_")}
+        if {"source", "target"} <= about.keys():
+            keys |= {f"{about['source']}{between}{about['target']}" for between in PAIRINGS}
+        for key in keys | {tail, *(tail[-length:] for length in lengths)}:
             known[key].append(sample)
     claims = defaultdict(list)
     for file in files:
         place = PurePosixPath(file)
-        fitting = known.get(place.stem) or known.get(bare_stem(place.stem), [])
+        # A pair's name may hold the suffixes of its pictures, and ends in ``_vis`` in several programs.
+        fitting = known.get(place.stem) or known.get(INNER.sub("", place.stem.removesuffix("_vis")), [])
         if len(fitting) > 1:
             fitting = [sample for sample in fitting if set(place.parent.parts) & folders_of(sample)]
         if len(fitting) == 1:
             claims[fitting[0].id].append(file)
     return claims
-
-
-def pairings(sample: Sample) -> set[str]:
-    """Possible names for the picture of a pair; none for a sample without a source."""
-    about = sample.attributes
-    return (
-        {f"{about['source']}{between}{about['target']}" for between in PAIRINGS}
-        if {"source", "target"} <= about.keys()
-        else set()
-    )
-
-
-def bare_stem(stem: str) -> str:
-    """A pair's name without the suffixes of its pictures and without the ``_vis`` of several programs."""
-    return INNER.sub("", stem.removesuffix("_vis"))
 
 
 def folders_of(sample: Sample) -> set[str]:

@@ -13,10 +13,7 @@ from posegen.data.base import PoseBatch, Sample
 
 
 class MeanPose(Reference):
-    """The mean of all training poses, joint by joint: the best answer by squared distance without the caption.
-
-    A joint is there if at least half of the poses have it.
-    """
+    """The mean of all training poses, of joints that half of them have: the best answer without the caption."""
 
     needs = frozenset({"population"})
     sample = "pose"
@@ -31,8 +28,7 @@ class OtherPose(Reference):
     """The pose of a random training sample with the same request: the level of a model that knows the poses exactly.
 
     Args:
-        same: attribute that is the request, of the main person where it has one entry per person. A request that no
-            training sample has gets any of them.
+        same: the attribute that is the request (the main person's); where no training sample has it, any will do.
     """
 
     needs = frozenset({"population"})
@@ -49,23 +45,15 @@ class OtherPose(Reference):
                 self.requests.setdefault(self.request(sample), []).append(sample)
         everyone = list(batch.population or ())
         choices = [self.requests.get(self.request(sample), everyone) for sample in batch.samples]
-        return torch.stack(
-            [
-                chosen[int(u * len(chosen))].pose
-                for u, chosen in zip(batch.rand("other pose").tolist(), choices, strict=True)
-            ]
-        )
+        draws = zip(batch.rand("other pose").tolist(), choices, strict=True)
+        return torch.stack([chosen[int(u * len(chosen))].pose for u, chosen in draws])
 
     def request(self, sample: Sample) -> object:
         return sample.about_main.get(self.same)
 
 
 def mean_pose(samples: Sequence[Sample]) -> Tensor:
-    """``[17, 3]``: the mean position of every joint, and the share of poses that have it, 0 below one half.
-
-    Raises:
-        ValueError: there are no poses.
-    """
+    """``[17, 3]``: the mean position of every joint, and the share of poses that have it, 0 below one half."""
     if not samples:
         raise ValueError("there is no training pose to take the mean of; raise data.train.count")
     poses = torch.stack([sample.pose for sample in samples])

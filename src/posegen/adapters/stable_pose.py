@@ -44,13 +44,10 @@ class StablePose(Adapter):
     which leaves them some weight; otherwise the masks grow by ``radii`` and masked pairs have no weight.
 
     Args:
-        style: how poses are drawn.
         patch: latent cells per side of a token.
-        heads: attention heads of the transformer.
-        head_dim: width of a head; None is an eighth of the finest level's channels, whatever the number of heads.
+        head_dim: None is an eighth of the finest level's channels, whatever the number of heads.
         mlp: hidden width of the transformer's feed-forward networks; None is the width of its tokens.
-        reduced: channels per latent cell inside the transformer, whose tokens are ``reduced * patch**2`` wide; None is
-            0.4 of the finest level's.
+        reduced: channels per latent cell inside the transformer; None is 0.4 of the finest level's.
         pose_channels: width of the pose encoder's features; None is 0.6 of the finest level's.
         kernels: faithful: pixels per side of each layer's blur, one layer per kernel.
         threshold: faithful: blurred value above which a pixel belongs to the pose. The released code samples with -0.99
@@ -58,8 +55,7 @@ class StablePose(Adapter):
         radii: otherwise: pixels by which each layer's mask grows on a canvas of 512.
         masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.
-        normalise_loss: divide the weights by their mean over the image; the published loss grows with the people's
-            area.
+        normalise_loss: divide the weights by their mean over the image; the published loss grows with the people.
         attention: ``compressed`` or, with the same result, ``dense``, see `posegen.backbones.blocks.masked_attention`.
     """
 
@@ -96,22 +92,19 @@ class StablePose(Adapter):
         super().__init__()
         self.patch, self.heads, self.head_dim = patch, heads, head_dim
         self.mlp, self.reduced, self.pose_channels = mlp, reduced, pose_channels
-        sizes = ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels")
-        if wrong := [
-            f"adapter.{name}={size}" for name in sizes if (size := getattr(self, name)) is not None and size < 1
-        ]:
+        sizes = {
+            name: getattr(self, name) for name in ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels")
+        }
+        if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
             raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(
-                f"adapter.kernels is {list(kernels)}; a blur is an odd number of pixels wide, for instance [23, 13]"
-            )
+            blur = "a blur is an odd number of pixels wide, for instance [23, 13]"
+            raise ValueError(f"adapter.kernels is {list(kernels)}; {blur}")
         if any(r < 0 for r in radii):
             raise ValueError(f"adapter.radii is {list(radii)}; a mask grows by 0 pixels or more, for instance [8, 6]")
         if len(kernels) != len(radii) or not kernels:
-            raise ValueError(
-                f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}; both need one per "
-                "layer of the transformer"
-            )
+            counts = f"adapter.kernels has {len(kernels)} values and adapter.radii {len(radii)}"
+            raise ValueError(f"{counts}; both need one per layer of the transformer")
         if attention not in ATTENTION_FORMS:
             raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(ATTENTION_FORMS)}")
         self.hint = PoseDrawing(style, range=(-1.0, 1.0))
@@ -124,9 +117,8 @@ class StablePose(Adapter):
         geometry, width = backbone.geometry, backbone.geometry.channels[0]
         pose_channels = self.pose_channels or in_eights(width * POSE_SHARE)
         reduced, head_dim = self.reduced or in_eights(width * REDUCED_SHARE), self.head_dim or max(1, width // 8)
-        transformer = PoseTransformer(
-            width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp, self.attention
-        )
+        sizes = width, reduced, self.patch, len(self.kernels), self.heads, head_dim, self.mlp
+        transformer = PoseTransformer(*sizes, self.attention)
         block = PoseBlock(backbone.encoder_block(*FIRST), geometry.norm_groups, pose_channels, transformer)
         self.pose_encoder = HintEncoder(geometry.latent_factor, pose_channels)
         self.branch = backbone.control_copy({FIRST: block})
@@ -155,9 +147,7 @@ class StablePose(Adapter):
             return F.max_pool2d(torch.stack(layers, dim=1).float(), self.backbone.geometry.latent_factor).bool()
 
     def conditioned(self, state: State, hint: Tensor, masks: Tensor) -> State:
-        """``state`` with the conditions of every step.
-
-        Those are ``pose [B, C, h, w]``, the features of ``hint [B, 3, H, W]``; ``masks [B, K, h, w]``; and for N tokens
+        """``state`` with the conditions of every step: the pose features and ``masks [B, K, h, w]``; and for N tokens
         ``tokens [B, K, N]``, true where any cell shows the pose, ``order [B, K, N]``, the indices of pose tokens before
         the others', and ``counts [B, K]`` of pose tokens, on the host, so that no step waits for the device.
         """
@@ -168,12 +158,9 @@ class StablePose(Adapter):
 
     def layers(self, state: State) -> list[Masking]:
         """The masks that the transformer reads, one per layer."""
-        tokens, order, counts = (state[name].unbind(1) for name in ("tokens", "order", "counts"))
+        layers = zip(*(state[name].unbind(1) for name in ("tokens", "order", "counts")), strict=True)
         fill: Fill = "lowest" if self.faithful else "nothing"
-        return [
-            Masking(pose, indices, count.tolist(), fill)
-            for pose, indices, count in zip(tokens, order, counts, strict=True)
-        ]
+        return [Masking(pose, order, counts.tolist(), fill) for pose, order, counts in layers]
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         return self.branch(latents, timesteps, state.text, conditions={FIRST: (state["pose"], self.layers(state))})
@@ -197,18 +184,13 @@ class StablePose(Adapter):
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, the adapter alone or within a whole model (``final.pth``)."""
-        prefix = OFFICIAL if ldm.has_prefix(official, OFFICIAL) else ""
         names = stable_pose_names(self.backbone.geometry, len(self.kernels))
+        prefix = OFFICIAL if ldm.has_prefix(official, OFFICIAL) else ""
         return ldm.placed(official, prefix, names, "adapter.", self.beside, type(self).__name__)
 
 
 class HintEncoder(nn.Module):
-    """Features of the drawn pose at the size of the latents, through a zero convolution.
-
-    Args:
-        latent_factor: pixels per latent cell; a convolution of stride 2 for each halving.
-        channels: width of the features.
-    """
+    """Features of the drawn pose at the size of the latents, through a zero convolution."""
 
     def __init__(self, latent_factor: int, channels: int) -> None:
         super().__init__()
@@ -231,12 +213,7 @@ class HintEncoder(nn.Module):
 
 
 class PoseMaskedAttention(nn.Module):
-    """Self-attention along the pose (PMSA): a pair of tokens is masked where neither shows the pose.
-
-    Attributes:
-        lowest_over: where the lowest logit is looked for. The released code does so in the whole batch, so that an
-            image depends on those beside it; that is for comparison only.
-    """
+    """Self-attention along the pose (PMSA): a pair of tokens is masked where neither shows the pose."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, form: Form) -> None:
         super().__init__()
@@ -244,7 +221,7 @@ class PoseMaskedAttention(nn.Module):
         self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
         self.heads, self.attend = heads, ATTENTION_FORMS[form]
-        self.lowest_over: Over = "image"
+        self.lowest_over: Over = "image"  # in the released code the whole ``batch``; for comparison only
 
     def forward(self, x: Tensor, masking: Masking) -> Tensor:
         """``[B, N, dim]`` to ``[B, N, dim]``, to be added."""
@@ -254,47 +231,30 @@ class PoseMaskedAttention(nn.Module):
 
 
 class PoseTransformer(nn.Module):
-    """Tokens of ``patch`` x ``patch`` latent cells, refined by one pose-masked layer per mask; odd sides are padded.
-
-    Args:
-        channels: of the feature map, before and after.
-        reduced: channels per cell of the tokens.
-        mlp: hidden width of the feed-forward networks; None is the tokens'.
-    """
+    """Tokens of ``patch`` x ``patch`` latent cells, refined by one pose-masked layer per mask; odd sides are padded."""
 
     def __init__(
-        self,
-        channels: int,
-        reduced: int,
-        patch: int,
-        depth: int,
-        heads: int,
-        head_dim: int,
-        mlp: int | None,
-        form: Form,
+        self, width: int, reduced: int, patch: int, depth: int, heads: int, head_dim: int, mlp: int | None, form: Form
     ) -> None:
         super().__init__()
         dim = reduced * patch**2
         if dim < 8 or dim % 4:
-            raise ValueError(
-                f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels; the "
-                "position table needs 8, 12, 16, ..."
-            )
+            tokens = f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels"
+            raise ValueError(f"{tokens}; the position table needs 8, 12, 16, ...")
         hidden = mlp or dim
         self.patch, self.dim = patch, dim
-        self.reduce = conv3x3(channels, reduced)
+        self.reduce = conv3x3(width, reduced)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.attentions = nn.ModuleList(PoseMaskedAttention(dim, heads, head_dim, form) for _ in range(depth))
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
             for _ in range(depth)
         )
-        self.expand = conv3x3(reduced, channels)
+        self.expand = conv3x3(reduced, width)
 
     def forward(self, x: Tensor, layers: Sequence[Masking]) -> Tensor:
         """``[B, channels, h, w]`` to the same shape; there is no way around the transformer."""
-        height, width = x.shape[-2:]
-        p = self.patch
+        (height, width), p = x.shape[-2:], self.patch
         x = F.pad(self.reduce(x), (0, -width % p, 0, -height % p))
         rows, columns = x.shape[-2] // p, x.shape[-1] // p
         x = self.embed(rearrange(x, "b c (y p) (x q) -> b (y x) (p q c)", p=p, q=p))
@@ -319,30 +279,16 @@ def positions(rows: int, columns: int, dim: int, device: torch.device | str = "c
 
 
 class PoseBlock(nn.Module):
-    """The encoder's first residual block with the transformer between its convolutions, which come from the backbone.
-
-    Args:
-        original: the block that it replaces.
-        groups: of the normalisation, which has no weights here.
-        pose_channels: of the pose encoder.
-    """
+    """The encoder's first residual block with the transformer between its convolutions, copied from the backbone."""
 
     def __init__(self, original: nn.Module, groups: int, pose_channels: int, transformer: PoseTransformer) -> None:
         super().__init__()
-        self.conv1, self.time_emb_proj, self.conv2 = (
-            deepcopy(getattr(original, name)) for name in ("conv1", "time_emb_proj", "conv2")
-        )
-        self.transformer = transformer
+        self.conv1, self.time_emb_proj = deepcopy(original.conv1), deepcopy(original.time_emb_proj)
+        self.conv2, self.transformer, self.groups = deepcopy(original.conv2), transformer, groups
         self.pose_conv = conv3x3(pose_channels, self.conv2.in_channels)
-        self.groups = groups
 
     def forward(self, x: Tensor, time: Tensor, condition: tuple[Tensor, Sequence[Masking]]) -> Tensor:
-        """``[B, C, h, w]`` to the same shape.
-
-        Args:
-            time: ``[B, T]`` embedded timesteps.
-            condition: pose features after `pose_conv`, and the masks of the layers.
-        """
+        """``[B, C, h, w]`` to the same shape, given the embedding ``[B, T]``, pose features and the layers' masks."""
         pose, layers = condition
         a = self.conv1(F.silu(x)) + self.time_emb_proj(F.silu(time))[:, :, None, None]
         n = F.group_norm(self.transformer(a, layers), self.groups, eps=1e-5) + pose
@@ -350,18 +296,12 @@ class PoseBlock(nn.Module):
 
 
 def blurred(images: Tensor, kernel: int) -> Tensor:
-    """``[B, c, H, W]`` after a Gaussian blur that is ``kernel`` pixels wide, reflected at the borders.
-
-    Raises:
-        ValueError: the images are too small to be reflected.
-    """
+    """``[B, c, H, W]`` after a Gaussian blur that is ``kernel`` pixels wide, reflected at the borders."""
     from torchvision.transforms.functional import gaussian_blur
 
     if kernel // 2 >= min(images.shape[-2:]):
-        raise ValueError(
-            f"adapter.kernels has {kernel}, too wide for images of {list(images.shape[-2:])}; take a blur less "
-            "than twice as wide as the image"
-        )
+        wide = f"adapter.kernels has {kernel}, too wide for images of {list(images.shape[-2:])}"
+        raise ValueError(f"{wide}; take a blur less than twice as wide as the image")
     return gaussian_blur(images, [kernel, kernel], [SIGMA, SIGMA])
 
 
@@ -374,7 +314,6 @@ def grown(mask: Tensor, radius: float) -> Tensor:
 
 
 def conv3x3(before: int, after: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size, or halves it."""
     return nn.Conv2d(before, after, 3, stride, padding=1)
 
 
@@ -386,13 +325,9 @@ def in_eights(width: float) -> int:
 def stable_pose_names(geometry: Geometry, depth: int) -> ldm.NameTable:
     """Original module prefix -> this project's, for the adapter's part of an official file."""
     block, place = "input_blocks.1.0", "branch.network.down_blocks.0.resnets.0"
-    gone = {f"{block}.in_layers.0", f"{block}.out_layers.0"}
-    encoder = {
-        old: f"branch.network.{new}"
-        for old, new in ldm.control_table(geometry).items()
-        if old not in gone and not old.startswith("input_hint_block")
-    }
-    own = {
+    gone = f"{block}.in_layers.0", f"{block}.out_layers.0", "input_hint_block"
+    copy = {old: new for old, new in ldm.control_table(geometry).items() if not old.startswith(gone)}
+    table = {old: f"branch.network.{new}" for old, new in copy.items()} | {
         "feature_extractor.pre_extractor": "pose_encoder.trunk",
         "feature_extractor.extractors.0.0": "pose_encoder.last",
         "feature_extractor.zero_convs.0": "pose_encoder.zero",
@@ -400,8 +335,8 @@ def stable_pose_names(geometry: Geometry, depth: int) -> ldm.NameTable:
         f"{block}.attn_layer.to_patch_embedding.0": f"{place}.transformer.reduce",
         f"{block}.attn_layer.to_out.1": f"{place}.transformer.expand",
     }
-    own |= {f"{block}.attn_layer.to_patch_embedding.{i + 2}": f"{place}.transformer.embed.{i}" for i in range(3)}
+    table |= {f"{block}.attn_layer.to_patch_embedding.{i + 2}": f"{place}.transformer.embed.{i}" for i in range(3)}
     for i in range(depth):
-        own[f"{block}.attn_layer.transformer.layers.{i}.0"] = f"{place}.transformer.attentions.{i}"
-        own[f"{block}.attn_layer.transformer.layers.{i}.1.net"] = f"{place}.transformer.mlps.{i}"
-    return {**encoder, **own}
+        table[f"{block}.attn_layer.transformer.layers.{i}.0"] = f"{place}.transformer.attentions.{i}"
+        table[f"{block}.attn_layer.transformer.layers.{i}.1.net"] = f"{place}.transformer.mlps.{i}"
+    return table

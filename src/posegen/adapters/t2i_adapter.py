@@ -9,18 +9,15 @@ import diffusers
 import torch
 from torch import Tensor
 
-from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
+from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
 
-HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 TRAINED = "table on the GRPose project page, trained on Human-Art"
 RELEASED = "table on the GRPose project page, released weights"
-ADAPTER_KEYS = (
-    "adapter."  # of the keys in diffusers' class, and of this method's keys where an original file holds more
-)
+ADAPTER_KEYS = "adapter."  # in diffusers' class, and of this method's keys where an original file holds more
 
 
 class T2IAdapter(Adapter):
@@ -38,9 +35,6 @@ class T2IAdapter(Adapter):
         tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
             T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
         blocks: residual blocks per level (``nums_rb``).
-
-    Attributes:
-        network: diffusers' class of it, so that it saves as a plain diffusers folder.
     """
 
     needs = frozenset({"hint"})
@@ -67,9 +61,8 @@ class T2IAdapter(Adapter):
     ) -> None:
         super().__init__()
         if not 0 <= tau <= 1:
-            raise ValueError(
-                f"adapter.tau is {tau}; expected the share of the noise process in which the pose is used, from 0 to 1"
-            )
+            share = "the share of the noise process in which the pose is used, from 0 to 1"
+            raise ValueError(f"adapter.tau is {tau}; expected {share}")
         if blocks < 1:
             raise ValueError(f"adapter.blocks is {blocks}; expected at least one residual block per level")
         self.hint = PoseDrawing(style, range=(0.0, 1.0))
@@ -85,8 +78,7 @@ class T2IAdapter(Adapter):
     def features(self, hint: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.
 
-        Odd grids are rounded up as the U-Net's are, or down as in the official program (``faithful``), which fails
-        there.
+        Odd grids are rounded up as the U-Net's, or down as in the official program (``faithful``), which fails there.
         """
         for level in self.network.adapter.body[1:]:
             level.downsample.ceil_mode = not self.faithful
@@ -109,17 +101,15 @@ class T2IAdapter(Adapter):
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if self.faithful and any(side % step for side in size):
             raise ValueError(
-                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and "
-                "the U-Net up; "
-                f"choose multiples of {step}, for instance {[-(-side // step) * step for side in size]}"
+                f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the "
+                f"U-Net up; choose multiples of {step}, for instance {[-(-side // step) * step for side in size]}"
             )
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, bare or below ``adapter.``, or of diffusers' class."""
         table = original_names(self.backbone.geometry.levels, self.blocks)
-        if any(
-            ".resnets." in key and key.startswith(ADAPTER_KEYS) for key in official
-        ):  # diffusers' names, and this project's
+        # Diffusers' names, and this project's.
+        if any(".resnets." in key and key.startswith(ADAPTER_KEYS) for key in official):
             table = {name: name for name in table.values()}
         prefix = ADAPTER_KEYS if ldm.has_prefix(official, ADAPTER_KEYS) else ""
         return ldm.placed(official, prefix, table, f"adapter.network.{ADAPTER_KEYS}", self.beside, type(self).__name__)

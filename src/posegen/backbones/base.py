@@ -33,29 +33,17 @@ BACKBONE_PLACES = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of a latent diffusion U-Net, all that an adapter may size itself from.
+    """The shape of a latent diffusion U-Net, all that an adapter may size itself from."""
 
-    Attributes:
-        latent_channels: channels of the latents.
-        latent_factor: pixels per latent cell (8 for Stable Diffusion).
-        channels: width of each level, finest first.
-        attention: whether each level has cross-attention.
-        layers: residual blocks per level of the encoder.
-        heads: attention heads of each level.
-        text_dim: width of the text states.
-        linear_projection: transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1).
-        norm_groups: groups of the group normalisations.
-    """
-
-    latent_channels: int
-    latent_factor: int
-    channels: tuple[int, ...]
-    attention: tuple[bool, ...]
-    layers: int
-    heads: tuple[int, ...]
-    text_dim: int
-    linear_projection: bool = False
-    norm_groups: int = 32
+    latent_channels: int  # channels of the latents
+    latent_factor: int  # pixels per latent cell (8 for Stable Diffusion)
+    channels: tuple[int, ...]  # width of each level, finest first
+    attention: tuple[bool, ...]  # whether each level has cross-attention
+    layers: int  # residual blocks per level of the encoder
+    heads: tuple[int, ...]  # attention heads of each level
+    text_dim: int  # width of the text states
+    linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
+    norm_groups: int = 32  # groups of the group normalisations
 
     @property
     def levels(self) -> int:
@@ -79,91 +67,60 @@ class Geometry:
         """From the config of a ``UNet2DConditionModel``; there ``attention_head_dim`` is the number of heads."""
         channels = tuple(unet["block_out_channels"])
         heads = unet.get("num_attention_heads") or unet["attention_head_dim"]
-        return cls(
-            latent_channels=unet["out_channels"],
-            latent_factor=latent_factor,
-            channels=channels,
-            attention=tuple("CrossAttn" in block for block in unet["down_block_types"]),
-            layers=unet["layers_per_block"],
-            heads=tuple(heads) if isinstance(heads, Sequence) else (heads,) * len(channels),
-            text_dim=unet["cross_attention_dim"],
-            linear_projection=bool(unet.get("use_linear_projection", False)),
-            norm_groups=unet.get("norm_num_groups", 32),
-        )
+        heads = tuple(heads) if isinstance(heads, Sequence) else (heads,) * len(channels)
+        attention = tuple("CrossAttn" in block for block in unet["down_block_types"])
+        linear, groups = bool(unet.get("use_linear_projection", False)), unet.get("norm_num_groups", 32)
+        sizes = attention, unet["layers_per_block"], heads, unet["cross_attention_dim"]
+        return cls(unet["out_channels"], latent_factor, channels, *sizes, linear, groups)
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
-        """From the ``unet_config.params`` of an original latent-diffusion yaml.
-
-        Raises:
-            UserError: the input convolution is not as wide as the first level.
-        """
-        check_first_width(config["model_channels"], config["model_channels"] * config["channel_mult"][0])
+        """From the ``unet_config.params`` of an original latent-diffusion yaml; raises as `check_first_width` does."""
         channels = tuple(config["model_channels"] * m for m in config["channel_mult"])
+        check_first_width(config["model_channels"], channels[0])
         head_width = config.get("num_head_channels", -1)
         heads = tuple(c // head_width for c in channels) if head_width > 0 else (config["num_heads"],) * len(channels)
-        return cls(
-            latent_channels=config["out_channels"],
-            latent_factor=latent_factor,
-            channels=channels,
-            attention=tuple(2**level in config["attention_resolutions"] for level in range(len(channels))),
-            layers=config["num_res_blocks"],
-            heads=heads,
-            text_dim=config["context_dim"],
-            linear_projection=bool(config.get("use_linear_in_transformer", False)),
-        )
+        attention = tuple(2**level in config["attention_resolutions"] for level in range(len(channels)))
+        sizes = attention, config["num_res_blocks"], heads, config["context_dim"]
+        linear = bool(config.get("use_linear_in_transformer", False))
+        return cls(config["out_channels"], latent_factor, channels, *sizes, linear)
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step.
+    """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step."""
 
-    Attributes:
-        layers: name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads.
-        strength: weight of one of these keys relative to one of the reading pass; 1 makes no difference between them.
-    """
-
+    # name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads
     layers: Mapping[str, tuple[Tensor, Tensor]]
+    # weight of one of these keys relative to one of the reading pass; 1 makes no difference between them
     strength: float = 1.0
 
     def joined(self, other: Bank) -> Bank:
-        """The keys and values of both.
-
-        Raises:
-            ValueError: their strengths differ.
-        """
+        """The keys and values of both; a ValueError where their strengths differ."""
         if self.strength != other.strength:
-            raise ValueError(
-                f"attention of strengths {self.strength} and {other.strength} cannot be added; give both methods "
-                "the same"
-            )
+            both = f"attention of strengths {self.strength} and {other.strength}"
+            raise ValueError(f"{both} cannot be added; give both methods the same")
         layers = {**self.layers, **other.layers}
         for name in self.layers.keys() & other.layers.keys():
-            pairs = zip(self.layers[name], other.layers[name], strict=True)
-            layers[name] = tuple(torch.cat(pair, dim=1) for pair in pairs)  # type: ignore[assignment]
+            (k, v), (more_k, more_v) = self.layers[name], other.layers[name]
+            layers[name] = torch.cat([k, more_k], dim=1), torch.cat([v, more_v], dim=1)
         return Bank(layers, self.strength)
 
 
 @dataclass(frozen=True)
 class Injection:
-    """The influence of a method on one pass of the U-Net; every field is optional.
+    """The influence of a method on one pass of the U-Net; every field is optional."""
 
-    Attributes:
-        down: one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it.
-        mid: residual added to the middle block's output.
-        encoder: one feature map per level, added inside the encoder before the level's last skip leaves it.
-        latents: ``[B, c, h, w]`` concatenated to the noisy latents.
-        attention: keys and values of another pass, appended to those of the self-attentions.
-        features: tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks.
-        rows: ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images.
-    """
-
+    # one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it
     down: tuple[Tensor, ...] | None = None
-    mid: Tensor | None = None
+    mid: Tensor | None = None  # residual added to the middle block's output
+    # one feature map per level, added inside the encoder before the level's last skip leaves it
     encoder: tuple[Tensor, ...] | None = None
-    latents: Tensor | None = None
-    attention: Bank | None = None
+    latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
+    attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
+    # tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks
     features: tuple[Tensor, ...] | None = None
+    # ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images
     rows: Tensor | None = None
 
     @property
@@ -172,11 +129,7 @@ class Injection:
         return (*(self.down or ()), *(() if self.mid is None else (self.mid,)))
 
     def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
-        """The same with one factor per residual, in the order of `residuals`.
-
-        Raises:
-            ValueError: there are not as many factors as residuals.
-        """
+        """The same with one factor per residual, in the order of `residuals`; a ValueError with more or fewer."""
         if len(factors) != (count := len(self.residuals)):
             raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
         scaled = tuple(r * f for r, f in zip(self.residuals, factors, strict=True))
@@ -184,11 +137,7 @@ class Injection:
         return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
 
     def scaled(self, factor: float) -> Injection:
-        """The same influence ``factor`` times as strong.
-
-        Latents enter through a linear convolution and are multiplied as residuals and encoder features are.
-        ``attention`` and ``features`` do not act linearly and stay as they are.
-        """
+        """The same ``factor`` times as strong; ``attention`` and ``features`` act not linearly and stay as they are."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
         return replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
@@ -197,16 +146,15 @@ class Injection:
         """Both influences: residuals and encoder features add, latents and attention concatenate.
 
         Raises:
-            ValueError: both bring ``features``, or attention for other images or of another strength, or another number
-                of residuals.
+            ValueError: both bring ``features``, attention for other images or another strength, or other residuals.
         """
         if self.features is not None and other.features is not None:
             raise ValueError("two methods that insert blocks before the transformers cannot be added; use one of them")
         banks = [i for i in (self, other) if i.attention is not None or i.features is not None]
-        if len(banks) == 2 and not same_rows(self.rows, other.rows):
-            raise ValueError(
-                "attention and features of two methods cannot be added: they are for other images of the batch"
-            )
+        a, b = self.rows, other.rows
+        if len(banks) == 2 and a is not b and (a is None or b is None or not torch.equal(a, b)):
+            images = "they are for other images of the batch"
+            raise ValueError(f"attention and features of two methods cannot be added: {images}")
         return Injection(
             down=_added("down", self.down, other.down),
             mid=_both(torch.add, self.mid, other.mid),
@@ -232,10 +180,6 @@ def _added(name: str, a: tuple[Tensor, ...] | None, b: tuple[Tensor, ...] | None
     return _both(lambda x, y: tuple(p + q for p, q in zip(x, y, strict=True)), a, b)
 
 
-def same_rows(a: Tensor | None, b: Tensor | None) -> bool:
-    return (a is b) or (a is not None and b is not None and torch.equal(a, b))
-
-
 @dataclass(frozen=True)
 class Step:
     """One training step of the diffusion model; all tensors ``[B, c, h, w]`` but ``timesteps [B]``."""
@@ -249,11 +193,7 @@ class Step:
 
 
 class ControlBranch(nn.Module, ABC):
-    """A trainable copy of a backbone's network, see `Backbone.control_copy`.
-
-    Attributes:
-        network: the copy in diffusers' class, so that it saves as a plain diffusers folder where no block is replaced.
-    """
+    """A trainable copy of a backbone's network (``network``, in diffusers' class), see `Backbone.control_copy`."""
 
     network: Any
 
@@ -270,27 +210,21 @@ class ControlBranch(nn.Module, ABC):
         hint: Tensor | None = None,
         conditions: Mapping[BlockPlace, Any] | None = None,
     ) -> Injection:
-        """The influence on one pass.
+        """The influence on one pass over noisy ``latents [B, c, h, w]`` at ``timesteps [B]``.
 
         Args:
-            latents: ``[B, c, h, w]`` noisy latents.
-            timesteps: ``[B]``.
-            text: the prompts.
             hint: the result of `hint_features`.
             conditions: the input of each replaced block.
         """
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
-        """Official weights of such a copy under the names of this module, see `Adapter.convert`.
+        """Official weights of such a copy under the names of this module; UnknownKeys names those that have no place.
 
         Args:
             official: a file of the original program, bare or of a whole model, or of diffusers' class.
             beside: beginnings of keys that are left out.
             method: for the message.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
         """
 
 
@@ -304,26 +238,16 @@ class Weights:
 
 
 class Backbone(nn.Module, ABC):
-    """A diffusion model that adapters influence without knowing which one it is.
+    """A diffusion model that adapters influence without knowing which one it is."""
 
-    Attributes:
-        geometry: see `Geometry`.
-        recipe: which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``.
-        sample: the kind of sample; `Adapter.sample` must agree.
-        trains_on: the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come.
-        weights: id and hash of the loaded weights.
-        places: where methods can influence it, some of `BACKBONE_PLACES`.
-        process: its noise process.
-        unet: the network that `predict` runs.
-    """
-
-    places: ClassVar[frozenset[str]]
+    places: ClassVar[frozenset[str]]  # where methods can influence it, some of `BACKBONE_PLACES`
     geometry: Geometry
     process: NoiseProcess
-    recipe: str
-    sample: Literal["image", "pose"]
+    recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
+    sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
+    # the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come
     trains_on: Literal["latents", "poses"] = "latents"
-    weights: Weights
+    weights: Weights  # id and hash of the loaded weights
     unet: Any
 
     @abstractmethod
@@ -331,18 +255,13 @@ class Backbone(nn.Module, ABC):
         """The prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]``."""
 
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
-        """Keys and values of the self-attentions in the pass that `predict` runs with the same arguments.
-
-        Raises:
-            TypeError: this backbone cannot show it.
-        """
+        """Keys and values of the self-attentions in the pass of `predict`; a TypeError where it cannot show them."""
         raise TypeError(f"backbone {self.weights.id} does not show the keys and values of its self-attentions")
 
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
         """A trainable copy of the network, which starts without influence.
 
-        Args:
-            replaced: modules in the place of blocks of the copy, see `encoder_block`; with any, the copy reads no hint.
+        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint.
         """
         raise lacks(self, "control_copy")
 
@@ -355,11 +274,7 @@ class Backbone(nn.Module, ABC):
         raise lacks(self, "middle")
 
     def widen(self, channels: int) -> None:
-        """Adds ``channels`` input channels of zero weight, which read `Injection.latents`.
-
-        Raises:
-            ValueError: the input was widened before.
-        """
+        """Adds input channels of zero weight, which read `Injection.latents`; a ValueError the second time."""
         raise lacks(self, "latents")
 
     @abstractmethod
@@ -378,18 +293,12 @@ class Backbone(nn.Module, ABC):
         """Scaled latents to samples, the inverse of `to_latents`; images are differentiable."""
 
     def save_source(self, folder: Path) -> dict[str, Any]:
-        """Copies the files that the weights were read from to the new ``folder``.
+        """Copies the files that the weights were read from to the new ``folder``; a TypeError where there are none.
 
-        Returns:
-            Constructor arguments that read the same weights from there, with paths relative to ``folder``.
-
-        Raises:
-            TypeError: the weights were not read from files.
+        Returns constructor arguments that read the same weights from there, with paths relative to ``folder``.
         """
-        raise TypeError(
-            f"backbone {self.weights.id} was not read from files, so its weights cannot be copied; save it to a "
-            "folder and read it from there"
-        )
+        unread = f"backbone {self.weights.id} was not read from files, so its weights cannot be copied"
+        raise TypeError(f"{unread}; save it to a folder and read it from there")
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
@@ -400,17 +309,11 @@ class Backbone(nn.Module, ABC):
         return self.weights.sha256
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of an image of ``size``.
-
-        Raises:
-            ValueError: a side is not a multiple of the latent factor.
-        """
+        """(channels, height, width) of an image's latents; a ValueError unless the latent factor divides ``size``."""
         factor = self.geometry.latent_factor
         if any(side % factor for side in size):
-            raise ValueError(
-                f"data.size {size} is not a multiple of the backbone's latent factor {factor}; choose "
-                f"{[s - s % factor for s in size]}"
-            )
+            multiples = f"a multiple of the backbone's latent factor {factor}"
+            raise ValueError(f"data.size {size} is not {multiples}; choose {[s - s % factor for s in size]}")
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
 
     @property
@@ -426,14 +329,9 @@ def lacks(backbone: Backbone, place: str) -> TypeError:
 
 
 def check_first_width(stem: int, first: int) -> None:
-    """Refuses U-Nets whose first level is not as wide as their input convolution.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raises a UserError for U-Nets whose first level is not as wide as their input convolution."""
     if stem != first:
         raise UserError(
-            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets "
-            "with one width for both, as all released "
-            "models have it, so these weights cannot be expressed"
+            f"the input convolution is {stem} channels wide and the first level {first}; posegen builds U-Nets with "
+            "one width for both, as all released models have it, so these weights cannot be expressed"
         )

@@ -36,12 +36,9 @@ class PoseSpace(StableDiffusion):
     Args:
         path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise
             process are read.
-        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians, scaled to
-            mean 0 and variance 1.
-        grid: side of the maps.
-        sigma: standard deviation, in cells, of the Gaussians of ``corrected``.
-        recipe: which of an adapter's ``recipes`` fits this backbone.
-        id: name in tables and records; the folder's name where it is None.
+        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians of ``sigma``
+            cells, scaled to mean 0 and variance 1.
+        recipe, id: as in `StableDiffusion`.
 
     Raises:
         WeightsError: nothing usable at ``path``; the message says the expected files.
@@ -63,38 +60,25 @@ class PoseSpace(StableDiffusion):
         self._encode_as(encoding, grid, sigma)
         folder = resolve(path)
         if not folder.is_dir():
-            raise WeightsError(
-                f"{folder}: a file; backbone.path of a pose backbone is a folder in diffusers' layout (unet/ "
-                "text_encoder/ tokenizer/ scheduler/)"
-            )
+            layout = "a folder in diffusers' layout (unet/ text_encoder/ tokenizer/ scheduler/)"
+            raise WeightsError(f"{folder}: a file; backbone.path of a pose backbone is {layout}")
         config, text = read_config(folder / "unet"), folder / "text_encoder"
         scheduler = read_config(folder / "scheduler", "scheduler_config.json")
         sizes = {key: value for key, value in config.items() if not key.startswith("_")}
-        facts = {
-            "unet": sizes,
-            "scheduler": scheduler,
-            "encoding": encoding,
-            "grid": grid,
-            "sigma": sigma,
-            "text": sha256_of(weight_files(text)),
-        }
+        facts = {"unet": sizes, "scheduler": scheduler, "text": sha256_of(weight_files(text)), **self._form()}
         parts = ModelParts(
             unet=pose_unet(config, grid),
             autoencoder=None,  # type: ignore[arg-type]
             text_encoder=read_model(CLIPTextModel, text),
             tokenizer=read_tokenizer(folder / "tokenizer"),
             scheduler=scheduler,
-            origin=json.dumps(
-                facts, sort_keys=True
-            ),  # the U-Net's random weights are not part of what this backbone is
+            origin=json.dumps(facts, sort_keys=True),  # without the U-Net's weights: they are random
         )
         self._source = folder, None
         self._assemble(parts, recipe, id or folder.stem)
 
     @classmethod
-    def of(
-        cls, parts: ModelParts, encoding: Literal["reference", "corrected"], grid: int, sigma: float = 1.5
-    ) -> PoseSpace:
+    def of(cls, parts: ModelParts, encoding: str, grid: int, sigma: float = 1.5) -> PoseSpace:
         """A backbone of parts that are in memory, for tests and comparisons."""
         self = cls.__new__(cls)
         torch.nn.Module.__init__(self)
@@ -107,6 +91,9 @@ class PoseSpace(StableDiffusion):
             raise ValueError(f"backbone.encoding is {encoding!r}; expected one of {', '.join(ENCODINGS)}")
         self.encoding, self.grid, self.sigma = encoding, grid, sigma
 
+    def _form(self) -> dict[str, Any]:
+        return {"encoding": self.encoding, "grid": self.grid, "sigma": self.sigma}
+
     def _latents(self) -> tuple[int, int]:
         return JOINTS, 1
 
@@ -118,14 +105,7 @@ class PoseSpace(StableDiffusion):
             shutil.copytree(place / part, folder / part)
         (folder / "unet").mkdir()
         shutil.copyfile(place / "unet" / "config.json", folder / "unet" / "config.json")
-        return {
-            "path": ".",
-            "encoding": self.encoding,
-            "grid": self.grid,
-            "sigma": self.sigma,
-            "recipe": self.recipe,
-            "id": self.weights.id,
-        }
+        return {"path": ".", **self._form(), "recipe": self.recipe, "id": self.weights.id}
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         return f"{self.encoding}-{self.grid}-{self.sigma}" if of == "latents" else super().encoding_key(of)
@@ -134,10 +114,8 @@ class PoseSpace(StableDiffusion):
         """Poses ``[B, 17, 3]`` to joint maps; stored maps ``[B, 17, H, W]`` are only brought to the grid."""
         if images.ndim == 4:
             if self.encoding != "reference":
-                raise ValueError(
-                    "the data set stores joint maps in the released encoding, backbone.encoding is "
-                    f"{self.encoding}; set backbone.encoding=reference"
-                )
+                stored = "the data set stores joint maps in the released encoding"
+                raise ValueError(f"{stored}, backbone.encoding is {self.encoding}; set backbone.encoding=reference")
             return F.interpolate(images, (self.grid, self.grid), mode="bilinear", align_corners=False)
         return ENCODINGS[self.encoding].encode(images, self.grid, self.sigma)
 

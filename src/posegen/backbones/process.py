@@ -15,22 +15,12 @@ from posegen.io.weights import WeightsError
 
 
 class NoiseProcess(ABC):
-    """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers' schedulers.
+    """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers."""
 
-    Args:
-        config: configuration of a diffusers scheduler.
-
-    Attributes:
-        config: a copy of it.
-        prediction_type: the network's output, ``epsilon``, ``v_prediction`` or ``velocity``.
-        length: timestep of pure noise, 1000 in most models.
-        default_scheduler: name of the diffusers scheduler that belongs to the process.
-    """
-
-    config: dict[str, Any]
-    prediction_type: str
-    length: int
-    default_scheduler: str
+    config: dict[str, Any]  # configuration of a diffusers scheduler
+    prediction_type: str  # the network's output, ``epsilon``, ``v_prediction`` or ``velocity``
+    length: int  # timestep of pure noise, 1000 in most models
+    default_scheduler: str  # name of the diffusers scheduler that belongs to the process
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
@@ -73,22 +63,18 @@ class NoiseProcess(ABC):
         return t / self.length
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A diffusers scheduler of this process; ``name`` is its class, by default `default_scheduler`.
+        """A diffusers scheduler of this process, of the class ``name`` or of `default_scheduler`.
 
-        Raises:
-            UserError: diffusers has no such scheduler, or it belongs to another kind of process.
+        Raises a UserError where diffusers has no such scheduler, or it belongs to another kind of process.
         """
         name = name or self.default_scheduler
         cls = getattr(diffusers, name, None)
         if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
-            raise UserError(
-                f"sampler.scheduler is {name!r}; expected a scheduler of diffusers: {self.default_scheduler}"
-            )
+            expected = f"expected a scheduler of diffusers: {self.default_scheduler}"
+            raise UserError(f"sampler.scheduler is {name!r}; {expected}")
         if not self.accepts(cls):
-            raise UserError(
-                f"sampler.scheduler={name} does not fit the backbone, which predicts {self.prediction_type}; "
-                f"choose for instance {self.default_scheduler}"
-            )
+            misfit = f"does not fit the backbone, which predicts {self.prediction_type}"
+            raise UserError(f"sampler.scheduler={name} {misfit}; choose for instance {self.default_scheduler}")
         return cls.from_config(self.config)  # type: ignore[attr-defined]
 
     def _maps(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,12 +86,6 @@ class VariancePreserving(NoiseProcess):
     """Noisy latents are sqrt(a) clean + sqrt(1 - a) noise, with a = ``alphas_cumprod[t]`` (Ho et al. 2020, equation 4).
 
     The network predicts the noise, or v = sqrt(a) noise - sqrt(1 - a) clean (Salimans & Ho 2022, equation 13).
-
-    Attributes:
-        alphas_cumprod: ``[T] float32``.
-
-    Raises:
-        WeightsError: the configuration has another prediction type.
     """
 
     default_scheduler = "DDIMScheduler"
@@ -115,9 +95,8 @@ class VariancePreserving(NoiseProcess):
         schedule = diffusers.DDIMScheduler.from_config(self.config)
         self.prediction_type = schedule.config.prediction_type
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise WeightsError(
-                f"its scheduler has prediction_type {self.prediction_type!r}; expected epsilon or v_prediction"
-            )
+            has = f"its scheduler has prediction_type {self.prediction_type!r}"
+            raise WeightsError(f"{has}; expected epsilon or v_prediction")
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.float()
         self.length = len(self.alphas_cumprod)
         self._on: dict[torch.device, Tensor] = {}

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
-from posegen.backbones.blocks.self_attention import Record, additions, bank_of
+from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
@@ -38,15 +38,8 @@ class StableDiffusion(Backbone):
         initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the
             autoencoder stays).
         id: name of the weights in tables and records; the folder's or file's name where it is None.
-        prediction_type: overrides the scheduler's configuration; single files say nothing and mean
-            ``epsilon``.
-        size: the published size to build where ``path`` is None and ``initialise`` is ``random``: U-Net, autoencoder
-            and text tower of ``sd15`` or ``sd21``.
-
-    Attributes:
-        autoencoder: diffusers' ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
-        text_encoder: the CLIP text tower.
-        tokenizer: its tokenizer.
+        prediction_type: overrides the scheduler's configuration; single files say nothing and mean ``epsilon``.
+        size: the published size, ``sd15`` or ``sd21``, of random weights where ``path`` is None.
 
     Raises:
         WeightsError: nothing usable at ``path``; the message says the expected files.
@@ -95,9 +88,7 @@ class StableDiffusion(Backbone):
 
     def _assemble(self, parts: ModelParts, recipe: str, id: str) -> None:
         self.unet: UNet2DConditionModel = parts.unet
-        self.autoencoder = parts.autoencoder
-        self.text_encoder = parts.text_encoder
-        self.tokenizer = parts.tokenizer
+        self.autoencoder, self.text_encoder, self.tokenizer = parts.autoencoder, parts.text_encoder, parts.tokenizer
         self.recipe = recipe
         try:
             self.process = noise_process(parts.scheduler)
@@ -111,22 +102,19 @@ class StableDiffusion(Backbone):
 
     def _latents(self) -> tuple[int, int]:
         """(channels, pixels per cell) of the latents."""
-        return self.autoencoder.config.latent_channels, latent_factor(self.autoencoder.config)
+        config = self.autoencoder.config
+        widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        return config.latent_channels, 2 ** (len(widths) - 1)  # every stage but the first halves the size
 
     def _check_fit(self, id: str) -> None:
         unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
-            raise WeightsError(
-                f"backbone {id}: the U-Net takes {unet.in_channels} and returns {unet.out_channels} channels, the "
-                f"autoencoder makes {latent}; "
-                "expected a text-to-image model and its own autoencoder"
-            )
+            made = f"returns {unet.out_channels} channels, the autoencoder makes {latent}"
+            expected = "expected a text-to-image model and its own autoencoder"
+            raise WeightsError(f"backbone {id}: the U-Net takes {unet.in_channels} and {made}; {expected}")
         if unet.cross_attention_dim != text:
-            raise WeightsError(
-                f"backbone {id}: the U-Net attends to text states of width {unet.cross_attention_dim}, the text "
-                f"tower makes {text}; "
-                "they belong to different models"
-            )
+            widths = f"text states of width {unet.cross_attention_dim}, the text tower makes {text}"
+            raise WeightsError(f"backbone {id}: the U-Net attends to {widths}; they belong to different models")
 
     @property
     def parts(self) -> ModelParts:
@@ -153,25 +141,24 @@ class StableDiffusion(Backbone):
             return f"{tensors_hash(self.autoencoder)}-{self.autoencoder.config.scaling_factor}"
         return f"{tensors_hash(self.text_encoder)}-{self.max_length}"
 
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
-        return self._predict(latents, timesteps, text, injection)
-
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
-        record: dict[str, Record] = {}
-        self._predict(latents, timesteps, text, injection, record)
-        return bank_of(record)
+        record: PassRecords = {}
+        self.predict(latents, timesteps, text, injection, record)
+        return Bank({name: written[0] for name, written in record.items() if written})
 
-    def _predict(
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        text: Text,
-        injection: Injection,
-        record: dict[str, Record] | None = None,
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection, record: PassRecords | None = None
     ) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
-        down, mid = self._residuals(injection)
+        down, mid = injection.down, injection.mid
+        if down is not None or mid is not None:  # diffusers takes both kinds or none
+            skips, nothing = len(self.geometry.residual_channels), torch.zeros((), device=self.unet.device)
+            down, mid = (nothing,) * skips if down is None else down, nothing if mid is None else mid
+            if len(down) != skips:
+                raise ValueError(
+                    f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections"
+                )
         with features_added(self.unet, injection.encoder):
             return self.unet(
                 latents,
@@ -193,17 +180,15 @@ class StableDiffusion(Backbone):
     def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
         if self._behind_middle is not None:
             self._behind_middle.remove()
-        self._behind_middle = self.unet.mid_block.register_forward_hook(
-            lambda _module, _inputs, output: function(output)
-        )
+        middle = self.unet.mid_block
+        self._behind_middle = middle.register_forward_hook(lambda _module, _inputs, output: function(output))
 
     def widen(self, channels: int) -> None:
         old = self.unet.conv_in
         if old.in_channels != self.geometry.latent_channels:
-            raise ValueError(
-                f"the U-Net takes {old.in_channels} channels, not the {self.geometry.latent_channels} of the latents; "
-                "a method that concatenates latents needs a text-to-image backbone of its own"
-            )
+            taken = f"{old.in_channels} channels, not the {self.geometry.latent_channels} of the latents"
+            needed = "a method that concatenates latents needs a text-to-image backbone of its own"
+            raise ValueError(f"the U-Net takes {taken}; {needed}")
         new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
         new = new.to(old.weight)
         with torch.no_grad():
@@ -213,22 +198,10 @@ class StableDiffusion(Backbone):
         self.unet.conv_in = new
         self.unet.register_to_config(in_channels=new.in_channels)
 
-    def _residuals(self, injection: Injection) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
-        """Residuals as diffusers wants them: both kinds or none."""
-        if injection.down is None and injection.mid is None:
-            return None, None
-        skips = len(self.geometry.residual_channels)
-        nothing = torch.zeros((), device=self.unet.device)
-        down = tuple(injection.down) if injection.down is not None else (nothing,) * skips
-        if len(down) != skips:
-            raise ValueError(f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections")
-        return down, injection.mid if injection.mid is not None else nothing
-
     def encode_text(self, prompts: Sequence[str]) -> Text:
         unique = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(
-            unique, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
-        )
+        form = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        tokens = self.tokenizer(unique, max_length=self.max_length, **form)
         states = self.text_encoder(tokens.input_ids.to(self.text_encoder.device), return_dict=False)[0]
         place = {prompt: i for i, prompt in enumerate(unique)}
         return Text(states[[place[prompt] for prompt in prompts]])
@@ -242,22 +215,12 @@ class StableDiffusion(Backbone):
             if generators is not None:
                 noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
                 code = mean + std * noise.to(mean)
-        return (code - shift(config)) * config.scaling_factor
+        return (code - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def from_latents(self, latents: Tensor) -> Tensor:
         config = self.autoencoder.config
-        return self.autoencoder.decode(latents / config.scaling_factor + shift(config), return_dict=False)[0]
-
-
-def shift(config: Mapping[str, Any]) -> float:
-    """The shift of the latents that newer autoencoders know."""
-    return config.get("shift_factor") or 0.0
-
-
-def latent_factor(config: Mapping[str, Any]) -> int:
-    """Pixels per latent cell of an autoencoder; every stage but the first halves the size."""
-    widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    return 2 ** (len(widths) - 1)
+        shifted = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return self.autoencoder.decode(shifted, return_dict=False)[0]
 
 
 @contextmanager
@@ -270,13 +233,17 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
         yield
         return
     if len(features) != len(unet.down_blocks):
-        raise ValueError(
-            f"Injection.encoder has {len(features)} feature maps, this backbone has {len(unet.down_blocks)} levels"
-        )
-    hooks = [
-        _last_layer(block).register_forward_hook(_adding(feature))
-        for block, feature in zip(unet.down_blocks, features, strict=True)
-    ]
+        levels = len(unet.down_blocks)
+        raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {levels} levels")
+
+    def adding(feature: Tensor) -> Any:
+        def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            return (output[0] + feature, *output[1:]) if isinstance(output, tuple) else output + feature
+
+        return add
+
+    last = [(getattr(block, "attentions", None) or block.resnets)[-1] for block in unet.down_blocks]
+    hooks = [m.register_forward_hook(adding(feature)) for m, feature in zip(last, features, strict=True)]
     try:
         yield
     finally:
@@ -284,47 +251,26 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
             hook.remove()
 
 
-def _last_layer(block: nn.Module) -> nn.Module:
-    return (getattr(block, "attentions", None) or block.resnets)[-1]
-
-
-def _adding(feature: Tensor) -> Any:
-    def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return (output[0] + feature, *output[1:]) if isinstance(output, tuple) else output + feature
-
-    return add
-
-
 def resolve(path: str | Path | None) -> Path:
-    """The folder or file that ``path`` means.
-
-    Raises:
-        WeightsError: nothing is there.
-    """
+    """The folder or file that ``path`` means; a WeightsError where nothing is there."""
     expected = (
         "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ "
-        "tokenizer/ scheduler/), "
-        "an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is downloaded unless you "
-        "say so. "
-        "backbone.path=null needs backbone.initialise=random and a published backbone.size"
+        "tokenizer/ scheduler/), an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is "
+        "downloaded unless you say so. backbone.path=null needs backbone.initialise=random and a published "
+        "backbone.size"
     )
     if path is None:
         raise WeightsError(f"backbone.path is not set. {expected}")
     if str(path).startswith(HUB):
-        return _fetch(str(path).removeprefix(HUB))
+        from huggingface_hub import snapshot_download
+
+        wanted = [f"{folder}/*" for folder in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
+        try:
+            return Path(snapshot_download(str(path).removeprefix(HUB), allow_patterns=wanted))
+        except Exception as error:  # network, credentials, unknown name
+            local = "with no network set backbone.path to a local folder or file"
+            raise WeightsError(f"{path}: cannot fetch it ({error}); {local}") from error
     place = Path(path).expanduser()
     if not place.exists():
         raise WeightsError(f"{place}: no such file or folder. {expected}")
     return place
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = [f"{folder}/*" for folder in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # network, credentials, unknown name
-        raise WeightsError(
-            f"{HUB}{name}: cannot fetch it ({error}); with no network set backbone.path to a local folder or file"
-        ) from error

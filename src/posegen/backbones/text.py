@@ -12,17 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Encoded prompts of B images.
+    """Encoded prompts of B images."""
 
-    Attributes:
-        tokens: ``[B, L, D]`` states for cross-attention or joint attention.
-        pooled: ``[B, P]`` one vector per prompt.
-        mask: ``[B, L] bool`` true for the tokens that count; None: all of them.
-    """
-
-    tokens: Tensor
-    pooled: Tensor | None = None
-    mask: Tensor | None = None
+    tokens: Tensor  # ``[B, L, D]`` states for cross-attention or joint attention
+    pooled: Tensor | None = None  # ``[B, P]`` one vector per prompt
+    mask: Tensor | None = None  # ``[B, L] bool`` true for the tokens that count; None: all of them
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,17 +53,12 @@ class Text:
 
     @staticmethod
     def _pairwise(combine: Callable[..., Tensor], texts: Sequence[Text]) -> Text:
-        """Combines the same part of several texts.
-
-        Raises:
-            ValueError: a part is there in some of them only.
-        """
+        """Combines the same part of several texts, which all or none of them have."""
         columns = zip(*((text.tokens, text.pooled, text.mask) for text in texts), strict=True)
         combined = []
         for name, parts in zip(("tokens", "pooled", "mask"), columns, strict=True):
             if len({part is None for part in parts}) > 1:
-                raise ValueError(
-                    f"some of {len(texts)} texts have {name} and some do not; encode all with one backbone"
-                )
+                mixed = f"some of {len(texts)} texts have {name} and some do not"
+                raise ValueError(f"{mixed}; encode all with one backbone")
             combined.append(None if parts[0] is None else combine(*parts))
         return Text(*combined)  # type: ignore[arg-type]

@@ -20,20 +20,10 @@ HINT_CHANNELS = (16, 32, 96, 256)  # of the hint network for a latent factor of 
 class EncoderCopy(ControlBranch):
     """Encoder, middle block and zero convolutions.
 
-    The pose enters as in ControlNet, through a hint network after the first convolution, or through residual blocks
-    that a method puts into the copy.
-
-    Args:
-        unet: the backbone's U-Net, whose encoder is copied.
-        geometry: its shape; the hint network halves the hint until it has the size of the latents.
-        replaced: blocks ``module(x [B, c, h, w], time [B, T], condition) -> [B, c', h, w]`` in the place of the
-            encoder's own; with any, there is no hint network.
-
-    Raises:
-        ValueError: there is no hint network for the latent factor.
+    The pose enters as in ControlNet, through a hint network after the first convolution that halves the hint to the
+    size of the latents, or through the blocks ``replaced``, ``module(x [B, c, h, w], time [B, T], condition) ->
+    [B, c', h, w]``, in the place of the encoder's own; with any, there is no hint network.
     """
-
-    network: Any
 
     def __init__(
         self, unet: UNet2DConditionModel, geometry: Geometry, replaced: Mapping[BlockPlace, nn.Module] | None = None

@@ -27,9 +27,6 @@ class Pyramid(nn.Module):
         size: side in pixels that images are resized to; None: as they are.
         norm: each token is normalised, without learned factors.
         positions: side of the learned grid of positions, which is interpolated to each map; 0 is none.
-
-    Attributes:
-        channels: width of each stage's map, by stage.
     """
 
     def __init__(
@@ -39,17 +36,12 @@ class Pyramid(nn.Module):
         self.network, self.stages, self.size, self.norm = network, sorted(set(stages)), size, norm
         made = [info["num_chs"] for info in network.feature_info]
         if self.stages[-1] >= len(made) or self.stages[0] < 0:
-            raise ValueError(
-                f"adapter.levels asks for stages {self.stages} of a vision network with stages 0 to {len(made) - 1}"
-            )
+            there = f"a vision network with stages 0 to {len(made) - 1}"
+            raise ValueError(f"adapter.levels asks for stages {self.stages} of {there}")
         self.channels = {stage: made[stage] for stage in self.stages}
         network.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
-        grids = (
-            [nn.Parameter(0.02 * torch.randn(1, width, positions, positions)) for width in self.channels.values()]
-            if positions
-            else []
-        )
-        self.positions = nn.ParameterList(grids)
+        grids = [(1, width, positions, positions) for width in self.channels.values() if positions]
+        self.positions = nn.ParameterList(nn.Parameter(0.02 * torch.randn(shape)) for shape in grids)
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
 
@@ -64,9 +56,8 @@ class Pyramid(nn.Module):
         if self.size is not None:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         images = (images / 2 + 0.5 - self.mean) / self.std
-        maps = self.network.forward_intermediates(
-            images, indices=self.stages, output_fmt="NCHW", intermediates_only=True
-        )
+        form = {"output_fmt": "NCHW", "intermediates_only": True}
+        maps = self.network.forward_intermediates(images, indices=self.stages, **form)
         return {stage: self._tokens(each, i) for i, (stage, each) in enumerate(zip(self.stages, maps, strict=True))}
 
     def _tokens(self, feature: Tensor, number: int) -> Tensor:
@@ -82,19 +73,15 @@ class Pyramid(nn.Module):
 def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
     """A network of timm by name, Swin or another with feature maps; nothing is downloaded.
 
-    Args:
-        name: for instance ``swin_base_patch4_window7_224``.
-        weights: a file or folder with its weights, under the names of timm, Microsoft's release or transformers; None:
-            random.
+    ``weights`` is a file or folder under the names of timm, Microsoft's release or transformers; None: random.
 
     Raises:
         ValueError: timm does not know the name.
         WeightsError: the file is unreadable or is of another network.
     """
     if not timm.is_model(name):
-        raise ValueError(
-            f"adapter.vision is {name!r}, which timm does not know; expected for instance swin_base_patch4_window7_224"
-        )
+        expected = "expected for instance swin_base_patch4_window7_224"
+        raise ValueError(f"adapter.vision is {name!r}, which timm does not know; {expected}")
     any_size = {"strict_img_size": False, "drop_path_rate": 0.0} if name.startswith("swin") else {}
     network = timm.create_model(name, pretrained=False, num_classes=0, **any_size)
     if weights is not None:
@@ -102,14 +89,11 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
         tensors = timm_names(read_tensors(place))
         tensors = checkpoint_filter_fn(tensors, network) if isinstance(network, SwinTransformer) else tensors
         tensors = {key: value for key, value in tensors.items() if not key.startswith(HEAD)}
+        given = {key: value.shape for key, value in tensors.items()}
         wanted = {key: value.shape for key, value in network.state_dict().items() if not key.startswith(HEAD)}
-        if wrong := sorted(
-            key for key in wanted.keys() | tensors.keys() if key not in tensors or wanted.get(key) != tensors[key].shape
-        ):
-            raise WeightsError(
-                f"adapter.vision_weights={place} does not hold the weights of {name}: {len(wrong)} keys differ, "
-                f"for instance {wrong[0]}"
-            )
+        if wrong := sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key)):
+            differ = f"{len(wrong)} keys differ, for instance {wrong[0]}"
+            raise WeightsError(f"adapter.vision_weights={place} does not hold the weights of {name}: {differ}")
         network.load_state_dict(tensors, strict=False)
     return network
 
@@ -117,16 +101,8 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
 def small_swin(width: int, stages: int) -> nn.Module:
     """A Swin Transformer for small images: ``width`` channels, two layers per stage, windows of 4 x 4 tokens."""
     heads = [max(1, width * 2**i // HEAD_WIDTH) for i in range(stages)]
-    return SwinTransformer(
-        img_size=64,
-        window_size=4,
-        embed_dim=width,
-        depths=(2,) * stages,
-        num_heads=heads,
-        num_classes=0,
-        strict_img_size=False,
-        drop_path_rate=0.0,
-    )
+    form = {"img_size": 64, "window_size": 4, "num_classes": 0, "strict_img_size": False, "drop_path_rate": 0.0}
+    return SwinTransformer(embed_dim=width, depths=(2,) * stages, num_heads=heads, **form)
 
 
 def native_size(network: nn.Module) -> int:
@@ -157,11 +133,8 @@ def timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = key.removeprefix(TRANSFORMERS)
         for theirs, ours in RENAMED:
             name = name.replace(theirs, ours)
-        renamed[
-            name.replace("layernorm.", "norm.")
-            if name.startswith("layernorm.")
-            else name.replace("classifier.", "head.")
-        ] = value
+        old, new = ("layernorm.", "norm.") if name.startswith("layernorm.") else ("classifier.", "head.")
+        renamed[name.replace(old, new)] = value
     for key in [key for key in renamed if ".attn.query." in key]:
         parts = [renamed.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
         renamed[key.replace(".query.", ".qkv.")] = torch.cat(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -13,19 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from posegen.backbones.blocks.self_attention import Memory, ReadingProcessor, Record
 
 BlockKind = Literal["full", "cross_ff", "cross"]
-KINDS = get_args(BlockKind)
 
 
 class InsertedBlock(nn.Module):
-    """x + P_out(T(P_in(GN(x)), tokens)), where T is a transformer layer and P are 1x1 convolutions, P_out from zero.
+    """x + P_out(T(P_in(GN(x)), tokens)), where T is a transformer layer and P are 1x1 convolutions.
 
     Args:
         width: channels of the feature maps.
         tokens: width of the tokens that the cross-attention reads.
         kind: T is self-attention, cross-attention and feed-forward (``full``), the last two (``cross_ff``), or
             cross-attention alone (``cross``).
-        heads: of both attentions.
-        groups: of the group normalisation.
         zero: start as the identity; False starts P_out at random.
     """
 

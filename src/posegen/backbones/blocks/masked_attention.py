@@ -20,20 +20,12 @@ Over = Literal["image", "batch"]
 
 
 class Masking(NamedTuple):
-    """Which of the N tokens of B images show the pose.
+    """Which of the N tokens of B images show the pose."""
 
-    Attributes:
-        pose: ``[B, N]``, true where they do.
-        order: ``[B, N]`` indices of pose tokens, then of the others.
-        counts: B numbers of pose tokens.
-        fill: masked pairs have no weight (``nothing``; none are masked without a pose), or the ``lowest`` of all
-            logits.
-    """
-
-    pose: Tensor
-    order: Tensor
-    counts: Sequence[int]
-    fill: Fill
+    pose: Tensor  # ``[B, N]``, true where they do
+    order: Tensor  # ``[B, N]`` indices of pose tokens, then of the others
+    counts: Sequence[int]  # B numbers of pose tokens
+    fill: Fill  # masked pairs weigh ``nothing`` (none are masked without a pose), or have the ``lowest`` of all logits
 
     def runs(self) -> Iterator[tuple[bool, slice]]:
         """(whether anything is masked, images beside each other that have this in common)."""
@@ -46,15 +38,9 @@ class Masking(NamedTuple):
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over = "image") -> Tensor:
-    """Attention with all logits, the masked ones replaced.
+    """Attention with all logits, masked ones replaced: q, k, v ``[B, h, N, d]`` to ``[B, h, N, d] float32``.
 
-    Args:
-        q: ``[B, h, N, d]`` queries, and so the keys ``k`` and values ``v``.
-        masking: which pairs.
-        lowest_over: where the lowest logit is looked for.
-
-    Returns:
-        ``[B, h, N, d] float32``.
+    ``lowest_over`` is where the lowest logit is looked for.
     """
     with torch.autocast(q.device.type, enabled=False):
         pose = masking.pose
@@ -92,25 +78,20 @@ def compressed(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: O
 def _pose_first(q: Tensor, k: Tensor, v: Tensor, count: Tensor, most: int, fill: Tensor) -> Tensor:
     """Attention among sorted tokens: the first ``count [B]``, at most ``most`` and never all, show the pose.
 
-    The n other keys share the logit ``fill [B]``: one key with logit ``fill + ln n`` and their mean value stands for
-    all.
+    The n other keys share the logit ``fill [B]``: one key with ``fill + ln n`` and their mean value stands for all.
     """
     tokens, others = q.shape[2], q.shape[2] - count
     pose = torch.arange(tokens, device=q.device) < count[:, None]
     mean = (v * ~pose[:, None, :, None]).sum(2, keepdim=True) / others.view(-1, 1, 1, 1)
     keys, values = F.pad(k, (0, 0, 1, 0)), torch.cat([mean, v], dim=2)  # the virtual key comes before the pose
     of_pose = F.pad(fill.new_zeros(tokens), (1, 0), value=-math.inf)
-    of_others = torch.cat(
-        [(fill + others.log())[:, None], fill.new_zeros(pose.shape).masked_fill(~pose, -math.inf)], dim=1
-    )[:, None, None]
-    bias = torch.where(
-        pose[:, None, :most, None], of_pose, of_others
-    )  # an image with fewer pose tokens has others here
+    unseen = fill.new_zeros(pose.shape).masked_fill(~pose, -math.inf)
+    of_others = torch.cat([(fill + others.log())[:, None], unseen], dim=1)[:, None, None]
+    # An image with fewer pose tokens than ``most`` has others here.
+    bias = torch.where(pose[:, None, :most, None], of_pose, of_others)
     above = F.scaled_dot_product_attention(q[:, :, :most], keys, values, bias)
-    below = F.scaled_dot_product_attention(
-        q[:, :, most:], keys[:, :, : most + 1], values[:, :, : most + 1], of_others[..., : most + 1]
-    )
-    return torch.cat([above, below], dim=2)
+    keys, values, bias = keys[:, :, : most + 1], values[:, :, : most + 1], of_others[..., : most + 1]
+    return torch.cat([above, F.scaled_dot_product_attention(q[:, :, most:], keys, values, bias)], dim=2)
 
 
 @torch.no_grad()

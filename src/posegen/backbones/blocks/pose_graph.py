@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,12 @@ GROUPS = 4  # of the edge convolution; the first half sees the node, the second 
 
 
 def neighbours(maps: Tensor, k: int, rows: int = 1024) -> Tensor:
-    """The k nearest nodes of every node, in no particular order.
+    """The k nearest nodes of every node of maps ``[B, C, h, w]``, in no particular order: ``[B, h w, k]``, k <= h w.
 
     Nodes are compared by the squared distance |f_i|^2 + |f_j|^2 - 2 f_i.f_j of their features, scaled to unit length; a
     node competes for its own neighbourhood like any other. Distances of similar nodes vanish in half precision, so they
-    are single whatever the autocast; no gradient flows.
-
-    Args:
-        maps: ``[B, C, h, w]``.
-        k: at most h w.
-        rows: nodes whose distances are computed at a time, which bounds the memory by ``B * rows * h * w`` numbers.
-
-    Returns:
-        ``[B, h w, k]`` indices of nodes, row by row of the map.
+    are single whatever the autocast; no gradient flows. The distances of ``rows`` nodes are computed at a time, which
+    bounds the memory by ``B * rows * h * w`` numbers.
     """
     with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
         nodes = F.normalize(maps.float().flatten(2), dim=1).mT
@@ -48,12 +41,7 @@ class FixedDegreeMax(Aggregation):
     """The maximum over the edges of a node, where all nodes have equally many: no scattering."""
 
     def forward(
-        self,
-        x: Tensor,
-        index: Tensor | None = None,
-        ptr: Tensor | None = None,
-        dim_size: int | None = None,
-        dim: int = -2,
+        self, x: Tensor, index: Any = None, ptr: Any = None, dim_size: int | None = None, dim: int = -2
     ) -> Tensor:
         """``[nodes * k, C]`` to ``[nodes, C]``."""
         return x.view(dim_size, -1, x.shape[-1]).amax(1)
@@ -64,11 +52,8 @@ class EdgeConvolution(MessagePassing):
 
     The concatenation goes by blocks of channels, so the groups separate: the first two see x_i alone, and the maximum
     does nothing; the others see x_j - x_i alone, and as ReLU and addition keep the order,
-
-        y_i = ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]).
-
-    Two linear maps on nodes and one maximum over C / 2 channels replace the tensor of 2 C channels on k edges per node;
-    see `DenseEdgeConvolution`.
+    y_i = ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]): two linear maps on nodes and one maximum over C / 2
+    channels, not 2 C channels on k edges per node as in `DenseEdgeConvolution`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -102,9 +87,8 @@ class DenseEdgeConvolution(nn.Module):
     def forward(self, maps: Tensor, near: Tensor) -> Tensor:
         """As `EdgeConvolution.forward`."""
         nodes = maps.flatten(2)
-        joined = nodes.gather(2, near.flatten(1)[:, None].expand(-1, nodes.shape[1], -1)).view(
-            *nodes.shape, near.shape[-1]
-        )
+        ends = near.flatten(1)[:, None].expand(-1, nodes.shape[1], -1)
+        joined = nodes.gather(2, ends).view(*nodes.shape, near.shape[-1])
         centre = nodes[..., None].expand_as(joined)
         return F.relu(self.mix(torch.cat([centre, joined - centre], dim=1))).amax(3).view_as(maps)
 
@@ -113,13 +97,7 @@ EDGES: dict[str, Callable[[int], nn.Module]] = {"factorised": EdgeConvolution, "
 
 
 class GraphConvolution(nn.Module):
-    """x + EdgeConvolution(BatchNorm(W x)) on the graph of the k nearest neighbours in BatchNorm(W x).
-
-    Args:
-        channels: width of the maps, a multiple of 4.
-        k: neighbours of a node.
-        form: of the edge convolution, `EdgeConvolution` or `DenseEdgeConvolution`.
-    """
+    """x + EdgeConvolution(BatchNorm(W x)) on the graph of the k nearest neighbours in BatchNorm(W x)."""
 
     def __init__(self, channels: int, k: int, form: Literal["factorised", "dense"]) -> None:
         super().__init__()

@@ -26,12 +26,7 @@ FLOOR = 1e-3  # heights below it tell nothing about where a peak is
 
 @dataclass(frozen=True)
 class Encoding:
-    """A way from poses to maps and back.
-
-    Attributes:
-        encode: ``(poses [B, 17, 3], grid, sigma) -> [B, 17, grid, grid]``.
-        decode: ``(maps [B, 17, h, w], sigma) -> [B, 17, 3]``.
-    """
+    """A way from poses ``[B, 17, 3]`` to maps ``[B, 17, grid, grid]`` and, from maps and sigma, back."""
 
     encode: Callable[[Tensor, int, float], Tensor]
     decode: Callable[[Tensor, float], Tensor]
@@ -42,9 +37,6 @@ def joint_gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
     cells = torch.arange(grid, dtype=centres.dtype, device=centres.device)
     x, y = (torch.exp(-((cells - centres[..., axis, None]) ** 2) / (2 * sigma**2)) for axis in (0, 1))
     return y[..., :, None] * x[..., None, :]
-
-
-# As released.
 
 
 def joint_vectors(poses: Tensor, size: int = STORED, sigma: float = SPREAD, most: float = MOST_VARIANCE) -> Tensor:
@@ -76,9 +68,8 @@ def cells(maps: Tensor, least_area: float = LEAST_AREA) -> np.ndarray:
     ``least_area`` gives the joint by its truncated centroid.
     """
     single = maps.detach().float().cpu().numpy()
-    return np.array([[_cell(joint, least_area) for joint in pose] for pose in single], np.int64).reshape(
-        *single.shape[:2], 2
-    )
+    found = [[_cell(joint, least_area) for joint in pose] for pose in single]
+    return np.array(found, np.int64).reshape(*single.shape[:2], 2)
 
 
 def _cell(joint: np.ndarray, least_area: float) -> tuple[int, int]:
@@ -102,9 +93,6 @@ def decode_released(maps: Tensor, sigma: float) -> Tensor:
     return torch.cat([(2 * found + 1) / size - 1, torch.ones_like(found[..., :1])], -1) * present
 
 
-# Corrected.
-
-
 def encode_plain(poses: Tensor, grid: int, sigma: float) -> Tensor:
     """Gaussians of ``sigma`` cells between -1 and 1; an absent joint is -1 everywhere."""
     centres = (poses[..., :2] + 1) / 2 * grid - 0.5
@@ -122,34 +110,24 @@ def decode_plain(maps: Tensor, sigma: float) -> Tensor:
     size = heights.shape[-2:]
     top, place = heights.flatten(2).max(-1)
     peak = torch.stack([place % size[1], place // size[1]], -1)
-    around = _around(heights, peak)
-    offset = torch.stack(
-        [_offset(around.sum(-2), peak[..., 0], size[1], sigma), _offset(around.sum(-1), peak[..., 1], size[0], sigma)],
-        -1,
-    )
+    # The 3 x 3 heights around each peak, 0 beyond the border.
+    padded, steps = F.pad(heights, (1, 1, 1, 1)), torch.arange(3, device=heights.device)
+    columns, rows = peak[..., 0, None, None] + steps, peak[..., 1, None, None] + steps[:, None]
+    near = (rows * padded.shape[-1] + columns).flatten(2)
+    around = padded.flatten(2).gather(2, near).unflatten(2, (3, 3))
+    axes = (_offset(around.sum(axis - 2), peak[..., axis], size[1 - axis], sigma) for axis in (0, 1))
+    offset = torch.stack(list(axes), -1)
     extent = torch.tensor([size[1], size[0]]).to(heights)
     confidence = top.clamp(0, 1)[..., None]
     return torch.cat([(2 * (peak + offset) + 1) / extent - 1, confidence], -1) * (confidence >= LEAST_HEIGHT)
 
 
-def _around(heights: Tensor, peak: Tensor) -> Tensor:
-    """The 3 x 3 heights around each peak ``[B, 17, 3, 3]``, 0 beyond the border."""
-    padded = F.pad(heights, (1, 1, 1, 1))
-    steps = torch.arange(3, device=heights.device)
-    columns, rows = peak[..., 0, None, None] + steps, peak[..., 1, None, None] + steps[:, None]
-    return padded.flatten(2).gather(2, (rows * padded.shape[-1] + columns).flatten(2)).unflatten(2, (3, 3))
-
-
 def _offset(heights: Tensor, peak: Tensor, size: int, sigma: float) -> Tensor:
     """The peak between cells, from the heights ``[B, 17, 3]`` before, at and after the highest cell along one axis."""
     before, middle, after = heights.clamp_min(FLOOR).log().unbind(-1)
-    inside = sigma**2 / 2 * (after - before)
-    offset = torch.where(
-        peak == 0,
-        sigma**2 * (after - middle) + 0.5,
-        torch.where(peak == size - 1, sigma**2 * (middle - before) - 0.5, inside),
-    )
-    return offset.clamp(-1, 1)
+    inside, first, last = after - before, sigma**2 * (after - middle) + 0.5, sigma**2 * (middle - before) - 0.5
+    offset = torch.where(peak == size - 1, last, sigma**2 / 2 * inside)
+    return torch.where(peak == 0, first, offset).clamp(-1, 1)
 
 
 def moments(grid: int, sigma: float) -> tuple[float, float]:

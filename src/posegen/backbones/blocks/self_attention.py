@@ -7,7 +7,7 @@ and are kept on no module: a pass without additions is the plain U-Net, and grad
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,23 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from posegen.backbones.base import Bank, Injection
+from posegen.backbones.base import Injection
 
 ADDITIONS = "additions"  # among the cross_attention_kwargs of a whole U-Net
 MEMORY = "memory"  # among those of one transformer
 INSERTED = "inserted."  # before the name of a transformer: the block in front of it
 Record = list[tuple[Tensor, Tensor]]
+PassRecords = dict[str, Record]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Memory(NamedTuple):
-    """Keys and values that one self-attention reads besides its own.
-
-    Attributes:
-        keys: ``[R, M, C]``, and so the ``values``.
-        rows: ``[R]`` images that read them, None: all.
-        others: ``[B - R]`` the rest of the batch.
-        strength: see `Bank`.
-    """
+    """Keys ``[R, M, C]`` and values for the images ``rows [R]`` (None: all), not for ``others [B - R]``; see `Bank`."""
 
     keys: Tensor
     values: Tensor
@@ -82,40 +77,26 @@ def attend_with_memory(query: Tensor, keys: Tensor, values: Tensor, heads: int, 
     if memory.rows is None:
         k = torch.cat([keys, memory.keys.to(keys.dtype)], dim=1)
         v = torch.cat([values, memory.values.to(values.dtype)], dim=1)
-        return attended(query, k, v, heads, strength_bias(query, keys.shape[1], memory))
+        bias = None  # for a strength of 1, because a bias is slower
+        if memory.strength != 1:  # log(strength) in the logits of the memory's keys
+            bias = query.new_zeros(k.shape[1])
+            bias[keys.shape[1] :] = math.log(memory.strength)
+            bias = bias.expand(query.shape[1], -1)
+        return attended(query, k, v, heads, bias)
     q, k, v = (part.index_select(0, memory.rows) for part in (query, keys, values))
-    made = query.new_empty(query.shape).index_copy(
-        0, memory.rows, attend_with_memory(q, k, v, heads, memory._replace(rows=None))
-    )
+    reading = attend_with_memory(q, k, v, heads, memory._replace(rows=None))
+    made = query.new_empty(query.shape).index_copy(0, memory.rows, reading)
     q, k, v = (part.index_select(0, memory.others) for part in (query, keys, values))
     return made.index_copy(0, memory.others, attended(q, k, v, heads))
 
 
-def strength_bias(query: Tensor, own: int, memory: Memory) -> Tensor | None:
-    """``[N, N + M]`` log(strength) in the logits of the memory's keys; None for zero, because a bias is slower."""
-    if memory.strength == 1:
-        return None
-    bias = query.new_zeros(own + memory.keys.shape[1])
-    bias[own:] = math.log(memory.strength)
-    return bias.expand(query.shape[1], -1)
-
-
-# One pass.
-
-
 @dataclass(frozen=True, eq=False)
 class Additions:
-    """The additions of one pass, and its record.
-
-    Attributes:
-        injection: its ``attention``, ``features`` and ``rows``.
-        others: the images that are not among ``rows``.
-        record: name of a layer -> where its keys and values go, None in a pass that writes nothing down.
-    """
+    """The additions of one pass; ``others`` are not among its ``rows``, ``record`` takes the keys and values."""
 
     injection: Injection
     others: Tensor | None = None
-    record: dict[str, Record] | None = None
+    record: PassRecords | None = None
 
     def memory(self, layer: str) -> Memory | Record | None:
         """The memory of the self-attention of this name."""
@@ -135,21 +116,13 @@ class Additions:
         return x.index_copy(0, rows, block(x.index_select(0, rows), tokens, memory).to(x.dtype))
 
 
-def additions(
-    unet: nn.Module, injection: Injection, batch: int, record: dict[str, Record] | None = None
-) -> dict[str, Any] | None:
-    """``cross_attention_kwargs`` of a pass over ``batch`` images; None where nothing is added or written down.
-
-    Raises:
-        TypeError: nobody opened the U-Net.
-    """
+def additions(unet: nn.Module, injection: Injection, batch: int, record: PassRecords | None = None) -> dict | None:
+    """``cross_attention_kwargs`` of a pass over ``batch`` images; None where nothing is added or written down."""
     if injection.attention is None and injection.features is None and record is None:
         return None
     if not is_open(unet):
-        raise TypeError(
-            "Injection.attention and Injection.features need a U-Net that Adapter.attach opened: "
-            "Junctions(backbone.unet, blocks)"
-        )
+        needed = "Injection.attention and Injection.features need a U-Net that Adapter.attach opened"
+        raise TypeError(f"{needed}: Junctions(backbone.unet, blocks)")
     return {ADDITIONS: Additions(injection, None if injection.rows is None else others(injection.rows, batch), record)}
 
 
@@ -159,23 +132,13 @@ def others(rows: Tensor, batch: int) -> Tensor:
     return absent.argsort(descending=True, stable=True)[: batch - len(rows)]
 
 
-def bank_of(record: Mapping[str, Record]) -> Bank:
-    """The bank of a recorded pass."""
-    return Bank({name: written[0] for name, written in record.items() if written})
-
-
-# The U-Net.
-
-
 def transformers(unet: nn.Module) -> dict[str, Transformer2DModel]:
     """The transformers of a U-Net by name, in the order in which they run."""
-    parts = ("down_blocks", "mid_block", "up_blocks")
-    return {
-        f"{part}.{name}": m
-        for part in parts
-        for name, m in unet.get_submodule(part).named_modules()
-        if isinstance(m, Transformer2DModel)
-    }
+    found = {}
+    for part in ("down_blocks", "mid_block", "up_blocks"):
+        modules = unet.get_submodule(part).named_modules(prefix=part)
+        found |= {name: m for name, m in modules if isinstance(m, Transformer2DModel)}
+    return found
 
 
 def level_of(transformer: str, levels: int) -> int:
@@ -196,7 +159,6 @@ class Junctions:
     The blocks stay their owner's: neither the names nor the number of the U-Net's weights change.
 
     Args:
-        unet: diffusers' ``UNet2DConditionModel``.
         blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers`
             in this order, or none.
 
@@ -215,18 +177,14 @@ class Junctions:
         self._attentions: list[Attention] = []
         for index, (name, transformer) in enumerate(places.items()):
             if len(transformer.transformer_blocks) != 1:
-                raise TypeError(
-                    f"{name} has {len(transformer.transformer_blocks)} layers; expected one, as in Stable "
-                    "Diffusion 1 and 2"
-                )
+                layers = len(transformer.transformer_blocks)
+                raise TypeError(f"{name} has {layers} layers; expected one, as in Stable Diffusion 1 and 2")
             (layer,) = transformer.transformer_blocks
             layer.attn1.set_processor(ReadingProcessor(layer.attn1.processor))
             self._attentions.append(layer.attn1)
             before = Junction(name, index, blocks[index] if blocks else None)
-            self._hooks += [
-                transformer.register_forward_pre_hook(before, with_kwargs=True),
-                layer.attn2.register_forward_pre_hook(_without_memory, with_kwargs=True),
-            ]
+            for module, hook in ((transformer, before), (layer.attn2, _without_memory)):
+                self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         """The plain U-Net again."""
@@ -237,15 +195,15 @@ class Junctions:
         self._hooks, self._attentions = [], []
 
 
+@dataclass(frozen=True, eq=False)
 class Junction:
     """Runs before one transformer: applies the inserted block to its input and hands its self-attention the memory."""
 
-    def __init__(self, name: str, index: int, block: nn.Module | None) -> None:
-        self.name, self.index, self.block = name, index, block
+    name: str
+    index: int
+    block: nn.Module | None
 
-    def __call__(
-        self, _transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def __call__(self, _transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Arguments | None:
         added: Additions | None = (named.get("cross_attention_kwargs") or {}).get(ADDITIONS)
         if added is None:
             return None
@@ -256,8 +214,6 @@ class Junction:
         return (x, *rest), {**named, "cross_attention_kwargs": None if memory is None else {MEMORY: memory}}
 
 
-def _without_memory(
-    _attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _without_memory(_attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Arguments:
     """Cross-attention gets the self-attention's arguments and warns about unknown ones."""
     return inputs, {name: value for name, value in named.items() if name != MEMORY}

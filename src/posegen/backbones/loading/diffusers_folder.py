@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,43 +21,31 @@ from posegen.io.weights import WeightsError, first_line, weight_files
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
-AUTOENCODERS: dict[str, type[Autoencoder]] = {
-    cls.__name__: cls for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)
-}
+AUTOENCODERS = {cls.__name__: cls for cls in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
 FOLDERS = ("unet", "text_encoder", "tokenizer", "scheduler")
+SCHEDULER_CONFIG = "scheduler_config.json"
 HARMLESS = ("position_ids",)  # a buffer that old text towers saved
 
 
 @dataclass
 class ModelParts:
-    """The networks, tokenizer and scheduler of a Stable Diffusion.
-
-    Attributes:
-        unet: the denoiser.
-        autoencoder: between images and latents.
-        text_encoder: between tokens and text states.
-        tokenizer: between prompts and tokens.
-        scheduler: the configuration of a diffusers scheduler, which fixes the noise process.
-        files: where the weights came from; empty for parts that were never saved.
-        origin: everything the weights are a function of; it identifies parts without files.
-    """
+    """The networks, tokenizer and scheduler of a Stable Diffusion."""
 
     unet: UNet2DConditionModel
     autoencoder: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    scheduler: dict[str, Any]
-    files: tuple[Path, ...] = field(default=())
-    origin: str | None = None
+    scheduler: dict[str, Any]  # the configuration of a diffusers scheduler, which fixes the noise process
+    files: tuple[Path, ...] = ()  # where the weights came from; empty for parts that were never saved
+    origin: str | None = None  # everything the weights are a function of; it identifies parts without files
 
     @property
     def sha256(self) -> str:
         """Hash of the weight files, or of the origin or the tensors where there are no files."""
         if self.origin is not None:
             return hashlib.sha256(self.origin.encode()).hexdigest()
-        if self.files:
-            return sha256_of(self.files)
-        return tensors_hash(self.unet, self.text_encoder, self.autoencoder)
+        modules = self.unet, self.text_encoder, self.autoencoder
+        return sha256_of(self.files) if self.files else tensors_hash(*modules)
 
     def save(self, folder: Path, autoencoder: bool = True) -> None:
         """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere."""
@@ -66,7 +54,7 @@ class ModelParts:
             self.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(self.scheduler, indent=2) + "\n")
+        (folder / "scheduler" / SCHEDULER_CONFIG).write_text(json.dumps(self.scheduler, indent=2) + "\n")
         if autoencoder:
             self.autoencoder.save_pretrained(folder / "vae")
 
@@ -82,65 +70,42 @@ def tensors_hash(*modules: torch.nn.Module) -> str:
 
 
 def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
-    """Reads the parts in ``folder``.
+    """Reads the parts in ``folder``; a WeightsError where something is missing, damaged or of another shape.
 
     Args:
-        folder: in diffusers' layout.
         autoencoder: a folder to read the autoencoder from instead of ``folder/vae``; itself or its ``vae`` folder.
         fresh: give the U-Net and the text tower random weights, from torch's global generator.
-
-    Raises:
-        WeightsError: something is missing, damaged or of another shape.
     """
-    missing = [name for name in FOLDERS if not (folder / name).is_dir()]
-    if missing:
-        absent = ", ".join(f"{name}/" for name in missing)
-        raise WeightsError(
-            f"{folder}: no {absent}; expected a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae"
-        )
-    unet_folder, text_folder, vae_folder = (
-        folder / "unet",
-        folder / "text_encoder",
-        autoencoder_folder(autoencoder or folder),
-    )
-    return ModelParts(
-        unet=UNet2DConditionModel.from_config(read_config(unet_folder))
-        if fresh
-        else read_model(UNet2DConditionModel, unet_folder),
-        autoencoder=read_autoencoder(vae_folder),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**read_config(text_folder)))
-        if fresh
-        else read_model(CLIPTextModel, text_folder),
-        tokenizer=read_tokenizer(folder / "tokenizer"),
-        scheduler=read_config(folder / "scheduler", "scheduler_config.json"),
-        files=() if fresh else (*weight_files(unet_folder), *weight_files(text_folder), *weight_files(vae_folder)),
-    )
+    if absent := ", ".join(f"{name}/" for name in FOLDERS if not (folder / name).is_dir()):
+        expected = f"a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae"
+        raise WeightsError(f"{folder}: no {absent}; expected {expected}")
+    places = folder / "unet", folder / "text_encoder", autoencoder_folder(autoencoder or folder)
+    if fresh:
+        unet = UNet2DConditionModel.from_config(read_config(places[0]))
+    else:
+        unet = read_model(UNet2DConditionModel, places[0])
+    vae = read_autoencoder(places[2])
+    text = CLIPTextModel(CLIPTextConfig(**read_config(places[1]))) if fresh else read_model(CLIPTextModel, places[1])
+    tokenizer, scheduler = read_tokenizer(folder / "tokenizer"), read_config(folder / "scheduler", SCHEDULER_CONFIG)
+    files = () if fresh else tuple(file for place in places for file in weight_files(place))
+    return ModelParts(unet, vae, text, tokenizer, scheduler, files)
 
 
 def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
-    """Copies the files that `read_folder` or ``read_single_file`` read, so that the copy has the same hash.
+    """Copies the files that `read_folder` or ``read_single_file`` read to ``target``; the copy has the same hash.
 
-    Args:
-        place: the folder in diffusers' layout, or the single file.
-        autoencoder: where the autoencoder was read from instead.
-        target: the folder to write.
-
-    Returns:
-        ``path`` and ``autoencoder`` of the copies, relative to ``target``.
+    Returns ``path`` and ``autoencoder`` of the copies, relative to ``target``.
     """
     target.mkdir(parents=True)
     if place.is_dir():
         for name in FOLDERS:
             _copy_part(place / name, target / name)
-    else:
-        shutil.copyfile(place, target / place.name)
-    if place.is_dir() or autoencoder is not None:
         _copy_part(autoencoder_folder(autoencoder or place), target / "vae")
-    return (
-        {"path": ".", "autoencoder": None}
-        if place.is_dir()
-        else {"path": place.name, "autoencoder": "vae" if autoencoder else None}
-    )
+        return {"path": ".", "autoencoder": None}
+    shutil.copyfile(place, target / place.name)
+    if autoencoder is not None:
+        _copy_part(autoencoder_folder(autoencoder), target / "vae")
+    return {"path": place.name, "autoencoder": "vae" if autoencoder else None}
 
 
 def _copy_part(folder: Path, target: Path) -> None:
@@ -152,69 +117,50 @@ def _copy_part(folder: Path, target: Path) -> None:
 
 
 def autoencoder_folder(folder: Path) -> Path:
-    """The folder with the autoencoder: ``folder/vae`` where there is one, else ``folder`` itself.
-
-    Raises:
-        WeightsError: neither holds an autoencoder.
-    """
+    """``folder/vae`` where there is one, else ``folder`` itself; a WeightsError where neither holds an autoencoder."""
     place = folder / "vae" if (folder / "vae").is_dir() else folder
     if not (place / "config.json").is_file():
-        raise WeightsError(
-            f"{folder}: no vae/, and no autoencoder (config.json and weights) in it; set backbone.autoencoder to "
-            "the folder of one"
-        )
+        none = "no vae/, and no autoencoder (config.json and weights) in it"
+        raise WeightsError(f"{folder}: {none}; set backbone.autoencoder to the folder of one")
     return place
 
 
 def read_autoencoder(folder: Path) -> Autoencoder:
-    """The autoencoder in ``folder``.
-
-    Raises:
-        WeightsError: it is of a class that posegen does not know, or cannot be read.
-    """
+    """The autoencoder in ``folder``; a WeightsError where posegen does not know its class or cannot read it."""
     name = read_config(folder).get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
-        raise WeightsError(
-            f"{folder / 'config.json'}: {name} is not an autoencoder that posegen knows; expected one of "
-            f"{', '.join(AUTOENCODERS)}"
-        )
+        unknown = f"{name} is not an autoencoder that posegen knows"
+        raise WeightsError(f"{folder / 'config.json'}: {unknown}; expected one of {', '.join(AUTOENCODERS)}")
     return read_model(AUTOENCODERS[name], folder)
 
 
 def read_model(cls: type[Model], folder: Path) -> Model:
     """A diffusers or transformers model in single precision, with every weight accounted for.
 
-    Raises:
-        WeightsError: the configuration or the weights are missing, damaged, incomplete or of another shape.
+    Raises a WeightsError where configuration or weights are missing, damaged, incomplete or of another shape.
     """
     read_config(folder)
     files = weight_files(folder)
-    dtype = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32}
-    variant = "fp16" if all(".fp16." in file.name for file in files) else None
+    settings = {
+        "torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32,
+        "variant": "fp16" if all(".fp16." in file.name for file in files) else None,
+        "use_safetensors": files[0].suffix == ".safetensors",
+    }
     try:
         with no_progress_bar():
-            model, info = cls.from_pretrained(
-                folder,
-                variant=variant,
-                use_safetensors=files[0].suffix == ".safetensors",
-                local_files_only=True,
-                output_loading_info=True,
-                **dtype,
-            )
+            model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
     except Exception as error:  # both libraries raise whatever their readers raise
         what = f"{', '.join(f.name for f in files)} as {cls.__name__} ({first_line(error)})"
-        raise WeightsError(
-            f"{folder}: cannot read {what}; the file is damaged or does not belong to config.json, fetch it again"
-        ) from error
+        fix = "the file is damaged or does not belong to config.json, fetch it again"
+        raise WeightsError(f"{folder}: cannot read {what}; {fix}") from error
     problems = [
         f"{len(keys)} {kind}, for instance {sorted(map(str, keys))[:3]}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if (keys := [key for key in info.get(kind, ()) if not str(key).endswith(HARMLESS)])
     ]
     if problems:
-        raise WeightsError(
-            f"{folder}: the weights do not fit config.json of this {cls.__name__}: {'; '.join(problems)}"
-        )
+        misfit = f"the weights do not fit config.json of this {cls.__name__}"
+        raise WeightsError(f"{folder}: {misfit}: {'; '.join(problems)}")
     if issubclass(cls, ModelMixin):
         model.register_to_config(_name_or_path="")  # or every copy that is saved would name the folder on this machine
     return model
@@ -233,28 +179,19 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """A json configuration.
-
-    Raises:
-        WeightsError: it is missing or not json.
-    """
+    """A json configuration; a WeightsError where it is missing or not json."""
     file = folder / name
     try:
         return dict(json.loads(file.read_text()))
     except OSError as error:
-        raise WeightsError(
-            f"{file}: missing; expected a folder in diffusers' layout, made with save_pretrained"
-        ) from error
+        expected = "expected a folder in diffusers' layout, made with save_pretrained"
+        raise WeightsError(f"{file}: missing; {expected}") from error
     except (ValueError, TypeError) as error:
         raise WeightsError(f"{file}: not json ({error}); fetch or write it again") from error
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer in ``folder``.
-
-    Raises:
-        WeightsError: it is missing or damaged.
-    """
+    """The tokenizer in ``folder``; a WeightsError where it is missing or damaged."""
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         if (pad := tokenizer.pad_token) != tokenizer.eos_token:
@@ -263,6 +200,5 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
             tokenizer.pad_token = pad
         return tokenizer
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise WeightsError(
-            f"{folder}: cannot read the tokenizer ({error}); expected tokenizer.json, or vocab.json and merges.txt"
-        ) from error
+        expected = "expected tokenizer.json, or vocab.json and merges.txt"
+        raise WeightsError(f"{folder}: cannot read the tokenizer ({error}); {expected}") from error

@@ -42,40 +42,16 @@ RESNET = {
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 OPEN_CLIP_LAYER = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
+    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
     "attn.out_proj": "self_attn.out_proj",
-}
+}  # fmt: skip
 
 NameTable = dict[str, str]
 
 
 def unet_table(g: Geometry) -> NameTable:
     """Original module prefix -> diffusers' module prefix for the whole U-Net."""
-    return {**encoder_table(g), **_decoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
-
-
-def encoder_table(g: Geometry) -> NameTable:
-    """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
-    table = {
-        "time_embed.0": "time_embedding.linear_1",
-        "time_embed.2": "time_embedding.linear_2",
-        "input_blocks.0.0": "conv_in",
-    }
-    index = count(1)
-    for level in range(g.levels):
-        for layer in range(g.layers):
-            table |= _block(f"input_blocks.{next(index)}", f"down_blocks.{level}", layer, g.attention[level])
-        if level < g.levels - 1:
-            table[f"input_blocks.{next(index)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-    table |= _resnet("middle_block.0", "mid_block.resnets.0") | _resnet("middle_block.2", "mid_block.resnets.1")
-    return {**table, "middle_block.1": "mid_block.attentions.0"}
-
-
-def _decoder_table(g: Geometry) -> NameTable:
-    table: NameTable = {}
+    table = {**encoder_table(g), "out.0": "conv_norm_out", "out.2": "conv_out"}
     index = count()
     for up, level in enumerate(reversed(range(g.levels))):
         for layer in range(g.layers + 1):
@@ -86,14 +62,27 @@ def _decoder_table(g: Geometry) -> NameTable:
     return table
 
 
+def encoder_table(g: Geometry) -> NameTable:
+    """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
+    table = {f"time_embed.{i}": f"time_embedding.linear_{i // 2 + 1}" for i in (0, 2)}
+    table["input_blocks.0.0"] = "conv_in"
+    index = count(1)
+    for level in range(g.levels):
+        for layer in range(g.layers):
+            table |= _block(f"input_blocks.{next(index)}", f"down_blocks.{level}", layer, g.attention[level])
+        if level < g.levels - 1:
+            table[f"input_blocks.{next(index)}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
+    for i in (0, 1):
+        table |= _prefixed(RESNET, f"middle_block.{2 * i}", f"mid_block.resnets.{i}")
+    return {**table, "middle_block.1": "mid_block.attentions.0"}
+
+
 def control_table(g: Geometry) -> NameTable:
     """A ControlNet whose hint block has two convolutions per halving, besides the first and the last."""
     inner = 2 * (g.latent_factor.bit_length() - 1)
     hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
-    table = {
-        **encoder_table(g),
-        **{f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)},
-    }
+    table = encoder_table(g)
+    table |= {f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}
     table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(g.residual_channels))}
     return {**table, "middle_block_out.0": "controlnet_mid_block"}
 
@@ -102,11 +91,8 @@ def vae_table(levels: int, layers: int) -> NameTable:
     """The KL autoencoder: ``levels`` levels of ``layers`` residual blocks in the encoder, one more in the decoder."""
     table = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side, blocks in (("encoder", "down"), ("decoder", "up")):
-        table |= {
-            f"{side}.conv_in": f"{side}.conv_in",
-            f"{side}.norm_out": f"{side}.conv_norm_out",
-            f"{side}.conv_out": f"{side}.conv_out",
-        }
+        for old, new in (("conv_in", "conv_in"), ("norm_out", "conv_norm_out"), ("conv_out", "conv_out")):
+            table[f"{side}.{old}"] = f"{side}.{new}"
         for i in (0, 1):
             table |= _prefixed(VAE_RESNET, f"{side}.mid.block_{i + 1}", f"{side}.mid_block.resnets.{i}")
         table |= _prefixed(VAE_ATTENTION, f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
@@ -119,12 +105,8 @@ def vae_table(levels: int, layers: int) -> NameTable:
 
 
 def _block(original: str, place: str, layer: int, attention: bool) -> NameTable:
-    table = _resnet(f"{original}.0", f"{place}.resnets.{layer}")
+    table = _prefixed(RESNET, f"{original}.0", f"{place}.resnets.{layer}")
     return {**table, f"{original}.1": f"{place}.attentions.{layer}"} if attention else table
-
-
-def _resnet(original: str, place: str) -> NameTable:
-    return _prefixed(RESNET, original, place)
 
 
 def _prefixed(names: Mapping[str, str], original: str, place: str) -> NameTable:
@@ -142,12 +124,7 @@ def rename(key: str, table: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Renamed:
-    """The keys of a file after renaming.
-
-    Attributes:
-        tensors: by their new names.
-        unknown: keys that the table does not have.
-    """
+    """The tensors of a file by their new names, and its keys that the table does not have."""
 
     tensors: dict[str, Tensor]
     unknown: tuple[str, ...]
@@ -156,9 +133,8 @@ class Renamed:
 def renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
     """All ``tensors`` under their new names."""
     pairs = [(key, rename(key, table)) for key in tensors]
-    return Renamed(
-        {new: tensors[key] for key, new in pairs if new is not None}, tuple(key for key, new in pairs if new is None)
-    )
+    known = {new: tensors[key] for key, new in pairs if new is not None}
+    return Renamed(known, tuple(key for key, new in pairs if new is None))
 
 
 def rule_of(key: str, rules: Iterable[str]) -> str | None:
@@ -173,23 +149,21 @@ def placed(
 
     Args:
         tensors: a whole original file.
-        prefix: beginning of the keys of the method's tensors.
-        table: for their names behind ``prefix``.
+        prefix: beginning of the keys of the method's tensors; ``table`` is for their names behind it.
         place: beginning of their new names.
         beside: beginnings of the keys that are left out.
         method: for the message.
 
     Raises:
         UnknownKeys: neither ``table`` nor ``beside`` knows a key.
-        UserError: the weights are of a U-Net whose first level is not as wide as its input convolution.
+        UserError: as `check_first_width` says.
     """
     stem, first = (tensors.get(f"{prefix}{name}.weight") for name in FIRST_WIDTHS)
     if stem is not None and first is not None:
         check_first_width(len(stem), len(first))
     own = {key for key in tensors if key.startswith(prefix) and not rule_of(key, beside)}
     names = {key: rename(key.removeprefix(prefix), table) for key in own}
-    unknown = [key for key in tensors if names.get(key) is None and not rule_of(key, beside)]
-    if unknown:
+    if unknown := [key for key in tensors if names.get(key) is None and not rule_of(key, beside)]:
         raise UnknownKeys(unknown, method)
     return {f"{place}{name}": tensors[key] for key, name in names.items()}
 
@@ -211,11 +185,10 @@ def has_prefix(keys: Iterable[str], prefix: str) -> bool:
 def vae_tensors(original: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
     """The autoencoder's weights; diffusers has linear maps where the original's attention has 1x1 convolutions."""
     result = renamed(original, table)
-    tensors = {
-        key: value.flatten(1) if ".attentions." in key and value.ndim == 4 else value
-        for key, value in result.tensors.items()
-    }
-    return Renamed(tensors, result.unknown)
+    for key, value in result.tensors.items():
+        if ".attentions." in key and value.ndim == 4:
+            result.tensors[key] = value.flatten(1)
+    return result
 
 
 def clip_tensors(original: Mapping[str, Tensor]) -> Renamed:
@@ -229,11 +202,9 @@ def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
     SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as
     known.
     """
-    top = {
-        "token_embedding.weight": "embeddings.token_embedding.weight",
-        "positional_embedding": "embeddings.position_embedding.weight",
-    }
-    top |= {"ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias"}
+    top = {f"ln_final.{part}": f"final_layer_norm.{part}" for part in ("weight", "bias")}
+    top["token_embedding.weight"] = "embeddings.token_embedding.weight"
+    top["positional_embedding"] = "embeddings.position_embedding.weight"
     unused = {"text_projection", "logit_scale", "attn_mask"}
     tensors: dict[str, Tensor] = {}
     unknown = []

@@ -19,48 +19,34 @@ from posegen.io.weights import WeightsError, read_tensors, weight_files
 
 SD1_HEADS, SD2_HEAD_WIDTH, TEXT_HEAD_WIDTH = 8, 64, 64  # sizes that no tensor's shape shows
 VAE_SCALE = 0.18215
+#: The noise process of all Stable Diffusion 1 and 2 checkpoints.
 SCHEDULER: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "prediction_type": "epsilon",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-"""The noise process of all Stable Diffusion 1 and 2 checkpoints."""
+    "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "clip_sample": False,
+    "set_alpha_to_one": False, "steps_offset": 1,
+}  # fmt: skip
 
 
 def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
 
-    Raises:
-        WeightsError: the file cannot be read, or is not a whole Stable Diffusion 1 or 2.
+    Raises a WeightsError where the file cannot be read, or is not a whole Stable Diffusion 1 or 2.
     """
     tensors = read_tensors(file)
     vae_folder = autoencoder_folder(autoencoder) if autoencoder else None
     old = ldm.has_prefix(tensors, ldm.CLIP)
     text_prefix = ldm.CLIP if old else ldm.OPEN_CLIP
-    for prefix, what in (
-        (ldm.UNET, "U-Net"),
-        (text_prefix, "text tower"),
-        *(() if vae_folder else ((ldm.VAE, "autoencoder"),)),
-    ):
-        if not ldm.has_prefix(tensors, prefix):
-            raise WeightsError(
-                f"{file}: no {what} ({prefix}*); expected an original Stable Diffusion 1 or 2 checkpoint with "
-                "U-Net, autoencoder and text tower"
-            )
+    expected = "an original Stable Diffusion 1 or 2 checkpoint with U-Net, autoencoder and text tower"
+    for prefix, part in ((ldm.UNET, "U-Net"), (text_prefix, "text tower"), (ldm.VAE, "autoencoder")):
+        if not ldm.has_prefix(tensors, prefix) and not (vae_folder and prefix == ldm.VAE):
+            raise WeightsError(f"{file}: no {part} ({prefix}*); expected {expected}")
     try:
         unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
         vae = read_autoencoder(vae_folder) if vae_folder else _read_vae(ldm.below(tensors, ldm.VAE), file)
         text = _read_text(ldm.below(tensors, text_prefix), old, file, fresh)
     except KeyError as error:  # a tensor that a size is read from
-        raise WeightsError(
-            f"{file}: {error.args[0]} is missing; the file is incomplete or no Stable Diffusion 1 or 2: fetch it again"
-        ) from error
+        fix = "the file is incomplete or no Stable Diffusion 1 or 2: fetch it again"
+        raise WeightsError(f"{file}: {error.args[0]} is missing; {fix}") from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
     return ModelParts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
 
@@ -74,9 +60,8 @@ def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
 def _read_vae(tensors: dict[str, Tensor], file: Path) -> AutoencoderKL:
     channels, layers = _vae_size(tensors)
     vae = vae_of(channels, layers, latent_channels=tensors["post_quant_conv.weight"].shape[0])
-    weights = {
-        key: value for key, value in tensors.items() if not key.startswith(("loss.", "model_ema."))
-    }  # left from the autoencoder's own training
+    training = "loss.", "model_ema."  # left from the autoencoder's own training
+    weights = {key: value for key, value in tensors.items() if not key.startswith(training)}
     return _filled(vae, ldm.vae_tensors(weights, ldm.vae_table(len(channels), layers)), f"{file}: the autoencoder")
 
 
@@ -98,17 +83,14 @@ def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
     text = CLIPTextModel(config)
     if fresh:
         return text
-    return _filled(
-        text, ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers), f"{file}: the text tower"
-    )
+    weights = ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers)
+    return _filled(text, weights, f"{file}: the text tower")
 
 
 def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
     """The size of an original U-Net, from the shapes of its tensors; ``old`` for Stable Diffusion 1.
 
-    Raises:
-        KeyError: a tensor that every U-Net has is not there.
-        UserError: the first level is not as wide as the input convolution.
+    Raises a KeyError where a tensor that every U-Net has is not there, and as `check_first_width` does.
     """
     levels: list[list[int]] = [[]]
     attention: list[bool] = [False]
@@ -126,16 +108,10 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
         raise KeyError("input_blocks.*.0.out_layers.3.weight")
     channels = tuple(level[0] for level in levels)
     check_first_width(len(tensors["input_blocks.0.0.weight"]), channels[0])
-    return Geometry(
-        latent_channels=tensors["out.2.weight"].shape[0],
-        latent_factor=8,
-        channels=channels,
-        attention=tuple(attention),
-        layers=len(levels[0]),
-        heads=tuple(SD1_HEADS if old else max(1, c // SD2_HEAD_WIDTH) for c in channels),
-        text_dim=tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        linear_projection=tensors["middle_block.1.proj_in.weight"].ndim == 2,
-    )
+    heads = tuple(SD1_HEADS if old else max(1, c // SD2_HEAD_WIDTH) for c in channels)
+    text_dim = tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    linear, latent = tensors["middle_block.1.proj_in.weight"].ndim == 2, tensors["out.2.weight"].shape[0]
+    return Geometry(latent, 8, channels, tuple(attention), len(levels[0]), heads, text_dim, linear)
 
 
 def unet_of(geometry: Geometry, in_channels: int | None = None) -> UNet2DConditionModel:
@@ -170,37 +146,26 @@ def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4) -> 
 def _vae_size(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:
     """Width of each level and residual blocks per level."""
 
-    def first(level: int, block: int) -> Tensor | None:
-        return tensors.get(f"encoder.down.{level}.block.{block}.conv2.weight")
-
-    channels = []
-    while (weight := first(len(channels), 0)) is not None:
+    place, channels = "encoder.down.{}.block.{}.conv2.weight", []
+    while (weight := tensors.get(place.format(len(channels), 0))) is not None:
         channels.append(weight.shape[0])
-    layers = next(block for block in count() if first(0, block) is None)
+    layers = next(block for block in count() if place.format(0, block) not in tensors)
     if not channels:
-        raise KeyError("encoder.down.0.block.0.conv2.weight")
+        raise KeyError(place.format(0, 0))
     return tuple(channels), layers
 
 
 def _filled(model: nn.Module, weights: ldm.Renamed, what: str) -> nn.Module:
-    """``model`` with ``weights``, every one of them accounted for.
-
-    Raises:
-        WeightsError: a weight is missing, unknown or of another shape.
-    """
-    own = model.state_dict()
+    """``model`` with ``weights``; a WeightsError where one is missing, unknown or of another shape."""
+    own, new = model.state_dict(), weights.tensors
     problems = {
-        "missing": sorted(own.keys() - weights.tensors.keys()),
-        "unknown": sorted([*weights.unknown, *(weights.tensors.keys() - own.keys())]),
-        "mis-shaped": sorted(
-            key for key in own.keys() & weights.tensors.keys() if own[key].shape != weights.tensors[key].shape
-        ),
+        "missing": sorted(own.keys() - new.keys()),
+        "unknown": sorted([*weights.unknown, *(new.keys() - own.keys())]),
+        "mis-shaped": sorted(key for key in own.keys() & new.keys() if own[key].shape != new[key].shape),
     }
     found = [f"{len(keys)} {kind}, for instance {', '.join(keys[:3])}" for kind, keys in problems.items() if keys]
     if found:
-        raise WeightsError(
-            f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}: the file is incomplete or "
-            "another model"
-        )
-    model.load_state_dict({key: value.float() for key, value in weights.tensors.items()})
+        misfit = f"{what} has weights that do not fit Stable Diffusion {'; '.join(found)}"
+        raise WeightsError(f"{misfit}: the file is incomplete or another model")
+    model.load_state_dict({key: value.float() for key, value in new.items()})
     return model

@@ -19,14 +19,7 @@ CHANNELS, ATTENTION = (320, 640, 1280, 1280), (True, True, True, False)
 
 @dataclass(frozen=True)
 class PublishedSize:
-    """A published Stable Diffusion.
-
-    Attributes:
-        unet: geometry of the U-Net.
-        text: further arguments of its CLIP tower; Stable Diffusion 2 leaves OpenCLIP's last layer out.
-        pad: how its tokenizer fills short prompts.
-        vae: widths of the autoencoder's levels, with two residual blocks each.
-    """
+    """A published Stable Diffusion: its U-Net, CLIP tower, padding of prompts, and the autoencoder's widths."""
 
     unet: Geometry
     text: Mapping[str, Any]
@@ -52,25 +45,11 @@ def parts_without_weights(name: str, size: PublishedSize) -> ModelParts:
     """U-Net, autoencoder and text tower of this size; the weights are random and the same every time.
 
     The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB.
-
-    Args:
-        name: of the weights.
     """
     tokenizer = clip_tokenizer(size.pad)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.unet.text_dim,
-        projection_dim=size.unet.text_dim,
-        max_position_embeddings=CONTEXT,
-        **size.text,
-    )
+    widths = {"hidden_size": size.unet.text_dim, "projection_dim": size.unet.text_dim}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **widths, **size.text)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        return ModelParts(
-            unet_of(size.unet),
-            vae_of(size.vae, 2),
-            CLIPTextModel(text),
-            tokenizer,
-            dict(SCHEDULER),
-            origin=f"random weights of {name}",
-        )
+        models = unet_of(size.unet), vae_of(size.vae, 2), CLIPTextModel(text)
+        return ModelParts(*models, tokenizer, dict(SCHEDULER), origin=f"random weights of {name}")

@@ -21,11 +21,7 @@ Merge = tuple[str, str]
 
 
 def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
-    """The tokenizer whose vocabulary is all bytes, all bytes that end a word, the merges, and the two marks of a text.
-
-    Raises:
-        ValueError: a merge joins a character that stands for no byte, such as a space.
-    """
+    """The tokenizer of all bytes, all bytes that end a word, ``merges``, and the marks; a ValueError for no bytes."""
     symbols = byte_symbols()
     tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(pair) for pair in merges), START, END]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -35,22 +31,13 @@ def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
 
 
 def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
-    """The tokenizer of CLIP and OpenCLIP, from open_clip's vocabulary; SD1 pads with the end mark, SD2 with ``!``.
-
-    Raises:
-        WeightsError: open_clip is not installed.
-    """
+    """The tokenizer of CLIP and OpenCLIP, from open_clip's vocabulary; SD1 pads with the end mark, SD2 with ``!``."""
     package = find_spec("open_clip")  # does not import it
     if package is None or package.origin is None:
-        raise WeightsError(
-            "an original single file brings no tokenizer; install the package that has CLIP's vocabulary: pip "
-            "install open_clip_torch"
-        )
-    lines = (
-        gzip.decompress((Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz").read_bytes())
-        .decode()
-        .split("\n")
-    )
+        fix = "install the package that has CLIP's vocabulary: pip install open_clip_torch"
+        raise WeightsError(f"an original single file brings no tokenizer; {fix}")
+    vocabulary = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")
     merges = [(first, second) for first, second in (line.split() for line in lines[1 : CLIP_MERGES + 1])]
     tokenizer = tokenizer_of(merges, CONTEXT)
     tokenizer.pad_token = pad  # only now: as an argument it would be cut out of the prompts before they are read
@@ -66,8 +53,7 @@ def byte_symbols() -> list[str]:
 def merges_of(words: Iterable[str]) -> list[Merge]:
     """Merges with which each of ``words`` becomes one token.
 
-    Each word is read with the merges so far, and its first two pieces are joined, until one piece is left. Later merges
-    have lower priority, so they cannot change how earlier words are read.
+    A word's first two pieces under the merges so far are joined until one is left; later merges change no earlier word.
     """
     ranks: dict[Merge, int] = {}
     for word in words:
@@ -79,9 +65,7 @@ def merges_of(words: Iterable[str]) -> list[Merge]:
 
 def _read(pieces: list[str], ranks: dict[Merge, int]) -> list[str]:
     """Byte-pair encoding: joins the pair of the lowest rank until none is known."""
-    while True:
-        known = [(ranks[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
-        if not known:
-            return pieces
+    while known := [(ranks[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]:
         _, i = min(known)
         pieces = [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
+    return pieces
