@@ -50,21 +50,13 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 @dataclass(frozen=True)
 class Command:
-    """The command line ``posegen VERB words``, read.
+    """The command line ``posegen VERB words``, read."""
 
-    Attributes:
-        verb: the file of ``posegen/verbs``.
-        keys: ``key=value`` and ``group=option``; positional words have become one of them.
-        search: further folders with groups, of ``--config-dir`` and ``hydra.searchpath``.
-        flags: Hydra's flags in their long form -> value.
-        words: the words behind the verb as they were typed.
-    """
-
-    verb: str
-    keys: tuple[str, ...] = ()
-    search: tuple[str, ...] = ()
-    flags: dict[str, str | None] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+    verb: str  # the file of ``posegen/verbs``
+    keys: tuple[str, ...] = ()  # ``key=value`` and ``group=option``; positional words have become one of them
+    search: tuple[str, ...] = ()  # further folders with groups, of ``--config-dir`` and ``hydra.searchpath``
+    flags: dict[str, str | None] = field(default_factory=dict)  # Hydra's flags in their long form -> value
+    words: tuple[str, ...] = ()  # the words behind the verb as they were typed
 
     @classmethod
     def read(cls, verb: str, words: Sequence[str]) -> Command:
@@ -296,13 +288,7 @@ def tell(error: Exception, command: Command, traced: bool = False) -> int:
 
 
 def explain(error: Exception, cause: BaseException, command: Command) -> str:
-    """What is wrong, with the nearest right names where a name is misspelt.
-
-    Args:
-        error: as it was raised.
-        cause: what went wrong inside an instantiated class, for errors that Hydra wrapped.
-        command: the command line.
-    """
+    """What is wrong, with the nearest right names where a name is misspelt."""
     if isinstance(cause, HydraException):
         problems = command.check()[0]
         return problem_report(problems) if problems else hydra_message(cause)

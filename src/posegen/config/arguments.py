@@ -119,15 +119,7 @@ def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: A
 
 
 def mismatches(value: Any, annotation: Any) -> Iterator[tuple[tuple[str, ...], str, Any, list[str]]]:
-    """Where a plain value is not what an annotation asks for.
-
-    Args:
-        value: plain values, lists and mappings, as a configuration resolves them.
-        annotation: an evaluated type annotation.
-
-    Yields:
-        The place inside the value, what was expected, the value there, and the names that are allowed.
-    """
+    """Where a plain value is not what an annotation asks for."""
     wanted = _names_for_enums(annotation)
     try:
         adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))

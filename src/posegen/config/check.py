@@ -143,14 +143,7 @@ def shared_batch(cfg: DictConfig) -> list[Problem]:
 
 
 def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: Any = 1) -> Problem | None:
-    """Why so many processes cannot take equal shares of every batch; None where they can.
-
-    Args:
-        batch: images per optimiser step, over all processes.
-        accumulate: passes per step.
-        devices: processes on each machine; ``auto`` and -1 are all GPUs of this one.
-        machines: how many there are.
-    """
+    """Why so many processes cannot take equal shares of every batch; None where they can."""
     devices = gpus() if devices in ("auto", -1) else devices
     for key, value in {"devices": devices, "nodes": machines}.items():
         if not isinstance(value, int) or value < 1:

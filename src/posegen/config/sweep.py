@@ -13,19 +13,12 @@ from hydra.core.override_parser.types import Override
 
 @dataclass(frozen=True)
 class Axis:
-    """One key or group of a sweep.
+    """One key or group of a sweep."""
 
-    Attributes:
-        key: as it stands in an override, with its prefix.
-        group: the key without prefix and package.
-        words: an override per value; of an interval, its two ends.
-        override: as Hydra reads it.
-    """
-
-    key: str
-    group: str
-    words: list[str]
-    override: Override
+    key: str  # as it stands in an override, with its prefix
+    group: str  # the key without prefix and package
+    words: list[str]  # an override per value; of an interval, its two ends
+    override: Override  # as Hydra reads it
 
     @classmethod
     def of(cls, override: Override) -> Axis:

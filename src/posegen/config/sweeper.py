@@ -59,12 +59,7 @@ class OptunaSweeper(Sweeper):
     """
 
     def __init__(
-        self,
-        trials: int,
-        at_once: int,
-        seed: int,
-        sampler: Callable[..., Any],
-        params: Mapping[str, str] | None = None,
+        self, trials: int, at_once: int, seed: int, sampler: Callable[..., Any], params: Mapping[str, str] | None = None
     ) -> None:
         if trials < 1 or at_once < 1:
             given = f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}"
@@ -168,11 +163,7 @@ def tpe(seed: int, **settings: Any) -> Any:
 
 
 def optuna_package() -> Any:
-    """The optuna package.
-
-    Raises:
-        UserError: it is not installed; names the command.
-    """
+    """The optuna package."""
     try:
         import optuna
     except ModuleNotFoundError as error:

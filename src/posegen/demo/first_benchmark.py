@@ -23,17 +23,11 @@ PATIENCE = 10.0  # seconds that the process has to end by itself
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
-    """How far the benchmark is.
+    """How far the benchmark is."""
 
-    Attributes:
-        share: of the work that is done, from 0 to 1; a cell counts by its stages.
-        text: for the user.
-        state: ``running``, ``finished``, ``failed`` or ``stopped``.
-    """
-
-    share: float
-    text: str
-    state: str
+    share: float  # of the work that is done, from 0 to 1; a cell counts by its stages
+    text: str  # for the user
+    state: str  # ``running``, ``finished``, ``failed`` or ``stopped``
 
 
 class FirstBenchmark:

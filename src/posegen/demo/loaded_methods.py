@@ -28,17 +28,11 @@ GENERATES_POSES = "generates a pose and no image"
 
 @dataclass(frozen=True)
 class DemoMethod:
-    """One method that can be chosen.
+    """One method that can be chosen."""
 
-    Attributes:
-        label: unique on the page.
-        folder: its method folder; None for the backbone alone.
-        written: when its weights were written, so that a new training is loaded anew.
-    """
-
-    label: str
-    folder: Path | None
-    written: float = 0.0
+    label: str  # unique on the page
+    folder: Path | None  # its method folder; None for the backbone alone
+    written: float = 0.0  # when its weights were written, so that a new training is loaded anew
 
 
 class LoadedMethods:

@@ -40,29 +40,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """A request for pictures, the same for all methods.
+    """A request for pictures, the same for all methods."""
 
-    Attributes:
-        prompt: the caption.
-        pose: value of the editor.
-        labels: the methods.
-        seed: of the noise, the same for every method.
-        steps: of the sampler.
-        guidance: of the text.
-        control: factor on the methods' influence.
-        negative: caption that the guidance points away from.
-        source: ``[H, W, 3] uint8`` a picture of a person, for methods that take one.
-    """
-
-    prompt: str
-    pose: Any
-    labels: Sequence[str]
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 2.0
-    control: float = 1.0
-    negative: str = ""
-    source: np.ndarray | None = None
+    prompt: str  # the caption
+    pose: Any  # value of the editor
+    labels: Sequence[str]  # the methods
+    seed: int = 0  # of the noise, the same for every method
+    steps: int = 20  # of the sampler
+    guidance: float = 2.0  # of the text
+    control: float = 1.0  # factor on the methods' influence
+    negative: str = ""  # caption that the guidance points away from
+    source: np.ndarray | None = None  # ``[H, W, 3] uint8`` a picture of a person, for methods that take one
 
     def check(self) -> None:
         """Raises a `UserError` where a number is out of range or the prompt is empty."""

@@ -30,23 +30,14 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "parity"
 
 @dataclass(frozen=True)
 class Case:
-    """``case.json``, ``io.safetensors`` and maybe ``weights.safetensors`` in a folder or zip file; or a metric's json.
+    """``case.json``, ``io.safetensors`` and maybe ``weights.safetensors`` in a folder or zip file; or a metric's json."""
 
-    Attributes:
-        place: the folder or file.
-        facts: the content of the json file.
-        weights: under the official key names, in single precision.
-        inputs: tensors ``in.*`` without that prefix.
-        mids: tensors ``mid.*``, values on the way.
-        expected: tensors ``out.*``, what the official program returned.
-    """
-
-    place: Path
-    facts: Mapping[str, Any]
-    weights: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor]
-    mids: Mapping[str, Tensor]
-    expected: Mapping[str, Tensor]
+    place: Path  # the folder or file
+    facts: Mapping[str, Any]  # the content of the json file
+    weights: Mapping[str, Tensor]  # under the official key names, in single precision
+    inputs: Mapping[str, Tensor]  # tensors ``in.*`` without that prefix
+    mids: Mapping[str, Tensor]  # tensors ``mid.*``, values on the way
+    expected: Mapping[str, Tensor]  # tensors ``out.*``, what the official program returned
 
     @classmethod
     def read(cls, place: Path) -> Case:
@@ -153,11 +144,7 @@ def find_cases(place: Path) -> list[Path]:
 
 
 def read_case_json(file: Path) -> Any:
-    """The content of a json file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The content of a json file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

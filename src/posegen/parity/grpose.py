@@ -74,11 +74,7 @@ def adapter_outputs(case: Case) -> Outputs:
 
 
 def injected_levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
-    """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it.
-
-    Raises:
-        Inexpressible: it means other blocks than the first ones of levels.
-    """
+    """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it."""
     places = [
         (level, layer)
         for level in range(geometry.levels)

@@ -89,11 +89,7 @@ def map_outputs(case: Case) -> Outputs:
 
 
 def decodings(case: Case) -> Iterator[tuple[str, Decoding]]:
-    """Suffix of the outputs -> how they are decoded.
-
-    Raises:
-        Inexpressible: the case was computed with a decoding that posegen does not have.
-    """
+    """Suffix of the outputs -> how they are decoded."""
     config = case.config.get("test_cfg", {})
     known = PUBLISHED_DECODING.items()
     if other := [f"{key}={config[key]}" for key, value in known if config.get(key, value) != value]:

@@ -24,11 +24,7 @@ CaseRow = dict[str, float]
 
 
 def metrics_outputs(case: Case) -> Outputs:
-    """The values of the case that can be computed, by the names under which it expects them.
-
-    Raises:
-        UnknownPart: there is no such kind of metric.
-    """
+    """The values of the case that can be computed, by the names under which it expects them."""
     if case.module not in METRIC_KINDS:
         raise UnknownPart(f"kind {case.module!r} of {case.place} is none of {', '.join(METRIC_KINDS)}")
     for group, values in METRIC_KINDS[case.module](case).items():

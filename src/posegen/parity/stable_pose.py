@@ -18,14 +18,7 @@ from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.parity.build import (
-    Outputs,
-    UnknownPart,
-    converted,
-    geometry_of,
-    recorded,
-    stable_diffusion,
-)
+from posegen.parity.build import Outputs, UnknownPart, converted, geometry_of, recorded, stable_diffusion
 from posegen.parity.case import FACTS, Case
 from posegen.runner.sampler import Sampler
 
@@ -34,11 +27,7 @@ NO_ONE = PoseBatch((), (), (), (0, 0))  # the loss reads the state alone
 
 
 def stable_pose_outputs(case: Case) -> Outputs:
-    """Every output, by the part of the method that the case's module names.
-
-    Raises:
-        UnknownPart: it is none of the known parts.
-    """
+    """Every output, by the part of the method that the case's module names."""
     known: dict[str, Callable[[Case], Outputs]] = {
         "PMSAViT": transformer_outputs,
         "FeatureExtractor": first_block_outputs,
@@ -148,11 +137,7 @@ def method_of(case: Case) -> StablePose:
 
 
 def part_of(case: Case, *places: str) -> StablePose:
-    """The method on a small backbone with the case's first level, with official weights at and below ``places``.
-
-    Raises:
-        UserError: a key has no place there.
-    """
+    """The method on a small backbone with the case's first level, with official weights at and below ``places``."""
     channels, method = case.config["channels"], method_of(case)
     method.faithful = True
     groups = math.gcd(channels, 32)
@@ -193,11 +178,7 @@ def thinned(tokens: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def number_in_meaning(case: Case, pattern: str) -> float:
-    """A number in the words of the case on its guided step.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """A number in the words of the case on its guided step."""
     words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
     if (found := re.search(pattern, words)) is None:
         raise UserError(f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS} do not say their {pattern!r}")

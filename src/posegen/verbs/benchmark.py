@@ -150,11 +150,7 @@ def conclude(folder: Path, config: DictConfig) -> int:
 
 
 def require_weights(cfg: DictConfig) -> None:
-    """Refuses a method that is to be judged with given weights and has none.
-
-    Raises:
-        UserError: names the folder that is missing and the ways out.
-    """
+    """Refuses a method that is to be judged with given weights and has none."""
     place = None if cfg.weights is None else Path(cfg.weights) / cfg.method
     if method_class(cfg).trainable and place is not None and not (place / "posegen.json").is_file():
         raise UserError(

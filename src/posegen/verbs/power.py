@@ -28,11 +28,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) -> str:
-    """The answer as text, from the judged cells of two methods, seed by seed.
-
-    Raises:
-        UserError: the cells are not paired, or an option is wrong.
-    """
+    """The answer as text, from the judged cells of two methods, seed by seed."""
     require_paired([*ours, *theirs])
     options = {key: positive_numbers(key, cfg[key]) for key in OPTIONS}
     config = read_cell_config(ours[0])
@@ -47,13 +43,7 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
 
 
 def variance_text(variance: Variance, images: int, observed: int, column: str, options: dict[str, list[float]]) -> str:
-    """What a variance says about other numbers of images and seeds.
-
-    Args:
-        images: of each seed.
-        observed: number of seeds.
-        options: the numbers asked for.
-    """
+    """What a variance says about other numbers of images and seeds."""
     (power,), (alpha,) = options["power"], options["alpha"]
     known = not math.isnan(variance.seed)
     seeds = [int(s) for s in options["seeds"]] if known else [1]
@@ -109,11 +99,7 @@ def positive_numbers(key: str, value: Any) -> list[float]:
 
 
 def seed_cells(folder: Path) -> dict[str, Path]:
-    """Seed folder's name -> judged cell, of a cell or of the folder with all seeds of a setting.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Seed folder's name -> judged cell, of a cell or of the folder with all seeds of a setting."""
     cells = [folder] if (folder / "status.json").is_file() else sorted(folder.glob("seed*"))
     judged = {cell.resolve().name: cell for cell in cells if (cell / "records.csv").is_file()}
     if not judged:
@@ -125,11 +111,7 @@ def seed_cells(folder: Path) -> dict[str, Path]:
 
 
 def common_seeds(ours: dict[str, Path], theirs: dict[str, Path]) -> tuple[list[Path], list[Path]]:
-    """The cells of the seeds that both have.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The cells of the seeds that both have."""
     common = sorted(ours.keys() & theirs.keys())
     if not common:
         raise UserError(

@@ -66,11 +66,7 @@ def _encode(components: Components, fields: list[str]) -> None:
 
 
 def _export_joint_vectors(components: Components, folder: Path) -> None:
-    """Writes the training poses in the layout of GUNet's authors.
-
-    Raises:
-        UserError: the data has no poses of single people.
-    """
+    """Writes the training poses in the layout of GUNet's authors."""
     export = getattr(components.data("train"), "export", None)
     if export is None:
         raise UserError(

@@ -25,11 +25,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Refuses wrong values.
-
-    Raises:
-        UserError: names the option, its value, and the expected ones.
-    """
+    """Refuses wrong values."""
     if not isinstance(cfg.poses, int) or cfg.poses < 0:
         raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
     if not isinstance(cfg.side, int) or cfg.side < LEAST_SIDE:
