@@ -45,9 +45,6 @@ FLAGS = {*SHORT.values(), *VALUED, *ASKING, "--version", "--resolve"}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-# The command line.
-
-
 @dataclass(frozen=True)
 class Command:
     """The command line ``posegen VERB words``, read."""
@@ -60,11 +57,7 @@ class Command:
 
     @classmethod
     def read(cls, verb: str, words: Sequence[str]) -> Command:
-        """Flags and overrides in any order.
-
-        Raises:
-            UserError: a flag is misspelt.
-        """
+        """Flags and overrides in any order; a `UserError` names a misspelt flag."""
         flags: dict[str, str | None] = {}
         found: list[str] = []
         rest = list(words)
@@ -87,18 +80,11 @@ class Command:
         return cls(verb, tuple(keys), tuple(map(groups.searchable, search)), flags, tuple(words))
 
     @property
-    def asks(self) -> bool:
-        """Whether Hydra answers a question in place of running the verb."""
-        return bool(ASKING & set(self.flags))
-
-    @property
-    def main(self) -> Path:
-        """The folder with the primary configuration."""
+    def main(self) -> Path:  # the folder of the primary configuration
         return Path(self.flags.get("--config-path") or groups.conf_dir()).resolve()
 
     @property
     def known(self) -> dict[str, dict[str, groups.Option]]:
-        """Groups with their options."""
         return groups.groups(groups.roots(self.search, self.main))
 
     def asking(self, keys: Sequence[str]) -> tuple[str, list[str], Path]:
@@ -125,10 +111,8 @@ class Command:
     def cells(self) -> Iterator[DictConfig]:
         """The checked and resolved configuration of each cell, in the order of Hydra's basic sweeper.
 
-        ``${hydra:...}`` and ``HydraConfig`` are those of the cell until the next is taken.
-
-        Raises:
-            UserError: lists everything that is wrong with a cell.
+        ``${hydra:...}`` and ``HydraConfig`` are those of the cell until the next is taken. A `UserError` lists
+        everything that is wrong with a cell.
         """
         found = self.axes()
         for words in [self.keys] if found is None else combinations(found):
@@ -149,13 +133,10 @@ class Command:
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:
-        """Runs the verb as a Hydra application, with all of Hydra's flags.
+        """Runs the verb as a Hydra application, with all of Hydra's flags; returns the exit code.
 
-        Args:
-            function: gets the configuration of each cell; by default ``main`` of the verb's file.
-
-        Returns:
-            The exit code. Errors that a user can mend have been printed as one message.
+        ``function`` gets the configuration of each cell, by default ``main`` of the verb's file. Errors that a user can
+        mend are printed as one message.
         """
         traced, before = traceback_wanted(), sys.argv
         job = Job(self.verb, function)
@@ -206,9 +187,6 @@ def quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-# Running.
-
-
 class Job:
     """What Hydra calls for a cell: checks the configuration, then gives it to the verb.
 
@@ -236,11 +214,7 @@ class Job:
 
 
 def checked(cfg: DictConfig) -> DictConfig:
-    """The configuration of the current cell with every ``${...}`` replaced by its value.
-
-    Raises:
-        UserError: lists everything that is wrong with it.
-    """
+    """The current cell's configuration with every ``${...}`` replaced; a `UserError` lists all that is wrong."""
     require_valid(cfg)
     OmegaConf.resolve(cfg)
     return cfg
@@ -261,22 +235,17 @@ def run_verb(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], 
         return tell(error, command, traceback_wanted())
 
 
-# Errors.
-
-
 def traceback_wanted() -> bool:
     return os.environ.get("POSEGEN_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) not in ("", "0")
 
 
 def tell(error: Exception, command: Command, traced: bool = False) -> int:
-    """Prints an error: one message where the user can mend it, the traceback where not or where it is wanted.
-
-    Returns:
-        The exit code.
-    """
+    """Prints one message where the user can mend it, the traceback where not or where wanted; returns the exit code."""
     if isinstance(error, BrokenPipeError):
         raise error
-    cause = cause_of(error)
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__:  # inside an instantiated class
+        cause = cause.__cause__
     mendable = isinstance(cause, EXPECTED)
     if traced or not mendable:
         traceback.print_exception(error)
@@ -298,7 +267,3 @@ def explain(error: Exception, cause: BaseException, command: Command) -> str:
     plain = isinstance(cause, (UserError, OSError)) or type(cause) is ValueError
     key = str(error).rpartition("full_key: ")[2].strip() if cause is not error and "full_key: " in str(error) else ""
     return f"{f'{key}: ' if key else ''}{message if plain else f'{type(cause).__name__}: {message}'}"
-
-
-def cause_of(error: BaseException) -> BaseException:
-    return cause_of(error.__cause__) if isinstance(error, InstantiationException) and error.__cause__ else error

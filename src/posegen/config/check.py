@@ -43,8 +43,6 @@ OTHER_IMAGES = {
 GENERATED = ("train", "validation", "test")
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
 KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-#: Choices that no signature tells.
-SETTING_CHOICES = {"trainer.precision": KNOWN_PRECISIONS}
 #: Numbers that are usually null, so that nothing else tells their kind: key -> (least, most).
 SETTING_RANGES = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 
@@ -64,25 +62,19 @@ def validate(cfg: DictConfig) -> list[Problem]:
 
 
 def require_valid(cfg: DictConfig) -> None:
-    """Refuses a configuration with problems.
-
-    Raises:
-        UserError: lists all of them.
-    """
+    """Refuses a configuration with problems; the `UserError` lists all of them."""
     if problems := validate(cfg):
         raise UserError(problem_report(problems))
 
 
 def _usual(hydra: Any, known: KnownGroups) -> DictConfig | None:
     """The configuration that the chosen files alone give, without overrides and without files that may set any key."""
-    search = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
-    choices = (
-        f"{group}={name}"
-        for group, name in hydra.runtime.choices.items()
-        if name and name in known.get(group, {}) and not group.startswith("hydra/") and not known[group][name].anywhere
-    )
+    words = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    for group, name in hydra.runtime.choices.items():
+        if name in known.get(group, {}) and not group.startswith("hydra/") and not known[group][name].anywhere:
+            words.append(f"{group}={name}")
     main = next((source.path for source in hydra.runtime.config_sources if source.provider == "main"), None)
-    return _composed_once(hydra.job.config_name, (*search, *choices), Path(main) if main else None)
+    return _composed_once(hydra.job.config_name, tuple(words), Path(main) if main else None)
 
 
 @lru_cache(maxsize=64)
@@ -99,9 +91,6 @@ def _placed(problem: Problem, hydra: Any, known: KnownGroups) -> Problem:
     group = problem.key.split(".")[0]
     option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
     return replace(problem, file=shown_path(option)) if option and not problem.file else problem
-
-
-# Problems that no single node shows.
 
 
 def missing_files(cfg: DictConfig) -> list[Problem]:
@@ -124,11 +113,10 @@ def late_values(cfg: DictConfig) -> list[Problem]:
         if value is not None and not (number and least <= value <= most):
             span = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
             problems.append(Problem(key, f"expected a number {span}, or null", value))
-    for key, options in SETTING_CHOICES.items():
-        value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if value is not None and value not in options:
-            near = nearest(str(value), options)
-            problems.append(Problem(key, f"expected one of {', '.join(options)}", value, near))
+    precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
+    if precision is not None and precision not in KNOWN_PRECISIONS:
+        near, text = nearest(str(precision), KNOWN_PRECISIONS), f"expected one of {', '.join(KNOWN_PRECISIONS)}"
+        problems.append(Problem("trainer.precision", text, precision, near))
     return problems
 
 
@@ -137,8 +125,8 @@ def shared_batch(cfg: DictConfig) -> list[Problem]:
     trainer, optim = cfg.get("trainer") or {}, cfg.get("optim") or {}
     if "devices" not in trainer or "batch" not in optim:
         return []
-    nodes_ = trainer.get("nodes", trainer.get("num_nodes", 1))
-    problem = shared_batch_problem(optim["batch"], optim.get("accumulate", 1), trainer["devices"], nodes_)
+    machines = trainer.get("nodes", trainer.get("num_nodes", 1))
+    problem = shared_batch_problem(optim["batch"], optim.get("accumulate", 1), trainer["devices"], machines)
     return [problem] if problem else []
 
 
@@ -156,12 +144,9 @@ def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: An
     processes = devices * machines
     if batch // accumulate % processes:
         among = f"trainer.devices={devices}" + (f" on trainer.nodes={machines}" if machines > 1 else "")
-        return Problem(
-            "optim.batch",
-            f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
-            f"{processes} processes ({among}); it must be a multiple of {accumulate * processes}",
-            batch,
-        )
+        parts = f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
+        fix = f"{processes} processes ({among}); it must be a multiple of {accumulate * processes}"
+        return Problem("optim.batch", parts + fix, batch)
     return None
 
 
@@ -180,8 +165,7 @@ def recipes(cfg: DictConfig) -> list[Problem]:
 
 def compatible(cfg: DictConfig) -> list[Problem]:
     """Choices that are fine alone and impossible together, as far as their classes tell."""
-    adapter, backbone = _class(cfg, "adapter"), _class(cfg, "backbone")
-    problems = []
+    problems, adapter, backbone = [], _class(cfg, "adapter"), _class(cfg, "backbone")
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
         text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
@@ -208,8 +192,11 @@ def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
         return [Problem("adapter", text, cfg.get("method"))]
     generated, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
     if verb in JUDGING and generated and judged and generated != judged:
-        text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
-        return [Problem("protocol", text)]
+        return [
+            Problem(
+                "protocol", f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
+            )
+        ]
     return []
 
 
@@ -233,10 +220,8 @@ def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     if not factor or all(side % factor == 0 for side in sides):
         return []
     right = [max(factor, side // factor * factor) for side in sides]
-    example = right if len(right) > 1 else right[0]
-    return [
-        Problem(f"{key}.size", f"expected a multiple of the backbone's latent factor {factor}, such as {example}", size)
-    ]
+    text = f"expected a multiple of the backbone's latent factor {factor}, such as {right if right[1:] else right[0]}"
+    return [Problem(f"{key}.size", text, size)]
 
 
 def _latent_factor(node: Any) -> int | None:

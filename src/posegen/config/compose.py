@@ -14,10 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, open_dict, read_write
 
-from posegen.config import (
-    groups,
-    resolvers,  # noqa: F401  (registers what ${...} may ask for)
-)
+from posegen.config import groups, resolvers  # noqa: F401  (resolvers registers what ${...} may ask for)
 
 HYDRA_VERSION = "1.3"  # of Hydra, whose defaults hold
 
@@ -37,12 +34,8 @@ def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) 
     """The configuration ``name.yaml`` with its ``hydra`` node.
 
     Args:
-        name: of the primary file.
         overrides: as on the command line; ``hydra.searchpath=[...]`` may be among them.
-        main: the folder of the primary file; by default posegen's; a running application has chosen it.
-
-    Raises:
-        HydraException: an option or key does not exist.
+        main: the folder of the file; by default posegen's; a running application has chosen it.
     """
     running = GlobalHydra.instance().is_initialized()
     folder = str(main or groups.conf_dir())

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# Where configurations lie.
-
 
 def conf_dir() -> Path:
     """``posegen/conf`` of an installed wheel, else the checkout's ``conf``."""
@@ -60,9 +58,6 @@ def roots_of(hydra: Any) -> list[Path]:
     sources = [source for source in hydra.runtime.config_sources if source.provider not in ("hydra", "schema")]
     main = next((Path(source.path) for source in sources if source.provider == "main"), None)
     return roots([f"{s.schema}://{s.path}" for s in sources if s.provider not in ("main", "posegen")], main)
-
-
-# Groups and options.
 
 
 @dataclass(frozen=True)
@@ -126,13 +121,12 @@ KnownGroups = Mapping[str, Mapping[str, Option]]
 def groups(where: Sequence[Path] | None = None) -> dict[str, dict[str, Option]]:
     """Group -> option -> its file, sorted; ``adapter/reference/real.yaml`` is ``reference/real`` of ``adapter``."""
     found: dict[str, dict[str, Option]] = {}
-    for root in where or roots():
-        for file in sorted(root.rglob("*.yaml")):
-            parts = file.relative_to(root).with_suffix("").parts
-            depth = 2 if parts[0] == "hydra" else 1
-            if len(parts) > depth:
-                group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
-                found.setdefault(group, {}).setdefault(name, Option(group, name, file))
+    for root, file in ((folder, file) for folder in where or roots() for file in sorted(folder.rglob("*.yaml"))):
+        parts = file.relative_to(root).with_suffix("").parts
+        depth = 2 if parts[0] == "hydra" else 1
+        if len(parts) > depth:
+            group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
+            found.setdefault(group, {}).setdefault(name, Option(group, name, file))
     return {group: dict(sorted(found[group].items())) for group in sorted(found)}
 
 
@@ -150,8 +144,5 @@ def shown_path(option: Option) -> str:
 def group_lines(found: KnownGroups, width: int = 160) -> str:
     """One line per group with the names of its options."""
     column = max(map(len, found), default=0)
-    lines = []
-    for group, options in found.items():
-        line = f"  {group:<{column}}  {', '.join(options)}"
-        lines.append(line if len(line) <= width else f"{line[: width - 4].rpartition(',')[0]}, ...")
-    return "\n".join(lines)
+    lines = [f"  {group:<{column}}  {', '.join(options)}" for group, options in found.items()]
+    return "\n".join(x if len(x) <= width else f"{x[: width - 4].rpartition(',')[0]}, ..." for x in lines)

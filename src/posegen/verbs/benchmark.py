@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.app import Command
+from posegen.config.app import ASKING, Command
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
 from posegen.report.formats import table_terminal
@@ -40,7 +40,7 @@ def start(command: Command) -> int:
         0 where every expected cell finished, 1 otherwise.
     """
     command = Command.read(command.verb, command.words)
-    if command.asks:
+    if ASKING & command.flags.keys():  # Hydra answers a question in place of running
         return command.run()
     config = command.base()
     folder, code = plan(config, command), 1
