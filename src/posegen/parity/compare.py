@@ -80,10 +80,8 @@ def port_of(method: str) -> Port | None:
 def compared_outputs(case: Case, computed: Mapping[str, Tensor]) -> Iterator[OutputCheck]:
     """One line per output of the case, and per value on the way that was computed too."""
     for name, expected in case.expected.items():
-        if name in computed:
-            yield agree(name, computed[name], expected, *case.tolerance(name))
-        else:
-            yield OutputCheck(name, ok=False, reason="not computed")
+        missing = OutputCheck(name, ok=False, reason="not computed")
+        yield agree(name, computed[name], expected, *case.tolerance(name)) if name in computed else missing
     for name in sorted(computed.keys() & (case.mids.keys() - case.expected.keys())):
         yield agree(f"mid.{name}", computed[name], case.mids[name], *case.tolerance(name))
 
@@ -96,14 +94,8 @@ def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: floa
     equal = (a == b) | (a.isnan() & b.isnan())
     error = torch.where(equal, 0.0, (a - b).abs().nan_to_num(float("inf"), float("inf")))
     allowed, size = atol + rtol * b.abs().nan_to_num(), b.abs()
-    relative = (error / size)[size > 0]
     if not error.numel():
         return OutputCheck(name, True, 0.0, 0.0, 0.0, 0.0)
-    return OutputCheck(
-        name,
-        ok=not (error > allowed).any(),
-        absolute=error.max().item(),
-        relative=relative.max().item() if relative.numel() else 0.0,
-        outside=(error > allowed).double().mean().item(),
-        used=torch.where(error > 0, error / allowed, 0.0).max().item(),
-    )
+    relative = [each.max().item() for each in [(error / size)[size > 0]] if each.numel()]
+    outside, used = (error > allowed).double().mean().item(), torch.where(error > 0, error / allowed, 0.0).max().item()
+    return OutputCheck(name, outside == 0, error.max().item(), *(relative or [0.0]), outside, used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from posegen.adapters.base import State
@@ -75,12 +76,8 @@ def adapter_outputs(case: Case) -> Outputs:
 
 def injected_levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
     """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it."""
-    places = [
-        (level, layer)
-        for level in range(geometry.levels)
-        for layer in range(geometry.layers)
-        if 1 + 3 * level + layer in config["inject_layers"]
-    ]
+    every = itertools.product(range(geometry.levels), range(geometry.layers))
+    places = [(level, layer) for level, layer in every if 1 + 3 * level + layer in config["inject_layers"]]
     if not places or any(layer for _, layer in places):
         raise Inexpressible(f"inject_layers {config['inject_layers']} mean other blocks than the first ones of levels")
     return [level for level, _ in places]
@@ -94,9 +91,8 @@ def perception_outputs(case: Case) -> Outputs:
     teacher.load_trunk(case.weights, str(case.place / WEIGHTS))
     teacher.eval()
     decoded, real = case.inputs["decoded_x0"], case.inputs["gt_jpg"].permute(0, 3, 1, 2)
-    released, plain = (
-        GRPose(perception=mode, perception_weight=weight, teacher=teacher) for mode in ("logged", "differentiable")
-    )
+    modes = ("logged", "differentiable")
+    released, plain = (GRPose(perception=mode, perception_weight=weight, teacher=teacher) for mode in modes)
     difference = released.perceived(decoded, real)
     yield "pose_loss_per_sample", weight * case.inputs["alphas_cumprod_t"] * difference
     yield "feature_mse", difference

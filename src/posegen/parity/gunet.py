@@ -37,11 +37,11 @@ def gunet_outputs(case: Case) -> Outputs:
     yield from part(case)
 
 
-# The graph block; in the official program its nodes are the last axis.
-
-
 def spatial_block_outputs(case: Case) -> Outputs:
-    """The block with operators of one and of three orders, and the paths of the batch sizes."""
+    """The block with operators of one and of three orders, and the paths of the batch sizes.
+
+    In the official program its nodes are the last axis.
+    """
     given = case.inputs
     block = spatial_block_of(case.weights["spa_block.theta"], case.weights["spa_block.b"])
     yield "y", with_nodes_last(block, given["x"], given["Lk"])
@@ -61,9 +61,6 @@ def spatial_block_of(theta: Tensor, b: Tensor) -> SpatialBlock:
 
 def with_nodes_last(block: SpatialBlock, x: Tensor, operators: Tensor) -> Tensor:
     return block(x.movedim(-1, 0), operators.reshape(-1, *operators.shape[-2:])).movedim(0, -1)
-
-
-# The network.
 
 
 def network_outputs(case: Case) -> Outputs:
@@ -128,9 +125,6 @@ def sampled_maps(case: Case, method: GUNet, backbone: PoseSpace, run: str, given
     text, negative = Text(given["prompt_embeds"].expand(len(start), -1, -1)), Text(given["negative_prompt_embeds"])
     batch = batch_of_size(len(start), (0, 0), StartsFrom, text=text, negative_text=negative, latents=start)
     return sampler.latents(method, backbone, batch)
-
-
-# Poses and maps.
 
 
 def joint_map_outputs(case: Case) -> Outputs:

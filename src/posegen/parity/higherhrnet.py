@@ -103,11 +103,7 @@ def decodings(case: Case) -> Iterator[tuple[str, Decoding]]:
 def head_of(config: Mapping[str, Any]) -> HeadShape:
     """The head that mmpose's configuration describes."""
     extra = config.get("extra", {})
-    return HeadShape(
-        filters=tuple(config["num_deconv_filters"]),
-        kernels=tuple(config["num_deconv_kernels"]),
-        blocks=config["num_basic_blocks"],
-        joined=tuple(config["cat_output"]),
-        tags=tuple(config["with_ae_loss"]),
-        final_kernel=config.get("final_conv_kernel", extra.get("final_conv_kernel", 1)),
-    )
+    names = {"filters": "num_deconv_filters", "kernels": "num_deconv_kernels", "joined": "cat_output"}
+    lists = {ours: tuple(config[theirs]) for ours, theirs in {**names, "tags": "with_ae_loss"}.items()}
+    final = config.get("final_conv_kernel", extra.get("final_conv_kernel", 1))
+    return HeadShape(blocks=config["num_basic_blocks"], final_kernel=final, **lists)

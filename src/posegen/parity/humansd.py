@@ -74,9 +74,8 @@ def humansd_outputs(case: Case) -> Outputs:
     """Predictions, sampling loops, and the losses."""
     config = case.config
     if config["parameterization"] != "eps":
-        raise Inexpressible(
-            f"{case.place / FACTS} has parameterization {config['parameterization']!r}; HumanSD predicts the noise, eps"
-        )
+        given = f"{case.place / FACTS} has parameterization {config['parameterization']!r}"
+        raise Inexpressible(f"{given}; HumanSD predicts the noise, eps")
     vae = kl_autoencoder(config["ddconfig"], config["embed_dim"], case.weights)
     vae.register_to_config(scaling_factor=config["scale_factor"])
     factor = 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)

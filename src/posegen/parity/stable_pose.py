@@ -31,8 +31,8 @@ def stable_pose_outputs(case: Case) -> Outputs:
     known: dict[str, Callable[[Case], Outputs]] = {
         "PMSAViT": transformer_outputs,
         "FeatureExtractor": first_block_outputs,
-        "StablePoseAdapter": whole_outputs,
     }
+    known["StablePoseAdapter"] = whole_outputs
     part = case.module.partition(" ")[0]
     if part not in known:
         raise UnknownPart(f"module {case.module!r} of {case.place / FACTS} begins with none of {', '.join(known)}")
@@ -114,9 +114,6 @@ def guided_step(case: Case, method: StablePose, backbone: StableDiffusion, state
     stepped = scheduler.step(w_text * full + w_free * without, int(time), x, eta=0.0)
     yield "ddim_x_prev", stepped.prev_sample
     yield "ddim_pred_x0", stepped.pred_original_sample
-
-
-# What the modules share.
 
 
 def method_of(case: Case) -> StablePose:

@@ -140,7 +140,7 @@ class MeasuredMethod:
     @cached_property
     def sampler(self) -> Sampler:
         settings: Any = {**self.cfg.sampler, "steps": self.steps, "skip": 0}
-        settings.pop("_target_")
+        settings.pop("_target_", None)
         return self.sampler_class(**settings)
 
     @contextmanager

@@ -13,11 +13,7 @@ from posegen.errors import UserError
 
 
 def main(cfg: DictConfig) -> None:
-    """Prints an overview of all groups, or the options of those that are named.
-
-    Raises:
-        UserError: there is no such group.
-    """
+    """Prints an overview of all groups, or the options of those that are named."""
     found = groups(roots_of(HydraConfig.get()))
     for group in [group_named(str(name), found) for name in cfg.groups]:
         print(f"{group}\n{option_lines(found[group])}\n")

@@ -20,11 +20,7 @@ NO_PROGRAM = ("dnaf",)
 
 
 def main(cfg: DictConfig) -> int:
-    """Compares every case at or below ``cases``; prints a row per case, and the outputs of given or failed cases.
-
-    Raises:
-        UserError: a folder or file holds no case, or a case cannot be read.
-    """
+    """Compares every case at or below ``cases``; prints a row per case, and the outputs of given or failed cases."""
     places = [case for place in cfg.cases or [SHIPPED] for case in find_cases(Path(place).expanduser())]
     found: list[Comparison] = []
     print(ROW("case", "method", "compared", "largest error", "of tolerance", "verdict"))

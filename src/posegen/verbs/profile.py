@@ -51,11 +51,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def phases_of(cfg: DictConfig) -> list[Phase]:
-    """The phases to measure.
-
-    Raises:
-        UserError: there are none, or a setting cannot be used.
-    """
+    """The phases to measure; a `UserError` where there are none or a setting cannot be used."""
     for key, (usual, script) in DEVELOPERS_BENCHMARKS.items():
         if cfg.get(key, usual) != usual:
             raise UserError(f"{key}={cfg[key]} is a developers' benchmark outside the package: {script}")
@@ -123,12 +119,8 @@ def collected_rows(folder: Path) -> list[ProfileRow]:
         t = settings["trainer"]
         facts = {"method": settings["method"], "backbone": settings["backbone_name"]}
         facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
-        facts |= {
-            "precision": t["precision"],
-            "checkpointing": settings["compute"]["checkpointing"],
-            "pixels": settings["size"],
-        }
-        facts |= {"batch": settings["batch"], "device": found["device"]}
+        facts |= {"precision": t["precision"], "checkpointing": settings["compute"]["checkpointing"]}
+        facts |= {"pixels": settings["size"], "batch": settings["batch"], "device": found["device"]}
         rows += [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
     return rows
 
@@ -147,12 +139,9 @@ def text_table(rows: Sequence[ProfileRow]) -> list[str]:
     """Rows as text columns, the first to the left."""
     columns = [column for column in rows[0] if not column.endswith(SHARE)]
     grid = [columns, *([figure_text(row[column]) for column in columns] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
-    widths[0] = -widths[0]
-    return [
-        "  ".join(f"{cell:{'<' if w < 0 else '>'}{abs(w)}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in grid
-    ]
+    first, *widths = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
+    lines = ([name.ljust(first), *map(str.rjust, figures, widths)] for name, *figures in grid)
+    return ["  ".join(line).rstrip() for line in lines]
 
 
 def figure_text(value: Any) -> str:

@@ -16,24 +16,16 @@ LEAST_SIDE = 16
 
 def main(cfg: DictConfig) -> None:
     """Writes the page and the plots of ``folders`` and, with an account, a report of W&B."""
-    check_options(cfg)
+    if not isinstance(cfg.poses, int) or cfg.poses < 0:
+        raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
+    if not isinstance(cfg.side, int) or cfg.side < LEAST_SIDE:
+        expected = f"expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more"
+        raise UserError(f"side={cfg.side}: {expected}")
+    if not isinstance(cfg.wandb, bool) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
+        expected = "expected ENTITY/PROJECT, the account and project whose runs the report shows"
+        raise UserError(f"wandb={cfg.wandb}: {expected}, or true: where the cells were logged")
     for folder in benchmark_folders("report", cfg.folders):
         table = write_report(folder, cfg.poses, cfg.side)
         print(f"{folder / 'report.html'} (plots also as {folder / 'figures'}/*.svg)")
         if cfg.wandb:
             print(publish(table, cfg.wandb))
-
-
-def check_options(cfg: DictConfig) -> None:
-    """Refuses wrong values."""
-    if not isinstance(cfg.poses, int) or cfg.poses < 0:
-        raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
-    if not isinstance(cfg.side, int) or cfg.side < LEAST_SIDE:
-        raise UserError(
-            f"side={cfg.side}: expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more"
-        )
-    if not isinstance(cfg.wandb, bool) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
-        raise UserError(
-            f"wandb={cfg.wandb}: expected ENTITY/PROJECT, the account and project whose runs the report shows, "
-            "or true: where the cells were logged"
-        )
