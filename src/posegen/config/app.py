@@ -249,21 +249,19 @@ def tell(error: Exception, command: Command, traced: bool = False) -> int:
     mendable = isinstance(cause, EXPECTED)
     if traced or not mendable:
         traceback.print_exception(error)
-    if not traced:
-        known = isinstance(cause, (UserError, HydraException, YAMLError))
-        hint = "\nPOSEGEN_TRACEBACK=1 shows where it happened." if mendable and not known else ""
-        print(f"posegen {command.verb}: {explain(error, cause, command)}{hint}", file=sys.stderr)
+    if traced:
+        return 1
+    hint, (_, nested, key) = "", str(error).rpartition("full_key: ")
+    if isinstance(cause, (HydraException, YAMLError)):
+        problems = command.check()[0] if isinstance(cause, HydraException) else []  # with the nearest right names
+        message = problem_report(problems) if problems else hydra_message(cause)
+    else:
+        message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+        if not (isinstance(cause, (UserError, OSError)) or type(cause) is ValueError):
+            message = f"{type(cause).__name__}: {message}"
+        if cause is not error and nested and key.strip():
+            message = f"{key.strip()}: {message}"
+        if mendable and not isinstance(cause, UserError):
+            hint = "\nPOSEGEN_TRACEBACK=1 shows where it happened."
+    print(f"posegen {command.verb}: {message}{hint}", file=sys.stderr)
     return 1
-
-
-def explain(error: Exception, cause: BaseException, command: Command) -> str:
-    """What is wrong, with the nearest right names where a name is misspelt."""
-    if isinstance(cause, HydraException):
-        problems = command.check()[0]
-        return problem_report(problems) if problems else hydra_message(cause)
-    if isinstance(cause, YAMLError):
-        return hydra_message(cause)
-    message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
-    plain = isinstance(cause, (UserError, OSError)) or type(cause) is ValueError
-    key = str(error).rpartition("full_key: ")[2].strip() if cause is not error and "full_key: " in str(error) else ""
-    return f"{f'{key}: ' if key else ''}{message if plain else f'{type(cause).__name__}: {message}'}"

@@ -25,8 +25,7 @@ UNNAMED = frozenset({
     "logger", "hydra", "paths", "experiment", "benchmark", "objective", "force", "shard", "shards", "title", "baseline",
     "headline", "reproduction", "validation", "dashboard",
 })  # fmt: skip
-#: Options that differ from the default of their group in neutral keys alone.
-ALIKE = frozenset({"trainer=default", "trainer=ddp", "trainer=fsdp"})
+
 LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes
 
 
@@ -43,7 +42,8 @@ def cell_folder(_root_: DictConfig) -> str:
 
 def is_named(key: str, text: str) -> bool:
     first, last = key.split(".")[0].split("/")[0], key.split(".")[-1]
-    neutral = last in NEUTRAL_KEYS or first in UNNAMED or key in PLACED or f"{key}={text}" in ALIKE
+    alike = key == "trainer" and text in ("default", "ddp", "fsdp")  # they differ in neutral keys alone
+    neutral = alike or last in NEUTRAL_KEYS or first in UNNAMED or key in PLACED
     return not (neutral or (first == "callbacks" and key.split(".")[1:2] and key.split(".")[1] in NEUTRAL_CALLBACKS))
 
 

@@ -32,19 +32,15 @@ from posegen.errors import UserError
 INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
-#: Verbs that judge the generated images or poses.
-JUDGING = ("evaluate", "benchmark")
+
 #: Fields of a batch that only some data sets have -> (method that brings it, its description).
 OTHER_IMAGES = {
     "twins": ("twin", "a second image of each caption"),
     "source": ("source_of", "another image of each person"),
 }
-#: Splits that are trained on or generated; others are only looked at.
-GENERATED = ("train", "validation", "test")
+
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
 KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-#: Numbers that are usually null, so that nothing else tells their kind: key -> (least, most).
-SETTING_RANGES = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 
 
 def validate(cfg: DictConfig) -> list[Problem]:
@@ -58,7 +54,11 @@ def validate(cfg: DictConfig) -> list[Problem]:
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
     problems += for_the_verb(cfg, str(hydra.job.config_name))
-    return without_repeats(_placed(problem, hydra, known) for problem in problems)
+    for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
+        group = problem.key.split(".")[0]
+        option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
+        problems[i] = replace(problem, file=problem.file or (shown_path(option) if option else None))
+    return without_repeats(problems)
 
 
 def require_valid(cfg: DictConfig) -> None:
@@ -86,13 +86,6 @@ def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> 
         return None
 
 
-def _placed(problem: Problem, hydra: Any, known: KnownGroups) -> Problem:
-    """The problem with the file of the option that was chosen for its key's group."""
-    group = problem.key.split(".")[0]
-    option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
-    return replace(problem, file=shown_path(option)) if option and not problem.file else problem
-
-
 def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
     named = {key: leaf for key, leaf in nodes.leaf_nodes(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
@@ -107,12 +100,12 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
 def late_values(cfg: DictConfig) -> list[Problem]:
     """Values that would only be noticed once a training has begun."""
     problems = []
-    for key, (least, most) in SETTING_RANGES.items():
+    ranges = {"optim.lr": (float("inf"), "of at least 0"), "optim.drop_text": (1.0, "from 0 to 1")}
+    for key, (most, words) in ranges.items():  # usually null, so that nothing else tells their kind
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and least <= value <= most):
-            span = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
-            problems.append(Problem(key, f"expected a number {span}, or null", value))
+        if value is not None and not (number and 0 <= value <= most):
+            problems.append(Problem(key, f"expected a number {words}, or null", value))
     precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
     if precision is not None and precision not in KNOWN_PRECISIONS:
         near, text = nearest(str(precision), KNOWN_PRECISIONS), f"expected one of {', '.join(KNOWN_PRECISIONS)}"
@@ -174,9 +167,12 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
-        data = locate(nodes.target_path(node)) if nodes.has_target(node) else None
-        for field, (method, image) in OTHER_IMAGES.items() if split in GENERATED else ():
-            if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
+        data: Any = locate(nodes.target_path(node)) if nodes.has_target(node) else None
+        used = isinstance(data, type) and split in ("train", "validation", "test")  # others are only looked at
+        for field, (method, image) in OTHER_IMAGES.items() if used else ():
+            owner = next((cls for cls in data.__mro__ if method in vars(cls)), object)
+            inherited = owner.__name__ == "PoseData" and owner.__module__.startswith("posegen")
+            if field in needs and inherited:
                 text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
                 problems.append(Problem(f"data.{split}", text))
         problems += _sizes(f"data.{split}", node, factor)
@@ -191,12 +187,9 @@ def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
         text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
         return [Problem("adapter", text, cfg.get("method"))]
     generated, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
-    if verb in JUDGING and generated and judged and generated != judged:
-        return [
-            Problem(
-                "protocol", f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
-            )
-        ]
+    if verb in ("evaluate", "benchmark") and generated and judged and generated != judged:
+        text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
+        return [Problem("protocol", text)]
     return []
 
 
@@ -205,12 +198,6 @@ def _class(cfg: DictConfig, group: str) -> Any:
     node = cfg.get(group)
     target = locate(nodes.target_path(node)) if nodes.has_target(node) else None
     return getattr(target, "__self__", target) if not isinstance(target, str) else None
-
-
-def _inherits(cls: type, method: str, base: str) -> bool:
-    """Whether a class leaves a method to the base class of that name."""
-    owner = next((c for c in cls.__mro__ if method in vars(c)), None)
-    return owner is not None and owner.__name__ == base and owner.__module__.startswith("posegen")
 
 
 def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:

@@ -24,8 +24,6 @@ from posegen.config.sweep import Axis, axes, combinations
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
 
-TUNED_DIGITS = 3  # of a tuned value; more would only make names of folders longer
-
 
 @dataclass
 class Study:
@@ -135,8 +133,8 @@ def distribution(axis: Axis) -> Any:
 
 
 def tuned_texts(params: Mapping[str, Any]) -> dict[str, str]:
-    """Tuned values as they stand in overrides."""
-    return {k: f"{v:.{TUNED_DIGITS}g}" if isinstance(v, float) else str(v) for k, v in params.items()}
+
+    return {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in params.items()}  # for short folder names
 
 
 def tpe(seed: int, **settings: Any) -> Any:
@@ -145,7 +143,7 @@ def tpe(seed: int, **settings: Any) -> Any:
 
 
 def optuna_package() -> Any:
-    """The optuna package."""
+
     try:
         import optuna
     except ModuleNotFoundError as error:

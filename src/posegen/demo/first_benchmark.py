@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +51,13 @@ class FirstBenchmark:
         code = self.process.poll()
         if self.stopped:
             return BenchmarkProgress(0.0, "stopped; the same button continues where it was", "stopped")
-        if code is not None:
-            return BenchmarkProgress(1.0, *(("finished", "finished") if code == 0 else (self.tail(), "failed")))
-        return self.running()
+        if code is None:
+            return self.running()
+        if code == 0:
+            return BenchmarkProgress(1.0, "finished", "finished")
+        self.log.seek(0)
+        last_lines = self.log.read().replace("\r", "\n").strip().splitlines()[-LINES:]
+        return BenchmarkProgress(1.0, "\n".join(last_lines), "failed")
 
     def running(self) -> BenchmarkProgress:
         """From the cells' files, as the command line shows it."""
@@ -71,23 +76,15 @@ class FirstBenchmark:
         text = "; ".join([f"{sum(share == 1.0 for share in shares)} of {len(shares)} rows are done", *texts[:2]])
         return BenchmarkProgress(sum(shares) / max(1, len(shares)), text, "running")
 
-    def tail(self) -> str:
-        """The last lines of the output."""
-        self.log.seek(0)
-        return "\n".join(self.log.read().replace("\r", "\n").strip().splitlines()[-LINES:])
-
     def stop(self) -> None:
         """Ends the benchmark with its workers; finished cells stay, and the same words continue it."""
         atexit.unregister(self.stop)
         if self.process.poll() is not None:
             return
         self.stopped = True
-        for number, wait in ((signal.SIGINT, PATIENCE), (signal.SIGKILL, PATIENCE)):
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(wait)
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with suppress(subprocess.TimeoutExpired):
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, number)
+                    self.process.wait(PATIENCE)
                 return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue

@@ -44,30 +44,24 @@ def skeleton_facts() -> dict[str, Any]:
 
 def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     """Keypoints ``[P, 17, 3]`` on a canvas of ``size`` (height, width) as the editor's value."""
-    people = []
-    for person in np.asarray(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3):
-        shares = (person[:, :2] + 0.5) / size[::-1]
-        seen = person[:, 2] > 0
-        joints = zip(shares.round(SHARE_DIGITS).tolist(), seen, strict=True)
-        people.append([[x, y, 2 if v else 0] for (x, y), v in joints])
-    return {"people": people, "selected": 0}
+    people = np.array(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3)
+    shares = ((people[..., :2] + 0.5) / size[::-1]).round(SHARE_DIGITS).tolist()
+    seen = np.where(people[..., 2] > 0, 2, 0).tolist()
+    joints = [zip(*person, strict=True) for person in zip(shares, seen, strict=True)]
+    return {"people": [[[x, y, v] for (x, y), v in person] for person in joints], "selected": 0}
 
 
 def to_keypoints(value: Any, size: tuple[int, int]) -> np.ndarray:
     """The editor's value as keypoints ``[P, 17, 3] float32``, the inverse of `to_editor`.
 
-    Hidden joints are zeros, people without a joint are left out.
-
-    Raises:
-        UserError: it is no value of the editor.
+    Hidden joints are zeros, people without a joint are left out. A `UserError` refuses any other value.
     """
     people = value.get("people") if isinstance(value, Mapping) else None
     try:
         shares = np.asarray([] if people is None else people, np.float64).reshape(-1, COCO_JOINTS, 3)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the pose is damaged ({error}); expected 17 joints of x, y and visibility per person: reload the page"
-        ) from error
+        expected = "expected 17 joints of x, y and visibility per person"
+        raise UserError(f"the pose is damaged ({error}); {expected}: reload the page") from error
     seen = shares[..., 2] > 0
     if not np.isfinite(shares[seen]).all():
         raise UserError("the pose has a joint whose place is no number; reload the page")

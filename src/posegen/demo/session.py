@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby, islice
 from typing import Any
 
 import cv2
@@ -31,6 +32,7 @@ SHOWN_SCORES = ("PCK", "OKS")
 #: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
 LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
 TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
+NOBODY = Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32))
 OnStep = Callable[[DemoMethod, int, int], None]
 
 
@@ -64,25 +66,15 @@ class DemoRequest:
 
 @dataclass(frozen=True, eq=False)
 class DemoPicture:
-    """One method's picture.
+    """One method's picture, and how its pose agrees with the one ``asked`` for."""
 
-    Attributes:
-        label: the method.
-        pixels: ``[H, W, 3] uint8``; None where it failed.
-        asked: ``[P, 17, 3]`` the pose on the picture's pixels.
-        found: the people that the estimator sees in it.
-        scores: shown column -> value in percent; empty where nobody was asked for.
-        unknown: words of the prompt that the method's world lacks.
-        error: why there is no picture.
-    """
-
-    label: str
-    pixels: np.ndarray | None = None
-    asked: np.ndarray = field(default_factory=lambda: np.zeros((0, 17, 3), np.float32))
-    found: Poses = field(default_factory=lambda: Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)))
-    scores: dict[str, float] = field(default_factory=dict)
-    unknown: Sequence[str] = ()
-    error: str = ""
+    label: str  # the method
+    pixels: np.ndarray | None = None  # ``[H, W, 3] uint8``; None where it failed
+    asked: np.ndarray = field(default_factory=lambda: NOBODY.keypoints)  # ``[P, 17, 3]`` on the picture's pixels
+    found: Poses = field(default_factory=lambda: NOBODY)  # the people that the estimator sees in it
+    scores: dict[str, float] = field(default_factory=dict)  # column -> percent; empty where nobody was asked for
+    unknown: Sequence[str] = ()  # words of the prompt that the method's world lacks
+    error: str = ""  # why there is no picture
 
 
 @dataclass(frozen=True)
@@ -95,11 +87,7 @@ class Preset:
 
 
 class DemoSession:
-    """Draws and judges pictures, one request at a time.
-
-    Args:
-        cfg: the configuration of ``posegen demo``.
-    """
+    """Draws and judges pictures, one request at a time; ``cfg`` is the configuration of ``posegen demo``."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.components, self.loaded = cfg, Components(cfg), LoadedMethods(cfg)
@@ -132,19 +120,17 @@ class DemoSession:
             sample = self.data.seen(i, image=False)
             if len(sample.keypoints):
                 found.setdefault(scene_name(sample), sample)
+        by_count = sorted((len(sample.keypoints), name) for name, sample in found.items())
         chosen: list[Preset] = []
-        for count in sorted({len(sample.keypoints) for sample in found.values()}):
-            names = sorted(name for name, sample in found.items() if len(sample.keypoints) == count)
-            for name in names[: ALONE if count == 1 else TOGETHER]:
-                chosen.append(Preset(name, found[name].prompt, to_editor(found[name].keypoints, found[name].size)))
+        for count, names in groupby(by_count, lambda each: each[0]):
+            for sample in (found[name] for _, name in islice(names, ALONE if count == 1 else TOGETHER)):
+                chosen.append(Preset(scene_name(sample), sample.prompt, to_editor(sample.keypoints, sample.size)))
         return chosen
 
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
         """One picture per method, as they are ready; a method that fails says why and does not keep the others.
 
-        Args:
-            request: the pictures.
-            on_step: is called with the method, its steps that are done, and all of them.
+        ``on_step`` is called with the method, its steps that are done, and all of them.
 
         Raises:
             UserError: none of them can be drawn.
@@ -218,38 +204,26 @@ class DemoSession:
         return self.estimator.estimate(to_tensor(picture)[None].to(self.device))[0]
 
     def read_picture(self, picture: np.ndarray) -> dict[str, Any]:
-        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas.
-
-        Raises:
-            UserError: the estimator finds nobody.
-        """
+        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas."""
         with self.working:
             set_threads(self.cfg)
             found = self.people_in(letterboxed(picture, self.size))
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
+            known = "it knows pictures of its training world best"
             raise UserError(
-                "the estimator finds nobody in this picture; it knows pictures of its training world best. "
-                "Give another picture, or drag the joints"
+                f"the estimator finds nobody in this picture; {known}. Give another picture, or drag the joints"
             )
         return to_editor(people, self.size)
 
     def read_file(self, file: str) -> dict[str, Any]:
-        """The editor's value with the people of a COCO or OpenPose file.
-
-        Raises:
-            ValueError: the file cannot be read.
-        """
-        pose = read_poses(file, "pose")[0].on(self.size)
-        return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
+        """The editor's value with the people of a COCO or OpenPose file."""
+        keypoints = read_poses(file, "pose")[0].on(self.size).keypoints
+        return to_editor(NOBODY.keypoints if keypoints is None else keypoints, self.size)
 
     def imagine(self, prompt: str, seed: int) -> dict[str, Any]:
-        """The editor's value with the pose that the configured prior, by default GUNet, generates for a prompt.
-
-        Raises:
-            UserError: there is no trained prior; names the command that trains it.
-        """
+        """The editor's value with the pose that the configured prior, by default GUNet, generates for a prompt."""
         if not prompt.strip():
             raise UserError("the prompt is empty; the pose is generated from it")
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": None, "size": list(self.size)}

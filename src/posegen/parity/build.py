@@ -34,7 +34,7 @@ class UnknownPart(UserError):
 
 
 def geometry_of(config: Mapping[str, Any], **settings: Any) -> Geometry:
-    """The U-Net of an original latent-diffusion configuration; `Inexpressible` where backbones cannot have its sizes."""
+    """The U-Net of an original latent-diffusion configuration; `Inexpressible` where none here has its sizes."""
     try:
         return Geometry.from_ldm(config, **settings)
     except ValueError as error:
@@ -106,5 +106,5 @@ def recorded(**modules: nn.Module) -> Iterator[tuple[dict[str, Tensor], dict[str
     try:
         yield given, returned
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()

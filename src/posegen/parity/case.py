@@ -104,7 +104,7 @@ class Case:
 
 
 def case_files(place: Path) -> dict[str, bytes]:
-    """The files of a case by name, from a folder or a zip file."""
+
     names = (FACTS, TENSORS, WEIGHTS)
     if place.is_dir():
         return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
@@ -127,7 +127,7 @@ def find_cases(place: Path) -> list[Path]:
 
 
 def read_case_json(file: Path) -> Any:
-    """The content of a json file."""
+
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -80,8 +80,10 @@ def port_of(method: str) -> Port | None:
 def compared_outputs(case: Case, computed: Mapping[str, Tensor]) -> Iterator[OutputCheck]:
     """One line per output of the case, and per value on the way that was computed too."""
     for name, expected in case.expected.items():
-        missing = OutputCheck(name, ok=False, reason="not computed")
-        yield agree(name, computed[name], expected, *case.tolerance(name)) if name in computed else missing
+        if name in computed:
+            yield agree(name, computed[name], expected, *case.tolerance(name))
+        else:
+            yield OutputCheck(name, ok=False, reason="not computed")
     for name in sorted(computed.keys() & (case.mids.keys() - case.expected.keys())):
         yield agree(f"mid.{name}", computed[name], case.mids[name], *case.tolerance(name))
 
@@ -96,6 +98,6 @@ def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: floa
     allowed, size = atol + rtol * b.abs().nan_to_num(), b.abs()
     if not error.numel():
         return OutputCheck(name, True, 0.0, 0.0, 0.0, 0.0)
-    relative = [each.max().item() for each in [(error / size)[size > 0]] if each.numel()]
+    relative = torch.where(size > 0, error / size, 0.0).max().item()
     outside, used = (error > allowed).double().mean().item(), torch.where(error > 0, error / allowed, 0.0).max().item()
-    return OutputCheck(name, outside == 0, error.max().item(), *(relative or [0.0]), outside, used)
+    return OutputCheck(name, outside == 0, error.max().item(), relative, outside, used)

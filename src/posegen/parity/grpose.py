@@ -91,8 +91,8 @@ def perception_outputs(case: Case) -> Outputs:
     teacher.load_trunk(case.weights, str(case.place / WEIGHTS))
     teacher.eval()
     decoded, real = case.inputs["decoded_x0"], case.inputs["gt_jpg"].permute(0, 3, 1, 2)
-    modes = ("logged", "differentiable")
-    released, plain = (GRPose(perception=mode, perception_weight=weight, teacher=teacher) for mode in modes)
+    shared: dict[str, Any] = {"perception_weight": weight, "teacher": teacher}
+    released, plain = GRPose(perception="logged", **shared), GRPose(perception="differentiable", **shared)
     difference = released.perceived(decoded, real)
     yield "pose_loss_per_sample", weight * case.inputs["alphas_cumprod_t"] * difference
     yield "feature_mse", difference

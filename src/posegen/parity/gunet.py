@@ -38,10 +38,7 @@ def gunet_outputs(case: Case) -> Outputs:
 
 
 def spatial_block_outputs(case: Case) -> Outputs:
-    """The block with operators of one and of three orders, and the paths of the batch sizes.
-
-    In the official program its nodes are the last axis.
-    """
+    """The block, there with nodes last, with operators of one and of three orders, and the paths of the batch sizes."""
     given = case.inputs
     block = spatial_block_of(case.weights["spa_block.theta"], case.weights["spa_block.b"])
     yield "y", with_nodes_last(block, given["x"], given["Lk"])
@@ -119,7 +116,7 @@ class StartsFrom(PoseBatch):
 
 
 def sampled_maps(case: Case, method: GUNet, backbone: PoseSpace, run: str, given: dict[str, Tensor]) -> Tensor:
-    """The whole loop with the shared sampler, from given noise."""
+
     facts, start = case.facts["sampling"], given["latents"]
     sampler = Sampler(facts["scheduler"], facts["steps"][run], facts["guidance_scale"])
     text, negative = Text(given["prompt_embeds"].expand(len(start), -1, -1)), Text(given["negative_prompt_embeds"])

@@ -45,7 +45,7 @@ def higherhrnet_outputs(case: Case) -> Outputs:
 
 
 def network_of(case: Case) -> HigherHRNet:
-    """The case's network with its weights."""
+
     config = case.config
     shapes = [config["stages"][f"stage{i}"] for i in range(1, len(config["stages"]) + 1)]
     stages = [Stage(s["num_modules"], tuple(s["num_blocks"]), tuple(s["num_channels"])) for s in shapes]

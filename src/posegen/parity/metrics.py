@@ -102,7 +102,7 @@ def batch_rows(paper: Records, wanted: Sequence[Mapping[str, float]], atol: floa
 
 
 def feature_distances(case: Case) -> ExpectedGroups:
-    """Frechet and kernel distances of two sets of features."""
+
     given = case.facts["inputs"]
     real, fake = (np.array(given[name], float) for name in ("real", "fake"))
     about = given.get("kid", {})

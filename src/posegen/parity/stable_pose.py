@@ -22,8 +22,7 @@ from posegen.parity.build import Outputs, UnknownPart, converted, geometry_of, r
 from posegen.parity.case import FACTS, Case
 from posegen.runner.sampler import Sampler
 
-BLOCK, ENCODER = "branch.network.down_blocks.0.resnets.0.", "pose_encoder."
-NO_ONE = PoseBatch((), (), (), (0, 0))  # the loss reads the state alone
+BLOCK = "branch.network.down_blocks.0.resnets.0."
 
 
 def stable_pose_outputs(case: Case) -> Outputs:
@@ -57,7 +56,7 @@ def transformer_outputs(case: Case) -> Outputs:
 
 def first_block_outputs(case: Case) -> Outputs:
     """The residual block around the transformer, with its pose encoder, with and without masks."""
-    method = part_of(case, BLOCK, ENCODER)
+    method = part_of(case, BLOCK, "pose_encoder.")
     block, inputs, masks = method.block, case.inputs, masks_of(case)
     modules = {"pose_feature": method.pose_encoder, "cond_conv": block.pose_conv, "vit_out": block.transformer}
     with recorded(**modules) as (given, returned):
@@ -95,7 +94,7 @@ def whole_outputs(case: Case) -> Outputs:
     with torch.enable_grad():
         eps = eps.detach().requires_grad_()
         step = Step(eps, target, given["x"], given["x_start"], given["noise"], timesteps)
-        loss = method.loss(step, state, NO_ONE)["loss"]
+        loss = method.loss(step, state, PoseBatch((), (), (), (0, 0)))["loss"]  # it reads the state alone
         yield "loss", loss
         yield "loss_grad_eps", torch.autograd.grad(loss, eps)[0]
 
@@ -120,17 +119,12 @@ def method_of(case: Case) -> StablePose:
     """The method at the case's size, before it is attached."""
     config = {key.removeprefix("vit_"): value for key, value in case.config.items()}
     kernels = config["gaussian_kernels"]
-    return StablePose(
-        patch=config["patch_size"],
-        heads=config["heads"],
-        head_dim=config["dim_head"],
-        mlp=config["mlp_dim"],
-        reduced=config["dim"] // config["patch_size"] ** 2,
-        pose_channels=config.get("inject_channels", [None])[0],
-        kernels=kernels,
-        radii=[0] * len(kernels),
-        alpha=config.get("alpha", 5),
-    )
+    names = {"patch": "patch_size", "heads": "heads", "head_dim": "dim_head", "mlp": "mlp_dim"}
+    sizes = {ours: config[theirs] for ours, theirs in names.items()} | {
+        "pose_channels": config.get("inject_channels", [None])[0]
+    }
+    masks = {"kernels": kernels, "radii": [0] * len(kernels), "alpha": config.get("alpha", 5)}
+    return StablePose(**sizes, **masks, reduced=config["dim"] // config["patch_size"] ** 2)
 
 
 def part_of(case: Case, *places: str) -> StablePose:
@@ -163,7 +157,7 @@ def masks_of(case: Case) -> Tensor:
 
 
 def state_with(method: StablePose, masks: Tensor) -> State:
-    """A state with these masks and a blank drawing."""
+
     factor = method.backbone.geometry.latent_factor
     hint = torch.zeros(len(masks), 3, factor * masks.shape[-2], factor * masks.shape[-1])
     return method.conditioned(State(Text(hint), Text(hint)), hint, masks)
@@ -175,7 +169,7 @@ def thinned(tokens: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def number_in_meaning(case: Case, pattern: str) -> float:
-    """A number in the words of the case on its guided step."""
+
     words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
     if (found := re.search(pattern, words)) is None:
         raise UserError(f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS} do not say their {pattern!r}")

@@ -87,16 +87,11 @@ class SyntheticPeople(PoseData):
 
 
 class MeasuredMethod:
-    """A method on its backbone with a batch, ready to run.
-
-    Args:
-        cfg: a resolved configuration of ``posegen profile``.
-        steps: of the sampler's loop.
-    """
+    """A method with its backbone and a batch, of a resolved configuration of ``posegen profile``."""
 
     def __init__(self, cfg: DictConfig, steps: int, components: Components | None = None) -> None:
         torch.set_num_threads(cfg.budget.threads)
-        self.cfg, self.steps, self.components = cfg, steps, components or Components(cfg)
+        self.cfg, self.steps, self.components = cfg, steps, components or Components(cfg)  # steps: of the sampler
         self.device, self.precision = device_of(cfg.trainer.accelerator), cfg.trainer.precision
         self.adapter: Adapter = self.components.adapter
         self.backbone: Backbone = self.components.backbone
@@ -111,13 +106,10 @@ class MeasuredMethod:
         people = SyntheticPeople(count, self.cfg.size)
         batch = collate(people, range(count), needs, self.cfg.seed).to(self.device)
         latents = batch.randn("clean", self.backbone.latent_shape(batch.size)).to(self.device)
-        return replace(
-            batch,
-            latents=latents,
-            source_latents=latents.flip(0) if "source_latents" in self.adapter.reads else None,
-            text=self.backbone.encode_text(list(batch.prompts)),
-            negative_text=self.backbone.encode_text([self.cfg.sampler.negative_prompt]),
-        )
+        source = latents.flip(0) if "source_latents" in self.adapter.reads else None
+        captions = (list(batch.prompts), [self.cfg.sampler.negative_prompt])
+        text, negative = map(self.backbone.encode_text, captions)
+        return replace(batch, latents=latents, source_latents=source, text=text, negative_text=negative)
 
     @cached_property
     def task(self) -> Task:

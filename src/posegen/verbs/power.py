@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) -> str:
-    """The answer as text, from the judged cells of two methods, seed by seed."""
+
     require_paired([*ours, *theirs])
     options = {key: positive_numbers(key, cfg[key]) for key in OPTIONS}
     config = read_cell_config(ours[0])

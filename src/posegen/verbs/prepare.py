@@ -33,7 +33,11 @@ def main(cfg: DictConfig) -> None:
         text = f"{fields[0]}=true encodes the split train, which is not there"
         raise UserError(f"{text}; leave it out, or add train to splits")
     if fields:
-        _encode(components, fields)
+        if "latents" in fields and components.data("train").varies:
+            print("no latents: the training images look different on every visit, see data.transform")
+        set_threads(cfg)
+        components.backbone.to(device_of(cfg.trainer.accelerator))
+        encodings(components, fields)
     if cfg.joint_vectors is not None:
         export = getattr(components.data("train"), "export", None)  # in the layout of GUNet's authors
         if export is None:
@@ -53,12 +57,3 @@ def _write_report(components: Components, reports: list[SplitReport]) -> Path:
         write_text(out / "report.csv", defect_table(reports))
         write_text(report, text)  # last: it shows that the others are there
     return report
-
-
-def _encode(components: Components, fields: list[str]) -> None:
-    """Caches the backbone's encodings that training reads."""
-    if "latents" in fields and components.data("train").varies:
-        print("no latents: the training images look different on every visit, see data.transform")
-    set_threads(components.cfg)
-    components.backbone.to(device_of(components.cfg.trainer.accelerator))
-    encodings(components, fields)
