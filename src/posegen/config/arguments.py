@@ -73,7 +73,6 @@ def argument_problems(key: str, node: DictConfig) -> list[Problem]:
 
 
 def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: Any) -> list[Problem]:
-
     wanted = evaluated(parameter.annotation, target)
     if has_target(node):
         built = locate(target_path(node))
@@ -131,7 +130,6 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _literal_names(error: Mapping[str, Any]) -> list[str]:
-
     return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
 
 

@@ -43,7 +43,6 @@ def forced(word: str, known: KnownGroups) -> str:
 
 
 def _option_problems(override: Override, known: KnownGroups) -> list[Problem]:
-
     group = override.key_or_group
     hydras = group.startswith("hydra/")
     if not (group in known or hydras) or override.is_delete() or override.value() is None:

@@ -28,8 +28,7 @@ from posegen.config.cell_folder import cell_folder
 from posegen.io.hashes import value_hash
 
 
-def asset(name: str) -> str:
-    """The path of, say, ``mannequin-v1/backbone``."""
+def asset(name: str) -> str:  # for instance mannequin-v1/backbone
     return str(Path(__file__).resolve().parents[1] / "assets" / name)
 
 
@@ -70,7 +69,6 @@ def method_row(option: str, path: str | None) -> str:
 
 
 def auto_precision(accelerator: str) -> str:
-
     if accelerator != "cpu" and visible_gpus():
         return "bf16-mixed"
     info = Path("/proc/cpuinfo")
@@ -79,7 +77,6 @@ def auto_precision(accelerator: str) -> str:
 
 
 def processes(devices: int | str, nodes: int) -> int:
-
     return (gpus() if devices in ("auto", -1) else int(devices)) * nodes
 
 

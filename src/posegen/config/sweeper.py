@@ -41,13 +41,7 @@ class Study:
 
 
 class OptunaSweeper(Sweeper):
-    """See the module.
-
-    Args:
-        trials: per study; ``at_once`` of them are asked for together.
-        seed: of the samplers that ``sampler`` makes; every study starts from the same.
-        params: key -> values, as ``hydra.sweeper.params`` of the basic sweeper; intervals are tuned.
-    """
+    """Asks for ``at_once`` of a study's ``trials`` together; ``params`` are those of the basic sweeper."""
 
     def __init__(
         self, trials: int, at_once: int, seed: int, sampler: Callable[..., Any], params: Mapping[str, str] | None = None
@@ -133,7 +127,6 @@ def distribution(axis: Axis) -> Any:
 
 
 def tuned_texts(params: Mapping[str, Any]) -> dict[str, str]:
-
     return {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in params.items()}  # for short folder names
 
 
@@ -143,7 +136,6 @@ def tpe(seed: int, **settings: Any) -> Any:
 
 
 def optuna_package() -> Any:
-
     try:
         import optuna
     except ModuleNotFoundError as error:

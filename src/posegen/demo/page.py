@@ -103,15 +103,9 @@ def asking(session: DemoSession) -> tuple[gr.Textbox, gr.HTML]:
     first = next(iter(presets.values()), Preset("", "", standing_pose()))
     prompt = gr.Textbox(first.prompt, label="Prompt", lines=2, max_lines=4, elem_id="prompt")
     scene = gr.Dropdown(list(presets), value=first.label or None, label="Scene to begin with", elem_id="scene")
-    pose = gr.HTML(
-        first.pose,
-        html_template=(HERE / "editor.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "editor.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        elem_id="pose",
-        size=list(session.size),
-        **skeleton_facts(),
-    )
+    html, script = ((HERE / f"editor.{end}").read_text(encoding="utf-8") for end in ("html", "js"))
+    facts = {**skeleton_facts(), "size": list(session.size), "apply_default_css": False}
+    pose = gr.HTML(first.pose, html_template=html, js_on_load=script, elem_id="pose", **facts)
     said = gr.HTML(elem_id="pose-said")
     with gr.Accordion("Take the pose from a picture, a file or the prompt", open=False, elem_id="sources"):
         picture = picture_input("Picture with people", 200, elem_id="picture")

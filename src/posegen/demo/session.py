@@ -91,7 +91,7 @@ class DemoSession:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.components, self.loaded = cfg, Components(cfg), LoadedMethods(cfg)
-        self.working, self.stop = threading.Lock(), threading.Event()
+        self.working, self.stop, self.device = threading.Lock(), threading.Event(), device_of(cfg.trainer.accelerator)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -102,10 +102,6 @@ class DemoSession:
     @cached_property
     def data(self) -> PoseData:
         return self.components.data("test")
-
-    @cached_property
-    def device(self) -> torch.device:
-        return device_of(self.cfg.trainer.accelerator)
 
     @cached_property
     def estimator(self) -> Any:
@@ -130,11 +126,8 @@ class DemoSession:
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
         """One picture per method, as they are ready; a method that fails says why and does not keep the others.
 
-        ``on_step`` is called with the method, its steps that are done, and all of them.
-
-        Raises:
-            UserError: none of them can be drawn.
-            Stopped: `stop` was set meanwhile.
+        ``on_step`` is called with the method, its steps that are done, and all of them. Raises a `UserError` where none
+        can be drawn, and `Stopped` where `stop` was set meanwhile.
         """
         request.check()
         chosen = chosen_methods(self.loaded.methods(), request.labels)
@@ -161,19 +154,11 @@ class DemoSession:
         size = pipe.size([PoseInput("pose")], None, None)
         pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
         keypoints: Any = pose.on(size).keypoints
-        drawn = pipe(
-            request.prompt,
-            keypoints if len(keypoints) else None,
-            height=size[0],
-            width=size[1],
-            num_inference_steps=int(request.steps),
-            guidance_scale=float(request.guidance),
-            negative_prompt=request.negative,
-            source=request.source if takes else None,
-            generator=torch.Generator().manual_seed(int(request.seed)),
-            control_scale=float(request.control),
-            on_step=step,
-        )
+        options: dict[str, Any] = {"height": size[0], "width": size[1], "num_inference_steps": int(request.steps)}
+        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative}
+        options |= {"source": request.source if takes else None, "control_scale": float(request.control)}
+        options |= {"generator": torch.Generator().manual_seed(int(request.seed)), "on_step": step}
+        drawn = pipe(request.prompt, keypoints if len(keypoints) else None, **options)
         pixels = np.array(drawn.images[0])
         found, scores = self.judged(request.prompt, pixels, keypoints)
         # a world that renders its captions knows no other words than theirs

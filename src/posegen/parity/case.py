@@ -104,7 +104,6 @@ class Case:
 
 
 def case_files(place: Path) -> dict[str, bytes]:
-
     names = (FACTS, TENSORS, WEIGHTS)
     if place.is_dir():
         return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
@@ -127,7 +126,6 @@ def find_cases(place: Path) -> list[Path]:
 
 
 def read_case_json(file: Path) -> Any:
-
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -102,9 +102,8 @@ def training_loss(case: Case, method: GUNet, backbone: PoseSpace, given: dict[st
     noisy = backbone.process.add_noise(clean, noise, timesteps)
     prediction = predicted_maps(backbone, noisy, timesteps, text)
     step = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    states = Text(text)
-    batch = batch_of_size(len(clean), (0, 0), text=states, negative_text=states)
-    return method.loss(step, State(states, states), batch)["loss"]
+    batch = batch_of_size(len(clean), (0, 0), text=Text(text), negative_text=Text(text))
+    return method.loss(step, State(Text(text), Text(text)), batch)["loss"]
 
 
 class StartsFrom(PoseBatch):
@@ -116,7 +115,6 @@ class StartsFrom(PoseBatch):
 
 
 def sampled_maps(case: Case, method: GUNet, backbone: PoseSpace, run: str, given: dict[str, Tensor]) -> Tensor:
-
     facts, start = case.facts["sampling"], given["latents"]
     sampler = Sampler(facts["scheduler"], facts["steps"][run], facts["guidance_scale"])
     text, negative = Text(given["prompt_embeds"].expand(len(start), -1, -1)), Text(given["negative_prompt_embeds"])

@@ -17,23 +17,11 @@ from posegen.parity.build import Inexpressible, Outputs
 from posegen.parity.case import FACTS, Case
 
 #: Settings of mmpose's decoding that posegen has with these values of the published evaluations alone.
-PUBLISHED_DECODING = {
-    "scale_factor": [1],
-    "align_corners": True,
-    "tag_per_joint": True,
-    "use_detection_val": True,
-    "ignore_too_much": False,
-    "adjust": True,
-    "use_udp": True,
-}
-#: mmpose's setting -> ours.
-DECODING_FIELDS = {
-    "nms_kernel": "kernel",
-    "max_num_people": "candidates",
-    "detection_threshold": "detection_threshold",
-    "tag_threshold": "tag_threshold",
-    "refine": "fill",
-}
+SWITCHED_ON = ("align_corners", "tag_per_joint", "use_detection_val", "adjust", "use_udp")
+PUBLISHED_DECODING = {"scale_factor": [1], "ignore_too_much": False, **dict.fromkeys(SWITCHED_ON, True)}
+#: mmpose's setting -> ours; two have the same name.
+DECODING_FIELDS = {name: name for name in ("detection_threshold", "tag_threshold")}
+DECODING_FIELDS |= {"nms_kernel": "kernel", "max_num_people": "candidates", "refine": "fill"}
 
 
 def higherhrnet_outputs(case: Case) -> Outputs:
@@ -45,7 +33,6 @@ def higherhrnet_outputs(case: Case) -> Outputs:
 
 
 def network_of(case: Case) -> HigherHRNet:
-
     config = case.config
     shapes = [config["stages"][f"stage{i}"] for i in range(1, len(config["stages"]) + 1)]
     stages = [Stage(s["num_modules"], tuple(s["num_blocks"]), tuple(s["num_channels"])) for s in shapes]

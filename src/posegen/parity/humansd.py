@@ -150,7 +150,6 @@ def prediction(method: HumanSD, backbone: StableDiffusion, state: State, noisy: 
 
 
 def images_of(case: Case, count: int) -> PoseBatch:
-
     factor = 2 ** (len(case.config["ddconfig"]["ch_mult"]) - 1)
     return batch_of_size(count, [side * factor for side in case.inputs["x"].shape[2:]])
 

@@ -36,8 +36,13 @@ def metrics_outputs(case: Case) -> Outputs:
 def pose_values(case: Case) -> ExpectedGroups:
     """AP, AR, SAP, SAR and PCE of all images as one batch, of batches, and as a right program has them."""
     given = case.facts["inputs"]
-    facts = enumerate(zip(given["gt_pose"], given["detections"], strict=True))
-    images = [judged_image(i, people, found) for i, (people, found) in facts]
+    images = []
+    for people, detections in zip(given["gt_pose"], given["detections"], strict=True):
+        keypoints = np.array(people, float).reshape(-1, 17, 3)
+        detected = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
+        poses = Poses(detected, np.array([d["score"] for d in detections], float))
+        # the people's areas follow from their joints
+        images.append(Judged(str(len(images)), keypoints, np.full(len(keypoints), np.nan), poses))
     paper = pose_records(PaperPoseMetric(), images)
     corrected = corrected_row(pose_records(PoseMetric(similarities=["SAP_fixed"]), images))
     groups: ExpectedGroups = {"": paper_row(paper), "corrected": corrected}
@@ -49,14 +54,6 @@ def pose_values(case: Case) -> ExpectedGroups:
         means = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
         groups["mean_over_batches_without_minus_one"] = means
     return groups
-
-
-def judged_image(index: int, people: list, detections: list) -> Judged:
-    """One image of a case; the people's areas follow from their joints."""
-    keypoints = np.array(people, float).reshape(-1, 17, 3)
-    found = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
-    poses = Poses(found, np.array([d["score"] for d in detections], float))
-    return Judged(str(index), keypoints, np.full(len(keypoints), np.nan), poses)
 
 
 def pose_records(metric: Metric, images: Iterable[Judged]) -> Records:
@@ -102,7 +99,6 @@ def batch_rows(paper: Records, wanted: Sequence[Mapping[str, float]], atol: floa
 
 
 def feature_distances(case: Case) -> ExpectedGroups:
-
     given = case.facts["inputs"]
     real, fake = (np.array(given[name], float) for name in ("real", "fake"))
     about = given.get("kid", {})

@@ -10,5 +10,4 @@ from posegen.runner.user_requests.annotation import annotate
 
 
 def main(cfg: DictConfig) -> None:
-    """See `posegen.runner.user_requests.annotation.annotate`."""
     annotate(**{key: cfg[key] for key in signature(annotate).parameters})

@@ -33,7 +33,6 @@ SCRIPTS = {"bash": BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{
 
 
 def main(cfg: DictConfig) -> None:
-    """Prints the scripts of the named shells."""
     if not cfg.shells:
         raise UserError(f"name a shell: posegen completion {' or '.join(SCRIPTS)}")
     for shell in cfg.shells:
@@ -76,11 +75,10 @@ def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
     except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return []
     if equals:
-        value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
-        shown = ["false", "true"] if isinstance(value, bool) else [str(value)]
-        return starting_with(
-            word, [f"{key}={v}" for v in shown if value is not None and not OmegaConf.is_config(value)]
-        )
+        found = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
+        if found is None or OmegaConf.is_config(found):
+            return []
+        return starting_with(word, [f"{key}={v}" for v in (("false", "true") if isinstance(found, bool) else (found,))])
     shown = [f"{group}=" for group in known if "/" not in group or name.startswith("hydra")]
     return sorted({f"{prefix}{match}" for match in starting_with(name, [*shown, *key_choices(cfg, name)])})
 

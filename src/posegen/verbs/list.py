@@ -13,7 +13,6 @@ from posegen.errors import UserError
 
 
 def main(cfg: DictConfig) -> None:
-    """Prints an overview of all groups, or the options of those that are named."""
     found = groups(roots_of(HydraConfig.get()))
     for group in [group_named(str(name), found) for name in cfg.groups]:
         width = max(map(len, found[group]))

@@ -31,7 +31,6 @@ def main(cfg: DictConfig) -> None:
 
 
 def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) -> str:
-
     require_paired([*ours, *theirs])
     options = {key: positive_numbers(key, cfg[key]) for key in OPTIONS}
     config = read_cell_config(ours[0])

@@ -86,11 +86,10 @@ def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[P
         largest = sorted(found["shares"].items(), key=lambda item: -item[1])
         words = (f"{kind} {100 * share:.0f} %" for kind, share in largest if share >= 0.01)
         notes.append(f"time of a {PHASES[phase]}: {', '.join(words)}")
-    t, steps = config["trainer"], config["sampler"]["steps"]
-    notes.append(f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {t['precision']}")
-    notes.append(parameters_note(found))
+    rate = f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {config['trainer']['precision']}"
+    notes += [rate, parameters_note(found)]
     if "sample" in phases:
-        notes.append(f"img/s of sampling are of {steps} steps, without encoding and decoding")
+        notes.append(f"img/s of sampling are of {config['sampler']['steps']} steps, without encoding and decoding")
     return rows, [*notes, conditions_note(config)]
 
 
@@ -116,17 +115,15 @@ def collected_rows(folder: Path) -> list[ProfileRow]:
         settings = found.get("settings") or {}
         if "backbone_name" not in settings or settings.get("compare"):
             continue
-        t = settings["trainer"]
         facts = {"method": settings["method"], "backbone": settings["backbone_name"]}
         facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
-        facts |= {"precision": t["precision"], "checkpointing": settings["compute"]["checkpointing"]}
+        facts |= {"precision": settings["trainer"]["precision"], "checkpointing": settings["compute"]["checkpointing"]}
         facts |= {"pixels": settings["size"], "batch": settings["batch"], "device": found["device"]}
         rows += [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
     return rows
 
 
 def unusual_ways(config: Mapping[str, Any]) -> list[str]:
-    """Unusual ways of computing, for file names."""
     return [name.replace("compile", "compiled") for name in ("channels_last", "compile") if config["compute"][name]]
 
 
