@@ -109,11 +109,7 @@ class Command:
         return problems, replace(self, keys=tuple(forced(word, known) for word in words))
 
     def cells(self) -> Iterator[DictConfig]:
-        """The checked and resolved configuration of each cell, in the order of Hydra's basic sweeper.
-
-        ``${hydra:...}`` and ``HydraConfig`` are those of the cell until the next is taken. A `UserError` lists
-        everything that is wrong with a cell.
-        """
+        """The checked, resolved configuration of each cell in the basic sweeper's order; ``HydraConfig`` goes with it."""
         found = self.axes()
         for words in [self.keys] if found is None else combinations(found):
             with composed(*self.asking(words)) as cfg:
@@ -133,11 +129,7 @@ class Command:
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:
-        """Runs the verb as a Hydra application, with all of Hydra's flags; returns the exit code.
-
-        ``function`` gets the configuration of each cell, by default ``main`` of the verb's file. Errors that a user can
-        mend are printed as one message.
-        """
+        """Lets Hydra run ``function``, by default the verb's ``main``, for each cell; returns the exit code."""
         traced, before = traceback_wanted(), sys.argv
         job = Job(self.verb, function)
         flags = [flag if value is None else f"{flag}={value}" for flag, value in self.flags.items()]

@@ -33,11 +33,6 @@ INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|c
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 
-#: Fields of a batch that only some data sets have -> (method that brings it, its description).
-OTHER_IMAGES = {
-    "twins": ("twin", "a second image of each caption"),
-    "source": ("source_of", "another image of each person"),
-}
 
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
 KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -165,11 +160,16 @@ def compatible(cfg: DictConfig) -> list[Problem]:
         problems.append(Problem("backbone", f"{text}; choose another adapter= or backbone="))
     given = any(cfg.get(key) is not None for key in ("prompt", "source"))  # then no data set has to bring a source
     needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
+    # Fields of a batch that only some data sets have -> (method that brings it, its description).
+    second = {
+        "twins": ("twin", "a second image of each caption"),
+        "source": ("source_of", "another image of each person"),
+    }
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
         data: Any = locate(nodes.target_path(node)) if nodes.has_target(node) else None
         used = isinstance(data, type) and split in ("train", "validation", "test")  # others are only looked at
-        for field, (method, image) in OTHER_IMAGES.items() if used else ():
+        for field, (method, image) in second.items() if used else ():
             owner = next((cls for cls in data.__mro__ if method in vars(cls)), object)
             inherited = owner.__name__ == "PoseData" and owner.__module__.startswith("posegen")
             if field in needs and inherited:

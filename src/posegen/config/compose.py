@@ -31,13 +31,8 @@ Plugins.instance().register(OtherPackages)
 
 
 def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) -> DictConfig:
-    """The configuration ``name.yaml`` with its ``hydra`` node.
-
-    Args:
-        overrides: as on the command line; ``hydra.searchpath=[...]`` may be among them.
-        main: the folder of the file; by default posegen's; a running application has chosen it.
-    """
-    running = GlobalHydra.instance().is_initialized()
+    """The configuration ``name.yaml`` of the folder ``main``, by default posegen's, with its ``hydra`` node."""
+    running = GlobalHydra.instance().is_initialized()  # then it has chosen the folder
     folder = str(main or groups.conf_dir())
     with nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION):
         return hydra.compose(name, list(overrides), return_hydra_config=True)

@@ -80,10 +80,7 @@ def unresolved(cfg: DictConfig) -> list[Problem]:
 
 
 def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str = "") -> list[Problem]:
-    """Keys and kinds of values that the files do not have, in nodes that no class describes.
-
-    ``usual`` are the chosen files without overrides; the groups ``roots`` may stand at the root although it lacks them.
-    """
+    """Keys and kinds of values that the files alone (``usual``) lack, in nodes of no class; ``roots`` are groups."""
     problems = []
     for name, child in children(cfg):
         path, there = dotted(key, name), usual._get_node(name, validate_access=False)

@@ -18,9 +18,6 @@ from posegen.config.app import Command
 from posegen.io.atomic import read_json
 from posegen.report.live_progress import cell_progress, progress_text
 
-LINES = 6  # of the output that a failure shows
-PATIENCE = 10.0  # seconds that the process has to end by itself
-
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
@@ -56,7 +53,7 @@ class FirstBenchmark:
         if code == 0:
             return BenchmarkProgress(1.0, "finished", "finished")
         self.log.seek(0)
-        last_lines = self.log.read().replace("\r", "\n").strip().splitlines()[-LINES:]
+        last_lines = self.log.read().replace("\r", "\n").strip().splitlines()[-6:]
         return BenchmarkProgress(1.0, "\n".join(last_lines), "failed")
 
     def running(self) -> BenchmarkProgress:
@@ -86,5 +83,5 @@ class FirstBenchmark:
             with suppress(subprocess.TimeoutExpired):
                 with suppress(ProcessLookupError):
                     os.killpg(self.process.pid, number)
-                    self.process.wait(PATIENCE)
+                    self.process.wait(10.0)  # seconds to end by itself
                 return

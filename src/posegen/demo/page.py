@@ -31,8 +31,7 @@ HERE = Path(__file__).parent
 empty, note, progress_bar = fragments.empty, fragments.note, fragments.progress_bar  # type: ignore[attr-defined]
 QUIETLY: dict[str, Any] = {"show_progress": "hidden"}
 HOST = "127.0.0.1"  # this machine alone: whoever reaches the page runs programs with its owner's rights
-PORTS = 100  # from gradio's first, 7860, that are tried
-TICKED = 4  # methods that are chosen at first
+
 TICK = 0.1  # seconds between looks at what is going on
 
 
@@ -42,7 +41,7 @@ def serve(
     """Serves the page to this machine; returns the application and its address. A taken port is a `UserError`."""
     page = build(session)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
-    os.environ["GRADIO_NUM_PORTS"] = str(PORTS)
+    os.environ["GRADIO_NUM_PORTS"] = "100"  # that are tried, from gradio's first, 7860
     try:
         place = {"server_name": HOST, "server_port": port, "inbrowser": open_browser}
         off = ("share", "ssr_mode", "mcp_server", "pwa", "enable_monitoring", "run_history")
@@ -157,7 +156,7 @@ def method_choices(session: DemoSession) -> tuple[Any, Any, Any]:
     """The methods with the newest cell of each chosen, whether a benchmark is offered, and who is left out."""
     labels = [method.label for method in session.loaded.methods()]
     newest = {label.partition(" · ")[0]: label for label in reversed(labels) if label != NONE}
-    ticked = [*list(newest.values())[::-1][:TICKED], NONE]
+    ticked = [*list(newest.values())[::-1][:4], NONE]  # four are chosen at first
     left = "; ".join(session.loaded.left_out)
     chosen = gr.update(choices=labels, value=[label for label in labels if label in ticked])
     return chosen, gr.update(visible=labels == [NONE]), note(f"Left out: {left}" if left else "")

@@ -15,7 +15,6 @@ from posegen.errors import UserError
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_BARS, COCO_FLIP, COCO_JOINTS, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT
 
-SHARE_DIGITS = 5  # of a share
 #: A standing person for "add" and for an empty start: shares of a square, in COCO's order.
 EDITOR_PERSON = (
     (0.500, 0.160), (0.517, 0.145), (0.483, 0.145), (0.537, 0.155), (0.463, 0.155), (0.575, 0.275), (0.425, 0.275),
@@ -40,17 +39,14 @@ def skeleton_facts() -> dict[str, Any]:
 def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     """Keypoints ``[P, 17, 3]`` on a canvas of ``size`` (height, width) as the editor's value."""
     people = np.array(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3)
-    shares = ((people[..., :2] + 0.5) / size[::-1]).round(SHARE_DIGITS).tolist()
+    shares = ((people[..., :2] + 0.5) / size[::-1]).round(5).tolist()
     seen = np.where(people[..., 2] > 0, 2, 0).tolist()
     joints = [zip(*person, strict=True) for person in zip(shares, seen, strict=True)]
     return {"people": [[[x, y, v] for (x, y), v in person] for person in joints], "selected": 0}
 
 
 def to_keypoints(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """The editor's value as keypoints ``[P, 17, 3] float32``, the inverse of `to_editor`.
-
-    Hidden joints are zeros, people without a joint are left out. A `UserError` refuses any other value.
-    """
+    """The editor's value as keypoints ``[P, 17, 3] float32``: hidden joints are zeros, people without any left out."""
     people = value.get("people") if isinstance(value, Mapping) else None
     try:
         shares = np.asarray([] if people is None else people, np.float64).reshape(-1, COCO_JOINTS, 3)

@@ -124,11 +124,7 @@ class DemoSession:
         return chosen
 
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
-        """One picture per method, as they are ready; a method that fails says why and does not keep the others.
-
-        ``on_step`` is called with the method, its steps that are done, and all of them. Raises a `UserError` where none
-        can be drawn, and `Stopped` where `stop` was set meanwhile.
-        """
+        """One picture per method, as ready; one that fails says why. ``on_step`` gets the method, steps done, and all."""
         request.check()
         chosen = chosen_methods(self.loaded.methods(), request.labels)
         with self.working:

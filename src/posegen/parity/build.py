@@ -44,14 +44,11 @@ def geometry_of(config: Mapping[str, Any], **settings: Any) -> Geometry:
 def stable_diffusion(
     geometry: Geometry, weights: Mapping[str, Tensor] | None = None, vae: AutoencoderKL | None = None
 ) -> StableDiffusion:
-    """Stable Diffusion of this size with its noise process.
-
-    The U-Net is that of the original file ``weights``, where it has one; it and the autoencoder are random otherwise.
-    """
+    """Stable Diffusion of this size, with the U-Net of the original file ``weights``; what is not given is random."""
     tokenizer = build_tokenizer(["person"])
     unet = unet_of(geometry)
     if weights is not None and ldm.has_prefix(weights, ldm.UNET):
-        unet.load_state_dict(known_tensors(weights, ldm.UNET, ldm.unet_table(geometry), "the U-Net"))
+        unet.load_state_dict(translated(weights, ldm.UNET, ldm.unet_table(geometry), "the U-Net"))
     text = build_text(tokenizer, geometry.text_dim, layers=1, heads=1)
     return StableDiffusion.from_parts(ModelParts(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER)))
 
@@ -67,7 +64,7 @@ def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[s
     return vae
 
 
-def known_tensors(weights: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], of: str) -> dict[str, Tensor]:
+def translated(weights: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], of: str) -> dict[str, Tensor]:
     """The tensors below ``prefix`` under posegen's names; a `UserError` where one has none in the table."""
     found = ldm.renamed(ldm.below(weights, prefix), table)
     if found.unknown:

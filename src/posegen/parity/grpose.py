@@ -12,15 +12,7 @@ from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.text import Text
 from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2
-from posegen.parity.build import (
-    Inexpressible,
-    Outputs,
-    converted,
-    geometry_of,
-    known_tensors,
-    recorded,
-    stable_diffusion,
-)
+from posegen.parity.build import Inexpressible, Outputs, converted, geometry_of, recorded, stable_diffusion, translated
 from posegen.parity.case import WEIGHTS, Case
 
 NORM_GROUPS, NEIGHBOURS = 32, 9  # literals of the official program
@@ -48,7 +40,7 @@ def graph_block_outputs(case: Case) -> Outputs:
     sizes = (config["channels"], config.get("out_channels") or config["channels"])
     widths = (config["emb_channels"], config["cond_channels"])
     module = PoseGraphBlock(sizes, *widths, NORM_GROUPS, NEIGHBOURS, "factorised").eval()
-    tensors = known_tensors(case.weights, "", BLOCK, "a graph block")
+    tensors = translated(case.weights, "", BLOCK, "a graph block")
     if missing := module.state_dict().keys() ^ tensors.keys():
         raise UserError(f"keys of a graph block that are missing: {', '.join(sorted(missing))}")
     module.load_state_dict(tensors)

@@ -34,11 +34,7 @@ TABLE = ("title", "baseline", "headline", "reproduction")
 
 
 def start(command: Command) -> int:
-    """Plans the benchmark, runs its cells as a multirun, and writes its table, whatever became of them.
-
-    Returns:
-        0 where every expected cell finished, 1 otherwise.
-    """
+    """Plans the benchmark, runs its cells as a multirun, and writes its table; 0 where every cell finished, else 1."""
     command = Command.read(command.verb, command.words)
     if ASKING & command.flags.keys():  # Hydra answers a question in place of running
         return command.run()

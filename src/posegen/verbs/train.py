@@ -16,11 +16,7 @@ from posegen.train.loop import Training, fit, set_threads
 
 
 def main(cfg: DictConfig) -> float | None:
-    """Trains the configured cell, continues it where it was interrupted, or says that it is finished.
-
-    Returns:
-        The cell's objective for sweepers, None where ``objective`` is null.
-    """
+    """Trains the configured cell or continues it; returns its objective for sweepers, None where that is null."""
     if tried := cfg.trainer.get("fast_dev_run"):  # of Lightning: a few batches through everything
         with TemporaryDirectory() as folder:
             fit(Components(cfg), Path(folder))
