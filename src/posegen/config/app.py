@@ -109,7 +109,7 @@ class Command:
         return problems, replace(self, keys=tuple(forced(word, known) for word in words))
 
     def cells(self) -> Iterator[DictConfig]:
-        """The checked, resolved configuration of each cell in the basic sweeper's order; ``HydraConfig`` goes with it."""
+        """Each cell's checked and resolved configuration in the basic sweeper's order, while ``HydraConfig`` has it."""
         found = self.axes()
         for words in [self.keys] if found is None else combinations(found):
             with composed(*self.asking(words)) as cfg:

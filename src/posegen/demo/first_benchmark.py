@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posegen.config.app import Command
 from posegen.io.atomic import read_json
@@ -38,10 +39,9 @@ class FirstBenchmark:
         # open as long as the process is
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
+        streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
-        self.process = subprocess.Popen(
-            command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        self.process = subprocess.Popen(command, **streams, start_new_session=True)
         atexit.register(self.stop)
 
     def report(self) -> BenchmarkProgress:

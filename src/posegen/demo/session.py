@@ -27,8 +27,6 @@ from posegen.runner.precision import device_of
 from posegen.runner.user_requests.prompts import PROMPTS, sampled_poses
 from posegen.train.loop import set_threads
 
-#: Columns of the pose metric that are shown, by the beginning of their names.
-SHOWN_SCORES = ("PCK", "OKS")
 #: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
 LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
 TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
@@ -124,7 +122,7 @@ class DemoSession:
         return chosen
 
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
-        """One picture per method, as ready; one that fails says why. ``on_step`` gets the method, steps done, and all."""
+        """One picture per method; one that fails says why. ``on_step`` gets the method, its steps done, and all."""
         request.check()
         chosen = chosen_methods(self.loaded.methods(), request.labels)
         with self.working:
@@ -173,7 +171,7 @@ class DemoSession:
         sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
         scores: dict[str, float] = {}
         for metric in self.components.protocol.metrics if len(keypoints) else ():
-            if shown := [column for column in metric.columns if column.startswith(SHOWN_SCORES)]:
+            if shown := [column for column in metric.columns if column.startswith(("PCK", "OKS"))]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
                 values = metric.compute({name: [value] for name, value in records.items()})
                 scores |= {column: values[column] for column in shown}
@@ -192,10 +190,8 @@ class DemoSession:
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
-            known = "it knows pictures of its training world best"
-            raise UserError(
-                f"the estimator finds nobody in this picture; {known}. Give another picture, or drag the joints"
-            )
+            nobody = "the estimator finds nobody in this picture; it knows pictures of its training world best"
+            raise UserError(f"{nobody}. Give another picture, or drag the joints")
         return to_editor(people, self.size)
 
     def read_file(self, file: str) -> dict[str, Any]:

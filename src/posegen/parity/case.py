@@ -118,10 +118,10 @@ def find_cases(place: Path) -> list[Path]:
         jsons = [file for file in place.rglob("*.json") if file.name != FACTS]
         found += [*place.rglob("*.zip"), *(file for file in jsons if is_metric_case(read_case_json(file)))]
     if not found:
-        expected = f"expected a folder or zip file with {FACTS} and {TENSORS}"
-        raise UserError(
-            f"{place}: no reference case here; {expected}, the json file of a metric's case, or a folder of these"
+        kinds = (
+            f"a folder or zip file with {FACTS} and {TENSORS}, the json file of a metric's case, or a folder of these"
         )
+        raise UserError(f"{place}: no reference case here; expected {kinds}")
     return sorted(found)
 
 

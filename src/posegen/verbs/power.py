@@ -45,7 +45,6 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
 
 
 def variance_text(variance: Variance, images: int, observed: int, column: str, options: dict[str, list[float]]) -> str:
-    """What a variance says about other numbers of images and seeds."""
     (power,), (alpha,) = options["power"], options["alpha"]
     known = not math.isnan(variance.seed)
     seeds = [int(s) for s in options["seeds"]] if known else [1]

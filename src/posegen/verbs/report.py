@@ -11,15 +11,13 @@ from posegen.report.study import benchmark_folders
 from posegen.report.wandb import publish
 from posegen.report.write import write_report
 
-LEAST_SIDE = 16
-
 
 def main(cfg: DictConfig) -> None:
     """Writes the page and the plots of ``folders`` and, with an account, a report of W&B."""
     if not isinstance(cfg.poses, int) or cfg.poses < 0:
         raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
-    if not isinstance(cfg.side, int) or cfg.side < LEAST_SIDE:
-        expected = f"expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more"
+    if not isinstance(cfg.side, int) or cfg.side < 16:
+        expected = "expected the longer side of the page's pictures in pixels, 16 or more"
         raise UserError(f"side={cfg.side}: {expected}")
     if not isinstance(cfg.wandb, bool) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
         expected = "expected ENTITY/PROJECT, the account and project whose runs the report shows"
