@@ -42,6 +42,7 @@ class Method:
     paper = Paper("A paper on poses", "arXiv:1234.5678") if False else None
     sample = "image"
     needs = frozenset({"hint"})
+    declared = ("faithful", "recipes")
 
     def __init__(
         self,

@@ -122,8 +122,9 @@ def test_unknown_verb_gets_the_nearest_and_the_list(capsys: pytest.CaptureFixtur
     assert all(verb in message for verb in verbs())
 
 
-def test_lightnings_other_processes_name_the_verb_as_hydra_does(tree: Path) -> None:
-    assert cli.split(["--config-name", "train", "seed=1"]) == ("train", ["seed=1"])
+def test_lightnings_other_processes_name_the_verb_as_hydra_does(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--config-name", "trian", "seed=1"]) == 2
+    assert "trian: no such verb; did you mean train?" in capsys.readouterr().err
     seen: list[list[str]] = []
     before = list(sys.argv)
     assert run_verb(Verb("train"), ["out=x", "seed=3"], lambda cfg: seen.append(sys.argv[1:])) == 0

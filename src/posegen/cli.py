@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print("\n".join(completions(os.environ.get("COMP_LINE", "posegen "))))
         return 0
-    name, rest = split(words)
-    known = verbs()
+    if words[0] in ("--config-name", "-cn") and len(words) > 1:  # a process of Lightning names the verb as Hydra does
+        words = words[1:]
+    (name, *rest), known = words, verbs()
     if name not in known:
         print(f"posegen: {misspelt(name, 'no such verb', name, known)}", file=sys.stderr)
         return 2
@@ -56,22 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def split(words: list[str]) -> tuple[str, list[str]]:
-    """The verb and the words behind it; Lightning's processes name the verb as Hydra does, with ``--config-name``."""
-    if words[0] in ("--config-name", "-cn") and len(words) > 1:
-        return words[1], words[2:]
-    return words[0], words[1:]
-
-
 def help_text() -> str:
     """Examples, verbs and groups, read from the file tree."""
-    known = verbs()
+    known, found = verbs(), groups.groups()
     column = max(map(len, known))
-    found = {
-        name: options
-        for name, options in groups.groups().items()
-        if not name.startswith("hydra/") or name in ("hydra/launcher", "hydra/sweeper")
-    }
+    for name in [name for name in found if name.startswith("hydra/")]:
+        if name not in ("hydra/launcher", "hydra/sweeper"):
+            del found[name]
     listed = "\n".join(f"  {name:<{column}}  {verb.summary}" for name, verb in known.items())
     return f"""posegen compares pose-guided human image generators.
 

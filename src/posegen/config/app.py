@@ -45,34 +45,19 @@ FLAGS = {*SHORT.values(), *VALUED, *ASKING, "--version", "--resolve"}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-# The command line.
-
-
 @dataclass(frozen=True)
 class Command:
-    """The command line ``posegen VERB words``, read.
+    """The command line ``posegen VERB words``, read."""
 
-    Attributes:
-        verb: the file of ``posegen/verbs``.
-        keys: ``key=value`` and ``group=option``; positional words have become one of them.
-        search: further folders with groups, of ``--config-dir`` and ``hydra.searchpath``.
-        flags: Hydra's flags in their long form -> value.
-        words: the words behind the verb as they were typed.
-    """
-
-    verb: str
-    keys: tuple[str, ...] = ()
-    search: tuple[str, ...] = ()
-    flags: dict[str, str | None] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+    verb: str  # the file of ``posegen/verbs``
+    keys: tuple[str, ...] = ()  # ``key=value`` and ``group=option``; positional words have become one of them
+    search: tuple[str, ...] = ()  # further folders with groups, of ``--config-dir`` and ``hydra.searchpath``
+    flags: dict[str, str | None] = field(default_factory=dict)  # Hydra's flags in their long form -> value
+    words: tuple[str, ...] = ()  # the words behind the verb as they were typed
 
     @classmethod
     def read(cls, verb: str, words: Sequence[str]) -> Command:
-        """Flags and overrides in any order.
-
-        Raises:
-            UserError: a flag is misspelt.
-        """
+        """Flags and overrides in any order; a `UserError` names a misspelt flag."""
         flags: dict[str, str | None] = {}
         found: list[str] = []
         rest = list(words)
@@ -95,18 +80,11 @@ class Command:
         return cls(verb, tuple(keys), tuple(map(groups.searchable, search)), flags, tuple(words))
 
     @property
-    def asks(self) -> bool:
-        """Whether Hydra answers a question in place of running the verb."""
-        return bool(ASKING & set(self.flags))
-
-    @property
-    def main(self) -> Path:
-        """The folder with the primary configuration."""
+    def main(self) -> Path:  # the folder of the primary configuration
         return Path(self.flags.get("--config-path") or groups.conf_dir()).resolve()
 
     @property
     def known(self) -> dict[str, dict[str, groups.Option]]:
-        """Groups with their options."""
         return groups.groups(groups.roots(self.search, self.main))
 
     def asking(self, keys: Sequence[str]) -> tuple[str, list[str], Path]:
@@ -131,13 +109,7 @@ class Command:
         return problems, replace(self, keys=tuple(forced(word, known) for word in words))
 
     def cells(self) -> Iterator[DictConfig]:
-        """The checked and resolved configuration of each cell, in the order of Hydra's basic sweeper.
-
-        ``${hydra:...}`` and ``HydraConfig`` are those of the cell until the next is taken.
-
-        Raises:
-            UserError: lists everything that is wrong with a cell.
-        """
+        """Each cell's checked and resolved configuration in the basic sweeper's order, while ``HydraConfig`` has it."""
         found = self.axes()
         for words in [self.keys] if found is None else combinations(found):
             with composed(*self.asking(words)) as cfg:
@@ -157,14 +129,7 @@ class Command:
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:
-        """Runs the verb as a Hydra application, with all of Hydra's flags.
-
-        Args:
-            function: gets the configuration of each cell; by default ``main`` of the verb's file.
-
-        Returns:
-            The exit code. Errors that a user can mend have been printed as one message.
-        """
+        """Lets Hydra run ``function``, by default the verb's ``main``, for each cell; returns the exit code."""
         traced, before = traceback_wanted(), sys.argv
         job = Job(self.verb, function)
         flags = [flag if value is None else f"{flag}={value}" for flag, value in self.flags.items()]
@@ -214,9 +179,6 @@ def quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-# Running.
-
-
 class Job:
     """What Hydra calls for a cell: checks the configuration, then gives it to the verb.
 
@@ -244,11 +206,7 @@ class Job:
 
 
 def checked(cfg: DictConfig) -> DictConfig:
-    """The configuration of the current cell with every ``${...}`` replaced by its value.
-
-    Raises:
-        UserError: lists everything that is wrong with it.
-    """
+    """The current cell's configuration with every ``${...}`` replaced; a `UserError` lists all that is wrong."""
     require_valid(cfg)
     OmegaConf.resolve(cfg)
     return cfg
@@ -269,50 +227,33 @@ def run_verb(verb: Verb, words: Sequence[str], function: Callable[[DictConfig], 
         return tell(error, command, traceback_wanted())
 
 
-# Errors.
-
-
 def traceback_wanted() -> bool:
     return os.environ.get("POSEGEN_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) not in ("", "0")
 
 
 def tell(error: Exception, command: Command, traced: bool = False) -> int:
-    """Prints an error: one message where the user can mend it, the traceback where not or where it is wanted.
-
-    Returns:
-        The exit code.
-    """
+    """Prints one message where the user can mend it, the traceback where not or where wanted; returns the exit code."""
     if isinstance(error, BrokenPipeError):
         raise error
-    cause = cause_of(error)
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__:  # inside an instantiated class
+        cause = cause.__cause__
     mendable = isinstance(cause, EXPECTED)
     if traced or not mendable:
         traceback.print_exception(error)
-    if not traced:
-        known = isinstance(cause, (UserError, HydraException, YAMLError))
-        hint = "\nPOSEGEN_TRACEBACK=1 shows where it happened." if mendable and not known else ""
-        print(f"posegen {command.verb}: {explain(error, cause, command)}{hint}", file=sys.stderr)
+    if traced:
+        return 1
+    hint, (_, nested, key) = "", str(error).rpartition("full_key: ")
+    if isinstance(cause, (HydraException, YAMLError)):
+        problems = command.check()[0] if isinstance(cause, HydraException) else []  # with the nearest right names
+        message = problem_report(problems) if problems else hydra_message(cause)
+    else:
+        message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+        if not (isinstance(cause, (UserError, OSError)) or type(cause) is ValueError):
+            message = f"{type(cause).__name__}: {message}"
+        if cause is not error and nested and key.strip():
+            message = f"{key.strip()}: {message}"
+        if mendable and not isinstance(cause, UserError):
+            hint = "\nPOSEGEN_TRACEBACK=1 shows where it happened."
+    print(f"posegen {command.verb}: {message}{hint}", file=sys.stderr)
     return 1
-
-
-def explain(error: Exception, cause: BaseException, command: Command) -> str:
-    """What is wrong, with the nearest right names where a name is misspelt.
-
-    Args:
-        error: as it was raised.
-        cause: what went wrong inside an instantiated class, for errors that Hydra wrapped.
-        command: the command line.
-    """
-    if isinstance(cause, HydraException):
-        problems = command.check()[0]
-        return problem_report(problems) if problems else hydra_message(cause)
-    if isinstance(cause, YAMLError):
-        return hydra_message(cause)
-    message = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
-    plain = isinstance(cause, (UserError, OSError)) or type(cause) is ValueError
-    key = str(error).rpartition("full_key: ")[2].strip() if cause is not error and "full_key: " in str(error) else ""
-    return f"{f'{key}: ' if key else ''}{message if plain else f'{type(cause).__name__}: {message}'}"
-
-
-def cause_of(error: BaseException) -> BaseException:
-    return cause_of(error.__cause__) if isinstance(error, InstantiationException) and error.__cause__ else error

@@ -20,46 +20,30 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from posegen.config.nodes import (
-    BESIDE_ARGUMENTS,
-    children,
-    has_target,
-    target_nodes,
-    target_path,
-    value_of,
-    value_or_none,
-)
+from posegen.config.nodes import children, has_target, target_nodes, target_path, value_of, value_or_none
 from posegen.config.problems import Problem, misspelt, nearest
 from posegen.errors import UserError
 
 #: What Hydra reads itself.
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: pydantic's errors -> the words for what was expected.
+LISTS = ("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type", "sequence_str")
 WORDS = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
+    **dict.fromkeys(("int_type", "int_from_float"), "an integer"),
+    **dict.fromkeys(("dict_type", "mapping_type"), "a mapping"),
+    **dict.fromkeys(LISTS, "a list"),
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a string",
     "none_required": "null",
     "path_type": "a path",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    **dict.fromkeys(
-        ("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type", "sequence_str"), "a list"
-    ),
 }
 #: Errors that say that plain values cannot tell: many a class takes them (an array, a dtype, a device).
 UNDECIDABLE = ("needs_python_object", "is_instance_of", "is_subclass_of", "callable_type")
 
 
 def argument_problems(key: str, node: DictConfig) -> list[Problem]:
-    """What is wrong with the arguments of one ``_target_``.
-
-    Args:
-        key: where it stands.
-        node: the node with the ``_target_``.
-    """
+    """What is wrong with the arguments of the ``_target_`` of ``node``, which stands at ``key``."""
     target = locate(target_path(node))
     if isinstance(target, str):
         return [Problem(f"{key}._target_", target, target_path(node))]
@@ -69,20 +53,16 @@ def argument_problems(key: str, node: DictConfig) -> list[Problem]:
         return []  # Python cannot tell
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
     accepted = {n: p for n, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    given = {
-        name: child
-        for name, child in children(node)
-        if name not in HYDRA_KEYS and (name in accepted or name not in BESIDE_ARGUMENTS)
-    }
+    others = HYDRA_KEYS | (set(getattr(target, "declared", ())) - accepted.keys())  # attributes, say of adapters
+    given = {name: child for name, child in children(node) if name not in others}
     title = getattr(target, "__qualname__", str(target))
     problems = []
     for name, child in given.items():
         if name in accepted:
             problems += _value_problems(f"{key}.{name}", child, accepted[name], target)
         elif not open_ended:
-            problems.append(
-                misspelt(f"{key}.{name}", f"{title} takes no such argument", name, accepted, value=value_or_none(child))
-            )
+            value, text = value_or_none(child), f"{title} takes no such argument"
+            problems.append(misspelt(f"{key}.{name}", text, name, accepted, value=value))
     if node.get("_partial_") or "_args_" in node:  # the rest comes later, or without a name
         return problems
     return problems + [
@@ -93,16 +73,11 @@ def argument_problems(key: str, node: DictConfig) -> list[Problem]:
 
 
 def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: Any) -> list[Problem]:
-    """What is wrong with the value of one argument."""
     wanted = evaluated(parameter.annotation, target)
     if has_target(node):
         built = locate(target_path(node))
-        wrong = (
-            isinstance(built, type)
-            and isinstance(wanted, type)
-            and wanted.__module__.startswith("posegen")
-            and not issubclass(built, wanted)
-        )
+        ours = isinstance(wanted, type) and wanted.__module__.startswith("posegen")
+        wrong = ours and isinstance(built, type) and not issubclass(built, wanted)
         return [Problem(f"{key}._target_", f"expected a {wanted.__name__}", target_path(node))] if wrong else []
     if node._is_missing() or any(True for _ in target_nodes(node, key)):
         return []
@@ -119,15 +94,7 @@ def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: A
 
 
 def mismatches(value: Any, annotation: Any) -> Iterator[tuple[tuple[str, ...], str, Any, list[str]]]:
-    """Where a plain value is not what an annotation asks for.
-
-    Args:
-        value: plain values, lists and mappings, as a configuration resolves them.
-        annotation: an evaluated type annotation.
-
-    Yields:
-        The place inside the value, what was expected, the value there, and the names that are allowed.
-    """
+    """(place inside the value, what was expected, the value there, allowed names) where an annotation is not met."""
     wanted = _names_for_enums(annotation)
     try:
         adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
@@ -163,7 +130,6 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _literal_names(error: Mapping[str, Any]) -> list[str]:
-    """The names that a literal allows."""
     return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
 
 
@@ -198,8 +164,7 @@ def locate(path: Any) -> Callable[..., Any] | str:
         module, _, name = str(path).rpartition(".")
         names = vars(sys.modules[module]) if module in sys.modules else {}
         found = nearest(name, (n for n in names if not n.startswith("_")))
-        return f"cannot be imported: {str(error.__cause__ or error).splitlines()[0]}" + (
-            f"; did you mean {module}.{found}?" if found else ""
-        )
+        hint = f"; did you mean {module}.{found}?" if found else ""
+        return f"cannot be imported: {str(error.__cause__ or error).splitlines()[0]}{hint}"
     finally:
         log.disabled = before

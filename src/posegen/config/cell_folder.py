@@ -11,58 +11,28 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from posegen.io.hashes import value_hash
 
 #: Last parts of keys that change no result: where things lie, who computes, how it is shown.
-NEUTRAL_KEYS = frozenset(
-    [
-        "cache",
-        "workers",
-        "progress",
-        "accelerator",
-        "devices",
-        "num_nodes",
-        "strategy",
-        "sync_batchnorm",
-        "use_distributed_sampler",
-        "plugins",
-        "default_root_dir",
-        "profiler",
-        "log_every_n_steps",
-        "enable_checkpointing",
-        "enable_progress_bar",
-        "enable_model_summary",
-    ]
-)
+NEUTRAL_KEYS = frozenset({
+    "cache", "workers", "progress", "accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins",
+    "use_distributed_sampler", "default_root_dir", "profiler", "log_every_n_steps", "enable_checkpointing",
+    "enable_progress_bar", "enable_model_summary",
+})  # fmt: skip
 #: Callbacks that change no result.
 NEUTRAL_CALLBACKS = frozenset({"checkpoint", "progress", "live"})
 #: Overrides that do not belong in the name of the last folder: these stand elsewhere in the path ...
 PLACED = frozenset({"adapter", "data", "seed", "study"})
 #: ... and these, with whatever is below them, change no result, or do so through other keys.
-UNNAMED = frozenset(
-    [
-        "logger",
-        "hydra",
-        "paths",
-        "experiment",
-        "benchmark",
-        "objective",
-        "force",
-        "shard",
-        "shards",
-        "title",
-        "baseline",
-        "headline",
-        "reproduction",
-        "validation",
-        "dashboard",
-    ]
-)
-#: Options that differ from the default of their group in neutral keys alone.
-ALIKE = frozenset({"trainer=default", "trainer=ddp", "trainer=fsdp"})
+UNNAMED = frozenset({
+    "logger", "hydra", "paths", "experiment", "benchmark", "objective", "force", "shard", "shards", "title", "baseline",
+    "headline", "reproduction", "validation", "dashboard",
+})  # fmt: skip
+
 LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes
 
 
 def cell_folder(_root_: DictConfig) -> str:
     """``${cell_folder:}``: the folder of a cell; it names the overrides that change results."""
-    given = [override_parts(override) for override in HydraConfig.get().overrides.task]
+    parts = [override.lstrip("+~").partition("=") for override in HydraConfig.get().overrides.task]
+    given = [(key.split("@")[0], text) for key, _, text in parts]  # ``adapter@package`` counts as ``adapter``
     named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given if is_named(key, text))
     name = ",".join([str(_root_.dataset), *named]).replace("/", "-").replace(" ", "")
     if len(name) > LONGEST:
@@ -70,21 +40,15 @@ def cell_folder(_root_: DictConfig) -> str:
     return str(Path(_root_.paths.output) / _root_.study / str(_root_.method) / name / f"seed{_root_.seed}")
 
 
-def override_parts(override: str) -> tuple[str, str]:
-    """(key, value) of an override; ``adapter@package`` counts as ``adapter``."""
-    key, _, text = override.lstrip("+~").partition("=")
-    return key.split("@")[0], text
-
-
 def is_named(key: str, text: str) -> bool:
     first, last = key.split(".")[0].split("/")[0], key.split(".")[-1]
-    neutral = last in NEUTRAL_KEYS or first in UNNAMED or key in PLACED or f"{key}={text}" in ALIKE
+    alike = key == "trainer" and text in ("default", "ddp", "fsdp")  # they differ in neutral keys alone
+    neutral = alike or last in NEUTRAL_KEYS or first in UNNAMED or key in PLACED
     return not (neutral or (first == "callbacks" and key.split(".")[1:2] and key.split(".")[1] in NEUTRAL_CALLBACKS))
 
 
 def short_value(config: DictConfig, key: str, text: str) -> str:
-    """An override's value as the configuration has it, since Hydra rewrites what was typed (1e-3 to 0.001); of a path
-    only the name."""
+    """The value in the configuration, since Hydra rewrites what was typed (1e-3 to 0.001); of a path its name."""
     value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
     if isinstance(value, ListConfig) and any(os.sep in str(each) for each in value):
         return "+".join(Path(str(each)).name for each in value)

@@ -32,21 +32,10 @@ from posegen.errors import UserError
 INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
-#: Verbs that judge the generated images or poses.
-JUDGING = ("evaluate", "benchmark")
-#: Fields of a batch that only some data sets have -> (method that brings it, its description).
-OTHER_IMAGES = {
-    "twins": ("twin", "a second image of each caption"),
-    "source": ("source_of", "another image of each person"),
-}
-#: Splits that are trained on or generated; others are only looked at.
-GENERATED = ("train", "validation", "test")
+
+
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
 KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-#: Choices that no signature tells.
-SETTING_CHOICES = {"trainer.precision": KNOWN_PRECISIONS}
-#: Numbers that are usually null, so that nothing else tells their kind: key -> (least, most).
-SETTING_RANGES = {"optim.lr": (0.0, float("inf")), "optim.drop_text": (0.0, 1.0)}
 
 
 def validate(cfg: DictConfig) -> list[Problem]:
@@ -60,29 +49,27 @@ def validate(cfg: DictConfig) -> list[Problem]:
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
     problems += for_the_verb(cfg, str(hydra.job.config_name))
-    return without_repeats(_placed(problem, hydra, known) for problem in problems)
+    for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
+        group = problem.key.split(".")[0]
+        option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
+        problems[i] = replace(problem, file=problem.file or (shown_path(option) if option else None))
+    return without_repeats(problems)
 
 
 def require_valid(cfg: DictConfig) -> None:
-    """Refuses a configuration with problems.
-
-    Raises:
-        UserError: lists all of them.
-    """
+    """Refuses a configuration with problems; the `UserError` lists all of them."""
     if problems := validate(cfg):
         raise UserError(problem_report(problems))
 
 
 def _usual(hydra: Any, known: KnownGroups) -> DictConfig | None:
     """The configuration that the chosen files alone give, without overrides and without files that may set any key."""
-    search = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
-    choices = (
-        f"{group}={name}"
-        for group, name in hydra.runtime.choices.items()
-        if name and name in known.get(group, {}) and not group.startswith("hydra/") and not known[group][name].anywhere
-    )
+    words = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    for group, name in hydra.runtime.choices.items():
+        if name in known.get(group, {}) and not group.startswith("hydra/") and not known[group][name].anywhere:
+            words.append(f"{group}={name}")
     main = next((source.path for source in hydra.runtime.config_sources if source.provider == "main"), None)
-    return _composed_once(hydra.job.config_name, (*search, *choices), Path(main) if main else None)
+    return _composed_once(hydra.job.config_name, tuple(words), Path(main) if main else None)
 
 
 @lru_cache(maxsize=64)
@@ -92,16 +79,6 @@ def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> 
             return cfg
     except (HydraException, OmegaConfBaseException):
         return None
-
-
-def _placed(problem: Problem, hydra: Any, known: KnownGroups) -> Problem:
-    """The problem with the file of the option that was chosen for its key's group."""
-    group = problem.key.split(".")[0]
-    option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))
-    return replace(problem, file=shown_path(option)) if option and not problem.file else problem
-
-
-# Problems that no single node shows.
 
 
 def missing_files(cfg: DictConfig) -> list[Problem]:
@@ -118,17 +95,16 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
 def late_values(cfg: DictConfig) -> list[Problem]:
     """Values that would only be noticed once a training has begun."""
     problems = []
-    for key, (least, most) in SETTING_RANGES.items():
+    ranges = {"optim.lr": (float("inf"), "of at least 0"), "optim.drop_text": (1.0, "from 0 to 1")}
+    for key, (most, words) in ranges.items():  # usually null, so that nothing else tells their kind
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and least <= value <= most):
-            span = f"from {least:g} to {most:g}" if most < float("inf") else f"of at least {least:g}"
-            problems.append(Problem(key, f"expected a number {span}, or null", value))
-    for key, options in SETTING_CHOICES.items():
-        value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if value is not None and value not in options:
-            near = nearest(str(value), options)
-            problems.append(Problem(key, f"expected one of {', '.join(options)}", value, near))
+        if value is not None and not (number and 0 <= value <= most):
+            problems.append(Problem(key, f"expected a number {words}, or null", value))
+    precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
+    if precision is not None and precision not in KNOWN_PRECISIONS:
+        near, text = nearest(str(precision), KNOWN_PRECISIONS), f"expected one of {', '.join(KNOWN_PRECISIONS)}"
+        problems.append(Problem("trainer.precision", text, precision, near))
     return problems
 
 
@@ -137,20 +113,13 @@ def shared_batch(cfg: DictConfig) -> list[Problem]:
     trainer, optim = cfg.get("trainer") or {}, cfg.get("optim") or {}
     if "devices" not in trainer or "batch" not in optim:
         return []
-    nodes_ = trainer.get("nodes", trainer.get("num_nodes", 1))
-    problem = shared_batch_problem(optim["batch"], optim.get("accumulate", 1), trainer["devices"], nodes_)
+    machines = trainer.get("nodes", trainer.get("num_nodes", 1))
+    problem = shared_batch_problem(optim["batch"], optim.get("accumulate", 1), trainer["devices"], machines)
     return [problem] if problem else []
 
 
 def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: Any = 1) -> Problem | None:
-    """Why so many processes cannot take equal shares of every batch; None where they can.
-
-    Args:
-        batch: images per optimiser step, over all processes.
-        accumulate: passes per step.
-        devices: processes on each machine; ``auto`` and -1 are all GPUs of this one.
-        machines: how many there are.
-    """
+    """Why so many processes cannot take equal shares of every batch; None where they can."""
     devices = gpus() if devices in ("auto", -1) else devices
     for key, value in {"devices": devices, "num_nodes": machines}.items():
         if not isinstance(value, int) or value < 1:
@@ -163,12 +132,9 @@ def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: An
     processes = devices * machines
     if batch // accumulate % processes:
         among = f"trainer.devices={devices}" + (f" on trainer.num_nodes={machines}" if machines > 1 else "")
-        return Problem(
-            "optim.batch",
-            f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
-            f"{processes} processes ({among}); it must be a multiple of {accumulate * processes}",
-            batch,
-        )
+        parts = f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
+        fix = f"{processes} processes ({among}); it must be a multiple of {accumulate * processes}"
+        return Problem("optim.batch", parts + fix, batch)
     return None
 
 
@@ -187,19 +153,26 @@ def recipes(cfg: DictConfig) -> list[Problem]:
 
 def compatible(cfg: DictConfig) -> list[Problem]:
     """Choices that are fine alone and impossible together, as far as their classes tell."""
-    adapter, backbone = _class(cfg, "adapter"), _class(cfg, "backbone")
-    problems = []
+    problems, adapter, backbone = [], _class(cfg, "adapter"), _class(cfg, "backbone")
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
         text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
         problems.append(Problem("backbone", f"{text}; choose another adapter= or backbone="))
     given = any(cfg.get(key) is not None for key in ("prompt", "source"))  # then no data set has to bring a source
     needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
+    # Fields of a batch that only some data sets have -> (method that brings it, its description).
+    second = {
+        "twins": ("twin", "a second image of each caption"),
+        "source": ("source_of", "another image of each person"),
+    }
     factor = _latent_factor(cfg.get("backbone"))
     for split, node in nodes.children(cfg.get("data")):
-        data = locate(nodes.target_path(node)) if nodes.has_target(node) else None
-        for field, (method, image) in OTHER_IMAGES.items() if split in GENERATED else ():
-            if field in needs and isinstance(data, type) and _inherits(data, method, "PoseData"):
+        data: Any = locate(nodes.target_path(node)) if nodes.has_target(node) else None
+        used = isinstance(data, type) and split in ("train", "validation", "test")  # others are only looked at
+        for field, (method, image) in second.items() if used else ():
+            owner = next((cls for cls in data.__mro__ if method in vars(cls)), object)
+            inherited = owner.__name__ == "PoseData" and owner.__module__.startswith("posegen")
+            if field in needs and inherited:
                 text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
                 problems.append(Problem(f"data.{split}", text))
         problems += _sizes(f"data.{split}", node, factor)
@@ -214,7 +187,7 @@ def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
         text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
         return [Problem("adapter", text, cfg.get("method"))]
     generated, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
-    if verb in JUDGING and generated and judged and generated != judged:
+    if verb in ("evaluate", "benchmark") and generated and judged and generated != judged:
         text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
         return [Problem("protocol", text)]
     return []
@@ -227,12 +200,6 @@ def _class(cfg: DictConfig, group: str) -> Any:
     return getattr(target, "__self__", target) if not isinstance(target, str) else None
 
 
-def _inherits(cls: type, method: str, base: str) -> bool:
-    """Whether a class leaves a method to the base class of that name."""
-    owner = next((c for c in cls.__mro__ if method in vars(c)), None)
-    return owner is not None and owner.__name__ == base and owner.__module__.startswith("posegen")
-
-
 def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     """Image sizes that are no multiple of the backbone's latent factor."""
     size = (nodes.value_or_none(data) or {}).get("size") if nodes.has_target(data) else None
@@ -240,10 +207,8 @@ def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     if not factor or all(side % factor == 0 for side in sides):
         return []
     right = [max(factor, side // factor * factor) for side in sides]
-    example = right if len(right) > 1 else right[0]
-    return [
-        Problem(f"{key}.size", f"expected a multiple of the backbone's latent factor {factor}, such as {example}", size)
-    ]
+    text = f"expected a multiple of the backbone's latent factor {factor}, such as {right if right[1:] else right[0]}"
+    return [Problem(f"{key}.size", text, size)]
 
 
 def _latent_factor(node: Any) -> int | None:

@@ -14,10 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, open_dict, read_write
 
-from posegen.config import (
-    groups,
-    resolvers,  # noqa: F401  (registers what ${...} may ask for)
-)
+from posegen.config import groups, resolvers  # noqa: F401  (resolvers registers what ${...} may ask for)
 
 HYDRA_VERSION = "1.3"  # of Hydra, whose defaults hold
 
@@ -34,17 +31,8 @@ Plugins.instance().register(OtherPackages)
 
 
 def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) -> DictConfig:
-    """The configuration ``name.yaml`` with its ``hydra`` node.
-
-    Args:
-        name: of the primary file.
-        overrides: as on the command line; ``hydra.searchpath=[...]`` may be among them.
-        main: the folder of the primary file; by default posegen's; a running application has chosen it.
-
-    Raises:
-        HydraException: an option or key does not exist.
-    """
-    running = GlobalHydra.instance().is_initialized()
+    """The configuration ``name.yaml`` of the folder ``main``, by default posegen's, with its ``hydra`` node."""
+    running = GlobalHydra.instance().is_initialized()  # then it has chosen the folder
     folder = str(main or groups.conf_dir())
     with nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION):
         return hydra.compose(name, list(overrides), return_hydra_config=True)

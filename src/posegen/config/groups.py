@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-# Where configurations lie.
-
 
 def conf_dir() -> Path:
     """``posegen/conf`` of an installed wheel, else the checkout's ``conf``."""
@@ -62,9 +60,6 @@ def roots_of(hydra: Any) -> list[Path]:
     return roots([f"{s.schema}://{s.path}" for s in sources if s.provider not in ("main", "posegen")], main)
 
 
-# Groups and options.
-
-
 @dataclass(frozen=True)
 class Option:
     """One yaml file of a group, chosen as ``group=name``."""
@@ -94,18 +89,9 @@ class Option:
         return re.search(r"^# @package _global_", self.text, re.MULTILINE) is not None
 
     @property
-    def target(self) -> str | None:
-        """The ``_target_``, or that of the option it extends."""
-        return self.found(r"^_target_:\s*([\w.]+)")
-
-    @property
     def paper(self) -> str | None:
-        """``# Paper: title, id``, or that of the option it extends."""
-        return self.found(r"^# Paper: (.+)$")
-
-    def found(self, pattern: str) -> str | None:
-        """The first match in the file, or in the file that its defaults name first."""
-        if match := re.search(pattern, self.text, re.MULTILINE):
+        """``# Paper: title, id``, or that of the option that its defaults name first."""
+        if match := re.search(r"^# Paper: (.+)$", self.text, re.MULTILINE):
             return match[1]
         base = re.search(r"^defaults:\s*\[?\s*(?:-\s*)?([\w/]+)", self.text, re.MULTILINE)
         if base is None:
@@ -116,7 +102,7 @@ class Option:
         file = place.with_name(f"{place.name}.yaml")
         if not file.is_file() or file == self.file:
             return None
-        return Option(self.group, file.relative_to(root).with_suffix("").as_posix(), file).found(pattern)
+        return Option(self.group, file.relative_to(root).with_suffix("").as_posix(), file).paper
 
 
 #: Group -> option -> its file.
@@ -126,13 +112,12 @@ KnownGroups = Mapping[str, Mapping[str, Option]]
 def groups(where: Sequence[Path] | None = None) -> dict[str, dict[str, Option]]:
     """Group -> option -> its file, sorted; ``adapter/reference/real.yaml`` is ``reference/real`` of ``adapter``."""
     found: dict[str, dict[str, Option]] = {}
-    for root in where or roots():
-        for file in sorted(root.rglob("*.yaml")):
-            parts = file.relative_to(root).with_suffix("").parts
-            depth = 2 if parts[0] == "hydra" else 1
-            if len(parts) > depth:
-                group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
-                found.setdefault(group, {}).setdefault(name, Option(group, name, file))
+    for root, file in ((folder, file) for folder in where or roots() for file in sorted(folder.rglob("*.yaml"))):
+        parts = file.relative_to(root).with_suffix("").parts
+        depth = 2 if parts[0] == "hydra" else 1
+        if len(parts) > depth:
+            group, name = "/".join(parts[:depth]), "/".join(parts[depth:])
+            found.setdefault(group, {}).setdefault(name, Option(group, name, file))
     return {group: dict(sorted(found[group].items())) for group in sorted(found)}
 
 
@@ -150,8 +135,5 @@ def shown_path(option: Option) -> str:
 def group_lines(found: KnownGroups, width: int = 160) -> str:
     """One line per group with the names of its options."""
     column = max(map(len, found), default=0)
-    lines = []
-    for group, options in found.items():
-        line = f"  {group:<{column}}  {', '.join(options)}"
-        lines.append(line if len(line) <= width else f"{line[: width - 4].rpartition(',')[0]}, ...")
-    return "\n".join(lines)
+    lines = [f"  {group:<{column}}  {', '.join(options)}" for group, options in found.items()]
+    return "\n".join(x if len(x) <= width else f"{x[: width - 4].rpartition(',')[0]}, ..." for x in lines)

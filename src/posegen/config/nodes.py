@@ -11,12 +11,6 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from posegen.config.problems import NO_VALUE, Problem, as_typed, misspelt
 from posegen.errors import UserError
 
-#: Nodes inside a ``_target_`` that posegen reads and the class does not.
-BESIDE_ARGUMENTS = ("recipes", "faithful")
-
-
-# Walking.
-
 
 def children(node: Any) -> Iterator[tuple[str, Any]]:
     """(name, child node) of a container, the child as it stands there, unresolved."""
@@ -33,12 +27,10 @@ def dotted(key: str, name: str) -> str:
 
 def target_nodes(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
     """All nodes with a ``_target_``."""
-    built = has_target(node)
-    if built:
+    if has_target(node):
         yield key, node
     for name, child in children(node):
-        if not (built and name in BESIDE_ARGUMENTS):
-            yield from target_nodes(child, dotted(key, name))
+        yield from target_nodes(child, dotted(key, name))
 
 
 def has_target(node: Any) -> TypeGuard[DictConfig]:
@@ -50,11 +42,7 @@ def target_path(node: DictConfig) -> Any:
 
 
 def value_of(node: Any) -> Any:
-    """A node as plain values.
-
-    Raises:
-        OmegaConfBaseException: an interpolation in it leads nowhere.
-    """
+    """A node as plain values; raises OmegaConf's error where an interpolation in it leads nowhere."""
     node = node if OmegaConf.is_config(node) else node._dereference_node()
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node._value()
 
@@ -64,9 +52,6 @@ def value_or_none(node: Any) -> Any:
         return value_of(node)
     except (OmegaConfBaseException, UserError):
         return None  # reported by `unresolved`
-
-
-# Problems.
 
 
 def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,14 +80,7 @@ def unresolved(cfg: DictConfig) -> list[Problem]:
 
 
 def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str = "") -> list[Problem]:
-    """Keys and kinds of values that the files do not have, in nodes that no class describes.
-
-    Args:
-        cfg: the configuration.
-        usual: the chosen files without overrides.
-        roots: groups, which may appear at the root although ``usual`` lacks them.
-        key: where ``cfg`` stands.
-    """
+    """Keys and kinds of values that the files alone (``usual``) lack, in nodes of no class; ``roots`` are groups."""
     problems = []
     for name, child in children(cfg):
         path, there = dotted(key, name), usual._get_node(name, validate_access=False)
@@ -110,11 +88,8 @@ def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str
             names = [str(k) for k in usual] + ([] if key else list(roots))
             if (key or name not in roots) and not (key and has_target(child)):  # a further object, as of callbacks
                 kind = "no such key" if key else "no such group or key"
-                problems.append(
-                    misspelt(
-                        path, kind, name, names, value=NO_VALUE if OmegaConf.is_config(child) else value_or_none(child)
-                    )
-                )
+                value = NO_VALUE if OmegaConf.is_config(child) else value_or_none(child)
+                problems.append(misspelt(path, kind, name, names, value=value))
         elif isinstance(child, DictConfig) and isinstance(there, DictConfig):
             if len(there) and not has_target(child) and not has_target(there):  # an empty mapping takes any key
                 problems += unknown(child, there, (), path)

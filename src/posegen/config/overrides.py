@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -42,27 +43,19 @@ def forced(word: str, known: KnownGroups) -> str:
 
 
 def _option_problems(override: Override, known: KnownGroups) -> list[Problem]:
-    """Problems of ``group=option``."""
     group = override.key_or_group
     hydras = group.startswith("hydra/")
     if not (group in known or hydras) or override.is_delete() or override.value() is None:
         return []
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
     names = {name for value in values for name in str(value).strip("[]'\"").split(",")} - {"null", ""}
-    right = {*known.get(group, ()), *(_brought_by_hydra(group) if hydras else ())}
-    return [
-        misspelt(f"{group}={name}", f"no such option{bringing(name)}", name, right) for name in sorted(names - right)
-    ]
-
-
-def _brought_by_hydra(group: str) -> Collection[str]:
-    """Options that Hydra and its installed plugins bring to Hydra's groups."""
-    files = Path(hydra.__file__).parent.joinpath("conf", group).glob("*.yaml")
-    try:
-        stored = ConfigStore.instance().list(group)  # filled by the plugins
-    except OSError:
-        stored = []
-    return [*(file.stem for file in files), *(name.removesuffix(".yaml") for name in stored)]
+    right = set(known.get(group, ()))
+    if hydras:
+        right.update(file.stem for file in Path(hydra.__file__).parent.joinpath("conf", group).glob("*.yaml"))
+        with suppress(OSError):  # the store, filled by installed plugins, has no such group
+            right.update(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
+    wrong = sorted(names - right)
+    return [misspelt(f"{group}={name}", f"no such option{bringing(name)}", name, right) for name in wrong]
 
 
 def _unreadable(word: str, known: KnownGroups, error: Exception) -> Problem:

@@ -13,23 +13,14 @@ NO_VALUE = object()
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing a user has to mend.
+    """One thing a user has to mend."""
 
-    Attributes:
-        key: the dotted key, group or flag as the user would write it.
-        expected: what is wrong with it, or what was expected.
-        value: the value that was given.
-        nearest: the right name that looks most like the wrong one.
-        available: all right names, where they are few enough to read.
-        file: the file that the key's group was read from.
-    """
-
-    key: str
-    expected: str
-    value: Any = NO_VALUE
-    nearest: str | None = None
-    available: Sequence[str] = ()
-    file: str | None = None
+    key: str  # the dotted key, group or flag as the user would write it
+    expected: str  # what is wrong with it, or what was expected
+    value: Any = NO_VALUE  # the value that was given
+    nearest: str | None = None  # the right name that looks most like the wrong one
+    available: Sequence[str] = ()  # all right names, where they are few enough to read
+    file: str | None = None  # the file that the key's group was read from
 
     def __str__(self) -> str:
         text = self.key if self.value is NO_VALUE else f"{self.key}={as_typed(self.value)}"

@@ -28,8 +28,7 @@ from posegen.config.cell_folder import cell_folder
 from posegen.io.hashes import value_hash
 
 
-def asset(name: str) -> str:
-    """The path of, say, ``mannequin-v1/backbone``."""
+def asset(name: str) -> str:  # for instance mannequin-v1/backbone
     return str(Path(__file__).resolve().parents[1] / "assets" / name)
 
 
@@ -70,7 +69,6 @@ def method_row(option: str, path: str | None) -> str:
 
 
 def auto_precision(accelerator: str) -> str:
-    """bf16-mixed where the hardware computes in it, else 32-true."""
     if accelerator != "cpu" and visible_gpus():
         return "bf16-mixed"
     info = Path("/proc/cpuinfo")
@@ -79,12 +77,10 @@ def auto_precision(accelerator: str) -> str:
 
 
 def processes(devices: int | str, nodes: int) -> int:
-    """How many processes train a cell together."""
     return (gpus() if devices in ("auto", -1) else int(devices)) * nodes
 
 
-def run_id(folder: str, seed: int) -> str:
-    """The id of a cell's W&B run, the same whenever the cell is resumed."""
+def run_id(folder: str, seed: int) -> str:  # the same whenever the cell is resumed
     return value_hash([folder, seed])
 
 

@@ -13,19 +13,12 @@ from hydra.core.override_parser.types import Override
 
 @dataclass(frozen=True)
 class Axis:
-    """One key or group of a sweep.
+    """One key or group of a sweep."""
 
-    Attributes:
-        key: as it stands in an override, with its prefix.
-        group: the key without prefix and package.
-        words: an override per value; of an interval, its two ends.
-        override: as Hydra reads it.
-    """
-
-    key: str
-    group: str
-    words: list[str]
-    override: Override
+    key: str  # as it stands in an override, with its prefix
+    group: str  # the key without prefix and package
+    words: list[str]  # an override per value; of an interval, its two ends
+    override: Override  # as Hydra reads it
 
     @classmethod
     def of(cls, override: Override) -> Axis:
@@ -41,12 +34,7 @@ class Axis:
 
 
 def axes(params: Mapping[Any, Any] | None, overrides: Iterable[str]) -> list[Axis]:
-    """The axes of a sweep in the order of Hydra's basic sweeper; an override replaces the parameter of its key.
-
-    Args:
-        params: ``hydra.sweeper.params``.
-        overrides: of the command line.
-    """
+    """The axes of ``hydra.sweeper.params`` in the order of the basic sweeper; an override replaces its key's one."""
     words = {str(key): f"{key}={value}" for key, value in (params or {}).items()}
     words |= {word.split("=", 1)[0].lstrip("+"): word for word in overrides}
     return [Axis.of(override) for override in OverridesParser.create().parse_overrides(list(words.values()))]
@@ -62,9 +50,7 @@ def representatives(found: Sequence[Axis], groups: Iterable[str]) -> list[tuple[
     known = set(groups)
     first = {axis.key: axis.words[0] for axis in found}
     chosen = [axis for axis in found if axis.group in known]
-    cells = [
-        tuple((first | dict(zip((axis.key for axis in chosen), words, strict=True))).values())
-        for words in combinations(chosen)
-    ]
-    others = [(axis.key, word) for axis in found if axis.group not in known for word in axis.words[1:]]
-    return [*cells, *(tuple((first | {key: word}).values()) for key, word in others)]
+    keys = [axis.key for axis in chosen]
+    changes = [dict(zip(keys, words, strict=True)) for words in combinations(chosen)]
+    changes += [{axis.key: word} for axis in found if axis.group not in known for word in axis.words[1:]]
+    return [tuple((first | change).values()) for change in changes]

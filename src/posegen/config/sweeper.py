@@ -24,21 +24,14 @@ from posegen.config.sweep import Axis, axes, combinations
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
 
-TUNED_DIGITS = 3  # of a tuned value; more would only make names of folders longer
-
 
 @dataclass
 class Study:
-    """The trials of one combination.
+    """The trials of one combination."""
 
-    Attributes:
-        fixed: the combination, as overrides.
-        optuna: proposes values.
-        rows: one per finished trial: tuned values as text, and the objective (None: failed).
-    """
-
-    fixed: tuple[str, ...]
-    optuna: Any
+    fixed: tuple[str, ...]  # the combination, as overrides
+    optuna: Any  # proposes values
+    # one per finished trial: tuned values as text, and the objective (None: failed)
     rows: list[tuple[dict[str, str], float | None]] = field(default_factory=list)
 
     @property
@@ -48,23 +41,10 @@ class Study:
 
 
 class OptunaSweeper(Sweeper):
-    """See the module.
-
-    Args:
-        trials: per study.
-        at_once: trials of a study that are asked for together.
-        seed: of the samplers; every study starts from the same.
-        sampler: makes one from ``seed``.
-        params: key -> values, as ``hydra.sweeper.params`` of the basic sweeper; intervals are tuned.
-    """
+    """Asks for ``at_once`` of a study's ``trials`` together; ``params`` are those of the basic sweeper."""
 
     def __init__(
-        self,
-        trials: int,
-        at_once: int,
-        seed: int,
-        sampler: Callable[..., Any],
-        params: Mapping[str, str] | None = None,
+        self, trials: int, at_once: int, seed: int, sampler: Callable[..., Any], params: Mapping[str, str] | None = None
     ) -> None:
         if trials < 1 or at_once < 1:
             given = f"hydra.sweeper.trials={trials} and hydra.sweeper.at_once={at_once}"
@@ -85,34 +65,25 @@ class OptunaSweeper(Sweeper):
             example = "'optim.lr=tag(log, interval(1e-4, 1e-2))'"
             raise UserError(f"nothing is tuned: give a key an interval, for instance {example}")
         fixed = combinations([axis for axis in found if axis.key not in intervals])
-        studies = [Study(words, self.study()) for words in fixed]
+        optuna = optuna_package()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        new: dict[str, Any] = {"direction": "maximize"}
+        studies = [Study(words, optuna.create_study(**new, sampler=self.sampler(seed=self.seed))) for words in fixed]
         errors: list[Exception] = []
         for first in range(0, self.trials, self.at_once):
             count = min(self.at_once, self.trials - first)
             asked = [(study, study.optuna.ask(intervals)) for study in studies for _ in range(count)]
-            jobs = [
-                [*study.fixed, *(f"{key}={value}" for key, value in tuned_texts(trial.params).items())]
-                for study, trial in asked
-            ]
+            tuned = [tuned_texts(trial.params) for _, trial in asked]
+            jobs = [[*study.fixed, *map("=".join, t.items())] for (study, _), t in zip(asked, tuned, strict=True)]
             returns = self.runs.launch(jobs, initial_job_idx=first * len(studies))
-            for (study, trial), job in zip(asked, returns, strict=True):
-                value = self.tell(study, trial, job, errors)
-                study.rows.append((tuned_texts(trial.params), value))
+            for (study, trial), texts, job in zip(asked, tuned, returns, strict=True):
+                study.rows.append((texts, self.tell(study, trial, job, errors)))
             self.report(studies)
         if errors:
             raise errors[0]
 
-    def study(self) -> Any:
-        optuna = optuna_package()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return optuna.create_study(direction="maximize", sampler=self.sampler(seed=self.seed))
-
     def tell(self, study: Study, trial: Any, job: Any, errors: list[Exception]) -> float | None:
-        """Passes a job's objective on to the study; a failed job is a failed trial.
-
-        Raises:
-            UserError: the job has no objective.
-        """
+        """Passes a job's objective on to the study; a failed job is a failed trial, one without objective an error."""
         try:
             value = job.return_value
         except Exception as error:  # of the job; the others go on
@@ -120,8 +91,8 @@ class OptunaSweeper(Sweeper):
             study.optuna.tell(trial, state=optuna_package().trial.TrialState.FAIL)
             return None
         if not isinstance(value, float):
-            fix = "set objective=headline, or a column of the protocol"
-            raise UserError(f"a trial returned {value!r} instead of a number; {fix}")
+            text = f"a trial returned {value!r} instead of a number"
+            raise UserError(f"{text}; set objective=headline, or a column of the protocol")
         study.optuna.tell(trial, value)
         return value
 
@@ -156,10 +127,7 @@ def distribution(axis: Axis) -> Any:
 
 
 def tuned_texts(params: Mapping[str, Any]) -> dict[str, str]:
-    """Tuned values as they stand in overrides."""
-    return {
-        key: f"{value:.{TUNED_DIGITS}g}" if isinstance(value, float) else str(value) for key, value in params.items()
-    }
+    return {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in params.items()}  # for short folder names
 
 
 def tpe(seed: int, **settings: Any) -> Any:
@@ -168,11 +136,6 @@ def tpe(seed: int, **settings: Any) -> Any:
 
 
 def optuna_package() -> Any:
-    """The optuna package.
-
-    Raises:
-        UserError: it is not installed; names the command.
-    """
     try:
         import optuna
     except ModuleNotFoundError as error:

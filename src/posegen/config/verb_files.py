@@ -56,7 +56,6 @@ def verbs() -> dict[str, Verb]:
 def positional(verb: str) -> str | None:
     """The list that takes the words of a verb that are no ``key=value``; None where there is none."""
     file = groups.conf_dir() / f"{verb}.yaml"
-    found = (
-        re.search(r"^positional: *(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else None
-    )
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(r"^positional: *(\w+)", text, re.MULTILINE)
     return found[1] if found else None

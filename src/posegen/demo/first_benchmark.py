@@ -10,30 +10,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posegen.config.app import Command
 from posegen.io.atomic import read_json
 from posegen.report.live_progress import cell_progress, progress_text
 
-LINES = 6  # of the output that a failure shows
-PATIENCE = 10.0  # seconds that the process has to end by itself
-
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
-    """How far the benchmark is.
+    """How far the benchmark is."""
 
-    Attributes:
-        share: of the work that is done, from 0 to 1; a cell counts by its stages.
-        text: for the user.
-        state: ``running``, ``finished``, ``failed`` or ``stopped``.
-    """
-
-    share: float
-    text: str
-    state: str
+    share: float  # of the work that is done, from 0 to 1; a cell counts by its stages
+    text: str  # for the user
+    state: str  # ``running``, ``finished``, ``failed`` or ``stopped``
 
 
 class FirstBenchmark:
@@ -46,19 +39,22 @@ class FirstBenchmark:
         # open as long as the process is
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
+        streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
-        self.process = subprocess.Popen(
-            command, stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        self.process = subprocess.Popen(command, **streams, start_new_session=True)
         atexit.register(self.stop)
 
     def report(self) -> BenchmarkProgress:
         code = self.process.poll()
         if self.stopped:
             return BenchmarkProgress(0.0, "stopped; the same button continues where it was", "stopped")
-        if code is not None:
-            return BenchmarkProgress(1.0, *(("finished", "finished") if code == 0 else (self.tail(), "failed")))
-        return self.running()
+        if code is None:
+            return self.running()
+        if code == 0:
+            return BenchmarkProgress(1.0, "finished", "finished")
+        self.log.seek(0)
+        last_lines = self.log.read().replace("\r", "\n").strip().splitlines()[-6:]
+        return BenchmarkProgress(1.0, "\n".join(last_lines), "failed")
 
     def running(self) -> BenchmarkProgress:
         """From the cells' files, as the command line shows it."""
@@ -77,23 +73,15 @@ class FirstBenchmark:
         text = "; ".join([f"{sum(share == 1.0 for share in shares)} of {len(shares)} rows are done", *texts[:2]])
         return BenchmarkProgress(sum(shares) / max(1, len(shares)), text, "running")
 
-    def tail(self) -> str:
-        """The last lines of the output."""
-        self.log.seek(0)
-        return "\n".join(self.log.read().replace("\r", "\n").strip().splitlines()[-LINES:])
-
     def stop(self) -> None:
         """Ends the benchmark with its workers; finished cells stay, and the same words continue it."""
         atexit.unregister(self.stop)
         if self.process.poll() is not None:
             return
         self.stopped = True
-        for number, wait in ((signal.SIGINT, PATIENCE), (signal.SIGKILL, PATIENCE)):
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(wait)
+        for number in (signal.SIGINT, signal.SIGKILL):
+            with suppress(subprocess.TimeoutExpired):
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, number)
+                    self.process.wait(10.0)  # seconds to end by itself
                 return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue

@@ -35,14 +35,9 @@ def found_overlay(picture: DemoPicture) -> np.ndarray:
     return overlay((large * 0.55).astype(np.uint8), enlarged(visible(picture.found.keypoints), zoom))
 
 
-environment = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-)
-environment.globals |= {
-    "data_url": data_url,
-    "found_overlay": found_overlay,
-    "limbs": [*COCO_BARS, *COCO_LIMBS],
-}
+files = FileSystemLoader(Path(__file__).parent)
+environment = Environment(loader=files, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+environment.globals |= {"data_url": data_url, "found_overlay": found_overlay, "limbs": [*COCO_BARS, *COCO_LIMBS]}
 #: ``note(text, bad)``, ``progress_bar(share, text)`` and ``empty()`` return HTML.
 fragments = environment.get_template("fragments.html.j2").module
 

@@ -28,47 +28,33 @@ GENERATES_POSES = "generates a pose and no image"
 
 @dataclass(frozen=True)
 class DemoMethod:
-    """One method that can be chosen.
+    """One method that can be chosen."""
 
-    Attributes:
-        label: unique on the page.
-        folder: its method folder; None for the backbone alone.
-        written: when its weights were written, so that a new training is loaded anew.
-    """
-
-    label: str
-    folder: Path | None
-    written: float = 0.0
+    label: str  # unique on the page
+    folder: Path | None  # its method folder; None for the backbone alone
+    written: float = 0.0  # when its weights were written, so that a new training is loaded anew
 
 
 class LoadedMethods:
-    """Finds methods and keeps the ones used last in memory.
-
-    Args:
-        cfg: of the page; reads ``checkpoints``, ``keep``, ``paths.output``, ``backbone`` and ``trainer.accelerator``.
-    """
+    """Finds methods and keeps the ones used last in memory; ``cfg`` is that of the page."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.left_out: list[str] = []
+        self.left_out: list[str] = []  # the methods that cannot draw, with the reasons
         self._loaded: OrderedDict[DemoMethod, PoseGuidedPipeline] = OrderedDict()
 
     def methods(self) -> list[DemoMethod]:
-        """The named folders, or all finished cells with an image method, newest first; last the backbone alone.
-
-        ``left_out`` then names the methods that cannot draw, with the reasons.
-        """
+        """The named folders, or all finished cells with an image method, newest first; last the backbone alone."""
         self.left_out = []
         found = self._named() if self.cfg.checkpoints else self._cells(Path(self.cfg.paths.output))
         labels = [label for label, _ in found]
-        unique = {
-            label if labels.count(label) == 1 else f"{label} ({folder_suffix(folder)})": folder
-            for label, folder in found
-        }
-        return [
-            *(DemoMethod(label, f, (f / "posegen.json").stat().st_mtime) for label, f in unique.items()),
-            DemoMethod(NONE, None),
-        ]
+        unique: dict[str, Path] = {}
+        for label, folder in found:  # a cell's settings, or the folder around any other, tell equal labels apart
+            if labels.count(label) > 1:
+                label += f" ({folder.parents[1].name if folder.name == 'method' else folder.parent})"
+            unique[label] = folder
+        methods = [DemoMethod(label, f, (f / "posegen.json").stat().st_mtime) for label, f in unique.items()]
+        return [*methods, DemoMethod(NONE, None)]
 
     def pipeline(self, method: DemoMethod) -> PoseGuidedPipeline:
         """The method, loaded when it is first used."""
@@ -88,10 +74,7 @@ class LoadedMethods:
         return PoseGuidedPipeline(adapter, OmegaConf.to_container(self.cfg.sampler, resolve=True)).to(device)  # type: ignore[arg-type]
 
     def _backbone(self, folder: Path) -> dict[str, Any] | None:
-        """The configured backbone for a method folder that belongs to it and does not say where it lies.
-
-        The folder of a cell says it, and so does a saved pipeline.
-        """
+        """The configured backbone for a method folder that belongs to it; a cell's or pipeline's folder names one."""
         about, node = read_about(folder), OmegaConf.to_container(self.cfg.backbone, resolve=True)
         knows = "pipeline" in about or (folder.name == "method" and (folder.parent / "config.yaml").is_file())
         if knows or not isinstance(node, dict) or node.get("id") != about["backbone"]["id"]:
@@ -150,17 +133,8 @@ def label_of(cell: Path) -> str:
     return f"{config.method} · {', '.join(rest)}"
 
 
-def folder_suffix(folder: Path) -> str:
-    """Tells method folders of the same label apart: a cell's settings, or the folder around any other."""
-    return folder.parents[1].name if folder.name == "method" else str(folder.parent)
-
-
 def chosen_methods(methods: Sequence[DemoMethod], labels: Sequence[str]) -> list[DemoMethod]:
-    """The methods with these labels, in the order of ``methods``.
-
-    Raises:
-        UserError: none is chosen, or one has gone.
-    """
+    """The methods with these labels, in the order of ``methods``; a `UserError` where there is none or one has gone."""
     known = {method.label: method for method in methods}
     if not labels:
         raise UserError("no method is chosen; tick at least one")

@@ -31,44 +31,27 @@ HERE = Path(__file__).parent
 empty, note, progress_bar = fragments.empty, fragments.note, fragments.progress_bar  # type: ignore[attr-defined]
 QUIETLY: dict[str, Any] = {"show_progress": "hidden"}
 HOST = "127.0.0.1"  # this machine alone: whoever reaches the page runs programs with its owner's rights
-PORTS = 100  # from gradio's first, 7860, that are tried
-TICKED = 4  # methods that are chosen at first
+
 TICK = 0.1  # seconds between looks at what is going on
-FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
-MONO = ["ui-monospace", "Consolas", "monospace"]
 
 
 def serve(
     session: DemoSession, port: int | None, open_browser: bool = False, block: bool = True
 ) -> tuple[gr.Blocks, str]:
-    """Serves the page to this machine.
-
-    Returns:
-        The application, and the page's address.
-
-    Raises:
-        UserError: the port is taken.
-    """
+    """Serves the page to this machine; returns the application and its address. A taken port is a `UserError`."""
     page = build(session)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
-    os.environ["GRADIO_NUM_PORTS"] = str(PORTS)
+    os.environ["GRADIO_NUM_PORTS"] = "100"  # that are tried, from gradio's first, 7860
     try:
-        _, url, _ = page.launch(
-            server_name=HOST,
-            server_port=port,
-            inbrowser=open_browser,
-            share=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            run_history=False,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
-            css_paths=[HERE / "page.css"],
-        )
+        place = {"server_name": HOST, "server_port": port, "inbrowser": open_browser}
+        off = ("share", "ssr_mode", "mcp_server", "pwa", "enable_monitoring", "run_history")
+        how = {**dict.fromkeys(off, False), "quiet": True, "prevent_thread_lock": True, "footer_links": []}
+        fonts = {
+            "font": ["ui-sans-serif", "system-ui", "sans-serif"],
+            "font_mono": ["ui-monospace", "Consolas", "monospace"],
+        }
+        theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **fonts)
+        _, url, _ = page.launch(**place, **how, theme=theme, css_paths=[HERE / "page.css"])
     except OSError as error:
         why = f"{HOST}:{port} is taken" if port else error
         raise UserError(f"port={port}: {why}; choose another, or port=null for the first free one") from error
@@ -81,21 +64,16 @@ def serve(
 def build(session: DemoSession) -> gr.Blocks:
     """All components, and what happens when they are used."""
     with gr.Blocks(title="posegen demo", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.HTML(
-            "<h1>posegen</h1><p>One prompt, one pose, the same noise: what each method makes of it.</p>",
-            elem_id="title",
-        )
+        title = "<h1>posegen</h1><p>One prompt, one pose, the same noise: what each method makes of it.</p>"
+        gr.HTML(title, elem_id="title")
         with gr.Row():
             with gr.Column(scale=5, min_width=380):
                 prompt, pose = asking(session)
             with gr.Column(scale=7, min_width=420):
                 untrained = len(session.loaded.methods()) == 1  # the backbone alone
                 first = gr.Column(visible=untrained, elem_id="practising")
-                where = (
-                    "those of checkpoints="
-                    if session.cfg.checkpoints
-                    else f"every trained cell below {session.cfg.paths.output}, newest first"
-                )
+                every = f"every trained cell below {session.cfg.paths.output}, newest first"
+                where = "those of checkpoints=" if session.cfg.checkpoints else every
                 methods = gr.CheckboxGroup(label="Methods", elem_id="methods", info=where)
                 control, guidance, steps, seed = settings(session)
                 with gr.Row():
@@ -110,11 +88,7 @@ def build(session: DemoSession) -> gr.Blocks:
         with first:
             benchmark_offer(session, methods, first, left_out)
 
-        def choices() -> tuple[Any, Any, Any]:
-            return method_choices(session)
-
-        page.load(choices, None, [methods, first, left_out], **QUIETLY)
-        again.click(choices, None, [methods, first, left_out], **QUIETLY)
+        gr.on([page.load, again.click], lambda: method_choices(session), None, [methods, first, left_out], **QUIETLY)
         inputs = [prompt, pose, methods, seed, steps, guidance, control, source]
         once: Any = {"concurrency_limit": 1, "trigger_mode": "once", **QUIETLY}
         gr.on([go.click, prompt.submit], drawing(session), inputs, results, **once)
@@ -128,15 +102,9 @@ def asking(session: DemoSession) -> tuple[gr.Textbox, gr.HTML]:
     first = next(iter(presets.values()), Preset("", "", standing_pose()))
     prompt = gr.Textbox(first.prompt, label="Prompt", lines=2, max_lines=4, elem_id="prompt")
     scene = gr.Dropdown(list(presets), value=first.label or None, label="Scene to begin with", elem_id="scene")
-    pose = gr.HTML(
-        first.pose,
-        html_template=(HERE / "editor.html").read_text(encoding="utf-8"),
-        js_on_load=(HERE / "editor.js").read_text(encoding="utf-8"),
-        apply_default_css=False,
-        elem_id="pose",
-        size=list(session.size),
-        **skeleton_facts(),
-    )
+    html, script = ((HERE / f"editor.{end}").read_text(encoding="utf-8") for end in ("html", "js"))
+    facts = {**skeleton_facts(), "size": list(session.size), "apply_default_css": False}
+    pose = gr.HTML(first.pose, html_template=html, js_on_load=script, elem_id="pose", **facts)
     said = gr.HTML(elem_id="pose-said")
     with gr.Accordion("Take the pose from a picture, a file or the prompt", open=False, elem_id="sources"):
         picture = picture_input("Picture with people", 200, elem_id="picture")
@@ -171,12 +139,10 @@ def settings(session: DemoSession) -> tuple[gr.Slider, gr.Slider, gr.Slider, gr.
     """The numbers that all methods share."""
     sampler = session.cfg.sampler
     with gr.Row():
-        control = gr.Slider(
-            0, 2, 1, step=0.05, label="Control strength", info="1 is what was trained", elem_id="control"
-        )
-        guidance = gr.Slider(
-            1, 15, float(sampler.guidance), step=0.5, label="Guidance", info="of the text", elem_id="guidance"
-        )
+        label, info = "Control strength", "1 is what was trained"
+        control = gr.Slider(0, 2, 1, step=0.05, label=label, info=info, elem_id="control")
+        usual, info = float(sampler.guidance), "of the text"
+        guidance = gr.Slider(1, 15, usual, step=0.5, label="Guidance", info=info, elem_id="guidance")
         steps = gr.Slider(1, 100, int(sampler.steps), step=1, label="Steps", info="of the sampler", elem_id="steps")
         seed = gr.Number(0, label="Seed", info="of the noise", precision=0, minimum=0, elem_id="seed", min_width=100)
     return control, guidance, steps, seed
@@ -190,20 +156,16 @@ def method_choices(session: DemoSession) -> tuple[Any, Any, Any]:
     """The methods with the newest cell of each chosen, whether a benchmark is offered, and who is left out."""
     labels = [method.label for method in session.loaded.methods()]
     newest = {label.partition(" · ")[0]: label for label in reversed(labels) if label != NONE}
-    ticked = [*list(newest.values())[::-1][:TICKED], NONE]
+    ticked = [*list(newest.values())[::-1][:4], NONE]  # four are chosen at first
     left = "; ".join(session.loaded.left_out)
-    return (
-        gr.update(choices=labels, value=[label for label in labels if label in ticked]),
-        gr.update(visible=labels == [NONE]),
-        note(f"Left out: {left}" if left else ""),
-    )
+    chosen = gr.update(choices=labels, value=[label for label in labels if label in ticked])
+    return chosen, gr.update(visible=labels == [NONE]), note(f"Left out: {left}" if left else "")
 
 
 def benchmark_offer(session: DemoSession, methods: gr.CheckboxGroup, group: gr.Column, left_out: gr.HTML) -> None:
     """Offers to train something where nothing is trained."""
-    offers = {
-        f"{say} (posegen benchmark {' '.join(words)})": list(words) for say, words in session.cfg.practice.items()
-    }
+    practice = session.cfg.practice.items()
+    offers = {f"{say} (posegen benchmark {' '.join(words)})": list(words) for say, words in practice}
     nothing = "No method is trained yet below the output folder."
     gr.HTML(note(f"{nothing} Run a benchmark here, or train from the command line and press 'Look again'."))
     which = gr.Radio(list(offers), value=next(iter(offers), None), label="Benchmark", elem_id="practice-which")
@@ -242,14 +204,7 @@ def drawing(session: DemoSession) -> Callable[..., Iterator[str]]:
     """Draws the pictures in a thread, and shows every step and every picture as it comes."""
 
     def draw(
-        prompt: str,
-        pose: Any,
-        labels: list[str],
-        seed: int,
-        steps: int,
-        guidance: float,
-        control: float,
-        source: Any = None,
+        prompt: str, pose: Any, labels: list[str], seed: int, steps: int, guidance: float, control: float, source: Any
     ) -> Iterator[str]:
         request = DemoRequest(prompt or "", pose, labels or [], seed or 0, steps, guidance, control, source=source)
         events: queue.Queue[Any] = queue.Queue()

@@ -15,7 +15,6 @@ from posegen.errors import UserError
 from posegen.poses.reading import PEOPLE
 from posegen.poses.topology import COCO_BARS, COCO_FLIP, COCO_JOINTS, COCO_LEFT, COCO_LIMBS, COCO_NAMES, COCO_RIGHT
 
-SHARE_DIGITS = 5  # of a share
 #: A standing person for "add" and for an empty start: shares of a square, in COCO's order.
 EDITOR_PERSON = (
     (0.500, 0.160), (0.517, 0.145), (0.483, 0.145), (0.537, 0.155), (0.463, 0.155), (0.575, 0.275), (0.425, 0.275),
@@ -32,42 +31,28 @@ def standing_pose() -> dict[str, Any]:
 def skeleton_facts() -> dict[str, Any]:
     """Names, limbs, sides and mirror images of joints for the editor's script."""
     sides = ["left" if i in COCO_LEFT else "right" if i in COCO_RIGHT else "middle" for i in range(COCO_JOINTS)]
-    return {
-        "joints": [name.replace("_", " ") for name in COCO_NAMES],
-        "limbs": [list(limb) for limb in (*COCO_BARS, *COCO_LIMBS)],
-        "sides": sides,
-        "flip": list(COCO_FLIP),
-        "most": PEOPLE,
-        "standing": standing_pose()["people"][0],
-    }
+    names, limbs = [name.replace("_", " ") for name in COCO_NAMES], [list(limb) for limb in (*COCO_BARS, *COCO_LIMBS)]
+    facts = {"joints": names, "limbs": limbs, "sides": sides, "flip": list(COCO_FLIP)}
+    return {**facts, "most": PEOPLE, "standing": standing_pose()["people"][0]}
 
 
 def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     """Keypoints ``[P, 17, 3]`` on a canvas of ``size`` (height, width) as the editor's value."""
-    people = []
-    for person in np.asarray(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3):
-        shares = (person[:, :2] + 0.5) / size[::-1]
-        seen = person[:, 2] > 0
-        joints = zip(shares.round(SHARE_DIGITS).tolist(), seen, strict=True)
-        people.append([[x, y, 2 if v else 0] for (x, y), v in joints])
-    return {"people": people, "selected": 0}
+    people = np.array(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3)
+    shares = ((people[..., :2] + 0.5) / size[::-1]).round(5).tolist()
+    seen = np.where(people[..., 2] > 0, 2, 0).tolist()
+    joints = [zip(*person, strict=True) for person in zip(shares, seen, strict=True)]
+    return {"people": [[[x, y, v] for (x, y), v in person] for person in joints], "selected": 0}
 
 
 def to_keypoints(value: Any, size: tuple[int, int]) -> np.ndarray:
-    """The editor's value as keypoints ``[P, 17, 3] float32``, the inverse of `to_editor`.
-
-    Hidden joints are zeros, people without a joint are left out.
-
-    Raises:
-        UserError: it is no value of the editor.
-    """
+    """The editor's value as keypoints ``[P, 17, 3] float32``: hidden joints are zeros, people without any left out."""
     people = value.get("people") if isinstance(value, Mapping) else None
     try:
         shares = np.asarray([] if people is None else people, np.float64).reshape(-1, COCO_JOINTS, 3)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the pose is damaged ({error}); expected 17 joints of x, y and visibility per person: reload the page"
-        ) from error
+        expected = "expected 17 joints of x, y and visibility per person"
+        raise UserError(f"the pose is damaged ({error}); {expected}: reload the page") from error
     seen = shares[..., 2] > 0
     if not np.isfinite(shares[seen]).all():
         raise UserError("the pose has a joint whose place is no number; reload the page")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby, islice
 from typing import Any
 
 import cv2
@@ -26,11 +27,10 @@ from posegen.runner.precision import device_of
 from posegen.runner.user_requests.prompts import PROMPTS, sampled_poses
 from posegen.train.loop import set_threads
 
-#: Columns of the pose metric that are shown, by the beginning of their names.
-SHOWN_SCORES = ("PCK", "OKS")
 #: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
 LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
 TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
+NOBODY = Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32))
 OnStep = Callable[[DemoMethod, int, int], None]
 
 
@@ -40,29 +40,17 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """A request for pictures, the same for all methods.
+    """A request for pictures, the same for all methods."""
 
-    Attributes:
-        prompt: the caption.
-        pose: value of the editor.
-        labels: the methods.
-        seed: of the noise, the same for every method.
-        steps: of the sampler.
-        guidance: of the text.
-        control: factor on the methods' influence.
-        negative: caption that the guidance points away from.
-        source: ``[H, W, 3] uint8`` a picture of a person, for methods that take one.
-    """
-
-    prompt: str
-    pose: Any
-    labels: Sequence[str]
-    seed: int = 0
-    steps: int = 20
-    guidance: float = 2.0
-    control: float = 1.0
-    negative: str = ""
-    source: np.ndarray | None = None
+    prompt: str  # the caption
+    pose: Any  # value of the editor
+    labels: Sequence[str]  # the methods
+    seed: int = 0  # of the noise, the same for every method
+    steps: int = 20  # of the sampler
+    guidance: float = 2.0  # of the text
+    control: float = 1.0  # factor on the methods' influence
+    negative: str = ""  # caption that the guidance points away from
+    source: np.ndarray | None = None  # ``[H, W, 3] uint8`` a picture of a person, for methods that take one
 
     def check(self) -> None:
         """Raises a `UserError` where a number is out of range or the prompt is empty."""
@@ -76,25 +64,15 @@ class DemoRequest:
 
 @dataclass(frozen=True, eq=False)
 class DemoPicture:
-    """One method's picture.
+    """One method's picture, and how its pose agrees with the one ``asked`` for."""
 
-    Attributes:
-        label: the method.
-        pixels: ``[H, W, 3] uint8``; None where it failed.
-        asked: ``[P, 17, 3]`` the pose on the picture's pixels.
-        found: the people that the estimator sees in it.
-        scores: shown column -> value in percent; empty where nobody was asked for.
-        unknown: words of the prompt that the method's world lacks.
-        error: why there is no picture.
-    """
-
-    label: str
-    pixels: np.ndarray | None = None
-    asked: np.ndarray = field(default_factory=lambda: np.zeros((0, 17, 3), np.float32))
-    found: Poses = field(default_factory=lambda: Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)))
-    scores: dict[str, float] = field(default_factory=dict)
-    unknown: Sequence[str] = ()
-    error: str = ""
+    label: str  # the method
+    pixels: np.ndarray | None = None  # ``[H, W, 3] uint8``; None where it failed
+    asked: np.ndarray = field(default_factory=lambda: NOBODY.keypoints)  # ``[P, 17, 3]`` on the picture's pixels
+    found: Poses = field(default_factory=lambda: NOBODY)  # the people that the estimator sees in it
+    scores: dict[str, float] = field(default_factory=dict)  # column -> percent; empty where nobody was asked for
+    unknown: Sequence[str] = ()  # words of the prompt that the method's world lacks
+    error: str = ""  # why there is no picture
 
 
 @dataclass(frozen=True)
@@ -107,15 +85,11 @@ class Preset:
 
 
 class DemoSession:
-    """Draws and judges pictures, one request at a time.
-
-    Args:
-        cfg: the configuration of ``posegen demo``.
-    """
+    """Draws and judges pictures, one request at a time; ``cfg`` is the configuration of ``posegen demo``."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.components, self.loaded = cfg, Components(cfg), LoadedMethods(cfg)
-        self.working, self.stop = threading.Lock(), threading.Event()
+        self.working, self.stop, self.device = threading.Lock(), threading.Event(), device_of(cfg.trainer.accelerator)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -126,10 +100,6 @@ class DemoSession:
     @cached_property
     def data(self) -> PoseData:
         return self.components.data("test")
-
-    @cached_property
-    def device(self) -> torch.device:
-        return device_of(self.cfg.trainer.accelerator)
 
     @cached_property
     def estimator(self) -> Any:
@@ -144,24 +114,15 @@ class DemoSession:
             sample = self.data.seen(i, image=False)
             if len(sample.keypoints):
                 found.setdefault(scene_name(sample), sample)
+        by_count = sorted((len(sample.keypoints), name) for name, sample in found.items())
         chosen: list[Preset] = []
-        for count in sorted({len(sample.keypoints) for sample in found.values()}):
-            names = sorted(name for name, sample in found.items() if len(sample.keypoints) == count)
-            for name in names[: ALONE if count == 1 else TOGETHER]:
-                chosen.append(Preset(name, found[name].prompt, to_editor(found[name].keypoints, found[name].size)))
+        for count, names in groupby(by_count, lambda each: each[0]):
+            for sample in (found[name] for _, name in islice(names, ALONE if count == 1 else TOGETHER)):
+                chosen.append(Preset(scene_name(sample), sample.prompt, to_editor(sample.keypoints, sample.size)))
         return chosen
 
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
-        """One picture per method, as they are ready; a method that fails says why and does not keep the others.
-
-        Args:
-            request: the pictures.
-            on_step: is called with the method, its steps that are done, and all of them.
-
-        Raises:
-            UserError: none of them can be drawn.
-            Stopped: `stop` was set meanwhile.
-        """
+        """One picture per method; one that fails says why. ``on_step`` gets the method, its steps done, and all."""
         request.check()
         chosen = chosen_methods(self.loaded.methods(), request.labels)
         with self.working:
@@ -187,19 +148,11 @@ class DemoSession:
         size = pipe.size([PoseInput("pose")], None, None)
         pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
         keypoints: Any = pose.on(size).keypoints
-        drawn = pipe(
-            request.prompt,
-            keypoints if len(keypoints) else None,
-            height=size[0],
-            width=size[1],
-            num_inference_steps=int(request.steps),
-            guidance_scale=float(request.guidance),
-            negative_prompt=request.negative,
-            source=request.source if takes else None,
-            generator=torch.Generator().manual_seed(int(request.seed)),
-            control_scale=float(request.control),
-            on_step=step,
-        )
+        options: dict[str, Any] = {"height": size[0], "width": size[1], "num_inference_steps": int(request.steps)}
+        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative}
+        options |= {"source": request.source if takes else None, "control_scale": float(request.control)}
+        options |= {"generator": torch.Generator().manual_seed(int(request.seed)), "on_step": step}
+        drawn = pipe(request.prompt, keypoints if len(keypoints) else None, **options)
         pixels = np.array(drawn.images[0])
         found, scores = self.judged(request.prompt, pixels, keypoints)
         # a world that renders its captions knows no other words than theirs
@@ -218,7 +171,7 @@ class DemoSession:
         sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
         scores: dict[str, float] = {}
         for metric in self.components.protocol.metrics if len(keypoints) else ():
-            if shown := [column for column in metric.columns if column.startswith(SHOWN_SCORES)]:
+            if shown := [column for column in metric.columns if column.startswith(("PCK", "OKS"))]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
                 values = metric.compute({name: [value] for name, value in records.items()})
                 scores |= {column: values[column] for column in shown}
@@ -230,38 +183,24 @@ class DemoSession:
         return self.estimator.estimate(to_tensor(picture)[None].to(self.device))[0]
 
     def read_picture(self, picture: np.ndarray) -> dict[str, Any]:
-        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas.
-
-        Raises:
-            UserError: the estimator finds nobody.
-        """
+        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas."""
         with self.working:
             set_threads(self.cfg)
             found = self.people_in(letterboxed(picture, self.size))
         people = visible(found.keypoints)
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
-            raise UserError(
-                "the estimator finds nobody in this picture; it knows pictures of its training world best. "
-                "Give another picture, or drag the joints"
-            )
+            nobody = "the estimator finds nobody in this picture; it knows pictures of its training world best"
+            raise UserError(f"{nobody}. Give another picture, or drag the joints")
         return to_editor(people, self.size)
 
     def read_file(self, file: str) -> dict[str, Any]:
-        """The editor's value with the people of a COCO or OpenPose file.
-
-        Raises:
-            ValueError: the file cannot be read.
-        """
-        pose = read_poses(file, "pose")[0].on(self.size)
-        return to_editor(pose.keypoints if pose.keypoints is not None else np.zeros((0, 17, 3)), self.size)
+        """The editor's value with the people of a COCO or OpenPose file."""
+        keypoints = read_poses(file, "pose")[0].on(self.size).keypoints
+        return to_editor(NOBODY.keypoints if keypoints is None else keypoints, self.size)
 
     def imagine(self, prompt: str, seed: int) -> dict[str, Any]:
-        """The editor's value with the pose that the configured prior, by default GUNet, generates for a prompt.
-
-        Raises:
-            UserError: there is no trained prior; names the command that trains it.
-        """
+        """The editor's value with the pose that the configured prior, by default GUNet, generates for a prompt."""
         if not prompt.strip():
             raise UserError("the prompt is empty; the pose is generated from it")
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": None, "size": list(self.size)}

@@ -34,11 +34,7 @@ class UnknownPart(UserError):
 
 
 def geometry_of(config: Mapping[str, Any], **settings: Any) -> Geometry:
-    """The U-Net of an original latent-diffusion configuration.
-
-    Raises:
-        Inexpressible: the backbones cannot have its sizes.
-    """
+    """The U-Net of an original latent-diffusion configuration; `Inexpressible` where none here has its sizes."""
     try:
         return Geometry.from_ldm(config, **settings)
     except ValueError as error:
@@ -48,30 +44,17 @@ def geometry_of(config: Mapping[str, Any], **settings: Any) -> Geometry:
 def stable_diffusion(
     geometry: Geometry, weights: Mapping[str, Tensor] | None = None, vae: AutoencoderKL | None = None
 ) -> StableDiffusion:
-    """Stable Diffusion of this size with its noise process.
-
-    Args:
-        geometry: of the U-Net.
-        weights: an original file whose U-Net is loaded; without one in it the U-Net is random.
-        vae: the autoencoder; without one a small random one.
-
-    Raises:
-        UserError: the file has a key of a U-Net that has no place here.
-    """
+    """Stable Diffusion of this size, with the U-Net of the original file ``weights``; what is not given is random."""
     tokenizer = build_tokenizer(["person"])
     unet = unet_of(geometry)
     if weights is not None and ldm.has_prefix(weights, ldm.UNET):
-        unet.load_state_dict(known_tensors(weights, ldm.UNET, ldm.unet_table(geometry), "the U-Net"))
+        unet.load_state_dict(translated(weights, ldm.UNET, ldm.unet_table(geometry), "the U-Net"))
     text = build_text(tokenizer, geometry.text_dim, layers=1, heads=1)
     return StableDiffusion.from_parts(ModelParts(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER)))
 
 
 def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[str, Tensor]) -> AutoencoderKL:
-    """The autoencoder of an original file, sized by its ``ddconfig``.
-
-    Raises:
-        UserError: the file has a key of an autoencoder that has no place here.
-    """
+    """The autoencoder of an original file, sized by its ``ddconfig``."""
     channels = tuple(config["ch"] * m for m in config["ch_mult"])
     vae = vae_of(channels, config["num_res_blocks"], embed_dim)
     found = ldm.vae_tensors(ldm.below(weights, ldm.VAE), ldm.vae_table(len(channels), config["num_res_blocks"]))
@@ -81,26 +64,16 @@ def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[s
     return vae
 
 
-def known_tensors(
-    weights: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], module: str
-) -> dict[str, Tensor]:
-    """The tensors below ``prefix`` under posegen's names.
-
-    Raises:
-        UserError: one has no name in the table.
-    """
+def translated(weights: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], of: str) -> dict[str, Tensor]:
+    """The tensors below ``prefix`` under posegen's names; a `UserError` where one has none in the table."""
     found = ldm.renamed(ldm.below(weights, prefix), table)
     if found.unknown:
-        raise UserError(f"keys of {module} that have no place: {', '.join(found.unknown)}")
+        raise UserError(f"keys of {of} that have no place: {', '.join(found.unknown)}")
     return found.tensors
 
 
 def converted(method: Method, backbone: Backbone, weights: Mapping[str, Tensor]) -> Method:
-    """``method`` on ``backbone`` with official weights, by what ``posegen convert`` does, every key accounted for.
-
-    Raises:
-        UserError: a key is missing, unexpected or of another shape.
-    """
+    """``method`` on ``backbone`` with official weights, by what ``posegen convert`` does, every key accounted for."""
     method.faithful = True  # before it is built: quirks may shape modules
     method.attach(backbone)
     placed, account = accounted(method, backbone, weights)
@@ -122,15 +95,13 @@ def recorded(**modules: nn.Module) -> Iterator[tuple[dict[str, Tensor], dict[str
     given: dict[str, Tensor] = {}
     returned: dict[str, Any] = {}
 
-    def record(name: str) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        for name in (name for name, other in modules.items() if other is module):
             given[name], returned[name] = (*inputs, *named.values())[0], output
 
-        return hook
-
-    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in modules.items()]
+    hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in set(modules.values())]
     try:
         yield given, returned
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from posegen.backbones.loading.ldm_keys import below
 from posegen.errors import UserError
 
 FACTS, TENSORS, WEIGHTS = "case.json", "io.safetensors", "weights.safetensors"
@@ -30,31 +32,18 @@ SHIPPED = Path(__file__).parents[1] / "assets" / "parity"
 
 @dataclass(frozen=True)
 class Case:
-    """``case.json``, ``io.safetensors`` and maybe ``weights.safetensors`` in a folder or zip file; or a metric's json.
+    """``case.json``, ``io.safetensors`` and maybe ``weights.safetensors``; or the json file of a metric."""
 
-    Attributes:
-        place: the folder or file.
-        facts: the content of the json file.
-        weights: under the official key names, in single precision.
-        inputs: tensors ``in.*`` without that prefix.
-        mids: tensors ``mid.*``, values on the way.
-        expected: tensors ``out.*``, what the official program returned.
-    """
-
-    place: Path
-    facts: Mapping[str, Any]
-    weights: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor]
-    mids: Mapping[str, Tensor]
-    expected: Mapping[str, Tensor]
+    place: Path  # the folder, zip or json file
+    facts: Mapping[str, Any]  # the content of the json file
+    weights: Mapping[str, Tensor]  # under the official key names, in single precision
+    inputs: Mapping[str, Tensor]  # tensors ``in.*`` without that prefix
+    mids: Mapping[str, Tensor]  # tensors ``mid.*``, values on the way
+    expected: Mapping[str, Tensor]  # tensors ``out.*``, what the official program returned
 
     @classmethod
     def read(cls, place: Path) -> Case:
-        """The case in a folder, a zip file or a json file.
-
-        Raises:
-            UserError: a file is missing or damaged.
-        """
+        """The case in a folder, a zip file or a json file; a `UserError` where a file is missing or damaged."""
         if place.suffix == ".json":
             return cls._read_metric(place)
         try:
@@ -62,18 +51,12 @@ class Case:
             facts = json.loads(files[FACTS])
             tensors, weights = load(files[TENSORS]), load(files[WEIGHTS]) if WEIGHTS in files else {}
         except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{place} is no reference case ({error}); expected {FACTS} and {TENSORS}, with {WEIGHTS} beside them"
-            ) from error
+            expected = f"expected {FACTS} and {TENSORS}, with {WEIGHTS} beside them"
+            raise UserError(f"{place} is no reference case ({error}); {expected}") from error
         if missing := {"method", "module", "config"} - facts.keys():
-            raise UserError(
-                f"{place / FACTS} does not say {', '.join(sorted(missing))}; "
-                "a reference case names its method, module and config"
-            )
-        kinds = [
-            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            for prefix in ("in.", "mid.", "out.")
-        ]
+            text = f"{place / FACTS} does not say {', '.join(sorted(missing))}"
+            raise UserError(f"{text}; a reference case names its method, module and config")
+        kinds = [below(tensors, prefix) for prefix in ("in.", "mid.", "out.")]
         single = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
         return cls(place, facts, single, *kinds)
 
@@ -81,21 +64,16 @@ class Case:
     def _read_metric(cls, file: Path) -> Case:
         facts = read_case_json(file)
         if not is_metric_case(facts):
-            raise UserError(
-                f"{file} is no reference case; a case of a metric says {', '.join(sorted(METRIC_FACTS))}, "
-                "other cases are folders or zip files"
-            )
+            says = f"a case of a metric says {', '.join(sorted(METRIC_FACTS))}"
+            raise UserError(f"{file} is no reference case; {says}, other cases are folders or zip files")
+        expected: dict[str, Tensor] = {}
         try:
-            expected = {
-                name: torch.tensor(value, dtype=torch.double)
-                for key, values in facts.items()
-                if key.startswith("expected")
-                for name, value in leaves(values, key.removeprefix("expected").removeprefix("_"))
-            }
+            for key in (key for key in facts if key.startswith("expected")):
+                for name, value in leaves(facts[key], key.removeprefix("expected").removeprefix("_")):
+                    expected[name] = torch.tensor(value, dtype=torch.double)
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{file} is no reference case ({error}); a metric returns numbers, lists of numbers or tables of them"
-            ) from error
+            returns = "a metric returns numbers, lists of numbers or tables of them"
+            raise UserError(f"{file} is no reference case ({error}); {returns}") from error
         facts = {"rtol": METRIC_RTOL, "atol": 0.0, **facts, "method": "metrics", "module": facts["kind"], "config": {}}
         return cls(file, facts, {}, {}, {}, expected)
 
@@ -126,7 +104,6 @@ class Case:
 
 
 def case_files(place: Path) -> dict[str, bytes]:
-    """The files of a case by name, from a folder or a zip file."""
     names = (FACTS, TENSORS, WEIGHTS)
     if place.is_dir():
         return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
@@ -135,29 +112,20 @@ def case_files(place: Path) -> dict[str, bytes]:
 
 
 def find_cases(place: Path) -> list[Path]:
-    """The cases at or below a folder or file; json files in folders that are no case are passed over.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The cases at or below a folder or file; json files in folders that are no case are passed over."""
     found = [place] if place.is_file() else [file.parent for file in place.rglob(FACTS)]
     if place.is_dir():
         jsons = [file for file in place.rglob("*.json") if file.name != FACTS]
         found += [*place.rglob("*.zip"), *(file for file in jsons if is_metric_case(read_case_json(file)))]
     if not found:
-        raise UserError(
-            f"{place}: no reference case here; expected a folder or zip file with {FACTS} and {TENSORS}, "
-            "the json file of a metric's case, or a folder of these"
+        kinds = (
+            f"a folder or zip file with {FACTS} and {TENSORS}, the json file of a metric's case, or a folder of these"
         )
+        raise UserError(f"{place}: no reference case here; expected {kinds}")
     return sorted(found)
 
 
 def read_case_json(file: Path) -> Any:
-    """The content of a json file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -165,7 +133,6 @@ def read_case_json(file: Path) -> Any:
 
 
 def is_metric_case(facts: Any) -> bool:
-    """Whether the content of a json file is a metric's case."""
     return isinstance(facts, dict) and facts.keys() >= METRIC_FACTS
 
 
@@ -178,11 +145,4 @@ def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for i, value in enumerate(values):
             yield from leaves(value, f"{name}[{i}]")
     else:
-        yield name, as_numbers(values)
-
-
-def as_numbers(values: Any) -> Any:
-    """A number, or nested lists of numbers."""
-    if isinstance(values, list):
-        return [as_numbers(value) for value in values]
-    return float("nan") if values is None else float(values)
+        yield name, np.array(values, float).tolist()

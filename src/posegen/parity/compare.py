@@ -21,25 +21,15 @@ PASSED, FAILED, INEXPRESSIBLE, UNKNOWN = "passed", "FAILED", "cannot be expresse
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """How one output agrees.
+    """How one output agrees."""
 
-    Attributes:
-        output: its name.
-        ok: computed, of the expected shape and within tolerance everywhere.
-        absolute: largest absolute error.
-        relative: largest error relative to the expected value, where that is not zero.
-        outside: share of the values outside tolerance.
-        used: largest error as a share of the tolerance at its place.
-        reason: why it could not be compared.
-    """
-
-    output: str
-    ok: bool
-    absolute: float = float("nan")
-    relative: float = float("nan")
-    outside: float = 1.0
-    used: float = float("nan")
-    reason: str = ""
+    output: str  # its name
+    ok: bool  # computed, of the expected shape and within tolerance everywhere
+    absolute: float = float("nan")  # largest absolute error
+    relative: float = float("nan")  # largest error relative to the expected value, where that is not zero
+    outside: float = 1.0  # share of the values outside tolerance
+    used: float = float("nan")  # largest error as a share of the tolerance at its place
+    reason: str = ""  # why it could not be compared
 
     def __str__(self) -> str:
         verdict = "ok" if self.ok else FAILED
@@ -51,19 +41,12 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one case agrees.
+    """How one case agrees."""
 
-    Attributes:
-        case: the case.
-        verdict: ``passed``, ``FAILED``, ``cannot be expressed`` or ``no such method here``.
-        lines: one per output of the case; none where nothing was computed.
-        reason: why nothing was computed.
-    """
-
-    case: Case
-    verdict: str
-    lines: Sequence[OutputCheck] = ()
-    reason: str = ""
+    case: Case  # the case
+    verdict: str  # ``passed``, ``FAILED``, ``cannot be expressed`` or ``no such method here``
+    lines: Sequence[OutputCheck] = ()  # one per output of the case; none where nothing was computed
+    reason: str = ""  # why nothing was computed
 
 
 def compare(case: Case) -> Comparison:
@@ -113,14 +96,8 @@ def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: floa
     equal = (a == b) | (a.isnan() & b.isnan())
     error = torch.where(equal, 0.0, (a - b).abs().nan_to_num(float("inf"), float("inf")))
     allowed, size = atol + rtol * b.abs().nan_to_num(), b.abs()
-    relative = (error / size)[size > 0]
     if not error.numel():
         return OutputCheck(name, True, 0.0, 0.0, 0.0, 0.0)
-    return OutputCheck(
-        name,
-        ok=not (error > allowed).any(),
-        absolute=error.max().item(),
-        relative=relative.max().item() if relative.numel() else 0.0,
-        outside=(error > allowed).double().mean().item(),
-        used=torch.where(error > 0, error / allowed, 0.0).max().item(),
-    )
+    relative = torch.where(size > 0, error / size, 0.0).max().item()
+    outside, used = (error > allowed).double().mean().item(), torch.where(error > 0, error / allowed, 0.0).max().item()
+    return OutputCheck(name, outside == 0, error.max().item(), relative, outside, used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from posegen.adapters.base import State
@@ -11,15 +12,7 @@ from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.text import Text
 from posegen.errors import UserError
 from posegen.metrics.estimators.mobilenetv2 import MobileNetV2
-from posegen.parity.build import (
-    Inexpressible,
-    Outputs,
-    converted,
-    geometry_of,
-    known_tensors,
-    recorded,
-    stable_diffusion,
-)
+from posegen.parity.build import Inexpressible, Outputs, converted, geometry_of, recorded, stable_diffusion, translated
 from posegen.parity.case import WEIGHTS, Case
 
 NORM_GROUPS, NEIGHBOURS = 32, 9  # literals of the official program
@@ -47,7 +40,7 @@ def graph_block_outputs(case: Case) -> Outputs:
     sizes = (config["channels"], config.get("out_channels") or config["channels"])
     widths = (config["emb_channels"], config["cond_channels"])
     module = PoseGraphBlock(sizes, *widths, NORM_GROUPS, NEIGHBOURS, "factorised").eval()
-    tensors = known_tensors(case.weights, "", BLOCK, "a graph block")
+    tensors = translated(case.weights, "", BLOCK, "a graph block")
     if missing := module.state_dict().keys() ^ tensors.keys():
         raise UserError(f"keys of a graph block that are missing: {', '.join(sorted(missing))}")
     module.load_state_dict(tensors)
@@ -74,17 +67,9 @@ def adapter_outputs(case: Case) -> Outputs:
 
 
 def injected_levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
-    """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it.
-
-    Raises:
-        Inexpressible: it means other blocks than the first ones of levels.
-    """
-    places = [
-        (level, layer)
-        for level in range(geometry.levels)
-        for layer in range(geometry.layers)
-        if 1 + 3 * level + layer in config["inject_layers"]
-    ]
+    """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it."""
+    every = itertools.product(range(geometry.levels), range(geometry.layers))
+    places = [(level, layer) for level, layer in every if 1 + 3 * level + layer in config["inject_layers"]]
     if not places or any(layer for _, layer in places):
         raise Inexpressible(f"inject_layers {config['inject_layers']} mean other blocks than the first ones of levels")
     return [level for level, _ in places]
@@ -98,9 +83,8 @@ def perception_outputs(case: Case) -> Outputs:
     teacher.load_trunk(case.weights, str(case.place / WEIGHTS))
     teacher.eval()
     decoded, real = case.inputs["decoded_x0"], case.inputs["gt_jpg"].permute(0, 3, 1, 2)
-    released, plain = (
-        GRPose(perception=mode, perception_weight=weight, teacher=teacher) for mode in ("logged", "differentiable")
-    )
+    shared: dict[str, Any] = {"perception_weight": weight, "teacher": teacher}
+    released, plain = GRPose(perception="logged", **shared), GRPose(perception="differentiable", **shared)
     difference = released.perceived(decoded, real)
     yield "pose_loss_per_sample", weight * case.inputs["alphas_cumprod_t"] * difference
     yield "feature_mse", difference

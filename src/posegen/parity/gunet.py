@@ -24,11 +24,7 @@ from posegen.runner.sampler import Sampler
 
 
 def gunet_outputs(case: Case) -> Outputs:
-    """Every output, by the part of the official program that the case's module names.
-
-    Raises:
-        UnknownPart: it is none of the known parts.
-    """
+    """Every output, by the part of the official program that the case's module names."""
     known: dict[str, Callable[[Case], Outputs]] = {
         "utils.spatial_block": spatial_block_outputs,
         "GUNet2DConditionModel": network_outputs,
@@ -41,11 +37,8 @@ def gunet_outputs(case: Case) -> Outputs:
     yield from part(case)
 
 
-# The graph block; in the official program its nodes are the last axis.
-
-
 def spatial_block_outputs(case: Case) -> Outputs:
-    """The block with operators of one and of three orders, and the paths of the batch sizes."""
+    """The block, there with nodes last, with operators of one and of three orders, and the paths of the batch sizes."""
     given = case.inputs
     block = spatial_block_of(case.weights["spa_block.theta"], case.weights["spa_block.b"])
     yield "y", with_nodes_last(block, given["x"], given["Lk"])
@@ -65,9 +58,6 @@ def spatial_block_of(theta: Tensor, b: Tensor) -> SpatialBlock:
 
 def with_nodes_last(block: SpatialBlock, x: Tensor, operators: Tensor) -> Tensor:
     return block(x.movedim(-1, 0), operators.reshape(-1, *operators.shape[-2:])).movedim(0, -1)
-
-
-# The network.
 
 
 def network_outputs(case: Case) -> Outputs:
@@ -112,9 +102,8 @@ def training_loss(case: Case, method: GUNet, backbone: PoseSpace, given: dict[st
     noisy = backbone.process.add_noise(clean, noise, timesteps)
     prediction = predicted_maps(backbone, noisy, timesteps, text)
     step = Step(prediction, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    states = Text(text)
-    batch = batch_of_size(len(clean), (0, 0), text=states, negative_text=states)
-    return method.loss(step, State(states, states), batch)["loss"]
+    batch = batch_of_size(len(clean), (0, 0), text=Text(text), negative_text=Text(text))
+    return method.loss(step, State(Text(text), Text(text)), batch)["loss"]
 
 
 class StartsFrom(PoseBatch):
@@ -126,15 +115,11 @@ class StartsFrom(PoseBatch):
 
 
 def sampled_maps(case: Case, method: GUNet, backbone: PoseSpace, run: str, given: dict[str, Tensor]) -> Tensor:
-    """The whole loop with the shared sampler, from given noise."""
     facts, start = case.facts["sampling"], given["latents"]
     sampler = Sampler(facts["scheduler"], facts["steps"][run], facts["guidance_scale"])
     text, negative = Text(given["prompt_embeds"].expand(len(start), -1, -1)), Text(given["negative_prompt_embeds"])
     batch = batch_of_size(len(start), (0, 0), StartsFrom, text=text, negative_text=negative, latents=start)
     return sampler.latents(method, backbone, batch)
-
-
-# Poses and maps.
 
 
 def joint_map_outputs(case: Case) -> Outputs:

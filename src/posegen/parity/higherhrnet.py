@@ -17,23 +17,11 @@ from posegen.parity.build import Inexpressible, Outputs
 from posegen.parity.case import FACTS, Case
 
 #: Settings of mmpose's decoding that posegen has with these values of the published evaluations alone.
-PUBLISHED_DECODING = {
-    "scale_factor": [1],
-    "align_corners": True,
-    "tag_per_joint": True,
-    "use_detection_val": True,
-    "ignore_too_much": False,
-    "adjust": True,
-    "use_udp": True,
-}
-#: mmpose's setting -> ours.
-DECODING_FIELDS = {
-    "nms_kernel": "kernel",
-    "max_num_people": "candidates",
-    "detection_threshold": "detection_threshold",
-    "tag_threshold": "tag_threshold",
-    "refine": "fill",
-}
+SWITCHED_ON = ("align_corners", "tag_per_joint", "use_detection_val", "adjust", "use_udp")
+PUBLISHED_DECODING = {"scale_factor": [1], "ignore_too_much": False, **dict.fromkeys(SWITCHED_ON, True)}
+#: mmpose's setting -> ours; two have the same name.
+DECODING_FIELDS = {name: name for name in ("detection_threshold", "tag_threshold")}
+DECODING_FIELDS |= {"nms_kernel": "kernel", "max_num_people": "candidates", "refine": "fill"}
 
 
 def higherhrnet_outputs(case: Case) -> Outputs:
@@ -45,7 +33,6 @@ def higherhrnet_outputs(case: Case) -> Outputs:
 
 
 def network_of(case: Case) -> HigherHRNet:
-    """The case's network with its weights."""
     config = case.config
     shapes = [config["stages"][f"stage{i}"] for i in range(1, len(config["stages"]) + 1)]
     stages = [Stage(s["num_modules"], tuple(s["num_blocks"]), tuple(s["num_channels"])) for s in shapes]
@@ -89,11 +76,7 @@ def map_outputs(case: Case) -> Outputs:
 
 
 def decodings(case: Case) -> Iterator[tuple[str, Decoding]]:
-    """Suffix of the outputs -> how they are decoded.
-
-    Raises:
-        Inexpressible: the case was computed with a decoding that posegen does not have.
-    """
+    """Suffix of the outputs -> how they are decoded."""
     config = case.config.get("test_cfg", {})
     known = PUBLISHED_DECODING.items()
     if other := [f"{key}={config[key]}" for key, value in known if config.get(key, value) != value]:
@@ -107,11 +90,7 @@ def decodings(case: Case) -> Iterator[tuple[str, Decoding]]:
 def head_of(config: Mapping[str, Any]) -> HeadShape:
     """The head that mmpose's configuration describes."""
     extra = config.get("extra", {})
-    return HeadShape(
-        filters=tuple(config["num_deconv_filters"]),
-        kernels=tuple(config["num_deconv_kernels"]),
-        blocks=config["num_basic_blocks"],
-        joined=tuple(config["cat_output"]),
-        tags=tuple(config["with_ae_loss"]),
-        final_kernel=config.get("final_conv_kernel", extra.get("final_conv_kernel", 1)),
-    )
+    names = {"filters": "num_deconv_filters", "kernels": "num_deconv_kernels", "joined": "cat_output"}
+    lists = {ours: tuple(config[theirs]) for ours, theirs in {**names, "tags": "with_ae_loss"}.items()}
+    final = config.get("final_conv_kernel", extra.get("final_conv_kernel", 1))
+    return HeadShape(blocks=config["num_basic_blocks"], final_kernel=final, **lists)

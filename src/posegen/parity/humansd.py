@@ -33,8 +33,6 @@ from posegen.parity.case import FACTS, Case
 from posegen.parity.higherhrnet import head_of
 from posegen.runner.sampler import Sampler
 
-TEACHER = "mmpose_model."  # beginning of the pose network's keys
-
 
 class Prepared(HumanSD):
     """HumanSD with text states and pose latents that are given."""
@@ -74,9 +72,8 @@ def humansd_outputs(case: Case) -> Outputs:
     """Predictions, sampling loops, and the losses."""
     config = case.config
     if config["parameterization"] != "eps":
-        raise Inexpressible(
-            f"{case.place / FACTS} has parameterization {config['parameterization']!r}; HumanSD predicts the noise, eps"
-        )
+        given = f"{case.place / FACTS} has parameterization {config['parameterization']!r}"
+        raise Inexpressible(f"{given}; HumanSD predicts the noise, eps")
     vae = kl_autoencoder(config["ddconfig"], config["embed_dim"], case.weights)
     vae.register_to_config(scaling_factor=config["scale_factor"])
     factor = 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)
@@ -123,7 +120,7 @@ def losses(case: Case, method: Prepared, backbone: StableDiffusion) -> Outputs:
     noisy, rows = backbone.process.add_noise(clean, noise, timesteps), range(len(clean))
     eps = prediction(method, backbone, method.state, noisy, timesteps)
     step = Step(eps, backbone.process.target(clean, noise, timesteps), noisy, clean, noise, timesteps)
-    teacher = pose_network(case.config["pose_net"], ldm.below(case.weights, TEACHER), str(case.place))
+    teacher = pose_network(case.config["pose_net"], ldm.below(case.weights, "mmpose_model."), str(case.place))
     object.__setattr__(method, "teacher", teacher)
 
     def loss(some: range) -> dict[str, Tensor]:
@@ -153,7 +150,6 @@ def prediction(method: HumanSD, backbone: StableDiffusion, state: State, noisy: 
 
 
 def images_of(case: Case, count: int) -> PoseBatch:
-    """``count`` images of the case's size."""
     factor = 2 ** (len(case.config["ddconfig"]["ch_mult"]) - 1)
     return batch_of_size(count, [side * factor for side in case.inputs["x"].shape[2:]])
 

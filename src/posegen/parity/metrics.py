@@ -24,11 +24,7 @@ CaseRow = dict[str, float]
 
 
 def metrics_outputs(case: Case) -> Outputs:
-    """The values of the case that can be computed, by the names under which it expects them.
-
-    Raises:
-        UnknownPart: there is no such kind of metric.
-    """
+    """The values of the case that can be computed, by the names under which it expects them."""
     if case.module not in METRIC_KINDS:
         raise UnknownPart(f"kind {case.module!r} of {case.place} is none of {', '.join(METRIC_KINDS)}")
     for group, values in METRIC_KINDS[case.module](case).items():
@@ -40,14 +36,16 @@ def metrics_outputs(case: Case) -> Outputs:
 def pose_values(case: Case) -> ExpectedGroups:
     """AP, AR, SAP, SAR and PCE of all images as one batch, of batches, and as a right program has them."""
     given = case.facts["inputs"]
-    images = [
-        judged_image(i, *facts) for i, facts in enumerate(zip(given["gt_pose"], given["detections"], strict=True))
-    ]
+    images = []
+    for people, detections in zip(given["gt_pose"], given["detections"], strict=True):
+        keypoints = np.array(people, float).reshape(-1, 17, 3)
+        detected = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
+        poses = Poses(detected, np.array([d["score"] for d in detections], float))
+        # the people's areas follow from their joints
+        images.append(Judged(str(len(images)), keypoints, np.full(len(keypoints), np.nan), poses))
     paper = pose_records(PaperPoseMetric(), images)
-    groups: ExpectedGroups = {
-        "": paper_row(paper),
-        "corrected": corrected_row(pose_records(PoseMetric(similarities=["SAP_fixed"]), images)),
-    }
+    corrected = corrected_row(pose_records(PoseMetric(similarities=["SAP_fixed"]), images))
+    groups: ExpectedGroups = {"": paper_row(paper), "corrected": corrected}
     if wanted := case.facts.get("expected_per_batch_rows"):
         found = batch_rows(paper, wanted, case.facts["atol"])
         groups["per_batch_rows"] = found
@@ -56,14 +54,6 @@ def pose_values(case: Case) -> ExpectedGroups:
         means = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
         groups["mean_over_batches_without_minus_one"] = means
     return groups
-
-
-def judged_image(index: int, people: list, detections: list) -> Judged:
-    """One image of a case; the people's areas follow from their joints."""
-    keypoints = np.array(people, float).reshape(-1, 17, 3)
-    found = np.array([d["keypoints"] for d in detections], float).reshape(-1, 17, 3)
-    poses = Poses(found, np.array([d["score"] for d in detections], float))
-    return Judged(str(index), keypoints, np.full(len(keypoints), np.nan), poses)
 
 
 def pose_records(metric: Metric, images: Iterable[Judged]) -> Records:
@@ -86,42 +76,37 @@ def corrected_row(facts: Records) -> CaseRow:
 
 
 def batch_rows(paper: Records, wanted: Sequence[Mapping[str, float]], atol: float) -> list[CaseRow]:
-    """One row per batch of consecutive images.
-
-    A case does not say how many images its batches have: the most even division that gives its rows is taken, else the
-    most even one.
-    """
+    """One row per batch of consecutive images, whose numbers no case tells: the most even ones that give its rows."""
     n = len(paper["paper_people"])
-    even = -(-n // len(wanted))
+    even = -(-n // len(wanted))  # where no division gives them
+
+    def row(start: int, end: int) -> CaseRow:
+        return paper_row({name: values[start:end] for name, values in paper.items()})
+
+    def as_expected(made: CaseRow, expected: Mapping[str, float]) -> bool:
+        common = made.keys() & expected.keys()
+        return all(np.isclose(made[k], float(expected[k]), METRIC_RTOL, atol, equal_nan=True) for k in common)
+
     ways: dict[int, list[CaseRow]] = {0: []}
     for expected in wanted:
         further: dict[int, list[CaseRow]] = {}
         for start, way in ways.items():
             for end in sorted(range(start + 1, n + 1), key=lambda end: abs(end - start - even)):
-                made = {} if end in further else paper_row({name: values[start:end] for name, values in paper.items()})
-                if made and all(
-                    np.isclose(made[name], float(value), METRIC_RTOL, atol, equal_nan=True)
-                    for name, value in expected.items()
-                    if name in made
-                ):
+                if end not in further and as_expected(made := row(start, end), expected):
                     further[end] = [*way, made]
         ways = further
-    return ways.get(n) or [
-        paper_row({name: values[i : i + even] for name, values in paper.items()}) for i in range(0, n, even)
-    ]
+    return ways.get(n) or [row(i, i + even) for i in range(0, n, even)]
 
 
 def feature_distances(case: Case) -> ExpectedGroups:
-    """Frechet and kernel distances of two sets of features."""
     given = case.facts["inputs"]
     real, fake = (np.array(given[name], float) for name in ("real", "fake"))
     about = given.get("kid", {})
     gamma = None if about.get("gamma", "1/dim") == "1/dim" else float(about["gamma"])
     kernel = Polynomial(about.get("degree", 3), gamma, about.get("coef", 1.0))
     frechet, distance = frechet_distance(real, fake), kernel_distance(real, fake, kernel)
-    programs = ("torchmetrics", "cleanfid")
-    values = {f"fid_{program}": frechet for program in programs}
-    values |= {f"kid_whole_set_{program}": distance for program in programs}
+    values = dict.fromkeys(("fid_torchmetrics", "fid_cleanfid"), frechet)
+    values |= dict.fromkeys(("kid_whole_set_torchmetrics", "kid_whole_set_cleanfid"), distance)
     if subset := given.get("subset_rows"):
         values["kid_first_rows"] = kernel_distance(real[:subset], fake[:subset], kernel)
     for name in case.expected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,32 +18,16 @@ from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.parity.build import (
-    Outputs,
-    UnknownPart,
-    converted,
-    geometry_of,
-    recorded,
-    stable_diffusion,
-)
+from posegen.parity.build import Outputs, UnknownPart, converted, geometry_of, recorded, stable_diffusion
 from posegen.parity.case import FACTS, Case
 from posegen.runner.sampler import Sampler
 
-BLOCK, ENCODER = "branch.network.down_blocks.0.resnets.0.", "pose_encoder."
-NO_ONE = PoseBatch((), (), (), (0, 0))  # the loss reads the state alone
+BLOCK = "branch.network.down_blocks.0.resnets.0."
 
 
 def stable_pose_outputs(case: Case) -> Outputs:
-    """Every output, by the part of the method that the case's module names.
-
-    Raises:
-        UnknownPart: it is none of the known parts.
-    """
-    known: dict[str, Callable[[Case], Outputs]] = {
-        "PMSAViT": transformer_outputs,
-        "FeatureExtractor": first_block_outputs,
-        "StablePoseAdapter": whole_outputs,
-    }
+    """Every output, by the part of the method that the case's module names."""
+    known = {"PMSAViT": transformer_outputs, "FeatureExtractor": block_outputs, "StablePoseAdapter": whole_outputs}
     part = case.module.partition(" ")[0]
     if part not in known:
         raise UnknownPart(f"module {case.module!r} of {case.place / FACTS} begins with none of {', '.join(known)}")
@@ -61,14 +45,15 @@ def transformer_outputs(case: Case) -> Outputs:
     yield "token_mask", state["tokens"].transpose(0, 1)
     table = positions(x.shape[-2] // net.patch, x.shape[-1] // net.patch, net.dim)
     tokens = {**returned, "tokens": given["mlp"] + returned["mlp"], "pos_embedding": table}
-    yield from ((name, thinned(value, case.mids.get(name))) for name, value in tokens.items())
+    for name, value in tokens.items():  # the case has as few of them, evenly spaced from the first
+        yield name, value[..., :: value.shape[-2] // case.mids[name].shape[-2], :] if name in case.mids else value
     yield "y_first_alone", net(x[:1], method.layers(state_with(method, masks[:1])))
     yield "y_nomask_first", net(x, method.layers(state_with(method, torch.ones_like(masks))))[:1]
 
 
-def first_block_outputs(case: Case) -> Outputs:
+def block_outputs(case: Case) -> Outputs:
     """The residual block around the transformer, with its pose encoder, with and without masks."""
-    method = part_of(case, BLOCK, ENCODER)
+    method = part_of(case, BLOCK, "pose_encoder.")
     block, inputs, masks = method.block, case.inputs, masks_of(case)
     modules = {"pose_feature": method.pose_encoder, "cond_conv": block.pose_conv, "vit_out": block.transformer}
     with recorded(**modules) as (given, returned):
@@ -106,15 +91,22 @@ def whole_outputs(case: Case) -> Outputs:
     with torch.enable_grad():
         eps = eps.detach().requires_grad_()
         step = Step(eps, target, given["x"], given["x_start"], given["noise"], timesteps)
-        loss = method.loss(step, state, NO_ONE)["loss"]
+        loss = method.loss(step, state, PoseBatch((), (), (), (0, 0)))["loss"]  # it reads the state alone
         yield "loss", loss
         yield "loss_grad_eps", torch.autograd.grad(loss, eps)[0]
 
 
 def guided_step(case: Case, method: StablePose, backbone: StableDiffusion, state: State) -> Outputs:
     """One step of the sampler, whose settings the case tells in words; the branch without text comes first there."""
-    patterns = (r"(\d+)-step", r"\bt=(\d+)", r"guidance ([\d.]+\d)")
-    steps, time, guidance = (number_in_meaning(case, pattern) for pattern in patterns)
+    words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
+    numbers = []
+    for pattern in (r"(\d+)-step", r"\bt=(\d+)", r"guidance ([\d.]+\d)"):
+        if (number := re.search(pattern, words)) is None:
+            raise UserError(
+                f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS} do not say their {pattern!r}"
+            )
+        numbers.append(float(number[1]))
+    steps, time, guidance = numbers
     scheduler = Sampler(steps=int(steps)).build(backbone)
     (w_text, with_text), (w_free, free) = method.branches(state, guidance)
     both, x = State.cat([free, with_text]), case.inputs["x_ddim"]
@@ -127,32 +119,19 @@ def guided_step(case: Case, method: StablePose, backbone: StableDiffusion, state
     yield "ddim_pred_x0", stepped.pred_original_sample
 
 
-# What the modules share.
-
-
 def method_of(case: Case) -> StablePose:
     """The method at the case's size, before it is attached."""
     config = {key.removeprefix("vit_"): value for key, value in case.config.items()}
     kernels = config["gaussian_kernels"]
-    return StablePose(
-        patch=config["patch_size"],
-        heads=config["heads"],
-        head_dim=config["dim_head"],
-        mlp=config["mlp_dim"],
-        reduced=config["dim"] // config["patch_size"] ** 2,
-        pose_channels=config.get("inject_channels", [None])[0],
-        kernels=kernels,
-        radii=[0] * len(kernels),
-        alpha=config.get("alpha", 5),
-    )
+    names = {"patch": "patch_size", "heads": "heads", "head_dim": "dim_head", "mlp": "mlp_dim"}
+    sizes: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items()}
+    sizes |= {"reduced": config["dim"] // config["patch_size"] ** 2}
+    sizes |= {"pose_channels": config.get("inject_channels", [None])[0]}
+    return StablePose(**sizes, kernels=kernels, radii=[0] * len(kernels), alpha=config.get("alpha", 5))
 
 
 def part_of(case: Case, *places: str) -> StablePose:
-    """The method on a small backbone with the case's first level, with official weights at and below ``places``.
-
-    Raises:
-        UserError: a key has no place there.
-    """
+    """The method on a small backbone with the case's first level, with official weights at and below ``places``."""
     channels, method = case.config["channels"], method_of(case)
     method.faithful = True
     groups = math.gcd(channels, 32)
@@ -181,24 +160,6 @@ def masks_of(case: Case) -> Tensor:
 
 
 def state_with(method: StablePose, masks: Tensor) -> State:
-    """A state with these masks and a blank drawing."""
     factor = method.backbone.geometry.latent_factor
     hint = torch.zeros(len(masks), 3, factor * masks.shape[-2], factor * masks.shape[-1])
     return method.conditioned(State(Text(hint), Text(hint)), hint, masks)
-
-
-def thinned(tokens: Tensor, kept: Tensor | None) -> Tensor:
-    """``[..., N, d]`` with as few tokens as ``kept [..., n, d]`` has, evenly spaced from the first."""
-    return tokens if kept is None else tokens[..., :: tokens.shape[-2] // kept.shape[-2], :]
-
-
-def number_in_meaning(case: Case, pattern: str) -> float:
-    """A number in the words of the case on its guided step.
-
-    Raises:
-        UserError: it is not there.
-    """
-    words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
-    if (found := re.search(pattern, words)) is None:
-        raise UserError(f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS} do not say their {pattern!r}")
-    return float(found[1])

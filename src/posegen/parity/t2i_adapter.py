@@ -21,10 +21,8 @@ def t2i_adapter_outputs(case: Case) -> Outputs:
     """Features, and with a U-Net in the case predictions."""
     config, hint = case.config["adapter"], case.inputs["hint"]
     if other := {key: config[key] for key, value in RELEASED_SETTINGS.items() if config.get(key, value) != value}:
-        raise Inexpressible(
-            f"{case.place / FACTS} has {other}; posegen has the architecture of the released openpose and keypose "
-            f"weights, {RELEASED_SETTINGS}"
-        )
+        ours = f"posegen has the architecture of the released openpose and keypose weights, {RELEASED_SETTINGS}"
+        raise Inexpressible(f"{case.place / FACTS} has {other}; {ours}")
     geometry = geometry_of(case.config["unet"], latent_factor=isqrt(config["cin"] // hint.shape[1]))
     backbone = stable_diffusion(geometry, case.weights)
     for name, strength in STRENGTHS.items():

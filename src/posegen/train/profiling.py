@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -87,17 +87,11 @@ class SyntheticPeople(PoseData):
 
 
 class MeasuredMethod:
-    """A method on its backbone with a batch, ready to run.
-
-    Args:
-        cfg: a resolved configuration of ``posegen profile``.
-        steps: denoising steps of the sampler's loop.
-        components: the method and its backbone, where they exist already.
-    """
+    """A method with its backbone and a batch, of a resolved configuration of ``posegen profile``."""
 
     def __init__(self, cfg: DictConfig, steps: int, components: Components | None = None) -> None:
         torch.set_num_threads(cfg.budget.threads)
-        self.cfg, self.steps, self.components = cfg, steps, components or Components(cfg)
+        self.cfg, self.steps, self.components = cfg, steps, components or Components(cfg)  # steps: of the sampler
         self.device, self.precision = device_of(cfg.trainer.accelerator), cfg.trainer.precision
         self.adapter: Adapter = self.components.adapter
         self.backbone: Backbone = self.components.backbone
@@ -112,27 +106,23 @@ class MeasuredMethod:
         people = SyntheticPeople(count, self.cfg.size)
         batch = collate(people, range(count), needs, self.cfg.seed).to(self.device)
         latents = batch.randn("clean", self.backbone.latent_shape(batch.size)).to(self.device)
-        return replace(
-            batch,
-            latents=latents,
-            source_latents=latents.flip(0) if "source_latents" in self.adapter.reads else None,
-            text=self.backbone.encode_text(list(batch.prompts)),
-            negative_text=self.backbone.encode_text([self.cfg.sampler.negative_prompt]),
-        )
+        source = latents.flip(0) if "source_latents" in self.adapter.reads else None
+        captions = (list(batch.prompts), [self.cfg.sampler.negative_prompt])
+        text, negative = map(self.backbone.encode_text, captions)
+        return replace(batch, latents=latents, source_latents=source, text=text, negative_text=negative)
 
     @cached_property
     def task(self) -> Task:
         task = build_task(self.components).to(self.device)
-        task.recipe = recipe_of(self.components, int(self.cfg.budget.steps))  # which else asks a Trainer for the steps
+        task.recipe = recipe_of(self.components, int(self.cfg.budget.steps))  # else it asks a Trainer for the steps
         return task
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """The task's optimiser with its state in place, so that the first step needs the memory of every step."""
         optimizer = self.task.configure_optimizers()["optimizer"]
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
         return optimizer
@@ -141,18 +131,15 @@ class MeasuredMethod:
 
     @cached_property
     def sampler(self) -> Sampler:
-        settings: Any = OmegaConf.to_container(self.cfg.sampler)
-        settings = {key: value for key, value in settings.items() if key != "_target_"}
-        return self.sampler_class(**{**settings, "steps": self.steps, "skip": 0})
+        settings: Any = {**self.cfg.sampler, "steps": self.steps, "skip": 0}
+        settings.pop("_target_", None)
+        return self.sampler_class(**settings)
 
     @contextmanager
     def running(self, phase: Phase) -> Iterator[None]:
         """The state of torch in which a phase runs."""
         self.adapter.train(phase == "train")
-        with ExitStack() as stack:
-            if phase != "train":
-                stack.enter_context(torch.inference_mode())
-            stack.enter_context(autocast(self.precision, self.device))
+        with torch.inference_mode(phase != "train"), autocast(self.precision, self.device):
             yield
 
     def run(self, phase: Phase) -> Iterator[Tensor]:
@@ -182,10 +169,9 @@ class MeasuredMethod:
 
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters: of the U-Net, of the adapter, and of those how many train."""
-        modules = (self.backbone.unet, self.adapter)
-        counts = [sum(p.numel() for p in module.parameters()) for module in modules]
-        trained = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
-        return {"unet_parameters": counts[0], "adapter_parameters": counts[1], "trained_parameters": trained}
+        unet, adapter = list(self.backbone.unet.parameters()), list(self.adapter.parameters())
+        counted = {"unet": unet, "adapter": adapter, "trained": [p for p in (*unet, *adapter) if p.requires_grad]}
+        return {f"{name}_parameters": sum(p.numel() for p in some) for name, some in counted.items()}
 
 
 class Clock:
@@ -222,22 +208,16 @@ def measure_phase(config: dict[str, Any], phase: Phase) -> dict[str, Any]:
     return {**facts, "flops": counter.get_total_flops() or None, **method.parameters()}
 
 
-def timed_step(
-    method: MeasuredMethod, phase: Phase, repetitions: Iterator[Tensor], clock: Clock
-) -> tuple[float, Tensor]:
+def timed_step(method: MeasuredMethod, phase: Phase, steps: Iterator[Tensor], clock: Clock) -> tuple[float, Tensor]:
     """(seconds, result) of the next repetition."""
     with method.running(phase):
         start = clock()
-        result = next(repetitions)
+        result = next(steps)
         return clock() - start, result
 
 
 def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Shares of the time of ``run()`` by kind of computation, which sum to 1.
-
-    On a GPU its kernels count, on a CPU the operators' own time. What neither accounts for, the time of Python and of
-    waiting, is ``idle``.
-    """
+    """Shares of the time of ``run()`` by kind of computation, which sum to 1; ``idle`` is Python's and waiting."""
     gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         start = time.perf_counter()
@@ -247,7 +227,7 @@ def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float
         wall = 1e6 * (time.perf_counter() - start)
     spent = dict.fromkeys(SHARES, 0.0)
     for event in profiler.key_averages():
-        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA  # on a CPU the operators' own time counts
         if on_gpu == gpu and (gpu or event.key.startswith("aten::")):
             spent[kernel_kind(event.key)] += event.self_device_time_total if gpu else event.self_cpu_time_total
     busy = sum(spent.values())
@@ -284,16 +264,10 @@ def process_peak_mb(device: torch.device) -> float:
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """``function(*arguments)`` in a process of its own, so that peaks of memory belong to it alone.
-
-    Raises:
-        UserError: the process was killed.
-    """
+    """``function(*arguments)`` in a process of its own, so that peaks of memory belong to it alone."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
-            raise UserError(
-                f"the process that ran {function.__name__}{arguments[1:]} was killed, most likely for want of memory; "
-                "lower size= or batch="
-            ) from error
+            what = f"the process that ran {function.__name__}{arguments[1:]} was killed"
+            raise UserError(f"{what}, most likely for want of memory; lower size= or batch=") from error

@@ -10,6 +10,4 @@ from posegen.runner.user_requests.annotation import annotate
 
 
 def main(cfg: DictConfig) -> None:
-    """Finds the people of pictures and writes them to a file, see
-    `posegen.runner.user_requests.annotation.annotate`."""
     annotate(**{key: cfg[key] for key in signature(annotate).parameters})

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.app import Command
+from posegen.config.app import ASKING, Command
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
 from posegen.report.formats import table_terminal
@@ -34,13 +34,9 @@ TABLE = ("title", "baseline", "headline", "reproduction")
 
 
 def start(command: Command) -> int:
-    """Plans the benchmark, runs its cells as a Hydra multirun, and writes its table, whatever became of the cells.
-
-    Returns:
-        0 where every expected cell finished, 1 otherwise.
-    """
+    """Plans the benchmark, runs its cells as a multirun, and writes its table; 0 where every cell finished, else 1."""
     command = Command.read(command.verb, command.words)
-    if command.asks:
+    if ASKING & command.flags.keys():  # Hydra answers a question in place of running
         return command.run()
     config = command.base()
     folder, code = plan(config, command), 1
@@ -54,11 +50,7 @@ def start(command: Command) -> int:
 
 
 def main(cfg: DictConfig) -> str:
-    """One cell of a benchmark: train, sample, judge. A failure is recorded in the cell and does not stop the others.
-
-    Returns:
-        The cell's final state.
-    """
+    """One cell: train, sample, judge. A failure is recorded and does not stop the others; returns the final state."""
     end_with_sweep()
     components = Components(cfg)
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
@@ -84,15 +76,8 @@ def stages_of(components: Components, folder: Path) -> list[Stage]:
     return [*training, generation, Judging(components, folder), ResultsOnDashboard(components, folder)]
 
 
-# Before and after the cells.
-
-
 def plan(config: DictConfig, command: Command) -> Path:
-    """Checks every cell, writes ``cells.json`` and prepares what the cells share.
-
-    Returns:
-        The benchmark's folder.
-    """
+    """Checks every cell, writes ``cells.json`` and prepares what the cells share; returns the benchmark's folder."""
     cells: list[Cell] = []
     for cfg in command.cells():
         Shard.of(cfg)
@@ -106,28 +91,21 @@ def plan(config: DictConfig, command: Command) -> Path:
     protocol = Components(OmegaConf.create(cells[0].config)).protocol
     protocol.check()
     protocol.headline(about.get("headline"))
-    planned = [
-        {
-            "folder": os.path.relpath(cell.folder, folder),
-            "method": cell.config["method"],
-            "seed": cell.config["seed"],
-            "hash": cell.hash,
-        }
-        for cell in cells
-    ]
-    write_json(folder / "cells.json", {**about, "protocol": cells[0].config["protocol"], "cells": planned})
+    about |= {"protocol": cells[0].config["protocol"], "cells": []}
+    for cell in cells:
+        facts = {"method": cell.config["method"], "seed": cell.config["seed"], "hash": cell.hash}
+        about["cells"].append({"folder": os.path.relpath(cell.folder, folder), **facts})
+    write_json(folder / "cells.json", about)
     prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
     return folder
 
 
 def prepare(configs: Sequence[DictConfig]) -> None:
     """Renders and encodes what the cells share, with every core, before they start."""
-    known: set[str] = set()
+    distinct: dict[str, DictConfig] = {}
     for cfg in configs:
-        key = OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(will_train(cfg))
-        if key in known:
-            continue
-        known.add(key)
+        distinct.setdefault(OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(will_train(cfg)), cfg)
+    for cfg in distinct.values():
         components = Components(OmegaConf.merge(cfg, {"progress": "bar"}))  # type: ignore[arg-type]
         for split in ("test", reference_split(cfg), *(("train",) if will_train(cfg) else ())):
             components.data(split).prepare()
@@ -136,8 +114,7 @@ def prepare(configs: Sequence[DictConfig]) -> None:
 
 
 def conclude(folder: Path, config: DictConfig) -> int:
-    """Writes the table of a benchmark folder, shows it to the dashboard, and says what is missing; 0 where nothing
-    is."""
+    """Writes the table, shows it to the dashboard, and says what is missing; 0 where nothing is."""
     table = write_table(folder)
     log_table(table, config)
     print(table_terminal(table))
@@ -146,27 +123,20 @@ def conclude(folder: Path, config: DictConfig) -> int:
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
         print(f"{cell['state']}: {cell['folder']}{reason}; the same command again continues it")
-    return 1 if unfinished else 0
+    return int(bool(unfinished))
 
 
 def require_weights(cfg: DictConfig) -> None:
-    """Refuses a method that is to be judged with given weights and has none.
-
-    Raises:
-        UserError: names the folder that is missing and the ways out.
-    """
+    """Refuses a method that is to be judged with given weights and has none."""
     place = None if cfg.weights is None else Path(cfg.weights) / cfg.method
     if method_class(cfg).trainable and place is not None and not (place / "posegen.json").is_file():
-        raise UserError(
-            f"weights={cfg.weights} holds no method folder {cfg.method}; make it with posegen convert "
-            f"adapter={cfg.method} source=FILE target={place}, leave {cfg.method} out of adapter=, or train every "
-            "method with weights=null"
-        )
+        way = f"make it with posegen convert adapter={cfg.method} source=FILE target={place}"
+        other = f"leave {cfg.method} out of adapter=, or train every method with weights=null"
+        raise UserError(f"weights={cfg.weights} holds no method folder {cfg.method}; {way}, {other}")
 
 
 def end_with_sweep() -> None:
-    """Ends this worker process when the one that started the sweep has died, so that a killed benchmark leaves nothing
-    running."""
+    """Ends this worker process when the one that started the sweep has died: a killed benchmark leaves nothing."""
     parent = os.getppid()
     if os.environ.get(SWEEP_PID) != str(parent):
         return

@@ -12,11 +12,7 @@ from posegen.errors import UserError
 
 
 def start(command: Command) -> int:
-    """``posegen check [VERB] WORDS`` checks what ``posegen VERB WORDS`` would run; 0 where nothing is wrong.
-
-    Raises:
-        UserError: there is no such verb.
-    """
+    """``posegen check [VERB] WORDS`` checks what ``posegen VERB WORDS`` would run; 0 where nothing is wrong."""
     words = list(command.words)
     verb = words.pop(0) if words and re.fullmatch(r"[a-z]+", words[0]) else "train"
     asked = Command.read(verb, words)

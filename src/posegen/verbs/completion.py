@@ -33,11 +33,6 @@ SCRIPTS = {"bash": BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{
 
 
 def main(cfg: DictConfig) -> None:
-    """Prints the scripts of the named shells.
-
-    Raises:
-        UserError: there is none, or no shell is named.
-    """
     if not cfg.shells:
         raise UserError(f"name a shell: posegen completion {' or '.join(SCRIPTS)}")
     for shell in cfg.shells:
@@ -80,11 +75,12 @@ def override_choices(verb: str, before: Sequence[str], word: str) -> list[str]:
     except Exception:  # a half-typed line may be wrong in any way, and completion must stay silent
         return []
     if equals:
-        return starting_with(word, (f"{key}={choice}" for choice in value_choices(cfg, name)))
+        found = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
+        if found is None or OmegaConf.is_config(found):
+            return []
+        return starting_with(word, [f"{key}={v}" for v in (("false", "true") if isinstance(found, bool) else (found,))])
     shown = [f"{group}=" for group in known if "/" not in group or name.startswith("hydra")]
-    return sorted(
-        {f"{prefix}{match}" for match in (*starting_with(name, shown), *starting_with(name, key_choices(cfg, name)))}
-    )
+    return sorted({f"{prefix}{match}" for match in starting_with(name, [*shown, *key_choices(cfg, name)])})
 
 
 def key_choices(cfg: Any, name: str) -> list[str]:
@@ -96,14 +92,6 @@ def key_choices(cfg: Any, name: str) -> list[str]:
     found = [str(key) for key in node if not str(key).startswith("_") and (key != "hydra" or name.startswith("hydra"))]
     ends = {key: "." if isinstance(node._get_node(key), DictConfig) else "=" for key in found}
     return [f"{place}.{key}{end}".lstrip(".") for key, end in ends.items()]
-
-
-def value_choices(cfg: Any, name: str) -> list[str]:
-    """What a key may be set to: the two truth values, or the value it has."""
-    value = OmegaConf.select(cfg, name, throw_on_resolution_failure=False)
-    if isinstance(value, bool):
-        return ["false", "true"]
-    return [] if value is None or OmegaConf.is_config(value) else [str(value)]
 
 
 def starting_with(word: str, names: Iterable[str]) -> list[str]:

@@ -10,11 +10,6 @@ from posegen.errors import UserError
 
 
 def main(cfg: DictConfig) -> None:
-    """Serves the page until it is interrupted.
-
-    Raises:
-        UserError: gradio is not installed, or the configuration or a named checkpoint cannot be used.
-    """
     if page.gr is None:
         raise UserError("the page needs gradio, which is not installed; install it with: pip install 'posegen[demo]'")
     if cfg.port is not None and not 1 <= int(cfg.port) < 2**16:

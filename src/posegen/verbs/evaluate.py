@@ -23,11 +23,8 @@ def main(cfg: DictConfig) -> None:
     components = Components(cfg)
     components.protocol.check()
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
-    stages = [
-        Generation(components, cell.folder, weights_of(cfg, cell.folder)),
-        Judging(components, cell.folder),
-        ResultsOnDashboard(components, cell.folder),
-    ]
+    generation = Generation(components, cell.folder, weights_of(cfg, cell.folder))
+    stages = [generation, Judging(components, cell.folder), ResultsOnDashboard(components, cell.folder)]
     if not complete(cell, stages, components.shard):
         print(f"{cell.folder}{UNFINISHED}")
         return

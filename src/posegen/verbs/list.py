@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from posegen.config.groups import Option, group_lines, groups, roots_of
+from posegen.config.groups import group_lines, groups, roots_of
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 
 
 def main(cfg: DictConfig) -> None:
-    """Prints an overview of all groups, or the options of those that are named.
-
-    Raises:
-        UserError: there is no such group.
-    """
     found = groups(roots_of(HydraConfig.get()))
     for group in [group_named(str(name), found) for name in cfg.groups]:
-        print(f"{group}\n{option_lines(found[group])}\n")
+        width = max(map(len, found[group]))
+        print(group)
+        for name, option in found[group].items():
+            paper = f"  [{option.paper}]" if option.paper else ""
+            print(f"  {name:<{width}}  {option.summary}{paper}".rstrip())
+        print()
     if not cfg.groups:
         print(f"{group_lines(found)}\n\nposegen list GROUP tells what each option is.")
-
-
-def option_lines(options: Mapping[str, Option]) -> str:
-    """One line per option: name, summary, and paper."""
-    width = max(map(len, options))
-    papers = {name: f"  [{option.paper}]" if option.paper else "" for name, option in options.items()}
-    return "\n".join(f"  {name:<{width}}  {options[name].summary}{papers[name]}".rstrip() for name in options)
 
 
 def group_named(name: str, known: Iterable[str]) -> str:

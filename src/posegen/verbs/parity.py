@@ -14,17 +14,13 @@ from posegen.parity.case import SHIPPED, Case, find_cases
 from posegen.parity.compare import FAILED, INEXPRESSIBLE, PASSED, UNKNOWN, Comparison, compare
 
 ROW = "{:31} {:12} {:>10} {:>14} {:>13}  {}".format
-ERRORS = ("absolute", "used")
+
 #: Methods whose authors published no program.
 NO_PROGRAM = ("dnaf",)
 
 
 def main(cfg: DictConfig) -> int:
-    """Compares every case at or below ``cases``; prints a row per case, and the outputs of given or failed cases.
-
-    Raises:
-        UserError: a folder or file holds no case, or a case cannot be read.
-    """
+    """Compares every case at or below ``cases``; prints a row per case, and the outputs of given or failed cases."""
     places = [case for place in cfg.cases or [SHIPPED] for case in find_cases(Path(place).expanduser())]
     found: list[Comparison] = []
     print(ROW("case", "method", "compared", "largest error", "of tolerance", "verdict"))
@@ -45,7 +41,9 @@ def show_comparison(found: Comparison, every_output: bool) -> None:
     """A row of the table, and below it a line per output or the reason why there is none."""
     case, lines = found.case, found.lines
     compared = f"{sum(line.ok for line in lines)} of {len(lines)}" if lines else "-"
-    largest, used = (max((getattr(line, name) for line in lines if not line.reason), default=None) for name in ERRORS)
+    largest, used = (
+        max((getattr(line, name) for line in lines if not line.reason), default=None) for name in ("absolute", "used")
+    )
     error, share = ("-" if largest is None else f"{largest:.1e}"), ("-" if used is None else f"{100 * used:.2g} %")
     print(ROW(case.name, case.method, compared, error, share, found.verdict), flush=True)
     if found.reason:

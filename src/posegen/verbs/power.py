@@ -20,19 +20,17 @@ OPTIONS = ("images", "seeds", "difference", "power", "alpha")
 def main(cfg: DictConfig) -> None:
     """Prints which differences a comparison of the ``cells`` of two methods can find."""
     if len(cfg.cells) != 2:
-        raise UserError(
-            f"{len(cfg.cells)} folders are named; expected two, of the methods to compare: "
-            "posegen power A B column=PCK@0.1 (see --help)"
-        )
-    print(power_text(cfg, *common_seeds(*(seed_cells(Path(folder)) for folder in cfg.cells))))
+        expected = "expected two, of the methods to compare: posegen power A B column=PCK@0.1 (see --help)"
+        raise UserError(f"{len(cfg.cells)} folders are named; {expected}")
+    ours, theirs = (seed_cells(Path(folder)) for folder in cfg.cells)
+    common = sorted(ours.keys() & theirs.keys())
+    if not common:
+        text = f"the methods have no seed in common: {', '.join(ours)} and {', '.join(theirs)}"
+        raise UserError(f"{text}; run the missing ones")
+    print(power_text(cfg, [ours[seed] for seed in common], [theirs[seed] for seed in common]))
 
 
 def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) -> str:
-    """The answer as text, from the judged cells of two methods, seed by seed.
-
-    Raises:
-        UserError: the cells are not paired, or an option is wrong.
-    """
     require_paired([*ours, *theirs])
     options = {key: positive_numbers(key, cfg[key]) for key in OPTIONS}
     config = read_cell_config(ours[0])
@@ -47,47 +45,33 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
 
 
 def variance_text(variance: Variance, images: int, observed: int, column: str, options: dict[str, list[float]]) -> str:
-    """What a variance says about other numbers of images and seeds.
-
-    Args:
-        images: of each seed.
-        observed: number of seeds.
-        options: the numbers asked for.
-    """
     (power,), (alpha,) = options["power"], options["alpha"]
     known = not math.isnan(variance.seed)
     seeds = [int(s) for s in options["seeds"]] if known else [1]
     heads = [f"{s} seed{'s' if s > 1 else ''}" for s in seeds] if known else ["these trainings"]
     counts = [int(n) for n in options["images"]] or sorted({100, 400, 1000, 5000, images})
-    error = variance.standard_error(images, observed)
+    error, many = variance.standard_error(images, observed), f"{observed} seed{'s' if observed > 1 else ''}"
+    found = ([str(n), *(f"{variance.detectable(n, s, power, alpha):.3g}" for s in seeds)] for n in counts)
     lines = [
-        f"{column}: the methods differ by {variance.difference:.3g} on {images} images and {observed} "
-        f"seed{'s' if observed > 1 else ''}; its standard error is {error:.2g}.",
+        f"{column}: the methods differ by {variance.difference:.3g} on {images} images and {many}; "
+        f"its standard error is {error:.2g}.",
         f"Smallest true difference that is found with probability {power:g} (two-sided, p < {alpha:g}):",
-        *right_aligned(
-            ["images", *heads],
-            *([str(n), *(f"{variance.detectable(n, s, power, alpha):.3g}" for s in seeds)] for n in counts),
-        ),
+        *right_aligned(["images", *heads], *found),
     ]
     if differences := options["difference"] or ([abs(variance.difference)] if variance.difference else []):
-        needed = [[variance.images_needed(d, s, power, alpha) for s in seeds] for d in differences]
-        rows = (
-            [f"{d:.3g}", *("-" if math.isinf(n) else str(max(1, int(n))) for n in row)]
-            for d, row in zip(differences, needed, strict=True)
-        )
-        lines += ["Images needed to find a difference:", *right_aligned(["difference", *heads], *rows)]
+        rows = [["difference", *heads]]
+        for difference in differences:
+            needed = (variance.images_needed(difference, s, power, alpha) for s in seeds)
+            rows.append([f"{difference:.3g}", *("-" if math.isinf(n) else str(max(1, int(n))) for n in needed)])
+        lines += ["Images needed to find a difference:", *right_aligned(*rows)]
     if known:
         few = ", which are few" if observed < 5 else ""
         lines.append(f"Variance by seed was estimated from {observed} seeds{few}. '-': the seeds alone vary too much.")
     else:
-        lines.append(
-            "Only one seed: how much trainings differ is unknown, and the numbers hold for these two trainings alone. "
-            "Train more seeds of both."
-        )
-    lines.append(
-        "Normal approximation; statistics of whole sets (AP, distances) follow it for large numbers of images."
-    )
-    return "\n".join(lines)
+        one = "Only one seed: how much trainings differ is unknown, and the numbers hold for these two trainings alone."
+        lines.append(f"{one} Train more seeds of both.")
+    end = "Normal approximation; statistics of whole sets (AP, distances) follow it for large numbers of images."
+    return "\n".join([*lines, end])
 
 
 def right_aligned(*rows: Sequence[str]) -> list[str]:
@@ -109,30 +93,10 @@ def positive_numbers(key: str, value: Any) -> list[float]:
 
 
 def seed_cells(folder: Path) -> dict[str, Path]:
-    """Seed folder's name -> judged cell, of a cell or of the folder with all seeds of a setting.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Seed folder's name -> judged cell, of a cell or of the folder with all seeds of a setting."""
     cells = [folder] if (folder / "status.json").is_file() else sorted(folder.glob("seed*"))
     judged = {cell.resolve().name: cell for cell in cells if (cell / "records.csv").is_file()}
     if not judged:
-        raise UserError(
-            f"{folder} is no judged cell and has none inside (seed*/records.csv); name a cell of posegen benchmark or "
-            "evaluate, or the folder above it"
-        )
+        fix = "name a cell of posegen benchmark or evaluate, or the folder above it"
+        raise UserError(f"{folder} is no judged cell and has none inside (seed*/records.csv); {fix}")
     return judged
-
-
-def common_seeds(ours: dict[str, Path], theirs: dict[str, Path]) -> tuple[list[Path], list[Path]]:
-    """The cells of the seeds that both have.
-
-    Raises:
-        UserError: there are none.
-    """
-    common = sorted(ours.keys() & theirs.keys())
-    if not common:
-        raise UserError(
-            f"the methods have no seed in common: {', '.join(ours)} and {', '.join(theirs)}; run the missing ones"
-        )
-    return [ours[seed] for seed in common], [theirs[seed] for seed in common]

@@ -17,11 +17,7 @@ from posegen.train.loop import encodings, set_threads
 
 
 def main(cfg: DictConfig) -> None:
-    """Prepares the configured splits, prints a summary and writes a report; skips what is prepared and unchanged.
-
-    Raises:
-        UserError: no split can be used.
-    """
+    """Prepares the configured splits, prints a summary and writes a report; skips what is prepared and unchanged."""
     components = Components(cfg)
     splits = list(cfg.splits or (name for name, node in nodes.children(cfg.data) if nodes.has_target(node)))
     reports = [SplitReport.of(split, components.data(split)) for split in splits]
@@ -34,13 +30,20 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"nothing of data={cfg.dataset} can be used; {report} says why")
     fields = [name for name in ("latents", "text") if cfg[name]]
     if fields and "train" not in usable:
-        raise UserError(
-            f"{fields[0]}=true encodes the split train, which is not there; leave it out, or add train to splits"
-        )
+        text = f"{fields[0]}=true encodes the split train, which is not there"
+        raise UserError(f"{text}; leave it out, or add train to splits")
     if fields:
-        _encode(components, fields)
+        if "latents" in fields and components.data("train").varies:
+            print("no latents: the training images look different on every visit, see data.transform")
+        set_threads(cfg)
+        components.backbone.to(device_of(cfg.trainer.accelerator))
+        encodings(components, fields)
     if cfg.joint_vectors is not None:
-        _export_joint_vectors(components, Path(cfg.joint_vectors))
+        export = getattr(components.data("train"), "export", None)  # in the layout of GUNet's authors
+        if export is None:
+            text = f"joint_vectors={cfg.joint_vectors}: data={cfg.dataset} has no single people"
+            raise UserError(f"{text}; choose data=coco_single")
+        print(f"{Path(cfg.joint_vectors)}: {export(Path(cfg.joint_vectors)):,} people")
 
 
 def _write_report(components: Components, reports: list[SplitReport]) -> Path:
@@ -54,26 +57,3 @@ def _write_report(components: Components, reports: list[SplitReport]) -> Path:
         write_text(out / "report.csv", defect_table(reports))
         write_text(report, text)  # last: it shows that the others are there
     return report
-
-
-def _encode(components: Components, fields: list[str]) -> None:
-    """Caches the backbone's encodings that training reads."""
-    if "latents" in fields and components.data("train").varies:
-        print("no latents: the training images look different on every visit, see data.transform")
-    set_threads(components.cfg)
-    components.backbone.to(device_of(components.cfg.trainer.accelerator))
-    encodings(components, fields)
-
-
-def _export_joint_vectors(components: Components, folder: Path) -> None:
-    """Writes the training poses in the layout of GUNet's authors.
-
-    Raises:
-        UserError: the data has no poses of single people.
-    """
-    export = getattr(components.data("train"), "export", None)
-    if export is None:
-        raise UserError(
-            f"joint_vectors={folder}: data={components.cfg.dataset} has no single people; choose data=coco_single"
-        )
-    print(f"{folder}: {export(folder):,} people")

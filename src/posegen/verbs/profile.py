@@ -51,11 +51,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def phases_of(cfg: DictConfig) -> list[Phase]:
-    """The phases to measure.
-
-    Raises:
-        UserError: there are none, or a setting cannot be used.
-    """
+    """The phases to measure; a `UserError` where there are none or a setting cannot be used."""
     for key, (usual, script) in DEVELOPERS_BENCHMARKS.items():
         if cfg.get(key, usual) != usual:
             raise UserError(f"{key}={cfg[key]} is a developers' benchmark outside the package: {script}")
@@ -90,11 +86,10 @@ def measured(config: Mapping[str, Any], phases: Sequence[Phase]) -> tuple[list[P
         largest = sorted(found["shares"].items(), key=lambda item: -item[1])
         words = (f"{kind} {100 * share:.0f} %" for kind, share in largest if share >= 0.01)
         notes.append(f"time, {PHASES[phase]}: {', '.join(words)}")
-    t, steps = config["trainer"], config["sampler"]["steps"]
-    notes.append(f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {t['precision']}")
-    notes.append(parameters_note(found))
+    rate = f"matrix rate, measured: {found['matrix_rate'] / 1e12:.3g} TFLOP/s in {config['trainer']['precision']}"
+    notes += [rate, parameters_note(found)]
     if "sample" in phases:
-        notes.append(f"img/s of sampling are of {steps} steps, without encoding and decoding")
+        notes.append(f"img/s of sampling are of {config['sampler']['steps']} steps, without encoding and decoding")
     return rows, [*notes, conditions_note(config)]
 
 
@@ -120,21 +115,15 @@ def collected_rows(folder: Path) -> list[ProfileRow]:
         settings = found.get("settings") or {}
         if "backbone_name" not in settings or settings.get("compare"):
             continue
-        t = settings["trainer"]
         facts = {"method": settings["method"], "backbone": settings["backbone_name"]}
         facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
-        facts |= {
-            "precision": t["precision"],
-            "checkpointing": settings["compute"]["checkpointing"],
-            "pixels": settings["size"],
-        }
-        facts |= {"batch": settings["batch"], "device": found["device"]}
+        facts |= {"precision": settings["trainer"]["precision"], "checkpointing": settings["compute"]["checkpointing"]}
+        facts |= {"pixels": settings["size"], "batch": settings["batch"], "device": found["device"]}
         rows += [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
     return rows
 
 
 def unusual_ways(config: Mapping[str, Any]) -> list[str]:
-    """Unusual ways of computing, for file names."""
     return [name.replace("compile", "compiled") for name in ("channels_last", "compile") if config["compute"][name]]
 
 
@@ -147,12 +136,9 @@ def text_table(rows: Sequence[ProfileRow]) -> list[str]:
     """Rows as text columns, the first to the left."""
     columns = [column for column in rows[0] if not column.endswith(SHARE)]
     grid = [columns, *([figure_text(row[column]) for column in columns] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
-    widths[0] = -widths[0]
-    return [
-        "  ".join(f"{cell:{'<' if w < 0 else '>'}{abs(w)}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in grid
-    ]
+    first, *widths = [max(map(len, cells)) for cells in zip(*grid, strict=True)]
+    lines = ([name.ljust(first), *map(str.rjust, figures, widths)] for name, *figures in grid)
+    return ["  ".join(line).rstrip() for line in lines]
 
 
 def figure_text(value: Any) -> str:

@@ -11,34 +11,19 @@ from posegen.report.study import benchmark_folders
 from posegen.report.wandb import publish
 from posegen.report.write import write_report
 
-LEAST_SIDE = 16
-
 
 def main(cfg: DictConfig) -> None:
     """Writes the page and the plots of ``folders`` and, with an account, a report of W&B."""
-    check_options(cfg)
+    if not isinstance(cfg.poses, int) or cfg.poses < 0:
+        raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
+    if not isinstance(cfg.side, int) or cfg.side < 16:
+        expected = "expected the longer side of the page's pictures in pixels, 16 or more"
+        raise UserError(f"side={cfg.side}: {expected}")
+    if not isinstance(cfg.wandb, bool) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
+        expected = "expected ENTITY/PROJECT, the account and project whose runs the report shows"
+        raise UserError(f"wandb={cfg.wandb}: {expected}, or true: where the cells were logged")
     for folder in benchmark_folders("report", cfg.folders):
         table = write_report(folder, cfg.poses, cfg.side)
         print(f"{folder / 'report.html'} (plots also as {folder / 'figures'}/*.svg)")
         if cfg.wandb:
             print(publish(table, cfg.wandb))
-
-
-def check_options(cfg: DictConfig) -> None:
-    """Refuses wrong values.
-
-    Raises:
-        UserError: names the option, its value, and the expected ones.
-    """
-    if not isinstance(cfg.poses, int) or cfg.poses < 0:
-        raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
-    if not isinstance(cfg.side, int) or cfg.side < LEAST_SIDE:
-        raise UserError(
-            f"side={cfg.side}: expected the longer side of the page's pictures in pixels, {LEAST_SIDE} or more"
-        )
-    known = cfg.wandb is None or isinstance(cfg.wandb, bool)
-    if not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
-        raise UserError(
-            f"wandb={cfg.wandb}: expected ENTITY/PROJECT, the account and project whose runs the report shows, "
-            "or true: where the cells were logged"
-        )

@@ -16,13 +16,11 @@ from posegen.train.loop import Training, fit, set_threads
 
 
 def main(cfg: DictConfig) -> float | None:
-    """Trains the configured cell, continues it where it was interrupted, or says that it is finished.
-
-    Returns:
-        The cell's objective for sweepers, None where ``objective`` is null.
-    """
-    if cfg.trainer.get("fast_dev_run"):
-        try_out(cfg)
+    """Trains the configured cell or continues it; returns its objective for sweepers, None where that is null."""
+    if tried := cfg.trainer.get("fast_dev_run"):  # of Lightning: a few batches through everything
+        with TemporaryDirectory() as folder:
+            fit(Components(cfg), Path(folder))
+        print(f"trainer.fast_dev_run={tried}: everything ran, nothing is kept")
         return None
     components = Components(cfg)
     cell = Cell.of(cfg, components.content("train"))
@@ -39,10 +37,3 @@ def main(cfg: DictConfig) -> float | None:
         return None
     set_threads(cfg)
     return objective(cfg, cell.folder)
-
-
-def try_out(cfg: DictConfig) -> None:
-    """Lightning's ``fast_dev_run``: a few batches through everything, of which nothing is kept."""
-    with TemporaryDirectory() as folder:
-        fit(Components(cfg), Path(folder))
-    print(f"trainer.fast_dev_run={cfg.trainer.fast_dev_run}: everything ran, nothing is kept")
