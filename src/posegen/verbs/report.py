@@ -19,7 +19,8 @@ def main(cfg: DictConfig) -> None:
     if not isinstance(cfg.side, int) or cfg.side < 16:
         expected = "expected the longer side of the page's pictures in pixels, 16 or more"
         raise UserError(f"side={cfg.side}: {expected}")
-    if not isinstance(cfg.wandb, bool) and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
+    known = cfg.wandb is None or isinstance(cfg.wandb, bool)
+    if not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
         expected = "expected ENTITY/PROJECT, the account and project whose runs the report shows"
         raise UserError(f"wandb={cfg.wandb}: {expected}, or true: where the cells were logged")
     for folder in benchmark_folders("report", cfg.folders):
