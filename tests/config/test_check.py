@@ -286,11 +286,11 @@ def test_values_that_a_training_would_notice_late_are_found_early() -> None:
     from posegen.config.check import KNOWN_PRECISIONS, late_values
     from posegen.runner.precision import PRECISIONS as KNOWN
 
-    assert set(KNOWN_PRECISIONS) == {"auto", *KNOWN}
+    assert set(KNOWN_PRECISIONS) == set(KNOWN)
     cfg = OmegaConf.create({"optim": {"lr": None, "drop_text": 2}, "trainer": {"precision": "bf16"}})
     told = [str(problem) for problem in late_values(cfg)]
     assert told == [
         "optim.drop_text=2: expected a number from 0 to 1, or null",
-        "trainer.precision=bf16: expected one of auto, 32-true, bf16-mixed, 16-mixed; did you mean bf16-mixed?",
+        "trainer.precision=bf16: expected one of 32-true, bf16-mixed, 16-mixed; did you mean bf16-mixed?",
     ]
     assert late_values(OmegaConf.create({})) == []

@@ -18,6 +18,7 @@ from posegen.config.groups import Option, conf_dir
 from posegen.data.base import PoseBatch
 from posegen.runner.components import Components
 from posegen.runner.generate import batch_of
+from posegen.train.recipe import recipe_of
 from tests.tiny import configured, making
 
 FILES = sorted((conf_dir() / "adapter").rglob("*.yaml"))
@@ -111,7 +112,7 @@ def test_gradients_reach_exactly_what_trains(components: Components) -> None:
 
 def test_parameter_groups_are_what_trains(components: Components) -> None:
     adapter, modules = components.adapter, (components.adapter, components.backbone)
-    groups = adapter.parameter_groups(components.recipe(10)) if adapter.trains else []
+    groups = adapter.parameter_groups(recipe_of(components, 10)) if adapter.trains else []
     grouped = [id(p) for group in groups for p in group["params"]]
     trained = [id(p) for module in modules for p in module.parameters() if p.requires_grad]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(trained)

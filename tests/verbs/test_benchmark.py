@@ -84,7 +84,7 @@ def test_every_method_starts_an_image_from_the_same_noise(finished: Path) -> Non
 def test_the_same_line_again_computes_nothing(
     finished: Path, world: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stage in ("runner.generate.generate", "train.loop.fit", "runner.judge.judge"):
+    for stage in ("runner.generate.Generation.run", "train.loop.fit", "runner.judge.Judging.run"):
         monkeypatch.setattr(f"posegen.{stage}", lambda *_: pytest.fail("computed again"))
     before = (finished / "benchmark/smoke/table.csv").read_bytes()
     assert main(options(world, finished, "logger=tensorboard")) == 0

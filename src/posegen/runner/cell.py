@@ -144,8 +144,17 @@ def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """The part of a configuration that results depend on; files count by content, not by place."""
     plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     found = {key: neutralised(plain[key], key, hashed=key != "data") for key in IDENTITY if key in plain}
-    callbacks = found.get("callbacks") or {}
-    return {**found, "callbacks": {name: node for name, node in callbacks.items() if name not in NEUTRAL_CALLBACKS}}
+    callbacks = {name: node for name, node in (plain.get("callbacks") or {}).items() if name not in NEUTRAL_CALLBACKS}
+    return {**found, "callbacks": without_places(callbacks)}
+
+
+def without_places(value: Any) -> Any:
+    """Plain values with paths replaced by their last names: callbacks write files, which are there or not."""
+    if isinstance(value, Mapping):
+        return {key: without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_places(each) for each in value]
+    return Path(value).name if isinstance(value, str) and os.sep in value else value
 
 
 def neutralised(value: Any, key: str, hashed: bool) -> Any:

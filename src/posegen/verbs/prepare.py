@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.joint_vectors is not None:
         export = getattr(components.data("train"), "export", None)  # in the layout of GUNet's authors
         if export is None:
-            text = f"joint_vectors={cfg.joint_vectors}: data={cfg.dataset} has no single people"
+            text = f"joint_vectors={cfg.joint_vectors}: data={cfg.dataset} has no single people to write"
             raise UserError(f"{text}; choose data=coco_single")
         print(f"{Path(cfg.joint_vectors)}: {export(Path(cfg.joint_vectors)):,} people")
 
