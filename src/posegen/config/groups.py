@@ -89,9 +89,18 @@ class Option:
         return re.search(r"^# @package _global_", self.text, re.MULTILINE) is not None
 
     @property
+    def target(self) -> str | None:
+        """The ``_target_``, or that of the option it extends."""
+        return self.found(r"^_target_:\s*([\w.]+)")
+
+    @property
     def paper(self) -> str | None:
-        """``# Paper: title, id``, or that of the option that its defaults name first."""
-        if match := re.search(r"^# Paper: (.+)$", self.text, re.MULTILINE):
+        """``# Paper: title, id``, or that of the option it extends."""
+        return self.found(r"^# Paper: (.+)$")
+
+    def found(self, pattern: str) -> str | None:
+        """The first match in the file, or in the file that its defaults name first."""
+        if match := re.search(pattern, self.text, re.MULTILINE):
             return match[1]
         base = re.search(r"^defaults:\s*\[?\s*(?:-\s*)?([\w/]+)", self.text, re.MULTILINE)
         if base is None:
@@ -102,7 +111,7 @@ class Option:
         file = place.with_name(f"{place.name}.yaml")
         if not file.is_file() or file == self.file:
             return None
-        return Option(self.group, file.relative_to(root).with_suffix("").as_posix(), file).paper
+        return Option(self.group, file.relative_to(root).with_suffix("").as_posix(), file).found(pattern)
 
 
 #: Group -> option -> its file.
