@@ -125,7 +125,7 @@ class Command:
                 with composed(*self.asking(words)) as cfg:
                     problems += validate(cfg)
         except COMPOSING as error:
-            return [*problems, Problem(self.verb, hydra_message(error))], 0
+            return [*problems, Problem("", hydra_message(error))], 0
         return without_repeats(problems), len(cells)
 
     def run(self, function: Callable[[DictConfig], Any] | None = None) -> int:

@@ -37,6 +37,20 @@ ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 #: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
 KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
+#: Keys of posegen 0.1 -> where they stand now.
+MOVED_KEYS = {
+    **{f"trainer.{name}": f"budget.{name}" for name in ("steps", "ema", "threads")},
+    **{f"trainer.{name}": f"compute.{name}" for name in ("workers", "channels_last", "compile", "checkpointing")},
+    "trainer.validate_every": "validation.every",
+    "trainer.validate_images": "validation.images",
+    "trainer.save_every": "callbacks.checkpoint.every",
+    "trainer.log_every": "trainer.log_every_n_steps",
+    "trainer.progress": "progress",
+    "trainer.nodes": "trainer.num_nodes",
+    "logger.rows": "dashboard.images",
+    "logger.checkpoints": "dashboard.methods",
+}
+
 
 def validate(cfg: DictConfig) -> list[Problem]:
     """Everything that is wrong with the composed configuration ``cfg``, whose ``hydra`` node ``HydraConfig`` has."""
@@ -49,6 +63,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
     problems += for_the_verb(cfg, str(hydra.job.config_name))
+    problems = [replace(problem, nearest=MOVED_KEYS.get(problem.key, problem.nearest)) for problem in problems]
     for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
         group = problem.key.split(".")[0]
         option = known.get(group, {}).get(str(hydra.runtime.choices.get(group)))

@@ -72,7 +72,7 @@ def hydra_message(error: BaseException) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: this is no yaml: {error.problem}"
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    text = str(error).partition("Config search path")[0].rstrip()
+    text = str(error).partition("Config search path")[0].rstrip().replace("'++", "'")  # see `forced`
     return f"{text}{cause}" + (bringing(text.rpartition("/")[2]) if "hydra/" in text else "")
 
 

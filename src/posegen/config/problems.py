@@ -24,7 +24,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = self.key if self.value is NO_VALUE else f"{self.key}={as_typed(self.value)}"
-        text += f": {self.expected}"
+        text += f": {self.expected}" if text else self.expected
         if self.nearest:
             text += f"; did you mean {self.nearest}?"
         if self.available:
