@@ -29,16 +29,11 @@ class Shard:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Shard:
-        """The share that ``shard`` and ``shards`` name.
-
-        Raises:
-            UserError: there is no such share.
-        """
+        """The share that ``shard`` and ``shards`` name."""
         index, count = cfg.get("shard", 0), cfg.get("shards", 1)
         if not isinstance(count, int) or not isinstance(index, int) or not 0 <= index < count:
-            raise UserError(
-                f"shard={index} of shards={count} does not exist; shard counts from 0 and is less than shards"
-            )
+            rule = "shard counts from 0 and is less than shards"
+            raise UserError(f"shard={index} of shards={count} does not exist; {rule}")
         return cls(index, count)
 
     def select(self, batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -51,8 +46,6 @@ class Shard:
 
 
 WHOLE = Shard()
-
-
 UNFINISHED = ": this share is done, others are not; the process that does the last one finishes the cell"
 
 
@@ -80,26 +73,16 @@ class Stage:
 
 
 def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
-    """Does this process's share of a cell, and finishes the cell when nothing is left.
-
-    Returns:
-        Whether the cell is finished; False where other shares are missing.
-    """
+    """Does this process's share of a cell, finishes it when nothing is left, and says whether it is finished."""
     alone = shard.count == 1
     with cell.working(sharing=not alone):
-        if not cell.finished():
-            for stage in stages:
-                if stage.todo():
-                    stage.run()
-            if alone:
-                finish(stages)
+        for stage in () if cell.finished() else stages:
+            if stage.todo():
+                stage.run()
+        for stage in stages if alone and not cell.finished() else ():
+            stage.finish()
     if not alone and not cell.finished() and all(stage.done() for stage in stages):
         with cell.working():
-            if not cell.finished():
-                finish(stages)
+            for stage in () if cell.finished() else stages:
+                stage.finish()
     return cell.finished()
-
-
-def finish(stages: Sequence[Stage]) -> None:
-    for stage in stages:
-        stage.finish()
