@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -47,7 +47,7 @@ class PoseGuidedPipeline:
 
     Args:
         adapter: a method, attached to its backbone.
-        sampler: settings of `Sampler` that the method is sampled with unless a call says otherwise.
+        sampler: settings of `Sampler`, unless a call says otherwise.
         scheduler: a scheduler of diffusers; by default the sampler's, with the noise process of the backbone.
         own_unet: the U-Net is not the backbone's own although the method does not train it.
 
@@ -104,14 +104,8 @@ class PoseGuidedPipeline:
     def dtype(self) -> torch.dtype:
         return next(self.backbone.unet.parameters()).dtype
 
-    def to(
-        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
-    ) -> PoseGuidedPipeline:
-        """Moves everything to a device, a precision, or both.
-
-        Raises:
-            UserError: a weight is too large for the precision.
-        """
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves everything to a device, a precision, or both; refuses weights that are too large for it."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         modules = [module.to(device=device, dtype=dtype) for module in (self.adapter, self.backbone)]
@@ -173,7 +167,7 @@ class PoseGuidedPipeline:
             diffusers' ``ImagePipelineOutput`` with ``images``, or ``(images,)`` without ``return_dict``.
 
         Raises:
-            ValueError: something given cannot be used; said before anything is computed.
+            ValueError: an argument cannot be used; raised before anything is computed.
         """
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
         check_numbers(steps, num_images_per_prompt, output_type, control_scale)
@@ -181,9 +175,8 @@ class PoseGuidedPipeline:
         negative = self.sampler.negative_prompt if negative_prompt is None else negative_prompt
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         if len(negatives) != len(prompts):
-            raise UserError(
-                f"negative_prompt has {len(negatives)} texts for {len(prompts)} prompts; give one, or as many"
-            )
+            texts = f"{len(negatives)} texts for {len(prompts)} prompts"
+            raise UserError(f"negative_prompt has {texts}; give one, or as many")
         size = self.size(guides, height, width)
         sources = self.sources(source, len(prompts), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
@@ -210,11 +203,7 @@ class PoseGuidedPipeline:
         return packed(self.adapter.generate(batch, sampler), output_type, return_dict)
 
     def size(self, guides: Sequence[PoseInput], height: int | None, width: int | None) -> tuple[int, int]:
-        """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images.
-
-        Raises:
-            UserError: the canvases differ, or the backbone cannot make a side; names the nearest that it can.
-        """
+        """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images."""
         canvases = {guide.size for guide in guides if guide.size is not None}
         if len(canvases) > 1 and (height is None or width is None):
             sizes = f"different sizes (height, width): {sorted(canvases)}"
@@ -224,10 +213,8 @@ class PoseGuidedPipeline:
         size = tuple(usual if side is None else side for side, usual in asked)
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if any(not isinstance(side, int) or side < step or side % step for side in size):
-            near = [
-                sorted({max(step, side // step * step), -(-side // step) * step or step}) for side in map(round, size)
-            ]
-            high, wide = (" or ".join(map(str, sides)) for sides in near)
+            around = ({max(step, s // step * step), -(-s // step) * step or step} for s in map(round, size))
+            high, wide = (" or ".join(map(str, sorted(sides))) for sides in around)
             problem = f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}"
             raise UserError(f"{problem}; nearest: height={high}, width={wide}")
         return size  # type: ignore[return-value]
@@ -248,11 +235,7 @@ class PoseGuidedPipeline:
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
 
     def found(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
-        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image.
-
-        Raises:
-            UserError: there is nobody to look for them, or nobody in the picture.
-        """
+        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image."""
         if estimator is None:
             if self.backbone.recipe != "mannequin":
                 fix = "needs something that reads its poses: estimator=..."
@@ -266,11 +249,7 @@ class PoseGuidedPipeline:
         return people
 
     def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
-        """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none.
-
-        Raises:
-            UserError: the method needs pictures and there are none, or the other way round, or not as many as prompts.
-        """
+        """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""
         name = type(self.adapter).__name__
         if "source" not in self.adapter.reads:
             if source is not None:
@@ -279,11 +258,9 @@ class PoseGuidedPipeline:
             return None
         if source is None:
             raise UserError(f"{name} takes a person from a picture, and there is none; add source=PICTURE")
-        given = pictures_per_image(source, prompts)
-        made = torch.stack(
-            [torch.stack([to_tensor(stretch_to(each, size)) for each in pictures]) for pictures in given]
-        )
-        return made.squeeze(1) if made.shape[1] == 1 else made
+        given = ([to_tensor(stretch_to(each, size)) for each in them] for them in pictures_per_image(source, prompts))
+        stacked = torch.stack([torch.stack(pictures) for pictures in given])
+        return stacked.squeeze(1) if stacked.shape[1] == 1 else stacked
 
     def noise(self, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
         """The given initial noise; refuses a wrong shape."""
@@ -308,13 +285,11 @@ class PoseGuidedPipeline:
                 arguments = self.backbone.save_source(temporary / BASE)
             except TypeError as error:
                 raise UserError(str(error)) from error
-            name = f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}"
-            body = {"class": name, "kwargs": arguments}
+            body = {"class": methods.full_name(self.backbone), "kwargs": arguments}
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
 
 
 def check_numbers(steps: int, images: int, output: str, control_scale: float) -> None:
-    """Refuses numbers that make no images."""
     for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", images)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")

@@ -29,7 +29,7 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
         asked: path of the backbone, or arguments that differ from those of the configuration with its id.
 
     Raises:
-        UserError: nobody says where the backbone is, or a file names a class that is no backbone.
+        UserError: nobody says where the backbone is, or a file names something else.
     """
     saved = about.get("pipeline")
     if asked is None and isinstance(saved, Mapping):

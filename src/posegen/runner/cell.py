@@ -73,11 +73,9 @@ class Cell:
             return
         rows = differences(status["identity"], self.identity)
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
-        raise CellConflict(
-            f"{self.folder} holds a cell of other settings:\n"
-            f"{listed or '  (files at the same paths have other content)'}\n"
-            "Keep both with another study=NAME, or delete that folder to replace it."
-        )
+        listed = listed or "  (files at the same paths have other content)"
+        fix = "Keep both with another study=NAME, or delete that folder to replace it."
+        raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\n{fix}")
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"

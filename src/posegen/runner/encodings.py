@@ -24,9 +24,7 @@ SHARD = 1000
 class Encoded:
     """Arrays of one split in files of `SHARD` rows, read through memory maps.
 
-    Args:
-        folder: where the shards lie; its name holds a hash of everything they depend on.
-        part: name of an array that lies beside the main one.
+    The name of ``folder`` holds a hash of everything they depend on; ``part`` names an array beside the main one.
     """
 
     def __init__(self, folder: Path, count: int, part: str = "") -> None:

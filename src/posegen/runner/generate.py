@@ -35,6 +35,11 @@ class Generation(Stage):
         self.data.prepare()
         return fixed_batches(len(self.data), self.components.sampler.batch)
 
+    def progress(self, stage: str, todo: Sequence[range]) -> Progress:
+        shard, left = self.components.shard, sum(map(len, todo))
+        total = sum(map(len, shard.select(self.batches())))
+        return Progress(self.folder, shard.label(stage), total, total - left, mode=self.components.cfg.progress)
+
     def todo(self) -> list[range]:
         return self.missing(self.components.shard.select(self.batches()))
 
@@ -44,11 +49,9 @@ class Generation(Stage):
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
-        total = sum(map(len, components.shard.select(self.batches())))
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         shown = pictured(self.data) if "source" in adapter.reads else set()
-        label, mode = components.shard.label("sample"), components.cfg.progress
-        with Progress(self.folder, label, total, total - left, mode=mode) as progress:
+        with self.progress("sample", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows)
                 start = time.perf_counter()

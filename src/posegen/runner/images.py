@@ -65,8 +65,7 @@ def under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarra
     """The lines below a strip with the names of their columns, which are ``widths`` panels wide; None without lines."""
     if not lines:
         return None
-    side = lines[0].shape[1] // sum(widths)
-    height = 26
+    side, height = lines[0].shape[1] // sum(widths), 26
     strip = np.full((height, lines[0].shape[1], 3), 255, np.uint8)
     for name, left in zip(names, np.cumsum([0, *widths]), strict=False):
         text, place, font = (

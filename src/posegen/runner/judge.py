@@ -22,10 +22,7 @@ from posegen.runner.stage import WHOLE, Shard, Stage
 
 
 class Judging(Stage):
-    """Judges the pictures in ``folder/samples``, and the real ones they are compared with.
-
-    Finished, the folder has ``records.csv`` and ``features.npz``, and those of the real images in ``reference``.
-    """
+    """Writes ``records.csv`` and ``features.npz`` of ``folder/samples``, and of real images in ``folder/reference``."""
 
     def __init__(self, components: Components, folder: Path) -> None:
         self.components, self.folder = components, folder
@@ -85,8 +82,8 @@ def reference_folder(components: Components) -> Path:
 def judge_reference(components: Components, shard: Shard = WHOLE) -> Path:
     """The folder with the records of the real images that distances between sets compare with.
 
-    They are those of the split that ``data.reference`` names. By default it is not the test split, so that the row of
-    real images shows the distance between two samples of reality; the published protocols compare with the test images.
+    By default their split is not the test split, so that the row of real images shows the distance between two samples
+    of reality; the published protocols compare with the test images (``data.reference``).
     """
     data, folder = components.data(reference_split(components.cfg)), reference_folder(components)
     device = judging_device(components)

@@ -40,7 +40,6 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
     """Writes a method folder; it appears whole or not at all.
 
     Args:
-        adapter: attached to ``backbone``.
         own_unet: write the U-Net although it does not train, because it is not the backbone's own.
         facts: more entries of ``posegen.json``, among them ``sampler``, the settings to sample the method with.
     """
@@ -99,9 +98,7 @@ def plain_modules(adapter: Adapter) -> dict[str, tuple[str, Any]]:
 def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     """Puts the weights of a method folder into an attached adapter and its backbone; sets `Adapter.faithful`, too.
 
-    Raises:
-        UserError: the folder belongs to another class or backbone, or its weights are missing, damaged, not finite or
-            of another shape.
+    A `UserError` says that they belong to another class or backbone, do not fit or are damaged.
     """
     about, name, own = read_about(folder), full_name(adapter), backbone.weights
     if about["class"] != name:

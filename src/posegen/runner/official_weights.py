@@ -35,12 +35,10 @@ def convert(
     Args:
         source: the official file, of which nothing is run, or the folder of a diffusers model; None starts the method
             from the backbone's weights, as the official programs do before training.
-        target: the method folder to write.
         sampler: how the method is to be sampled, where that is known.
 
     Raises:
-        UserError: the file, the backbone or the target cannot be used, or a key is missing, unexpected or of another
-            shape.
+        UserError: the file, the backbone or the target cannot be used, or a key does not fit.
     """
     folder = methods.writable(Path(target).expanduser())
     facts: dict[str, Any] = {"sampler": None if sampler is None else OmegaConf.to_container(sampler, resolve=True)}
@@ -116,8 +114,7 @@ class Account:
 
     Attributes:
         taken: where tensors went -> how many.
-        same: tensors of the file's own U-Net that are the backbone's.
-        different: tensors of the file's own U-Net that are not.
+        same, different: tensors of the file's own U-Net that are the backbone's, or are not.
         ignored: (beginning of the keys, why) -> how many.
         wrong: kind of problem, one of `PROBLEMS` -> its keys; only kinds that occur.
     """
@@ -133,13 +130,6 @@ class Account:
 
     def listed(self) -> str:
         """One line per kind and place."""
-        whys: dict[str, list[str]] = {}
-        for begin, why in self.ignored:
-            whys.setdefault(why, []).append(begin)
-        left = {
-            f"{begins[0]}{', ...' * (len(begins) > 1)}: {why}": sum(self.ignored[begin, why] for begin in begins)
-            for why, begins in whys.items()
-        }
         rows = [("taken", n, f"into {place}") for place, n in self.taken.items()] or [("taken", 0, "")]
         if self.different:
             kind, n, place = rows[-1]
@@ -147,7 +137,11 @@ class Account:
             rows[-1] = (kind, n, f"{place}: {unet}")
         elif self.same:
             rows.append(("identical", self.same, "to the backbone's U-Net, which is used"))
-        rows += [("ignored by rule", n, what) for what, n in left.items()] or [("ignored by rule", 0, "")]
+        for why in dict.fromkeys(why for _, why in self.ignored):
+            begins = [begin for begin, reason in self.ignored if reason == why]
+            n = sum(self.ignored[begin, why] for begin in begins)
+            rows.append(("ignored by rule", n, f"{begins[0]}{', ...' * (len(begins) > 1)}: {why}"))
+        rows += [] if self.ignored else [("ignored by rule", 0, "")]
         rows += [(kind, len(self.wrong.get(kind, ())), "") for kind in PROBLEMS]
         return "\n".join(f"  {kind:15} {n:5}  {what}".rstrip() for kind, n, what in rows)
 
@@ -157,8 +151,7 @@ def accounted(
 ) -> tuple[dict[str, Tensor], Account]:
     """The converted tensors of ``official``, and what became of every key.
 
-    Args:
-        whole: take the file's U-Net, too, where the method does not train it and it is not the backbone's.
+    ``whole`` takes the file's U-Net, too, where the method does not train it and it is not the backbone's.
     """
     unknown: tuple[str, ...] = ()
     try:

@@ -18,9 +18,8 @@ PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.f
 #: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected,
 #: would be frozen into the code.
 REPEATED = ("BasicTransformerBlock",)
-#: What may be computed again. The wide inner activations of feed-forward layers are the largest share of a transformer
-#: block's memory and cost little to compute; checkpointing whole blocks, diffusers' own kind, saves most and costs
-#: another forward pass.
+#: What may be computed again. The wide activations in feed-forward layers are the largest share of a transformer block's
+#: memory and cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
 WIDE = ("GEGLU",)
 
@@ -41,8 +40,7 @@ def arrange(
 
     Args:
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
-        compile: compile the transformer blocks when they first run.
-        checkpointing: what is computed again in the backward pass instead of being kept: one of `CHECKPOINTING`.
+        checkpointing: what the backward pass computes again instead of keeping it: one of `CHECKPOINTING`.
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"compute.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")

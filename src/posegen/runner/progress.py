@@ -15,10 +15,9 @@ Mode = Literal["bar", "file", "none"]
 
 
 class Progress:
-    """One stage of a cell (training, sampling, judging).
+    """One stage of a cell (training, sampling, judging), whose folder gets ``progress.json`` about once a second.
 
     Args:
-        folder: the cell; gets ``progress.json`` about once a second.
         done: units of ``total`` that an earlier run finished; the rate counts only what this run does.
         mode: ``bar`` draws a tqdm bar as well, ``file`` only writes the file, ``none`` does neither.
     """

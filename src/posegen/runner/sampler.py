@@ -28,14 +28,11 @@ class Sampler:
 
     Args:
         scheduler: name of a diffusers scheduler class; None: the one that belongs to the backbone's noise process.
-        steps: number of denoising steps.
         guidance: guidance scale; 1 samples without guidance.
         eta: noise added per step, for schedulers that take it (0: deterministic).
         negative_prompt: guidance points away from it.
-        batch: images per batch.
         skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
-        precision: of the networks, as Lightning names it; the scheduler's steps and the decoder stay in single
-            precision.
+        precision: of the networks, in Lightning's names; the scheduler and the decoder compute in single precision.
     """
 
     def __init__(

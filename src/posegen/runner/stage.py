@@ -1,9 +1,8 @@
 """The parts of a cell's work: train, generate, judge, ... Each knows what is left to do, does it, and finishes it.
 
-Several processes can share a cell: each does whole batches of its own. Batches are functions of the image index, and
-noise belongs to the image, so the records have the same bytes whatever the sharding. The processes share nothing but
-the cell's folder: they may be jobs of a sweep (``shards=3 'shard=range(3)'``), tasks of a Slurm array, or started by
-hand one after the other.
+Several processes can share a cell, each with whole batches: jobs of a sweep (``shards=3 'shard=range(3)'``), tasks of a
+Slurm array, or commands one after the other. They share nothing but the cell's folder. Batches are functions of the
+image index, and noise belongs to the image, so the records have the same bytes whatever the sharding.
 """
 
 from __future__ import annotations
@@ -61,7 +60,6 @@ class Stage:
 
     def run(self) -> None:
         """Does what `todo` lists."""
-        return
 
     def done(self) -> bool:
         """Whether nothing is left for any process."""
@@ -69,7 +67,6 @@ class Stage:
 
     def finish(self) -> None:
         """Puts together what all processes left; called once, when all stages are done."""
-        return
 
 
 def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:

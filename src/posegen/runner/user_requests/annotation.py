@@ -61,9 +61,6 @@ def annotate(
         overlays: folder for the pictures with the skeletons over them.
         least_score: joints with a lower score are not labelled.
         batch: pictures of a part; pictures of one size are estimated together.
-
-    Raises:
-        UserError: there are no pictures, the target has other settings, or the estimator finds no people.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: expected at least 1")
@@ -114,20 +111,13 @@ def _claim(target: Path, folder: Path, settings: Mapping[str, Any]) -> None:
         write_json(about, plain)
     elif rows := differences(read_json(about), plain):
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
-        raise UserError(
-            f"target={target} belongs to other settings:\n{listed}\n"
-            f"Keep both with another target=, or delete {target} and {folder} to replace it."
-        )
+        fix = f"Keep both with another target=, or delete {target} and {folder} to replace it."
+        raise UserError(f"target={target} belongs to other settings:\n{listed}\n{fix}")
 
 
 @dataclass(frozen=True)
 class PicturePart:
-    """Pictures that are annotated together.
-
-    Attributes:
-        root: the folder that names are relative to.
-        place: the file of the found people; its name changes with the pictures' names, sizes and times of change.
-    """
+    """Pictures that are annotated together; names are relative to ``root``, and ``place`` keeps the found people."""
 
     root: Path
     files: Sequence[Path]
@@ -135,6 +125,7 @@ class PicturePart:
 
     @classmethod
     def of(cls, folder: Path, root: Path, files: Sequence[Path]) -> PicturePart:
+        """The part whose file name changes with the pictures' names, sizes and times of change."""
         stamps = [(f.relative_to(root).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
         return cls(root, files, folder / f"{value_hash(stamps)}.part.json")
 
@@ -144,9 +135,9 @@ class PicturePart:
 
     def finished(self, overlays: Path | None) -> bool:
         """Whether all people are found and all wanted overlays drawn."""
-        if not self.place.is_file():
-            return False
-        return overlays is None or all("reason" in p or _overlay_file(overlays, p).is_file() for p in self.pictures)
+        return self.place.is_file() and (
+            overlays is None or all("reason" in p or _overlay_file(overlays, p).is_file() for p in self.pictures)
+        )
 
     def work(self, finder: PersonFinder, overlays: Path | None) -> None:
         """Finds the people, or reads those of an earlier run, and draws the overlays."""
@@ -215,16 +206,15 @@ def annotations_of(poses: Poses, least_score: float) -> list[dict[str, Any]]:
             continue
         places = np.where(labelled[:, None], joints[:, :2], 0).round(DECIMALS)
         low, high = places[labelled].min(0), places[labelled].max(0)
-        people.append(
-            {
-                "keypoints": np.column_stack([places, 2.0 * labelled]).ravel().tolist(),
-                "keypoint_scores": np.where(labelled, joints[:, 2], 0).round(DECIMALS).tolist(),
-                "num_keypoints": int(labelled.sum()),
-                "score": round(score, 6),
-                "bbox": [*low.tolist(), *(high - low).round(DECIMALS).tolist()],
-                "area": round(float((high - low).prod()), DECIMALS),
-            }
-        )
+        person = {
+            "keypoints": np.column_stack([places, 2.0 * labelled]).ravel().tolist(),
+            "keypoint_scores": np.where(labelled, joints[:, 2], 0).round(DECIMALS).tolist(),
+            "num_keypoints": int(labelled.sum()),
+            "score": round(score, 6),
+            "bbox": [*low.tolist(), *(high - low).round(DECIMALS).tolist()],
+            "area": round(float((high - low).prod()), DECIMALS),
+        }
+        people.append(person)
     return people
 
 

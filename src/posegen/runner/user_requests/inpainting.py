@@ -23,8 +23,7 @@ class Kept:
     The noise of a picture is that of its initial latents, in all steps. After the last step the latents are clean.
 
     Attributes:
-        clean: ``[B, c, h, w]`` latents of the pictures.
-        noise: ``[B, c, h, w]``.
+        clean, noise: ``[B, c, h, w]`` latents of the pictures, and their noise.
         anew: ``[B, 1, h, w] bool`` true where the picture is sampled.
     """
 

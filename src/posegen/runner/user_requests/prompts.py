@@ -30,10 +30,7 @@ def with_prompts(cfg: DictConfig) -> DictConfig:
     """The configuration with ``prompt``, if any, as the test split.
 
     A prompt is repeated ``images`` times. Its people come from ``poses``, a file that `posegen.poses.reading` knows, or
-    from ``prior``; a method that reads no pose needs neither.
-
-    Raises:
-        UserError: the method needs a pose or a picture of a person, or a file cannot be used or does not fit.
+    from ``prior``; a method that reads no pose needs neither. Anything missing or unfitting is a `UserError`.
     """
     prompt = cfg.get("prompt")
     if prompt is None:
@@ -86,14 +83,10 @@ def source_files(cfg: DictConfig) -> list[str]:
 
 
 def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
-    """One person per prompt from the pose prior, placed on the canvas: nested lists ``[N, 1, 17, 3]``.
-
-    Raises:
-        UserError: the prior has no trained weights, or does not generate poses.
-    """
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    parts_of_prior = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
-    prior = OmegaConf.create({**plain, **parts_of_prior, "data": {"test": node}})
+    """One person per prompt from the pose prior, placed on the canvas: nested lists ``[N, 1, 17, 3]``."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parts = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
+    prior = OmegaConf.create({**plain, **parts, "data": {"test": node}})
     torch.set_num_threads(cfg.budget.threads)
     components = Components(prior)
     if components.backbone.sample != "pose":

@@ -1,7 +1,7 @@
 """People dressed as another picture shows; everything outside a mask stays as it was, pixel by pixel.
 
-The pose of the picture is the target, the other picture the source. The people are those of a user's pictures, or those
-of a data set that knows where clothes are, so that it can be measured whether the result wears what the source shows.
+The people are those of a user's pictures, or of a data set that knows where clothes are, so that it can be measured
+whether the result wears what the source shows.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
-from posegen.runner.generate import batch_of, ready
+from posegen.runner.generate import Generation, batch_of, ready
 from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
-from posegen.runner.progress import Progress
-from posegen.runner.stage import Stage
 from posegen.runner.user_requests.inpainting import Kept, pasted
 from posegen.runner.user_requests.prompts import people_from_file, source_files
 
@@ -38,11 +36,7 @@ SIDE = 192  # least height of a picture in the comparison
 
 
 def with_picture(cfg: DictConfig) -> DictConfig:
-    """The configuration with ``picture``, if any, as the test split; else the data set has to know where clothes are.
-
-    Raises:
-        UserError: the method reads no source, a file is missing or cannot be used, or nobody is in the picture.
-    """
+    """The configuration with ``picture``, if any, as the test split; else the data must know where clothes are."""
     if "source" not in method_class(cfg).needs:
         fix = "choose a method that does, for instance adapter=dnaf"
         raise UserError(f"adapter={cfg.method} reads no picture to take clothes from; {fix}")
@@ -95,32 +89,23 @@ def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: 
     return found
 
 
-class Transfer(Stage):
+class Transfer(Generation):
     """Dresses people: pictures, a comparison and records."""
 
     def __init__(self, components: Components, folder: Path, weights: Path | None) -> None:
-        self.components, self.folder, self.weights, self.samples = components, folder, weights, folder / "samples"
-        data, cfg = components.data("test"), components.cfg
-        data.prepare()
-        self.people: Transfers = data.transfers(cfg.count, cfg.garment, cfg.told)
-        self.batches = fixed_batches(len(self.people), components.sampler.batch)
+        super().__init__(components, folder, weights)
+        self.data.prepare()
+        cfg = components.cfg
+        self.people: Transfers = self.data.transfers(cfg.count, cfg.garment, cfg.told)
 
-    def missing(self, batches: Sequence[range]) -> list[range]:
-        return [rows for rows in batches if not all(picture(self.samples, i).is_file() for i in rows)]
-
-    def todo(self) -> list[range]:
-        return self.missing(self.components.shard.select(self.batches))
-
-    def done(self) -> bool:
-        return not self.missing(self.batches)
+    def batches(self) -> list[range]:
+        return fixed_batches(len(self.people), self.components.sampler.batch)
 
     def run(self) -> None:
         """Writes the results to ``folder/samples``."""
         components, people, todo = self.components, self.people, self.todo()
         adapter = ready(components, self.weights)
-        total, left = (sum(map(len, each)) for each in (components.shard.select(self.batches), todo))
-        label, mode = components.shard.label("transfer"), components.cfg.progress
-        with Progress(self.folder, label, total, total - left, "img", mode) as progress:
+        with self.progress("transfer", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows, data=people, fields=frozenset({"images"}))
                 masks = [people.mask_of(i) for i in rows]
