@@ -1,7 +1,4 @@
-"""The batches of training, functions of (seed, step) alone.
-
-That is why an interrupted run continues bit for bit: nothing has to be remembered but the step.
-"""
+"""The batches of training: functions of (seed, step) alone, so that an interrupted run continues bit for bit."""
 
 from __future__ import annotations
 

@@ -129,11 +129,10 @@ class Judgement:
         if not missing:
             return
         total, left = sum(map(len, shard.select(self.batches))), sum(map(len, missing))
-        mode = self.components.cfg.progress
-        with Progress(self.folder, shard.label(stage), total, total - left, "img", mode) as progress:
+        with Progress(self.folder, shard.label(stage), total, total - left, mode=self.components.cfg.progress) as bar:
             for rows in missing:
                 self.components.protocol.write(self._place(rows), self.components.protocol.records(examine(rows)))
-                progress.update(len(rows))
+                bar.update(len(rows))
 
     def merge(self) -> None:
         """Puts the records of all batches together; they have the same bytes whoever wrote them."""
