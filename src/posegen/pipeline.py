@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -24,17 +24,9 @@ from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
 from posegen.poses.reading import PEOPLE, PoseInput, checked_hint, checked_people, read_poses
+from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.images import visible
-from posegen.runner.method_folder import (
-    UNET,
-    adapter_class,
-    load_method,
-    method_folder,
-    read_about,
-    save_method,
-    writable,
-)
 from posegen.runner.pipeline_sampler import NoisyBatch, PipelineSampler
 from posegen.runner.sampler import Sampler
 
@@ -55,7 +47,7 @@ class PoseGuidedPipeline:
 
     Args:
         adapter: a method, attached to its backbone.
-        sampler: settings of `Sampler` that the method is sampled with unless a call says otherwise.
+        sampler: settings of `Sampler`, unless a call says otherwise.
         scheduler: a scheduler of diffusers; by default the sampler's, with the noise process of the backbone.
         own_unet: the U-Net is not the backbone's own although the method does not train it.
 
@@ -66,11 +58,8 @@ class PoseGuidedPipeline:
     def __init__(
         self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False
     ) -> None:
-        known = {
-            key: value
-            for key, value in (sampler or {}).items()
-            if key in ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
-        }
+        settings = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
+        known = {key: value for key, value in (sampler or {}).items() if key in settings}
         self.adapter, self.own_unet = adapter.eval(), own_unet
         self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
         self.scheduler = scheduler if scheduler is not None else self.sampler.unset(self.backbone)
@@ -87,27 +76,21 @@ class PoseGuidedPipeline:
         """The pipeline of a cell, of a method folder (``posegen convert``), or of a folder by `save_pretrained`.
 
         Args:
-            folder: any of these.
             backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither
                 the folder nor posegen has it.
-            device: where to compute.
-            dtype: in which precision; the steps of the sampler themselves are in single precision.
+            dtype: precision of the networks; the steps of the sampler are in single precision.
 
         Raises:
             UserError: the folder or the backbone cannot be used, or they do not belong together.
         """
-        method = method_folder(Path(folder).expanduser())
-        about = read_about(method)
-        if (sample := adapter_class(about["class"], method).sample) != "image":
-            raise UserError(
-                f"{method} holds a method that generates a {sample}, and this pipeline makes images; name the "
-                "folder of an image method"
-            )
+        method = methods.method_folder(Path(folder).expanduser())
+        about = methods.read_about(method)
+        if (sample := methods.adapter_class(about["class"], method).sample) != "image":
+            fix = "this pipeline makes images; name the folder of an image method"
+            raise UserError(f"{method} holds a method that generates a {sample}, and {fix}")
         body = backbone if isinstance(backbone, Backbone) else backbone_of(method, about, backbone)
-        adapter = load_method(method, body)
-        return cls(
-            adapter, about.get("sampler"), saved_scheduler(method / "scheduler"), own_unet=(method / UNET).is_file()
-        ).to(device, dtype)
+        adapter, scheduler = methods.load_method(method, body), saved_scheduler(method / "scheduler")
+        return cls(adapter, about.get("sampler"), scheduler, (method / methods.UNET).is_file()).to(device, dtype)
 
     @property
     def backbone(self) -> Backbone:
@@ -121,25 +104,15 @@ class PoseGuidedPipeline:
     def dtype(self) -> torch.dtype:
         return next(self.backbone.unet.parameters()).dtype
 
-    def to(
-        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
-    ) -> PoseGuidedPipeline:
-        """Moves everything to a device, a precision, or both.
-
-        Raises:
-            UserError: a weight is too large for the precision.
-        """
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Moves everything to a device, a precision, or both; refuses weights that are too large for it."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        for module in (self.adapter, self.backbone):
-            module.to(device=device, dtype=dtype)
-        if dtype == torch.float16 and (
-            bad := [*not_finite(self.adapter.state_dict()), *not_finite(self.backbone.state_dict())]
-        ):
-            raise UserError(
-                f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; load it again with "
-                "dtype=torch.bfloat16 or float32"
-            )
+        modules = [module.to(device=device, dtype=dtype) for module in (self.adapter, self.backbone)]
+        bad = [name for module in modules for name in not_finite(module.state_dict())] if dtype == torch.float16 else ()
+        if bad:
+            fix = "load it again with dtype=torch.bfloat16 or float32"
+            raise UserError(f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; {fix}")
         return self
 
     def set_progress_bar_config(self, **settings: Any) -> None:
@@ -172,55 +145,50 @@ class PoseGuidedPipeline:
         Args:
             prompt: one prompt, or one per pose.
             poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the
-                image, or of the canvas that a file names, which is then scaled to the image. A picture that is mostly
-                black is taken for a drawn skeleton and used as it is; ``estimator`` reads the poses of any other. None
-                draws nobody, and methods without a pose input ignore poses.
+                image, or of the canvas that a file names, which is then scaled to the image. A mostly black picture is
+                used as a drawn skeleton; ``estimator`` reads the poses of any other. None draws nobody, and methods
+                without a pose input ignore poses.
             source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or
-                an array ``[H, W, 3] uint8``). A list is several pictures of that person, a list of lists has one list
-                per prompt. Pictures are resized to the size of the image.
-            height, width: of the images; by default the canvas of the poses, where there is one, else what the backbone
-                was trained on.
-            num_inference_steps: denoising steps; by default the method's own.
-            guidance_scale: of classifier-free guidance, 1 for none; by default the method's own.
+                an array ``[H, W, 3] uint8``), resized to the image. A list is several pictures of that person, a list
+                of lists has one list per prompt.
+            height, width: by default those of the poses' canvas, else what the backbone was trained on.
+            num_inference_steps, guidance_scale: by default the method's; guidance 1 is none.
             negative_prompt: what the guidance points away from; one, or one per prompt.
-            num_images_per_prompt: images of each prompt and pose.
             generator: one for all images, or one per image.
             latents: ``[B, c, h, w]`` initial noise of unit variance, instead of what the generator gives.
-            output_type: ``pil``, ``np`` (``[B, H, W, 3]`` in [0, 1]), ``pt`` (``[B, 3, H, W]`` in [0, 1]) or ``latent``
-                (``[B, c, h, w]``).
-            return_dict: False returns ``(images,)``.
+            output_type: ``pil``, or in [0, 1] ``np`` ``[B, H, W, 3]`` or ``pt`` ``[B, 3, H, W]``, or ``latent``
+                ``[B, c, h, w]``.
             estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
-            control_scale: factor on what the method adds to the U-Net, see `posegen.backbones.base.Injection.scaled`; 1
-                is what it was trained with.
-            on_step: is called with the number of steps that are done; what it raises ends the sampling.
+            control_scale: factor on what the method adds to the U-Net, 1 as trained; see
+                `posegen.backbones.base.Injection.scaled`.
+            on_step: is called with the number of finished steps; what it raises ends the sampling.
 
         Returns:
-            diffusers' ``ImagePipelineOutput`` with ``images``.
+            diffusers' ``ImagePipelineOutput`` with ``images``, or ``(images,)`` without ``return_dict``.
 
         Raises:
-            ValueError: something given cannot be used; said before anything is computed.
+            ValueError: an argument cannot be used; raised before anything is computed.
         """
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
         check_numbers(steps, num_images_per_prompt, output_type, control_scale)
         prompts, guides = prompts_with_poses(prompt, poses)
-        negatives = repeated(
-            self.sampler.negative_prompt if negative_prompt is None else negative_prompt,
-            len(prompts),
-            "negative_prompt",
-        )
+        negative = self.sampler.negative_prompt if negative_prompt is None else negative_prompt
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        if len(negatives) != len(prompts):
+            texts = f"{len(negatives)} texts for {len(prompts)} prompts"
+            raise UserError(f"negative_prompt has {texts}; give one, or as many")
         size = self.size(guides, height, width)
         sources = self.sources(source, len(prompts), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
-        noise, ids = self.noise(latents, len(rows), size), [f"pipeline/{seed}" for seed in seeds(generator, len(rows))]
+        noise = self.noise(latents, len(rows), size)
+        hint = None if self.adapter.hint is None else torch.stack([hints[i] for i in rows]).to(self.device, self.dtype)
         batch = NoisyBatch(
-            ids=ids,
+            ids=[f"pipeline/{seed}" for seed in seeds(generator, len(rows))],
             prompts=[prompts[i] for i in rows],
             keypoints=[people[i] for i in rows],
             size=size,
-            hint=torch.stack([hints[i] for i in rows]).to(self.device, self.dtype)
-            if self.adapter.hint is not None
-            else None,
+            hint=hint,
             source=None if sources is None else sources[rows].to(self.device, self.dtype),
             text=self.backbone.encode_text(prompts)[rows],
             negative_text=self.backbone.encode_text(negatives)[rows],
@@ -230,39 +198,25 @@ class PoseGuidedPipeline:
         sampler = PipelineSampler(
             self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step
         )
-        made = (
-            sampler.latents(self.adapter, self.backbone, batch)
-            if output_type == "latent"
-            else self.adapter.generate(batch, sampler)
-        )
-        return packed(made, output_type, return_dict)
+        if output_type == "latent":
+            return packed(sampler.latents(self.adapter, self.backbone, batch), output_type, return_dict)
+        return packed(self.adapter.generate(batch, sampler), output_type, return_dict)
 
     def size(self, guides: Sequence[PoseInput], height: int | None, width: int | None) -> tuple[int, int]:
-        """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images.
-
-        Raises:
-            UserError: the canvases differ, or a side is not one that the backbone can make; names the nearest ones that
-                are.
-        """
+        """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images."""
         canvases = {guide.size for guide in guides if guide.size is not None}
         if len(canvases) > 1 and (height is None or width is None):
-            raise UserError(
-                f"the poses live on canvases of different sizes (height, width): {sorted(canvases)}; set height "
-                "and width"
-            )
+            sizes = f"different sizes (height, width): {sorted(canvases)}"
+            raise UserError(f"the poses live on canvases of {sizes}; set height and width")
         geometry = self.backbone.geometry
         asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
         size = tuple(usual if side is None else side for side, usual in asked)
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if any(not isinstance(side, int) or side < step or side % step for side in size):
-            near = [
-                " or ".join(map(str, sorted({max(step, side // step * step), -(-side // step) * step or step})))
-                for side in map(round, size)
-            ]
-            raise UserError(
-                f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}; "
-                f"nearest: height={near[0]}, width={near[1]}"
-            )
+            around = ({max(step, s // step * step), -(-s // step) * step or step} for s in map(round, size))
+            high, wide = (" or ".join(map(str, sorted(sides))) for sides in around)
+            problem = f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}"
+            raise UserError(f"{problem}; nearest: height={high}, width={wide}")
         return size  # type: ignore[return-value]
 
     def read(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
@@ -276,25 +230,16 @@ class PoseGuidedPipeline:
             hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
             return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
         people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
-        people = (
-            nobody
-            if people is None
-            else checked_people(people, size, guide.name, drawing.threshold if drawing is not None else 0.0)
-        )
+        threshold = drawing.threshold if drawing is not None else 0.0
+        people = nobody if people is None else checked_people(people, size, guide.name, threshold)
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
 
     def found(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
-        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image.
-
-        Raises:
-            UserError: there is nobody to look for them, or nobody in the picture.
-        """
+        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image."""
         if estimator is None:
             if self.backbone.recipe != "mannequin":
-                raise UserError(
-                    f"{guide.name}: a picture that is no skeleton on black needs something that reads its poses: "
-                    "estimator=..."
-                )
+                fix = "needs something that reads its poses: estimator=..."
+                raise UserError(f"{guide.name}: a picture that is no skeleton on black {fix}")
             estimator = instantiate(OmegaConf.load(listing.conf_dir() / "estimator" / "mannequin.yaml"))
         picture = cv2.resize(guide.picture, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
         people = visible(estimator.estimate(to_tensor(picture)[None])[0].keypoints)  # type: ignore[union-attr]
@@ -304,42 +249,25 @@ class PoseGuidedPipeline:
         return people
 
     def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
-        """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none.
-
-        Raises:
-            UserError: the method needs pictures and there are none, or the other way round, or not as many as prompts.
-        """
+        """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""
+        name = type(self.adapter).__name__
         if "source" not in self.adapter.reads:
             if source is not None:
-                raise UserError(
-                    f"source: {type(self.adapter).__name__} reads no picture of a person; leave it out, or use a "
-                    "method that does, such as DNAF"
-                )
+                fix = "leave it out, or use a method that does, such as DNAF"
+                raise UserError(f"source: {name} reads no picture of a person; {fix}")
             return None
         if source is None:
-            raise UserError(
-                f"{type(self.adapter).__name__} takes a person from a picture, and there is none; add source=PICTURE"
-            )
-        made = torch.stack(
-            [
-                torch.stack([to_tensor(stretch_to(picture, size)) for picture in pictures])
-                for pictures in pictures_per_image(source, prompts)
-            ]
-        )
-        return made.squeeze(1) if made.shape[1] == 1 else made
+            raise UserError(f"{name} takes a person from a picture, and there is none; add source=PICTURE")
+        given = ([to_tensor(stretch_to(each, size)) for each in them] for them in pictures_per_image(source, prompts))
+        stacked = torch.stack([torch.stack(pictures) for pictures in given])
+        return stacked.squeeze(1) if stacked.shape[1] == 1 else stacked
 
     def noise(self, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
-        """The given initial noise, if it is of the right shape.
-
-        Raises:
-            UserError: it is not.
-        """
+        """The given initial noise; refuses a wrong shape."""
         shape = (images, *self.backbone.latent_shape(size))
         if latents is not None and tuple(latents.shape) != shape:
-            raise UserError(
-                f"latents has the shape {list(latents.shape)}; {images} images of {size[1]} x {size[0]} pixels "
-                f"start from {list(shape)}"
-            )
+            wanted = f"{images} images of {size[1]} x {size[0]} pixels start from {list(shape)}"
+            raise UserError(f"latents has the shape {list(latents.shape)}; {wanted}")
         return None if latents is None else latents.float()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -348,36 +276,26 @@ class PoseGuidedPipeline:
         Raises:
             UserError: something else is in the folder, or the backbone was not read from files.
         """
-        settings = {key: value for key, value in vars(self.sampler).items() if key != "batch"} | {
-            "scheduler": type(self.scheduler).__name__
-        }
-        with replacing(writable(Path(folder).expanduser())) as temporary:
-            save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, sampler=settings)
+        settings = {**vars(self.sampler), "scheduler": type(self.scheduler).__name__}
+        del settings["batch"]
+        with replacing(methods.writable(Path(folder).expanduser())) as temporary:
+            methods.save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, sampler=settings)
             self.scheduler.save_pretrained(temporary / "scheduler")
             try:
                 arguments = self.backbone.save_source(temporary / BASE)
             except TypeError as error:
                 raise UserError(str(error)) from error
-            body = {
-                "class": f"{type(self.backbone).__module__}.{type(self.backbone).__qualname__}",
-                "kwargs": arguments,
-            }
+            body = {"class": methods.full_name(self.backbone), "kwargs": arguments}
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
 
 
-# What a call was given.
-
-
 def check_numbers(steps: int, images: int, output: str, control_scale: float) -> None:
-    """Refuses numbers that make no images."""
     for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", images)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
     if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
-        raise UserError(
-            f"control_scale is {control_scale!r}; expected a number of at least 0, 1 for the strength that the "
-            "method was trained with"
-        )
+        expected = "a number of at least 0, 1 for the strength that the method was trained with"
+        raise UserError(f"control_scale is {control_scale!r}; expected {expected}")
     if output not in (kinds := ("pil", "np", "pt", "latent")):
         raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
 
@@ -390,19 +308,9 @@ def prompts_with_poses(prompt: str | Sequence[str], poses: Any) -> tuple[list[st
     guides = [PoseInput("poses")] if poses is None else read_poses(poses)
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
-        raise UserError(
-            f"{len(prompts)} prompts and poses of {len(guides)} images; give one of either for all of the other, "
-            "or as many of both"
-        )
+        fix = "give one of either for all of the other, or as many of both"
+        raise UserError(f"{len(prompts)} prompts and poses of {len(guides)} images; {fix}")
     return prompts * (count // len(prompts)), guides * (count // len(guides))
-
-
-def repeated(texts: str | Sequence[str], count: int, name: str) -> list[str]:
-    """One text for all, or one for each."""
-    many = [texts] * count if isinstance(texts, str) else list(texts)
-    if len(many) != count:
-        raise UserError(f"{name} has {len(many)} texts for {count} prompts; give one, or as many")
-    return many
 
 
 def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
@@ -411,9 +319,6 @@ def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: 
     if len(generators) != count:
         raise UserError(f"generator has {len(generators)} entries for {count} images; give one, or as many")
     return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in generators]
-
-
-# What a call returns, and what a folder holds.
 
 
 def packed(made: Tensor, output: Output, return_dict: bool) -> Any:
@@ -431,19 +336,14 @@ def packed(made: Tensor, output: Output, return_dict: bool) -> Any:
 
 
 def saved_scheduler(folder: Path) -> Any:
-    """The scheduler that `PoseGuidedPipeline.save_pretrained` wrote, None without one.
-
-    Raises:
-        UserError: the file names something that is no scheduler of diffusers.
-    """
+    """The scheduler that `PoseGuidedPipeline.save_pretrained` wrote, None without one; must be one of diffusers."""
     import diffusers
 
     if not (file := folder / "scheduler_config.json").is_file():
         return None
     config = read_json(file)
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    name = config.get("_class_name")
+    cls = getattr(diffusers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-        raise UserError(
-            f"{file} names the class {config.get('_class_name')}, which is no scheduler of diffusers; nothing was run"
-        )
+        raise UserError(f"{file} names the class {name}, which is no scheduler of diffusers; nothing was run")
     return cls.from_config(config)  # type: ignore[attr-defined]

@@ -25,12 +25,11 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
     or what its id means: ``mannequin-v1`` is shipped with posegen, others are on the user's disk.
 
     Args:
-        method: the method folder.
-        about: its ``posegen.json``.
+        about: ``posegen.json`` of the folder ``method``.
         asked: path of the backbone, or arguments that differ from those of the configuration with its id.
 
     Raises:
-        UserError: nobody says where the backbone is, or a file names a class that is no backbone.
+        UserError: nobody says where the backbone is, or a file names something else.
     """
     saved = about.get("pipeline")
     if asked is None and isinstance(saved, Mapping):
@@ -39,28 +38,24 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
         file, node = described(method, about["backbone"]["id"])
         node = {**node, **changes(asked, node)}
     if "???" in node.values():
-        raise UserError(
-            f"{method} belongs to backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), "
-            "which is not in it; "
-            "name it: from_pretrained(folder, backbone=FOLDER_OR_FILE)"
-        )
+        name = f"{about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]})"
+        fix = "name it: from_pretrained(folder, backbone=FOLDER_OR_FILE)"
+        raise UserError(f"{method} belongs to backbone {name}, which is not in it; {fix}")
     cls = named_class(str(node.pop("_target_")), Backbone, "backbone", file)  # type: ignore[type-abstract]
     return cls(**node)
 
 
 def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
-    """(file, arguments) of the backbone: those of the cell around a method folder, unless it has moved, or of the
-    configuration with this id."""
+    """(file, arguments) of the backbone, from the cell around a method folder or the configuration with this id."""
     cell = method.parent / "config.yaml"
     if method.name == "method" and cell.is_file():
         node = plain(OmegaConf.load(cell).backbone)
         if Path(str(node.get("path"))).exists():
             return cell, node
-    options = [option.file for option in listing.groups()["backbone"].values()]
-    nodes: dict[Path, Any] = {file: OmegaConf.load(file) for file in options}
-    file = next((file for file, node in nodes.items() if node.get("id") == id), None)
-    if file is not None:
-        return file, plain(nodes[file])
+    for option in listing.groups()["backbone"].values():
+        found: Any = OmegaConf.load(option.file)
+        if found.get("id") == id:
+            return option.file, plain(found)
     usual = listing.conf_dir() / "backbone" / "sd15.yaml"
     return usual, {**plain(OmegaConf.load(usual)), "id": id}
 
@@ -79,17 +74,11 @@ def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved backbone's arguments with their paths, which must not lead out of the folder ``base``.
-
-    Raises:
-        UserError: one does.
-    """
-    paths = {
-        name: (base / arguments[name]).resolve() for name in ("path", "autoencoder") if arguments.get(name) is not None
-    }
-    if strays := [name for name, path in paths.items() if not path.is_relative_to(base.resolve())]:
-        raise UserError(
-            f"{base.parent / 'posegen.json'}: the backbone's {strays[0]} {arguments[strays[0]]!r} is outside the "
-            "folder; nothing was read"
-        )
+    """A saved backbone's arguments with their paths, which must not lead out of the folder ``base``."""
+    given = {name: arguments[name] for name in ("path", "autoencoder") if arguments.get(name) is not None}
+    paths = {name: (base / value).resolve() for name, value in given.items()}
+    for name, path in paths.items():
+        if not path.is_relative_to(base.resolve()):
+            stray = f"the backbone's {name} {given[name]!r} is outside the folder"
+            raise UserError(f"{base.parent / 'posegen.json'}: {stray}; nothing was read")
     return {**arguments, **{name: str(path) for name, path in paths.items()}}

@@ -1,7 +1,4 @@
-"""The batches of training, functions of (seed, step) alone.
-
-That is why an interrupted run continues bit for bit: nothing has to be remembered but the step.
-"""
+"""The batches of training: functions of (seed, step) alone, so that an interrupted run continues bit for bit."""
 
 from __future__ import annotations
 
@@ -47,9 +44,8 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
     twins = torch.stack([data.twin(i).tensor for i in indices]) if "twins" in needs.fields else None
     sources = [data.sources_of(i, visit) for i in indices] if "source" in needs.fields else []
     poses = torch.stack([s.encodable for s in samples]) if "poses" in needs.fields else None
-    hint = None
-    if needs.hint is not None:
-        hint = torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))
+    source = [torch.stack([s.tensor for s in each]) if len(each) > 1 else each[0].tensor for each in sources]
+    hint = None if needs.hint is None else torch.from_numpy(np.stack([drawn(needs.hint, s) for s in samples]))
     latents, source_latents = (
         None if cached is None else torch.from_numpy(np.stack([cached[i] for i in indices])).float()
         for cached in (needs.latents, needs.source_latents)
@@ -64,11 +60,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         images=images,
         poses=poses,
         twins=twins,
-        source=torch.stack(
-            [torch.stack([s.tensor for s in each]) if len(each) > 1 else each[0].tensor for each in sources]
-        )
-        if sources
-        else None,
+        source=torch.stack(source) if source else None,
         source_keypoints=[each[0].keypoints for each in sources],
         source_latents=source_latents,
         hint=hint,
@@ -81,17 +73,12 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
 
 
 def drawn(hint: Hint, sample: Sample) -> np.ndarray:
-    """The drawn pose of a sample.
-
-    Raises:
-        UserError: its keypoints cannot be drawn (not a number, say); names the sample.
-    """
+    """The drawn pose of a sample; keypoints that cannot be drawn (not a number, say) are a `UserError`."""
     try:
         return hint(sample.keypoints, sample.size)
     except ValueError as error:
-        raise UserError(
-            f"the pose of sample {sample.id} cannot be drawn: {error}; mend or remove it in the data set"
-        ) from error
+        fix = "mend or remove it in the data set"
+        raise UserError(f"the pose of sample {sample.id} cannot be drawn: {error}; {fix}") from error
 
 
 def fixed_batches(count: int, size: int) -> list[range]:

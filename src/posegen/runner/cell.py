@@ -27,23 +27,10 @@ from posegen.io.hashes import content_hash, value_hash
 from posegen.io.locks import locked
 
 #: Groups and keys that results depend on, except for `NEUTRAL_KEYS`; weights at a path count by their hash.
-IDENTITY = [
-    "task",
-    "adapter",
-    "backbone",
-    "data",
-    "sampler",
-    "optim",
-    "budget",
-    "compute",
-    "trainer",
-    "callbacks",
-    "estimator",
-    "protocol",
-    "seed",
-    "checkpoint",
-    "transfer",
-]
+IDENTITY = (
+    *("task", "adapter", "backbone", "data", "sampler", "optim", "budget", "compute", "trainer", "callbacks"),
+    *("estimator", "protocol", "seed", "checkpoint", "transfer"),
+)
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
@@ -54,7 +41,6 @@ class Cell:
     """A cell's folder and what it must hold.
 
     Attributes:
-        folder: where everything of the cell lies.
         identity: everything its results depend on, as plain values.
         config: the full resolved configuration, for the record.
     """
@@ -65,11 +51,7 @@ class Cell:
 
     @classmethod
     def of(cls, cfg: DictConfig, content: Mapping[str, str | None] | None = None) -> Cell:
-        """The cell of a composed configuration.
-
-        Args:
-            content: hashes of the data sets on disk that results depend on, by split, see `Components.content`.
-        """
+        """The cell of a composed configuration; ``content``: hashes of its data sets, see `Components.content`."""
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         on_disk = {"content": dict(content)} if content and any(content.values()) else {}
         return cls(Path(config["paths"]["cell"]), {**identity(config), **on_disk}, config)
@@ -85,21 +67,15 @@ class Cell:
         return read_json(path) if path.is_file() else {}
 
     def check(self) -> None:
-        """Refuses a folder that belongs to another identity.
-
-        Raises:
-            CellConflict: names the differing keys with both values and the ways out.
-        """
+        """Raises `CellConflict` for a folder of another identity, with the differing keys and the ways out."""
         status = self.status
         if not status or status["hash"] == self.hash:
             return
         rows = differences(status["identity"], self.identity)
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
-        raise CellConflict(
-            f"{self.folder} holds a cell of other settings:\n"
-            f"{listed or '  (files at the same paths have other content)'}\n"
-            "Keep both with another study=NAME, or delete that folder to replace it."
-        )
+        listed = listed or "  (files at the same paths have other content)"
+        fix = "Keep both with another study=NAME, or delete that folder to replace it."
+        raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\n{fix}")
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"
@@ -109,10 +85,7 @@ class Cell:
         """Claims the cell for this process and records how the block ends.
 
         Another process that works on the cell is waited for; when it has finished, the block may find nothing to do.
-
-        Args:
-            sharing: processes that share the cell do not wait for each other, and the cell is not finished with the
-                block.
+        Processes with ``sharing`` do not wait for each other, and their blocks do not finish the cell.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", sharing):
@@ -158,8 +131,7 @@ def without_places(value: Any) -> Any:
 
 
 def neutralised(value: Any, key: str, hashed: bool) -> Any:
-    """A value without neutral keys and without places: weights count by a hash of their content, data sets by name,
-    since they know a hash of their own (`Components.content`)."""
+    """A value without neutral keys and places: files count by hash, data sets (see `Components.content`) by name."""
     if isinstance(value, Mapping):
         return {k: neutralised(v, str(k), hashed) for k, v in value.items() if k not in NEUTRAL_KEYS}
     if isinstance(value, list | tuple):
@@ -186,10 +158,6 @@ def provenance() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # posegen itself, run from a checkout
             continue
-    return {"versions": versions, "git": git_commit(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout the code runs from, None outside one."""
     where = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    return subprocess.run(where, capture_output=True, text=True, check=False).stdout.strip() or None
+    commit = subprocess.run(where, capture_output=True, text=True, check=False).stdout.strip() or None
+    return {"versions": versions, "git": commit, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}

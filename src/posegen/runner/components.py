@@ -28,11 +28,7 @@ def reference_split(cfg: DictConfig) -> str:
 
 
 class Components:
-    """Lazy access to what a configuration describes.
-
-    Args:
-        cfg: a composed cell configuration.
-    """
+    """Lazy access to what a composed cell configuration describes."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
@@ -52,10 +48,8 @@ class Components:
         adapter = instantiate(OmegaConf.create(node), _convert_="all")
         vars(adapter).update(declared)  # before it is attached: quirks may shape modules
         if adapter.sample != self.backbone.sample:
-            raise UserError(
-                f"adapter {self.cfg.method} generates a {adapter.sample}, backbone generates a {self.backbone.sample}; "
-                "choose another backbone="
-            )
+            kinds = f"generates a {adapter.sample}, backbone generates a {self.backbone.sample}"
+            raise UserError(f"adapter {self.cfg.method} {kinds}; choose another backbone=")
         return adapter
 
     @cached_property
@@ -78,22 +72,18 @@ class Components:
         return self._data[split]
 
     def content(self, *splits: str) -> dict[str, str | None]:
-        """Hashes of what data sets on disk hold, by split; they are prepared where they are not yet. What is generated
-        is described by its configuration, and has none."""
-        return {
-            split: self.data(split).identity.get("content") for split in dict.fromkeys(splits) if split in self.cfg.data
-        }
+        """Hashes of what data sets on disk hold, by split, prepared where necessary; None for what is generated."""
+        known = (split for split in dict.fromkeys(splits) if split in self.cfg.data)
+        return {split: self.data(split).identity.get("content") for split in known}
 
     @cached_property
     def population(self) -> list[Sample]:
-        """A split without its images, the training split unless the adapter says otherwise: what it may know of the
-        world before it is asked."""
+        """The split that the adapter may know beforehand, usually the training split, without its images."""
         data = self.data(self.bare_adapter.population)
         return [replace(data.seen(i, image=False), image=None) for i in range(len(data))]
 
     @cached_property
     def kind(self) -> Kind:
-        """What the backbone generates."""
         return KINDS[self.backbone.sample]
 
     @cached_property
@@ -110,5 +100,4 @@ class Components:
 
     @cached_property
     def shard(self) -> Shard:
-        """Which batches this process samples and judges."""
         return Shard.of(self.cfg)

@@ -24,10 +24,7 @@ SHARD = 1000
 class Encoded:
     """Arrays of one split in files of `SHARD` rows, read through memory maps.
 
-    Args:
-        folder: where the shards lie; its name holds a hash of everything they depend on.
-        count: rows in all.
-        part: name of an array that lies beside the main one.
+    The name of ``folder`` holds a hash of everything they depend on; ``part`` names an array beside the main one.
     """
 
     def __init__(self, folder: Path, count: int, part: str = "") -> None:
@@ -48,18 +45,13 @@ class Encoded:
         return Encoded(self.folder, self.count, part) if self.path(0, part).is_file() else None
 
     def fill(self, encode: Callable[[range], Mapping[str, np.ndarray]], stage: str, mode: Mode) -> Encoded:
-        """Computes the missing shards; an interruption loses at most one.
-
-        Args:
-            encode: rows to the arrays of each part; the main one's name is empty.
-        """
+        """Computes the missing shards; ``encode`` gives the arrays of rows by part, the main one's name is empty."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shards = [range(s, min(s + SHARD, self.count)) for s in range(0, self.count, SHARD)]
-        missing = [s for s in shards if self._rows(s.start // SHARD) < len(s)]
-        if not missing:
+        if all(map(self._whole, shards)):
             return self
         with locked(self.folder / ".lock"):
-            missing = [s for s in missing if self._rows(s.start // SHARD) < len(s)]
+            missing = [rows for rows in shards if not self._whole(rows)]
             with Progress(self.folder, stage, sum(map(len, missing)), mode=mode) as progress:
                 for rows in missing:
                     for part, values in sorted(encode(rows).items(), reverse=True):  # the main array last: it counts
@@ -68,12 +60,11 @@ class Encoded:
                     progress.update(len(rows))
         return self
 
-    def _rows(self, shard: int) -> int:
-        """Rows of a whole shard file; 0 for one that is missing or cut off."""
+    def _whole(self, rows: range) -> bool:
         try:
-            return len(np.load(self.path(shard), mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError):
-            return 0
+            return len(np.load(self.path(rows.start // SHARD), mmap_mode="r", allow_pickle=False)) >= len(rows)
+        except (OSError, ValueError, EOFError):  # missing or cut off
+            return False
 
 
 def cached_latents(
@@ -92,9 +83,8 @@ def cached_latents(
             parts.append(backbone.to_latents(images.to(device)).half().cpu().numpy())
         return {"": np.concatenate(parts)}
 
-    return Encoded(cache / "latents" / f"{data.name}-{data.split}-{key}", len(data)).fill(
-        encode, f"{of} of {data.split}", mode
-    )
+    folder = cache / "latents" / f"{data.name}-{data.split}-{key}"
+    return Encoded(folder, len(data)).fill(encode, f"{of} of {data.split}", mode)
 
 
 def cached_text(
@@ -109,11 +99,8 @@ def cached_text(
     def encode(rows: range) -> dict[str, np.ndarray]:
         chunks = [different[s : min(s + 100, rows.stop)] for s in range(rows.start, rows.stop, 100)]
         text = Text.cat([backbone.encode_text(chunk).to("cpu") for chunk in chunks])
-        parts = {
-            "": text.tokens.half(),
-            "pooled": None if text.pooled is None else text.pooled.half(),
-            "mask": text.mask,
-        }
+        pooled = None if text.pooled is None else text.pooled.half()
+        parts = {"": text.tokens.half(), "pooled": pooled, "mask": text.mask}
         return {name: part.numpy() for name, part in parts.items() if part is not None}
 
     folder = cache / "text" / f"{data.name}-{data.split}-{key}"

@@ -18,8 +18,7 @@ def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
     """A copy of a configuration with other values under top-level keys."""
     copy = cfg.copy()
     with open_dict(copy):
-        for name, value in values.items():
-            copy[name] = value
+        copy.update(values)
         if "dataset" in values:
             copy.paths.cell = cell_folder(copy)
     return copy
@@ -31,8 +30,7 @@ def method_class(cfg: DictConfig) -> type[Adapter]:
 
 
 def with_checkpoint(cfg: DictConfig) -> DictConfig:
-    """The configuration with the method folder that ``checkpoint`` means, so that the cell's identity is that of the
-    weights and not of "the newest"."""
+    """The configuration with the method folder that ``checkpoint`` means; its weights count for the identity."""
     return replaced(cfg, checkpoint=str(find_checkpoint(cfg))) if method_class(cfg).trainable else cfg
 
 

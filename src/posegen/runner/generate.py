@@ -22,24 +22,23 @@ from posegen.runner.stage import Stage
 
 
 class Generation(Stage):
-    """Writes the samples of every caption of the test split to ``folder/samples``.
-
-    Args:
-        weights: the method folder that is sampled; None for a method without weights.
-    """
+    """Writes the samples of every caption to ``folder/samples``; ``weights``: method folder, None without weights."""
 
     def __init__(self, components: Components, folder: Path, weights: Path | None) -> None:
-        self.components, self.folder, self.weights = components, folder, weights
+        self.components, self.folder, self.weights, self.samples = components, folder, weights, folder / "samples"
         self.data: PoseData = components.data("test")
-        self.samples = folder / "samples"
 
     def missing(self, batches: Sequence[range]) -> list[range]:
-        """The batches of which a sample is missing."""
         return [rows for rows in batches if not all(self.components.kind.kept(self.samples, i) for i in rows)]
 
     def batches(self) -> list[range]:
         self.data.prepare()
         return fixed_batches(len(self.data), self.components.sampler.batch)
+
+    def progress(self, stage: str, todo: Sequence[range]) -> Progress:
+        shard, left = self.components.shard, sum(map(len, todo))
+        total = sum(map(len, shard.select(self.batches())))
+        return Progress(self.folder, shard.label(stage), total, total - left, mode=self.components.cfg.progress)
 
     def todo(self) -> list[range]:
         return self.missing(self.components.shard.select(self.batches()))
@@ -50,12 +49,9 @@ class Generation(Stage):
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
-        total = sum(map(len, components.shard.select(self.batches())))
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         shown = pictured(self.data) if "source" in adapter.reads else set()
-        with Progress(
-            self.folder, components.shard.label("sample"), total, total - left, "img", components.cfg.progress
-        ) as progress:
+        with self.progress("sample", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows)
                 start = time.perf_counter()
@@ -89,8 +85,7 @@ def note_row(adapter: Adapter, folder: Path) -> None:
     """What a table says about a row besides its numbers, in ``row.json``."""
     path = folder / "row.json"
     if adapter.remark or not path.is_file():
-        faithful = adapter.faithful if adapter.trains else None
-        write_json(path, {"remark": adapter.remark, "faithful": faithful})
+        write_json(path, {"remark": adapter.remark, "faithful": adapter.faithful if adapter.trains else None})
 
 
 def batch_of(
@@ -101,11 +96,7 @@ def batch_of(
     data: PoseData | None = None,
     fields: frozenset[str] = frozenset(),
 ) -> PoseBatch:
-    """The samples ``rows`` of a split, or of other data, with what the adapter reads and the negative prompt.
-
-    Args:
-        fields: further optional fields of the batch.
-    """
+    """The samples ``rows`` of a split, or of other data, with what the adapter reads, and further ``fields``."""
     needs = Needs(frozenset(adapter.reads) | fields, adapter.hint)
     batch = collate(components.data(split) if data is None else data, rows, needs, components.cfg.seed)
     with torch.no_grad():

@@ -16,25 +16,17 @@ from posegen.io.atomic import replacing
 from posegen.metrics.base import Poses
 from posegen.poses.drawing import overlay
 
-#: Pictures of a cell that the results page shows.
-SHOWN = 16
-#: Least score of a keypoint that is drawn.
-SCORE = 0.1
-#: Pictures of each scenario that are kept to look at.
-PER_SCENARIO = 5
+SHOWN = 16  # pictures of a cell on the results page
+SCORE = 0.1  # least score of a keypoint that is drawn
+PER_SCENARIO = 5  # pictures of each scenario that are kept to look at
 
 
 def triple(image: np.ndarray, target: np.ndarray, found: Poses, zoom: int = 3) -> np.ndarray:
     """Target pose, sample, and sample with the re-detected pose, side by side, enlarged."""
     large = image.repeat(zoom, 0).repeat(zoom, 1)
-    return np.concatenate(
-        [
-            overlay(np.zeros_like(large), enlarged(target, zoom)),
-            large,
-            overlay(large, enlarged(visible(found.keypoints), zoom)),
-        ],
-        axis=1,
-    )
+    wanted = overlay(np.zeros_like(large), enlarged(target, zoom))
+    seen = overlay(large, enlarged(visible(found.keypoints), zoom))
+    return np.concatenate([wanted, large, seen], axis=1)
 
 
 def pictured(data: PoseData) -> set[int]:
@@ -49,13 +41,10 @@ def pictured(data: PoseData) -> set[int]:
 
 
 def keep_sources(cell: Path, data: PoseData, indices: Iterable[int]) -> None:
-    """Writes ``cell/sources/<index>.png``: what the appearance of these samples is taken from, several pictures side by
-    side."""
+    """Writes ``cell/sources/<index>.png``: the pictures that give these samples their appearance, side by side."""
     for i in indices:
-        write_png(
-            picture(cell / "sources", i),
-            np.concatenate([to_uint8(sample.tensor[None])[0] for sample in data.sources_of(i)], axis=1),
-        )
+        sources = [to_uint8(sample.tensor[None])[0] for sample in data.sources_of(i)]
+        write_png(picture(cell / "sources", i), np.concatenate(sources, axis=1))
 
 
 def visible(detected: np.ndarray) -> np.ndarray:
@@ -72,19 +61,19 @@ def enlarged(keypoints: np.ndarray, zoom: int) -> np.ndarray:
     return larger
 
 
-def under(
-    names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray], height: int = 26
-) -> np.ndarray | None:
+def under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarray]) -> np.ndarray | None:
     """The lines below a strip with the names of their columns, which are ``widths`` panels wide; None without lines."""
     if not lines:
         return None
-    side = lines[0].shape[1] // sum(widths)
+    side, height = lines[0].shape[1] // sum(widths), 26
     strip = np.full((height, lines[0].shape[1], 3), 255, np.uint8)
     for name, left in zip(names, np.cumsum([0, *widths]), strict=False):
-        place = (int(left) * side + 6, height - 8)
-        cv2.putText(
-            strip, name.removeprefix("reference/"), place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40, 40, 40), 1, cv2.LINE_AA
+        text, place, font = (
+            name.removeprefix("reference/"),
+            (int(left) * side + 6, height - 8),
+            cv2.FONT_HERSHEY_SIMPLEX,
         )
+        cv2.putText(strip, text, place, font, 0.5, (40, 40, 40), 1, cv2.LINE_AA)
     return np.concatenate([strip, *lines])
 
 
@@ -101,11 +90,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def read_png(path: Path) -> np.ndarray:
-    """The RGB image ``[H, W, 3] uint8`` of a picture file.
-
-    Raises:
-        UserError: the file is missing or damaged; names it and the fix.
-    """
+    """The RGB image ``[H, W, 3] uint8`` of a picture file."""
     data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if image is None:

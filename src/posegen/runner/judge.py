@@ -22,10 +22,7 @@ from posegen.runner.stage import WHOLE, Shard, Stage
 
 
 class Judging(Stage):
-    """Judges the pictures in ``folder/samples``, and the real ones they are compared with.
-
-    Finished, the folder has ``records.csv`` and ``features.npz``, and those of the real images in ``reference``.
-    """
+    """Writes ``records.csv`` and ``features.npz`` of ``folder/samples``, and of real images in ``folder/reference``."""
 
     def __init__(self, components: Components, folder: Path) -> None:
         self.components, self.folder = components, folder
@@ -58,7 +55,7 @@ class Judging(Stage):
         self.judgement.fill(examine, components.shard, "judge")
 
     def done(self) -> bool:
-        return self.judgement.whole
+        return not self.judgement.missing(WHOLE)
 
     def finish(self) -> None:
         shutil.copytree(judge_reference(self.components), self.folder / "reference", dirs_exist_ok=True)
@@ -85,11 +82,8 @@ def reference_folder(components: Components) -> Path:
 def judge_reference(components: Components, shard: Shard = WHOLE) -> Path:
     """The folder with the records of the real images that distances between sets compare with.
 
-    They are those of the split that ``data.reference`` names. By default it is not the test split, so that the row of
-    real images shows the distance between two samples of reality; the published protocols compare with the test images.
-
-    Args:
-        shard: which batches to judge here; the records are complete when all have been judged.
+    By default their split is not the test split, so that the row of real images shows the distance between two samples
+    of reality; the published protocols compare with the test images (``data.reference``).
     """
     data, folder = components.data(reference_split(components.cfg)), reference_folder(components)
     device = judging_device(components)
@@ -112,12 +106,8 @@ def judge_reference(components: Components, shard: Shard = WHOLE) -> Path:
 class Judgement:
     """The records of a set of images, written batch by batch.
 
-    An interruption loses one batch, and several processes can share the work. Whole, the batches are merged into
-    ``records.csv`` and ``features.npz`` of the folder.
-
-    Args:
-        folder: where the records lie.
-        count: number of images.
+    An interruption loses one batch, and several processes can share the work. Whole, the batches of ``count`` images
+    are merged into ``records.csv`` and ``features.npz`` of the folder.
     """
 
     def __init__(self, folder: Path, count: int, components: Components) -> None:
@@ -128,13 +118,10 @@ class Judgement:
     def merged(self) -> bool:
         return (self.folder / "records.csv").is_file()
 
-    @property
-    def whole(self) -> bool:
-        return self.merged or all(self._done(rows) for rows in self.batches)
-
     def missing(self, shard: Shard) -> list[range]:
-        """The batches of a share that have no records yet."""
-        return [] if self.merged else [rows for rows in shard.select(self.batches) if not self._done(rows)]
+        """The batches of a share that have no records yet; of a batch's two files these are written last."""
+        batches = () if self.merged else shard.select(self.batches)
+        return [rows for rows in batches if not (self._place(rows) / "records.csv").is_file()]
 
     def fill(self, examine: Callable[[range], list[Judged]], shard: Shard, stage: str) -> None:
         """Records the missing batches of a share."""
@@ -142,11 +129,10 @@ class Judgement:
         if not missing:
             return
         total, left = sum(map(len, shard.select(self.batches))), sum(map(len, missing))
-        mode = self.components.cfg.progress
-        with Progress(self.folder, shard.label(stage), total, total - left, "img", mode) as progress:
+        with Progress(self.folder, shard.label(stage), total, total - left, mode=self.components.cfg.progress) as bar:
             for rows in missing:
                 self.components.protocol.write(self._place(rows), self.components.protocol.records(examine(rows)))
-                progress.update(len(rows))
+                bar.update(len(rows))
 
     def merge(self) -> None:
         """Puts the records of all batches together; they have the same bytes whoever wrote them."""
@@ -158,6 +144,3 @@ class Judgement:
 
     def _place(self, rows: range) -> Path:
         return self.folder / "batches" / f"{rows.start:06d}"
-
-    def _done(self, rows: range) -> bool:
-        return (self._place(rows) / "records.csv").is_file()  # of its two files the one that is written last

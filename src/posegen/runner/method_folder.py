@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,15 +40,17 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
     """Writes a method folder; it appears whole or not at all.
 
     Args:
-        adapter: attached to ``backbone``.
         own_unet: write the U-Net although it does not train, because it is not the backbone's own.
-        facts: more entries of ``posegen.json``, among them ``sampler``, the settings that the method is to be sampled
-            with, where they are known.
+        facts: more entries of ``posegen.json``, among them ``sampler``, the settings to sample the method with.
     """
+    # The constructor's arguments that are plain values, read back from the attributes that keep them.
+    names = (name for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name))
+    values = {name: getattr(adapter, name) for name in names}
+    plain = str | int | float | bool | list | tuple | None
     about = {
         "format": FORMAT,
-        "class": f"{type(adapter).__module__}.{type(adapter).__qualname__}",
-        "kwargs": arguments(adapter),
+        "class": full_name(adapter),
+        "kwargs": {name: value for name, value in values.items() if isinstance(value, plain)},
         "faithful": adapter.faithful,
         "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256},
         "sampler": None,
@@ -69,16 +71,8 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         write_json(temporary / "posegen.json", about)
 
 
-def arguments(adapter: Adapter) -> dict[str, Any]:
-    """The constructor's arguments that are plain values, read back from the attributes that keep them."""
-    values = {
-        name: getattr(adapter, name) for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name)
-    }
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, str | int | float | bool | list | tuple | None)
-    }
+def full_name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def trains(module: nn.Module) -> bool:
@@ -86,96 +80,64 @@ def trains(module: nn.Module) -> bool:
 
 
 def plain_modules(adapter: Adapter) -> dict[str, tuple[str, Any]]:
-    """Folder name -> (beginning of its keys, module), for parts of the adapter that diffusers itself can load.
-
-    A module of one of diffusers' classes that a method has operated on is none of them: its configuration does not
-    describe it any more.
-    """
+    """Folder name -> (beginning of its keys, module), for parts of the adapter that diffusers itself can load."""
     found: dict[str, tuple[str, Any]] = {}
     for prefix, module in adapter.named_modules():
         kind = PLAIN.get(type(module).__name__)
-        if kind and type(module).__module__.startswith("diffusers.") and as_configured(module):
+        if kind is None or not type(module).__module__.startswith("diffusers."):
+            continue
+        with torch.device("meta"):
+            described: Any = type(module).from_config(module.config)  # type: ignore[attr-defined]
+        shapes, configured = ({k: v.shape for k, v in each.state_dict().items()} for each in (module, described))
+        if shapes == configured:  # else a method has operated on the module, and its configuration describes another
             number = sum(name.startswith(kind) for name in found)
             found[f"{kind}_{number}" if number else kind] = f"{prefix}.", module
     return found
 
 
-def as_configured(module: Any) -> bool:
-    """Whether a diffusers module has the weights that its configuration gives it."""
-    with torch.device("meta"):
-        described = type(module).from_config(module.config).state_dict()
-    return {key: value.shape for key, value in described.items()} == {
-        key: value.shape for key, value in module.state_dict().items()
-    }
-
-
 def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
-    """Puts the weights of a method folder into an attached adapter and its backbone, and has official weights used as
-    their authors did.
+    """Puts the weights of a method folder into an attached adapter and its backbone; sets `Adapter.faithful`, too.
 
-    Raises:
-        UserError: the folder belongs to another class or backbone, or its weights are missing, damaged, not finite or
-            of another shape.
+    A `UserError` says that they belong to another class or backbone, do not fit or are damaged.
     """
-    about = read_about(folder)
-    name = f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+    about, name, own = read_about(folder), full_name(adapter), backbone.weights
     if about["class"] != name:
-        raise UserError(
-            f"{folder} holds weights of {about['class']}, the configured adapter is {name}; choose the adapter they "
-            "belong to, or another checkpoint="
-        )
-    if about["backbone"]["sha256"] != backbone.weights.sha256:
-        raise UserError(
-            f"{folder} was trained on backbone {about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]}), "
-            f"configured is {backbone.weights.id} ({backbone.weights.sha256[:12]}); set backbone= to that one, or "
-            "train again"
-        )
+        fix = "choose the adapter they belong to, or another checkpoint="
+        raise UserError(f"{folder} holds weights of {about['class']}, the configured adapter is {name}; {fix}")
+    if (sha256 := about["backbone"]["sha256"]) != own.sha256:
+        there, here = f"{about['backbone']['id']} (sha256 {sha256[:12]})", f"{own.id} ({own.sha256[:12]})"
+        fix = "set backbone= to that one, or train again"
+        raise UserError(f"{folder} was trained on backbone {there}, configured is {here}; {fix}")
     adapter.faithful = bool(about.get("faithful", adapter.faithful))
-    put(adapter, adapter_tensors(adapter, folder), folder)
-    if trains(backbone.unet) or (folder / UNET).is_file():
-        put(backbone.unet, read(folder / UNET), folder / UNET)
-
-
-def adapter_tensors(adapter: Adapter, folder: Path) -> dict[str, Tensor]:
-    """The adapter's weights in a method folder, from wherever they lie there."""
     tensors: dict[str, Tensor] = {}
-    for name, (prefix, _) in plain_modules(adapter).items():
-        if (folder / name).is_dir() or not (folder / ADAPTER).is_file():
-            tensors |= {f"{prefix}{key}": value for key, value in read(folder / name / WEIGHTS).items()}
+    for part, (prefix, _) in plain_modules(adapter).items():
+        if (folder / part).is_dir() or not (folder / ADAPTER).is_file():
+            tensors |= {f"{prefix}{key}": value for key, value in read(folder / part / WEIGHTS).items()}
     if adapter.state_dict().keys() - tensors.keys() or (folder / ADAPTER).is_file():
         tensors |= read(folder / ADAPTER)
-    return tensors
+    put(adapter, tensors, folder)
+    if trains(backbone.unet) or (folder / UNET).is_file():
+        put(backbone.unet, read(folder / UNET), folder / UNET)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """``posegen.json`` of a method folder."""
     path = folder / "posegen.json"
     if not path.is_file():
-        raise UserError(
-            f"{folder} is no method folder (posegen.json is missing); name a finished cell, its method folder, or the "
-            "target of posegen convert"
-        )
+        fix = "name a finished cell, its method folder, or the target of posegen convert"
+        raise UserError(f"{folder} is no method folder (posegen.json is missing); {fix}")
     about = read_json(path)
     version = about.get("format") if isinstance(about, dict) else None
     fields = {"class": str, "kwargs": dict, "backbone": dict}
-    if (
-        version != FORMAT
-        or not all(isinstance(about.get(name), kind) for name, kind in fields.items())
-        or not {"id", "sha256"} <= about["backbone"].keys()
-    ):
-        raise UserError(
-            f"{path} has format {version}, this version reads format {FORMAT}; make the folder again with posegen "
-            "train or convert"
-        )
+    known = version == FORMAT and all(isinstance(about.get(name), kind) for name, kind in fields.items())
+    if not known or not {"id", "sha256"} <= about["backbone"].keys():
+        fix = "make the folder again with posegen train or convert"
+        raise UserError(f"{path} has format {version}, this version reads format {FORMAT}; {fix}")
     return about
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        UserError: it is missing or damaged, or a number in it is none.
-    """
+    """The tensors of a safetensors file, all finite."""
     if not file.is_file():
         raise UserError(f"{file} is missing; the method folder is incomplete: train or convert it again")
     try:
@@ -187,54 +149,43 @@ def read(file: Path) -> dict[str, Tensor]:
 
 
 def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuses weights that no image can come from.
-
-    Raises:
-        UserError: names the file and some of the tensors.
-    """
+    """Refuses weights that no image can come from; names the file and some of the tensors."""
     if bad := not_finite(tensors):
         raise UserError(
             f"{file} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: {listed(bad)}. Its training "
-            "diverged, or it overflowed when it was "
-            "saved in half precision; take an earlier checkpoint or the file in full precision"
+            "diverged, or it overflowed when it was saved in half precision; take an earlier checkpoint or the file in "
+            "full precision"
         )
 
 
-def listed(names: list[str], most: int = 5) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first names, separated by commas."""
-    return f"{', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+
+
+def misshaped(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Keys of both with another shape, and the shapes."""
+    different = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
+    return [f"{key} {list(given[key].shape)} instead of {list(own[key].shape)}" for key in different]
 
 
 def put(module: nn.Module, tensors: Mapping[str, Tensor], file: Path | str) -> None:
-    """Loads ``tensors`` with every key accounted for.
-
-    Raises:
-        UserError: lists missing, unexpected and mis-shaped keys.
-    """
+    """Loads ``tensors``; a `UserError` lists missing, unexpected and mis-shaped keys."""
     own = module.state_dict()
-    misshaped = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     problems = {
         "missing": sorted(own.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
-        "of another shape": [
-            f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}" for key in misshaped
-        ],
+        "of another shape": misshaped(own, tensors),
     }
     if any(problems.values()):
         kinds = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
-        raise UserError(
-            f"{file} does not fit {type(module).__name__}: {kinds}. The settings of the adapter or the backbone differ "
-            "from those of the weights"
-        )
+        cause = "The settings of the adapter or the backbone differ from those of the weights"
+        raise UserError(f"{file} does not fit {type(module).__name__}: {kinds}. {cause}")
     module.load_state_dict(tensors)
 
 
 def load_method(folder: Path, backbone: Backbone) -> Adapter:
-    """The adapter that a method folder describes, attached to ``backbone``, with its weights.
-
-    Raises:
-        UserError: the folder is unusable, or names a class that is not an `Adapter`.
-    """
+    """The adapter that a method folder describes, attached to ``backbone``, with its weights."""
     about = read_about(folder)
     adapter = adapter_class(about["class"], folder)(**about["kwargs"])
     adapter.faithful = bool(about.get("faithful", adapter.faithful))
@@ -249,14 +200,10 @@ def adapter_class(name: str, folder: Path) -> type[Adapter]:
 
 
 def named_class(name: str, kind: type[Kind], what: str, file: Path) -> type[Kind]:
-    """The class that a foreign file names, if it is of the right kind; nothing else is ever called.
+    """The class that a foreign file names, if it inherits from ``kind``; nothing else is ever called.
 
-    The module must be one of posegen's own or one that the program has imported already: a folder cannot have foreign
-    modules imported.
-
-    Args:
-        kind: what the class must inherit from.
-        what: the same as a word, also the beginning of posegen's package of them.
+    Its module must be imported already, or lie in posegen's package of ``what``: a folder cannot have foreign modules
+    imported.
     """
     module, _, attribute = name.rpartition(".")
     found = None
@@ -266,29 +213,28 @@ def named_class(name: str, kind: type[Kind], what: str, file: Path) -> type[Kind
         except ImportError:
             found = None
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise UserError(
-            f"{file} names the class {name}, which is no {what}; nothing was run. Import its package first, or get the "
-            "folder from its author again"
-        )
+        fix = "Import its package first, or get the folder from its author again"
+        raise UserError(f"{file} names the class {name}, which is no {what}; nothing was run. {fix}")
     return found
 
 
 def find_checkpoint(cfg: DictConfig) -> Path:
-    """The method folder that ``checkpoint`` means: a cell, a method folder, or, where it is null, the newest finished
-    cell of this adapter and backbone.
-
-    Raises:
-        UserError: there is none; names the command that makes it.
-    """
+    """The method folder that ``checkpoint`` names, else that of the newest finished cell of adapter and backbone."""
     if cfg.checkpoint is not None:
         return method_folder(Path(cfg.checkpoint))
-    finished = [cell for cell in Path(cfg.paths.output).glob("**/status.json") if made_by(cell, cfg)]
+    wanted = {key: value for key, value in identity(cfg).items() if key in ("adapter", "backbone", "task")}
+
+    def usable(status: Path) -> bool:
+        record = read_json(status)
+        known = record.get("identity", {})
+        same = all(known.get(key) == value for key, value in wanted.items())
+        return record.get("state") == "finished" and same and (status.parent / "method").is_dir()
+
+    finished = [status for status in Path(cfg.paths.output).glob("**/status.json") if usable(status)]
     if not finished:
-        raise UserError(
-            f"no finished cell of adapter {cfg.method} in {cfg.paths.output}; run posegen train adapter={cfg.method} "
-            "first, or set checkpoint=FOLDER"
-        )
-    return max(finished, key=lambda cell: cell.stat().st_mtime).parent / "method"
+        fix = f"run posegen train adapter={cfg.method} first, or set checkpoint=FOLDER"
+        raise UserError(f"no finished cell of adapter {cfg.method} in {cfg.paths.output}; {fix}")
+    return max(finished, key=lambda status: status.stat().st_mtime).parent / "method"
 
 
 def method_folder(place: Path) -> Path:
@@ -296,23 +242,9 @@ def method_folder(place: Path) -> Path:
     return place / "method" if (place / "method").is_dir() else place
 
 
-def made_by(status: Path, cfg: DictConfig) -> bool:
-    """Whether a cell is finished and was trained with this adapter and backbone."""
-    record = read_json(status)
-    wanted = identity(cfg)
-    same = all(record.get("identity", {}).get(key) == wanted[key] for key in ("adapter", "backbone", "task"))
-    return record.get("state") == "finished" and same and (status.parent / "method").is_dir()
-
-
 def writable(folder: Path) -> Path:
-    """``folder``, if writing there destroys nothing but an earlier method folder.
-
-    Raises:
-        UserError: something else is there.
-    """
-    free = not folder.exists() or (
-        folder.is_dir() and (not any(folder.iterdir()) or (folder / "posegen.json").is_file())
-    )
-    if not free:
+    """``folder``, if writing there destroys nothing but an earlier method folder."""
+    replaceable = (folder / "posegen.json").is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    if folder.exists() and not replaceable:
         raise UserError(f"{folder} exists and is no method folder, so it is not overwritten; choose a new folder")
     return folder

@@ -22,8 +22,7 @@ from posegen.runner.images import picture, read_png, triple, write_png
 
 
 class Kind(ABC):
-    """One kind of sample. Every sample has a picture ``<index>.png``, so that pages and grids need not know its
-    kind."""
+    """One kind of sample, always with a picture ``<index>.png``, so that pages and grids need not know the kind."""
 
     @abstractmethod
     def real(self, samples: Sequence[Sample]) -> Tensor:
@@ -80,21 +79,14 @@ class SinglePoses(Kind):
         return torch.stack([sample.pose for sample in samples])
 
     def pictures(self, generated: Tensor, size: tuple[int, int]) -> np.ndarray:
-        return np.stack(
-            [
-                overlay(np.zeros((*size, 3), np.uint8), from_square(pose, size)[None])
-                for pose in generated.float().cpu().numpy()
-            ]
-        )
+        black, poses = np.zeros((*size, 3), np.uint8), generated.float().cpu().numpy()
+        return np.stack([overlay(black, from_square(pose, size)[None]) for pose in poses])
 
     def shown(self, picture: np.ndarray, judged: Judged) -> np.ndarray:
         """The third panel has all poses of the caption."""
         size = picture.shape[:2]
-        return triple(
-            picture,
-            from_square(judged.keypoints, size),
-            Poses(from_square(judged.found.keypoints, size), judged.found.scores),
-        )
+        found = Poses(from_square(judged.found.keypoints, size), judged.found.scores)
+        return triple(picture, from_square(judged.keypoints, size), found)
 
     def write(self, folder: Path, index: int, draws: Tensor, size: tuple[int, int]) -> None:
         content = io.BytesIO()
@@ -107,25 +99,19 @@ class SinglePoses(Kind):
         return numbers(folder, index).is_file()
 
     def read(self, folder: Path, rows: range) -> Tensor:
-        """``[B, K, 17, 3]``.
-
-        Raises:
-            UserError: a file is damaged.
-        """
-        return torch.stack([torch.from_numpy(_read_numbers(numbers(folder, i))) for i in rows])
+        """``[B, K, 17, 3]``."""
+        poses = []
+        for path in (numbers(folder, i) for i in rows):
+            try:
+                poses.append(torch.from_numpy(np.load(path, allow_pickle=False)))
+            except (OSError, ValueError, EOFError) as error:
+                fix = "delete it and run the command again to make it anew"
+                raise UserError(f"{path} cannot be read ({error}); {fix}") from error
+        return torch.stack(poses)
 
 
 def numbers(folder: Path, index: int) -> Path:
     return picture(folder, index).with_suffix(".npy")
-
-
-def _read_numbers(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete it and run the command again to make it anew"
-        ) from error
 
 
 KINDS: dict[Literal["image", "pose"], Kind] = {"image": Images(), "pose": SinglePoses()}

@@ -16,11 +16,7 @@ from posegen.runner.sampler import After, Sampler
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch(PoseBatch):
-    """A batch whose initial noise may be given.
-
-    Attributes:
-        noise: ``[B, c, h, w]``.
-    """
+    """A batch whose initial noise ``[B, c, h, w]`` may be given."""
 
     noise: Tensor | None = None
 
@@ -56,25 +52,17 @@ class PipelineSampler(Sampler):
     ) -> Iterator[Tensor]:
         from tqdm.auto import tqdm
 
-        for done, latents in enumerate(
-            tqdm(super().denoising(adapter, backbone, batch, after), **{"total": self.steps - self.skip, **self.bar}),
-            1,
-        ):
+        steps, bar = super().denoising(adapter, backbone, batch, after), {"total": self.steps - self.skip, **self.bar}
+        for done, latents in enumerate(tqdm(steps, **bar), 1):
             if self.on_step is not None:
                 self.on_step(done)
             yield latents
 
     def guided(
-        self,
-        adapter: Adapter,
-        batch: PoseBatch,
-        weights: Sequence[float],
-        state: State,
-        latents: Tensor,
-        timestep: Tensor,
+        self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, t: Tensor
     ) -> Tensor:
         method: Any = adapter if self.control_scale == 1 else Scaled(adapter, self.control_scale)
-        return super().guided(method, batch, weights, state, latents.to(state.text.tokens.dtype), timestep)
+        return super().guided(method, batch, weights, state, latents.to(state.text.tokens.dtype), t)
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,19 @@ from posegen.errors import UserError
 
 #: Lightning's names of the precisions that sampling and `posegen profile` know, too.
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-#: What is compiled. Larger pieces take minutes to compile, and hooks on them, through which features are injected,
-#: would be frozen into the code.
+#: What is compiled: larger pieces take minutes, and hooks on them, which inject features, would be frozen into code.
 REPEATED = ("BasicTransformerBlock",)
-#: What may be computed again. The wide inner activations of feed-forward layers are the largest share of a transformer
-#: block's memory and cost little to compute; checkpointing whole blocks, diffusers' own kind, saves most and costs
-#: another forward pass.
+#: What may be computed again. The wide activations in feed-forward layers take most of a transformer block's memory and
+#: cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
 WIDE = ("GEGLU",)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of a precision in Lightning's names.
-
-    Raises:
-        UserError: it is not among `PRECISIONS`.
-    """
+    """The context of a precision in Lightning's names, one of `PRECISIONS`."""
     if precision not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision={precision} is not known to sampling; expected one of {', '.join(PRECISIONS)}"
-        )
+        expected = ", ".join(PRECISIONS)
+        raise UserError(f"trainer.precision={precision} is not known to sampling; expected one of {expected}")
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
@@ -46,11 +39,7 @@ def arrange(
 
     Args:
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
-        compile: compile the transformer blocks when they first run.
-        checkpointing: what is computed again in the backward pass instead of being kept: one of `CHECKPOINTING`.
-
-    Raises:
-        UserError: ``checkpointing`` is something else.
+        checkpointing: what the backward pass computes again instead of keeping it: one of `CHECKPOINTING`.
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"compute.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
@@ -73,9 +62,8 @@ def keep_cast(network: nn.Module, precision: str) -> None:
     """
     dtype = PRECISIONS.get(precision)
     for module in network.modules() if dtype is not None else ():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not any(
-            p.requires_grad for p in module.parameters(recurse=False)
-        ):
+        frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
+        if frozen and isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
 
 
@@ -112,14 +100,9 @@ def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The device that Lightning's ``accelerator`` means.
-
-    Raises:
-        UserError: there is no such device here.
-    """
+    """The device that Lightning's ``accelerator`` means."""
     wanted = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(accelerator, accelerator)
     if wanted not in ("cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
-        raise UserError(
-            f"trainer.accelerator={accelerator} is not on this machine; expected auto, cpu, or gpu where there is one"
-        )
+        expected = "auto, cpu, or gpu where there is one"
+        raise UserError(f"trainer.accelerator={accelerator} is not on this machine; expected {expected}")
     return torch.device(wanted)

@@ -15,14 +15,10 @@ Mode = Literal["bar", "file", "none"]
 
 
 class Progress:
-    """One stage of a cell (training, sampling, judging).
+    """One stage of a cell (training, sampling, judging), whose folder gets ``progress.json`` about once a second.
 
     Args:
-        folder: the cell; gets ``progress.json`` about once a second.
-        stage: what is being done, in a word.
-        total: units of work.
-        done: units that an earlier run finished; the rate counts only what this run does.
-        unit: what is counted.
+        done: units of ``total`` that an earlier run finished; the rate counts only what this run does.
         mode: ``bar`` draws a tqdm bar as well, ``file`` only writes the file, ``none`` does neither.
     """
 
@@ -47,15 +43,8 @@ class Progress:
         now = time.monotonic()
         if self.mode != "none" and (now - self.written > 1.0 or self.done >= self.total):
             self.written = now
-            report = {
-                "stage": self.stage,
-                "done": self.done,
-                "total": self.total,
-                "unit": self.unit,
-                "rate": self.rate,
-                **facts,
-            }
-            write_json(self.folder / "progress.json", report)
+            report = {name: getattr(self, name) for name in ("stage", "done", "total", "unit", "rate")}
+            write_json(self.folder / "progress.json", {**report, **facts})
 
     @property
     def rate(self) -> float:

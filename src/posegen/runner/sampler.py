@@ -28,17 +28,11 @@ class Sampler:
 
     Args:
         scheduler: name of a diffusers scheduler class; None: the one that belongs to the backbone's noise process.
-        steps: number of denoising steps.
         guidance: guidance scale; 1 samples without guidance.
         eta: noise added per step, for schedulers that take it (0: deterministic).
         negative_prompt: guidance points away from it.
-        batch: images per batch.
         skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
-        precision: of the networks, as Lightning names it; the scheduler's steps and the decoder stay in single
-            precision.
-
-    Raises:
-        ValueError: no step is left.
+        precision: of the networks, in Lightning's names; the scheduler and the decoder compute in single precision.
     """
 
     def __init__(
@@ -54,15 +48,8 @@ class Sampler:
     ) -> None:
         if skip and not 0 < skip < steps:
             raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
-        self.scheduler, self.steps, self.guidance, self.eta, self.negative_prompt, self.batch = (
-            scheduler,
-            steps,
-            guidance,
-            eta,
-            negative_prompt,
-            batch,
-        )
-        self.skip, self.precision = skip, precision
+        self.scheduler, self.steps, self.guidance, self.eta = scheduler, steps, guidance, eta
+        self.negative_prompt, self.batch, self.skip, self.precision = negative_prompt, batch, skip, precision
 
     @torch.inference_mode()
     def __call__(self, adapter: Adapter, batch: PoseBatch, after: After | None = None) -> Tensor:
@@ -81,36 +68,25 @@ class Sampler:
         weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
         state = State.cat(states)
         noise = batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.tokens.device)
-        latents = noise * initial_scale(scheduler)
+        latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none
         accepted = inspect.signature(scheduler.step).parameters
-        extra = {
-            name: value
-            for name, value in (("eta", self.eta), ("generator", batch.generators("steps")))
-            if name in accepted
-        }
-        schedule = scheduler.timesteps[self.skip * scheduler.order :]
+        offered = {"eta": self.eta, "generator": batch.generators("steps")}
+        extra = {name: value for name, value in offered.items() if name in accepted}
+        schedule = scheduler.timesteps[self.skip * scheduler.order :]  # the scheduler computes with numbers of the host
         following = [*schedule[1:], None]
-        for timestep, now, then in zip(
-            schedule, schedule.to(latents.device), following, strict=True
-        ):  # the scheduler computes with numbers of the host
-            given = scaled_input(scheduler, latents, timestep)
-            guided = self.guided(adapter, batch, weights, state, given, now)
+        scaled = getattr(scheduler, "scale_model_input", lambda latents, timestep: latents)  # flow matching has none
+        for timestep, now, then in zip(schedule, schedule.to(latents.device), following, strict=True):
+            guided = self.guided(adapter, batch, weights, state, scaled(latents, timestep), now)
             latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
             latents = latents if after is None else after(latents, partial(noised, scheduler, then))
             yield latents
 
     def guided(
-        self,
-        adapter: Adapter,
-        batch: PoseBatch,
-        weights: Sequence[float],
-        state: State,
-        latents: Tensor,
-        timestep: Tensor,
+        self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, t: Tensor
     ) -> Tensor:
         """The weighted sum ``[B, c, h, w]`` of the branches' predictions; ``state`` holds the branches as one batch."""
         with autocast(self.precision, latents.device):
-            predictions = predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), timestep)
+            predictions = predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), t)
         return weighted(predictions, weights)
 
     def build(self, backbone: Backbone) -> Any:
@@ -140,17 +116,6 @@ def noised(scheduler: Any, timestep: Tensor | None, clean: Tensor, noise: Tensor
     if hasattr(scheduler, "scale_noise"):  # flow matching
         return scheduler.scale_noise(clean, times, noise)
     return scheduler.add_noise(clean, noise, times)
-
-
-def initial_scale(scheduler: Any) -> float | Tensor:
-    """Factor of the initial noise; flow matching has none."""
-    return getattr(scheduler, "init_noise_sigma", 1.0)
-
-
-def scaled_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
-    """Latents as the network expects them at a timestep; flow matching leaves them as they are."""
-    scale = getattr(scheduler, "scale_model_input", None)
-    return latents if scale is None else scale(latents, timestep)
 
 
 def weighted(predictions: Tensor, weights: Sequence[float]) -> Tensor:

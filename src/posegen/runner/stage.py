@@ -1,9 +1,8 @@
 """The parts of a cell's work: train, generate, judge, ... Each knows what is left to do, does it, and finishes it.
 
-Several processes can share a cell: each does whole batches of its own. Batches are functions of the image index, and
-noise belongs to the image, so the records have the same bytes whatever the sharding. The processes share nothing but
-the cell's folder: they may be jobs of a sweep (``shards=3 'shard=range(3)'``), tasks of a Slurm array, or started by
-hand one after the other.
+Several processes can share a cell, each with whole batches: jobs of a sweep (``shards=3 'shard=range(3)'``), tasks of a
+Slurm array, or commands one after the other. They share nothing but the cell's folder. Batches are functions of the
+image index, and noise belongs to the image, so the records have the same bytes whatever the sharding.
 """
 
 from __future__ import annotations
@@ -29,16 +28,11 @@ class Shard:
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Shard:
-        """The share that ``shard`` and ``shards`` name.
-
-        Raises:
-            UserError: there is no such share.
-        """
+        """The share that ``shard`` and ``shards`` name."""
         index, count = cfg.get("shard", 0), cfg.get("shards", 1)
         if not isinstance(count, int) or not isinstance(index, int) or not 0 <= index < count:
-            raise UserError(
-                f"shard={index} of shards={count} does not exist; shard counts from 0 and is less than shards"
-            )
+            rule = "shard counts from 0 and is less than shards"
+            raise UserError(f"shard={index} of shards={count} does not exist; {rule}")
         return cls(index, count)
 
     def select(self, batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -51,8 +45,6 @@ class Shard:
 
 
 WHOLE = Shard()
-
-
 UNFINISHED = ": this share is done, others are not; the process that does the last one finishes the cell"
 
 
@@ -68,7 +60,6 @@ class Stage:
 
     def run(self) -> None:
         """Does what `todo` lists."""
-        return
 
     def done(self) -> bool:
         """Whether nothing is left for any process."""
@@ -76,30 +67,19 @@ class Stage:
 
     def finish(self) -> None:
         """Puts together what all processes left; called once, when all stages are done."""
-        return
 
 
 def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
-    """Does this process's share of a cell, and finishes the cell when nothing is left.
-
-    Returns:
-        Whether the cell is finished; False where other shares are missing.
-    """
+    """Does this process's share of a cell, finishes it when nothing is left, and says whether it is finished."""
     alone = shard.count == 1
     with cell.working(sharing=not alone):
-        if not cell.finished():
-            for stage in stages:
-                if stage.todo():
-                    stage.run()
-            if alone:
-                finish(stages)
+        for stage in () if cell.finished() else stages:
+            if stage.todo():
+                stage.run()
+        for stage in stages if alone and not cell.finished() else ():
+            stage.finish()
     if not alone and not cell.finished() and all(stage.done() for stage in stages):
         with cell.working():
-            if not cell.finished():
-                finish(stages)
+            for stage in () if cell.finished() else stages:
+                stage.finish()
     return cell.finished()
-
-
-def finish(stages: Sequence[Stage]) -> None:
-    for stage in stages:
-        stage.finish()

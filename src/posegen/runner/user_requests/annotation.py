@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,13 +37,8 @@ from posegen.runner.progress import Mode, Progress
 
 PARTS_FORMAT, PART_FILES = 1, "*.part.json"  # of the kept parts
 DECIMALS = 3  # of pixels and scores
-PERSON_CATEGORY = {
-    "id": 1,
-    "name": "person",
-    "supercategory": "person",
-    "keypoints": COCO_NAMES,
-    "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS],
-}
+SKELETON = {"keypoints": COCO_NAMES, "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS]}
+PERSON_CATEGORY = {"id": 1, "name": "person", "supercategory": "person", **SKELETON}
 #: A kept picture: file, width, height and people (annotations without ids), or file and why it is unreadable.
 KeptPicture = dict[str, Any]
 
@@ -61,17 +56,11 @@ def annotate(
     """Finds the people of pictures and writes them to a file.
 
     Args:
-        estimator: configuration of the estimator.
         source: a picture, or a folder of pictures with its subfolders.
         target: the json file to write; the folder ``<target>.parts`` beside it keeps the found people.
         overlays: folder for the pictures with the skeletons over them.
         least_score: joints with a lower score are not labelled.
         batch: pictures of a part; pictures of one size are estimated together.
-        accelerator: the device, as in training.
-        progress: how progress is shown.
-
-    Raises:
-        UserError: there are no pictures, the target has other settings, or the estimator finds no people.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: expected at least 1")
@@ -79,24 +68,19 @@ def annotate(
     given = Path(source).expanduser()
     root, files = _find_pictures(given, drawn)
     config: Any = OmegaConf.to_container(estimator, resolve=True)
-    settings = {
-        "source": str(given.resolve()),
-        **identity({"estimator": config}),
-        "least_score": least_score,
-        "batch": batch,
-        "format": PARTS_FORMAT,
-    }
+    numbers = {"least_score": least_score, "batch": batch, "format": PARTS_FORMAT}
+    settings = {"source": str(given.resolve()), **identity({"estimator": config}), **numbers}
     folder = out.with_name(f"{out.name}.parts")
     with locked(folder / ".lock"):
         _claim(out, folder, settings)
         parts = [PicturePart.of(folder, root, [files[i] for i in rows]) for rows in fixed_batches(len(files), batch)]
         todo = [part for part in parts if not part.finished(drawn)]
-        finder, mode, done = PersonFinder(estimator, accelerator, least_score), progress, len(files)
-        done -= sum(map(len, todo))
-        with Progress(folder, "annotate", len(files), done, mode=mode if todo else "none") as bar:
+        finder = PersonFinder(estimator, accelerator, least_score)
+        done = len(files) - sum(len(part.files) for part in todo)
+        with Progress(folder, "annotate", len(files), done, mode=progress if todo else "none") as bar:
             for part in todo:
                 part.work(finder, drawn)
-                bar.update(len(part))
+                bar.update(len(part.files))
         for stale in set(folder.glob(PART_FILES)) - {part.place for part in parts}:
             stale.unlink()
         _write_target(out, root, [picture for part in parts for picture in part.pictures], settings)
@@ -109,14 +93,11 @@ def _find_pictures(source: Path, overlays: Path | None) -> tuple[Path, list[Path
     visible = (file for file in source.rglob("*") if not file.name.startswith(".") and file.is_file())
     files = sorted(file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise UserError(
-            f"source={source} holds no pictures; expected a file, or a folder with some of {', '.join(IMAGE_SUFFIXES)}"
-        )
+        expected = f"a file, or a folder with some of {', '.join(IMAGE_SUFFIXES)}"
+        raise UserError(f"source={source} holds no pictures; expected {expected}")
     if overlays and overlays.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f"overlays={overlays} lies inside source={source}, so its pictures would be annotated next time; "
-            "choose a folder beside it"
-        )
+        why = "so its pictures would be annotated next time; choose a folder beside it"
+        raise UserError(f"overlays={overlays} lies inside source={source}, {why}")
     return source, files
 
 
@@ -124,28 +105,19 @@ def _claim(target: Path, folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuses a target that ``posegen annotate`` did not write, or wrote with other settings."""
     about, plain = folder / "settings.json", json.loads(json.dumps(settings))
     if target.exists() and not about.is_file():
-        raise UserError(
-            f"target={target} exists, and posegen annotate did not write it; name another file, or delete it"
-        )
+        fix = "name another file, or delete it"
+        raise UserError(f"target={target} exists, and posegen annotate did not write it; {fix}")
     if not target.exists() and not any(folder.glob(PART_FILES)):
         write_json(about, plain)
     elif rows := differences(read_json(about), plain):
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
-        raise UserError(
-            f"target={target} belongs to other settings:\n{listed}\n"
-            f"Keep both with another target=, or delete {target} and {folder} to replace it."
-        )
+        fix = f"Keep both with another target=, or delete {target} and {folder} to replace it."
+        raise UserError(f"target={target} belongs to other settings:\n{listed}\n{fix}")
 
 
 @dataclass(frozen=True)
 class PicturePart:
-    """Pictures that are annotated together.
-
-    Attributes:
-        root: the folder that names are relative to.
-        files: the pictures.
-        place: the file of the found people; its name changes with the pictures' names, sizes and times of change.
-    """
+    """Pictures that are annotated together; names are relative to ``root``, and ``place`` keeps the found people."""
 
     root: Path
     files: Sequence[Path]
@@ -153,11 +125,9 @@ class PicturePart:
 
     @classmethod
     def of(cls, folder: Path, root: Path, files: Sequence[Path]) -> PicturePart:
+        """The part whose file name changes with the pictures' names, sizes and times of change."""
         stamps = [(f.relative_to(root).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
         return cls(root, files, folder / f"{value_hash(stamps)}.part.json")
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     @property
     def pictures(self) -> list[KeptPicture]:
@@ -165,13 +135,19 @@ class PicturePart:
 
     def finished(self, overlays: Path | None) -> bool:
         """Whether all people are found and all wanted overlays drawn."""
-        if not self.place.is_file():
-            return False
-        return overlays is None or all("reason" in p or _overlay_file(overlays, p).is_file() for p in self.pictures)
+        return self.place.is_file() and (
+            overlays is None or all("reason" in p or _overlay_file(overlays, p).is_file() for p in self.pictures)
+        )
 
     def work(self, finder: PersonFinder, overlays: Path | None) -> None:
         """Finds the people, or reads those of an earlier run, and draws the overlays."""
-        images = {file.relative_to(self.root).as_posix(): _read_picture(file) for file in self.files}
+        images: dict[str, np.ndarray | str] = {}  # a text says why a picture is unreadable
+        for file in self.files:
+            name = file.relative_to(self.root).as_posix()
+            try:
+                images[name] = np.array(decode_image(file.read_bytes()))  # a copy, because torch wants a writable array
+            except (OSError, ValueError) as error:
+                images[name] = str(error)
         pictures = self.pictures if self.place.is_file() else finder.annotate(images)
         for picture in pictures:
             image = images[picture["file"]]
@@ -186,23 +162,9 @@ def _overlay_file(folder: Path, picture: KeptPicture) -> Path:
     return folder / f"{picture['file']}.png"
 
 
-def _read_picture(file: Path) -> np.ndarray | str:
-    """A picture ``[H, W, 3] uint8``, or the reason why it is unreadable."""
-    try:
-        return np.array(decode_image(file.read_bytes()))  # a copy, because torch wants a writable array
-    except (OSError, ValueError) as error:
-        return str(error)
-
-
 @dataclass(frozen=True)
 class PersonFinder:
-    """An estimator, which is built at the first use.
-
-    Attributes:
-        config: its configuration.
-        accelerator: its device.
-        least_score: joints with a lower score are not labelled.
-    """
+    """An estimator, which is built at the first use; joints below ``least_score`` are not labelled."""
 
     config: DictConfig
     accelerator: str
@@ -215,27 +177,24 @@ class PersonFinder:
 
     def annotate(self, images: Mapping[str, np.ndarray | str]) -> list[KeptPicture]:
         """The people of pictures by name, in their order; a text stands for an unreadable picture."""
-        found: dict[str, KeptPicture] = {
-            name: {"file": name, "reason": image} for name, image in images.items() if isinstance(image, str)
-        }
+        found: dict[str, KeptPicture] = {}
         sizes: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
         for name, image in images.items():
-            if isinstance(image, np.ndarray):
+            if isinstance(image, str):
+                found[name] = {"file": name, "reason": image}
+            else:
                 sizes.setdefault(image.shape, {})[name] = image
         for (height, width, _), alike in sizes.items():
-            for name, poses in zip(alike, self._estimate(list(alike.values())), strict=True):
+            batch = torch.stack([to_tensor(image) for image in alike.values()]).to(device_of(self.accelerator))
+            try:
+                with torch.inference_mode():
+                    estimated = self.estimator.estimate(batch)
+            except TypeError as error:  # of estimators that serve as teachers alone
+                raise UserError(f"estimator: {error}") from error
+            for name, poses in zip(alike, estimated, strict=True):
                 people = annotations_of(poses, self.least_score)
                 found[name] = {"file": name, "width": width, "height": height, "people": people}
         return [found[name] for name in images]
-
-    def _estimate(self, images: Sequence[np.ndarray]) -> list[Poses]:
-        """The people in images of one size."""
-        batch = torch.stack([to_tensor(image) for image in images]).to(device_of(self.accelerator))
-        try:
-            with torch.inference_mode():
-                return self.estimator.estimate(batch)
-        except TypeError as error:  # of estimators that serve as teachers alone
-            raise UserError(f"estimator: {error}") from error
 
 
 def annotations_of(poses: Poses, least_score: float) -> list[dict[str, Any]]:
@@ -247,16 +206,15 @@ def annotations_of(poses: Poses, least_score: float) -> list[dict[str, Any]]:
             continue
         places = np.where(labelled[:, None], joints[:, :2], 0).round(DECIMALS)
         low, high = places[labelled].min(0), places[labelled].max(0)
-        people.append(
-            {
-                "keypoints": np.column_stack([places, 2.0 * labelled]).ravel().tolist(),
-                "keypoint_scores": np.where(labelled, joints[:, 2], 0).round(DECIMALS).tolist(),
-                "num_keypoints": int(labelled.sum()),
-                "score": round(score, 6),
-                "bbox": [*low.tolist(), *(high - low).round(DECIMALS).tolist()],
-                "area": round(float((high - low).prod()), DECIMALS),
-            }
-        )
+        person = {
+            "keypoints": np.column_stack([places, 2.0 * labelled]).ravel().tolist(),
+            "keypoint_scores": np.where(labelled, joints[:, 2], 0).round(DECIMALS).tolist(),
+            "num_keypoints": int(labelled.sum()),
+            "score": round(score, 6),
+            "bbox": [*low.tolist(), *(high - low).round(DECIMALS).tolist()],
+            "area": round(float((high - low).prod()), DECIMALS),
+        }
+        people.append(person)
     return people
 
 
@@ -275,24 +233,17 @@ def _write_target(target: Path, root: Path, pictures: Sequence[KeptPicture], set
     print(f"{target}: {count} people in {len(pictures) - len(unreadable)} pictures{left}{changed}")
 
 
-def _coco_text(pictures: Iterable[KeptPicture], settings: Mapping[str, Any]) -> str:
+def _coco_text(pictures: Sequence[KeptPicture], settings: Mapping[str, Any]) -> str:
     """The text of a file in COCO's keypoint format; ids start at 1, because tools read an id of 0 as none."""
-    pictures = list(pictures)
-    readable = [picture for picture in pictures if "reason" not in picture]
-    images = [
-        {"id": i, "file_name": p["file"], "width": p["width"], "height": p["height"]} for i, p in enumerate(readable, 1)
-    ]
-    found = [
-        {"image_id": i, "category_id": 1, "iscrowd": 0, **person}
-        for i, picture in enumerate(readable, 1)
-        for person in picture["people"]
-    ]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for i, p in enumerate((picture for picture in pictures if "reason" not in picture), 1):
+        images.append({"id": i, "file_name": p["file"], "width": p["width"], "height": p["height"]})
+        for person in p["people"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": 1, "iscrowd": 0, **person})
     unreadable = [{"file_name": p["file"], "reason": p["reason"]} for p in pictures if "reason" in p]
-    info = {
-        "description": "people found by posegen annotate; areas are those of the boxes around labelled joints",
-        **{key: value for key, value in settings.items() if key != "source"},
-        "unreadable": unreadable,
-    }
-    annotations = [{"id": i, **annotation} for i, annotation in enumerate(found, 1)]
+    description = "people found by posegen annotate; areas are those of the boxes around labelled joints"
+    kept = {key: value for key, value in settings.items() if key != "source"}
+    info = {"description": description, **kept, "unreadable": unreadable}
     content = {"info": info, "images": images, "annotations": annotations, "categories": [PERSON_CATEGORY]}
     return json.dumps(content, allow_nan=False) + "\n"

@@ -23,8 +23,7 @@ class Kept:
     The noise of a picture is that of its initial latents, in all steps. After the last step the latents are clean.
 
     Attributes:
-        clean: ``[B, c, h, w]`` latents of the pictures.
-        noise: ``[B, c, h, w]``.
+        clean, noise: ``[B, c, h, w]`` latents of the pictures, and their noise.
         anew: ``[B, 1, h, w] bool`` true where the picture is sampled.
     """
 
@@ -35,19 +34,11 @@ class Kept:
     @classmethod
     @torch.no_grad()
     def of(cls, backbone: Backbone, batch: PoseBatch, masks: Tensor, dilate: int = 0) -> Kept:
-        """For the images of a batch.
-
-        Args:
-            masks: ``[B, H, W] bool`` true where the picture is sampled.
-            dilate: by how many latent cells the mask is extended.
-        """
+        """For the images of a batch, sampled where ``masks [B, H, W] bool`` is true; ``dilate`` is in latent cells."""
         assert batch.images is not None
         clean = backbone.to_latents(batch.images)
-        return cls(
-            clean,
-            batch.randn("latents", clean.shape[1:]).to(clean),
-            reduced(masks, backbone.geometry.latent_factor, dilate).to(clean.device),
-        )
+        anew = reduced(masks, backbone.geometry.latent_factor, dilate).to(clean.device)
+        return cls(clean, batch.randn("latents", clean.shape[1:]).to(clean), anew)
 
     def __call__(self, latents: Tensor, noised: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         return torch.where(self.anew, latents, noised(self.clean, self.noise).to(latents.dtype))
@@ -60,19 +51,15 @@ def reduced(masks: Tensor, factor: int, dilate: int = 0) -> Tensor:
 
 
 def pasted(picture: np.ndarray, mask: np.ndarray, made: np.ndarray, soft: int = 0) -> np.ndarray:
-    """``made`` inside the mask and ``picture`` outside, where no pixel changes.
+    """``[H, W, 3] uint8``: ``made`` inside the mask ``[H, W] bool``, and ``picture`` outside, where no pixel changes.
 
     Args:
-        picture: ``[H, W, 3] uint8``.
-        mask: ``[H, W] bool``.
         made: ``[h, w, 3] uint8``, resized to the picture where it has another size.
         soft: over how many pixels inside the mask's border the two are mixed.
-
-    Returns:
-        ``[H, W, 3] uint8``.
     """
     made = stretch_to(made, picture.shape[:2])  # type: ignore[arg-type]
-    inwards = cv2.distanceTransform(np.pad(mask, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
+    padded = np.pad(mask, 1, mode="edge").astype(np.uint8)
+    inwards = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
         1:-1, 1:-1
     ]  # 0 outside, 1 at the border
     share = np.clip(inwards / (soft + 1), 0, 1)[..., None]

@@ -27,22 +27,16 @@ GIVES = {"poses": "poses", "prior": "poses", "source": "a person"}
 
 
 def with_prompts(cfg: DictConfig) -> DictConfig:
-    """The configuration with ``prompt``, where there is one, as the test split; without one, as it is.
+    """The configuration with ``prompt``, if any, as the test split.
 
     A prompt is repeated ``images`` times. Its people come from ``poses``, a file that `posegen.poses.reading` knows, or
-    from ``prior``; a method that reads no pose needs neither.
-
-    Raises:
-        UserError: the method needs a pose or a picture of a person and none is given, or a file cannot be used or does
-            not fit the prompts.
+    from ``prior``; a method that reads no pose needs neither. Anything missing or unfitting is a `UserError`.
     """
     prompt = cfg.get("prompt")
     if prompt is None:
         if extra := [key for key in GIVES if cfg.get(key) is not None]:
-            raise UserError(
-                f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; add prompt='a photo of a "
-                "person'"
-            )
+            fix = "add prompt='a photo of a person'"
+            raise UserError(f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; {fix}")
         return cfg
     files = source_files(cfg)
     texts = [prompt] if isinstance(prompt, str) else [str(text) for text in prompt]
@@ -64,32 +58,22 @@ def people_of_prompts(cfg: DictConfig, node: dict[str, Any]) -> list[Any] | None
     if poses is not None:
         return people_from_file(Path(poses).expanduser(), len(node["prompts"]), node["size"])
     if "hint" in method_class(cfg).needs:
-        raise UserError(
-            f"adapter={cfg.method} draws a pose and the prompt brings none; set poses=FILE (COCO or OpenPose json), or "
-            "prior=gunet"
-        )
+        fix = "set poses=FILE (COCO or OpenPose json), or prior=gunet"
+        raise UserError(f"adapter={cfg.method} draws a pose and the prompt brings none; {fix}")
     return None
 
 
 def source_files(cfg: DictConfig) -> list[str]:
-    """The files in ``source``, absolute, if the method takes a person from pictures; none otherwise.
-
-    Raises:
-        UserError: it takes one and there is none, or none and there is one, or a file is no picture.
-    """
+    """The files in ``source``, absolute, if the method takes a person from pictures; none otherwise."""
     source = cfg.get("source")
     if "source" not in method_class(cfg).needs:
         if source is not None:
-            raise UserError(
-                f"adapter={cfg.method} reads no picture of a person, and source={source} gives one; leave it out, or "
-                "choose adapter=dnaf"
-            )
+            fix = "leave it out, or choose adapter=dnaf"
+            raise UserError(f"adapter={cfg.method} reads no picture of a person, and source={source} gives one; {fix}")
         return []
     if source is None:
-        raise UserError(
-            f"adapter={cfg.method} takes a person from a picture; set source=FILE, or leave prompt out and sample data "
-            "with pairs"
-        )
+        fix = "set source=FILE, or leave prompt out and sample data with pairs"
+        raise UserError(f"adapter={cfg.method} takes a person from a picture; {fix}")
     files = [source] if isinstance(source, str) else [str(each) for each in source]
     try:
         user_pictures(source if isinstance(source, str) else files)
@@ -99,21 +83,16 @@ def source_files(cfg: DictConfig) -> list[str]:
 
 
 def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
-    """One person per prompt from the pose prior, placed on the canvas: nested lists ``[N, 1, 17, 3]``.
-
-    Raises:
-        UserError: the prior has no trained weights, or does not generate poses.
-    """
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    parts_of_prior = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
-    prior = OmegaConf.create({**plain, **parts_of_prior, "data": {"test": node}})
+    """One person per prompt from the pose prior, placed on the canvas: nested lists ``[N, 1, 17, 3]``."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    parts = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
+    prior = OmegaConf.create({**plain, **parts, "data": {"test": node}})
     torch.set_num_threads(cfg.budget.threads)
     components = Components(prior)
     if components.backbone.sample != "pose":
-        raise UserError(
-            f"prior.adapter={prior.method} generates a {components.backbone.sample}; a prior generates poses, for "
-            "instance prior=gunet"
-        )
+        kind = components.backbone.sample
+        fix = "a prior generates poses, for instance prior=gunet"
+        raise UserError(f"prior.adapter={prior.method} generates a {kind}; {fix}")
     adapter, data = ready(components, find_checkpoint(prior)), components.data("test")
     with torch.inference_mode():
         batch = batch_of(components, adapter, range(len(data)))
@@ -123,30 +102,21 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
 
 
 def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
-    """The people of each prompt from a file: one image's for all of them, or as many images as prompts.
-
-    Raises:
-        UserError: the file cannot be read, holds a picture, or another number of images.
-    """
+    """The people of each prompt from a file: one image's for all of them, or as many images as prompts."""
     canvas = (size[0], size[1])
     try:
         found = [entry.on(canvas) for entry in read_poses(str(file), "poses")]
         if any(entry.keypoints is None for entry in found):
-            raise UserError(
-                f"poses={file} is a picture; this verb reads keypoints (COCO or OpenPose json), "
-                "posegen.PoseGuidedPipeline takes pictures, too"
-            )
+            fix = "this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
+            raise UserError(f"poses={file} is a picture; {fix}")
         entries = [(entry.keypoints, entry.name) for entry in found]
         people = [checked_people(keypoints, canvas, name) for keypoints, name in entries if keypoints is not None]
     except ValueError as error:
         raise UserError(str(error)) from error
     if len(people) not in (1, count):
-        raise UserError(
-            f"poses={file} holds {len(people)} images and there are {count} prompts (prompt times images); give one, "
-            "or "
-            "as many"
-        )
-    return [entry.tolist() for entry in (people * count if len(people) == 1 else people)]
+        asked = f"there are {count} prompts (prompt times images)"
+        raise UserError(f"poses={file} holds {len(people)} images and {asked}; give one, or as many")
+    return [entry.tolist() for entry in people * (count // len(people))]
 
 
 class Illustration(Stage):

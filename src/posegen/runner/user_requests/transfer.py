@@ -1,7 +1,7 @@
 """People dressed as another picture shows; everything outside a mask stays as it was, pixel by pixel.
 
-The pose of the picture is the target, the other picture the source. The people are those of a user's pictures, or those
-of a data set that knows where clothes are, so that it can be measured whether the result wears what the source shows.
+The people are those of a user's pictures, or of a data set that knows where clothes are, so that it can be measured
+whether the result wears what the source shows.
 """
 
 from __future__ import annotations
@@ -26,55 +26,44 @@ from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
-from posegen.runner.generate import batch_of, ready
+from posegen.runner.generate import Generation, batch_of, ready
 from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
-from posegen.runner.progress import Progress
-from posegen.runner.stage import Stage
 from posegen.runner.user_requests.inpainting import Kept, pasted
 from posegen.runner.user_requests.prompts import people_from_file, source_files
 
-OWN = "posegen.data.user_samples.UserTransfer"
 FILES = ("picture", "mask", "source")
 SIDE = 192  # least height of a picture in the comparison
 
 
 def with_picture(cfg: DictConfig) -> DictConfig:
-    """The configuration with ``picture``, where there is one, as the test split; without one the data set has to know
-    where clothes are.
-
-    Raises:
-        UserError: the method reads no source, a file is missing or cannot be used, or nobody is in the picture.
-    """
+    """The configuration with ``picture``, if any, as the test split; else the data must know where clothes are."""
     if "source" not in method_class(cfg).needs:
-        raise UserError(
-            f"adapter={cfg.method} reads no picture to take clothes from; choose a method that does, for instance "
-            "adapter=dnaf"
-        )
+        fix = "choose a method that does, for instance adapter=dnaf"
+        raise UserError(f"adapter={cfg.method} reads no picture to take clothes from; {fix}")
     for name in ("dilate", "soft"):
         if not isinstance(cfg[name], int) or cfg[name] < 0:
             raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")
     files = {name: cfg[name] for name in FILES}
     if all(value is None for value in files.values()):
         if cfg.poses is not None or cfg.prompt is not None:
-            raise UserError(
-                "poses and prompt belong to a picture, and there is none; set picture=FILE, or give the prompts of the "
-                "data set with data.prompt=TEXT"
-            )
+            fix = "set picture=FILE, or give the prompts of the data set with data.prompt=TEXT"
+            raise UserError(f"poses and prompt belong to a picture, and there is none; {fix}")
         return cfg
     if missing := [name for name, value in files.items() if value is None]:
-        raise UserError(
-            f"{missing[0]} is not set; a person of your own needs picture=FILE (who), mask=FILE (where, white) and "
-            "source=FILE (what to wear)"
-        )
+        fix = "picture=FILE (who), mask=FILE (where, white) and source=FILE (what to wear)"
+        raise UserError(f"{missing[0]} is not set; a person of your own needs {fix}")
     try:
         image = user_picture(cfg.picture, "picture")
         user_mask(cfg.mask, image)
     except ValueError as error:
         raise UserError(str(error)) from error
     worn, components = source_files(cfg), Components(cfg)
-    size = canvas(cfg, components)
+    size = components.backbone.usual_size
+    if cfg.size is not None:
+        size = (int(cfg.size), int(cfg.size)) if isinstance(cfg.size, int) else (int(cfg.size[0]), int(cfg.size[1]))
+        components.backbone.latent_shape(size)  # refuses sides that it cannot make
     node = {
-        "_target_": OWN,
+        "_target_": "posegen.data.user_samples.UserTransfer",
         **{name: str(Path(cfg[name]).expanduser().resolve()) for name in ("picture", "mask")},
         "sources": worn,
         "people": people_of(cfg, components, image, size).tolist(),
@@ -85,22 +74,8 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     return replaced(cfg, data={"test": node}, dataset="own")
 
 
-def canvas(cfg: DictConfig, components: Components) -> tuple[int, int]:
-    """(height, width) that is computed with: as asked for, or what the backbone was trained on."""
-    if cfg.size is not None:
-        size = (int(cfg.size), int(cfg.size)) if isinstance(cfg.size, int) else (int(cfg.size[0]), int(cfg.size[1]))
-        components.backbone.latent_shape(size)  # refuses sides that it cannot make
-        return size
-    return components.backbone.usual_size
-
-
 def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The people ``[P, 17, 3]`` of a picture, on the canvas: from ``cfg.poses``, which are on the picture's pixels, or
-    as the estimator sees them.
-
-    Raises:
-        UserError: nobody is there.
-    """
+    """The people ``[P, 17, 3]`` of a picture, on the canvas: ``cfg.poses``, on the picture's pixels, or estimated."""
     if cfg.poses is not None:
         [people] = people_from_file(Path(cfg.poses).expanduser(), 1, image.shape[:2])
         keypoints = np.asarray(people, np.float32)
@@ -109,48 +84,34 @@ def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: 
     found = visible(components.estimator.estimate(to_tensor(stretch_to(image, size))[None])[0].keypoints)
     found = found[(found[..., 2] > 0).any(-1)]
     if not len(found):
-        raise UserError(
-            f"picture={cfg.picture}: the estimator finds nobody in it; set poses=FILE (COCO or OpenPose json), or "
-            "another estimator="
-        )
+        fix = "set poses=FILE (COCO or OpenPose json), or another estimator="
+        raise UserError(f"picture={cfg.picture}: the estimator finds nobody in it; {fix}")
     return found
 
 
-def people_to_dress(components: Components) -> Transfers:
-    """Who is dressed."""
-    data = components.data("test")
-    data.prepare()
-    return data.transfers(components.cfg.count, components.cfg.garment, components.cfg.told)
-
-
-class Transfer(Stage):
+class Transfer(Generation):
     """Dresses people: pictures, a comparison and records."""
 
     def __init__(self, components: Components, folder: Path, weights: Path | None) -> None:
-        self.components, self.folder, self.weights = components, folder, weights
-        self.samples, self.people = folder / "samples", people_to_dress(components)
-        self.batches = fixed_batches(len(self.people), components.sampler.batch)
+        super().__init__(components, folder, weights)
+        self.data.prepare()
+        cfg = components.cfg
+        self.people: Transfers = self.data.transfers(cfg.count, cfg.garment, cfg.told)
 
-    def missing(self, batches: Sequence[range]) -> list[range]:
-        return [rows for rows in batches if not all(picture(self.samples, i).is_file() for i in rows)]
-
-    def todo(self) -> list[range]:
-        return self.missing(self.components.shard.select(self.batches))
-
-    def done(self) -> bool:
-        return not self.missing(self.batches)
+    def batches(self) -> list[range]:
+        return fixed_batches(len(self.people), self.components.sampler.batch)
 
     def run(self) -> None:
         """Writes the results to ``folder/samples``."""
         components, people, todo = self.components, self.people, self.todo()
         adapter = ready(components, self.weights)
-        total, left = (sum(map(len, each)) for each in (components.shard.select(self.batches), todo))
-        label, mode = components.shard.label("transfer"), components.cfg.progress
-        with Progress(self.folder, label, total, total - left, "img", mode) as progress:
+        with self.progress("transfer", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows, data=people, fields=frozenset({"images"}))
                 masks = [people.mask_of(i) for i in rows]
-                small = torch.stack([at(mask, batch.size) for mask in masks])
+                # A pixel of a small mask counts all that it covers.
+                reduced = [stretch_to(mask.astype(np.uint8) * 255, batch.size) > 0 for mask in masks]
+                small = torch.from_numpy(np.stack(reduced))
                 kept = Kept.of(components.backbone, batch, small, components.cfg.dilate)
                 images = to_uint8(adapter.generate(batch, partial(components.sampler, after=kept)))  # type: ignore[misc]
                 for i, mask, image in zip(rows, masks, images, strict=True):
@@ -161,20 +122,14 @@ class Transfer(Stage):
         """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures on disk."""
         people, protocol = self.people, self.components.protocol
         results = [read_png(picture(self.samples, i)) for i in range(len(people))]
-        rows = [
-            transferred(people.picture_of(i), people.mask_of(i), result, people.garments_of(i))
-            for i, result in enumerate(results)
-        ]
-        sources = ["+".join(each.id for each in people.sources_of(i)) for i in range(len(people))]
-        named = [{"id": people[i].id, "source": sources[i], **row} for i, row in enumerate(rows)]
+        rows, named = [], []
+        for i, result in enumerate(results):
+            rows.append(transferred(people.picture_of(i), people.mask_of(i), result, people.garments_of(i)))
+            source = "+".join(each.id for each in people.sources_of(i))
+            named.append({"id": people[i].id, "source": source, **rows[i]})
         write_text(self.folder / "records.csv", table(named))
         write_text(self.folder / "summary.csv", table(summarised(rows, protocol.resamples, protocol.level)))
         write_png(self.folder / "comparison.png", comparison(people, results[:SHOWN]))
-
-
-def at(mask: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """``[h, w] bool``: a mask at another size, whose pixels count all that they cover."""
-    return torch.from_numpy(stretch_to(mask.astype(np.uint8) * 255, size) > 0)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -182,15 +137,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
-    )
+    for row in rows:
+        writer.writerow({key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()})
     return out.getvalue()
 
 
 def comparison(people: Transfers, results: Sequence[np.ndarray]) -> np.ndarray:
-    """Side by side: the person, what becomes anew (white), the pose, what is to be worn, and the result, all at the
-    size that is computed with."""
+    """Side by side, at the sampled size: person, mask (white: sampled), pose, what is to be worn, and the result."""
     size, lines = people.size, []
     zoom = -(-SIDE // size[0])
     for i, result in enumerate(results):
