@@ -85,7 +85,6 @@ class UserTransfer(Transfers):
 
     @cached_property
     def _read(self) -> tuple[np.ndarray, np.ndarray, list[Sample]]:
-        """The picture, its mask and the sources."""
         picture = user_picture(self.files[0], "picture")
         return picture, user_mask(self.files[1], picture), _source_samples(self.files[2:], self.size)
 

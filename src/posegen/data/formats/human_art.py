@@ -40,13 +40,9 @@ PoseKind = Literal["annotation", "mapping"]
 class HumanArt(Source):
     """Human-Art: ``test`` is its validation list, on which methods are compared; ``train`` is the training list.
 
-    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published.
-
-    Args:
-        root: the folder with ``images``, usually called ``HumanArt``.
-        poses: ``annotation`` for the authors' annotations, ``mapping`` for HumanSD's files, as in the published tables.
-        holdout: fraction of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0 takes
-            the validation list itself.
+    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published. Poses are the
+    authors' ``annotation``, or HumanSD's files (``mapping``), as in the published tables. ``holdout`` is the fraction
+    of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0: the validation list itself.
     """
 
     name = "human_art"
@@ -83,10 +79,8 @@ class HumanArt(Source):
             found = [whole] if whole.is_file() else parts
         if not found:
             other = "annotation" if self.poses == "mapping" else "mapping"
-            raise FileNotFoundError(
-                f"{self.root} has no list for {split}: expected {' or '.join(names)}; Human-Art brings annotations, "
-                f"HumanSD's data the mappings: put the file there, or choose data.poses={other}"
-            )
+            fix = "Human-Art brings annotations, HumanSD's data the mappings: put the file there, or choose data.poses="
+            raise FileNotFoundError(f"{self.root} has no list for {split}: expected {' or '.join(names)}; {fix}{other}")
         return found
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:

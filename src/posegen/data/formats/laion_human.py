@@ -42,32 +42,24 @@ class LaionHuman(Source):
     """LAION-Human has one list; ``validation`` and ``test`` are the pictures whose key's SHA-1 ``holdout`` divides.
     Raises ValueError: an option is invalid, or the root has no pictures.
 
-    Args:
-        root: the folder with ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``.
-        storage: ``files`` for unpacked pictures, ``tar`` to read them inside the original, uncompressed tars.
-        mapping: its name, relative to the root, or one per split, which are then taken whole; None finds it under its
-            usual names. With tars it may be missing: the prompts then come from the tars.
-        strip_prefix, add_prefix: see `PathRule`.
-        shards: ``"0-79"``, ``"0-3,7"``, a number or a list; None for all.
-        holdout: one picture in ``holdout`` is validation.
-        exclude: pictures to leave out for their content: a file with a key per line (relative to the root), or a
-            function of key and prompt, also as ``module:function``.
-        cache: folder for the indices of tars; None keeps them beside the tars.
+    ``mapping`` is its name, relative to the root, or one per split, which are then taken whole; None finds it under its
+    usual names. With tars it may be missing: the prompts then come from the tars. ``exclude`` tells pictures to leave
+    out for their content: a file with a key per line, relative to the root, or a function, also ``module:function``.
     """
 
     name = "laion_human"
 
     def __init__(
         self,
-        root: str | Path,
-        storage: Storage = "files",
+        root: str | Path,  # holds ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``
+        storage: Storage = "files",  # unpacked pictures; ``tar``: read inside the original, uncompressed tars
         mapping: str | Mapping[str, str] | None = None,
-        strip_prefix: str | None = None,
+        strip_prefix: str | None = None,  # see `PathRule`
         add_prefix: str = "",
-        shards: str | int | Sequence[int] | None = None,
-        holdout: int = 50,
+        shards: str | int | Sequence[int] | None = None,  # ``"0-79"``, ``"0-3,7"``, a number or a list; None for all
+        holdout: int = 50,  # one picture in so many is validation
         exclude: str | Exclude | None = None,
-        cache: str | Path | None = None,
+        cache: str | Path | None = None,  # folder for the indices of tars; None keeps them beside the tars
     ) -> None:
         self.root, self.storage, self.mapping = Path(root).expanduser(), storage, mapping
         self.paths, self.holdout = PathRule(strip_prefix, add_prefix), holdout
@@ -90,8 +82,12 @@ class LaionHuman(Source):
             parts.append(json.dumps([(file.name, file.stat().st_size) for file in sorted(self.images.glob("*.tar"))]))
         shards, prefixes = sorted(self.shards) if self.shards else None, [self.paths.strip, self.paths.add]
         validation = None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0"
+        excluded = None if self.exclude is None else text_hash("\n".join(sorted(self._excluded_keys)))
+        if callable(self.exclude):
+            function = getattr(self.exclude, "func", self.exclude)
+            excluded = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
         about = {"name": self.name, "storage": self.storage, "shards": shards, "prefixes": prefixes}
-        return {**about, "validation": validation, "exclude": self._exclude_identity, "lists": joint_hash(parts)}
+        return {**about, "validation": validation, "exclude": excluded, "lists": joint_hash(parts)}
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         """In the order of the mapping; with tars, shard by shard. Raises ValueError: a list or its paths are wrong."""
@@ -129,11 +125,7 @@ class LaionHuman(Source):
             )
         return found
 
-    def _rows(self, split: str, report: ReportDefect) -> Iterator[LaionRow] | None:
-        file = self._mapping(split)
-        return None if file is None else (row for row in self._mapped(file, report) if self._wanted(row, split))
-
-    def _mapped(self, file: Path, report: ReportDefect) -> Iterator[LaionRow]:
+    def _rows(self, file: Path, split: str, report: ReportDefect) -> Iterator[LaionRow]:
         for name, value in json_mapping(file, "{key: {img_path, prompt, pose_path}}").items():
             key = laion_key(name)
             if key is None:
@@ -142,9 +134,12 @@ class LaionHuman(Source):
                 continue
             try:
                 picture, poses = (self.paths.below_root(str(value[part])) for part in ("img_path", "pose_path"))
-                yield LaionRow(key, str(value["prompt"]), picture, poses)
+                row = LaionRow(key, str(value["prompt"]), picture, poses)
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {name}", "lacks img_path, pose_path or prompt"))
+                continue
+            if self._wanted(row, split):
+                yield row
 
     def _wanted(self, row: LaionRow, split: str) -> bool:
         if self.shards is not None and row.shard not in self.shards:
@@ -152,7 +147,8 @@ class LaionHuman(Source):
         return isinstance(self.mapping, Mapping) or laion_lists.held_out(row.key, self.holdout) == (split != "train")
 
     def _in_files(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
-        rows = list(self._rows(split, report) or ())
+        file = self._mapping(split)
+        rows = list(self._rows(file, split, report)) if file else []
         # Of pictures some may be missing; pose files should all be there.
         some = sorted(rows, key=lambda row: hash_fraction(row.key))[:TRIED_POSES]
         if some and not any((self.root / str(row.poses)).is_file() for row in some):
@@ -173,9 +169,8 @@ class LaionHuman(Source):
                 report(Defect(row.picture, DEAD_LINK))
 
     def _in_tars(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
-        rows = self._rows(split, report)
-        listed: dict[int, list[LaionRow]] = {}
-        for row in rows or ():
+        mapping, listed = self._mapping(split), dict[int, list[LaionRow]]()
+        for row in self._rows(mapping, split, report) if mapping else ():
             listed.setdefault(row.shard, []).append(row)
         tars = self._tars(report)
         for shard in sorted(listed.keys() - tars.keys()):
@@ -190,7 +185,7 @@ class LaionHuman(Source):
             names = [name for name in members if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             pictures = {key: name for name in names if (key := laion_key(Path(name).stem)) is not None}
             wanted: Iterable[LaionRow] = listed.get(shard, ())
-            if rows is None:
+            if mapping is None:
                 every = fetched.values() or map(LaionRow, pictures)
                 wanted = (row for row in every if self._wanted(row, split))
             for row in wanted:
@@ -238,7 +233,7 @@ class LaionHuman(Source):
 
     @cached_property
     def _excluded_keys(self) -> frozenset[str]:
-        if self.exclude is None:
+        if self.exclude is None or callable(self.exclude):
             return frozenset()
         file = self.root / str(self.exclude)
         if not file.is_file():
@@ -249,13 +244,6 @@ class LaionHuman(Source):
         if wrong := [line for line, key in keys.items() if key is None]:
             raise ValueError(f"{file}: {wrong[0]!r} is no key; expected {KEY_DIGITS} digits per line")
         return frozenset(str(key) for key in keys.values())
-
-    @property
-    def _exclude_identity(self) -> str | None:
-        if callable(self.exclude):
-            function = getattr(self.exclude, "func", self.exclude)
-            return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-        return None if self.exclude is None else text_hash("\n".join(sorted(self._excluded_keys)))
 
 
 def named_function(name: str) -> Exclude:

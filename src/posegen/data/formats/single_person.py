@@ -12,11 +12,8 @@ from posegen.data.condition import Condition
 
 
 class SinglePerson(PoseData):
-    """The samples of ``data`` with exactly one person and enough labelled joints: GUNet's choice (arXiv:2409.11689).
-
-    Args:
-        count: take the first so many that qualify; None for all.
-        joints: least number of labelled joints.
+    """The first ``count`` samples (None: all) of ``data`` with exactly one person and at least so many labelled
+    ``joints``: GUNet's choice (arXiv:2409.11689).
     """
 
     def __init__(self, data: PoseData, count: int | None = None, joints: int = 8) -> None:

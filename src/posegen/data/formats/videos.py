@@ -27,8 +27,6 @@ VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}  # the tru
 
 @dataclass(frozen=True)
 class VideoClip:
-    """One video."""
-
     name: str  # of the clip, unique in its split
     frames: Sequence[tuple[int, str]]  # (number in the video, picture relative to the root) of the chosen frames
     attributes: Mapping[str, Any] = field(default_factory=dict)  # of all frames
@@ -36,25 +34,18 @@ class VideoClip:
 
 
 class Videos(Source):
-    """Frames of videos, with poses and prompts of the user's. Raises ValueError: no root, or a wrong choice of frames.
-
-    Args:
-        root: the folder of the data set.
-        stride: every ``stride``-th frame, from the first; None where ``per_clip`` is given.
-        per_clip: number of frames of each clip, evenly spaced; None where ``stride`` is given.
-        poses: a file in COCO's format as ``posegen annotate`` writes it, relative to the root; None: no poses.
-        prompt: the prompt of all frames; ``{clip}`` stands for the clip's name.
-        prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for other prompts; or None.
+    """Frames of videos, with poses and prompts of the user's; either ``stride`` or ``per_clip`` is given.
+    Raises ValueError: no root, or a wrong choice of frames.
     """
 
     def __init__(
         self,
         root: str | Path,
-        stride: int | None = None,
-        per_clip: int | None = None,
-        poses: str | None = "poses.json",
-        prompt: str = "a person",
-        prompts: str | None = None,
+        stride: int | None = None,  # every ``stride``-th frame, from the first
+        per_clip: int | None = None,  # number of frames of each clip, evenly spaced
+        poses: str | None = "poses.json",  # in COCO's format as ``posegen annotate`` writes it, below the root; or None
+        prompt: str = "a person",  # of all frames; ``{clip}`` stands for the clip's name
+        prompts: str | None = None,  # a csv file of ``clip,prompt`` or ``frame,prompt`` below the root, for others
     ) -> None:
         self.selection, self.root = Selection(stride, per_clip), existing_root(root)
         self.poses, self.prompt, self.prompts = poses, prompt, prompts

@@ -12,23 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from posegen.data.mannequin import world as plain_world
 from posegen.data.mannequin.body import Body, Build, random_body, random_bones, random_roundness
 from posegen.data.mannequin.canvas import Canvas
 from posegen.data.mannequin.captions import ACTIONS, SCENES, STYLES, Description, PersonCaption, garment_colours
 from posegen.data.mannequin.figure import random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
-from posegen.data.mannequin.world import (
-    DESCRIPTION,
-    REALISATION,
-    SPLIT_STREAMS,
-    STYLE_SHARES,
-    WORLD_VERSION,
-    World,
-    largest_units,
-    paint_people,
-    side_by_side,
-)
+from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLIT_STREAMS, STYLE_SHARES, WORLD_VERSION, World
 
 PAIRS_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint of a pair changes and WORLD_VERSION does not
 SCENERY, PERSON, SIZE, TARGET, SOURCE, PLACE = range(6)  # independent random streams within a realisation
@@ -70,10 +61,14 @@ class Targets(World):
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
         size = self.seed, self.size
         bodies = {member: world(*size).body(split, index, stream, build) for member, world in MEMBERS.items()}
-        units = [largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()]
+        units = [
+            plain_world.largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()
+        ]
         place = self._stream(split, index, stream, self.member, PLACE)
-        people = side_by_side([bodies[self.member]], [outfit], [min(units)], horizon, place)  # one size in both images
-        return paint_people(canvas, people)
+        people = plain_world.side_by_side(
+            [bodies[self.member]], [outfit], [min(units)], horizon, place
+        )  # one size in both images
+        return plain_world.paint_people(canvas, people)
 
     def body(self, split: str, index: int, stream: int, build: Build) -> Body:
         """The person in this member's pose."""

@@ -29,10 +29,8 @@ class SourceData(MannequinData):
 class MannequinPairs(MannequinData):
     """The first ``count`` pairs of a split; a sample is a target, `source_of` gives the other image of the person.
 
-    Args:
-        split, count, size, seed, cache, workers: as for `MannequinData`.
-        prompt: one text for all in place of the targets' captions, which name the colours of the clothes; with an
-            empty text the source alone shows them.
+    ``prompt`` replaces all captions, which name the colours of the clothes; with an empty one the source alone shows
+    them. Other arguments: see `MannequinData`.
     """
 
     name = "mannequin_pairs"
@@ -85,15 +83,8 @@ class MannequinTransfers(Transfers):
     Only photos and cartoons have coloured clothes. A person gets the clothes of the next person in the list (the first
     follows the last) with the same style and another colour of each garment. The wrong style is the next one after
     whose colours differ from both. The caption names no colours, so that they come from the picture alone. A caption
-    that names them is a control: a backbone that reads captions then paints the clothes without the picture.
-
-    Args:
-        pairs: the people.
-        count: number of transfers; None: everybody with coloured clothes.
-        garment: ``shirt``, ``trousers`` or ``clothes``.
-        told: the captions name the colours of the new clothes.
-
-    A ValueError says that the garment is unknown, or that there are fewer people than ``count``.
+    that names them (``told``) is a control: a backbone that reads captions then paints the clothes without the picture.
+    Raises ValueError: the ``garment`` is not in `GARMENT_PARTS`, or there are fewer people than ``count``.
     """
 
     name = "mannequin_transfers"

@@ -24,8 +24,6 @@ MOST_LISTED = 500  # defects of a split on the page; the table has all
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The findings about one split."""
-
     split: str  # its name
     facts: Mapping[str, Any]
     warnings: Sequence[str]  # suspicions about the whole; the reason where nothing can be used
@@ -63,7 +61,6 @@ class SplitReport:
 
 
 def report_page(dataset: str, reports: Sequence[SplitReport]) -> str:
-    """The report as markdown."""
     lines = [f"# {dataset}", "", "| split | pictures | people | left out | remarks |", "|---|---|---|---|---|"]
     for r in reports:
         lines.append(f"| {r.split} | {r.usable} | {r.facts.get('people', '')} | {r.left_out} | {r.remarks} |")
@@ -94,7 +91,6 @@ def _markdown_cell(text: str) -> str:
 
 
 def defect_table(reports: Sequence[SplitReport]) -> str:
-    """All defects as csv."""
     rows = ((r.split, file, problem, int(fatal)) for r in reports for file, problem, fatal in r.defects)
     return csv_text(("split", "file", "problem", "left_out"), rows)
 
