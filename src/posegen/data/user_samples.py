@@ -114,7 +114,6 @@ class UserTransfer(Transfers):
 
 
 def _source_samples(files: Sequence[str], size: tuple[int, int]) -> list[Sample]:
-    """Pictures at one size, without poses and captions."""
     pictures = user_pictures(list(files)) if files else []
     nobody, areas = np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)
     return [Sample(f"source/{i}", "", nobody, areas, stretch_to(each, size), size) for i, each in enumerate(pictures)]

@@ -13,19 +13,21 @@ nobody has looked at all of them: see ``exclude``.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from tqdm import tqdm
 
 from posegen.data.condition import Defect
-from posegen.data.formats import laion_lists
 from posegen.data.formats.human_art import stored_people
-from posegen.data.formats.laion_lists import IMAGES, KEY_DIGITS, POSES, LaionRow, PathRule, laion_key
 from posegen.data.on_disk.images import IMAGE_SUFFIXES
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, json_mapping, require_option
 from posegen.data.on_disk.tar_members import TarMembers
@@ -36,6 +38,90 @@ TRIED_POSES = 20  # pose files that are looked for before a million are read
 DEAD_LINK = "missing (dead link, or not fetched)"
 Exclude = Callable[[str, str], bool]  # whether a picture is left out, by its key and its prompt
 Storage = Literal["files", "tar"]
+IMAGES, POSES = "images", "pose"
+KEY_DIGITS, PER_SHARD = 9, 10_000
+
+
+class LaionRow(NamedTuple):
+    """A picture in a list: its key, and its prompt, picture, file of poses and address where they are known."""
+
+    key: str
+    prompt: str | None = None
+    picture: str | None = None
+    poses: str | None = None
+    url: str | None = None
+
+    @property
+    def shard(self) -> int:
+        return int(self.key) // PER_SHARD
+
+
+@dataclass(frozen=True)
+class PathRule:
+    """How the paths of a mapping become paths below the root."""
+
+    #: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on
+    strip: str | None = None
+    add: str = ""  # the start to add
+
+    def below_root(self, path: str) -> str:
+        path = path.lstrip("/")
+        if self.strip is None:
+            parts = path.split("/")
+            path = "/".join(parts[next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0) :])
+        return f"{self.add}{path.removeprefix(self.strip.lstrip('/') if self.strip else '')}".lstrip("/")
+
+
+def laion_key(name: str | int) -> str | None:
+    """The nine digits of a key in any spelling: ``338717``, ``000338717``, ``00033_000338717``; None for other text."""
+    match = re.fullmatch(rf"(?:\d+[_/])?(\d{{1,{KEY_DIGITS}}})", str(name).strip())
+    return match[1].zfill(KEY_DIGITS) if match else None
+
+
+def held_out(key: str, one_in: int) -> bool:
+    """Whether the SHA-1 of a key, read as a number, is divisible by ``one_in``."""
+    return int(hashlib.sha1(key.encode()).hexdigest(), 16) % one_in == 0
+
+
+def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | None:
+    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all. Raises ValueError: it is none of these."""
+    if given is None:
+        return None
+    parts = str(given).split(",") if isinstance(given, str | int) else [str(part) for part in given]
+    ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
+    if not ranges or not all(ranges):
+        raise ValueError(f"data.shards={given}: expected numbers and ranges such as 0-79 or 0-3,7")
+    return frozenset(n for match in ranges if match for n in range(int(match[1]), int(match[2] or match[1]) + 1))
+
+
+def fetched_rows(file: Path) -> Iterator[LaionRow]:
+    """The rows of img2dataset's table; none without the file. Raises ImportError: no pyarrow; ValueError: damaged."""
+    if not file.is_file():
+        return
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ImportError(f"{file} can only be read with pyarrow: pip install 'posegen[data]'") from error
+    try:
+        names = [name for name in ("key", "url") if name in parquet.read_schema(file).names]
+        columns = parquet.read_table(file, columns=names).to_pydict()
+        keys = [laion_key(key) for key in columns["key"]]
+    except (ArrowException, OSError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} cannot be read ({reason}); expected the columns key and url") from error
+    urls = columns.get("url", [None] * len(keys))
+    yield from (LaionRow(key, url=url) for key, url in zip(keys, urls, strict=True) if key is not None)
+
+
+def prompt_beside(members: TarMembers, picture: str) -> str | None:
+    stem = picture.removesuffix(Path(picture).suffix)
+    with suppress(ValueError, AttributeError):  # undecodable, or of another form
+        if f"{stem}.txt" in members:
+            return members.read(f"{stem}.txt").decode("utf-8").strip()
+        if f"{stem}.json" in members:
+            caption = json.loads(members.read(f"{stem}.json")).get("caption")
+            return None if caption is None else str(caption)
+    return None
 
 
 class LaionHuman(Source):
@@ -63,7 +149,7 @@ class LaionHuman(Source):
     ) -> None:
         self.root, self.storage, self.mapping = Path(root).expanduser(), storage, mapping
         self.paths, self.holdout = PathRule(strip_prefix, add_prefix), holdout
-        self.shards = laion_lists.chosen_shards(shards)
+        self.shards = chosen_shards(shards)
         self.exclude = named_function(exclude) if isinstance(exclude, str) and ":" in exclude else exclude
         self.cache = None if cache is None else Path(cache).expanduser() / "tars"
         self.images = self.root / add_prefix / IMAGES
@@ -144,7 +230,7 @@ class LaionHuman(Source):
     def _wanted(self, row: LaionRow, split: str) -> bool:
         if self.shards is not None and row.shard not in self.shards:
             return False
-        return isinstance(self.mapping, Mapping) or laion_lists.held_out(row.key, self.holdout) == (split != "train")
+        return isinstance(self.mapping, Mapping) or held_out(row.key, self.holdout) == (split != "train")
 
     def _in_files(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
         file = self._mapping(split)
@@ -191,7 +277,7 @@ class LaionHuman(Source):
             for row in wanted:
                 picture, prompt = pictures.get(row.key), row.prompt
                 if picture is not None and prompt is None:
-                    prompt = laion_lists.prompt_beside(members, picture)
+                    prompt = prompt_beside(members, picture)
                 if picture is None or prompt is None:
                     problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
                     report(Defect(f"{where}: {row.key}", problem if picture else DEAD_LINK))
@@ -210,7 +296,7 @@ class LaionHuman(Source):
         if members.problem:
             report(Defect(self._relative(file), members.problem))
         try:
-            return members, {row.key: row for row in laion_lists.fetched_rows(table)}
+            return members, {row.key: row for row in fetched_rows(table)}
         except ValueError as error:
             report(Defect(self._relative(table), str(error).removeprefix(f"{table} "), fatal=False))
             return members, {}

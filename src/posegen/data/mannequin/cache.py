@@ -46,8 +46,6 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class Cache:
-    """The shards of one split of one world."""
-
     root: Path  # the folder of all worlds
     split: str
     seed: int

@@ -75,7 +75,6 @@ class MannequinData(PoseData):
         return Sample(name, record["prompt"], keypoints, areas, image, self.size, attributes)
 
     def twin(self, index: int) -> Sample:
-        """Another render of the same caption."""
         return self.world.render_caption_twin(self.split, self.checked(index))
 
     @property

@@ -71,7 +71,6 @@ class Targets(World):
         return plain_world.paint_people(canvas, people)
 
     def body(self, split: str, index: int, stream: int, build: Build) -> Body:
-        """The person in this member's pose."""
         (look,) = self.describe(split, index).people
         return random_body(look.action, self._stream(split, index, stream, self.member), build)
 

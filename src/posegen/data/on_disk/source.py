@@ -27,8 +27,6 @@ class FileSpan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """One image of a data set."""
-
     id: str  # stable and unique within the data set, for instance ``human_art/2000000001648``
     prompt: str  # the caption
     place: FileSpan  # where its bytes are
@@ -76,7 +74,6 @@ class Source(ABC):
         return {}
 
     def suspicions(self, split: str) -> list[str]:
-        """Suspicions about the lists of a split."""
         return []
 
 
