@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 class Sample:
     """One image with its pose, its caption and further facts."""
 
-    #: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it
-    id: str
+    id: str  # unique and stable, for instance ``mannequin/test/000123``; noise and crops derive from it
     prompt: str  # the caption
     keypoints: np.ndarray  # ``[P, 17, 3]``, see the module's conventions; P may be 0
     areas: np.ndarray  # ``[P]`` visible area of each person, the scale of the object keypoint similarity
@@ -41,8 +40,7 @@ class Sample:
     size: tuple[int, int]  # (height, width) of the canvas that the keypoints live on
     #: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by (``scenario``, ``action``)
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    #: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut
-    whole: Callable[[], np.ndarray] | None = None
+    whole: Callable[[], np.ndarray] | None = None  # reads the picture ``[H', W', 3] uint8`` that ``image`` was cut from
 
     @property
     def tensor(self) -> Tensor:
@@ -89,8 +87,7 @@ class PoseData(ABC):
     name: str
     split: str
     size: tuple[int, int]
-    #: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached
-    varies: bool = False
+    varies: bool = False  # whether a sample differs between visits (crops, flips), so that no encodings are cached
 
     @abstractmethod
     def __len__(self) -> int: ...

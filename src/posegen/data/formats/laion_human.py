@@ -60,8 +60,7 @@ class LaionRow(NamedTuple):
 class PathRule:
     """How the paths of a mapping become paths below the root."""
 
-    #: their start that the disk lacks; None keeps them from the folder ``images`` or ``pose`` on
-    strip: str | None = None
+    strip: str | None = None  # their start that the disk lacks; None keeps them from ``images`` or ``pose`` on
     add: str = ""  # the start to add
 
     def below_root(self, path: str) -> str:
@@ -205,10 +204,9 @@ class LaionHuman(Source):
         found = next((self.root / name for name in names if (self.root / name).is_file()), None)
         if found is None and (self.mapping is not None or self.storage == "files"):
             other = "" if self.storage == "tar" else "; data.storage=tar can do without, where the pictures are in tars"
-            raise FileNotFoundError(
-                f"data.root={self.root} has no {' or '.join(names)}, which LAION-Human's authors hand out with the "
-                f"poses; put it there, or name it with data.mapping=FILE{other}"
-            )
+            whose = "which LAION-Human's authors hand out with the poses"
+            fix = f"put it there, or name it with data.mapping=FILE{other}"
+            raise FileNotFoundError(f"data.root={self.root} has no {' or '.join(names)}, {whose}; {fix}")
         return found
 
     def _rows(self, file: Path, split: str, report: ReportDefect) -> Iterator[LaionRow]:

@@ -36,10 +36,9 @@ class SinglePerson(PoseData):
         """Indices into ``data``, found at the first use. Raises ValueError: fewer than ``count`` qualify."""
         chosen, key = list(islice(filter(self._qualifies, range(len(self.data))), self.count)), f"data.{self.split}"
         if not chosen or (self.count or 0) > len(chosen):
-            raise ValueError(
-                f"{key}.count={self.count}: only {len(chosen)} of the {len(self.data)} samples of {self.data.name} "
-                f"show one person with {self.joints} labelled joints; raise {key}.data.count or lower {key}.count"
-            )
+            found = f"only {len(chosen)} of the {len(self.data)} samples of {self.data.name} show one person with"
+            fix = f"{self.joints} labelled joints; raise {key}.data.count or lower {key}.count"
+            raise ValueError(f"{key}.count={self.count}: {found} {fix}")
         return chosen
 
     def _qualifies(self, index: int) -> bool:

@@ -31,8 +31,7 @@ class StoredImage:
     prompt: str  # the caption
     place: FileSpan  # where its bytes are
     size: tuple[int, int] | None  # (height, width) in pixels; None where only the file shows it
-    #: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing
-    keypoints: np.ndarray
+    keypoints: np.ndarray  # ``[P, 17, 3] float32`` on the stored image: x, y, score or visibility, 0 if missing
     areas: np.ndarray | None = None  # ``[P]`` in square pixels; None where the data set has none
     attributes: Mapping[str, Any] = field(default_factory=dict)  # facts to group by (``scenario``) and to record
     #: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched
