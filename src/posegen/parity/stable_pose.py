@@ -26,7 +26,6 @@ BLOCK = "branch.network.down_blocks.0.resnets.0."
 
 
 def stable_pose_outputs(case: Case) -> Outputs:
-    """Every output, by the part of the method that the case's module names."""
     known = {"PMSAViT": transformer_outputs, "FeatureExtractor": block_outputs, "StablePoseAdapter": whole_outputs}
     part = case.module.partition(" ")[0]
     if part not in known:

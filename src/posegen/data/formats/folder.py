@@ -91,7 +91,12 @@ class Folder(Source):
         return SPLITS[min(int(place), len(SPLITS) - 1)]
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        self._report_missing(split, report)
+        there = set(self._below(self.root))
+        names = {Path(file).name for file in there}
+        for file in {**self._coco_people, **self._captions}:  # pictures that only the poses and prompts list
+            mine = file.startswith(f"{self.folders[split]}/") if self.folders else self.split_of(file) == split
+            if mine and Path(file).suffix and file not in there and file not in names:
+                report(Defect(file, "missing"))
         for file in self.pictures(split):
             prompt = self.prompt(file)
             if prompt is None:
@@ -104,15 +109,6 @@ class Folder(Source):
                 continue
             keypoints = people.keypoints.astype(np.float32)
             yield StoredImage(f"{self.name}/{file}", prompt, FileSpan(file), people.size, keypoints, people.areas)
-
-    def _report_missing(self, split: str, report: ReportDefect) -> None:
-        """Reports pictures of the split that only the poses and prompts list."""
-        there = set(self._below(self.root))
-        names = {Path(file).name for file in there}
-        for file in {**self._coco_people, **self._captions}:
-            mine = file.startswith(f"{self.folders[split]}/") if self.folders else self.split_of(file) == split
-            if mine and Path(file).suffix and file not in there and file not in names:
-                report(Defect(file, "missing"))
 
     def people(self, file: str) -> PicturePeople:
         """The people of a picture; nobody where it is not listed. Raises ValueError: its file of poses is damaged."""
