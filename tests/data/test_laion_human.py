@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from posegen.data.condition import Defect
-from posegen.data.formats.laion_human import LaionHuman
-from posegen.data.formats.laion_lists import LaionRow, PathRule, chosen_shards, held_out, laion_key
+from posegen.data.formats.laion_human import LaionHuman, LaionRow, PathRule, chosen_shards, held_out, laion_key
 from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.source import StoredImage
 from tests.data.laion_tree import KEYS, in_tars, jpeg, members_of, parquet, people, tar_of, unpacked

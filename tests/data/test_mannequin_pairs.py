@@ -11,8 +11,7 @@ import pytest
 
 from posegen.data.base import PoseData
 from posegen.data.mannequin.dataset import MannequinData
-from posegen.data.mannequin.pair_worlds import MEMBERS, PAIRS_VERSION, SOURCE, TARGET, Sources, Targets
-from posegen.data.mannequin.pairs import MannequinPairs
+from posegen.data.mannequin.pairs import MEMBERS, PAIRS_VERSION, SOURCE, TARGET, MannequinPairs, Sources, Targets
 from posegen.data.mannequin.world import REALISATION, WORLD_VERSION
 from posegen.runner.batches import Needs, collate
 

@@ -9,8 +9,7 @@ import pytest
 
 from posegen.data.mannequin.captions import ACTIONS
 from posegen.data.mannequin.dataset import MannequinData
-from posegen.data.mannequin.pair_worlds import Targets
-from posegen.data.mannequin.pairs import MannequinPairs
+from posegen.data.mannequin.pairs import MannequinPairs, Targets
 from posegen.data.mannequin.world import REALISATION
 
 

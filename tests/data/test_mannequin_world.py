@@ -7,8 +7,7 @@ import pytest
 from posegen.data.mannequin.body import random_body
 from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURS, SCENES, STYLES
-from posegen.data.mannequin.figure import GARMENTS, Figure, random_outfit
-from posegen.data.mannequin.limbs import RIGHT_BRIGHTNESS, paint_figure
+from posegen.data.mannequin.figure import GARMENTS, RIGHT_BRIGHTNESS, Figure, paint_figure, random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.world import WORLD_VERSION, World, _keypoints
 

@@ -9,9 +9,8 @@ import cv2
 import pytest
 
 from posegen.data.condition import Defect
-from posegen.data.formats import video_frames as clips
-from posegen.data.formats.video_frames import Selection
-from posegen.data.formats.videos import DAVIS, SELECTION, DanceTrack, UBCFashion, Videos
+from posegen.data.formats import videos as clips
+from posegen.data.formats.videos import DAVIS, SELECTION, DanceTrack, Selection, UBCFashion, Videos
 from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.source import StoredImage
 from tests.data.video_trees import SIZE, dance_track, davis, number_of, pictures, poses, video

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 class Sample:
     """One image with its pose, its caption and further facts."""
 
-    #: stable name, unique in the data set, for instance ``mannequin/test/000123``; noise and crops derive from it
-    id: str
+    id: str  # unique and stable, for instance ``mannequin/test/000123``; noise and crops derive from it
     prompt: str  # the caption
     keypoints: np.ndarray  # ``[P, 17, 3]``, see the module's conventions; P may be 0
     areas: np.ndarray  # ``[P]`` visible area of each person, the scale of the object keypoint similarity
@@ -41,8 +40,7 @@ class Sample:
     size: tuple[int, int]  # (height, width) of the canvas that the keypoints live on
     #: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by (``scenario``, ``action``)
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    #: reads the stored picture ``[H', W', 3] uint8`` that ``image`` was cut from; None where nothing was cut
-    whole: Callable[[], np.ndarray] | None = None
+    whole: Callable[[], np.ndarray] | None = None  # reads the picture ``[H', W', 3] uint8`` that ``image`` was cut from
 
     @property
     def tensor(self) -> Tensor:
@@ -89,8 +87,7 @@ class PoseData(ABC):
     name: str
     split: str
     size: tuple[int, int]
-    #: whether a sample differs between visits (random crops, flips), so that its encodings cannot be cached
-    varies: bool = False
+    varies: bool = False  # whether a sample differs between visits (crops, flips), so that no encodings are cached
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -180,49 +177,29 @@ class Transfers(PoseData):
 @dataclass(frozen=True, eq=False)
 class PoseBatch:
     """B images as a method sees them.
-
-    ``hint`` is the pose drawn in the method's style and range; ``latents`` and ``text`` are cached encodings. Fields
-    that the method does not need are None.
-
-    Attributes:
-        keypoints: B arrays ``[P_i, 17, 3]`` on a canvas of ``size``.
-        size: (height, width) of the images.
-        seed: the run's seed; with ``visit`` and an id it fixes all random numbers of an image.
-        visit: number of earlier visits of the images (the epoch in training, 0 in sampling).
-        images: ``[B, 3, H, W]`` in [-1, 1].
-        poses: ``[B, 17, 3]`` or ``[B, 17, H, W]``, see `Sample.encodable`.
-        twins: ``[B, 3, H, W]`` other images of the same captions.
-        source: ``[B, 3, H, W]`` in [-1, 1], the same people in other poses, see `PoseData.source_of`;
-            ``[B, S, 3, H, W]`` with S images of each.
-        source_keypoints: B arrays ``[P_i, 17, 3]`` of the people in ``source``, the first of each.
-        source_latents: ``[B, c, h, w]`` clean latents of ``source``, where there is one of each.
-        hint: ``[B, C, H, W]``.
-        latents: ``[B, c, h, w]`` clean latents.
-        negative_text: the encoded negative prompt, one for all images or one for each.
-        attributes: B mappings, as in `Sample`.
-        areas: B arrays ``[P_i]``.
-        population: the samples of the training split, without their images.
+    ``latents`` and ``text`` are cached encodings. Fields that the method does not need are None.
     """
 
     ids: Sequence[str]
     prompts: Sequence[str]
-    keypoints: Sequence[np.ndarray]
-    size: tuple[int, int]
-    seed: int = 0
-    visit: int = 0
-    images: Tensor | None = None
-    poses: Tensor | None = None
-    twins: Tensor | None = None
+    keypoints: Sequence[np.ndarray]  # B arrays ``[P_i, 17, 3]`` on a canvas of ``size``
+    size: tuple[int, int]  # (height, width) of the images
+    seed: int = 0  # the run's seed; with ``visit`` and an id it fixes all random numbers of an image
+    visit: int = 0  # number of earlier visits of the images (the epoch in training, 0 in sampling)
+    images: Tensor | None = None  # ``[B, 3, H, W]`` in [-1, 1]
+    poses: Tensor | None = None  # ``[B, 17, 3]`` or ``[B, 17, H, W]``, see `Sample.encodable`
+    twins: Tensor | None = None  # ``[B, 3, H, W]`` other images of the same captions
+    #: ``[B, 3, H, W]`` in [-1, 1], the people in other poses, see `PoseData.source_of`; or ``[B, S, 3, H, W]``, S each
     source: Tensor | None = None
-    source_keypoints: Sequence[np.ndarray] = ()
-    source_latents: Tensor | None = None
-    hint: Tensor | None = None
-    latents: Tensor | None = None
+    source_keypoints: Sequence[np.ndarray] = ()  # B arrays ``[P_i, 17, 3]`` of the people in ``source``, the first each
+    source_latents: Tensor | None = None  # ``[B, c, h, w]`` clean latents of ``source``, where there is one of each
+    hint: Tensor | None = None  # ``[B, C, H, W]`` the pose drawn in the method's style and range
+    latents: Tensor | None = None  # ``[B, c, h, w]`` clean latents
     text: Text | None = None
-    negative_text: Text | None = None
-    attributes: Sequence[Mapping[str, Any]] = ()
-    areas: Sequence[np.ndarray] = ()
-    population: Sequence[Sample] | None = None
+    negative_text: Text | None = None  # the encoded negative prompt, one for all images or one for each
+    attributes: Sequence[Mapping[str, Any]] = ()  # B mappings, as in `Sample`
+    areas: Sequence[np.ndarray] = ()  # B arrays ``[P_i]``
+    population: Sequence[Sample] | None = None  # the samples of the training split, without their images
 
     def __len__(self) -> int:
         return len(self.ids)

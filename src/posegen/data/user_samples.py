@@ -85,7 +85,6 @@ class UserTransfer(Transfers):
 
     @cached_property
     def _read(self) -> tuple[np.ndarray, np.ndarray, list[Sample]]:
-        """The picture, its mask and the sources."""
         picture = user_picture(self.files[0], "picture")
         return picture, user_mask(self.files[1], picture), _source_samples(self.files[2:], self.size)
 
@@ -115,7 +114,6 @@ class UserTransfer(Transfers):
 
 
 def _source_samples(files: Sequence[str], size: tuple[int, int]) -> list[Sample]:
-    """Pictures at one size, without poses and captions."""
     pictures = user_pictures(list(files)) if files else []
     nobody, areas = np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)
     return [Sample(f"source/{i}", "", nobody, areas, stretch_to(each, size), size) for i, each in enumerate(pictures)]

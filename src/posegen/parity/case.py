@@ -46,8 +46,10 @@ class Case:
         """The case in a folder, a zip file or a json file; a `UserError` where a file is missing or damaged."""
         if place.suffix == ".json":
             return cls._read_metric(place)
+        names = (FACTS, TENSORS, WEIGHTS)
         try:
-            files = case_files(place)
+            root = place if place.is_dir() else zipfile.Path(place)
+            files = {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
             facts = json.loads(files[FACTS])
             tensors, weights = load(files[TENSORS]), load(files[WEIGHTS]) if WEIGHTS in files else {}
         except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
@@ -103,14 +105,6 @@ class Case:
         return float(chosen["rtol"]), float(chosen["atol"])
 
 
-def case_files(place: Path) -> dict[str, bytes]:
-    names = (FACTS, TENSORS, WEIGHTS)
-    if place.is_dir():
-        return {name: (place / name).read_bytes() for name in names if (place / name).is_file()}
-    with zipfile.ZipFile(place) as archive:
-        return {name: archive.read(name) for name in names if name in archive.namelist()}
-
-
 def find_cases(place: Path) -> list[Path]:
     """The cases at or below a folder or file; json files in folders that are no case are passed over."""
     found = [place] if place.is_file() else [file.parent for file in place.rglob(FACTS)]
@@ -118,10 +112,8 @@ def find_cases(place: Path) -> list[Path]:
         jsons = [file for file in place.rglob("*.json") if file.name != FACTS]
         found += [*place.rglob("*.zip"), *(file for file in jsons if is_metric_case(read_case_json(file)))]
     if not found:
-        kinds = (
-            f"a folder or zip file with {FACTS} and {TENSORS}, the json file of a metric's case, or a folder of these"
-        )
-        raise UserError(f"{place}: no reference case here; expected {kinds}")
+        kinds = f"a folder or zip file with {FACTS} and {TENSORS}, the json file of a metric's case"
+        raise UserError(f"{place}: no reference case here; expected {kinds}, or a folder of these")
     return sorted(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,8 +21,6 @@ PASSED, FAILED, INEXPRESSIBLE, UNKNOWN = "passed", "FAILED", "cannot be expresse
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """How one output agrees."""
-
     output: str  # its name
     ok: bool  # computed, of the expected shape and within tolerance everywhere
     absolute: float = float("nan")  # largest absolute error
@@ -41,9 +39,7 @@ class OutputCheck:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one case agrees."""
-
-    case: Case  # the case
+    case: Case
     verdict: str  # ``passed``, ``FAILED``, ``cannot be expressed`` or ``no such method here``
     lines: Sequence[OutputCheck] = ()  # one per output of the case; none where nothing was computed
     reason: str = ""  # why nothing was computed
@@ -65,7 +61,13 @@ def compare(case: Case) -> Comparison:
         return Comparison(case, FAILED, reason=reason)
     if not case.expected:
         return Comparison(case, FAILED, reason=f"{case.place / TENSORS} holds no tensor out.*")
-    lines = tuple(compared_outputs(case, computed))
+    places = [(name, name, value) for name, value in case.expected.items()]
+    on_the_way = sorted(computed.keys() & (case.mids.keys() - case.expected.keys()))  # those that were computed too
+    places += [(f"mid.{name}", name, case.mids[name]) for name in on_the_way]
+    lines = []
+    for shown, name, expected in places:
+        found = agree(shown, computed[name], expected, *case.tolerance(name)) if name in computed else None
+        lines.append(found or OutputCheck(shown, ok=False, reason="not computed"))
     return Comparison(case, PASSED if all(line.ok for line in lines) else FAILED, lines)
 
 
@@ -75,17 +77,6 @@ def port_of(method: str) -> Port | None:
     if not method.isidentifier() or find_spec(name) is None:
         return None
     return getattr(import_module(name), f"{method}_outputs", None)
-
-
-def compared_outputs(case: Case, computed: Mapping[str, Tensor]) -> Iterator[OutputCheck]:
-    """One line per output of the case, and per value on the way that was computed too."""
-    for name, expected in case.expected.items():
-        if name in computed:
-            yield agree(name, computed[name], expected, *case.tolerance(name))
-        else:
-            yield OutputCheck(name, ok=False, reason="not computed")
-    for name in sorted(computed.keys() & (case.mids.keys() - case.expected.keys())):
-        yield agree(f"mid.{name}", computed[name], case.mids[name], *case.tolerance(name))
 
 
 def agree(name: str, computed: Tensor, expected: Tensor, rtol: float, atol: float) -> OutputCheck:

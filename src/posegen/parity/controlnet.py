@@ -13,15 +13,12 @@ from posegen.parity.case import Case
 
 #: Output -> settings of the method.
 CONTROL_SETTINGS: dict[str, dict[str, Any]] = {
-    "eps": {},
-    "eps_strength": {"strength": 0.7},
-    "eps_guess_scales": {"guess_mode": True},
-    "eps_mid_only": {"only_mid": True},
-}
+    "eps": {}, "eps_strength": {"strength": 0.7},
+    "eps_guess_scales": {"guess_mode": True}, "eps_mid_only": {"only_mid": True},
+}  # fmt: skip
 
 
 def controlnet_outputs(case: Case) -> Outputs:
-    """Every output of a whole forward pass."""
     backbone = stable_diffusion(geometry_of(case.config), case.weights)
     noisy, timesteps, text = case.inputs["x"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
     for name, settings in CONTROL_SETTINGS.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from posegen.adapters.base import State
 from posegen.adapters.grpose import BLOCK, GRPose, PoseGraphBlock
-from posegen.backbones.base import Geometry, Injection
+from posegen.backbones.base import Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.text import Text
 from posegen.errors import UserError
@@ -18,13 +18,9 @@ from posegen.parity.case import WEIGHTS, Case
 NORM_GROUPS, NEIGHBOURS = 32, 9  # literals of the official program
 #: Components of a graph block -> values on the way that they return.
 BLOCK_PARTS = {
-    "latent_nodes_in": "norm",
-    "pose_nodes_in": "pose_in",
-    "gnn_latent": "latent_graph",
-    "gnn_pose": "pose_graph",
-    "fuse": "fuse",
-    "gnn_fused": "joint_graph",
-}
+    "latent_nodes_in": "norm", "pose_nodes_in": "pose_in", "gnn_latent": "latent_graph",
+    "gnn_pose": "pose_graph", "fuse": "fuse", "gnn_fused": "joint_graph",
+}  # fmt: skip
 
 
 def grpose_outputs(case: Case) -> Outputs:
@@ -35,7 +31,6 @@ def grpose_outputs(case: Case) -> Outputs:
 
 
 def graph_block_outputs(case: Case) -> Outputs:
-    """One graph block alone, and the values on the way."""
     config, given = case.config, case.inputs
     sizes = (config["channels"], config.get("out_channels") or config["channels"])
     widths = (config["emb_channels"], config["cond_channels"])
@@ -54,7 +49,12 @@ def adapter_outputs(case: Case) -> Outputs:
     config: dict[str, Any] = dict(case.config["control_config"])
     geometry = geometry_of({**config, "out_channels": config["in_channels"]})
     backbone = stable_diffusion(geometry, case.weights)
-    method = GRPose(levels=injected_levels(config, geometry), inject_channels=config["inject_channels"])
+    # A block is replaced where 1 + 3 level + block is in ``inject_layers``.
+    every = itertools.product(range(geometry.levels), range(geometry.layers))
+    places = [(level, layer) for level, layer in every if 1 + 3 * level + layer in config["inject_layers"]]
+    if not places or any(layer for _, layer in places):
+        raise Inexpressible(f"inject_layers {config['inject_layers']} mean other blocks than the first ones of levels")
+    method = GRPose(levels=[level for level, _ in places], inject_channels=config["inject_channels"])
     method = converted(method, backbone, case.weights)
     noisy, timesteps, text = case.inputs["x_noisy"], case.inputs["timesteps"].long(), Text(case.inputs["context"])
     hint = case.inputs["hint"]
@@ -64,15 +64,6 @@ def adapter_outputs(case: Case) -> Outputs:
     if ldm.has_prefix(case.weights, ldm.UNET):
         yield "eps", backbone.predict(noisy, timesteps, text, injection)
         yield "eps_without_control", backbone.predict(noisy, timesteps, text, Injection())
-
-
-def injected_levels(config: dict[str, Any], geometry: Geometry) -> list[int]:
-    """The levels that ``inject_layers`` means: a block is replaced where 1 + 3 level + block is in it."""
-    every = itertools.product(range(geometry.levels), range(geometry.layers))
-    places = [(level, layer) for level, layer in every if 1 + 3 * level + layer in config["inject_layers"]]
-    if not places or any(layer for _, layer in places):
-        raise Inexpressible(f"inject_layers {config['inject_layers']} mean other blocks than the first ones of levels")
-    return [level for level, _ in places]
 
 
 def perception_outputs(case: Case) -> Outputs:

@@ -24,7 +24,6 @@ from posegen.runner.sampler import Sampler
 
 
 def gunet_outputs(case: Case) -> Outputs:
-    """Every output, by the part of the official program that the case's module names."""
     known: dict[str, Callable[[Case], Outputs]] = {
         "utils.spatial_block": spatial_block_outputs,
         "GUNet2DConditionModel": network_outputs,

@@ -46,7 +46,6 @@ def image_of(case: Case) -> np.ndarray:
 
 
 def image_outputs(case: Case) -> Outputs:
-    """From the image over the network and its flip test to people."""
     network, image = network_of(case), image_of(case)
     fit = Fit.of(image.shape[0], image.shape[1], network.size)
     inputs = network.normalised(to_tensor(fit.warped(image))[None])

@@ -19,16 +19,8 @@ from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.metrics.estimators.higherhrnet import HigherHRNet, aggregated
 from posegen.metrics.estimators.hrnet import Stage
-from posegen.parity.build import (
-    Inexpressible,
-    Outputs,
-    batch_of_size,
-    converted,
-    geometry_of,
-    kl_autoencoder,
-    recorded,
-    stable_diffusion,
-)
+from posegen.parity import build
+from posegen.parity.build import Outputs, batch_of_size, converted, recorded, stable_diffusion
 from posegen.parity.case import FACTS, Case
 from posegen.parity.higherhrnet import head_of
 from posegen.runner.sampler import Sampler
@@ -69,15 +61,14 @@ class TimestepSampler(Sampler):
 
 
 def humansd_outputs(case: Case) -> Outputs:
-    """Predictions, sampling loops, and the losses."""
     config = case.config
     if config["parameterization"] != "eps":
         given = f"{case.place / FACTS} has parameterization {config['parameterization']!r}"
-        raise Inexpressible(f"{given}; HumanSD predicts the noise, eps")
-    vae = kl_autoencoder(config["ddconfig"], config["embed_dim"], case.weights)
+        raise build.Inexpressible(f"{given}; HumanSD predicts the noise, eps")
+    vae = build.kl_autoencoder(config["ddconfig"], config["embed_dim"], case.weights)
     vae.register_to_config(scaling_factor=config["scale_factor"])
     factor = 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)
-    backbone = stable_diffusion(geometry_of(config["unet_config"], latent_factor=factor), vae=vae)
+    backbone = stable_diffusion(build.geometry_of(config["unet_config"], latent_factor=factor), vae=vae)
     threshold, weight = config["estimate_thresh"], config["pose_loss_weight"]
     method = Prepared(loss_kind="heatmap_reference", threshold=threshold, loss_weight=weight)
     method = converted(method, backbone, case.weights)

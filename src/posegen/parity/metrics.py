@@ -50,9 +50,8 @@ def pose_values(case: Case) -> ExpectedGroups:
         found = batch_rows(paper, wanted, case.facts["atol"])
         groups["per_batch_rows"] = found
         groups["mean_over_batches"] = {name: np.mean([r[name] for r in found]) for name in found[0]}
-        defined = {name: [r[name] for r in found if r[name] != -1] for name in found[0]}
-        means = {name: np.mean(values) if values else -1.0 for name, values in defined.items()}
-        groups["mean_over_batches_without_minus_one"] = means
+        defined = {name: [r[name] for r in found if r[name] != -1] or [-1.0] for name in found[0]}
+        groups["mean_over_batches_without_minus_one"] = {name: np.mean(values) for name, values in defined.items()}
     return groups
 
 
@@ -137,16 +136,12 @@ def quality_overall(case: Case) -> ExpectedGroups:
 
 
 def clip_values(case: Case) -> ExpectedGroups:
-    """The CLIP score of a batch and of each pair, from embeddings."""
     score, pairs = clip_score(*(np.array(case.facts["inputs"][name], float) for name in ("image", "text")))
     return {"": {"score": score, "per_pair": pairs.tolist()}}
 
 
 #: Kind -> what computes its values.
 METRIC_KINDS: dict[str, Callable[[Case], ExpectedGroups]] = {
-    "pose": pose_values,
-    "features": feature_distances,
-    "quality_preprocessing": quality_preprocessing,
-    "quality_overall": quality_overall,
-    "clip_score": clip_values,
-}
+    "pose": pose_values, "features": feature_distances, "quality_preprocessing": quality_preprocessing,
+    "quality_overall": quality_overall, "clip_score": clip_values,
+}  # fmt: skip

@@ -26,7 +26,6 @@ BLOCK = "branch.network.down_blocks.0.resnets.0."
 
 
 def stable_pose_outputs(case: Case) -> Outputs:
-    """Every output, by the part of the method that the case's module names."""
     known = {"PMSAViT": transformer_outputs, "FeatureExtractor": block_outputs, "StablePoseAdapter": whole_outputs}
     part = case.module.partition(" ")[0]
     if part not in known:
@@ -99,12 +98,11 @@ def whole_outputs(case: Case) -> Outputs:
 def guided_step(case: Case, method: StablePose, backbone: StableDiffusion, state: State) -> Outputs:
     """One step of the sampler, whose settings the case tells in words; the branch without text comes first there."""
     words = " ".join(case.facts["outputs"][name]["meaning"] for name in ("cfg_pair", "ddim_x_prev"))
+    where = f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS}"
     numbers = []
     for pattern in (r"(\d+)-step", r"\bt=(\d+)", r"guidance ([\d.]+\d)"):
         if (number := re.search(pattern, words)) is None:
-            raise UserError(
-                f"the outputs cfg_pair and ddim_x_prev of {case.place / FACTS} do not say their {pattern!r}"
-            )
+            raise UserError(f"{where} do not say their {pattern!r}")
         numbers.append(float(number[1]))
     steps, time, guidance = numbers
     scheduler = Sampler(steps=int(steps)).build(backbone)

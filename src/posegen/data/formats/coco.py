@@ -62,44 +62,27 @@ class SinglePeople:
 
 
 class CocoSingle(PoseData):
-    """A share of these people, in a fixed random order. The canvas is the square around the person.
-
-    Args:
-        root: folder of the annotations, or one that holds ``annotations``.
-        year: the files: ``train2014``, as released, or ``val2014``.
-        share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
-        joints: least number of labelled joints.
-        frame: ``box``, the square around the annotated box, as released; ``joints``, that around joints and a margin.
-        caption: ``first``, as released, or ``random``, a function of the seed and the picture, as in the paper.
-        augment: ``fixed`` mirrors and rotates each person once, as released; ``reading`` on each visit; None never.
-        flip: fraction of the people, or visits, that are mirrored, with left and right joints exchanged.
-        rotation: largest angle in degrees, either way, about the centre of the square.
-        size: side of the canvas.
-        count: take only the first so many; None for all.
-        seed: of the order, captions and augmentation.
-        cache: folder for the chosen annotations, so that they are read once; None reads all annotations each time.
-        maps: joint maps ``[B, 17, side, side]`` of poses ``[B, 17, 3]``, for `export`.
-    """
+    """A share of these people, in a fixed random order. The canvas is the square around the person."""
 
     name = "coco_single"
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path,  # folder of the annotations, or one that holds ``annotations``
         split: str = "train",
-        year: str = "train2014",
-        share: tuple[float, float] = (0.0, 1.0),
-        joints: int = 8,
-        frame: Frame = "box",
-        caption: Caption = "first",
-        augment: Augment | None = None,
-        flip: float = 0.5,
-        rotation: float = 10.0,
-        size: int = 64,
-        count: int | None = None,
-        seed: int = 0,
-        cache: str | Path | None = None,
-        maps: Maps | None = None,
+        year: str = "train2014",  # the files: as released, or ``val2014``
+        share: tuple[float, float] = (0.0, 1.0),  # (from, to) of the people; the paper trains on four fifths
+        joints: int = 8,  # least number of labelled joints
+        frame: Frame = "box",  # square around the annotated box, as released; ``joints``: around joints and a margin
+        caption: Caption = "first",  # as released; ``random``: by the seed and the picture, as in the paper
+        augment: Augment | None = None,  # mirror and rotate: ``fixed``, once, as released; ``reading``, on each visit
+        flip: float = 0.5,  # fraction of the people, or visits, mirrored, with left and right joints exchanged
+        rotation: float = 10.0,  # largest angle in degrees, either way, about the centre of the square
+        size: int = 64,  # side of the canvas
+        count: int | None = None,  # take only the first so many; None for all
+        seed: int = 0,  # of the order, captions and augmentation
+        cache: str | Path | None = None,  # folder for the chosen annotations; None reads all annotations each time
+        maps: Maps | None = None,  # joint maps ``[B, 17, side, side]`` of poses ``[B, 17, 3]``, for `export`
     ) -> None:
         require_option(f"{split}.frame", frame, get_args(Frame))
         require_option(f"{split}.caption", caption, get_args(Caption))
@@ -112,20 +95,20 @@ class CocoSingle(PoseData):
         self.varies = augment == "reading"
 
     @cached_property
-    def files(self) -> tuple[Path, Path]:
+    def files(self) -> list[Path]:
         """The annotations of people and the captions. Raises FileNotFoundError: one is missing."""
-        people, captions = (self._file(f"{kind}_{self.year}.json") for kind in ("person_keypoints", "captions"))
-        return people, captions
-
-    def _file(self, name: str) -> Path:
-        for file in (self.root / name, self.root / "annotations" / name):
-            if file.is_file():
-                return file
-        raise FileNotFoundError(f"data.root={self.root}: no {name} in it or in its folder annotations; {COCO_FIX}")
+        found = []
+        for name in (f"{kind}_{self.year}.json" for kind in ("person_keypoints", "captions")):
+            places = [file for file in (self.root / name, self.root / "annotations" / name) if file.is_file()]
+            if not places:
+                where = f"data.root={self.root}: no {name} in it or in its folder annotations"
+                raise FileNotFoundError(f"{where}; {COCO_FIX}")
+            found.append(places[0])
+        return found
 
     @cached_property
     def people(self) -> SinglePeople:
-        return single_people(*self.files, self.cache)
+        return single_people(self.files[0], self.files[1], self.cache)
 
     @cached_property
     def chosen(self) -> list[int]:

@@ -79,15 +79,7 @@ def has_tree(folder: Path) -> bool:
 
 
 class DeepFashion(PairSource):
-    """DeepFashion In-shop. Raises ValueError: the root has no images, or an option is unknown.
-
-    Args:
-        root: a folder with all of the above, in itself or in folders not far below.
-        poses: ``csv`` or ``txt``; their joints are the same.
-        pairs: ``csv``, ``txt`` or ``json``; ``auto`` takes the first that is there.
-        images: folder of the images, relative to the root; None finds it, one with "highres" in its name first.
-        bars: the images are the small ones of 256 x 256 (``img.zip``), whose white bars of 40 pixels are cut off.
-    """
+    """DeepFashion In-shop. Raises ValueError: the root has no images, or an option is unknown."""
 
     name, grouped = "deepfashion", "outfits"
     released_pairs: ClassVar = {"train": 101966, "test": 8570}
@@ -95,11 +87,11 @@ class DeepFashion(PairSource):
 
     def __init__(
         self,
-        root: str | Path,
-        poses: JointsFormat = "csv",
-        pairs: PairsFormat = "auto",
-        images: str | None = None,
-        bars: bool = False,
+        root: str | Path,  # a folder with all of the above, in itself or in folders not far below
+        poses: JointsFormat = "csv",  # the joints of ``txt`` are the same
+        pairs: PairsFormat = "auto",  # takes the first that is there
+        images: str | None = None,  # their folder, relative to the root; None finds it, the first with "highres"
+        bars: bool = False,  # images are the small ones of 256 x 256 (``img.zip``), whose white bars are cut off
     ) -> None:
         self.root, self.poses, self.pairs_format, self.barred = Path(root).expanduser(), poses, pairs, bars
         self.bars = BAR_WIDTH / BARRED_SIZE[1] if bars else 0.0
@@ -108,7 +100,6 @@ class DeepFashion(PairSource):
         self.images = self._find_images(images)
 
     def _find_images(self, given: str | None) -> Path:
-        """The folder of the images: as a tree, or flat."""
         found = [self.root, *(place for place in searched_folders(self.root) if "pose" not in place.name)]
         places = [self.root / given] if given else found
         trees = [place for place in places if has_tree(place)]

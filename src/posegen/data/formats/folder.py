@@ -33,28 +33,21 @@ NO_PEOPLE = PicturePeople(np.zeros((0, 17, 3), np.float32))
 
 
 class Folder(Source):
-    """A folder of pictures. Raises ValueError: root, poses or prompts are missing, or shares do not add up to 1.
+    """A folder of pictures; paths are relative to it. Raises ValueError: one is missing, or shares do not add up to 1.
 
-    Args:
-        root: the folder; pictures may lie in folders inside it.
-        poses: a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
-            per picture (``<stem>_keypoints.json`` or ``<stem>.json``); relative to the root, so that "." is beside the
-            pictures. None: no poses.
-        prompts: a json file ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per
-            picture; relative to the root. None: all prompts are empty.
-        folders: split -> folder of its pictures, relative to the root. None: by the SHA-1 of the picture's path.
-        shares: fractions of train, validation and test, where there are no ``folders``.
-        name: of the data set, for ids and files.
+    ``poses`` is a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
+    per picture (``<stem>_keypoints.json`` or ``<stem>.json``; "." is beside the pictures). ``prompts`` is a json file
+    ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per picture.
     """
 
     def __init__(
         self,
-        root: str | Path,
-        poses: str | None = "poses.json",
-        prompts: str | None = "prompts.json",
-        folders: Mapping[str, str] | None = None,
-        shares: Sequence[float] = (0.8, 0.1, 0.1),
-        name: str = "folder",
+        root: str | Path,  # pictures may lie in folders inside it
+        poses: str | None = "poses.json",  # None: no poses
+        prompts: str | None = "prompts.json",  # None: all prompts are empty
+        folders: Mapping[str, str] | None = None,  # split -> its folder; None: by the SHA-1 of the picture's path
+        shares: Sequence[float] = (0.8, 0.1, 0.1),  # of train, validation and test, where there are no ``folders``
+        name: str = "folder",  # of the data set, for ids and files
     ) -> None:
         self.root, self.name = existing_root(root), name
         self.folders, self.shares = folders and dict(folders), tuple(shares)
@@ -98,7 +91,12 @@ class Folder(Source):
         return SPLITS[min(int(place), len(SPLITS) - 1)]
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        self._report_missing(split, report)
+        there = set(self._below(self.root))
+        names = {Path(file).name for file in there}
+        for file in {**self._coco_people, **self._captions}:  # pictures that only the poses and prompts list
+            mine = file.startswith(f"{self.folders[split]}/") if self.folders else self.split_of(file) == split
+            if mine and Path(file).suffix and file not in there and file not in names:
+                report(Defect(file, "missing"))
         for file in self.pictures(split):
             prompt = self.prompt(file)
             if prompt is None:
@@ -111,15 +109,6 @@ class Folder(Source):
                 continue
             keypoints = people.keypoints.astype(np.float32)
             yield StoredImage(f"{self.name}/{file}", prompt, FileSpan(file), people.size, keypoints, people.areas)
-
-    def _report_missing(self, split: str, report: ReportDefect) -> None:
-        """Reports pictures of the split that only the poses and prompts list."""
-        there = set(self._below(self.root))
-        names = {Path(file).name for file in there}
-        for file in {**self._coco_people, **self._captions}:
-            mine = file.startswith(f"{self.folders[split]}/") if self.folders else self.split_of(file) == split
-            if mine and Path(file).suffix and file not in there and file not in names:
-                report(Defect(file, "missing"))
 
     def people(self, file: str) -> PicturePeople:
         """The people of a picture; nobody where it is not listed. Raises ValueError: its file of poses is damaged."""
@@ -150,10 +139,8 @@ class Folder(Source):
             people: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in names}
             for row in rows or ():
                 people.setdefault(row["image_id"], []).append(row)
-            every = (
-                (image, _annotated_people(mine, sizes.get(image), str(self.poses))) for image, mine in people.items()
-            )
-            return {str(names.get(image, image)): found for image, found in every}
+            size, file = sizes.get, str(self.poses)
+            return {str(names.get(i, i)): _annotated_people(mine, size(i), file) for i, mine in people.items()}
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"is not in COCO's format ({type(error).__name__}: {error})"
             raise ValueError(f"{self.poses} {problem}; expected images and annotations") from error

@@ -35,18 +35,15 @@ VALIDATION_LIST = {"entries": 4750, "scenarios": PER_SCENARIO, "sha256": "59eea7
 LIST_FORMATS = "a dict, {id: {img_path, prompt, pose_path}} or COCO's {images, annotations}"
 ROOT_NAME = "HumanArt"  # paths in the annotations, and in some mappings, begin with it
 PoseKind = Literal["annotation", "mapping"]
+PosedPeople = tuple[np.ndarray, np.ndarray]  # keypoints and areas
 
 
 class HumanArt(Source):
     """Human-Art: ``test`` is its validation list, on which methods are compared; ``train`` is the training list.
 
-    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published.
-
-    Args:
-        root: the folder with ``images``, usually called ``HumanArt``.
-        poses: ``annotation`` for the authors' annotations, ``mapping`` for HumanSD's files, as in the published tables.
-        holdout: fraction of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0 takes
-            the validation list itself.
+    Prompts begin with the scenario ("cartoon, two cartoon characters on top of a roof"), as published. Poses are the
+    authors' ``annotation``, or HumanSD's files (``mapping``), as in the published tables. ``holdout`` is the fraction
+    of the training list that is ``validation``, for monitoring, by the SHA-1 of the id; 0: the validation list itself.
     """
 
     name = "human_art"
@@ -83,10 +80,8 @@ class HumanArt(Source):
             found = [whole] if whole.is_file() else parts
         if not found:
             other = "annotation" if self.poses == "mapping" else "mapping"
-            raise FileNotFoundError(
-                f"{self.root} has no list for {split}: expected {' or '.join(names)}; Human-Art brings annotations, "
-                f"HumanSD's data the mappings: put the file there, or choose data.poses={other}"
-            )
+            fix = "Human-Art brings annotations, HumanSD's data the mappings: put the file there, or choose data.poses="
+            raise FileNotFoundError(f"{self.root} has no list for {split}: expected {' or '.join(names)}; {fix}{other}")
         return found
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
@@ -106,12 +101,12 @@ class HumanArt(Source):
                 continue
             path, missing = self.root / below_root(poses), f"missing; pose of {below_root(picture)}"
             try:
-                keypoints, areas = stored_people(path)
+                people = stored_people(path)
             except ValueError as error:
                 problem = str(error).removeprefix(f"{path} ") if path.is_file() else missing
                 report(Defect(below_root(poses), problem))
                 continue
-            yield self._entry(key, prompt, picture, None, keypoints, areas)
+            yield self._entry(key, prompt, picture, None, people)
 
     def _annotations(self, file: Path, report: ReportDefect) -> Iterator[StoredImage]:
         content = json_mapping(file, LIST_FORMATS)
@@ -124,24 +119,22 @@ class HumanArt(Source):
                 keypoints = np.array([p["keypoints"] for p in here], np.float32).reshape(len(here), 17, 3)
                 areas = np.array([p["area"] for p in here], np.float32)
                 size, prompt = (int(image["height"]), int(image["width"])), str(image["description"])
-                yield self._entry(image["id"], prompt, str(image["file_name"]), size, keypoints, areas)
+                yield self._entry(image["id"], prompt, str(image["file_name"]), size, (keypoints, areas))
             except (KeyError, TypeError, ValueError) as error:
                 where = f"{file.name}: {image.get('file_name', image.get('id'))}"
                 report(Defect(where, f"not as in COCO's format ({type(error).__name__}: {error})"))
 
-    def _entry(
-        self, key: Any, prompt: str, picture: str, size: Any, joints: np.ndarray, areas: np.ndarray
-    ) -> StoredImage:
+    def _entry(self, key: Any, prompt: str, picture: str, size: Any, people: PosedPeople) -> StoredImage:
         place = FileSpan(below_root(picture))
         about = {"scenario": Path(place.file).parent.name}
-        return StoredImage(f"{self.name}/{key}", prompt, place, size, joints, areas, about)
+        return StoredImage(f"{self.name}/{key}", prompt, place, size, *people, about)
 
 
 def below_root(path: str) -> str:
     return path.lstrip("/").removeprefix(f"{ROOT_NAME}/")
 
 
-def stored_people(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def stored_people(path: Path) -> PosedPeople:
     """The people of one of HumanSD's pose files: ``[P, 17, 3] float32`` x, y and score on the stored picture, and
     ``[P] float32`` areas, NaN where unknown. Raises ValueError: the file is missing or damaged; names it.
     """

@@ -52,25 +52,18 @@ class StoredPose(FramedPose):
 
 
 class JointVectors(PoseData):
-    """A share of the people in such a folder, in a fixed random order. Raises ValueError: the list is damaged or empty.
-
-    Args:
-        names: the list in the folder.
-        share: (from, to) of the people, between 0 and 1; the paper trains on four fifths.
-        count: take only the first so many; None for all.
-        seed: of the order.
-    """
+    """A share of the people in such a folder, in a fixed random order. Raises ValueError: a damaged or empty list."""
 
     name = "joint_vectors"
 
     def __init__(
         self,
         folder: str | Path,
-        names: str = "train.json",
+        names: str = "train.json",  # the list in the folder
         split: str = "train",
-        share: tuple[float, float] = (0.0, 1.0),
-        count: int | None = None,
-        seed: int = 0,
+        share: tuple[float, float] = (0.0, 1.0),  # (from, to) of the people; the paper trains on four fifths
+        count: int | None = None,  # take only the first so many; None for all
+        seed: int = 0,  # of the order
     ) -> None:
         self.folder, self.split, self.share = Path(folder).expanduser(), split, tuple(share)
         self.count, self.seed, self.list = count, seed, self.folder / names

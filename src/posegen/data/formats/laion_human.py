@@ -13,19 +13,21 @@ nobody has looked at all of them: see ``exclude``.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from tqdm import tqdm
 
 from posegen.data.condition import Defect
-from posegen.data.formats import laion_lists
 from posegen.data.formats.human_art import stored_people
-from posegen.data.formats.laion_lists import IMAGES, KEY_DIGITS, POSES, LaionRow, PathRule, laion_key
 from posegen.data.on_disk.images import IMAGE_SUFFIXES
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, json_mapping, require_option
 from posegen.data.on_disk.tar_members import TarMembers
@@ -36,42 +38,117 @@ TRIED_POSES = 20  # pose files that are looked for before a million are read
 DEAD_LINK = "missing (dead link, or not fetched)"
 Exclude = Callable[[str, str], bool]  # whether a picture is left out, by its key and its prompt
 Storage = Literal["files", "tar"]
+IMAGES, POSES = "images", "pose"
+KEY_DIGITS, PER_SHARD = 9, 10_000
+
+
+class LaionRow(NamedTuple):
+    """A picture in a list: its key, and its prompt, picture, file of poses and address where they are known."""
+
+    key: str
+    prompt: str | None = None
+    picture: str | None = None
+    poses: str | None = None
+    url: str | None = None
+
+    @property
+    def shard(self) -> int:
+        return int(self.key) // PER_SHARD
+
+
+@dataclass(frozen=True)
+class PathRule:
+    """How the paths of a mapping become paths below the root."""
+
+    strip: str | None = None  # their start that the disk lacks; None keeps them from ``images`` or ``pose`` on
+    add: str = ""  # the start to add
+
+    def below_root(self, path: str) -> str:
+        path = path.lstrip("/")
+        if self.strip is None:
+            parts = path.split("/")
+            path = "/".join(parts[next((i for i, part in enumerate(parts) if part in (IMAGES, POSES)), 0) :])
+        return f"{self.add}{path.removeprefix(self.strip.lstrip('/') if self.strip else '')}".lstrip("/")
+
+
+def laion_key(name: str | int) -> str | None:
+    """The nine digits of a key in any spelling: ``338717``, ``000338717``, ``00033_000338717``; None for other text."""
+    match = re.fullmatch(rf"(?:\d+[_/])?(\d{{1,{KEY_DIGITS}}})", str(name).strip())
+    return match[1].zfill(KEY_DIGITS) if match else None
+
+
+def held_out(key: str, one_in: int) -> bool:
+    """Whether the SHA-1 of a key, read as a number, is divisible by ``one_in``."""
+    return int(hashlib.sha1(key.encode()).hexdigest(), 16) % one_in == 0
+
+
+def chosen_shards(given: str | int | Iterable[int] | None) -> frozenset[int] | None:
+    """The numbers of ``"0-79"``, ``"0-3,7"``, 7 or [0, 1]; None for all. Raises ValueError: it is none of these."""
+    if given is None:
+        return None
+    parts = str(given).split(",") if isinstance(given, str | int) else [str(part) for part in given]
+    ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
+    if not ranges or not all(ranges):
+        raise ValueError(f"data.shards={given}: expected numbers and ranges such as 0-79 or 0-3,7")
+    return frozenset(n for match in ranges if match for n in range(int(match[1]), int(match[2] or match[1]) + 1))
+
+
+def fetched_rows(file: Path) -> Iterator[LaionRow]:
+    """The rows of img2dataset's table; none without the file. Raises ImportError: no pyarrow; ValueError: damaged."""
+    if not file.is_file():
+        return
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ImportError(f"{file} can only be read with pyarrow: pip install 'posegen[data]'") from error
+    try:
+        names = [name for name in ("key", "url") if name in parquet.read_schema(file).names]
+        columns = parquet.read_table(file, columns=names).to_pydict()
+        keys = [laion_key(key) for key in columns["key"]]
+    except (ArrowException, OSError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} cannot be read ({reason}); expected the columns key and url") from error
+    urls = columns.get("url", [None] * len(keys))
+    yield from (LaionRow(key, url=url) for key, url in zip(keys, urls, strict=True) if key is not None)
+
+
+def prompt_beside(members: TarMembers, picture: str) -> str | None:
+    stem = picture.removesuffix(Path(picture).suffix)
+    with suppress(ValueError, AttributeError):  # undecodable, or of another form
+        if f"{stem}.txt" in members:
+            return members.read(f"{stem}.txt").decode("utf-8").strip()
+        if f"{stem}.json" in members:
+            caption = json.loads(members.read(f"{stem}.json")).get("caption")
+            return None if caption is None else str(caption)
+    return None
 
 
 class LaionHuman(Source):
     """LAION-Human has one list; ``validation`` and ``test`` are the pictures whose key's SHA-1 ``holdout`` divides.
     Raises ValueError: an option is invalid, or the root has no pictures.
 
-    Args:
-        root: the folder with ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``.
-        storage: ``files`` for unpacked pictures, ``tar`` to read them inside the original, uncompressed tars.
-        mapping: its name, relative to the root, or one per split, which are then taken whole; None finds it under its
-            usual names. With tars it may be missing: the prompts then come from the tars.
-        strip_prefix, add_prefix: see `PathRule`.
-        shards: ``"0-79"``, ``"0-3,7"``, a number or a list; None for all.
-        holdout: one picture in ``holdout`` is validation.
-        exclude: pictures to leave out for their content: a file with a key per line (relative to the root), or a
-            function of key and prompt, also as ``module:function``.
-        cache: folder for the indices of tars; None keeps them beside the tars.
+    ``mapping`` is its name, relative to the root, or one per split, which are then taken whole; None finds it under its
+    usual names. With tars it may be missing: the prompts then come from the tars. ``exclude`` tells pictures to leave
+    out for their content: a file with a key per line, relative to the root, or a function, also ``module:function``.
     """
 
     name = "laion_human"
 
     def __init__(
         self,
-        root: str | Path,
-        storage: Storage = "files",
+        root: str | Path,  # holds ``images``, ``pose`` and the mapping, usually called ``Aesthetics_Human``
+        storage: Storage = "files",  # unpacked pictures; ``tar``: read inside the original, uncompressed tars
         mapping: str | Mapping[str, str] | None = None,
-        strip_prefix: str | None = None,
+        strip_prefix: str | None = None,  # see `PathRule`
         add_prefix: str = "",
-        shards: str | int | Sequence[int] | None = None,
-        holdout: int = 50,
+        shards: str | int | Sequence[int] | None = None,  # ``"0-79"``, ``"0-3,7"``, a number or a list; None for all
+        holdout: int = 50,  # one picture in so many is validation
         exclude: str | Exclude | None = None,
-        cache: str | Path | None = None,
+        cache: str | Path | None = None,  # folder for the indices of tars; None keeps them beside the tars
     ) -> None:
         self.root, self.storage, self.mapping = Path(root).expanduser(), storage, mapping
         self.paths, self.holdout = PathRule(strip_prefix, add_prefix), holdout
-        self.shards = laion_lists.chosen_shards(shards)
+        self.shards = chosen_shards(shards)
         self.exclude = named_function(exclude) if isinstance(exclude, str) and ":" in exclude else exclude
         self.cache = None if cache is None else Path(cache).expanduser() / "tars"
         self.images = self.root / add_prefix / IMAGES
@@ -90,8 +167,12 @@ class LaionHuman(Source):
             parts.append(json.dumps([(file.name, file.stat().st_size) for file in sorted(self.images.glob("*.tar"))]))
         shards, prefixes = sorted(self.shards) if self.shards else None, [self.paths.strip, self.paths.add]
         validation = None if isinstance(self.mapping, Mapping) else f"sha1(key) mod {self.holdout} == 0"
+        excluded = None if self.exclude is None else text_hash("\n".join(sorted(self._excluded_keys)))
+        if callable(self.exclude):
+            function = getattr(self.exclude, "func", self.exclude)
+            excluded = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
         about = {"name": self.name, "storage": self.storage, "shards": shards, "prefixes": prefixes}
-        return {**about, "validation": validation, "exclude": self._exclude_identity, "lists": joint_hash(parts)}
+        return {**about, "validation": validation, "exclude": excluded, "lists": joint_hash(parts)}
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         """In the order of the mapping; with tars, shard by shard. Raises ValueError: a list or its paths are wrong."""
@@ -123,17 +204,12 @@ class LaionHuman(Source):
         found = next((self.root / name for name in names if (self.root / name).is_file()), None)
         if found is None and (self.mapping is not None or self.storage == "files"):
             other = "" if self.storage == "tar" else "; data.storage=tar can do without, where the pictures are in tars"
-            raise FileNotFoundError(
-                f"data.root={self.root} has no {' or '.join(names)}, which LAION-Human's authors hand out with the "
-                f"poses; put it there, or name it with data.mapping=FILE{other}"
-            )
+            whose = "which LAION-Human's authors hand out with the poses"
+            fix = f"put it there, or name it with data.mapping=FILE{other}"
+            raise FileNotFoundError(f"data.root={self.root} has no {' or '.join(names)}, {whose}; {fix}")
         return found
 
-    def _rows(self, split: str, report: ReportDefect) -> Iterator[LaionRow] | None:
-        file = self._mapping(split)
-        return None if file is None else (row for row in self._mapped(file, report) if self._wanted(row, split))
-
-    def _mapped(self, file: Path, report: ReportDefect) -> Iterator[LaionRow]:
+    def _rows(self, file: Path, split: str, report: ReportDefect) -> Iterator[LaionRow]:
         for name, value in json_mapping(file, "{key: {img_path, prompt, pose_path}}").items():
             key = laion_key(name)
             if key is None:
@@ -142,17 +218,21 @@ class LaionHuman(Source):
                 continue
             try:
                 picture, poses = (self.paths.below_root(str(value[part])) for part in ("img_path", "pose_path"))
-                yield LaionRow(key, str(value["prompt"]), picture, poses)
+                row = LaionRow(key, str(value["prompt"]), picture, poses)
             except (KeyError, TypeError):
                 report(Defect(f"{file.name}: {name}", "lacks img_path, pose_path or prompt"))
+                continue
+            if self._wanted(row, split):
+                yield row
 
     def _wanted(self, row: LaionRow, split: str) -> bool:
         if self.shards is not None and row.shard not in self.shards:
             return False
-        return isinstance(self.mapping, Mapping) or laion_lists.held_out(row.key, self.holdout) == (split != "train")
+        return isinstance(self.mapping, Mapping) or held_out(row.key, self.holdout) == (split != "train")
 
     def _in_files(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
-        rows = list(self._rows(split, report) or ())
+        file = self._mapping(split)
+        rows = list(self._rows(file, split, report)) if file else []
         # Of pictures some may be missing; pose files should all be there.
         some = sorted(rows, key=lambda row: hash_fraction(row.key))[:TRIED_POSES]
         if some and not any((self.root / str(row.poses)).is_file() for row in some):
@@ -173,9 +253,8 @@ class LaionHuman(Source):
                 report(Defect(row.picture, DEAD_LINK))
 
     def _in_tars(self, split: str, report: ReportDefect) -> Iterator[tuple[LaionRow, FileSpan, str]]:
-        rows = self._rows(split, report)
-        listed: dict[int, list[LaionRow]] = {}
-        for row in rows or ():
+        mapping, listed = self._mapping(split), dict[int, list[LaionRow]]()
+        for row in self._rows(mapping, split, report) if mapping else ():
             listed.setdefault(row.shard, []).append(row)
         tars = self._tars(report)
         for shard in sorted(listed.keys() - tars.keys()):
@@ -190,13 +269,13 @@ class LaionHuman(Source):
             names = [name for name in members if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             pictures = {key: name for name in names if (key := laion_key(Path(name).stem)) is not None}
             wanted: Iterable[LaionRow] = listed.get(shard, ())
-            if rows is None:
+            if mapping is None:
                 every = fetched.values() or map(LaionRow, pictures)
                 wanted = (row for row in every if self._wanted(row, split))
             for row in wanted:
                 picture, prompt = pictures.get(row.key), row.prompt
                 if picture is not None and prompt is None:
-                    prompt = laion_lists.prompt_beside(members, picture)
+                    prompt = prompt_beside(members, picture)
                 if picture is None or prompt is None:
                     problem = "no prompt: neither a mapping nor a .txt or .json beside it in the tar"
                     report(Defect(f"{where}: {row.key}", problem if picture else DEAD_LINK))
@@ -215,7 +294,7 @@ class LaionHuman(Source):
         if members.problem:
             report(Defect(self._relative(file), members.problem))
         try:
-            return members, {row.key: row for row in laion_lists.fetched_rows(table)}
+            return members, {row.key: row for row in fetched_rows(table)}
         except ValueError as error:
             report(Defect(self._relative(table), str(error).removeprefix(f"{table} "), fatal=False))
             return members, {}
@@ -238,7 +317,7 @@ class LaionHuman(Source):
 
     @cached_property
     def _excluded_keys(self) -> frozenset[str]:
-        if self.exclude is None:
+        if self.exclude is None or callable(self.exclude):
             return frozenset()
         file = self.root / str(self.exclude)
         if not file.is_file():
@@ -249,13 +328,6 @@ class LaionHuman(Source):
         if wrong := [line for line, key in keys.items() if key is None]:
             raise ValueError(f"{file}: {wrong[0]!r} is no key; expected {KEY_DIGITS} digits per line")
         return frozenset(str(key) for key in keys.values())
-
-    @property
-    def _exclude_identity(self) -> str | None:
-        if callable(self.exclude):
-            function = getattr(self.exclude, "func", self.exclude)
-            return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-        return None if self.exclude is None else text_hash("\n".join(sorted(self._excluded_keys)))
 
 
 def named_function(name: str) -> Exclude:

@@ -55,7 +55,6 @@ class Market1501(PairSource):
         return pair_files.require_file(self.root, [f"market-{kind}-{split}.csv"], MARKET_FIX)
 
     def files(self, split: str) -> list[Path]:
-        """The images of known people."""
         every = (f for f in self.folder(split).iterdir() if f.suffix.lower() in pair_files.PERSON_IMAGE_SUFFIXES)
         named = [file for file in every if market_name(file.name)]
         return sorted(file for file in named if self.group(file.name) not in ("-1", "0000"))

@@ -33,11 +33,8 @@ class Pair(NamedTuple):
 
 def find_file(root: Path, names: Iterable[str]) -> Path | None:
     """The first of these files in the root or in a folder not far below it."""
-    for name in names:
-        for depth in range(SEARCH_DEPTH):
-            if place := min(root.glob("*/" * depth + name), default=None):
-                return place
-    return None
+    found = (min(root.glob("*/" * depth + name), default=None) for name in names for depth in range(SEARCH_DEPTH))
+    return next(filter(None, found), None)
 
 
 def searched_folders(root: Path) -> list[Path]:
@@ -54,8 +51,9 @@ def require_file(root: Path, names: Sequence[str], fix: str) -> Path:
 
 def pairs_in(file: Path, name_of: NameOf, report: ReportDefect) -> Iterator[Pair]:
     """The pairs of csv (from,to), of json (source_image, target_image), or of lines with a target and its sources."""
-    read = {".csv": _pairs_of_csv, ".json": _pairs_of_json}.get(file.suffix.lower(), _pairs_of_lines)
-    for place, target, sources in read(file):
+    read = {".csv": _pairs_of_csv, ".json": _pairs_of_json}.get(file.suffix.lower())
+    lines = ((f"line {n}", row[0], [each for each in row[1:] if each.strip()]) for n, row in _csv_rows(file, ","))
+    for place, target, sources in read(file) if read else lines:
         names = [name_of(text.strip()) for text in (target, *sources)]
         unknown = [text for text, name in zip((target, *sources), names, strict=True) if name is None]
         if unknown or len(names) < 2:
@@ -78,11 +76,6 @@ def _pairs_of_csv(file: Path) -> Iterator[PairLine]:
     for number, row in rows:
         whole = len(row) == len(columns)
         yield f"line {number}", row[target if whole else 0], (row[source],) if whole else ()
-
-
-def _pairs_of_lines(file: Path) -> Iterator[PairLine]:
-    for number, row in _csv_rows(file, ","):
-        yield f"line {number}", row[0], [text for text in row[1:] if text.strip()]
 
 
 def _pairs_of_json(file: Path) -> Iterator[PairLine]:
@@ -110,8 +103,7 @@ def joints_in(file: Path, name_of: NameOf, report: ReportDefect) -> dict[str, np
             report(Defect(where, f"{len(row)} parts between colons; expected {len(header)}"))
             continue
         text, y, x = (row[column].strip() for column in columns)
-        name = name_of(text)
-        if name is None:
+        if (name := name_of(text)) is None:
             report(Defect(where, f"{text!r} is no name of a picture"))
             continue
         try:

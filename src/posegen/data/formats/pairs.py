@@ -78,8 +78,6 @@ class Pictures(RealData):
 
 @dataclass(frozen=True, eq=False)
 class PairRows:
-    """N pairs, as rows of the index of images."""
-
     targets: np.ndarray  # ``[N] int64``
     sources: np.ndarray  # ``[M] int64`` of all pairs, one after the other
     ends: np.ndarray  # ``[N] int64`` where the sources of each pair end

@@ -12,11 +12,8 @@ from posegen.data.condition import Condition
 
 
 class SinglePerson(PoseData):
-    """The samples of ``data`` with exactly one person and enough labelled joints: GUNet's choice (arXiv:2409.11689).
-
-    Args:
-        count: take the first so many that qualify; None for all.
-        joints: least number of labelled joints.
+    """The first ``count`` samples (None: all) of ``data`` with exactly one person and at least so many labelled
+    ``joints``: GUNet's choice (arXiv:2409.11689).
     """
 
     def __init__(self, data: PoseData, count: int | None = None, joints: int = 8) -> None:
@@ -37,17 +34,14 @@ class SinglePerson(PoseData):
     @cached_property
     def chosen(self) -> Sequence[int]:
         """Indices into ``data``, found at the first use. Raises ValueError: fewer than ``count`` qualify."""
-        chosen, key = list(islice(filter(self._qualifies, range(len(self.data))), self.count)), f"data.{self.split}"
+        poses = ((i, self.data.seen(i, image=False).keypoints) for i in range(len(self.data)))
+        fitting = (i for i, pose in poses if len(pose) == 1 and int((pose[0, :, 2] > 0).sum()) >= self.joints)
+        chosen, key = list(islice(fitting, self.count)), f"data.{self.split}"
         if not chosen or (self.count or 0) > len(chosen):
-            raise ValueError(
-                f"{key}.count={self.count}: only {len(chosen)} of the {len(self.data)} samples of {self.data.name} "
-                f"show one person with {self.joints} labelled joints; raise {key}.data.count or lower {key}.count"
-            )
+            found = f"only {len(chosen)} of the {len(self.data)} samples of {self.data.name} show one person with"
+            fix = f"{self.joints} labelled joints; raise {key}.data.count or lower {key}.count"
+            raise ValueError(f"{key}.count={self.count}: {found} {fix}")
         return chosen
-
-    def _qualifies(self, index: int) -> bool:
-        keypoints = self.data.seen(index, image=False).keypoints
-        return len(keypoints) == 1 and int((keypoints[0, :, 2] > 0).sum()) >= self.joints
 
     def __len__(self) -> int:
         return self.count or len(self.chosen)

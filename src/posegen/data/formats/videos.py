@@ -9,26 +9,117 @@ from __future__ import annotations
 import configparser
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
+from tqdm import tqdm
+
 from posegen.data.condition import Defect
 from posegen.data.formats.folder import NO_PEOPLE, Folder, prompts_of_csv
-from posegen.data.formats.video_frames import FRAME_SUFFIXES, VIDEO_SUFFIXES, Selection, extract_videos
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
+from posegen.io.atomic import read_json_or_empty, replacing
 from posegen.io.hashes import joint_hash
 
 SELECTION = "own frame selection"
 VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}  # the true tests have no labels
+FRAME_SUFFIXES = {".jpg", ".jpeg", ".png"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+MANIFEST = "clip.json"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen frames of a clip: every ``stride``-th, or ``per_clip`` in all, from the middles of as many parts."""
+
+    stride: int | None = None
+    per_clip: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [number for number in (self.stride, self.per_clip) if number is not None]
+        if len(given) != 1 or given[0] < 1:
+            both = f"data.stride={self.stride} and data.per_clip={self.per_clip}"
+            raise ValueError(f"{both}: expected one positive number and one null")
+
+    def of(self, count: int) -> list[int]:  # of ``count`` frames
+        if self.stride is not None:
+            return list(range(0, count, self.stride))
+        parts = min(count, self.per_clip or count)
+        return [int((i + 0.5) * count / parts) for i in range(parts)]
+
+    @property
+    def name(self) -> str:  # the folder of the chosen frames
+        return f"stride_{self.stride}" if self.stride is not None else f"per_clip_{self.per_clip}"
+
+
+def extract_videos(
+    videos: Sequence[Path], target: Path, selection: Selection, report: Callable[[Path, str], None]
+) -> Iterator[tuple[Path, Path]]:
+    """Each video with the folder of its chosen frames, ``<target>/<clip>/<number>.png``.
+
+    Frames of an earlier run on the same file are kept; a folder appears only when all its frames are there. Its
+    ``clip.json`` records the video, its size and time of change, the selection, the frames and the version of OpenCV.
+    ``report`` is called with each video that cannot be read, and the problem.
+    """
+    waiting = [video for video in videos if not _is_extracted(video, target / video.stem, selection)]
+    failed = set()
+    for video in tqdm(waiting, desc="frames", unit="clip", dynamic_ncols=True, disable=not waiting):
+        try:
+            extract_video(video, target / video.stem, selection)
+        except ValueError as error:
+            report(video, str(error))
+            failed.add(video)
+    yield from ((video, target / video.stem) for video in videos if video not in failed)
+
+
+def extract_video(video: Path, folder: Path, selection: Selection) -> None:
+    """Writes the chosen frames of one video. Raises ValueError: it cannot be decoded."""
+    count = sum(1 for _ in _frames(video))  # the number in the file may be wrong
+    if not count:
+        raise ValueError("cannot be decoded (no frames)")
+    chosen = selection.of(count)
+    wanted = set(chosen)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for number, capture in enumerate(_frames(video)):
+            if number in wanted:
+                good, frame = capture.retrieve()
+                if not good:
+                    raise ValueError(f"frame {number} cannot be decoded")
+                good, png = cv2.imencode(".png", frame)
+                if not good:
+                    raise ValueError(f"frame {number} cannot be encoded")
+                (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
+        manifest = json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1)
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+
+
+def _frames(video: Path) -> Iterator[cv2.VideoCapture]:
+    capture = cv2.VideoCapture(str(video))
+    try:
+        while capture.grab():
+            yield capture
+    finally:
+        capture.release()
+
+
+def _manifest(video: Path, selection: Selection) -> dict[str, Any]:
+    status = video.stat()
+    about = {"clip": video.stem, "video": video.name, "bytes": status.st_size, "changed": status.st_mtime_ns}
+    return about | {"selection": asdict(selection), "opencv": cv2.__version__}
+
+
+def _is_extracted(video: Path, folder: Path, selection: Selection) -> bool:
+    found, now = read_json_or_empty(folder / MANIFEST), _manifest(video, selection)
+    same = all(found.get(name) == now[name] for name in ("video", "bytes", "changed", "selection"))
+    return same and all((folder / f"{number:08d}.png").is_file() for number in found["frames"])
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """One video."""
-
     name: str  # of the clip, unique in its split
     frames: Sequence[tuple[int, str]]  # (number in the video, picture relative to the root) of the chosen frames
     attributes: Mapping[str, Any] = field(default_factory=dict)  # of all frames
@@ -36,25 +127,18 @@ class VideoClip:
 
 
 class Videos(Source):
-    """Frames of videos, with poses and prompts of the user's. Raises ValueError: no root, or a wrong choice of frames.
-
-    Args:
-        root: the folder of the data set.
-        stride: every ``stride``-th frame, from the first; None where ``per_clip`` is given.
-        per_clip: number of frames of each clip, evenly spaced; None where ``stride`` is given.
-        poses: a file in COCO's format as ``posegen annotate`` writes it, relative to the root; None: no poses.
-        prompt: the prompt of all frames; ``{clip}`` stands for the clip's name.
-        prompts: a csv file of ``clip,prompt`` or ``frame,prompt``, relative to the root, for other prompts; or None.
+    """Frames of videos, with poses and prompts of the user's; either ``stride`` or ``per_clip`` is given.
+    Raises ValueError: no root, or a wrong choice of frames.
     """
 
     def __init__(
         self,
         root: str | Path,
-        stride: int | None = None,
-        per_clip: int | None = None,
-        poses: str | None = "poses.json",
-        prompt: str = "a person",
-        prompts: str | None = None,
+        stride: int | None = None,  # every ``stride``-th frame, from the first
+        per_clip: int | None = None,  # number of frames of each clip, evenly spaced
+        poses: str | None = "poses.json",  # in COCO's format as ``posegen annotate`` writes it, below the root; or None
+        prompt: str = "a person",  # of all frames; ``{clip}`` stands for the clip's name
+        prompts: str | None = None,  # a csv file of ``clip,prompt`` or ``frame,prompt`` below the root, for others
     ) -> None:
         self.selection, self.root = Selection(stride, per_clip), existing_root(root)
         self.poses, self.prompt, self.prompts = poses, prompt, prompts

@@ -35,8 +35,6 @@ class BrokenShard(RuntimeError):
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The contents of one shard, read lazily where it is large."""
-
     images: np.ndarray  # [n, size, size, 3] uint8, memory-mapped
     keypoints: np.ndarray  # [n, 3, 17, 3] float32, zero where there are fewer than three people
     areas: np.ndarray  # [n, 3] float32, padded alike
@@ -46,8 +44,6 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class Cache:
-    """The shards of one split of one world."""
-
     root: Path  # the folder of all worlds
     split: str
     seed: int

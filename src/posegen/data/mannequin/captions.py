@@ -15,16 +15,8 @@ SCENES = tuple(PLACES)
 COLOURED_STYLES = ("photo", "cartoon")
 COUNT_PHRASES = {1: "one person", 2: "two people", 3: "three people"}
 
-_PHRASES = (
-    *STYLES,
-    "of one two three person people",
-    *PLACES.values(),
-    ": ,",
-    *ACTIONS,
-    *COLOURS,
-    "shirt and trousers",
-)
-VOCABULARY = tuple(dict.fromkeys(" ".join(_PHRASES).split()))
+_WORDS = (*STYLES, "of one two three person people", *PLACES.values(), ": ,", *ACTIONS, *COLOURS, "shirt and trousers")
+VOCABULARY = tuple(dict.fromkeys(" ".join(_WORDS).split()))
 
 
 def garment_colours(style: str, shirt: int, further: int) -> tuple[str | None, str | None]:
@@ -61,11 +53,7 @@ class Description:
     @property
     def attributes(self) -> dict[str, object]:
         """The caption's facts as plain values; ``colours`` holds (shirt, trousers) pairs, none in sketch and shadow."""
-        coloured = self.style in COLOURED_STYLES
-        return {
-            "style": self.style,
-            "scene": self.scene,
-            "count": len(self.people),
-            "actions": tuple(look.action for look in self.people),
-            "colours": tuple((look.shirt, look.trousers) for look in self.people) if coloured else (),
-        }
+        coloured, actions = self.style in COLOURED_STYLES, tuple(look.action for look in self.people)
+        colours = tuple((look.shirt, look.trousers) for look in self.people) if coloured else ()
+        about = {"style": self.style, "scene": self.scene, "count": len(self.people)}
+        return {**about, "actions": actions, "colours": colours}

@@ -18,15 +18,8 @@ class MannequinData(PoseData):
     """The first ``count`` samples of a split of a mannequin world.
 
     A smaller ``count`` is a prefix of a larger one and reuses its shards. Reading prepares whatever is missing.
-
-    Args:
-        split: train, validation or test.
-        size: image side in pixels, 64 or 128.
-        seed: the world's seed.
-        cache: folder for the rendered shards; 0.4 GB for 30,000 images of 64 pixels.
-        workers: rendering processes; None takes one per core.
-        keypoint_noise: standard deviation of an error of all keypoints, relative to the root of the person's area,
-            to imitate the annotations of a detector. It is the same on every visit.
+    ``keypoint_noise`` imitates a detector: the standard deviation of an error of all keypoints, relative to the root of
+    the person's area; the error is the same on every visit.
     """
 
     name = "mannequin"
@@ -36,10 +29,10 @@ class MannequinData(PoseData):
         self,
         split: str = "train",
         count: int = 30000,
-        size: int = 64,
-        seed: int = 0,
-        cache: str | Path = "~/.cache/posegen",
-        workers: int | None = None,
+        size: int = 64,  # image side in pixels, 64 or 128
+        seed: int = 0,  # of the world
+        cache: str | Path = "~/.cache/posegen",  # folder of the shards; 0.4 GB for 30,000 images of 64 pixels
+        workers: int | None = None,  # rendering processes; None takes one per core
         keypoint_noise: float = 0.0,
     ):
         if split not in SPLIT_STREAMS:
@@ -82,7 +75,6 @@ class MannequinData(PoseData):
         return Sample(name, record["prompt"], keypoints, areas, image, self.size, attributes)
 
     def twin(self, index: int) -> Sample:
-        """Another render of the same caption."""
         return self.world.render_caption_twin(self.split, self.checked(index))
 
     @property

@@ -1,4 +1,8 @@
-"""Pairs of the mannequin world as data: people in two poses, and people who get the clothes of others."""
+"""Pairs: one person twice, in the same clothes before the same scene, in two poses; and people who get others' clothes.
+
+The target is the image that a perfect method paints from the source image and the target's pose, but for the ground
+shadow and a stool. Since it exists, appearance can be compared pixel by pixel.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,80 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 
 from posegen.data.base import Garment, Sample, Transfers
-from posegen.data.mannequin.captions import COLOURED_STYLES, Description, PersonCaption
+from posegen.data.mannequin import captions
+from posegen.data.mannequin import world as plain
+from posegen.data.mannequin.body import Body, Build, random_body, random_bones, random_roundness
+from posegen.data.mannequin.canvas import Canvas
+from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, Description, PersonCaption
 from posegen.data.mannequin.dataset import MannequinData
-from posegen.data.mannequin.pair_worlds import Sources, Targets
-from posegen.data.mannequin.world import World
+from posegen.data.mannequin.figure import random_outfit
+from posegen.data.mannequin.rng import Dice
+from posegen.data.mannequin.scene import paint_scene
+from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLIT_STREAMS, STYLE_SHARES, WORLD_VERSION, World
 
+PAIRS_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint of a pair changes and WORLD_VERSION does not
+SCENERY, PERSON, SIZE, TARGET, SOURCE, PLACE = range(6)  # independent random streams within a realisation
+PAIRS = 1  # separates all of them from the streams of the plain world
 GARMENT_PARTS = {"shirt": ("shirt",), "trousers": ("trousers",), "clothes": ("shirt", "trousers")}
+
+
+class Targets(World):
+    """Renders the targets of the pairs, each with its caption."""
+
+    name, version = "mannequin_pairs", f"{WORLD_VERSION}.{PAIRS_VERSION}"
+    member = TARGET
+
+    def describe(self, split: str, index: int) -> Description:
+        """The caption of this member; those of a pair differ in the action alone."""
+        dice = self._stream(split, index, DESCRIPTION)
+        style, scene = dice.choice(captions.STYLES, STYLE_SHARES), dice.choice(captions.SCENES)
+        actions = {TARGET: dice.choice(ACTIONS), SOURCE: dice.choice(ACTIONS)}
+        colours = captions.garment_colours(style, dice.integer(0, 9), dice.integer(1, 9))
+        return Description(style, scene, (PersonCaption(actions[self.member], *colours),))
+
+    def _stream(self, split: str, index: int, *streams: int) -> Dice:
+        self._dice(split, index, DESCRIPTION)  # refuses unknown splits and negative indices
+        return Dice(WORLD_VERSION, self.seed, SPLIT_STREAMS[split], index, *streams, PAIRS, PAIRS_VERSION)
+
+    def garment(self, split: str, index: int, part: str) -> np.ndarray:
+        """Mask ``[size, size] bool`` of the ``shirt`` or ``trousers`` of an image: pixels that follow their colour."""
+        images = (self._paint(split, index, REALISATION, **{part: (tone,) * 3})[0] for tone in (0, 255))
+        size = self.size, self.size
+        black, white = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images)
+        return (black != white).any(-1)
+
+    def _paint(self, split: str, index: int, stream: int, **worn: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        description = self.describe(split, index)
+        (look,) = description.people
+        person = self._stream(split, index, stream, PERSON)
+        outfit = replace(random_outfit(description.style, look.shirt, look.trousers, person), **worn)
+        build = Build(random_bones(person), *random_roundness(person))
+        canvas = Canvas(description.style)
+        horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
+        size = self.seed, self.size
+        bodies = {member: world(*size).body(split, index, stream, build) for member, world in MEMBERS.items()}
+        units = [plain.largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()]
+        place = self._stream(split, index, stream, self.member, PLACE)
+        body, unit = bodies[self.member], min(units)  # one size in both images
+        return plain.paint_people(canvas, plain.side_by_side([body], [outfit], [unit], horizon, place))
+
+    def body(self, split: str, index: int, stream: int, build: Build) -> Body:
+        (look,) = self.describe(split, index).people
+        return random_body(look.action, self._stream(split, index, stream, self.member), build)
+
+
+class Sources(Targets):
+    """Renders the other images of the same people."""
+
+    name = "mannequin_pairs_source"
+    member = SOURCE
+
+
+MEMBERS: dict[int, type[Targets]] = {TARGET: Targets, SOURCE: Sources}
 
 
 class SourceData(MannequinData):
@@ -29,10 +98,8 @@ class SourceData(MannequinData):
 class MannequinPairs(MannequinData):
     """The first ``count`` pairs of a split; a sample is a target, `source_of` gives the other image of the person.
 
-    Args:
-        split, count, size, seed, cache, workers: as for `MannequinData`.
-        prompt: one text for all in place of the targets' captions, which name the colours of the clothes; with an
-            empty text the source alone shows them.
+    ``prompt`` replaces all captions, which name the colours of the clothes; with an empty one the source alone shows
+    them. Other arguments: see `MannequinData`.
     """
 
     name = "mannequin_pairs"
@@ -85,15 +152,8 @@ class MannequinTransfers(Transfers):
     Only photos and cartoons have coloured clothes. A person gets the clothes of the next person in the list (the first
     follows the last) with the same style and another colour of each garment. The wrong style is the next one after
     whose colours differ from both. The caption names no colours, so that they come from the picture alone. A caption
-    that names them is a control: a backbone that reads captions then paints the clothes without the picture.
-
-    Args:
-        pairs: the people.
-        count: number of transfers; None: everybody with coloured clothes.
-        garment: ``shirt``, ``trousers`` or ``clothes``.
-        told: the captions name the colours of the new clothes.
-
-    A ValueError says that the garment is unknown, or that there are fewer people than ``count``.
+    that names them (``told``) is a control: a backbone that reads captions then paints the clothes without the picture.
+    Raises ValueError: the ``garment`` is not in `GARMENT_PARTS`, or there are fewer people than ``count``.
     """
 
     name = "mannequin_transfers"

@@ -16,8 +16,7 @@ from posegen.data.base import Sample
 from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, random_body
 from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, box, ellipse, snapped
 from posegen.data.mannequin.captions import ACTIONS, SCENES, STYLES, Description, PersonCaption, garment_colours
-from posegen.data.mannequin.figure import Figure, Outfit, random_outfit
-from posegen.data.mannequin.limbs import paint_figure
+from posegen.data.mannequin.figure import Figure, Outfit, paint_figure, random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 

@@ -22,7 +22,6 @@ NOSE, HIPS = COCO_NAMES.index("nose"), [COCO_NAMES.index("left_hip"), COCO_NAMES
 
 
 def usable_entries(entries: Iterable[StoredImage], report: Callable[[Defect], None]) -> Iterator[StoredImage]:
-    """The entries with usable poses and unique ids."""
     ids: set[str] = set()
     for entry in entries:
         problem, shape = "", entry.keypoints.shape
@@ -70,6 +69,10 @@ def split_facts(
     counts = [joints_inside(entry.keypoints, scanned.size) for entry, scanned in zip(kept, scans, strict=True)]
     seen, inside = np.array(counts).reshape(-1, 2).sum(0).tolist()
     scenarios = Counter(str(entry.attributes["scenario"]) for entry in kept if "scenario" in entry.attributes)
+    heights = []  # of noses above hips, in heights of the image
+    for entry, scanned in zip(kept, scans, strict=True):
+        whole = entry.keypoints[(entry.keypoints[:, [NOSE, *HIPS], 2] > 0).all(1)]
+        heights += ((whole[:, HIPS, 1].mean(1) - whole[:, NOSE, 1]) / scanned.size[0]).tolist()
     order = {"smallest": 0, "median": len(sides) // 2, "largest": -1} if len(sides) else {}
     return {
         "images": len(kept),
@@ -78,21 +81,12 @@ def split_facts(
         "most_people": max(people, default=0),
         "joints": seen,
         "joints_inside": round(inside / seen, 4) if seen else None,
-        "nose_above_hips": _nose_above_hips(kept, scans),
+        "nose_above_hips": round(float(np.mean(heights)), 4) if heights else None,
         "sizes": {name: [int(side) for side in sides[i]] for name, i in order.items()},
         "modes": dict(Counter(scanned.mode for scanned in scans).most_common()),
         "scenarios": dict(sorted(scenarios.items())),
         "sha256_of_paths": text_hash("\n".join(sorted(entry.place.file for entry in listed)), 64),
     }
-
-
-def _nose_above_hips(kept: Sequence[StoredImage], scans: Sequence[ScannedImage]) -> float | None:
-    """Mean height of noses above hips, in heights of the image."""
-    heights = []
-    for entry, scanned in zip(kept, scans, strict=True):
-        whole = entry.keypoints[(entry.keypoints[:, [NOSE, *HIPS], 2] > 0).all(1)]
-        heights += ((whole[:, HIPS, 1].mean(1) - whole[:, NOSE, 1]) / scanned.size[0]).tolist()
-    return round(float(np.mean(heights)), 4) if heights else None
 
 
 def split_warnings(facts: Mapping[str, Any], source: Source, split: str) -> list[str]:

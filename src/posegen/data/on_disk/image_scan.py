@@ -23,8 +23,6 @@ ImageKey = tuple[FileSpan, ImageSize | None]  # of an image: its place, and the 
 
 @dataclass(frozen=True)
 class ScannedImage:
-    """The result of opening an image."""
-
     place: FileSpan  # where its bytes are
     listed: ImageSize | None  # (height, width) that the data set lists
     stamp: tuple[int, ...] = ()  # size and time of change of the file; empty where it is missing

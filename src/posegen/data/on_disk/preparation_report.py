@@ -24,8 +24,6 @@ MOST_LISTED = 500  # defects of a split on the page; the table has all
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The findings about one split."""
-
     split: str  # its name
     facts: Mapping[str, Any]
     warnings: Sequence[str]  # suspicions about the whole; the reason where nothing can be used
@@ -63,7 +61,6 @@ class SplitReport:
 
 
 def report_page(dataset: str, reports: Sequence[SplitReport]) -> str:
-    """The report as markdown."""
     lines = [f"# {dataset}", "", "| split | pictures | people | left out | remarks |", "|---|---|---|---|---|"]
     for r in reports:
         lines.append(f"| {r.split} | {r.usable} | {r.facts.get('people', '')} | {r.left_out} | {r.remarks} |")
@@ -94,7 +91,6 @@ def _markdown_cell(text: str) -> str:
 
 
 def defect_table(reports: Sequence[SplitReport]) -> str:
-    """All defects as csv."""
     rows = ((r.split, file, problem, int(fatal)) for r in reports for file, problem, fatal in r.defects)
     return csv_text(("split", "file", "problem", "left_out"), rows)
 
@@ -103,17 +99,14 @@ def contact_sheet(data: PoseData) -> np.ndarray:
     """Pictures from the whole split with their poses over them, ``[H, W, 3] uint8``."""
     count = SHEET_SIDE * SHEET_SIDE
     rows = np.unique(np.linspace(0, len(data) - 1, count).round().astype(int)).tolist()
-    tiles = [_tile(data[row].image, data[row].keypoints, data.size) for row in rows]
+    tiles, zoom = [], max(1, SHEET_TILE // max(data.size))
+    for sample in (data[row] for row in rows):
+        image = np.zeros((*data.size, 3), np.uint8) if sample.image is None else sample.image
+        pose = PoseInput("pose", sample.keypoints, size=data.size).on((data.size[0] * zoom, data.size[1] * zoom))
+        assert pose.keypoints is not None
+        tile = overlay(image.repeat(zoom, 0).repeat(zoom, 1), pose.keypoints)
+        factor = SHEET_TILE / max(tile.shape[:2])
+        small = cv2.resize(tile, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else tile
+        tiles.append(small)
     tiles += [np.full_like(tiles[0], 255)] * (count - len(tiles))
     return np.concatenate([np.concatenate(tiles[i : i + SHEET_SIDE], 1) for i in range(0, count, SHEET_SIDE)])
-
-
-def _tile(image: np.ndarray | None, keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    image = np.zeros((*size, 3), np.uint8) if image is None else image
-    zoom = max(1, SHEET_TILE // max(size))
-    large = image.repeat(zoom, 0).repeat(zoom, 1)
-    pose = PoseInput("pose", keypoints, size=size).on((size[0] * zoom, size[1] * zoom))
-    assert pose.keypoints is not None
-    drawn = overlay(large, pose.keypoints)
-    factor = SHEET_TILE / max(drawn.shape[:2])
-    return cv2.resize(drawn, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else drawn

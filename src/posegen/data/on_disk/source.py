@@ -27,14 +27,11 @@ class FileSpan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """One image of a data set."""
-
     id: str  # stable and unique within the data set, for instance ``human_art/2000000001648``
     prompt: str  # the caption
     place: FileSpan  # where its bytes are
     size: tuple[int, int] | None  # (height, width) in pixels; None where only the file shows it
-    #: ``[P, 17, 3] float32`` on the stored image: x, y, and a score or COCO visibility, 0 if missing
-    keypoints: np.ndarray
+    keypoints: np.ndarray  # ``[P, 17, 3] float32`` on the stored image: x, y, score or visibility, 0 if missing
     areas: np.ndarray | None = None  # ``[P]`` in square pixels; None where the data set has none
     attributes: Mapping[str, Any] = field(default_factory=dict)  # facts to group by (``scenario``) and to record
     #: (height, width) of the canvas of the keypoints where it differs; the image is that canvas, stretched
@@ -76,7 +73,6 @@ class Source(ABC):
         return {}
 
     def suspicions(self, split: str) -> list[str]:
-        """Suspicions about the lists of a split."""
         return []
 
 

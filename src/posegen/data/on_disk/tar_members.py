@@ -18,11 +18,9 @@ from posegen.io.hashes import text_hash
 TAR_BLOCK = 512  # bytes of a tar's blocks; a block of zeros ends it
 TAR_INDEX_VERSION = 1
 COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gunzip"),
-    b"BZh": ("bzip2", "bunzip2"),
-    b"\xfd7zXZ": ("xz", "unxz"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
-}
+    b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"), b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}  # fmt: skip
 
 
 class TarMembers(dict[str, tuple[int, int]]):
@@ -78,10 +76,8 @@ def scan_tar(file: Path) -> tuple[dict[str, tuple[int, int]], str]:
         begin = stream.read(8)
     for mark, (name, program) in COMPRESSED.items():
         if begin.startswith(mark):
-            raise ValueError(
-                f"{file} is compressed with {name}, so its members cannot be read where they lie; "
-                f"uncompress it once (`{program}` makes a plain .tar of it)"
-            )
+            fix = f"uncompress it once (`{program}` makes a plain .tar of it)"
+            raise ValueError(f"{file} is compressed with {name}, so its members cannot be read where they lie; {fix}")
     length, places, problem = file.stat().st_size, {}, ""
     with file.open("rb") as stream:
         try:
