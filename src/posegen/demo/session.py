@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.data.base import PoseData, Sample, to_tensor
-from posegen.demo.loaded_methods import DemoMethod, LoadedMethods, chosen_methods
+from posegen.demo.loaded_methods import DemoMethod, LoadedMethods
 from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
@@ -53,9 +53,11 @@ class DemoRequest:
     source: np.ndarray | None = None  # ``[H, W, 3] uint8`` a picture of a person, for methods that take one
 
     def check(self) -> None:
-        """Raises a `UserError` where a number is out of range or the prompt is empty."""
+        """Raises a `UserError` where a number is out of range, the prompt is empty or no method is chosen."""
         if not self.prompt.strip():
             raise UserError("the prompt is empty; write what is to be seen, or choose a scene")
+        if not self.labels:
+            raise UserError("no method is chosen; tick at least one")
         for name, least in (("seed", 0), ("steps", 1)):
             value = getattr(self, name)
             if value != int(value) or not least <= value < 2**63:
@@ -116,18 +118,20 @@ class DemoSession:
                 found.setdefault(scene_name(sample), sample)
         by_count = sorted((len(sample.keypoints), name) for name, sample in found.items())
         chosen: list[Preset] = []
-        for count, names in groupby(by_count, lambda each: each[0]):
-            for sample in (found[name] for _, name in islice(names, ALONE if count == 1 else TOGETHER)):
-                chosen.append(Preset(scene_name(sample), sample.prompt, to_editor(sample.keypoints, sample.size)))
+        for count, scenes in groupby(by_count, lambda each: each[0]):
+            for _, name in islice(scenes, ALONE if count == 1 else TOGETHER):
+                chosen.append(Preset(name, found[name].prompt, to_editor(found[name].keypoints, found[name].size)))
         return chosen
 
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
         """One picture per method; one that fails says why. ``on_step`` gets the method, its steps done, and all."""
         request.check()
-        chosen = chosen_methods(self.loaded.methods(), request.labels)
+        methods = {method.label: method for method in self.loaded.methods()}
+        if gone := [label for label in request.labels if label not in methods]:
+            raise UserError(f"{gone[0]} is not there any more; press 'Look again' and choose anew")
         with self.working:
             self.stop.clear()
-            for method in chosen:
+            for method in (method for label, method in methods.items() if label in request.labels):
                 try:
                     yield self._drawn(request, method, on_step)
                 except (ValueError, OSError) as error:
@@ -142,8 +146,7 @@ class DemoSession:
         set_threads(self.cfg)  # here, since it counts for the thread that computes
         on_step(method, 0, int(request.steps))
         pipe = self.loaded.pipeline(method)
-        takes = "source" in pipe.adapter.needs
-        if takes and request.source is None:
+        if (takes := "source" in pipe.adapter.needs) and request.source is None:
             raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
         size = pipe.size([PoseInput("pose")], None, None)
         pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
@@ -166,10 +169,9 @@ class DemoSession:
 
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
-        found = self.people_in(picture)
+        found, scores = self.people_in(picture), {}
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
         sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
-        scores: dict[str, float] = {}
         for metric in self.components.protocol.metrics if len(keypoints) else ():
             if shown := [column for column in metric.columns if column.startswith(("PCK", "OKS"))]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
@@ -218,17 +220,15 @@ class DemoSession:
 
 def scene_name(sample: Sample) -> str:
     """The actions of a scene's people where the data has them, else its caption."""
-    actions = sample.attributes.get("actions")
-    if actions:
+    if actions := sample.attributes.get("actions"):
         return " & ".join(map(str, actions))
     return sample.prompt if len(sample.prompt) <= 60 else f"{sample.prompt[:57]}..."
 
 
 def letterboxed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture ``[H, W, 3] uint8`` on a canvas (height, width), with its aspect kept and its border continued."""
-    height, width = picture.shape[:2]
-    scale = min(size[0] / height, size[1] / width)
-    inner = max(1, round(height * scale)), max(1, round(width * scale))
+    scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
+    inner = max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))
     small = cv2.resize(picture, inner[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     bottom, right = size[0] - inner[0] - top, size[1] - inner[1] - left

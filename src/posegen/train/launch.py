@@ -1,8 +1,8 @@
 """Several processes that train one cell together, one per device.
 
-Lightning starts such processes by running the command line again; within a sweep that would run the whole sweep again,
-and a worker of joblib or submitit has no command line. So torch's launcher starts them with the cell's resolved
-configuration. Only the first, rank 0, writes into the cell.
+Lightning starts such processes by running the command line again, which would run a whole sweep again, and which
+workers of joblib or submitit lack. So torch's launcher starts them with the cell's resolved configuration. Only the
+first, rank 0, writes into the cell.
 
 The batch of a step, its order, noise and timesteps are functions of (seed, step, image), the same for any number of
 processes: each takes an equal share of every batch, and the mean of their gradients is the gradient of the whole.

@@ -95,10 +95,10 @@ class MeasuredMethod:
         self.device, self.precision = device_of(cfg.trainer.accelerator), cfg.trainer.precision
         self.adapter: Adapter = self.components.adapter.to(self.device)
         self.backbone: Backbone = self.components.backbone.to(self.device)
+        self.batch = self._batch()
 
-    @cached_property
     @torch.no_grad()
-    def batch(self) -> PoseBatch:
+    def _batch(self) -> PoseBatch:
         """Everything that a method may read, with latents and text states as training caches them."""
         count, needs = self.cfg.batch, Needs(frozenset({"images", *self.adapter.reads}), self.adapter.hint)
         people = SyntheticPeople(count, self.cfg.size)
