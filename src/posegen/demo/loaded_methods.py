@@ -53,8 +53,9 @@ class LoadedMethods:
 
     def pipeline(self, method: DemoMethod) -> PoseGuidedPipeline:
         """The method, loaded when it is first used."""
-        pipe = self._loaded[method] = self._loaded.pop(method, None) or self._read(method)
+        pipe = self._loaded.pop(method, None) or self._read(method)
         pipe.set_progress_bar_config(disable=True)
+        self._loaded[method] = pipe
         while len(self._loaded) > max(1, self.cfg.keep):
             self._loaded.popitem(last=False)
         return pipe

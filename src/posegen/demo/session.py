@@ -56,12 +56,12 @@ class DemoRequest:
         """Raises a `UserError` where a number is out of range, the prompt is empty or no method is chosen."""
         if not self.prompt.strip():
             raise UserError("the prompt is empty; write what is to be seen, or choose a scene")
-        if not self.labels:
-            raise UserError("no method is chosen; tick at least one")
         for name, least in (("seed", 0), ("steps", 1)):
             value = getattr(self, name)
             if value != int(value) or not least <= value < 2**63:
                 raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
+        if not self.labels:
+            raise UserError("no method is chosen; tick at least one")
 
 
 @dataclass(frozen=True, eq=False)
