@@ -34,8 +34,7 @@ class FirstBenchmark:
         cfg = Command.read("benchmark", list(words)).base()
         self.folder = Path(cfg.paths.output) / cfg.study
         self.started, self.stopped = time.time(), False
-        # open as long as the process is
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open as it runs
         command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
         streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
@@ -51,8 +50,8 @@ class FirstBenchmark:
         if code == 0:
             return BenchmarkProgress(1.0, "finished", "finished")
         self.log.seek(0)
-        last_lines = self.log.read().replace("\r", "\n").strip().splitlines()[-6:]
-        return BenchmarkProgress(1.0, "\n".join(last_lines), "failed")
+        lines = self.log.read().replace("\r", "\n").strip().splitlines()
+        return BenchmarkProgress(1.0, "\n".join(lines[-6:]), "failed")
 
     def running(self) -> BenchmarkProgress:
         """From the cells' files, as the command line shows it."""

@@ -49,7 +49,6 @@ def results_html(pictures: Sequence[DemoPicture], progress: str = "") -> Markup:
 def best_scores(pictures: Sequence[DemoPicture]) -> dict[str, float]:
     """The highest value of each column, where several methods have one and they differ."""
     values: dict[str, set[float]] = {}
-    for picture in pictures:
-        for column, value in picture.scores.items():
-            values.setdefault(column, set()).update(() if math.isnan(value) else (value,))
+    for column, value in (score for picture in pictures for score in picture.scores.items()):
+        values.setdefault(column, set()).update(() if math.isnan(value) else (value,))
     return {column: max(found) for column, found in values.items() if len(found) > 1}

@@ -119,10 +119,8 @@ def why_not(folder: Path) -> str:
 
 def label_of(cell: Path) -> str:
     """Method, study, seed and training steps of a cell; of any other folder its name."""
-    file = cell / "config.yaml"
-    if not file.is_file():
+    if not (cell / "config.yaml").is_file():
         return cell.name
-    config = OmegaConf.load(file)
+    config = OmegaConf.load(cell / "config.yaml")
     steps = OmegaConf.select(config, "budget.steps")
-    rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
-    return f"{config.method} · {', '.join(rest)}"
+    return f"{config.method} · {config.study}, seed {config.seed}{f', {steps} steps' if steps else ''}"

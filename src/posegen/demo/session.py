@@ -29,7 +29,6 @@ from posegen.train.loop import set_threads
 
 #: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
 LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
-TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
 NOBODY = Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32))
 OnStep = Callable[[DemoMethod, int, int], None]
 
@@ -152,9 +151,9 @@ class DemoSession:
         pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
         keypoints: Any = pose.on(size).keypoints
         options: dict[str, Any] = {"height": size[0], "width": size[1], "num_inference_steps": int(request.steps)}
-        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative}
+        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative, "on_step": step}
         options |= {"source": request.source if takes else None, "control_scale": float(request.control)}
-        options |= {"generator": torch.Generator().manual_seed(int(request.seed)), "on_step": step}
+        options["generator"] = torch.Generator().manual_seed(int(request.seed))
         drawn = pipe(request.prompt, keypoints if len(keypoints) else None, **options)
         pixels = np.array(drawn.images[0])
         found, scores = self.judged(request.prompt, pixels, keypoints)
@@ -164,8 +163,8 @@ class DemoSession:
         return DemoPicture(method.label, pixels, keypoints.astype(np.float32), found, scores, unknown)
 
     @cached_property
-    def vocabulary(self) -> frozenset[str]:
-        return frozenset(word for caption in self.data.prompts for word in caption.lower().split())
+    def vocabulary(self) -> set[str]:
+        return {word for caption in self.data.prompts for word in caption.lower().split()}
 
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
@@ -207,14 +206,15 @@ class DemoSession:
             raise UserError("the prompt is empty; the pose is generated from it")
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": None, "size": list(self.size)}
         cfg = OmegaConf.merge(self.cfg, {"seed": int(seed)})
-        with self.working:
-            try:
+        try:
+            with self.working:
                 people = sampled_poses(cfg, node)  # type: ignore[arg-type]
-            except UserError as error:
-                if "no finished cell" not in str(error):
-                    raise
-                text = "no pose prior is trained yet, so the pose stays as it is. Train one, and press again"
-                raise UserError(f"{text}: {TRAIN_PRIOR}") from error
+        except UserError as error:
+            if "no finished cell" not in str(error):
+                raise
+            train = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
+            text = "no pose prior is trained yet, so the pose stays as it is. Train one, and press again"
+            raise UserError(f"{text}: {train}") from error
         return to_editor(np.asarray(people[0]), self.size)
 
 
