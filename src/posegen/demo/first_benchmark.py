@@ -22,8 +22,6 @@ from posegen.report.live_progress import cell_progress, progress_text
 
 @dataclass(frozen=True)
 class BenchmarkProgress:
-    """How far the benchmark is."""
-
     share: float  # of the work that is done, from 0 to 1; a cell counts by its stages
     text: str  # for the user
     state: str  # ``running``, ``finished``, ``failed`` or ``stopped``
@@ -35,9 +33,8 @@ class FirstBenchmark:
     def __init__(self, words: Sequence[str]) -> None:
         cfg = Command.read("benchmark", list(words)).base()
         self.folder = Path(cfg.paths.output) / cfg.study
-        self.words, self.started, self.stopped = list(words), time.time(), False
-        # open as long as the process is
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.started, self.stopped = time.time(), False
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open as it runs
         command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
         streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
@@ -53,8 +50,8 @@ class FirstBenchmark:
         if code == 0:
             return BenchmarkProgress(1.0, "finished", "finished")
         self.log.seek(0)
-        last_lines = self.log.read().replace("\r", "\n").strip().splitlines()[-6:]
-        return BenchmarkProgress(1.0, "\n".join(last_lines), "failed")
+        lines = self.log.read().replace("\r", "\n").strip().splitlines()
+        return BenchmarkProgress(1.0, "\n".join(lines[-6:]), "failed")
 
     def running(self) -> BenchmarkProgress:
         """From the cells' files, as the command line shows it."""
@@ -64,9 +61,8 @@ class FirstBenchmark:
         shares, texts = [], []
         for entry in read_json(plan)["cells"]:
             state, facts = cell_progress(self.folder / entry["folder"], self.started)
-            stages = {"train": 0.0, "sample": 0.7, "judge": 0.85}
-            begun = 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
-            inside = stages.get(facts.get("stage", ""), 0.0) + begun
+            inside = {"sample": 0.7, "judge": 0.85}.get(facts.get("stage", ""), 0.0)
+            inside += 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
             shares.append(1.0 if state in ("finished", "failed") else min(inside, 1.0) if state == "running" else 0.0)
             if state == "running":
                 texts.append(f"{entry['method']}: {progress_text(state, facts)}")

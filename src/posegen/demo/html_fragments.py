@@ -17,8 +17,6 @@ from posegen.poses.drawing import overlay
 from posegen.poses.topology import COCO_BARS, COCO_LIMBS
 from posegen.runner.images import enlarged, visible
 
-OVERLAY_SIDE = 384  # least side, in pixels, at which a skeleton is drawn over a picture
-
 
 def data_url(image: np.ndarray) -> str:
     """``[H, W, 3] uint8`` RGB as an address that holds the picture itself."""
@@ -28,9 +26,9 @@ def data_url(image: np.ndarray) -> str:
 
 
 def found_overlay(picture: DemoPicture) -> np.ndarray:
-    """The darkened picture with the people who were found in it, enlarged."""
+    """The darkened picture with the people who were found in it, enlarged to sides of at least 384 pixels."""
     assert picture.pixels is not None
-    zoom = max(1, -(-OVERLAY_SIDE // min(picture.pixels.shape[:2])))
+    zoom = max(1, -(-384 // min(picture.pixels.shape[:2])))
     large = cv2.resize(picture.pixels, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
     return overlay((large * 0.55).astype(np.uint8), enlarged(visible(picture.found.keypoints), zoom))
 
@@ -51,7 +49,6 @@ def results_html(pictures: Sequence[DemoPicture], progress: str = "") -> Markup:
 def best_scores(pictures: Sequence[DemoPicture]) -> dict[str, float]:
     """The highest value of each column, where several methods have one and they differ."""
     values: dict[str, set[float]] = {}
-    for picture in pictures:
-        for column, value in picture.scores.items():
-            values.setdefault(column, set()).update(() if math.isnan(value) else (value,))
+    for column, value in (score for picture in pictures for score in picture.scores.items()):
+        values.setdefault(column, set()).update(() if math.isnan(value) else (value,))
     return {column: max(found) for column, found in values.items() if len(found) > 1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,8 @@ from posegen.pipeline import PoseGuidedPipeline
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
 from posegen.runner.precision import device_of
 
-#: Fields of a batch that a prompt, a pose and a picture of a person can fill.
-PAGE_INPUTS = frozenset({"hint", "source"})
-#: Label of the backbone alone.
-NONE = "none"
-#: Why a pose prior is no method of the page.
-GENERATES_POSES = "generates a pose and no image"
+NONE = "none"  # label of the backbone alone
+GENERATES_POSES = "generates a pose and no image"  # why a pose prior is no method of the page
 
 
 @dataclass(frozen=True)
@@ -118,26 +113,14 @@ def why_not(folder: Path) -> str:
         return f"cannot be used: {error}"
     if cls.sample != "image":
         return GENERATES_POSES
-    lacking = sorted(cls.needs - PAGE_INPUTS)
+    lacking = sorted(cls.needs - {"hint", "source"})  # which a pose and a picture of a person fill
     return f"needs what this page does not bring: {', '.join(lacking)}" if lacking else ""
 
 
 def label_of(cell: Path) -> str:
     """Method, study, seed and training steps of a cell; of any other folder its name."""
-    file = cell / "config.yaml"
-    if not file.is_file():
+    if not (cell / "config.yaml").is_file():
         return cell.name
-    config = OmegaConf.load(file)
+    config = OmegaConf.load(cell / "config.yaml")
     steps = OmegaConf.select(config, "budget.steps")
-    rest = [str(config.study), f"seed {config.seed}", *([f"{steps} steps"] if steps else [])]
-    return f"{config.method} · {', '.join(rest)}"
-
-
-def chosen_methods(methods: Sequence[DemoMethod], labels: Sequence[str]) -> list[DemoMethod]:
-    """The methods with these labels, in the order of ``methods``; a `UserError` where there is none or one has gone."""
-    known = {method.label: method for method in methods}
-    if not labels:
-        raise UserError("no method is chosen; tick at least one")
-    if gone := [label for label in labels if label not in known]:
-        raise UserError(f"{gone[0]} is not there any more; press 'Look again' and choose anew")
-    return [method for method in methods if method.label in labels]
+    return f"{config.method} · {config.study}, seed {config.seed}{f', {steps} steps' if steps else ''}"

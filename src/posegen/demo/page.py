@@ -31,7 +31,6 @@ HERE = Path(__file__).parent
 empty, note, progress_bar = fragments.empty, fragments.note, fragments.progress_bar  # type: ignore[attr-defined]
 QUIETLY: dict[str, Any] = {"show_progress": "hidden"}
 HOST = "127.0.0.1"  # this machine alone: whoever reaches the page runs programs with its owner's rights
-
 TICK = 0.1  # seconds between looks at what is going on
 
 
@@ -46,11 +45,8 @@ def serve(
         place = {"server_name": HOST, "server_port": port, "inbrowser": open_browser}
         off = ("share", "ssr_mode", "mcp_server", "pwa", "enable_monitoring", "run_history")
         how = {**dict.fromkeys(off, False), "quiet": True, "prevent_thread_lock": True, "footer_links": []}
-        fonts = {
-            "font": ["ui-sans-serif", "system-ui", "sans-serif"],
-            "font_mono": ["ui-monospace", "Consolas", "monospace"],
-        }
-        theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **fonts)
+        font, mono = ["ui-sans-serif", "system-ui", "sans-serif"], ["ui-monospace", "Consolas", "monospace"]
+        theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=font, font_mono=mono)
         _, url, _ = page.launch(**place, **how, theme=theme, css_paths=[HERE / "page.css"])
     except OSError as error:
         why = f"{HOST}:{port} is taken" if port else error
@@ -70,8 +66,8 @@ def build(session: DemoSession) -> gr.Blocks:
             with gr.Column(scale=5, min_width=380):
                 prompt, pose = asking(session)
             with gr.Column(scale=7, min_width=420):
-                untrained = len(session.loaded.methods()) == 1  # the backbone alone
-                first = gr.Column(visible=untrained, elem_id="practising")
+                only_backbone = len(session.loaded.methods()) == 1
+                first = gr.Column(visible=only_backbone, elem_id="practising")
                 every = f"every trained cell below {session.cfg.paths.output}, newest first"
                 where = "those of checkpoints=" if session.cfg.checkpoints else every
                 methods = gr.CheckboxGroup(label="Methods", elem_id="methods", info=where)
@@ -113,10 +109,8 @@ def asking(session: DemoSession) -> tuple[gr.Textbox, gr.HTML]:
             imagine = gr.Button("Invent from the prompt", elem_id="imagine")
         invented = gr.Number(0, label="Seed of the invented pose", precision=0, minimum=0)
 
-    def choose(label: str) -> tuple[str, Any, str]:
-        return presets[label].prompt, presets[label].pose, ""
-
-    scene.input(choose, scene, [prompt, pose, said], **QUIETLY)
+    chosen = [prompt, pose, said]
+    scene.input(lambda label: (presets[label].prompt, presets[label].pose, ""), scene, chosen, **QUIETLY)
     picture.upload(posing(session.read_picture, "The estimator's reading of the picture."), picture, [pose, said])
     file.upload(posing(session.read_file, "The pose of the file."), file, [pose, said])
     imagine.click(posing(session.imagine, "Invented by the prior."), [prompt, invented], [pose, said])
@@ -166,15 +160,14 @@ def benchmark_offer(session: DemoSession, methods: gr.CheckboxGroup, group: gr.C
     """Offers to train something where nothing is trained."""
     practice = session.cfg.practice.items()
     offers = {f"{say} (posegen benchmark {' '.join(words)})": list(words) for say, words in practice}
-    nothing = "No method is trained yet below the output folder."
-    gr.HTML(note(f"{nothing} Run a benchmark here, or train from the command line and press 'Look again'."))
+    ways = "Run a benchmark here, or train from the command line and press 'Look again'."
+    gr.HTML(note(f"No method is trained yet below the output folder. {ways}"))
     which = gr.Radio(list(offers), value=next(iter(offers), None), label="Benchmark", elem_id="practice-which")
     with gr.Row():
         start = gr.Button("Run the benchmark", variant="primary", elem_id="practice")
         end = gr.Button("Cancel", elem_id="practice-cancel")
     state = gr.HTML(elem_id="practice-state", apply_default_css=False)
     running: list[FirstBenchmark] = []
-
     unchanged = (gr.skip(), gr.skip(), gr.skip())
 
     def run(label: str) -> Iterator[tuple[Any, ...]]:

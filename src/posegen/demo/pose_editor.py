@@ -32,8 +32,8 @@ def skeleton_facts() -> dict[str, Any]:
     """Names, limbs, sides and mirror images of joints for the editor's script."""
     sides = ["left" if i in COCO_LEFT else "right" if i in COCO_RIGHT else "middle" for i in range(COCO_JOINTS)]
     names, limbs = [name.replace("_", " ") for name in COCO_NAMES], [list(limb) for limb in (*COCO_BARS, *COCO_LIMBS)]
-    facts = {"joints": names, "limbs": limbs, "sides": sides, "flip": list(COCO_FLIP)}
-    return {**facts, "most": PEOPLE, "standing": standing_pose()["people"][0]}
+    facts = {"joints": names, "limbs": limbs, "sides": sides, "flip": list(COCO_FLIP), "most": PEOPLE}
+    return {**facts, "standing": standing_pose()["people"][0]}
 
 
 def to_editor(keypoints: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.data.base import PoseData, Sample, to_tensor
-from posegen.demo.loaded_methods import DemoMethod, LoadedMethods, chosen_methods
+from posegen.demo.loaded_methods import DemoMethod, LoadedMethods
 from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
@@ -29,7 +29,6 @@ from posegen.train.loop import set_threads
 
 #: Samples of the test split that may become presets, and how many do: of one person, and of each larger number.
 LOOKED_AT, ALONE, TOGETHER = 200, 10, 3
-TRAIN_PRIOR = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
 NOBODY = Poses(np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32))
 OnStep = Callable[[DemoMethod, int, int], None]
 
@@ -53,13 +52,15 @@ class DemoRequest:
     source: np.ndarray | None = None  # ``[H, W, 3] uint8`` a picture of a person, for methods that take one
 
     def check(self) -> None:
-        """Raises a `UserError` where a number is out of range or the prompt is empty."""
+        """Raises a `UserError` where a number is out of range, the prompt is empty or no method is chosen."""
         if not self.prompt.strip():
             raise UserError("the prompt is empty; write what is to be seen, or choose a scene")
         for name, least in (("seed", 0), ("steps", 1)):
             value = getattr(self, name)
             if value != int(value) or not least <= value < 2**63:
                 raise UserError(f"{name} is {value}; expected a whole number of at least {least}")
+        if not self.labels:
+            raise UserError("no method is chosen; tick at least one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,18 +117,20 @@ class DemoSession:
                 found.setdefault(scene_name(sample), sample)
         by_count = sorted((len(sample.keypoints), name) for name, sample in found.items())
         chosen: list[Preset] = []
-        for count, names in groupby(by_count, lambda each: each[0]):
-            for sample in (found[name] for _, name in islice(names, ALONE if count == 1 else TOGETHER)):
-                chosen.append(Preset(scene_name(sample), sample.prompt, to_editor(sample.keypoints, sample.size)))
+        for count, scenes in groupby(by_count, lambda each: each[0]):
+            for _, name in islice(scenes, ALONE if count == 1 else TOGETHER):
+                chosen.append(Preset(name, found[name].prompt, to_editor(found[name].keypoints, found[name].size)))
         return chosen
 
     def draw(self, request: DemoRequest, on_step: OnStep = lambda method, done, total: None) -> Iterator[DemoPicture]:
         """One picture per method; one that fails says why. ``on_step`` gets the method, its steps done, and all."""
         request.check()
-        chosen = chosen_methods(self.loaded.methods(), request.labels)
+        methods = {method.label: method for method in self.loaded.methods()}
+        if gone := [label for label in request.labels if label not in methods]:
+            raise UserError(f"{gone[0]} is not there any more; press 'Look again' and choose anew")
         with self.working:
             self.stop.clear()
-            for method in chosen:
+            for method in (method for label, method in methods.items() if label in request.labels):
                 try:
                     yield self._drawn(request, method, on_step)
                 except (ValueError, OSError) as error:
@@ -142,16 +145,15 @@ class DemoSession:
         set_threads(self.cfg)  # here, since it counts for the thread that computes
         on_step(method, 0, int(request.steps))
         pipe = self.loaded.pipeline(method)
-        takes = "source" in pipe.adapter.needs
-        if takes and request.source is None:
+        if (takes := "source" in pipe.adapter.needs) and request.source is None:
             raise UserError("this method takes a person from a picture; give one below, at 'A person to draw'")
         size = pipe.size([PoseInput("pose")], None, None)
         pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
         keypoints: Any = pose.on(size).keypoints
         options: dict[str, Any] = {"height": size[0], "width": size[1], "num_inference_steps": int(request.steps)}
-        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative}
+        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative, "on_step": step}
         options |= {"source": request.source if takes else None, "control_scale": float(request.control)}
-        options |= {"generator": torch.Generator().manual_seed(int(request.seed)), "on_step": step}
+        options["generator"] = torch.Generator().manual_seed(int(request.seed))
         drawn = pipe(request.prompt, keypoints if len(keypoints) else None, **options)
         pixels = np.array(drawn.images[0])
         found, scores = self.judged(request.prompt, pixels, keypoints)
@@ -161,15 +163,14 @@ class DemoSession:
         return DemoPicture(method.label, pixels, keypoints.astype(np.float32), found, scores, unknown)
 
     @cached_property
-    def vocabulary(self) -> frozenset[str]:
-        return frozenset(word for caption in self.data.prompts for word in caption.lower().split())
+    def vocabulary(self) -> set[str]:
+        return {word for caption in self.data.prompts for word in caption.lower().split()}
 
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
-        found = self.people_in(picture)
+        found, scores = self.people_in(picture), {}
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
         sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
-        scores: dict[str, float] = {}
         for metric in self.components.protocol.metrics if len(keypoints) else ():
             if shown := [column for column in metric.columns if column.startswith(("PCK", "OKS"))]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))
@@ -205,30 +206,29 @@ class DemoSession:
             raise UserError("the prompt is empty; the pose is generated from it")
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": None, "size": list(self.size)}
         cfg = OmegaConf.merge(self.cfg, {"seed": int(seed)})
-        with self.working:
-            try:
+        try:
+            with self.working:
                 people = sampled_poses(cfg, node)  # type: ignore[arg-type]
-            except UserError as error:
-                if "no finished cell" not in str(error):
-                    raise
-                text = "no pose prior is trained yet, so the pose stays as it is. Train one, and press again"
-                raise UserError(f"{text}: {TRAIN_PRIOR}") from error
+        except UserError as error:
+            if "no finished cell" not in str(error):
+                raise
+            train = "posegen train adapter=gunet backbone=mannequin_pose data=mannequin_single"
+            text = "no pose prior is trained yet, so the pose stays as it is. Train one, and press again"
+            raise UserError(f"{text}: {train}") from error
         return to_editor(np.asarray(people[0]), self.size)
 
 
 def scene_name(sample: Sample) -> str:
     """The actions of a scene's people where the data has them, else its caption."""
-    actions = sample.attributes.get("actions")
-    if actions:
+    if actions := sample.attributes.get("actions"):
         return " & ".join(map(str, actions))
     return sample.prompt if len(sample.prompt) <= 60 else f"{sample.prompt[:57]}..."
 
 
 def letterboxed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture ``[H, W, 3] uint8`` on a canvas (height, width), with its aspect kept and its border continued."""
-    height, width = picture.shape[:2]
-    scale = min(size[0] / height, size[1] / width)
-    inner = max(1, round(height * scale)), max(1, round(width * scale))
+    scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
+    inner = max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))
     small = cv2.resize(picture, inner[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     bottom, right = size[0] - inner[0] - top, size[1] - inner[1] - left

@@ -13,12 +13,9 @@ from posegen.metrics.base import Column, Records
 from posegen.report.rows import Group, Row
 
 MACRO = "macro mean"
-#: What the images are divided by, of the facts that records know about them.
-PARTS = ("scenario", "action", "people")
-CAPTION = (
-    f"Means over seeds, without intervals; '{MACRO}' is the unweighted mean over the lines above, "
-    "and '-' where one of them has no value."
-)
+PARTS = ("scenario", "action", "people")  # what the images are divided by, of the facts that records know about them
+CAPTION = f"Means over seeds, without intervals; '{MACRO}' is the unweighted mean over the lines above, "
+CAPTION += "and '-' where one of them has no value."
 
 
 @dataclass
@@ -57,7 +54,16 @@ def add_group(table: Breakdown, group: Group, seeds: Sequence[Records], referenc
     labels, rows = parts_of(seeds[0], table.by), []
     about = {"method": group.name, "ranked": group.ranked, "state": group.state["state"]}
     for name in sorted(set(labels)):
-        values, reason = values_in(name, seeds, reference, protocol, table)
+        real = restricted(reference, name, table.by) if table.by in reference else reference
+        parts, reason = [restricted(records, name, table.by) for records in seeds], ""
+        values = {str(column): math.nan for column in table.columns}
+        for metric in protocol.metrics:
+            try:
+                points = [metric.compute(part, reference=real) for part in parts]
+            except ValueError as error:  # it needs more images than there are in this part
+                reason = f"{name}: {error}"
+                continue
+            values |= {c: float(np.mean([p[c] for p in points])) for c in values.keys() & points[0].keys()}
         table.notes += [reason] if reason and reason not in table.notes else []
         rows.append({**about, table.by: name, "n_images": labels.count(name), **values})
     mean = {str(column): float(np.mean([row[column] for row in rows])) for column in table.columns}
@@ -67,24 +73,6 @@ def add_group(table: Breakdown, group: Group, seeds: Sequence[Records], referenc
 def parts_of(records: Records, by: str) -> list[str]:
     """The part of every image; empty where the records do not know."""
     return [f"{label:g}" if isinstance(label, float) else str(label) for label in records.get(by, ())]
-
-
-def values_in(
-    name: str, seeds: Sequence[Records], reference: Records, protocol: Any, table: Breakdown
-) -> tuple[dict[str, float], str]:
-    """(means over seeds in one part, why there are none)."""
-    real = restricted(reference, name, table.by) if table.by in reference else reference
-    parts = [restricted(records, name, table.by) for records in seeds]
-    found, reason = {str(column): math.nan for column in table.columns}, ""
-    for metric in protocol.metrics:
-        try:
-            points = [metric.compute(part, reference=real) for part in parts]
-        except ValueError as error:  # it needs more images than there are in this part
-            reason = f"{name}: {error}"
-            continue
-        for column in found.keys() & points[0].keys():
-            found[column] = float(np.mean([point[column] for point in points]))
-    return found, reason
 
 
 def restricted(records: Records, name: str, by: str) -> Mapping[str, Sequence[Any]]:

@@ -13,14 +13,8 @@ from posegen.report.rows import Row
 from posegen.report.study import COSTS
 from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, Table
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    DIFFERS: r"$^\dagger$",
-    FAITHFUL: r"$^\ddagger$",
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {DIFFERS: r"$^\dagger$", FAITHFUL: r"$^\ddagger$", **{char: f"\\{char}" for char in "&%$#_{}"}}
 #: Header of the shown costs -> text of a row.
 SHOWN_COSTS: dict[str, Callable[[Row], str]] = {
     "trained": lambda row: f"{v / 1e6:.2f} M" if (v := row.get("cost_trained_parameters")) else "-",
@@ -55,7 +49,7 @@ def table_grid(table: Table) -> Grid:
     compared = any(row.get("reproduction", "") not in ("", "not comparable") for row in table.rows)
     extra = ["reproduction"] if compared else []
     ranks = {column: ranking(table.rows, column) for column in table.headline}
-    lines = [[TableEntry(name) for name in ["method", *extra, *table.headline, *SHOWN_COSTS]]]
+    lines = [[*map(TableEntry, ("method", *extra, *table.headline, *SHOWN_COSTS))]]
     for row in table.rows:
         name = row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else "")
         reported, values = row["state"] == "reported", [entry(row, c, ranks[c]) for c in table.headline]
@@ -105,9 +99,6 @@ def ranking(rows: Iterable[Row], column: Column) -> dict[float, int]:
         return {}
     best = sorted(values, reverse=column.better == "higher")
     return {value: rank for rank, value in enumerate(best[: 2 if len(best) > 2 else 1], 1)}
-
-
-# Formats.
 
 
 def rows_csv(names: Sequence[str], rows: Iterable[Row]) -> str:
@@ -169,13 +160,10 @@ def table_terminal(table: Table, width: int = 160) -> str:
 
 
 def left_aligned(lines: Sequence[Sequence[str]], width: int = 160) -> str:
-    """Columns of equal width, as many as fit."""
-    # The state of a row that did not finish may be long; it stands behind the others.
+    """Columns of equal width, as many as fit; the state of a row that did not finish may be long, and stands behind."""
     done = [line for line in lines if not line[2:] or any(line[2:])]
     widths = [max(len(line[i]) for line in (done if i == 1 else lines)) for i in range(len(lines[0]))]
-    fitting = len(widths)
-    while fitting > 2 and sum(widths[:fitting]) + 2 * (fitting - 1) > width:
-        fitting -= 1
+    fitting = next((n for n in range(len(widths), 2, -1) if sum(widths[:n]) + 2 * (n - 1) <= width), 2)
     aligned = ([cell.ljust(w) for cell, w in zip(line[:fitting], widths, strict=False)] for line in lines)
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
@@ -184,9 +172,6 @@ def row_terminal(row: Row, headline: Sequence[str]) -> str:
     """One row as lines of ``name value [low, high]``."""
     names = [name for name in headline if f"{name}_lo" in row]
     return "\n".join(f"{name:>20}  {value_text(row[name])} {interval_text(row, name)}".rstrip() for name in names)
-
-
-# Numbers.
 
 
 def digits(value: float) -> int:

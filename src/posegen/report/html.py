@@ -1,8 +1,7 @@
 """The results page: one html file that opens anywhere, without a network.
 
-It has the table, curves of the training, quality beside pose accuracy and cost, the columns by scenario, action and
-number of people, a grid of pictures, and the state of every cell. ``posegen benchmark`` and ``posegen table`` write it
-as ``table.html``, ``posegen report`` with as many and as large pictures as it is asked for.
+``posegen benchmark`` and ``posegen table`` write it as ``table.html``, ``posegen report`` with as many and as large
+pictures as it is asked for.
 """
 
 from __future__ import annotations
@@ -26,21 +25,14 @@ from posegen.report.study import read_status
 from posegen.report.table import Table
 from posegen.runner.images import SHOWN
 
-#: Longer side of a picture on the page, in pixels.
-SIDE = 256
+SIDE = 256  # longer side of a picture on the page, in pixels
 #: Class of a row -> what stands above the rows of its kind.
-KINDS = {
-    "": "Methods",
-    "unfinished": "Not finished",
-    "bound": "Bounds, not ranked",
-    "reported": "Published numbers, not ranked",
-}
+KINDS = {"": "Methods", "unfinished": "Not finished", "bound": "Bounds, not ranked"}
+KINDS |= {"reported": "Published numbers, not ranked"}
 
 
 @dataclass(frozen=True)
 class SheetLine:
-    """A line of a table on the page."""
-
     name: str
     entries: Sequence[tuple[TableEntry, float | None]]  # each with the strength of its background, 0 to 1 or None
     kind: str = ""  # its class
@@ -104,8 +96,7 @@ def parts_section(parts: Breakdown) -> dict[str, Any]:
     sheets = []
     for column in parts.columns:
         head, *lines = breakdown_grid(parts, column)
-        names, shades = [entry.text for entry in head], shading(parts, column)
-        found = []
+        names, shades, found = [entry.text for entry in head], shading(parts, column), []
         for part, *entries in lines:
             shaded = [(e, shades.get((part.text, name))) for e, name in zip(entries, names[1:], strict=True)]
             found.append(SheetLine(part.text, shaded))

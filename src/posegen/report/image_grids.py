@@ -13,11 +13,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from posegen.report.side_by_side import judged_panels
+from posegen.report.side_by_side import judged_panels, source_file
 from posegen.report.table import Table
 from posegen.runner.images import picture, read_png
 
-WEBP_QUALITY = 88  # of pictures that are made smaller, of 100
 SHARP = 112  # pixels of a side up to which a picture is shown with its pixels
 
 
@@ -56,16 +55,17 @@ def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
     labels = table.scenarios.labels if table.scenarios else []
     indices = shown_indices(cells.values(), labels, poses)
     judged = {i: judged_panels(cells, i) for i in indices}
-    sources = {i: source_picture(cells.values(), i) for i in indices}
+    sources = {i: source_file(cells.values(), i) for i in indices}
     posed, sourced = any(judged.values()), any(sources.values())
-    notes, prompts = {name: joints_found(cell) for name, cell in cells.items()}, read_prompts(cells.values())
+    notes = {name: joints_found(cell) for name, cell in cells.items()}
+    said = next((file for cell in cells.values() if (file := cell / "samples" / "prompts.txt").is_file()), None)
+    prompts = said.read_text(encoding="utf-8").splitlines() if said else []
     lines = []
     for i in indices:
         about, entries = f"picture {i}", []
         if posed:
-            pose = next((panels[0] for panels in judged[i].values()), None)
-            shown = [] if pose is None else [shrunk_picture(pose, f"target pose of {about}", side)]
-            entries.append(GridEntry("pose", shown))
+            poses_shown = [panels[0] for panels in judged[i].values()][:1]
+            entries.append(GridEntry("pose", [shrunk_picture(p, f"target pose of {about}", side) for p in poses_shown]))
         if sourced:
             source = sources[i]
             entries.append(GridEntry("source", [stored_picture(source, f"source of {about}", side)] if source else []))
@@ -80,12 +80,6 @@ def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
         words = [str(i), *labels[i : i + 1], *prompts[i : i + 1]]
         lines.append(GridLine([word for word in words if word], entries))
     return lines
-
-
-def source_picture(cells: Collection[Path], index: int) -> Path | None:
-    """The picture file that the appearance of a sample was taken from."""
-    files = (picture(cell / "sources", index) for cell in cells)
-    return next((file for file in files if file.is_file()), None)
 
 
 def shown_indices(folders: Collection[Path], labels: Sequence[str], poses: int) -> list[int]:
@@ -113,12 +107,6 @@ def joints_found(cell: Path) -> dict[int, str]:
     return {i: f"{float(row['joints_correct']):g} of {float(row['joints']):g}" for i, row in enumerate(rows)}
 
 
-def read_prompts(cells: Collection[Path]) -> list[str]:
-    """The captions that the cells know, as many as there are."""
-    files = [path for cell in cells if (path := cell / "samples" / "prompts.txt").is_file()]
-    return files[0].read_text(encoding="utf-8").splitlines() if files else []
-
-
 def stored_picture(path: Path, about: str, side: int) -> Picture:
     """A picture file, so that the page needs no other file; a large one is made smaller."""
     image = read_png(path)
@@ -131,8 +119,7 @@ def shrunk_picture(image: np.ndarray, about: str, side: int, look: str = "") -> 
     """An image ``[H, W, 3] uint8``, no larger than ``side``."""
     if (scale := side / max(image.shape[:2])) < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    quality = [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY]
-    data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
+    data = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 88])[1]
     return Picture(data_address(data.tobytes(), "webp"), about, look)
 
 

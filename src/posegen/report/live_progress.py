@@ -14,10 +14,8 @@ from posegen.report.study import benchmark_plan, read_status
 
 
 class LiveProgress:
-    """Shows the progress of a benchmark's cells from a thread, while the block runs.
-
-    On a terminal it draws a bar with rate and remaining time per cell; elsewhere it prints a line whenever the
-    state or stage of a cell changes. It looks ``every`` so many seconds."""
+    """Shows the progress of a benchmark's cells, ``every`` so many seconds from a thread, while the block runs: on a
+    terminal a bar with rate and remaining time per cell, elsewhere a line whenever a cell's state or stage changes."""
 
     def __init__(self, folder: Path, every: float = 1.0) -> None:
         self.every, self.started, self.stop = every, time.time(), threading.Event()

@@ -20,13 +20,11 @@ from posegen.metrics.base import Column
 from posegen.report.rows import Row
 from posegen.report.table import Table
 
-#: Colours that people who see few of them can tell apart (Okabe and Ito 2008); dashes and shapes for further methods.
+# Colours that people who see few of them can tell apart (Okabe and Ito 2008); dashes and shapes for further methods.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 DASHES, SHAPES = ("-", (0, (6, 3)), (0, (2, 3))), ("o", "s", "D")
 INK = "#010203"  # stands in a plot for the colour of the text around it
 SIZE = (5.6, 3.7)  # inches
-NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-LEGEND = 80  # characters in a line of the legend
 #: Cost of a row -> its place in a title, label of its axis, and factor.
 COST_AXES = {
     "train_images_per_s": ("training rate", "training, images per second", 1.0),
@@ -40,8 +38,6 @@ Curve = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG picture with a title."""
-
     title: str
     svg: str
 
@@ -79,9 +75,10 @@ def training_plots(table: Table) -> dict[str, Plot]:
     runs: dict[str, list[dict[str, Curve]]] = {}
     for cell in table.cells:
         runs.setdefault(cell.get("row", cell["method"]), []).append(curves_of(table.folder / cell["folder"]))
-    names = live_names(table, {name for curves in runs.values() for curve in curves for name in curve})
+    logged = {name for curves in runs.values() for curve in curves for name in curve}
+    live = [f"live/{column}" for column in dict.fromkeys([table.accuracy, *table.headline])]  # pose accuracy first
     plots: dict[str, Plot | None] = {}
-    for name in ("train/loss", *names):
+    for name in ("train/loss", *[name for name in live if name in logged][:LIVE]):
         drawn = {row: [curve[name] for curve in curves if name in curve] for row, curves in runs.items()}
         title = f"{name.removeprefix('live/')} on validation images"
         if name == "train/loss":
@@ -90,12 +87,6 @@ def training_plots(table: Table) -> dict[str, Plot]:
                 drawn[row] = [smoothed_curve(c, min(SMOOTHED, len(c) // LEAST or 1)) for c in curves]
         plots[name.replace("/", "_")] = plot_curves(title, drawn, numbered(table), ("step", name.partition("/")[2]))
     return {name: plot for name, plot in plots.items() if plot}
-
-
-def live_names(table: Table, logged: set[str]) -> list[str]:
-    """``live/<column>`` of the shown columns that were logged while training, pose accuracy first."""
-    columns = dict.fromkeys([table.accuracy, *table.headline])
-    return [f"live/{column}" for column in columns if f"live/{column}" in logged][:LIVE]
 
 
 def result_plots(table: Table) -> dict[str, Plot]:
@@ -170,9 +161,7 @@ def style_of(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
 
 
-def render(
-    title: str, labels: tuple[str, str], draw: Callable[[Any], None], about: dict[str, str] | None = None
-) -> Plot:
+def render(title: str, labels: tuple[str, str], draw: Callable[[Any], None], about: Mapping[str, str] = {}) -> Plot:
     """The plot that ``draw`` puts on axes, with the names of its curves below; equal ones have equal bytes.
     ``about`` is id of a mark -> what is said where one points at it."""
     from matplotlib import rc_context
@@ -188,22 +177,15 @@ def render(
         axes.set(title=title, xlabel=labels[0], ylabel=labels[1])
         axes.grid(color=INK, alpha=0.15, linewidth=0.6)
         names = axes.get_legend_handles_labels()[1]
-        columns = max(1, min(len(names), LEGEND // (max(map(len, names)) + 6)))
+        columns = max(1, min(len(names), 80 // (max(map(len, names)) + 6)))  # 80 characters in a line
         figure.legend(loc="outside lower left", ncols=columns, frameon=False)
-        figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
-    return Plot(title, cleaned(text.getvalue(), about or {}))
-
-
-def cleaned(svg: str, about: dict[str, str]) -> str:
-    """An SVG without the ids and the style sheet that would reach beyond it in a page, with the texts of its marks."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"\s*<defs>\s*<style.*?</defs>", "", svg, flags=re.DOTALL)
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    # Without the ids and the style sheet that would reach beyond it in a page, with the texts of its marks.
+    svg = re.sub(r"\s*<defs>\s*<style.*?</defs>", "", text.getvalue().partition("<svg")[2], flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
-    titles = {name: f"<title>{html.escape(text)}</title>" for name, text in about.items()}
-    return re.sub(r'<g id="([^"]*)">', lambda m: "<g>" + titles.get(m[1], ""), svg)
-
-
-# The curves that training left in the cells.
+    titles = {name: f"<title>{html.escape(said)}</title>" for name, said in about.items()}
+    return Plot(title, "<svg" + re.sub(r'<g id="([^"]*)">', lambda m: "<g>" + titles.get(m[1], ""), svg))
 
 
 def curves_of(cell: Path) -> dict[str, Curve]:

@@ -39,7 +39,8 @@ class Group:
         unfinished = next((cell for cell in self.cells if cell["state"] != "finished"), None)
         if unfinished:
             return {"state": unfinished["state"], "reason": unfinished["reason"]}
-        return {"state": "finished", "reason": self.remark}
+        # what the method itself said about its pictures
+        return {"state": "finished", "reason": next((n["remark"] for n in self._notes() if n.get("remark")), "")}
 
     @property
     def method(self) -> str:
@@ -62,11 +63,6 @@ class Group:
         if self.finished:
             self.absent = protocol.absent(protocol.read(self.finished[0]))
         return {"method": self.name, "ranked": self.ranked, **values, **self.state, "faithful": self.faithful}
-
-    @property
-    def remark(self) -> str:
-        """What the method itself said about its pictures."""
-        return next((note["remark"] for note in self._notes() if note.get("remark")), "")
 
     @property
     def faithful(self) -> str:

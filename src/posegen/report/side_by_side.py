@@ -10,13 +10,10 @@ import numpy as np
 
 from posegen.runner.images import picture, read_png, under
 
-ROWS = 5  # poses of a picture
 
-
-def source_image(cells: Iterable[Path], index: int) -> np.ndarray | None:
-    """What the appearance of a sample was taken from, by the first cell that has it; None where no cell does."""
-    file = next((file for cell in cells if (file := picture(cell / "sources", index)).is_file()), None)
-    return None if file is None else read_png(file)
+def source_file(cells: Iterable[Path], index: int) -> Path | None:
+    """The picture that the appearance of a sample was taken from, of the first cell that has it; None without any."""
+    return next((file for cell in cells if (file := picture(cell / "sources", index)).is_file()), None)
 
 
 def fitted_to(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
@@ -31,31 +28,30 @@ def fitted_to(image: np.ndarray, panel: np.ndarray) -> np.ndarray:
     return filled
 
 
-def picture_table(cells: Mapping[str, Path], rows: int = ROWS) -> np.ndarray | None:
+def picture_table(cells: Mapping[str, Path], rows: int = 5) -> np.ndarray | None:
     """A row per pose: the target, the source where there is one, then every method's sample beside its re-detected
     pose; None where no cell has such pictures. ``cells`` is method -> folder of its cell."""
     cells, lines = cells_with_pictures(cells), []
     for i in range(rows):
-        panels = judged_panels(cells, i)
-        if panels:
+        if panels := judged_panels(cells, i):
             first = next(iter(panels.values()))
             empty = np.zeros_like(np.concatenate(first[1:], axis=1))
             made = [np.concatenate(panels[name][1:], axis=1) if name in panels else empty for name in cells]
             lines.append(np.concatenate([*given_panels(cells, i, first[0]), *made], axis=1))
-    names = ["pose", "source"] if source_image(cells.values(), 0) is not None else ["pose"]
+    names = ["pose", "source"] if source_file(cells.values(), 0) else ["pose"]
     return under([*names, *cells], [1] * len(names) + [2] * len(cells), lines)
 
 
 def given_panels(cells: Mapping[str, Path], index: int, pose: np.ndarray) -> list[np.ndarray]:
     """What the methods are given: the pose, and the source where the data has some."""
-    if source_image(cells.values(), 0) is None:
+    if not source_file(cells.values(), 0):
         return [pose]
-    source = source_image(cells.values(), index)
-    return [pose, np.zeros_like(pose) if source is None else fitted_to(source, pose)]
+    source = source_file(cells.values(), index)
+    return [pose, fitted_to(read_png(source), pose) if source else np.zeros_like(pose)]
 
 
 def scenario_pictures(
-    labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = ROWS
+    labels: Sequence[str], cells: Mapping[str, Path], real: Path | None, rows: int = 5
 ) -> dict[str, np.ndarray]:
     """For every scenario of which the cells (method -> folder) have judged pictures a grid of at most ``rows``
     lines: target pose, every method's sample, and the real picture if any. ``labels``: scenarios of the images."""
@@ -69,7 +65,7 @@ def scenario_pictures(
             samples = [panels[name][1] if name in panels else black for name in columns]
             line = np.concatenate([*given_panels(columns, i, first[0]), *samples], axis=1)
             lines.setdefault(label, []).append(line)
-    names = [*(["pose", "source"] if source_image(columns.values(), 0) is not None else ["pose"]), *columns]
+    names = ["pose", *(["source"] if source_file(columns.values(), 0) else []), *columns]
     grids = {label: under(names, [1] * len(names), drawn) for label, drawn in lines.items()}
     return {label: grid for label, grid in grids.items() if grid is not None}
 

@@ -16,10 +16,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json
 from posegen.metrics.protocol import Protocol
 
-#: What the identities of cells must share for their images to be paired.
-SHARED = ("protocol", "estimator")
 COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
-UNJUDGED = {"state": "not judged", "reason": "trained, not judged; posegen evaluate judges it"}
 
 #: Modules of metrics that older records name -> where they stand now.
 MOVED_MODULES = {
@@ -32,11 +29,8 @@ MOVED_MODULES = {
 
 
 def read_facts(path: Path, fix: str, *required: str, **kinds: type | UnionType) -> dict[str, Any]:
-    """The object in a json file, with its ``required`` keys and those of the ``kinds`` (key -> type) that are there.
-
-    Raises:
-        UserError: the file has something else; names the file, the key and the ``fix``.
-    """
+    """The object in a json file, with its ``required`` keys and those of the ``kinds`` (key -> type) that are there; a
+    UserError with the file, the key and the ``fix`` where it has something else."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}; expected an object; {fix}")
@@ -64,9 +58,8 @@ def benchmark_plan(folder: Path) -> dict[str, Any]:
 
 
 def study_plan(folder: Path) -> dict[str, Any]:
-    """The plan of a benchmark; of another folder, such as a sweep of ``posegen train``, one that expects its cells.
-
-    Raises UserError where there are no cells, or they were judged in different ways."""
+    """The plan of a benchmark; of another folder, such as a sweep of ``posegen train``, one that expects its cells. A
+    UserError where there are no cells, or they were judged in different ways."""
     if (folder / "cells.json").is_file():
         return benchmark_plan(folder)
     cells = [path.parent for path in sorted(folder.rglob("seed*/status.json")) if read_cell_config(path.parent)]
@@ -78,8 +71,9 @@ def study_plan(folder: Path) -> dict[str, Any]:
     for cell in cells:
         config, status = read_cell_config(cell), read_status(cell)
         about = {"method": config["method"], "seed": config["seed"], "hash": status["hash"]}
-        state = {} if cell in judged or status["state"] != "finished" else UNJUDGED
-        entries.append({"folder": cell.relative_to(folder).as_posix(), **about, **state})
+        if cell not in judged and status["state"] == "finished":
+            about |= {"state": "not judged", "reason": "trained, not judged; posegen evaluate judges it"}
+        entries.append({"folder": cell.relative_to(folder).as_posix(), **about})
     protocol = read_cell_config((judged or cells)[0])["protocol"]
     return {"title": f"Study {folder.name}", "baseline": "none", "protocol": protocol, "cells": entries}
 
@@ -88,7 +82,7 @@ def require_paired(cells: Sequence[Path]) -> None:
     """Refuses judged cells whose images are not paired, naming the first two that differ, and in what."""
     for cell in cells[1:]:
         here, there = (read_status(path).get("identity") or {} for path in (cell, cells[0]))
-        other = ", ".join(key for key in SHARED if here.get(key) != there.get(key))
+        other = ", ".join(key for key in ("protocol", "estimator") if here.get(key) != there.get(key))
         if other or judged_ids(cell) != judged_ids(cells[0]):
             differ = f"{cells[0]} and {cell} differ in {other or 'the images that were judged'}"
             fix = "judge both alike, on the same data.test"
@@ -105,8 +99,7 @@ def read_status(cell: Path) -> dict[str, Any]:
     path = cell / "status.json"
     if not path.is_file():
         return {}
-    kinds: dict[str, Any] = {"state": str, "hash": str, "wall_s": int | float, "identity": dict | None}
-    kinds["versions"] = dict
+    kinds: Any = {"state": str, "hash": str, "wall_s": int | float, "identity": dict | None, "versions": dict}
     return read_facts(path, "delete it and run this cell again", "state", **kinds)
 
 
@@ -140,13 +133,13 @@ def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
 
 def recorded_protocol(node: Mapping[str, Any]) -> Protocol:
     """The protocol that a study recorded, also where an older version of posegen did."""
-    return instantiate(OmegaConf.create(_with_moved_modules(node)), _convert_="all")
 
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: moved(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
+        return f"{MOVED_MODULES[module]}.{name}" if module in MOVED_MODULES else value
 
-def _with_moved_modules(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_moved_modules(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_with_moved_modules(each) for each in value]
-    module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
-    return f"{MOVED_MODULES[module]}.{name}" if module in MOVED_MODULES else value
+    return instantiate(OmegaConf.create(moved(node)), _convert_="all")

@@ -70,8 +70,7 @@ class Table:
 def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, Any] | None = None) -> Table:
     """The table of a folder, with a row for every expected cell, finished or not.
 
-    ``expected`` is a recorded run that the rows are compared with. ``plan`` says which cells are expected; by
-    default, those that the benchmark planned."""
+    ``expected`` is a recorded run that the rows are compared with; ``plan`` replaces that of the benchmark."""
     plan = benchmark_plan(folder) if plan is None else plan
     cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
     protocol = recorded_protocol(plan["protocol"])
@@ -85,19 +84,12 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     reproduction, rows = Reproduction(protocol.columns, plan.get("reproduction") or {}, recorded), []
     for group, row in zip(groups, measured, strict=True):
         rows += [row, *reproduction.beside(group, row)]
-    headline = protocol.headline(plan.get("headline"))
-    return Table(
-        title=plan.get("title") or f"Benchmark {folder.name}",
-        caption=caption(protocol, rows, str(plan.get("baseline")) if tested else None),
-        columns=protocol.columns,
-        headline=headline,
-        axes={family: protocol.axes(family) for family in ("accuracy", "quality")},
-        rows=rows,
-        cells=cells,
-        folder=folder,
-        notes=[*reproduction.legend(), *gaps(measured, groups, protocol.columns), *column_remarks(measured, headline)],
-        parts=breakdowns(groups, protocol, headline),
-    )
+    columns, headline = protocol.columns, protocol.headline(plan.get("headline"))
+    about = caption(protocol, rows, str(plan.get("baseline")) if tested else None)
+    axes = {family: protocol.axes(family) for family in ("accuracy", "quality")}
+    notes = [*reproduction.legend(), *gaps(measured, groups, columns), *column_remarks(measured, headline)]
+    title, parts = plan.get("title") or f"Benchmark {folder.name}", breakdowns(groups, protocol, headline)
+    return Table(title, about, columns, headline, axes, rows, cells, folder, notes, parts)
 
 
 def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
@@ -132,9 +124,8 @@ def gaps(rows: Sequence[Row], groups: Sequence[Group], columns: Sequence[Column]
                 empty.setdefault(reason, []).append(row["method"])
         for reason, names in empty.items():
             found.setdefault((reason.rstrip("."), *(names if len(names) < len(finished) else ())), []).append(column)
-    notes = []
-    for (reason, *names), missing in found.items():
-        notes.append(f"No {', '.join(missing)}{' of ' + ', '.join(names) if names else ''}: {reason}.")
+    whose = {key: " of " + ", ".join(key[1:]) if key[1:] else "" for key in found}
+    notes = [f"No {', '.join(missing)}{whose[key]}: {key[0]}." for key, missing in found.items()]
     return [*notes, *(f"{row['method']}: {row['reason'].rstrip('.')}." for row, _ in finished if row["reason"])]
 
 

@@ -27,8 +27,6 @@ from posegen.runner.images import picture, read_png
 from posegen.runner.stage import Stage
 
 FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # of the benchmark's artifact
-STEP = "trainer/global_step"
-LONGEST, BARS = 128, 6  # characters of a report's title; most columns with bars
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,23 @@ class ResultsOnDashboard(Stage):
         self.components, self.folder = components, folder
 
     def finish(self) -> None:
-        log_results(self.components, self.folder)
+        """Logs the cell's values, its table of images and, on request, its trained method."""
+        components, folder, settings = self.components, self.folder, wandb_settings(self.components.cfg)
+        if settings is None:
+            return
+        import wandb
+
+        records, reference = components.protocol.read(folder), components.protocol.read(folder / "reference")
+        once = np.ones((1, len(records["id"])))  # a run shows no intervals
+        values = components.protocol.values(records, once, reference)
+        with tolerated(f"the results of {folder}"), open_run(settings.logger) as run:
+            run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
+            run.log({"images": image_table(components, folder, records, settings.images)})
+            if settings.methods and (folder / "method").is_dir():
+                name = f"{components.cfg.method}-seed{components.cfg.seed}"
+                artifact = wandb.Artifact(name.replace("/", "-"), type="method")
+                artifact.add_dir(str(folder / "method"))
+                run.log_artifact(artifact)
 
 
 @contextmanager
@@ -78,26 +92,6 @@ def open_run(logger: DictConfig, **about: Any) -> Iterator[Any]:
         yield run
     finally:
         run.finish()
-
-
-def log_results(components: Components, folder: Path) -> None:
-    """A judged cell's values, its table of images and, on request, its trained method; nothing with another logger."""
-    settings = wandb_settings(components.cfg)
-    if settings is None:
-        return
-    import wandb
-
-    records, reference = components.protocol.read(folder), components.protocol.read(folder / "reference")
-    once = np.ones((1, len(records["id"])))  # a run shows no intervals
-    values = components.protocol.values(records, once, reference)
-    with tolerated(f"the results of {folder}"), open_run(settings.logger) as run:
-        run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
-        run.log({"images": image_table(components, folder, records, settings.images)})
-        if settings.methods and (folder / "method").is_dir():
-            name = f"{components.cfg.method}-seed{components.cfg.seed}"
-            artifact = wandb.Artifact(name.replace("/", "-"), type="method")
-            artifact.add_dir(str(folder / "method"))
-            run.log_artifact(artifact)
 
 
 def image_table(components: Components, folder: Path, records: Any, images: int) -> Any:
@@ -137,9 +131,8 @@ def log_table(table: Table, cfg: DictConfig) -> None:
     import wandb
 
     study, place, tags = str(cfg.study), table.folder / "dashboard", [*(settings.logger.get("tags") or ()), "table"]
-    about: dict[str, Any] = dict.fromkeys(("group", "job_type"), f"{study}/table")
-    about |= {"name": "table", "save_dir": str(place)}
-    about |= {"id": value_hash([str(table.folder), "table"]), "tags": tags, "config": {"study": study}}
+    about: dict[str, Any] = dict.fromkeys(("group", "job_type"), f"{study}/table") | {"name": "table", "tags": tags}
+    about |= {"id": value_hash([str(table.folder), "table"]), "save_dir": str(place), "config": {"study": study}}
     with tolerated(f"the table of {table.folder}"), open_run(settings.logger, **about) as run:
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
@@ -161,9 +154,6 @@ def table_numbers(table: Table) -> tuple[list[str], list[list[Any]]]:
     columns += [f"cost_{name}" for name in COSTS]
     used = [name for name in columns if any(known(row.get(name)) is not None for row in table.rows)]
     return used, [[known(row.get(name)) for name in used] for row in table.rows]
-
-
-# A report, which needs an account to be saved in.
 
 
 @dataclass(frozen=True)
@@ -222,9 +212,10 @@ def wandb_report(table: Table, place: WandbPlace) -> Any:
     runs = wr.Runset(**where, name=place.study, filters=jobs, groupby=["Group"])
     accuracy, quality = table.accuracy, table.quality
     shown: Sequence[str] = [accuracy, *(c for c in table.headline if c != accuracy and table.filled(c))]
-    curves = [wr.LinePlot(title=n, x=STEP, y=[n]) for n in ("train/loss", *(f"live/{c}" for c in shown[:LIVE]))]
+    step = "trainer/global_step"
+    curves = [wr.LinePlot(title=n, x=step, y=[n]) for n in ("train/loss", *(f"live/{c}" for c in shown[:LIVE]))]
     mean: Any = {"groupby": "Group", "groupby_aggfunc": "mean"}
-    values: list[Any] = [wr.BarPlot(title=str(c), metrics=[f"test/{c}"], **mean) for c in shown[:BARS]]
+    values: list[Any] = [wr.BarPlot(title=str(c), metrics=[f"test/{c}"], **mean) for c in shown[:6]]
     if quality:
         axes = {axis: wr.SummaryMetric(f"test/{column}") for axis, column in (("x", accuracy), ("y", quality))}
         values.append(wr.ScatterPlot(title="quality beside pose accuracy", **axes))
@@ -234,5 +225,5 @@ def wandb_report(table: Table, place: WandbPlace) -> Any:
     blocks += [wr.UnorderedList(items=list(table.notes))] if table.notes else []
     for name, panels in {"Curves": curves, "Values": values, "Pictures": pictures}.items():
         blocks += [wr.H2(text=name), wr.PanelGrid(runsets=[runs], panels=panels)]
-    about = {"title": table.title[:LONGEST], "description": place.study, "width": "fluid"}
+    about = {"title": table.title[:128], "description": place.study, "width": "fluid"}  # W&B takes no longer title
     return wr.Report(**where, blocks=blocks, **about)

@@ -19,12 +19,8 @@ from posegen.runner.images import write_png
 def write_table(folder: Path, expected: Path | None = None) -> Table:
     """Writes ``table.*`` and ``pictures.png`` of a benchmark; by scenario ``table_scenarios.*``, ``pictures/*.png``."""
     table = build_table(folder, expected)
-    texts = {
-        "table.csv": formats.table_csv(table),
-        "table.md": formats.table_markdown(table),
-        "table.tex": formats.table_latex(table),
-        "table.html": results_page(table),
-    }
+    texts = {"table.csv": formats.table_csv(table), "table.md": formats.table_markdown(table)}
+    texts |= {"table.tex": formats.table_latex(table), "table.html": results_page(table)}
     if table.scenarios is not None:
         texts["table_scenarios.csv"] = formats.breakdown_csv(table.scenarios)
         texts["table_scenarios.md"] = formats.breakdown_markdown(table.scenarios, table.title)

@@ -15,25 +15,20 @@ CHECKPOINT = "last.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps one checkpoint, ``last.ckpt`` in the cell, which a resumed training continues; it is replaced atomically.
+    """Replaces ``last.ckpt`` in the cell, which a resumed training continues, after ``every`` so many optimiser steps.
 
     Lightning's ``ModelCheckpoint`` would also save at the end, where the method is exported instead, and would not save
     when the scheduler wants the machine back.
-
-    Args:
-        every: optimiser steps between checkpoints.
     """
 
     def __init__(self, every: int = 100) -> None:
         self.every, self.saved = every, 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        due = step % self.every == 0 or trainer.received_sigterm
-        if step <= self.saved or not due or trainer.fast_dev_run:
+        due = trainer.global_step % self.every == 0 or trainer.received_sigterm
+        if trainer.global_step <= self.saved or not due or trainer.fast_dev_run:
             return
-        self.saved = step
-        path = Path(trainer.default_root_dir) / CHECKPOINT
+        self.saved, path = trainer.global_step, Path(trainer.default_root_dir) / CHECKPOINT
         temporary = path.with_name(f".{path.name}.tmp")
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
@@ -41,16 +36,14 @@ class LastCheckpoint(Checkpoint):
 
 
 class TrainingProgress(ProgressBar):
-    """A bar with rate and remaining time, ``progress.json`` for a benchmark's overview, and the rate as a cost.
+    """A bar with rate and remaining time, ``progress.json`` for a benchmark's overview (alone with ``mode="file"``),
+    and the rate as a cost."""
 
-    Args:
-        mode: ``bar``, ``file`` (progress.json alone) or ``none``.
-    """
+    progress: Progress | None = None
 
     def __init__(self, mode: Mode = "bar") -> None:
         super().__init__()
         self.mode = mode
-        self.progress: Progress | None = None
 
     def disable(self) -> None:
         """Lightning calls this on every process but the first."""
@@ -71,5 +64,5 @@ class TrainingProgress(ProgressBar):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self.progress is not None and trainer.is_global_zero:
             self.progress.close()
-            costs = {"train_images_per_s": round(self.progress.rate, 2), "peak_memory_mb": peak_memory_mb()}
-            note_costs(self.progress.folder, **costs)
+            rate, folder = round(self.progress.rate, 2), self.progress.folder
+            note_costs(folder, train_images_per_s=rate, peak_memory_mb=peak_memory_mb())

@@ -17,26 +17,19 @@ class EMA(Callback):
     """Keeps the average of the trained weights, which is sampled, judged and exported.
 
     Lightning's and diffusers' own hold a copy of the whole model; this one holds what trains. The decay is warmed up as
-    min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start. Running statistics are averaged
-    with the weights that they belong to; counters are copied. The average is part of Lightning's checkpoints.
-
-    Args:
-        decay: final decay per step; 0 switches the average off.
+    min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by their start; 0 switches the average off.
+    Running statistics are averaged with the weights that they belong to; counters are copied. The average is part of
+    Lightning's checkpoints.
     """
 
     def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self.steps = 0
+        self.decay, self.steps = decay, 0
         self.average: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         values = module.state_dict()
-        if not self.average:
-            self.average = {
-                name: value.detach().clone().float() if value.is_floating_point() else value.clone()
-                for name, value in values.items()
-            }
-        self.average = {name: divided_like(value, values[name]) for name, value in self.average.items()}
+        start = self.average or {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
+        self.average = {name: divided_like(value, values[name]).clone() for name, value in start.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -64,11 +57,8 @@ class EMA(Callback):
     @contextmanager
     def applied(self, module: LightningModule) -> Iterator[None]:
         """Inside the block the module has the averaged weights."""
-        if not self.averaged():
-            yield
-            return
-        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        module.load_state_dict(self.average, strict=False)
+        own = {name: value.detach().clone() for name, value in module.state_dict().items()} if self.averaged() else {}
+        module.load_state_dict(self.averaged(), strict=False)
         try:
             yield
         finally:

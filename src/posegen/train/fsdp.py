@@ -15,24 +15,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from posegen.errors import UserError
 
-#: Components of a U-Net that are gathered one after the other, used, and given up again.
-STAGES = ("down_blocks", "up_blocks")
-
 
 def divide_weights(task: nn.Module, unet: nn.Module | None, mesh: Any) -> None:
-    """Divides the U-Net of a task among the devices of ``mesh``.
-
-    Raises:
-        UserError: something outside of the U-Net trains.
-    """
+    """Divides the U-Net of a task among the devices of ``mesh``; a UserError where something outside of it trains."""
     inside = set() if unet is None else set(map(id, unet.parameters()))
     outside = [name for name, p in task.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside or unet is None:
-        raise UserError(
-            f"trainer=fsdp divides the U-Net, but {len(outside)} tensors train outside of it "
-            f"({', '.join(outside[:3])}, ...); use trainer=ddp"
-        )
-    for stage in (block for name in STAGES for block in getattr(unet, name)):
+        strays = f"{len(outside)} tensors train outside of it ({', '.join(outside[:3])}, ...)"
+        raise UserError(f"trainer=fsdp divides the U-Net, but {strays}; use trainer=ddp")
+    for stage in (*unet.down_blocks, *unet.up_blocks):  # gathered one after the other, used, and given up again
         fully_shard(stage, mesh=mesh)
     fully_shard(unet, mesh=mesh)
 

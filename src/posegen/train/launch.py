@@ -1,8 +1,8 @@
 """Several processes that train one cell together, one per device.
 
-Lightning starts such processes by running the command line again; within a sweep that would run the whole sweep again,
-and a worker of joblib or submitit has no command line. So torch's launcher starts them with the cell's resolved
-configuration. Only the first, rank 0, writes into the cell.
+Lightning starts such processes by running the command line again, which would run a whole sweep again, and which
+workers of joblib or submitit lack. So torch's launcher starts them with the cell's resolved configuration. Only the
+first, rank 0, writes into the cell.
 
 The batch of a step, its order, noise and timesteps are functions of (seed, step, image), the same for any number of
 processes: each takes an equal share of every batch, and the mean of their gradients is the gradient of the whole.
@@ -31,30 +31,18 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 from posegen.config.resolvers import processes
 from posegen.errors import UserError
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a cell, as one machine sees them.
+    """The processes of a cell, as one machine sees them."""
 
-    Attributes:
-        devices: processes on each machine.
-        nodes: machines.
-        node: which of them this one is.
-    """
-
-    devices: int = 1
-    nodes: int = 1
-    node: int = 0
+    devices: int = 1  # processes on each machine
+    nodes: int = 1  # machines
+    node: int = 0  # which of them this one is
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Processes:
-        """The processes that ``trainer`` asks for.
-
-        Raises:
-            UserError: nothing says which of several machines this is.
-        """
+        """The processes that ``trainer`` asks for; a UserError where nothing says which of several machines this is."""
         nodes = cfg.trainer.num_nodes
         return cls(processes(cfg.trainer.devices, 1), nodes, node_rank() if nodes > 1 else 0)
 
@@ -64,54 +52,34 @@ class Processes:
 
 
 def require_gpus(wanted: int, accelerator: str) -> None:
-    """Refuses more devices than there are.
-
-    Raises:
-        UserError: names how many this process sees, and the ways out.
-    """
-    found = torch.cuda.device_count()
+    """Raises a UserError where this process sees fewer devices, with the ways out."""
+    found, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if found >= wanted:
         return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     limit = f" (CUDA_VISIBLE_DEVICES={visible}, which hydra/launcher=local sets for its workers; "
     limit = "" if visible is None else f"{limit}hydra/launcher=serial leaves them all)"
-    raise UserError(
-        f"trainer.devices={wanted} with trainer.accelerator={accelerator}, but this process sees {found} GPUs{limit}; "
-        f"set trainer.devices={max(1, found)}, or trainer.accelerator=cpu for so many processes on the CPU"
-    )
-
-
-# Several machines.
+    sees = f"with trainer.accelerator={accelerator}, but this process sees {found} GPUs{limit}"
+    fix = f"set trainer.devices={max(1, found)}, or trainer.accelerator=cpu for so many processes on the CPU"
+    raise UserError(f"trainer.devices={wanted} {sees}; {fix}")
 
 
 def node_rank() -> int:
-    """Which of several machines this is: from NODE_RANK, else from Slurm.
-
-    Raises:
-        UserError: nothing says it, or one machine runs the program several times.
-    """
+    """Which of several machines this is, from NODE_RANK, else from Slurm; a UserError where neither says it, or where
+    one machine runs the program several times."""
     if os.environ.get("SLURM_LOCALID", "0") != "0":
-        raise UserError(
-            "Slurm started several tasks on this machine; posegen starts one process per device itself: use "
-            "--ntasks-per-node=1"
-        )
+        started = "Slurm started several tasks on this machine; posegen starts one process per device itself"
+        raise UserError(f"{started}: use --ntasks-per-node=1")
     rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
     if rank is None:
-        raise UserError(
-            "trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm, "
-            "or "
-            "run the same command on each machine with NODE_RANK=0, 1, ... and the MASTER_ADDR and MASTER_PORT of the "
-            "first"
-        )
+        unsaid = "trainer.num_nodes is more than 1, and nothing says which of them this one is"
+        each = "NODE_RANK=0, 1, ... and the MASTER_ADDR and MASTER_PORT of the first"
+        fix = f"use hydra/launcher=slurm, or run the same command on each machine with {each}"
+        raise UserError(f"{unsaid}; {fix}")
     return int(rank)
 
 
 def meeting_point(nodes: int) -> tuple[str, int]:
-    """(host, port) at which the processes meet.
-
-    Raises:
-        UserError: there are several machines, and nothing says where.
-    """
+    """(host, port) at which the processes meet; a UserError where several machines know none."""
     if nodes == 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -121,44 +89,26 @@ def meeting_point(nodes: int) -> tuple[str, int]:
         address = address or SLURMEnvironment.resolve_root_node_address(listed)
         port = port or str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000)
     if not address or not port:
-        raise UserError(
-            "trainer.num_nodes is more than 1 outside of Slurm; set MASTER_ADDR and MASTER_PORT to a host and a free "
-            "port of the first machine"
-        )
+        fix = "set MASTER_ADDR and MASTER_PORT to a host and a free port of the first machine"
+        raise UserError(f"trainer.num_nodes is more than 1 outside of Slurm; {fix}")
     return address, int(port)
-
-
-# Starting them.
 
 
 def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, folder: Path, group: Processes) -> None:
     """Runs ``work(config, folder)`` in one process per device of this machine, and waits for them.
 
-    Args:
-        work: a function of a module, decorated with torch's `record`; it gets the resolved configuration as plain
-            values.
-
-    Raises:
-        UserError: one of the processes raised it.
-        RuntimeError: one of them failed otherwise; its traceback is in the message.
+    ``work`` is a module's function under torch's `record`; it gets the resolved configuration as plain values. A
+    UserError of a process is raised here; if one fails otherwise, it is a RuntimeError with the process's traceback.
     """
     if cfg.trainer.accelerator != "cpu":
         require_gpus(group.devices, cfg.trainer.accelerator)
     host, port = meeting_point(group.nodes)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no advice about DDP's settings
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
-    settings = LaunchConfig(
-        min_nodes=group.nodes,
-        max_nodes=group.nodes,
-        nproc_per_node=group.devices,
-        rdzv_backend="static",
-        rdzv_endpoint=f"{host}:{port}",
-        rdzv_configs={"rank": group.node, "timeout": 600},
-        run_id="posegen",
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-    )
+    meeting: dict[str, Any] = {"rdzv_backend": "static", "rdzv_endpoint": f"{host}:{port}", "run_id": "posegen"}
+    meeting["rdzv_configs"] = {"rank": group.node, "timeout": 600}
+    how: dict[str, Any] = {"max_restarts": 0, "monitor_interval": 0.1, "start_method": "spawn"}
+    settings = LaunchConfig(group.nodes, group.nodes, group.devices, **meeting, **how)
     try:
         with signal_handlers_restored():
             elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
@@ -168,22 +118,19 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
         raise SystemExit(128 + ended.sigval) from ended
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        message = failure.message["message"] if isinstance(failure.message, dict) else str(failure.message)
-        kind, _, text = message.partition(": ")
+        left: Any = failure.message if isinstance(failure.message, dict) else {"message": str(failure.message)}
+        kind, _, text = left["message"].partition(": ")
         if kind == UserError.__name__:
             raise UserError(text) from error
-        raise RuntimeError(f"the process of rank {rank} failed: {message}\n{details(failure.message)}") from error
-
-
-def details(message: Any) -> str:
-    """The traceback in torch's report of a failed process, empty where it left none."""
-    return str(message.get("extraInfo", {}).get("py_callstack", "")) if isinstance(message, dict) else ""
+        traceback = left.get("extraInfo", {}).get("py_callstack", "")
+        raise RuntimeError(f"the process of rank {rank} failed: {left['message']}\n{traceback}") from error
 
 
 @contextmanager
 def signal_handlers_restored() -> Iterator[None]:
     """torch's launcher replaces handlers, to end what it started, and leaves them so."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in handled}
     try:
         yield
     finally:

@@ -15,33 +15,26 @@ CURVES = "curves"  # folder of a cell
 
 
 class CellCSVLogger(CSVLogger):
-    """Lightning's CSVLogger, writing ``curves/metrics.csv`` in the cell: tables and pages read it from there.
-
-    Args:
-        save_dir: the cell's folder; the training sets it.
-    """
+    """Lightning's CSVLogger, writing ``curves/metrics.csv`` in the cell, where tables and pages read it; the training
+    sets ``save_dir`` to the cell's folder."""
 
     def __init__(self, save_dir: str | Path = "", flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(str(save_dir), name="", version=CURVES, flush_logs_every_n_steps=flush_logs_every_n_steps)
 
     def into(self, folder: Path) -> CellCSVLogger:
-        """The same logger for a cell's folder."""
         return CellCSVLogger(folder, self._flush_logs_every_n_steps)
 
 
 def with_curves(configured: Logger | Mapping[str, Logger] | None, folder: Path) -> list[Logger]:
-    """The configured logger, or loggers by name, and beside them the curves of the cell; none where none is
-    configured."""
-    if not configured:
-        return []
-    loggers = [configured] if isinstance(configured, Logger) else list(configured.values())
+    """The configured logger, or loggers by name, and beside them, if there are any, the curves of the cell."""
+    loggers = [configured] if isinstance(configured, Logger) else list((configured or {}).values())
     placed = [logger.into(folder) if isinstance(logger, CellCSVLogger) else logger for logger in loggers]
-    return placed if any(isinstance(logger, CellCSVLogger) for logger in placed) else [*placed, CellCSVLogger(folder)]
+    kept = not placed or any(isinstance(logger, CellCSVLogger) for logger in placed)
+    return placed if kept else [*placed, CellCSVLogger(folder)]
 
 
 def keep_curves(folder: Path) -> None:
-    """Renames the curves of an interrupted run to ``metrics-1.csv``, ``metrics-2.csv``, ...; Lightning would delete
-    them."""
+    """Renames the curves of an interrupted run to ``metrics-1.csv``, and so on; Lightning would delete them."""
     curves = folder / CURVES / "metrics.csv"
     if curves.is_file():
         number = len(list(curves.parent.glob("metrics*.csv")))

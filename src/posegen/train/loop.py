@@ -8,7 +8,6 @@ import signal
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
@@ -36,10 +34,9 @@ from posegen.train.fsdp import whole
 from posegen.train.launch import Processes, run_together
 from posegen.train.loggers import CellCSVLogger, keep_curves, with_curves
 from posegen.train.tasks import AdapterTask, Task
-from posegen.train.training_batches import EpochBatches, Share, training_loader
+from posegen.train.training_batches import EpochBatches, Seen, Share, training_loader
 
-#: Lightning's ddp for methods of which not every part takes part in every step.
-DDP = "ddp_find_unused_parameters_true"
+Weights = dict[str, torch.Tensor]
 
 
 class Training(Stage):
@@ -49,9 +46,8 @@ class Training(Stage):
         self.components, self.folder = components, folder
 
     def todo(self) -> Sequence[str]:
-        return (
-            [] if (self.folder / "method").is_dir() else ["method"]
-        )  # the export is the last thing that training does
+        done = (self.folder / "method").is_dir()  # the export is the last thing that training does
+        return [] if done else ["method"]
 
     def run(self) -> None:
         with locked(self.folder / ".training"):  # processes that share the cell train it once
@@ -94,9 +90,8 @@ def fit_here(components: Components, folder: Path, rank: int = 0, size: int = 1)
         if not complete:
             return
     elif isinstance(task, AdapterTask) and task.adapter.trains:
-        raise UserError(
-            f"adapter={components.cfg.method} has nothing to train with these settings; switch some of its parts on"
-        )
+        nothing = f"adapter={components.cfg.method} has nothing to train with these settings"
+        raise UserError(f"{nothing}; switch some of its parts on")
     else:
         weights, average = {}, {}
     if rank:
@@ -116,22 +111,18 @@ def build_task(components: Components) -> Task:
     return instantiate(components.cfg.task, _convert_="all")(components)
 
 
-def run(
-    components: Components, task: Task, folder: Path, share: Share
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], bool]:
+def run(components: Components, task: Task, folder: Path, share: Share) -> tuple[Weights, Weights, bool]:
     """The fit itself, from the last checkpoint where there is one.
 
     Returns:
         The weights if the strategy divided them, the averaged weights if a callback averages, and whether the
         training came to its end (``fast_dev_run`` does not).
     """
-    cfg = components.cfg
-    checkpoint = folder / CHECKPOINT
-    resumed = Resumed.read(checkpoint)
-    data = components.data("train")
+    cfg, checkpoint = components.cfg, folder / CHECKPOINT
+    step, place = saved_place(checkpoint)
+    data, accumulate = components.data("train"), cfg.optim.accumulate
     data.prepare()
-    accumulate = cfg.optim.accumulate
-    batches = EpochBatches(len(data), cfg.optim.batch // accumulate, cfg.seed, accumulate, resumed.place, share)
+    batches = EpochBatches(len(data), cfg.optim.batch // accumulate, cfg.seed, accumulate, place, share)
     loader = training_loader(data, needs_of(task, components), batches, cfg.compute.workers)
     if share.rank == 0:
         keep_curves(folder)
@@ -141,7 +132,7 @@ def run(
             if not isinstance(logger, CellCSVLogger):  # config.yaml stands in the cell already
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         try:
-            trainer.fit(task, loader, ckpt_path=str(checkpoint) if resumed.step else None, weights_only=True)
+            trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
         except SIGTERMException as stop:  # its exit code would be 0
             raise SystemExit(128 + signal.SIGTERM) from stop
         except SystemExit as stop:
@@ -150,7 +141,9 @@ def run(
                 raise KeyboardInterrupt from stop
             raise
         finally:
-            finish_loggers(trainer.loggers)
+            for logger in trainer.loggers:  # W&B's runs stay open, and the next cell of this process starts another
+                if callable(finish := getattr(logger.experiment, "finish", None)):
+                    finish()
     average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
     divided = share.count > 1 and not isinstance(cfg.trainer.strategy, str)
     weights = whole(task.state_dict()) if divided else {}
@@ -162,50 +155,27 @@ def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     nodes = (cfg.get("callbacks") or {}).values()
     callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in nodes if node]
     added: dict[str, Any] = {"plugins": [TorchElasticEnvironment() if processes > 1 else LightningEnvironment()]}
-    if processes > 1 and cfg.trainer.strategy == "auto":
-        added["strategy"] = DDP
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         added["enable_checkpointing"] = False  # no file of Lightning's default where the user removed ours
-    added = {name: value for name, value in added.items() if name == "strategy" or name not in cfg.trainer}
+    added = {name: value for name, value in added.items() if name not in cfg.trainer}
+    if processes > 1 and cfg.trainer.strategy == "auto":  # not every part of a method takes part in every step
+        added["strategy"] = "ddp_find_unused_parameters_true"
     configured = instantiate(cfg.logger, _convert_="all") if cfg.get("logger") else None
-    logger = with_curves(configured, folder)
-    return instantiate(
-        cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=str(folder), **added, _convert_="all"
-    )
+    added |= {"callbacks": callbacks, "logger": with_curves(configured, folder), "default_root_dir": str(folder)}
+    return instantiate(cfg.trainer, **added, _convert_="all")
 
 
-def finish_loggers(loggers: Sequence[Logger]) -> None:
-    """Ends runs that stay open, as W&B's do; the next cell of this process starts another."""
-    for logger in loggers:
-        if callable(finish := getattr(logger.experiment, "finish", None)):
-            finish()
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """Where a checkpoint was saved.
-
-    Attributes:
-        step: optimiser steps.
-        place: (epoch, batches of it that were seen).
-    """
-
-    step: int = 0
-    place: tuple[int, int] = (0, 0)
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> Resumed:
-        """The place of a checkpoint, the start without one."""
-        if not checkpoint.is_file():
-            return cls()
-        try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            seen = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-            return cls(int(state["global_step"]), (int(state["epoch"]), int(seen)))
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise UserError(
-                f"{checkpoint} cannot be read ({error}); delete it to train this cell from the start"
-            ) from error
+def saved_place(checkpoint: Path) -> tuple[int, Seen]:
+    """(optimiser steps, place) of a checkpoint; the start without one."""
+    if not checkpoint.is_file():
+        return 0, (0, 0)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        seen = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+        return int(state["global_step"]), (int(state["epoch"]), int(seen))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        fix = "delete it to train this cell from the start"
+        raise UserError(f"{checkpoint} cannot be read ({error}); {fix}") from error
 
 
 def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
@@ -214,37 +184,26 @@ def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
     kind = torch.nn.modules.batchnorm._BatchNorm
     normed = [name for name, module in task.named_modules() if isinstance(module, kind) and name in trained]
     if processes > 1 and normed and device_of(cfg.trainer.accelerator).type == "cpu":
-        raise UserError(
-            f"adapter={cfg.method} normalises over the batch ({len(normed)} times, first in {normed[0]}), and "
-            "processes on "
-            "the CPU cannot share its statistics; train it with trainer.devices=1 or on GPUs"
-        )
-
-
-# What the batches hold.
+        times = f"({len(normed)} times, first in {normed[0]})"
+        why = f"normalises over the batch {times}, and processes on the CPU cannot share its statistics"
+        raise UserError(f"adapter={cfg.method} {why}; train it with trainer.devices=1 or on GPUs")
 
 
 def needs_of(task: Task, components: Components) -> Needs:
-    """What the task's batches must hold, with the encodings of the whole split computed once."""
+    """What the task's batches must hold, with the encodings of the whole split computed once and cached."""
     latents, text = encodings(components, task.needs)
-    negative = None
+    data, negative = components.data("train"), None
+    sources: Any = None
+    if "source_latents" in task.needs and not data.varies and len(data.sources_of(0)) == 1:
+        # each image has one source, which always looks the same
+        cache, mode = Path(components.cfg.paths.cache), components.cfg.progress
+        sources = cached_latents(data, components.backbone, cache, mode, "source latents")
     if text is not None:
         with torch.no_grad():
             negative = components.backbone.encode_text([""]).to("cpu")
     hint = components.adapter.hint if isinstance(task, AdapterTask) else None
     encoded = latents is not None or "latents" not in task.needs  # otherwise images are encoded as they come
-    fields = task.needs if encoded else task.needs | {"images"}
-    return Needs(fields, hint, latents, source_latents(components, task.needs), text, negative)
-
-
-def source_latents(components: Components, fields: Collection[str]) -> Any:
-    """Latents of the sources of the training split, where each image has one source that always looks the same;
-    computed once and cached."""
-    data = components.data("train")
-    if "source_latents" not in fields or data.varies or len(data.sources_of(0)) > 1:
-        return None
-    cache, mode = Path(components.cfg.paths.cache), components.cfg.progress
-    return cached_latents(data, components.backbone, cache, mode, "source latents")
+    return Needs(task.needs if encoded else task.needs | {"images"}, hint, latents, sources, text, negative)
 
 
 def encodings(components: Components, fields: Collection[str] | None = None) -> tuple[Any, Any]:
@@ -262,13 +221,12 @@ def encodings(components: Components, fields: Collection[str] | None = None) -> 
 def quiet() -> Iterator[None]:
     """Hides Lightning's advice on what posegen does on purpose (no workers, a resumed epoch)."""
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    chatty = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in chatty]
-    for logger in chatty:
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         yield
-    for logger, level in zip(chatty, levels, strict=True):
+    for logger, level in levels.items():
         logger.setLevel(level)

@@ -13,20 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-STEPS = 5  # Newton-Schulz iterations
-QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients that push singular values towards 1 fastest, from the same source
-
 
 class Muon(torch.optim.Optimizer):
-    """See the module.
+    """Orthogonalises the updates of parameters with two or more dimensions, none of them 1 as a matrix.
 
-    Args:
-        parameters: of any shape; those with two or more dimensions, none of them 1 as a matrix, get the orthogonalised
-            update.
-        lr: learning rate of both kinds.
-        momentum: of the orthogonalised update (Nesterov).
-        betas, eps: of AdamW.
-        weight_decay: decoupled, of both kinds.
+    ``lr`` and the decoupled ``weight_decay`` are those of both kinds of parameters, ``momentum`` (Nesterov) is that of
+    the orthogonalised update, ``betas`` and ``eps`` are AdamW's.
     """
 
     def __init__(
@@ -38,9 +30,8 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(
-            parameters, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        )
+        shared = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(parameters, {**shared, "momentum": momentum, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -52,7 +43,8 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = self._matrix_update(p, group) if is_matrix(p) else self._adam_update(p, group)
+                    is_matrix = p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1
+                    update = self._matrix_update(p, group) if is_matrix else self._adam_update(p, group)
                     p.add_(update, alpha=-group["lr"])
         return loss
 
@@ -76,16 +68,12 @@ class Muon(torch.optim.Optimizer):
         return (state["mean"] / (1 - first**n)) / ((state["square"] / (1 - second**n)).sqrt() + group["eps"])
 
 
-def is_matrix(p: Tensor) -> bool:
-    return p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1
-
-
 def orthogonalise(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, approximately: all singular values end between about 0.7 and 1.2."""
-    a, b, c = QUINTIC
+    a, b, c = 3.4445, -4.7750, 2.0315  # push singular values towards 1 fastest, from the same source
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix) / (matrix.norm() + 1e-7)
-    for _ in range(STEPS):
+    for _ in range(5):  # Newton-Schulz iterations
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x

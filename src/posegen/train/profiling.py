@@ -93,10 +93,8 @@ class MeasuredMethod:
         torch.set_num_threads(cfg.budget.threads)
         self.cfg, self.steps, self.components = cfg, steps, components or Components(cfg)  # steps: of the sampler
         self.device, self.precision = device_of(cfg.trainer.accelerator), cfg.trainer.precision
-        self.adapter: Adapter = self.components.adapter
-        self.backbone: Backbone = self.components.backbone
-        self.adapter.to(self.device)
-        self.backbone.to(self.device)
+        self.adapter: Adapter = self.components.adapter.to(self.device)
+        self.backbone: Backbone = self.components.backbone.to(self.device)
         self.batch = self._batch()
 
     @torch.no_grad()
@@ -131,9 +129,8 @@ class MeasuredMethod:
 
     @cached_property
     def sampler(self) -> Sampler:
-        settings: Any = {**self.cfg.sampler, "steps": self.steps, "skip": 0}
-        settings.pop("_target_", None)
-        return self.sampler_class(**settings)
+        settings: Any = {key: value for key, value in self.cfg.sampler.items() if key != "_target_"}
+        return self.sampler_class(**{**settings, "steps": self.steps, "skip": 0})
 
     @contextmanager
     def running(self, phase: Phase) -> Iterator[None]:
@@ -143,11 +140,8 @@ class MeasuredMethod:
             yield
 
     def run(self, phase: Phase) -> Iterator[Tensor]:
-        """The results of a phase, one repetition after the other; every ``next`` must stand in `running`.
-
-        They are predictions ``[B, c, h, w]`` of single passes without guidance, losses of training steps with update,
-        or latents after each step of the sampler.
-        """
+        """The results of a phase, one repetition after the other; every ``next`` must stand in `running`: predictions
+        ``[B, c, h, w]`` without guidance, losses of training steps with update, or latents after a sampler's step."""
         if phase == "train":
             return self.training_steps(self.optimizer)  # built here, outside of `running`: it takes what trains
         return self.passes() if phase == "forward" else self.sampler.denoising(self.adapter, self.backbone, self.batch)
@@ -168,7 +162,7 @@ class MeasuredMethod:
             yield loss.detach()
 
     def parameters(self) -> dict[str, int]:
-        """Numbers of parameters: of the U-Net, of the adapter, and of those how many train."""
+        """How many the U-Net and the adapter have, and how many of those train."""
         unet, adapter = list(self.backbone.unet.parameters()), list(self.adapter.parameters())
         counted = {"unet": unet, "adapter": adapter, "trained": [p for p in (*unet, *adapter) if p.requires_grad]}
         return {f"{name}_parameters": sum(p.numel() for p in some) for name, some in counted.items()}
@@ -245,12 +239,12 @@ def matrix_rate(clock: Callable[[], float], device: torch.device, dtype: torch.d
     """FLOP/s of a product of large square matrices, the best of ``repeats``: the device's rate, measured."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
+    times = []
     for _ in range(repeats + 1):  # the first is a warm-up that is never the best
         start = clock()
         a @ b
-        best = min(best, clock() - start)
-    return 2 * side**3 / best
+        times.append(clock() - start)
+    return 2 * side**3 / min(times)
 
 
 def process_peak_mb(device: torch.device) -> float:

@@ -13,26 +13,15 @@ from posegen.runner.components import Components
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are updated.
+    """How weights are updated."""
 
-    Attributes:
-        lr: peak learning rate.
-        drop_text: share of images whose text is dropped in training.
-        steps: optimiser steps in all.
-        warmup: steps of linear warm-up.
-        decay: share of the steps, at the end, over which the rate falls to zero as a cosine; 0 keeps it constant.
-        betas: moment decays of AdamW.
-        weight_decay: decoupled weight decay.
-        optimizer: ``adamw`` or ``muon``.
-    """
-
-    lr: float
-    drop_text: float
-    steps: int
-    warmup: int = 0
-    decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
+    lr: float  # the peak
+    drop_text: float  # share of images whose text is dropped in training
+    steps: int  # of the optimiser, in all
+    warmup: int = 0  # steps of linear warm-up
+    decay: float = 0.0  # share of the steps, at the end, over which the rate falls to zero as a cosine; 0: constant
+    betas: tuple[float, float] = (0.9, 0.999)  # moment decays of AdamW
+    weight_decay: float = 0.01  # decoupled
     optimizer: Literal["adamw", "muon"] = "adamw"
 
     def factor(self, step: int) -> float:
@@ -46,31 +35,21 @@ class Recipe:
 
     @classmethod
     def of(cls, optim: Mapping[str, Any], steps: int, recipes: Mapping[str, Mapping[str, Any]], name: str) -> Recipe:
-        """The settings of ``optim``, with what is null there taken from ``recipes[name]``.
-
-        Raises:
-            UserError: neither says a value, or a recipe holds a key that it must not.
-        """
+        """The settings of ``optim``, with what is null there from ``recipes[name]``; a UserError where neither says a
+        value, or a recipe holds a key that it must not."""
         own = dict(recipes.get(name, {}))
         if unknown := set(own) - {"lr", "drop_text"}:
-            raise UserError(
-                f"adapter.recipes.{name} holds {sorted(unknown)}; only lr and drop_text are a method's own, everything "
-                "else is shared: use optim"
-            )
-        values = {f.name: optim[f.name] for f in fields(cls) if optim.get(f.name) is not None}
-        values = {**own, **values, "steps": steps}
+            shared = "only lr and drop_text are a method's own, everything else is shared: use optim"
+            raise UserError(f"adapter.recipes.{name} holds {sorted(unknown)}; {shared}")
+        values = own | {f.name: optim[f.name] for f in fields(cls) if optim.get(f.name) is not None} | {"steps": steps}
         if missing := {"lr", "drop_text"} - set(values):
-            raise UserError(
-                f"optim.{min(missing)} is null and adapter.recipes has no {name!r} recipe with it; set "
-                f"optim.{min(missing)}=VALUE"
-            )
-        values["betas"] = tuple(values.get("betas", (0.9, 0.999)))
-        return cls(**values)
+            key = f"optim.{min(missing)}"
+            raise UserError(f"{key} is null and adapter.recipes has no {name!r} recipe with it; set {key}=VALUE")
+        return cls(**{**values, "betas": tuple(values.get("betas", cls.betas))})
 
 
 def recipe_of(components: Components, steps: int) -> Recipe:
-    """Optimiser settings of a cell: the shared ones, with what they leave open from the adapter's recipe for this
-    backbone."""
+    """Optimiser settings of a cell; what the shared ones leave open is in the adapter's recipe for this backbone."""
     recipes: Any = components.cfg.adapter.get("recipes") or {}
     optim = components.cfg.optim
     complete = optim.lr is not None and optim.drop_text is not None

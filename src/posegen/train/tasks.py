@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
@@ -28,13 +29,9 @@ from posegen.train.recipe import Recipe, recipe_of
 
 
 class Task(LightningModule):
-    """The shared part: optimiser, schedule, logging, and checkpoints that hold only what trains.
+    """The shared part: optimiser, schedule, logging, and checkpoints that hold only what trains."""
 
-    Attributes:
-        needs: optional `PoseBatch` fields that `losses` reads.
-    """
-
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()  # optional `PoseBatch` fields that `losses` reads
 
     def __init__(self, components: Components) -> None:
         super().__init__()
@@ -65,10 +62,8 @@ class Task(LightningModule):
         place = self.current_epoch * int(self.trainer.num_training_batches) + index
         torch.manual_seed(self.seed * 1_000_003 + place + (self.global_rank << 40))
         losses = self.losses(batch)
-        logged = {f"train/{name}": value.detach() for name, value in losses.items()}
-        self.log_dict(
-            logged, batch_size=len(batch), sync_dist=self.trainer.world_size > 1
-        )  # the mean over all processes
+        logged, several = {f"train/{k}": v.detach() for k, v in losses.items()}, self.trainer.world_size > 1
+        self.log_dict(logged, batch_size=len(batch), sync_dist=several)  # the mean over all processes
         return losses["loss"]
 
     def configure_model(self) -> None:
@@ -76,19 +71,17 @@ class Task(LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
             if self.recipe.optimizer == "muon":
-                raise UserError(
-                    "optim.optimizer=muon works on whole matrices, which trainer=fsdp divides; use trainer=ddp or "
-                    "optim.optimizer=adamw"
-                )
-            backbone = getattr(self, "backbone", None)
-            divide_weights(self, getattr(backbone, "unet", None), strategy.device_mesh["data_parallel"])
+                divided = "optim.optimizer=muon works on whole matrices, which trainer=fsdp divides"
+                raise UserError(f"{divided}; use trainer=ddp or optim.optimizer=adamw")
+            unet = getattr(getattr(self, "backbone", None), "unet", None)
+            divide_weights(self, unet, strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        build: Any = Muon if self.recipe.optimizer == "muon" else torch.optim.AdamW
-        optimizer = build(
-            self.parameter_groups(), lr=self.recipe.lr, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.recipe.factor)
+        recipe = self.recipe
+        build: Any = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
+        settings = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
+        optimizer = build(self.parameter_groups(), **settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -98,14 +91,11 @@ class Task(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The tensors of modules that train: their parameters and their buffers."""
         state = super().state_dict(*args, **kwargs)
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        parents = {name.rpartition(".")[0] for name in trained}
-        buffers = {
-            name
-            for name, _ in self.named_buffers()
-            if name.rpartition(".")[0] in parents or name.startswith("adapter.")
-        }
-        return {name: value for name, value in state.items() if name in trained or name in buffers}
+        kept = {name for name, p in self.named_parameters() if p.requires_grad}
+        parents = {name.rpartition(".")[0] for name in kept}
+        buffers = {name: name.rpartition(".")[0] for name, _ in self.named_buffers()}
+        kept |= {name for name, parent in buffers.items() if parent in parents or name.startswith("adapter.")}
+        return {name: value for name, value in state.items() if name in kept}
 
     def transfer_batch_to_device(self, batch: PoseBatch, device: torch.device, dataloader_idx: int) -> PoseBatch:
         return batch.to(device)
@@ -121,25 +111,18 @@ class DiffusionTask(Task):
     backbone: Backbone
 
     def step(self, batch: PoseBatch, text: Text, inject: Any) -> Step:
-        """One noising and one prediction.
-
-        Args:
-            text: the prompts.
-            inject: ``(noisy, timesteps) -> Injection``.
-        """
+        """One noising and one prediction; ``inject`` is ``(noisy, timesteps) -> Injection``."""
         process = self.backbone.process
         with torch.no_grad():
-            clean = batch.latents if batch.latents is not None else self.encoded(batch)
+            clean = batch.latents
+            if clean is None:
+                samples = batch.images if self.backbone.sample == "image" else batch.poses
+                clean = self.backbone.to_latents(samples, batch.generators("posterior"))
             noise = batch.randn("noise", clean.shape[1:]).to(clean)
             timesteps = process.sample_times(batch.rand("timesteps")).to(clean.device)
             noisy, target = process.add_noise(clean, noise, timesteps), process.target(clean, noise, timesteps)
         prediction = self.backbone.predict(noisy, timesteps, text, inject(noisy, timesteps))
         return Step(prediction, target, noisy, clean, noise, timesteps)
-
-    def encoded(self, batch: PoseBatch) -> Tensor:
-        """Clean latents of a batch that brings none."""
-        samples = batch.images if self.backbone.sample == "image" else batch.poses
-        return self.backbone.to_latents(samples, batch.generators("posterior"))
 
     def keep_text(self, batch: PoseBatch) -> Tensor:
         """``[B]`` true where the text is kept in this step."""
@@ -170,21 +153,20 @@ class AdapterTask(DiffusionTask):
 class TextToImageTask(DiffusionTask):
     """Trains a backbone's U-Net and text encoder from captions alone; the autoencoder stays as it is.
 
-    Args:
-        min_snr: weight of a step is min(SNR, min_snr) / (SNR + 1), the Min-SNR rule for v-prediction (Hang et al. 2023,
-            section 3.4); null weighs all alike.
+    The weight of a step is min(SNR, min_snr) / (SNR + 1), the Min-SNR rule for v-prediction (Hang et al. 2023, section
+    3.4); without ``min_snr`` all weigh alike.
     """
+
+    needs = frozenset({"latents"})
 
     def __init__(self, components: Components, min_snr: float | None = None) -> None:
         super().__init__(components)
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
-        backbone = self.backbone
-        self.needs = frozenset({"latents"})
-        backbone.requires_grad_(False)
-        backbone.unet.requires_grad_(True)
-        backbone.text_encoder.requires_grad_(True)
-        arranged(backbone, components.cfg.compute)
+        self.backbone.requires_grad_(False)
+        self.backbone.unet.requires_grad_(True)
+        self.backbone.text_encoder.requires_grad_(True)
+        arranged(self.backbone, components.cfg.compute)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()
@@ -215,25 +197,20 @@ class AutoencoderTask(Task):
         self.autoencoder, self.edges = autoencoder, edges
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
-        difference = self.restore(batch.images) - batch.images
+        latents = self.autoencoder.encode(batch.images, return_dict=False)[0]
+        difference = self.autoencoder.decode(latents, return_dict=False)[0] - batch.images
         mse = difference.square().mean()
         edges = (difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()) / 2
         loss = 4 * mse + difference.abs().mean() + self.edges * edges
         return {"loss": loss, "psnr": 10 * (math.log10(4) - mse.detach().log10())}
 
-    def restore(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` through the autoencoder."""
-        return self.autoencoder.decode(self.autoencoder.encode(images, return_dict=False)[0], return_dict=False)[0]
-
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """A diffusers folder in fp16 whose ``scaling_factor`` gives the latents of validation images unit variance."""
         data = self.components.data("validation")
-        images = torch.stack([data[i].tensor for i in range(min(len(data), 500))])
-        latents = torch.cat(
-            [self.autoencoder.encode(chunk.to(self.device), return_dict=False)[0] for chunk in images.split(50)]
-        )
-        self.autoencoder.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+        images = torch.stack([data[i].tensor for i in range(min(len(data), 500))]).split(50)
+        latents = [self.autoencoder.encode(chunk.to(self.device), return_dict=False)[0] for chunk in images]
+        self.autoencoder.register_to_config(scaling_factor=round(1 / torch.cat(latents).std().item(), 5))
         with replacing(folder) as temporary:
             self.autoencoder.half().save_pretrained(temporary)
             self.autoencoder.float()
@@ -249,12 +226,8 @@ class EstimatorTask(Task):
         self.estimator = estimator
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
-        targets = {name: _to(value, self.device) for name, value in self.estimator.targets(batch.samples).items()}
+        targets = move_data_to_device(self.estimator.targets(batch.samples), self.device)
         return self.estimator.loss(batch.images, **targets)
 
     def export(self, folder: Path) -> None:
         self.estimator.save(folder)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return {name: tensor.to(device) for name, tensor in value.items()} if isinstance(value, dict) else value.to(device)

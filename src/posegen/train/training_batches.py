@@ -17,6 +17,7 @@ from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
 
 Place = tuple[int, tuple[int, ...]]  # (epoch, indices of the samples of a batch)
+Seen = tuple[int, int]  # (epoch, batches of it that were seen)
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,12 @@ class EpochBatches(Sampler[Place]):
     Args:
         samples: size of the split.
         size: images per batch, over all processes; what an epoch leaves over is not seen in it.
-        multiple: the number of batches of an epoch is a multiple of this (batches of one optimiser step).
-        start: (epoch, batches of it that were seen) of a resumed run.
-        share: the part of every batch that this process sees.
+        multiple: batches of one optimiser step, of which an epoch has a whole number.
+        start: the place of a resumed run.
     """
 
     def __init__(
-        self,
-        samples: int,
-        size: int,
-        seed: int,
-        multiple: int = 1,
-        start: tuple[int, int] = (0, 0),
-        share: Share = Share(),
+        self, samples: int, size: int, seed: int, multiple: int = 1, start: Seen = (0, 0), share: Share = Share()
     ) -> None:
         self.samples, self.size, self.seed, self.start = samples, size, seed, start
         self.per_step = size * multiple
@@ -80,15 +74,9 @@ class Batches(Dataset[PoseBatch]):
 
 
 def training_loader(data: PoseData, needs: Needs, batches: EpochBatches, workers: int = 0) -> DataLoader:
-    """A loader of whole batches; their order does not depend on ``workers``.
-
-    Raises:
-        UserError: the split is smaller than one step's images.
-    """
+    """A loader of whole batches, in the same order for any ``workers``; a UserError where the split fills no step."""
     if not len(batches):
-        raise UserError(
-            f"optim.batch={batches.per_step} is larger than data.count={len(data)} of {data.name}; lower optim.batch "
-            "or raise data.count"
-        )
+        larger = f"optim.batch={batches.per_step} is larger than data.count={len(data)} of {data.name}"
+        raise UserError(f"{larger}; lower optim.batch or raise data.count")
     dataset = Batches(data, needs, batches.seed)
     return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
