@@ -238,8 +238,7 @@ class DNAF(Adapter):
 
     def _check_start(self) -> None:
         """A part that is neither trained nor read from a file would stay random."""
-        untrained = {"pose": not self.pose_train, "vision": self.inserted and not self.vision_train}
-        for part, stays in untrained.items():
+        for part, stays in {"pose": not self.pose_train, "vision": self.inserted and not self.vision_train}.items():
             if self.training and stays and self._start[part] is None:
                 off = f"adapter.{part}_train is false and adapter.{part}_weights is not set"
                 raise ValueError(f"{off}, so it would stay random; set one of them")

@@ -161,8 +161,7 @@ class GRPose(Adapter):
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
         assert batch.hint is not None
         error = (step.prediction.float() - step.target.float()).square()
-        posed = pose_cells(batch.hint, self.backbone.geometry.latent_factor)
-        loss = (error * (1 + (self.alpha - 1) * posed)).mean()
+        loss = (error * (1 + (self.alpha - 1) * pose_cells(batch.hint, self.backbone.geometry.latent_factor))).mean()
         if self.perception == "off":
             return {"loss": loss, "plain": error.mean().detach()}
         if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
@@ -232,8 +231,7 @@ class PosePyramid(nn.Module):
         self.stem = nn.Sequential(*stem)
         ends = pairwise([widths[-1], *channels])
         self.stages = nn.ModuleList(nn.Sequential(*activated_conv(a, b, 2)) for a, b in ends)
-        zeros = {str(i): zeroed(nn.Conv2d(channels[i], channels[i], 3, padding=1)) for i in levels}
-        self.zeros = nn.ModuleDict(zeros)
+        self.zeros = nn.ModuleDict({str(i): zeroed(nn.Conv2d(channels[i], channels[i], 3, padding=1)) for i in levels})
 
     def forward(self, hint: Tensor) -> dict[int, Tensor]:
         """``[B, 3, H, W]`` in [-1, 1] to level -> ``[B, C, h, w]``."""
@@ -252,8 +250,7 @@ class PoseGraphBlock(nn.Module):
         c = GCN_pose(W_c p)                     pose nodes
         y = W_s x + Z GCN(W [W_l GCN_latent(h) ; W_p c])
 
-    GCN is a `GraphConvolution` on the graph of its own nodes, Z a zero convolution.
-    """
+    GCN is a `GraphConvolution` on the graph of its own nodes, Z a zero convolution."""
 
     def __init__(
         self, channels: tuple[int, int], time_dim: int, pose_channels: int, groups: int, k: int, edges: Edges

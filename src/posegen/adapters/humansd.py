@@ -99,8 +99,7 @@ class HumanSD(Adapter):
     def weight(self, step: Step, batch: PoseBatch) -> Tensor:
         """The factor of the squared error in the heatmap losses."""
         released = self.loss_kind == "heatmap_reference"
-        extra = self.reference_weight(step, batch) if released else self.corrected_weight(step)
-        return 1 + self.loss_weight * extra
+        return 1 + self.loss_weight * (self.reference_weight(step, batch) if released else self.corrected_weight(step))
 
     def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
         """``[B, c, h, w]`` as released: latents of how many joints the teacher misses in the decoded noise error."""

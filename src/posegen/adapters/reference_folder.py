@@ -165,8 +165,7 @@ def by_index(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     """Sample id -> files named after it: by the id, its last part, a long number at its end, or the names of a pair.
 
-    Where a name fits several samples, its folders decide: they name the scenario or a part of the id.
-    """
+    Where a name fits several samples, its folders decide: they name the scenario or a part of the id."""
     stems = [PurePosixPath(file).stem for file in files]
     lengths = {len(stem) for stem in stems if stem.isdecimal() and len(stem) >= DIGITS}
     known: dict[str, list[Sample]] = defaultdict(list)

@@ -149,8 +149,7 @@ class StablePose(Adapter):
     def conditioned(self, state: State, hint: Tensor, masks: Tensor) -> State:
         """``state`` with the conditions of every step: the pose features and ``masks [B, K, h, w]``; and for N tokens
         ``tokens [B, K, N]``, true where any cell shows the pose, ``order [B, K, N]``, the indices of pose tokens before
-        the others', and ``counts [B, K]`` of pose tokens, on the host, so that no step waits for the device.
-        """
+        the others', and ``counts [B, K]`` of pose tokens, on the host, so that no step waits for the device."""
         tokens = F.max_pool2d(masks.float(), self.patch, ceil_mode=True).flatten(2).bool() | (not self.masked)
         order = (~tokens).byte().argsort(dim=-1, stable=True)
         pose = self.block.pose_conv(self.pose_encoder(hint))
@@ -171,8 +170,7 @@ class StablePose(Adapter):
             return [(1.0, state)]
         everything = torch.ones_like(state["tokens"])
         counts = torch.full_like(state["counts"], everything.shape[-1])
-        free = state.without_text().having(tokens=everything, counts=counts)
-        return [(guidance, state), (1.0 - guidance, free)]
+        return [(guidance, state), (1.0 - guidance, state.without_text().having(tokens=everything, counts=counts))]
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error, ``alpha`` times as heavy inside the finest mask."""
@@ -291,8 +289,7 @@ class PoseBlock(nn.Module):
         """``[B, C, h, w]`` to the same shape, given the embedding ``[B, T]``, pose features and the layers' masks."""
         pose, layers = condition
         a = self.conv1(F.silu(x)) + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        n = F.group_norm(self.transformer(a, layers), self.groups, eps=1e-5) + pose
-        return x + self.conv2(F.silu(n))
+        return x + self.conv2(F.silu(F.group_norm(self.transformer(a, layers), self.groups, eps=1e-5) + pose))
 
 
 def blurred(images: Tensor, kernel: int) -> Tensor:

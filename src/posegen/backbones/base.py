@@ -261,8 +261,7 @@ class Backbone(nn.Module, ABC):
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
         """A trainable copy of the network, which starts without influence.
 
-        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint.
-        """
+        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint."""
         raise lacks(self, "control_copy")
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:
@@ -285,8 +284,7 @@ class Backbone(nn.Module, ABC):
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Samples to scaled latents: images ``[B, 3, H, W]`` in [-1, 1], or poses ``[B, 17, 3]``.
 
-        A posterior is sampled with one generator per image, or its mode taken without them.
-        """
+        A posterior is sampled with one generator per image, or its mode taken without them."""
 
     @abstractmethod
     def from_latents(self, latents: Tensor) -> Tensor:
@@ -295,8 +293,7 @@ class Backbone(nn.Module, ABC):
     def save_source(self, folder: Path) -> dict[str, Any]:
         """Copies the files that the weights were read from to the new ``folder``; a TypeError where there are none.
 
-        Returns constructor arguments that read the same weights from there, with paths relative to ``folder``.
-        """
+        Returns constructor arguments that read the same weights from there, with paths relative to ``folder``."""
         unread = f"backbone {self.weights.id} was not read from files, so its weights cannot be copied"
         raise TypeError(f"{unread}; save it to a folder and read it from there")
 

@@ -84,8 +84,7 @@ def build_text(tokenizer: CLIPTokenizer, width: int = 64, layers: int = 2, heads
 def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer:
     """A CLIP tokenizer that reads each of ``words`` as one token and spells everything else in bytes.
 
-    Raises a ValueError for words that CLIP always splits: at spaces, digits, punctuation, or letters of two bytes.
-    """
+    Raises a ValueError for words that CLIP always splits: at spaces, digits, punctuation, or letters of two bytes."""
     words = list(dict.fromkeys(word.lower() for word in words))
     broken = [word for word in words if not word.isascii() or any(c.isspace() for c in word)]
     tokenizer = tokenizer_of(merges_of(word for word in words if word not in broken), max_length)
@@ -106,8 +105,7 @@ def untrained(
 ) -> StableDiffusion:
     """A backbone with an untrained U-Net and text tower on a trained autoencoder (``experiment=mannequin_backbone``).
 
-    ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`.
-    """
+    ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`."""
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     unet = build_unet(channels, layers, text_dim, heads, vae.config.latent_channels)
     parts = ModelParts(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))

@@ -213,8 +213,7 @@ class StableDiffusion(Backbone):
             mean, std = code.mean, code.std
             code = mean
             if generators is not None:
-                noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
-                code = mean + std * noise.to(mean)
+                code = mean + std * torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]).to(mean)
         return (code - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def from_latents(self, latents: Tensor) -> Tensor:
@@ -227,8 +226,7 @@ class StableDiffusion(Backbone):
 def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
     """Within the context, ``features[level]`` is added to the output of each encoder level's last layer.
 
-    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling.
-    """
+    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling."""
     if features is None:
         yield
         return

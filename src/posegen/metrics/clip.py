@@ -123,5 +123,4 @@ class ClipScoreMetric(Metric):
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if self.name not in records:
             return {self.column: np.full(len(weights), np.nan)}
-        mean = weights @ np.asarray(records[self.name], float) / weights.sum(1)
-        return {self.column: np.maximum(mean, self.least)}
+        return {self.column: np.maximum(weights @ np.asarray(records[self.name], float) / weights.sum(1), self.least)}

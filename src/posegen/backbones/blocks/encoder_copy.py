@@ -22,8 +22,7 @@ class EncoderCopy(ControlBranch):
 
     The pose enters as in ControlNet, through a hint network after the first convolution that halves the hint to the
     size of the latents, or through the blocks ``replaced``, ``module(x [B, c, h, w], time [B, T], condition) ->
-    [B, c', h, w]``, in the place of the encoder's own; with any, there is no hint network.
-    """
+    [B, c', h, w]``, in the place of the encoder's own; with any, there is no hint network."""
 
     def __init__(
         self, unet: UNet2DConditionModel, geometry: Geometry, replaced: Mapping[BlockPlace, nn.Module] | None = None

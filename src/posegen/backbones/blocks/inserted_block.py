@@ -59,8 +59,7 @@ class InsertedBlock(nn.Module):
     def _forward(self, x: Tensor, tokens: Tensor, memory: Memory | Record | None) -> Tensor:
         h = self.enter(self.norm(x)).flatten(2).mT
         if self.own:
-            own = {} if memory is None else {"memory": memory}
-            h = h + self.self_attention(self.self_norm(h), **own)
+            h = h + self.self_attention(self.self_norm(h), **{} if memory is None else {"memory": memory})
         h = h + self.cross_attention(self.cross_norm(h), tokens.to(h.dtype))
         if self.feed:
             h = h + self.feed_forward(self.feed_norm(h))

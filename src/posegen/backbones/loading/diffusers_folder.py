@@ -94,8 +94,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
 def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
     """Copies the files that `read_folder` or ``read_single_file`` read to ``target``; the copy has the same hash.
 
-    Returns ``path`` and ``autoencoder`` of the copies, relative to ``target``.
-    """
+    Returns ``path`` and ``autoencoder`` of the copies, relative to ``target``."""
     target.mkdir(parents=True)
     if place.is_dir():
         for name in FOLDERS:
@@ -137,8 +136,7 @@ def read_autoencoder(folder: Path) -> Autoencoder:
 def read_model(cls: type[Model], folder: Path) -> Model:
     """A diffusers or transformers model in single precision, with every weight accounted for.
 
-    Raises a WeightsError where configuration or weights are missing, damaged, incomplete or of another shape.
-    """
+    Raises a WeightsError where configuration or weights are missing, damaged, incomplete or of another shape."""
     read_config(folder)
     files = weight_files(folder)
     settings = {

@@ -79,8 +79,7 @@ def encoder_table(g: Geometry) -> NameTable:
 
 def control_table(g: Geometry) -> NameTable:
     """A ControlNet whose hint block has two convolutions per halving, besides the first and the last."""
-    inner = 2 * (g.latent_factor.bit_length() - 1)
-    hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(2 * (g.latent_factor.bit_length() - 1))), "conv_out"]
     table = encoder_table(g)
     table |= {f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}
     table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(g.residual_channels))}
@@ -200,8 +199,7 @@ def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
     """The first ``layers`` layers of SD2's OpenCLIP tower with its final norm, under transformers' names.
 
     SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as
-    known.
-    """
+    known."""
     top = {f"ln_final.{part}": f"final_layer_norm.{part}" for part in ("weight", "bias")}
     top["token_embedding.weight"] = "embeddings.token_embedding.weight"
     top["positional_embedding"] = "embeddings.position_embedding.weight"

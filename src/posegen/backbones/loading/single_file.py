@@ -30,8 +30,7 @@ SCHEDULER: dict[str, Any] = {
 def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
 
-    Raises a WeightsError where the file cannot be read, or is not a whole Stable Diffusion 1 or 2.
-    """
+    Raises a WeightsError where the file cannot be read, or is not a whole Stable Diffusion 1 or 2."""
     tensors = read_tensors(file)
     vae_folder = autoencoder_folder(autoencoder) if autoencoder else None
     old = ldm.has_prefix(tensors, ldm.CLIP)
@@ -90,8 +89,7 @@ def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
 def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
     """The size of an original U-Net, from the shapes of its tensors; ``old`` for Stable Diffusion 1.
 
-    Raises a KeyError where a tensor that every U-Net has is not there, and as `check_first_width` does.
-    """
+    Raises a KeyError where a tensor that every U-Net has is not there, and as `check_first_width` does."""
     levels: list[list[int]] = [[]]
     attention: list[bool] = [False]
     for i in count(1):

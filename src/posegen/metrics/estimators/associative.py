@@ -31,8 +31,7 @@ class Decoding:
     """How maps are decoded; the defaults are those of the published evaluations.
 
     ``cpu_quirk`` reproduces a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
-    logarithms before missing joints are looked for, so that hardly any is found. No published number comes from it.
-    """
+    logarithms before missing joints are looked for, so that hardly any is found. No published number comes from it."""
 
     kernel: int = 5  # a peak is the largest value of a square of so many cells around it; odd
     candidates: int = 30  # most peaks of a joint
@@ -78,8 +77,7 @@ def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Te
     """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags
     ``[B, 17, k, n]``.
 
-    Maps with fewer maxima are filled up with other cells, which have height 0.
-    """
+    Maps with fewer maxima are filled up with other cells, which have height 0."""
     summits = heatmaps * (heatmaps == highest_around(heatmaps, decoding.kernel))
     height, width = heatmaps.shape[-2:]
     heights, cells = summits.flatten(2).topk(min(decoding.candidates, height * width), dim=2)
@@ -99,8 +97,7 @@ def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -
     """People ``[P, 17, 3]`` of one image from ``candidates [17, k, 3]`` (x, y, height) and their ``tags [17, k, n]``.
 
     Joints that nobody claims are zero. A person is known by the first tag of the peak it began with, so a peak with the
-    very same tag replaces that joint, and with it the person's tags.
-    """
+    very same tag replaces that joint, and with it the person's tags."""
     high = candidates[..., 2] > decoding.detection_threshold
     people = np.zeros((int(high.sum()), JOINTS, 3), np.float32)
     sums, counts = np.zeros((len(people), tags.shape[-1]), np.float32), np.zeros((len(people), 1), np.float32)
@@ -123,8 +120,7 @@ def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold
     The sum of the rounded tag distances to the people's ``means [P, n]`` decides, and between equal ones the heights
     do. Whom nobody can tell apart by that is settled by the order in which the solver looks, so it gets the square
     matrix that released programs solve: too many peaks meet people who cost too much. A person's tag is nearer than
-    ``threshold``.
-    """
+    ``threshold``."""
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
     cost = np.rint(distance) * TAG_WEIGHT - heights[:, None]
@@ -171,15 +167,13 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
         lines.append(last - np.abs(last - np.abs(wanted)))
     columns, rows = lines[0][:, :, None, :, None, :], lines[1][:, :, :, None, :, None]
     maps = (image[:, None] * JOINTS + np.arange(JOINTS))[..., None, None, None, None]
-    cells = maps * h * w + rows * w + columns
-    windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
+    windows = heatmaps.flatten()[torch.from_numpy(maps * h * w + rows * w + columns).to(heatmaps.device)]
     return np.log(smoothed_maps(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
     """``people [N, 17, 3]`` with their missing joints where heat less the rounded tag distance is largest, a quarter
-    cell uphill; a joint is found where its heat is positive. ``image [N]`` is the image of each person.
-    """
+    cell uphill; a joint is found where its heat is positive. ``image [N]`` is the image of each person."""
     person, joint = np.nonzero(people[..., 2] == 0)
     if not len(person):
         return people
@@ -205,8 +199,7 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
 
 def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
     """``[k, 3]`` x, y, heat of the best place in each of k maps: ``heat [k, h, w]``, n ``tags`` of that shape, and the
-    tag that is looked for, ``mean [k, n]``.
-    """
+    tag that is looked for, ``mean [k, n]``."""
     h, w = heat.shape[1:]
     squares = sum((plane - mean[:, i, None, None]).square_() for i, plane in enumerate(tags))
     cell = (heat - squares.sqrt_().round_()).flatten(1).argmax(1)

@@ -22,15 +22,12 @@ def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tenso
 
 def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest local maxima of probabilities ``maps [..., h, w]``, highest first: sub-cell positions (x, y)
-    ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0.
-    """
+    ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0."""
     *lead, h, w = maps.shape
     maps, k = maps.reshape(-1, h, w), min(k, h * w)
-    is_peak = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps
-    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(k, dim=1)
+    heights, where = torch.where(F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps, maps, 0).flatten(1).topk(k, dim=1)
     x, y = where % w, where // w
-    positions = torch.stack([x, y], -1) + subcell(maps, x, y)
-    return positions.view(*lead, k, 2), heights.view(*lead, k)
+    return (torch.stack([x, y], -1) + subcell(maps, x, y)).view(*lead, k, 2), heights.view(*lead, k)
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
@@ -39,12 +36,10 @@ def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
     The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
     2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
     the noise. Peaks ``x, y [N, k]`` are cells of probabilities ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most
-    ``limit`` cells.
-    """
+    ``limit`` cells."""
     w = maps.shape[-1] + 2
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate").flatten(1)
-    around = torch.tensor([i * w + j for i in (0, 1, 2) for j in (0, 1, 2)], device=maps.device)
-    index = (y * w + x)[..., None] + around
+    index = (y * w + x)[..., None] + torch.tensor([i * w + j for i in (0, 1, 2) for j in (0, 1, 2)], device=maps.device)
     patch = padded.gather(1, index.flatten(1)).view(index.shape).clamp_min(1e-8).log().unflatten(-1, (3, 3))
     left, centre, right = patch.sum(-2).unbind(-1)
     above, middle, below = patch.sum(-1).unbind(-1)

@@ -50,8 +50,7 @@ class Head(nn.Module):
         self.joined = shape.joined
         widths, maps = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags]
         k = shape.final_kernel
-        finals = (nn.Conv2d(w, m, k, padding=k // 2) for w, m in zip(widths, maps, strict=True))
-        self.final_layers = nn.ModuleList(finals)
+        self.final_layers = nn.ModuleList(nn.Conv2d(w, m, k, padding=k // 2) for w, m in zip(widths, maps, strict=True))
         inputs = [w + m * joined for w, m, joined in zip(widths[:-1], maps[:-1], shape.joined, strict=True)]
         steps = zip(inputs, shape.filters, shape.kernels, strict=True)
         self.deconv_layers = nn.ModuleList(doubling(*step, shape.blocks) for step in steps)
@@ -111,8 +110,7 @@ class HigherHRNet(nn.Module, Estimator):
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size;
-        raises ValueError where the branches of the trunk do not fit each other.
-        """
+        raises ValueError where the branches of the trunk do not fit each other."""
         if any(side % self.multiple for side in inputs.shape[-2:]):
             fix = f"choose sides that are multiples of {self.multiple}"
             raise ValueError(f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; {fix}")
@@ -210,8 +208,7 @@ class Fit:
 
     The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay
     corners (the unbiased data processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the
-    shorter one, so its rounding leaves a black margin. All are (height, width).
-    """
+    shorter one, so its rounding leaves a black margin. All are (height, width)."""
 
     given: tuple[int, int]  # of the image
     size: tuple[int, int]  # of the network's input
@@ -241,8 +238,7 @@ class Fit:
 
 def to_pixels(people: np.ndarray, grid: Sequence[int], region: Sequence[float]) -> np.ndarray:
     """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region``, in its pixels."""
-    scale = [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]
-    return (people * scale).astype(np.float32)
+    return (people * [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]).astype(np.float32)
 
 
 def fitted(image: np.ndarray, side: int = SIDE) -> np.ndarray:

@@ -87,8 +87,7 @@ class MannequinJudge(nn.Module, Estimator):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits ``heat [B, 17, H/2, W/2]``, ``centre [B, 1, H/2, W/2]``, ``attributes [B, styles + scenes + counts]``;
-        ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``.
-        """
+        ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``."""
         x2, x4, x8, x16 = self.encode(images)
         u4, features = self.up4(self.up8(x16, x8), x4), x16.mean((2, 3))
         heat, centre = self.heat_head(self.up2(u4, x2)).contiguous().split([KEYPOINTS, 1], dim=1)
@@ -111,8 +110,7 @@ class MannequinJudge(nn.Module, Estimator):
         """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
 
         Returns the total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
-        keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy).
-        """
+        keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy)."""
         out = self(images)
         labelled, cells = keypoints[..., 2] > 0, pixels_to_cells(keypoints[..., :2])
         centres, exists = torso_centres(cells, labelled)
@@ -133,8 +131,7 @@ class MannequinJudge(nn.Module, Estimator):
         """Cross entropy of ``logits [B, C, h, w]`` to the highest Gaussian over people around ``points [B, P, C, 2]``.
 
         It is least where the probability is the expected Gaussian, so sub-cell decoding stays exact; the least value is
-        the targets' entropy, not 0.
-        """
+        the targets' entropy, not 0."""
         size = (logits.shape[-2], logits.shape[-1])
         target = torch.zeros_like(logits)
         for person in range(points.shape[1]):
@@ -148,8 +145,7 @@ class MannequinJudge(nn.Module, Estimator):
         weight = labelled[..., None].to(field.dtype)
         total = field.new_zeros(())
         for corner in ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)):
-            places = centres + 2 * centres.new_tensor(corner)
-            error = (regress(field, places) - cells) / scale
+            error = (regress(field, centres + 2 * centres.new_tensor(corner)) - cells) / scale
             loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")
             total = total + (weight * loss).sum()
         return total / (4 * weight.sum().clamp_min(1))
@@ -272,8 +268,7 @@ def judge_targets(
     samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
 ) -> dict[str, Any]:
     """The arguments of `MannequinJudge.loss` after the images: ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded
-    with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given).
-    """
+    with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given)."""
     people = max(1, *(len(s.keypoints) for s in samples))
     keypoints = np.zeros((len(samples), people, KEYPOINTS, 3), np.float32)
     areas = np.ones((len(samples), people), np.float32)
@@ -310,8 +305,7 @@ def cells_to_pixels(cells: Tensor) -> Tensor:
 
 def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each person's ``labelled [B, P, 17]`` shoulders and hips among ``cells [B, P, 17, 2]``, or of all its
-    keypoints where the torso is outside: ``[B, P, 2]``, and ``[B, P]`` whether there is anything labelled.
-    """
+    keypoints where the torso is outside: ``[B, P, 2]``, and ``[B, P]`` whether there is anything labelled."""
     torso = torch.zeros_like(labelled)
     torso[..., TORSO] = labelled[..., TORSO]
     chosen = torch.where(torso.any(-1, keepdim=True), torso, labelled)[..., None].to(cells.dtype)
@@ -321,8 +315,7 @@ def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
 def regress(field: Tensor, places: Tensor) -> Tensor:
     """Keypoints ``[B, N, 17, 2]`` that the offset field predicts for people centred at ``places [B, N, 2]``, both in
     heatmap cells. ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its
-    centre to every keypoint, in units of 8 heatmap cells.
-    """
+    centre to every keypoint, in units of 8 heatmap cells."""
     h, w = field.shape[-2:]
     x = ((places[..., 0] - 0.5) / 2).round().long().clamp(0, w - 1)
     y = ((places[..., 1] - 0.5) / 2).round().long().clamp(0, h - 1)

@@ -126,8 +126,7 @@ def boxes_around(keypoints: np.ndarray) -> np.ndarray:
 
 def model_config(config: str | Path) -> Any:
     """A config that fetches nothing: without the weights that training would start from. Raises FileNotFoundError, and
-    ValueError where it is no config of a model.
-    """
+    ValueError where it is no config of a model."""
     import mmpose
     from mmengine.config import Config
 
@@ -165,8 +164,7 @@ def built(config: str | Path) -> nn.Module:
 
 def fill_model(model: nn.Module, weights: Path) -> None:
     """Loads a file's state dict; nothing else in the file is used or run. A ValueError names a file that cannot be read
-    without running it, and a tensor of the model that is missing or of another shape.
-    """
+    without running it, and a tensor of the model that is missing or of another shape."""
     try:
         given = read_tensors(weights)
     except WeightsError as error:

@@ -99,8 +99,7 @@ def rank(
     order = np.argsort(-concatenated(scores), kind="stable")
     image, owner = (np.repeat(np.arange(len(parts)), [len(part) for part in parts]) for parts in (scores, areas))
     people = np.bincount(owner, ~excluded, minlength=len(areas))
-    counted = hits | ~(matched | outside)
-    return Ranking(image[order], hits[:, order], counted[:, order], people)
+    return Ranking(image[order], hits[:, order], (hits | ~(matched | outside))[:, order], people)
 
 
 def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,8 +30,7 @@ class Polynomial:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Kernel matrix ``[n, m]`` of ``x [n, D]`` and ``y [m, D]``."""
-        gamma = 1 / x.shape[1] if self.gamma is None else self.gamma
-        return (x @ y.T).mul_(gamma).add_(self.coef).pow_(self.degree)
+        return (x @ y.T).mul_(1 / x.shape[1] if self.gamma is None else self.gamma).add_(self.coef).pow_(self.degree)
 
 
 CUBIC = Polynomial()
@@ -167,8 +166,7 @@ def kernel_distances(
 ) -> np.ndarray:
     """`kernel_distance` ``[R]`` under each row of ``weights [R, n]`` and ``real_weights [R, m]``, by default ones.
 
-    Pairs are of different images: the copies of an image in a resample are no pair, so the estimate stays unbiased.
-    """
+    Pairs are of different images: the copies of an image in a resample are no pair, so the estimate stays unbiased."""
     with one_thread():
         x, y = _sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)

@@ -63,8 +63,7 @@ def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
     difference = values - baseline
     if np.isnan(difference).any():
         return float("nan")
-    rarer = min((difference <= 0).sum(), (difference >= 0).sum())
-    return min(1.0, 2 * (rarer + 1) / (len(difference) + 1))
+    return min(1.0, 2 * (min((difference <= 0).sum(), (difference >= 0).sum()) + 1) / (len(difference) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

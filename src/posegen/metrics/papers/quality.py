@@ -43,8 +43,7 @@ def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
 
     Red and blue of ``generated`` pictures are exchanged first."""
     image = torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1] if generated else pixels)).float() / 255
-    normalised = (image - torch.tensor(MEAN)) / torch.tensor(STD)
-    return (normalised * 255).long().remainder(256).to(torch.uint8).numpy()
+    return (((image - torch.tensor(MEAN)) / torch.tensor(STD)) * 255).long().remainder(256).to(torch.uint8).numpy()
 
 
 def scenario_mean(scenarios: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
