@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
+from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.poses.topology import COCO_BONES, COCO_NAMES
@@ -65,10 +66,8 @@ class GUNet(Adapter):
         if self.graph == "joint":
             self.joint_block = JointBlock(backbone.geometry.channels[-1], self.joint_width)
         elif self.graph != "off":
-            rows = -(
-                -backbone.latent_shape((0, 0))[1] // 2 ** (backbone.geometry.levels - 1)
-            )  # every halving rounds up
-            self.spa_block = SpatialBlock(rows)
+            halvings = 2 ** (backbone.geometry.levels - 1)  # each rounds up
+            self.spa_block = SpatialBlock(-(-backbone.latent_shape((0, 0))[1] // halvings))
         backbone.after_middle(self.behind_middle)
 
     def behind_middle(self, x: Tensor) -> Tensor:
@@ -143,9 +142,7 @@ class JointBlock(nn.Module):
         self.width = width
         self.enter = nn.Conv2d(channels, NODES * width, 1)
         self.weight = nn.Linear(width, width)
-        self.leave = nn.Conv2d(NODES * width, channels, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zeroed(nn.Conv2d(NODES * width, channels, 1))
         roots = skeleton().sum(1).rsqrt()
         self.register_buffer("adjacency", roots[:, None] * skeleton() * roots, persistent=False)
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
+from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compressed, dense
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
@@ -36,9 +37,8 @@ class StablePose(Adapter):
     """A copy of the encoder whose first residual block holds a small transformer that attends along the pose.
 
     As in ControlNet, zero convolutions add the copy's features to the frozen U-Net's. The drawn pose enters at the
-    first residual block alone: there a transformer refines the features by pose-masked self-attention (PMSA), whose
-    masks, the drawn skeleton grown by a shrinking radius, go from coarse to fine with its layers; then the features of
-    a pose encoder are added. The loss weighs the finest mask's area.
+    first residual block: a transformer refines the features by pose-masked self-attention (PMSA), whose masks, the
+    grown skeleton, shrink from layer to layer; then a pose encoder's features are added. The loss weighs the last mask.
 
     With ``faithful`` the masks come from Gaussian blurs, and masked pairs of tokens have the lowest logit of the image,
     which leaves them some weight; otherwise the masks grow by ``radii`` and masked pairs have no weight.
@@ -92,10 +92,8 @@ class StablePose(Adapter):
         super().__init__()
         self.patch, self.heads, self.head_dim = patch, heads, head_dim
         self.mlp, self.reduced, self.pose_channels = mlp, reduced, pose_channels
-        sizes = {
-            name: getattr(self, name) for name in ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels")
-        }
-        if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
+        names = "patch", "heads", "head_dim", "mlp", "reduced", "pose_channels"
+        if wrong := [f"adapter.{n}={size}" for n in names if (size := getattr(self, n)) is not None and size < 1]:
             raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
             blur = "a blur is an odd number of pixels wide, for instance [23, 13]"
@@ -201,9 +199,7 @@ class HintEncoder(nn.Module):
             layers += [conv3x3(before, after, stride=2), nn.SiLU(), conv3x3(after, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.last = conv3x3(widths[-1], channels, stride=2)
-        self.zero = conv3x3(channels, channels)
-        for parameter in self.zero.parameters():
-            nn.init.zeros_(parameter)
+        self.zero = zeroed(conv3x3(channels, channels))
 
     def forward(self, hint: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to ``[B, channels, h, w]``."""
@@ -239,8 +235,7 @@ class PoseTransformer(nn.Module):
         if dim < 8 or dim % 4:
             tokens = f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels"
             raise ValueError(f"{tokens}; the position table needs 8, 12, 16, ...")
-        hidden = mlp or dim
-        self.patch, self.dim = patch, dim
+        hidden, self.patch, self.dim = mlp or dim, patch, dim
         self.reduce = conv3x3(width, reduced)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.attentions = nn.ModuleList(PoseMaskedAttention(dim, heads, head_dim, form) for _ in range(depth))

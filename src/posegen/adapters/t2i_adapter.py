@@ -70,10 +70,8 @@ class T2IAdapter(Adapter):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        size = backbone.geometry
-        self.network = diffusers.T2IAdapter(
-            channels=list(size.channels), num_res_blocks=self.blocks, downscale_factor=size.latent_factor
-        )
+        channels, factor = list(backbone.geometry.channels), backbone.geometry.latent_factor
+        self.network = diffusers.T2IAdapter(channels=channels, num_res_blocks=self.blocks, downscale_factor=factor)
 
     def features(self, hint: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.

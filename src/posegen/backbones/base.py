@@ -90,10 +90,8 @@ class Geometry:
 class Bank:
     """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step."""
 
-    # name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads
-    layers: Mapping[str, tuple[Tensor, Tensor]]
-    # weight of one of these keys relative to one of the reading pass; 1 makes no difference between them
-    strength: float = 1.0
+    layers: Mapping[str, tuple[Tensor, Tensor]]  # by name: keys and values ``[R, N, C]``, not divided into heads
+    strength: float = 1.0  # weight of one of these keys relative to one of the reading pass
 
     def joined(self, other: Bank) -> Bank:
         """The keys and values of both; a ValueError where their strengths differ."""
@@ -111,17 +109,13 @@ class Bank:
 class Injection:
     """The influence of a method on one pass of the U-Net; every field is optional."""
 
-    # one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it
-    down: tuple[Tensor, ...] | None = None
+    down: tuple[Tensor, ...] | None = None  # a residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection
     mid: Tensor | None = None  # residual added to the middle block's output
-    # one feature map per level, added inside the encoder before the level's last skip leaves it
-    encoder: tuple[Tensor, ...] | None = None
+    encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
-    # tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks
-    features: tuple[Tensor, ...] | None = None
-    # ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images
-    rows: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
+    rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
 
     @property
     def residuals(self) -> tuple[Tensor, ...]:
@@ -145,8 +139,7 @@ class Injection:
     def __add__(self, other: Injection) -> Injection:
         """Both influences: residuals and encoder features add, latents and attention concatenate.
 
-        Raises:
-            ValueError: both bring ``features``, attention for other images or another strength, or other residuals.
+        A ValueError where both have ``features``, attention for other images or another strength, or other residuals.
         """
         if self.features is not None and other.features is not None:
             raise ValueError("two methods that insert blocks before the transformers cannot be added; use one of them")
@@ -170,7 +163,6 @@ FieldT = TypeVar("FieldT")
 
 
 def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
-    """One field of two influences."""
     return b if a is None else a if b is None else combine(a, b)
 
 
@@ -212,20 +204,14 @@ class ControlBranch(nn.Module, ABC):
     ) -> Injection:
         """The influence on one pass over noisy ``latents [B, c, h, w]`` at ``timesteps [B]``.
 
-        Args:
-            hint: the result of `hint_features`.
-            conditions: the input of each replaced block.
-        """
+        ``hint`` is the result of `hint_features`, ``conditions`` are the inputs of the replaced blocks."""
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
         """Official weights of such a copy under the names of this module; UnknownKeys names those that have no place.
 
-        Args:
-            official: a file of the original program, bare or of a whole model, or of diffusers' class.
-            beside: beginnings of keys that are left out.
-            method: for the message.
-        """
+        ``official`` is a file of the original program, bare or of a whole model, or of diffusers' class, ``beside`` the
+        beginnings of keys that are left out; ``method`` is for the message."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +231,7 @@ class Backbone(nn.Module, ABC):
     process: NoiseProcess
     recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
-    # the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come
-    trains_on: Literal["latents", "poses"] = "latents"
+    trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
     unet: Any
 

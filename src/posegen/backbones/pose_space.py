@@ -27,21 +27,16 @@ class PoseSpace(StableDiffusion):
     """Denoises joint maps ``[B, 17, grid, grid]``; there is no image and no autoencoder.
 
     A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own
-    square, and a confidence in [0, 1], where 0 is an absent joint. Where the square lies on a canvas, and how large it
-    is, are not part of it.
-
-    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a
-    method folder.
+    square, and a confidence in [0, 1], where 0 is an absent joint. Place and size of the square are not part of it. The
+    U-Net has the size of the folder's and starts from random weights, as published; a method folder has trained ones.
 
     Args:
         path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise
             process are read.
         encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians of ``sigma``
             cells, scaled to mean 0 and variance 1.
-        recipe, id: as in `StableDiffusion`.
 
-    Raises:
-        WeightsError: nothing usable at ``path``; the message says the expected files.
+    Raises a WeightsError where nothing at ``path`` is usable; it names the expected files.
     """
 
     sample: Literal["image", "pose"] = "pose"

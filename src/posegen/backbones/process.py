@@ -63,9 +63,7 @@ class NoiseProcess(ABC):
         return t / self.length
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A diffusers scheduler of this process, of the class ``name`` or of `default_scheduler`.
-
-        Raises a UserError where diffusers has no such scheduler, or it belongs to another kind of process."""
+        """A diffusers scheduler of class ``name``, or the default one; a UserError where it is unknown or unfit."""
         name = name or self.default_scheduler
         cls = getattr(diffusers, name, None)
         if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):

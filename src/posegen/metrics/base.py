@@ -52,8 +52,7 @@ class Estimator(ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """``[B, D]`` pooled features, the space of distribution distances."""
-        name = type(self).__name__
-        raise TypeError(f"{name} has no pooled features; choose another estimator for distribution distances")
+        raise TypeError(f"{type(self).__name__} has no pooled features; choose another estimator for set distances")
 
     def heatmaps(self, images: Tensor) -> Tensor:
         """``[B, 17, h, w]`` keypoint probabilities."""
@@ -162,11 +161,8 @@ class Metric(ABC):
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         """Column name -> its value ``[R]`` on each of R resamples of a set, NaN where there is nothing to measure.
 
-        Args:
-            records: name -> one entry per image, as `record` returned them.
-            weights: ``[R, n]`` how often each image counts in each resample.
-            reference: records of the real images, for metrics that compare sets.
-        """
+        ``records`` are what `record` returned, ``weights [R, n]`` how often each image counts in each resample, and
+        ``reference`` the records of the real images, for metrics that compare sets."""
 
     def compute(
         self, records: Records, weights: np.ndarray | None = None, reference: Records | None = None

@@ -65,11 +65,8 @@ class Protocol:
         return frozenset(column for column in self.columns if column.better == "lower")
 
     def headline(self, wanted: Sequence[str] | None = None) -> list[Column]:
-        """The columns that people see: the wanted ones, else those that declare it, by metric, and are not ``hidden``.
-
-        Raises:
-            UserError: the protocol lacks a wanted column.
-        """
+        """The columns that people see: the wanted ones, else those that declare it, by metric, and are not ``hidden``;
+        a UserError where the protocol lacks a wanted one."""
         if wanted:
             return self._known("headline", wanted)
         by_metric = (sorted(metric.described(), key=lambda c: c.headline or 0) for metric in self.metrics)

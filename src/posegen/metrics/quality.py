@@ -25,12 +25,9 @@ class CleanQualityMetric(Metric):
     which is the mean of clean-fid's over its random subsets. Intervals of Frechet distances: see
     `frechet_first_order`.
 
-    Args:
-        space: what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network).
-        setting: what the user sets to have this space, for the reason of empty columns.
-        kernel_factor: the kernel distance is shown times this.
-        allow_rank_deficient: give Frechet distances of sets with no more images than dimensions, too.
-    """
+    ``space`` is what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network); ``setting`` what
+    the user sets to have it, for the reason of empty columns. The kernel distance is shown times ``kernel_factor``.
+    ``allow_rank_deficient`` gives Frechet distances of sets with no more images than dimensions, too."""
 
     def __init__(
         self, space: str = INCEPTION, setting: str = "", kernel_factor: float = 1.0, allow_rank_deficient: bool = False

@@ -28,9 +28,8 @@ SCHEDULER: dict[str, Any] = {
 
 
 def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
-    """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
-
-    Raises a WeightsError where the file cannot be read, or is not a whole Stable Diffusion 1 or 2."""
+    """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``. A WeightsError where the file
+    cannot be read, or is not a whole Stable Diffusion 1 or 2."""
     tensors = read_tensors(file)
     vae_folder = autoencoder_folder(autoencoder) if autoencoder else None
     old = ldm.has_prefix(tensors, ldm.CLIP)
@@ -143,7 +142,6 @@ def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4) -> 
 
 def _vae_size(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:
     """Width of each level and residual blocks per level."""
-
     place, channels = "encoder.down.{}.block.{}.conv2.weight", []
     while (weight := tensors.get(place.format(len(channels), 0))) is not None:
         channels.append(weight.shape[0])

@@ -1,8 +1,7 @@
 """Associative embedding: heatmaps and tag maps to people (Newell et al. 2017, arXiv:1611.05424), as in mmpose.
 
-Joints whose tags are alike belong to one person. Peaks are gathered for all joints and images at once, and so are the
-refinements of positions and the missing joints; only the assignment goes joint by joint, because each joint changes the
-people that the next one is assigned to.
+Joints whose tags are alike belong to one person. All joints and images are decoded at once; only the assignment goes
+joint by joint, because each joint changes the people that the next one is assigned to.
 """
 
 from __future__ import annotations

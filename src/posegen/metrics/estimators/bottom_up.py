@@ -33,10 +33,9 @@ def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
     """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, from its cell.
 
-    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
-    2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
-    the noise. Peaks ``x, y [N, k]`` are cells of probabilities ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most
-    ``limit`` cells."""
+    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (DARK, arXiv:1910.06278, equation
+    7); the least-squares fit over nine cells averages the noise. Peaks ``x, y [N, k]`` are cells of probabilities
+    ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most ``limit`` cells."""
     w = maps.shape[-1] + 2
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate").flatten(1)
     index = (y * w + x)[..., None] + torch.tensor([i * w + j for i in (0, 1, 2) for j in (0, 1, 2)], device=maps.device)
@@ -57,19 +56,10 @@ def snapped_to_peaks(
 ) -> tuple[Tensor, Tensor]:
     """Moves each person's guessed keypoints to heatmap peaks.
 
-    A peak's appeal is its height times a Gaussian of its distance, with a width proportional to the person's size;
-    without an appealing peak the guess stays, with the probability found there as its score.
-
-    Args:
-        guess: ``[B, N, 17, 2]`` positions.
-        heat: ``[B, 17, h, w]`` probabilities.
-        k: peaks per keypoint to choose from.
-        reach: width of the distance term relative to the longer side of the guessed person.
-        floor: least appeal of a peak.
-
-    Returns:
-        ``[B, N, 17, 2]`` positions and ``[B, N, 17]`` scores.
-    """
+    Of the ``k`` highest peaks of each map of probabilities ``heat [B, 17, h, w]``. A peak's appeal is its height times
+    a Gaussian of its distance, whose width is ``reach`` times the longer side of the person; where none exceeds
+    ``floor`` the ``guess [B, N, 17, 2]`` stays, with the probability found there as its score. Returns positions of
+    that shape and ``[B, N, 17]`` scores."""
     places, heights = peaks(heat, k)
     extent = (guess.amax(2) - guess.amin(2)).amax(-1).clamp_min(2.0)
     distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
@@ -92,12 +82,8 @@ def values_at(maps: Tensor, points: Tensor) -> Tensor:
 def keep_distinct(keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float) -> Tensor:
     """Greedy non-maximum suppression by object keypoint similarity: ``[B, N]`` which people stay.
 
-    Args:
-        keypoints: ``[B, N, 17, 2]``, best person first.
-        scores: ``[B, N]`` falling person scores.
-        sigmas: ``[17]`` COCO per-keypoint standard deviations.
-        threshold: a person as similar as this to a better one is dropped.
-    """
+    People ``keypoints [B, N, 17, 2]`` come by falling ``scores [B, N]``; one that is more similar than ``threshold`` to
+    a better one is dropped. ``sigmas [17]`` are COCO's standard deviations of keypoints."""
     area = (keypoints.amax(2) - keypoints.amin(2)).clamp_min(1.0).prod(-1)
     scale = (area[:, :, None] + area[:, None, :])[..., None] / 2 * (2 * sigmas).square()
     distance2 = (keypoints[:, :, None] - keypoints[:, None]).square().sum(-1)

@@ -48,8 +48,7 @@ class Head(nn.Module):
     def __init__(self, width: int, shape: HeadShape) -> None:
         super().__init__()
         self.joined = shape.joined
-        widths, maps = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags]
-        k = shape.final_kernel
+        widths, maps, k = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags], shape.final_kernel
         self.final_layers = nn.ModuleList(nn.Conv2d(w, m, k, padding=k // 2) for w, m in zip(widths, maps, strict=True))
         inputs = [w + m * joined for w, m, joined in zip(widths[:-1], maps[:-1], shape.joined, strict=True)]
         steps = zip(inputs, shape.filters, shape.kernels, strict=True)
@@ -105,8 +104,8 @@ class HigherHRNet(nn.Module, Estimator):
         self.multiple = STRIDE * 2 ** (len(stages) - 1)
         self.size, self.channel_order, self.flip_test = size, channel_order, flip_test
         self.score_threshold, self.nms_threshold, self.decoding = score_threshold, nms_threshold, decoding
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size;
@@ -174,12 +173,8 @@ class HigherHRNet(nn.Module, Estimator):
         nms_threshold: float = 1.0,
     ) -> HigherHRNet:
         """mmpose's HigherHRNet-W``width`` (32 and 48 are published) from its ``.pth`` file, which is not run, or from
-        safetensors; frozen. The other arguments are those of the class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it cannot be read, or holds another network.
-        """
+        safetensors; frozen. The other arguments are those of the class. Raises FileNotFoundError where there is no such
+        file, ValueError where it cannot be read, or holds another network."""
         file = Path(path).expanduser()
         if not file.is_file():
             expected = "mmpose's weights of HigherHRNet (a .pth or .safetensors file)"

@@ -113,11 +113,9 @@ class MannequinJudge(nn.Module, Estimator):
         keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy)."""
         out = self(images)
         labelled, cells = keypoints[..., 2] > 0, pixels_to_cells(keypoints[..., :2])
-        centres, exists = torso_centres(cells, labelled)
-        entropies = [
-            F.cross_entropy(logits, attributes[name], ignore_index=UNKNOWN, reduction="sum")
-            for name, logits in self._split(out["attributes"]).items()
-        ]
+        (centres, exists), options = torso_centres(cells, labelled), {"ignore_index": UNKNOWN, "reduction": "sum"}
+        logits = self._split(out["attributes"])
+        entropies = [F.cross_entropy(part, attributes[name], **options) for name, part in logits.items()]
         parts = {
             "heat": self._map_loss(out["heat"], cells, labelled),
             "centre": self._map_loss(out["centre"], centres[:, :, None], exists[:, :, None]),

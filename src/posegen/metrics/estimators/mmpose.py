@@ -1,11 +1,8 @@
 """Any pose estimator of mmpose 1.x as a judge: by its config file and its weights.
 
 Bottom-up models find the people themselves. Top-down ones look at one person each: the people of another estimator
-(``finder``), or the whole image as one. A detector of mmdet is no option, because mmpose's models fail beside it on a
-current PyTorch.
-
-mmpose 1.3.2 imports compiled operations and packages that do not exist for a current PyTorch and numpy; none of its
-models here needs them, so stand-ins take their places while it is imported.
+(``finder``), or the whole image as one. mmpose 1.3.2 imports compiled operations and packages, mmdet among them, that
+do not exist for a current PyTorch and numpy; none of its models here needs them, so stand-ins take their places.
 """
 
 from __future__ import annotations
@@ -44,10 +41,8 @@ class MMPose(nn.Module, Estimator):
         finder: finds the people that a top-down model looks at; None takes the whole image for one person.
         score_threshold: least score of a person.
 
-    Raises:
-        ImportError: mmpose is not installed.
-        FileNotFoundError: there is no such config.
-        ValueError: the config makes no model of COCO's joints, or the weights are another model's.
+    Raises ImportError without mmpose, FileNotFoundError without the config, and ValueError where it makes no model of
+    COCO's joints, or the weights are another model's.
     """
 
     def __init__(
@@ -55,7 +50,7 @@ class MMPose(nn.Module, Estimator):
         config: str | Path,
         weights: str | Path | None,
         finder: Estimator | None = None,
-        score_threshold: float = 0.0,
+        score_threshold: float = 0,
     ) -> None:
         super().__init__()
         self.finder, self.score_threshold = finder, score_threshold
@@ -235,11 +230,9 @@ def stand_ins() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+        for name in before:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module is not None})
 
 
 def _module(name: str, content: dict[str, Any]) -> ModuleType:

@@ -71,12 +71,8 @@ class MobileNetV2(nn.Module, Estimator):
         size: int | None = 512,
     ) -> MobileNetV2:
         """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors. It
-        holds a pose model whose trunk this is; its head is left out. Nothing in it is run.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it cannot be read, or its weights are of another network.
-        """
+        holds a pose model whose trunk this is; its head is left out. Nothing in it is run. Raises FileNotFoundError
+        where there is none, ValueError where it cannot be read, or its weights are of another network."""
         file = Path(path).expanduser()
         network = cls(widen_factor, out_indices, bn_eps, size)
         if not file.is_file():

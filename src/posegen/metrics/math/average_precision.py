@@ -61,11 +61,10 @@ class Ranking:
 
     def split(self, size: int) -> list[Ranking]:
         """The rankings of every ``size`` consecutive images; the last may have fewer."""
-        group = self.image // size
+        group, people, hits, counted = self.image // size, self.people, self.hits, self.counted
         order = np.argsort(group, kind="stable")
-        parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(self.people) // size))))
-        split = zip(range(0, len(self.people), size), parts, strict=True)
-        people, hits, counted = self.people, self.hits, self.counted
+        parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(people) // size))))
+        split = zip(range(0, len(people), size), parts, strict=True)
         return [Ranking(self.image[p] - i, hits[:, p], counted[:, p], people[i : i + size]) for i, p in split]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,12 +86,9 @@ def rank(
 ) -> Ranking:
     """Matches n images and ranks their detections; equal scores keep the order of the images.
 
-    Args:
-        similarities: n arrays ``[D_i, P_i]``, detections of each image best first.
-        scores, extents: n arrays ``[D_i]`` of detections, the latter box areas.
-        areas: n arrays ``[P_i]`` of people.
-        area_range: people outside do not count, and unmatched detections outside are ignored.
-    """
+    All are n arrays: ``similarities [D_i, P_i]``, detections of each image best first, their ``scores`` and box areas
+    ``extents [D_i]``, and the people's ``areas [P_i]``. People outside ``area_range`` do not count, and unmatched
+    detections outside are ignored."""
     low, high = area_range
     excluded, outside = ((flat < low) | (flat > high) for flat in (concatenated(areas), concatenated(extents)))
     hits, matched = match(similarities, excluded)
@@ -108,13 +104,9 @@ def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.nd
     Each detection, best first, takes the most similar free person that counts, else the most similar free excluded
     one; of equal ones the last. As in COCO's own loop NaN beats everything before it, and what comes next beats it.
 
-    Args:
-        similarities: n arrays ``[D_i, P_i]``, detections best first.
-        excluded: ``[P_0 + ... + P_n-1]`` people that do not count; a detection that matches one is no hit.
-
-    Returns:
-        ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match anybody.
-    """
+    Of n arrays ``similarities [D_i, P_i]``, detections best first; a detection that matches one of the people
+    ``excluded [P_0 + ... + P_n-1]`` is no hit. Returns ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match
+    anybody."""
     sizes = np.array([s.shape for s in similarities], int).reshape(-1, 2)
     first, first_person = (sizes.cumsum(0) - sizes).T
     hits, matched = np.zeros((2, len(THRESHOLDS), sizes[:, 0].sum()), bool)

@@ -40,11 +40,8 @@ class PaperPoseMetric(Metric):
     of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
     images would have to be matched and ranked anew.
 
-    Args:
-        batch: images per row of the published program (StablePose and GRPose 4, HumanSD 10).
-        drop_last: leave an incomplete last batch out.
-        count_only_with_people: the published error of PCE; False compares all images of a batch.
-    """
+    ``batch`` is the images per row of the published program (StablePose and GRPose 4, HumanSD 10); ``drop_last`` leaves
+    an incomplete one out; ``count_only_with_people`` is the published error of PCE, False compares all images."""
 
     columns = (
         Column("paper_AP", "higher", 0, "accuracy", 3, "%", published=True),
