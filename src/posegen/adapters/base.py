@@ -114,8 +114,6 @@ def _combined(combine: Callable[..., Tensor], *values: StateValue) -> StateValue
 class Adapter(nn.Module, ABC):
     """A pose-guidance method: one file with a subclass and one yaml with its ``_target_``; nothing else is edited.
 
-    Override the methods that differ. The rest is shared by all methods, which makes the comparison fair.
-
     Example::
 
         class Mine(Adapter):

@@ -72,10 +72,8 @@ class GUNet(Adapter):
 
     def behind_middle(self, x: Tensor) -> Tensor:
         """The middle block's output ``[B, C, h, w]`` after the graph."""
-        if self.graph == "off":
-            return x
-        if self.graph == "joint":
-            return self.joint_block(x)
+        if self.graph in ("off", "joint"):
+            return x if self.graph == "off" else self.joint_block(x)
         if self.graph == "batch17" and len(x) != 2:
             return self.spa_block.across(x)
         summed = self.spa_block.copied(x)

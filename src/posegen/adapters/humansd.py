@@ -32,11 +32,8 @@ class HumanSD(Adapter):
     * ``heatmap_corrected``: 1 + ``loss_weight`` * M as in the paper's figure: M is the area-resized mask of the joints
       that the teacher sees in the predicted clean image.
 
-    Args:
-        pose_latent: sample the posterior of the skeleton's latents, as published, or take its mode.
-        teacher: an estimator with ``heatmaps``, for the heatmap losses; HigherHRNet in the paper.
-        threshold: heatmap value above which a pixel belongs to a joint.
-    """
+    ``pose_latent``: sample the posterior of the skeleton's latents, as published, or take its mode. ``teacher`` is an
+    estimator with ``heatmaps``, HigherHRNet in the paper; pixels above ``threshold`` there belong to a joint."""
 
     needs = frozenset({"hint"})
     places = frozenset({"latents"})

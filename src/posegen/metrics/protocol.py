@@ -120,10 +120,8 @@ class Protocol:
 
         ``spreads`` is method -> what `resampled` returned, all on the same images with the same seed."""
         methods = [method for method in spreads if method != baseline]
-        tests = {
-            column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods])
-            for column in self.columns
-        }
+        base = spreads[baseline]
+        tests = {c: holm([paired_p_value(spreads[m][c], base[c]) for m in methods]) for c in self.columns}
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
     def variance(
@@ -154,12 +152,9 @@ class Protocol:
     def judge(
         self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False
     ) -> list[Judged]:
-        """Examines one batch: ``images [B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
+        """Examines one batch: ``images [B, 3, H, W]`` in [-1, 1], or what else ``sample`` says, and their targets.
 
-        Args:
-            samples: the B targets, with keypoints on the images' pixels, and pictures where it `compares`.
-            real: whether these are the data set's own images, the reference of distances between sets.
-        """
+        Keypoints are on the images' pixels. ``real``: they are the data set's, the reference of distances of sets."""
         found = estimator.examine(images)
         features = [None] * len(samples) if found.features is None else found.features
         looks = [observer.observe(images, samples, estimator, real) for observer in self.observers]
@@ -167,9 +162,7 @@ class Protocol:
         facts = zip(samples, found.poses, found.attributes, features, observed, strict=True)
         return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, *more) for s, poses, *more in facts]
 
-    # How records are stored is no choice, but whoever holds a protocol needs no other module.
-    write = staticmethod(write_records)
-    read = staticmethod(read_records)
+    write, read = staticmethod(write_records), staticmethod(read_records)
 
 
 def place(image: Judged) -> dict[str, Any]:

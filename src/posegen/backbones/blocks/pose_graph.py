@@ -49,10 +49,9 @@ class FixedDegreeMax(Aggregation):
 class EdgeConvolution(MessagePassing):
     """y_i = max_j ReLU(W [x_i ; x_j - x_i] + b) over the neighbours j of i, with W in four groups of channels.
 
-    The concatenation goes by blocks of channels, so the groups separate: the first two see x_i alone, and the maximum
-    does nothing; the others see x_j - x_i alone, and as ReLU and addition keep the order,
-    y_i = ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]): two linear maps on nodes and one maximum over C / 2
-    channels, not 2 C channels on k edges per node as in `DenseEdgeConvolution`."""
+    The first two groups see x_i alone, the others x_j - x_i alone, and as ReLU and addition keep the order, y_i =
+    ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]): two linear maps on nodes and a maximum over C / 2 channels,
+    not 2 C channels on k edges per node as in `DenseEdgeConvolution`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(aggr=FixedDegreeMax())

@@ -1,8 +1,7 @@
 """Poses as joint maps and back: the encoding of GUNet's released program as it is coded, and a plain one.
 
 Poses are ``[B, 17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's square, and a
-confidence, 0 for an absent joint. Maps are ``[B, 17, h, w]``. Cell i of a grid of n has its centre at (2 i + 1) / n -
-1.
+confidence, 0 for an absent joint. Maps are ``[B, 17, h, w]``; cell i of n has its centre at (2 i + 1) / n - 1.
 """
 
 from __future__ import annotations
@@ -98,9 +97,8 @@ def encode_plain(poses: Tensor, grid: int, sigma: float) -> Tensor:
 def decode_plain(maps: Tensor, sigma: float) -> Tensor:
     """The highest cell of each map, refined between cells; its height is the confidence, and a low one means absent.
 
-    The logarithm of a Gaussian is a parabola of known width, so the heights a and b on the two sides of the peak say
-    where it is: at sigma^2 / 2 * log(b / a) from the cell's centre. On a border the peak itself stands in for the
-    missing side."""
+    By the parabola of its logarithm, a peak between heights a and b is at sigma^2 / 2 * log(b / a) from the cell's
+    centre; on a border the peak itself stands in for the missing side."""
     heights = (maps.float() + 1) / 2
     size = heights.shape[-2:]
     top, place = heights.flatten(2).max(-1)

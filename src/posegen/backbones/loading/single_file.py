@@ -68,17 +68,10 @@ def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
     width = tensors["embeddings.token_embedding.weight" if old else "token_embedding.weight"].shape
     stem, hidden = ("encoder.layers.", "mlp.fc1") if old else ("transformer.resblocks.", "mlp.c_fc")
     layers = len({key.removeprefix(stem).partition(".")[0] for key in tensors if key.startswith(stem)}) - (not old)
-    config = CLIPTextConfig(
-        vocab_size=width[0],
-        hidden_size=width[1],
-        intermediate_size=tensors[f"{stem}0.{hidden}.weight"].shape[0],
-        projection_dim=width[1],
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width[1] // TEXT_HEAD_WIDTH),
-        max_position_embeddings=CONTEXT,
-        hidden_act="quick_gelu" if old else "gelu",
-    )
-    text = CLIPTextModel(config)
+    sizes = {"vocab_size": width[0], "hidden_size": width[1], "projection_dim": width[1], "num_hidden_layers": layers}
+    sizes |= {"intermediate_size": len(tensors[f"{stem}0.{hidden}.weight"]), "max_position_embeddings": CONTEXT}
+    heads, activation = max(1, width[1] // TEXT_HEAD_WIDTH), "quick_gelu" if old else "gelu"
+    text = CLIPTextModel(CLIPTextConfig(**sizes, num_attention_heads=heads, hidden_act=activation))
     if fresh:
         return text
     weights = ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers)
@@ -130,14 +123,9 @@ def unet_of(geometry: Geometry, in_channels: int | None = None) -> UNet2DConditi
 
 def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4) -> AutoencoderKL:
     """A KL autoencoder of this size with new weights."""
-    return AutoencoderKL(
-        block_out_channels=channels,
-        layers_per_block=layers,
-        latent_channels=latent_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        scaling_factor=VAE_SCALE,
-    )
+    sizes = {"block_out_channels": channels, "layers_per_block": layers, "latent_channels": latent_channels}
+    down, up = ("DownEncoderBlock2D",) * len(channels), ("UpDecoderBlock2D",) * len(channels)
+    return AutoencoderKL(down_block_types=down, up_block_types=up, scaling_factor=VAE_SCALE, **sizes)
 
 
 def _vae_size(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:

@@ -45,17 +45,11 @@ PUBLISHED = Decoding()
 
 @torch.no_grad()
 def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The people of B images.
+    """The people of B images, from ``heatmaps [B, 17, h, w]`` and ``tags [B, 17, h, w, n]``, n numbers per cell.
 
-    Args:
-        heatmaps: ``[B, 17, h, w]``; they are not changed.
-        tags: ``[B, 17, h, w, n]``, n numbers per cell.
-
-    Returns:
-        Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and
-        ``[P] float32`` person scores, the mean over all joints before missing ones are looked for. People are in the
-        order in which they were begun. A peak that is not finite is a ValueError.
-    """
+    Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; 0 for a joint that is not found) and ``[P]
+    float32`` person scores, the mean over all joints before missing ones are looked for, in the order in which people
+    were begun. A peak that is not finite is a ValueError."""
     heatmaps, tags = heatmaps.float(), tags.float()
     found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
@@ -73,10 +67,7 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
 
 
 def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
-    """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags
-    ``[B, 17, k, n]``.
-
-    Maps with fewer maxima are filled up with other cells, which have height 0."""
+    """``[B, 17, k, 3]`` (x, y, height) of the highest local maxima, or cells of height 0; tags ``[B, 17, k, n]``."""
     summits = heatmaps * (heatmaps == highest_around(heatmaps, decoding.kernel))
     height, width = heatmaps.shape[-2:]
     heights, cells = summits.flatten(2).topk(min(decoding.candidates, height * width), dim=2)
@@ -95,8 +86,7 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
 def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
     """People ``[P, 17, 3]`` of one image from ``candidates [17, k, 3]`` (x, y, height) and their ``tags [17, k, n]``.
 
-    Joints that nobody claims are zero. A person is known by the first tag of the peak it began with, so a peak with the
-    very same tag replaces that joint, and with it the person's tags."""
+    Unclaimed joints are zero. A peak with the very tag that a person began with replaces that joint and the tags."""
     high = candidates[..., 2] > decoding.detection_threshold
     people = np.zeros((int(high.sum()), JOINTS, 3), np.float32)
     sums, counts = np.zeros((len(people), tags.shape[-1]), np.float32), np.zeros((len(people), 1), np.float32)
@@ -116,10 +106,9 @@ def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -
 def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold: float) -> list[int]:
     """The person of each of k peaks (``heights [k]``, ``tags [k, n]``), -1 where it begins a new one.
 
-    The sum of the rounded tag distances to the people's ``means [P, n]`` decides, and between equal ones the heights
-    do. Whom nobody can tell apart by that is settled by the order in which the solver looks, so it gets the square
-    matrix that released programs solve: too many peaks meet people who cost too much. A person's tag is nearer than
-    ``threshold``."""
+    The sum of the rounded tag distances to the people's ``means [P, n]`` decides, then the heights, then the order in
+    which the solver looks, so it gets the square matrix that released programs solve: surplus peaks meet people who
+    cost too much. A person's tag is nearer than ``threshold``."""
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
     cost = np.rint(distance) * TAG_WEIGHT - heights[:, None]

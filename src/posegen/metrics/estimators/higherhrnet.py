@@ -199,11 +199,10 @@ def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Fit:
-    """How an image is brought to a size that the network can look at.
+    """How an image is brought to a size that the network can look at; all are (height, width).
 
-    The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay
-    corners (the unbiased data processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the
-    shorter one, so its rounding leaves a black margin. All are (height, width)."""
+    The shorter side becomes ``side``, both are rounded up to multiples of 64, which leaves a black margin on the longer
+    one, and the centres of the corner pixels stay corners (Huang et al. 2020, arXiv:1911.07524)."""
 
     given: tuple[int, int]  # of the image
     size: tuple[int, int]  # of the network's input

@@ -63,10 +63,7 @@ class HRNet(nn.Module):
 
 
 class Exchange(nn.Module):
-    """Residual blocks on every branch, after which each of the first ``outputs`` branches takes the sum of all.
-
-    Coarser branches are brought to a finer one's width and enlarged to the nearest cell, finer ones halved by
-    convolutions until they fit."""
+    """Residual blocks on every branch; then each of the first ``outputs`` branches takes the sum of all, resized."""
 
     def __init__(self, stage: Stage, outputs: int) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ class MMPose(nn.Module, Estimator):
         config: a config file of mmpose 1.x, or its place below the package's own ``configs``, such as
             ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``. It is a Python program and is run; weights
             are not.
-        weights: the model's file (``.pth`` or safetensors); None leaves random weights, for trying things out.
+        weights: the model's file (``.pth`` or safetensors); None leaves random weights.
         finder: finds the people that a top-down model looks at; None takes the whole image for one person.
         score_threshold: least score of a person.
 
@@ -50,7 +50,7 @@ class MMPose(nn.Module, Estimator):
         config: str | Path,
         weights: str | Path | None,
         finder: Estimator | None = None,
-        score_threshold: float = 0,
+        score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.finder, self.score_threshold = finder, score_threshold
@@ -120,8 +120,7 @@ def boxes_around(keypoints: np.ndarray) -> np.ndarray:
 
 
 def model_config(config: str | Path) -> Any:
-    """A config that fetches nothing: without the weights that training would start from. Raises FileNotFoundError, and
-    ValueError where it is no config of a model."""
+    """A config without the weights that training would start from; raises FileNotFoundError and ValueError."""
     import mmpose
     from mmengine.config import Config
 
@@ -158,8 +157,7 @@ def built(config: str | Path) -> nn.Module:
 
 
 def fill_model(model: nn.Module, weights: Path) -> None:
-    """Loads a file's state dict; nothing else in the file is used or run. A ValueError names a file that cannot be read
-    without running it, and a tensor of the model that is missing or of another shape."""
+    """Loads a file's state dict; a ValueError where that must run it, or a tensor is missing or of another shape."""
     try:
         given = read_tensors(weights)
     except WeightsError as error:
@@ -216,15 +214,12 @@ def stand_ins() -> Iterator[None]:
 
     mmcv_ops = {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}
     mmdet_utils = {"ConfigType": Any, "reduce_mean": lambda value: value}  # the mean over processes, in training
-    modules = {
-        "xtcocotools": _module("xtcocotools", {"__path__": []}),  # xtcocotools is built for numpy 1
-        "xtcocotools.coco": coco,
-        "xtcocotools.cocoeval": cocoeval,
-        "xtcocotools.mask": mask,
-        "mmcv.ops": _module("mmcv.ops", mmcv_ops),
-        "mmdet": _module("mmdet", {"__path__": []}),
-        "mmdet.utils": _module("mmdet.utils", mmdet_utils),
-    }
+    contents = {"xtcocotools": {"__path__": []}, "mmdet": {"__path__": []}}  # xtcocotools is built for numpy 1
+    contents |= {"mmcv.ops": mmcv_ops, "mmdet.utils": mmdet_utils}
+    modules = {"xtcocotools.coco": coco, "xtcocotools.cocoeval": cocoeval, "xtcocotools.mask": mask}
+    for name, content in contents.items():
+        modules[name] = ModuleType(name)
+        vars(modules[name]).update(content)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
@@ -233,9 +228,3 @@ def stand_ins() -> Iterator[None]:
         for name in before:
             del sys.modules[name]
         sys.modules.update({name: module for name, module in before.items() if module is not None})
-
-
-def _module(name: str, content: dict[str, Any]) -> ModuleType:
-    module = ModuleType(name)
-    vars(module).update(content)
-    return module

@@ -1,7 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) as a pose network's trunk, with the weights of mmpose 0.x.
 
-It is the teacher of GRPose's perception loss, there with the weights of mmpose's ``mobilenetv2_coco_512x512``, a
-bottom-up model whose trunk alone is read.
+The teacher of GRPose's perception loss, there with the trunk of mmpose's ``mobilenetv2_coco_512x512``.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class MobileNetV2(nn.Module, Estimator):
                 layers.append(InvertedResidual(before, width, expansion, stride if block == 0 else 1, bn_eps))
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
         self.conv2 = conv_unit(width, int(LAST * max(1.0, widen_factor)), 1, bn_eps)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @classmethod
     def from_file(

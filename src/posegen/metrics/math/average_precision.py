@@ -1,8 +1,7 @@
 """COCO's average precision and recall over similarity thresholds, for many bootstrap resamples of one matching.
 
-Matching people with detections happens within an image, so it is done once, for all images side by side; a resample
-only changes how often each image's detections and people count. Counting a detection w times moves precision and recall
-as w equal neighbours in the ranking would, so weights equal duplicated images exactly.
+People and detections are matched once, for all images side by side; a resample only changes how often those of each
+image count. A weight of w moves precision and recall exactly as w equal neighbours in the ranking would.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ class Ranking:
     people: np.ndarray  # [n] people that count in each image
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision (101 levels) and final recall ``[R, T]`` under ``weights [R, n]``; NaN without people.
-
-        The best precision from a recall level on is found at a hit, so only hits are looked at."""
+        """Average precision (101 levels) and final recall ``[R, T]`` under ``weights [R, n]``; NaN without people."""
         recall = np.zeros((len(weights), len(self.hits)))
         levels = np.zeros((*recall.shape, len(RECALLS)))
         people = weights @ self.people
@@ -52,7 +49,7 @@ class Ranking:
                     true = weights[r][hits[t]].cumsum()
                     reached = true / people[r]
                     recall[r, t] = reached[-1]
-                    precision = true / (ranked[pattern[t]][places[t]] + TINY)
+                    precision = true / (ranked[pattern[t]][places[t]] + TINY)  # the best from a level on is at a hit
                     at = np.searchsorted(reached, RECALLS, side="left")
                     at = at[at < len(true)]  # levels that are never reached have precision 0
                     levels[r, t, : len(at)] = np.maximum.accumulate(np.maximum.reduceat(precision, at)[::-1])[::-1]

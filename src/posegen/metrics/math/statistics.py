@@ -1,8 +1,7 @@
 """Bootstrap intervals and tests.
 
-Images are resampled; with several seeds, seeds are resampled on top and share the resampled images, because every seed
-was judged on the same ones (a hard image is hard for all of them). The same seed gives the same resamples to every
-method, so differences between methods are paired by image.
+Images are resampled; with several training seeds, those are resampled on top and share the resampled images, on which
+all were judged. Every method gets the same resamples, so differences between methods are paired by image.
 """
 
 from __future__ import annotations

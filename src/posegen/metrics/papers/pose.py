@@ -37,8 +37,7 @@ class PaperPoseMetric(Metric):
     """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l), AR and SAP (percent) and PCE (people).
 
     Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample
-    of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
-    images would have to be matched and ranked anew.
+    counts every batch by the mean weight of its images; batches of resampled images would need to be matched anew.
 
     ``batch`` is the images per row of the published program (StablePose and GRPose 4, HumanSD 10); ``drop_last`` leaves
     an incomplete one out; ``count_only_with_people`` is the published error of PCE, False compares all images."""
@@ -75,15 +74,10 @@ class PaperPoseMetric(Metric):
         order = visible[np.argsort(-poses.scores[visible], kind="stable")[:MAX_DETECTIONS]]
         found = poses.keypoints[order].astype(float)
         areas = np.ptp(keypoints[..., :2], axis=1).prod(-1)
-        return {
-            "paper_people": float(len(keypoints)),
-            "paper_found": float(len(poses)),
-            "paper_oks": oks(found, keypoints, areas),
-            "paper_cosine": cosine(found, keypoints, literal=True),
-            "paper_scores": poses.scores[order],
-            "paper_areas": areas,
-            "paper_extents": np.ptp(found[..., :2], axis=1).prod(-1),
-        }
+        facts = {"people": float(len(keypoints)), "found": float(len(poses)), "oks": oks(found, keypoints, areas)}
+        facts |= {"cosine": cosine(found, keypoints, literal=True), "scores": poses.scores[order], "areas": areas}
+        facts["extents"] = np.ptp(found[..., :2], axis=1).prod(-1)
+        return {f"paper_{name}": value for name, value in facts.items()}
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         images = count_images(records)
