@@ -17,8 +17,7 @@ from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.poses.drawing import PoseDrawing
 
-#: HumanSD's FID, of four pictures in one, which no protocol repeats.
-STRIPS = "FID of four-panel strips"
+STRIPS = "FID of four-panel strips"  # HumanSD's FID, of four pictures in one, which no protocol repeats
 HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 StateValue: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -113,6 +112,8 @@ def _combined(combine: Callable[..., Tensor], *values: StateValue) -> StateValue
 
 class Adapter(nn.Module, ABC):
     """A pose-guidance method: one file with a subclass and one yaml with its ``_target_``; nothing else is edited.
+
+    Override the methods that differ. The rest is shared by all methods, which makes the comparison fair.
 
     Example::
 

@@ -36,10 +36,10 @@ class DNAF(Adapter):
     """Three ways in for the conditions, around a frozen U-Net; numbers are those of the overview figure.
 
     * (a) A pose adapter of T2I-Adapter's kind reads the drawn target pose; its maps are added inside the encoder.
-    * (b) Noise-aware features: the source's latents, noised to the same timestep, go through the same U-Net. The keys
-      and values of its self-attentions are appended to those of the target's pass: [K; K'], [V; V']. Adds no weights.
-    * (c) Constant features: a trainable transformer block before each of the U-Net's own reads one stage of a Swin
-      pyramid of the source. They do not depend on the timestep and are in both passes.
+    * (b), ``naf``, noise-aware features: the source's latents, noised to the same timestep, go through the same U-Net.
+      Keys and values of its self-attentions are appended to those of the target's pass: [K; K'], [V; V']. No weights.
+    * (c), ``inserted``, constant features: a trainable transformer block before each of the U-Net's own reads one stage
+      of a Swin pyramid of the source. They do not depend on the timestep and are in both passes.
 
     Several sources of one image pass the U-Net one by one, with the same noise; all keys, values and tokens are
     appended. The authors published neither a program nor weights. The figure, the abstract and the README give the
@@ -50,14 +50,12 @@ class DNAF(Adapter):
     pose and source; the text is in all of them. The source's pass runs once per step, for the last branch.
 
     Args:
-        naf: use (b).
         naf_scope: append in the U-Net's ``original`` self-attentions, or in ``all``, with the inserted blocks' [I].
         naf_noise: the source's noise is ``independent`` of the target's, or ``shared`` with it [I].
         naf_sampling_noise: in sampling it is ``fixed`` for an image, or drawn ``fresh`` at every step [I].
         naf_detach: no gradients through the source's pass [I].
         naf_strength: weight of a source's key relative to one of the target, in [0, 1]; 1 in the paper, 0: left out.
         source_latent: ``mode`` or ``sample`` of the autoencoder's posterior [I].
-        inserted: use (c).
         inserted_kind: ``full`` transformer blocks, ``cross_ff`` without self-attention, ``cross``-attention alone [I].
         inserted_heads: attention heads of these blocks [I].
         inserted_zero: they start as the identity [I].

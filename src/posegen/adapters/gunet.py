@@ -25,9 +25,9 @@ Graph = Literal["per_sample", "batch17", "joint", "off"]
 class GUNet(Adapter):
     """A U-Net trained from scratch on 17 joint maps and the text, with a graph convolution behind its middle block.
 
-    Section 3.4 prints ReLU(D^-1/2 (A + I) D^-1/2 X W) and calls the nodes joints. In the released program
-    (utils/spatial_block.py, model.py) A + I is not normalised, W mixes the rows of the feature map, the input is added
-    before the ReLU, and the 17 nodes are the elements of the *batch*. The choices of ``graph``:
+    Section 3.4 prints ReLU(D^-1/2 (A + I) D^-1/2 X W) and calls the nodes joints. In the released program A + I is not
+    normalised, W mixes the rows of the feature map, the input is added before the ReLU, and the 17 nodes are the
+    elements of the *batch*. The choices of ``graph``:
 
     * ``per_sample``: the released sampling of one image, in any batch: 17 copies of it are the nodes. ``faithful`` sums
       their results; otherwise they are averaged (a sum is 17 times as large as in training in batches of 17);

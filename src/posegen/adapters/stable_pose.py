@@ -50,7 +50,7 @@ class StablePose(Adapter):
         reduced: channels per latent cell inside the transformer; None is 0.4 of the finest level's.
         pose_channels: width of the pose encoder's features; None is 0.6 of the finest level's.
         kernels: faithful: pixels per side of each layer's blur, one layer per kernel.
-        threshold: faithful: blurred value above which a pixel is pose. The released code samples with -0.99, trains at -1.
+        threshold: faithful: blurred value above which a pixel is pose; released: -0.99 in sampling, -1 in training.
         radii: otherwise: pixels by which each layer's mask grows on a canvas of 512.
         masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.

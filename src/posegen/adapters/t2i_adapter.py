@@ -25,12 +25,10 @@ class T2IAdapter(Adapter):
 
     The hint's pixels are rearranged to the latent grid and pass through ``blocks`` residual blocks per level, with a
     pooling between two levels. Each level's map is added before the level's last skip connection leaves it. The network
-    runs once per image, and both branches of guidance share its maps. Nothing starts at zero, so an untrained adapter
-    disturbs the frozen backbone.
+    runs once per image, for both branches of guidance. Nothing starts at zero: an untrained adapter disturbs.
 
     Args:
-        style: ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs as for the released
-            keypose weights, in other colours).
+        style: ``openpose`` as for the released openpose weights, or ``humansd`` (limbs as for keypose, other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
         tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
             T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.

@@ -148,15 +148,12 @@ class Injection:
         if len(banks) == 2 and a is not b and (a is None or b is None or not torch.equal(a, b)):
             images = "they are for other images of the batch"
             raise ValueError(f"attention and features of two methods cannot be added: {images}")
-        return Injection(
-            down=_added("down", self.down, other.down),
-            mid=_both(torch.add, self.mid, other.mid),
-            encoder=_added("encoder", self.encoder, other.encoder),
-            latents=_both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents),
-            attention=_both(Bank.joined, self.attention, other.attention),
-            features=self.features if other.features is None else other.features,
-            rows=banks[0].rows if banks else None,
-        )
+        down, mid = _added("down", self.down, other.down), _both(torch.add, self.mid, other.mid)
+        encoder = _added("encoder", self.encoder, other.encoder)
+        latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
+        attention = _both(Bank.joined, self.attention, other.attention)
+        features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
+        return Injection(down, mid, encoder, latents, attention, features, rows)
 
 
 FieldT = TypeVar("FieldT")

@@ -34,7 +34,7 @@ def build_unet(
 ) -> UNet2DConditionModel:
     """A U-Net on ``[B, latent_channels, size, size]`` with cross-attention below the finest level; 4.1 M parameters."""
     crossed = len(channels) - 1
-    stages = {"down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * crossed)}
+    stages: dict[str, Any] = {"down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * crossed)}
     stages |= {"up_block_types": (*("CrossAttnUpBlock2D",) * crossed, "UpBlock2D"), "layers_per_block": layers}
     sizes = {
         "in_channels": latent_channels,
@@ -52,8 +52,7 @@ def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_c
     Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which makes it fast on a
     CPU (Chen et al. 2025, Deep Compression Autoencoder, section 3.1). With 4 channels the mannequins' outlines blur.
 
-    ``width`` channels and ``layers`` residual blocks, in encoder and decoder each, are at latent resolution, ``stem``
-    channels and one block at twice that."""
+    Both sides have ``width`` channels and ``layers`` blocks at latent resolution, ``stem`` and one at twice that."""
     widths = (stem, stem, width)  # the first stage has no block of its own, its width is never used
     half = {"block_out_channels": widths, "layers_per_block": (0, 1, layers), "qkv_multiscales": ((), (), ())}
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in half.items()}

@@ -34,8 +34,7 @@ class StableDiffusion(Backbone):
             ``hub:owner/name``, the only form that may download. None for random weights of a published ``size``.
         autoencoder: folder of another autoencoder than the one in ``path``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
-        initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the
-            autoencoder stays).
+        initialise: ``pretrained``, or ``random`` for new weights of U-Net and text tower, but not of the autoencoder.
         id: name of the weights in tables and records; the folder's or file's name where it is None.
         prediction_type: overrides the scheduler's configuration; single files say nothing and mean ``epsilon``.
         size: the published size, ``sd15`` or ``sd21``, of random weights where ``path`` is None.
@@ -155,17 +154,11 @@ class StableDiffusion(Backbone):
             down, mid = (zero,) * skips if down is None else down, zero if mid is None else mid
             if (given := len(down)) != skips:
                 raise ValueError(f"Injection.down has {given} residuals, this backbone has {skips} skip connections")
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        attention = {"encoder_attention_mask": text.mask, "return_dict": False}
+        attention["cross_attention_kwargs"] = additions(self.unet, injection, len(latents), record)
         with features_added(self.unet, injection.encoder):
-            return self.unet(
-                latents,
-                timesteps,
-                text.tokens,
-                encoder_attention_mask=text.mask,
-                cross_attention_kwargs=additions(self.unet, injection, len(latents), record),
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=mid,
-                return_dict=False,
-            )[0]
+            return self.unet(latents, timesteps, text.tokens, **attention, **residuals)[0]
 
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> EncoderCopy:
         return EncoderCopy(self.unet, self.geometry, replaced)

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from posegen.data.base import Sample
 
-#: Records of a set of images: name -> one entry per image, a number, a string or an array.
-Records = Mapping[str, Sequence[Any]]
-#: Column name -> its value on each of R resamples, ``[R]``.
-Values = dict[str, np.ndarray]
-#: For each of B images what an observer notes, by name.
-Notes = list[dict[str, Any]]
+Records = Mapping[str, Sequence[Any]]  # of a set: name -> one entry per image, a number, a string or an array
+Values = dict[str, np.ndarray]  # column name -> its value on each of R resamples, ``[R]``
+Notes = list[dict[str, Any]]  # for each of B images what an observer notes, by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +136,8 @@ class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images: ``record`` reduces one judged
     image to a few numbers and small arrays; ``resampled`` turns records of a set into values, for many resamples."""
 
-    #: The columns that `compute` returns, in table order. A plain name is a shown column.
-    columns: Sequence[str | Column] = ()
-    #: Plain names of which smaller values are better.
-    lower_is_better: frozenset[str] = frozenset()
+    columns: Sequence[str | Column] = ()  # that `compute` returns, in table order; a plain name is a shown column
+    lower_is_better: frozenset[str] = frozenset()  # plain names of which smaller values are better
 
     def described(self) -> list[Column]:
         """The columns, plain names among them with what `lower_is_better` says of them."""

@@ -1,7 +1,6 @@
 """Networks with the features of FID and its relatives. Weights are files that the user names; nothing is downloaded.
 
-Networks are read when the first images come, so that tables can be made where the weights are not;
-`FeatureNetwork.check` reads them at once.
+Networks are read when the first images come, so that tables need no weights; `FeatureNetwork.check` reads them at once.
 """
 
 from __future__ import annotations

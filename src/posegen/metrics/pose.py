@@ -70,8 +70,8 @@ class PoseMetric(Metric):
             correct = float(((keypoints[..., 2] > 0) & (distance <= radius[:, None])).sum())
             best = float(similarity.max(0).sum())
         extents, labels = np.ptp(found[..., :2].astype(float), axis=1).prod(-1), (keypoints[..., 2] > 0).sum()
-        facts = {"people": float(len(keypoints)), "found": float(len(judged.found)), "joints": float(labels)}
-        facts |= {"joints_correct": correct, "oks_sum": best, "oks": similarity}
+        facts: dict[str, float | np.ndarray] = {"people": float(len(keypoints)), "found": float(len(judged.found))}
+        facts |= {"joints": float(labels), "joints_correct": correct, "oks_sum": best, "oks": similarity}
         facts |= {"scores": judged.found.scores[order], "areas": areas, "extents": extents}
         if self.confident is not None:
             facts["confident"] = float((judged.found.scores >= self.confident).sum())

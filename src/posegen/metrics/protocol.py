@@ -14,8 +14,7 @@ from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Re
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
 
-#: The records of each training seed of a method, on the same images in the same order.
-Seeds = Sequence[Records]
+Seeds = Sequence[Records]  # of each training seed of a method, on the same images in the same order
 CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 
 

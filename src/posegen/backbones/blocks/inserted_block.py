@@ -25,8 +25,8 @@ class InsertedBlock(nn.Module):
     """x + P_out(T(P_in(GN(x)), tokens)), where T is a transformer layer and P are 1x1 convolutions.
 
     The feature maps have ``width`` channels, the tokens that the cross-attention reads ``tokens``. T is self-attention,
-    cross-attention and feed-forward (``full``), the last two (``cross_ff``), or cross-attention alone (``cross``). With
-    ``zero`` the block starts as the identity."""
+    cross-attention and feed-forward (``full``), the last two (``cross_ff``), or cross-attention alone (``cross``);
+    ``zero`` starts as the identity."""
 
     _supports_gradient_checkpointing = True  # as diffusers' blocks say it
 

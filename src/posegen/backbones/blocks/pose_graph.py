@@ -63,7 +63,10 @@ class EdgeConvolution(MessagePassing):
         weight, bias = self.mix.weight, self.mix.bias
         own = F.conv2d(maps, weight[:half], bias[:half], groups=GROUPS // 2)
         other = F.conv2d(maps, weight[half:], groups=GROUPS // 2)
-        furthest = self.propagate(edge_index(near), nodes=other.flatten(2).mT.flatten(0, 1))
+        b, n, k = near.shape  # edges of B graphs side by side: sources, and sorted targets
+        sources = near + n * torch.arange(b, device=near.device)[:, None, None]
+        edges = torch.stack([sources.flatten(), torch.arange(b * n, device=near.device).repeat_interleave(k)])
+        furthest = self.propagate(edges, nodes=other.flatten(2).mT.flatten(0, 1))
         furthest = furthest.view(len(maps), -1, half).mT.reshape(other.shape)
         return F.relu(torch.cat([own, furthest - other + bias[half:, None, None]], dim=1))
 
@@ -107,10 +110,3 @@ class GraphConvolution(nn.Module):
         """``[B, C, h, w]`` to ``[B, C, h, w]``."""
         nodes = self.norm(self.embed(x))
         return x + self.edges(nodes, neighbours(nodes, min(self.k, nodes[0, 0].numel())))
-
-
-def edge_index(near: Tensor) -> Tensor:
-    """``[2, B N k]`` edges of B graphs side by side, from ``[B, N, k]`` neighbours: sources, and sorted targets."""
-    b, n, k = near.shape
-    sources = near + n * torch.arange(b, device=near.device)[:, None, None]
-    return torch.stack([sources.flatten(), torch.arange(b * n, device=near.device).repeat_interleave(k)])

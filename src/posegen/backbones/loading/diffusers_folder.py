@@ -134,11 +134,9 @@ def read_model(cls: type[Model], folder: Path) -> Model:
     missing, damaged, unknown or of another shape."""
     read_config(folder)
     files = weight_files(folder)
-    settings = {
-        "torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32,
-        "variant": "fp16" if all(".fp16." in file.name for file in files) else None,
-        "use_safetensors": files[0].suffix == ".safetensors",
-    }
+    settings: dict[str, Any] = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32}
+    settings["variant"] = "fp16" if all(".fp16." in file.name for file in files) else None
+    settings["use_safetensors"] = files[0].suffix == ".safetensors"
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)

@@ -28,10 +28,7 @@ LEFT_OUT = {
     **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
 }
 #: The same for methods that leave the U-Net as it is.
-LEFT_OUT_FROZEN = {
-    "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-    **LEFT_OUT,
-}
+LEFT_OUT_FROZEN = {"model.diffusion_model": "the file's own U-Net; the method runs on the configured one", **LEFT_OUT}
 
 FIRST_WIDTHS = ("input_blocks.0.0", "input_blocks.1.0.out_layers.3")  # of a U-Net: input convolution and first level
 RESNET = {

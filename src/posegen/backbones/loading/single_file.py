@@ -39,7 +39,11 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
         if not ldm.has_prefix(tensors, prefix) and not (vae_folder and prefix == ldm.VAE):
             raise WeightsError(f"{file}: no {part} ({prefix}*); expected {expected}")
     try:
-        unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
+        weights = ldm.below(tensors, ldm.UNET)
+        geometry = unet_geometry(weights, old)
+        unet = unet_of(geometry, in_channels=weights["input_blocks.0.0.weight"].shape[1])
+        if not fresh:
+            unet = _filled(unet, ldm.renamed(weights, ldm.unet_table(geometry)), f"{file}: the U-Net")
         vae = read_autoencoder(vae_folder) if vae_folder else _read_vae(ldm.below(tensors, ldm.VAE), file)
         text = _read_text(ldm.below(tensors, text_prefix), old, file, fresh)
     except KeyError as error:  # a tensor that a size is read from
@@ -47,12 +51,6 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
         raise WeightsError(f"{file}: {error.args[0]} is missing; {fix}") from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
     return ModelParts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
-
-
-def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -> UNet2DConditionModel:
-    geometry = unet_geometry(tensors, old)
-    unet = unet_of(geometry, in_channels=tensors["input_blocks.0.0.weight"].shape[1])
-    return unet if fresh else _filled(unet, ldm.renamed(tensors, ldm.unet_table(geometry)), f"{file}: the U-Net")
 
 
 def _read_vae(tensors: dict[str, Tensor], file: Path) -> AutoencoderKL:
@@ -106,19 +104,12 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
 
 def unet_of(geometry: Geometry, in_channels: int | None = None) -> UNet2DConditionModel:
     """A U-Net of this size with new weights."""
-    down = tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in geometry.attention)
-    return UNet2DConditionModel(
-        in_channels=in_channels or geometry.latent_channels,
-        out_channels=geometry.latent_channels,
-        block_out_channels=geometry.channels,
-        layers_per_block=geometry.layers,
-        down_block_types=down,
-        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
-        cross_attention_dim=geometry.text_dim,
-        attention_head_dim=geometry.heads,  # diffusers' name for the number of heads
-        use_linear_projection=geometry.linear_projection,
-        norm_num_groups=geometry.norm_groups,
-    )
+    g, down = geometry, tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in geometry.attention)
+    sizes: dict[str, Any] = {"block_out_channels": g.channels, "layers_per_block": g.layers, "down_block_types": down}
+    sizes["up_block_types"] = tuple(name.replace("Down", "Up") for name in reversed(down))
+    sizes |= {"in_channels": in_channels or g.latent_channels, "out_channels": g.latent_channels}
+    sizes |= {"cross_attention_dim": g.text_dim, "attention_head_dim": g.heads}  # diffusers' name for their number
+    return UNet2DConditionModel(**sizes, use_linear_projection=g.linear_projection, norm_num_groups=g.norm_groups)
 
 
 def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4) -> AutoencoderKL:

@@ -186,8 +186,7 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
 
 
 def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """``[k, 3]`` x, y, heat of the best place in each of k maps: ``heat [k, h, w]``, n ``tags`` of that shape, and the
-    tag that is looked for, ``mean [k, n]``."""
+    """``[k, 3]`` x, y, heat of the best places in k maps, ``heat`` and n ``tags [k, h, w]``, near ``mean [k, n]``."""
     h, w = heat.shape[1:]
     squares = sum((plane - mean[:, i, None, None]).square_() for i, plane in enumerate(tags))
     cell = (heat - squares.sqrt_().round_()).flatten(1).argmax(1)

@@ -57,9 +57,8 @@ def snapped_to_peaks(
     """Moves each person's guessed keypoints to heatmap peaks.
 
     Of the ``k`` highest peaks of each map of probabilities ``heat [B, 17, h, w]``. A peak's appeal is its height times
-    a Gaussian of its distance, whose width is ``reach`` times the longer side of the person; where none exceeds
-    ``floor`` the ``guess [B, N, 17, 2]`` stays, with the probability found there as its score. Returns positions of
-    that shape and ``[B, N, 17]`` scores."""
+    a Gaussian of its distance, ``reach`` times the person's longer side wide; where none exceeds ``floor`` the ``guess
+    [B, N, 17, 2]`` stays, with the probability there as its score. Returns such positions and ``[B, N, 17]`` scores."""
     places, heights = peaks(heat, k)
     extent = (guess.amax(2) - guess.amin(2)).amax(-1).clamp_min(2.0)
     distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
@@ -68,15 +67,10 @@ def snapped_to_peaks(
     everywhere = places[:, None].expand(-1, guess.shape[1], -1, -1, -1)
     found = torch.take_along_dim(everywhere, index[..., None, None], 3)[..., 0, :]
     height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
-    snapped = best > floor
-    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, values_at(heat, guess))
-
-
-def values_at(maps: Tensor, points: Tensor) -> Tensor:
-    """``maps [B, C, h, w]`` at the nearest cells of ``points [B, N, C, 2]``, as ``[B, N, C]``."""
-    h, w = maps.shape[-2:]
-    x, y = points[..., 0].round().long().clamp(0, w - 1), points[..., 1].round().long().clamp(0, h - 1)
-    return maps.flatten(2).gather(2, (y * w + x).transpose(1, 2)).transpose(1, 2)
+    (h, w), snapped = heat.shape[-2:], best > floor
+    x, y = guess[..., 0].round().long().clamp(0, w - 1), guess[..., 1].round().long().clamp(0, h - 1)
+    there = heat.flatten(2).gather(2, (y * w + x).transpose(1, 2)).transpose(1, 2)
+    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, there)
 
 
 def keep_distinct(keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float) -> Tensor:

@@ -128,8 +128,7 @@ class HigherHRNet(nn.Module, Estimator):
         return aggregated(self(inputs))[0]
 
     def flip_tested(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean heatmaps of normalised ``inputs`` and of their mirror images, and the tags ``[B, 17, h, w, n]`` of
-        both, mirrored back; one pass."""
+        """Mean heatmaps of normalised ``inputs`` and their mirror images, and tags ``[B, 17, h, w, n]`` of both."""
         count = len(inputs)
         both = self(torch.cat([inputs, inputs.flip(-1)]))
         heatmaps, tags = aggregated([maps[:count] for maps in both])

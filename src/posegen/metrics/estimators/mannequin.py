@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ class MannequinJudge(nn.Module, Estimator):
         keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy)."""
         out = self(images)
         labelled, cells = keypoints[..., 2] > 0, pixels_to_cells(keypoints[..., :2])
-        (centres, exists), options = torso_centres(cells, labelled), {"ignore_index": UNKNOWN, "reduction": "sum"}
-        logits = self._split(out["attributes"])
-        entropies = [F.cross_entropy(part, attributes[name], **options) for name, part in logits.items()]
+        centres, exists = torso_centres(cells, labelled)
+        entropy = partial(F.cross_entropy, ignore_index=UNKNOWN, reduction="sum")
+        entropies = [entropy(part, attributes[name]) for name, part in self._split(out["attributes"]).items()]
         heat = self._map_loss(out["heat"], cells, labelled)
         centre = self._map_loss(out["centre"], centres[:, :, None], exists[:, :, None])
         offset = self._offset_loss(out["offset"], cells, labelled, centres, areas)

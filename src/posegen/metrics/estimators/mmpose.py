@@ -35,11 +35,9 @@ class MMPose(nn.Module, Estimator):
 
     Args:
         config: a config file of mmpose 1.x, or its place below the package's own ``configs``, such as
-            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``. It is a Python program and is run; weights
-            are not.
+            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``; a Python program, which is run.
         weights: the model's file (``.pth`` or safetensors); None leaves random weights.
         finder: finds the people that a top-down model looks at; None takes the whole image for one person.
-        score_threshold: least score of a person.
 
     Raises ImportError without mmpose, FileNotFoundError without the config, and ValueError where it makes no model of
     COCO's joints, or the weights are another model's.
@@ -214,8 +212,8 @@ def stand_ins() -> Iterator[None]:
 
     mmcv_ops = {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}
     mmdet_utils = {"ConfigType": Any, "reduce_mean": lambda value: value}  # the mean over processes, in training
-    contents = {"xtcocotools": {"__path__": []}, "mmdet": {"__path__": []}}  # xtcocotools is built for numpy 1
-    contents |= {"mmcv.ops": mmcv_ops, "mmdet.utils": mmdet_utils}
+    empty: dict[str, Any] = {"__path__": []}  # xtcocotools is built for numpy 1
+    contents = {"xtcocotools": empty, "mmdet": empty, "mmcv.ops": mmcv_ops, "mmdet.utils": mmdet_utils}
     modules = {"xtcocotools.coco": coco, "xtcocotools.cocoeval": cocoeval, "xtcocotools.mask": mask}
     for name, content in contents.items():
         modules[name] = ModuleType(name)

@@ -81,8 +81,7 @@ class MobileNetV2(nn.Module, Estimator):
         return network
 
     def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Takes the trunk's weights out of a whole model's; a ValueError names ``source`` where one of them is missing,
-        unexpected or of another shape."""
+        """Takes the trunk's weights out of a whole model's; a ValueError names ``source`` where they do not fit."""
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
         given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         fix = "take an mmpose model with this trunk and widen_factor"

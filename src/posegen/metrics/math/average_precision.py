@@ -14,14 +14,12 @@ import numpy as np
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 EVERY_AREA = (0.0, 1e10)
-#: COCO's person areas in square pixels, by the suffix of a column.
-COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}
+COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}  # COCO's, in square pixels
 MAX_DETECTIONS = 20  # of an image: COCO looks at its best ones
 TINY = np.spacing(1)  # COCO's guard against a precision of 0 / 0
 
 Arrays = Sequence[np.ndarray]
-#: Least and largest area by suffix.
-Ranges = Mapping[str, tuple[float, float]]
+Ranges = Mapping[str, tuple[float, float]]  # least and largest area by the suffix of a column
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +82,7 @@ def rank(
     """Matches n images and ranks their detections; equal scores keep the order of the images.
 
     All are n arrays: ``similarities [D_i, P_i]``, detections of each image best first, their ``scores`` and box areas
-    ``extents [D_i]``, and the people's ``areas [P_i]``. People outside ``area_range`` do not count, and unmatched
-    detections outside are ignored."""
+    ``extents [D_i]``, and people's ``areas [P_i]``. People and unmatched detections outside the range do not count."""
     low, high = area_range
     excluded, outside = ((flat < low) | (flat > high) for flat in (concatenated(areas), concatenated(extents)))
     hits, matched = match(similarities, excluded)
@@ -102,8 +99,7 @@ def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.nd
     one; of equal ones the last. As in COCO's own loop NaN beats everything before it, and what comes next beats it.
 
     Of n arrays ``similarities [D_i, P_i]``, detections best first; a detection that matches one of the people
-    ``excluded [P_0 + ... + P_n-1]`` is no hit. Returns ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match
-    anybody."""
+    ``excluded [P_0 + ... + P_n-1]`` is no hit. Returns ``[T, D_0 + ... + D_n-1] bool`` hits, and matched detections."""
     sizes = np.array([s.shape for s in similarities], int).reshape(-1, 2)
     first, first_person = (sizes.cumsum(0) - sizes).T
     hits, matched = np.zeros((2, len(THRESHOLDS), sizes[:, 0].sum()), bool)

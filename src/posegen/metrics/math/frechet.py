@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 TILE = 1024  # rows of a kernel matrix that exist at a time
-
-#: Rows of the first and of the second set, ``[S, s]`` each, that make S subsets of s images.
-Draws = tuple[np.ndarray, np.ndarray]
+Draws = tuple[np.ndarray, np.ndarray]  # rows of two sets, ``[S, s]`` each, that make S subsets of s images
 
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401)
-    section 4."""
+    """The kernel (gamma x.y + coef)^degree; by default KID's (Binkowski et al. 2018, arXiv:1801.01401, section 4)."""
 
     degree: int = 3
     gamma: float | None = None  # None is 1 / D
@@ -164,7 +161,7 @@ def kernel_distances(
 ) -> np.ndarray:
     """`kernel_distance` ``[R]`` under each row of ``weights [R, n]`` and ``real_weights [R, m]``, by default ones.
 
-    Pairs are of different images: the copies of an image in a resample are no pair, so the estimate stays unbiased."""
+    The copies of an image in a resample are no pair, so the estimate stays unbiased."""
     with one_thread():
         x, y = _sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)

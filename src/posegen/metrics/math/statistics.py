@@ -13,8 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-#: Weights ``[R, n]`` to values ``[R]`` by name: a metric with its records filled in.
-Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # weights ``[R, n]`` to values ``[R]`` by name
 IMAGES, SEEDS = 0, 1  # independent random streams
 
 
@@ -23,8 +22,7 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Bootstrap distributions ``[R]`` by column of the mean over training seeds.
 
-    ``computes``: a function per training seed, all over the same ``n_images`` images; one alone: images alone vary.
-    ``seed`` is that of the resampling."""
+    ``computes``: a function per training seed, all over the same images, which alone vary where there is just one."""
     computes = [computes] if callable(computes) else list(computes)
     images = resample(n_images, resamples, seed, IMAGES)
     values = [compute(images) for compute in computes]

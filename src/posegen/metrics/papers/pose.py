@@ -1,7 +1,6 @@
 """The pose metrics of HumanSD, StablePose and GRPose as their shared program computes them, errors included.
 
-Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs
-from a COCO evaluation of the whole set:
+Protocol ``paper_pose`` is for published tables, ``corrected`` the one to trust. Against COCO on the whole set:
 
 * Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans
   all 17 joints, where a missing joint stands at (-1, -1): occluded people become as large as their distance from the
@@ -74,8 +73,9 @@ class PaperPoseMetric(Metric):
         order = visible[np.argsort(-poses.scores[visible], kind="stable")[:MAX_DETECTIONS]]
         found = poses.keypoints[order].astype(float)
         areas = np.ptp(keypoints[..., :2], axis=1).prod(-1)
-        facts = {"people": float(len(keypoints)), "found": float(len(poses)), "oks": oks(found, keypoints, areas)}
-        facts |= {"cosine": cosine(found, keypoints, literal=True), "scores": poses.scores[order], "areas": areas}
+        facts: dict[str, float | np.ndarray] = {"people": float(len(keypoints)), "found": float(len(poses))}
+        facts |= {"oks": oks(found, keypoints, areas), "cosine": cosine(found, keypoints, literal=True)}
+        facts |= {"scores": poses.scores[order], "areas": areas}
         facts["extents"] = np.ptp(found[..., :2], axis=1).prod(-1)
         return {f"paper_{name}": value for name, value in facts.items()}
 
@@ -100,8 +100,7 @@ def mean_over_batches(share: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def rows(records: Records, batch: int, count_only_with_people: bool = True) -> dict[str, np.ndarray]:
-    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with
-    S before them for SAP, and ``PCE``.
+    """What the published program writes per batch, ``[B]`` each: `STATISTICS` (-1 without people), with S for SAP, PCE.
 
     ``records`` are those of `PaperPoseMetric.record`; ``batch`` images make a row, the last may have fewer."""
     values: dict[str, np.ndarray] = {}

@@ -107,8 +107,7 @@ class PaperQualityMetric(Metric):
     """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID``: without the two mistakes.
 
     Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more
-    than 200 generated images in a scenario. Intervals of FID are to first order (see `frechet_first_order`), those
-    of KID use all pairs of each resample."""
+    than 200 generated images in a scenario. Intervals of FID are as in `frechet_first_order`, of KID over all pairs."""
 
     columns = (
         Column("paper_FID", "lower", 0, "quality", 2, published=True, remark=AS_FID),
