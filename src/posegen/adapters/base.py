@@ -17,8 +17,7 @@ from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.poses.drawing import PoseDrawing
 
-#: HumanSD's FID, of four pictures in one, which no protocol repeats.
-STRIPS = "FID of four-panel strips"
+STRIPS = "FID of four-panel strips"  # HumanSD's FID, of four pictures in one, which no protocol repeats
 HUMANSD_FIGURE = "results figure of IDEA-Research/HumanSD's README, its own evaluation"
 StateValue: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -63,8 +62,7 @@ class State:
 
     text: Text
     null_text: Text  # the negative (in training: empty) prompts
-    # the method's tensors by name, or tuples of tensors, for instance one per level
-    conditions: Mapping[str, StateValue] = field(default_factory=dict)
+    conditions: Mapping[str, StateValue] = field(default_factory=dict)  # tensors by name, or tuples of them
 
     def __len__(self) -> int:
         return len(self.text)
@@ -138,20 +136,16 @@ class Adapter(nn.Module, ABC):
     `reads`, `trains`, `left_out`, `remark`, and the last three attributes.
     """
 
-    # fields of `PoseBatch` that `encode` reads besides the text (``hint``, ``images``, ``twins``, ``source``)
-    needs: ClassVar[frozenset[str]]
-    # where it influences the backbone, see `posegen.backbones.base.BACKBONE_PLACES`
-    places: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]]  # fields of `PoseBatch` that `encode` reads besides the text (``hint``, ...)
+    places: ClassVar[frozenset[str]] = frozenset()  # where it influences the backbone, some of `BACKBONE_PLACES`
     paper: ClassVar[Paper]
     sample: ClassVar[Literal["image", "pose"]] = "image"
-    # the split whose samples ``needs`` means by ``population``
-    population: ClassVar[Literal["train", "test"]] = "train"
+    population: ClassVar[Literal["train", "test"]] = "train"  # whose samples ``needs`` means by ``population``
     trainable: ClassVar[bool] = True  # False where there is nothing to train
     ranked: ClassVar[bool] = True  # False for reference rows, which bound the methods and compete with none
     starts_neutral: ClassVar[bool] = True  # before training the backbone's predictions are unchanged
     beside: ClassVar[Mapping[str, str]] = {}  # beginnings of the keys of official files that are left out -> why
-    # settings of a yaml that are attributes of the instance, not arguments of its constructor
-    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")
+    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")  # settings that are attributes, not arguments
     hint: PoseDrawing | None = None  # how poses are drawn for this method, None where it reads no drawing
     faithful: bool = False  # official quirks are reproduced rather than corrected
     recipes: Mapping[str, Mapping[str, float]] = {}  # name of a recipe -> optimiser settings, see `Backbone.recipe`
@@ -195,10 +189,7 @@ class Adapter(nn.Module, ABC):
 
     def attach(self, backbone: Backbone) -> None:
         """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.
-
-        Raises:
-            UserError: the backbone lacks a place that the method needs.
-        """
+        A UserError where the backbone lacks a place that the method needs."""
         if sentence := self.unserved(type(backbone)):
             raise UserError(sentence)
         self.__dict__["_backbone"] = backbone
@@ -215,9 +206,7 @@ class Adapter(nn.Module, ABC):
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
         """(weight, state) pairs; guidance sums their predictions. Default: classifier-free guidance on the text."""
-        if guidance == 1.0:
-            return [(1.0, state)]
-        return [(guidance, state), (1.0 - guidance, state.without_text())]
+        return [(1.0, state)] if guidance == 1.0 else [(guidance, state), (1.0 - guidance, state.without_text())]
 
     def drop(self, state: State, keep: Tensor) -> State:
         """The state of a training step without the conditions where ``keep [B]`` is false. Default: drops the text."""
@@ -229,10 +218,7 @@ class Adapter(nn.Module, ABC):
 
     def parameter_groups(self, recipe: Any) -> list[dict[str, Any]]:
         """Groups as torch's optimisers take them, of everything that trains here and in the backbone. Default: one.
-
-        Args:
-            recipe: the run's optimiser settings (``lr``, ``weight_decay``, ...); a group may change them.
-        """
+        A group may change the run's optimiser settings, ``recipe`` (``lr``, ``weight_decay``, ...)."""
         return [{"params": [p for p in chain(self.parameters(), self.backbone.parameters()) if p.requires_grad]}]
 
     def generate(self, batch: PoseBatch, sampler: Callable[[Adapter, PoseBatch], Tensor]) -> Tensor:
@@ -241,10 +227,7 @@ class Adapter(nn.Module, ABC):
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}``. Default: the keys as they are.
-
-        Raises:
-            UnknownKeys: names the keys that have no place.
-        """
+        UnknownKeys names those that have no place."""
         return dict(official)
 
     def text_state(self, batch: PoseBatch) -> State:

@@ -26,13 +26,9 @@ class ControlNet(Adapter):
     + Z(F_c(x + Z(c))), so that training starts from the backbone itself. Section 3.2: the pose c enters through a small
     convolutional network; the copy's outputs are added to the skip connections and to the middle block.
 
-    Args:
-        style: how poses are drawn, ``openpose`` as in the released weights or ``humansd``.
-        strength: factor of all residuals.
-        scales: a factor for each residual, finest first and the middle's last; None is 1 for all.
-        only_mid: use the middle block's residual alone.
-        guess_mode: residuals decay towards the finest, and the branch without text sees no pose either.
-    """
+    Poses are drawn in the ``style`` of the released weights, ``openpose``, or as ``humansd``. ``strength`` is a factor
+    of all residuals, ``scales`` one for each, finest first and the middle's last; ``only_mid`` uses that alone. In
+    ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either."""
 
     needs = frozenset({"hint"})
     places = frozenset({"control_copy"})

@@ -36,30 +36,26 @@ class DNAF(Adapter):
     """Three ways in for the conditions, around a frozen U-Net; numbers are those of the overview figure.
 
     * (a) A pose adapter of T2I-Adapter's kind reads the drawn target pose; its maps are added inside the encoder.
-    * (b) Noise-aware features: the source's latents, noised to the same timestep, go through the same U-Net. The keys
-      and values of its self-attentions are appended to those of the target's pass: [K; K'], [V; V']. Adds no weights.
-    * (c) Constant features: a trainable transformer block before each of the U-Net's own reads one stage of a Swin
-      pyramid of the source. They do not depend on the timestep and are in both passes.
+    * (b), ``naf``, noise-aware features: the source's latents, noised to the same timestep, go through the same U-Net.
+      Keys and values of its self-attentions are appended to those of the target's pass: [K; K'], [V; V']. No weights.
+    * (c), ``inserted``, constant features: a trainable transformer block before each of the U-Net's own reads one stage
+      of a Swin pyramid of the source. They do not depend on the timestep and are in both passes.
 
-    The authors published neither a program nor weights. The figure, the abstract and the README give the above and the
-    fixed prompt; the rest, marked [I] below, is inferred from neighbouring methods. In the published ablation B1 is
-    read as ``naf=false`` and B2 as ``inserted=false`` [I].
-
-    Several sources of one image pass the U-Net one by one, with the same noise, and all their keys, values and tokens
-    are appended.
+    Several sources of one image pass the U-Net one by one, with the same noise; all keys, values and tokens are
+    appended. The authors published neither a program nor weights. The figure, the abstract and the README give the
+    above and the fixed prompt; the rest, marked [I], is inferred from neighbouring methods. In the published ablation
+    B1 is read as ``naf=false`` and B2 as ``inserted=false`` [I].
 
     Guidance [I] is e0 + w_p (e_p - e0) + w_s (e_ps - e_p), for predictions without conditions, with the pose, and with
     pose and source; the text is in all of them. The source's pass runs once per step, for the last branch.
 
     Args:
-        naf: use (b).
         naf_scope: append in the U-Net's ``original`` self-attentions, or in ``all``, with the inserted blocks' [I].
         naf_noise: the source's noise is ``independent`` of the target's, or ``shared`` with it [I].
         naf_sampling_noise: in sampling it is ``fixed`` for an image, or drawn ``fresh`` at every step [I].
         naf_detach: no gradients through the source's pass [I].
         naf_strength: weight of a source's key relative to one of the target, in [0, 1]; 1 in the paper, 0: left out.
         source_latent: ``mode`` or ``sample`` of the autoencoder's posterior [I].
-        inserted: use (c).
         inserted_kind: ``full`` transformer blocks, ``cross_ff`` without self-attention, ``cross``-attention alone [I].
         inserted_heads: attention heads of these blocks [I].
         inserted_zero: they start as the identity [I].
@@ -117,16 +113,14 @@ class DNAF(Adapter):
         source_guidance: float | None = None,
     ) -> None:
         super().__init__()
-        self.style, self.fixed_text = style, fixed_text
-        self.naf, self.naf_scope = naf, naf_scope
-        self.naf_noise, self.naf_sampling_noise = naf_noise, naf_sampling_noise
-        self.naf_detach, self.naf_strength, self.source_latent = naf_detach, naf_strength, source_latent
+        self.style, self.fixed_text, self.pose_train = style, fixed_text, pose_train
+        self.naf, self.naf_scope, self.naf_detach, self.naf_strength = naf, naf_scope, naf_detach, naf_strength
+        self.naf_noise, self.naf_sampling_noise, self.source_latent = naf_noise, naf_sampling_noise, source_latent
         self.inserted, self.inserted_kind = inserted, inserted_kind
         self.inserted_heads, self.inserted_zero = inserted_heads, inserted_zero
         self.levels, self.vision, self.vision_size = levels, vision, vision_size
         self.vision_norm, self.vision_positions = vision_norm, vision_positions
         self.vision_train = vision_weights is None if vision_train is None else vision_train
-        self.pose_train = pose_train
         self.drop_source, self.drop_pose, self.drop_both = drop_source, drop_pose, drop_both
         self.pose_guidance, self.source_guidance = pose_guidance, source_guidance
         self._check()
@@ -164,8 +158,8 @@ class DNAF(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         self.pose_adapter.attach(backbone)
-        if self._start["pose"] is not None:
-            start_from(self.pose_adapter, self._start["pose"])
+        if (file := self._start["pose"]) is not None:
+            start_from(self.pose_adapter, file)
         self.pose_adapter.requires_grad_(self.pose_train)
         self.blocks = nn.ModuleList()
         if self.inserted:
@@ -201,8 +195,8 @@ class DNAF(Adapter):
 
     def encode(self, batch: PoseBatch) -> State:
         if (sources := batch.sources) is None:
-            none = "adapter=dnaf reads a source person, and these samples have none"
-            raise ValueError(f"{none}; use data with pairs, for instance data=mannequin_pairs")
+            fix = "use data with pairs, for instance data=mannequin_pairs"
+            raise ValueError(f"adapter=dnaf reads a source person, and these samples have none; {fix}")
         assert batch.hint is not None
         self._check_start()
         state = self.text_state(batch)
@@ -238,8 +232,7 @@ class DNAF(Adapter):
 
     def _check_start(self) -> None:
         """A part that is neither trained nor read from a file would stay random."""
-        untrained = {"pose": not self.pose_train, "vision": self.inserted and not self.vision_train}
-        for part, stays in untrained.items():
+        for part, stays in {"pose": not self.pose_train, "vision": self.inserted and not self.vision_train}.items():
             if self.training and stays and self._start[part] is None:
                 off = f"adapter.{part}_train is false and adapter.{part}_weights is not set"
                 raise ValueError(f"{off}, so it would stay random; set one of them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
+from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
@@ -41,9 +42,8 @@ BLOCK = {
 class GRPose(Adapter):
     """ControlNet whose first residual block of each level is a Progressive Graph Integrator, which reads pose features.
 
-    Every cell of a level is a node. One graph convolution runs on the latent nodes, one on the pose nodes, and a third
-    one on their mixture; the graphs join each node with its nearest in feature space, in each pass. The part that
-    depends on the pose alone is computed once per image.
+    Every cell of a level is a node. One graph convolution runs on the latent nodes, one, once per image, on the pose
+    nodes, and a third one on their mixture; the graphs join each node with its nearest in feature space, in each pass.
 
     The loss weighs the squared error by ``alpha`` on the drawn pose. The pose perception loss compares the features of
     a frozen pose network for the predicted clean image and the training image (the batch's, or the decoded clean
@@ -161,8 +161,7 @@ class GRPose(Adapter):
         """Squared error with the weight ``alpha`` on the pose, and the pose perception loss."""
         assert batch.hint is not None
         error = (step.prediction.float() - step.target.float()).square()
-        posed = pose_cells(batch.hint, self.backbone.geometry.latent_factor)
-        loss = (error * (1 + (self.alpha - 1) * posed)).mean()
+        loss = (error * (1 + (self.alpha - 1) * pose_cells(batch.hint, self.backbone.geometry.latent_factor))).mean()
         if self.perception == "off":
             return {"loss": loss, "plain": error.mean().detach()}
         if self.teacher is None:  # said here, because a trained method is loaded and sampled without it
@@ -194,10 +193,8 @@ class GRPose(Adapter):
     def seen(self, images: Tensor) -> Tensor:
         """Images as the teacher gets them."""
         images = images.float().clamp(-1, 1)
-        if self.perception != "logged":
-            return images
         # The released code keeps only the features of its flip test.
-        return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1
+        return ((images + 1) / 2 * 255).floor().flip(-1) / 127.5 - 1 if self.perception == "logged" else images
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, bare or within a whole model, as ``adapter.*``."""
@@ -226,14 +223,11 @@ class PosePyramid(nn.Module):
         if halvings < 1 or 2**halvings != latent_factor:
             raise ValueError(f"no pose encoder for a latent factor of {latent_factor}; it is a power of two from 2 on")
         widths = [STEM * 2**i for i in range(halvings)]
-        stem = [*activated_conv(3, STEM)]
-        for a, b in pairwise(widths):
-            stem += [*activated_conv(a, b, 2), *activated_conv(b, b)]
-        self.stem = nn.Sequential(*stem)
+        steps = ((*activated_conv(a, b, 2), *activated_conv(b, b)) for a, b in pairwise(widths))
+        self.stem = nn.Sequential(*activated_conv(3, STEM), *chain.from_iterable(steps))
         ends = pairwise([widths[-1], *channels])
         self.stages = nn.ModuleList(nn.Sequential(*activated_conv(a, b, 2)) for a, b in ends)
-        zeros = {str(i): zeroed(nn.Conv2d(channels[i], channels[i], 3, padding=1)) for i in levels}
-        self.zeros = nn.ModuleDict(zeros)
+        self.zeros = nn.ModuleDict({str(i): zeroed(nn.Conv2d(channels[i], channels[i], 3, padding=1)) for i in levels})
 
     def forward(self, hint: Tensor) -> dict[int, Tensor]:
         """``[B, 3, H, W]`` in [-1, 1] to level -> ``[B, C, h, w]``."""
@@ -252,8 +246,7 @@ class PoseGraphBlock(nn.Module):
         c = GCN_pose(W_c p)                     pose nodes
         y = W_s x + Z GCN(W [W_l GCN_latent(h) ; W_p c])
 
-    GCN is a `GraphConvolution` on the graph of its own nodes, Z a zero convolution.
-    """
+    GCN is a `GraphConvolution` on the graph of its own nodes, Z a zero convolution."""
 
     def __init__(
         self, channels: tuple[int, int], time_dim: int, pose_channels: int, groups: int, k: int, edges: Edges
@@ -310,9 +303,3 @@ def pose_cells(hint: Tensor, factor: int) -> Tensor:
 
 def activated_conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(inputs, outputs, 3, stride, 1), nn.SiLU()
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection
+from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.poses.topology import COCO_BONES, COCO_NAMES
@@ -24,9 +25,9 @@ Graph = Literal["per_sample", "batch17", "joint", "off"]
 class GUNet(Adapter):
     """A U-Net trained from scratch on 17 joint maps and the text, with a graph convolution behind its middle block.
 
-    Section 3.4 prints ReLU(D^-1/2 (A + I) D^-1/2 X W) and calls the nodes joints. In the released program
-    (utils/spatial_block.py, model.py) A + I is not normalised, W mixes the rows of the feature map, the input is added
-    before the ReLU, and the 17 nodes are the elements of the *batch*. The choices of ``graph``:
+    Section 3.4 prints ReLU(D^-1/2 (A + I) D^-1/2 X W) and calls the nodes joints. In the released program A + I is not
+    normalised, W mixes the rows of the feature map, the input is added before the ReLU, and the 17 nodes are the
+    elements of the *batch*. The choices of ``graph``:
 
     * ``per_sample``: the released sampling of one image, in any batch: 17 copies of it are the nodes. ``faithful`` sums
       their results; otherwise they are averaged (a sum is 17 times as large as in training in batches of 17);
@@ -65,18 +66,14 @@ class GUNet(Adapter):
         if self.graph == "joint":
             self.joint_block = JointBlock(backbone.geometry.channels[-1], self.joint_width)
         elif self.graph != "off":
-            rows = -(
-                -backbone.latent_shape((0, 0))[1] // 2 ** (backbone.geometry.levels - 1)
-            )  # every halving rounds up
-            self.spa_block = SpatialBlock(rows)
+            halvings = 2 ** (backbone.geometry.levels - 1)  # each rounds up
+            self.spa_block = SpatialBlock(-(-backbone.latent_shape((0, 0))[1] // halvings))
         backbone.after_middle(self.behind_middle)
 
     def behind_middle(self, x: Tensor) -> Tensor:
         """The middle block's output ``[B, C, h, w]`` after the graph."""
-        if self.graph == "off":
-            return x
-        if self.graph == "joint":
-            return self.joint_block(x)
+        if self.graph in ("off", "joint"):
+            return x if self.graph == "off" else self.joint_block(x)
         if self.graph == "batch17" and len(x) != 2:
             return self.spa_block.across(x)
         summed = self.spa_block.copied(x)
@@ -143,9 +140,7 @@ class JointBlock(nn.Module):
         self.width = width
         self.enter = nn.Conv2d(channels, NODES * width, 1)
         self.weight = nn.Linear(width, width)
-        self.leave = nn.Conv2d(NODES * width, channels, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zeroed(nn.Conv2d(NODES * width, channels, 1))
         roots = skeleton().sum(1).rsqrt()
         self.register_buffer("adjacency", roots[:, None] * skeleton() * roots, persistent=False)
 

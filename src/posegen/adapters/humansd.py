@@ -32,11 +32,8 @@ class HumanSD(Adapter):
     * ``heatmap_corrected``: 1 + ``loss_weight`` * M as in the paper's figure: M is the area-resized mask of the joints
       that the teacher sees in the predicted clean image.
 
-    Args:
-        pose_latent: sample the posterior of the skeleton's latents, as published, or take its mode.
-        teacher: an estimator with ``heatmaps``, for the heatmap losses; HigherHRNet in the paper.
-        threshold: heatmap value above which a pixel belongs to a joint.
-    """
+    ``pose_latent``: sample the posterior of the skeleton's latents, as published, or take its mode. ``teacher`` is an
+    estimator with ``heatmaps``, HigherHRNet in the paper; pixels above ``threshold`` there belong to a joint."""
 
     needs = frozenset({"hint"})
     places = frozenset({"latents"})
@@ -99,8 +96,7 @@ class HumanSD(Adapter):
     def weight(self, step: Step, batch: PoseBatch) -> Tensor:
         """The factor of the squared error in the heatmap losses."""
         released = self.loss_kind == "heatmap_reference"
-        extra = self.reference_weight(step, batch) if released else self.corrected_weight(step)
-        return 1 + self.loss_weight * extra
+        return 1 + self.loss_weight * (self.reference_weight(step, batch) if released else self.corrected_weight(step))
 
     def reference_weight(self, step: Step, batch: PoseBatch) -> Tensor:
         """``[B, c, h, w]`` as released: latents of how many joints the teacher misses in the decoded noise error."""

@@ -15,8 +15,7 @@ from posegen.data.base import PoseBatch
 class Reference(Adapter):
     """A row that generates without a denoising pass."""
 
-    trainable = False
-    ranked = False
+    trainable = ranked = False
     paper = Paper("Reference row", "")
 
     def encode(self, batch: PoseBatch) -> State:

@@ -19,10 +19,8 @@ from posegen.adapters.reference import Reference
 from posegen.data.base import PoseBatch, Sample, to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: Least digits of a picture's name that may be the end of a sample's id (Human-Art's ids begin with the scenario).
-DIGITS = 8
-#: Joints between the names of source and target.
-PAIRINGS = ("_2_", "_to_", "___")
+DIGITS = 8  # least digits of a picture's name that may end a sample's id (Human-Art's begin with the scenario)
+PAIRINGS = ("_2_", "_to_", "___")  # between the names of source and target
 INNER = re.compile(r"\.(jpe?g|png)(?=___|_2_|_to_|$)", re.IGNORECASE)
 Naming = Literal["auto", "id", "index"]
 
@@ -61,8 +59,7 @@ class Folder(Reference):
         if by not in get_args(Naming):
             raise ValueError(f"adapter.by is {by!r}; expected one of {', '.join(get_args(Naming))}")
         if not 0 <= panel < panels:
-            of = f"adapter.panels={panels} pictures; they are counted from 0"
-            raise ValueError(f"adapter.panel={panel} is none of {of}")
+            raise ValueError(f"adapter.panel={panel} is none of adapter.panels={panels} pictures, counted from 0")
         self.path, self.names, self.by = path, names, by
         self.panels, self.panel, self.resize, self.allow_missing = panels, panel, resize, allow_missing
         self._remark = ""
@@ -165,8 +162,7 @@ def by_index(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
 def by_id(files: Sequence[str], samples: Sequence[Sample]) -> Claims:
     """Sample id -> files named after it: by the id, its last part, a long number at its end, or the names of a pair.
 
-    Where a name fits several samples, its folders decide: they name the scenario or a part of the id.
-    """
+    Where a name fits several samples, its folders decide: they name the scenario or a part of the id."""
     stems = [PurePosixPath(file).stem for file in files]
     lengths = {len(stem) for stem in stems if stem.isdecimal() and len(stem) >= DIGITS}
     known: dict[str, list[Sample]] = defaultdict(list)

@@ -27,9 +27,7 @@ class MeanPose(Reference):
 class OtherPose(Reference):
     """The pose of a random training sample with the same request: the level of a model that knows the poses exactly.
 
-    Args:
-        same: the attribute that is the request (the main person's); where no training sample has it, any will do.
-    """
+    ``same`` is the main person's attribute that is the request; where no training sample has it, any will do."""
 
     needs = frozenset({"population"})
     sample = "pose"

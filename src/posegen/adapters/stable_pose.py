@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from posegen.adapters.base import Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Geometry, Injection, Step
+from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compressed, dense
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
@@ -36,9 +37,8 @@ class StablePose(Adapter):
     """A copy of the encoder whose first residual block holds a small transformer that attends along the pose.
 
     As in ControlNet, zero convolutions add the copy's features to the frozen U-Net's. The drawn pose enters at the
-    first residual block alone: there a transformer refines the features by pose-masked self-attention (PMSA), whose
-    masks, the drawn skeleton grown by a shrinking radius, go from coarse to fine with its layers; then the features of
-    a pose encoder are added. The loss weighs the finest mask's area.
+    first residual block: a transformer refines the features by pose-masked self-attention (PMSA), whose masks, the
+    grown skeleton, shrink from layer to layer; then a pose encoder's features are added. The loss weighs the last mask.
 
     With ``faithful`` the masks come from Gaussian blurs, and masked pairs of tokens have the lowest logit of the image,
     which leaves them some weight; otherwise the masks grow by ``radii`` and masked pairs have no weight.
@@ -50,8 +50,7 @@ class StablePose(Adapter):
         reduced: channels per latent cell inside the transformer; None is 0.4 of the finest level's.
         pose_channels: width of the pose encoder's features; None is 0.6 of the finest level's.
         kernels: faithful: pixels per side of each layer's blur, one layer per kernel.
-        threshold: faithful: blurred value above which a pixel belongs to the pose. The released code samples with -0.99
-            and trains with -1, where half precision decides.
+        threshold: faithful: blurred value above which a pixel is pose; released: -0.99 in sampling, -1 in training.
         radii: otherwise: pixels by which each layer's mask grows on a canvas of 512.
         masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.
@@ -92,10 +91,8 @@ class StablePose(Adapter):
         super().__init__()
         self.patch, self.heads, self.head_dim = patch, heads, head_dim
         self.mlp, self.reduced, self.pose_channels = mlp, reduced, pose_channels
-        sizes = {
-            name: getattr(self, name) for name in ("patch", "heads", "head_dim", "mlp", "reduced", "pose_channels")
-        }
-        if wrong := [f"adapter.{name}={size}" for name, size in sizes.items() if size is not None and size < 1]:
+        names = "patch", "heads", "head_dim", "mlp", "reduced", "pose_channels"
+        if wrong := [f"adapter.{n}={size}" for n in names if (size := getattr(self, n)) is not None and size < 1]:
             raise ValueError(f"{', '.join(wrong)}: expected at least 1")
         if any(k < 1 or k % 2 == 0 for k in kernels):
             blur = "a blur is an odd number of pixels wide, for instance [23, 13]"
@@ -149,8 +146,7 @@ class StablePose(Adapter):
     def conditioned(self, state: State, hint: Tensor, masks: Tensor) -> State:
         """``state`` with the conditions of every step: the pose features and ``masks [B, K, h, w]``; and for N tokens
         ``tokens [B, K, N]``, true where any cell shows the pose, ``order [B, K, N]``, the indices of pose tokens before
-        the others', and ``counts [B, K]`` of pose tokens, on the host, so that no step waits for the device.
-        """
+        the others', and ``counts [B, K]`` of pose tokens, on the host, so that no step waits for the device."""
         tokens = F.max_pool2d(masks.float(), self.patch, ceil_mode=True).flatten(2).bool() | (not self.masked)
         order = (~tokens).byte().argsort(dim=-1, stable=True)
         pose = self.block.pose_conv(self.pose_encoder(hint))
@@ -171,8 +167,7 @@ class StablePose(Adapter):
             return [(1.0, state)]
         everything = torch.ones_like(state["tokens"])
         counts = torch.full_like(state["counts"], everything.shape[-1])
-        free = state.without_text().having(tokens=everything, counts=counts)
-        return [(guidance, state), (1.0 - guidance, free)]
+        return [(guidance, state), (1.0 - guidance, state.without_text().having(tokens=everything, counts=counts))]
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error, ``alpha`` times as heavy inside the finest mask."""
@@ -203,9 +198,7 @@ class HintEncoder(nn.Module):
             layers += [conv3x3(before, after, stride=2), nn.SiLU(), conv3x3(after, after), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.last = conv3x3(widths[-1], channels, stride=2)
-        self.zero = conv3x3(channels, channels)
-        for parameter in self.zero.parameters():
-            nn.init.zeros_(parameter)
+        self.zero = zeroed(conv3x3(channels, channels))
 
     def forward(self, hint: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to ``[B, channels, h, w]``."""
@@ -241,8 +234,7 @@ class PoseTransformer(nn.Module):
         if dim < 8 or dim % 4:
             tokens = f"adapter.reduced={reduced} with adapter.patch={patch} gives tokens of {dim} channels"
             raise ValueError(f"{tokens}; the position table needs 8, 12, 16, ...")
-        hidden = mlp or dim
-        self.patch, self.dim = patch, dim
+        hidden, self.patch, self.dim = mlp or dim, patch, dim
         self.reduce = conv3x3(width, reduced)
         self.embed = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.LayerNorm(dim))
         self.attentions = nn.ModuleList(PoseMaskedAttention(dim, heads, head_dim, form) for _ in range(depth))
@@ -291,8 +283,7 @@ class PoseBlock(nn.Module):
         """``[B, C, h, w]`` to the same shape, given the embedding ``[B, T]``, pose features and the layers' masks."""
         pose, layers = condition
         a = self.conv1(F.silu(x)) + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        n = F.group_norm(self.transformer(a, layers), self.groups, eps=1e-5) + pose
-        return x + self.conv2(F.silu(n))
+        return x + self.conv2(F.silu(F.group_norm(self.transformer(a, layers), self.groups, eps=1e-5) + pose))
 
 
 def blurred(images: Tensor, kernel: int) -> Tensor:

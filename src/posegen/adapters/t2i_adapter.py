@@ -24,13 +24,11 @@ class T2IAdapter(Adapter):
     """A small convolutional network turns the drawn pose into one feature map per level of the U-Net's encoder.
 
     The hint's pixels are rearranged to the latent grid and pass through ``blocks`` residual blocks per level, with a
-    pooling between two levels. Each level's map is added before the level's last skip connection leaves it, so that the
-    skip, the next level and the middle block all see it. The network runs once per image, and both branches of guidance
-    share its maps. The backbone is frozen; nothing starts at zero, so an untrained adapter disturbs it.
+    pooling between two levels. Each level's map is added before the level's last skip connection leaves it. The network
+    runs once per image, for both branches of guidance. Nothing starts at zero: an untrained adapter disturbs.
 
     Args:
-        style: how poses are drawn, ``openpose`` as for the released openpose weights or ``humansd`` (COCO-17 limbs as
-            for the released keypose weights, in other colours).
+        style: ``openpose`` as for the released openpose weights, or ``humansd`` (limbs as for keypose, other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
         tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
             T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
@@ -70,10 +68,8 @@ class T2IAdapter(Adapter):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        size = backbone.geometry
-        self.network = diffusers.T2IAdapter(
-            channels=list(size.channels), num_res_blocks=self.blocks, downscale_factor=size.latent_factor
-        )
+        channels, factor = list(backbone.geometry.channels), backbone.geometry.latent_factor
+        self.network = diffusers.T2IAdapter(channels=channels, num_res_blocks=self.blocks, downscale_factor=factor)
 
     def features(self, hint: Tensor) -> list[Tensor]:
         """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.

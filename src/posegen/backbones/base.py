@@ -90,10 +90,8 @@ class Geometry:
 class Bank:
     """Keys and values of one pass's self-attentions, for another pass to read beside its own in the same step."""
 
-    # name of a layer -> its keys and values ``[R, N, C]``, not yet divided into heads
-    layers: Mapping[str, tuple[Tensor, Tensor]]
-    # weight of one of these keys relative to one of the reading pass; 1 makes no difference between them
-    strength: float = 1.0
+    layers: Mapping[str, tuple[Tensor, Tensor]]  # by name: keys and values ``[R, N, C]``, not divided into heads
+    strength: float = 1.0  # weight of one of these keys relative to one of the reading pass
 
     def joined(self, other: Bank) -> Bank:
         """The keys and values of both; a ValueError where their strengths differ."""
@@ -111,17 +109,13 @@ class Bank:
 class Injection:
     """The influence of a method on one pass of the U-Net; every field is optional."""
 
-    # one residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection, added to it
-    down: tuple[Tensor, ...] | None = None
+    down: tuple[Tensor, ...] | None = None  # a residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection
     mid: Tensor | None = None  # residual added to the middle block's output
-    # one feature map per level, added inside the encoder before the level's last skip leaves it
-    encoder: tuple[Tensor, ...] | None = None
+    encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
-    # tokens ``[R, N_i, S_i]`` for each inserted block, in the order of the blocks
-    features: tuple[Tensor, ...] | None = None
-    # ``[R]`` the images that ``attention`` and ``features`` are for; the others see neither. None: all images
-    rows: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
+    rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
 
     @property
     def residuals(self) -> tuple[Tensor, ...]:
@@ -145,8 +139,7 @@ class Injection:
     def __add__(self, other: Injection) -> Injection:
         """Both influences: residuals and encoder features add, latents and attention concatenate.
 
-        Raises:
-            ValueError: both bring ``features``, attention for other images or another strength, or other residuals.
+        A ValueError where both have ``features``, attention for other images or another strength, or other residuals.
         """
         if self.features is not None and other.features is not None:
             raise ValueError("two methods that insert blocks before the transformers cannot be added; use one of them")
@@ -155,22 +148,18 @@ class Injection:
         if len(banks) == 2 and a is not b and (a is None or b is None or not torch.equal(a, b)):
             images = "they are for other images of the batch"
             raise ValueError(f"attention and features of two methods cannot be added: {images}")
-        return Injection(
-            down=_added("down", self.down, other.down),
-            mid=_both(torch.add, self.mid, other.mid),
-            encoder=_added("encoder", self.encoder, other.encoder),
-            latents=_both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents),
-            attention=_both(Bank.joined, self.attention, other.attention),
-            features=self.features if other.features is None else other.features,
-            rows=banks[0].rows if banks else None,
-        )
+        down, mid = _added("down", self.down, other.down), _both(torch.add, self.mid, other.mid)
+        encoder = _added("encoder", self.encoder, other.encoder)
+        latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
+        attention = _both(Bank.joined, self.attention, other.attention)
+        features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
+        return Injection(down, mid, encoder, latents, attention, features, rows)
 
 
 FieldT = TypeVar("FieldT")
 
 
 def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
-    """One field of two influences."""
     return b if a is None else a if b is None else combine(a, b)
 
 
@@ -212,20 +201,14 @@ class ControlBranch(nn.Module, ABC):
     ) -> Injection:
         """The influence on one pass over noisy ``latents [B, c, h, w]`` at ``timesteps [B]``.
 
-        Args:
-            hint: the result of `hint_features`.
-            conditions: the input of each replaced block.
-        """
+        ``hint`` is the result of `hint_features`, ``conditions`` are the inputs of the replaced blocks."""
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
         """Official weights of such a copy under the names of this module; UnknownKeys names those that have no place.
 
-        Args:
-            official: a file of the original program, bare or of a whole model, or of diffusers' class.
-            beside: beginnings of keys that are left out.
-            method: for the message.
-        """
+        ``official`` is a file of the original program, bare or of a whole model, or of diffusers' class, ``beside`` the
+        beginnings of keys that are left out; ``method`` is for the message."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +228,7 @@ class Backbone(nn.Module, ABC):
     process: NoiseProcess
     recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
-    # the field of a batch that training noises: cached ``latents``, or ``poses``, encoded as they come
-    trains_on: Literal["latents", "poses"] = "latents"
+    trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
     unet: Any
 
@@ -261,8 +243,7 @@ class Backbone(nn.Module, ABC):
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
         """A trainable copy of the network, which starts without influence.
 
-        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint.
-        """
+        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint."""
         raise lacks(self, "control_copy")
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:
@@ -285,8 +266,7 @@ class Backbone(nn.Module, ABC):
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Samples to scaled latents: images ``[B, 3, H, W]`` in [-1, 1], or poses ``[B, 17, 3]``.
 
-        A posterior is sampled with one generator per image, or its mode taken without them.
-        """
+        A posterior is sampled with one generator per image, or its mode taken without them."""
 
     @abstractmethod
     def from_latents(self, latents: Tensor) -> Tensor:
@@ -295,8 +275,7 @@ class Backbone(nn.Module, ABC):
     def save_source(self, folder: Path) -> dict[str, Any]:
         """Copies the files that the weights were read from to the new ``folder``; a TypeError where there are none.
 
-        Returns constructor arguments that read the same weights from there, with paths relative to ``folder``.
-        """
+        Returns constructor arguments that read the same weights from there, with paths relative to ``folder``."""
         unread = f"backbone {self.weights.id} was not read from files, so its weights cannot be copied"
         raise TypeError(f"{unread}; save it to a folder and read it from there")
 

@@ -34,18 +34,16 @@ def build_unet(
 ) -> UNet2DConditionModel:
     """A U-Net on ``[B, latent_channels, size, size]`` with cross-attention below the finest level; 4.1 M parameters."""
     crossed = len(channels) - 1
-    return UNet2DConditionModel(
-        sample_size=size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=tuple(channels),
-        layers_per_block=layers,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * crossed),
-        up_block_types=(*("CrossAttnUpBlock2D",) * crossed, "UpBlock2D"),
-        cross_attention_dim=text_dim,
-        attention_head_dim=heads,  # diffusers' name for the number of heads
-        norm_num_groups=16,
-    )
+    stages: dict[str, Any] = {"down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * crossed)}
+    stages |= {"up_block_types": (*("CrossAttnUpBlock2D",) * crossed, "UpBlock2D"), "layers_per_block": layers}
+    sizes = {
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
+        "sample_size": size,
+        "norm_num_groups": 16,
+    }
+    sizes |= {"cross_attention_dim": text_dim, "attention_head_dim": heads}  # diffusers' name for the number of heads
+    return UNet2DConditionModel(block_out_channels=tuple(channels), **stages, **sizes)
 
 
 def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_channels: int = 8) -> AutoencoderDC:
@@ -54,11 +52,7 @@ def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_c
     Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which makes it fast on a
     CPU (Chen et al. 2025, Deep Compression Autoencoder, section 3.1). With 4 channels the mannequins' outlines blur.
 
-    Args:
-        width: channels at latent resolution.
-        stem: channels at twice the latent resolution, where there is one residual block.
-        layers: residual blocks at latent resolution, in the encoder and again in the decoder.
-    """
+    Both sides have ``width`` channels and ``layers`` blocks at latent resolution, ``stem`` and one at twice that."""
     widths = (stem, stem, width)  # the first stage has no block of its own, its width is never used
     half = {"block_out_channels": widths, "layers_per_block": (0, 1, layers), "qkv_multiscales": ((), (), ())}
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in half.items()}
@@ -67,25 +61,16 @@ def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_c
 
 def build_text(tokenizer: CLIPTokenizer, width: int = 64, layers: int = 2, heads: int = 4) -> CLIPTextModel:
     """A CLIP text tower for the tokens of ``tokenizer``."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            projection_dim=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=tokenizer.model_max_length,
-            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-        )
-    )
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    words |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    widths = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    return CLIPTextModel(CLIPTextConfig(num_hidden_layers=layers, num_attention_heads=heads, **widths, **words))
 
 
 def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer:
     """A CLIP tokenizer that reads each of ``words`` as one token and spells everything else in bytes.
 
-    Raises a ValueError for words that CLIP always splits: at spaces, digits, punctuation, or letters of two bytes.
-    """
+    Raises a ValueError for words that CLIP always splits: at spaces, digits, punctuation, or letters of two bytes."""
     words = list(dict.fromkeys(word.lower() for word in words))
     broken = [word for word in words if not word.isascii() or any(c.isspace() for c in word)]
     tokenizer = tokenizer_of(merges_of(word for word in words if word not in broken), max_length)
@@ -106,8 +91,7 @@ def untrained(
 ) -> StableDiffusion:
     """A backbone with an untrained U-Net and text tower on a trained autoencoder (``experiment=mannequin_backbone``).
 
-    ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`.
-    """
+    ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`."""
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     unet = build_unet(channels, layers, text_dim, heads, vae.config.latent_channels)
     parts = ModelParts(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))

@@ -27,21 +27,14 @@ class PoseSpace(StableDiffusion):
     """Denoises joint maps ``[B, 17, grid, grid]``; there is no image and no autoencoder.
 
     A sample is a pose ``[17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's own
-    square, and a confidence in [0, 1], where 0 is an absent joint. Where the square lies on a canvas, and how large it
-    is, are not part of it.
-
-    The U-Net has the size of the folder's and always starts from random weights, as published; trained ones come with a
-    method folder.
+    square, and a confidence in [0, 1], where 0 is an absent joint. Place and size of the square are not part of it. The
+    U-Net has the size of the folder's and starts from random weights, as published; a method folder has trained ones.
 
     Args:
-        path: a folder in diffusers' layout, of which ``unet/config.json``, the text tower, the tokenizer and the noise
-            process are read.
-        encoding: ``reference``, the maps that the released weights know, or ``corrected``, plain Gaussians of ``sigma``
-            cells, scaled to mean 0 and variance 1.
-        recipe, id: as in `StableDiffusion`.
+        path: a folder in diffusers' layout; ``unet/config.json``, text tower, tokenizer and noise process are read.
+        encoding: ``reference``, the released weights' maps, or ``corrected``, scaled Gaussians of ``sigma`` cells.
 
-    Raises:
-        WeightsError: nothing usable at ``path``; the message says the expected files.
+    Raises a WeightsError where nothing at ``path`` is usable; it names the expected files.
     """
 
     sample: Literal["image", "pose"] = "pose"
@@ -66,14 +59,10 @@ class PoseSpace(StableDiffusion):
         scheduler = read_config(folder / "scheduler", "scheduler_config.json")
         sizes = {key: value for key, value in config.items() if not key.startswith("_")}
         facts = {"unet": sizes, "scheduler": scheduler, "text": sha256_of(weight_files(text)), **self._form()}
-        parts = ModelParts(
-            unet=pose_unet(config, grid),
-            autoencoder=None,  # type: ignore[arg-type]
-            text_encoder=read_model(CLIPTextModel, text),
-            tokenizer=read_tokenizer(folder / "tokenizer"),
-            scheduler=scheduler,
-            origin=json.dumps(facts, sort_keys=True),  # without the U-Net's weights: they are random
-        )
+        origin = json.dumps(facts, sort_keys=True)  # without the U-Net's weights: they are random
+        unet, tower, autoencoder = pose_unet(config, grid), read_model(CLIPTextModel, text), None
+        words = read_tokenizer(folder / "tokenizer")
+        parts = ModelParts(unet, autoencoder, tower, words, scheduler, origin=origin)  # type: ignore[arg-type]
         self._source = folder, None
         self._assemble(parts, recipe, id or folder.stem)
 

@@ -63,10 +63,7 @@ class NoiseProcess(ABC):
         return t / self.length
 
     def scheduler(self, name: str | None = None) -> Any:
-        """A diffusers scheduler of this process, of the class ``name`` or of `default_scheduler`.
-
-        Raises a UserError where diffusers has no such scheduler, or it belongs to another kind of process.
-        """
+        """A diffusers scheduler of class ``name``, or the default one; a UserError where it is unknown or unfit."""
         name = name or self.default_scheduler
         cls = getattr(diffusers, name, None)
         if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
@@ -85,8 +82,7 @@ class NoiseProcess(ABC):
 class VariancePreserving(NoiseProcess):
     """Noisy latents are sqrt(a) clean + sqrt(1 - a) noise, with a = ``alphas_cumprod[t]`` (Ho et al. 2020, equation 4).
 
-    The network predicts the noise, or v = sqrt(a) noise - sqrt(1 - a) clean (Salimans & Ho 2022, equation 13).
-    """
+    The network predicts the noise, or v = sqrt(a) noise - sqrt(1 - a) clean (Salimans & Ho 2022, equation 13)."""
 
     default_scheduler = "DDIMScheduler"
 
@@ -137,8 +133,7 @@ class VariancePreserving(NoiseProcess):
 class FlowMatching(NoiseProcess):
     """Noisy latents are (1 - s) clean + s noise, s = t / T; the network predicts noise - clean (Lipman et al. 2023).
 
-    Training times are s = shift u / (1 + (shift - 1) u) for uniform u (Esser et al. 2024, section 5.3.2).
-    """
+    Training times are s = shift u / (1 + (shift - 1) u) for uniform u (Esser et al. 2024, section 5.3.2)."""
 
     default_scheduler = "FlowMatchEulerDiscreteScheduler"
     prediction_type = "velocity"

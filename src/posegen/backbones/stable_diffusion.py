@@ -31,18 +31,15 @@ class StableDiffusion(Backbone):
 
     Args:
         path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or
-            ``hub:owner/name``, the only form that may download. None where random weights of a published ``size`` are
-            wanted, which need no files.
+            ``hub:owner/name``, the only form that may download. None for random weights of a published ``size``.
         autoencoder: folder of another autoencoder than the one in ``path``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
-        initialise: ``pretrained``, or ``random`` for a U-Net and a text tower with new weights of the same shape (the
-            autoencoder stays).
+        initialise: ``pretrained``, or ``random`` for new weights of U-Net and text tower, but not of the autoencoder.
         id: name of the weights in tables and records; the folder's or file's name where it is None.
         prediction_type: overrides the scheduler's configuration; single files say nothing and mean ``epsilon``.
         size: the published size, ``sd15`` or ``sd21``, of random weights where ``path`` is None.
 
-    Raises:
-        WeightsError: nothing usable at ``path``; the message says the expected files.
+    Raises a WeightsError where nothing at ``path`` is usable; it names the expected files.
     """
 
     sample: Literal["image", "pose"] = "image"
@@ -153,23 +150,15 @@ class StableDiffusion(Backbone):
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         down, mid = injection.down, injection.mid
         if down is not None or mid is not None:  # diffusers takes both kinds or none
-            skips, nothing = len(self.geometry.residual_channels), torch.zeros((), device=self.unet.device)
-            down, mid = (nothing,) * skips if down is None else down, nothing if mid is None else mid
-            if len(down) != skips:
-                raise ValueError(
-                    f"Injection.down has {len(down)} residuals, this backbone has {skips} skip connections"
-                )
+            skips, zero = len(self.geometry.residual_channels), torch.zeros((), device=self.unet.device)
+            down, mid = (zero,) * skips if down is None else down, zero if mid is None else mid
+            if (given := len(down)) != skips:
+                raise ValueError(f"Injection.down has {given} residuals, this backbone has {skips} skip connections")
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        attention = {"encoder_attention_mask": text.mask, "return_dict": False}
+        attention["cross_attention_kwargs"] = additions(self.unet, injection, len(latents), record)
         with features_added(self.unet, injection.encoder):
-            return self.unet(
-                latents,
-                timesteps,
-                text.tokens,
-                encoder_attention_mask=text.mask,
-                cross_attention_kwargs=additions(self.unet, injection, len(latents), record),
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=mid,
-                return_dict=False,
-            )[0]
+            return self.unet(latents, timesteps, text.tokens, **attention, **residuals)[0]
 
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> EncoderCopy:
         return EncoderCopy(self.unet, self.geometry, replaced)
@@ -210,11 +199,9 @@ class StableDiffusion(Backbone):
         config = self.autoencoder.config
         code = self.autoencoder.encode(images, return_dict=False)[0]
         if isinstance(self.autoencoder, AutoencoderKL):
-            mean, std = code.mean, code.std
-            code = mean
+            code, mean, std = code.mean, code.mean, code.std
             if generators is not None:
-                noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
-                code = mean + std * noise.to(mean)
+                code = mean + std * torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]).to(mean)
         return (code - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     def from_latents(self, latents: Tensor) -> Tensor:
@@ -227,13 +214,11 @@ class StableDiffusion(Backbone):
 def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
     """Within the context, ``features[level]`` is added to the output of each encoder level's last layer.
 
-    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling.
-    """
+    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling."""
     if features is None:
         yield
         return
-    if len(features) != len(unet.down_blocks):
-        levels = len(unet.down_blocks)
+    if len(features) != (levels := len(unet.down_blocks)):
         raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {levels} levels")
 
     def adding(feature: Tensor) -> Any:

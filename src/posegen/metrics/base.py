@@ -13,12 +13,9 @@ from torch import Tensor
 
 from posegen.data.base import Sample
 
-#: Records of a set of images: name -> one entry per image, a number, a string or an array.
-Records = Mapping[str, Sequence[Any]]
-#: Column name -> its value on each of R resamples, ``[R]``.
-Values = dict[str, np.ndarray]
-#: For each of B images what an observer notes, by name.
-Notes = list[dict[str, Any]]
+Records = Mapping[str, Sequence[Any]]  # of a set: name -> one entry per image, a number, a string or an array
+Values = dict[str, np.ndarray]  # column name -> its value on each of R resamples, ``[R]``
+Notes = list[dict[str, Any]]  # for each of B images what an observer notes, by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +49,7 @@ class Estimator(ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """``[B, D]`` pooled features, the space of distribution distances."""
-        name = type(self).__name__
-        raise TypeError(f"{name} has no pooled features; choose another estimator for distribution distances")
+        raise TypeError(f"{type(self).__name__} has no pooled features; choose another estimator for set distances")
 
     def heatmaps(self, images: Tensor) -> Tensor:
         """``[B, 17, h, w]`` keypoint probabilities."""
@@ -140,10 +136,8 @@ class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images: ``record`` reduces one judged
     image to a few numbers and small arrays; ``resampled`` turns records of a set into values, for many resamples."""
 
-    #: The columns that `compute` returns, in table order. A plain name is a shown column.
-    columns: Sequence[str | Column] = ()
-    #: Plain names of which smaller values are better.
-    lower_is_better: frozenset[str] = frozenset()
+    columns: Sequence[str | Column] = ()  # that `compute` returns, in table order; a plain name is a shown column
+    lower_is_better: frozenset[str] = frozenset()  # plain names of which smaller values are better
 
     def described(self) -> list[Column]:
         """The columns, plain names among them with what `lower_is_better` says of them."""
@@ -162,11 +156,8 @@ class Metric(ABC):
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         """Column name -> its value ``[R]`` on each of R resamples of a set, NaN where there is nothing to measure.
 
-        Args:
-            records: name -> one entry per image, as `record` returned them.
-            weights: ``[R, n]`` how often each image counts in each resample.
-            reference: records of the real images, for metrics that compare sets.
-        """
+        ``records`` are what `record` returned, ``weights [R, n]`` how often each image counts in each resample, and
+        ``reference`` the records of the real images, for metrics that compare sets."""
 
     def compute(
         self, records: Records, weights: np.ndarray | None = None, reference: Records | None = None

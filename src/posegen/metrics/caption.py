@@ -26,8 +26,7 @@ class CaptionMetric(Metric):
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         shares = [mean_of_known(records[f"{name}_agrees"], weights, 100) for name in ATTRIBUTES]
-        values = dict(zip(self.columns, shares, strict=False))
-        return {**values, "caption_agreement": np.mean(shares, axis=0)}
+        return {**dict(zip(self.columns, shares, strict=False)), "caption_agreement": np.mean(shares, axis=0)}
 
 
 def agreement(wanted: object, found: object) -> float:

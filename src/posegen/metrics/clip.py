@@ -32,13 +32,9 @@ def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
 class Clip(Observer):
     """Notes ``<variant>_clip``, the score of each generated image with its caption, by variants of `CAPTIONS`.
 
-    The network gets bytes: given floats in [0, 1], current processors would divide by 255 once more.
-
-    Args:
-        folder: a CLIP model in transformers layout (``config.json``, weights, tokenizer,
-            ``preprocessor_config.json``); None switches the observer off.
-        variants: of the captions.
-    """
+    ``folder`` is a CLIP model in transformers layout (``config.json``, weights, tokenizer and
+    ``preprocessor_config.json``); None switches the observer off. The network gets bytes: given floats in [0, 1],
+    current processors would divide by 255 once more."""
 
     def __init__(self, folder: str | None, variants: Sequence[str] = ("clean",)) -> None:
         self.folder, self.variants = folder, tuple(variants)
@@ -123,5 +119,4 @@ class ClipScoreMetric(Metric):
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         if self.name not in records:
             return {self.column: np.full(len(weights), np.nan)}
-        mean = weights @ np.asarray(records[self.name], float) / weights.sum(1)
-        return {self.column: np.maximum(mean, self.least)}
+        return {self.column: np.maximum(weights @ np.asarray(records[self.name], float) / weights.sum(1), self.least)}

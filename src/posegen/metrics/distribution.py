@@ -10,8 +10,7 @@ import numpy as np
 from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_distances, frechet_first_order, kernel_distances
 
-#: Dimensions up to which each resample's Frechet distance is computed; above, it is followed to first order.
-EXACT = 200
+EXACT = 200  # dimensions up to which each resample's Frechet distance is computed; above: to first order
 
 
 class DistributionMetric(Metric):

@@ -1,7 +1,6 @@
 """Networks with the features of FID and its relatives. Weights are files that the user names; nothing is downloaded.
 
-Networks are read when the first images come, so that tables can be made where the weights are not;
-`FeatureNetwork.check` reads them at once.
+Networks are read when the first images come, so that tables need no weights; `FeatureNetwork.check` reads them at once.
 """
 
 from __future__ import annotations
@@ -178,9 +177,8 @@ class TimmNetwork(FeatureNetwork):
 class RandomNetwork(FeatureNetwork):
     """A ResNet-18 with random weights, a function of the seed alone: 512 features without a trained network.
 
-    Random convolutional features see colour, texture and coarse shape. Distances in them order sets by those, and
-    are no FID. The features are divided by 16, as each of the network's eight residual sums doubles the variance,
-    so that they are about as large as a trained network's."""
+    They see colour, texture and coarse shape; distances in them order sets by those, and are no FID. They are divided
+    by 16, since each of the network's eight residual sums doubles the variance."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -12,8 +12,7 @@ from posegen.data.base import Sample, to_uint8
 from posegen.metrics.base import Estimator, Notes, Observer
 from posegen.metrics.feature_networks import FeatureNetwork
 
-#: In units of a byte: far above rounding errors of whole values, far below what truncation is about.
-WHOLE = 1e-3
+WHOLE = 1e-3  # of a byte: far above rounding errors of whole values, far below what truncation is about
 
 
 class Swapped(Observer):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -71,13 +73,12 @@ def lpips_network(alexnet_file: str, linear: str | None) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+@dataclass(eq=False)
 class Perceptual(Observer):
     """Notes ``lpips``, the distance of an image, as it is stored, from its target."""
 
-    compares = True
-
-    def __init__(self, lpips: Lpips) -> None:
-        self.lpips = lpips
+    lpips: Lpips
+    compares: ClassVar[bool] = True
 
     def check(self) -> None:
         self.lpips.check()

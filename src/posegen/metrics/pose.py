@@ -18,13 +18,10 @@ class PoseMetric(Metric):
     People without a labelled keypoint do not count anywhere. AP punishes surplus people; PCK and OKS take each
     person's most similar detection and do not.
 
-    Args:
-        area_ranges: suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0,
-            1e10], _M: [1024, 9216]}``; a range with a suffix has AP and AR only.
-        pck: radius of a correct keypoint relative to the longer side of the person's keypoint box.
-        similarities: names in `SIMILARITIES`, average precisions with another similarity in the place of OKS.
-        confident: adds ``count_error_confident``, where only detections of at least this score are counted.
-    """
+    ``area_ranges`` are suffix of the columns -> (least, largest) person area in square pixels, for instance ``{"": [0,
+    1e10], _M: [1024, 9216]}``; a range with a suffix has AP and AR only. ``pck`` is the radius of a correct keypoint
+    relative to the longer side of the person's keypoint box, ``similarities`` are names in `SIMILARITIES`, in the place
+    of OKS, and ``confident`` adds ``count_error_confident``, of detections of at least this score."""
 
     def __init__(
         self,
@@ -72,17 +69,10 @@ class PoseMetric(Metric):
             radius = self.pck * np.where(side > 0, side, np.sqrt(areas))
             correct = float(((keypoints[..., 2] > 0) & (distance <= radius[:, None])).sum())
             best = float(similarity.max(0).sum())
-        facts = {
-            "people": float(len(keypoints)),
-            "found": float(len(judged.found)),
-            "joints": float((keypoints[..., 2] > 0).sum()),
-            "joints_correct": correct,
-            "oks_sum": best,
-            "oks": similarity,
-            "scores": judged.found.scores[order],
-            "areas": areas,
-            "extents": np.ptp(found[..., :2].astype(float), axis=1).prod(-1),
-        }
+        extents, labels = np.ptp(found[..., :2].astype(float), axis=1).prod(-1), (keypoints[..., 2] > 0).sum()
+        facts: dict[str, float | np.ndarray] = {"people": float(len(keypoints)), "found": float(len(judged.found))}
+        facts |= {"joints": float(labels), "joints_correct": correct, "oks_sum": best, "oks": similarity}
+        facts |= {"scores": judged.found.scores[order], "areas": areas, "extents": extents}
         if self.confident is not None:
             facts["confident"] = float((judged.found.scores >= self.confident).sum())
         return facts | {f"similarity_{name}": SIMILARITIES[name](found, keypoints, areas) for name in self.similarities}

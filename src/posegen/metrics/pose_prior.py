@@ -1,8 +1,7 @@
 """The protocol of text-to-pose models: fit of a pose to its caption, spread among poses of one, and valid bodies.
 
 A pose lives in its person's own square (`posegen.poses.pose_square`), so place and size on a canvas count nowhere.
-Lengths are in cells of a grid of 32 over that square, the grid of GUNet's released program; a margin of a tenth of the
-person's box around the joints is part of the square.
+Lengths are in cells of a grid of 32 over that square, as in GUNet's released program.
 """
 
 from __future__ import annotations
@@ -39,11 +38,9 @@ class PosePriorMetric(Metric):
     and a whole that is not shorter, each with a tolerance of a tenth.
     * ``presence``: share of joints, in percent, that are there exactly where the target has them.
 
-    Args:
-        pck: radius of a hit joint, relative to the longer side of the target's box.
-        same: attribute of a sample that decides which pose is asked for; one entry per person where it is a list.
-            Real poses of the same request are the target and those of the validation split with its attribute.
-    """
+    ``pck`` is the radius of a hit joint, relative to the longer side of the target's box; ``same`` the attribute of a
+    sample that decides which pose is asked for, one entry per person where it is a list. Real poses of the same request
+    are the target and those of the validation split with its attribute."""
 
     def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
         self.pck, self.same = pck, same

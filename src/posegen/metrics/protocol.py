@@ -14,8 +14,7 @@ from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Re
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
 
-#: The records of each training seed of a method, on the same images in the same order.
-Seeds = Sequence[Records]
+Seeds = Sequence[Records]  # of each training seed of a method, on the same images in the same order
 CROP = ("left", "top", "width", "height", "mirrored", "upturned")
 
 
@@ -65,11 +64,8 @@ class Protocol:
         return frozenset(column for column in self.columns if column.better == "lower")
 
     def headline(self, wanted: Sequence[str] | None = None) -> list[Column]:
-        """The columns that people see: the wanted ones, else those that declare it, by metric, and are not ``hidden``.
-
-        Raises:
-            UserError: the protocol lacks a wanted column.
-        """
+        """The columns that people see: the wanted ones, else those that declare it, by metric, and are not ``hidden``;
+        a UserError where the protocol lacks a wanted one."""
         if wanted:
             return self._known("headline", wanted)
         by_metric = (sorted(metric.described(), key=lambda c: c.headline or 0) for metric in self.metrics)
@@ -123,10 +119,8 @@ class Protocol:
 
         ``spreads`` is method -> what `resampled` returned, all on the same images with the same seed."""
         methods = [method for method in spreads if method != baseline]
-        tests = {
-            column: holm([paired_p_value(spreads[m][column], spreads[baseline][column]) for m in methods])
-            for column in self.columns
-        }
+        base = spreads[baseline]
+        tests = {c: holm([paired_p_value(spreads[m][c], base[c]) for m in methods]) for c in self.columns}
         return {method: {column: tests[column][i] for column in self.columns} for i, method in enumerate(methods)}
 
     def variance(
@@ -157,12 +151,9 @@ class Protocol:
     def judge(
         self, estimator: Estimator, images: Tensor, samples: Sequence[Sample], real: bool = False
     ) -> list[Judged]:
-        """Examines one batch: ``images [B, 3, H, W]`` in [-1, 1], or what else ``sample`` says.
+        """Examines one batch: ``images [B, 3, H, W]`` in [-1, 1], or what else ``sample`` says, and their targets.
 
-        Args:
-            samples: the B targets, with keypoints on the images' pixels, and pictures where it `compares`.
-            real: whether these are the data set's own images, the reference of distances between sets.
-        """
+        Keypoints are on the images' pixels. ``real``: they are the data set's, the reference of distances of sets."""
         found = estimator.examine(images)
         features = [None] * len(samples) if found.features is None else found.features
         looks = [observer.observe(images, samples, estimator, real) for observer in self.observers]
@@ -170,9 +161,7 @@ class Protocol:
         facts = zip(samples, found.poses, found.attributes, features, observed, strict=True)
         return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, *more) for s, poses, *more in facts]
 
-    # How records are stored is no choice, but whoever holds a protocol needs no other module.
-    write = staticmethod(write_records)
-    read = staticmethod(read_records)
+    write, read = staticmethod(write_records), staticmethod(read_records)
 
 
 def place(image: Judged) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
 
-#: The one space whose distances are called FID and KID.
-INCEPTION = "clean"
+INCEPTION = "clean"  # the one space whose distances are called FID and KID
 #: Settings at the top of a protocol's yaml that only its metrics and observers read.
 FILES_OF_WEIGHTS = ("inception", "paper_inception", "imagenet_inception", "timm", "clip", "alexnet", "linear")
 INTERPOLATED = (*FILES_OF_WEIGHTS, "timm_model", "size", "allow_rank_deficient")
@@ -22,15 +21,11 @@ class CleanQualityMetric(Metric):
     """Frechet and kernel distance from real images in one feature space, and means over scenarios (``_macro``).
 
     Only distances in the Inception network's features are called FID and KID. The kernel distance uses all pairs,
-    which is the mean of clean-fid's over its random subsets. Intervals of Frechet distances: see
-    `frechet_first_order`.
+    which is the mean of clean-fid's over its random subsets. Frechet intervals: see `frechet_first_order`.
 
-    Args:
-        space: what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network).
-        setting: what the user sets to have this space, for the reason of empty columns.
-        kernel_factor: the kernel distance is shown times this.
-        allow_rank_deficient: give Frechet distances of sets with no more images than dimensions, too.
-    """
+    ``space`` is what `CleanFeatures` noted: ``clean`` (Inception), ``timm``, ``rfd`` (random network); ``setting`` what
+    the user sets to have it, for the reason of empty columns. The kernel distance is shown times ``kernel_factor``.
+    ``allow_rank_deficient`` gives Frechet distances of sets with no more images than dimensions, too."""
 
     def __init__(
         self, space: str = INCEPTION, setting: str = "", kernel_factor: float = 1.0, allow_rank_deficient: bool = False

@@ -39,7 +39,9 @@ def write_records(folder: str | Path, records: Records) -> None:
     arrays = {name: values for name, values in records.items() if any(isinstance(v, np.ndarray) for v in values)}
     scalars = {name: values for name, values in records.items() if name not in arrays}
     flat = {key: array for name, values in arrays.items() for key, array in flatten(name, values).items()}
-    for name, content in ((ARRAY_FILE, pack(flat)), (CSV_FILE, to_csv(scalars).encode())):
+    rows = zip(*scalars.values(), strict=True)  # ``repr`` of a float is the shortest text that reads back exactly
+    text = csv_text(scalars, ([v if isinstance(v, str) else repr(float(v)) for v in row] for row in rows))
+    for name, content in ((ARRAY_FILE, pack(flat)), (CSV_FILE, text.encode())):
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
 
@@ -92,12 +94,6 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
             np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(name + ".npy", EPOCH), content.getvalue())
     return buffer.getvalue()
-
-
-def to_csv(columns: Records) -> str:
-    """Rows of the columns; ``repr`` of a float is the shortest text that reads back exactly."""
-    rows = zip(*columns.values(), strict=True)
-    return csv_text(columns, ([v if isinstance(v, str) else repr(float(v)) for v in row] for row in rows))
 
 
 def from_csv(path: Path) -> dict[str, list]:

@@ -22,8 +22,7 @@ class EncoderCopy(ControlBranch):
 
     The pose enters as in ControlNet, through a hint network after the first convolution that halves the hint to the
     size of the latents, or through the blocks ``replaced``, ``module(x [B, c, h, w], time [B, T], condition) ->
-    [B, c', h, w]``, in the place of the encoder's own; with any, there is no hint network.
-    """
+    [B, c', h, w]``, in the place of the encoder's own; with any, there is no hint network."""
 
     def __init__(
         self, unet: UNet2DConditionModel, geometry: Geometry, replaced: Mapping[BlockPlace, nn.Module] | None = None
@@ -59,11 +58,11 @@ class EncoderCopy(ControlBranch):
         x = net.conv_in(latents)
         if hint is not None:
             x = x + hint
-        skips = [x]
+        skips, again = [x], net.is_gradient_checkpointing and self.training  # as diffusers' own blocks
         for level, block in enumerate(net.down_blocks):
             for layer, resnet in enumerate(block.resnets):
                 extra = (conditions[level, layer],) if conditions and (level, layer) in conditions else ()
-                x = self._run(resnet, x, time, *extra)
+                x = checkpoint(resnet, x, time, *extra, use_reentrant=False) if again else resnet(x, time, *extra)
                 if getattr(block, "has_cross_attention", False):
                     x = block.attentions[layer](x, encoder_hidden_states=text.tokens, return_dict=False)[0]
                 skips.append(x)
@@ -81,9 +80,3 @@ class EncoderCopy(ControlBranch):
             return {f"network.{key}": value for key, value in official.items()}
         prefix = ldm.CONTROL if ldm.has_prefix(official, ldm.CONTROL) else ""
         return ldm.placed(official, prefix, ldm.control_table(self.geometry), "network.", beside, method)
-
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """``block(*inputs)``, under gradient checkpointing as diffusers' own blocks are."""
-        if self.network.is_gradient_checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)

@@ -42,8 +42,8 @@ class Pyramid(nn.Module):
         network.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
         grids = [(1, width, positions, positions) for width in self.channels.values() if positions]
         self.positions = nn.ParameterList(nn.Parameter(0.02 * torch.randn(shape)) for shape in grids)
-        self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Pyramid:
         """A network that does not train keeps its statistics, too."""
@@ -73,12 +73,8 @@ class Pyramid(nn.Module):
 def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
     """A network of timm by name, Swin or another with feature maps; nothing is downloaded.
 
-    ``weights`` is a file or folder under the names of timm, Microsoft's release or transformers; None: random.
-
-    Raises:
-        ValueError: timm does not know the name.
-        WeightsError: the file is unreadable or is of another network.
-    """
+    ``weights`` is a file or folder under the names of timm, Microsoft's release or transformers; None: random. A
+    ValueError for a name that timm does not know, a WeightsError for an unreadable file or another network's."""
     if not timm.is_model(name):
         expected = "expected for instance swin_base_patch4_window7_224"
         raise ValueError(f"adapter.vision is {name!r}, which timm does not know; {expected}")
@@ -112,16 +108,11 @@ def native_size(network: nn.Module) -> int:
 
 TRANSFORMERS = "swin."  # before the names of transformers' SwinModel
 RENAMED = (
-    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
-    ("embeddings.norm.", "patch_embed.norm."),
-    ("encoder.layers.", "layers."),
-    ("layernorm_before.", "norm1."),
-    ("layernorm_after.", "norm2."),
-    ("attention.self.", "attn."),
-    ("attention.output.dense.", "attn.proj."),
-    ("intermediate.dense.", "mlp.fc1."),
-    ("output.dense.", "mlp.fc2."),
-)
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."), ("embeddings.norm.", "patch_embed.norm."),
+    ("encoder.layers.", "layers."), ("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."),
+    ("attention.self.", "attn."), ("attention.output.dense.", "attn.proj."),
+    ("intermediate.dense.", "mlp.fc1."), ("output.dense.", "mlp.fc2."),
+)  # fmt: skip
 
 
 def timm_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

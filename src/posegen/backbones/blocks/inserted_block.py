@@ -15,16 +15,18 @@ from posegen.backbones.blocks.self_attention import Memory, ReadingProcessor, Re
 BlockKind = Literal["full", "cross_ff", "cross"]
 
 
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class InsertedBlock(nn.Module):
     """x + P_out(T(P_in(GN(x)), tokens)), where T is a transformer layer and P are 1x1 convolutions.
 
-    Args:
-        width: channels of the feature maps.
-        tokens: width of the tokens that the cross-attention reads.
-        kind: T is self-attention, cross-attention and feed-forward (``full``), the last two (``cross_ff``), or
-            cross-attention alone (``cross``).
-        zero: start as the identity; False starts P_out at random.
-    """
+    The feature maps have ``width`` channels, the tokens that the cross-attention reads ``tokens``. T is self-attention,
+    cross-attention and feed-forward (``full``), the last two (``cross_ff``), or cross-attention alone (``cross``);
+    ``zero`` starts as the identity."""
 
     _supports_gradient_checkpointing = True  # as diffusers' blocks say it
 
@@ -42,10 +44,8 @@ class InsertedBlock(nn.Module):
         self.cross_norm, self.cross_attention = nn.LayerNorm(width), Attention(width, tokens, **size)
         if self.feed:
             self.feed_norm, self.feed_forward = nn.LayerNorm(width), FeedForward(width, activation_fn="geglu")
-        self.leave = nn.Conv2d(width, width, 1)
-        if zero:
-            nn.init.zeros_(self.leave.weight)
-            nn.init.zeros_(self.leave.bias)
+        leave = nn.Conv2d(width, width, 1)
+        self.leave = zeroed(leave) if zero else leave
 
     def enable_gradient_checkpointing(self) -> None:
         self.checkpointing = True
@@ -59,8 +59,7 @@ class InsertedBlock(nn.Module):
     def _forward(self, x: Tensor, tokens: Tensor, memory: Memory | Record | None) -> Tensor:
         h = self.enter(self.norm(x)).flatten(2).mT
         if self.own:
-            own = {} if memory is None else {"memory": memory}
-            h = h + self.self_attention(self.self_norm(h), **own)
+            h = h + self.self_attention(self.self_norm(h), **{} if memory is None else {"memory": memory})
         h = h + self.cross_attention(self.cross_norm(h), tokens.to(h.dtype))
         if self.feed:
             h = h + self.feed_forward(self.feed_norm(h))

@@ -40,8 +40,7 @@ class Masking(NamedTuple):
 def dense(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: Over = "image") -> Tensor:
     """Attention with all logits, masked ones replaced: q, k, v ``[B, h, N, d]`` to ``[B, h, N, d] float32``.
 
-    ``lowest_over`` is where the lowest logit is looked for.
-    """
+    ``lowest_over`` is where the lowest logit is looked for."""
     with torch.autocast(q.device.type, enabled=False):
         pose = masking.pose
         allowed = pose[:, None, :, None] | pose[:, None, None, :]
@@ -78,8 +77,7 @@ def compressed(q: Tensor, k: Tensor, v: Tensor, masking: Masking, lowest_over: O
 def _pose_first(q: Tensor, k: Tensor, v: Tensor, count: Tensor, most: int, fill: Tensor) -> Tensor:
     """Attention among sorted tokens: the first ``count [B]``, at most ``most`` and never all, show the pose.
 
-    The n other keys share the logit ``fill [B]``: one key with ``fill + ln n`` and their mean value stands for all.
-    """
+    The n other keys share the logit ``fill [B]``: one key with ``fill + ln n`` and their mean value stands for all."""
     tokens, others = q.shape[2], q.shape[2] - count
     pose = torch.arange(tokens, device=q.device) < count[:, None]
     mean = (v * ~pose[:, None, :, None]).sum(2, keepdim=True) / others.view(-1, 1, 1, 1)

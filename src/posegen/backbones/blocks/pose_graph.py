@@ -27,8 +27,7 @@ def neighbours(maps: Tensor, k: int, rows: int = 1024) -> Tensor:
     Nodes are compared by the squared distance |f_i|^2 + |f_j|^2 - 2 f_i.f_j of their features, scaled to unit length; a
     node competes for its own neighbourhood like any other. Distances of similar nodes vanish in half precision, so they
     are single whatever the autocast; no gradient flows. The distances of ``rows`` nodes are computed at a time, which
-    bounds the memory by ``B * rows * h * w`` numbers.
-    """
+    bounds the memory by ``B * rows * h * w`` numbers."""
     with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
         nodes = F.normalize(maps.float().flatten(2), dim=1).mT
         half = nodes.square().sum(2)[:, None] / 2
@@ -50,11 +49,9 @@ class FixedDegreeMax(Aggregation):
 class EdgeConvolution(MessagePassing):
     """y_i = max_j ReLU(W [x_i ; x_j - x_i] + b) over the neighbours j of i, with W in four groups of channels.
 
-    The concatenation goes by blocks of channels, so the groups separate: the first two see x_i alone, and the maximum
-    does nothing; the others see x_j - x_i alone, and as ReLU and addition keep the order,
-    y_i = ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]): two linear maps on nodes and one maximum over C / 2
-    channels, not 2 C channels on k edges per node as in `DenseEdgeConvolution`.
-    """
+    The first two groups see x_i alone, the others x_j - x_i alone, and as ReLU and addition keep the order, y_i =
+    ReLU([W_a x_i + b_a ; max_j(W_b x_j) - W_b x_i + b_b]): two linear maps on nodes and a maximum over C / 2 channels,
+    not 2 C channels on k edges per node as in `DenseEdgeConvolution`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(aggr=FixedDegreeMax())
@@ -66,7 +63,10 @@ class EdgeConvolution(MessagePassing):
         weight, bias = self.mix.weight, self.mix.bias
         own = F.conv2d(maps, weight[:half], bias[:half], groups=GROUPS // 2)
         other = F.conv2d(maps, weight[half:], groups=GROUPS // 2)
-        furthest = self.propagate(edge_index(near), nodes=other.flatten(2).mT.flatten(0, 1))
+        b, n, k = near.shape  # edges of B graphs side by side: sources, and sorted targets
+        sources = near + n * torch.arange(b, device=near.device)[:, None, None]
+        edges = torch.stack([sources.flatten(), torch.arange(b * n, device=near.device).repeat_interleave(k)])
+        furthest = self.propagate(edges, nodes=other.flatten(2).mT.flatten(0, 1))
         furthest = furthest.view(len(maps), -1, half).mT.reshape(other.shape)
         return F.relu(torch.cat([own, furthest - other + bias[half:, None, None]], dim=1))
 
@@ -110,11 +110,3 @@ class GraphConvolution(nn.Module):
         """``[B, C, h, w]`` to ``[B, C, h, w]``."""
         nodes = self.norm(self.embed(x))
         return x + self.edges(nodes, neighbours(nodes, min(self.k, nodes[0, 0].numel())))
-
-
-def edge_index(near: Tensor) -> Tensor:
-    """``[2, B N k]`` edges of B graphs side by side, from ``[B, N, k]`` neighbours: sources, and sorted targets."""
-    b, n, k = near.shape
-    sources = near + n * torch.arange(b, device=near.device)[:, None, None]
-    targets = torch.arange(b * n, device=near.device).repeat_interleave(k)
-    return torch.stack([sources.flatten(), targets])

@@ -1,8 +1,7 @@
 """Poses as joint maps and back: the encoding of GUNet's released program as it is coded, and a plain one.
 
 Poses are ``[B, 17, 3]``: x and y from -1 (left, top edge) to 1 (right, bottom edge) of the person's square, and a
-confidence, 0 for an absent joint. Maps are ``[B, 17, h, w]``. Cell i of a grid of n has its centre at (2 i + 1) / n -
-1.
+confidence, 0 for an absent joint. Maps are ``[B, 17, h, w]``; cell i of n has its centre at (2 i + 1) / n - 1.
 """
 
 from __future__ import annotations
@@ -44,16 +43,13 @@ def joint_vectors(poses: Tensor, size: int = STORED, sigma: float = SPREAD, most
 
     Each map 2 h - 1 is divided by its negative sum, so that joints become minima; then all maps are scaled to [-1, 1]
     pixel by pixel, across the joints. Maps that vary more than ``most`` are zeroed as absent joints. (With all 17
-    joints labelled rounding decides the background, and joints are lost.)
-    """
+    joints labelled rounding decides the background, and joints are lost.)"""
     labelled = (poses[..., 2] > 0).double()[..., None, None]
-    heights = joint_gaussians((poses[..., :2].double() + 1) / 2 * size, size, sigma) * labelled
-    shares = 2 * heights - 1
+    shares = 2 * (joint_gaussians((poses[..., :2].double() + 1) / 2 * size, size, sigma) * labelled) - 1
     shares = shares / shares.sum((-2, -1), keepdim=True)
     low, high = shares.amin(1, keepdim=True), shares.amax(1, keepdim=True)
     maps = torch.where(high > low, 2 * (shares - low) / (high - low).clamp_min(1e-300) - 1, 1.0)
-    absent = maps.var((-2, -1), correction=0, keepdim=True) >= most
-    return torch.where(absent, 0.0, maps).to(poses.dtype)
+    return torch.where(maps.var((-2, -1), correction=0, keepdim=True) >= most, 0.0, maps).to(poses.dtype)
 
 
 def shrunk(vectors: Tensor, grid: int) -> Tensor:
@@ -65,8 +61,7 @@ def cells(maps: Tensor, least_area: float = LEAST_AREA) -> np.ndarray:
     """Whole cells (x, y) ``[B, 17, 2] int64`` of the joints in released maps; (0, 0) means absent.
 
     The lowest twentieth of a map is outlined, and the first outline in OpenCV's order that is larger than
-    ``least_area`` gives the joint by its truncated centroid.
-    """
+    ``least_area`` gives the joint by its truncated centroid."""
     single = maps.detach().float().cpu().numpy()
     found = [[_cell(joint, least_area) for joint in pose] for pose in single]
     return np.array(found, np.int64).reshape(*single.shape[:2], 2)
@@ -102,10 +97,8 @@ def encode_plain(poses: Tensor, grid: int, sigma: float) -> Tensor:
 def decode_plain(maps: Tensor, sigma: float) -> Tensor:
     """The highest cell of each map, refined between cells; its height is the confidence, and a low one means absent.
 
-    The logarithm of a Gaussian is a parabola of known width, so the heights a and b on the two sides of the peak say
-    where it is: at sigma^2 / 2 * log(b / a) from the cell's centre. On a border the peak itself stands in for the
-    missing side.
-    """
+    By the parabola of its logarithm, a peak between heights a and b is at sigma^2 / 2 * log(b / a) from the cell's
+    centre; on a border the peak itself stands in for the missing side."""
     heights = (maps.float() + 1) / 2
     size = heights.shape[-2:]
     top, place = heights.flatten(2).max(-1)
@@ -126,8 +119,7 @@ def _offset(heights: Tensor, peak: Tensor, size: int, sigma: float) -> Tensor:
     """The peak between cells, from the heights ``[B, 17, 3]`` before, at and after the highest cell along one axis."""
     before, middle, after = heights.clamp_min(FLOOR).log().unbind(-1)
     inside, first, last = after - before, sigma**2 * (after - middle) + 0.5, sigma**2 * (middle - before) - 0.5
-    offset = torch.where(peak == size - 1, last, sigma**2 / 2 * inside)
-    return torch.where(peak == 0, first, offset).clamp(-1, 1)
+    return torch.where(peak == 0, first, torch.where(peak == size - 1, last, sigma**2 / 2 * inside)).clamp(-1, 1)
 
 
 def moments(grid: int, sigma: float) -> tuple[float, float]:

@@ -158,14 +158,9 @@ class Junctions:
 
     The blocks stay their owner's: neither the names nor the number of the U-Net's weights change.
 
-    Args:
-        blocks: modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each of `transformers`
-            in this order, or none.
-
-    Raises:
-        ValueError: the U-Net is open already, or the blocks are not as many as its transformers.
-        TypeError: a transformer has several layers, which no Stable Diffusion 1 or 2 has.
-    """
+    ``blocks`` are modules ``(x [R, C, h, w], tokens [R, N, S], memory) -> [R, C, h, w]``, one for each transformer in
+    the order of `transformers`, or none; a ValueError for another number, or where the U-Net is open already, and a
+    TypeError where a transformer has several layers, which no Stable Diffusion 1 or 2 has."""
 
     def __init__(self, unet: nn.Module, blocks: Sequence[nn.Module] = ()) -> None:
         places = transformers(unet)
@@ -176,8 +171,7 @@ class Junctions:
         self._hooks: list[RemovableHandle] = []
         self._attentions: list[Attention] = []
         for index, (name, transformer) in enumerate(places.items()):
-            if len(transformer.transformer_blocks) != 1:
-                layers = len(transformer.transformer_blocks)
+            if (layers := len(transformer.transformer_blocks)) != 1:
                 raise TypeError(f"{name} has {layers} layers; expected one, as in Stable Diffusion 1 and 2")
             (layer,) = transformer.transformer_blocks
             layer.attn1.set_processor(ReadingProcessor(layer.attn1.processor))

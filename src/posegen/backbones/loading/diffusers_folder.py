@@ -72,18 +72,14 @@ def tensors_hash(*modules: torch.nn.Module) -> str:
 def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
     """Reads the parts in ``folder``; a WeightsError where something is missing, damaged or of another shape.
 
-    Args:
-        autoencoder: a folder to read the autoencoder from instead of ``folder/vae``; itself or its ``vae`` folder.
-        fresh: give the U-Net and the text tower random weights, from torch's global generator.
-    """
+    ``autoencoder`` or its ``vae`` folder is read instead of ``folder/vae``. With ``fresh`` the U-Net and the text tower
+    have random weights, from torch's global generator."""
     if absent := ", ".join(f"{name}/" for name in FOLDERS if not (folder / name).is_dir()):
         expected = f"a Stable Diffusion in diffusers' layout with {', '.join(FOLDERS)} and vae"
         raise WeightsError(f"{folder}: no {absent}; expected {expected}")
     places = folder / "unet", folder / "text_encoder", autoencoder_folder(autoencoder or folder)
-    if fresh:
-        unet = UNet2DConditionModel.from_config(read_config(places[0]))
-    else:
-        unet = read_model(UNet2DConditionModel, places[0])
+    net = UNet2DConditionModel
+    unet = net.from_config(read_config(places[0])) if fresh else read_model(net, places[0])
     vae = read_autoencoder(places[2])
     text = CLIPTextModel(CLIPTextConfig(**read_config(places[1]))) if fresh else read_model(CLIPTextModel, places[1])
     tokenizer, scheduler = read_tokenizer(folder / "tokenizer"), read_config(folder / "scheduler", SCHEDULER_CONFIG)
@@ -94,8 +90,7 @@ def read_folder(folder: Path, autoencoder: Path | None = None, fresh: bool = Fal
 def copy_source(place: Path, autoencoder: Path | None, target: Path) -> dict[str, str | None]:
     """Copies the files that `read_folder` or ``read_single_file`` read to ``target``; the copy has the same hash.
 
-    Returns ``path`` and ``autoencoder`` of the copies, relative to ``target``.
-    """
+    Returns ``path`` and ``autoencoder`` of the copies, relative to ``target``."""
     target.mkdir(parents=True)
     if place.is_dir():
         for name in FOLDERS:
@@ -135,17 +130,13 @@ def read_autoencoder(folder: Path) -> Autoencoder:
 
 
 def read_model(cls: type[Model], folder: Path) -> Model:
-    """A diffusers or transformers model in single precision, with every weight accounted for.
-
-    Raises a WeightsError where configuration or weights are missing, damaged, incomplete or of another shape.
-    """
+    """A diffusers or transformers model in single precision; a WeightsError where its configuration or any weight is
+    missing, damaged, unknown or of another shape."""
     read_config(folder)
     files = weight_files(folder)
-    settings = {
-        "torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32,
-        "variant": "fp16" if all(".fp16." in file.name for file in files) else None,
-        "use_safetensors": files[0].suffix == ".safetensors",
-    }
+    settings: dict[str, Any] = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32}
+    settings["variant"] = "fp16" if all(".fp16." in file.name for file in files) else None
+    settings["use_safetensors"] = files[0].suffix == ".safetensors"
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)

@@ -1,7 +1,6 @@
 """Names of the same weights in the original latent-diffusion code and in diffusers.
 
-Everything is a table of module prefixes, made from a `Geometry`, so that it serves every width and depth, in both
-directions, and so that a key that is in no table is noticed.
+Tables of module prefixes, made from a `Geometry`, serve every width and depth; a key that is in none is noticed.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ LEFT_OUT = {
     **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
 }
 #: The same for methods that leave the U-Net as it is.
-LEFT_OUT_FROZEN = {
-    "model.diffusion_model": "the file's own U-Net; the method runs on that of the configured backbone",
-    **LEFT_OUT,
-}
+LEFT_OUT_FROZEN = {"model.diffusion_model": "the file's own U-Net; the method runs on the configured one", **LEFT_OUT}
 
 FIRST_WIDTHS = ("input_blocks.0.0", "input_blocks.1.0.out_layers.3")  # of a U-Net: input convolution and first level
 RESNET = {
@@ -79,8 +75,7 @@ def encoder_table(g: Geometry) -> NameTable:
 
 def control_table(g: Geometry) -> NameTable:
     """A ControlNet whose hint block has two convolutions per halving, besides the first and the last."""
-    inner = 2 * (g.latent_factor.bit_length() - 1)
-    hints = ["conv_in", *(f"blocks.{i}" for i in range(inner)), "conv_out"]
+    hints = ["conv_in", *(f"blocks.{i}" for i in range(2 * (g.latent_factor.bit_length() - 1))), "conv_out"]
     table = encoder_table(g)
     table |= {f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(hints)}
     table |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(len(g.residual_channels))}
@@ -145,19 +140,11 @@ def rule_of(key: str, rules: Iterable[str]) -> str | None:
 def placed(
     tensors: Mapping[str, Tensor], prefix: str, table: Mapping[str, str], place: str, beside: Iterable[str], method: str
 ) -> dict[str, Tensor]:
-    """A method's tensors under the names that this project has for them.
+    """A method's tensors, of a whole original file, under the names that this project has for them.
 
-    Args:
-        tensors: a whole original file.
-        prefix: beginning of the keys of the method's tensors; ``table`` is for their names behind it.
-        place: beginning of their new names.
-        beside: beginnings of the keys that are left out.
-        method: for the message.
-
-    Raises:
-        UnknownKeys: neither ``table`` nor ``beside`` knows a key.
-        UserError: as `check_first_width` says.
-    """
+    ``prefix`` begins their keys, ``table`` has the names behind it, ``place`` begins the new names. Keys that begin
+    like one of ``beside`` are left out. UnknownKeys, which names ``method``, where neither ``table`` nor ``beside``
+    knows a key; a UserError as from `check_first_width`."""
     stem, first = (tensors.get(f"{prefix}{name}.weight") for name in FIRST_WIDTHS)
     if stem is not None and first is not None:
         check_first_width(len(stem), len(first))
@@ -199,9 +186,7 @@ def clip_tensors(original: Mapping[str, Tensor]) -> Renamed:
 def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
     """The first ``layers`` layers of SD2's OpenCLIP tower with its final norm, under transformers' names.
 
-    SD2 reads the penultimate layer, so the last layer, the projection and the logit scale play no part and count as
-    known.
-    """
+    SD2 reads the penultimate layer; the last layer, the projection and the logit scale play no part and are known."""
     top = {f"ln_final.{part}": f"final_layer_norm.{part}" for part in ("weight", "bias")}
     top["token_embedding.weight"] = "embeddings.token_embedding.weight"
     top["positional_embedding"] = "embeddings.position_embedding.weight"

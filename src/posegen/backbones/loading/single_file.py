@@ -28,10 +28,8 @@ SCHEDULER: dict[str, Any] = {
 
 
 def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = False) -> ModelParts:
-    """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``.
-
-    Raises a WeightsError where the file cannot be read, or is not a whole Stable Diffusion 1 or 2.
-    """
+    """Reads an original ``.safetensors`` or ``.ckpt``; arguments as in ``read_folder``. A WeightsError where the file
+    cannot be read, or is not a whole Stable Diffusion 1 or 2."""
     tensors = read_tensors(file)
     vae_folder = autoencoder_folder(autoencoder) if autoencoder else None
     old = ldm.has_prefix(tensors, ldm.CLIP)
@@ -41,7 +39,11 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
         if not ldm.has_prefix(tensors, prefix) and not (vae_folder and prefix == ldm.VAE):
             raise WeightsError(f"{file}: no {part} ({prefix}*); expected {expected}")
     try:
-        unet = _read_unet(ldm.below(tensors, ldm.UNET), old, file, fresh)
+        weights = ldm.below(tensors, ldm.UNET)
+        geometry = unet_geometry(weights, old)
+        unet = unet_of(geometry, in_channels=weights["input_blocks.0.0.weight"].shape[1])
+        if not fresh:
+            unet = _filled(unet, ldm.renamed(weights, ldm.unet_table(geometry)), f"{file}: the U-Net")
         vae = read_autoencoder(vae_folder) if vae_folder else _read_vae(ldm.below(tensors, ldm.VAE), file)
         text = _read_text(ldm.below(tensors, text_prefix), old, file, fresh)
     except KeyError as error:  # a tensor that a size is read from
@@ -49,12 +51,6 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
         raise WeightsError(f"{file}: {error.args[0]} is missing; {fix}") from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
     return ModelParts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
-
-
-def _read_unet(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -> UNet2DConditionModel:
-    geometry = unet_geometry(tensors, old)
-    unet = unet_of(geometry, in_channels=tensors["input_blocks.0.0.weight"].shape[1])
-    return unet if fresh else _filled(unet, ldm.renamed(tensors, ldm.unet_table(geometry)), f"{file}: the U-Net")
 
 
 def _read_vae(tensors: dict[str, Tensor], file: Path) -> AutoencoderKL:
@@ -70,17 +66,10 @@ def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
     width = tensors["embeddings.token_embedding.weight" if old else "token_embedding.weight"].shape
     stem, hidden = ("encoder.layers.", "mlp.fc1") if old else ("transformer.resblocks.", "mlp.c_fc")
     layers = len({key.removeprefix(stem).partition(".")[0] for key in tensors if key.startswith(stem)}) - (not old)
-    config = CLIPTextConfig(
-        vocab_size=width[0],
-        hidden_size=width[1],
-        intermediate_size=tensors[f"{stem}0.{hidden}.weight"].shape[0],
-        projection_dim=width[1],
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width[1] // TEXT_HEAD_WIDTH),
-        max_position_embeddings=CONTEXT,
-        hidden_act="quick_gelu" if old else "gelu",
-    )
-    text = CLIPTextModel(config)
+    sizes = {"vocab_size": width[0], "hidden_size": width[1], "projection_dim": width[1], "num_hidden_layers": layers}
+    sizes |= {"intermediate_size": len(tensors[f"{stem}0.{hidden}.weight"]), "max_position_embeddings": CONTEXT}
+    heads, activation = max(1, width[1] // TEXT_HEAD_WIDTH), "quick_gelu" if old else "gelu"
+    text = CLIPTextModel(CLIPTextConfig(**sizes, num_attention_heads=heads, hidden_act=activation))
     if fresh:
         return text
     weights = ldm.clip_tensors(tensors) if old else ldm.open_clip_tensors(tensors, layers)
@@ -90,8 +79,7 @@ def _read_text(tensors: dict[str, Tensor], old: bool, file: Path, fresh: bool) -
 def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
     """The size of an original U-Net, from the shapes of its tensors; ``old`` for Stable Diffusion 1.
 
-    Raises a KeyError where a tensor that every U-Net has is not there, and as `check_first_width` does.
-    """
+    Raises a KeyError where a tensor that every U-Net has is not there, and as `check_first_width` does."""
     levels: list[list[int]] = [[]]
     attention: list[bool] = [False]
     for i in count(1):
@@ -116,36 +104,23 @@ def unet_geometry(tensors: Mapping[str, Tensor], old: bool) -> Geometry:
 
 def unet_of(geometry: Geometry, in_channels: int | None = None) -> UNet2DConditionModel:
     """A U-Net of this size with new weights."""
-    down = tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in geometry.attention)
-    return UNet2DConditionModel(
-        in_channels=in_channels or geometry.latent_channels,
-        out_channels=geometry.latent_channels,
-        block_out_channels=geometry.channels,
-        layers_per_block=geometry.layers,
-        down_block_types=down,
-        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
-        cross_attention_dim=geometry.text_dim,
-        attention_head_dim=geometry.heads,  # diffusers' name for the number of heads
-        use_linear_projection=geometry.linear_projection,
-        norm_num_groups=geometry.norm_groups,
-    )
+    g, down = geometry, tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in geometry.attention)
+    sizes: dict[str, Any] = {"block_out_channels": g.channels, "layers_per_block": g.layers, "down_block_types": down}
+    sizes["up_block_types"] = tuple(name.replace("Down", "Up") for name in reversed(down))
+    sizes |= {"in_channels": in_channels or g.latent_channels, "out_channels": g.latent_channels}
+    sizes |= {"cross_attention_dim": g.text_dim, "attention_head_dim": g.heads}  # diffusers' name for their number
+    return UNet2DConditionModel(**sizes, use_linear_projection=g.linear_projection, norm_num_groups=g.norm_groups)
 
 
 def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4) -> AutoencoderKL:
     """A KL autoencoder of this size with new weights."""
-    return AutoencoderKL(
-        block_out_channels=channels,
-        layers_per_block=layers,
-        latent_channels=latent_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        scaling_factor=VAE_SCALE,
-    )
+    sizes = {"block_out_channels": channels, "layers_per_block": layers, "latent_channels": latent_channels}
+    down, up = ("DownEncoderBlock2D",) * len(channels), ("UpDecoderBlock2D",) * len(channels)
+    return AutoencoderKL(down_block_types=down, up_block_types=up, scaling_factor=VAE_SCALE, **sizes)
 
 
 def _vae_size(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:
     """Width of each level and residual blocks per level."""
-
     place, channels = "encoder.down.{}.block.{}.conv2.weight", []
     while (weight := tensors.get(place.format(len(channels), 0))) is not None:
         channels.append(weight.shape[0])

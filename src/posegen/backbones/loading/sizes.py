@@ -44,8 +44,7 @@ SIZES = {
 def parts_without_weights(name: str, size: PublishedSize) -> ModelParts:
     """U-Net, autoencoder and text tower of this size; the weights are random and the same every time.
 
-    The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB.
-    """
+    The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB."""
     tokenizer = clip_tokenizer(size.pad)
     widths = {"hidden_size": size.unet.text_dim, "projection_dim": size.unet.text_dim}
     text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **widths, **size.text)

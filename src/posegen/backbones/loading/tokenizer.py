@@ -22,7 +22,9 @@ Merge = tuple[str, str]
 
 def tokenizer_of(merges: Sequence[Merge], max_length: int) -> CLIPTokenizer:
     """The tokenizer of all bytes, all bytes that end a word, ``merges``, and the marks; a ValueError for no bytes."""
-    symbols = byte_symbols()
+    # Printable characters of the 256 bytes, in the order of their token ids in GPT-2 and CLIP.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(pair) for pair in merges), START, END]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if strange := [pair for pair in merges if not set(pair) <= vocabulary.keys()]:
@@ -42,12 +44,6 @@ def clip_tokenizer(pad: str = END) -> CLIPTokenizer:
     tokenizer = tokenizer_of(merges, CONTEXT)
     tokenizer.pad_token = pad  # only now: as an argument it would be cut out of the prompts before they are read
     return tokenizer
-
-
-def byte_symbols() -> list[str]:
-    """The printable characters of the 256 bytes in byte-level BPE (GPT-2, CLIP), in the order of their token ids."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
 
 
 def merges_of(words: Iterable[str]) -> list[Merge]:

@@ -1,8 +1,7 @@
 """Associative embedding: heatmaps and tag maps to people (Newell et al. 2017, arXiv:1611.05424), as in mmpose.
 
-Joints whose tags are alike belong to one person. Peaks are gathered for all joints and images at once, and so are the
-refinements of positions and the missing joints; only the assignment goes joint by joint, because each joint changes the
-people that the next one is assigned to.
+Joints whose tags are alike belong to one person. All joints and images are decoded at once; only the assignment goes
+joint by joint, because each joint changes the people that the next one is assigned to.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ class Decoding:
     """How maps are decoded; the defaults are those of the published evaluations.
 
     ``cpu_quirk`` reproduces a flaw of mmpose on the processor, where refining overwrites the heatmaps by their
-    logarithms before missing joints are looked for, so that hardly any is found. No published number comes from it.
-    """
+    logarithms before missing joints are looked for, so that hardly any is found. No published number comes from it."""
 
     kernel: int = 5  # a peak is the largest value of a square of so many cells around it; odd
     candidates: int = 30  # most peaks of a joint
@@ -47,17 +45,11 @@ PUBLISHED = Decoding()
 
 @torch.no_grad()
 def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The people of B images.
+    """The people of B images, from ``heatmaps [B, 17, h, w]`` and ``tags [B, 17, h, w, n]``, n numbers per cell.
 
-    Args:
-        heatmaps: ``[B, 17, h, w]``; they are not changed.
-        tags: ``[B, 17, h, w, n]``, n numbers per cell.
-
-    Returns:
-        Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; a joint that is not found has score 0) and
-        ``[P] float32`` person scores, the mean over all joints before missing ones are looked for. People are in the
-        order in which they were begun. A peak that is not finite is a ValueError.
-    """
+    Per image ``[P, 17, 3] float32`` (x, y in cells of the maps, score; 0 for a joint that is not found) and ``[P]
+    float32`` person scores, the mean over all joints before missing ones are looked for, in the order in which people
+    were begun. A peak that is not finite is a ValueError."""
     heatmaps, tags = heatmaps.float(), tags.float()
     found, embeddings = (values.cpu().numpy() for values in tagged_peaks(heatmaps, tags, decoding))
     if not (np.isfinite(found).all() and np.isfinite(embeddings).all()):
@@ -75,11 +67,7 @@ def decode(heatmaps: Tensor, tags: Tensor, decoding: Decoding = PUBLISHED) -> li
 
 
 def tagged_peaks(heatmaps: Tensor, tags: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
-    """``[B, 17, k, 3]`` (x, y in whole cells, height) of the highest local maxima, highest first, and their tags
-    ``[B, 17, k, n]``.
-
-    Maps with fewer maxima are filled up with other cells, which have height 0.
-    """
+    """``[B, 17, k, 3]`` (x, y, height) of the highest local maxima, or cells of height 0; tags ``[B, 17, k, n]``."""
     summits = heatmaps * (heatmaps == highest_around(heatmaps, decoding.kernel))
     height, width = heatmaps.shape[-2:]
     heights, cells = summits.flatten(2).topk(min(decoding.candidates, height * width), dim=2)
@@ -98,9 +86,7 @@ def highest_around(maps: Tensor, kernel: int) -> Tensor:
 def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -> np.ndarray:
     """People ``[P, 17, 3]`` of one image from ``candidates [17, k, 3]`` (x, y, height) and their ``tags [17, k, n]``.
 
-    Joints that nobody claims are zero. A person is known by the first tag of the peak it began with, so a peak with the
-    very same tag replaces that joint, and with it the person's tags.
-    """
+    Unclaimed joints are zero. A peak with the very tag that a person began with replaces that joint and the tags."""
     high = candidates[..., 2] > decoding.detection_threshold
     people = np.zeros((int(high.sum()), JOINTS, 3), np.float32)
     sums, counts = np.zeros((len(people), tags.shape[-1]), np.float32), np.zeros((len(people), 1), np.float32)
@@ -120,11 +106,9 @@ def group_people(candidates: np.ndarray, tags: np.ndarray, decoding: Decoding) -
 def assigned(heights: np.ndarray, tags: np.ndarray, means: np.ndarray, threshold: float) -> list[int]:
     """The person of each of k peaks (``heights [k]``, ``tags [k, n]``), -1 where it begins a new one.
 
-    The sum of the rounded tag distances to the people's ``means [P, n]`` decides, and between equal ones the heights
-    do. Whom nobody can tell apart by that is settled by the order in which the solver looks, so it gets the square
-    matrix that released programs solve: too many peaks meet people who cost too much. A person's tag is nearer than
-    ``threshold``.
-    """
+    The sum of the rounded tag distances to the people's ``means [P, n]`` decides, then the heights, then the order in
+    which the solver looks, so it gets the square matrix that released programs solve: surplus peaks meet people who
+    cost too much. A person's tag is nearer than ``threshold``."""
     distance = np.linalg.norm(tags[:, None].astype(float) - means[None], axis=2)
     beyond = (0, 0), (0, max(0, len(tags) - len(means)))
     cost = np.rint(distance) * TAG_WEIGHT - heights[:, None]
@@ -171,15 +155,13 @@ def around(heatmaps: Tensor, image: np.ndarray, points: np.ndarray) -> np.ndarra
         lines.append(last - np.abs(last - np.abs(wanted)))
     columns, rows = lines[0][:, :, None, :, None, :], lines[1][:, :, :, None, :, None]
     maps = (image[:, None] * JOINTS + np.arange(JOINTS))[..., None, None, None, None]
-    cells = maps * h * w + rows * w + columns
-    windows = heatmaps.flatten()[torch.from_numpy(cells).to(heatmaps.device)]
+    windows = heatmaps.flatten()[torch.from_numpy(maps * h * w + rows * w + columns).to(heatmaps.device)]
     return np.log(smoothed_maps(windows)[..., 0, 0].clamp(LOWEST, HIGHEST).cpu().numpy())
 
 
 def filled(heatmaps: Tensor, tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray:
     """``people [N, 17, 3]`` with their missing joints where heat less the rounded tag distance is largest, a quarter
-    cell uphill; a joint is found where its heat is positive. ``image [N]`` is the image of each person.
-    """
+    cell uphill; a joint is found where its heat is positive. ``image [N]`` is the image of each person."""
     person, joint = np.nonzero(people[..., 2] == 0)
     if not len(person):
         return people
@@ -204,9 +186,7 @@ def mean_tags(tags: Tensor, image: np.ndarray, people: np.ndarray) -> np.ndarray
 
 
 def best_places(heat: Tensor, tags: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """``[k, 3]`` x, y, heat of the best place in each of k maps: ``heat [k, h, w]``, n ``tags`` of that shape, and the
-    tag that is looked for, ``mean [k, n]``.
-    """
+    """``[k, 3]`` x, y, heat of the best places in k maps, ``heat`` and n ``tags [k, h, w]``, near ``mean [k, n]``."""
     h, w = heat.shape[1:]
     squares = sum((plane - mean[:, i, None, None]).square_() for i, plane in enumerate(tags))
     cell = (heat - squares.sqrt_().round_()).flatten(1).argmax(1)

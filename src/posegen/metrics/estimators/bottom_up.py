@@ -22,29 +22,23 @@ def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tenso
 
 def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest local maxima of probabilities ``maps [..., h, w]``, highest first: sub-cell positions (x, y)
-    ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0.
-    """
+    ``[..., k, 2]`` and heights ``[..., k]``; places beyond the last local maximum have height 0."""
     *lead, h, w = maps.shape
     maps, k = maps.reshape(-1, h, w), min(k, h * w)
-    is_peak = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps
-    heights, where = torch.where(is_peak, maps, 0).flatten(1).topk(k, dim=1)
+    heights, where = torch.where(F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0] == maps, maps, 0).flatten(1).topk(k, dim=1)
     x, y = where % w, where // w
-    positions = torch.stack([x, y], -1) + subcell(maps, x, y)
-    return positions.view(*lead, k, 2), heights.view(*lead, k)
+    return (torch.stack([x, y], -1) + subcell(maps, x, y)).view(*lead, k, 2), heights.view(*lead, k)
 
 
 def subcell(maps: Tensor, x: Tensor, y: Tensor, limit: float = 0.75) -> Tensor:
     """The maximum of the paraboloid fitted to the log probabilities in the 3x3 cells around each peak, from its cell.
 
-    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (the idea of DARK, Zhang et al.
-    2020, arXiv:1910.06278, equation 7); the least-squares fit over nine cells instead of central differences averages
-    the noise. Peaks ``x, y [N, k]`` are cells of probabilities ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most
-    ``limit`` cells.
-    """
+    The logarithm of a Gaussian is a paraboloid, so the step is exact for a clean one (DARK, arXiv:1910.06278, equation
+    7); the least-squares fit over nine cells averages the noise. Peaks ``x, y [N, k]`` are cells of probabilities
+    ``maps [N, h, w]``; steps ``[N, k, 2]`` are at most ``limit`` cells."""
     w = maps.shape[-1] + 2
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="replicate").flatten(1)
-    around = torch.tensor([i * w + j for i in (0, 1, 2) for j in (0, 1, 2)], device=maps.device)
-    index = (y * w + x)[..., None] + around
+    index = (y * w + x)[..., None] + torch.tensor([i * w + j for i in (0, 1, 2) for j in (0, 1, 2)], device=maps.device)
     patch = padded.gather(1, index.flatten(1)).view(index.shape).clamp_min(1e-8).log().unflatten(-1, (3, 3))
     left, centre, right = patch.sum(-2).unbind(-1)
     above, middle, below = patch.sum(-1).unbind(-1)
@@ -62,19 +56,9 @@ def snapped_to_peaks(
 ) -> tuple[Tensor, Tensor]:
     """Moves each person's guessed keypoints to heatmap peaks.
 
-    A peak's appeal is its height times a Gaussian of its distance, with a width proportional to the person's size;
-    without an appealing peak the guess stays, with the probability found there as its score.
-
-    Args:
-        guess: ``[B, N, 17, 2]`` positions.
-        heat: ``[B, 17, h, w]`` probabilities.
-        k: peaks per keypoint to choose from.
-        reach: width of the distance term relative to the longer side of the guessed person.
-        floor: least appeal of a peak.
-
-    Returns:
-        ``[B, N, 17, 2]`` positions and ``[B, N, 17]`` scores.
-    """
+    Of the ``k`` highest peaks of each map of probabilities ``heat [B, 17, h, w]``. A peak's appeal is its height times
+    a Gaussian of its distance, ``reach`` times the person's longer side wide; where none exceeds ``floor`` the ``guess
+    [B, N, 17, 2]`` stays, with the probability there as its score. Returns such positions and ``[B, N, 17]`` scores."""
     places, heights = peaks(heat, k)
     extent = (guess.amax(2) - guess.amin(2)).amax(-1).clamp_min(2.0)
     distance2 = (guess[:, :, :, None] - places[:, None]).square().sum(-1)
@@ -83,26 +67,17 @@ def snapped_to_peaks(
     everywhere = places[:, None].expand(-1, guess.shape[1], -1, -1, -1)
     found = torch.take_along_dim(everywhere, index[..., None, None], 3)[..., 0, :]
     height = torch.take_along_dim(heights[:, None].expand_as(appeal), index[..., None], 3)[..., 0]
-    snapped = best > floor
-    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, values_at(heat, guess))
-
-
-def values_at(maps: Tensor, points: Tensor) -> Tensor:
-    """``maps [B, C, h, w]`` at the nearest cells of ``points [B, N, C, 2]``, as ``[B, N, C]``."""
-    h, w = maps.shape[-2:]
-    x, y = points[..., 0].round().long().clamp(0, w - 1), points[..., 1].round().long().clamp(0, h - 1)
-    return maps.flatten(2).gather(2, (y * w + x).transpose(1, 2)).transpose(1, 2)
+    (h, w), snapped = heat.shape[-2:], best > floor
+    x, y = guess[..., 0].round().long().clamp(0, w - 1), guess[..., 1].round().long().clamp(0, h - 1)
+    there = heat.flatten(2).gather(2, (y * w + x).transpose(1, 2)).transpose(1, 2)
+    return torch.where(snapped[..., None], found, guess), torch.where(snapped, height, there)
 
 
 def keep_distinct(keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float) -> Tensor:
     """Greedy non-maximum suppression by object keypoint similarity: ``[B, N]`` which people stay.
 
-    Args:
-        keypoints: ``[B, N, 17, 2]``, best person first.
-        scores: ``[B, N]`` falling person scores.
-        sigmas: ``[17]`` COCO per-keypoint standard deviations.
-        threshold: a person as similar as this to a better one is dropped.
-    """
+    People ``keypoints [B, N, 17, 2]`` come by falling ``scores [B, N]``; one that is more similar than ``threshold`` to
+    a better one is dropped. ``sigmas [17]`` are COCO's standard deviations of keypoints."""
     area = (keypoints.amax(2) - keypoints.amin(2)).clamp_min(1.0).prod(-1)
     scale = (area[:, :, None] + area[:, None, :])[..., None] / 2 * (2 * sigmas).square()
     distance2 = (keypoints[:, :, None] - keypoints[:, None]).square().sum(-1)

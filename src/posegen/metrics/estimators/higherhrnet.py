@@ -48,10 +48,8 @@ class Head(nn.Module):
     def __init__(self, width: int, shape: HeadShape) -> None:
         super().__init__()
         self.joined = shape.joined
-        widths, maps = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags]
-        k = shape.final_kernel
-        finals = (nn.Conv2d(w, m, k, padding=k // 2) for w, m in zip(widths, maps, strict=True))
-        self.final_layers = nn.ModuleList(finals)
+        widths, maps, k = (width, *shape.filters), [JOINTS * (1 + tagged) for tagged in shape.tags], shape.final_kernel
+        self.final_layers = nn.ModuleList(nn.Conv2d(w, m, k, padding=k // 2) for w, m in zip(widths, maps, strict=True))
         inputs = [w + m * joined for w, m, joined in zip(widths[:-1], maps[:-1], shape.joined, strict=True)]
         steps = zip(inputs, shape.filters, shape.kernels, strict=True)
         self.deconv_layers = nn.ModuleList(doubling(*step, shape.blocks) for step in steps)
@@ -106,13 +104,12 @@ class HigherHRNet(nn.Module, Estimator):
         self.multiple = STRIDE * 2 ** (len(stages) - 1)
         self.size, self.channel_order, self.flip_test = size, channel_order, flip_test
         self.score_threshold, self.nms_threshold, self.decoding = score_threshold, nms_threshold, decoding
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
         """Maps ``[B, 17 or 34, h, w]`` of normalised ``inputs [B, 3, H, W]``, at a quarter, then at half of their size;
-        raises ValueError where the branches of the trunk do not fit each other.
-        """
+        raises ValueError where the branches of the trunk do not fit each other."""
         if any(side % self.multiple for side in inputs.shape[-2:]):
             fix = f"choose sides that are multiples of {self.multiple}"
             raise ValueError(f"HigherHRNet cannot look at images of {tuple(inputs.shape[-2:])}; {fix}")
@@ -131,8 +128,7 @@ class HigherHRNet(nn.Module, Estimator):
         return aggregated(self(inputs))[0]
 
     def flip_tested(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean heatmaps of normalised ``inputs`` and of their mirror images, and the tags ``[B, 17, h, w, n]`` of
-        both, mirrored back; one pass."""
+        """Mean heatmaps of normalised ``inputs`` and their mirror images, and tags ``[B, 17, h, w, n]`` of both."""
         count = len(inputs)
         both = self(torch.cat([inputs, inputs.flip(-1)]))
         heatmaps, tags = aggregated([maps[:count] for maps in both])
@@ -176,12 +172,8 @@ class HigherHRNet(nn.Module, Estimator):
         nms_threshold: float = 1.0,
     ) -> HigherHRNet:
         """mmpose's HigherHRNet-W``width`` (32 and 48 are published) from its ``.pth`` file, which is not run, or from
-        safetensors; frozen. The other arguments are those of the class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it cannot be read, or holds another network.
-        """
+        safetensors; frozen. The other arguments are those of the class. Raises FileNotFoundError where there is no such
+        file, ValueError where it cannot be read, or holds another network."""
         file = Path(path).expanduser()
         if not file.is_file():
             expected = "mmpose's weights of HigherHRNet (a .pth or .safetensors file)"
@@ -206,12 +198,10 @@ def aggregated(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Fit:
-    """How an image is brought to a size that the network can look at.
+    """How an image is brought to a size that the network can look at; all are (height, width).
 
-    The shorter side becomes ``side``, both are rounded up to multiples of 64, and the centres of the corner pixels stay
-    corners (the unbiased data processing of Huang et al. 2020, arXiv:1911.07524). The longer side is scaled like the
-    shorter one, so its rounding leaves a black margin. All are (height, width).
-    """
+    The shorter side becomes ``side``, both are rounded up to multiples of 64, which leaves a black margin on the longer
+    one, and the centres of the corner pixels stay corners (Huang et al. 2020, arXiv:1911.07524)."""
 
     given: tuple[int, int]  # of the image
     size: tuple[int, int]  # of the network's input
@@ -241,8 +231,7 @@ class Fit:
 
 def to_pixels(people: np.ndarray, grid: Sequence[int], region: Sequence[float]) -> np.ndarray:
     """People ``[P, 17, 3]`` on maps of ``grid`` (height, width) that show a ``region``, in its pixels."""
-    scale = [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]
-    return (people * scale).astype(np.float32)
+    return (people * [region[1] / (grid[1] - 1), region[0] / (grid[0] - 1), 1.0]).astype(np.float32)
 
 
 def fitted(image: np.ndarray, side: int = SIDE) -> np.ndarray:

@@ -27,8 +27,7 @@ class Stage:
 def published(width: int = 48) -> tuple[Stage, ...]:
     """HRNet-W32, W48 and so on: each branch is twice as wide as the next finer one."""
     widths = tuple(width * 2**i for i in range(4))
-    later = (Stage(modules, (4,) * n, widths[:n]) for n, modules in ((2, 1), (3, 4), (4, 3)))
-    return Stage(1, (4,), (64,)), *later
+    return Stage(1, (4,), (64,)), *(Stage(modules, (4,) * n, widths[:n]) for n, modules in ((2, 1), (3, 4), (4, 3)))
 
 
 class HRNet(nn.Module):
@@ -64,11 +63,7 @@ class HRNet(nn.Module):
 
 
 class Exchange(nn.Module):
-    """Residual blocks on every branch, after which each of the first ``outputs`` branches takes the sum of all.
-
-    Coarser branches are brought to a finer one's width and enlarged to the nearest cell, finer ones halved by
-    convolutions until they fit.
-    """
+    """Residual blocks on every branch; then each of the first ``outputs`` branches takes the sum of all, resized."""
 
     def __init__(self, stage: Stage, outputs: int) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
 """The mannequin judge: a small bottom-up pose network that also names style, scene and number of people.
 
-It judges generated images of the mannequin world (see `posegen.data.mannequin`), so it is trained on renders alone,
-never on generated images. The world tells left from right by shading, hence no horizontal flips in training and no flip
-test.
+It judges generated images of the mannequin world (see `posegen.data.mannequin`) and is trained on renders alone. The
+world tells left from right by shading, hence no horizontal flips in training and no flip test.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ class MannequinJudge(nn.Module, Estimator):
 
     Args:
         widths: channels at strides 2, 4, 8 and 16; the last is the dimension of `features`.
-        styles, scenes: names of the classes.
         max_count: largest number of people that the attribute head tells apart.
         max_people: most people found in an image.
         sigma: standard deviation of the target heatmaps in cells.
@@ -87,8 +86,7 @@ class MannequinJudge(nn.Module, Estimator):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits ``heat [B, 17, H/2, W/2]``, ``centre [B, 1, H/2, W/2]``, ``attributes [B, styles + scenes + counts]``;
-        ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``.
-        """
+        ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``."""
         x2, x4, x8, x16 = self.encode(images)
         u4, features = self.up4(self.up8(x16, x8), x4), x16.mean((2, 3))
         heat, centre = self.heat_head(self.up2(u4, x2)).contiguous().split([KEYPOINTS, 1], dim=1)
@@ -111,35 +109,26 @@ class MannequinJudge(nn.Module, Estimator):
         """The training loss; the arguments after ``images [B, 3, H, W]`` are what `targets` returns.
 
         Returns the total under ``loss`` and its parts: ``heat`` and ``centre`` (cross entropy to Gaussians, in nats per
-        keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy).
-        """
+        keypoint and person), ``offset`` (smooth L1 in units of the person's scale), ``attributes`` (summed entropy)."""
         out = self(images)
         labelled, cells = keypoints[..., 2] > 0, pixels_to_cells(keypoints[..., :2])
         centres, exists = torso_centres(cells, labelled)
-        entropies = [
-            F.cross_entropy(logits, attributes[name], ignore_index=UNKNOWN, reduction="sum")
-            for name, logits in self._split(out["attributes"]).items()
-        ]
-        parts = {
-            "heat": self._map_loss(out["heat"], cells, labelled),
-            "centre": self._map_loss(out["centre"], centres[:, :, None], exists[:, :, None]),
-            "offset": self._offset_loss(out["offset"], cells, labelled, centres, areas),
-            "attributes": sum(entropies) / len(images),
-        }
-        total = parts["heat"] + 0.5 * parts["centre"] + 2.0 * parts["offset"] + parts["attributes"]
+        entropy = partial(F.cross_entropy, ignore_index=UNKNOWN, reduction="sum")
+        entropies = [entropy(part, attributes[name]) for name, part in self._split(out["attributes"]).items()]
+        heat = self._map_loss(out["heat"], cells, labelled)
+        centre = self._map_loss(out["centre"], centres[:, :, None], exists[:, :, None])
+        offset = self._offset_loss(out["offset"], cells, labelled, centres, areas)
+        parts = {"heat": heat, "centre": centre, "offset": offset, "attributes": sum(entropies) / len(images)}
+        total = heat + 0.5 * centre + 2.0 * offset + parts["attributes"]
         return {"loss": total, **{name: part.detach() for name, part in parts.items()}}
 
     def _map_loss(self, logits: Tensor, points: Tensor, labelled: Tensor) -> Tensor:
-        """Cross entropy of ``logits [B, C, h, w]`` to the highest Gaussian over people around ``points [B, P, C, 2]``.
-
-        It is least where the probability is the expected Gaussian, so sub-cell decoding stays exact; the least value is
-        the targets' entropy, not 0.
-        """
-        size = (logits.shape[-2], logits.shape[-1])
-        target = torch.zeros_like(logits)
+        """Cross entropy of ``logits [B, C, h, w]`` to the highest Gaussian over people around ``points [B, P, C, 2]``,
+        which is least, though not 0, at the expected Gaussian, so that sub-cell decoding stays exact."""
+        (h, w), target = logits.shape[-2:], torch.zeros_like(logits)
         for person in range(points.shape[1]):
             away = torch.where(labelled[:, person, :, None], points[:, person], FAR)
-            target = torch.maximum(target, peak_gaussians(away, size, self.config["sigma"]))
+            target = torch.maximum(target, peak_gaussians(away, (h, w), self.config["sigma"]))
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / labelled.sum().clamp_min(1)
 
     def _offset_loss(self, field: Tensor, cells: Tensor, labelled: Tensor, centres: Tensor, areas: Tensor) -> Tensor:
@@ -148,8 +137,7 @@ class MannequinJudge(nn.Module, Estimator):
         weight = labelled[..., None].to(field.dtype)
         total = field.new_zeros(())
         for corner in ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)):
-            places = centres + 2 * centres.new_tensor(corner)
-            error = (regress(field, places) - cells) / scale
+            error = (regress(field, centres + 2 * centres.new_tensor(corner)) - cells) / scale
             loss = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1, reduction="none")
             total = total + (weight * loss).sum()
         return total / (4 * weight.sum().clamp_min(1))
@@ -193,12 +181,9 @@ class MannequinJudge(nn.Module, Estimator):
     def calibrate(self, batches: Iterable[tuple[Tensor, Sequence[int]]], tolerance: float = 0.003) -> dict[str, float]:
         """Sets ``score_threshold`` so that the number of people found is right, on images that are in no table.
 
-        Takes the middle of the thresholds whose mean absolute count error is within ``tolerance`` of the least:
-        generated images score differently, and there it is farthest from both kinds of error. AP does not suffer,
-        because people with such low scores come last in its ranking.
-
-        ``batches`` are (images, number of people in each). Returns ``score_threshold`` and the ``count_error`` reached.
-        """
+        Takes the middle of the thresholds whose mean absolute count error is within ``tolerance`` of the least, since
+        generated images score differently. AP does not suffer: people with such low scores come last in its ranking.
+        ``batches`` are (images, number of people in each). Returns ``score_threshold`` and its ``count_error``."""
         self.config["score_threshold"], found = 0.0, []
         for images, counts in batches:
             found += [(poses.scores, n) for poses, n in zip(self.estimate(images), counts, strict=True)]
@@ -272,8 +257,7 @@ def judge_targets(
     samples: Sequence[Sample], styles: Sequence[str] = STYLES, scenes: Sequence[str] = SCENES, max_count: int = 3
 ) -> dict[str, Any]:
     """The arguments of `MannequinJudge.loss` after the images: ``keypoints [B, P, 17, 3]`` and ``areas [B, P]`` padded
-    with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given).
-    """
+    with unlabelled people, ``attributes``: name -> ``[B]`` classes (UNKNOWN where not given)."""
     people = max(1, *(len(s.keypoints) for s in samples))
     keypoints = np.zeros((len(samples), people, KEYPOINTS, 3), np.float32)
     areas = np.ones((len(samples), people), np.float32)
@@ -309,9 +293,8 @@ def cells_to_pixels(cells: Tensor) -> Tensor:
 
 
 def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each person's ``labelled [B, P, 17]`` shoulders and hips among ``cells [B, P, 17, 2]``, or of all its
-    keypoints where the torso is outside: ``[B, P, 2]``, and ``[B, P]`` whether there is anything labelled.
-    """
+    """The mean of each person's ``labelled [B, P, 17]`` shoulders and hips among ``cells [B, P, 17, 2]``, else of all
+    keypoints, ``[B, P, 2]``, and ``[B, P]`` whether there is anything labelled."""
     torso = torch.zeros_like(labelled)
     torso[..., TORSO] = labelled[..., TORSO]
     chosen = torch.where(torso.any(-1, keepdim=True), torso, labelled)[..., None].to(cells.dtype)
@@ -319,10 +302,8 @@ def torso_centres(cells: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regress(field: Tensor, places: Tensor) -> Tensor:
-    """Keypoints ``[B, N, 17, 2]`` that the offset field predicts for people centred at ``places [B, N, 2]``, both in
-    heatmap cells. ``field [B, 34, h, w]`` has half the heatmaps' resolution; each of its cells holds the way from its
-    centre to every keypoint, in units of 8 heatmap cells.
-    """
+    """Keypoints ``[B, N, 17, 2]`` of people centred at ``places [B, N, 2]``, in heatmap cells. ``field [B, 34, h, w]``
+    has, at half that resolution, the way from each cell's centre to every keypoint, in units of 8 heatmap cells."""
     h, w = field.shape[-2:]
     x = ((places[..., 0] - 0.5) / 2).round().long().clamp(0, w - 1)
     y = ((places[..., 1] - 0.5) / 2).round().long().clamp(0, h - 1)

@@ -1,11 +1,8 @@
 """Any pose estimator of mmpose 1.x as a judge: by its config file and its weights.
 
 Bottom-up models find the people themselves. Top-down ones look at one person each: the people of another estimator
-(``finder``), or the whole image as one. A detector of mmdet is no option, because mmpose's models fail beside it on a
-current PyTorch.
-
-mmpose 1.3.2 imports compiled operations and packages that do not exist for a current PyTorch and numpy; none of its
-models here needs them, so stand-ins take their places while it is imported.
+(``finder``), or the whole image as one. mmpose 1.3.2 imports compiled operations and packages, mmdet among them, that
+do not exist for a current PyTorch and numpy; none of its models here needs them, so stand-ins take their places.
 """
 
 from __future__ import annotations
@@ -38,16 +35,12 @@ class MMPose(nn.Module, Estimator):
 
     Args:
         config: a config file of mmpose 1.x, or its place below the package's own ``configs``, such as
-            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``. It is a Python program and is run; weights
-            are not.
-        weights: the model's file (``.pth`` or safetensors); None leaves random weights, for trying things out.
+            ``body_2d_keypoint/rtmo/coco/rtmo-s_8xb32-600e_coco-640x640.py``; a Python program, which is run.
+        weights: the model's file (``.pth`` or safetensors); None leaves random weights.
         finder: finds the people that a top-down model looks at; None takes the whole image for one person.
-        score_threshold: least score of a person.
 
-    Raises:
-        ImportError: mmpose is not installed.
-        FileNotFoundError: there is no such config.
-        ValueError: the config makes no model of COCO's joints, or the weights are another model's.
+    Raises ImportError without mmpose, FileNotFoundError without the config, and ValueError where it makes no model of
+    COCO's joints, or the weights are another model's.
     """
 
     def __init__(
@@ -125,9 +118,7 @@ def boxes_around(keypoints: np.ndarray) -> np.ndarray:
 
 
 def model_config(config: str | Path) -> Any:
-    """A config that fetches nothing: without the weights that training would start from. Raises FileNotFoundError, and
-    ValueError where it is no config of a model.
-    """
+    """A config without the weights that training would start from; raises FileNotFoundError and ValueError."""
     import mmpose
     from mmengine.config import Config
 
@@ -164,9 +155,7 @@ def built(config: str | Path) -> nn.Module:
 
 
 def fill_model(model: nn.Module, weights: Path) -> None:
-    """Loads a file's state dict; nothing else in the file is used or run. A ValueError names a file that cannot be read
-    without running it, and a tensor of the model that is missing or of another shape.
-    """
+    """Loads a file's state dict; a ValueError where that must run it, or a tensor is missing or of another shape."""
     try:
         given = read_tensors(weights)
     except WeightsError as error:
@@ -223,28 +212,17 @@ def stand_ins() -> Iterator[None]:
 
     mmcv_ops = {"DeformConv2d": Deformable, "MultiScaleDeformableAttention": MultiScaleDeformableAttention}
     mmdet_utils = {"ConfigType": Any, "reduce_mean": lambda value: value}  # the mean over processes, in training
-    modules = {
-        "xtcocotools": _module("xtcocotools", {"__path__": []}),  # xtcocotools is built for numpy 1
-        "xtcocotools.coco": coco,
-        "xtcocotools.cocoeval": cocoeval,
-        "xtcocotools.mask": mask,
-        "mmcv.ops": _module("mmcv.ops", mmcv_ops),
-        "mmdet": _module("mmdet", {"__path__": []}),
-        "mmdet.utils": _module("mmdet.utils", mmdet_utils),
-    }
+    empty: dict[str, Any] = {"__path__": []}  # xtcocotools is built for numpy 1
+    contents = {"xtcocotools": empty, "mmdet": empty, "mmcv.ops": mmcv_ops, "mmdet.utils": mmdet_utils}
+    modules = {"xtcocotools.coco": coco, "xtcocotools.cocoeval": cocoeval, "xtcocotools.mask": mask}
+    for name, content in contents.items():
+        modules[name] = ModuleType(name)
+        vars(modules[name]).update(content)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
-
-
-def _module(name: str, content: dict[str, Any]) -> ModuleType:
-    module = ModuleType(name)
-    vars(module).update(content)
-    return module
+        for name in before:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if module is not None})

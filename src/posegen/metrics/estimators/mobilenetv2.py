@@ -1,7 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) as a pose network's trunk, with the weights of mmpose 0.x.
 
-It is the teacher of GRPose's perception loss, there with the weights of mmpose's ``mobilenetv2_coco_512x512``, a
-bottom-up model whose trunk alone is read.
+The teacher of GRPose's perception loss, there with the trunk of mmpose's ``mobilenetv2_coco_512x512``.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ class MobileNetV2(nn.Module, Estimator):
                 layers.append(InvertedResidual(before, width, expansion, stride if block == 0 else 1, bn_eps))
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
         self.conv2 = conv_unit(width, int(LAST * max(1.0, widen_factor)), 1, bn_eps)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @classmethod
     def from_file(
@@ -71,12 +70,8 @@ class MobileNetV2(nn.Module, Estimator):
         size: int | None = 512,
     ) -> MobileNetV2:
         """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors. It
-        holds a pose model whose trunk this is; its head is left out. Nothing in it is run.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it cannot be read, or its weights are of another network.
-        """
+        holds a pose model whose trunk this is; its head is left out. Nothing in it is run. Raises FileNotFoundError
+        where there is none, ValueError where it cannot be read, or its weights are of another network."""
         file = Path(path).expanduser()
         network = cls(widen_factor, out_indices, bn_eps, size)
         if not file.is_file():
@@ -86,9 +81,7 @@ class MobileNetV2(nn.Module, Estimator):
         return network
 
     def load_trunk(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Takes the trunk's weights out of a whole model's; a ValueError names ``source`` where one of them is missing,
-        unexpected or of another shape.
-        """
+        """Takes the trunk's weights out of a whole model's; a ValueError names ``source`` where they do not fit."""
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
         given = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         fix = "take an mmpose model with this trunk and widen_factor"

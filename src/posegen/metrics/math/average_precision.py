@@ -1,8 +1,7 @@
 """COCO's average precision and recall over similarity thresholds, for many bootstrap resamples of one matching.
 
-Matching people with detections happens within an image, so it is done once, for all images side by side; a resample
-only changes how often each image's detections and people count. Counting a detection w times moves precision and recall
-as w equal neighbours in the ranking would, so weights equal duplicated images exactly.
+People and detections are matched once, for all images side by side; a resample only changes how often those of each
+image count. A weight of w moves precision and recall exactly as w equal neighbours in the ranking would.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ import numpy as np
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 EVERY_AREA = (0.0, 1e10)
-#: COCO's person areas in square pixels, by the suffix of a column.
-COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}
+COCO_RANGES = {"": EVERY_AREA, "_M": (32.0**2, 96.0**2), "_L": (96.0**2, 1e10)}  # COCO's, in square pixels
 MAX_DETECTIONS = 20  # of an image: COCO looks at its best ones
 TINY = np.spacing(1)  # COCO's guard against a precision of 0 / 0
 
 Arrays = Sequence[np.ndarray]
-#: Least and largest area by suffix.
-Ranges = Mapping[str, tuple[float, float]]
+Ranges = Mapping[str, tuple[float, float]]  # least and largest area by the suffix of a column
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +32,7 @@ class Ranking:
     people: np.ndarray  # [n] people that count in each image
 
     def precision_and_recall(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Average precision (101 levels) and final recall ``[R, T]`` under ``weights [R, n]``; NaN without people.
-
-        The best precision from a recall level on is found at a hit, so only hits are looked at."""
+        """Average precision (101 levels) and final recall ``[R, T]`` under ``weights [R, n]``; NaN without people."""
         recall = np.zeros((len(weights), len(self.hits)))
         levels = np.zeros((*recall.shape, len(RECALLS)))
         people = weights @ self.people
@@ -52,7 +47,7 @@ class Ranking:
                     true = weights[r][hits[t]].cumsum()
                     reached = true / people[r]
                     recall[r, t] = reached[-1]
-                    precision = true / (ranked[pattern[t]][places[t]] + TINY)
+                    precision = true / (ranked[pattern[t]][places[t]] + TINY)  # the best from a level on is at a hit
                     at = np.searchsorted(reached, RECALLS, side="left")
                     at = at[at < len(true)]  # levels that are never reached have precision 0
                     levels[r, t, : len(at)] = np.maximum.accumulate(np.maximum.reduceat(precision, at)[::-1])[::-1]
@@ -61,11 +56,10 @@ class Ranking:
 
     def split(self, size: int) -> list[Ranking]:
         """The rankings of every ``size`` consecutive images; the last may have fewer."""
-        group = self.image // size
+        group, people, hits, counted = self.image // size, self.people, self.hits, self.counted
         order = np.argsort(group, kind="stable")
-        parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(self.people) // size))))
-        split = zip(range(0, len(self.people), size), parts, strict=True)
-        people, hits, counted = self.people, self.hits, self.counted
+        parts = np.split(order, np.searchsorted(group[order], np.arange(1, -(-len(people) // size))))
+        split = zip(range(0, len(people), size), parts, strict=True)
         return [Ranking(self.image[p] - i, hits[:, p], counted[:, p], people[i : i + size]) for i, p in split]
 
     def statistics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,20 +81,15 @@ def rank(
 ) -> Ranking:
     """Matches n images and ranks their detections; equal scores keep the order of the images.
 
-    Args:
-        similarities: n arrays ``[D_i, P_i]``, detections of each image best first.
-        scores, extents: n arrays ``[D_i]`` of detections, the latter box areas.
-        areas: n arrays ``[P_i]`` of people.
-        area_range: people outside do not count, and unmatched detections outside are ignored.
-    """
+    All are n arrays: ``similarities [D_i, P_i]``, detections of each image best first, their ``scores`` and box areas
+    ``extents [D_i]``, and people's ``areas [P_i]``. People and unmatched detections outside the range do not count."""
     low, high = area_range
     excluded, outside = ((flat < low) | (flat > high) for flat in (concatenated(areas), concatenated(extents)))
     hits, matched = match(similarities, excluded)
     order = np.argsort(-concatenated(scores), kind="stable")
     image, owner = (np.repeat(np.arange(len(parts)), [len(part) for part in parts]) for parts in (scores, areas))
     people = np.bincount(owner, ~excluded, minlength=len(areas))
-    counted = hits | ~(matched | outside)
-    return Ranking(image[order], hits[:, order], counted[:, order], people)
+    return Ranking(image[order], hits[:, order], (hits | ~(matched | outside))[:, order], people)
 
 
 def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +98,8 @@ def match(similarities: Arrays, excluded: np.ndarray) -> tuple[np.ndarray, np.nd
     Each detection, best first, takes the most similar free person that counts, else the most similar free excluded
     one; of equal ones the last. As in COCO's own loop NaN beats everything before it, and what comes next beats it.
 
-    Args:
-        similarities: n arrays ``[D_i, P_i]``, detections best first.
-        excluded: ``[P_0 + ... + P_n-1]`` people that do not count; a detection that matches one is no hit.
-
-    Returns:
-        ``[T, D_0 + ... + D_n-1] bool`` hits, and detections that match anybody.
-    """
+    Of n arrays ``similarities [D_i, P_i]``, detections best first; a detection that matches one of the people
+    ``excluded [P_0 + ... + P_n-1]`` is no hit. Returns ``[T, D_0 + ... + D_n-1] bool`` hits, and matched detections."""
     sizes = np.array([s.shape for s in similarities], int).reshape(-1, 2)
     first, first_person = (sizes.cumsum(0) - sizes).T
     hits, matched = np.zeros((2, len(THRESHOLDS), sizes[:, 0].sum()), bool)

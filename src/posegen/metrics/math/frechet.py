@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 TILE = 1024  # rows of a kernel matrix that exist at a time
-
-#: Rows of the first and of the second set, ``[S, s]`` each, that make S subsets of s images.
-Draws = tuple[np.ndarray, np.ndarray]
+Draws = tuple[np.ndarray, np.ndarray]  # rows of two sets, ``[S, s]`` each, that make S subsets of s images
 
 
 @dataclass(frozen=True)
 class Polynomial:
-    """The kernel (gamma x.y + coef)^degree; by default KID's cubic one, Binkowski et al. 2018 (arXiv:1801.01401)
-    section 4."""
+    """The kernel (gamma x.y + coef)^degree; by default KID's (Binkowski et al. 2018, arXiv:1801.01401, section 4)."""
 
     degree: int = 3
     gamma: float | None = None  # None is 1 / D
@@ -30,8 +27,7 @@ class Polynomial:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Kernel matrix ``[n, m]`` of ``x [n, D]`` and ``y [m, D]``."""
-        gamma = 1 / x.shape[1] if self.gamma is None else self.gamma
-        return (x @ y.T).mul_(gamma).add_(self.coef).pow_(self.degree)
+        return (x @ y.T).mul_(1 / x.shape[1] if self.gamma is None else self.gamma).add_(self.coef).pow_(self.degree)
 
 
 CUBIC = Polynomial()
@@ -97,8 +93,7 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
     """`frechet_distance` ``[R]`` of ``found [n, D]`` under ``weights [R, n]`` from ``real [m, D]``; D of a few hundred.
 
     S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, the covariance of the found features times
-    L. Resamples repeat images, which looks like less variety: they lie further away than the set itself, the more
-    so the fewer images there are to a dimension."""
+    L. Resamples repeat images, so they lie further away than the set itself, the more so the fewer its images."""
     with one_thread():
         x, y = _sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)
@@ -114,9 +109,8 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
 def frechet_first_order(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """`frechet_distances` to first order in the weights: the set's distance plus the images' mean influence.
 
-    One eigendecomposition serves all rows, and rows of ones are exact. The spread is the delta method's: it has
-    neither the upward shift of full recomputation nor the excess spread that comes with it, and is too small only
-    where both sets follow the same distribution."""
+    One eigendecomposition serves all rows, and rows of ones are exact. The spread is the delta method's, without full
+    recomputation's upward shift; it is too small only where both sets follow the same distribution."""
     distance = np.full(len(weights), frechet_distance(found, real))
     if (weights == 1).all():
         return distance
@@ -167,8 +161,7 @@ def kernel_distances(
 ) -> np.ndarray:
     """`kernel_distance` ``[R]`` under each row of ``weights [R, n]`` and ``real_weights [R, m]``, by default ones.
 
-    Pairs are of different images: the copies of an image in a resample are no pair, so the estimate stays unbiased.
-    """
+    The copies of an image in a resample are no pair, so the estimate stays unbiased."""
     with one_thread():
         x, y = _sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)
@@ -179,9 +172,7 @@ def kernel_distances(
 
 
 def pair_sums(kernel: Polynomial, x: Tensor, w: Tensor, y: Tensor | None = None, v: Tensor | None = None) -> Tensor:
-    """Sums ``[R]`` of w_i v_j k(x_i, y_j); without ``y`` of w_i w_j k(x_i, x_j) over i != j.
-
-    The kernel matrix is computed once, tile by tile, for all rows of weights; of a symmetric one half."""
+    """Sums ``[R]`` of w_i v_j k(x_i, y_j), tile by tile; without ``y`` of w_i w_j k(x_i, x_j) over i != j."""
     same = y is None or v is None
     y, v = (x, w) if y is None or v is None else (y, v)
     total = x.new_zeros(max(len(w), len(v)))

@@ -23,8 +23,7 @@ def oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.
 def pair_oks(
     found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas: np.ndarray = COCO_SIGMAS
 ) -> np.ndarray:
-    """Similarities ``[...]`` of pairs of a detection ``[..., 17, >= 2]`` and a person ``[..., 17, 3]`` with its area
-    ``[...]``; leading axes broadcast."""
+    """As `oks`, ``[...]``, for pairs of a detection ``[..., 17, >= 2]`` and a person ``[..., 17, 3]``."""
     labelled = keypoints[..., 2] > 0
     x, y = (found[..., i].astype(float) - keypoints[..., i] for i in (0, 1))
     exponent = (x * x + y * y) / np.square(2 * sigmas) / (areas[..., None].astype(float) + TINY) / 2

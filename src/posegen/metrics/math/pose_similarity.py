@@ -54,8 +54,7 @@ def defined_cosine(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) 
 def aligned_oks(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """OKS ``[D, P]`` after each detection is moved and scaled onto the person: Procrustes without rotation.
 
-    The fit is least squares in units of each joint's tolerance, over the labelled joints; 0 for people with fewer
-    than 3. Shapes are those of `oks`."""
+    A least-squares fit in units of each joint's tolerance, over the labelled ones; 0 for people with fewer than 3."""
     labelled = keypoints[..., 2] > 0
     weight = np.where(labelled, COCO_SIGMAS**-2.0, 0.0)
     weight = (weight / np.maximum(weight.sum(-1, keepdims=True), 1e-12))[None, :, :, None]

@@ -1,8 +1,7 @@
 """Bootstrap intervals and tests.
 
-Images are resampled; with several seeds, seeds are resampled on top and share the resampled images, because every seed
-was judged on the same ones (a hard image is hard for all of them). The same seed gives the same resamples to every
-method, so differences between methods are paired by image.
+Images are resampled; with several training seeds, those are resampled on top and share the resampled images, on which
+all were judged. Every method gets the same resamples, so differences between methods are paired by image.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-#: Weights ``[R, n]`` to values ``[R]`` by name: a metric with its records filled in.
-Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Compute = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # weights ``[R, n]`` to values ``[R]`` by name
 IMAGES, SEEDS = 0, 1  # independent random streams
 
 
@@ -24,8 +22,7 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Bootstrap distributions ``[R]`` by column of the mean over training seeds.
 
-    ``computes``: a function per training seed, all over the same ``n_images`` images; one alone: images alone vary.
-    ``seed`` is that of the resampling."""
+    ``computes``: a function per training seed, all over the same images, which alone vary where there is just one."""
     computes = [computes] if callable(computes) else list(computes)
     images = resample(n_images, resamples, seed, IMAGES)
     values = [compute(images) for compute in computes]
@@ -63,8 +60,7 @@ def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
     difference = values - baseline
     if np.isnan(difference).any():
         return float("nan")
-    rarer = min((difference <= 0).sum(), (difference >= 0).sum())
-    return min(1.0, 2 * (rarer + 1) / (len(difference) + 1))
+    return min(1.0, 2 * (min((difference <= 0).sum(), (difference >= 0).sum()) + 1) / (len(difference) + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,11 +1,10 @@
 """How four papers on pose-guided person image synthesis evaluate: the same names for numbers that do not compare.
 
-Read in the programs of GFLA, PIDM, PCDMs and CFLD; DNAF published none and names FID and LPIPS at 256x176. They agree
-that FID compares all generated test pictures with all *training* pictures, in torchvision's Inception v3 for ImageNet,
-and that LPIPS, SSIM and PSNR compare a picture with its target. They differ in the size, in who resizes, in the file
-that pictures go through, in what is dropped, and in SSIM's window and range.
-
-Not taken over: PCDMs' scripts draw four pictures and keep the one of the highest SSIM *with the target*.
+Read in the programs of GFLA, PIDM, PCDMs and CFLD; DNAF published none and names FID and LPIPS at 256x176. In all, FID
+compares all generated test pictures with all *training* pictures, in torchvision's Inception v3 for ImageNet, and
+LPIPS, SSIM and PSNR a picture with its target. They differ in sizes, in who resizes, in the files that pictures go
+through, in what is dropped, and in SSIM's window and range. Not taken over: PCDMs' scripts keep, of four pictures, the
+one of the highest SSIM *with the target*.
 """
 
 from __future__ import annotations
@@ -113,15 +112,9 @@ class PersonPaper(Observer):
     """Notes what a paper's script looks at: ``<paper>_features`` and, compared with the target, ``_lpips``, ``_ssim``,
     ``_ssim_256``, ``_psnr``, ``_l1`` and ``_mae``.
 
-    Args:
-        paper: its short name.
-        inception, lpips: the network of FID, and the perceptual distance.
-        size: (height, width) that pictures are resized to.
-        resize, resize_ssim: by whom, for FID and LPIPS, and for SSIM, PSNR and the two errors.
-        jpeg: quality of the JPEG file that generated pictures go through; None: they are kept as they are.
-        sigma: of the Gaussian window of ``ssim_256``.
-        lpips_range: what pictures are given to LPIPS in; it expects ``-1..1``.
-    """
+    Pictures are resized to ``size`` (height, width), by ``resize`` for FID and LPIPS, by ``resize_ssim`` for the rest.
+    Generated ones go through a JPEG file of quality ``jpeg``, unless it is None. ``sigma`` is of the Gaussian window of
+    ``ssim_256``, ``lpips_range`` what pictures are given to LPIPS in; it expects ``-1..1``."""
 
     compares = True
 
@@ -169,24 +162,19 @@ class PersonPaper(Observer):
     def _likeness(self, made: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
         made, targets = (resized(p, self.size, self.resize_ssim) for p in (made, targets))
         pairs = list(zip(made, targets, strict=True))
-        return {
-            "ssim": [ssim_uniform(*pair) for pair in pairs],
-            "ssim_256": [ssim_gaussian(*pair, self.sigma) for pair in pairs],
-            "psnr": [float(value) for value in psnr(made, targets)],
-            "l1": [float(np.abs(a.astype(float) - b).mean() / 255) for a, b in pairs],
-            "mae": [relative_error(a, b) for a, b in pairs],
-        }
+        ssims = {"ssim": [ssim_uniform(a, b) for a, b in pairs]}
+        ssims["ssim_256"] = [ssim_gaussian(a, b, self.sigma) for a, b in pairs]
+        l1 = [float(np.abs(a.astype(float) - b).mean() / 255) for a, b in pairs]
+        mae = [relative_error(a, b) for a, b in pairs]
+        return {**ssims, "psnr": [float(value) for value in psnr(made, targets)], "l1": l1, "mae": mae}
 
 
 class PersonPaperMetric(Metric):
     """The columns of one paper: ``<paper>_FID``, ``_LPIPS``, ``_SSIM``, ``_SSIM_256``, ``_PSNR``, ``_L1``, ``_MAE``.
 
-    Args:
-        paper: its short name, as of `PersonPaper`.
-        batch, lpips_batch: images of a batch of FID, and of LPIPS.
-        drop_last: the incomplete last batch of both sets does not count, as in the programs of GFLA, PIDM and PCDMs.
-        allow_rank_deficient: give FID of sets with no more images than the 2048 dimensions.
-    """
+    ``batch`` and ``lpips_batch`` are the images of a batch of FID and of LPIPS. With ``drop_last`` the incomplete last
+    batch of both sets does not count, as in the programs of GFLA, PIDM and PCDMs. ``allow_rank_deficient`` gives FID of
+    sets with no more images than the 2048 dimensions, too."""
 
     def __init__(
         self,

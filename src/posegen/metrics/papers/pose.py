@@ -1,7 +1,6 @@
 """The pose metrics of HumanSD, StablePose and GRPose as their shared program computes them, errors included.
 
-Protocol ``paper_pose`` exists to compare with published tables; ``corrected`` is the protocol to trust. What differs
-from a COCO evaluation of the whole set:
+Protocol ``paper_pose`` is for published tables, ``corrected`` the one to trust. Against COCO on the whole set:
 
 * Ground truth are the first ten people of a sample; whoever has a joint with x > 0 counts. The area of a person spans
   all 17 joints, where a missing joint stands at (-1, -1): occluded people become as large as their distance from the
@@ -37,14 +36,10 @@ class PaperPoseMetric(Metric):
     """Published pose columns: mean over batches of COCO's AP, AP(m), AP(l), AR and SAP (percent) and PCE (people).
 
     Poses are those that the observer ``swapped`` saw, else the judge's own. Intervals are an approximation: a resample
-    of images keeps every batch as it is and counts it by the mean weight of its images, because batches of resampled
-    images would have to be matched and ranked anew.
+    counts every batch by the mean weight of its images; batches of resampled images would need to be matched anew.
 
-    Args:
-        batch: images per row of the published program (StablePose and GRPose 4, HumanSD 10).
-        drop_last: leave an incomplete last batch out.
-        count_only_with_people: the published error of PCE; False compares all images of a batch.
-    """
+    ``batch`` is the images per row of the published program (StablePose and GRPose 4, HumanSD 10); ``drop_last`` leaves
+    an incomplete one out; ``count_only_with_people`` is the published error of PCE, False compares all images."""
 
     columns = (
         Column("paper_AP", "higher", 0, "accuracy", 3, "%", published=True),
@@ -78,15 +73,11 @@ class PaperPoseMetric(Metric):
         order = visible[np.argsort(-poses.scores[visible], kind="stable")[:MAX_DETECTIONS]]
         found = poses.keypoints[order].astype(float)
         areas = np.ptp(keypoints[..., :2], axis=1).prod(-1)
-        return {
-            "paper_people": float(len(keypoints)),
-            "paper_found": float(len(poses)),
-            "paper_oks": oks(found, keypoints, areas),
-            "paper_cosine": cosine(found, keypoints, literal=True),
-            "paper_scores": poses.scores[order],
-            "paper_areas": areas,
-            "paper_extents": np.ptp(found[..., :2], axis=1).prod(-1),
-        }
+        facts: dict[str, float | np.ndarray] = {"people": float(len(keypoints)), "found": float(len(poses))}
+        facts |= {"oks": oks(found, keypoints, areas), "cosine": cosine(found, keypoints, literal=True)}
+        facts |= {"scores": poses.scores[order], "areas": areas}
+        facts["extents"] = np.ptp(found[..., :2], axis=1).prod(-1)
+        return {f"paper_{name}": value for name, value in facts.items()}
 
     def resampled(self, records: Records, weights: np.ndarray, reference: Records | None = None) -> Values:
         images = count_images(records)
@@ -109,8 +100,7 @@ def mean_over_batches(share: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def rows(records: Records, batch: int, count_only_with_people: bool = True) -> dict[str, np.ndarray]:
-    """What the published program writes for every batch, ``[B]`` each: `STATISTICS` (-1 without people), the same with
-    S before them for SAP, and ``PCE``.
+    """What the published program writes per batch, ``[B]`` each: `STATISTICS` (-1 without people), with S for SAP, PCE.
 
     ``records`` are those of `PaperPoseMetric.record`; ``batch`` images make a row, the last may have fewer."""
     values: dict[str, np.ndarray] = {}

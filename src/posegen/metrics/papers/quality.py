@@ -6,14 +6,13 @@ What differs from the usual definition, each of which changes the values:
 * pixels are normalised as ImageNet's before they become bytes again, so that values outside 0 to 255 wrap around;
 * FID is in the 64 features after the network's first pooling, where 250 images suffice for a covariance;
 * a value per scenario, then the plain mean over scenarios, for KID over those that have one.
-
-The inception score, which the scripts print too, is left out: it looks at the generated pictures alone.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,7 @@ def wrapped_bytes(pixels: np.ndarray, generated: bool) -> np.ndarray:
 
     Red and blue of ``generated`` pictures are exchanged first."""
     image = torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1] if generated else pixels)).float() / 255
-    normalised = (image - torch.tensor(MEAN)) / torch.tensor(STD)
-    return (normalised * 255).long().remainder(256).to(torch.uint8).numpy()
+    return (((image - torch.tensor(MEAN)) / torch.tensor(STD)) * 255).long().remainder(256).to(torch.uint8).numpy()
 
 
 def scenario_mean(scenarios: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,12 +52,12 @@ def scenario_mean(scenarios: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {name: np.mean(values, axis=0) if values else np.nan for name, values in known.items()}
 
 
+@dataclass(eq=False)
 class PaperFeatures(Observer):
     """Notes ``paper_64`` and ``paper_2048``, features of pictures treated as above by torch-fidelity's Inception
     network, and ``paper_fixed_64``, of the same crops with right colours and values."""
 
-    def __init__(self, network: FidelityInception) -> None:
-        self.network = network
+    network: FidelityInception
 
     def check(self) -> None:
         self.network.check()
@@ -109,8 +107,7 @@ class PaperQualityMetric(Metric):
     """``paper_FID`` and ``paper_KID`` (times 100), means over scenarios; ``paper_fixed_FID``: without the two mistakes.
 
     Data without scenarios count as one. KID is the mean over 100 random subsets of 200, seeded here; it needs more
-    than 200 generated images in a scenario. Intervals of FID are to first order (see `frechet_first_order`), those
-    of KID use all pairs of each resample."""
+    than 200 generated images in a scenario. Intervals of FID are as in `frechet_first_order`, of KID over all pairs."""
 
     columns = (
         Column("paper_FID", "lower", 0, "quality", 2, published=True, remark=AS_FID),
@@ -144,9 +141,7 @@ class PaperQualityMetric(Metric):
 
 
 def subset_kid(found: np.ndarray, real: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
-    """KID ``[R]`` times its factor; None where there are too few images for the subsets.
-
-    The value of the set is that of the subsets; a resample differs from it as distances over all pairs do."""
+    """KID ``[R]`` of the subsets, times its factor, which resamples change as they do all pairs'; None if too few."""
     if len(found) <= SUBSET_SIZE or len(real) < SUBSET_SIZE:
         return None
     value = kernel_distance_subsets(found, real, random_subsets(len(found), len(real), SUBSETS, SUBSET_SIZE)).mean()
