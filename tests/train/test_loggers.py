@@ -32,9 +32,9 @@ def test_wandb_offline_holds_config_curves_pictures_and_group(
     import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
-    seen: dict = {}
+    started: list = []
     init = wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **kwargs: seen.update(kwargs) or init(**kwargs))
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: started.append(init(**kwargs)) or started[-1])
     options = [
         "logger=wandb",
         "validation.every=3",
@@ -44,8 +44,9 @@ def test_wandb_offline_holds_config_curves_pictures_and_group(
     ]
     with configured("train", *world, *options) as cfg:
         train(cfg)
-    assert seen["mode"] == "offline" and seen["group"] == "train/controlnet" and seen["name"] == "controlnet-seed0"
-    assert seen["config"]["adapter"]["strength"] == 1.0 and "seed:0" in seen["tags"]
+    (first,) = started
+    assert first.offline and first.group == "train/controlnet" and first.name == "controlnet-seed0"
+    assert first.config["adapter"]["strength"] == 1.0 and "seed:0" in first.tags
     ((run, content),) = logged(tmp_path).items()
     assert b"live/PCK@0.1" in content and b"train/loss" in content
     assert list(run.rglob("live_*.png"))

@@ -130,10 +130,13 @@ def log_table(table: Table, cfg: DictConfig) -> None:
         return
     import wandb
 
-    study, place, tags = str(cfg.study), table.folder / "dashboard", [*(settings.logger.get("tags") or ()), "table"]
+    study, place = str(cfg.study), table.folder / "dashboard"
+    node: Any = OmegaConf.to_container(settings.logger, resolve=False)
+    tags = [*(tag for tag in node.get("tags") or () if "${" not in tag), "table"]  # the others are of one cell
     about: dict[str, Any] = dict.fromkeys(("group", "job_type"), f"{study}/table") | {"name": "table", "tags": tags}
-    about |= {"id": value_hash([str(table.folder), "table"]), "save_dir": str(place), "config": {"study": study}}
+    about |= {"id": value_hash([str(table.folder), "table"]), "save_dir": str(place)}
     with tolerated(f"the table of {table.folder}"), open_run(settings.logger, **about) as run:
+        run.config.update({"study": study})
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")
