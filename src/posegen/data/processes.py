@@ -7,6 +7,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import TypeVar
 
+from posegen.io.start_method import known_start_method
+
 R = TypeVar("R")
 
 
@@ -15,7 +17,10 @@ def run_in_processes(function: Callable[..., R], calls: Sequence[tuple], workers
     if workers <= 1:
         yield from (function(*call) for call in calls)
         return
-    with ProcessPoolExecutor(min(workers, len(calls)), mp_context=get_context("spawn")) as pool:
+    with (
+        known_start_method(),
+        ProcessPoolExecutor(min(workers, len(calls)), mp_context=get_context("spawn")) as pool,
+    ):
         jobs = [pool.submit(function, *call) for call in calls]
         try:
             for job in as_completed(jobs):

@@ -30,6 +30,7 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from posegen.config.resolvers import processes
 from posegen.errors import UserError
+from posegen.io.start_method import known_start_method
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
     how: dict[str, Any] = {"max_restarts": 0, "monitor_interval": 0.1, "start_method": "spawn"}
     settings = LaunchConfig(group.nodes, group.nodes, group.devices, **meeting, **how)
     try:
-        with signal_handlers_restored():
+        with signal_handlers_restored(), known_start_method():
             elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
     except SignalException as ended:
         if ended.sigval == signal.SIGINT:
