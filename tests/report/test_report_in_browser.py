@@ -13,14 +13,10 @@ from posegen.io.atomic import write_json
 from posegen.report.html import results_page
 from posegen.report.table import build_table
 from posegen.runner.images import picture, write_png
+from tests.browser import CHROMIUM, FLAGS, needs_browser
 from tests.report.test_table import PROTOCOL, finished
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}: the Debian package chromium is missing")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")

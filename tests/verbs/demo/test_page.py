@@ -18,15 +18,11 @@ from posegen.demo.pose_editor import to_keypoints
 from posegen.demo.session import DemoPicture, DemoRequest, DemoSession, OnStep
 from posegen.errors import UserError
 from posegen.poses.reading import read_poses
+from tests.browser import CHROMIUM, FLAGS, needs_browser
 from tests.tiny import configured
 from tests.verbs.demo.conftest import PROMPT
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no {CHROMIUM}: the Debian package chromium is missing")
+pytestmark = needs_browser
 WAIT = 60_000.0  # ms, on a machine that is busy
 
 
