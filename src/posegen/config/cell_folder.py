@@ -10,11 +10,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from posegen.io.hashes import value_hash
 
-#: Last parts of keys that change no result: where things lie, who computes, how it is shown.
+#: Last parts of keys that change no result (where things lie, who computes, how it is shown), or do so through others
+#: (``budget.train_images`` through ``data.train.count``).
 NEUTRAL_KEYS = frozenset({
     "cache", "workers", "progress", "accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins",
     "use_distributed_sampler", "default_root_dir", "profiler", "log_every_n_steps", "enable_checkpointing",
-    "enable_progress_bar", "enable_model_summary",
+    "enable_progress_bar", "enable_model_summary", "train_images",
 })  # fmt: skip
 #: Callbacks that change no result.
 NEUTRAL_CALLBACKS = frozenset({"checkpoint", "progress", "live"})
