@@ -25,9 +25,9 @@ INFLATED, SMALL = 100, 1 << 28  # most bytes in place of a packed one; bytes tha
 def write_arrays(path: Path, compressed: bool = True, **arrays: Any) -> None:
     """Writes arrays that can be rebuilt, with a checksum."""
     plain = {name: np.asarray(value) for name, value in arrays.items()}
+    checked: dict[str, Any] = {**plain, CHECKSUM: np.array(arrays_hash(path, plain))}
     with replacing(path) as temporary, temporary.open("wb") as stream:  # numpy would add .npz to a name
-        save = np.savez_compressed if compressed else np.savez
-        save(stream, **plain, **{CHECKSUM: np.array(arrays_hash(path, plain))})
+        (np.savez_compressed if compressed else np.savez)(stream, **checked)
 
 
 def read_arrays_or_none(path: Path) -> dict[str, np.ndarray] | None:
