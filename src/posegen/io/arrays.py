@@ -39,7 +39,7 @@ def read_arrays_or_none(path: Path) -> dict[str, np.ndarray] | None:
     except NPZ_ERRORS:
         if not path.exists():
             return None
-    print(f"{path} is damaged or of an earlier version: it is written again", flush=True)
+    print(f"{path} is damaged, of an earlier version or of another place: it is written again", flush=True)
     return None
 
 
