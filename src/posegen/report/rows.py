@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posegen.errors import UserError
+from posegen.metrics.records import AGAIN, read_records
 from posegen.report.study import COSTS, read_costs, read_facts, read_status
 
 REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none
+DAMAGED = "damaged"  # state of a cell that finished and whose records cannot be read
 Row = dict[str, Any]
 
 
@@ -58,7 +61,12 @@ class Group:
 
     def row(self, protocol: Any) -> Row:
         """The values, costs and state of the row."""
-        values, spread = row_of(self.finished, protocol)
+        try:
+            values, spread = row_of(self.finished, protocol)
+        except (KeyError, TypeError, IndexError) as error:
+            found = f"the records of {', '.join(map(str, self.finished))} are not those of protocol={protocol.name}"
+            version = f"v{protocol.version} ({type(error).__name__}: {error})"
+            raise UserError(f"{found} {version}; {AGAIN}") from error
         self.spread = spread or {}
         if self.finished:
             self.absent = protocol.absent(protocol.read(self.finished[0]))
@@ -109,12 +117,18 @@ def costs_of(folders: Sequence[Path]) -> Row:
 
 
 def state_of(cell: Path, expected: str) -> dict[str, str]:
-    """State and reason of a cell, by its ``status.json``."""
+    """State and reason of a cell, by its ``status.json``, and whether its records can be read."""
     status = read_status(cell)
     if not status:
         return {"state": "missing", "reason": "never started"}
     if status.get("hash") != expected:
         return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
+    if status["state"] == "finished":
+        try:
+            for folder in (cell, cell / "reference"):
+                read_records(folder)
+        except (ValueError, OSError) as error:
+            return {"state": DAMAGED, "reason": str(error)}
     state = "interrupted" if status["state"] == "running" else status["state"]
     return {"state": state, "reason": status.get("reason") or ""}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
 from posegen.metrics.protocol import Protocol
+from posegen.metrics.records import CSV_FILE, from_csv
 
 COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
 
@@ -90,8 +90,7 @@ def require_paired(cells: Sequence[Path]) -> None:
 
 
 def judged_ids(cell: Path) -> list[str]:
-    with (cell / "records.csv").open(newline="", encoding="utf-8") as file:
-        return [row["id"] for row in csv.DictReader(file)]
+    return from_csv(cell / CSV_FILE)["id"]
 
 
 def read_status(cell: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.errors import UserError
 from posegen.io.hashes import value_hash
 from posegen.report.formats import markdown, table_grid
+from posegen.report.image_grids import prompts_of
 from posegen.report.plots import LIVE
 from posegen.report.study import COSTS, read_cell_config
 from posegen.report.table import Table
@@ -99,8 +100,7 @@ def image_table(components: Components, folder: Path, records: Any, images: int)
     import wandb
 
     kept = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:images]
-    prompts = folder / "samples" / "prompts.txt"
-    words = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else []
+    words = prompts_of(folder)
     values = {i: values_of_image(components, {name: [column[i]] for name, column in records.items()}) for i in kept}
     columns = [c for c in components.protocol.columns if any(c in each for each in values.values())]
     accuracy = components.protocol.axes("accuracy")

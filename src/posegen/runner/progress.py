@@ -9,9 +9,10 @@ from typing import Literal
 
 import torch
 
-from posegen.io.atomic import read_json, write_json
+from posegen.io.atomic import read_json_or_empty, write_json
 
 Mode = Literal["bar", "file", "none"]
+COSTS_FILE = "costs.json"  # of a cell
 
 
 class Progress:
@@ -63,9 +64,12 @@ class Progress:
 
 
 def note_costs(folder: Path, **costs: float) -> None:
-    """Adds to ``costs.json`` of a cell."""
-    path = folder / "costs.json"
-    write_json(path, {**(read_json(path) if path.is_file() else {}), **costs})
+    """Adds to ``costs.json`` of a cell; a damaged one begins again, and a line says so."""
+    path = folder / COSTS_FILE
+    known = read_json_or_empty(path)
+    if path.exists() and not known:
+        print(f"{path} is damaged: it begins again, without the costs of earlier stages", flush=True)
+    write_json(path, {**known, **costs})
 
 
 def peak_memory_mb() -> float:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from posegen.errors import UserError
+from posegen.io.atomic import read_json_or_empty, write_json
+from posegen.io.locks import locked
 from posegen.runner.cell import Cell
+from posegen.runner.progress import COSTS_FILE
 
 Batch = TypeVar("Batch")
 
@@ -65,12 +69,20 @@ class Stage:
         """Whether nothing is left for any process."""
         return not self.todo()
 
+    def lost(self) -> Sequence[Path]:
+        """Results of a finished cell that are gone, for instance a damaged file that its user deleted.
+
+        A folder of pictures or weights that is gone as a whole was deleted to save space, and is not missed.
+        """
+        return ()
+
     def finish(self) -> None:
         """Puts together what all processes left; called once, when all stages are done."""
 
 
 def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
     """Does this process's share of a cell, finishes it when nothing is left, and says whether it is finished."""
+    stages, kept = reopened(cell, stages)
     alone = shard.count == 1
     with cell.working(sharing=not alone):
         for stage in () if cell.finished() else stages:
@@ -82,4 +94,30 @@ def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
         with cell.working():
             for stage in () if cell.finished() else stages:
                 stage.finish()
+    if kept and cell.finished():
+        cell.write(state="finished", wall_s=kept["wall_s"])
+        if kept["costs"]:
+            write_json(cell.folder / COSTS_FILE, kept["costs"])
     return cell.finished()
+
+
+def reopened(cell: Cell, stages: Sequence[Stage]) -> tuple[Sequence[Stage], dict[str, Any]]:
+    """A finished cell that has lost results is unfinished again: the stages that make them, and the cell's costs.
+
+    All stages, and nothing, for every other cell.
+    """
+    if not cell.finished():
+        return stages, {}
+    cell.check()
+    lost = [(i, files) for i, stage in enumerate(stages) if (files := stage.lost())]
+    if not lost:
+        return stages, {}
+    first, files = lost[0]
+    while first and stages[first - 1].todo():  # what it is computed from is gone, too
+        first -= 1
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    print(f"{files[0]}{more} of a finished cell is gone: it is computed again", flush=True)
+    with locked(cell.folder / ".lock"):
+        kept = {"wall_s": cell.status.get("wall_s", 0.0), "costs": read_json_or_empty(cell.folder / COSTS_FILE)}
+        cell.write(state="running", wall_s=kept["wall_s"])
+    return stages[first:], kept

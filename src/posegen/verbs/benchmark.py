@@ -16,6 +16,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import write_json
 from posegen.report.formats import table_terminal
 from posegen.report.live_progress import LiveProgress
+from posegen.report.rows import DAMAGED
 from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
@@ -122,7 +123,9 @@ def conclude(folder: Path, config: DictConfig) -> int:
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
-        print(f"{cell['state']}: {cell['folder']}{reason}; the same command again continues it")
+        continues = "the same command again continues it"
+        ways = {DAMAGED: "", "failed": f"; once that is mended, {continues}"}
+        print(f"{cell['state']}: {cell['folder']}{reason}{ways.get(cell['state'], f'; {continues}')}")
     return int(bool(unfinished))
 
 
