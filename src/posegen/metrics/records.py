@@ -28,11 +28,14 @@ CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
 NAMES = ("id", "scenario", "action")  # columns of text, also where every entry looks like a number
 AGAIN = f"delete {CSV_FILE} and {ARRAY_FILE} there and run the command of this cell again, which makes them again"
+PLAIN_ZIP = 20  # zip's version without its extension for large files, which `pack` does not use
+NOBODY = 16 * "0"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
 
-def write_records(folder: str | Path, records: Records) -> None:
-    """Writes ``records`` (with ``id``) to ``folder``; each file appears complete or not at all, the csv last."""
+def write_records(folder: str | Path, records: Records, owner: str = NOBODY) -> None:
+    """Writes ``records`` (with ``id``) to ``folder``; each file appears complete or not at all, the csv last.
+    ``owner``: 16 hex digits of what they belong to, such as a cell's hash."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if "id" not in records:
@@ -45,13 +48,14 @@ def write_records(folder: str | Path, records: Records) -> None:
     flat = {key: array for name, values in arrays.items() for key, array in flatten(name, values).items()}
     rows = zip(*scalars.values(), strict=True)  # ``repr`` of a float is the shortest text that reads back exactly
     text = csv_text(scalars, ([v if isinstance(v, str) else repr(float(v)) for v in row] for row in rows))
-    for name, content in ((ARRAY_FILE, pack(flat, seal(text.encode()))), (CSV_FILE, text.encode())):
+    for name, content in ((ARRAY_FILE, pack(flat, seal(text.encode(), owner))), (CSV_FILE, text.encode())):
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
 
 
-def read_records(folder: str | Path) -> dict[str, list]:
-    """What `write_records` wrote: columns of numbers come back as floats, others as strings."""
+def read_records(folder: str | Path, owner: str = NOBODY) -> dict[str, list]:
+    """What `write_records` wrote: columns of numbers come back as floats, others as strings. A UserError says that they
+    are damaged, or of another ``owner``."""
     folder = Path(folder)
     for name in (CSV_FILE, ARRAY_FILE):
         if not (folder / name).is_file():
@@ -60,6 +64,9 @@ def read_records(folder: str | Path) -> dict[str, list]:
         stored, sealed = load_npz(folder / ARRAY_FILE)
         if sealed and len(sealed) != len(seal(b"")):
             raise ValueError("its end is damaged")
+        with zipfile.ZipFile(folder / ARRAY_FILE) as archive:
+            if any(member.extract_version > PLAIN_ZIP for member in archive.infolist()):
+                raise ValueError("another program has written it")  # numpy.savez, say, which leaves no seal
     except NPZ_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{folder / ARRAY_FILE} cannot be read ({reason}); it is damaged: {AGAIN}") from error
@@ -74,7 +81,10 @@ def read_records(folder: str | Path) -> dict[str, list]:
             if len(records[name]) != n_images:
                 found = f"'{name}' has {len(records[name])} entries for {n_images} images"
                 raise UserError(f"{folder}: {found}; {AGAIN}")
-    if sealed and sealed != seal((folder / CSV_FILE).read_bytes()):  # records of earlier versions have no seal
+    if sealed and owner != NOBODY and sealed[-len(NOBODY) :].decode(errors="replace") not in (owner, NOBODY):
+        raise UserError(f"{folder}: these records are those of another cell or data set: {AGAIN}")
+    # records of earlier versions have no seal
+    if sealed and sealed[: -len(NOBODY)] != seal((folder / CSV_FILE).read_bytes())[: -len(NOBODY)]:
         one = f"{CSV_FILE} and {ARRAY_FILE} do not belong together, one of them is damaged"
         raise UserError(f"{folder}: {one}: {AGAIN}")
     return records
@@ -85,9 +95,9 @@ def has_records(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (CSV_FILE, ARRAY_FILE))
 
 
-def seal(text: bytes) -> bytes:
-    """The checksum of a csv file, as the archive beside it holds it."""
-    return f"{CSV_FILE} sha256 {hashlib.sha256(text).hexdigest()}".encode()
+def seal(text: bytes, owner: str = NOBODY) -> bytes:
+    """The checksum of a csv file and its owner, as the archive beside it holds them."""
+    return f"{CSV_FILE} sha256 {hashlib.sha256(text).hexdigest()} of {owner}".encode()
 
 
 def flatten(name: str, values: Sequence[Any]) -> dict[str, np.ndarray]:

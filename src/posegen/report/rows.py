@@ -63,7 +63,7 @@ class Group:
         """The values, costs and state of the row."""
         try:
             values, spread = row_of(self.finished, protocol)
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
             found = f"the records of {', '.join(map(str, self.finished))} are not those of protocol={protocol.name}"
             version = f"v{protocol.version} ({type(error).__name__}: {error})"
             raise UserError(f"{found} {version}; {AGAIN}") from error
@@ -125,8 +125,8 @@ def state_of(cell: Path, expected: str) -> dict[str, str]:
         return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
     if status["state"] == "finished":
         try:
-            for folder in (cell, cell / "reference"):
-                read_records(folder)
+            read_records(cell, expected)
+            read_records(cell / "reference")
         except (ValueError, OSError) as error:
             return {"state": DAMAGED, "reason": str(error)}
     state = "interrupted" if status["state"] == "running" else status["state"]

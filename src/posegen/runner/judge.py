@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from posegen.errors import UserError
-from posegen.io.atomic import explained
+from posegen.io.atomic import explained, read_json_or_empty
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
 from posegen.metrics.base import Judged, count_images
 from posegen.metrics.records import AGAIN as RECORDS_FIX
-from posegen.metrics.records import ARRAY_FILE, CSV_FILE, has_records
+from posegen.metrics.records import ARRAY_FILE, CSV_FILE, NOBODY, has_records
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cell import identity
 from posegen.runner.components import Components, reference_split
@@ -140,6 +140,7 @@ class Judgement:
 
     def __init__(self, folder: Path, count: int, components: Components, rebuilds: bool = False) -> None:
         self.folder, self.components, self.rebuilds = folder, components, rebuilds
+        self.owner = folder.name if rebuilds else read_json_or_empty(folder / "status.json").get("hash", NOBODY)
         self.batches = fixed_batches(count, components.sampler.batch)
         self._read: set[Path] = set()  # folders whose records have been read
 
@@ -160,7 +161,7 @@ class Judgement:
             if not has_records(folder):
                 return False
             try:
-                found = count_images(self.components.protocol.read(folder))
+                found = count_images(self.components.protocol.read(folder, self.owner))
                 problem = "" if found == count else f"{found} images in place of {count}"
             except (ValueError, OSError) as error:
                 problem = str(error).removesuffix(RECORDS_FIX).rstrip(":; ")
@@ -181,7 +182,8 @@ class Judgement:
         total, left = sum(map(len, shard.select(self.batches))), sum(map(len, missing))
         with Progress(self.folder, shard.label(stage), total, total - left, mode=self.components.cfg.progress) as bar:
             for rows in missing:
-                self.components.protocol.write(self._place(rows), self.components.protocol.records(examine(rows)))
+                records = self.components.protocol.records(examine(rows))
+                self.components.protocol.write(self._place(rows), records, self.owner)
                 bar.update(len(rows))
 
     def merge(self) -> None:
@@ -192,7 +194,7 @@ class Judgement:
                 fix = "delete that folder and run the command of this cell again"
                 raise UserError(f"{self.folder / BATCHES} holds records with different columns; {fix}")
             whole = {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}
-            self.components.protocol.write(self.folder, whole)
+            self.components.protocol.write(self.folder, whole, self.owner)
         shutil.rmtree(self.folder / BATCHES, ignore_errors=True)
 
     def _place(self, rows: range) -> Path:
