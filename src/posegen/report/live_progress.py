@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posegen.io.atomic import read_json
-from posegen.report.study import benchmark_plan, read_status
+from posegen.report.study import benchmark_plan
+from posegen.runner.received.state_files import read_progress, read_status
 
 
 class LiveProgress:
@@ -71,7 +71,7 @@ def cell_progress(cell: Path, since: float) -> tuple[str, dict[str, Any]]:
     state = read_status(cell)["state"]
     if state in ("running", "failed") and status.stat().st_mtime < since:
         return "waiting", {}
-    return state, read_json(progress) if progress.is_file() and progress.stat().st_mtime >= since else {}
+    return state, read_progress(cell) if progress.is_file() and progress.stat().st_mtime >= since else {}
 
 
 def progress_text(state: str, report: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posegen.report.study import COSTS, read_costs, read_facts, read_status
+from posegen.runner.received.state_files import COSTS, read_costs, read_row, read_status
 
 REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none
 Row = dict[str, Any]
@@ -54,7 +54,8 @@ class Group:
     def adapter(self) -> str:
         """Import path of the method's class, empty where no cell has started."""
         identities = [read_status(self.folder / cell["folder"]).get("identity") or {} for cell in self.cells]
-        return next((found["adapter"]["_target_"] for found in identities if found.get("adapter")), "")
+        adapters = [found["adapter"] for found in identities if isinstance(found.get("adapter"), dict)]
+        return next((str(found["_target_"]) for found in adapters if "_target_" in found), "")
 
     def row(self, protocol: Any) -> Row:
         """The values, costs and state of the row."""
@@ -74,7 +75,7 @@ class Group:
         """What cells say about themselves; older ones say it in the method folder that they trained."""
         for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
             if file.is_file():
-                yield read_facts(file, "run this cell again")
+                yield read_row(file)
 
 
 def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
