@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
+from posegen.cli import main
 from posegen.demo.loaded_methods import label_of
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
@@ -194,6 +195,18 @@ def test_a_name_in_any_other_file_runs_nothing(trace: Path, tmp_path: Path, name
     (cell / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="no cell of .* was logged to W&B"):
         place_of(table, True)
+
+
+@pytest.mark.parametrize("verb", ["table", "report", "power"])
+def test_the_command_line_runs_nothing_either(
+    trace: Path, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = study(tmp_path)
+    record(tmp_path, hostile(str(trace))["sympy.sympify"])
+    words = {"power": [str(cell), str(cell), "column=AP"]}.get(verb, [str(tmp_path)])
+    assert main([verb, *words]) == 1
+    error = capsys.readouterr().err
+    assert "names the class sympy.sympify, which is no protocol; nothing was run" in error and "Traceback" not in error
 
 
 def test_the_targets_of_hydra_mean_nothing(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def constructed(cls: type[Kind], arguments: Mapping[str, Any], file: Path, key: 
         raise
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         known = ", ".join(inspect.signature(cls).parameters)
-        raise UserError(f"{file}: {key or 'kwargs'} does not fit {cls.__name__}, which takes {known}; write it again") from error
+        text = f"{key or 'kwargs'} does not fit {cls.__name__}, which takes {known}; write it again"
+        raise UserError(f"{file}: {text}") from error
 
 
 def _built_inside(value: Any, annotation: Any, file: Path, key: str) -> Any:
