@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from posegen.errors import UserError
 from posegen.io.atomic import FOREIGN_S, machine, read_json, read_json_or_empty, replacing, write_json
@@ -95,7 +99,7 @@ def test_a_killed_process_leaves_nothing_after_the_next_write(tmp_path: Path) ->
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full. Free space there and run the same"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "your quota of the disk is used up"),
-        (OSError(errno.EROFS, "Read-only file system"), "is read-only. Run chmod"),
+        (OSError(errno.EROFS, "Read-only file system"), "its file system is read-only"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),  # safetensors
     ],
 )
@@ -125,3 +129,32 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "results" / "cell" / "a.json", 1)
     with pytest.raises(UserError, match="its name is too long. Shorten study="):
         write_json(tmp_path / ("a" * 300) / "a.json", 1)
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """Each library that writes, on a file system of 256 KiB, where the system lets this user mount one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    tensor = torch.zeros(1 << 18)
+    writers: list[Callable[[Path], object]] = [
+        lambda path: save_file({"a": tensor}, path),
+        lambda path: torch.save(tensor, path),
+        lambda path: tensor.numpy().tofile(path),
+        lambda path: path.write_bytes(bytes(1 << 20)),
+    ]
+    try:
+        (small / "kept").write_bytes(bytes(1 << 16))
+        for write in writers:
+            with (
+                pytest.raises(UserError, match="out cannot be written: the disk is full"),
+                replacing(small / "out") as at,
+            ):
+                write(at)
+            assert [file.name for file in small.iterdir()] == ["kept"]
+        (small / "kept").unlink()
+        write_json(small / "out", 1)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -7,7 +7,6 @@ every other node with the keys of its group's file, and all problems are reporte
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -27,6 +26,7 @@ from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, nearest, problem_report, without_repeats
 from posegen.config.resolvers import gpus
 from posegen.errors import UserError
+from posegen.io.atomic import read_json_or_empty
 
 #: Keys that name something to read; what is written need not exist yet.
 INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
@@ -232,7 +232,8 @@ def _latent_factor(node: Any) -> int | None:
     places = [Path(str(values[key])).expanduser() for key in ("autoencoder", "path") if values and values.get(key)]
     for file in (place / name for place in places for name in ("vae/config.json", "config.json")):
         if file.is_file():
-            config = json.loads(file.read_text(encoding="utf-8"))
-            if widths := config.get("encoder_block_out_channels") or config.get("block_out_channels"):
+            config = read_json_or_empty(file)  # a damaged one is reported where the weights are read
+            widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+            if isinstance(widths, list) and widths:
                 return 2 ** (len(widths) - 1)
     return None

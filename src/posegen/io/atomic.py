@@ -21,8 +21,9 @@ from posegen.io.json_text import MAX_BYTES, parse_json
 
 _TEMPORARY = re.compile(r"\..+\.(?P<pid>\d+)(\.(?P<machine>[0-9a-f]{8}))?\.tmp")
 FOREIGN_S = 86400.0  # age at which a temporary of another machine, or of an older posegen, counts as left behind
+NEARLY_FULL = 1 << 20  # free bytes below which an error without a number is one of a full disk
 MANY = 200  # files above which one flush of all disks is faster
-FULL, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
+FULL, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM)
 NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP)
 
 
@@ -37,11 +38,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         durable: the content is on the disk before it gets its name, and so it outlasts a power failure. Whoever writes
             thousands of small files calls `flush` once for many.
     """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{machine()}.tmp")
-        try:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{machine()}.tmp")
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
             _remove(temporary)
             yield temporary
             if durable:
@@ -51,9 +52,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
             os.replace(temporary, path)
             if durable:
                 flush(path.parent)
-        finally:
-            with suppress(OSError):
-                _remove(temporary)
+    finally:
+        with suppress(OSError):
+            _remove(temporary)
 
 
 def _remove(path: Path) -> None:
@@ -116,23 +117,23 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # libraries in Rust and C++ wrap the system's error, or give its number in words
-        number = error.errno if isinstance(error, OSError) else _number_in_words(error, path)
+    except Exception as error:
         name = getattr(error, "filename", None)
-        elsewhere = name is not None and not str(os.fsdecode(name)).startswith(str(path.parent))
-        reason = None if elsewhere or number is None else _reason(number, path)
+        elsewhere = name is not None and not os.fsdecode(name).startswith(str(path.parent))
+        reason = None if elsewhere else _reason(_system_number(error, path), path)
         if reason is None:
             raise
         raise UserError(reason) from error
 
 
-def _number_in_words(error: Exception, path: Path) -> int | None:
-    """The system's number of an error that is no OSError."""
+def _system_number(error: Exception, path: Path) -> int | None:
+    """The system's number of an error of writing; safetensors gives it in words, torch and numpy not at all."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
     if found := re.search(r"os error (\d+)", str(error)):
         return int(found[1])
-    if "write" in str(error).lower():
-        with suppress(OSError):
-            return errno.ENOSPC if shutil.disk_usage(_existing(path)).free < 1 << 20 else None
+    if isinstance(error, (OSError, RuntimeError)):
+        return errno.ENOSPC if shutil.disk_usage(_existing(path)).free < NEARLY_FULL else None
     return None
 
 
@@ -140,15 +141,17 @@ def _existing(path: Path) -> Path:
     return next((folder for folder in (path.parent, *path.parent.parents) if folder.is_dir()), Path("/"))
 
 
-def _reason(number: int, path: Path) -> str | None:
+def _reason(number: int | None, path: Path) -> str | None:
     other = "choose another place: paths.output=FOLDER for results, XDG_CACHE_HOME for caches"
     if number in FULL:
         what = "the disk is full" if number == errno.ENOSPC else "your quota of the disk is used up"
         return f"{path} cannot be written: {what}. Free space there and run the same command again, or {other}"
+    if number == errno.EROFS:
+        return f"{path} cannot be written: its file system is read-only. Mount it to be written to, or {other}"
     if number in FORBIDDEN:
         folder = _existing(path)
-        what = "read-only" if number == errno.EROFS else "not yours to write to"
-        return f"{path} cannot be written: {folder} is {what}. Run chmod u+rwx {folder} if it is yours, or {other}"
+        text = f"you may not write to {folder}. Run chmod u+rwx {folder} if it is yours"
+        return f"{path} cannot be written: {text}, or {other}"
     if number == errno.ENAMETOOLONG:
         return f"{path} cannot be written: its name is too long. Shorten study= or the names in the command, or {other}"
     folder = next(folder for folder in path.parents if os.path.lexists(folder) or folder == folder.parent)

@@ -11,6 +11,7 @@ from typing import Any
 
 from posegen.io.atomic import read_json_or_empty
 from posegen.report.study import benchmark_plan
+from posegen.runner.received.state_files import read_progress
 
 
 class LiveProgress:
@@ -71,10 +72,7 @@ def cell_progress(cell: Path, since: float) -> tuple[str, dict[str, Any]]:
     state = read_json_or_empty(status).get("state", "damaged")  # what is wrong with it is the cell's own error
     if state in ("running", "failed") and status.stat().st_mtime < since:
         return "waiting", {}
-    report = read_json_or_empty(progress) if progress.is_file() and progress.stat().st_mtime >= since else {}
-    numbers = [report.get(name) for name in ("done", "total", "rate")] + [report.get("loss", 0.0)]
-    whole = {"stage", "unit"} <= report.keys() and all(isinstance(number, int | float) for number in numbers)
-    return state, report if whole else {}
+    return state, read_progress(cell) if progress.is_file() and progress.stat().st_mtime >= since else {}
 
 
 def progress_text(state: str, report: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from posegen.errors import UserError
 from posegen.metrics.records import AGAIN, read_records
-from posegen.report.study import COSTS, read_costs, read_facts, read_status
+from posegen.runner.received.state_files import COSTS, read_costs, read_row, read_status
 
 REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none
 DAMAGED = "damaged"  # state of a cell that finished and whose records cannot be read
@@ -57,7 +57,8 @@ class Group:
     def adapter(self) -> str:
         """Import path of the method's class, empty where no cell has started."""
         identities = [read_status(self.folder / cell["folder"]).get("identity") or {} for cell in self.cells]
-        return next((found["adapter"]["_target_"] for found in identities if found.get("adapter")), "")
+        adapters = [found["adapter"] for found in identities if isinstance(found.get("adapter"), dict)]
+        return next((str(found["_target_"]) for found in adapters if "_target_" in found), "")
 
     def row(self, protocol: Any) -> Row:
         """The values, costs and state of the row."""
@@ -82,7 +83,7 @@ class Group:
         """What cells say about themselves; older ones say it in the method folder that they trained."""
         for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
             if file.is_file():
-                yield read_facts(file, "run this cell again")
+                yield read_row(file)
 
 
 def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:

@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 
-from posegen.io.atomic import read_json_or_empty, write_json
+from posegen.errors import UserError
+from posegen.io.atomic import write_json
+from posegen.runner.received.state_files import read_costs
 
 Mode = Literal["bar", "file", "none"]
 COSTS_FILE = "costs.json"  # of a cell
@@ -64,12 +66,13 @@ class Progress:
 
 
 def note_costs(folder: Path, **costs: float) -> None:
-    """Adds to ``costs.json`` of a cell; a damaged one begins again, and a line says so."""
-    path = folder / COSTS_FILE
-    known = read_json_or_empty(path)
-    if path.exists() and not known:
-        print(f"{path} is damaged: it begins again, without the costs of earlier stages", flush=True)
-    write_json(path, {**known, **costs})
+    """Adds to ``costs.json`` of a cell; a damaged one holds nothing that a table cannot go without, and is replaced."""
+    try:
+        known = read_costs(folder)
+    except UserError:
+        print(f"{folder / 'costs.json'} is damaged; it is written again, without the earlier costs", flush=True)
+        known = {}
+    write_json(folder / "costs.json", {**known, **costs})
 
 
 def peak_memory_mb() -> float:

@@ -106,7 +106,7 @@ def objective(cfg: DictConfig, folder: Path) -> float:
     column = objective_column(cfg, components)
     asked = {"column": column, "images": images, "protocol": [components.protocol.name, components.protocol.version]}
     known = read_json_or_empty(path)
-    if asked.items() <= known.items() and isinstance(known.get("objective"), float):
+    if all(known.get(key) == value for key, value in asked.items()) and isinstance(known.get("objective"), float):
         return known["objective"]
     components.data("validation").prepare()
     ready(components, folder / "method" if components.bare_adapter.trainable else None)
