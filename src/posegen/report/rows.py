@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,11 @@ class Group:
 
     def row(self, protocol: Any) -> Row:
         """The values, costs and state of the row."""
-        try:
+        with records_fit(self.finished, protocol):
             values, spread = row_of(self.finished, protocol)
-        except (KeyError, TypeError, IndexError, RuntimeError) as error:
-            found = f"the records of {', '.join(map(str, self.finished))} are not those of protocol={protocol.name}"
-            version = f"v{protocol.version} ({type(error).__name__}: {error})"
-            raise UserError(f"{found} {version}; {AGAIN}") from error
-        self.spread = spread or {}
-        if self.finished:
-            self.absent = protocol.absent(protocol.read(self.finished[0]))
+            self.spread = spread or {}
+            if self.finished:
+                self.absent = protocol.absent(protocol.read(self.finished[0]))
         return {"method": self.name, "ranked": self.ranked, **values, **self.state, "faithful": self.faithful}
 
     @property
@@ -84,6 +81,17 @@ class Group:
         for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
             if file.is_file():
                 yield read_row(file)
+
+
+@contextmanager
+def records_fit(folders: Sequence[Path], protocol: Any) -> Iterator[None]:
+    """Records that the metrics of ``protocol`` cannot read, because others wrote them, are a UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+        found = f"the records of {', '.join(map(str, folders))} are not those of protocol {protocol.name}"
+        reason = f"v{protocol.version} ({type(error).__name__}: {error})"
+        raise UserError(f"{found} {reason}; {AGAIN}, with the protocol of the table") from error
 
 
 def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:

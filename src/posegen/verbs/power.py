@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 from posegen.metrics.math.statistics import Variance
+from posegen.report.rows import records_fit
 from posegen.report.study import recorded_protocol, require_paired
 from posegen.runner.received.state_files import read_cell_config
 
@@ -41,7 +42,8 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
     if cfg.column not in protocol.columns:
         raise UserError(str(misspelt("column", "no such column in the protocol", cfg.column, protocol.columns)))
     mine, others = ([protocol.read(cell) for cell in cells] for cells in (ours, theirs))
-    variance = protocol.variance(mine, others, cfg.column, protocol.read(ours[0] / "reference"))
+    with records_fit([*ours, *theirs], protocol):
+        variance = protocol.variance(mine, others, cfg.column, protocol.read(ours[0] / "reference"))
     return variance_text(variance, len(mine[0]["id"]), len(ours), cfg.column, options)
 
 
