@@ -125,6 +125,8 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "results").touch()
     with pytest.raises(UserError, match=rf"{tmp_path / 'results'} is no folder. Move it away"):
         write_json(tmp_path / "results" / "cell" / "a.json", 1)
+    with pytest.raises(UserError, match=rf"{tmp_path / 'results'} is no folder. Move it away"):
+        write_json(tmp_path / "results" / "study" / "cell" / "a.json", 1)
     (tmp_path / "results").unlink()
     write_json(tmp_path / "results" / "cell" / "a.json", 1)
     with pytest.raises(UserError, match="its name is too long. Shorten study="):

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
 from posegen.config.arguments import argument_problems, locate
+from posegen.config.cell_folder import require_inside
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, nearest, problem_report, without_repeats
@@ -62,7 +63,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
     for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
-    problems += for_the_verb(cfg, str(hydra.job.config_name))
+    problems += [*for_the_verb(cfg, str(hydra.job.config_name)), *misplaced(cfg)]
     problems = [replace(problem, nearest=MOVED_KEYS.get(problem.key, problem.nearest)) for problem in problems]
     for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
         group = problem.key.split(".")[0]
@@ -94,6 +95,17 @@ def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> 
             return cfg
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def misplaced(cfg: DictConfig) -> list[Problem]:
+    """A cell that would lie outside the output folder."""
+    paths = (nodes.value_or_none(cfg.paths) if "paths" in cfg else None) or {}
+    try:
+        if {"cell", "output"} <= paths.keys():
+            require_inside(Path(str(paths["cell"])), Path(str(paths["output"])))
+    except UserError as error:
+        return [Problem("study", str(error), nodes.value_or_none(cfg._get_node("study")))]
+    return []
 
 
 def missing_files(cfg: DictConfig) -> list[Problem]:

@@ -118,9 +118,9 @@ def explained(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        name = getattr(error, "filename", None)
-        elsewhere = name is not None and not os.fsdecode(name).startswith(str(path.parent))
-        reason = None if elsewhere else _reason(_system_number(error, path), path)
+        name = os.fsdecode(getattr(error, "filename", None) or path)
+        here = name.startswith(str(path.parent)) or str(path).startswith(name)  # in the folder, or one above it
+        reason = _reason(_system_number(error, path), path) if here else None
         if reason is None:
             raise
         raise UserError(reason) from error

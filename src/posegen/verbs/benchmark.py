@@ -83,7 +83,6 @@ def stages_of(components: Components, folder: Path) -> list[Stage]:
 def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
     """Checks every cell, writes ``cells.json`` and prepares what the cells share; returns the benchmark's folder, and
     the folders of these cells in it."""
-    folder = require_inside(Path(config.paths.output) / str(config.study), Path(config.paths.output))
     cells: list[Cell] = []
     for cfg in command.cells():
         Shard.of(cfg)
@@ -92,6 +91,7 @@ def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
         cell.check()
         if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
             cells.append(cell)
+    folder = require_inside(Path(config.paths.output) / str(config.study), Path(config.paths.output))
     about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
     protocol = Components(OmegaConf.create(cells[0].config)).protocol
     protocol.check()

@@ -52,7 +52,7 @@ def found_class(name: str) -> Any:
             import_module(module)
         except Exception:  # a package may raise anything when it is imported
             return None
-    return vars(sys.modules[module]).get(attribute) if module in sys.modules else None
+    return getattr(sys.modules.get(module), "__dict__", {}).get(attribute)
 
 
 def named_class(name: Any, kind: type[Kind], what: str, file: Path) -> type[Kind]:
@@ -106,9 +106,8 @@ def _built_inside(value: Any, annotation: Any, file: Path, key: str) -> Any:
         return value
     kinds = [kind for kind in _classes(annotation) if on_search_path(f"{kind.__module__}.{kind.__qualname__}")]
     if not kinds:
-        raise UserError(
-            f"{file}: {key} names the class {str(value[TARGET])[:200]}, where none belongs; nothing was run"
-        )
+        found = f"{key} names the class {str(value[TARGET])[:200]}"
+        raise UserError(f"{file}: {found}, where none belongs; nothing was run")
     return built(value, kinds[0], kinds[0].__name__, file, key)
 
 

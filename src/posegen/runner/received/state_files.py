@@ -194,12 +194,8 @@ def read_yaml(path: Path, fix: str) -> Any:
 
 def read_status(cell: Path) -> dict[str, Any]:
     """``status.json`` of a cell, empty for one that was never started."""
-    path = cell / "status.json"
-    return (
-        read_state(path, StatusFile, "delete it and run this cell again; what is computed stays")
-        if path.is_file()
-        else {}
-    )
+    path, fix = cell / "status.json", "delete it and run this cell again; what is computed stays"
+    return read_state(path, StatusFile, fix) if path.is_file() else {}
 
 
 def read_costs(cell: Path) -> dict[str, Any]:
