@@ -65,10 +65,6 @@ class Stage:
     def run(self) -> None:
         """Does what `todo` lists."""
 
-    def done(self) -> bool:
-        """Whether nothing is left for any process."""
-        return not self.todo()
-
     def lost(self) -> Sequence[Path]:
         """Results of a finished cell that are gone, for instance a damaged file that its user deleted.
 
@@ -76,13 +72,45 @@ class Stage:
         """
         return ()
 
+    def done(self) -> bool:
+        """Whether nothing is left for any process."""
+        return not self.todo()
+
     def finish(self) -> None:
         """Puts together what all processes left; called once, when all stages are done."""
 
 
+def makers_of_lost(cell: Cell, stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The stages that make what a finished cell has lost, and what that is computed from; none where nothing is."""
+    cell.check()
+    lost = [(i, files) for i, stage in enumerate(stages) if (files := stage.lost())]
+    if not lost:
+        return ()
+    first, files = lost[0]
+    while first and stages[first - 1].todo():  # what it is computed from is gone, too
+        first -= 1
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    print(f"{files[0]}{more} of a finished cell is gone: it is computed again", flush=True)
+    return stages[first:]
+
+
+def repeated(cell: Cell, stages: Sequence[Stage], shard: Shard) -> bool:
+    """Makes a finished cell unfinished and completes it again; its costs stay those of the first time."""
+    with locked(cell.folder / ".lock"):
+        wall, costs = cell.status.get("wall_s", 0.0), read_json_or_empty(cell.folder / COSTS_FILE)
+        cell.write(state="running", wall_s=wall)
+    finished = complete(cell, stages, shard)
+    if finished:
+        cell.write(state="finished", wall_s=wall)
+        if costs:
+            write_json(cell.folder / COSTS_FILE, costs)
+    return finished
+
+
 def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
     """Does this process's share of a cell, finishes it when nothing is left, and says whether it is finished."""
-    stages, kept = reopened(cell, stages)
+    if cell.finished() and (lost := makers_of_lost(cell, stages)):
+        return repeated(cell, lost, shard)
     alone = shard.count == 1
     with cell.working(sharing=not alone):
         for stage in () if cell.finished() else stages:
@@ -94,30 +122,4 @@ def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
         with cell.working():
             for stage in () if cell.finished() else stages:
                 stage.finish()
-    if kept and cell.finished():
-        cell.write(state="finished", wall_s=kept["wall_s"])
-        if kept["costs"]:
-            write_json(cell.folder / COSTS_FILE, kept["costs"])
     return cell.finished()
-
-
-def reopened(cell: Cell, stages: Sequence[Stage]) -> tuple[Sequence[Stage], dict[str, Any]]:
-    """A finished cell that has lost results is unfinished again: the stages that make them, and the cell's costs.
-
-    All stages, and nothing, for every other cell.
-    """
-    if not cell.finished():
-        return stages, {}
-    cell.check()
-    lost = [(i, files) for i, stage in enumerate(stages) if (files := stage.lost())]
-    if not lost:
-        return stages, {}
-    first, files = lost[0]
-    while first and stages[first - 1].todo():  # what it is computed from is gone, too
-        first -= 1
-    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    print(f"{files[0]}{more} of a finished cell is gone: it is computed again", flush=True)
-    with locked(cell.folder / ".lock"):
-        kept = {"wall_s": cell.status.get("wall_s", 0.0), "costs": read_json_or_empty(cell.folder / COSTS_FILE)}
-        cell.write(state="running", wall_s=kept["wall_s"])
-    return stages[first:], kept
