@@ -18,7 +18,6 @@ from posegen.io.atomic import write_json
 from posegen.io.locks import locked
 from posegen.report.formats import table_terminal
 from posegen.report.live_progress import LiveProgress
-from posegen.report.rows import DAMAGED
 from posegen.report.study import benchmark_plan
 from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
@@ -154,9 +153,7 @@ def conclude(folder: Path, config: DictConfig, planned: Collection[str]) -> int:
     unfinished = [cell for cell in table.cells if cell["state"] != "finished" and cell["folder"] in planned]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
-        continues = "the same command again continues it"
-        ways = {DAMAGED: "", "failed": f"; once that is mended, {continues}"}
-        print(f"{cell['state']}: {cell['folder']}{reason}{ways.get(cell['state'], f'; {continues}')}")
+        print(f"{cell['state']}: {cell['folder']}{reason}; the same command again continues it")
     return int(bool(unfinished))
 
 
