@@ -84,6 +84,9 @@ class Judging(Stage):
     def finish(self) -> None:
         real, target = judge_reference(self.components), self.folder / "reference"
         with explained(target / CSV_FILE):
+            for name in RECORD_FILES:  # into a folder in a file's place it would be copied
+                if (target / name).is_dir():
+                    shutil.rmtree(target / name)
             shutil.copytree(real, target, dirs_exist_ok=True)
         self.judgement.merge()
 
