@@ -28,10 +28,12 @@ from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.images import visible
 from posegen.runner.pipeline_sampler import NoisyBatch, PipelineSampler
+from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
+SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
 Output = Literal["pil", "np", "pt", "latent"]
 
 
@@ -58,8 +60,7 @@ class PoseGuidedPipeline:
     def __init__(
         self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False
     ) -> None:
-        settings = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
-        known = {key: value for key, value in (sampler or {}).items() if key in settings}
+        known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
         self.adapter, self.own_unet = adapter.eval(), own_unet
         self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
         self.scheduler = scheduler if scheduler is not None else self.sampler.unset(self.backbone)
@@ -90,7 +91,9 @@ class PoseGuidedPipeline:
             raise UserError(f"{method} holds a method that generates a {sample}, and {fix}")
         body = backbone if isinstance(backbone, Backbone) else backbone_of(method, about, backbone)
         adapter, scheduler = methods.load_method(method, body), saved_scheduler(method / "scheduler")
-        return cls(adapter, about.get("sampler"), scheduler, (method / methods.UNET).is_file()).to(device, dtype)
+        settings = {name: value for name, value in (about.get("sampler") or {}).items() if name in SAMPLER_SETTINGS}
+        constructed(Sampler, {"steps": STEPS, **settings}, method / "posegen.json", "sampler")
+        return cls(adapter, settings, scheduler, (method / methods.UNET).is_file()).to(device, dtype)
 
     @property
     def backbone(self) -> Backbone:
@@ -341,8 +344,8 @@ def saved_scheduler(folder: Path) -> Any:
 
     if not (file := folder / "scheduler_config.json").is_file():
         return None
-    config = read_json(file)
-    name = config.get("_class_name")
+    config = read_json(file, "save the pipeline again")
+    name = config.get("_class_name") if isinstance(config, dict) else None
     cls = getattr(diffusers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise UserError(f"{file} names the class {name}, which is no scheduler of diffusers; nothing was run")

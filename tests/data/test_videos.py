@@ -75,6 +75,9 @@ def test_what_is_extracted_is_kept_as_long_as_the_video_is_the_same(
     video(fashion / "test/B7+.mp4", 3)
     (Path(fashion / first[0].place.file)).unlink()
     assert [e.attributes["frame"] for e in listed(source)[0]] == [1, 3, 0, 2] and sorted(done[2:]) == ["91a", "B7+"]
+    cut = fashion / listed(source)[0][0].place.file
+    cut.write_bytes(cut.read_bytes()[:-9])
+    assert len(listed(source)[0]) == 4 and len(done) == 5, "a picture that is cut off is extracted again"
 
 
 def test_an_interruption_loses_the_clip_at_hand_alone(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:

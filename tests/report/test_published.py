@@ -212,7 +212,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_protocol_without_published_columns_imports_no_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posegen.report.published.get_class", lambda _: pytest.fail("imported"))
+    monkeypatch.setattr("posegen.report.published.found_class", lambda _: pytest.fail("imported"))
     from posegen.report.rows import Group
 
     row = {"method": "m", "state": "finished"}

@@ -235,7 +235,9 @@ def test_where_the_runs_are_is_what_the_cells_say(study: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=r"wandb=true: no cell of .* was logged to W&B \(logger=wandb\)"):
         place_of(table, True)
     logger = {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "poses", "entity": "us"}
-    write_text(tmp_path / "a/seed0/config.yaml", json.dumps({"study": "mine", "logger": logger}))
+    write_text(
+        tmp_path / "a/seed0/config.yaml", json.dumps({"method": "a", "seed": 0, "study": "mine", "logger": logger})
+    )
     table.folder, table.cells = tmp_path, [{**table.cells[0], "folder": "a/seed0"}]
     assert place_of(table, True) == WandbPlace("us", "poses", "mine")
 

@@ -274,7 +274,7 @@ def test_a_further_metric_adds_its_columns_and_removes_none(tmp_path: Path) -> N
         (
             "cells.json",
             {"protocol": {}, "cells": [{"folder": "a"}]},
-            r"cells.json: entry 0 of cells is .*expected folder",
+            r"cells.json has no cells.0.method; run posegen benchmark again",
         ),
         ("near/world/seed0/status.json", {"hash": "near"}, r"near/world/seed0/status.json has no state; delete it"),
         ("near/world/seed0/status.json", {"state": "finished", "hash": "near", "wall_s": "long"}, "wall_s is 'long'"),
@@ -282,7 +282,7 @@ def test_a_further_metric_adds_its_columns_and_removes_none(tmp_path: Path) -> N
         (
             "near/world/seed0/costs.json",
             {"peak_memory_mb": "much"},
-            r"costs.json: peak_memory_mb is 'much'; expected int",
+            r"costs.json: peak_memory_mb is 'much'; expected a number",
         ),
     ],
 )
@@ -293,6 +293,79 @@ def test_a_damaged_file_is_one_message(
     assert main(["table", str(benchmark)]) == 1
     error = capsys.readouterr().err
     assert re.search(message, error) and "Traceback" not in error
+
+
+def test_a_damaged_cell_stands_in_the_table_and_the_others_have_their_values(
+    benchmark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(benchmark)
+    before, records = rows_of(benchmark), benchmark / "near/world/seed0/records.csv"
+    text = records.read_text()
+    records.write_text(text.replace("1.0", "0.0", 1))
+    for verb in ("table", "report"):
+        assert main([verb, str(benchmark)]) == 1
+        error = capsys.readouterr().err
+        assert f"{records.parent}: records.csv and features.npz do not belong together" in error
+        assert "delete records.csv and features.npz there" in error and "Traceback" not in error
+    now = rows_of(benchmark)
+    assert now["near"]["state"] == "damaged" and now["near"]["AP"] == ""
+    assert {name: row["AP"] for name, row in now.items() if name != "near"} == {
+        name: row["AP"] for name, row in before.items() if name != "near"
+    }
+    records.write_text(text)
+    assert main(["table", str(benchmark)]) == 0 and rows_of(benchmark) == before
+
+
+def test_records_of_another_cell_are_noticed(benchmark: Path) -> None:
+    protocol, cell = Protocol([PoseMetric(), DistributionMetric(), Silent()]), benchmark / "near/world/seed0"
+    owner = "0123456789abcdef"
+    protocol.write(cell, protocol.records(judged(0.2)), owner)
+    assert protocol.read(cell, owner)["id"] == protocol.read(cell)["id"]
+    with pytest.raises(UserError, match="these records are those of another cell"):
+        protocol.read(cell, owner[::-1])
+
+
+def test_records_of_another_protocol_are_one_message(benchmark: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Protocol([DistributionMetric()])
+    other.write(benchmark / "near/world/seed0", other.records(judged(0.2)))
+    assert main(["table", str(benchmark)]) == 1
+    error = capsys.readouterr().err
+    assert "near/world/seed0 are not those of protocol" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("samples/prompts.txt", b"caf\xe9", r"prompts\.txt is no text in UTF-8"),
+        ("samples/000000.png", b"\x89PNG", r"000000\.png is not a readable picture"),
+        ("curves/metrics.csv", b"step,train/loss\n0,\xff\n", r"metrics\.csv is damaged"),
+    ],
+)
+def test_a_damaged_picture_or_curve_is_named_and_the_way_out_works(
+    benchmark: Path, file: str, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = benchmark / "near/world/seed0" / file
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.write_bytes(content)
+    assert main(["table", str(benchmark)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(f"{message}.*delete it", error) and str(damaged) in error and "Traceback" not in error
+    damaged.unlink()
+    assert main(["table", str(benchmark)]) == 0
+
+
+@pytest.mark.parametrize("size", [(24, 71), (12, 36)])
+def test_judged_pictures_of_other_sizes_are_named(
+    benchmark: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [picture(benchmark / name / "world/seed0/judged", 0) for name in ("near", "none")]
+    for file, shape in zip(files, (size, (24, 72)), strict=True):
+        write_png(file, np.zeros((*shape, 3), np.uint8))
+    assert main(["table", str(benchmark)]) == 1
+    error = capsys.readouterr().err
+    assert f"{files[0]} has {size[1]} x {size[0]}" in error and "delete what is wrong" in error
+    files[0].unlink()
+    assert main(["table", str(benchmark)]) == 0
 
 
 def test_the_headline_is_a_choice(tmp_path: Path) -> None:

@@ -57,3 +57,44 @@ def test_a_shard_without_its_main_array_is_computed_again(tmp_path: Path) -> Non
     encoded = Encoded(tmp_path, 3).fill(encode, "text", "none")
     assert seen == [range(3)] * 2
     assert encoded.beside("pooled")[2] == 1 and encoded.beside("mask") is None  # type: ignore[index]
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def not_a_number(file: Path) -> None:
+    np.save(file, np.load(file) * np.nan)
+
+
+@pytest.mark.parametrize("name", ["00000.npy", "00000.pooled.npy"])
+@pytest.mark.parametrize("harm", [truncated, flipped, folder, not_a_number, Path.unlink])
+def test_a_damaged_shard_is_named_and_encoded_again(
+    tmp_path: Path, name: str, harm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def encode(rows: range) -> dict[str, np.ndarray]:
+        seen.append(rows)
+        return {"": np.ones((len(rows), 1)), "pooled": np.full((len(rows), 1), 2.0)}
+
+    Encoded(tmp_path, 3).fill(encode, "text", "none")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.suffix in (".npy", ".sha256")}
+    harm(tmp_path / name)
+    Encoded(tmp_path, 3).fill(encode, "text", "none")
+    assert len(seen) == 2 and ".npy is damaged or too short: it is encoded again" in capsys.readouterr().out
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    (tmp_path / "00000.sha256").unlink()  # as earlier versions left it
+    Encoded(tmp_path, 3).fill(encode, "text", "none")
+    assert len(seen) == 2 and (tmp_path / "00000.sha256").read_bytes() == before["00000.sha256"]

@@ -273,13 +273,23 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path: Path, backbone: StableD
 
 
 @pytest.mark.parametrize(
-    "about", [{"format": 99}, {"format": 1}, {"format": 1, "class": 3, "kwargs": {}, "backbone": {}}, []], ids=str
+    ("about", "message"),
+    [
+        ({"format": 99}, "has format 99, this version reads format 1"),
+        ({"format": 1}, "has no class"),
+        (
+            {"format": 1, "class": 3, "kwargs": {}, "backbone": {"id": "", "sha256": ""}},
+            "class is 3; expected a string",
+        ),
+        ([], "holds a list; expected an object"),
+    ],
+    ids=str,
 )
-def test_a_foreign_posegen_json_is_refused(tmp_path: Path, about: Any) -> None:
+def test_a_foreign_posegen_json_is_refused(tmp_path: Path, about: Any, message: str) -> None:
     with pytest.raises(UserError, match=r"no method folder \(posegen.json is missing\)"):
         read_about(tmp_path)
     (tmp_path / "posegen.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match=r"posegen.json has format .*, this version reads format 1"):
+    with pytest.raises(UserError, match=rf"posegen.json:? {message}; delete {tmp_path} and convert"):
         read_about(tmp_path)
 
 

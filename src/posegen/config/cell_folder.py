@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from posegen.errors import UserError
 from posegen.io.hashes import value_hash
 
 #: Last parts of keys that change no result (where things lie, who computes, how it is shown), or do so through others
@@ -39,6 +40,20 @@ def cell_folder(_root_: DictConfig) -> str:
     if len(name) > LONGEST:
         name = f"{name[:120]}~{value_hash(named, 8)}"
     return str(Path(_root_.paths.output) / _root_.study / str(_root_.method) / name / f"seed{_root_.seed}")
+
+
+def is_inside(folder: Path, place: Path) -> bool:
+    """Whether ``folder`` lies below ``place``, by their names."""
+    names = [Path(os.path.abspath(path)) for path in (folder, place)]
+    return names[0] != names[1] and names[0].is_relative_to(names[1])
+
+
+def require_inside(folder: Path, output: Path) -> Path:
+    """``folder``, if it lies below ``paths.output``; a `UserError` names the ways out."""
+    if not is_inside(folder, output):
+        fix = "give study= a name without .. and without a slash in front; to write elsewhere set paths.output=FOLDER"
+        raise UserError(f"{folder} lies outside the output folder {output}; {fix}")
+    return folder
 
 
 def is_named(key: str, text: str) -> bool:

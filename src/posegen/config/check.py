@@ -7,7 +7,6 @@ every other node with the keys of its group's file, and all problems are reporte
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -22,11 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
 from posegen.config.arguments import argument_problems, locate
+from posegen.config.cell_folder import require_inside
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, nearest, problem_report, without_repeats
 from posegen.config.resolvers import gpus
 from posegen.errors import UserError
+from posegen.io.atomic import read_json_or_empty
 
 #: Keys that name something to read; what is written need not exist yet.
 INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
@@ -62,7 +63,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
     for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
-    problems += for_the_verb(cfg, str(hydra.job.config_name))
+    problems += [*for_the_verb(cfg, str(hydra.job.config_name)), *misplaced(cfg)]
     problems = [replace(problem, nearest=MOVED_KEYS.get(problem.key, problem.nearest)) for problem in problems]
     for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
         group = problem.key.split(".")[0]
@@ -94,6 +95,17 @@ def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> 
             return cfg
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def misplaced(cfg: DictConfig) -> list[Problem]:
+    """A cell that would lie outside the output folder."""
+    paths = (nodes.value_or_none(cfg.paths) if "paths" in cfg else None) or {}
+    try:
+        if {"cell", "output"} <= paths.keys():
+            require_inside(Path(str(paths["cell"])), Path(str(paths["output"])))
+    except UserError as error:
+        return [Problem("study", str(error), nodes.value_or_none(cfg._get_node("study")))]
+    return []
 
 
 def missing_files(cfg: DictConfig) -> list[Problem]:
@@ -232,7 +244,8 @@ def _latent_factor(node: Any) -> int | None:
     places = [Path(str(values[key])).expanduser() for key in ("autoencoder", "path") if values and values.get(key)]
     for file in (place / name for place in places for name in ("vae/config.json", "config.json")):
         if file.is_file():
-            config = json.loads(file.read_text(encoding="utf-8"))
-            if widths := config.get("encoder_block_out_channels") or config.get("block_out_channels"):
+            config = read_json_or_empty(file)  # a damaged one is reported where the weights are read
+            widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+            if isinstance(widths, list) and widths:
                 return 2 ** (len(widths) - 1)
     return None

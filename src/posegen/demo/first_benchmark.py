@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from posegen.config.app import Command
-from posegen.io.atomic import read_json
+from posegen.errors import UserError
 from posegen.report.live_progress import cell_progress, progress_text
+from posegen.report.study import benchmark_plan
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ class FirstBenchmark:
         if not plan.is_file() or plan.stat().st_mtime < self.started:
             return BenchmarkProgress(0.0, "rendering the world", "running")
         shares, texts = [], []
-        for entry in read_json(plan)["cells"]:
-            state, facts = cell_progress(self.folder / entry["folder"], self.started)
+        for entry in benchmark_plan(self.folder)["cells"]:
+            try:
+                state, facts = cell_progress(self.folder / entry["folder"], self.started)
+            except UserError:
+                state, facts = "failed", {}
             inside = {"sample": 0.7, "judge": 0.85}.get(facts.get("stage", ""), 0.0)
             inside += 0.15 * facts.get("done", 0) / max(1, facts.get("total", 1))
             shares.append(1.0 if state in ("finished", "failed") else min(inside, 1.0) if state == "running" else 0.0)

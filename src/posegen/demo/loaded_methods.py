@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config import groups as listing
 from posegen.errors import UserError
-from posegen.io.atomic import read_json
 from posegen.pipeline import PoseGuidedPipeline
 from posegen.runner.method_folder import adapter_class, method_folder, read_about
 from posegen.runner.precision import device_of
+from posegen.runner.received.state_files import read_cell_config, read_status
 
 NONE = "none"  # label of the backbone alone
 GENERATES_POSES = "generates a pose and no image"  # why a pose prior is no method of the page
@@ -95,9 +95,13 @@ class LoadedMethods:
         found: list[tuple[str, Path]] = []
         for status in sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True):
             folder = status.parent / "method"
-            if not (folder / "posegen.json").is_file() or read_json(status).get("state") != "finished":
+            try:
+                if not (folder / "posegen.json").is_file() or read_status(status.parent)["state"] != "finished":
+                    continue
+                label, reason = label_of(status.parent), why_not(folder)
+            except UserError as error:
+                self.left_out.append(f"{status.parent}: {error}")
                 continue
-            label, reason = label_of(status.parent), why_not(folder)
             if not reason:
                 found.append((label, folder))
             elif reason != GENERATES_POSES:
@@ -119,8 +123,9 @@ def why_not(folder: Path) -> str:
 
 def label_of(cell: Path) -> str:
     """Method, study, seed and training steps of a cell; of any other folder its name."""
-    if not (cell / "config.yaml").is_file():
+    config = read_cell_config(cell)
+    if not config:
         return cell.name
-    config = OmegaConf.load(cell / "config.yaml")
-    steps = OmegaConf.select(config, "budget.steps")
-    return f"{config.method} · {config.study}, seed {config.seed}{f', {steps} steps' if steps else ''}"
+    steps = config.get("budget", {}).get("steps")
+    about = f"{config['method']} · {config['study']}, seed {config['seed']}"
+    return f"{about}, {steps} steps" if isinstance(steps, int) and steps else about

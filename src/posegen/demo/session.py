@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.data.base import PoseData, Sample, to_tensor
+from posegen.data.user_samples import Prompts
 from posegen.demo.loaded_methods import DemoMethod, LoadedMethods
 from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
@@ -169,8 +169,7 @@ class DemoSession:
     def judged(self, prompt: str, picture: np.ndarray, keypoints: np.ndarray) -> tuple[Poses, dict[str, float]]:
         """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
         found, scores = self.people_in(picture), {}
-        node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
-        sample: Sample = instantiate({**node, "size": list(picture.shape[:2])}, _convert_="all")[0]
+        sample = Prompts([prompt], [keypoints.tolist()], list(picture.shape[:2]))[0]  # no ${...} in it counts
         for metric in self.components.protocol.metrics if len(keypoints) else ():
             if shown := [column for column in metric.columns if column.startswith(("PCK", "OKS"))]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty, replacing
 
 
@@ -60,17 +61,19 @@ def sha256_of(files: Iterable[Path]) -> str:
     """One hash over the contents of ``files``, in their order; their names do not matter.
 
     The hash of each file is kept under ``$XDG_CACHE_HOME/posegen``, by path, size and time of change, so that
-    gigabytes are read once.
+    gigabytes are read once. What is kept has a checksum; damaged, it does not count.
     """
     total = hashlib.sha256()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posegen" / "sha256.json"
-    known, found = read_json_or_empty(cache), {}
+    stored, found = read_json_or_empty(cache), {}
+    known = stored.get("files", {}) if stored.get("checksum") == value_hash(stored.get("files")) else {}
     for file in files:
         status = file.stat()
         key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         found[key] = known.get(key) or file_hash(file)
         total.update(bytes.fromhex(found[key]))
     if not found.keys() <= known.keys():
-        with suppress(OSError), replacing(cache) as temporary:  # a machine where it cannot be kept hashes again
-            temporary.write_text(json.dumps(known | found))
+        with suppress(OSError, UserError), replacing(cache) as temporary:  # where it cannot be kept, it is hashed again
+            every = known | found
+            temporary.write_text(json.dumps({"files": every, "checksum": value_hash(every)}))
     return total.hexdigest()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from posegen.io.atomic import explained
+
 
 @contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[None]:
@@ -14,9 +16,11 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
 
     Prints a line while it has to wait.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with path.open("a") as file:
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as file:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,12 +1,14 @@
 """Records on disk: numbers and strings in ``records.csv``, one row per image, arrays in ``features.npz``.
 
 Equal records give equal bytes: numbers are written in their shortest exact form and the archive has no time stamps.
-Arrays whose shape differs from image to image are stored flat, with a table of shapes. Nothing is unpickled.
+Arrays whose shape differs from image to image are stored flat, with a table of shapes. Nothing is unpickled. The
+archive has checksums of its arrays and, as its comment, that of the csv file, so that a changed digit is noticed.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from posegen.errors import UserError
+from posegen.io.arrays import NPZ_ERRORS, load_npz
 from posegen.io.atomic import replacing
 from posegen.io.tables import csv_text
 from posegen.metrics.base import Records, count_images
@@ -23,12 +27,15 @@ from posegen.metrics.base import Records, count_images
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
 NAMES = ("id", "scenario", "action")  # columns of text, also where every entry looks like a number
-AGAIN = "run the evaluation of this cell again"
+AGAIN = f"delete {CSV_FILE} and {ARRAY_FILE} there and run the command of this cell again, which makes them again"
+PLAIN_ZIP = 20  # zip's version without its extension for large files, which `pack` does not use
+NOBODY = 16 * "0"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip archive can hold
 
 
-def write_records(folder: str | Path, records: Records) -> None:
-    """Writes ``records`` (with ``id``) to ``folder``; each file appears complete or not at all, the csv last."""
+def write_records(folder: str | Path, records: Records, owner: str = NOBODY) -> None:
+    """Writes ``records`` (with ``id``) to ``folder``; each file appears complete or not at all, the csv last.
+    ``owner``: 16 hex digits of what they belong to, such as a cell's hash."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if "id" not in records:
@@ -41,31 +48,56 @@ def write_records(folder: str | Path, records: Records) -> None:
     flat = {key: array for name, values in arrays.items() for key, array in flatten(name, values).items()}
     rows = zip(*scalars.values(), strict=True)  # ``repr`` of a float is the shortest text that reads back exactly
     text = csv_text(scalars, ([v if isinstance(v, str) else repr(float(v)) for v in row] for row in rows))
-    for name, content in ((ARRAY_FILE, pack(flat)), (CSV_FILE, text.encode())):
+    for name, content in ((ARRAY_FILE, pack(flat, seal(text.encode(), owner))), (CSV_FILE, text.encode())):
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content)
 
 
-def read_records(folder: str | Path) -> dict[str, list]:
-    """What `write_records` wrote: columns of numbers come back as floats, others as strings."""
+def read_records(folder: str | Path, owner: str = NOBODY) -> dict[str, list]:
+    """What `write_records` wrote: columns of numbers come back as floats, others as strings. A UserError says that they
+    are damaged, or of another ``owner``."""
     folder = Path(folder)
     for name in (CSV_FILE, ARRAY_FILE):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; {AGAIN}")
+            raise FileNotFoundError(f"{folder / name} is missing; run the command of this cell again, which makes it")
+    try:
+        stored, sealed = load_npz(folder / ARRAY_FILE)
+        if sealed and len(sealed) != len(seal(b"")):
+            raise ValueError("its end is damaged")
+        with zipfile.ZipFile(folder / ARRAY_FILE) as archive:
+            if any(member.extract_version > PLAIN_ZIP for member in archive.infolist()):
+                raise ValueError("another program has written it")  # numpy.savez, say, which leaves no seal
+    except NPZ_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{folder / ARRAY_FILE} cannot be read ({reason}); it is damaged: {AGAIN}") from error
     records = from_csv(folder / CSV_FILE)
     n_images = count_images(records)
-    try:
-        with np.load(folder / ARRAY_FILE, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{folder / ARRAY_FILE} cannot be read ({error}); it is damaged: {AGAIN}") from error
     for name in stored:
         if not name.endswith(SHAPES):
-            records[name] = unflatten(stored[name], stored.get(name + SHAPES))
+            try:
+                records[name] = unflatten(stored[name], stored.get(name + SHAPES))
+            except (ValueError, TypeError, IndexError) as error:
+                raise UserError(f"{folder / ARRAY_FILE}: '{name}' is damaged ({error}): {AGAIN}") from error
             if len(records[name]) != n_images:
                 found = f"'{name}' has {len(records[name])} entries for {n_images} images"
-                raise ValueError(f"{folder}: {found}; {AGAIN}")
+                raise UserError(f"{folder}: {found}; {AGAIN}")
+    if sealed and owner != NOBODY and sealed[-len(NOBODY) :].decode(errors="replace") not in (owner, NOBODY):
+        raise UserError(f"{folder}: these records are those of another cell or data set: {AGAIN}")
+    # records of earlier versions have no seal
+    if sealed and sealed[: -len(NOBODY)] != seal((folder / CSV_FILE).read_bytes())[: -len(NOBODY)]:
+        one = f"{CSV_FILE} and {ARRAY_FILE} do not belong together, one of them is damaged"
+        raise UserError(f"{folder}: {one}: {AGAIN}")
     return records
+
+
+def has_records(folder: Path) -> bool:
+    """Whether both files are there."""
+    return all((folder / name).is_file() for name in (CSV_FILE, ARRAY_FILE))
+
+
+def seal(text: bytes, owner: str = NOBODY) -> bytes:
+    """The checksum of a csv file and its owner, as the archive beside it holds them."""
+    return f"{CSV_FILE} sha256 {hashlib.sha256(text).hexdigest()} of {owner}".encode()
 
 
 def flatten(name: str, values: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -85,10 +117,11 @@ def unflatten(stored: np.ndarray, shapes: np.ndarray | None) -> list[np.ndarray]
     return [part.reshape(shape) for part, shape in zip(np.split(stored, ends[:-1]), shapes, strict=True)]
 
 
-def pack(arrays: dict[str, np.ndarray]) -> bytes:
+def pack(arrays: dict[str, np.ndarray], comment: bytes) -> bytes:
     """An npz archive that is a function of its content alone (`numpy.savez` writes the time of day)."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = comment
         for name, array in arrays.items():
             content = io.BytesIO()
             np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
@@ -98,11 +131,14 @@ def pack(arrays: dict[str, np.ndarray]) -> bytes:
 
 def from_csv(path: Path) -> dict[str, list]:
     """Columns of a csv file, `NAMES` as strings and every other column as floats where all its entries are numbers."""
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
     if "id" not in header or any(len(row) != len(header) for row in rows):
         expected = f"an 'id' column and {len(header)} entries in every row"
-        raise ValueError(f"{path} is damaged: it needs {expected}; {AGAIN}")
+        raise UserError(f"{path} is damaged: it needs {expected}; {AGAIN}")
     columns: dict[str, list] = {name: [row[i] for row in rows] for i, name in enumerate(header)}
     for name in columns.keys() - NAMES:
         with suppress(ValueError):

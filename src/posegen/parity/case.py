@@ -7,7 +7,6 @@ returns) and ``atol``.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from torch import Tensor
 
 from posegen.backbones.loading.ldm_keys import below
 from posegen.errors import UserError
+from posegen.io.atomic import read_json
+from posegen.io.json_text import parse_json
 
 FACTS, TENSORS, WEIGHTS = "case.json", "io.safetensors", "weights.safetensors"
 METRIC_FACTS = {"kind", "inputs", "expected"}
@@ -50,7 +51,9 @@ class Case:
         try:
             root = place if place.is_dir() else zipfile.Path(place)
             files = {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
-            facts = json.loads(files[FACTS])
+            facts = parse_json(files[FACTS], str(place / FACTS))
+            if not isinstance(facts, dict):
+                raise ValueError(f"{FACTS} holds no object")
             tensors, weights = load(files[TENSORS]), load(files[WEIGHTS]) if WEIGHTS in files else {}
         except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
             expected = f"expected {FACTS} and {TENSORS}, with {WEIGHTS} beside them"
@@ -119,8 +122,8 @@ def find_cases(place: Path) -> list[Path]:
 
 def read_case_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(file)
+    except UserError as error:
         raise UserError(f"{file} is no reference case ({error}); expected a json file") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from posegen.io.tables import csv_text
 from posegen.metrics.base import Column
 from posegen.report.breakdown import CAPTION, Breakdown
 from posegen.report.rows import Row
-from posegen.report.study import COSTS
 from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, Table
+from posegen.runner.received.state_files import COSTS
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {DIFFERS: r"$^\dagger$", FAITHFUL: r"$^\ddagger$", **{char: f"\\{char}" for char in "&%$#_{}"}}
@@ -122,18 +123,25 @@ def breakdown_csv(parts: Breakdown) -> str:
 
 
 def table_markdown(table: Table) -> str:
-    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-    return "\n".join([f"# {table.title}", "", markdown(table_grid(table)), "", table.caption, *notes, ""])
+    notes = ["", *(f"- {markdown_text(note)}" for note in table.notes)] if table.notes else []
+    title, caption = markdown_text(table.title), markdown_text(table.caption)
+    return "\n".join([f"# {title}", "", markdown(table_grid(table)), "", caption, *notes, ""])
 
 
 def breakdown_markdown(parts: Breakdown, title: str) -> str:
     tables = (f"## {column}\n\n{markdown(breakdown_grid(parts, column))}" for column in parts.columns)
-    return "\n\n".join([f"# {title}, by {parts.by}", *tables, CAPTION, *(f"- {note}" for note in parts.notes)]) + "\n"
+    notes = (f"- {markdown_text(note)}" for note in parts.notes)
+    return "\n\n".join([f"# {markdown_text(title)}, by {parts.by}", *tables, CAPTION, *notes]) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """A text in one line, without html, which Markdown would make a part of the page."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"\s*\n\s*", " ", text))
 
 
 def markdown(lines: Grid) -> str:
     """A pipe table."""
-    cells = [[one.marked("**{}**", "<u>{}</u>").replace("|", "\\|") for one in line] for line in lines]
+    cells = [[one.marked("**{}**", "<u>{}</u>", markdown_text).replace("|", "\\|") for one in line] for line in lines]
     head, *rows = ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 

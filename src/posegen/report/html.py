@@ -21,9 +21,9 @@ from posegen.report.breakdown import CAPTION, Breakdown
 from posegen.report.formats import TableEntry, breakdown_grid, table_grid
 from posegen.report.image_grids import GridLine, picture_grid
 from posegen.report.plots import result_plots, training_plots
-from posegen.report.study import read_status
 from posegen.report.table import Table
 from posegen.runner.images import SHOWN
+from posegen.runner.received.state_files import read_status
 
 SIDE = 256  # longer side of a picture on the page, in pixels
 #: Class of a row -> what stands above the rows of its kind.

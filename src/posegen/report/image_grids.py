@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -13,9 +12,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from posegen.errors import UserError
+from posegen.metrics.records import CSV_FILE, from_csv
 from posegen.report.side_by_side import judged_panels, source_file
 from posegen.report.table import Table
-from posegen.runner.images import picture, read_png
+from posegen.runner.images import AGAIN, picture, read_png
 
 SHARP = 112  # pixels of a side up to which a picture is shown with its pixels
 
@@ -58,8 +59,7 @@ def picture_grid(table: Table, poses: int, side: int) -> list[GridLine] | None:
     sources = {i: source_file(cells.values(), i) for i in indices}
     posed, sourced = any(judged.values()), any(sources.values())
     notes = {name: joints_found(cell) for name, cell in cells.items()}
-    said = next((file for cell in cells.values() if (file := cell / "samples" / "prompts.txt").is_file()), None)
-    prompts = said.read_text(encoding="utf-8").splitlines() if said else []
+    prompts = next(filter(None, map(prompts_of, cells.values())), [])
     lines = []
     for i in indices:
         about, entries = f"picture {i}", []
@@ -87,6 +87,7 @@ def shown_indices(folders: Collection[Path], labels: Sequence[str], poses: int) 
     known = numbered_pngs(folders, "samples")
     if not labels:
         return sorted(known)[:poses]
+    known &= set(range(len(labels)))
     judged, parts = numbered_pngs(folders, "judged"), {}
     for i in sorted(known, key=lambda i: (i not in judged, i)):
         parts.setdefault(labels[i], []).append(i)
@@ -95,16 +96,25 @@ def shown_indices(folders: Collection[Path], labels: Sequence[str], poses: int) 
 
 
 def numbered_pngs(folders: Collection[Path], kind: str) -> set[int]:
-    return {int(f.stem) for folder in folders for f in (folder / kind).glob("*.png") if f.stem.isdigit()}
+    return {int(f.stem) for folder in folders for f in (folder / kind).glob("*.png") if f.stem.isdecimal()}
+
+
+def prompts_of(cell: Path) -> list[str]:
+    """The prompts of a cell's pictures, as far as it has them."""
+    file = cell / "samples" / "prompts.txt"
+    try:
+        return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{file} is no text in UTF-8 ({error}); {AGAIN}") from error
 
 
 def joints_found(cell: Path) -> dict[int, str]:
     """Image -> how many of its joints were found where they should be, as far as the records know."""
-    with (cell / "records.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not {"joints", "joints_correct"} <= (rows[0].keys() if rows else set()):
+    records = from_csv(cell / CSV_FILE)
+    counts = [records.get(name, []) for name in ("joints_correct", "joints")]
+    if not all(isinstance(value, float) for column in counts for value in column):
         return {}
-    return {i: f"{float(row['joints_correct']):g} of {float(row['joints']):g}" for i, row in enumerate(rows)}
+    return {i: f"{correct:g} of {joints:g}" for i, (correct, joints) in enumerate(zip(*counts, strict=False))}
 
 
 def stored_picture(path: Path, about: str, side: int) -> Picture:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posegen.io.atomic import read_json
-from posegen.report.study import benchmark_plan, read_status
+from posegen.io.atomic import read_json_or_empty
+from posegen.report.study import benchmark_plan
+from posegen.runner.received.state_files import read_progress
 
 
 class LiveProgress:
@@ -68,17 +69,17 @@ def cell_progress(cell: Path, since: float) -> tuple[str, dict[str, Any]]:
     status, progress = cell / "status.json", cell / "progress.json"
     if not status.is_file():
         return "waiting", {}
-    state = read_status(cell)["state"]
+    state = read_json_or_empty(status).get("state", "damaged")  # what is wrong with it is the cell's own error
     if state in ("running", "failed") and status.stat().st_mtime < since:
         return "waiting", {}
-    return state, read_json(progress) if progress.is_file() and progress.stat().st_mtime >= since else {}
+    return state, read_progress(cell) if progress.is_file() and progress.stat().st_mtime >= since else {}
 
 
 def progress_text(state: str, report: dict[str, Any]) -> str:
     """``train 30/100 step, 12.0/s, 6 s left, loss 0.123`` of a running cell, else its state."""
     if state != "running" or not report:
         return state
-    rate = report.get("rate", 0.0)
+    rate = report["rate"]
     left = (report["total"] - report["done"]) / rate if rate else 0.0
     loss = f", loss {report['loss']:.3f}" if "loss" in report else ""
     done = f"{report['stage']} {report['done']}/{report['total']} {report['unit']}"

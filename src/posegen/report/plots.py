@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posegen.errors import UserError
 from posegen.metrics.base import Column
 from posegen.report.rows import Row
 from posegen.report.table import Table
@@ -192,16 +193,19 @@ def curves_of(cell: Path) -> dict[str, Curve]:
     """Name -> points ``(step, value)`` in the order of steps, of all ``curves/metrics*.csv``, the newest value of a
     step; empty for cells that did not train, or with ``logger=null``."""
     found: dict[str, dict[float, float]] = {}
-    files = (cell / "curves").glob("metrics*.csv")
+    files = (file for file in (cell / "curves").glob("metrics*.csv") if file.is_file())
     for file in sorted(files, key=lambda f: (f.name == "metrics.csv", f.name)):  # the newest last: it has the last word
-        with file.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                if not (row.get("step") or "").strip():
-                    continue
-                for name in filter(None, row):
-                    with suppress(ValueError):  # a text that is no number
-                        if name not in ("step", "epoch") and math.isfinite(value := float(row[name] or "")):
-                            found.setdefault(name, {})[float(row["step"])] = value
+        try:
+            with file.open(newline="", encoding="utf-8") as stream:
+                rows = list(csv.DictReader(stream))
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{file} is damaged ({error}); delete it: the page goes without these curves") from error
+        for row in rows:
+            for name in filter(None, row):
+                with suppress(ValueError):  # a text that is no number
+                    step, value = (float(row[key] or "") for key in ("step", name))
+                    if name not in ("step", "epoch") and math.isfinite(step) and math.isfinite(value):
+                        found.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in found.items()}
 
 

@@ -19,17 +19,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
-from hydra.utils import get_class
-
+from posegen.adapters.base import Paper, Published
 from posegen.errors import UserError
 from posegen.metrics.base import Column
 from posegen.report.rows import Group, Row
-
-if TYPE_CHECKING:
-    from posegen.adapters.base import Published
+from posegen.runner.received.classes import found_class
+from posegen.runner.received.state_files import read_yaml
 
 REPRODUCED, DIFFERENT, INCOMPARABLE = "reproduced", "not reproduced", "not comparable"
 EXAMPLE = "lines like 'controlnet: {AP: 16.1}'"
@@ -84,8 +81,9 @@ class Reproduction:
         """The numbers published about a method that this protocol measures; only then is its module imported."""
         if not any(column.published for column in self.columns) or not group.adapter:
             return []
-        paper: Any = getattr(get_class(group.adapter), "paper", None)
-        return [fact for fact in getattr(paper, "published", ()) if fact.read and fact.column in self.columns]
+        paper = getattr(found_class(group.adapter), "paper", None)
+        published: Any = paper.published if isinstance(paper, Paper) else ()
+        return [fact for fact in published if fact.read and fact.column in self.columns]
 
     def _row(self, method: str, source: str, published: Sequence[Published]) -> Row:
         if source not in self.sources:
@@ -131,11 +129,7 @@ def same_name(one: str, other: str) -> bool:
 
 def read_expected(path: Path) -> dict[str, dict[str, float]]:
     """Row -> column -> value of an ``expected.yaml``; a UserError where it is missing or holds something else."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"expected={path} cannot be read ({reason}); expected a yaml file with {EXAMPLE}") from error
+    found = read_yaml(path, f"expected={path} is a yaml file with {EXAMPLE}")
     rows = list(found.values()) if isinstance(found, dict) else [None]
     values = [value for row in rows for value in (row.values() if isinstance(row, dict) else [None])]
     if not all(isinstance(value, int | float) and not math.isnan(value) for value in values):

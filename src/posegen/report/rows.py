@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posegen.report.study import COSTS, read_costs, read_facts, read_status
+from posegen.errors import UserError
+from posegen.metrics.records import AGAIN, read_records
+from posegen.runner.received.state_files import COSTS, read_costs, read_row, read_status
 
 REFERENCE = "reference/"  # how the names of rows begin that bound the methods and compete with none
+DAMAGED = "damaged"  # state of a cell that finished and whose records cannot be read
 Row = dict[str, Any]
 
 
@@ -54,14 +58,16 @@ class Group:
     def adapter(self) -> str:
         """Import path of the method's class, empty where no cell has started."""
         identities = [read_status(self.folder / cell["folder"]).get("identity") or {} for cell in self.cells]
-        return next((found["adapter"]["_target_"] for found in identities if found.get("adapter")), "")
+        adapters = [found["adapter"] for found in identities if isinstance(found.get("adapter"), dict)]
+        return next((str(found["_target_"]) for found in adapters if "_target_" in found), "")
 
     def row(self, protocol: Any) -> Row:
         """The values, costs and state of the row."""
-        values, spread = row_of(self.finished, protocol)
-        self.spread = spread or {}
-        if self.finished:
-            self.absent = protocol.absent(protocol.read(self.finished[0]))
+        with records_fit(self.finished, protocol):
+            values, spread = row_of(self.finished, protocol)
+            self.spread = spread or {}
+            if self.finished:
+                self.absent = protocol.absent(protocol.read(self.finished[0]))
         return {"method": self.name, "ranked": self.ranked, **values, **self.state, "faithful": self.faithful}
 
     @property
@@ -74,7 +80,18 @@ class Group:
         """What cells say about themselves; older ones say it in the method folder that they trained."""
         for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
             if file.is_file():
-                yield read_facts(file, "run this cell again")
+                yield read_row(file)
+
+
+@contextmanager
+def records_fit(folders: Sequence[Path], protocol: Any) -> Iterator[None]:
+    """Records that the metrics of ``protocol`` cannot read, because others wrote them, are a UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+        found = f"the records of {', '.join(map(str, folders))} are not those of protocol {protocol.name}"
+        reason = f"v{protocol.version} ({type(error).__name__}: {error})"
+        raise UserError(f"{found} {reason}; {AGAIN}, with the protocol of the table") from error
 
 
 def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
@@ -109,12 +126,18 @@ def costs_of(folders: Sequence[Path]) -> Row:
 
 
 def state_of(cell: Path, expected: str) -> dict[str, str]:
-    """State and reason of a cell, by its ``status.json``."""
+    """State and reason of a cell, by its ``status.json``, and whether its records can be read."""
     status = read_status(cell)
     if not status:
         return {"state": "missing", "reason": "never started"}
     if status.get("hash") != expected:
         return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
+    if status["state"] == "finished":
+        try:
+            read_records(cell, expected)
+            read_records(cell / "reference")
+        except (ValueError, OSError) as error:
+            return {"state": DAMAGED, "reason": str(error)}
     state = "interrupted" if status["state"] == "running" else status["state"]
     return {"state": state, "reason": status.get("reason") or ""}
 

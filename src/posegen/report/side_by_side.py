@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from posegen.errors import UserError
 from posegen.runner.images import picture, read_png, under
 
 
@@ -77,4 +78,10 @@ def cells_with_pictures(cells: Mapping[str, Path]) -> dict[str, Path]:
 def judged_panels(cells: Mapping[str, Path], index: int) -> dict[str, list[np.ndarray]]:
     """Method -> target, sample, and sample with the re-detected pose, for the cells that have them of an image."""
     files = {name: picture(cell / "judged", index) for name, cell in cells.items()}
-    return {name: np.split(read_png(file), 3, axis=1) for name, file in files.items() if file.is_file()}
+    images = {name: read_png(file) for name, file in files.items() if file.is_file()}
+    first = next(iter(images), "")
+    for name, image in images.items():
+        if image.shape[1] % 3 or image.shape != images[first].shape:
+            sizes = " and ".join(f"{files[n]} has {images[n].shape[1]} x {images[n].shape[0]}" for n in {first, name})
+            raise UserError(f"{sizes} pixels; delete what is wrong and run the command of this cell again")
+    return {name: np.split(image, 3, axis=1) for name, image in images.items()}

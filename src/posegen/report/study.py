@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
-import yaml
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
+from posegen.config.cell_folder import is_inside
 from posegen.errors import UserError
-from posegen.io.atomic import read_json
 from posegen.metrics.protocol import Protocol
+from posegen.metrics.records import CSV_FILE, from_csv
+from posegen.runner.received.classes import built
+from posegen.runner.received.state_files import CellsFile, read_cell_config, read_state, read_status
 
-COSTS = ("trained_parameters", "train_images_per_s", "sample_images_per_s", "wall_s", "peak_memory_mb")
-
+#: Bootstrap resamples of a recorded protocol, at most; their memory grows with the number of images, too.
+MAX_RESAMPLES = 100_000
 #: Modules of metrics that older records name -> where they stand now.
 MOVED_MODULES = {
     "posegen.metrics.likeness": "posegen.metrics.pixel_similarity",
@@ -28,32 +25,16 @@ MOVED_MODULES = {
 }
 
 
-def read_facts(path: Path, fix: str, *required: str, **kinds: type | UnionType) -> dict[str, Any]:
-    """The object in a json file, with its ``required`` keys and those of the ``kinds`` (key -> type) that are there; a
-    UserError with the file, the key and the ``fix`` where it has something else."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; expected an object; {fix}")
-    for key in required:
-        if key not in found:
-            raise UserError(f"{path} has no {key}; {fix}")
-    for key, kind in kinds.items():
-        if key in found and not isinstance(found[key], kind):
-            expected = kind if isinstance(kind, UnionType) else kind.__name__
-            raise UserError(f"{path}: {key} is {found[key]!r}; expected {expected}; {fix}")
-    return found
-
-
 def benchmark_plan(folder: Path) -> dict[str, Any]:
     """``cells.json`` of a benchmark folder, or a UserError where there is none or it is damaged."""
     path, fix = folder / "cells.json", "run posegen benchmark again, which writes it"
     if not path.is_file():
         first = "run posegen benchmark first or name another folder"
         raise UserError(f"{folder} holds no benchmark (cells.json is missing); {first}")
-    plan = read_facts(path, fix, "protocol", "cells", protocol=dict, cells=list)
-    for i, cell in enumerate(plan["cells"]):
-        if not isinstance(cell, dict) or not {"folder", "method", "seed", "hash"} <= cell.keys():
-            raise UserError(f"{path}: entry {i} of cells is {cell!r}; expected folder, method, seed and hash; {fix}")
+    plan = read_state(path, CellsFile, fix)
+    for entry in plan["cells"]:
+        if not is_inside(folder / entry["folder"], folder):
+            raise UserError(f"{path}: the cell {entry['folder']} lies outside {folder}; nothing was read there; {fix}")
     return plan
 
 
@@ -70,11 +51,11 @@ def study_plan(folder: Path) -> dict[str, Any]:
     require_paired(judged)
     for cell in cells:
         config, status = read_cell_config(cell), read_status(cell)
-        about = {"method": config["method"], "seed": config["seed"], "hash": status["hash"]}
+        about = {"method": config["method"], "seed": config["seed"], "hash": status.get("hash", "")}
         if cell not in judged and status["state"] == "finished":
             about |= {"state": "not judged", "reason": "trained, not judged; posegen evaluate judges it"}
         entries.append({"folder": cell.relative_to(folder).as_posix(), **about})
-    protocol = read_cell_config((judged or cells)[0])["protocol"]
+    protocol = read_cell_config((judged or cells)[0]).get("protocol", {})
     return {"title": f"Study {folder.name}", "baseline": "none", "protocol": protocol, "cells": entries}
 
 
@@ -90,35 +71,7 @@ def require_paired(cells: Sequence[Path]) -> None:
 
 
 def judged_ids(cell: Path) -> list[str]:
-    with (cell / "records.csv").open(newline="", encoding="utf-8") as file:
-        return [row["id"] for row in csv.DictReader(file)]
-
-
-def read_status(cell: Path) -> dict[str, Any]:
-    """``status.json`` of a cell, empty for one that was never started."""
-    path = cell / "status.json"
-    if not path.is_file():
-        return {}
-    kinds: Any = {"state": str, "hash": str, "wall_s": int | float, "identity": dict | None, "versions": dict}
-    return read_facts(path, "delete it and run this cell again", "state", **kinds)
-
-
-def read_costs(cell: Path) -> dict[str, Any]:
-    """``costs.json`` of a cell, empty where there is none."""
-    path = cell / "costs.json"
-    fix = "delete it; the table goes without these costs"
-    return read_facts(path, fix, **dict.fromkeys(COSTS, int | float)) if path.is_file() else {}
-
-
-def read_cell_config(cell: Path) -> dict[str, Any]:
-    """``config.yaml`` of a cell, empty where there is none."""
-    path = cell / "config.yaml"
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        fix = "run this cell again, which writes it"
-        raise UserError(f"{path} is not a readable yaml file ({reason}); {fix}") from error
+    return from_csv(cell / CSV_FILE)["id"]
 
 
 def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
@@ -131,8 +84,8 @@ def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
     return found
 
 
-def recorded_protocol(node: Mapping[str, Any]) -> Protocol:
-    """The protocol that a study recorded, also where an older version of posegen did."""
+def recorded_protocol(node: Mapping[str, Any], file: Path) -> Protocol:
+    """The protocol that a study recorded in ``file``, also where an older version of posegen did; see `built`."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -142,4 +95,8 @@ def recorded_protocol(node: Mapping[str, Any]) -> Protocol:
         module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
         return f"{MOVED_MODULES[module]}.{name}" if module in MOVED_MODULES else value
 
-    return instantiate(OmegaConf.create(moved(node)), _convert_="all")
+    # Observers look at pictures; a table needs the metrics alone.
+    recorded = {key: value for key, value in moved(node).items() if key != "observers"}
+    if isinstance(many := recorded.get("resamples"), int) and not 1 <= many <= MAX_RESAMPLES:
+        raise UserError(f"{file}: protocol.resamples is {many}; expected 1 to {MAX_RESAMPLES}")
+    return built(recorded, Protocol, "protocol", file, "protocol")

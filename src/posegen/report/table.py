@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posegen.errors import UserError
 from posegen.metrics.base import Column
 from posegen.report.breakdown import Breakdown, breakdowns
 from posegen.report.published import Reproduction, read_expected
-from posegen.report.rows import REFERENCE, Group, Row, add_tests, group_cells, state_of
+from posegen.report.rows import DAMAGED, REFERENCE, Group, Row, add_tests, group_cells, state_of
 from posegen.report.study import benchmark_plan, recorded_protocol
 
 #: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
@@ -73,7 +74,7 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     ``expected`` is a recorded run that the rows are compared with; ``plan`` replaces that of the benchmark."""
     plan = benchmark_plan(folder) if plan is None else plan
     cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
-    protocol = recorded_protocol(plan["protocol"])
+    protocol = recorded_protocol(plan["protocol"], folder / "cells.json")
     groups = group_cells(cells, folder)
     for group in groups:
         for cell in group.cells:
@@ -90,6 +91,13 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     notes = [*reproduction.legend(), *gaps(measured, groups, columns), *column_remarks(measured, headline)]
     title, parts = plan.get("title") or f"Benchmark {folder.name}", breakdowns(groups, protocol, headline)
     return Table(title, about, columns, headline, axes, rows, cells, folder, notes, parts)
+
+
+def require_records(table: Table) -> None:
+    """Raises a UserError that names the cells whose records are damaged; the table has no values of them."""
+    damaged = [cell["reason"] for cell in table.cells if cell["state"] == DAMAGED]
+    if damaged:
+        raise UserError("the table goes without damaged cells:\n" + "\n".join(damaged))
 
 
 def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:

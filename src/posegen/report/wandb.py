@@ -6,24 +6,26 @@ a benchmark is a further run, with the table as an artifact. `publish` makes a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
 from posegen.io.hashes import value_hash
 from posegen.report.formats import markdown, table_grid
+from posegen.report.image_grids import prompts_of
 from posegen.report.plots import LIVE
-from posegen.report.study import COSTS, read_cell_config
 from posegen.report.table import Table
 from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
+from posegen.runner.received.classes import found_class
+from posegen.runner.received.state_files import COSTS, read_cell_config
 from posegen.runner.stage import Stage
 
 FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # of the benchmark's artifact
@@ -40,13 +42,16 @@ class WandbSettings:
 
 def wandb_settings(cfg: DictConfig) -> WandbSettings | None:
     """Those of a configuration; None where its logger is another."""
+    node: Any = cfg.get("logger") or {}
+    return WandbSettings(node, **(cfg.get("dashboard") or {})) if logs_to_wandb(node) else None
+
+
+def logs_to_wandb(node: Mapping[str, Any] | DictConfig) -> bool:
+    """Whether the node of a logger, which may stand in a received file, names W&B's."""
     from lightning.pytorch.loggers import WandbLogger
 
-    node: Any = cfg.get("logger") or {}
-    target = get_object(node["_target_"]) if "_target_" in node else None
-    if isinstance(target, type) and issubclass(target, WandbLogger):
-        return WandbSettings(node, **(cfg.get("dashboard") or {}))
-    return None
+    target = found_class(str(node.get("_target_")))
+    return isinstance(target, type) and issubclass(target, WandbLogger)
 
 
 @contextmanager
@@ -99,8 +104,7 @@ def image_table(components: Components, folder: Path, records: Any, images: int)
     import wandb
 
     kept = [i for i in range(len(records["id"])) if picture(folder / "judged", i).is_file()][:images]
-    prompts = folder / "samples" / "prompts.txt"
-    words = prompts.read_text(encoding="utf-8").splitlines() if prompts.is_file() else []
+    words = prompts_of(folder)
     values = {i: values_of_image(components, {name: [column[i]] for name, column in records.items()}) for i in kept}
     columns = [c for c in components.protocol.columns if any(c in each for each in values.values())]
     accuracy = components.protocol.axes("accuracy")
@@ -175,11 +179,11 @@ def place_of(table: Table, wanted: str | bool) -> WandbPlace:
     if isinstance(wanted, str):
         entity, _, project = wanted.partition("/")
         return WandbPlace(entity, project, study)
-    found = [settings for config in configs if (settings := wandb_settings(OmegaConf.create(config)))]
+    found = [node for config in configs if logs_to_wandb(node := config.get("logger") or {})]
     if not found:
         fix = "run it so, or say where its runs are: wandb=ENTITY/PROJECT"
         raise UserError(f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); {fix}")
-    return WandbPlace(found[0].logger.get("entity"), found[0].logger.get("project", "posegen"), study)
+    return WandbPlace(found[0].get("entity"), found[0].get("project", "posegen"), study)
 
 
 def publish(table: Table, wanted: str | bool) -> str:

@@ -12,7 +12,8 @@ from posegen.backbones.base import Backbone
 from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.errors import UserError
-from posegen.runner.method_folder import named_class
+from posegen.runner.received.classes import constructed, named_class
+from posegen.runner.received.state_files import read_cell_config
 
 BASE = "base"  # where a saved pipeline keeps the files of its backbone
 Asked = str | Path | Mapping[str, Any] | None
@@ -41,15 +42,15 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
         name = f"{about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]})"
         fix = "name it: from_pretrained(folder, backbone=FOLDER_OR_FILE)"
         raise UserError(f"{method} belongs to backbone {name}, which is not in it; {fix}")
-    cls = named_class(str(node.pop("_target_")), Backbone, "backbone", file)  # type: ignore[type-abstract]
-    return cls(**node)
+    cls = named_class(node.pop("_target_", None), Backbone, "backbone", file)  # type: ignore[type-abstract]
+    return constructed(cls, node, file)
 
 
 def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
     """(file, arguments) of the backbone, from the cell around a method folder or the configuration with this id."""
     cell = method.parent / "config.yaml"
     if method.name == "method" and cell.is_file():
-        node = plain(OmegaConf.load(cell).backbone)
+        node = dict(read_cell_config(method.parent).get("backbone", {}))
         if Path(str(node.get("path"))).exists():
             return cell, node
     for option in listing.groups()["backbone"].values():
@@ -75,7 +76,7 @@ def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:
 
 def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A saved backbone's arguments with their paths, which must not lead out of the folder ``base``."""
-    given = {name: arguments[name] for name in ("path", "autoencoder") if arguments.get(name) is not None}
+    given = {name: str(arguments[name]) for name in ("path", "autoencoder") if arguments.get(name) is not None}
     paths = {name: (base / value).resolve() for name, value in given.items()}
     for name, path in paths.items():
         if not path.is_relative_to(base.resolve()):

@@ -20,11 +20,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS
+from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS, require_inside
 from posegen.errors import CellConflict, UserError
-from posegen.io.atomic import read_json, write_json, write_text
+from posegen.io.atomic import write_json, write_text
 from posegen.io.hashes import content_hash, value_hash
 from posegen.io.locks import locked
+from posegen.runner.received.state_files import read_cell_config, read_status
 
 #: Groups and keys that results depend on, except for `NEUTRAL_KEYS`; weights at a path count by their hash.
 IDENTITY = (
@@ -33,6 +34,8 @@ IDENTITY = (
 )
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
+#: What shows that a cell was computed, at least in part.
+RESULTS = ("method", "samples", "records.csv")
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 
@@ -54,7 +57,8 @@ class Cell:
         """The cell of a composed configuration; ``content``: hashes of its data sets, see `Components.content`."""
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         on_disk = {"content": dict(content)} if content and any(content.values()) else {}
-        return cls(Path(config["paths"]["cell"]), {**identity(config), **on_disk}, config)
+        folder = require_inside(Path(config["paths"]["cell"]), Path(config["paths"]["output"]))
+        return cls(folder, {**identity(config), **on_disk}, config)
 
     @property
     def hash(self) -> str:
@@ -63,15 +67,18 @@ class Cell:
     @property
     def status(self) -> dict[str, Any]:
         """The content of ``status.json``, empty for a cell that was never started."""
-        path = self.folder / "status.json"
-        return read_json(path) if path.is_file() else {}
+        return read_status(self.folder)
 
     def check(self) -> None:
         """Raises `CellConflict` for a folder of another identity, with the differing keys and the ways out."""
-        status = self.status
-        if not status or status["hash"] == self.hash:
+        status, here = self.status, self.identity
+        if not status and any((self.folder / name).exists() for name in RESULTS):  # its status was deleted
+            here = {key: value for key, value in here.items() if key != "content"}  # which no config.yaml has
+            there = identity(read_cell_config(self.folder) or self.config)
+            status = {"hash": value_hash(there), "identity": there}
+        if not status or status.get("hash") == value_hash(here):
             return
-        rows = differences(status["identity"], self.identity)
+        rows = differences(status.get("identity") or {}, here)
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
         listed = listed or "  (files at the same paths have other content)"
         fix = "Keep both with another study=NAME, or delete that folder to replace it."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +15,9 @@ from torch import Tensor
 from posegen.backbones.base import Backbone
 from posegen.backbones.text import Text
 from posegen.data.base import PoseData
-from posegen.io.atomic import replacing
-from posegen.io.hashes import value_hash
+from posegen.errors import UserError
+from posegen.io.atomic import replacing, write_text
+from posegen.io.hashes import sha256_of, value_hash
 from posegen.io.locks import locked
 from posegen.runner.progress import Mode, Progress
 
@@ -24,7 +27,8 @@ SHARD = 1000
 class Encoded:
     """Arrays of one split in files of `SHARD` rows, read through memory maps.
 
-    The name of ``folder`` holds a hash of everything they depend on; ``part`` names an array beside the main one.
+    The name of ``folder`` holds a hash of everything they depend on; ``part`` names an array beside the main one. Each
+    shard has a file with the hash of its arrays, which are read for it once and whenever they have changed.
     """
 
     def __init__(self, folder: Path, count: int, part: str = "") -> None:
@@ -46,7 +50,6 @@ class Encoded:
 
     def fill(self, encode: Callable[[range], Mapping[str, np.ndarray]], stage: str, mode: Mode) -> Encoded:
         """Computes the missing shards; ``encode`` gives the arrays of rows by part, the main one's name is empty."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         shards = [range(s, min(s + SHARD, self.count)) for s in range(0, self.count, SHARD)]
         if all(map(self._whole, shards)):
             return self
@@ -54,16 +57,38 @@ class Encoded:
             missing = [rows for rows in shards if not self._whole(rows)]
             with Progress(self.folder, stage, sum(map(len, missing)), mode=mode) as progress:
                 for rows in missing:
+                    number = rows.start // SHARD
+                    for old in self._files(number):
+                        print(f"{old} is damaged or too short: it is encoded again", flush=True)
+                        shutil.rmtree(old) if old.is_dir() else old.unlink()
                     for part, values in sorted(encode(rows).items(), reverse=True):  # the main array last: it counts
-                        with replacing(self.path(rows.start // SHARD, part)) as temporary, temporary.open("wb") as file:
+                        with replacing(self.path(number, part)) as temporary, temporary.open("wb") as file:
                             np.save(file, values)
+                    self._seal(number)
                     progress.update(len(rows))
         return self
 
+    def _files(self, number: int) -> list[Path]:
+        """The arrays of a shard, the main one first."""
+        return sorted(self.folder.glob(f"{number:05d}*.npy"), key=lambda file: len(file.name))
+
+    def _seal(self, number: int) -> None:
+        write_text(self.folder / f"{number:05d}.sha256", sha256_of(self._files(number)))
+
     def _whole(self, rows: range) -> bool:
+        number = rows.start // SHARD
+        files, seal, main = self._files(number), self.folder / f"{number:05d}.sha256", self.path(number)
         try:
-            return len(np.load(self.path(rows.start // SHARD), mmap_mode="r", allow_pickle=False)) >= len(rows)
-        except (OSError, ValueError, EOFError):  # missing or cut off
+            if seal.is_file() and seal.read_text() != sha256_of(files):
+                return False
+            arrays = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+            if main not in files or any(len(array) < len(rows) for array in arrays):
+                return False
+            with suppress(OSError, UserError):  # it is of an earlier version, or its process was killed
+                if not seal.is_file():
+                    self._seal(number)
+            return True
+        except (OSError, ValueError, EOFError, TypeError):  # missing or cut off
             return False
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch, PoseData
-from posegen.io.atomic import write_json, write_text
+from posegen.io.atomic import flush, write_json, write_text
+from posegen.metrics.records import has_records
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Components
-from posegen.runner.images import keep_sources, pictured
+from posegen.runner.images import absent, absent_pictures, keep_sources, picture, pictured
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
 from posegen.runner.progress import Progress, note_costs
@@ -29,7 +31,16 @@ class Generation(Stage):
         self.data: PoseData = components.data("test")
 
     def missing(self, batches: Sequence[range]) -> list[range]:
-        return [rows for rows in batches if not all(self.components.kind.kept(self.samples, i) for i in rows)]
+        return [rows for rows in batches if not all(map(self._kept, rows))]
+
+    def _kept(self, i: int) -> bool:
+        sourced = i not in self.sourced or picture(self.folder / "sources", i).is_file()
+        return sourced and self.components.kind.kept(self.samples, i)
+
+    @cached_property
+    def sourced(self) -> set[int]:
+        """The images that people look at, if their sources are kept beside them."""
+        return pictured(self.data) if "source" in self.components.bare_adapter.reads else set()
 
     def batches(self) -> list[range]:
         self.data.prepare()
@@ -50,7 +61,6 @@ class Generation(Stage):
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
-        shown = pictured(self.data) if "source" in adapter.reads else set()
         with self.progress("sample", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows)
@@ -59,17 +69,25 @@ class Generation(Stage):
                 spent += time.perf_counter() - start
                 for i, drawn in zip(rows, torch.stack(draws, 1), strict=True):
                     components.kind.write(self.samples, i, drawn, batch.size)
-                keep_sources(self.folder, self.data, shown.intersection(rows))
+                keep_sources(self.folder, self.data, self.sourced.intersection(rows))
                 progress.update(len(rows))
         note_row(adapter, self.folder)
         if adapter.ranked:  # a reference row only reads its pictures
             note_costs(self.folder, sample_images_per_s=round(left * count / spent, 3))
+
+    def lost(self) -> list[Path]:
+        if not self.samples.is_dir() and has_records(self.folder):
+            return []
+        every = range(len(self.data))
+        sources = absent_pictures(self.folder / "sources", pictured(self.data))
+        return [*absent_pictures(self.samples, every, needed=True), *sources, *absent(self.samples / "prompts.txt")]
 
     def finish(self) -> None:
         if not (self.folder / "row.json").is_file():  # the run that sampled was interrupted in its last moment
             note_row(self.components.adapter, self.folder)
         lines = (f"{' '.join(prompt.split())}\n" for prompt in self.data.prompts)
         write_text(self.samples / "prompts.txt", "".join(lines))
+        flush(*self.samples.iterdir())
 
 
 def ready(components: Components, weights: Path | None) -> Adapter:

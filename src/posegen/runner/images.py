@@ -16,6 +16,7 @@ from posegen.io.atomic import replacing
 from posegen.metrics.base import Poses
 from posegen.poses.drawing import overlay
 
+AGAIN = "delete it and run the command of this cell again, which makes it again"
 SHOWN = 16  # pictures of a cell on the results page
 SCORE = 0.1  # least score of a keypoint that is drawn
 PER_SCENARIO = 5  # pictures of each scenario that are kept to look at
@@ -65,6 +66,9 @@ def under(names: Sequence[str], widths: Sequence[int], lines: Sequence[np.ndarra
     """The lines below a strip with the names of their columns, which are ``widths`` panels wide; None without lines."""
     if not lines:
         return None
+    if len(sizes := {line.shape[1] for line in lines}) > 1:
+        fix = "delete the wrong ones in judged, or the whole folder, and run the command of this cell again"
+        raise UserError(f"the pictures of judged samples have different sizes, {sorted(sizes)} pixels in a line; {fix}")
     side, height = lines[0].shape[1] // sum(widths), 26
     strip = np.full((height, lines[0].shape[1], 3), 255, np.uint8)
     for name, left in zip(names, np.cumsum([0, *widths]), strict=False):
@@ -81,18 +85,35 @@ def picture(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
+def absent(*files: Path) -> list[Path]:
+    return [file for file in files if not file.is_file()]
+
+
+def absent_pictures(folder: Path, indices: Iterable[int], needed: bool = False) -> list[Path]:
+    """The pictures, and the numbers beside them if it has some, that a folder should have and has not; of a folder
+    that is not there none, unless it is ``needed``."""
+    found = {file.name for file in folder.iterdir() if file.is_file()} if folder.is_dir() else set()
+    suffixes = {Path(name).suffix for name in found} & {".npy"} | {".png"}
+    names = [picture(folder, i).with_suffix(suffix) for i in indices for suffix in suffixes]
+    return [path for path in names if path.name not in found] if found or needed else []
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     """``[H, W, 3] uint8`` RGB to a png file."""
     ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert ok
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         temporary.write_bytes(data.tobytes())
 
 
-def read_png(path: Path) -> np.ndarray:
-    """The RGB image ``[H, W, 3] uint8`` of a picture file."""
+def read_png(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The RGB image ``[H, W, 3] uint8`` of a picture file; a UserError names one that is damaged, or whose (height,
+    width) is not the ``size`` that it must have."""
     data = np.frombuffer(path.read_bytes(), np.uint8) if path.is_file() else np.empty(0, np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if image is None:
-        raise UserError(f"{path} is not a readable picture; delete it and run the command again to make it anew")
+        raise UserError(f"{path} is not a readable picture; {AGAIN}")
+    if size is not None and image.shape[:2] != tuple(size):
+        found = f"{image.shape[1]} x {image.shape[0]} pixels, expected {size[1]} x {size[0]}"
+        raise UserError(f"{path} has {found}; {AGAIN}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

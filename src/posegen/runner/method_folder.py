@@ -9,11 +9,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -27,13 +25,14 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.runner.cell import identity
+from posegen.runner.received.classes import constructed, named_class
+from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, checked_state, read_status
 
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = Path("backbone") / "unet" / WEIGHTS
 PLAIN = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}
-Kind = TypeVar("Kind")
 
 
 def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bool = False, **facts: Any) -> None:
@@ -126,14 +125,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         fix = "name a finished cell, its method folder, or the target of posegen convert"
         raise UserError(f"{folder} is no method folder (posegen.json is missing); {fix}")
-    about = read_json(path)
-    version = about.get("format") if isinstance(about, dict) else None
-    fields = {"class": str, "kwargs": dict, "backbone": dict}
-    known = version == FORMAT and all(isinstance(about.get(name), kind) for name, kind in fields.items())
-    if not known or not {"id", "sha256"} <= about["backbone"].keys():
-        fix = "make the folder again with posegen train or convert"
-        raise UserError(f"{path} has format {version}, this version reads format {FORMAT}; {fix}")
-    return about
+    trained = folder.name == "method" and (folder.parent / "status.json").is_file()
+    fix = f"delete {folder.parent} and train again" if trained else f"delete {folder} and convert or save it again"
+    about = read_json(path, fix, MAX_STATE_BYTES)
+    if isinstance(about, dict) and (version := about.get("format", FORMAT)) != FORMAT:
+        raise UserError(f"{path} has format {repr(version)[:50]}, this version reads format {FORMAT}; {fix}")
+    return checked_state(about, path, MethodFile, fix)
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -187,7 +184,7 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], file: Path | str) -> N
 def load_method(folder: Path, backbone: Backbone) -> Adapter:
     """The adapter that a method folder describes, attached to ``backbone``, with its weights."""
     about = read_about(folder)
-    adapter = adapter_class(about["class"], folder)(**about["kwargs"])
+    adapter = constructed(adapter_class(about["class"], folder), about["kwargs"], folder / "posegen.json")
     adapter.faithful = bool(about.get("faithful", adapter.faithful))
     adapter.attach(backbone)
     load_into(adapter, backbone, folder)
@@ -199,25 +196,6 @@ def adapter_class(name: str, folder: Path) -> type[Adapter]:
     return named_class(name, Adapter, "adapter", folder / "posegen.json")  # type: ignore[type-abstract]
 
 
-def named_class(name: str, kind: type[Kind], what: str, file: Path) -> type[Kind]:
-    """The class that a foreign file names, if it inherits from ``kind``; nothing else is ever called.
-
-    Its module must be imported already, or lie in posegen's package of ``what``: a folder cannot have foreign modules
-    imported.
-    """
-    module, _, attribute = name.rpartition(".")
-    found = None
-    if module.startswith(f"posegen.{what}s.") or module in sys.modules:
-        try:
-            found = getattr(import_module(module), attribute, None)
-        except ImportError:
-            found = None
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        fix = "Import its package first, or get the folder from its author again"
-        raise UserError(f"{file} names the class {name}, which is no {what}; nothing was run. {fix}")
-    return found
-
-
 def find_checkpoint(cfg: DictConfig) -> Path:
     """The method folder that ``checkpoint`` names, else that of the newest finished cell of adapter and backbone."""
     if cfg.checkpoint is not None:
@@ -225,8 +203,12 @@ def find_checkpoint(cfg: DictConfig) -> Path:
     wanted = {key: value for key, value in identity(cfg).items() if key in ("adapter", "backbone", "task")}
 
     def usable(status: Path) -> bool:
-        record = read_json(status)
-        known = record.get("identity", {})
+        try:
+            record = read_status(status.parent)
+        except UserError as error:
+            print(f"passed over: {error}", flush=True)
+            return False
+        known = record.get("identity") or {}
         same = all(known.get(key) == value for key, value in wanted.items())
         return record.get("state") == "finished" and same and (status.parent / "method").is_dir()
 

@@ -18,7 +18,8 @@ from posegen.io.atomic import replacing
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.drawing import overlay
 from posegen.poses.pose_square import from_square
-from posegen.runner.images import picture, read_png, triple, write_png
+from posegen.poses.topology import COCO_JOINTS
+from posegen.runner.images import AGAIN, picture, read_png, triple, write_png
 
 
 class Kind(ABC):
@@ -45,8 +46,9 @@ class Kind(ABC):
         """Whether `write` has finished."""
 
     @abstractmethod
-    def read(self, folder: Path, rows: range) -> Tensor:
-        """What `write` kept, as the protocol's ``judge`` wants it."""
+    def read(self, folder: Path, rows: range, size: tuple[int, int] | None = None) -> Tensor:
+        """What `write` kept, as the protocol's ``judge`` wants it; a UserError names a file that is damaged, or that
+        is not of the data's canvas ``size``."""
 
 
 class Images(Kind):
@@ -67,9 +69,9 @@ class Images(Kind):
     def kept(self, folder: Path, index: int) -> bool:
         return picture(folder, index).is_file()
 
-    def read(self, folder: Path, rows: range) -> Tensor:
+    def read(self, folder: Path, rows: range, size: tuple[int, int] | None = None) -> Tensor:
         """``[B, 3, H, W]``."""
-        return torch.stack([to_tensor(read_png(picture(folder, i))) for i in rows])
+        return torch.stack([to_tensor(read_png(picture(folder, i), size)) for i in rows])
 
 
 class SinglePoses(Kind):
@@ -92,21 +94,25 @@ class SinglePoses(Kind):
         content = io.BytesIO()
         np.save(content, draws.float().cpu().numpy(), allow_pickle=False)
         write_png(picture(folder, index), self.pictures(draws[:1], size)[0])
-        with replacing(numbers(folder, index)) as temporary:
+        with replacing(numbers(folder, index), durable=False) as temporary:
             temporary.write_bytes(content.getvalue())
 
     def kept(self, folder: Path, index: int) -> bool:
         return numbers(folder, index).is_file()
 
-    def read(self, folder: Path, rows: range) -> Tensor:
+    def read(self, folder: Path, rows: range, size: tuple[int, int] | None = None) -> Tensor:
         """``[B, K, 17, 3]``."""
-        poses = []
+        poses: list[Tensor] = []
         for path in (numbers(folder, i) for i in rows):
             try:
-                poses.append(torch.from_numpy(np.load(path, allow_pickle=False)))
-            except (OSError, ValueError, EOFError) as error:
-                fix = "delete it and run the command again to make it anew"
-                raise UserError(f"{path} cannot be read ({error}); {fix}") from error
+                pose = torch.from_numpy(np.load(path, allow_pickle=False))
+                wanted = poses[0].shape if poses else (*pose.shape[:1], COCO_JOINTS, 3)
+                if pose.shape != wanted or not pose.isfinite().all():
+                    raise ValueError(f"shape {list(pose.shape)}; expected {list(wanted)}, all of them finite")
+                poses.append(pose)
+            except (OSError, ValueError, EOFError, TypeError) as error:
+                reason = "it is damaged" if "pickle" in str(error) else error  # numpy's advice is no good
+                raise UserError(f"{path} cannot be read ({reason}); {AGAIN}") from error
         return torch.stack(poses)
 
 

@@ -9,9 +9,12 @@ from typing import Literal
 
 import torch
 
-from posegen.io.atomic import read_json, write_json
+from posegen.errors import UserError
+from posegen.io.atomic import write_json
+from posegen.runner.received.state_files import read_costs
 
 Mode = Literal["bar", "file", "none"]
+COSTS_FILE = "costs.json"  # of a cell
 
 
 class Progress:
@@ -44,7 +47,7 @@ class Progress:
         if self.mode != "none" and (now - self.written > 1.0 or self.done >= self.total):
             self.written = now
             report = {name: getattr(self, name) for name in ("stage", "done", "total", "unit", "rate")}
-            write_json(self.folder / "progress.json", {**report, **facts})
+            write_json(self.folder / "progress.json", {**report, **facts}, durable=False)
 
     @property
     def rate(self) -> float:
@@ -63,9 +66,13 @@ class Progress:
 
 
 def note_costs(folder: Path, **costs: float) -> None:
-    """Adds to ``costs.json`` of a cell."""
-    path = folder / "costs.json"
-    write_json(path, {**(read_json(path) if path.is_file() else {}), **costs})
+    """Adds to ``costs.json`` of a cell; a damaged one holds nothing that a table cannot go without, and is replaced."""
+    try:
+        known = read_costs(folder)
+    except UserError:
+        print(f"{folder / 'costs.json'} is damaged; it is written again, without the earlier costs", flush=True)
+        known = {}
+    write_json(folder / "costs.json", {**known, **costs})
 
 
 def peak_memory_mb() -> float:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from posegen.errors import UserError
+from posegen.io.atomic import read_json_or_empty, write_json
+from posegen.io.locks import locked
 from posegen.runner.cell import Cell
+from posegen.runner.progress import COSTS_FILE
 
 Batch = TypeVar("Batch")
 
@@ -61,6 +65,13 @@ class Stage:
     def run(self) -> None:
         """Does what `todo` lists."""
 
+    def lost(self) -> Sequence[Path]:
+        """Results of a finished cell that are gone, for instance a damaged file that its user deleted.
+
+        A folder of pictures or weights that is gone as a whole was deleted to save space, and is not missed.
+        """
+        return ()
+
     def done(self) -> bool:
         """Whether nothing is left for any process."""
         return not self.todo()
@@ -69,8 +80,37 @@ class Stage:
         """Puts together what all processes left; called once, when all stages are done."""
 
 
+def makers_of_lost(cell: Cell, stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The stages that make what a finished cell has lost, and what that is computed from; none where nothing is."""
+    cell.check()
+    lost = [(i, files) for i, stage in enumerate(stages) if (files := stage.lost())]
+    if not lost:
+        return ()
+    first, files = lost[0]
+    while first and stages[first - 1].todo():  # what it is computed from is gone, too
+        first -= 1
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    print(f"{files[0]}{more} of a finished cell is gone: it is computed again", flush=True)
+    return stages[first:]
+
+
+def repeated(cell: Cell, stages: Sequence[Stage], shard: Shard) -> bool:
+    """Makes a finished cell unfinished and completes it again; its costs stay those of the first time."""
+    with locked(cell.folder / ".lock"):
+        wall, costs = cell.status.get("wall_s", 0.0), read_json_or_empty(cell.folder / COSTS_FILE)
+        cell.write(state="running", wall_s=wall)
+    finished = complete(cell, stages, shard)
+    if finished:
+        cell.write(state="finished", wall_s=wall)
+        if costs:
+            write_json(cell.folder / COSTS_FILE, costs)
+    return finished
+
+
 def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
     """Does this process's share of a cell, finishes it when nothing is left, and says whether it is finished."""
+    if cell.finished() and (lost := makers_of_lost(cell, stages)):
+        return repeated(cell, lost, shard)
     alone = shard.count == 1
     with cell.working(sharing=not alone):
         for stage in () if cell.finished() else stages:

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 
 from posegen.errors import UserError
-from posegen.io.atomic import read_json, write_json
+from posegen.io.atomic import read_json_or_empty, write_json
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.generate import batch_of, ready
@@ -105,8 +105,8 @@ def objective(cfg: DictConfig, folder: Path) -> float:
     components, path, images = Components(cfg), folder / "objective.json", cfg.validation.images
     column = objective_column(cfg, components)
     asked = {"column": column, "images": images, "protocol": [components.protocol.name, components.protocol.version]}
-    known = read_json(path) if path.is_file() else {}
-    if asked.items() <= known.items():
+    known = read_json_or_empty(path)
+    if all(known.get(key) == value for key, value in asked.items()) and isinstance(known.get("objective"), float):
         return known["objective"]
     components.data("validation").prepare()
     ready(components, folder / "method" if components.bare_adapter.trainable else None)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from posegen.io.atomic import explained
 from posegen.runner.images import write_png
 
 CURVES = "curves"  # folder of a cell
@@ -20,6 +21,10 @@ class CellCSVLogger(CSVLogger):
 
     def __init__(self, save_dir: str | Path = "", flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(str(save_dir), name="", version=CURVES, flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    def save(self) -> None:
+        with explained(Path(self.log_dir) / "metrics.csv"):
+            super().save()
 
     def into(self, folder: Path) -> CellCSVLogger:
         return CellCSVLogger(folder, self._flush_logs_every_n_steps)

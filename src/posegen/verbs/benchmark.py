@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.app import ASKING, Command
+from posegen.config.cell_folder import require_inside
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
+from posegen.io.locks import locked
 from posegen.report.formats import table_terminal
 from posegen.report.live_progress import LiveProgress
+from posegen.report.study import benchmark_plan
 from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
@@ -39,13 +42,13 @@ def start(command: Command) -> int:
     if ASKING & command.flags.keys():  # Hydra answers a question in place of running
         return command.run()
     config = command.base()
-    folder, code = plan(config, command), 1
+    (folder, planned), code = plan(config, command), 1
     os.environ[SWEEP_PID] = str(os.getpid())
     try:
         with LiveProgress(folder):
             code = command.run()
     finally:
-        code = max(code, conclude(folder, config))
+        code = max(code, conclude(folder, config, planned))
     return code
 
 
@@ -76,8 +79,9 @@ def stages_of(components: Components, folder: Path) -> list[Stage]:
     return [*training, generation, Judging(components, folder), ResultsOnDashboard(components, folder)]
 
 
-def plan(config: DictConfig, command: Command) -> Path:
-    """Checks every cell, writes ``cells.json`` and prepares what the cells share; returns the benchmark's folder."""
+def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
+    """Checks every cell, writes ``cells.json`` and prepares what the cells share; returns the benchmark's folder, and
+    the folders of these cells in it."""
     cells: list[Cell] = []
     for cfg in command.cells():
         Shard.of(cfg)
@@ -86,7 +90,7 @@ def plan(config: DictConfig, command: Command) -> Path:
         cell.check()
         if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
             cells.append(cell)
-    folder = Path(config.paths.output) / config.study
+    folder = require_inside(Path(config.paths.output) / str(config.study), Path(config.paths.output))
     about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
     protocol = Components(OmegaConf.create(cells[0].config)).protocol
     protocol.check()
@@ -94,10 +98,37 @@ def plan(config: DictConfig, command: Command) -> Path:
     about |= {"protocol": cells[0].config["protocol"], "cells": []}
     for cell in cells:
         facts = {"method": cell.config["method"], "seed": cell.config["seed"], "hash": cell.hash}
-        about["cells"].append({"folder": os.path.relpath(cell.folder, folder), **facts})
-    write_json(folder / "cells.json", about)
+        place = os.path.relpath(require_inside(cell.folder, folder), folder)
+        about["cells"].append({"folder": place, **facts})
+    planned = {entry["folder"] for entry in about["cells"]}
+    with locked(folder / ".cells.lock"):
+        about["cells"] += other_cells(folder, about)
+        write_json(folder / "cells.json", about)
     prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
-    return folder
+    return folder, planned
+
+
+def other_cells(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cells that earlier benchmarks of the study planned and this one does not, as far as their folders are there.
+
+    A `UserError` where they are judged by another protocol, so that one table cannot show both.
+    """
+    try:
+        known = benchmark_plan(folder) if (folder / "cells.json").is_file() else {"cells": []}
+    except UserError as error:
+        print(f"cells.json is written again: {error}", flush=True)
+        return []
+    planned = {entry["folder"] for entry in about["cells"]}
+    others = [entry for entry in known["cells"] if entry["folder"] not in planned]
+    others = [entry for entry in others if (folder / entry["folder"]).is_dir()]
+    if others and known["protocol"] != about["protocol"]:
+        names = ", ".join(dict.fromkeys(entry["folder"] for entry in others[:3]))
+        fix = f"Keep both with another study=NAME, or delete {folder / 'cells.json'} to leave those rows out"
+        raise UserError(f"{folder} holds rows that another protocol judged ({names}); {fix}")
+    if others:
+        rows = ", ".join(dict.fromkeys(str(Path(entry["folder"]).parent) for entry in others))
+        print(f"the table also has earlier rows of this study: {rows}; delete their folders to leave them out")
+    return others
 
 
 def prepare(configs: Sequence[DictConfig]) -> None:
@@ -113,13 +144,13 @@ def prepare(configs: Sequence[DictConfig]) -> None:
             encodings(components)
 
 
-def conclude(folder: Path, config: DictConfig) -> int:
-    """Writes the table, shows it to the dashboard, and says what is missing; 0 where nothing is."""
+def conclude(folder: Path, config: DictConfig, planned: Collection[str]) -> int:
+    """Writes the table, shows it to the dashboard, and says what is missing of the ``planned`` cells; 0 for nothing."""
     table = write_table(folder)
     log_table(table, config)
     print(table_terminal(table))
     print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
-    unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
+    unfinished = [cell for cell in table.cells if cell["state"] != "finished" and cell["folder"] in planned]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
         print(f"{cell['state']}: {cell['folder']}{reason}; the same command again continues it")

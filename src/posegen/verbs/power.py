@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 from posegen.config.problems import misspelt
 from posegen.errors import UserError
 from posegen.metrics.math.statistics import Variance
-from posegen.report.study import read_cell_config, recorded_protocol, require_paired
+from posegen.report.rows import records_fit
+from posegen.report.study import recorded_protocol, require_paired
+from posegen.runner.received.state_files import read_cell_config
 
 OPTIONS = ("images", "seeds", "difference", "power", "alpha")
 
@@ -36,11 +38,12 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
     config = read_cell_config(ours[0])
     if not config:
         raise UserError(f"{ours[0] / 'config.yaml'} is missing; run posegen evaluate for this cell again")
-    protocol = recorded_protocol(config["protocol"])
+    protocol = recorded_protocol(config.get("protocol", {}), ours[0] / "config.yaml")
     if cfg.column not in protocol.columns:
         raise UserError(str(misspelt("column", "no such column in the protocol", cfg.column, protocol.columns)))
     mine, others = ([protocol.read(cell) for cell in cells] for cells in (ours, theirs))
-    variance = protocol.variance(mine, others, cfg.column, protocol.read(ours[0] / "reference"))
+    with records_fit([*ours, *theirs], protocol):
+        variance = protocol.variance(mine, others, cfg.column, protocol.read(ours[0] / "reference"))
     return variance_text(variance, len(mine[0]["id"]), len(ours), cfg.column, options)
 
 

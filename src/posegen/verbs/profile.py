@@ -112,15 +112,23 @@ def collected_rows(folder: Path) -> list[ProfileRow]:
     rows: list[ProfileRow] = []
     for file in sorted(folder.rglob("*.json")):
         found = read_json(file)
-        settings = found.get("settings") or {}
+        settings = (found.get("settings") if isinstance(found, dict) else None) or {}
         if "backbone_name" not in settings or settings.get("compare"):
             continue
-        facts = {"method": settings["method"], "backbone": settings["backbone_name"]}
-        facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
-        facts |= {"precision": settings["trainer"]["precision"], "checkpointing": settings["compute"]["checkpointing"]}
-        facts |= {"pixels": settings["size"], "batch": settings["batch"], "device": found["device"]}
-        rows += [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
+        try:
+            rows += measured_rows(found, settings)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is no measurement of posegen profile; delete it or move it away") from error
     return rows
+
+
+def measured_rows(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[ProfileRow]:
+    """The rows of one measurement."""
+    facts = {"method": settings["method"], "backbone": settings["backbone_name"]}
+    facts |= {"computed": " ".join(unusual_ways(settings)) or "eager"}
+    facts |= {"precision": settings["trainer"]["precision"], "checkpointing": settings["compute"]["checkpointing"]}
+    facts |= {"pixels": settings["size"], "batch": settings["batch"], "device": found["device"]}
+    return [facts | {key: row[key] for key in (*PROFILE_COLUMNS, *row) if key in row} for row in found["rows"]]
 
 
 def unusual_ways(config: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from posegen.errors import UserError
 from posegen.report.study import benchmark_folders
+from posegen.report.table import require_records
 from posegen.report.wandb import publish
 from posegen.report.write import write_report
 
@@ -23,8 +24,12 @@ def main(cfg: DictConfig) -> None:
     if not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
         expected = "expected ENTITY/PROJECT, the account and project whose runs the report shows"
         raise UserError(f"wandb={cfg.wandb}: {expected}, or true: where the cells were logged")
+    tables = []
     for folder in benchmark_folders("report", cfg.folders):
         table = write_report(folder, cfg.poses, cfg.side)
+        tables.append(table)
         print(f"{folder / 'report.html'} (plots also as {folder / 'figures'}/*.svg)")
         if cfg.wandb:
             print(publish(table, cfg.wandb))
+    for table in tables:
+        require_records(table)

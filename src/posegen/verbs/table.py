@@ -8,13 +8,18 @@ from omegaconf import DictConfig
 
 from posegen.report.formats import table_terminal
 from posegen.report.study import benchmark_folders
+from posegen.report.table import require_records
 from posegen.report.write import write_table
 
 
 def main(cfg: DictConfig) -> None:
     """Writes and prints the tables of ``folders`` from the records of their cells."""
+    tables = []
     for folder in benchmark_folders("table", cfg.folders):
         table = write_table(folder, None if cfg.expected is None else Path(cfg.expected))
+        tables.append(table)
         print(table_terminal(table))
         also = ".tex, .csv, .html" + (", table_scenarios.md" if table.scenarios else "")
         print(f"table: {folder / 'table.md'} (also {also})")
+    for table in tables:
+        require_records(table)

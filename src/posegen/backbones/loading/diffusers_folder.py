@@ -16,6 +16,8 @@ import transformers
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
+from posegen.errors import UserError
+from posegen.io.atomic import read_json
 from posegen.io.hashes import sha256_of
 from posegen.io.weights import WeightsError, first_line, weight_files
 
@@ -172,13 +174,16 @@ def no_progress_bar() -> Iterator[None]:
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """A json configuration; a WeightsError where it is missing or not json."""
     file = folder / name
-    try:
-        return dict(json.loads(file.read_text()))
-    except OSError as error:
+    if not file.is_file():
         expected = "expected a folder in diffusers' layout, made with save_pretrained"
-        raise WeightsError(f"{file}: missing; {expected}") from error
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{file}: not json ({error}); fetch or write it again") from error
+        raise WeightsError(f"{file}: missing; {expected}")
+    try:
+        found = read_json(file, fix := "fetch or write it again")
+    except UserError as error:
+        raise WeightsError(f"{file}: not json: {error}") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{file}: not json of an object, but a {type(found).__name__}; {fix}")
+    return found
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:

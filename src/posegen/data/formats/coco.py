@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from posegen.data.base import PoseData, Sample, generator
 from posegen.data.condition import Condition, Defect
 from posegen.data.formats.joint_vectors import FramedPose, random_share, write_joint_vectors
 from posegen.data.on_disk.source import require_option
+from posegen.errors import UserError
 from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import file_hash, text_hash
 from posegen.poses.pose_square import Square, from_square, to_square
@@ -212,7 +214,8 @@ def single_people(people: Path, captions: Path, cache: Path | None = None) -> Si
     found.facts["sha256"] = [file_hash(file, 16) for file in (people, captions)]
     if cache is not None:
         texts = np.array(json.dumps([found.captions, found.facts, found.defects]))
-        write_arrays(cache / "coco" / name, **{key: getattr(found, key) for key in CACHED_ARRAYS}, texts=texts)
+        with suppress(UserError):  # where it cannot be kept, it is read again
+            write_arrays(cache / "coco" / name, **{key: getattr(found, key) for key in CACHED_ARRAYS}, texts=texts)
     return found
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.io.atomic import read_json, write_text
+from posegen.io.atomic import explained, read_json, write_text
 from posegen.io.hashes import file_hash
 from posegen.poses.pose_square import Square, to_square
 from posegen.poses.topology import COCO_JOINTS
@@ -130,7 +130,13 @@ def write_joint_vectors(
     folder: str | Path, people: Iterable[tuple[np.ndarray, str]], names: str = "train.json"
 ) -> None:
     """Writes (maps ``[17, side, side]``, caption) in the released layout; the list comes last."""
-    root, entries = Path(folder), []
+    root = Path(folder)
+    with explained(root / names):
+        _write_joint_vectors(root, people, names)
+
+
+def _write_joint_vectors(root: Path, people: Iterable[tuple[np.ndarray, str]], names: str) -> None:
+    entries = []
     for part in (MAPS_FOLDER, TEXTS_FOLDER):
         (root / part).mkdir(parents=True, exist_ok=True)
     (root / names).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from posegen.data.condition import Defect
 from posegen.data.formats.folder import NO_PEOPLE, Folder, prompts_of_csv
+from posegen.data.on_disk.image_scan import file_stamp
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.atomic import read_json_or_empty, replacing
 from posegen.io.hashes import joint_hash
@@ -81,7 +82,7 @@ def extract_video(video: Path, folder: Path, selection: Selection) -> None:
     if not count:
         raise ValueError("cannot be decoded (no frames)")
     chosen = selection.of(count)
-    wanted = set(chosen)
+    wanted, sizes = set(chosen), list[int]()
     with replacing(folder) as temporary:
         temporary.mkdir()
         for number, capture in enumerate(_frames(video)):
@@ -92,8 +93,8 @@ def extract_video(video: Path, folder: Path, selection: Selection) -> None:
                 good, png = cv2.imencode(".png", frame)
                 if not good:
                     raise ValueError(f"frame {number} cannot be encoded")
-                (temporary / f"{number:08d}.png").write_bytes(png.tobytes())
-        manifest = json.dumps(_manifest(video, selection) | {"frames": chosen}, indent=1)
+                sizes.append((temporary / f"{number:08d}.png").write_bytes(png.tobytes()))
+        manifest = json.dumps(_manifest(video, selection) | {"frames": chosen, "sizes": sizes}, indent=1)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
 
 
@@ -115,7 +116,11 @@ def _manifest(video: Path, selection: Selection) -> dict[str, Any]:
 def _is_extracted(video: Path, folder: Path, selection: Selection) -> bool:
     found, now = read_json_or_empty(folder / MANIFEST), _manifest(video, selection)
     same = all(found.get(name) == now[name] for name in ("video", "bytes", "changed", "selection"))
-    return same and all((folder / f"{number:08d}.png").is_file() for number in found["frames"])
+    frames, sizes = found.get("frames"), found.get("sizes")
+    if not same or not isinstance(frames, list) or not all(isinstance(number, int) for number in frames):
+        return False
+    stamps = [file_stamp(folder / f"{number:08d}.png") for number in frames]
+    return all(stamps) and (sizes is None or sizes == [size for size, _ in stamps])  # earlier versions noted none
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,15 @@ from tqdm import tqdm
 
 from posegen.data.mannequin.world import World
 from posegen.data.processes import run_in_processes
+from posegen.errors import UserError
+from posegen.io.atomic import explained, read_json
 
 MOST_PEOPLE = 3
 SHARD_FILES = ("images.npy", "keypoints.npy", "areas.npy", "counts.npy", "captions.jsonl")
+SUMS = "shard.json"  # the checksums of these files, and the place of the shard
 
 
-class BrokenShard(RuntimeError):
+class BrokenShard(UserError):
     """A shard that is incomplete or damaged; the message names the file and what to do."""
 
 
@@ -74,12 +77,12 @@ class Cache:
                 try:
                     check_shard(path)
                     continue
-                except BrokenShard as error:
+                except UserError as error:
                     warnings.warn(f"{error}; it is rendered again now", stacklevel=2)
                     grave = path.with_name(f".{path.name}-damaged-{os.getpid()}")
                     with suppress(OSError):  # another process was faster
                         os.replace(path, grave)
-                        shutil.rmtree(grave, ignore_errors=True)
+                        shutil.rmtree(grave) if grave.is_dir() else grave.unlink()
             wanted.append((number, needed))
         return wanted
 
@@ -88,7 +91,8 @@ class Cache:
         wanted = self.missing(count)
         if not wanted:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         total, title = sum(n for _, n in wanted), f"{self.world.name} {self.split} {self.size}px"
         with tqdm(total=total, desc=title, unit="img", smoothing=0.1) as bar:
             for done in run_in_processes(render_shard, [(self, *shard) for shard in wanted], workers):
@@ -103,7 +107,7 @@ class Cache:
         try:
             images = np.load(path / "images.npy", mmap_mode="r")
             keypoints, areas, counts = (np.load(path / name) for name in SHARD_FILES[1:4])
-            records = [json.loads(line) for line in (path / SHARD_FILES[4]).read_text().splitlines()]
+            records = [json.loads(line) for line in (path / SHARD_FILES[4]).read_text("utf-8").splitlines()]
         except (OSError, ValueError, EOFError) as error:
             raise BrokenShard(f"{path} cannot be read ({error}): delete this folder and run again") from error
         if min(map(len, (images, keypoints, areas, counts, records))) < needed:
@@ -116,15 +120,17 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
     cv2.setNumThreads(1)  # parallelism is one process per core
     place = cache.folder / f"{number:05d}-{samples:04d}"
     draft = cache.folder / f".{place.name}-{uuid.uuid4().hex}"  # not tempfile: a group may share the cache
-    draft.mkdir(parents=True)
     start = number * cache.per_shard
     try:
-        _write_shard(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
-        try:
-            os.replace(draft, place)
-        except OSError:
-            if not place.is_dir():
-                raise
+        with explained(place):
+            draft.mkdir(parents=True)
+            _write_shard(draft, cache.world(cache.seed, cache.size), cache.split, range(start, start + samples))
+            (draft / SUMS).write_text(json.dumps({**checksums(draft), "place": place_of(place)}))
+            try:
+                os.replace(draft, place)
+            except OSError:
+                if not place.is_dir():
+                    raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return samples
@@ -132,13 +138,26 @@ def render_shard(cache: Cache, number: int, samples: int) -> int:
 
 def check_shard(path: Path) -> None:
     """Compares a shard's files with their checksums; raises `BrokenShard` where one is missing or differs."""
+    sums = read_json(path / SUMS, f"delete the folder {path} and run again")
     try:
-        sums = json.loads((path / "shard.json").read_text())
-        for name in SHARD_FILES:
-            if zlib.crc32((path / name).read_bytes()) != sums[name]:
-                raise BrokenShard(f"{path / name} is damaged: delete the folder {path} and run again")
-    except (OSError, ValueError, KeyError) as error:
+        found = checksums(path)
+    except OSError as error:
         raise BrokenShard(f"{path} is incomplete ({error}): delete this folder and run again") from error
+    known = sums if isinstance(sums, dict) else {}
+    for name in SHARD_FILES:
+        if found[name] != known.get(name):
+            raise BrokenShard(f"{path} is damaged ({name}): delete this folder and run again")
+    if known.get("place", place_of(path)) != place_of(path):  # earlier versions did not note it
+        raise BrokenShard(f"{path} is a copy of {known['place']}: delete this folder and run again")
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    return {name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES}
+
+
+def place_of(path: Path) -> str:
+    """World, split and shard of a shard's folder."""
+    return "/".join(path.parts[-3:])
 
 
 def _write_shard(folder: Path, world: World, split: str, indices: range) -> None:
@@ -156,5 +175,3 @@ def _write_shard(folder: Path, world: World, split: str, indices: range) -> None
     for name, array in zip(SHARD_FILES, arrays, strict=False):
         np.save(folder / name, array)
     (folder / SHARD_FILES[4]).write_text("".join(lines))
-    sums = {name: zlib.crc32((folder / name).read_bytes()) for name in SHARD_FILES}
-    (folder / "shard.json").write_text(json.dumps(sums))

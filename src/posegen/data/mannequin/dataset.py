@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from posegen.data.base import PoseData, Sample, generator
-from posegen.data.mannequin.cache import Cache, ShardContent
+from posegen.data.mannequin.cache import Cache, ShardContent, check_shard
 from posegen.data.mannequin.world import SPLIT_STREAMS, WORLD_VERSION, World
 
 
@@ -47,6 +47,7 @@ class MannequinData(PoseData):
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
         self.workers = workers or os.cpu_count() or 1
         self._shards: list[ShardContent] = []
+        self._checked = False  # whether the shards have been compared with their checksums
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class MannequinData(PoseData):
     def prepare(self) -> None:
         """Renders missing and damaged shards; the checksums tell which are damaged."""
         self.cache.build(self.count, self.workers)
-        self._shards = []
+        self._shards, self._checked = [], True
 
     def __len__(self) -> int:
         return self.count
@@ -87,8 +88,12 @@ class MannequinData(PoseData):
         """The open shards; missing ones are rendered first."""
         if not self._shards:
             parts = self.cache.parts(self.count)
-            if any(self.cache.find(*part) is None for part in parts):
+            found = [self.cache.find(*part) for part in parts]
+            if None in found:
                 self.prepare()
+            for path in () if self._checked else filter(None, found):
+                check_shard(path)
+            self._checked = True
             self._shards = [self.cache.read(*part) for part in parts]
         return self._shards
 

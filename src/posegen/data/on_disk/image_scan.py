@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from zlib import crc32
 
 from tqdm import tqdm
 
 from posegen.data.on_disk.images import decode_with_mode, read_span
 from posegen.data.on_disk.source import FileSpan, ImageSize
 from posegen.data.processes import run_in_processes
+from posegen.io.atomic import explained
 
 CHUNK_IMAGES = 32  # images that a process opens at once
 FEW_IMAGES = 256  # so few are opened in this process, which is faster than starting others
@@ -36,10 +39,23 @@ class ScannedImage:
         return self.place, self.listed
 
     @classmethod
-    def from_json(cls, line: str) -> ScannedImage:
-        row = json.loads(line)
+    def from_line(cls, line: str) -> ScannedImage:
+        """What `line` wrote. Raises ValueError, KeyError or TypeError: it is damaged."""
+        text, _, seal = line.partition("\t")  # json has no tabs
+        if seal not in ("", checksum(text)):  # empty in lines of earlier versions
+            raise ValueError("damaged")
+        row = json.loads(text)
         row |= {name: tuple(row[name]) for name in ("listed", "stamp", "size") if row[name] is not None}
         return cls(**{**row, "place": FileSpan(*row["place"])})
+
+    def line(self) -> str:
+        """A line of json, and behind a tab its checksum."""
+        text = json.dumps(asdict(self))
+        return f"{text}\t{checksum(text)}\n"
+
+
+def checksum(text: str) -> str:
+    return f"{crc32(text.encode()):08x}"
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
@@ -74,9 +90,9 @@ class ImageScan:
 
     def __init__(self, path: Path, root: Path) -> None:
         self.path, self.root, self.seen = path, root, dict[ImageKey, ScannedImage]()
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(ValueError, KeyError, TypeError):  # an interruption cut it off
-                seen = ScannedImage.from_json(line)
+        for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # an interruption cut it off
+                seen = ScannedImage.from_line(line)
                 self.seen[seen.key] = seen
 
     def missing(self, wanted: Iterable[ImageKey]) -> list[ImageKey]:
@@ -88,13 +104,14 @@ class ImageScan:
         """Scans the missing images, with a progress bar, and returns the results of all."""
         missing = self.missing(wanted)
         if missing:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
             chunks = [(self.root, missing[i : i + CHUNK_IMAGES]) for i in range(0, len(missing), CHUNK_IMAGES)]
             bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=title, unit="img", smoothing=0.1)
-            with bar, self.path.open("a", encoding="utf-8") as file:
+            with bar, explained(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")  # ends a line that was cut off
                 for found in run_in_processes(scan_chunk, chunks, workers if len(missing) > FEW_IMAGES else 1):
-                    file.write("".join(json.dumps(asdict(seen)) + "\n" for seen in found))
+                    file.write("".join(seen.line() for seen in found))
                     file.flush()
                     self.seen |= {seen.key: seen for seen in found}
                     bar.update(len(found))

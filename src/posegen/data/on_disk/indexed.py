@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -19,7 +20,7 @@ from posegen.data.on_disk.images import read_image
 from posegen.data.on_disk.source import Source, lowest_hashes, require_count
 from posegen.data.on_disk.split_index import INDEX_VERSION, SplitIndex
 from posegen.data.on_disk.transforms import Transform, transform_of
-from posegen.io.atomic import read_json_or_empty, write_text
+from posegen.io.atomic import explained, read_json_or_empty, write_text
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
 
@@ -65,16 +66,19 @@ class RealData(PoseData):
     @property
     def condition(self) -> Condition:
         """The findings of the last preparation; empty where there was none."""
-        found = read_json_or_empty(self.folder / "condition.json")
+        found = self._found()
         defects = [Defect(*row) for row in found.get("defects", ())]
         return Condition(found.get("facts", {}), found.get("warnings", ()), defects)
 
     def prepare(self) -> None:
         """Scans and indexes the images. Raises OSError: no list of the split; ValueError: too few are usable."""
-        with locked(self.folder / ".lock"):
-            if not self._unchanged():
-                self._read = None
-                self._prepare()
+        if not self._unchanged():  # first without the lock: the cache of others can be read-only
+            with locked(self.folder / ".lock"):
+                if not self._unchanged():
+                    if not self._found() and (self.folder / "condition.json").exists():
+                        print(f"{self.folder} is damaged or of an earlier version: {self.split} is checked again")
+                    self._read = None
+                    self._prepare()
         if not len(self):
             fatal = [defect for defect in self.condition.defects if defect.fatal]
             reason = f"the list of {self.split} is empty"
@@ -82,9 +86,14 @@ class RealData(PoseData):
                 reason = f"{len(fatal)} defects, such as {fatal[0].file}: {fatal[0].problem}"
             raise ValueError(f"data.{self.split}: no picture of {self.source.root} can be used; {reason}")
 
+    def _found(self) -> dict[str, Any]:
+        """``condition.json``, empty where it is missing or damaged."""
+        found = read_json_or_empty(self.folder / "condition.json")
+        return found if found.pop("checksum", "") == value_hash(found) else {}
+
     def _unchanged(self) -> bool:
         """Whether all files are as they were when the index was written."""
-        found = read_json_or_empty(self.folder / "condition.json")
+        found = self._found()
         if not found or not (self.folder / "index.npz").is_file():
             return False
         looks, root = self.folder / "looks.jsonl", self.source.root
@@ -112,16 +121,22 @@ class RealData(PoseData):
         warnings = split_warnings(facts, self.source, self.split)
         found: dict[str, Any] = {"facts": {**facts, **about, **self.key}, "warnings": warnings, "defects": defects}
         found |= {"stamps": refused, "looks": file_stamp(looks)[:1]}
-        write_text(self.folder / "condition.json", json.dumps(found, indent=1, default=str))
+        plain = json.loads(json.dumps(found, default=str))
+        write_text(self.folder / "condition.json", json.dumps(plain | {"checksum": value_hash(plain)}, indent=1))
 
     @property
     def read(self) -> tuple[SplitIndex, str, Sequence[int]]:
         """The index, the hash of its content, and the chosen rows; prepares the split where that is missing."""
         if self._read is None:
             path = self.folder / "index.npz"
-            if not path.is_file():
+            if (stored := SplitIndex.load(path)) is None:
+                if path.exists():
+                    with explained(path):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
                 self.prepare()
-            index, content = SplitIndex.load(path)
+                stored = SplitIndex.load(path)
+                assert stored is not None
+            index, content = stored
             rows: Sequence[int] = range(len(index))
             if self.count is not None:
                 option, available = f"data.{self.split}.count", f"{self.name} has {{}} pictures"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from posegen.data.on_disk.source import FileSpan, StoredImage
-from posegen.io.arrays import NPZ_ERRORS, write_arrays
+from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import joint_hash
 
 INDEX_VERSION = 1  # of the format, and of the checks before an image enters an index
@@ -99,12 +99,10 @@ class SplitIndex:
         write_arrays(path, False, **arrays, **texts, content=np.array(self.content))
 
     @classmethod
-    def load(cls, path: Path) -> tuple[SplitIndex, str]:
-        """An index and the hash of its content. Raises ValueError: the file is damaged; names it and the fix."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                texts = [PackedStrings(stored[f"{name}_letters"], stored[f"{name}_ends"]) for name in INDEX_TEXTS]
-                return cls(*(stored[name] for name in INDEX_ARRAYS), *texts), str(stored["content"])
-        except NPZ_ERRORS as error:
-            fix = f"delete the folder {path.parent} and run `posegen prepare` again"
-            raise ValueError(f"{path} cannot be read ({error}); {fix}") from error
+    def load(cls, path: Path) -> tuple[SplitIndex, str] | None:
+        """An index and the hash of its content; None, and a line that says so, where the file is damaged."""
+        stored: Any = read_arrays_or_none(path)
+        if stored is None:
+            return None
+        texts = [PackedStrings(stored[f"{name}_letters"], stored[f"{name}_ends"]) for name in INDEX_TEXTS]
+        return cls(*(stored[name] for name in INDEX_ARRAYS), *texts), str(stored["content"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from posegen.errors import UserError
 from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import text_hash
 
@@ -58,7 +59,7 @@ class TarMembers(dict[str, tuple[int, int]]):
         names = np.array(list(members), dtype=np.str_)
         try:
             write_arrays(index, stamp=stamp, names=names, offsets=offsets, sizes=sizes, problem=members.problem)
-        except OSError as error:
+        except (OSError, UserError) as error:
             fix = "name a folder for indices with data.cache=FOLDER"
             raise ValueError(f"{index}, the index of a tar, cannot be written ({error}); {fix}") from error
         return members

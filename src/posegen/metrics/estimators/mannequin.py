@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.data.base import Sample
-from posegen.io.atomic import replacing, write_text
+from posegen.io.atomic import read_json, replacing, write_text
 from posegen.metrics.base import Estimator, Findings, Poses
 from posegen.metrics.estimators.bottom_up import keep_distinct, peak_gaussians, peaks, snapped_to_peaks
 from posegen.metrics.network_weights import load_every_weight
@@ -209,10 +209,11 @@ class MannequinJudge(nn.Module, Estimator):
             if not file.is_file():
                 holds = "a judge's folder holds config.json and model.safetensors"
                 raise FileNotFoundError(f"{file} is missing: {holds}; train one (task=estimator) or correct the path")
+        fix = f"it must hold {cls.__name__}'s arguments as JSON: copy it again"
+        arguments = read_json(config_file, fix)
         try:
-            judge = cls(**json.loads(config_file.read_text()))
-        except (ValueError, TypeError) as error:
-            fix = f"it must hold {cls.__name__}'s arguments as JSON: copy it again"
+            judge = cls(**arguments)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
             raise ValueError(f"{config_file} is no judge's configuration ({error}); {fix}") from error
         try:
             tensors = load_file(model_file)

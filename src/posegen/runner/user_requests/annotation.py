@@ -109,7 +109,7 @@ def _claim(target: Path, folder: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"target={target} exists, and posegen annotate did not write it; {fix}")
     if not target.exists() and not any(folder.glob(PART_FILES)):
         write_json(about, plain)
-    elif rows := differences(read_json(about), plain):
+    elif rows := differences(read_json(about, f"delete {target} and {folder} to annotate again"), plain):
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
         fix = f"Keep both with another target=, or delete {target} and {folder} to replace it."
         raise UserError(f"target={target} belongs to other settings:\n{listed}\n{fix}")
@@ -131,7 +131,10 @@ class PicturePart:
 
     @property
     def pictures(self) -> list[KeptPicture]:
-        return read_json(self.place)
+        found = read_json(self.place, fix := "delete it and run the command again")
+        if not isinstance(found, list) or not all(isinstance(each, dict) and "file" in each for each in found):
+            raise UserError(f"{self.place} holds no people of pictures; {fix}")
+        return found
 
     def finished(self, overlays: Path | None) -> bool:
         """Whether all people are found and all wanted overlays drawn."""

@@ -18,7 +18,7 @@ from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import batch_of, ready
-from posegen.runner.images import picture, read_png, write_png
+from posegen.runner.images import absent_pictures, picture, read_png, write_png
 from posegen.runner.method_folder import find_checkpoint
 from posegen.runner.stage import Stage
 
@@ -125,11 +125,14 @@ class Illustration(Stage):
     def __init__(self, components: Components, folder: Path) -> None:
         self.components, self.folder = components, folder
 
+    def lost(self) -> list[Path]:
+        return absent_pictures(self.folder / "judged", range(len(self.components.data("test"))))
+
     def finish(self) -> None:
         components, samples = self.components, self.folder / "samples"
         data = components.data("test")
         for rows in fixed_batches(len(data), components.sampler.batch):
-            images = components.kind.read(samples, rows)
+            images = components.kind.read(samples, rows, data.size)
             judged: list[Judged] = components.protocol.judge(components.estimator, images, [data[i] for i in rows])
             for i, judgement in zip(rows, judged, strict=True):
                 drawn = components.kind.shown(read_png(picture(samples, i)), judgement)

@@ -27,7 +27,7 @@ from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import Generation, batch_of, ready
-from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
+from posegen.runner.images import SHOWN, absent, absent_pictures, enlarged, picture, read_png, under, visible, write_png
 from posegen.runner.user_requests.inpainting import Kept, pasted
 from posegen.runner.user_requests.prompts import people_from_file, source_files
 
@@ -97,6 +97,12 @@ class Transfer(Generation):
         self.data.prepare()
         cfg = components.cfg
         self.people: Transfers = self.data.transfers(cfg.count, cfg.garment, cfg.told)
+
+    sourced: Any = frozenset()  # the comparison shows the sources
+
+    def lost(self) -> list[Path]:
+        results = (self.folder / name for name in ("records.csv", "summary.csv", "comparison.png"))
+        return [*absent_pictures(self.samples, range(len(self.people)), needed=True), *absent(*results)]
 
     def batches(self) -> list[range]:
         return fixed_batches(len(self.people), self.components.sampler.batch)
