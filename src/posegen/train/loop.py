@@ -190,8 +190,8 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
             for logger in trainer.loggers:  # W&B's runs stay open, and the next cell of this process starts another
                 if callable(finish := getattr(logger.experiment, "finish", None)):
                     finish()
-    if not trainer.fit_loop.skip:  # Lightning takes it for the end of the data
-        raise RuntimeError(f"a callback, method or data set raised StopIteration in step {trainer.global_step}")
+        if not trainer.fit_loop.skip:  # Lightning takes it for the end of the data
+            raise RuntimeError(f"a callback, method or data set raised StopIteration in step {trainer.global_step}")
     average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
     divided = share.count > 1 and not isinstance(cfg.trainer.strategy, str)
     weights = whole(task.state_dict()) if divided else {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,6 @@ from posegen.runner.stage import Shard, Stage, complete
 from posegen.train.launch import Processes
 from posegen.train.loop import Training, encodings, fit, set_threads
 
-#: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
-SWEEP_PID = "POSEGEN_SWEEP_PID"
 #: Keys of the configuration that only the table reads.
 TABLE = ("title", "baseline", "headline", "reproduction")
 
@@ -40,7 +36,6 @@ def start(command: Command) -> int:
         return command.run()
     config = command.base()
     folder, code = plan(config, command), 1
-    os.environ[SWEEP_PID] = str(os.getpid())
     try:
         with LiveProgress(folder):
             code = command.run()
@@ -51,7 +46,6 @@ def start(command: Command) -> int:
 
 def main(cfg: DictConfig) -> str:
     """One cell: train, sample, judge. A failure is recorded and does not stop the others; returns the final state."""
-    end_with_sweep()
     components = Components(cfg)
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     try:
@@ -122,7 +116,8 @@ def conclude(folder: Path, config: DictConfig) -> int:
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
-        print(f"{cell['state']}: {cell['folder']}{reason}; the same command again continues it")
+        again = "tries it again" if cell["state"] == "failed" else "continues it"
+        print(f"{cell['state']}: {cell['folder']}{reason}; the same command again {again}")
     return int(bool(unfinished))
 
 
@@ -133,17 +128,3 @@ def require_weights(cfg: DictConfig) -> None:
         way = f"make it with posegen convert adapter={cfg.method} source=FILE target={place}"
         other = f"leave {cfg.method} out of adapter=, or train every method with weights=null"
         raise UserError(f"weights={cfg.weights} holds no method folder {cfg.method}; {way}, {other}")
-
-
-def end_with_sweep() -> None:
-    """Ends this worker process when the one that started the sweep has died: a killed benchmark leaves nothing."""
-    parent = os.getppid()
-    if os.environ.get(SWEEP_PID) != str(parent):
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
