@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from posegen.cli import main
 from posegen.data.mannequin.dataset import MannequinData
+from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json
 from tests.train.test_train import Stop, equal, interrupt, trained, weights
 
@@ -69,6 +70,13 @@ class Empties(MannequinData):
         if index == 7:
             raise StopIteration
         return super().__getitem__(index)
+
+
+class Refuses(MannequinData):
+    """A data set whose user must mend something."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise UserError("image 7 is missing; get it again")
 
 
 def calling(way: str, **arguments: str) -> str:
@@ -152,7 +160,9 @@ def spoil(file: Path) -> None:
     torch.save(state, file)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, spoil, lambda file: torch.save({}, file), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage", [cut, flip, spoil, lambda file: torch.save({}, file), lambda file: file.write_bytes(b"")]
+)
 def test_a_damaged_checkpoint_is_set_aside_and_the_training_done_again(
     damage: Any, world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,8 +202,12 @@ def test_damaged_weights_of_an_unfinished_cell_are_set_aside_with_what_came_from
             ["data.train._target_=tests.train.test_bad_days.Empties"],
             "RuntimeError: the data set mannequin raised StopIteration for images",
         ),
+        (
+            ["data.train._target_=tests.train.test_bad_days.Refuses", "compute.workers=1"],
+            "image 7 is missing; get it again",
+        ),
     ],
-    ids=["exit", "interrupt", "stop", "data"],
+    ids=["exit", "interrupt", "stop", "data", "worker"],
 )
 def test_code_of_others_cannot_end_a_training_as_finished(
     words: list[str], reason: str, world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -201,7 +215,8 @@ def test_code_of_others_cannot_end_a_training_as_finished(
     assert main(["train", *world, f"paths.output={tmp_path}", *words]) == 1
     status = read_json(cell_of(tmp_path) / "status.json")
     assert status["state"] == "failed" and status["reason"].startswith(reason)
-    assert reason.partition(": ")[2] in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert reason in said and ("Traceback" in said) == reason.startswith("RuntimeError")
 
 
 @pytest.mark.parametrize(("way", "step"), [("ctrl-c", 2), ("terminate", 3)])

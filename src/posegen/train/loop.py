@@ -179,6 +179,10 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         try:
             trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
+        except UserError as error:
+            if " in DataLoader worker process " in str(error):  # torch put its traceback around it
+                raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+            raise
         except SIGTERMException as stop:  # its exit code would be 0
             raise SystemExit(128 + signal.SIGTERM) from stop
         except SystemExit as stop:

@@ -116,8 +116,9 @@ def conclude(folder: Path, config: DictConfig) -> int:
     unfinished = [cell for cell in table.cells if cell["state"] != "finished"]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
-        again = "tries it again" if cell["state"] == "failed" else "continues it"
-        print(f"{cell['state']}: {cell['folder']}{reason}; the same command again {again}")
+        print(f"{cell['state']}: {cell['folder']}{reason}")
+    if unfinished:
+        print("The same command again continues what was interrupted and tries again what failed.")
     return int(bool(unfinished))
 
 
