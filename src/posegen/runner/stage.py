@@ -48,8 +48,8 @@ class Shard:
 
 
 WHOLE = Shard()
-#: Exit codes of a process that a signal stopped.
-STOPPED = tuple(128 + number for number in signal.Signals)
+#: Exit codes of a process that a signal stopped; -1 is submitit's, which has queued the job again.
+STOPPED = (-1, *(128 + number for number in signal.Signals))
 UNFINISHED = ": this share is done, others are not; the process that does the last one finishes the cell"
 
 

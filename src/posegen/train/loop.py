@@ -38,12 +38,12 @@ from posegen.train.loggers import CellCSVLogger, keep_curves, with_curves
 from posegen.train.resume import (
     AFTER_TRAINING,
     WholeCheckpoints,
-    diverged,
     kept_training,
     load_start,
-    require_sound,
+    read_checkpoint,
     saved_place,
     set_aside,
+    unusable,
 )
 from posegen.train.tasks import AdapterTask, Task
 from posegen.train.training_batches import EpochBatches, Share, training_loader
@@ -76,18 +76,15 @@ class Training(Stage):
                 if method.is_dir() and trains_weights(self.components):
                     load_into(self.components.adapter, self.components.backbone, method)
                 elif checkpoint.is_file():
-                    require_sound(checkpoint)
+                    read_checkpoint(checkpoint, whole=True)
             except UserError as error:
                 set_aside(self.folder, AFTER_TRAINING if method.is_dir() else [CHECKPOINT], error)
                 self.components = Components(self.components.cfg)  # half of the weights may be in place
 
     def fault(self) -> str:
-        if not (bad := diverged(self.folder / "method")):
-            return ""
-        found = f"{bad[0]} holds NaN or infinity: its training diverged, and the cell was called finished nevertheless"
-        return (
-            f"{found}. The same command again sets it aside and trains again; with a lower optim.lr it may not diverge"
-        )
+        found = unusable(self.folder / "method")
+        fix = "The same command again sets it aside and trains again; with a lower optim.lr it may not diverge"
+        return found and f"{found}, and the cell was finished. {fix}"
 
     def kept(self) -> str:
         return "the trained method" if not self.todo() else kept_training(self.folder)

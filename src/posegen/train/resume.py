@@ -9,6 +9,7 @@ from zipfile import ZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from safetensors import SafetensorError, safe_open
 
 from posegen.errors import UserError
 from posegen.io.atomic import replacing
@@ -33,39 +34,43 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 def saved_place(checkpoint: Path) -> tuple[int, Seen]:
     """(optimiser steps, place in the data) of a checkpoint; the start without one."""
-    if not checkpoint.is_file():
-        return 0, (0, 0)
-    state = read_checkpoint(checkpoint)
+    return place_of(read_checkpoint(checkpoint)) if checkpoint.is_file() else (0, (0, 0))
+
+
+def place_of(state: dict[str, Any]) -> tuple[int, Seen]:
     seen = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
     return int(state["global_step"]), (int(state["epoch"]), int(seen))
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint of Lightning on the CPU, whose tensors are read when they are used."""
+def read_checkpoint(file: Path, whole: bool = False) -> dict[str, Any]:
+    """A checkpoint of Lightning on the CPU, whose tensors are read when they are used; a UserError where it is damaged.
+
+    Args:
+        whole: compare the checksums, which torch does not, and require finite weights and averages.
+    """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        absent = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops", "epoch"} - state.keys()
-        if absent:
-            raise ValueError(f"it has no {', '.join(sorted(absent))}")
-    except Exception as error:  # torch raises many kinds for a damaged file
+        place_of(state)
+        absent = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks"} - state.keys()
+        damaged = ZipFile(file).testzip() if whole else None
+        if absent or damaged:
+            raise ValueError(f"it has no {', '.join(absent)}" if absent else f"the checksum of {damaged} is wrong")
+    except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         fix = "delete it to train this cell from the start"
         raise UserError(f"{file} cannot be read ({first_line(error)}); {fix}") from error
+    if whole:
+        averages = [each["average"] for each in state["callbacks"].values() if "average" in each]
+        for tensors in (state["state_dict"], *averages):
+            require_finite(tensors, file)
     return state
-
-
-def require_sound(checkpoint: Path) -> None:
-    """Raises a UserError where bytes of a checkpoint are damaged, or weights or averages in it are not finite."""
-    state = read_checkpoint(checkpoint)
-    if damaged := ZipFile(checkpoint).testzip():  # torch does not compare the checksums
-        raise UserError(f"{checkpoint} is damaged (the checksum of {damaged} is wrong)")
-    callbacks = [each for each in state["callbacks"].values() if isinstance(each, dict)]
-    for tensors in (state["state_dict"], *(each["average"] for each in callbacks if "average" in each)):
-        require_finite(tensors, checkpoint)
 
 
 def kept_training(folder: Path) -> str:
     """What of an unfinished training is kept, as part of a sentence."""
-    step = saved_place(folder / CHECKPOINT)[0]
+    try:
+        step = saved_place(folder / CHECKPOINT)[0]
+    except UserError:
+        step = 0
     return f"the checkpoint of step {step} ({folder / CHECKPOINT})" if step else "no checkpoint yet"
 
 
@@ -90,8 +95,7 @@ def load_start(task: Task, place: Path) -> None:
             expected = f"expected a {CHECKPOINT}, a cell, or a method folder"
             raise UserError(f"checkpoint={place} holds no weights to start from; {expected}")
         return load_into(task.adapter, task.backbone, method_folder(place))
-    require_sound(file)
-    weights = read_checkpoint(file)["state_dict"]
+    weights = read_checkpoint(file, whole=True)["state_dict"]
     given, own = ({(name, value.shape) for name, value in each.items()} for each in (weights, task.state_dict()))
     if given != own:
         differ = f"{len(given ^ own)} tensors differ in name or shape"
@@ -100,14 +104,16 @@ def load_start(task: Task, place: Path) -> None:
     return None
 
 
-def diverged(method: Path, few: int = 20) -> list[str]:
-    """Files of a method folder whose smallest tensors are not finite; a training that diverged leaves none finite."""
-    from safetensors import safe_open
-
-    found = []
+def unusable(method: Path, few: int = 20) -> str:
+    """Which file of a method folder is damaged, or has smallest tensors that are not finite, for a training that
+    diverged leaves none finite; empty: none."""
     for path in sorted(method.rglob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            smallest = sorted(file.keys(), key=lambda name: torch.Size(file.get_slice(name).get_shape()).numel())[:few]
-            if not_finite({name: file.get_tensor(name) for name in smallest}):
-                found.append(str(path))
-    return found
+        try:
+            with safe_open(path, "pt") as file:
+                sizes = {name: torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()}  # noqa: SIM118
+                smallest = sorted(sizes, key=sizes.__getitem__)[:few]
+                if not_finite({name: file.get_tensor(name) for name in smallest}):
+                    return f"{path} holds NaN or infinity: its training diverged"
+        except (SafetensorError, OSError) as error:
+            return f"{path} is damaged ({first_line(error)})"
+    return ""
