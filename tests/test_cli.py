@@ -160,6 +160,34 @@ def test_resolvers_work_in_worker_processes_and_each_worker_sees_its_gpu(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
+DEADLY = """
+import os, signal
+
+def run(cfg):
+    if cfg.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.seed == 3:
+        raise SystemExit(0)
+    return __import__("world").run(cfg)
+"""
+
+
+def test_a_killed_worker_fails_its_cell_alone_and_leaves_its_gpu_to_the_next(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.setenv("PYTHONPATH", str(tree))
+    (tree / "deadly.py").write_text(DEADLY)
+    (tree / "conf" / "hydra").mkdir()
+    (tree / "conf" / "hydra" / "launcher").symlink_to(Path(__file__).parents[1] / "conf" / "hydra" / "launcher")
+    words = ["out=out", "seed=1,2,3,4", "-m", "hydra/launcher=local"]
+    assert run_verb(Verb("train"), words, import_module("deadly").run) == 1
+    said = capsys.readouterr()
+    assert "posegen train: the process of this cell was killed by SIGKILL (9), perhaps because" in said.err
+    assert "seed=2: the process of this cell was killed" in " ".join(said.out.split())
+    assert {file.name: file.read_text().split()[1] for file in (tree / "out").iterdir()} == {"1.txt": "5", "4.txt": "5"}
+
+
 def test_cells_are_planned_as_hydra_runs_them(tree: Path) -> None:
     words = ["adapter=reference/real,method", "+adapter.layers=1,2", "hydra/launcher=basic"]
     ran: list[tuple[float, int, int]] = []

@@ -128,6 +128,19 @@ def test_another_identity_is_refused_and_nothing_is_lost(tmp_path: Path) -> None
     assert (first.folder / "result").read_text() == "precious" and first.finished()
 
 
+def test_a_start_that_computed_nothing_gives_way_to_other_settings(tmp_path: Path) -> None:
+    """A checkpoint that was damaged, say, and is repaired: the folder is the same, the hash another."""
+    first, other = cell(tmp_path), cell(tmp_path, budget={"steps": 99})
+    for ending in (UserError, KeyboardInterrupt):
+        with pytest.raises(ending), first.working():
+            raise ending("not yet")
+    with pytest.raises(UserError), other.working():
+        (other.folder / "last.ckpt").write_text("precious")
+        raise UserError("later")
+    with pytest.raises(CellConflict), first.working():
+        pass
+
+
 def test_a_failure_is_recorded_with_its_reason(tmp_path: Path) -> None:
     broken = cell(tmp_path)
     with pytest.raises(RuntimeError), broken.working():

@@ -87,3 +87,35 @@ def test_a_damaged_picture_names_the_file_and_the_fix(tmp_path: Path) -> None:
     (tmp_path / "000000.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UserError, match=r"000000\.png.*delete it"):
         read_png(tmp_path / "000000.png")
+
+
+def test_images_that_are_not_finite_are_an_error_that_names_them(components: Components) -> None:
+    from posegen.runner.sampler import Sampler
+
+    batch = batch_of(components, components.adapter, range(2))
+    with pytest.raises(
+        UserError, match=rf"2 of 2 images .* first {batch.ids[0]}, from step 1 of 2 on; guidance is nan"
+    ):
+        Sampler(steps=2, guidance=float("nan"))(components.adapter, batch)
+
+    def late(latents: torch.Tensor, _: object) -> torch.Tensor:
+        calls.append(1)
+        return latents if len(calls) < 2 else latents.index_fill(0, torch.tensor([1]), torch.inf)
+
+    calls: list[int] = []
+    with pytest.raises(UserError, match=rf"1 of 2 images .* first {batch.ids[1]}, from step 2 of 3 on; .*32-true"):
+        Sampler(steps=3)(components.adapter, batch, late)
+
+
+def test_images_that_overflow_in_the_decoder_are_not_kept(
+    components: Components, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other methods generate without the sampler is looked at, too."""
+    decode = components.backbone.from_latents
+    monkeypatch.setattr(components.backbone, "from_latents", lambda latents: decode(latents) * torch.inf)
+    with pytest.raises(UserError, match="after decoding"):
+        Generation(components, tmp_path, None).run()
+    monkeypatch.setattr(components.adapter, "generate", lambda batch, _: torch.full((len(batch), 3, 8, 8), torch.nan))
+    with pytest.raises(UserError, match="are not finite .* as \\w+ generates them"):
+        Generation(components, tmp_path, None).run()
+    assert not list(tmp_path.rglob("*.png"))

@@ -81,8 +81,10 @@ def test_a_killed_worker_is_healed_by_the_same_command(world: list[str], serial:
         assert worker != process.pid
         os.kill(worker, signal.SIGKILL)
         said, _ = process.communicate(timeout=120)
-        assert process.returncode == 1 and "the same command again continues it" in said
-    assert read_json(cell / "status.json")["state"] == "running" and not (cell / "records.csv").exists()
+        assert process.returncode == 1 and "tries again what failed" in said
+    status = read_json(cell / "status.json")
+    assert status["state"] == "failed" and "was killed by SIGKILL" in status["reason"]
+    assert not (cell / "records.csv").exists()
     assert main(command) == 0
     assert results(tmp_path) == results(serial)
 

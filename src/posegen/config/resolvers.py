@@ -52,7 +52,7 @@ def at_once(threads: int) -> int:
 
 def gpu() -> str:
     """One of a pool of `gpus` workers takes one GPU."""
-    number = multiprocessing.current_process().name.rpartition("-")[2]  # loky counts its workers from 1: LokyProcess-1
+    number = multiprocessing.current_process().name.rpartition("-")[2]  # of a worker of hydra/launcher=local: cell-1
     index = (int(number) - 1) % gpus() if number.isdigit() else 0
     visible = visible_gpus()
     return visible[index] if visible else str(index)

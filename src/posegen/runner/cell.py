@@ -34,8 +34,8 @@ IDENTITY = (
 )
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
-#: What shows that a cell was computed, at least in part.
-RESULTS = ("method", "samples", "records.csv")
+#: What a cell holds before anything is computed; hidden files are locks and temporary ones.
+NO_RESULT = frozenset({"status.json", "config.yaml", "progress.json", "curves", "live"})
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 
@@ -72,17 +72,24 @@ class Cell:
     def check(self) -> None:
         """Raises `CellConflict` for a folder of another identity, with the differing keys and the ways out."""
         status, here = self.status, self.identity
-        if not status and any((self.folder / name).exists() for name in RESULTS):  # its status was deleted
+        if status.get("state") != "finished" and self.untouched():
+            return
+        if not status:  # it was deleted
             here = {key: value for key, value in here.items() if key != "content"}  # which no config.yaml has
             there = identity(read_cell_config(self.folder) or self.config)
             status = {"hash": value_hash(there), "identity": there}
-        if not status or status.get("hash") == value_hash(here):
+        if status.get("hash") == value_hash(here):
             return
         rows = differences(status.get("identity") or {}, here)
         listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
         listed = listed or "  (files at the same paths have other content)"
         fix = "Keep both with another study=NAME, or delete that folder to replace it."
         raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\n{fix}")
+
+    def untouched(self) -> bool:
+        """Whether nothing was computed in the folder: whatever started there failed, or was stopped, before that."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return all(path.name in NO_RESULT or path.name.startswith(".") for path in found)
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"
@@ -98,7 +105,11 @@ class Cell:
         with locked(self.folder / ".lock", sharing):
             self.check()
             if self.finished():
-                yield
+                try:
+                    yield
+                except UserError as error:  # what it holds cannot be used: it is not finished
+                    self.write(state="failed", reason=str(error), wall_s=float(self.status.get("wall_s", 0.0)))
+                    raise
                 return
             started, earlier = time.time(), float(self.status.get("wall_s", 0.0))
             write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))

@@ -20,6 +20,7 @@ from posegen.runner.images import absent, absent_pictures, keep_sources, picture
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
 from posegen.runner.progress import Progress, note_costs
+from posegen.runner.sampler import require_finite_images
 from posegen.runner.stage import Stage
 
 
@@ -67,7 +68,9 @@ class Generation(Stage):
                 start = time.perf_counter()
                 draws = [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(count)]
                 spent += time.perf_counter() - start
-                for i, drawn in zip(rows, torch.stack(draws, 1), strict=True):
+                whole = torch.stack(draws, 1)
+                require_finite_images(batch.ids, whole, f"as {type(adapter).__name__} generates them")
+                for i, drawn in zip(rows, whole, strict=True):
                     components.kind.write(self.samples, i, drawn, batch.size)
                 keep_sources(self.folder, self.data, self.sourced.intersection(rows))
                 progress.update(len(rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.runner.precision import autocast
 
 #: Changes the latents after a step, given a function that brings (clean latents, noise) to their noise level.
@@ -53,12 +53,29 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, adapter: Adapter, batch: PoseBatch, after: After | None = None) -> Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1]; ``after`` may change the latents after every step."""
-        return adapter.backbone.from_latents(self.latents(adapter, adapter.backbone, batch, after)).clamp(-1, 1)
+        """Images ``[B, 3, H, W]`` in [-1, 1]; ``after`` may change the latents after every step. A UserError names the
+        first of them that is not finite, and since when."""
+        images = adapter.backbone.from_latents(self.latents(adapter, adapter.backbone, batch, after))
+        require_finite_images(batch.ids, images, f"after decoding; {self.causes()}")
+        return images.clamp(-1, 1)
 
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
-        """Denoised latents ``[B, c, h, w]``."""
-        return deque(self.denoising(adapter, backbone, batch, after), maxlen=1).pop()
+        """Denoised latents ``[B, c, h, w]``, all finite, else a UserError."""
+        finite = []  # looked at in the end, so that no step waits for the device
+        for latents in self.denoising(adapter, backbone, batch, after):
+            finite.append(latents.isfinite().flatten(1).all(1))
+        steps = torch.stack(finite).all(1).tolist()
+        if not all(steps):
+            step = steps.index(False)
+            where = f"from step {self.skip + step + 1} of {self.steps} on; {self.causes()}"
+            raise not_finite_images(batch.ids, finite[step].tolist(), where)
+        return latents
+
+    def causes(self) -> str:
+        """Why images may not be finite, as part of a sentence."""
+        set_to = f"guidance is {self.guidance}, the precision {self.precision}"
+        causes = "weights of a training that diverged, too much guidance, or half precision that overflows"
+        return f"{set_to}; likely causes are {causes}: try single precision (trainer.precision=32-true)"
 
     def denoising(
         self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
@@ -100,6 +117,19 @@ class Sampler:
     def unset(self, backbone: Backbone) -> Any:
         """The diffusers scheduler, before its steps are set."""
         return backbone.process.scheduler(self.scheduler)
+
+
+def require_finite_images(ids: Sequence[str], images: Tensor, where: str) -> None:
+    """Raises a UserError where some of ``images [B, ...]`` are not finite; files would show them as black."""
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        raise not_finite_images(ids, finite, where)
+
+
+def not_finite_images(ids: Sequence[str], finite: Sequence[bool], where: str) -> UserError:
+    """The error that names the first image that is not finite, and ``where``."""
+    many = f"{finite.count(False)} of {len(finite)} images are not finite (NaN or infinity)"
+    return UserError(f"{many}: first {ids[finite.index(False)]}, {where}. Nothing of them is kept")
 
 
 def predicted(adapter: Adapter, state: State, latents: Tensor, timestep: Tensor) -> Tensor:

@@ -7,7 +7,10 @@ image index, and noise belongs to the image, so the records have the same bytes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +52,8 @@ class Shard:
 
 
 WHOLE = Shard()
+#: Exit codes of a process that a signal stopped; -1 is submitit's, which has queued the job again.
+STOPPED = (-1, *(128 + number for number in signal.Signals))
 UNFINISHED = ": this share is done, others are not; the process that does the last one finishes the cell"
 
 
@@ -75,6 +80,17 @@ class Stage:
     def done(self) -> bool:
         """Whether nothing is left for any process."""
         return not self.todo()
+
+    def mend(self) -> None:
+        """Sets aside what an unfinished cell holds of this stage and cannot be used, so that it is done again."""
+
+    def fault(self) -> str:
+        """What a finished cell holds of this stage and cannot be used, and the fix; empty: nothing."""
+        return ""
+
+    def kept(self) -> str:
+        """What of this stage is kept when the process is stopped, as part of a sentence; empty: nothing to say."""
+        return ""
 
     def finish(self) -> None:
         """Puts together what all processes left; called once, when all stages are done."""
@@ -112,14 +128,52 @@ def complete(cell: Cell, stages: Sequence[Stage], shard: Shard = WHOLE) -> bool:
     if cell.finished() and (lost := makers_of_lost(cell, stages)):
         return repeated(cell, lost, shard)
     alone = shard.count == 1
-    with cell.working(sharing=not alone):
-        for stage in () if cell.finished() else stages:
-            if stage.todo():
-                stage.run()
-        for stage in stages if alone and not cell.finished() else ():
-            stage.finish()
-    if not alone and not cell.finished() and all(stage.done() for stage in stages):
-        with cell.working():
+    try:
+        with cell.working(sharing=not alone), only_signals_stop():
+            if cell.finished() and (faults := [fault for stage in stages if (fault := stage.fault())]):
+                raise UserError(faults[0])
             for stage in () if cell.finished() else stages:
+                stage.mend()
+                if stage.todo():
+                    stage.run()
+            for stage in stages if alone and not cell.finished() else ():
                 stage.finish()
+        if not alone and not cell.finished() and all(stage.done() for stage in stages):
+            with cell.working(), only_signals_stop():
+                for stage in () if cell.finished() else stages:
+                    stage.finish()
+    except (KeyboardInterrupt, SystemExit):
+        kept = ", ".join(filter(None, (stage.kept() for stage in stages))) or "what is done so far"
+        print(f"\nstopped: {cell.folder} keeps {kept}; the same command again continues it", flush=True)
+        raise
     return cell.finished()
+
+
+@contextmanager
+def only_signals_stop() -> Iterator[None]:
+    """Inside the block Ctrl-C and the signals of schedulers stop the process; a method, data set or callback that
+    exits, or raises KeyboardInterrupt, fails with a RuntimeError."""
+    before, came = signal.getsignal(signal.SIGINT), []
+    watched = callable(before) and threading.current_thread() is threading.main_thread()
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        before(number, frame)  # type: ignore[operator,misc]
+
+    if watched:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if watched and not came:
+            raise RuntimeError(
+                "a method, data set or callback raised KeyboardInterrupt; nobody pressed Ctrl-C"
+            ) from stop
+        raise
+    except SystemExit as stop:
+        if stop.code not in STOPPED:
+            raise RuntimeError(f"a method, data set or callback called sys.exit({stop.code!r})") from stop
+        raise
+    finally:
+        if watched:
+            signal.signal(signal.SIGINT, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,8 @@ class LastCheckpoint(Checkpoint):
         due = trainer.global_step % self.every == 0 or trainer.received_sigterm
         if trainer.global_step <= self.saved or not due or trainer.fast_dev_run:
             return
-        self.saved, path = trainer.global_step, Path(trainer.default_root_dir) / CHECKPOINT
-        temporary = path.with_name(f".{path.name}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
+        self.saved = trainer.global_step
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINT)
 
 
 class TrainingProgress(ProgressBar):

@@ -114,8 +114,6 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
         with signal_handlers_restored(), known_start_method():
             elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
     except SignalException as ended:
-        if ended.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from ended
         raise SystemExit(128 + ended.sigval) from ended
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()

@@ -21,6 +21,7 @@ from posegen.runner.components import Components
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.judge import judging_device
 from posegen.train.ema import EMA
+from posegen.train.finite import require_finite_weights
 from posegen.train.loggers import log_pictures
 from posegen.train.tasks import AdapterTask
 
@@ -56,6 +57,7 @@ class LivePoseAccuracy(Callback):
         if not self.every or step == self.last or step % self.every or not trainer.is_global_zero:
             return
         assert isinstance(module, AdapterTask)
+        require_finite_weights(trainer, module)
         self.last, was_training = step, module.training
         module.eval()
         average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
@@ -25,16 +25,28 @@ from posegen.io.locks import locked
 from posegen.runner.batches import Needs
 from posegen.runner.components import Components
 from posegen.runner.encodings import cached_latents, cached_text
+from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
 from posegen.runner.progress import note_costs
-from posegen.runner.stage import Stage
+from posegen.runner.stage import Stage, only_signals_stop
 from posegen.train.callbacks import CHECKPOINT
 from posegen.train.ema import EMA
+from posegen.train.finite import RequireFinite
 from posegen.train.fsdp import whole
 from posegen.train.launch import Processes, run_together
 from posegen.train.loggers import CellCSVLogger, keep_curves, with_curves
+from posegen.train.resume import (
+    AFTER_TRAINING,
+    WholeCheckpoints,
+    kept_training,
+    load_start,
+    read_checkpoint,
+    saved_place,
+    set_aside,
+    unusable,
+)
 from posegen.train.tasks import AdapterTask, Task
-from posegen.train.training_batches import EpochBatches, Seen, Share, training_loader
+from posegen.train.training_batches import EpochBatches, Share, training_loader
 
 Weights = dict[str, torch.Tensor]
 
@@ -53,6 +65,29 @@ class Training(Stage):
         with locked(self.folder / ".training"):  # processes that share the cell train it once
             if self.todo():
                 fit(self.components, self.folder)
+                if self.todo():  # a process of several left early
+                    raise RuntimeError(f"the training of {self.folder} ended without a method")
+
+    def mend(self) -> None:
+        """Sets damaged weights aside, with all that came from them, or a damaged checkpoint."""
+        checkpoint, method = self.folder / CHECKPOINT, self.folder / "method"
+        with locked(self.folder / ".training"):
+            try:
+                if method.is_dir() and trains_weights(self.components):
+                    load_into(self.components.adapter, self.components.backbone, method)
+                elif checkpoint.is_file():
+                    read_checkpoint(checkpoint, whole=True)
+            except UserError as error:
+                set_aside(self.folder, AFTER_TRAINING if method.is_dir() else [CHECKPOINT], error)
+                self.components = Components(self.components.cfg)  # half of the weights may be in place
+
+    def fault(self) -> str:
+        found = unusable(self.folder / "method")
+        fix = "The same command again sets it aside and trains again; with a lower optim.lr it may not diverge"
+        return found and f"{found}, and the cell was finished. {fix}"
+
+    def kept(self) -> str:
+        return "the trained method" if not self.todo() else kept_training(self.folder)
 
 
 def fit(components: Components, folder: Path) -> None:
@@ -75,7 +110,8 @@ def train_process(config: dict[str, Any], folder: Path) -> None:
     """One of several processes that train a cell together."""
     cfg = OmegaConf.create(config)
     set_threads(cfg)
-    fit_here(Components(cfg), folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    with only_signals_stop():
+        fit_here(Components(cfg), folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -85,6 +121,8 @@ def fit_here(components: Components, folder: Path, rank: int = 0, size: int = 1)
     """The part of `fit` that each of ``size`` processes does."""
     task = build_task(components)
     require_normalisable(task, components.cfg, size)
+    if components.cfg.checkpoint is not None:
+        load_start(task, Path(components.cfg.checkpoint))
     if task.count_trained():
         weights, average, complete = run(components, task, folder, Share(rank, size))
         if not complete:
@@ -104,6 +142,11 @@ def fit_here(components: Components, folder: Path, rank: int = 0, size: int = 1)
     task.export(folder / "method")
     note_costs(folder, trained_parameters=task.count_trained())
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def trains_weights(components: Components) -> bool:
+    """Whether the cell trains a pose-guidance method that has weights."""
+    return issubclass(get_class(components.cfg.task._target_), AdapterTask) and components.bare_adapter.trainable
 
 
 def build_task(components: Components) -> Task:
@@ -133,6 +176,10 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
                 logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         try:
             trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
+        except UserError as error:
+            if " in DataLoader worker process " in str(error):  # torch put its traceback around it
+                raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
+            raise
         except SIGTERMException as stop:  # its exit code would be 0
             raise SystemExit(128 + signal.SIGTERM) from stop
         except SystemExit as stop:
@@ -144,6 +191,8 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
             for logger in trainer.loggers:  # W&B's runs stay open, and the next cell of this process starts another
                 if callable(finish := getattr(logger.experiment, "finish", None)):
                     finish()
+        if not trainer.fit_loop.skip:  # Lightning takes it for the end of the data
+            raise RuntimeError(f"a callback, method or data set raised StopIteration in step {trainer.global_step}")
     average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
     divided = share.count > 1 and not isinstance(cfg.trainer.strategy, str)
     weights = whole(task.state_dict()) if divided else {}
@@ -153,8 +202,9 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
 def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     """Lightning's Trainer with the configured callbacks and loggers."""
     nodes = (cfg.get("callbacks") or {}).values()
-    callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in nodes if node]
-    added: dict[str, Any] = {"plugins": [TorchElasticEnvironment() if processes > 1 else LightningEnvironment()]}
+    callbacks: list[Callback] = [RequireFinite(), *(instantiate(node, _convert_="all") for node in nodes if node)]
+    environment = TorchElasticEnvironment() if processes > 1 else LightningEnvironment()
+    added: dict[str, Any] = {"plugins": [environment, WholeCheckpoints()]}
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         added["enable_checkpointing"] = False  # no file of Lightning's default where the user removed ours
     added = {name: value for name, value in added.items() if name not in cfg.trainer}
@@ -163,19 +213,6 @@ def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     configured = instantiate(cfg.logger, _convert_="all") if cfg.get("logger") else None
     added |= {"callbacks": callbacks, "logger": with_curves(configured, folder), "default_root_dir": str(folder)}
     return instantiate(cfg.trainer, **added, _convert_="all")
-
-
-def saved_place(checkpoint: Path) -> tuple[int, Seen]:
-    """(optimiser steps, place) of a checkpoint; the start without one."""
-    if not checkpoint.is_file():
-        return 0, (0, 0)
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        seen = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-        return int(state["global_step"]), (int(state["epoch"]), int(seen))
-    except Exception as error:  # torch raises many kinds for a damaged file
-        fix = "delete it to train this cell from the start"
-        raise UserError(f"{checkpoint} cannot be read ({error}); {fix}") from error
 
 
 def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:

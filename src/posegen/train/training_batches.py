@@ -70,7 +70,10 @@ class Batches(Dataset[PoseBatch]):
 
     def __getitem__(self, place: Place) -> PoseBatch:
         epoch, indices = place
-        return collate(self.data, indices, self.needs, self.seed, epoch)
+        try:
+            return collate(self.data, indices, self.needs, self.seed, epoch)
+        except StopIteration as error:  # torch takes it for the end of the epoch
+            raise RuntimeError(f"the data set {self.data.name} raised StopIteration for images {indices}") from error
 
 
 def training_loader(data: PoseData, needs: Needs, batches: EpochBatches, workers: int = 0) -> DataLoader:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,6 @@ from posegen.runner.stage import Shard, Stage, complete
 from posegen.train.launch import Processes
 from posegen.train.loop import Training, encodings, fit, set_threads
 
-#: Environment variable with the pid of the process that runs the sweep, inherited by its local workers.
-SWEEP_PID = "POSEGEN_SWEEP_PID"
 #: Keys of the configuration that only the table reads.
 TABLE = ("title", "baseline", "headline", "reproduction")
 
@@ -43,7 +39,6 @@ def start(command: Command) -> int:
         return command.run()
     config = command.base()
     (folder, planned), code = plan(config, command), 1
-    os.environ[SWEEP_PID] = str(os.getpid())
     try:
         with LiveProgress(folder):
             code = command.run()
@@ -54,7 +49,6 @@ def start(command: Command) -> int:
 
 def main(cfg: DictConfig) -> str:
     """One cell: train, sample, judge. A failure is recorded and does not stop the others; returns the final state."""
-    end_with_sweep()
     components = Components(cfg)
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     try:
@@ -153,7 +147,9 @@ def conclude(folder: Path, config: DictConfig, planned: Collection[str]) -> int:
     unfinished = [cell for cell in table.cells if cell["state"] != "finished" and cell["folder"] in planned]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""
-        print(f"{cell['state']}: {cell['folder']}{reason}; the same command again continues it")
+        print(f"{cell['state']}: {cell['folder']}{reason}")
+    if unfinished:
+        print("The same command again continues what was interrupted and tries again what failed.")
     return int(bool(unfinished))
 
 
@@ -164,17 +160,3 @@ def require_weights(cfg: DictConfig) -> None:
         way = f"make it with posegen convert adapter={cfg.method} source=FILE target={place}"
         other = f"leave {cfg.method} out of adapter=, or train every method with weights=null"
         raise UserError(f"weights={cfg.weights} holds no method folder {cfg.method}; {way}, {other}")
-
-
-def end_with_sweep() -> None:
-    """Ends this worker process when the one that started the sweep has died: a killed benchmark leaves nothing."""
-    parent = os.getppid()
-    if os.environ.get(SWEEP_PID) != str(parent):
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
+from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
 from posegen.runner.stage import complete
@@ -22,16 +23,19 @@ def main(cfg: DictConfig) -> float | None:
             fit(Components(cfg), Path(folder))
         print(f"trainer.fast_dev_run={tried}: everything ran, nothing is kept")
         return None
+    if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
+        raise UserError(f"checkpoint={cfg.checkpoint} does not exist; give weights to start from, or leave it out")
     components = Components(cfg)
     cell = Cell.of(cfg, components.content("train"))
     cell.check()
-    if cell.finished():
+    training = Training(components, cell.folder)
+    if cell.finished() and not training.fault():
         print(f"{cell.folder} is finished; nothing to do")
     elif Processes.of(cfg).node:  # another machine's share of the training; the first does everything else
         fit(components, cell.folder)
         return None
     else:
-        complete(cell, [Training(components, cell.folder)])
+        complete(cell, [training])
         print(f"{cell.folder} finished")
     if cfg.objective is None:
         return None
