@@ -17,25 +17,22 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
 from posegen.config.arguments import argument_problems, locate
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
-from posegen.config.problems import Problem, misspelt, nearest, problem_report, without_repeats
+from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.resolvers import gpus
+from posegen.config.settings import settings
 from posegen.errors import UserError
 
 #: Keys that name something to read; what is written need not exist yet.
 INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
-
-
-#: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
-KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 #: Keys of posegen 0.1 -> where they stand now.
 MOVED_KEYS = {
@@ -55,14 +52,17 @@ MOVED_KEYS = {
 def validate(cfg: DictConfig) -> list[Problem]:
     """Everything that is wrong with the composed configuration ``cfg``, whose ``hydra`` node ``HydraConfig`` has."""
     hydra = HydraConfig.get()
-    known = groups(roots_of(hydra))
-    problems = nodes.unresolved(cfg)
+    known, verb = groups(roots_of(hydra)), str(hydra.job.config_name)
+    values = [problem for setting in settings(cfg, verb) for problem in setting.problems()]
+    problems = []
     if (usual := _usual(hydra, known)) is not None:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
-    problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
-    problems += for_the_verb(cfg, str(hydra.job.config_name))
+    problems += [*missing_files(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg), *for_the_verb(cfg, verb)]
+    named = {problem.key for problem in values}
+    problems = [*values, *(problem for problem in problems if problem.key not in named)]  # one for a key is enough
+    problems = [*nodes.unresolved(cfg, consequences=not problems), *problems]
     problems = [replace(problem, nearest=MOVED_KEYS.get(problem.key, problem.nearest)) for problem in problems]
     for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
         group = problem.key.split(".")[0]
@@ -105,22 +105,6 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
         for key, value in values.items()
         if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
     ]
-
-
-def late_values(cfg: DictConfig) -> list[Problem]:
-    """Values that would only be noticed once a training has begun."""
-    problems = []
-    ranges = {"optim.lr": (float("inf"), "of at least 0"), "optim.drop_text": (1.0, "from 0 to 1")}
-    for key, (most, words) in ranges.items():  # usually null, so that nothing else tells their kind
-        value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= most):
-            problems.append(Problem(key, f"expected a number {words}, or null", value))
-    precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
-    if precision is not None and precision not in KNOWN_PRECISIONS:
-        near, text = nearest(str(precision), KNOWN_PRECISIONS), f"expected one of {', '.join(KNOWN_PRECISIONS)}"
-        problems.append(Problem("trainer.precision", text, precision, near))
-    return problems
 
 
 def shared_batch(cfg: DictConfig) -> list[Problem]:

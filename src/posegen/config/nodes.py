@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeGuard
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from posegen.config.problems import NO_VALUE, Problem, as_typed, misspelt
 from posegen.errors import UserError
@@ -54,6 +54,14 @@ def value_or_none(node: Any) -> Any:
         return None  # reported by `unresolved`
 
 
+def origin(node: Any, key: str) -> str:
+    """The key that an interpolated value is taken from, else ``key``, where ``node`` stands."""
+    try:
+        return node._dereference_node()._get_full_key(None) if node._is_interpolation() else key
+    except (OmegaConfBaseException, UserError):
+        return key
+
+
 def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, node) of every value, interpolation and missing container."""
     for name, child in children(node):
@@ -63,8 +71,9 @@ def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield dotted(key, name), child
 
 
-def unresolved(cfg: DictConfig) -> list[Problem]:
-    """Mandatory values that nobody gave, and interpolations that lead nowhere."""
+def unresolved(cfg: DictConfig, consequences: bool = True) -> list[Problem]:
+    """Mandatory values that nobody gave, and interpolations that lead nowhere; with ``consequences`` also those whose
+    function fails, which wrong values elsewhere can cause."""
     problems = []
     for key, leaf in leaf_nodes(cfg):
         if leaf._is_missing():
@@ -75,7 +84,8 @@ def unresolved(cfg: DictConfig) -> list[Problem]:
             except InterpolationToMissingValueError:
                 continue  # the missing value is one problem and no more
             except (OmegaConfBaseException, UserError) as error:
-                problems.append(Problem(key, str(error).splitlines()[0], leaf._value()))
+                if consequences or isinstance(error, InterpolationKeyError):
+                    problems.append(Problem(key, str(error).splitlines()[0], leaf._value()))
     return problems
 
 
