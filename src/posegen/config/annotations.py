@@ -77,9 +77,11 @@ def mismatches(value: Any, annotation: Any, finite: bool = False) -> Iterator[Mi
     null = " or null" if len(members) < len(_members(annotation)) else ""
     schema = json_schema(annotation)
     if any(e["type"] in UNDECIDABLE for e in errors):
-        ours = [m.__name__ for m in members if inspect.isclass(m) and m.__module__.startswith("posegen")]
-        if value is None or (len(ours) == len(members) and not isinstance(value, Mapping)):
-            yield (), f"{' or '.join(f'a {name}' for name in ours) or 'a value'}{null}", value, []
+        ours = [m for m in members if inspect.isclass(m) and m.__module__.startswith("posegen")]
+        plain = [words(each) for each in map(json_schema, members) if each]
+        if value is None or (len(ours) + len(plain) == len(members) and not isinstance(value, Mapping)):
+            named = [*plain, *(f"a {kind.__name__}" for kind in ours)]
+            yield (), f"{' or '.join(named) or 'a value'}{null}", value, [n for e in errors for n in _literal_names(e)]
     elif len(members) > 1:  # pydantic lists an error for each member
         yield (), words(schema), value, [name for e in errors for name in _literal_names(e)]
     else:

@@ -15,9 +15,9 @@ from posegen.ranges import (
     AtLeastOne,
     AtLeastZero,
     BelowOne,
-    Inside,
     NotNegative,
     Positive,
+    Probability,
     Seed,
     ZeroToOne,
 )
@@ -193,8 +193,8 @@ class PowerKeys(NodeKeys):
     images: list[AtLeastOne]
     seeds: list[AtLeastOne]
     difference: list[Positive]
-    power: Inside
-    alpha: Inside
+    power: Probability
+    alpha: Probability
 
 
 class PrepareKeys(CellKeys):

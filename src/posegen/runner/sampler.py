@@ -6,14 +6,16 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
 from posegen.data.base import PoseBatch
+from posegen.ranges import AtLeastOne, AtLeastZero, NotNegative, ZeroToOne
 from posegen.runner.precision import autocast
 
 #: Changes the latents after a step, given a function that brings (clean latents, noise) to their noise level.
@@ -38,12 +40,12 @@ class Sampler:
     def __init__(
         self,
         scheduler: str | None = "DDIMScheduler",
-        steps: int = 20,
-        guidance: float = 2.0,
-        eta: float = 0.0,
+        steps: Annotated[int, Interval(ge=1, le=1000)] = 20,
+        guidance: NotNegative = 2.0,
+        eta: ZeroToOne = 0.0,
         negative_prompt: str = "",
-        batch: int = 50,
-        skip: int = 0,
+        batch: AtLeastOne = 50,
+        skip: AtLeastZero = 0,
         precision: str = "32-true",
     ) -> None:
         if skip and not 0 < skip < steps:
