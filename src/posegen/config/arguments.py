@@ -53,10 +53,11 @@ def argument_types(node: DictConfig) -> Iterator[tuple[str, Any, Any, bool]]:
     """(name, child node, annotation, whether the class is posegen's) of every argument in a node with a ``_target_``
     that the signature names."""
     target = locate(target_path(node))
-    accepted, _ = (None if isinstance(target, str) else _signature(target)) or ({}, False)
+    accepted = {} if isinstance(target, str) else _inherited(target)
     for name, child in children(node):
         if name in accepted:
-            kind = evaluated(accepted[name].annotation, target, null=accepted[name].default is None)
+            parameter, owner = accepted[name]
+            kind = evaluated(parameter.annotation, owner, null=parameter.default is None)
             yield name, child, kind, str(getattr(target, "__module__", "")).startswith("posegen.")
 
 
@@ -68,6 +69,17 @@ def _signature(target: Any) -> tuple[Mapping[str, inspect.Parameter], bool] | No
         return None
     named = {n: p for n, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named, any(p.kind is p.VAR_KEYWORD for p in signature.values())
+
+
+def _inherited(target: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """Name -> (argument, the class whose constructor has it), where ``**others`` go on to the constructors of bases."""
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for owner in target.__mro__[:-1] if inspect.isclass(target) else (target,):
+        named, open_ended = _signature(owner) or ({}, False)
+        found |= {name: (parameter, owner) for name, parameter in named.items() if name not in found}
+        if not open_ended:
+            break
+    return found
 
 
 def _class_problems(key: str, node: Any, wanted: Any) -> list[Problem]:

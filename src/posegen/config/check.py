@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -61,6 +62,9 @@ def validate(cfg: DictConfig) -> list[Problem]:
         problems += argument_problems(key, node)
     problems += [*missing_files(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg), *for_the_verb(cfg, verb)]
     named = {problem.key for problem in values}
+    wrong = {problem.key.split(".")[0] for problem in (*values, *problems)}
+    for name, child in nodes.children(cfg):
+        problems += [] if name in wrong else refused(child, name)
     problems = [*values, *(problem for problem in problems if problem.key not in named)]  # one for a key is enough
     problems = [*nodes.unresolved(cfg, consequences=not problems), *problems]
     problems = [replace(problem, nearest=MOVED_KEYS.get(problem.key, problem.nearest)) for problem in problems]
@@ -190,6 +194,33 @@ def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
         text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
         return [Problem("protocol", text)]
     return []
+
+
+def refused(node: Any, key: str = "") -> list[Problem]:
+    """What constructors refuse: arguments that are fine alone and wrong together, files that do not fit.
+
+    They are called where the class says that this loads nothing (`checkable`), and the same of all classes inside.
+    """
+    inside = list(nodes.target_nodes(node, key))
+    if not nodes.has_target(node) or not all(_checkable(each) for _, each in inside):
+        children = nodes.children(node) if inside else ()
+        return [problem for name, child in children for problem in refused(child, nodes.dotted(key, name))]
+    declared = getattr(locate(nodes.target_path(node)), "declared", ())
+    given = nodes.value_or_none(node) or {}  # of missing values `unresolved` tells
+    arguments = {name: value for name, value in given.items() if name not in declared}
+    try:
+        instantiate(arguments, _convert_="all")
+    except Exception as error:  # of foreign classes, too
+        while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        return [Problem("" if f"{key.split('.')[0]}." in str(error) else key, f"{kind}{error}")]
+    return []
+
+
+def _checkable(node: DictConfig) -> bool:
+    target = locate(nodes.target_path(node))
+    return not node.get("_partial_") and getattr(target, "checkable", False)
 
 
 def _class(cfg: DictConfig, group: str) -> Any:

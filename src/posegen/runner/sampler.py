@@ -14,6 +14,7 @@ from torch import Tensor
 
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
+from posegen.backbones.process import scheduler_class
 from posegen.data.base import PoseBatch
 from posegen.ranges import AtLeastOne, AtLeastZero, NotNegative, ZeroToOne
 from posegen.runner.precision import autocast
@@ -37,6 +38,8 @@ class Sampler:
         precision: of the networks, in Lightning's names; the scheduler and the decoder compute in single precision.
     """
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(
         self,
         scheduler: str | None = "DDIMScheduler",
@@ -48,6 +51,8 @@ class Sampler:
         skip: AtLeastZero = 0,
         precision: str = "32-true",
     ) -> None:
+        if scheduler is not None:
+            scheduler_class(scheduler)
         if skip and not 0 < skip < steps:
             raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
         self.scheduler, self.steps, self.guidance, self.eta = scheduler, steps, guidance, eta

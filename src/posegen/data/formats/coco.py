@@ -67,6 +67,8 @@ class CocoSingle(PoseData):
 
     name = "coco_single"
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(
         self,
         root: str | Path,  # folder of the annotations, or one that holds ``annotations``

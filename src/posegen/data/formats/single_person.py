@@ -17,6 +17,8 @@ class SinglePerson(PoseData):
     ``joints``: GUNet's choice (arXiv:2409.11689).
     """
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(self, data: PoseData, count: AtLeastOne | None = None, joints: JointCount = 8) -> None:
         self.data, self.count, self.joints = data, count, joints
         self.name, self.split, self.size, self.varies = f"{data.name}_single", data.split, data.size, data.varies

@@ -33,6 +33,8 @@ class RealData(PoseData):
     lists; the identity of the data is the content of the index. Raises ValueError: an option is invalid.
     """
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(
         self,
         source: Source,
