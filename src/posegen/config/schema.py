@@ -225,6 +225,7 @@ class ReportKeys(NodeKeys):
 
 
 class SampleKeys(CellKeys):
+    canvas: tuple[Side, Side] | None
     prompt: Files
     images: PerPrompt
     poses: str | None
@@ -250,6 +251,7 @@ class GarmentsKeys(NodeKeys):
 
 
 class TransferKeys(CellKeys, GarmentsKeys):
+    canvas: tuple[Side, Side] | None
     picture: str | None
     mask: str | None
     source: Files
