@@ -124,7 +124,7 @@ class Command:
             for words in cells:
                 with composed(*self.asking(words)) as cfg:
                     problems += validate(cfg)
-        except UserError as error:
+        except ValueError as error:  # a `UserError`, or Hydra's own on lists of defaults
             return [*problems, Problem("", str(error))], 0
         except COMPOSING as error:
             return [*problems, Problem("", hydra_message(error))], 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,10 @@ from posegen.errors import UserError
 INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|checkpoint)$|^source$")
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
+
+#: Groups whose options name a class, and the others that a cell cannot do without.
+CLASSES = ("task", "adapter", "backbone", "sampler", "estimator", "protocol", "trainer")
+NEEDED = (*CLASSES, "data", "optim", "budget", "compute")
 
 #: Keys of posegen 0.1 -> where they stand now.
 MOVED_KEYS = {
@@ -60,7 +64,14 @@ def validate(cfg: DictConfig) -> list[Problem]:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
-    problems += [*missing_files(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg), *for_the_verb(cfg, verb)]
+    problems += absent(cfg, hydra.runtime.choices)
+    problems += [
+        *missing_files(cfg),
+        *recipes(cfg),
+        *compatible(cfg),
+        *shared_batch(cfg),
+        *for_the_verb(cfg, verb),
+    ]
     named = {problem.key for problem in values}
     wrong = {problem.key.split(".")[0] for problem in (*values, *problems)}
     for name, child in nodes.children(cfg):
@@ -98,6 +109,18 @@ def _composed_once(name: str, overrides: tuple[str, ...], main: Path | None) -> 
             return cfg
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def absent(cfg: DictConfig, choices: Mapping[str, Any]) -> list[Problem]:
+    """Groups that every cell needs and that were switched off, or whose option names no class."""
+    problems = []
+    for group in NEEDED:
+        if group in choices and cfg.get(group) is None:
+            problems.append(Problem(group, f"a cell needs one; choose {group}=OPTION, see posegen list {group}", None))
+        elif group in CLASSES and isinstance(cfg.get(group), DictConfig) and not nodes.has_target(cfg[group]):
+            text = f"names no class; a line _target_: MODULE.CLASS is missing in the option {choices.get(group)}"
+            problems.append(Problem(group, text))
+    return problems
 
 
 def missing_files(cfg: DictConfig) -> list[Problem]:

@@ -92,6 +92,9 @@ def unresolved(cfg: DictConfig, consequences: bool = True) -> list[Problem]:
 def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str = "") -> list[Problem]:
     """Keys and kinds of values that the files alone (``usual``) lack, in nodes of no class; ``roots`` are groups."""
     problems = []
+    for name, was in children(usual) if key else ():
+        if cfg._get_node(name, validate_access=False) is None and not has_target(was):
+            problems.append(Problem(dotted(key, name), f"this key is missing; leave out ~{dotted(key, name)}"))
     for name, child in children(cfg):
         path, there = dotted(key, name), usual._get_node(name, validate_access=False)
         if there is None:

@@ -28,7 +28,7 @@ class Axis:
     def of(cls, override: Override, options: Iterable[str] = ()) -> Axis:
         """An override as an axis; ``options`` are those of its group, for ``glob``. A `UserError` refuses a sweep
         without values, or with a value twice, whose cells would be the same."""
-        key, line = override.get_key_element(), override.input_line or ""
+        key, line = override.get_key_element(), (override.input_line or "").lstrip("+")
         if override.is_interval_sweep():
             interval: Any = override.value()
             words = [f"{key}={end}" for end in (interval.start, interval.end)]
@@ -40,7 +40,7 @@ class Axis:
             if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
                 raise UserError(f"{line}: {twice[0]} stands there {words.count(twice[0])} times; leave one of them")
         else:
-            words = [line]
+            words = [override.input_line or ""]
         return cls(key, override.key_or_group, words, override)
 
 
@@ -48,10 +48,10 @@ def _swept(override: Override, line: str, options: Iterable[str]) -> list[str]:
     found: Any = override.value()
     if isinstance(found, Glob):  # as Hydra, which lists no folders
         return found.filter([name for name in options if "/" not in name])
-    steps = abs(found.stop - found.start) / (abs(found.step) or 1e-9) if isinstance(found, RangeSweep) else 0
-    if not steps <= MOST_VALUES:
-        expected = f"a step other than 0 and at most {MOST_VALUES} values"
-        raise UserError(f"{line}: expected a range with {expected}, such as range(0,3)")
+    start, stop, step = (getattr(found, end, 1) for end in ("start", "stop", "step"))
+    if isinstance(found, RangeSweep) and abs(stop - start) > MOST_VALUES * abs(step):
+        expected = f"a range with a step other than 0 and at most {MOST_VALUES} values"
+        raise UserError(f"{line}: expected {expected}, such as range(0,3)")
     return list(override.sweep_string_iterator())
 
 
