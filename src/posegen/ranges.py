@@ -20,3 +20,4 @@ BelowOne = Annotated[float, Interval(ge=0, lt=1)]  # decays
 Probability = Annotated[float, Interval(gt=0, lt=1)]  # levels of confidence
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
+SomeOf = Annotated[float, Interval(gt=0, le=1)]  # shares, not nothing

@@ -70,8 +70,8 @@ def test_a_right_configuration_has_no_problems(tree: Path) -> None:
         ("optim.batch=many", "optim.batch=many: expected an integer from 1 to 10000000"),
         ("fail=true", None),
         ("optim.lr=0.1", None),
-        ("optim.lr=fast", "optim.lr=fast: expected a number of at least 0, or null"),
-        ("optim.lr=-1", "optim.lr=-1: expected a number of at least 0, or null"),
+        ("optim.lr=fast", "optim.lr=fast: expected a number above 0 and of at most 1000, or null"),
+        ("optim.lr=-1", "optim.lr=-1: expected a number above 0 and of at most 1000, or null"),
         # Values that are missing or lead nowhere.
         ("adapter.strength=???", "adapter.strength=???: a value is missing; give one with adapter.strength=VALUE"),
         ("adapter.strength=${nothing.here}", "Interpolation key 'nothing.here' not found"),

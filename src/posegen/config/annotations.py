@@ -21,6 +21,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 #: Errors that say that plain values cannot tell: many a class takes them (an array, a dtype, a device).
 UNDECIDABLE = ("needs_python_object", "is_instance_of", "is_subclass_of", "callable_type")
+#: Errors that say that a list is expected.
+LISTS = ("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type", "sequence_str")
 #: Types of JSON -> one of them, several of them.
 NOUNS = {
     "integer": ("an integer", "integers"),
@@ -59,8 +61,20 @@ def json_schema(annotation: Any) -> Mapping[str, Any]:
         found = adapter.json_schema(schema_generator=WordsSchema) if adapter else {}
     except Exception:  # as above
         return {}
-    definitions = found.get("$defs", {})
-    return definitions.get(str(found.get("$ref")).rpartition("/")[2], found)
+    return _inlined(found, found.get("$defs", {}))
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema with its definitions where it refers to them; one that contains itself is a mapping of anything."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = str(schema.get("$ref", "")).rpartition("/")[2]
+    others = {key: value for key, value in definitions.items() if key != name}
+    if name:
+        return _inlined(definitions[name], others) if name in definitions else {"type": "object"}
+    return {key: _inlined(part, definitions) for key, part in schema.items() if key != "$defs"}
 
 
 def mismatches(value: Any, annotation: Any, finite: bool = False) -> Iterator[Mismatch]:
@@ -83,12 +97,20 @@ def mismatches(value: Any, annotation: Any, finite: bool = False) -> Iterator[Mi
             named = [*plain, *(f"a {kind.__name__}" for kind in ours)]
             yield (), f"{' or '.join(named) or 'a value'}{null}", value, [n for e in errors for n in _literal_names(e)]
     elif len(members) > 1:  # pydantic lists an error for each member
-        yield (), words(schema), value, [name for e in errors for name in _literal_names(e)]
+        said = next(filter(None, map(_reason, errors)), None) or words(schema)
+        if isinstance(value, str) and any(option.get("type") == "array" for option in options_of(schema)):
+            said += f", for instance [{value}]"
+        yield (), said, value, [name for e in errors for name in _literal_names(e)]
     else:
         for e in errors:
             missing = e["type"] == "missing"
             place = e["loc"][:-1] if missing else e["loc"]
             expected = "one more value" if missing else _reason(e) or words(_inner(schema, place))
+            if e["type"] == "extra_forbidden":
+                known = [name for o in options_of(_inner(schema, place[:-1])) for name in o.get("properties", ())]
+                expected = f"no such key, but some of {', '.join(known)}"
+            if e["type"] in LISTS and isinstance(e["input"], str):
+                expected += f", for instance [{e['input']}]"
             yield tuple(map(str, place)), expected, e["input"], _literal_names(e)
 
 

@@ -7,9 +7,12 @@ may have others, which `posegen.config.nodes.unknown` judges.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import sys
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
+from pydantic import AfterValidator, ConfigDict
+from typing_extensions import TypedDict  # as pydantic asks for before Python 3.12
 
 from posegen.ranges import (
     AtLeastOne,
@@ -19,6 +22,7 @@ from posegen.ranges import (
     Positive,
     Probability,
     Seed,
+    SomeOf,
     ZeroToOne,
 )
 
@@ -30,13 +34,22 @@ Files = str | list[str] | None
 PerPrompt = Annotated[int, Interval(ge=1, le=10_000)]
 
 
+def known_strategy(name: str) -> str:
+    """A name that Lightning knows, if it is loaded, as it is where a trainer is configured."""
+    if lightning := sys.modules.get("lightning.pytorch.strategies"):
+        names = ("auto", *lightning.StrategyRegistry.available_strategies())
+        if name not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+    return name
+
+
 class NodeKeys:
     """The keys of a node, as annotations."""
 
 
 class OptimKeys(NodeKeys):
     optimizer: Literal["adamw", "muon"]
-    lr: NotNegative | None
+    lr: Annotated[float, Interval(gt=0, le=1000)] | None
     drop_text: ZeroToOne | None
     batch: AtLeastOne
     accumulate: AtLeastOne
@@ -69,20 +82,31 @@ class TrainerKeys(NodeKeys):
     #: Those that training and sampling both know, `posegen.runner.precision.PRECISIONS`.
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     max_steps: AtLeastOne
-    max_epochs: Annotated[int, Interval(ge=-1, le=10_000_000)] | None
+    max_epochs: AtLeastOne | Literal[-1] | None
     min_epochs: AtLeastZero | None
     min_steps: AtLeastZero | None
     accumulate_grad_batches: AtLeastOne
     gradient_clip_val: NotNegative | None
     gradient_clip_algorithm: Literal["norm", "value"] | None
     log_every_n_steps: AtLeastZero | None
-    limit_train_batches: AtLeastZero | ZeroToOne | None
+    limit_train_batches: AtLeastOne | SomeOf | None
     limit_val_batches: AtLeastZero | ZeroToOne | None
     overfit_batches: AtLeastZero | ZeroToOne
     check_val_every_n_epoch: AtLeastOne | None
     num_sanity_val_steps: Annotated[int, Interval(ge=-1, le=10_000_000)] | None
     reload_dataloaders_every_n_epochs: AtLeastZero
     fast_dev_run: AtLeastZero | bool
+    strategy: Annotated[str, AfterValidator(known_strategy)] | dict[str, Any]
+
+
+class LoggerKeys(NodeKeys):
+    """What W&B's logger passes on to ``wandb.init``."""
+
+    entity: str | None
+    group: str | None
+    job_type: str | None
+    tags: list[str] | None
+    notes: str | None
 
 
 class ValidationKeys(NodeKeys):
@@ -107,13 +131,27 @@ class DataKeys(NodeKeys):
     reference: Name
 
 
+class RecipeKeys(TypedDict, total=False):
+    lr: NotNegative
+    drop_text: ZeroToOne
+
+
+class AdapterKeys(NodeKeys):
+    """Settings of every method that are no arguments of its class."""
+
+    faithful: bool
+    recipes: dict[str, RecipeKeys]
+
+
 class CellKeys(NodeKeys):
     """The keys of ``conf/cell.yaml``."""
 
+    adapter: AdapterKeys
     optim: OptimKeys
     budget: BudgetKeys
     compute: ComputeKeys
     trainer: TrainerKeys
+    logger: LoggerKeys | None
     data: DataKeys
     seed: Seed
     progress: ProgressMode
@@ -138,7 +176,8 @@ class AnnotateKeys(NodeKeys):
     progress: ProgressMode
 
 
-class ReproductionKeys(NodeKeys):
+class ReproductionKeys(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     source: str | None
     tolerance: dict[str, NotNegative] | None
     excluded: dict[str, str] | None
@@ -154,15 +193,18 @@ class BenchmarkKeys(CellKeys):
 
 
 class CompletionKeys(NodeKeys):
+    positional: Name
     shells: list[Literal["bash", "zsh"]]
 
 
 class ConvertKeys(NodeKeys):
+    adapter: AdapterKeys
     source: str | None
     target: Name
 
 
 class PriorKeys(NodeKeys):
+    adapter: AdapterKeys
     method: Name
     checkpoint: str | None
     scale: Annotated[float, Interval(gt=0, le=1)]
@@ -180,14 +222,17 @@ class DemoKeys(CellKeys):
 
 
 class ListingKeys(NodeKeys):
+    positional: Name
     groups: list[str]
 
 
 class ParityKeys(NodeKeys):
+    positional: Name
     cases: list[str]
 
 
 class PowerKeys(NodeKeys):
+    positional: Name
     cells: list[str]
     column: Name
     images: list[AtLeastOne]
@@ -218,6 +263,7 @@ class ProfileKeys(CellKeys):
 
 
 class ReportKeys(NodeKeys):
+    positional: Name
     folders: list[str]
     poses: AtLeastZero
     side: Annotated[int, Interval(ge=16, le=65_536)]
@@ -234,6 +280,7 @@ class SampleKeys(CellKeys):
 
 
 class TableKeys(NodeKeys):
+    positional: Name
     folders: list[str]
     expected: str | None
 

@@ -7,6 +7,7 @@ read both here.
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class Setting:
         """What is wrong with the value."""
         if self.value is NO_VALUE:
             return []
+        if isinstance(self.value, float) and math.isnan(self.value):
+            return [Problem(self.key, "expected a finite number", self.value)]
         return [
             Problem(".".join((self.key, *place)), f"expected {expected}", wrong, nearest(str(wrong), names))
             for place, expected, wrong, names in mismatches(self.value, self.annotation, self.finite)
@@ -82,7 +85,8 @@ def settings(cfg: DictConfig, verb: str = "train") -> Iterator[Setting]:
     """Every setting of a verb's composed configuration, once each; an interpolated value counts where it comes from."""
     seen: set[str] = set()
     for setting in (*described(cfg, VERBS.get(verb, CellKeys)), *_arguments(cfg), *_others(cfg)):
-        if setting.key not in seen:
+        parts = setting.key.split(".")
+        if not any(".".join(parts[:count]) in seen for count in range(1, len(parts) + 1)):  # lists are described whole
             seen.add(setting.key)
             yield setting
 

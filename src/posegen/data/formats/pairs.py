@@ -68,7 +68,7 @@ class Pictures(RealData):
         self,
         source: PairSource,
         split: str = "train",
-        size: Width | Sequence[Width] = 512,
+        size: Width | tuple[Width, Width] = 512,
         mirror: ZeroToOne = 0.0,
         count: AtLeastOne | None = None,
         cache: str | Path = "~/.cache/posegen",
@@ -98,7 +98,7 @@ class Pairs(PoseData):
         self,
         source: PairSource,
         split: str = "train",  # train, validation (the held-out part of the training list) or test
-        size: Width | Sequence[Width] = 512,  # (height, width), to which images are stretched
+        size: Width | tuple[Width, Width] = 512,  # (height, width), to which images are stretched
         prompt: str = "",  # of all
         holdout: BelowOne = 0.02,  # fraction of the training list's groups for validation, by the SHA-1 of the group
         expand: Expand = "all",  # of a line with several sources: a pair with each, or one with another on each visit

@@ -39,7 +39,7 @@ class RealData(PoseData):
         self,
         source: Source,
         split: str,
-        size: Width | Sequence[Width] = 512,  # (height, width), or the side of a square; multiples of 8
+        size: Width | tuple[Width, Width] = 512,  # (height, width), or the side of a square; multiples of 8
         transform: TransformName | Transform = "corrected",  # the crop, or its name in `TRANSFORMS`
         count: AtLeastOne | None = None,  # the ids with the lowest hashes, so spread over the whole split; None: all
         cache: str | Path = "~/.cache/posegen",  # folder for the prepared files

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from posegen.io.weights import read_tensors
@@ -66,7 +68,7 @@ class MobileNetV2(nn.Module, Estimator):
         cls,
         path: str | Path,
         widen_factor: Positive = 1.0,
-        out_indices: Sequence[int] = (7,),
+        out_indices: Sequence[Annotated[int, Interval(ge=0, le=7)]] = (7,),
         bn_eps: Positive = 1e-5,
         size: Width | None = 512,
     ) -> MobileNetV2:
