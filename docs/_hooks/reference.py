@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter, Paper
 from posegen.config import groups as listing
+from posegen.config import nodes
 from posegen.config.compose import composed
 from posegen.config.groups import Option
-from posegen.config.problems import NO_VALUE, as_typed
+from posegen.config.problems import as_typed
 from posegen.config.settings import settings
 from posegen.config.verb_files import verbs
 from posegen.runner.components import Components
@@ -270,7 +271,7 @@ def table_of(option: Option, verb: str, everywhere: bool) -> str:
     cfg = OmegaConf.create(plain if everywhere else {option.group: plain})
     rows: dict[tuple[str, str], str] = {}
     for setting in settings(cfg, verb):
-        value = "" if setting.value is NO_VALUE else f"`{as_typed(setting.value)}`"
+        value = f"`{as_typed(nodes.raw_value(cfg, setting.key))}`"
         alike = re.sub(r"^data\.(train|validation|test)\.", "data.SPLIT.", setting.key)
         if setting.schema:
             rows.setdefault((alike, setting.words), f"| `{setting.key}` | {setting.words} | {value} |")

@@ -94,7 +94,9 @@ class Command:
 
     def base(self) -> DictConfig:
         """The configuration without the overrides that are swept over, with its ``hydra`` node."""
-        return compose(*self.asking([axis.words[0] for axis in axes({}, self.keys) if len(axis.words) == 1]))
+        return compose(
+            *self.asking([axis.words[0] for axis in axes({}, self.keys, self.known) if len(axis.words) == 1])
+        )
 
     def axes(self) -> list[Axis] | None:
         """The keys and groups that the command sweeps over; None where it runs one cell."""

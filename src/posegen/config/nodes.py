@@ -62,6 +62,14 @@ def origin(node: Any, key: str) -> str:
         return key
 
 
+def raw_value(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key as it is written, with its interpolations."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        plain = plain[int(name)] if isinstance(plain, list) else plain[name]
+    return plain
+
+
 def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, node) of every value, interpolation and missing container."""
     for name, child in children(node):
