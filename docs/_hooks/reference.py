@@ -8,14 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.utils import get_class, get_object
+from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter, Paper
 from posegen.config import groups as listing
+from posegen.config import nodes
 from posegen.config.compose import composed
 from posegen.config.groups import Option
+from posegen.config.problems import as_typed
+from posegen.config.settings import settings
 from posegen.config.verb_files import verbs
 from posegen.runner.components import Components
 
@@ -127,6 +132,7 @@ def method_page(option: Option, variants: Sequence[Option]) -> str:
         what_trains(option, cls),
         "## Settings",
         f"`adapter.KEY=VALUE`; `{shown(option.file)}`:\n\n{yaml_of(option)}",
+        settings_table(option),
     ]
     for variant in variants:
         parts += [f"### {variant.name}", f"{variant.summary}.", yaml_of(variant)]
@@ -218,7 +224,7 @@ def group_page(group: str, options: dict[str, Option]) -> str:
         parts += [f"## {name}", f"{option.summary}."]
         if doc := docstring(class_doc(option)):
             parts.append(doc)
-        parts.append(yaml_of(option))
+        parts += [yaml_of(option), settings_table(option)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -246,7 +252,31 @@ def commands() -> str:
         parts += [f"## {verb}", f"{about.summary}."]
         node = yaml.safe_load((listing.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8"))
         parts.append(fenced("text", node["hydra"]["help"]["header"].strip()))
+        parts.append(table_of(Option(verb, verb, listing.conf_dir() / f"{verb}.yaml"), verb, everywhere=True))
     return "\n\n".join(parts) + "\n"
+
+
+def settings_table(option: Option) -> str:
+    """The settings of an option with what each may hold, which is what `posegen check` compares them with."""
+    if option.group.startswith("hydra/"):
+        return ""
+    verb = {"benchmark": "benchmark", "prior": "sample"}.get(option.group, "train")
+    return table_of(option, verb, everywhere=option.anywhere)
+
+
+def table_of(option: Option, verb: str, everywhere: bool) -> str:
+    """A table of the keys in a file; those that nothing describes, and those of further splits, are left out."""
+    node: Any = OmegaConf.load(option.file)
+    plain = {key: node._get_node(key) for key in node if key not in ("defaults", "hydra", "positional")}
+    cfg = OmegaConf.create(plain if everywhere else {option.group: plain})
+    rows: dict[tuple[str, str], str] = {}
+    for setting in settings(cfg, verb):
+        value = f"`{as_typed(nodes.raw_value(cfg, setting.key))}`"
+        alike = re.sub(r"^data\.(train|validation|test)\.", "data.SPLIT.", setting.key)
+        if setting.schema:
+            rows.setdefault((alike, setting.words), f"| `{setting.key}` | {setting.words} | {value} |")
+    heading = ["| Key | Expected | In this file |", "|---|---|---|"]
+    return "\n".join([*heading, *rows.values()]) if rows else ""
 
 
 def yaml_of(option: Option) -> str:

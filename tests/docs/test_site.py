@@ -51,6 +51,18 @@ def test_every_option_of_adapter_is_on_a_page(pages: dict[str, str]) -> None:
         assert option.file.read_text().strip() in text, option.name
 
 
+def test_options_have_a_table_of_what_the_check_expects(pages: dict[str, str]) -> None:
+    rows = {
+        "options/optim.md": "| `optim.optimizer` | one of adamw, muon | `adamw` |",
+        "options/budget.md": "| `budget.steps` | an integer from 1 to 10000000 | `1000` |",
+        "options/sampler.md": "| `sampler.guidance` | a number of at least 0 | `2.0` |",
+        "options/data.md": "| `data.train.keypoint_noise` | a number of at least 0 | `0.0` |",
+        "options/commands.md": "| `least_score` | a number from 0 to 1 | `0.1` |",
+        "methods/t2i_adapter.md": "| `adapter.tau` | a number from 0 to 1 | `1.0` |",
+    }
+    assert [page for page, row in rows.items() if row not in pages[page]] == []
+
+
 def test_a_methods_page_tells_what_its_class_and_file_tell(pages: dict[str, str]) -> None:
     page = pages["methods/stable_pose.md"]
     facts = (

@@ -13,6 +13,7 @@ from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
+from posegen.ranges import NotNegative
 
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
 GRPOSE_RELEASED = "table on the GRPose project page, released weights"
@@ -47,8 +48,8 @@ class ControlNet(Adapter):
     def __init__(
         self,
         style: Literal["openpose", "humansd"] = "openpose",
-        strength: float = 1.0,
-        scales: Sequence[float] | None = None,
+        strength: NotNegative = 1.0,
+        scales: Sequence[NotNegative] | None = None,
         only_mid: bool = False,
         guess_mode: bool = False,
     ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter, Paper, State
@@ -18,6 +19,7 @@ from posegen.backbones.blocks.inserted_block import BlockKind, InsertedBlock
 from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_of, transformers
 from posegen.data.base import PoseBatch, generator
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
+from posegen.ranges import NotNegative, Width, ZeroToOne
 
 SWIN_B, SWIN_STAGES = "swin_base_patch4_window7_224", 4  # microsoft/swin-base-patch4-window7-224 in the authors' README
 LARGE = 320  # width of Stable Diffusion's finest level: such U-Nets read Swin-B, smaller ones a Swin of their size
@@ -26,6 +28,8 @@ Scope = Literal["original", "all"]
 Noise = Literal["independent", "shared"]
 SamplingNoise = Literal["fixed", "fresh"]
 Latent = Literal["mode", "sample"]
+SwinStage = Annotated[int, Interval(ge=0, le=SWIN_STAGES - 1)]
+GridSide = Annotated[int, Interval(ge=0, le=1024)]
 CHOICES = {
     "naf_scope": Scope, "naf_noise": Noise, "naf_sampling_noise": SamplingNoise,
     "source_latent": Latent, "inserted_kind": BlockKind,
@@ -90,27 +94,27 @@ class DNAF(Adapter):
         naf_noise: Noise = "independent",
         naf_sampling_noise: SamplingNoise = "fixed",
         naf_detach: bool = True,
-        naf_strength: float = 1.0,
+        naf_strength: ZeroToOne = 1.0,
         source_latent: Latent = "mode",
         inserted: bool = True,
         inserted_kind: BlockKind = "full",
-        inserted_heads: int = 8,
+        inserted_heads: Width = 8,
         inserted_zero: bool = True,
-        levels: Sequence[int] | None = None,
+        levels: Sequence[SwinStage] | None = None,
         vision: str | None = None,
         vision_weights: str | None = None,
-        vision_size: int | None = None,
+        vision_size: Width | None = None,
         vision_norm: bool = True,
-        vision_positions: int = 8,
+        vision_positions: GridSide = 8,
         vision_train: bool | None = None,
         pose_weights: str | None = None,
         pose_train: bool = True,
         fixed_text: str | None = None,
-        drop_source: float = 0.1,
-        drop_pose: float = 0.1,
-        drop_both: float = 0.1,
-        pose_guidance: float | None = None,
-        source_guidance: float | None = None,
+        drop_source: ZeroToOne = 0.1,
+        drop_pose: ZeroToOne = 0.1,
+        drop_both: ZeroToOne = 0.1,
+        pose_guidance: NotNegative | None = None,
+        source_guidance: NotNegative | None = None,
     ) -> None:
         super().__init__()
         self.style, self.fixed_text, self.pose_train = style, fixed_text, pose_train

@@ -17,6 +17,7 @@ from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
+from posegen.ranges import AtLeastZero, NotNegative, Width
 
 HUMAN_ART = "table on the GRPose project page, trained on Human-Art"
 LAION_HUMAN = "table on the GRPose project page, trained on LAION-Human"
@@ -79,14 +80,14 @@ class GRPose(Adapter):
     def __init__(
         self,
         style: Literal["humansd", "openpose"] = "humansd",
-        strength: float = 1.0,
-        k: int = 9,
-        levels: Sequence[int] | None = None,
-        inject_channels: Sequence[int] | None = None,
+        strength: NotNegative = 1.0,
+        k: Width = 9,
+        levels: Sequence[AtLeastZero] | None = None,
+        inject_channels: Sequence[Width] | None = None,
         edges: Edges = "factorised",
-        alpha: float = 5.0,
+        alpha: NotNegative = 5.0,
         perception: Perception = "off",
-        perception_weight: float = 0.5,
+        perception_weight: NotNegative = 0.5,
         teacher: Any = None,
     ) -> None:
         super().__init__()

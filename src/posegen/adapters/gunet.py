@@ -16,6 +16,7 @@ from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.poses.topology import COCO_BONES, COCO_NAMES
+from posegen.ranges import Width
 
 PAPER_TABLE = "tables of section 4.4; the unit of MSE and Var is not given"
 NODES = len(COCO_NAMES)
@@ -50,7 +51,7 @@ class GUNet(Adapter):
         published=(*Published.of("COCO 2014, one person", PAPER_TABLE, MSE=262.2, Var=244.5),),
     )
 
-    def __init__(self, graph: Graph = "per_sample", joint_width: int = 16) -> None:
+    def __init__(self, graph: Graph = "per_sample", joint_width: Width = 16) -> None:
         super().__init__()
         if graph not in get_args(Graph):
             raise ValueError(f"adapter.graph is {graph!r}; expected one of {', '.join(get_args(Graph))}")

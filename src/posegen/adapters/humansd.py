@@ -14,6 +14,7 @@ from posegen.backbones.base import Backbone, Injection, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
+from posegen.ranges import NotNegative
 
 README_FIGURE = "results figure of the official README, its own evaluation"
 GRPOSE_TABLE = "table on the GRPose project page"
@@ -56,7 +57,7 @@ class HumanSD(Adapter):
         loss_kind: LossKind = "plain",
         teacher: Any = None,
         threshold: float = 0.05,
-        loss_weight: float = 0.1,
+        loss_weight: NotNegative = 0.1,
     ) -> None:
         super().__init__()
         if loss_kind not in get_args(LossKind):

@@ -17,6 +17,7 @@ from torch import Tensor
 from posegen.adapters.base import Adapter
 from posegen.adapters.reference import Reference
 from posegen.data.base import PoseBatch, Sample, to_tensor
+from posegen.ranges import AtLeastZero, Width
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DIGITS = 8  # least digits of a picture's name that may end a sample's id (Human-Art's begin with the scenario)
@@ -50,8 +51,8 @@ class Folder(Reference):
         path: str | None = None,
         names: str | None = None,
         by: Naming = "auto",
-        panels: int = 1,
-        panel: int = 0,
+        panels: Width = 1,
+        panel: AtLeastZero = 0,
         resize: bool = False,
         allow_missing: bool = False,
     ) -> None:

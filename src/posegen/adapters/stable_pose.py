@@ -19,6 +19,7 @@ from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compr
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import REFERENCE_SIDE, PoseDrawing
+from posegen.ranges import NotNegative, Width
 
 Form = Literal["compressed", "dense"]
 ATTENTION_FORMS = {"compressed": compressed, "dense": dense}
@@ -74,17 +75,17 @@ class StablePose(Adapter):
     def __init__(
         self,
         style: Literal["humansd", "openpose"] = "humansd",
-        patch: int = 2,
-        heads: int = 8,
-        head_dim: int | None = None,
-        mlp: int | None = None,
-        reduced: int | None = None,
-        pose_channels: int | None = None,
-        kernels: Sequence[int] = (23, 13),
+        patch: Width = 2,
+        heads: Width = 8,
+        head_dim: Width | None = None,
+        mlp: Width | None = None,
+        reduced: Width | None = None,
+        pose_channels: Width | None = None,
+        kernels: Sequence[Width] = (23, 13),
         threshold: float = -0.99,
-        radii: Sequence[float] = (8, 6),
+        radii: Sequence[NotNegative] = (8, 6),
         masked: bool = True,
-        alpha: float = 5.0,
+        alpha: NotNegative = 5.0,
         normalise_loss: bool = False,
         attention: Form = "compressed",
     ) -> None:

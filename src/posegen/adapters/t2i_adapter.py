@@ -14,6 +14,7 @@ from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
+from posegen.ranges import NotNegative, Width, ZeroToOne
 
 TRAINED = "table on the GRPose project page, trained on Human-Art"
 RELEASED = "table on the GRPose project page, released weights"
@@ -53,9 +54,9 @@ class T2IAdapter(Adapter):
     def __init__(
         self,
         style: Literal["openpose", "humansd"] = "openpose",
-        strength: float = 1.0,
-        tau: float = 1.0,
-        blocks: int = 2,
+        strength: NotNegative = 1.0,
+        tau: ZeroToOne = 1.0,
+        blocks: Width = 2,
     ) -> None:
         super().__init__()
         if not 0 <= tau <= 1:

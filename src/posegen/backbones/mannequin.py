@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from posegen.backbones.loading.diffusers_folder import ModelParts, read_model
 from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.ranges import Width
 
 #: The noise process: cosine (Nichol & Dhariwal 2021, eq. 17) with v-prediction (Salimans & Ho 2022), which can and
 #: should start from pure noise, hence the spacing.
@@ -25,10 +26,10 @@ COSINE_SCHEDULER: dict[str, Any] = {
 
 
 def build_unet(
-    channels: Sequence[int] = (32, 64, 128),
-    layers: int = 1,
-    text_dim: int = 64,
-    heads: int = 4,
+    channels: Sequence[Width] = (32, 64, 128),
+    layers: Width = 1,
+    text_dim: Width = 64,
+    heads: Width = 4,
     latent_channels: int = 8,
     size: int = 16,
 ) -> UNet2DConditionModel:
@@ -46,7 +47,9 @@ def build_unet(
     return UNet2DConditionModel(block_out_channels=tuple(channels), **stages, **sizes)
 
 
-def build_autoencoder(width: int = 64, stem: int = 16, layers: int = 3, latent_channels: int = 8) -> AutoencoderDC:
+def build_autoencoder(
+    width: Width = 64, stem: Width = 16, layers: Width = 3, latent_channels: Width = 8
+) -> AutoencoderDC:
     """A deterministic autoencoder, ``[B, 3, H, W]`` to ``[B, latent_channels, H / 4, W / 4]``; 0.5 M parameters.
 
     Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which makes it fast on a
@@ -84,10 +87,10 @@ def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer
 def untrained(
     autoencoder: str,
     words: Sequence[str],
-    channels: Sequence[int] = (32, 64, 128),
-    layers: int = 1,
-    text_dim: int = 64,
-    heads: int = 4,
+    channels: Sequence[Width] = (32, 64, 128),
+    layers: Width = 1,
+    text_dim: Width = 64,
+    heads: Width = 4,
 ) -> StableDiffusion:
     """A backbone with an untrained U-Net and text tower on a trained autoencoder (``experiment=mannequin_backbone``).
 

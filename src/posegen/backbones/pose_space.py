@@ -19,6 +19,7 @@ from posegen.backbones.loading.diffusers_folder import ModelParts, read_config, 
 from posegen.backbones.stable_diffusion import StableDiffusion, resolve
 from posegen.io.hashes import sha256_of
 from posegen.io.weights import WeightsError, weight_files
+from posegen.ranges import Positive, Width
 
 JOINTS = 17
 
@@ -44,8 +45,8 @@ class PoseSpace(StableDiffusion):
         self,
         path: str | Path,
         encoding: Literal["reference", "corrected"] = "corrected",
-        grid: int = 32,
-        sigma: float = 1.5,
+        grid: Width = 32,
+        sigma: Positive = 1.5,
         recipe: str = "published",
         id: str | None = None,
     ) -> None:

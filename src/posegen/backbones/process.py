@@ -14,6 +14,15 @@ from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 
 
+def scheduler_class(name: str) -> type:
+    """The scheduler class of diffusers; a UserError where there is none of that name."""
+    cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
+        expected = "expected a scheduler of diffusers, for instance DDIMScheduler or FlowMatchEulerDiscreteScheduler"
+        raise UserError(f"sampler.scheduler is {name!r}; {expected}")
+    return cls
+
+
 class NoiseProcess(ABC):
     """The noise process of a backbone, for latents ``[B, c, h, w]`` and timesteps ``t [B]`` of diffusers."""
 
@@ -65,10 +74,7 @@ class NoiseProcess(ABC):
     def scheduler(self, name: str | None = None) -> Any:
         """A diffusers scheduler of class ``name``, or the default one; a UserError where it is unknown or unfit."""
         name = name or self.default_scheduler
-        cls = getattr(diffusers, name, None)
-        if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
-            expected = f"expected a scheduler of diffusers: {self.default_scheduler}"
-            raise UserError(f"sampler.scheduler is {name!r}; {expected}")
+        cls = scheduler_class(name)
         if not self.accepts(cls):
             misfit = f"does not fit the backbone, which predicts {self.prediction_type}"
             raise UserError(f"sampler.scheduler={name} {misfit}; choose for instance {self.default_scheduler}")

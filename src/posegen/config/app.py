@@ -94,13 +94,15 @@ class Command:
 
     def base(self) -> DictConfig:
         """The configuration without the overrides that are swept over, with its ``hydra`` node."""
-        return compose(*self.asking([axis.words[0] for axis in axes({}, self.keys) if len(axis.words) == 1]))
+        return compose(
+            *self.asking([axis.words[0] for axis in axes({}, self.keys, self.known) if len(axis.words) == 1])
+        )
 
     def axes(self) -> list[Axis] | None:
         """The keys and groups that the command sweeps over; None where it runs one cell."""
         node = self.base().hydra
         swept = node.mode == RunMode.MULTIRUN or "--multirun" in self.flags
-        return axes(node.sweeper.get("params"), self.keys) if swept else None
+        return axes(node.sweeper.get("params"), self.keys, self.known) if swept else None
 
     def readable(self) -> tuple[list[Problem], Command]:
         """The problems of single words, and the command with the others, which add the keys that do not exist."""
@@ -124,6 +126,8 @@ class Command:
             for words in cells:
                 with composed(*self.asking(words)) as cfg:
                     problems += validate(cfg)
+        except ValueError as error:  # a `UserError`, or Hydra's own on lists of defaults
+            return [*problems, Problem("", str(error))], 0
         except COMPOSING as error:
             return [*problems, Problem("", hydra_message(error))], 0
         return without_repeats(problems), len(cells)
@@ -136,6 +140,7 @@ class Command:
         # Lightning runs these words again.
         sys.argv = [before[0], "--config-name", self.verb, *flags, *self.asking(self.keys)[1]]
         try:
+            axes({}, self.keys, self.known)  # refuses a sweep with the same cell twice
             # Hydra hands errors on and prints none; processes that start from here remember what the user wanted.
             with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
                 hydra.main(version_base=HYDRA_VERSION, config_path=str(groups.conf_dir()), config_name=self.verb)(job)()

@@ -1,65 +1,42 @@
-"""The arguments of a ``_target_``, compared with its signature by pydantic in strict mode."""
+"""The arguments of a ``_target_``: the signature of its class says which there are and what they may be."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import json
 import logging
-import operator
-import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
-from typing import Any, Literal, Union
+from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from posegen.config.nodes import children, has_target, target_nodes, target_path, value_of, value_or_none
+from posegen.config.nodes import children, has_target, target_path, value_or_none
 from posegen.config.problems import Problem, misspelt, nearest
-from posegen.errors import UserError
 
 #: What Hydra reads itself.
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
-#: pydantic's errors -> the words for what was expected.
-LISTS = ("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type", "sequence_str")
-WORDS = {
-    **dict.fromkeys(("int_type", "int_from_float"), "an integer"),
-    **dict.fromkeys(("dict_type", "mapping_type"), "a mapping"),
-    **dict.fromkeys(LISTS, "a list"),
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a string",
-    "none_required": "null",
-    "path_type": "a path",
-}
-#: Errors that say that plain values cannot tell: many a class takes them (an array, a dtype, a device).
-UNDECIDABLE = ("needs_python_object", "is_instance_of", "is_subclass_of", "callable_type")
 
 
 def argument_problems(key: str, node: DictConfig) -> list[Problem]:
-    """What is wrong with the arguments of the ``_target_`` of ``node``, which stands at ``key``."""
+    """What is wrong with the names of the arguments of the ``_target_`` of ``node``, which stands at ``key``, and with
+    the classes of those that are built themselves; `posegen.config.settings` judges values."""
     target = locate(target_path(node))
     if isinstance(target, str):
         return [Problem(f"{key}._target_", target, target_path(node))]
-    try:
-        signature = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return []  # Python cannot tell
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.values())
-    accepted = {n: p for n, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    signature = _signature(target)
+    if signature is None:
+        return []
+    accepted, open_ended = signature
     others = HYDRA_KEYS | (set(getattr(target, "declared", ())) - accepted.keys())  # attributes, say of adapters
     given = {name: child for name, child in children(node) if name not in others}
     title = getattr(target, "__qualname__", str(target))
     problems = []
     for name, child in given.items():
         if name in accepted:
-            problems += _value_problems(f"{key}.{name}", child, accepted[name], target)
+            problems += _class_problems(f"{key}.{name}", child, evaluated(accepted[name].annotation, target))
         elif not open_ended:
             value, text = value_or_none(child), f"{title} takes no such argument"
             problems.append(misspelt(f"{key}.{name}", text, name, accepted, value=value))
@@ -72,84 +49,59 @@ def argument_problems(key: str, node: DictConfig) -> list[Problem]:
     ]
 
 
-def _value_problems(key: str, node: Any, parameter: inspect.Parameter, target: Any) -> list[Problem]:
-    wanted = evaluated(parameter.annotation, target)
-    if has_target(node):
-        built = locate(target_path(node))
-        ours = isinstance(wanted, type) and wanted.__module__.startswith("posegen")
-        wrong = ours and isinstance(built, type) and not issubclass(built, wanted)
-        return [Problem(f"{key}._target_", f"expected a {wanted.__name__}", target_path(node))] if wrong else []
-    if node._is_missing() or any(True for _ in target_nodes(node, key)):
-        return []
+def argument_types(node: DictConfig) -> Iterator[tuple[str, Any, Any, bool]]:
+    """(name, child node, annotation, whether the class is posegen's) of every argument in a node with a ``_target_``
+    that the signature names."""
+    target = locate(target_path(node))
+    accepted = {} if isinstance(target, str) else _inherited(target)
+    for name, child in children(node):
+        if name in accepted:
+            parameter, owner = accepted[name]
+            kind = evaluated(parameter.annotation, owner, null=parameter.default is None)
+            yield name, child, kind, str(getattr(target, "__module__", "")).startswith("posegen.")
+
+
+def _signature(target: Any) -> tuple[Mapping[str, inspect.Parameter], bool] | None:
+    """(the arguments that have a name, whether there may be others); None where Python cannot tell."""
     try:
-        value = value_of(node)
-    except (OmegaConfBaseException, UserError):
-        return []  # reported by `unresolved`
-    if value is None and parameter.default is None:
+        signature = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return None
+    named = {n: p for n, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in signature.values())
+
+
+def _inherited(target: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """Name -> (argument, the class whose constructor has it), where ``**others`` go on to the constructors of bases."""
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for owner in target.__mro__[:-1] if inspect.isclass(target) else (target,):
+        named, open_ended = _signature(owner) or ({}, False)
+        found |= {name: (parameter, owner) for name, parameter in named.items() if name not in found}
+        if not open_ended:
+            break
+    return found
+
+
+def _class_problems(key: str, node: Any, wanted: Any) -> list[Problem]:
+    if not has_target(node):
         return []
-    return [
-        Problem(".".join((key, *place)), f"expected {expected}", wrong, nearest(str(wrong), options))
-        for place, expected, wrong, options in mismatches(value, wanted)
-    ]
+    built = locate(target_path(node))
+    ours = isinstance(wanted, type) and wanted.__module__.startswith("posegen")
+    wrong = ours and isinstance(built, type) and not issubclass(built, wanted)
+    return [Problem(f"{key}._target_", f"expected a {wanted.__name__}", target_path(node))] if wrong else []
 
 
-def mismatches(value: Any, annotation: Any) -> Iterator[tuple[tuple[str, ...], str, Any, list[str]]]:
-    """(place inside the value, what was expected, the value there, allowed names) where an annotation is not met."""
-    wanted = _names_for_enums(annotation)
-    try:
-        adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # a type that pydantic cannot describe, or one with rules of its own
-        return
-    try:  # in JSON a list may become a tuple and a string a path
-        adapter.validate_json(json.dumps(value, default=str), strict=True)
-        return
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-    union = typing.get_origin(wanted) in (Union, types.UnionType)
-    members = [member for member in (typing.get_args(wanted) if union else (wanted,)) if member is not type(None)]
-    null = " or null" if union and type(None) in typing.get_args(wanted) else ""
-    if any(e["type"] in UNDECIDABLE for e in errors):
-        ours = [m.__name__ for m in members if inspect.isclass(m) and m.__module__.startswith("posegen")]
-        if value is None or (len(ours) == len(members) and not isinstance(value, Mapping)):
-            yield (), f"{' or '.join(f'a {name}' for name in ours) or 'a value'}{null}", value, []
-    elif len(members) > 1:  # pydantic lists an error for each member
-        told = dict.fromkeys(map(_expected, errors))
-        yield (), f"{' or '.join(told)}{null}", value, [name for e in errors for name in _literal_names(e)]
-    else:
-        for e in errors:
-            place = tuple(map(str, e["loc"][:-1] if e["type"] == "missing" else e["loc"]))
-            yield place, f"{_expected(e)}{'' if e['loc'] else null}", e["input"], _literal_names(e)
-
-
-def _expected(error: Mapping[str, Any]) -> str:
-    if options := _literal_names(error):
-        return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
-    if error["type"] == "missing":
-        return "one more value"
-    return WORDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
-
-
-def _literal_names(error: Mapping[str, Any]) -> list[str]:
-    return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
-
-
-def _names_for_enums(annotation: Any) -> Any:
-    """Enumerations are given by the names of their members, as OmegaConf reads them."""
-    if inspect.isclass(annotation) and issubclass(annotation, Enum):
-        return Literal[tuple(annotation.__members__)]
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return functools.reduce(operator.or_, map(_names_for_enums, typing.get_args(annotation)))
-    return annotation
-
-
-def evaluated(annotation: Any, target: Any) -> Any:
-    """An annotation of a callable as an object; `Any` where it names something imported for type checkers only."""
+def evaluated(annotation: Any, target: Any, null: bool = False) -> Any:
+    """An annotation of a callable as an object, with ``null`` one that allows None; `Any` where it names something
+    imported for type checkers only."""
     if annotation is inspect.Parameter.empty:
         return Any
     function = target.__init__ if inspect.isclass(target) else target
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     try:
-        return typing.get_type_hints(types.SimpleNamespace(__annotations__={"value": annotation}), dict(scope))["value"]
+        holder = types.SimpleNamespace(__annotations__={"value": annotation})
+        found = typing.get_type_hints(holder, dict(scope), include_extras=True)["value"]
+        return found | None if null else found
     except (NameError, TypeError, AttributeError, SyntaxError):
         return Any
 

@@ -8,15 +8,16 @@ every other node with the keys of its group's file, and all problems are reporte
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
@@ -24,8 +25,9 @@ from posegen.config.arguments import argument_problems, locate
 from posegen.config.cell_folder import require_inside
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
-from posegen.config.problems import Problem, misspelt, nearest, problem_report, without_repeats
+from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.resolvers import gpus
+from posegen.config.settings import settings
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty
 
@@ -34,9 +36,9 @@ INPUT = re.compile(r"^(?!callbacks|logger|trainer).*?(^|[._])(path|folder|file|c
 OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^paths\.")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 
-
-#: Precisions that training and sampling both know, see `posegen.runner.precision.PRECISIONS`, which would bring torch.
-KNOWN_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+#: Groups whose options name a class, and the others that a cell cannot do without.
+CLASSES = ("task", "adapter", "backbone", "sampler", "estimator", "protocol", "trainer")
+NEEDED = (*CLASSES, "data", "optim", "budget", "compute")
 
 #: Keys of posegen 0.1 -> where they stand now.
 MOVED_KEYS = {
@@ -56,14 +58,28 @@ MOVED_KEYS = {
 def validate(cfg: DictConfig) -> list[Problem]:
     """Everything that is wrong with the composed configuration ``cfg``, whose ``hydra`` node ``HydraConfig`` has."""
     hydra = HydraConfig.get()
-    known = groups(roots_of(hydra))
-    problems = nodes.unresolved(cfg)
+    known, verb = groups(roots_of(hydra)), str(hydra.job.config_name)
+    values = [problem for setting in settings(cfg, verb) for problem in setting.problems()]
+    problems = []
     if (usual := _usual(hydra, known)) is not None:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
-    problems += [*missing_files(cfg), *late_values(cfg), *recipes(cfg), *compatible(cfg), *shared_batch(cfg)]
-    problems += [*for_the_verb(cfg, str(hydra.job.config_name)), *misplaced(cfg)]
+    problems += absent(cfg, hydra.runtime.choices)
+    problems += [
+        *missing_files(cfg),
+        *recipes(cfg),
+        *compatible(cfg),
+        *shared_batch(cfg),
+        *for_the_verb(cfg, verb),
+        *misplaced(cfg),
+    ]
+    named = {problem.key for problem in values}
+    wrong = {problem.key.split(".")[0] for problem in (*values, *problems)}
+    for name, child in nodes.children(cfg):
+        problems += [] if name in wrong else refused(child, name)
+    problems = [*values, *(problem for problem in problems if problem.key not in named)]  # one for a key is enough
+    problems = [*nodes.unresolved(cfg, consequences=not problems), *problems]
     problems = [replace(problem, nearest=MOVED_KEYS.get(problem.key, problem.nearest)) for problem in problems]
     for i, problem in enumerate(problems):  # with the file of the option that was chosen for the key's group
         group = problem.key.split(".")[0]
@@ -108,6 +124,18 @@ def misplaced(cfg: DictConfig) -> list[Problem]:
     return []
 
 
+def absent(cfg: DictConfig, choices: Mapping[str, Any]) -> list[Problem]:
+    """Groups that every cell needs and that were switched off, or whose option names no class."""
+    problems = []
+    for group in NEEDED:
+        if group in choices and cfg.get(group) is None:
+            problems.append(Problem(group, f"a cell needs one; choose {group}=OPTION, see posegen list {group}", None))
+        elif group in CLASSES and isinstance(cfg.get(group), DictConfig) and not nodes.has_target(cfg[group]):
+            text = f"names no class; a line _target_: MODULE.CLASS is missing in the option {choices.get(group)}"
+            problems.append(Problem(group, text))
+    return problems
+
+
 def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
     named = {key: leaf for key, leaf in nodes.leaf_nodes(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
@@ -117,22 +145,6 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
         for key, value in values.items()
         if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
     ]
-
-
-def late_values(cfg: DictConfig) -> list[Problem]:
-    """Values that would only be noticed once a training has begun."""
-    problems = []
-    ranges = {"optim.lr": (float("inf"), "of at least 0"), "optim.drop_text": (1.0, "from 0 to 1")}
-    for key, (most, words) in ranges.items():  # usually null, so that nothing else tells their kind
-        value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= most):
-            problems.append(Problem(key, f"expected a number {words}, or null", value))
-    precision = OmegaConf.select(cfg, "trainer.precision", throw_on_missing=False)
-    if precision is not None and precision not in KNOWN_PRECISIONS:
-        near, text = nearest(str(precision), KNOWN_PRECISIONS), f"expected one of {', '.join(KNOWN_PRECISIONS)}"
-        problems.append(Problem("trainer.precision", text, precision, near))
-    return problems
 
 
 def shared_batch(cfg: DictConfig) -> list[Problem]:
@@ -218,6 +230,33 @@ def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
         text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
         return [Problem("protocol", text)]
     return []
+
+
+def refused(node: Any, key: str = "") -> list[Problem]:
+    """What constructors refuse: arguments that are fine alone and wrong together, files that do not fit.
+
+    They are called where the class says that this loads nothing (`checkable`), and the same of all classes inside.
+    """
+    inside = list(nodes.target_nodes(node, key))
+    if not nodes.has_target(node) or not all(_checkable(each) for _, each in inside):
+        children = nodes.children(node) if inside else ()
+        return [problem for name, child in children for problem in refused(child, nodes.dotted(key, name))]
+    declared = getattr(locate(nodes.target_path(node)), "declared", ())
+    given = nodes.value_or_none(node) or {}  # of missing values `unresolved` tells
+    arguments = {name: value for name, value in given.items() if name not in declared}
+    try:
+        instantiate(arguments, _convert_="all")
+    except Exception as error:  # of foreign classes, too
+        while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        return [Problem("" if f"{key.split('.')[0]}." in str(error) else key, f"{kind}{error}")]
+    return []
+
+
+def _checkable(node: DictConfig) -> bool:
+    target = locate(nodes.target_path(node))
+    return not node.get("_partial_") and getattr(target, "checkable", False)
 
 
 def _class(cfg: DictConfig, group: str) -> Any:

@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, open_dict, read_write
 
-from posegen.config import groups, resolvers  # noqa: F401  (resolvers registers what ${...} may ask for)
+from posegen.config import groups, resolvers, yaml_files  # noqa: F401  (they register what Hydra asks for)
 
 HYDRA_VERSION = "1.3"  # of Hydra, whose defaults hold
 

@@ -70,7 +70,7 @@ class Option:
 
     @cached_property
     def text(self) -> str:
-        return self.file.read_text(encoding="utf-8")
+        return self.file.read_text(encoding="utf-8", errors="replace")  # composing says what is wrong
 
     @property
     def summary(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeGuard
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from posegen.config.problems import NO_VALUE, Problem, as_typed, misspelt
 from posegen.errors import UserError
@@ -54,6 +54,22 @@ def value_or_none(node: Any) -> Any:
         return None  # reported by `unresolved`
 
 
+def origin(node: Any, key: str) -> str:
+    """The key that an interpolated value is taken from, else ``key``, where ``node`` stands."""
+    try:
+        return node._dereference_node()._get_full_key(None) if node._is_interpolation() else key
+    except (OmegaConfBaseException, UserError):
+        return key
+
+
+def raw_value(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key as it is written, with its interpolations."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        plain = plain[int(name)] if isinstance(plain, list) else plain[name]
+    return plain
+
+
 def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, node) of every value, interpolation and missing container."""
     for name, child in children(node):
@@ -63,8 +79,9 @@ def leaf_nodes(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield dotted(key, name), child
 
 
-def unresolved(cfg: DictConfig) -> list[Problem]:
-    """Mandatory values that nobody gave, and interpolations that lead nowhere."""
+def unresolved(cfg: DictConfig, consequences: bool = True) -> list[Problem]:
+    """Mandatory values that nobody gave, and interpolations that lead nowhere; with ``consequences`` also those whose
+    function fails, which wrong values elsewhere can cause."""
     problems = []
     for key, leaf in leaf_nodes(cfg):
         if leaf._is_missing():
@@ -75,13 +92,17 @@ def unresolved(cfg: DictConfig) -> list[Problem]:
             except InterpolationToMissingValueError:
                 continue  # the missing value is one problem and no more
             except (OmegaConfBaseException, UserError) as error:
-                problems.append(Problem(key, str(error).splitlines()[0], leaf._value()))
+                if consequences or isinstance(error, InterpolationKeyError):
+                    problems.append(Problem(key, str(error).splitlines()[0], leaf._value()))
     return problems
 
 
 def unknown(cfg: DictConfig, usual: DictConfig, roots: Collection[str], key: str = "") -> list[Problem]:
     """Keys and kinds of values that the files alone (``usual``) lack, in nodes of no class; ``roots`` are groups."""
     problems = []
+    for name, was in children(usual) if key else ():
+        if cfg._get_node(name, validate_access=False) is None and not has_target(was):
+            problems.append(Problem(dotted(key, name), f"this key is missing; leave out ~{dotted(key, name)}"))
     for name, child in children(cfg):
         path, there = dotted(key, name), usual._get_node(name, validate_access=False)
         if there is None:

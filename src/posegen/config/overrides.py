@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
@@ -45,8 +45,12 @@ def forced(word: str, known: KnownGroups) -> str:
 def _option_problems(override: Override, known: KnownGroups) -> list[Problem]:
     group = override.key_or_group
     hydras = group.startswith("hydra/")
-    if not (group in known or hydras) or override.is_delete() or override.value() is None:
+    if not (group in known or hydras) or override.is_delete():
         return []
+    if isinstance(override.value(), Glob):
+        return []  # of one that matches nothing `posegen.config.sweep` tells
+    if override.value() is None:
+        return [misspelt(f"{group}=null", "expected the name of an option", "", known.get(group, ()))]
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
     names = {name for value in values for name in str(value).strip("[]'\"").split(",")} - {"null", ""}
     right = set(known.get(group, ()))

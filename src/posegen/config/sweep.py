@@ -8,7 +8,11 @@ from itertools import product
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
+
+from posegen.errors import UserError
+
+MOST_VALUES = 10_000  # of one key
 
 
 @dataclass(frozen=True)
@@ -21,23 +25,44 @@ class Axis:
     override: Override  # as Hydra reads it
 
     @classmethod
-    def of(cls, override: Override) -> Axis:
-        key = override.get_key_element()
+    def of(cls, override: Override, options: Iterable[str] = ()) -> Axis:
+        """An override as an axis; ``options`` are those of its group, for ``glob``. A `UserError` refuses a sweep
+        without values, or with a value twice, whose cells would be the same."""
+        key, line = override.get_key_element(), (override.input_line or "").lstrip("+")
         if override.is_interval_sweep():
             interval: Any = override.value()
             words = [f"{key}={end}" for end in (interval.start, interval.end)]
         elif override.is_sweep_override():
-            words = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            words = [f"{key}={value}" for value in _swept(override, line, options)]
+            if not words:
+                known = f"; available: {', '.join(options)}" if options else ""
+                raise UserError(f"{line}: a sweep without any value{known}")
+            if twice := [word for word in dict.fromkeys(words) if words.count(word) > 1]:
+                raise UserError(f"{line}: {twice[0]} stands there {words.count(twice[0])} times; leave one of them")
         else:
             words = [override.input_line or ""]
         return cls(key, override.key_or_group, words, override)
 
 
-def axes(params: Mapping[Any, Any] | None, overrides: Iterable[str]) -> list[Axis]:
+def _swept(override: Override, line: str, options: Iterable[str]) -> list[str]:
+    found: Any = override.value()
+    if isinstance(found, Glob):  # as Hydra, which lists no folders
+        return found.filter([name for name in options if "/" not in name])
+    start, stop, step = (getattr(found, end, 1) for end in ("start", "stop", "step"))
+    if isinstance(found, RangeSweep) and abs(stop - start) > MOST_VALUES * abs(step):
+        expected = f"a range with a step other than 0 and at most {MOST_VALUES} values"
+        raise UserError(f"{line}: expected {expected}, such as range(0,3)")
+    return list(override.sweep_string_iterator())
+
+
+def axes(
+    params: Mapping[Any, Any] | None, overrides: Iterable[str], known: Mapping[str, Iterable[str]] | None = None
+) -> list[Axis]:
     """The axes of ``hydra.sweeper.params`` in the order of the basic sweeper; an override replaces its key's one."""
     words = {str(key): f"{key}={value}" for key, value in (params or {}).items()}
     words |= {word.split("=", 1)[0].lstrip("+"): word for word in overrides}
-    return [Axis.of(override) for override in OverridesParser.create().parse_overrides(list(words.values()))]
+    read = OverridesParser.create().parse_overrides(list(words.values()))
+    return [Axis.of(override, (known or {}).get(override.key_or_group, ())) for override in read]
 
 
 def combinations(found: Sequence[Axis]) -> list[tuple[str, ...]]:

@@ -20,6 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from posegen.config.groups import groups
 from posegen.config.sweep import Axis, axes, combinations
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
@@ -59,7 +60,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        found = axes(self.params, arguments)
+        found = axes(self.params, arguments, groups())
         intervals = {axis.key: distribution(axis) for axis in found if axis.override.is_interval_sweep()}
         if not intervals:
             example = "'optim.lr=tag(log, interval(1e-4, 1e-2))'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from posegen.data.base import Sample, to_uint8
 from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 
 PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
+CaptionForm = Literal["clean", "paper"]
 #: Variant -> what becomes of a caption before it is cut to the tokens that the network can read.
 CAPTIONS = {"clean": lambda caption: caption, "paper": lambda caption: caption[:PAPER_CHARACTERS]}
 
@@ -36,7 +37,7 @@ class Clip(Observer):
     ``preprocessor_config.json``); None switches the observer off. The network gets bytes: given floats in [0, 1],
     current processors would divide by 255 once more."""
 
-    def __init__(self, folder: str | None, variants: Sequence[str] = ("clean",)) -> None:
+    def __init__(self, folder: str | None, variants: Sequence[CaptionForm] = ("clean",)) -> None:
         self.folder, self.variants = folder, tuple(variants)
         if unknown := set(variants) - CAPTIONS.keys():
             raise ValueError(f"CLIP score has no variant {sorted(unknown)}; variants are {list(CAPTIONS)}")
@@ -104,7 +105,7 @@ class ClipScoreMetric(Metric):
     ``clean_CLIP`` reads the caption up to the tokens that CLIP can read. ``paper_CLIP`` cuts it to 77 characters,
     as Stable-Pose's evaluation does, and is at least 0."""
 
-    def __init__(self, variant: str = "clean") -> None:
+    def __init__(self, variant: CaptionForm = "clean") -> None:
         paper = variant == "paper"
         self.name, self.least = f"{variant}_clip", 0.0 if paper else -np.inf
         self.column = Column(f"{variant}_CLIP", family="caption", unit="%", published=paper)

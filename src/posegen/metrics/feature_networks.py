@@ -20,6 +20,7 @@ from posegen.data.base import generator
 from posegen.io.hashes import file_hash
 from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.network_weights import load_every_weight
+from posegen.ranges import Seed
 
 #: SHA-256 of the two files that hold the Inception network of FID, in TorchScript and as PyTorch weights.
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -30,6 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class FeatureNetwork(ABC):
     """Images ``[B, 3, side, side] float32`` in 0 to 255, RGB, to features."""
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
     side: int = 299  # height and width of the images
     configured: bool = True  # whether its weights are named
 
@@ -180,7 +182,7 @@ class RandomNetwork(FeatureNetwork):
     They see colour, texture and coarse shape; distances in them order sets by those, and are no FID. They are divided
     by 16, since each of the network's eight residual sums doubles the variance."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: Seed = 0) -> None:
         self.seed = seed
 
     @cached_property

@@ -10,6 +10,7 @@ from posegen.metrics.base import Column, Judged, Metric, Records, Values
 from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
 from posegen.metrics.math.oks import box_areas, oks, sides
 from posegen.metrics.math.pose_similarity import SIMILARITIES
+from posegen.ranges import NotNegative, Positive, ZeroToOne
 
 
 class PoseMetric(Metric):
@@ -25,10 +26,10 @@ class PoseMetric(Metric):
 
     def __init__(
         self,
-        area_ranges: Mapping[str, tuple[float, float]] | None = None,
-        pck: float = 0.1,
+        area_ranges: Mapping[str, tuple[NotNegative, NotNegative]] | None = None,
+        pck: Positive = 0.1,
         similarities: Sequence[str] = (),
-        confident: float | None = None,
+        confident: ZeroToOne | None = None,
     ) -> None:
         self.area_ranges = {}
         for suffix, (low, high) in (area_ranges or {"": EVERY_AREA}).items():

@@ -17,6 +17,7 @@ from posegen.metrics.base import Column, Estimator, Judged, Metric, Poses, Recor
 from posegen.metrics.math.statistics import mean_of_known
 from posegen.metrics.protocol import Protocol
 from posegen.poses.topology import COCO_BONES
+from posegen.ranges import AtLeastOne, Positive, Probability
 
 GRID = 32
 HALF = GRID / 2  # cells per unit of the square's coordinates
@@ -42,7 +43,7 @@ class PosePriorMetric(Metric):
     sample that decides which pose is asked for, one entry per person where it is a list. Real poses of the same request
     are the target and those of the validation split with its attribute."""
 
-    def __init__(self, pck: float = 0.1, same: str = "actions") -> None:
+    def __init__(self, pck: Positive = 0.1, same: str = "actions") -> None:
         self.pck, self.same = pck, same
         # Spread is best where it is that of real poses.
         self.columns = (
@@ -151,11 +152,11 @@ class PosePrior(Protocol):
     def __init__(
         self,
         metrics: Sequence[Metric],
-        draws: int = 10,
+        draws: AtLeastOne = 10,
         name: str = "pose_prior",
-        version: int = 1,
-        resamples: int = 1000,
-        level: float = 0.95,
+        version: AtLeastOne = 1,
+        resamples: AtLeastOne = 1000,
+        level: Probability = 0.95,
     ) -> None:
         super().__init__(metrics, name, version, resamples, level)
         self.draws = draws

@@ -13,6 +13,7 @@ from posegen.errors import UserError
 from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, Values, count_images
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
+from posegen.ranges import AtLeastOne, Probability
 
 Seeds = Sequence[Records]  # of each training seed of a method, on the same images in the same order
 CROP = ("left", "top", "width", "height", "mirrored", "upturned")
@@ -31,6 +32,7 @@ class Protocol:
         hidden: columns that are left out of the shown table.
     """
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
     sample: Literal["image", "pose"] = "image"  # what is judged; `Backbone.sample` must agree
     draws: int = 1  # samples that are generated, and judged together, per caption
     #: What a table's caption says about the columns.
@@ -40,9 +42,9 @@ class Protocol:
         self,
         metrics: Sequence[Metric],
         name: str = "corrected",
-        version: int = 1,
-        resamples: int = 1000,
-        level: float = 0.95,
+        version: AtLeastOne = 1,
+        resamples: AtLeastOne = 1000,
+        level: Probability = 0.95,
         observers: Sequence[Observer] = (),
         hidden: Sequence[str] = (),
     ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from posegen.metrics.base import Column, Judged, Metric, Records, Values, count_images
 from posegen.metrics.math.frechet import frechet_first_order, kernel_distances
 from posegen.metrics.protocol import Protocol
+from posegen.ranges import Positive
 
 INCEPTION = "clean"  # the one space whose distances are called FID and KID
 #: Settings at the top of a protocol's yaml that only its metrics and observers read.
@@ -28,7 +29,11 @@ class CleanQualityMetric(Metric):
     ``allow_rank_deficient`` gives Frechet distances of sets with no more images than dimensions, too."""
 
     def __init__(
-        self, space: str = INCEPTION, setting: str = "", kernel_factor: float = 1.0, allow_rank_deficient: bool = False
+        self,
+        space: str = INCEPTION,
+        setting: str = "",
+        kernel_factor: Positive = 1.0,
+        allow_rank_deficient: bool = False,
     ) -> None:
         self.features, self.setting = f"{space}_features", setting
         self.factor, self.allow = kernel_factor, allow_rank_deficient

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
-from omegaconf import DictConfig, open_dict
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from posegen.adapters.base import Adapter
 from posegen.config.cell_folder import cell_folder
+from posegen.config.problems import as_typed
 from posegen.runner.components import reference_split
-from posegen.runner.method_folder import find_checkpoint
+from posegen.runner.method_folder import find_checkpoint, method_folder, plain_arguments, read_about
 
 
 def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
@@ -30,8 +33,38 @@ def method_class(cfg: DictConfig) -> type[Adapter]:
 
 
 def with_checkpoint(cfg: DictConfig) -> DictConfig:
-    """The configuration with the method folder that ``checkpoint`` means; its weights count for the identity."""
-    return replaced(cfg, checkpoint=str(find_checkpoint(cfg))) if method_class(cfg).trainable else cfg
+    """The configuration with the method folder that ``checkpoint`` means, and the arguments that it was trained with;
+    its weights count for the identity."""
+    if not method_class(cfg).trainable:
+        return cfg
+    return with_trained_arguments(replaced(cfg, checkpoint=str(find_checkpoint(cfg))))
+
+
+def with_trained_arguments(cfg: DictConfig, key: str = "adapter", quiet: bool = False) -> DictConfig:
+    """The configuration with the adapter's arguments as the folder ``checkpoint`` has them, but for those on the
+    command line below ``key``; every difference is printed."""
+    if cfg.checkpoint is None or not method_class(cfg).trainable:
+        return cfg
+    node: Any = OmegaConf.to_container(cfg.adapter, resolve=True)
+    folder, cls = method_folder(Path(cfg.checkpoint)), method_class(cfg)
+    about = read_about(folder)
+    if about["class"] != f"{cls.__module__}.{cls.__qualname__}":
+        return cfg  # `load_into` refuses it
+    built = {name: value for name, value in node.items() if name not in cls.declared and not isinstance(value, dict)}
+    here = json.loads(json.dumps(plain_arguments(instantiate(built, _convert_="all"))))  # as the folder has them
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {word.lstrip("+~").partition("=")[0] for word in words}
+    there = {name: value for name, value in about["kwargs"].items() if name in here and here[name] != value}
+    for name, value in there.items():
+        kept = f"{key}.{name}" in typed
+        node[name] = node[name] if kept else value
+        used = f"the command line's {as_typed(here[name])}" if kept else f"that, not {as_typed(here[name])}"
+        if not quiet:
+            print(f"{folder} was trained with {key}.{name}={as_typed(value)}; used is {used}", flush=True)
+    faithful = about.get("faithful", False)
+    if f"{key}.faithful" in typed and node["faithful"] != faithful and not quiet:
+        print(f"{folder} was trained with {key}.faithful={as_typed(faithful)}; used is that", flush=True)
+    return replaced(cfg, adapter=node) if there else cfg
 
 
 def weights_of(cfg: DictConfig, folder: Path) -> Path | None:

@@ -42,14 +42,10 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         own_unet: write the U-Net although it does not train, because it is not the backbone's own.
         facts: more entries of ``posegen.json``, among them ``sampler``, the settings to sample the method with.
     """
-    # The constructor's arguments that are plain values, read back from the attributes that keep them.
-    names = (name for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name))
-    values = {name: getattr(adapter, name) for name in names}
-    plain = str | int | float | bool | list | tuple | None
     about = {
         "format": FORMAT,
         "class": full_name(adapter),
-        "kwargs": {name: value for name, value in values.items() if isinstance(value, plain)},
+        "kwargs": plain_arguments(adapter),
         "faithful": adapter.faithful,
         "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256},
         "sampler": None,
@@ -68,6 +64,14 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         if own_unet or trains(backbone.unet):
             backbone.unet.save_pretrained(temporary / UNET.parent)  # type: ignore[operator]
         write_json(temporary / "posegen.json", about)
+
+
+def plain_arguments(adapter: Adapter) -> dict[str, Any]:
+    """The constructor's arguments that are plain values, read back from the attributes that keep them."""
+    names = (name for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name))
+    values = {name: getattr(adapter, name) for name in names}
+    plain = str | int | float | bool | list | tuple | None
+    return {name: value for name, value in values.items() if isinstance(value, plain)}
 
 
 def full_name(thing: Any) -> str:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone
+from posegen.backbones.process import scheduler_class
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
+from posegen.ranges import AtLeastOne, AtLeastZero, NotNegative, ZeroToOne
 from posegen.runner.precision import autocast
 
 #: Changes the latents after a step, given a function that brings (clean latents, noise) to their noise level.
@@ -35,17 +38,21 @@ class Sampler:
         precision: of the networks, in Lightning's names; the scheduler and the decoder compute in single precision.
     """
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(
         self,
         scheduler: str | None = "DDIMScheduler",
-        steps: int = 20,
-        guidance: float = 2.0,
-        eta: float = 0.0,
+        steps: Annotated[int, Interval(ge=1, le=1000)] = 20,
+        guidance: NotNegative = 2.0,
+        eta: ZeroToOne = 0.0,
         negative_prompt: str = "",
-        batch: int = 50,
-        skip: int = 0,
+        batch: AtLeastOne = 50,
+        skip: AtLeastZero = 0,
         precision: str = "32-true",
     ) -> None:
+        if scheduler is not None:
+            scheduler_class(scheduler)
         if skip and not 0 < skip < steps:
             raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
         self.scheduler, self.steps, self.guidance, self.eta = scheduler, steps, guidance, eta

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
+from posegen.ranges import AtLeastOne
 from posegen.runner.progress import Mode, Progress, note_costs, peak_memory_mb
 
 CHECKPOINT = "last.ckpt"
@@ -20,7 +21,7 @@ class LastCheckpoint(Checkpoint):
     when the scheduler wants the machine back.
     """
 
-    def __init__(self, every: int = 100) -> None:
+    def __init__(self, every: AtLeastOne = 100) -> None:
         self.every, self.saved = every, 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from posegen.ranges import BelowOne
 from posegen.train.fsdp import divided_like, whole
 
 
@@ -22,7 +23,7 @@ class EMA(Callback):
     Lightning's checkpoints.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: BelowOne) -> None:
         self.decay, self.steps = decay, 0
         self.average: dict[str, Tensor] = {}
 
@@ -56,7 +57,7 @@ class EMA(Callback):
 
     @contextmanager
     def applied(self, module: LightningModule) -> Iterator[None]:
-        """Inside the block the module has the averaged weights."""
+        """Probability the block the module has the averaged weights."""
         own = {name: value.detach().clone() for name, value in module.state_dict().items()} if self.averaged() else {}
         module.load_state_dict(self.averaged(), strict=False)
         try:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty, write_json
+from posegen.ranges import AtLeastOne, AtLeastZero
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.generate import batch_of, ready
@@ -35,7 +36,7 @@ class LivePoseAccuracy(Callback):
     from the images' own generators, so sampling disturbs neither the training nor its resume.
     """
 
-    def __init__(self, every: int = 250, images: int = 64) -> None:
+    def __init__(self, every: AtLeastZero = 250, images: AtLeastOne = 64) -> None:
         self.every, self.images, self.last = every, images, 0
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:

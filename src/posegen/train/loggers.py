@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from posegen.io.atomic import explained
+from posegen.ranges import AtLeastOne
 from posegen.runner.images import write_png
 
 CURVES = "curves"  # folder of a cell
@@ -19,7 +20,7 @@ class CellCSVLogger(CSVLogger):
     """Lightning's CSVLogger, writing ``curves/metrics.csv`` in the cell, where tables and pages read it; the training
     sets ``save_dir`` to the cell's folder."""
 
-    def __init__(self, save_dir: str | Path = "", flush_logs_every_n_steps: int = 100) -> None:
+    def __init__(self, save_dir: str | Path = "", flush_logs_every_n_steps: AtLeastOne = 100) -> None:
         super().__init__(str(save_dir), name="", version=CURVES, flush_logs_every_n_steps=flush_logs_every_n_steps)
 
     def save(self) -> None:

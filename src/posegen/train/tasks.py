@@ -20,6 +20,7 @@ from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.io.atomic import replacing
+from posegen.ranges import NotNegative, Positive
 from posegen.runner.components import Components
 from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
@@ -159,7 +160,7 @@ class TextToImageTask(DiffusionTask):
 
     needs = frozenset({"latents"})
 
-    def __init__(self, components: Components, min_snr: float | None = None) -> None:
+    def __init__(self, components: Components, min_snr: Positive | None = None) -> None:
         super().__init__(components)
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
@@ -192,7 +193,7 @@ class AutoencoderTask(Task):
 
     needs = frozenset({"images"})
 
-    def __init__(self, components: Components, autoencoder: nn.Module, edges: float = 1.0) -> None:
+    def __init__(self, components: Components, autoencoder: nn.Module, edges: NotNegative = 1.0) -> None:
         super().__init__(components)
         self.autoencoder, self.edges = autoencoder, edges
 

@@ -21,7 +21,7 @@ from posegen.report.wandb import ResultsOnDashboard, log_table
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components, reference_split
-from posegen.runner.experiment import method_class, splits_of, weights_of
+from posegen.runner.experiment import method_class, splits_of, weights_of, with_trained_arguments
 from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
 from posegen.runner.stage import Shard, Stage, complete
@@ -49,6 +49,7 @@ def start(command: Command) -> int:
 
 def main(cfg: DictConfig) -> str:
     """One cell: train, sample, judge. A failure is recorded and does not stop the others; returns the final state."""
+    cfg = with_trained_arguments(cfg, quiet=True)  # `plan` has said it
     components = Components(cfg)
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     try:
@@ -80,6 +81,7 @@ def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
     for cfg in command.cells():
         Shard.of(cfg)
         require_weights(cfg)
+        cfg = with_trained_arguments(cfg)
         cell = Cell.of(cfg, Components(cfg).content(*splits_of(cfg)))
         cell.check()
         if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from posegen.ranges import NotNegative, Positive, Width
+
 STORED, SPREAD = 64, 2.0  # side of the stored maps, and the joints' standard deviation on it
 MOST_VARIANCE = 0.2  # a map that varies more is taken for an absent joint's
 LOWEST, LEAST_AREA = 0.05, 5  # share of a map's pixels for its joint, and the area that an outline must exceed
@@ -38,7 +40,9 @@ def joint_gaussians(centres: Tensor, grid: int, sigma: float) -> Tensor:
     return y[..., :, None] * x[..., None, :]
 
 
-def joint_vectors(poses: Tensor, size: int = STORED, sigma: float = SPREAD, most: float = MOST_VARIANCE) -> Tensor:
+def joint_vectors(
+    poses: Tensor, size: Width = STORED, sigma: Positive = SPREAD, most: NotNegative = MOST_VARIANCE
+) -> Tensor:
     """The released program's stored maps ``[B, 17, size, size]``: a plateau of -1 on a background of 1, 0 for no joint.
 
     Each map 2 h - 1 is divided by its negative sum, so that joints become minima; then all maps are scaled to [-1, 1]

@@ -32,6 +32,7 @@ from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import file_hash, text_hash
 from posegen.poses.pose_square import Square, from_square, to_square
 from posegen.poses.topology import COCO_FLIP, COCO_JOINTS
+from posegen.ranges import AtLeastOne, JointCount, NotNegative, Seed, Width, ZeroToOne
 
 COCO_FIX = "download COCO's 2014 Train/Val annotations (https://cocodataset.org); name the folder with data.root=FOLDER"
 CACHE_VERSION = 1  # of the cached annotations
@@ -68,21 +69,23 @@ class CocoSingle(PoseData):
 
     name = "coco_single"
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(
         self,
         root: str | Path,  # folder of the annotations, or one that holds ``annotations``
         split: str = "train",
         year: str = "train2014",  # the files: as released, or ``val2014``
-        share: tuple[float, float] = (0.0, 1.0),  # (from, to) of the people; the paper trains on four fifths
-        joints: int = 8,  # least number of labelled joints
+        share: tuple[ZeroToOne, ZeroToOne] = (0.0, 1.0),  # (from, to) of the people; the paper trains on four fifths
+        joints: JointCount = 8,  # least number of labelled joints
         frame: Frame = "box",  # square around the annotated box, as released; ``joints``: around joints and a margin
         caption: Caption = "first",  # as released; ``random``: by the seed and the picture, as in the paper
         augment: Augment | None = None,  # mirror and rotate: ``fixed``, once, as released; ``reading``, on each visit
-        flip: float = 0.5,  # fraction of the people, or visits, mirrored, with left and right joints exchanged
-        rotation: float = 10.0,  # largest angle in degrees, either way, about the centre of the square
-        size: int = 64,  # side of the canvas
-        count: int | None = None,  # take only the first so many; None for all
-        seed: int = 0,  # of the order, captions and augmentation
+        flip: ZeroToOne = 0.5,  # fraction of the people, or visits, mirrored, with left and right joints exchanged
+        rotation: NotNegative = 10.0,  # largest angle in degrees, either way, about the centre of the square
+        size: Width = 64,  # side of the canvas
+        count: AtLeastOne | None = None,  # take only the first so many; None for all
+        seed: Seed = 0,  # of the order, captions and augmentation
         cache: str | Path | None = None,  # folder for the chosen annotations; None reads all annotations each time
         maps: Maps | None = None,  # joint maps ``[B, 17, side, side]`` of poses ``[B, 17, 3]``, for `export`
     ) -> None:

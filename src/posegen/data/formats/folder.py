@@ -16,6 +16,7 @@ from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredIm
 from posegen.io.atomic import read_json
 from posegen.io.hashes import hash_fraction, joint_hash
 from posegen.poses.reading import coco_joints, read_pose_json
+from posegen.ranges import ZeroToOne
 
 FOLDER_SUFFIXES = {*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "validation", "test")
@@ -46,7 +47,7 @@ class Folder(Source):
         poses: str | None = "poses.json",  # None: no poses
         prompts: str | None = "prompts.json",  # None: all prompts are empty
         folders: Mapping[str, str] | None = None,  # split -> its folder; None: by the SHA-1 of the picture's path
-        shares: Sequence[float] = (0.8, 0.1, 0.1),  # of train, validation and test, where there are no ``folders``
+        shares: Sequence[ZeroToOne] = (0.8, 0.1, 0.1),  # of train, validation and test, where there are no ``folders``
         name: str = "folder",  # of the data set, for ids and files
     ) -> None:
         self.root, self.name = existing_root(root), name

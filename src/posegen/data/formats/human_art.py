@@ -21,6 +21,7 @@ from posegen.data.condition import Defect
 from posegen.data.on_disk.object_arrays import read_arrays
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, json_mapping, require_option
 from posegen.io.hashes import hash_fraction, joint_hash
+from posegen.ranges import BelowOne
 
 SCENARIOS = {
     "2D_virtual_human": (
@@ -48,7 +49,7 @@ class HumanArt(Source):
 
     name = "human_art"
 
-    def __init__(self, root: str | Path, poses: PoseKind = "annotation", holdout: float = 0.02) -> None:
+    def __init__(self, root: str | Path, poses: PoseKind = "annotation", holdout: BelowOne = 0.02) -> None:
         self.root, self.poses, self.holdout = Path(root).expanduser(), poses, holdout
         require_option("poses", poses, get_args(PoseKind))
         if not (self.root / "images").is_dir():

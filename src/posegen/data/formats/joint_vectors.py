@@ -26,6 +26,7 @@ from posegen.io.atomic import explained, read_json, write_text
 from posegen.io.hashes import file_hash
 from posegen.poses.pose_square import Square, to_square
 from posegen.poses.topology import COCO_JOINTS
+from posegen.ranges import AtLeastOne, Seed, ZeroToOne
 
 MAPS_FOLDER, TEXTS_FOLDER = "joint_vectors", "texts"
 
@@ -61,9 +62,9 @@ class JointVectors(PoseData):
         folder: str | Path,
         names: str = "train.json",  # the list in the folder
         split: str = "train",
-        share: tuple[float, float] = (0.0, 1.0),  # (from, to) of the people; the paper trains on four fifths
-        count: int | None = None,  # take only the first so many; None for all
-        seed: int = 0,  # of the order
+        share: tuple[ZeroToOne, ZeroToOne] = (0.0, 1.0),  # (from, to) of the people; the paper trains on four fifths
+        count: AtLeastOne | None = None,  # take only the first so many; None for all
+        seed: Seed = 0,  # of the order
     ) -> None:
         self.folder, self.split, self.share = Path(folder).expanduser(), split, tuple(share)
         self.count, self.seed, self.list = count, seed, self.folder / names

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
+from annotated_types import Interval
 from tqdm import tqdm
 
 from posegen.data.condition import Defect
@@ -142,7 +143,7 @@ class LaionHuman(Source):
         strip_prefix: str | None = None,  # see `PathRule`
         add_prefix: str = "",
         shards: str | int | Sequence[int] | None = None,  # ``"0-79"``, ``"0-3,7"``, a number or a list; None for all
-        holdout: int = 50,  # one picture in so many is validation
+        holdout: Annotated[int, Interval(ge=2, le=10_000_000)] = 50,  # one picture in so many is validation
         exclude: str | Exclude | None = None,
         cache: str | Path | None = None,  # folder for the indices of tars; None keeps them beside the tars
     ) -> None:

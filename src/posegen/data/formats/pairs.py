@@ -19,6 +19,7 @@ from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.source import ReportDefect, Source, lowest_hashes, require_count, require_option
 from posegen.data.on_disk.transforms import Stretch
 from posegen.io.hashes import hash_fraction, joint_hash, text_hash
+from posegen.ranges import AtLeastOne, BelowOne, Width, Workers, ZeroToOne
 
 Expand = Literal["all", "random"]
 PAIR_LISTS = {"train": "train", "validation": "train", "test": "test"}  # the list that a split is a part of
@@ -67,11 +68,11 @@ class Pictures(RealData):
         self,
         source: PairSource,
         split: str = "train",
-        size: int | Sequence[int] = 512,
-        mirror: float = 0.0,
-        count: int | None = None,
+        size: Width | tuple[Width, Width] = 512,
+        mirror: ZeroToOne = 0.0,
+        count: AtLeastOne | None = None,
         cache: str | Path = "~/.cache/posegen",
-        workers: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         super().__init__(source, split, size, Stretch(mirror, source.bars), count, cache, workers)
 
@@ -97,14 +98,14 @@ class Pairs(PoseData):
         self,
         source: PairSource,
         split: str = "train",  # train, validation (the held-out part of the training list) or test
-        size: int | Sequence[int] = 512,  # (height, width), to which images are stretched
+        size: Width | tuple[Width, Width] = 512,  # (height, width), to which images are stretched
         prompt: str = "",  # of all
-        holdout: float = 0.02,  # fraction of the training list's groups for validation, by the SHA-1 of the group
+        holdout: BelowOne = 0.02,  # fraction of the training list's groups for validation, by the SHA-1 of the group
         expand: Expand = "all",  # of a line with several sources: a pair with each, or one with another on each visit
-        mirror: float = 0.0,  # fraction of the visits with both images mirrored and joints exchanged; for training
-        count: int | None = None,  # of pairs, those whose ids have the lowest hashes; None: all
+        mirror: ZeroToOne = 0.0,  # fraction of the visits with both images mirrored and joints exchanged; for training
+        count: AtLeastOne | None = None,  # of pairs, those whose ids have the lowest hashes; None: all
         cache: str | Path = "~/.cache/posegen",
-        workers: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         if split not in PAIR_LISTS:
             raise ValueError(f"data.{split}: expected one of {', '.join(PAIR_LISTS)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from posegen.data.base import PoseData, Sample
 from posegen.data.condition import Condition
+from posegen.ranges import AtLeastOne, JointCount
 
 
 class SinglePerson(PoseData):
@@ -16,7 +17,9 @@ class SinglePerson(PoseData):
     ``joints``: GUNet's choice (arXiv:2409.11689).
     """
 
-    def __init__(self, data: PoseData, count: int | None = None, joints: int = 8) -> None:
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
+    def __init__(self, data: PoseData, count: AtLeastOne | None = None, joints: JointCount = 8) -> None:
         self.data, self.count, self.joints = data, count, joints
         self.name, self.split, self.size, self.varies = f"{data.name}_single", data.split, data.size, data.varies
 

@@ -24,6 +24,7 @@ from posegen.data.on_disk.image_scan import file_stamp
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.atomic import read_json_or_empty, replacing
 from posegen.io.hashes import joint_hash
+from posegen.ranges import AtLeastOne
 
 SELECTION = "own frame selection"
 VIDEO_SPLITS = {"train": "train", "validation": "val", "test": "val"}  # the true tests have no labels
@@ -139,8 +140,8 @@ class Videos(Source):
     def __init__(
         self,
         root: str | Path,
-        stride: int | None = None,  # every ``stride``-th frame, from the first
-        per_clip: int | None = None,  # number of frames of each clip, evenly spaced
+        stride: AtLeastOne | None = None,  # every ``stride``-th frame, from the first
+        per_clip: AtLeastOne | None = None,  # number of frames of each clip, evenly spaced
         poses: str | None = "poses.json",  # in COCO's format as ``posegen annotate`` writes it, below the root; or None
         prompt: str = "a person",  # of all frames; ``{clip}`` stands for the clip's name
         prompts: str | None = None,  # a csv file of ``clip,prompt`` or ``frame,prompt`` below the root, for others

@@ -12,6 +12,7 @@ import torch
 from posegen.data.base import PoseData, Sample, generator
 from posegen.data.mannequin.cache import Cache, ShardContent, check_shard
 from posegen.data.mannequin.world import SPLIT_STREAMS, WORLD_VERSION, World
+from posegen.ranges import AtLeastOne, NotNegative, Seed, Width, Workers
 
 
 class MannequinData(PoseData):
@@ -23,17 +24,18 @@ class MannequinData(PoseData):
     """
 
     name = "mannequin"
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
     renders: ClassVar[type[World]] = World
 
     def __init__(
         self,
         split: str = "train",
-        count: int = 30000,
-        size: int = 64,  # image side in pixels, 64 or 128
-        seed: int = 0,  # of the world
+        count: AtLeastOne = 30000,
+        size: Width = 64,  # image side in pixels, 64 or 128
+        seed: Seed = 0,  # of the world
         cache: str | Path = "~/.cache/posegen",  # folder of the shards; 0.4 GB for 30,000 images of 64 pixels
-        workers: int | None = None,  # rendering processes; None takes one per core
-        keypoint_noise: float = 0.0,
+        workers: Workers | None = None,  # rendering processes; None takes one per core
+        keypoint_noise: NotNegative = 0.0,
     ):
         if split not in SPLIT_STREAMS:
             raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_STREAMS)}")

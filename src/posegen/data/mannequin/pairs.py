@@ -26,6 +26,7 @@ from posegen.data.mannequin.figure import random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLIT_STREAMS, STYLE_SHARES, WORLD_VERSION, World
+from posegen.ranges import AtLeastOne, Seed, Width, Workers
 
 PAIRS_VERSION = 1  # raise it whenever a pixel, a caption or a keypoint of a pair changes and WORLD_VERSION does not
 SCENERY, PERSON, SIZE, TARGET, SOURCE, PLACE = range(6)  # independent random streams within a realisation
@@ -108,11 +109,11 @@ class MannequinPairs(MannequinData):
     def __init__(
         self,
         split: str = "train",
-        count: int = 30000,
-        size: int = 64,
-        seed: int = 0,
+        count: AtLeastOne = 30000,
+        size: Width = 64,
+        seed: Seed = 0,
         cache: str | Path = "~/.cache/posegen",
-        workers: int | None = None,
+        workers: Workers | None = None,
         prompt: str | None = None,
     ):
         super().__init__(split, count, size, seed, cache, workers)

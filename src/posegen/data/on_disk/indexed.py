@@ -19,10 +19,11 @@ from posegen.data.on_disk.image_scan import ImageScan, file_stamp
 from posegen.data.on_disk.images import read_image
 from posegen.data.on_disk.source import Source, lowest_hashes, require_count
 from posegen.data.on_disk.split_index import INDEX_VERSION, SplitIndex
-from posegen.data.on_disk.transforms import Transform, transform_of
+from posegen.data.on_disk.transforms import Transform, TransformName, transform_of
 from posegen.io.atomic import explained, read_json_or_empty, write_text
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
+from posegen.ranges import AtLeastOne, Width, Workers
 
 
 class RealData(PoseData):
@@ -33,15 +34,17 @@ class RealData(PoseData):
     lists; the identity of the data is the content of the index. Raises ValueError: an option is invalid.
     """
 
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+
     def __init__(
         self,
         source: Source,
         split: str,
-        size: int | Sequence[int] = 512,  # (height, width), or the side of a square; multiples of 8
-        transform: str | Transform = "corrected",  # the crop, or its name in `TRANSFORMS`
-        count: int | None = None,  # the ids with the lowest hashes, so spread over the whole split; None: all
+        size: Width | tuple[Width, Width] = 512,  # (height, width), or the side of a square; multiples of 8
+        transform: TransformName | Transform = "corrected",  # the crop, or its name in `TRANSFORMS`
+        count: AtLeastOne | None = None,  # the ids with the lowest hashes, so spread over the whole split; None: all
         cache: str | Path = "~/.cache/posegen",  # folder for the prepared files
-        workers: int | None = None,  # processes that check images; None: one per core
+        workers: Workers | None = None,  # processes that check images; None: one per core
     ) -> None:
         self.source, self.split, self.name, self.count = source, split, source.name, count
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -56,6 +56,7 @@ class Source(ABC):
 
     name: str  # of the data set
     root: Path  # the folder that the user names
+    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
 
     @abstractmethod
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:

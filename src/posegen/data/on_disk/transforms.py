@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -209,6 +209,7 @@ class PublishedCrop(Transform):
         return np.where(seen[..., None], np.concatenate([points, score[..., None]], -1), 0.0)
 
 
+TransformName = Literal["corrected", "stretch", "reference", "stable_pose", "humansd"]
 TRANSFORMS: dict[str, Transform] = {
     "corrected": Corrected(),
     "stretch": Stretch(),

@@ -25,6 +25,7 @@ from posegen.metrics.estimators.bottom_up import keep_distinct
 from posegen.metrics.estimators.hrnet import STRIDE, Basic, HRNet, Stage, published
 from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_FLIP, COCO_SIGMAS
+from posegen.ranges import Width, ZeroToOne
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1], RGB
 SIDE, MULTIPLE = 512, 64  # shorter side of the network's input, and what both sides are multiples of
@@ -91,8 +92,8 @@ class HigherHRNet(nn.Module, Estimator):
         size: int = SIDE,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         flip_test: bool = True,
-        score_threshold: float = 0.0,
-        nms_threshold: float = 1.0,
+        score_threshold: ZeroToOne = 0.0,
+        nms_threshold: ZeroToOne = 1.0,
         decoding: Decoding = PUBLISHED,
     ) -> None:
         super().__init__()
@@ -164,12 +165,12 @@ class HigherHRNet(nn.Module, Estimator):
     def from_pretrained(
         cls,
         path: str | Path,
-        width: int = 48,
-        size: int = SIDE,
+        width: Width = 48,
+        size: Width = SIDE,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         flip_test: bool = True,
-        score_threshold: float = 0.0,
-        nms_threshold: float = 1.0,
+        score_threshold: ZeroToOne = 0.0,
+        nms_threshold: ZeroToOne = 1.0,
     ) -> HigherHRNet:
         """mmpose's HigherHRNet-W``width`` (32 and 48 are published) from its ``.pth`` file, which is not run, or from
         safetensors; frozen. The other arguments are those of the class. Raises FileNotFoundError where there is no such

@@ -24,6 +24,7 @@ from posegen.metrics.base import Estimator, Findings, Poses
 from posegen.metrics.estimators.bottom_up import keep_distinct, peak_gaussians, peaks, snapped_to_peaks
 from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_SIGMAS
+from posegen.ranges import AtLeastOne, Positive, ZeroToOne
 
 STYLES = ("photo", "cartoon", "sketch", "shadow")
 SCENES = ("park", "beach", "room", "street", "studio", "night")
@@ -51,11 +52,11 @@ class MannequinJudge(nn.Module, Estimator):
         widths: Sequence[int] = (32, 64, 128, 128),
         styles: Sequence[str] = STYLES,
         scenes: Sequence[str] = SCENES,
-        max_count: int = 3,
-        max_people: int = 6,
-        sigma: float = 1.0,
-        score_threshold: float = 0.02,
-        nms_threshold: float = 0.3,
+        max_count: AtLeastOne = 3,
+        max_people: AtLeastOne = 6,
+        sigma: Positive = 1.0,
+        score_threshold: ZeroToOne = 0.02,
+        nms_threshold: ZeroToOne = 0.3,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"widths": list(widths), "styles": list(styles), "scenes": list(scenes)}

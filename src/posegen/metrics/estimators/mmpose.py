@@ -24,6 +24,7 @@ from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_NAMES
+from posegen.ranges import ZeroToOne
 
 INSTALL = "pip install 'posegen[mmpose]'"
 MARGIN = 0.1  # room around the joints of a found person on each side, as a share of the longer side of their box
@@ -48,7 +49,7 @@ class MMPose(nn.Module, Estimator):
         config: str | Path,
         weights: str | Path | None,
         finder: Estimator | None = None,
-        score_threshold: float = 0.0,
+        score_threshold: ZeroToOne = 0.0,
     ) -> None:
         super().__init__()
         self.finder, self.score_threshold = finder, score_threshold

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.network_weights import load_every_weight
+from posegen.ranges import Positive, Width
 
 #: Table 2: expansion, channels, blocks and stride of the first block of each stage.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -37,10 +40,10 @@ class MobileNetV2(nn.Module, Estimator):
 
     def __init__(
         self,
-        widen_factor: float = 1.0,
+        widen_factor: Positive = 1.0,
         out_indices: Sequence[int] = (7,),
-        bn_eps: float = 1e-5,
-        size: int | None = 512,
+        bn_eps: Positive = 1e-5,
+        size: Width | None = 512,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -64,10 +67,10 @@ class MobileNetV2(nn.Module, Estimator):
     def from_file(
         cls,
         path: str | Path,
-        widen_factor: float = 1.0,
-        out_indices: Sequence[int] = (7,),
-        bn_eps: float = 1e-5,
-        size: int | None = 512,
+        widen_factor: Positive = 1.0,
+        out_indices: Sequence[Annotated[int, Interval(ge=0, le=7)]] = (7,),
+        bn_eps: Positive = 1e-5,
+        size: Width | None = 512,
     ) -> MobileNetV2:
         """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors. It
         holds a pose model whose trunk this is; its head is left out. Nothing in it is run. Raises FileNotFoundError

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import cv2
 import numpy as np
 import torch
+from annotated_types import Interval
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +30,7 @@ from posegen.metrics.papers.quality import as_tensor, through_jpeg
 from posegen.metrics.perceptual import ALEXNET, Lpips
 from posegen.metrics.pixel_similarity import psnr, target_picture
 from posegen.metrics.quality import QualityProtocol, features_of, too_few
+from posegen.ranges import AtLeastOne, Positive, Width
 
 Resizing = Literal["none", "pil_bicubic", "cv2_bilinear", "cv2_bicubic", "torch_bicubic"]
 WINDOW = 51  # of the SSIM with equal weights
@@ -123,11 +125,11 @@ class PersonPaper(Observer):
         paper: str,
         inception: FeatureNetwork,
         lpips: Lpips,
-        size: Sequence[int],
+        size: tuple[Width, Width],
         resize: Resizing = "none",
         resize_ssim: Resizing = "none",
-        jpeg: int | None = None,
-        sigma: float = 1.5,
+        jpeg: Annotated[int, Interval(ge=1, le=100)] | None = None,
+        sigma: Positive = 1.5,
         lpips_range: Literal["-1..1", "0..1"] = "-1..1",
     ) -> None:
         for name, way in (("resize", resize), ("resize_ssim", resize_ssim)):
@@ -179,8 +181,8 @@ class PersonPaperMetric(Metric):
     def __init__(
         self,
         paper: str,
-        batch: int = 64,
-        lpips_batch: int = 64,
+        batch: AtLeastOne = 64,
+        lpips_batch: AtLeastOne = 64,
         drop_last: bool = True,
         allow_rank_deficient: bool = False,
     ) -> None:

@@ -24,6 +24,7 @@ from posegen.metrics.base import Column, Judged, Metric, Poses, Records, Values,
 from posegen.metrics.math.average_precision import COCO_RANGES, MAX_DETECTIONS, Ranking, rank
 from posegen.metrics.math.oks import oks
 from posegen.metrics.math.pose_similarity import cosine
+from posegen.ranges import AtLeastOne
 
 MAX_PEOPLE = 10
 MISSING = (-1.0, -1.0, 0.0)
@@ -51,7 +52,7 @@ class PaperPoseMetric(Metric):
         *(Column(f"paper_AP_{s}_defined", "higher", None, "accuracy", unit="%", published=True) for s in "ML"),
     )
 
-    def __init__(self, batch: int = 4, drop_last: bool = True, count_only_with_people: bool = True) -> None:
+    def __init__(self, batch: AtLeastOne = 4, drop_last: bool = True, count_only_with_people: bool = True) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}; expected the number of images per batch, at least 1")
         self.batch, self.drop_last, self.count_only_with_people = batch, drop_last, count_only_with_people

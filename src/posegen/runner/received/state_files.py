@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from posegen.config.arguments import WORDS
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
 from posegen.io.json_text import MAX_DEPTH, decoded
@@ -151,7 +150,7 @@ def checked_state(value: Any, path: Path, schema: type[State], fix: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    expected = WORDS.get(first["type"]) or first["msg"].removeprefix("Input should be ")
+    expected = first["msg"].removeprefix("Input should be ")
     if not place:
         kind = "null" if value is None else f"a {type(value).__name__}"
         raise UserError(f"{path} holds {kind}; expected an object; {fix}")

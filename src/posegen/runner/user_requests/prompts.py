@@ -16,7 +16,7 @@ from posegen.poses.pose_square import from_square
 from posegen.poses.reading import checked_people, read_poses
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
-from posegen.runner.experiment import method_class, replaced
+from posegen.runner.experiment import method_class, replaced, with_trained_arguments
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.images import absent_pictures, picture, read_png, write_png
 from posegen.runner.method_folder import find_checkpoint
@@ -88,6 +88,7 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     parts = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
     prior = OmegaConf.create({**plain, **parts, "data": {"test": node}})
     torch.set_num_threads(cfg.budget.threads)
+    prior = with_trained_arguments(prior, "prior.adapter")
     components = Components(prior)
     if components.backbone.sample != "pose":
         kind = components.backbone.sample
