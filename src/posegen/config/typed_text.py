@@ -31,6 +31,7 @@ PLACE = re.compile(
 TEXT = re.compile(rf"{SENTENCE.pattern}|{PLACE.pattern}|^study$|^logger\.(project|entity|name|group|notes|job_type)$")
 #: Those that can be lists.
 LISTED = re.compile(rf"{PLACE.pattern}|^prompt$")
+ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 ASKS = re.compile(r"\$\{[^}]*\}")
 MARKS = frozenset("'\"\\[]{}()$")  # with any of these, a list's parts are left to Hydra's grammar
 
@@ -42,29 +43,40 @@ def hydra_text(word: str, sweeps: Callable[[], bool]) -> str:
     where they are an existing path with characters of Hydra's grammar.
     """
     key, equals, value = word.partition("=")
-    name = key.lstrip("+")
     if not equals or value in ("", "null"):
         return word
     if not is_text(key):
-        return f"{key}={quoted(value)}" if exists(value) and (set("=,") & set(value) or read(value) is None) else word
-    sentence, there = SENTENCE.search(name) is not None, exists(value)
-    found = read(value)
+        return (
+            f"{key}={quoted(value)}"
+            if exists(value) and (set("=,") & set(value) or hydra_value(value) is None)
+            else word
+        )
+    sentence, there = is_sentence(key), exists(value)
+    found = hydra_value(value)
     if isinstance(found, QuotedString):
         return word
     if isinstance(found, Sweep) and not there and sweeps():
-        return f"{key}={parts(value)}" if isinstance(found, ChoiceSweep) else word
-    if isinstance(found, list) and not there and LISTED.search(name) and may_be_list(found, sentence):
-        return f"{key}=[{parts(inside(value))}]"
+        return f"{key}={quoted_parts(value)}" if isinstance(found, ChoiceSweep) else word
+    if isinstance(found, list) and not there and LISTED.search(key.lstrip("+")) and may_be_list(found, sentence):
+        return f"{key}=[{quoted_parts(value.strip()[1:-1])}]"
     if not sentence and isinstance(found, dict | str) and not there and value == value.strip():
         return word
-    return f"{key}={quoted(literal(value) if sentence or there or not ASKS.search(value) else value)}"
+    return f"{key}={quoted(as_literal(value) if sentence or there or not ASKS.search(value) else value)}"
 
 
 def is_text(key: str) -> bool:
     return TEXT.search(key.lstrip("+")) is not None
 
 
-def read(value: str) -> Any:
+def is_sentence(key: str) -> bool:
+    return SENTENCE.search(key.lstrip("+")) is not None
+
+
+def is_place(key: str) -> bool:
+    return PLACE.search(key.lstrip("+")) is not None
+
+
+def hydra_value(value: str) -> Any:
     """What Hydra's grammar reads in a value; None where it cannot read it."""
     try:
         return OverridesParser.create().parse_override(f"key={value}")._value
@@ -78,11 +90,7 @@ def may_be_list(found: list[Any], sentence: bool) -> bool:
     return plain and not (sentence and len(found) == 1 and not isinstance(found[0], QuotedString))
 
 
-def inside(value: str) -> str:
-    return value.strip()[1:-1]
-
-
-def parts(value: str) -> str:
+def quoted_parts(value: str) -> str:
     """The parts of a list or a choice, quoted so that numbers among them stay text."""
     if MARKS & set(value) or not value.strip():
         return value
@@ -93,20 +101,20 @@ def quoted(value: str) -> str:
     return str(QuotedString(value, Quote.single).with_quotes())
 
 
-def literal(value: Any) -> Any:
+def as_literal(value: Any) -> Any:
     """Plain values as OmegaConf is to hold them: ``${`` in a text, however deep, is text and asks for nothing."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, dict):
-        return {key: literal(each) for key, each in value.items()}
-    return [literal(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: as_literal(each) for key, each in value.items()}
+    return [as_literal(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def keep_literal(cfg: DictConfig) -> None:
-    """Makes `literal` again what OmegaConf has resolved, which else would ask for something the next time."""
+    """Makes literal again what OmegaConf has resolved, which else would ask for something the next time."""
     for _, leaf in nodes.leaf_nodes(cfg):
         if isinstance(value := leaf._value(), str) and "${" in value:
-            leaf._set_value(literal(value))
+            leaf._set_value(as_literal(value))
 
 
 def exists(value: str) -> bool:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 from posegen.adapters.base import Adapter
 from posegen.config.cell_folder import cell_folder
+from posegen.config.typed_text import as_literal
 from posegen.runner.components import reference_split
 from posegen.runner.method_folder import find_checkpoint
 
@@ -18,7 +19,7 @@ def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
     """A copy of a configuration with other values under top-level keys."""
     copy = cfg.copy()
     with open_dict(copy):
-        copy.update(values)
+        copy.update(as_literal(values))
         if "dataset" in values:
             copy.paths.cell = cell_folder(copy)
     return copy

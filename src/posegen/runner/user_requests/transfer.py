@@ -43,6 +43,8 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     for name in ("dilate", "soft"):
         if not isinstance(cfg[name], int) or cfg[name] < 0:
             raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")
+    if not isinstance(cfg.images, int) or cfg.images < 1:
+        raise UserError(f"images={cfg.images}: expected a whole number of at least 1, the results for a picture")
     files = {name: cfg[name] for name in FILES}
     if all(value is None for value in files.values()):
         if cfg.poses is not None or cfg.prompt is not None:
@@ -77,7 +79,7 @@ def with_picture(cfg: DictConfig) -> DictConfig:
 def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The people ``[P, 17, 3]`` of a picture, on the canvas: ``cfg.poses``, on the picture's pixels, or estimated."""
     if cfg.poses is not None:
-        [people] = people_from_file(Path(cfg.poses).expanduser(), 1, image.shape[:2])
+        [people] = people_from_file(Path(str(cfg.poses)).expanduser(), 1, image.shape[:2], cfg.canvas)
         keypoints = np.asarray(people, np.float32)
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * np.divide(size[::-1], image.shape[1::-1]) - 0.5
         return np.where(keypoints[..., 2:] > 0, keypoints, 0)
