@@ -29,7 +29,7 @@ from posegen.config.compose import HYDRA_VERSION, compose, composed
 from posegen.config.overrides import forced, hydra_message, readable
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.sweep import Axis, axes, combinations, representatives
-from posegen.config.typed_text import exists, hydra_text, is_text, keep_literal, quoted
+from posegen.config.typed_text import exists, hydra_text, is_text, quoted, resolve_config
 from posegen.config.verb_files import Verb, positional
 from posegen.errors import UserError
 
@@ -212,8 +212,7 @@ class Job:
 def checked(cfg: DictConfig) -> DictConfig:
     """The current cell's configuration with every ``${...}`` replaced; a `UserError` lists all that is wrong."""
     require_valid(cfg)
-    OmegaConf.resolve(cfg)
-    keep_literal(cfg)
+    resolve_config(cfg)
     return cfg
 
 

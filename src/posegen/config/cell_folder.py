@@ -38,13 +38,9 @@ def cell_folder(_root_: DictConfig) -> str:
     """``${cell_folder:}``: the folder of a cell; it names the overrides that change results.
 
     Texts and files stand there with some digits of the hash of their content, so that different ones never share a
-    folder. A `UserError` refuses a study outside of the output folder.
+    folder.
     """
-    study = Path(str(_root_.study))
-    if study.is_absolute() or ".." in study.parts:
-        raise UserError(
-            f"study={study} leads out of {_root_.paths.output}; give a name, and the place as paths.output="
-        )
+    study = study_folder(_root_)
     parts = [override.lstrip("+~").partition("=") for override in HydraConfig.get().overrides.task]
     given = {key.split("@")[0]: text for key, _, text in parts}  # ``adapter@package`` counts as ``adapter``
     named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given.items() if is_named(key, text))
@@ -52,6 +48,19 @@ def cell_folder(_root_: DictConfig) -> str:
     if len(encoded := os.fsencode(name)) > LONGEST:
         name = f"{encoded[:120].decode(errors='ignore')}~{value_hash(named, 8)}"
     return str(Path(_root_.paths.output) / study / str(_root_.method) / name / f"seed{_root_.seed}")
+
+
+def study_folder(config: DictConfig) -> Path:
+    """The study as a relative path; a `UserError` refuses one outside of the output folder, or none."""
+    text = str(config.study or "")
+    study = Path(text)
+    if study.is_absolute() or ".." in study.parts:
+        raise UserError(f"study={text} leads out of {config.paths.output}; give a name, and the place as paths.output=")
+    if not text.strip() or "\0" in text:
+        raise UserError(f"study={config.study}: expected a name for the folder of the results, such as study=first_try")
+    if long := next((part for part in study.parts if len(os.fsencode(part)) > 255), None):
+        raise UserError(f"study={long[:40]}...: {len(os.fsencode(long))} bytes; a folder's name has at most 255")
+    return study
 
 
 def is_named(key: str, text: str) -> bool:

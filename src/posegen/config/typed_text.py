@@ -15,9 +15,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from posegen.config import nodes
+from posegen.errors import UserError
 
 #: Sentences. ``${`` is text in them, and brackets around a single text belong to it.
 SENTENCE = re.compile(r"(^|\.)(prompt|negative_prompt|title)$")
@@ -52,6 +53,8 @@ def hydra_text(word: str, sweeps: Callable[[], bool]) -> str:
             else word
         )
     sentence, there = is_sentence(key), exists(value)
+    if sentence and not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{key}={value!a} is no UTF-8; set the terminal or the file it comes from to UTF-8")
     found = hydra_value(value)
     if isinstance(found, QuotedString):
         return word
@@ -110,11 +113,18 @@ def as_literal(value: Any) -> Any:
     return [as_literal(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def keep_literal(cfg: DictConfig) -> None:
-    """Makes literal again what OmegaConf has resolved, which else would ask for something the next time."""
-    for _, leaf in nodes.leaf_nodes(cfg):
-        if isinstance(value := leaf._value(), str) and "${" in value:
-            leaf._set_value(as_literal(value))
+def resolve_config(cfg: DictConfig) -> None:
+    """As OmegaConf's, which would take ``${`` in a text that it has resolved for a question, the next time."""
+    leaves = [leaf for _, leaf in nodes.leaf_nodes(cfg)]
+    texts = []
+    if any("\\${" in str(leaf._value()) for leaf in leaves):
+        values = [(leaf, nodes.value_of(leaf)) for leaf in leaves]
+        texts = [(leaf, value) for leaf, value in values if isinstance(value, str) and "${" in value]
+    for leaf, _ in texts:
+        leaf._set_value("")
+    OmegaConf.resolve(cfg)
+    for leaf, value in texts:
+        leaf._set_value(as_literal(value))
 
 
 def exists(value: str) -> bool:

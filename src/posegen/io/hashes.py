@@ -61,10 +61,10 @@ def outline_hash(place: Path, digits: int) -> str:
     folder with more files it is the hash of the path.
     """
     found = place.rglob("*") if place.is_dir() else iter([place])
-    files = sorted(file for file in islice(found, 65) if file.is_file())
-    sha = hashlib.sha256()
-    if next(found, None) is not None:
+    first, sha = list(islice(found, 65)), hashlib.sha256()
+    if len(first) == 65:
         return text_hash(str(place.resolve()), digits)
+    files = sorted(file for file in first if file.is_file())
     for file in files:
         size = file.stat().st_size
         sha.update(f"{file.relative_to(place).as_posix()}\0{size}\0".encode(errors="surrogateescape"))
