@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -180,6 +181,8 @@ class PoseGuidedPipeline:
         size = self.size(guides, height, width)
         sources = self.sources(source, len(prompts), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
+        if note := self.backbone.cut_note(prompts) or self.backbone.cut_note(negatives):
+            warnings.warn(note, stacklevel=3)  # of the caller, behind torch's decorator
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         noise = self.noise(latents, len(rows), size)
         hint = None if self.adapter.hint is None else torch.stack([hints[i] for i in rows]).to(self.device, self.dtype)

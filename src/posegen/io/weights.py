@@ -94,8 +94,8 @@ def weights_format(file: Path) -> str:
     if head.startswith(b"PK") and zipfile.is_zipfile(file):
         names = zipfile.ZipFile(file).namelist()
         if any(name.endswith("/constants.pkl") for name in names):
-            fix = "It was not run. Fetch the state dict of the model, or the file in safetensors"
-            raise WeightsError(f"{file}: it is a TorchScript program, not weights. {fix}")
+            fix = "Fetch the state dict of the model, or the file in safetensors"
+            raise WeightsError(f"{file}: it is a TorchScript program, not weights; nothing in it was run. {fix}")
         if not any(name.endswith("data.pkl") for name in names):
             shown = ", ".join(names[:3])
             raise WeightsError(f"{file}: it is a zip archive with {shown}; unpack it, and name the weights in it")

@@ -14,6 +14,7 @@ from posegen.data.base import PoseBatch, PoseData
 from posegen.io.atomic import write_json, write_text
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Components
+from posegen.runner.encodings import tell_cut_prompts
 from posegen.runner.images import keep_sources, pictured
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
@@ -49,6 +50,8 @@ class Generation(Stage):
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
+        for prompts in (self.data.prompts, [sampler.negative_prompt]):
+            tell_cut_prompts(components.backbone, prompts)
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         shown = pictured(self.data) if "source" in adapter.reads else set()
         with self.progress("sample", todo) as progress:

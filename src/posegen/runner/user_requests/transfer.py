@@ -25,6 +25,7 @@ from posegen.metrics.garments import summarised, transferred
 from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
+from posegen.runner.encodings import tell_cut_prompts
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import Generation, batch_of, ready
 from posegen.runner.images import SHOWN, enlarged, picture, read_png, under, visible, write_png
@@ -107,6 +108,7 @@ class Transfer(Generation):
         """Writes the results to ``folder/samples``."""
         components, people, todo = self.components, self.people, self.todo()
         adapter = ready(components, self.weights)
+        tell_cut_prompts(components.backbone, self.data.prompts)
         with self.progress("transfer", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows, data=people, fields=frozenset({"images"}))
