@@ -20,7 +20,7 @@ from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
 from posegen.poses.reading import PEOPLE, PoseInput, read_poses
-from posegen.runner.components import Components, built
+from posegen.runner.components import Components, build_node
 from posegen.runner.images import visible
 from posegen.runner.precision import device_of
 from posegen.runner.user_requests.prompts import PROMPTS, sampled_poses
@@ -169,7 +169,7 @@ class DemoSession:
         """(people found in a picture, the protocol's pose scores of them); no scores where nobody was asked for."""
         found, scores = self.people_in(picture), {}
         node = {"_target_": PROMPTS, "prompts": [prompt], "people": [keypoints.tolist()]}
-        sample: Sample = built({**node, "size": list(picture.shape[:2])})[0]
+        sample: Sample = build_node({**node, "size": list(picture.shape[:2])})[0]
         for metric in self.components.protocol.metrics if len(keypoints) else ():
             if shown := [column for column in metric.columns if column.startswith(("PCK", "OKS"))]:
                 records = metric.record(Judged(sample.id, sample.keypoints, sample.areas, found))

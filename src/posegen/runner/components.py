@@ -28,7 +28,7 @@ def reference_split(cfg: DictConfig) -> str:
     return cfg.data.get("reference", "validation")
 
 
-def built(node: Any, **arguments: Any) -> Any:
+def build_node(node: Any, **arguments: Any) -> Any:
     """The object that a node describes; texts with ``${`` keep it."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     return instantiate(as_literal(as_literal(plain)), **arguments, _convert_="all")  # Hydra resolves twice
@@ -75,7 +75,7 @@ class Components:
         if split not in self._data:
             if split not in self.cfg.data:
                 raise UserError(f"data has no split {split!r}; it has {sorted(map(str, self.cfg.data))}")
-            self._data[split] = built(self.cfg.data[split])
+            self._data[split] = build_node(self.cfg.data[split])
         return self._data[split]
 
     def content(self, *splits: str) -> dict[str, str | None]:
@@ -95,7 +95,7 @@ class Components:
 
     @cached_property
     def sampler(self) -> Sampler:
-        return built(self.cfg.sampler, precision=self.cfg.trainer.precision)
+        return build_node(self.cfg.sampler, precision=self.cfg.trainer.precision)
 
     @cached_property
     def estimator(self) -> Estimator:
