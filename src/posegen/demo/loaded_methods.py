@@ -9,6 +9,8 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from posegen.config import groups as listing
 from posegen.errors import UserError
@@ -93,16 +95,33 @@ class LoadedMethods:
     def _cells(self, output: Path) -> list[tuple[str, Path]]:
         """(label, method folder) of the finished cells below a folder that can draw; notes why others cannot."""
         found: list[tuple[str, Path]] = []
-        for status in sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        for status in sorted(output.glob("**/status.json"), key=written, reverse=True):
             folder = status.parent / "method"
-            if not (folder / "posegen.json").is_file() or read_json(status).get("state") != "finished":
+            try:
+                if not (folder / "posegen.json").is_file() or cell_state(status) != "finished":
+                    continue
+                label, reason = label_of(status.parent), why_not(folder)
+            except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:  # the others can draw
+                self.left_out.append(f"{status.parent} is damaged: {str(error).splitlines()[0]}")
                 continue
-            label, reason = label_of(status.parent), why_not(folder)
             if not reason:
                 found.append((label, folder))
             elif reason != GENERATES_POSES:
                 self.left_out.append(f"{label} {reason}")
         return found
+
+
+def written(file: Path) -> float:
+    """When a file was changed; 0 for a link to nothing."""
+    return file.stat().st_mtime if file.exists() else 0.0
+
+
+def cell_state(status: Path) -> str | None:
+    """The state that a cell's ``status.json`` tells."""
+    content = read_json(status)
+    if not isinstance(content, dict):
+        raise UserError(f"{status} holds no mapping; delete it and run the command again")
+    return content.get("state")
 
 
 def why_not(folder: Path) -> str:
@@ -121,6 +140,6 @@ def label_of(cell: Path) -> str:
     """Method, study, seed and training steps of a cell; of any other folder its name."""
     if not (cell / "config.yaml").is_file():
         return cell.name
-    config = OmegaConf.load(cell / "config.yaml")
+    config: Any = OmegaConf.load(cell / "config.yaml")
     steps = OmegaConf.select(config, "budget.steps")
     return f"{config.method} · {config.study}, seed {config.seed}{f', {steps} steps' if steps else ''}"

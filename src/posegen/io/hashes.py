@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty, replacing
+from posegen.io.cache_folder import cache_folder
 
 OUTLINE = 4 << 20  # bytes at the start and at the end of a large file
 
@@ -83,18 +84,20 @@ def hash_fraction(key: str) -> float:
 def sha256_of(files: Iterable[Path]) -> str:
     """One hash over the contents of ``files``, in their order; their names do not matter.
 
-    The hash of each file is kept under ``$XDG_CACHE_HOME/posegen``, by path, size and time of change, so that
+    The hash of each file is kept in `cache_folder`, by path, size and time of change, so that
     gigabytes are read once.
     """
     total = hashlib.sha256()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posegen" / "sha256.json"
-    known, found = read_json_or_empty(cache), {}
+    cache = None
+    with suppress(UserError):  # nobody says where caches lie
+        cache = cache_folder() / "sha256.json"
+    known, found = {} if cache is None else read_json_or_empty(cache), {}
     for file in files:
         status = file.stat()
         key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         found[key] = known.get(key) or file_hash(file)
         total.update(bytes.fromhex(found[key]))
-    if not found.keys() <= known.keys():
+    if cache is not None and not found.keys() <= known.keys():
         with suppress(OSError), replacing(cache) as temporary:  # a machine where it cannot be kept hashes again
             temporary.write_text(json.dumps(known | found))
     return total.hexdigest()
