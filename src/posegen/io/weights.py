@@ -139,13 +139,14 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _read_torch(file: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # asks to report pickles that torch did not write
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # objects beside the tensors; read once more without their classes
-        # Not torch's permissive loader: inert_pickle imports nothing that the file names and refuses what could run.
-        return torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
+    with file.open("rb") as stream, warnings.catch_warnings():  # a stream: of a path torch looks at the suffix
+        warnings.simplefilter("ignore", UserWarning)  # asks to report pickles that torch did not write
+        try:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # objects beside the tensors; read once more without their classes
+            # Not torch's permissive loader: inert_pickle imports nothing that a file names, refuses what could run.
+            stream.seek(0)
+            return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
 
 
 def first_line(error: Exception) -> str:
