@@ -25,11 +25,16 @@ SENTENCE = re.compile(r"(^|\.)(prompt|negative_prompt|title)$")
 #: Places on the disk. In these and in `TEXT`, ``${...}`` is Hydra's.
 PLACE = re.compile(
     r"^(source|target|weights|poses|picture|mask|prompts|overlays|joint_vectors|out|expected|checkpoints)$"
-    r"|(^|\.)(path|folder|file|root|checkpoint|cache|autoencoder|names)$|^(paths|files)\.|^data\.(poses|prompts|images)$"
+    r"|(^|\.)(path|folder|file|root|checkpoint|cache|autoencoder|names)$|^(paths|files)\."
+    r"|^data\.(poses|prompts|images|mapping|exclude)$"
     r"|^estimator\.(config|weights)$"
 )
+#: Names of things.
+NAME = re.compile(
+    r"^study$|^logger\.(project|entity|name|group|notes|job_type|save_dir)$|(^|\.)id$|^data\.(strip|add)_prefix$"
+)
 #: All keys whose values are text.
-TEXT = re.compile(rf"{SENTENCE.pattern}|{PLACE.pattern}|^study$|^logger\.(project|entity|name|group|notes|job_type)$")
+TEXT = re.compile(rf"{SENTENCE.pattern}|{PLACE.pattern}|{NAME.pattern}")
 #: Those that can be lists.
 LISTED = re.compile(rf"{PLACE.pattern}|^prompt$")
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...

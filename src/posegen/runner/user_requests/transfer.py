@@ -63,7 +63,10 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     worn, components = source_files(cfg), Components(cfg)
     size = components.backbone.usual_size
     if cfg.size is not None:
-        size = (int(cfg.size), int(cfg.size)) if isinstance(cfg.size, int) else (int(cfg.size[0]), int(cfg.size[1]))
+        sides: Any = [cfg.size] * 2 if isinstance(cfg.size, int) else list(cfg.size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise UserError(f"size={cfg.size}: expected [height,width] in pixels, or the side of a square")
+        size = (int(sides[0]), int(sides[1]))
         components.backbone.latent_shape(size)  # refuses sides that it cannot make
     node = {
         "_target_": "posegen.data.user_samples.UserTransfer",
