@@ -118,7 +118,8 @@ def test_with_m_a_comma_parts_values_and_text_without_one_stays_text() -> None:
     assert Command.read("sample", ["-m", "prompt='a man, smiling'"]).keys == ("prompt='a man, smiling'",)
     (key,) = Command.read("sample", ["-m", "prompt=a woman's dance"]).keys
     assert groups_value(key) == "a woman's dance"
-    assert Command.read("benchmark", ["adapter.path=A,B"]).keys == ("adapter.path='A','B'",)
+    table = Command.read("benchmark", ["adapter.path=A,B", "title=ours, second try"])
+    assert table.keys == ("adapter.path='A','B'", "title='ours, second try'")
     assert Command.read("train", ["experiment=tune", "study=a,b"]).keys[1] == "study='a','b'"
 
 

@@ -104,10 +104,12 @@ class Command:
         names = [word for word in words if key and ("=" not in word or exists(word))]
 
         def sweeps() -> bool:  # another word may make it a sweep, as experiment=tune does
+            if "--multirun" in self.flags:
+                return True
             others = [word for word in words if word not in names and not is_text(word.partition("=")[0])]
             with suppress(*COMPOSING):
                 return replace(self, keys=tuple(hydra_text(word, lambda: True) for word in others)).axes() is not None
-            return "--multirun" in self.flags
+            return False
 
         for word in words:
             if word in names:

@@ -63,7 +63,7 @@ def hydra_text(word: str, sweeps: Callable[[], bool]) -> str:
     found = hydra_value(value)
     if isinstance(found, QuotedString):
         return word
-    if isinstance(found, Sweep) and not there and sweeps():
+    if isinstance(found, Sweep) and not there and key.lstrip("+") != "title" and sweeps():
         return f"{key}={quoted_parts(value)}" if isinstance(found, ChoiceSweep) else word
     if isinstance(found, list) and not there and LISTED.search(key.lstrip("+")) and may_be_list(found, sentence):
         return f"{key}=[{quoted_parts(value.strip()[1:-1])}]"
