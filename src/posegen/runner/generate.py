@@ -50,13 +50,14 @@ class Generation(Stage):
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
-        for prompts in (self.data.prompts, [sampler.negative_prompt]):
-            tell_cut_prompts(components.backbone, prompts)
+        tell_cut_prompts(components.backbone, [sampler.negative_prompt])
+        prompts: list[str] = []
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         shown = pictured(self.data) if "source" in adapter.reads else set()
         with self.progress("sample", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows)
+                prompts += batch.prompts
                 start = time.perf_counter()
                 draws = [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(count)]
                 spent += time.perf_counter() - start
@@ -64,6 +65,7 @@ class Generation(Stage):
                     components.kind.write(self.samples, i, drawn, batch.size)
                 keep_sources(self.folder, self.data, shown.intersection(rows))
                 progress.update(len(rows))
+        tell_cut_prompts(components.backbone, prompts)  # now: a data set may have to read its pictures for them
         note_row(adapter, self.folder)
         if adapter.ranked:  # a reference row only reads its pictures
             note_costs(self.folder, sample_images_per_s=round(left * count / spent, 3))

@@ -111,10 +111,11 @@ class Transfer(Generation):
         """Writes the results to ``folder/samples``."""
         components, people, todo = self.components, self.people, self.todo()
         adapter = ready(components, self.weights)
-        tell_cut_prompts(components.backbone, self.data.prompts)
+        prompts: list[str] = []
         with self.progress("transfer", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows, data=people, fields=frozenset({"images"}))
+                prompts += batch.prompts
                 masks = [people.mask_of(i) for i in rows]
                 # A pixel of a small mask counts all that it covers.
                 reduced = [stretch_to(mask.astype(np.uint8) * 255, batch.size) > 0 for mask in masks]
@@ -124,6 +125,7 @@ class Transfer(Generation):
                 for i, mask, image in zip(rows, masks, images, strict=True):
                     write_png(picture(self.samples, i), pasted(people.picture_of(i), mask, image, components.cfg.soft))
                 progress.update(len(rows))
+        tell_cut_prompts(components.backbone, prompts)
 
     def finish(self) -> None:
         """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures on disk."""
