@@ -6,9 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import diffusers
 import numpy as np
 import pytest
@@ -299,6 +301,39 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
     assert np.array_equal(images(pipe, "photo"), images(pipe, "photo", np.zeros((64, 64, 3), np.uint8)))
 
 
+def test_a_drawing_of_another_size_is_resized_to_the_image(pipe: PoseGuidedPipeline) -> None:
+    """An editor exports 125 x 188; the sides that a message proposes must then work."""
+    drawing = np.zeros((188, 125, 3), np.uint8)
+    cv2.line(drawing, (40, 30), (80, 150), (0, 255, 0), 6)
+    with pytest.raises(UserError, match=r"nearest: height=184 or 192, width=120 or 128"):
+        images(pipe, "photo", drawing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = images(pipe, "photo", drawing, height=192, width=128)
+    same = cv2.resize(drawing, (128, 192), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(made - images(pipe, "photo", same)).max() < 0.02
+    assert not np.array_equal(made, images(pipe, "photo", np.zeros((192, 128, 3), np.uint8)))
+    with pytest.warns(UserWarning, match=r"a drawing of 125 x 188 pixels is stretched to 64 x 64"):
+        images(pipe, "photo", drawing, height=64, width=64)
+
+
+def test_numbers_of_numpy_are_numbers(pipe: PoseGuidedPipeline) -> None:
+    plain = images(pipe, "photo", person(), height=64, width=64, guidance_scale=3, control_scale=0.5)
+    numpys = {"height": np.int64(64), "width": np.float32(64), "num_inference_steps": np.int32(2)}
+    given = {**numpys, "guidance_scale": np.float32(3), "control_scale": np.float64(0.5)}
+    assert np.array_equal(plain, images(pipe, "photo", person(), **given))
+
+
+def test_a_prompt_that_is_cut_is_told_once_per_call(pipe: PoseGuidedPipeline) -> None:
+    words = " ".join(f"word{i}" for i in range(100))
+    with pytest.warns(UserWarning, match=r"longer than the \d+ tokens that the text tower reads") as told:
+        images(pipe, [words, "photo"], person())
+    assert len(told) == 1 and "1 of 2 prompts" in str(told[0].message) and told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images(pipe, "photo", person())
+
+
 # What it refuses, before anything is computed.
 
 
@@ -315,11 +350,7 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
         (person() * [1, 1, 0], {}, r"poses: no joint is visible .* leave poses out"),
         (person() * np.nan, {}, r"poses: person 0, joint 0 \(nose\) is not finite"),
         (np.stack([person()] * 11), {}, r"11 people; the methods know up to 10"),
-        (
-            np.zeros((32, 32, 3), np.uint8),
-            {"height": 64, "width": 64},
-            r"a drawn skeleton of 32 x 32 pixels .* for an image of 64 x 64",
-        ),
+        (np.zeros((4, 32, 32), np.float32), {}, r"poses has the shape \[4, 32, 32\]"),
         (
             [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)],
             {},
@@ -331,6 +362,16 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
         (person(), {"num_inference_steps": 0}, r"num_inference_steps is 0; expected a whole number of at least 1"),
         (person(), {"num_images_per_prompt": 1.5}, r"num_images_per_prompt is 1.5"),
         (person(), {"control_scale": -1}, r"control_scale is -1; expected a number of at least 0"),
+        (
+            person(),
+            {"num_inference_steps": np.float32(1.5)},
+            r"num_inference_steps is .*1.5.*; expected a whole number",
+        ),
+        (person(), {"height": True, "width": 64}, r"height is True; expected a whole number"),
+        (person(), {"guidance_scale": float("nan")}, r"guidance_scale is nan; expected a finite number"),
+        (person(), {"guidance_scale": "7"}, r"guidance_scale is '7'; expected a finite number"),
+        (person(), {"negative_prompt": 5}, r"negative_prompt is 5; expected a text or a list of texts"),
+        (person(), {"generator": 5}, r"generator is 5; expected one of torch"),
         (person(), {"output_type": "jpg"}, r"output_type is 'jpg'; expected one of pil, np, pt, latent"),
         (person(), {"generator": [torch.Generator()] * 2}, r"generator has 2 entries for 1 images"),
         (

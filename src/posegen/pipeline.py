@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,6 +36,7 @@ from posegen.runner.sampler import Sampler
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
 SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
+STRETCH = 0.02  # change of a drawing's proportions that is told
 Output = Literal["pil", "np", "pt", "latent"]
 
 
@@ -149,8 +152,8 @@ class PoseGuidedPipeline:
             prompt: one prompt, or one per pose.
             poses: one pose, or one per prompt; see `posegen.poses.reading.read_poses`. Coordinates are pixels of the
                 image, or of the canvas that a file names, which is then scaled to the image. A mostly black picture is
-                used as a drawn skeleton; ``estimator`` reads the poses of any other. None draws nobody, and methods
-                without a pose input ignore poses.
+                used as a drawn skeleton, resized to the image; ``estimator`` reads the poses of any other. None draws
+                nobody, and methods without a pose input ignore poses.
             source: picture of the person to paint, for methods that take appearance from one (a file, a PIL image, or
                 an array ``[H, W, 3] uint8``), resized to the image. A list is several pictures of that person, a list
                 of lists has one list per prompt.
@@ -172,17 +175,27 @@ class PoseGuidedPipeline:
         Raises:
             ValueError: an argument cannot be used; raised before anything is computed.
         """
-        steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
-        check_numbers(steps, num_images_per_prompt, output_type, control_scale)
+        steps = whole_number(
+            "num_inference_steps", self.sampler.steps if num_inference_steps is None else num_inference_steps
+        )
+        guidance = finite_number("guidance_scale", self.sampler.guidance if guidance_scale is None else guidance_scale)
+        num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt)
+        if finite_number("control_scale", control_scale) < 0:
+            expected = "a number of at least 0, 1 for the strength that the method was trained with"
+            raise UserError(f"control_scale is {control_scale!r}; expected {expected}")
+        if output_type not in (kinds := ("pil", "np", "pt", "latent")):
+            raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(kinds)}")
         prompts, guides = prompts_with_poses(prompt, poses)
         negative = self.sampler.negative_prompt if negative_prompt is None else negative_prompt
-        negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else texts_of("negative_prompt", negative)
         if len(negatives) != len(prompts):
             texts = f"{len(negatives)} texts for {len(prompts)} prompts"
             raise UserError(f"negative_prompt has {texts}; give one, or as many")
         size = self.size(guides, height, width)
         sources = self.sources(source, len(prompts), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
+        if note := self.backbone.cut_note(prompts) or self.backbone.cut_note(negatives):
+            warnings.warn(note, stacklevel=3)  # of the caller, behind torch's decorator
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         noise = self.noise(latents, len(rows), size)
         hint = None if self.adapter.hint is None else torch.stack([hints[i] for i in rows]).to(self.device, self.dtype)
@@ -197,7 +210,6 @@ class PoseGuidedPipeline:
             negative_text=self.backbone.encode_text(negatives)[rows],
             noise=noise,
         )
-        guidance = self.sampler.guidance if guidance_scale is None else guidance_scale
         sampler = PipelineSampler(
             self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step
         )
@@ -212,11 +224,12 @@ class PoseGuidedPipeline:
             sizes = f"different sizes (height, width): {sorted(canvases)}"
             raise UserError(f"the poses live on canvases of {sizes}; set height and width")
         geometry = self.backbone.geometry
-        asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
-        size = tuple(usual if side is None else side for side, usual in asked)
+        usual = next(iter(canvases), self.backbone.usual_size)
+        asked = zip(("height", "width"), (height, width), usual, strict=True)
+        size = tuple(own if side is None else whole_number(name, side, -np.inf) for name, side, own in asked)
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
-        if any(not isinstance(side, int) or side < step or side % step for side in size):
-            around = ({max(step, s // step * step), -(-s // step) * step or step} for s in map(round, size))
+        if any(side < step or side % step for side in size):
+            around = ({max(step, s // step * step), -(-s // step) * step or step} for s in size)
             high, wide = (" or ".join(map(str, sorted(sides))) for sides in around)
             problem = f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}"
             raise UserError(f"{problem}; nearest: height={high}, width={wide}")
@@ -227,11 +240,13 @@ class PoseGuidedPipeline:
         drawing = self.adapter.hint
         low, high = drawing.range if drawing is not None else (0.0, 1.0)
         nobody = np.zeros((0, 17, 3), np.float32)
-        if guide.hint is not None:
-            return nobody, torch.from_numpy(checked_hint(guide.hint, size, (low, high), guide.name))
+        hint = guide.hint
         if guide.picture is not None and guide.is_drawing:
             hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
-            return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
+        if hint is not None:
+            return nobody, torch.from_numpy(
+                checked_hint(of_size(hint, size, guide.name), size, (low, high), guide.name)
+            )
         people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
         threshold = drawing.threshold if drawing is not None else 0.0
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
@@ -292,22 +307,46 @@ class PoseGuidedPipeline:
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
 
 
-def check_numbers(steps: int, images: int, output: str, control_scale: float) -> None:
-    for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", images)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
-    if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
-        expected = "a number of at least 0, 1 for the strength that the method was trained with"
-        raise UserError(f"control_scale is {control_scale!r}; expected {expected}")
-    if output not in (kinds := ("pil", "np", "pt", "latent")):
-        raise UserError(f"output_type is {output!r}; expected one of {', '.join(kinds)}")
+def whole_number(name: str, value: Any, least: float = 1) -> int:
+    """The same number as Python's, whichever library it is from."""
+    expected = f"a whole number{'' if least < 1 else f' of at least {least}'}"
+    if (number := finite_number(name, value, expected)) < least or number != int(number):
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+    return int(number)
+
+
+def finite_number(name: str, value: Any, expected: str = "a finite number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+    return float(value)
+
+
+def of_size(hint: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
+    """A drawn skeleton ``[3, H, W]`` brought to an image of a ``size`` (height, width); warns where it is stretched."""
+    high, wide = hint.shape[1:]
+    if (high, wide) == size or len(hint) != 3:
+        return hint
+    if abs(high * size[1] / (wide * size[0]) - 1) > STRETCH:
+        warnings.warn(
+            f"{name}: a drawing of {wide} x {high} pixels is stretched to {size[1]} x {size[0]}", stacklevel=4
+        )
+    shrinks = high * wide > size[0] * size[1]
+    drawn = np.ascontiguousarray(hint.transpose(1, 2, 0))
+    drawn = cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return drawn.transpose(2, 0, 1)
+
+
+def texts_of(name: str, given: Any) -> list[str]:
+    """A text, or a list of texts, as a list."""
+    texts = list(given) if isinstance(given, list | tuple) else [given]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} is {given!r}; expected a text or a list of texts")
+    return texts
 
 
 def prompts_with_poses(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[PoseInput]]:
     """As many prompts as poses; where one is alone, it goes with all of the others."""
-    prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-    if not prompts or not all(isinstance(p, str) for p in prompts):
-        raise UserError(f"prompt is {prompt!r}; expected a text or a list of texts")
+    prompts = texts_of("prompt", prompt)
     guides = [PoseInput("poses")] if poses is None else read_poses(poses)
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
@@ -321,6 +360,8 @@ def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: 
     generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator] * count
     if len(generators) != count:
         raise UserError(f"generator has {len(generators)} entries for {count} images; give one, or as many")
+    if wrong := [each for each in generators if not isinstance(each, torch.Generator | None)]:
+        raise UserError(f"generator is {wrong[0]!r}; expected one of torch: torch.Generator().manual_seed(0)")
     return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in generators]
 
 

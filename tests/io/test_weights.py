@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 
 from posegen.io import inert_pickle
 from posegen.io.hashes import sha256_of
-from posegen.io.weights import WeightsError, read_tensors
+from posegen.io.weights import WeightsError, first_line, read_tensors
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -149,3 +151,87 @@ def test_hashing_works_where_nothing_can_be_remembered(tmp_path: Path, monkeypat
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(sha256_of([tmp_path / "a"])) == 64
+
+
+# What a file is stands in its first bytes, not in its name.
+
+
+@pytest.mark.parametrize("name", ["pose.ckpt", "POSE.SAFETENSORS", "pose.bin", "pose"])
+def test_safetensors_are_read_under_any_name(tmp_path: Path, name: str) -> None:
+    save_file(WEIGHTS, tmp_path / name)
+    assert_equal(read_tensors(tmp_path / name))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_named_safetensors_are_read_and_run_nothing(tmp_path: Path, zipped: bool) -> None:
+    torch.save(WEIGHTS, tmp_path / "pickled.safetensors", _use_new_zipfile_serialization=zipped)
+    assert_equal(read_tensors(tmp_path / "pickled.safetensors"))
+    attack = {"state_dict": WEIGHTS, "hook": Attack(os.system, f"touch {tmp_path / 'trace'}")}
+    torch.save(attack, tmp_path / "evil.safetensors", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match="asks to run"):
+        read_tensors(tmp_path / "evil.safetensors")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "pointer of git-lfs.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>sign in</html>", "a web page, not weights"),
+        (b'{"weight_map": {}}', "a json file, not weights"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"\x1f\x8b\x08\0", "packed archive; unpack it"),
+        (b"", "fetch it again"),
+        ((2**40).to_bytes(8, "little") + b'{"a"', "fetch it again"),
+        ((2**20).to_bytes(8, "little") + b'{"a": ', "fetch it again"),
+    ],
+)
+def test_what_is_often_saved_as_weights_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"w\.safetensors.*{message}") as told:
+        read_tensors(tmp_path / "w.safetensors")
+    assert not re.search("weights_only|torch.load|trust|re-run", str(told.value), re.IGNORECASE)
+
+
+def test_a_zip_of_other_files_names_them(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.bin", "w") as archive:
+        archive.writestr("model/weights.safetensors", b"")
+    with pytest.raises(WeightsError, match=r"zip archive with model/weights.safetensors; unpack it"):
+        read_tensors(tmp_path / "w.bin")
+
+
+def test_numbers_of_8_bits_and_sparse_tensors_become_plain_ones(tmp_path: Path) -> None:
+    values = torch.tensor([[0.0, 1.5], [-2.0, 0.25]])
+    content = {"a.weight": values.to(torch.float8_e4m3fn), "b.weight": values.to_sparse(), "steps": torch.tensor(3)}
+    torch.save(content, tmp_path / "w.pt")
+    read = read_tensors(tmp_path / "w.pt")
+    assert all(torch.equal(read[key], values) for key in ("a.weight", "b.weight")) and read["steps"] == 3
+    save_file({"a.weight": values.to(torch.float8_e5m2)}, tmp_path / "w.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "w.safetensors")["a.weight"], values)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(2, 2, dtype=torch.int8), r"a\.weight holds int8, it is quantised"),
+        (torch.ones(2, 2, dtype=torch.bool), r"a\.weight holds bool"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), r"a\.weight holds qint8, it is quantised"),
+        (torch.empty(2, 2, device="meta"), r"a\.weight has a shape and no values"),
+        (torch.tensor([1.0, float("nan")]), r"a\.weight holds NaN"),
+        (torch.ones(1).expand(2**40), r"a\.weight would fill 4096 GiB"),
+        (torch.sparse_coo_tensor([[0], [0]], [1.0], (2**25, 2**20)), r"a\.weight would fill"),
+    ],
+    ids=lambda value: "" if isinstance(value, torch.Tensor) else value[:24],
+)
+def test_weights_that_no_network_computes_with_are_named(tmp_path: Path, tensor: torch.Tensor, message: str) -> None:
+    torch.save({"a.weight": tensor}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=message):
+        read_tensors(tmp_path / "w.pt")
+
+
+def test_a_message_passes_no_advice_to_load_unsafely_on() -> None:
+    advice = RuntimeError(
+        "Weights only load failed. Re-running `torch.load` with `weights_only` set to `False` ...\nbad"
+    )
+    assert first_line(advice) == "bad"
+    assert first_line(ValueError("set allow_pickle=True")) == "ValueError"

@@ -80,6 +80,63 @@ def test_the_folder_does_not_depend_on_how_a_number_was_typed(tmp_path: Path) ->
     )
 
 
+def test_texts_and_files_that_differ_never_share_a_folder(tmp_path: Path) -> None:
+    texts = ["a man/woman", "a boy/woman", "adancer", "a dancer", "a dancer ", "a,dancer", "a_dancer", "Caf\u00e9",
+             "Cafe\u0301", "x" * 300, "x" * 301, "踊" * 150, "踊" * 149 + "x", "💃", "🕺", ".", ".."]  # fmt: skip
+    folders = {text: folder(config(tmp_path, prompt=text), ["prompt=?"]) for text in texts}
+    assert len(set(folders.values())) == len(texts)
+    assert all(len(part.encode()) <= 255 for place in folders.values() for part in place.parts)
+    assert folders["a_dancer"].parent.name == "mannequin,prompt=a_dancer", "a plain text has no digits"
+    for name, content in {"v1/frame.json": "1", "v2/frame.json": "2", "v3/frame.json": "2"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    one, two, copy = (
+        folder(config(tmp_path, poses=str(tmp_path / place / "frame.json")), ["poses=?"])
+        for place in ("v1", "v2", "v3")
+    )
+    assert one != two == copy and one.parent.name.startswith("mannequin,poses=frame.json~")
+    (tmp_path / "v1" / "frame.json").write_text("3")  # moved in an editor and saved again
+    assert folder(config(tmp_path, poses=str(tmp_path / "v1" / "frame.json")), ["poses=?"]) != one
+
+
+def test_two_checkpoints_of_one_name_have_two_folders(tmp_path: Path) -> None:
+    places = [tmp_path / name / "method" for name in ("a", "b", "c")]
+    for place, content in zip(places, (b"1", b"2", b"2"), strict=True):
+        place.mkdir(parents=True)
+        (place / "adapter.safetensors").write_bytes(content)
+    a, b, c = (folder(config(tmp_path, checkpoint=str(place)), ["checkpoint=?"]) for place in places)
+    assert a != b == c
+    cell = folder(config(tmp_path, checkpoint=str(tmp_path / "a")), ["checkpoint=?"])
+    (tmp_path / "a" / "status.json").write_text("{}")
+    assert folder(config(tmp_path, checkpoint=str(tmp_path / "a")), ["checkpoint=?"]) == cell, "weights count alone"
+
+
+def test_the_folder_does_not_depend_on_the_order_of_overrides(tmp_path: Path) -> None:
+    values = config(tmp_path, optim={"lr": 0.1}, budget={"steps": 3})
+    words = ["optim.lr=0.1", "budget.steps=3", "optim.lr=0.2", "optim.lr=0.1"]
+    assert folder(values, words) == folder(values, words[:2]) == folder(values, words[1::-1])
+
+
+@pytest.mark.parametrize("study", ["../x", "a/../../x", "/tmp/x", "", None, "x" * 256])
+def test_a_study_is_a_name_inside_of_the_output(tmp_path: Path, study: str | None) -> None:
+    with pytest.raises(UserError, match="study="):
+        folder(config(tmp_path, study=study), [])
+
+
+def test_a_conflict_spells_out_no_coordinates(tmp_path: Path) -> None:
+    people = [[[[float(i), 1.0, 2.0] for i in range(17)]]]
+    first = cell(tmp_path, data={"test": {"people": people, "prompts": ["a"]}})
+    with first.working():
+        pass
+    moved = cell(tmp_path, data={"test": {"people": [[[[9.0, 9.0, 2.0]] * 17]], "prompts": ["b"]}})
+    with pytest.raises(CellConflict) as told:
+        moved.check()
+    assert len(str(told.value)) < 600 and "9.0" not in str(told.value)
+    assert "data.test.people: 1 entries (sha256" in str(told.value) and "data.test.prompts: ['a'] there" in str(
+        told.value
+    )
+
+
 def test_neutral_keys_are_not_identity(tmp_path: Path) -> None:
     here = identity(config(tmp_path))
     there = identity(

@@ -81,3 +81,96 @@ def test_text_to_pose_to_image(
     assert people.shape == (2, 1, 17, 3) and not np.array_equal(people[0], people[1])
     seen = people[people[..., 2] > 0][:, :2]
     assert (seen > 13).all() and (seen < 51).all(), "a square of half the canvas, around its middle"
+
+
+@pytest.fixture(scope="module")
+def start(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for sampling with a ControlNet as training starts it."""
+    target = tmp_path_factory.mktemp("start") / "method"
+    backbone = [word for word in world if word.startswith("backbone")]
+    assert main(["convert", "adapter=controlnet", *backbone, "source=null", f"target={target}"]) == 0
+    return [*world, "adapter=controlnet", f"checkpoint={target}", "sampler.steps=1"]
+
+
+def prompts_of(output: Path) -> dict[str, Path]:
+    """The only prompt of each cell below a folder -> the cell."""
+    files = list(output.rglob("status.json"))
+    return {read_json(file)["identity"]["data"]["test"]["prompts"][0]: file.parent for file in files}
+
+
+def test_prompts_are_sampled_as_they_are_typed_each_in_its_folder(start: list[str], tmp_path: Path) -> None:
+    texts = ["best quality, it's (me): ${x} [4k]", "2024", "a man/woman", "a boy/woman"]
+    words = ["sample", *start, f"paths.output={tmp_path / 'out'}", f"poses={pose_file(tmp_path)}"]
+    for text in texts:
+        assert main([*words, f"prompt={text}"]) == 0
+    cells = prompts_of(tmp_path / "out")
+    assert cells.keys() == set(texts)
+    assert (cells[texts[0]] / "samples" / "prompts.txt").read_text() == f"{texts[0]}\n"
+
+
+def test_a_pose_that_is_edited_is_another_result(start: list[str], tmp_path: Path) -> None:
+    file = pose_file(tmp_path)
+    words = ["sample", *start, f"paths.output={tmp_path / 'out'}", f"poses={file}", "prompt=a dancer"]
+    assert main(words) == 0
+    rows = json.loads(file.read_text())
+    rows[0]["keypoints"][0] += 5
+    file.write_text(json.dumps(rows))
+    assert main(words) == 0
+    cells = [read_json(status)["identity"]["data"]["test"] for status in (tmp_path / "out").rglob("status.json")]
+    first, second = (np.array(test["people"]) for test in cells)
+    assert abs(first - second).max() == pytest.approx(5)
+
+
+def test_poses_can_name_their_canvas(start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """OpenPose writes pixels and no canvas: here of a person on 128 x 192 pixels."""
+    dice = np.random.default_rng(1)
+    person = np.concatenate([dice.uniform(40, 120, (18, 2)), np.full((18, 1), 0.9)], 1)
+    file = tmp_path / "frame.json"
+    file.write_text(json.dumps({"people": [{"pose_keypoints_2d": person.flatten().tolist()}]}))
+    words = ["sample", *start, f"paths.output={tmp_path / 'out'}", f"poses={file}", "prompt=a dancer"]
+    assert main([*words, "canvas=[192,128]"]) == 0
+    people = read_json(*(tmp_path / "out").rglob("status.json"))["identity"]["data"]["test"]["people"]
+    assert (np.array(people)[..., :2] < 64).all() and np.array(people)[..., 0].max() > 50
+    for canvas in ("5", "[0,1]", "[a,b]", "[1,2,3]"):
+        assert main([*words, f"canvas={canvas}"]) == 1
+        assert "expected [height,width] in pixels, such as canvas=[768,512]" in capsys.readouterr().err
+    sized = {
+        "images": [{"id": 1, "height": 64, "width": 64}],
+        "annotations": json.loads(pose_file(tmp_path).read_text()),
+    }
+    file.write_text(json.dumps(sized))
+    assert main([*words, "canvas=[192,128]"]) == 1
+    assert "names its canvas, [64, 64] (height, width); leave canvas out" in capsys.readouterr().err
+
+
+def test_what_is_taken_and_what_is_cut_is_said_before_sampling(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", *start, f"paths.output={tmp_path / 'out'}", f"poses={pose_file(tmp_path)}", "images=2"]
+    assert main([*words, f"prompt={' '.join(f'word{i}' for i in range(150))}"]) == 0
+    told = capsys.readouterr().err
+    assert "controlnet with the weights of " in told and "; 2 images to make in " in told
+    assert told.count("tokens that the text tower reads") == 1 and "2 of 2 prompts are longer than the " in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["checkpoint=5"], "checkpoint=5: no such file or folder"),
+        (["checkpoint=/"], "/ is no method folder"),
+        (["checkpoint=[a,b]"], "is no method folder"),
+        (["prompt=true", "poses=[a,b]"], "no such file"),
+        (["prompt=a", "poses=5"], "5: no such file"),
+        (["prompt=[]"], "prompt is an empty list"),
+        (["prompt=a", "images=0"], "images=0: expected a whole number of at least 1"),
+        (["study=null"], "study=None: expected a name"),
+        (["study=../x"], "study=../x leads out of"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_value_of_another_kind_is_one_line(
+    start: list[str], words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", *start, *words]) == 1
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from posegen.data.on_disk.preparation_report import MOST_LISTED, SplitReport, re
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
-from posegen.runner.images import read_png
+from posegen.runner.images import read_png, write_png
 from posegen.train.loop import needs_of
 from posegen.train.tasks import AdapterTask
 from posegen.verbs.prepare import main as prepare
@@ -147,3 +148,20 @@ def test_the_poses_of_single_people_are_written_as_gunets_authors_store_them(tmp
     assert len(list((tmp_path / "vectors/joint_vectors").glob("*.npy"))) == 8  # four fifths
     with pytest.raises(UserError, match="data=mannequin has no single people to write; choose data=coco_single"):
         prepared(*world, "splits=[validation]", f"joint_vectors={tmp_path / 'other'}")
+
+
+def test_prompts_that_the_text_tower_cuts_are_counted_in_one_line(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    prompts = {f"{i}.png": " ".join(["word"] * (100 if i < 2 else 2)) for i in range(3)}
+    for name in prompts:
+        write_png(tmp_path / "mine" / name, np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "mine" / "prompts.json").write_text(json.dumps(prompts))
+    own = [word for word in world if not word.startswith(("data.", "paths."))]
+    data = ["data=folder", f"data.root={tmp_path / 'mine'}", "data.poses=null", "data.shares=[0.0,0.0,1.0]"]
+    places = [f"paths.cache={tmp_path / 'cache'}", f"paths.output={tmp_path / 'out'}", "data.size=64", "splits=[test]"]
+    report = (prepared(*own, *data, *places) / "report.md").read_text()
+    for text in (report, capsys.readouterr().out):
+        (line,) = [line for line in text.splitlines() if "tokens" in line]
+        assert "prompts: 2 of 3 prompts are longer than the " in line

@@ -262,6 +262,10 @@ class Backbone(nn.Module, ABC):
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """The encoded prompts, one row each."""
 
+    def cut_note(self, prompts: Sequence[str]) -> str:
+        """A sentence on the prompts that are longer than `encode_text` reads; empty where all are read whole."""
+        return ""
+
     @abstractmethod
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Samples to scaled latents: images ``[B, 3, H, W]`` in [-1, 1], or poses ``[B, 17, 3]``.

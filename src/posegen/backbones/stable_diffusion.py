@@ -15,12 +15,14 @@ from torch.utils.hooks import RemovableHandle
 from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import PassRecords, additions
+from posegen.backbones.loading import diffusers_folder as layout
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
 from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
+from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
 from posegen.backbones.process import noise_process
-from posegen.backbones.text import Text
+from posegen.backbones.text import Text, cut_note
 from posegen.io.weights import WeightsError
 
 HUB = "hub:"
@@ -195,6 +197,9 @@ class StableDiffusion(Backbone):
         place = {prompt: i for i, prompt in enumerate(unique)}
         return Text(states[[place[prompt] for prompt in prompts]])
 
+    def cut_note(self, prompts: Sequence[str]) -> str:
+        return cut_note(self.tokenizer, self.max_length, prompts)
+
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         config = self.autoencoder.config
         code = self.autoencoder.encode(images, return_dict=False)[0]
@@ -234,6 +239,15 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def text_reader(path: str | Path) -> tuple[Any, int]:
+    """The tokenizer at `resolve`'s ``path`` and the number of tokens that the text tower reads, without the weights."""
+    place = resolve(path)
+    if place.is_file():
+        return clip_tokenizer(), CONTEXT
+    tokenizer, config = layout.read_tokenizer(place / "tokenizer"), layout.read_config(place / "text_encoder")
+    return tokenizer, min(tokenizer.model_max_length, config.get("max_position_embeddings", CONTEXT))
 
 
 def resolve(path: str | Path | None) -> Path:

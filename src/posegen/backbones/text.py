@@ -62,3 +62,19 @@ class Text:
                 raise ValueError(f"{mixed}; encode all with one backbone")
             combined.append(None if parts[0] is None else combine(*parts))
         return Text(*combined)  # type: ignore[arg-type]
+
+
+def cut_note(tokenizer: Any, limit: int, prompts: Sequence[str]) -> str:
+    """A sentence on the prompts that have more than the ``limit`` tokens that a text tower reads; empty without any."""
+    unique = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.encode()) + 2 > limit]  # a token has a byte
+    lengths = tokenizer(unique, truncation=False, verbose=False).input_ids if unique else []
+    cut = {prompt: ids[limit - 1 : -1] for prompt, ids in zip(unique, lengths, strict=True) if len(ids) > limit}
+    if not cut:
+        return ""
+    prompt, unread = next(iter(cut.items()))
+    count, end = sum(each in cut for each in prompts), tokenizer.decode(unread).strip()
+    many = f"{count} of {len(prompts)} prompts are" if len(prompts) > 1 else "the prompt is"
+    shown = f"{end[:80]!r}..." if len(end) > 80 else repr(end)
+    first = f" of {prompt[:30]!r}..." if len(cut) > 1 else ""
+    read = f"longer than the {limit} tokens that the text tower reads, with its two marks"
+    return f"{many} {read}; the last {len(unread)} tokens{first} are cut: {shown}"

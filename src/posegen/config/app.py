@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,7 @@ from posegen.config.compose import HYDRA_VERSION, compose, composed
 from posegen.config.overrides import forced, hydra_message, readable
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.sweep import Axis, axes, combinations, representatives
+from posegen.config.typed_text import exists, hydra_text, is_text, quoted, resolve_config
 from posegen.config.verb_files import Verb, positional
 from posegen.errors import UserError
 
@@ -76,8 +78,8 @@ class Command:
         paths = [word for word in found if word.startswith("hydra.searchpath=")]
         folder = flags.get("--config-dir")
         search = [*([folder] if folder else []), *groups.search_entries(paths)]
-        keys = hydra_words(verb, [word for word in found if word not in paths])
-        return cls(verb, tuple(keys), tuple(map(groups.searchable, search)), flags, tuple(words))
+        command = cls(verb, (), tuple(map(groups.searchable, search)), flags, tuple(words))
+        return replace(command, keys=tuple(command.hydra_words([word for word in found if word not in paths])))
 
     @property
     def main(self) -> Path:  # the folder of the primary configuration
@@ -97,6 +99,30 @@ class Command:
         return compose(
             *self.asking([axis.words[0] for axis in axes({}, self.keys, self.known) if len(axis.words) == 1])
         )
+
+    def hydra_words(self, words: Sequence[str]) -> Iterator[str]:
+        """Overrides as Hydra reads them: text is quoted, and a verb's words without a key become one list."""
+        key = positional(self.verb)
+        names = [word for word in words if key and ("=" not in word or exists(word))]
+
+        def sweeps() -> bool:  # another word may make it a sweep, as experiment=tune does
+            if "--multirun" in self.flags:
+                return True
+            others = [word for word in words if word not in names and not is_text(word.partition("=")[0])]
+            with suppress(*COMPOSING):
+                return replace(self, keys=tuple(hydra_text(word, lambda: True) for word in others)).axes() is not None
+            return False
+
+        for word in words:
+            if word in names:
+                continue
+            name, _, value = word.partition("=")
+            if key and "," in value and value[0] not in "[{'\"" and not is_text(name) and not exists(value):
+                yield f"{name}=[{value}]"
+            else:
+                yield hydra_text(word, sweeps)
+        if names:
+            yield f"{key}=[{','.join(map(quoted, names))}]"
 
     def axes(self) -> list[Axis] | None:
         """The keys and groups that the command sweeps over; None where it runs one cell."""
@@ -164,26 +190,6 @@ class Command:
         return template.safe_substitute(APP_CONFIG_GROUPS=groups.group_lines(shown), CONFIG=OmegaConf.to_yaml(cfg))
 
 
-def hydra_words(verb: str, words: Sequence[str]) -> Iterator[str]:
-    """Overrides as Hydra reads them: paths are quoted, and where a verb has positional words they become one list."""
-    key = positional(verb)
-    names = [word for word in words if key and ("=" not in word or Path(word).exists())]
-    for word in words:
-        name, _, value = word.partition("=")
-        if word in names:
-            continue
-        if set(value) & set("=,") and Path(value).exists():  # a cell's folder, say
-            yield f"{name}={quoted(value)}"
-        else:
-            yield f"{name}=[{value}]" if key and "," in value and value[0] not in "[{'\"" else word
-    if names:
-        yield f"{key}=[{','.join(map(quoted, names))}]"
-
-
-def quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 class Job:
     """What Hydra calls for a cell: checks the configuration, then gives it to the verb.
 
@@ -213,7 +219,7 @@ class Job:
 def checked(cfg: DictConfig) -> DictConfig:
     """The current cell's configuration with every ``${...}`` replaced; a `UserError` lists all that is wrong."""
     require_valid(cfg)
-    OmegaConf.resolve(cfg)
+    resolve_config(cfg)
     return cfg
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from posegen.config.typed_text import ELSEWHERE, is_place, is_sentence
 from posegen.errors import UserError
-from posegen.io.hashes import value_hash
+from posegen.io.hashes import outline_hash, text_hash, value_hash
 
 #: Last parts of keys that change no result (where things lie, who computes, how it is shown), or do so through others
 #: (``budget.train_images`` through ``data.train.count``).
@@ -28,18 +31,37 @@ UNNAMED = frozenset({
     "headline", "reproduction", "validation", "dashboard",
 })  # fmt: skip
 
-LONGEST = 150  # characters of a folder's name; file systems allow 255 bytes
+LONGEST = 150  # bytes of a folder's name; file systems allow 255
+PLAIN = re.compile(r"[\w.+@:%()\[\]{}'-]*")  # a value that a folder's name shows as it is
 
 
 def cell_folder(_root_: DictConfig) -> str:
-    """``${cell_folder:}``: the folder of a cell; it names the overrides that change results."""
+    """``${cell_folder:}``: the folder of a cell; it names the overrides that change results.
+
+    Texts and files stand there with some digits of the hash of their content, so that different ones never share a
+    folder.
+    """
+    study = study_folder(_root_)
     parts = [override.lstrip("+~").partition("=") for override in HydraConfig.get().overrides.task]
-    given = [(key.split("@")[0], text) for key, _, text in parts]  # ``adapter@package`` counts as ``adapter``
-    named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given if is_named(key, text))
+    given = {key.split("@")[0]: text for key, _, text in parts}  # ``adapter@package`` counts as ``adapter``
+    named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given.items() if is_named(key, text))
     name = ",".join([str(_root_.dataset), *named]).replace("/", "-").replace(" ", "")
-    if len(name) > LONGEST:
-        name = f"{name[:120]}~{value_hash(named, 8)}"
-    return str(Path(_root_.paths.output) / _root_.study / str(_root_.method) / name / f"seed{_root_.seed}")
+    if len(encoded := os.fsencode(name)) > LONGEST:
+        name = f"{encoded[:120].decode(errors='ignore')}~{value_hash(named, 8)}"
+    return str(Path(_root_.paths.output) / study / str(_root_.method) / name / f"seed{_root_.seed}")
+
+
+def study_folder(config: DictConfig) -> Path:
+    """The study as a relative path; a `UserError` refuses one outside of the output folder, or none."""
+    text = str(config.study or "")
+    study = Path(text)
+    if study.is_absolute() or ".." in study.parts:
+        raise UserError(f"study={text} leads out of {config.paths.output}; give a name, and the place as paths.output=")
+    if not text.strip() or "\0" in text:
+        raise UserError(f"study={config.study}: expected a name for the folder of the results, such as study=first_try")
+    if long := next((part for part in study.parts if len(os.fsencode(part)) > 255), None):
+        raise UserError(f"study={long[:40]}...: {len(os.fsencode(long))} bytes; a folder's name has at most 255")
+    return study
 
 
 def is_inside(folder: Path, place: Path) -> bool:
@@ -66,7 +88,28 @@ def is_named(key: str, text: str) -> bool:
 def short_value(config: DictConfig, key: str, text: str) -> str:
     """The value in the configuration, since Hydra rewrites what was typed (1e-3 to 0.001); of a path its name."""
     value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
-    if isinstance(value, ListConfig) and any(os.sep in str(each) for each in value):
-        return "+".join(Path(str(each)).name for each in value)
-    text = text if value is None or isinstance(value, DictConfig) else str(value)
-    return Path(text).name if os.sep in text else text
+    if value is None or isinstance(value, DictConfig):
+        value = text
+    if is_sentence(key) and not isinstance(value, ListConfig):
+        return with_digits(str(value), re.sub(r"[^\w.+-]+", "_", unicodedata.normalize("NFC", str(value)))[:40])
+    values = [str(each) for each in value] if isinstance(value, ListConfig) else [str(value)]
+    if is_place(key) or any(os.sep in each for each in values):
+        return "+".join(Path(each).name + place_digits(key, Path(each)) for each in values)
+    shown = str(value)
+    return shown if all(map(PLAIN.fullmatch, values)) else with_digits(shown, shown)
+
+
+def with_digits(text: str, shown: str) -> str:
+    """A text as it is shown in a name; where that is not all of it, with digits of its hash."""
+    return text if text == shown and PLAIN.fullmatch(text) else f"{shown.strip('_')}~{text_hash(text, 6)}"
+
+
+def place_digits(key: str, place: Path) -> str:
+    """Digits of what is at a path; none where nothing is. Data sets count by their content, but not in the name."""
+    if ELSEWHERE.match(str(place)):
+        return f"~{text_hash(str(place), 6)}"
+    place = place.expanduser()
+    inner = place / "method"  # of a cell
+    if not place.exists() or (key.startswith("data.") and place.is_dir()):
+        return ""
+    return f"~{outline_hash(inner if inner.is_dir() else place, 6)}"

@@ -11,6 +11,9 @@ from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueE
 from posegen.config.problems import NO_VALUE, Problem, as_typed, misspelt
 from posegen.errors import UserError
 
+#: How OmegaConf begins the `UserError` of a resolver.
+RESOLVER_ERROR = "UserError raised while resolving interpolation: "
+
 
 def children(node: Any) -> Iterator[tuple[str, Any]]:
     """(name, child node) of a container, the child as it stands there, unresolved."""
@@ -92,8 +95,11 @@ def unresolved(cfg: DictConfig, consequences: bool = True) -> list[Problem]:
             except InterpolationToMissingValueError:
                 continue  # the missing value is one problem and no more
             except (OmegaConfBaseException, UserError) as error:
-                if consequences or isinstance(error, InterpolationKeyError):
-                    problems.append(Problem(key, str(error).splitlines()[0], leaf._value()))
+                line = str(error).splitlines()[0]
+                if line.startswith(RESOLVER_ERROR):  # of ours: it names the key that is wrong
+                    problems.append(Problem("", line[len(RESOLVER_ERROR) :]))
+                elif consequences or isinstance(error, InterpolationKeyError):
+                    problems.append(Problem(key, line, leaf._value()))
     return problems
 
 

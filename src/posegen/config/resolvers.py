@@ -11,6 +11,7 @@ Registered on import, so every process that composes or runs a configuration imp
 | ``${within:FOLDER,NAME}`` | the path of NAME in FOLDER, null where there is none |
 | ``${row:OPTION,PATH}`` | the name of a cell's method |
 | ``${cell_folder:}`` | the folder of a cell |
+| ``${cache_folder:}`` | the folder of caches |
 | ``${auto_precision:ACCELERATOR}`` | bf16-mixed where the hardware computes in it, else 32-true |
 | ``${processes:DEVICES,NODES}`` | the number of processes that train a cell together |
 | ``${run_id:FOLDER,SEED}`` | the id of a cell's run on W&B |
@@ -25,6 +26,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from posegen.config.cell_folder import cell_folder
+from posegen.io.cache_folder import cache_folder
 from posegen.io.hashes import value_hash
 
 
@@ -87,3 +89,4 @@ def run_id(folder: str, seed: int) -> str:  # the same whenever the cell is resu
 for resolver in (asset, gpus, at_once, gpu, within, auto_precision, processes, run_id, cell_folder):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("row", method_row, replace=True)
+OmegaConf.register_new_resolver("cache_folder", lambda: str(cache_folder()), replace=True)

@@ -93,7 +93,7 @@ class LoadedMethods:
     def _cells(self, output: Path) -> list[tuple[str, Path]]:
         """(label, method folder) of the finished cells below a folder that can draw; notes why others cannot."""
         found: list[tuple[str, Path]] = []
-        for status in sorted(output.glob("**/status.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        for status in sorted(output.glob("**/status.json"), key=written, reverse=True):
             folder = status.parent / "method"
             try:
                 if not (folder / "posegen.json").is_file() or read_status(status.parent)["state"] != "finished":
@@ -107,6 +107,11 @@ class LoadedMethods:
             elif reason != GENERATES_POSES:
                 self.left_out.append(f"{label} {reason}")
         return found
+
+
+def written(file: Path) -> float:
+    """When a file was changed; 0 for a link to nothing."""
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def why_not(folder: Path) -> str:

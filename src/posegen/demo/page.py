@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 except ImportError:  # an extra; the verb says how to install it
     gr = None  # type: ignore[assignment]
 
@@ -37,12 +41,20 @@ TICK = 0.1  # seconds between looks at what is going on
 def serve(
     session: DemoSession, port: int | None, open_browser: bool = False, block: bool = True
 ) -> tuple[gr.Blocks, str]:
-    """Serves the page to this machine; returns the application and its address. A taken port is a `UserError`."""
+    """Serves the page to this machine; returns the application and its address. A taken port is a `UserError`.
+
+    It answers under its address, as localhost and under the names in ``cfg.hosts``.
+    """
+    os.environ.setdefault("GRADIO_TEMP_DIR", private_folder().name)
     page = build(session)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks its own server whether it is there
     os.environ["GRADIO_NUM_PORTS"] = "100"  # that are tried, from gradio's first, 7860
     try:
-        place = {"server_name": HOST, "server_port": port, "inbrowser": open_browser}
+        # Other sites can give this address a name of theirs, and then read the page.
+        names = [session.cfg.hosts] if isinstance(session.cfg.hosts, str) else session.cfg.hosts
+        only = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost", *map(str, names)])
+        place: dict[str, Any] = {"server_name": HOST, "server_port": port, "inbrowser": open_browser}
+        place |= {"app_kwargs": {"middleware": [only]}}
         off = ("share", "ssr_mode", "mcp_server", "pwa", "enable_monitoring", "run_history")
         how = {**dict.fromkeys(off, False), "quiet": True, "prevent_thread_lock": True, "footer_links": []}
         font, mono = ["ui-sans-serif", "system-ui", "sans-serif"], ["ui-monospace", "Consolas", "monospace"]
@@ -55,6 +67,12 @@ def serve(
     if block:
         page.block_thread()
     return page, url
+
+
+@cache
+def private_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for uploads that no other user can read, until the process ends."""
+    return tempfile.TemporaryDirectory(prefix="posegen-demo-")
 
 
 def build(session: DemoSession) -> gr.Blocks:

@@ -80,6 +80,8 @@ class Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         if module in ("torch", "torch.storage", "torch.cuda") and name.endswith("Storage") and name.isidentifier():
             return getattr(torch.storage if module == "torch.storage" else torch, name)
+        if module == "torch._utils":
+            raise UnpicklingError(f"it holds tensors of another kind ({name}) beside other objects; save them dense")
         last = name.rpartition(".")[2]
         if module.partition(".")[0] in SUSPECT or not last.lstrip("_")[:1].isupper():
             raise UnpicklingError(f"it asks to run {module}.{name}, which no weights need")

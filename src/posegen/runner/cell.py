@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS, require_inside
+from posegen.config.typed_text import as_literal
 from posegen.errors import CellConflict, UserError
 from posegen.io.atomic import write_json, write_text
 from posegen.io.hashes import content_hash, value_hash
@@ -45,7 +46,7 @@ class Cell:
 
     Attributes:
         identity: everything its results depend on, as plain values.
-        config: the full resolved configuration, for the record.
+        config: the full resolved configuration, for the record; texts with ``${`` as OmegaConf keeps them.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class Cell:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         on_disk = {"content": dict(content)} if content and any(content.values()) else {}
         folder = require_inside(Path(config["paths"]["cell"]), Path(config["paths"]["output"]))
-        return cls(folder, {**identity(config), **on_disk}, config)
+        return cls(folder, {**identity(config), **on_disk}, as_literal(config))
 
     @property
     def hash(self) -> str:
@@ -81,7 +82,7 @@ class Cell:
         if status.get("hash") == value_hash(here):
             return
         rows = differences(status.get("identity") or {}, here)
-        listed = "\n".join(f"  {key}: {there!r} there, {here!r} now" for key, there, here in rows)
+        listed = "\n".join(f"  {key}: {briefly(there)} there, {briefly(here)} now" for key, there, here in rows)
         listed = listed or "  (files at the same paths have other content)"
         fix = "Keep both with another study=NAME, or delete that folder to replace it."
         raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\n{fix}")
@@ -166,6 +167,14 @@ def differences(there: Any, here: Any, key: str = "") -> list[tuple[str, Any, An
         inner = (differences(there.get(n), here.get(n), f"{key}.{n}" if key else str(n)) for n in names)
         return [row for rows in inner for row in rows]
     return [] if there == here else [(key, there, here)]
+
+
+def briefly(value: Any) -> str:
+    """A value of an identity in a message; coordinates and other long lists are not spelled out."""
+    text = repr(value)
+    if len(text) <= 100:
+        return text
+    return f"{text[:60]}..." if isinstance(value, str) else f"{len(value)} entries (sha256 {value_hash(value, 8)})"
 
 
 def provenance() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
+from posegen.config.typed_text import as_literal
 from posegen.data.base import PoseData, Sample
 from posegen.errors import UserError
 from posegen.metrics.base import Estimator
@@ -25,6 +26,12 @@ from posegen.runner.stage import Shard
 def reference_split(cfg: DictConfig) -> str:
     """The split whose real images distances between sets compare with."""
     return cfg.data.get("reference", "validation")
+
+
+def build_node(node: Any, **arguments: Any) -> Any:
+    """The object that a node describes; texts with ``${`` keep it."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return instantiate(as_literal(as_literal(plain)), **arguments, _convert_="all")  # Hydra resolves twice
 
 
 class Components:
@@ -68,7 +75,7 @@ class Components:
         if split not in self._data:
             if split not in self.cfg.data:
                 raise UserError(f"data has no split {split!r}; it has {sorted(map(str, self.cfg.data))}")
-            self._data[split] = instantiate(self.cfg.data[split], _convert_="all")
+            self._data[split] = build_node(self.cfg.data[split])
         return self._data[split]
 
     def content(self, *splits: str) -> dict[str, str | None]:
@@ -88,7 +95,7 @@ class Components:
 
     @cached_property
     def sampler(self) -> Sampler:
-        return instantiate(self.cfg.sampler, precision=self.cfg.trainer.precision, _convert_="all")
+        return build_node(self.cfg.sampler, precision=self.cfg.trainer.precision)
 
     @cached_property
     def estimator(self) -> Estimator:

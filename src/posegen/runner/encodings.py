@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -110,6 +111,12 @@ def cached_latents(
 
     folder = cache / "latents" / f"{data.name}-{data.split}-{key}"
     return Encoded(folder, len(data)).fill(encode, f"{of} of {data.split}", mode)
+
+
+def tell_cut_prompts(backbone: Backbone, prompts: Sequence[str]) -> None:
+    """Prints one line where prompts are longer than the text tower reads."""
+    if note := backbone.cut_note(prompts):
+        print(f"posegen: {note}", file=sys.stderr, flush=True)
 
 
 def cached_text(

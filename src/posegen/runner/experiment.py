@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from posegen.adapters.base import Adapter
 from posegen.config.cell_folder import cell_folder
 from posegen.config.problems import as_typed
+from posegen.config.typed_text import as_literal
+from posegen.errors import UserError
+from posegen.runner.cell import Cell
 from posegen.runner.components import reference_split
 from posegen.runner.method_folder import find_checkpoint, method_folder, plain_arguments, read_about
+from posegen.runner.received.state_files import read_cell_config
+from posegen.runner.stage import Stage
 
 
 def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
     """A copy of a configuration with other values under top-level keys."""
     copy = cfg.copy()
     with open_dict(copy):
-        copy.update(values)
+        copy.update(as_literal(values))
         if "dataset" in values:
             copy.paths.cell = cell_folder(copy)
     return copy
@@ -78,3 +85,19 @@ def splits_of(cfg: DictConfig, judged: bool = True) -> list[str]:
     """The splits that the results of a cell depend on."""
     trained = method_class(cfg).trainable and cfg.checkpoint is None
     return ["test", *([reference_split(cfg)] if judged else []), *(["train"] if trained else [])]
+
+
+def announce(cfg: DictConfig, stage: Stage, cell: Cell) -> None:
+    """Says, before anything is computed, whose weights are taken and how much is left to do for a cell."""
+    cell.check()
+    left, weights = sum(map(len, stage.todo())), f"{cfg.method}, which trains nothing"
+    if cfg.checkpoint is not None:
+        place, trained = Path(cfg.checkpoint), {}
+        if place.name == "method":  # of a cell
+            with suppress(UserError):  # only for this line
+                trained = read_cell_config(place.parent)
+        steps = trained.get("budget", {}).get("steps")
+        known = {"steps": steps, "seed": trained.get("seed"), "data": trained.get("dataset")}
+        settings = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        weights = f"{cfg.method} with the weights of {place}{f' ({settings})' if settings else ''}"
+    print(f"posegen: {weights}; {left or 'no'} images to make in {cell.folder}", file=sys.stderr, flush=True)

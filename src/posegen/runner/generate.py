@@ -16,6 +16,7 @@ from posegen.io.atomic import flush, write_json, write_text
 from posegen.metrics.records import has_records
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Components
+from posegen.runner.encodings import tell_cut_prompts
 from posegen.runner.images import absent, absent_pictures, keep_sources, picture, pictured
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
@@ -61,10 +62,13 @@ class Generation(Stage):
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
+        tell_cut_prompts(components.backbone, [sampler.negative_prompt])
+        prompts: list[str] = []
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         with self.progress("sample", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows)
+                prompts += batch.prompts
                 start = time.perf_counter()
                 draws = [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(count)]
                 spent += time.perf_counter() - start
@@ -74,6 +78,7 @@ class Generation(Stage):
                     components.kind.write(self.samples, i, drawn, batch.size)
                 keep_sources(self.folder, self.data, self.sourced.intersection(rows))
                 progress.update(len(rows))
+        tell_cut_prompts(components.backbone, prompts)  # now: a data set may have to read its pictures for them
         note_row(adapter, self.folder)
         if adapter.ranked:  # a reference row only reads its pictures
             note_costs(self.folder, sample_images_per_s=round(left * count / spent, 3))

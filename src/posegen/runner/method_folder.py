@@ -203,7 +203,9 @@ def adapter_class(name: str, folder: Path) -> type[Adapter]:
 def find_checkpoint(cfg: DictConfig) -> Path:
     """The method folder that ``checkpoint`` names, else that of the newest finished cell of adapter and backbone."""
     if cfg.checkpoint is not None:
-        return method_folder(Path(cfg.checkpoint))
+        folder = method_folder(Path(str(cfg.checkpoint)).expanduser())
+        read_about(folder)  # before its files are hashed: it may be any folder, or a disk
+        return folder
     wanted = {key: value for key, value in identity(cfg).items() if key in ("adapter", "backbone", "task")}
 
     def usable(status: Path) -> bool:

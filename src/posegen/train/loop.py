@@ -24,7 +24,7 @@ from posegen.errors import UserError
 from posegen.io.locks import locked
 from posegen.runner.batches import Needs
 from posegen.runner.components import Components
-from posegen.runner.encodings import cached_latents, cached_text
+from posegen.runner.encodings import cached_latents, cached_text, tell_cut_prompts
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
 from posegen.runner.progress import note_costs
@@ -169,6 +169,7 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
     loader = training_loader(data, needs_of(task, components), batches, cfg.compute.workers)
     if share.rank == 0:
         keep_curves(folder)
+        tell_cut_prompts(components.backbone, data.prompts)
     with quiet():
         trainer = build_trainer(cfg, folder, share.count)
         for logger in trainer.loggers:

@@ -9,7 +9,7 @@ from posegen.report.rows import row_of
 from posegen.report.wandb import ResultsOnDashboard
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
-from posegen.runner.experiment import splits_of, weights_of, with_checkpoint
+from posegen.runner.experiment import announce, splits_of, weights_of, with_checkpoint
 from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
 from posegen.runner.stage import UNFINISHED, complete
@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     generation = Generation(components, cell.folder, weights_of(cfg, cell.folder))
     stages = [generation, Judging(components, cell.folder), ResultsOnDashboard(components, cell.folder)]
+    announce(cfg, generation, cell)
     if not complete(cell, stages, components.shard):
         print(f"{cell.folder}{UNFINISHED}")
         return

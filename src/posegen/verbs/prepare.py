@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from posegen.backbones.stable_diffusion import text_reader
+from posegen.backbones.text import cut_note
 from posegen.config import nodes
 from posegen.data.on_disk.preparation_report import SplitReport, contact_sheet, defect_table, report_page
 from posegen.errors import UserError
 from posegen.io.atomic import write_text
+from posegen.io.weights import WeightsError
 from posegen.runner.components import Components
 from posegen.runner.images import write_png
 from posegen.runner.precision import device_of
@@ -20,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     """Prepares the configured splits, prints a summary and writes a report; skips what is prepared and unchanged."""
     components = Components(cfg)
     splits = list(cfg.splits or (name for name, node in nodes.children(cfg.data) if nodes.has_target(node)))
-    reports = [SplitReport.of(split, components.data(split)) for split in splits]
+    reports = [with_cut_prompts(SplitReport.of(split, components.data(split)), components) for split in splits]
     report = _write_report(components, reports)
     for each in reports:
         print(f"{each.split}: {each.summary}", *each.warnings, sep="\n  ")
@@ -44,6 +49,17 @@ def main(cfg: DictConfig) -> None:
             text = f"joint_vectors={cfg.joint_vectors}: data={cfg.dataset} has no single people to write"
             raise UserError(f"{text}; choose data=coco_single")
         print(f"{Path(cfg.joint_vectors)}: {export(Path(cfg.joint_vectors)):,} people")
+
+
+def with_cut_prompts(report: SplitReport, components: Components) -> SplitReport:
+    """The report with a line on the prompts that are longer than the backbone's text tower reads."""
+    path = components.cfg.backbone.get("path")
+    if not report.usable or path is None or not Path(path).expanduser().exists():
+        return report
+    with suppress(WeightsError):  # no backbone of text, or a damaged one, which is not asked for here
+        if note := cut_note(*text_reader(path), components.data(report.split).prompts):
+            return replace(report, warnings=[*report.warnings, f"prompts: {note}"])
+    return report
 
 
 def _write_report(components: Components, reports: list[SplitReport]) -> Path:

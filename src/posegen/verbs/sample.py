@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
-from posegen.runner.experiment import weights_of, with_checkpoint
+from posegen.runner.experiment import announce, weights_of, with_checkpoint
 from posegen.runner.generate import Generation
 from posegen.runner.stage import UNFINISHED, Stage, complete
 from posegen.runner.user_requests.prompts import Illustration, with_prompts
@@ -22,5 +22,6 @@ def main(cfg: DictConfig) -> None:
     stages: list[Stage] = [Generation(components, cell.folder, weights_of(cfg, cell.folder))]
     if cfg.prompt is not None:
         stages.append(Illustration(components, cell.folder))
+    announce(cfg, stages[0], cell)
     finished = complete(cell, stages, components.shard)
     print(f"{cell.folder / 'samples'}{'' if finished else UNFINISHED}")

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
-from posegen.runner.experiment import weights_of, with_checkpoint
+from posegen.runner.experiment import announce, weights_of, with_checkpoint
 from posegen.runner.stage import UNFINISHED, complete
 from posegen.runner.user_requests.transfer import Transfer, with_picture
 from posegen.train.loop import set_threads
@@ -19,6 +19,7 @@ def main(cfg: DictConfig) -> None:
     components = Components(cfg)
     cell = Cell.of(cfg, components.content("test"))
     stage = Transfer(components, cell.folder, weights_of(cfg, cell.folder))
+    announce(cfg, stage, cell)
     if not complete(cell, [stage], components.shard):
         print(f"{cell.folder}{UNFINISHED}")
         return

@@ -217,3 +217,33 @@ def test_a_port_that_is_taken_is_told(studio: DemoSession) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"127.0.0.1:{port} is taken; choose another"):
             serve(studio, port, block=False)
+
+
+def test_the_page_answers_to_its_names_alone_and_keeps_uploads_private(
+    world: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another site can give this machine's address a name of its own, and then read what the page shows."""
+    pytest.importorskip("gradio", reason="gradio is missing: pip install 'posegen[demo]'")
+    import httpx
+
+    from posegen.demo.page import serve
+
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    with configured("demo", *world, f"paths.output={outputs}", "hosts=[tunnel.example]") as cfg:
+        app, url = serve(DemoSession(cfg), None, block=False)
+    try:
+        port = urlsplit(url).port
+        codes = {}
+        for host in ("127.0.0.1", "localhost", "tunnel.example", "evil.example", "127.0.0.1.evil.example", ""):
+            codes[host] = httpx.get(url, headers={"host": f"{host}:{port}"}).status_code
+        assert codes == {
+            **dict.fromkeys(("127.0.0.1", "localhost", "tunnel.example"), 200),
+            **dict.fromkeys(("evil.example", "127.0.0.1.evil.example", ""), 400),
+        }
+        files = {"files": ("me.png", b"private", "image/png")}
+        (kept,) = httpx.post(f"{url}gradio_api/upload", files=files).json()
+        assert Path(kept).read_bytes() == b"private"
+        folder = Path(kept).parents[1]
+        assert folder.stat().st_mode & 0o077 == 0, f"others can read {folder}"
+    finally:
+        app.close(verbose=False)

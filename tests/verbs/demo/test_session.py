@@ -233,3 +233,26 @@ def test_a_benchmark_trains_what_can_be_chosen(world: list[str], tmp_path: Path)
             "controlnet",
             "none",
         ]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("status.json", b"[]"),
+        ("status.json", b"{"),
+        ("config.yaml", b"a: [\n\t"),
+        ("config.yaml", b"x: 1"),
+        ("method/posegen.json", b"[]"),
+    ],
+)
+def test_a_damaged_cell_is_named_and_the_others_can_draw(
+    world: list[str], outputs: Path, tmp_path: Path, file: str, content: bytes
+) -> None:
+    (cell,) = (outputs / "train" / "controlnet").glob("*/seed0")
+    for name in ("good", "bad"):
+        shutil.copytree(cell, tmp_path / name / "seed0")
+    (tmp_path / "bad" / "seed0" / file).write_bytes(content)
+    with configured("demo", *world, f"paths.output={tmp_path}") as cfg:
+        loaded = DemoSession(cfg).loaded
+        assert len(loaded.methods()) == 2
+    assert len(loaded.left_out) == 1 and str(tmp_path / "bad") in loaded.left_out[0]

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTraine
 from posegen.errors import UserError
 from posegen.io.atomic import read_json
 from posegen.io.hashes import sha256_of
-from posegen.io.weights import WeightsError, first_line, weight_files
+from posegen.io.weights import WeightsError, first_line, not_finite, weight_files, weights_format
 
 Model = TypeVar("Model", ModelMixin, PreTrainedModel)
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
@@ -139,6 +139,10 @@ def read_model(cls: type[Model], folder: Path) -> Model:
     settings: dict[str, Any] = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32}
     settings["variant"] = "fp16" if all(".fp16." in file.name for file in files) else None
     settings["use_safetensors"] = files[0].suffix == ".safetensors"
+    for file in files:  # both libraries go by the suffix
+        if (content := weights_format(file)) != ("safetensors" if settings["use_safetensors"] else "torch"):
+            right = file.with_suffix(".safetensors" if content == "safetensors" else ".bin").name
+            raise WeightsError(f"{file}: it is in {content}'s format; rename it to {right}")
     try:
         with no_progress_bar():
             model, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
@@ -154,6 +158,9 @@ def read_model(cls: type[Model], folder: Path) -> Model:
     if problems:
         misfit = f"the weights do not fit config.json of this {cls.__name__}"
         raise WeightsError(f"{folder}: {misfit}: {'; '.join(problems)}")
+    if bad := not_finite(model.state_dict()):
+        fix = "Its training diverged, or it overflowed in half precision; take another file"
+        raise WeightsError(f"{folder}: {len(bad)} tensors hold NaN or infinity, for instance {bad[0]}. {fix}")
     if issubclass(cls, ModelMixin):
         model.register_to_config(_name_or_path="")  # or every copy that is saved would name the folder on this machine
     return model

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from posegen.config.typed_text import as_literal
 from posegen.data.user_images import user_pictures
 from posegen.errors import UserError
 from posegen.metrics.base import Judged
 from posegen.poses.pose_square import from_square
-from posegen.poses.reading import checked_people, read_poses
+from posegen.poses.reading import PoseInput, checked_people, read_poses
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced, with_trained_arguments
@@ -39,7 +41,11 @@ def with_prompts(cfg: DictConfig) -> DictConfig:
             raise UserError(f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; {fix}")
         return cfg
     files = source_files(cfg)
-    texts = [prompt] if isinstance(prompt, str) else [str(text) for text in prompt]
+    texts = [str(text) for text in prompt] if isinstance(prompt, ListConfig) else [str(prompt)]
+    if not texts:
+        raise UserError("prompt is an empty list; give at least one text, or leave it out for the test data")
+    if not isinstance(cfg.images, int) or cfg.images < 1:
+        raise UserError(f"images={cfg.images}: expected a whole number of at least 1, the images per prompt")
     prompts = [text for text in texts for _ in range(int(cfg.images))]
     size = list(Components(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
     node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size}
@@ -56,7 +62,7 @@ def people_of_prompts(cfg: DictConfig, node: dict[str, Any]) -> list[Any] | None
     if prior is not None:
         return sampled_poses(cfg, node)
     if poses is not None:
-        return people_from_file(Path(poses).expanduser(), len(node["prompts"]), node["size"])
+        return people_from_file(Path(str(poses)).expanduser(), len(node["prompts"]), node["size"], cfg.get("canvas"))
     if "hint" in method_class(cfg).needs:
         fix = "set poses=FILE (COCO or OpenPose json), or prior=gunet"
         raise UserError(f"adapter={cfg.method} draws a pose and the prompt brings none; {fix}")
@@ -66,6 +72,7 @@ def people_of_prompts(cfg: DictConfig, node: dict[str, Any]) -> list[Any] | None
 def source_files(cfg: DictConfig) -> list[str]:
     """The files in ``source``, absolute, if the method takes a person from pictures; none otherwise."""
     source = cfg.get("source")
+    source = source if source is None or isinstance(source, ListConfig) else str(source)
     if "source" not in method_class(cfg).needs:
         if source is not None:
             fix = "leave it out, or choose adapter=dnaf"
@@ -86,7 +93,7 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     """One person per prompt from the pose prior, placed on the canvas: nested lists ``[N, 1, 17, 3]``."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     parts = {key: plain["prior"][key] for key in ("adapter", "backbone", "sampler", "checkpoint", "method")}
-    prior = OmegaConf.create({**plain, **parts, "data": {"test": node}})
+    prior = OmegaConf.create(as_literal({**plain, **parts, "data": {"test": node}}))
     torch.set_num_threads(cfg.budget.threads)
     prior = with_trained_arguments(prior, "prior.adapter")
     components = Components(prior)
@@ -102,11 +109,15 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     return [[[[round(float(v), 3) for v in joint] for joint in person]] for person in placed]
 
 
-def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
-    """The people of each prompt from a file: one image's for all of them, or as many images as prompts."""
+def people_from_file(file: Path, count: int, size: Sequence[int], drawn_on: Any = None) -> list[Any]:
+    """The people of each prompt from a file: one image's for all of them, or as many images as prompts.
+
+    ``size`` is (height, width) of the images, and ``drawn_on`` of the canvas, where the file does not say it.
+    """
     canvas = (size[0], size[1])
     try:
-        found = [entry.on(canvas) for entry in read_poses(str(file), "poses")]
+        given = named_canvas(read_poses(str(file), "poses"), drawn_on)
+        found = [entry.on(canvas) for entry in given]
         if any(entry.keypoints is None for entry in found):
             fix = "this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
             raise UserError(f"poses={file} is a picture; {fix}")
@@ -118,6 +129,22 @@ def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
         asked = f"there are {count} prompts (prompt times images)"
         raise UserError(f"poses={file} holds {len(people)} images and {asked}; give one, or as many")
     return [entry.tolist() for entry in people * (count // len(people))]
+
+
+def named_canvas(entries: Sequence[PoseInput], canvas: Any) -> list[PoseInput]:
+    """The poses with the canvas (height, width) that the user names, which a file must not contradict."""
+    if canvas is None:
+        return list(entries)
+    sides = list(canvas) if isinstance(canvas, list | tuple | ListConfig) else []
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"canvas={canvas}: expected [height,width] in pixels, such as canvas=[768,512]")
+    size = (int(sides[0]), int(sides[1]))
+    for entry in entries:
+        if entry.size not in (None, size):
+            raise ValueError(
+                f"{entry.name} names its canvas, {list(entry.size or ())} (height, width); leave canvas out"
+            )
+    return [replace(entry, size=size) for entry in entries]
 
 
 class Illustration(Stage):

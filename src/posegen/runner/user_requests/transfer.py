@@ -25,6 +25,7 @@ from posegen.metrics.garments import summarised, transferred
 from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
+from posegen.runner.encodings import tell_cut_prompts
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import Generation, batch_of, ready
 from posegen.runner.images import SHOWN, absent, absent_pictures, enlarged, picture, read_png, under, visible, write_png
@@ -43,6 +44,8 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     for name in ("dilate", "soft"):
         if not isinstance(cfg[name], int) or cfg[name] < 0:
             raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")
+    if not isinstance(cfg.images, int) or cfg.images < 1:
+        raise UserError(f"images={cfg.images}: expected a whole number of at least 1, the results for a picture")
     files = {name: cfg[name] for name in FILES}
     if all(value is None for value in files.values()):
         if cfg.poses is not None or cfg.prompt is not None:
@@ -60,7 +63,10 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     worn, components = source_files(cfg), Components(cfg)
     size = components.backbone.usual_size
     if cfg.size is not None:
-        size = (int(cfg.size), int(cfg.size)) if isinstance(cfg.size, int) else (int(cfg.size[0]), int(cfg.size[1]))
+        sides: Any = [cfg.size] * 2 if isinstance(cfg.size, int) else list(cfg.size)
+        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+            raise UserError(f"size={cfg.size}: expected [height,width] in pixels, or the side of a square")
+        size = (int(sides[0]), int(sides[1]))
         components.backbone.latent_shape(size)  # refuses sides that it cannot make
     node = {
         "_target_": "posegen.data.user_samples.UserTransfer",
@@ -77,7 +83,7 @@ def with_picture(cfg: DictConfig) -> DictConfig:
 def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The people ``[P, 17, 3]`` of a picture, on the canvas: ``cfg.poses``, on the picture's pixels, or estimated."""
     if cfg.poses is not None:
-        [people] = people_from_file(Path(cfg.poses).expanduser(), 1, image.shape[:2])
+        [people] = people_from_file(Path(str(cfg.poses)).expanduser(), 1, image.shape[:2], cfg.canvas)
         keypoints = np.asarray(people, np.float32)
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * np.divide(size[::-1], image.shape[1::-1]) - 0.5
         return np.where(keypoints[..., 2:] > 0, keypoints, 0)
@@ -111,9 +117,11 @@ class Transfer(Generation):
         """Writes the results to ``folder/samples``."""
         components, people, todo = self.components, self.people, self.todo()
         adapter = ready(components, self.weights)
+        prompts: list[str] = []
         with self.progress("transfer", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows, data=people, fields=frozenset({"images"}))
+                prompts += batch.prompts
                 masks = [people.mask_of(i) for i in rows]
                 # A pixel of a small mask counts all that it covers.
                 reduced = [stretch_to(mask.astype(np.uint8) * 255, batch.size) > 0 for mask in masks]
@@ -123,6 +131,7 @@ class Transfer(Generation):
                 for i, mask, image in zip(rows, masks, images, strict=True):
                     write_png(picture(self.samples, i), pasted(people.picture_of(i), mask, image, components.cfg.soft))
                 progress.update(len(rows))
+        tell_cut_prompts(components.backbone, prompts)
 
     def finish(self) -> None:
         """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures on disk."""
