@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty, replacing
 
 
@@ -71,6 +72,6 @@ def sha256_of(files: Iterable[Path]) -> str:
         found[key] = known.get(key) or file_hash(file)
         total.update(bytes.fromhex(found[key]))
     if not found.keys() <= known.keys():
-        with suppress(OSError), replacing(cache) as temporary:  # a machine where it cannot be kept hashes again
+        with suppress(OSError, UserError), replacing(cache) as temporary:  # where it cannot be kept, it is hashed again
             temporary.write_text(json.dumps(known | found))
     return total.hexdigest()

@@ -11,7 +11,7 @@ import torch
 
 from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch, PoseData
-from posegen.io.atomic import write_json, write_text
+from posegen.io.atomic import flush, write_json, write_text
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.images import keep_sources, pictured
@@ -70,6 +70,7 @@ class Generation(Stage):
             note_row(self.components.adapter, self.folder)
         lines = (f"{' '.join(prompt.split())}\n" for prompt in self.data.prompts)
         write_text(self.samples / "prompts.txt", "".join(lines))
+        flush(*self.samples.iterdir())
 
 
 def ready(components: Components, weights: Path | None) -> Adapter:

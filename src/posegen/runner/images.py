@@ -85,7 +85,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """``[H, W, 3] uint8`` RGB to a png file."""
     ok, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert ok
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         temporary.write_bytes(data.tobytes())
 
 

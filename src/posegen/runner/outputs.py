@@ -92,7 +92,7 @@ class SinglePoses(Kind):
         content = io.BytesIO()
         np.save(content, draws.float().cpu().numpy(), allow_pickle=False)
         write_png(picture(folder, index), self.pictures(draws[:1], size)[0])
-        with replacing(numbers(folder, index)) as temporary:
+        with replacing(numbers(folder, index), durable=False) as temporary:
             temporary.write_bytes(content.getvalue())
 
     def kept(self, folder: Path, index: int) -> bool:

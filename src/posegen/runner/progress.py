@@ -44,7 +44,7 @@ class Progress:
         if self.mode != "none" and (now - self.written > 1.0 or self.done >= self.total):
             self.written = now
             report = {name: getattr(self, name) for name in ("stage", "done", "total", "unit", "rate")}
-            write_json(self.folder / "progress.json", {**report, **facts})
+            write_json(self.folder / "progress.json", {**report, **facts}, durable=False)
 
     @property
     def rate(self) -> float:
