@@ -316,11 +316,6 @@ def test_without_poses_nobody_is_drawn(pipe: PoseGuidedPipeline) -> None:
         (person() * np.nan, {}, r"poses: person 0, joint 0 \(nose\) is not finite"),
         (np.stack([person()] * 11), {}, r"11 people; the methods know up to 10"),
         (
-            np.zeros((32, 32, 3), np.uint8),
-            {"height": 64, "width": 64},
-            r"a drawn skeleton of 32 x 32 pixels .* for an image of 64 x 64",
-        ),
-        (
             [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)],
             {},
             r"canvases of different sizes .*set height and width",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -171,6 +172,7 @@ class PoseGuidedPipeline:
         """
         steps = self.sampler.steps if num_inference_steps is None else num_inference_steps
         check_numbers(steps, num_images_per_prompt, output_type, control_scale)
+        steps = int(steps)
         prompts, guides = prompts_with_poses(prompt, poses)
         negative = self.sampler.negative_prompt if negative_prompt is None else negative_prompt
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
@@ -210,7 +212,9 @@ class PoseGuidedPipeline:
             raise UserError(f"the poses live on canvases of {sizes}; set height and width")
         geometry = self.backbone.geometry
         asked = zip((height, width), next(iter(canvases), self.backbone.usual_size), strict=True)
-        size = tuple(usual if side is None else side for side, usual in asked)
+        size = tuple(
+            usual if side is None else int(side) if isinstance(side, Integral) else side for side, usual in asked
+        )
         step = geometry.latent_factor * 2 ** (geometry.levels - 1)
         if any(not isinstance(side, int) or side < step or side % step for side in size):
             around = ({max(step, s // step * step), -(-s // step) * step or step} for s in map(round, size))
@@ -291,9 +295,9 @@ class PoseGuidedPipeline:
 
 def check_numbers(steps: int, images: int, output: str, control_scale: float) -> None:
     for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", images)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
-    if not isinstance(control_scale, int | float) or not 0 <= control_scale < float("inf"):
+    if not isinstance(control_scale, Real) or not 0 <= control_scale < float("inf"):
         expected = "a number of at least 0, 1 for the strength that the method was trained with"
         raise UserError(f"control_scale is {control_scale!r}; expected {expected}")
     if output not in (kinds := ("pil", "np", "pt", "latent")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import numpy as np
 from posegen.io.atomic import replacing
 
 #: Errors of ``numpy.load`` where an npz file is missing or damaged.
-NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+NPZ_ERRORS = (
+    OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, RuntimeError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def write_arrays(path: Path, compressed: bool = True, **arrays: Any) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +16,7 @@ from posegen.data.user_images import user_pictures
 from posegen.errors import UserError
 from posegen.metrics.base import Judged
 from posegen.poses.pose_square import from_square
-from posegen.poses.reading import checked_people, read_poses
+from posegen.poses.reading import PoseInput, checked_people, read_poses
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.experiment import method_class, replaced
@@ -106,17 +109,28 @@ def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
     canvas = (size[0], size[1])
     try:
         found = [entry.on(canvas) for entry in read_poses(str(file), "poses")]
-        if any(entry.keypoints is None for entry in found):
+        if any(entry.picture is not None for entry in found):
             fix = "this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
             raise UserError(f"poses={file} is a picture; {fix}")
-        entries = [(entry.keypoints, entry.name) for entry in found]
-        people = [checked_people(keypoints, canvas, name) for keypoints, name in entries if keypoints is not None]
+        people = [people_on(entry, canvas) for entry in found]
     except ValueError as error:
         raise UserError(str(error)) from error
     if len(people) not in (1, count):
         asked = f"there are {count} prompts (prompt times images)"
         raise UserError(f"poses={file} holds {len(people)} images and {asked}; give one, or as many")
     return [entry.tolist() for entry in people * (count // len(people))]
+
+
+def people_on(entry: PoseInput, canvas: tuple[int, int]) -> np.ndarray:
+    """The people of one image; prints a line where they may lie on another canvas."""
+    if entry.keypoints is None:
+        return np.zeros((0, 17, 3))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        people = checked_people(entry.keypoints, canvas, entry.name)
+    for warning in found:
+        print(warning.message, file=sys.stderr)
+    return people
 
 
 class Illustration(Stage):
