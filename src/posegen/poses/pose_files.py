@@ -208,6 +208,7 @@ def _coco_images(content: Mapping[str, Any], names: Sequence[str] | None = None)
         raise ValueError(f"it is not in COCO's format: {faults[0]}")
     find, orders = _finder(keys, images), _joint_orders(content.get("categories"))
     people: list[list[tuple[np.ndarray, float]]] = [[] for _ in images]
+    taken: Sequence[str] | None = None  # names of the joints of the last person
     problems = [""] * len(images)
     for i, row in enumerate(rows):
         about = f"annotation {row['id']}" if isinstance(row, Mapping) and row.get("id") is not None else f"entry {i}"
@@ -219,12 +220,14 @@ def _coco_images(content: Mapping[str, Any], names: Sequence[str] | None = None)
             if not places:
                 strays.append(str(row["image_id"]))
                 continue
-            person = _joints_of_row(row, names or orders(row.get("category_id")))
+            named = names or orders(row.get("category_id"))
+            person = _joints_of_row(row, named)
             if person is None:
                 passed += not row.get("iscrowd")
             elif len(places) > 1:
                 raise ValueError(f"the id {row['image_id']} is used by {len(places)} images, so whose it is is unknown")
             elif (person[:, 2] > 0).any():
+                taken = named
                 area = _number(row.get("area"))
                 people[places[0]].append((person, area if math.isfinite(area) and area else math.nan))
         except DAMAGED as error:
@@ -237,6 +240,9 @@ def _coco_images(content: Mapping[str, Any], names: Sequence[str] | None = None)
         label = image.label if len(images) > 1 else ""
         images[i] = replace(image, label=label, people=joints.reshape(-1, 17, 3), areas=areas, problem=problem)
     remarks = [f"{passed} annotations without joints of a person are passed over"] if passed else []
+    lacking = [name for name in COCO_NAMES if name not in map(joint_name, taken or COCO_NAMES)]
+    if lacking:
+        remarks.append(f"its skeleton lacks {', '.join(lacking)}")
     if strays:
         remarks.append(f"{len(strays)} annotations belong to images that are not listed, such as {strays[0][:80]}")
     return PoseFile(images, faults, remarks)
@@ -268,8 +274,8 @@ def _images_of_ids(rows: Sequence[Any]) -> tuple[list[str], list[PosedImage]]:
     for row in rows:
         with suppress(*DAMAGED):
             keys[id_text(row["image_id"])] = None
-    named = [PosedImage(f"image {key}", key) for key in keys]
-    return list(keys), named or [PosedImage()] * bool(rows)
+    named = list(keys) or [""] * bool(rows)  # without ids all are of one image
+    return named, [PosedImage(f"image {key}", key) for key in named]
 
 
 def _finder(keys: Sequence[str], images: Sequence[PosedImage]) -> Callable[[str], Sequence[int]]:

@@ -5,6 +5,7 @@ Everything becomes COCO-17 keypoints on a canvas, or a picture. What cannot be u
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,12 +123,14 @@ def _picture_input(picture: np.ndarray, name: str) -> PoseInput:
 
 def read_pose_file(file: Path) -> list[PoseInput]:
     """The poses of a json file, or a picture; raises ValueError where it cannot be read or its format is unknown."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # which knows no errors, of names that are too long for instance
         raise ValueError(f"{file}: no such file; expected a json file of keypoints or a picture")
-    if file.suffix.lower() in POSE_SUFFIXES:
-        return read_pose_json(file)
+    return read_pose_json(file) if file.suffix.lower() in POSE_SUFFIXES else [_read_picture(file)]
+
+
+def _read_picture(file: Path) -> PoseInput:
     try:
-        return [_picture_input(open_picture(file), str(file))]
+        return _picture_input(open_picture(file), str(file))
     except ValueError as error:
         expected = "expected a json file of keypoints, or a picture such as png or jpg"
         raise ValueError(f"{file}: not a readable picture: it {error}; {expected}") from error
@@ -140,12 +143,14 @@ def read_pose_json(file: Path) -> list[PoseInput]:
     found, poses = read_posed_images(file), []
     for fault in found.faults:
         raise ValueError(f"{file}: {fault}; {POSE_FORMATS}")
+    for remark in found.remarks:
+        warnings.warn(f"{file}: {remark}", stacklevel=2)
     for image in found.images:
         name = f"{file} ({image.label})" if image.label else str(file)
         if image.problem:
             raise ValueError(f"{name}: {image.problem}; {POSE_FORMATS}")
         if image.drawing:
-            poses += read_pose_file(file.parent / image.drawing)
+            poses.append(_read_picture(file.parent / image.drawing))
         else:
             poses.append(PoseInput(name, image.people if len(image.people) else None, size=image.size))
     if all(pose.keypoints is None and pose.picture is None for pose in poses):
@@ -190,7 +195,7 @@ def checked_people(
         raise ValueError(f"{name}: all joints are outside the canvas of {canvas}: {place}; {fix}")
     if inside.sum() < LEAST_INSIDE * shown.sum():
         share = f"only {inside.sum()} of {shown.sum()} joints lie on the canvas of {canvas}"
-        warnings.warn(f"{name}: {share}: {place}; if that is not meant, {fix}", stacklevel=2)
+        warnings.warn(f"{name}: {share}: {place}", stacklevel=2)
     return people.astype(np.float32)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     return [[[[round(float(v), 3) for v in joint] for joint in person]] for person in placed]
 
 
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Prints each warning as a line of its own, without the place in the program."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in found:
+        print(warning.message, file=sys.stderr)
+
+
+@printed_warnings()
 def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
     """The people of each prompt from a file: one image's for all of them, or as many images as prompts."""
     canvas = (size[0], size[1])
@@ -122,15 +134,9 @@ def people_from_file(file: Path, count: int, size: Sequence[int]) -> list[Any]:
 
 
 def people_on(entry: PoseInput, canvas: tuple[int, int]) -> np.ndarray:
-    """The people of one image; prints a line where they may lie on another canvas."""
-    if entry.keypoints is None:
-        return np.zeros((0, 17, 3))
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        people = checked_people(entry.keypoints, canvas, entry.name)
-    for warning in found:
-        print(warning.message, file=sys.stderr)
-    return people
+    """The people of one image, which may have none."""
+    nobody = np.zeros((0, 17, 3))
+    return nobody if entry.keypoints is None else checked_people(entry.keypoints, canvas, entry.name)
 
 
 class Illustration(Stage):
