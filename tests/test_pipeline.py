@@ -271,6 +271,23 @@ def test_drawings_files_and_keypoints_are_the_same_pose(pipe: PoseGuidedPipeline
     assert images(pipe, "photo", tmp_path / "pose.json").shape == (1, 128, 128, 3), "or gives the image its size"
 
 
+def test_a_drawing_of_another_size_is_resized(pipe: PoseGuidedPipeline) -> None:
+    drawn = DRAWING_STYLES["openpose"](person()[None], (64, 64))
+    large = drawn.repeat(3, 0).repeat(3, 1)
+    expected = images(pipe, "photo", drawn)
+    assert np.allclose(images(pipe, "photo", Image.fromarray(large), height=64, width=64), expected, atol=1e-4)
+    hint = torch.from_numpy(large).permute(2, 0, 1) / 255
+    assert np.allclose(images(pipe, "photo", hint, height=64, width=64), expected, atol=1e-4)
+    with pytest.warns(UserWarning, match="a drawn skeleton of 192 x 96 pixels is stretched to 64 x 64, which changes"):
+        images(pipe, "photo", large[:96], height=np.int64(64), width=np.int32(64))
+
+
+def test_numbers_of_numpy_are_numbers(pipe: PoseGuidedPipeline) -> None:
+    settings = {"height": np.int64(64), "width": np.uint16(64), "num_inference_steps": np.int32(2)}
+    given = images(pipe, "photo", person(), control_scale=np.float32(1), num_images_per_prompt=np.int8(1), **settings)
+    assert np.array_equal(given, images(pipe, "photo", person(), height=64, width=64, num_inference_steps=2))
+
+
 def test_a_drawing_takes_the_range_that_the_method_reads(methods: dict[str, Path], base: dict[str, str]) -> None:
     pipe = loaded(methods["humansd"], base)
     drawn = DRAWING_STYLES["humansd"](person()[None], (64, 64))

@@ -39,7 +39,7 @@ from posegen.runner.progress import Mode, Progress
 
 PARTS_FORMAT, PART_FILES = 1, "*.part.json"  # of the kept parts
 DECIMALS = 3  # of pixels and scores
-MOST_SEEN = 2_000_000  # pixels that the estimator sees at a time, since networks need kilobytes for each
+MOST_SEEN = 1_100_000  # pixels that the estimator sees at a time (1024 x 1024 fit); a network needs 300 bytes for each
 SKELETON = {"keypoints": COCO_NAMES, "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS]}
 PERSON_CATEGORY = {"id": 1, "name": "person", "supercategory": "person", **SKELETON}
 #: A kept picture: file, width, height and people (annotations without ids), or file and why it is unreadable.
