@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from posegen.data.formats.folder import SPLITS, Folder
 from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.picture_names import NamedPictures
+from tests.poses.test_pose_files import known_values
 
 SIZE = (128, 96)  # height, width
 
@@ -189,3 +192,27 @@ def test_files_beside_pictures_of_two_folders(tmp_path: Path) -> None:
     (tmp_path / "texts" / "a" / "1.txt").write_text("one")
     entries, problems = read(tmp_path, None, "texts")
     assert entries["a/1.jpg"].prompt == "one" and set(problems) == {"b/1.jpg"}
+
+
+entries = st.fixed_dictionaries(
+    {"image_id": st.sampled_from([1, "1", "a.jpg", None, [], 2.0, True])},
+    optional=dict.fromkeys(("keypoints", "id", "area", "category_id", "iscrowd"), known_values),
+)
+images = st.fixed_dictionaries(
+    {"id": st.sampled_from([1, "1", "2", None])},
+    optional={"file_name": st.sampled_from(["a.jpg", 5, "\0"]) | known_values, "height": known_values},
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(entries, max_size=4) | known_values, st.lists(images, max_size=4) | known_values, known_values)
+def test_any_json_gives_pictures_or_one_error(tmp_path: Path, rows: Any, listing: Any, prompts: Any) -> None:
+    paint(tmp_path, "a.jpg", "1.jpg")
+    (tmp_path / "poses.json").write_text(json.dumps({"annotations": rows, "images": listing}))
+    (tmp_path / "prompts.json").write_text(json.dumps({"a.jpg": "a", "1": prompts}))
+    try:
+        found, _ = read(tmp_path, prompts="prompts.json")
+    except ValueError as error:
+        assert "poses.json" in str(error)
+        return
+    assert all(np.isfinite(entry.keypoints).all() for entry in found.values())

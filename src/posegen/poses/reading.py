@@ -143,8 +143,6 @@ def read_pose_json(file: Path) -> list[PoseInput]:
     found, poses = read_posed_images(file), []
     for fault in found.faults:
         raise ValueError(f"{file}: {fault}; {POSE_FORMATS}")
-    for remark in found.remarks:
-        warnings.warn(f"{file}: {remark}", stacklevel=2)
     for image in found.images:
         name = f"{file} ({image.label})" if image.label else str(file)
         if image.problem:
@@ -155,6 +153,8 @@ def read_pose_json(file: Path) -> list[PoseInput]:
             poses.append(PoseInput(name, image.people if len(image.people) else None, size=image.size))
     if all(pose.keypoints is None and pose.picture is None for pose in poses):
         raise ValueError(f"{file}: nobody is in it{''.join(f'; {text}' for text in found.remarks)}; {POSE_FORMATS}")
+    for remark in found.remarks:
+        warnings.warn(f"{file}: {remark}", stacklevel=2)
     return poses
 
 
