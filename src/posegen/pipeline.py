@@ -36,7 +36,6 @@ from posegen.runner.sampler import Sampler
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
 SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
-STRETCH = 0.02  # change of a drawing's proportions that is told
 Output = Literal["pil", "np", "pt", "latent"]
 
 
@@ -244,9 +243,7 @@ class PoseGuidedPipeline:
         if guide.picture is not None and guide.is_drawing:
             hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
         if hint is not None:
-            return nobody, torch.from_numpy(
-                checked_hint(of_size(hint, size, guide.name), size, (low, high), guide.name)
-            )
+            return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
         people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
         threshold = drawing.threshold if drawing is not None else 0.0
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
@@ -319,21 +316,6 @@ def finite_number(name: str, value: Any, expected: str = "a finite number") -> f
     if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
         raise UserError(f"{name} is {value!r}; expected {expected}")
     return float(value)
-
-
-def of_size(hint: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """A drawn skeleton ``[3, H, W]`` brought to an image of a ``size`` (height, width); warns where it is stretched."""
-    high, wide = hint.shape[1:]
-    if (high, wide) == size or len(hint) != 3:
-        return hint
-    if abs(high * size[1] / (wide * size[0]) - 1) > STRETCH:
-        warnings.warn(
-            f"{name}: a drawing of {wide} x {high} pixels is stretched to {size[1]} x {size[0]}", stacklevel=4
-        )
-    shrinks = high * wide > size[0] * size[1]
-    drawn = np.ascontiguousarray(hint.transpose(1, 2, 0))
-    drawn = cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return drawn.transpose(2, 0, 1)
 
 
 def texts_of(name: str, given: Any) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from posegen.poses.drawing import overlay
-from posegen.poses.reading import coco_joints
+from posegen.poses.pose_files import coco_joints
 from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES
 from tests.data.trees import FIGURE
 
@@ -43,9 +43,7 @@ class Person:
         rows = np.where(
             seen[:, None], np.concatenate([(self.points + 0.5) * scale - 0.5, np.full((18, 1), 2.0)], 1), 0.0
         )
-        return overlay(
-            np.broadcast_to(self.colour, (*size, 3)).astype(np.uint8).copy(), coco_joints(rows.reshape(-1), "")[None]
-        )
+        return overlay(np.broadcast_to(self.colour, (*size, 3)).astype(np.uint8).copy(), coco_joints(rows)[None])
 
 
 def person(path: str, key: int, frame: tuple[int, int] = FRAME, missing: Sequence[str] = ("left_ear",)) -> Person:

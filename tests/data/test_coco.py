@@ -244,5 +244,5 @@ def test_bad_input_is_named(root: Path, tmp_path: Path) -> None:
         CocoSingle(root).export(tmp_path)
     write_pair(tmp_path, [person(1)], [])
     (tmp_path / "captions_train2014.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"captions_train2014\.json cannot be read .*expected COCO's annotations"):
+    with pytest.raises(ValueError, match=r"captions_train2014\.json holds no list of annotations .*expected COCO's"):
         CocoSingle(tmp_path).prepare()

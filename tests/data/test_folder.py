@@ -176,7 +176,7 @@ def test_it_is_read_as_any_other_data(root: Path, tmp_path: Path) -> None:
             r"data\.shares=\[0\.5, 0\.2, 0\.2\]: expected the shares of train, validation, test, which add up to 1",
         ),
         ({"poses": "broken.json"}, r"broken\.json is not a readable json file"),
-        ({"poses": "strange.json"}, r"strange\.json is not in COCO's format"),
+        ({"poses": "strange.json"}, r"strange\.json: it is not in COCO's format: image 0 of the list: .*'id'"),
         ({"prompts": "strange.json"}, r"strange\.json: expected \{picture: prompt\}"),
         ({"prompts": "three.csv"}, r"three\.csv: a line has 3 values .*; expected file,prompt"),
     ],

@@ -14,10 +14,11 @@ from PIL import Image
 from posegen.data.formats.human_art import HumanArt
 from posegen.data.formats.single_person import SinglePerson
 from posegen.data.on_disk import image_scan
-from posegen.data.on_disk.images import decode_image, read_image
+from posegen.data.on_disk.images import read_image
 from posegen.data.on_disk.indexed import RealData
 from posegen.data.on_disk.source import FileSpan
 from posegen.data.on_disk.transforms import Corrected
+from posegen.io.pictures import decode_image
 from posegen.runner.batches import Needs
 from posegen.train.training_batches import EpochBatches, training_loader
 from tests.data.trees import Planted, human_art

@@ -402,8 +402,10 @@ def test_text_files_of_joints_that_are_wrong_are_reported(tmp_path: Path) -> Non
             "no pair of .* can be used; the list has 0",
         ),
         (
-            lambda root: (root / "fashion_data/fasion-resize-pairs-train.csv").write_bytes(b"\xff\xfe\x00\x01"),
-            "is no text file",
+            lambda root: (root / "fashion_data/fasion-resize-pairs-train.csv").write_bytes(
+                b"from,to\n\xe9.jpg,b.jpg\n"
+            ),
+            r"pairs-train\.csv: it is no text in UTF-8: byte 8 is 0xe9",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from posegen.cli import main
 from posegen.io.atomic import read_json
+from posegen.runner.user_requests.prompts import people_from_file
 from tests.tiny import making
 
 PROMPT = "prompt=a photo of a person dancing"
@@ -66,6 +67,26 @@ def test_a_file_for_another_number_of_prompts_is_refused(
     file.write_text(json.dumps([one, {**one, "image_id": 2}]))
     assert main(["sample", *trained, PROMPT, f"poses={file}", "images=3"]) != 0
     assert "holds 2 images and there are 3 prompts" in capsys.readouterr().err
+
+
+def test_images_and_prompts_are_paired_in_the_order_of_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = pose_file(tmp_path)
+    [row] = json.loads(file.read_text())
+    low = np.reshape(row["keypoints"], (17, 3))
+    high = low + np.array([3, 0, 0])
+    rows = [{"image_id": i, "keypoints": points.ravel().tolist()} for i, points in (("3", high), (1, low))]
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64} for i in (1, 2, 3)]
+    file.write_text(json.dumps({"images": images, "annotations": [*rows, {"image_id": 2, "bbox": [1, 2, 3, 4]}]}))
+    first, nobody, last = people_from_file(file, 3, (64, 64))
+    assert np.allclose(first, [low]) and nobody == [] and np.allclose(last, [high], atol=1e-4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"{file}: 1 annotations without joints of a person are passed over"
+    far = low * [1, 9, 1]
+    file.write_text(json.dumps([{"keypoints": far.ravel().tolist()}]))
+    people_from_file(file, 1, (64, 64))
+    assert "joints lie on the canvas of 64 x 64 pixels: x is" in capsys.readouterr().err
 
 
 def test_text_to_pose_to_image(

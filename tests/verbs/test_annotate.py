@@ -17,11 +17,13 @@ from PIL import Image
 
 from posegen.cli import main
 from posegen.data.base import Sample
+from posegen.data.formats.folder import Folder
 from posegen.data.mannequin.dataset import MannequinData
 from posegen.errors import UserError
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.math.oks import oks
 from posegen.poses.reading import read_pose_file
+from posegen.runner.user_requests import annotation
 from posegen.runner.user_requests.annotation import annotate, annotations_of
 
 
@@ -42,6 +44,15 @@ class Brightness(Estimator):
             joints[..., :2] = float(image.mean())
             found.append(Poses(joints, np.full(n, 0.9, np.float32)))
         return found
+
+
+class Centre(Estimator):
+    """Finds one person in the middle of each picture."""
+
+    def estimate(self, images: torch.Tensor) -> list[Poses]:
+        joints = np.full((1, 17, 3), 0.9, np.float32)
+        joints[..., :2] = (images.shape[3] - 1) / 2, (images.shape[2] - 1) / 2
+        return [Poses(joints.copy(), np.ones(1, np.float32)) for _ in images]
 
 
 class Teacher(Estimator):
@@ -201,6 +212,52 @@ def test_overlays_can_come_later() -> None:
 def test_a_single_picture() -> None:
     annotate(estimator(), str(paint("a.png")), "one.json", progress="none")
     assert [image["file_name"] for image in json.loads(Path("one.json").read_text())["images"]] == ["a.png"]
+
+
+def test_the_same_pictures_as_the_data_set(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jpg", "b.bmp", "c.tif", "d.gif", ".cache/e.png", "__MACOSX/f.jpg"):
+        paint(name)
+    Path("pictures/broken.jpg").symlink_to("nothing.jpg")
+    os.rename(paint("g.png"), b"pictures/caf\xe9.png")
+    content = run()
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "b.bmp", "c.tif", "d.gif"]
+    printed = capfd.readouterr()
+    assert "caf\\xe9.png: its name is no text in UTF-8" in printed.err and "broken.jpg is missing" in printed.err
+    used = [image.place.file for image in Folder("pictures", None, None, {"test": "."}).entries("test", print)]
+    assert used == ["a.jpg", "b.bmp", "broken.jpg", "c.tif", "d.gif"], "a broken link is named when it is opened"
+
+
+def test_large_pictures_are_shrunk_for_the_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotation, "MOST_SEEN", 48 * 64)
+    for i in range(5):
+        paint(f"{i}.png", (24, 32))
+    paint("large.png", (96, 128))
+    run(batch=8)
+    assert Brightness.looks == [(4, 3, 24, 32), (1, 3, 48, 64), (1, 3, 24, 32)]
+    annotate(estimator("Centre"), "pictures", "centres.json", progress="none")
+    found = json.loads(Path("centres.json").read_text())
+    middles = {tuple(person["keypoints"][:2]) for person in found["annotations"]}
+    assert middles == {(15.5, 11.5), (63.5, 47.5)} and found["images"][5]["width"] == 128
+
+
+def test_where_nothing_can_be_read(tmp_path: Path) -> None:
+    Path("pictures").mkdir()
+    Path("pictures/a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pictures: none of 1 pictures can be read, so poses\.json is not written"):
+        run()
+    assert not Path("poses.json").exists()
+    Path("pictures/a.jpg").unlink()
+    paint("a.jpg")
+    assert len(run()["images"]) == 1
+
+
+def test_damaged_parts_are_found_again() -> None:
+    paint("a.png"), paint("b.png")
+    before = run()
+    [part] = Path("poses.json.parts").glob("*.part.json")
+    for content in ("", "{}", "[1, 2]", '[{"file": "a.png"}]'):
+        part.write_text(content)
+        assert run() == before
 
 
 def test_what_cannot_be_done_is_said() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from posegen.adapters.base import Adapter
 from posegen.adapters.reference import Reference
 from posegen.data.base import PoseBatch, Sample, to_tensor
+from posegen.io.foreign_files import csv_rows
+from posegen.io.pictures import pictures_below
 from posegen.ranges import AtLeastZero, Width
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -80,7 +82,8 @@ class Folder(Reference):
         root = Path(self.path or "")
         if not self.path or not root.is_dir():
             raise ValueError(f"adapter.path is {self.path!r}; expected a folder of generated pictures")
-        files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+        pictures = [file for file in pictures_below(root) if file.suffix.lower() in SUFFIXES]
+        files = sorted(file.relative_to(root).as_posix() for file in pictures)
         if self.names is not None:
             found = by_list(Path(self.names), files)
         else:
@@ -136,8 +139,8 @@ Claims = Mapping[str, list[str]]
 
 def by_list(table: Path, files: Sequence[str]) -> Claims:
     """Sample id -> files, as a csv file says."""
-    with table.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
+    lines = [line for _, line in csv_rows(table)]
+    rows = [dict(zip_longest(lines[0], line[: len(lines[0])], fillvalue="")) for line in lines[1:]]
     if not rows or not {"file", "id"} <= rows[0].keys():
         there = ", ".join(rows[0]) if rows else "no row"
         raise ValueError(f"adapter.names={table} needs the columns file,id and a row per picture; it has {there}")

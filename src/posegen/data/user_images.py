@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from posegen.data.on_disk.images import decode_image
+from posegen.io.pictures import decode_image, open_picture
+
+ARRAY_FORMS = "a file, a PIL image, or an array [H, W, 3] uint8"
 
 
 def user_picture(value: Any, name: str) -> np.ndarray:
-    """``[H, W, 3] uint8`` RGB of a path, PIL image, or array or tensor of that form. Raises ValueError: of none."""
-    if isinstance(value, str | Path):
+    """``[H, W, 3] uint8`` RGB of a path, the bytes of a file, a PIL image, or an array or tensor of that form, ``[H,
+    W, 4]`` (transparent pixels become white) or ``[H, W]``. Raises ValueError: of none of these.
+    """
+    if isinstance(value, str | Path | bytes | bytearray | Image.Image):
         try:
-            return np.array(decode_image(Path(value).expanduser().read_bytes()))
-        except (OSError, ValueError) as error:
-            problem = error.strerror if isinstance(error, OSError) else error
-            expected = "expected a file such as png or jpg"
-            raise ValueError(f"{name}={value} is no picture that can be read ({problem}); {expected}") from error
-    if hasattr(value, "convert"):  # a PIL image
-        return np.array(value.convert("RGB"))
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    expected = "expected a file, a PIL image, or an array [H, W, 3] uint8"
-    raise ValueError(f"{name} has the shape {list(array.shape)} ({array.dtype}); {expected}")
+            if isinstance(value, str | Path):
+                return np.array(open_picture(Path(value).expanduser()))
+            return np.array(decode_image(bytes(value) if isinstance(value, bytearray) else value))
+        except ValueError as error:
+            what = f"{name}={value}" if isinstance(value, str | Path) else name
+            raise ValueError(
+                f"{what} is no picture that can be read ({error}); expected png, jpg or another"
+            ) from error
+    try:
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:  # lists of unequal lengths, tensors of types that numpy lacks
+        raise ValueError(f"{name} is no array ({error}); expected {ARRAY_FORMS}") from error
+    if array.dtype == np.uint8 and array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        return np.array(decode_image(Image.fromarray(array)))
+    raise ValueError(f"{name} has the shape {list(array.shape)} ({array.dtype}); expected {ARRAY_FORMS}")
 
 
 def user_pictures(value: Any, name: str = "source") -> list[np.ndarray]:
     """One picture or a list of them. Raises ValueError: the list is empty, or a picture cannot be used."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, list | tuple):
         return [user_picture(value, name)]
     if not len(value):
         raise ValueError(f"{name}=[] holds no picture; give one, or a list of them")
@@ -65,7 +72,7 @@ def user_mask(value: Any, picture: np.ndarray, name: str = "mask") -> np.ndarray
     booleans, of 0 to 1 or of 0 to 255. Raises ValueError: unreadable, of another size, light nowhere or everywhere.
     """
     shown = value if isinstance(value, str | Path) else "array"
-    if not isinstance(value, str | Path) and not hasattr(value, "convert"):
+    if not isinstance(value, str | Path | bytes | Image.Image):
         value = np.asarray(value)
         if value.ndim == 2:
             grey = value * 255 if value.dtype == bool or value.max(initial=0) <= 1 else value

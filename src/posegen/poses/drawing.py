@@ -38,6 +38,7 @@ OPENPOSE_COLOURS: tuple[RGB, ...] = (
     (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
 GUNET_HALF_WIDTH = 5
+ROWS = 256  # that an overlay blends at a time
 LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR = (40, 220, 90), (245, 60, 60), (255, 205, 40)
 
 
@@ -211,9 +212,12 @@ def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, o
         for joint, visible in enumerate(seen):
             if visible:
                 pen.disc(points[joint], HUMANSD_RADIUS, (*_side_colour(joint, joint), 255))
-    drawing = pen.finish().astype(np.float32)
-    cover = drawing[..., 3:] * (opacity / 255)  # the drawing's colours are weighted already
-    return np.rint(image * (1 - cover) + drawing[..., :3] * opacity).astype(np.uint8)
+    drawn, result = pen.finish(), np.empty_like(image)
+    for rows in (slice(i, i + ROWS) for i in range(0, len(image), ROWS)):  # of photographs, in little memory
+        drawing = drawn[rows].astype(np.float32)
+        cover = drawing[..., 3:] * (opacity / 255)  # the drawing's colours are weighted already
+        result[rows] = np.rint(image[rows] * (1 - cover) + drawing[..., :3] * opacity).astype(np.uint8)
+    return result
 
 
 def _side_colour(a: int, b: int) -> RGB:

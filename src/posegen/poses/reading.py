@@ -5,25 +5,29 @@ Everything becomes COCO-17 keypoints on a canvas, or a picture. What cannot be u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from posegen.io.atomic import read_json
-from posegen.poses.topology import COCO_JOINTS, COCO_NAMES, OPENPOSE_NAMES
+from posegen.io.pictures import decode_image, open_picture
+from posegen.poses.pose_files import FARTHEST, POSE_FORMATS, read_posed_images
+from posegen.poses.topology import COCO_JOINTS, COCO_NAMES
 
-BODY_25_NAMES = (*OPENPOSE_NAMES[:8], "mid_hip", *OPENPOSE_NAMES[8:])  # its feet come last; COCO has no such joints
-TOPOLOGIES = {18: OPENPOSE_NAMES, 25: BODY_25_NAMES, COCO_JOINTS: COCO_NAMES}
 PEOPLE = 10  # the most that the published methods were trained and judged with
+LEAST_SCORE = 0.02  # joints with a lower one are missing, in the published readers and here
+LEAST_INSIDE = 0.95  # share of joints inside their images; with less, the poses belong to other images, or x is y
+MOST_UNLIKE = 0.1  # logarithm of the ratio of two aspects that count as equal
+POSE_SUFFIXES = (".json", ".jsonl", ".ndjson")
 DARK, BACKGROUND = 16, 0.5  # at least half of a drawing is black, but for the noise of a lossy file
-POSE_FORMATS = (
-    "expected COCO annotations or results with 'keypoints' of 17 joints, "
-    "or OpenPose's 'people' with 'pose_keypoints_2d' of 25 (BODY_25), 18 (COCO) or 17 joints"
-)
+BLACK = 4  # half of that is darker than a photograph of a dark place
+SMALL, COLOURED = 13, 0.5  # pixels, up to which lines may be wider if their median saturation is at least that
+THIN = 0.1  # half the width of a drawing's lines, where they meet, as a share of the shorter side
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +42,18 @@ class PoseInput:
 
     @property
     def is_drawing(self) -> bool:
-        """Whether the picture is a skeleton on black rather than a picture of people."""
-        return self.picture is not None and bool((self.picture.max(-1) < DARK).mean() >= BACKGROUND)
+        """Whether the picture is a skeleton on black rather than a picture of people: mostly black, and thin lines
+        where a person is a wide shape. In a small picture lines are wide, too; there their colours tell.
+        """
+        if self.picture is None or min(self.picture.shape[:2]) < 1:
+            return False
+        light = self.picture.max(-1)
+        if (light < DARK).mean() < BACKGROUND or (light <= BLACK).mean() < BACKGROUND / 2:
+            return False
+        lines = light >= DARK
+        widest = cv2.distanceTransform(lines.astype(np.uint8), cv2.DIST_L2, 3).max()
+        colours = 1 - self.picture.min(-1)[lines] / light[lines]
+        return bool(widest <= THIN * min(light.shape) or (widest <= SMALL and np.median(colours) >= COLOURED))
 
     def on(self, size: tuple[int, int]) -> PoseInput:
         """The same with its keypoints scaled to a canvas of another (height, width)."""
@@ -68,8 +82,11 @@ def read_poses(poses: Any, name: str = "poses") -> list[PoseInput]:
         return [entry[0] for entry in entries]
     if isinstance(poses, str | Path):
         return read_pose_file(Path(poses).expanduser())
-    if hasattr(poses, "convert"):  # a PIL image, without importing PIL
-        return [_picture_input(np.asarray(poses.convert("RGB")), name)]
+    if isinstance(poses, bytes | bytearray | Image.Image):
+        try:
+            return [_picture_input(decode_image(bytes(poses) if isinstance(poses, bytearray) else poses), name)]
+        except ValueError as error:
+            raise ValueError(f"{name} {error}; give another picture") from error
     return _array_input(poses, name)
 
 
@@ -106,126 +123,90 @@ def _picture_input(picture: np.ndarray, name: str) -> PoseInput:
 
 def read_pose_file(file: Path) -> list[PoseInput]:
     """The poses of a json file, or a picture; raises ValueError where it cannot be read or its format is unknown."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # which knows no errors, of names that are too long for instance
         raise ValueError(f"{file}: no such file; expected a json file of keypoints or a picture")
-    if file.suffix.lower() == ".json":
-        return read_pose_json(file)
-    image = cv2.imdecode(np.frombuffer(file.read_bytes() or b"\0", np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
+    return read_pose_json(file) if file.suffix.lower() in POSE_SUFFIXES else [_read_picture(file)]
+
+
+def _read_picture(file: Path) -> PoseInput:
+    try:
+        return _picture_input(open_picture(file), str(file))
+    except ValueError as error:
         expected = "expected a json file of keypoints, or a picture such as png or jpg"
-        raise ValueError(f"{file}: not a readable picture; {expected}")
-    return [_picture_input(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), str(file))]
+        raise ValueError(f"{file}: not a readable picture: it {error}; {expected}") from error
 
 
 def read_pose_json(file: Path) -> list[PoseInput]:
-    """The people of each image of a file in COCO's format (annotations or results) or OpenPose's (one or a list);
-    raises ValueError where it is not json, of another format, or empty.
+    """The people of each image of a json file, in the order of its images, see `posegen.poses.pose_files`; raises
+    ValueError where it is not json or of another format, where an entry is damaged, or nobody is in it.
     """
-    content = read_json(file, "check it, or write it again")
-    try:
-        images = _people_by_image(content, str(file))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = f"an entry lacks what its format has ({type(error).__name__}: {error})"
-        raise ValueError(f"{file}: {reason}; {POSE_FORMATS}") from error
-    if not images:
-        raise ValueError(f"{file}: nobody is in it; {POSE_FORMATS}")
-    return images
+    found, poses = read_posed_images(file), []
+    for fault in found.faults:
+        raise ValueError(f"{file}: {fault}; {POSE_FORMATS}")
+    for image in found.images:
+        name = f"{file} ({image.label})" if image.label else str(file)
+        if image.problem:
+            raise ValueError(f"{name}: {image.problem}; {POSE_FORMATS}")
+        if image.drawing:
+            poses.append(_read_picture(file.parent / image.drawing))
+        else:
+            poses.append(PoseInput(name, image.people if len(image.people) else None, size=image.size))
+    if all(pose.keypoints is None and pose.picture is None for pose in poses):
+        raise ValueError(f"{file}: nobody is in it{''.join(f'; {text}' for text in found.remarks)}; {POSE_FORMATS}")
+    for remark in found.remarks:
+        warnings.warn(f"{file}: {remark}", stacklevel=2)
+    return poses
 
 
-def _people_by_image(content: Any, name: str) -> list[PoseInput]:
-    if isinstance(content, Mapping) and "people" in content:
-        return [_openpose_people(content, name)]
-    if isinstance(content, Mapping) and "annotations" in content:
-        sized = (image for image in content.get("images", ()) if {"height", "width"} <= image.keys())
-        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in sized}
-        return _coco_people(content["annotations"], name, sizes)
-    if isinstance(content, Sequence) and content and all(isinstance(entry, Mapping) for entry in content):
-        if all("people" in entry for entry in content):
-            return [_openpose_people(frame, f"{name}[{i}]") for i, frame in enumerate(content)]
-        return _coco_people(content, name, {})
-    raise ValueError(f"{name}: neither COCO's nor OpenPose's format; {POSE_FORMATS}")
-
-
-def _coco_people(rows: Sequence[Any], name: str, sizes: Mapping[Any, tuple[int, int]]) -> list[PoseInput]:
-    """People by image, in the order of their first rows, without crowds and others who have no labelled joint."""
-    images: dict[Any, list[np.ndarray]] = {}
-    for i, row in enumerate(rows):
-        person = coco_joints(row["keypoints"], f"{name}: entry {i}")
-        if (person[:, 2] > 0).any():
-            images.setdefault(row.get("image_id"), []).append(person)
-    names = {image: f"{name} (image {image})" if len(images) > 1 else name for image in images}
-    return [PoseInput(names[i], np.stack(people), size=sizes.get(i)) for i, people in images.items()]
-
-
-def _openpose_people(frame: Mapping[str, Any], name: str) -> PoseInput:
-    """One frame; some programs write coordinates as fractions of a canvas, and its size."""
-    given = [person["pose_keypoints_2d"] for person in frame["people"]]
-    people = [coco_joints(numbers, f"{name}: person {i}") for i, numbers in enumerate(given)]
-    people = [person for person in people if (person[:, 2] > 0).any()]
-    if not people:
-        raise ValueError(f"{name}: nobody is in it")
-    keypoints, size = np.stack(people), None
-    if {"canvas_height", "canvas_width"} <= frame.keys():
-        size = int(frame["canvas_height"]), int(frame["canvas_width"])
-    if (np.abs(keypoints[..., :2]) <= 1).all():
-        if size is None:
-            reason = "all coordinates lie between 0 and 1, as shares of a canvas that the file does not know"
-            raise ValueError(f"{name}: {reason}; write them in pixels")
-        keypoints[..., :2] *= size[::-1]
-    return PoseInput(name, keypoints, size=size)
-
-
-def coco_joints(numbers: Any, name: str) -> np.ndarray:
-    """A flat list of x, y, score per joint as COCO's ``[17, 3]``; raises ValueError for an unknown number of joints."""
-    values = np.asarray(numbers, np.float64).reshape(-1)
-    names = TOPOLOGIES.get(len(values) // 3)
-    if len(values) == 3 * 25:
-        values = values[: 3 * len(BODY_25_NAMES)]
-    if names is None or len(values) != 3 * len(names):
-        raise ValueError(f"{name} has {len(values)} numbers; {POSE_FORMATS}")
-    return values.reshape(-1, 3)[[names.index(joint) for joint in COCO_NAMES]]
-
-
-def checked_people(keypoints: np.ndarray, size: tuple[int, int], name: str, threshold: float = 0.0) -> np.ndarray:
+def checked_people(
+    keypoints: np.ndarray,
+    size: tuple[int, int],
+    name: str,
+    threshold: float = 0.0,
+    drawn: float = LEAST_SCORE,
+) -> np.ndarray:
     """The people of ``[P, 17, 3]`` who have a visible joint: one with a score above ``threshold``. Joints outside the
-    canvas of a ``size`` (height, width) may stay: drawing cuts them off.
+    canvas of a ``size`` (height, width) may stay: drawing cuts them off. Warns where less than 95 % of the joints with
+    a score above ``drawn`` lie on the canvas.
 
     Raises:
-        ValueError: a visible joint is not finite, nobody is visible, all are outside, or there are too many people.
+        ValueError: a visible joint is nowhere, nobody is visible, all are outside, or there are too many people.
     """
     seen = ~(keypoints[..., 2] <= threshold)  # a score that is NaN counts as seen, and is reported
-    bad = seen & ~np.isfinite(keypoints).all(-1)
+    bad = seen & ~(np.abs(keypoints) <= FARTHEST).all(-1)
     if bad.any():
         person, joint = np.argwhere(bad)[0]
-        found = keypoints[person, joint].tolist()
-        raise ValueError(f"{name}: person {person}, joint {joint} ({COCO_NAMES[joint]}) is not finite: {found}")
+        found, fault = keypoints[person, joint], "is too far away" if np.isfinite(keypoints[bad]).all() else ""
+        what = f"joint {joint} ({COCO_NAMES[joint]}) {fault or 'is not finite'}"
+        raise ValueError(f"{name}: person {person}, {what}: {found.tolist()}")
     people = np.where(seen[..., None], keypoints, 0.0)[seen.any(-1)]
-    if not len(people):
-        reason = f"no joint is visible (the third number is at most {threshold:g} everywhere)"
+    shown = people[..., 2] > (drawn := max(drawn, threshold))
+    if not shown.any():
+        reason = f"no joint is visible (the third number is at most {drawn if len(people) else threshold:g} everywhere)"
         raise ValueError(f"{name}: {reason}; leave poses out to sample without a pose")
     if len(people) > PEOPLE:
         raise ValueError(f"{name}: {len(people)} people; the methods know up to {PEOPLE}: keep the largest")
-    x, y, score = np.moveaxis(people, -1, 0)
-    inside = (score > threshold) & (x > -0.5) & (x < size[1] - 0.5) & (y > -0.5) & (y < size[0] - 0.5)
+    points = people[..., :2]
+    inside = shown & ((points > -0.5) & (points < np.subtract(size[::-1], 0.5))).all(-1)
+    low, high = points[shown].min(0), points[shown].max(0)
+    place, canvas = f"x is {low[0]:g} to {high[0]:g}, y is {low[1]:g} to {high[1]:g}", f"{size[1]} x {size[0]} pixels"
+    fix = "scale them to it, or name their canvas (canvas=[HEIGHT,WIDTH], in Python height and width)"
     if not inside.any():
-        low, high = people[..., :2][score > threshold].min(0), people[..., :2][score > threshold].max(0)
-        raise ValueError(
-            f"{name}: all joints are outside the canvas of {size[1]} x {size[0]} pixels: x is {low[0]:g} to "
-            f"{high[0]:g}, y is {low[1]:g} to {high[1]:g}; scale them to it, or set width and height"
-        )
+        raise ValueError(f"{name}: all joints are outside the canvas of {canvas}: {place}; {fix}")
+    if inside.sum() < LEAST_INSIDE * shown.sum():
+        share = f"only {inside.sum()} of {shown.sum()} joints lie on the canvas of {canvas}"
+        warnings.warn(f"{name}: {share}: {place}", stacklevel=2)
     return people.astype(np.float32)
 
 
 def checked_hint(hint: np.ndarray, size: tuple[int, int], range: tuple[float, float], name: str) -> np.ndarray:
     """A drawn skeleton ``[3, H, W]`` for an image of a ``size`` (height, width) and a method that expects a ``range``
-    (black, full colour); raises ValueError where it has another size, other channels or another range.
+    (black, full colour), stretched to the image; warns where that changes its proportions. Raises ValueError where it
+    has other channels or another range.
     """
-    if hint.shape != (3, *size):
-        raise ValueError(
-            f"{name}: a drawn skeleton of {hint.shape[2]} x {hint.shape[1]} pixels and {hint.shape[0]} channels for an "
-            f"image of {size[1]} x {size[0]}; expected 3 channels and the size of the image: draw it anew, "
-            "or set width and height"
-        )
+    (channels, tall, wide), (height, width) = hint.shape, size
+    if channels != 3:
+        raise ValueError(f"{name}: a drawn skeleton of {channels} channels; expected 3: red, green and blue")
     low, high = range
     lightest_black = low + 0.25 * (high - low)  # a drawing has black in it; [0, 1] where [-1, 1] is expected has none
     if not np.isfinite(hint).all() or not low - 1e-3 <= hint.min() <= lightest_black or hint.max() > high + 1e-3:
@@ -233,4 +214,10 @@ def checked_hint(hint: np.ndarray, size: tuple[int, int], range: tuple[float, fl
             f"{name}: a drawn skeleton with values from {hint.min():g} to {hint.max():g}; the method reads {low:g} "
             f"(black) to {high:g}: scale it, or give a picture [H, W, 3] uint8"
         )
-    return hint
+    if (tall, wide) == size:
+        return hint
+    if abs(np.log(tall * width / (wide * height))) > MOST_UNLIKE:
+        sizes = f"a drawn skeleton of {wide} x {tall} pixels is stretched to {width} x {height}"
+        warnings.warn(f"{name}: {sizes}, which changes its proportions; height and width can keep them", stacklevel=2)
+    way = cv2.INTER_AREA if height * width < tall * wide else cv2.INTER_LINEAR
+    return cv2.resize(hint.transpose(1, 2, 0), (width, height), interpolation=way).transpose(2, 0, 1)

@@ -32,6 +32,7 @@ OPENPOSE_NAMES = (
     "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
     "right_ear", "left_ear",
 )  # fmt: skip
+BODY_25_NAMES = (*OPENPOSE_NAMES[:8], "mid_hip", *OPENPOSE_NAMES[8:])  # its feet come last; COCO has no such joints
 OPENPOSE_LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
     (0, 14), (14, 16), (0, 15), (15, 17),

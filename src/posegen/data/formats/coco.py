@@ -29,6 +29,7 @@ from posegen.data.formats.joint_vectors import FramedPose, random_share, write_j
 from posegen.data.on_disk.source import require_option
 from posegen.errors import UserError
 from posegen.io.arrays import read_arrays_or_none, write_arrays
+from posegen.io.atomic import read_json
 from posegen.io.hashes import file_hash, text_hash
 from posegen.poses.pose_square import Square, from_square, to_square
 from posegen.poses.topology import COCO_FLIP, COCO_JOINTS
@@ -262,11 +263,8 @@ def _annotation_fault(row: Mapping[str, Any], texts: Mapping[int, Sequence[str]]
 
 
 def _annotations(file: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(file.read_bytes())["annotations"]
-        if isinstance(rows, list) and all("image_id" in row for row in rows):
-            return rows
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} cannot be read ({reason}); expected COCO's annotations: {COCO_FIX}") from error
+    content = read_json(file, COCO_FIX)
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(rows, list) and all(isinstance(row, dict) and "image_id" in row for row in rows):
+        return rows
     raise ValueError(f"{file} holds no list of annotations with an image_id each; expected COCO's: {COCO_FIX}")

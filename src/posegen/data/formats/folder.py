@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,26 +10,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from posegen.data.condition import Defect
-from posegen.data.on_disk.images import IMAGE_SUFFIXES
+from posegen.data.on_disk.picture_names import NamedPictures, by_stem
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
-from posegen.io.atomic import read_json
+from posegen.io.foreign_files import csv_rows, read_foreign_text, read_json_or_lines
 from posegen.io.hashes import hash_fraction, joint_hash
-from posegen.poses.reading import coco_joints, read_pose_json
+from posegen.io.pictures import PICTURE_SUFFIXES, is_text, pictures_below, printable
+from posegen.poses.pose_files import PosedImage, read_posed_images
 from posegen.ranges import ZeroToOne
 
-FOLDER_SUFFIXES = {*IMAGE_SUFFIXES, ".bmp", ".tif", ".tiff", ".gif"}
 SPLITS = ("train", "validation", "test")
+PICTURE_KEYS, PROMPT_KEYS = ("target", "file_name", "file", "image"), ("prompt", "text", "caption")
 
 
 class PicturePeople(NamedTuple):
-    """The people of a picture: ``[P, 17, 3]`` joints, ``[P]`` areas or None, (height, width) of the picture or None."""
+    """The people of a picture."""
 
-    keypoints: np.ndarray
-    areas: np.ndarray | None = None
-    size: tuple[int, int] | None = None
+    keypoints: np.ndarray  # ``[P, 17, 3] float32``
+    areas: np.ndarray | None = None  # ``[P] float32``, NaN where unknown
+    size: tuple[int, int] | None = None  # (height, width) of the picture, where the file of poses has it
+    canvas: tuple[int, int] | None = None  # (height, width) of the canvas of the joints, where it may be another one
+    listed: int = 0  # how often the file of poses lists the picture
 
 
 NO_PEOPLE = PicturePeople(np.zeros((0, 17, 3), np.float32))
+
+
+class PictureList(NamedTuple):
+    """What a file, or files beside the pictures, say about pictures, by the names that they use."""
+
+    things: Mapping[str, Any]
+    pictures: NamedPictures
+    faults: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
 
 class Folder(Source):
@@ -38,8 +49,11 @@ class Folder(Source):
 
     ``poses`` is a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
     per picture (``<stem>_keypoints.json`` or ``<stem>.json``; "." is beside the pictures). ``prompts`` is a json file
-    ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per picture.
+    ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per picture. A name fits a
+    picture as `NamedPictures` says; what is damaged or doubtful leaves out its picture.
     """
+
+    canvases_fit = True
 
     def __init__(
         self,
@@ -50,7 +64,7 @@ class Folder(Source):
         shares: Sequence[ZeroToOne] = (0.8, 0.1, 0.1),  # of train, validation and test, where there are no ``folders``
         name: str = "folder",  # of the data set, for ids and files
     ) -> None:
-        self.root, self.name = existing_root(root), name
+        self.root, self.name, self._suspicions = existing_root(root), name, dict[str, list[str]]()
         self.folders, self.shares = folders and dict(folders), tuple(shares)
         if len(self.shares) != len(SPLITS) or abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0:
             expected = f"the shares of {', '.join(SPLITS)}, which add up to 1"
@@ -69,7 +83,7 @@ class Folder(Source):
         parts: list[str | Path] = ["\n".join(self.pictures(split))]
         for given in (self.poses, self.prompts):
             files = sorted(given.rglob("*")) if given and given.is_dir() else [given] if given else []
-            parts += [file for file in files if file.is_file() and file.suffix.lower() not in FOLDER_SUFFIXES]
+            parts += [file for file in files if file.is_file() and file.suffix.lower() not in PICTURE_SUFFIXES]
         return {"name": self.name, "folders": self.folders, "shares": self.shares, "files": joint_hash(parts)}
 
     def pictures(self, split: str) -> list[str]:
@@ -84,110 +98,162 @@ class Folder(Source):
         return files if self.folders else [file for file in files if self.split_of(file) == split]
 
     def _below(self, start: Path) -> list[str]:
-        files = (file for file in start.rglob("*") if file.suffix.lower() in FOLDER_SUFFIXES)
-        return sorted(file.relative_to(self.root).as_posix() for file in files)
+        return [name for name in _names(self.root, start) if is_text(name)]
 
     def split_of(self, file: str) -> str:
         place = np.searchsorted(np.cumsum(self.shares), hash_fraction(file), side="right")
         return SPLITS[min(int(place), len(SPLITS) - 1)]
 
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
-        there = set(self._below(self.root))
-        names = {Path(file).name for file in there}
-        for file in {**self._coco_people, **self._captions}:  # pictures that only the poses and prompts list
+        files = self.pictures(split)
+        for name in _names(self.root, self.root):
+            if not is_text(name):
+                report(Defect(printable(name), "its name is no text in UTF-8; rename it"))
+        for text in self._posed.faults:
+            report(Defect(str(self.poses and self.poses.name), text))
+        for text in self._posed.remarks:
+            report(Defect(str(self.poses and self.poses.name), text, fatal=False))
+        for file in dict.fromkeys([*self._posed.pictures.absent, *self._prompted.pictures.absent]):
             mine = file.startswith(f"{self.folders[split]}/") if self.folders else self.split_of(file) == split
-            if mine and Path(file).suffix and file not in there and file not in names:
+            if mine and Path(file).suffix:
                 report(Defect(file, "missing"))
-        for file in self.pictures(split):
-            prompt = self.prompt(file)
-            if prompt is None:
-                report(Defect(file, f"no prompt in {self.prompts and self.prompts.name}"))
+        people_found = 0
+        for file in files:
+            try:
+                if (prompt := self.prompt(file)) is None:
+                    report(Defect(file, f"no prompt in {self.prompts and self.prompts.name}"))
+                    continue
+            except ValueError as error:
+                report(Defect(file, f"prompt cannot be read: {error}"))
                 continue
             try:
                 people = self.people(file)
             except ValueError as error:
                 report(Defect(file, f"pose cannot be read: {error}"))
                 continue
-            keypoints = people.keypoints.astype(np.float32)
-            yield StoredImage(f"{self.name}/{file}", prompt, FileSpan(file), people.size, keypoints, people.areas)
+            if people.listed > 1:
+                report(Defect(file, f"listed {people.listed} times; the people of all are taken", fatal=False))
+            people_found += len(people.keypoints)
+            place, about = FileSpan(file), (people.keypoints, people.areas)
+            yield StoredImage(f"{self.name}/{file}", prompt, place, people.size, *about, frame=people.canvas)
+        self._suspicions[split] = []
+        if self.poses and files and not people_found:
+            named = next(iter(self._posed.things), "nothing")
+            self._suspicions[split] += [f"no picture has a pose: data.poses names {named}, and on disk is {files[0]}"]
+
+    def suspicions(self, split: str) -> list[str]:
+        return list(self._suspicions.get(split, ()))
 
     def people(self, file: str) -> PicturePeople:
-        """The people of a picture; nobody where it is not listed. Raises ValueError: its file of poses is damaged."""
-        if self.poses is None or self.poses.is_file():
-            return _lookup(self._coco_people, file) or NO_PEOPLE
-        picture = Path(file)
-        places = [self.poses / picture.parent, self.poses]
-        names = f"{picture.stem}_keypoints.json", f"{picture.stem}.json"
-        found = next((path for place in places for name in names if (path := place / name).is_file()), None)
-        if found is None or (isinstance(content := read_json(found, "mend it"), dict) and content.get("people") == []):
-            return NO_PEOPLE
-        pose = read_pose_json(found)[0]
-        assert pose.keypoints is not None
-        return PicturePeople(pose.keypoints, None, pose.size)
+        """The people of a picture; nobody where it is not listed. Raises ValueError: its poses are damaged, or it
+        cannot be told whether they are its.
+        """
+        images = list[PosedImage]()
+        for name in self._posed.pictures.require_clear(file):
+            found = self._posed.things[name]
+            if isinstance(found, Path):
+                [*found] = read_posed_images(found).images
+                if len(found) > 1:
+                    raise ValueError(f"{name} holds the poses of {len(found)} images; expected those of one")
+            images += found
+        if problem := next((image.problem for image in images if image.problem), ""):
+            raise ValueError(problem)
+        if any(image.drawing for image in images):
+            raise ValueError("a drawn skeleton; expected keypoints")
+        sizes = {image.size for image in images if image.size}
+        if len(sizes) > 1:
+            raise ValueError(f"listed with the sizes {sorted(sizes)} (height, width)")
+        people = [pair for image in images for pair in zip(image.people, image.areas, strict=True)]
+        if len(images) > 1:  # lists that were joined may hold the same person
+            people = list({person.tobytes(): (person, area) for person, area in people}.values())
+        keypoints = np.array([person for person, _ in people], np.float32).reshape(-1, 17, 3)
+        areas = np.array([area for _, area in people], np.float32)
+        size, canvas = next(iter(sizes), None), any(image.is_canvas for image in images)
+        beside = self.poses is not None and self.poses.is_dir()
+        return PicturePeople(
+            keypoints, None if beside else areas, None if canvas else size, size if canvas else None, len(images)
+        )
 
     @cached_property
-    def _coco_people(self) -> dict[str, PicturePeople]:
-        """People by picture, from annotations with images, or from results whose ``image_id`` is the picture's name."""
+    def _posed(self) -> PictureList:
+        """Images of a file by the names of their pictures, or files beside the pictures."""
         if self.poses is None or self.poses.is_dir():
-            return {}
-        content = read_json(self.poses, "mend it, or write it again")
-        rows = content.get("annotations") if isinstance(content, dict) else content
-        images = content.get("images", ()) if isinstance(content, dict) else ()
-        try:
-            names = {image["id"]: str(image["file_name"]) for image in images}
-            sized = (image for image in images if {"height", "width"} <= image.keys())
-            sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in sized}
-            people: dict[Any, list[Mapping[str, Any]]] = {image: [] for image in names}
-            for row in rows or ():
-                people.setdefault(row["image_id"], []).append(row)
-            size, file = sizes.get, str(self.poses)
-            return {str(names.get(i, i)): _annotated_people(mine, size(i), file) for i, mine in people.items()}
-        except (KeyError, TypeError, AttributeError) as error:
-            problem = f"is not in COCO's format ({type(error).__name__}: {error})"
-            raise ValueError(f"{self.poses} {problem}; expected images and annotations") from error
+            return self._list(self._beside(self.poses, ".json"))
+        found, things = read_posed_images(self.poses), dict[str, list[PosedImage]]()
+        for image in found.images:
+            if not image.picture:
+                expected = "expected COCO's images with a file_name, or a folder with a file per picture"
+                raise ValueError(f"{self.poses}: {image.label or 'its pose'} names no picture; {expected}")
+            things.setdefault(image.picture, []).append(image)
+        return self._list(things)._replace(faults=found.faults, remarks=found.remarks)
+
+    def _list(self, things: Mapping[str, Any]) -> PictureList:
+        starts = {self.root, *(self.root / folder for folder in (self.folders or {}).values())}
+        every = sorted({name for start in starts for name in self._below(start)})
+        found = NamedPictures(things, every)
+        return PictureList(things, found)
+
+    def _beside(self, folder: Path | None, suffix: str) -> dict[str, Path]:
+        files = sorted(folder.rglob(f"*{suffix}")) if folder else ()
+        named = {file.relative_to(folder).as_posix(): file for file in files} if folder else {}
+        seen = {name: file for name, file in named.items() if not any(p.startswith(".") for p in Path(name).parts)}
+        return {name: seen[file] for name, file in by_stem(seen).items()}
 
     def prompt(self, file: str) -> str | None:
+        """The prompt of a picture; None where it has none. Raises ValueError: it is damaged, or may be another's."""
         if self.prompts is None:
             return ""
-        if self.prompts.is_file():
-            return _lookup(self._captions, file)
-        picture = Path(file)
-        places = (self.prompts / picture.with_suffix(".txt"), self.prompts / f"{picture.stem}.txt")
-        return next((path.read_text(encoding="utf-8").strip() for path in places if path.is_file()), None)
+        prompts = [self._prompted.things[name] for name in self._prompted.pictures.require_clear(file)]
+        texts = {read_foreign_text(found).strip() if isinstance(found, Path) else found for found in prompts}
+        if len(texts) > 1:
+            raise ValueError(f"there are {len(texts)} for it")
+        if any(isinstance(text, Fault) for text in texts):
+            raise ValueError(f"{next(iter(texts))}")
+        return next(iter(texts), None)
 
     @cached_property
-    def _captions(self) -> dict[str, str]:
+    def _prompted(self) -> PictureList:
         if self.prompts is None or self.prompts.is_dir():
-            return {}
+            return self._list(self._beside(self.prompts, ".txt"))
         if self.prompts.suffix.lower() == ".csv":
-            rows = prompts_of_csv(self.prompts, "file,prompt")
-            return {file: prompt for file, prompt in rows if (file, prompt) != ("file", "prompt")}
-        content = read_json(self.prompts, "mend it")
-        if not isinstance(content, dict) or not all(isinstance(prompt, str) for prompt in content.values()):
+            prompts = prompts_of_csv(self.prompts, "file,prompt")
+            return self._list(
+                {file: prompt for file, prompt in prompts.items() if (file, prompt) != ("file", "prompt")}
+            )
+        content = read_json_or_lines(self.prompts, "mend it")
+        if isinstance(content, list):  # lines as of ControlNet's training data, or an image folder's metadata
+            rows = [row if isinstance(row, dict) else {} for row in content]
+            content = {str(_first(row, PICTURE_KEYS)): _first(row, PROMPT_KEYS) for row in rows}
+        if not isinstance(content, dict) or "None" in content or not any(isinstance(p, str) for p in content.values()):
             raise ValueError(f"{self.prompts}: expected {{picture: prompt}}, both text")
-        return content
+        wrong = {name: Fault(f"{str(p)[:80]!r} is no text") for name, p in content.items() if not isinstance(p, str)}
+        return self._list({**content, **wrong})
 
 
-def prompts_of_csv(file: Path, columns: str) -> list[tuple[str, str]]:
-    """The lines of a csv file of two columns. Raises ValueError: a line has another number of values; names it."""
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = [row for row in csv.reader(stream) if row]
-    if wrong := next((row for row in rows if len(row) != 2), None):
-        fix = "with quotes around a prompt with commas"
-        raise ValueError(f"{file}: a line has {len(wrong)} values ({wrong}); expected {columns}, {fix}")
-    return [(first, second) for first, second in rows]
+class Fault(str):
+    """Why a prompt cannot be used, in its place."""
 
 
-def _annotated_people(rows: Sequence[Mapping[str, Any]], size: tuple[int, int] | None, name: str) -> PicturePeople:
-    """The annotations of one picture, without crowds and others who have no labelled joint."""
-    rows = [row for row in rows if not row.get("iscrowd")]
-    people = [(coco_joints(row["keypoints"], name), float(row.get("area") or np.nan)) for row in rows]
-    people = [(person, area) for person, area in people if (person[:, 2] > 0).any()]
-    keypoints = np.stack([person for person, _ in people]) if people else np.zeros((0, 17, 3))
-    return PicturePeople(keypoints.astype(np.float32), np.array([area for _, area in people], np.float32), size)
+def _names(root: Path, start: Path) -> list[str]:
+    """The pictures below a folder, relative to the root."""
+    return sorted(file.relative_to(root).as_posix() for file in pictures_below(start))
 
 
-def _lookup(known: Mapping[str, Any], file: str) -> Any:
-    """The value of a picture under its path, its name or its stem."""
-    path = Path(file)
-    return next((known[key] for key in (file, path.name, path.stem) if key in known), None)
+def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((row[key] for key in keys if key in row), None)
+
+
+def prompts_of_csv(file: Path, columns: str) -> dict[str, str]:
+    """Prompts by name, of a csv file of two columns; a `Fault` for a line with another number of values, and for two
+    lines of one name. Raises ValueError: no line is usable; names one.
+    """
+    prompts: dict[str, str] = {}
+    for number, row in csv_rows(file):
+        wrong = f"a line has {len(row)} values (line {number}: {row}); expected {columns}, "
+        wrong += "with quotes around a prompt with commas"
+        prompt: str = row[1] if len(row) == 2 else Fault(wrong)
+        same = prompts.setdefault(row[0], prompt) == prompt
+        prompts[row[0]] = prompt if same else Fault(f"line {number} has another prompt for it than an earlier one")
+    if prompts and all(isinstance(prompt, Fault) for prompt in prompts.values()):
+        raise ValueError(f"{file}: {next(iter(prompts.values()))}")
+    return prompts

@@ -10,6 +10,7 @@ person's box in a square without a margin, and a random flip and rotation that a
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import PoseData, Sample, generator
+from posegen.io.arrays import NPZ_ERRORS
 from posegen.io.atomic import explained, read_json, write_text
+from posegen.io.foreign_files import foreign_bytes, require_array_bytes
 from posegen.io.hashes import file_hash
 from posegen.poses.pose_square import Square, to_square
 from posegen.poses.topology import COCO_JOINTS
@@ -95,8 +98,9 @@ class JointVectors(PoseData):
         """``[17, side, side] float32`` of one person. Raises ValueError: its file is missing or damaged."""
         path = self.folder / self.people[index][0]
         try:
-            stored = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            require_array_bytes(content := foreign_bytes(path))
+            stored = np.load(io.BytesIO(content), allow_pickle=False)
+        except NPZ_ERRORS as error:
             problem = f"{path}, which {self.list} names, cannot be read ({error}); copy the data again"
             raise ValueError(problem) from error
         side = isqrt(stored.size // COCO_JOINTS)

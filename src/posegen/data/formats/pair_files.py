@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 from posegen.data.condition import Defect
 from posegen.data.on_disk.source import ReportDefect
 from posegen.io.atomic import read_json
-from posegen.poses.reading import coco_joints
+from posegen.io.foreign_files import csv_rows
+from posegen.poses.pose_files import coco_joints
 from posegen.poses.topology import OPENPOSE_NAMES
 
 PERSON_IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
@@ -52,7 +52,7 @@ def require_file(root: Path, names: Sequence[str], fix: str) -> Path:
 def pairs_in(file: Path, name_of: NameOf, report: ReportDefect) -> Iterator[Pair]:
     """The pairs of csv (from,to), of json (source_image, target_image), or of lines with a target and its sources."""
     read = {".csv": _pairs_of_csv, ".json": _pairs_of_json}.get(file.suffix.lower())
-    lines = ((f"line {n}", row[0], [each for each in row[1:] if each.strip()]) for n, row in _csv_rows(file, ","))
+    lines = ((f"line {n}", row[0], [each for each in row[1:] if each.strip()]) for n, row in csv_rows(file))
     for place, target, sources in read(file) if read else lines:
         names = [name_of(text.strip()) for text in (target, *sources)]
         unknown = [text for text, name in zip((target, *sources), names, strict=True) if name is None]
@@ -67,7 +67,7 @@ PairLine = tuple[str, str, Sequence[str]]
 
 
 def _pairs_of_csv(file: Path) -> Iterator[PairLine]:
-    rows = _csv_rows(file, ",")
+    rows = iter(csv_rows(file))
     first = next(rows, (0, []))
     columns = [column.strip().lower() for column in first[1]]
     if not {"from", "to"} <= set(columns):
@@ -91,7 +91,7 @@ def _pairs_of_json(file: Path) -> Iterator[PairLine]:
 def joints_in(file: Path, name_of: NameOf, report: ReportDefect) -> dict[str, np.ndarray]:
     """Image -> ``[18, 2]`` x and y, from a csv file with lines ``name: [18 y]: [18 x]``; NaN is kept."""
     people: dict[str, np.ndarray] = {}
-    rows = _csv_rows(file, ":")
+    rows = iter(csv_rows(file, ":"))
     header = tuple(column.strip() for column in next(rows, (0, []))[1])
     names = ("name", "keypoints_y", "keypoints_x")
     if sorted(header) != sorted(names):
@@ -143,20 +143,8 @@ def openpose_to_coco(points: np.ndarray | None) -> np.ndarray:
         return np.zeros((0, 17, 3), np.float32)
     seen = ~np.any(points < 0, axis=1, keepdims=True)  # NaN counts as seen, to be reported
     rows = np.where(seen, np.concatenate([points, np.full((OPENPOSE_JOINTS, 1), 2.0)], 1), 0.0)
-    person = coco_joints(rows.reshape(-1), "joints").astype(np.float32)
+    person = coco_joints(rows).astype(np.float32)
     return person[None] if (person[:, 2] > 0).any() else np.zeros((0, *person.shape), np.float32)
-
-
-def _csv_rows(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, with their numbers from 1."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, delimiter=separator)
-            for row in reader:
-                if any(part.strip() for part in row):
-                    yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no text file ({error}); get it again") from error
 
 
 def overlap_with_training(names: Mapping[str, Sequence[str]], key: Callable[[str], Any]) -> tuple[int, int]:

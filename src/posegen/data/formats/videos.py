@@ -19,7 +19,7 @@ import cv2
 from tqdm import tqdm
 
 from posegen.data.condition import Defect
-from posegen.data.formats.folder import NO_PEOPLE, Folder, prompts_of_csv
+from posegen.data.formats.folder import NO_PEOPLE, Fault, Folder, prompts_of_csv
 from posegen.data.on_disk.image_scan import file_stamp
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.atomic import read_json_or_empty, replacing
@@ -158,11 +158,15 @@ class Videos(Source):
         for clip in self.clips(split, report):
             prompt = self._captions.get(clip.name, self.prompt.replace("{clip}", clip.name))
             for number, picture in clip.frames:
-                keypoints, areas, size = people.people(picture) if people else NO_PEOPLE
+                try:
+                    keypoints, areas, size, frame, _ = people.people(picture) if people else NO_PEOPLE
+                except ValueError as error:
+                    report(Defect(picture, f"pose cannot be read: {error}"))
+                    continue
                 attributes = {"clip": clip.name, "frame": number, "frames": SELECTION, **self.about(clip, number)}
                 caption = self._captions.get(picture, prompt)
                 id, place = f"{self.name}/{clip.name}/{number:08d}", FileSpan(picture)
-                yield StoredImage(id, caption, place, clip.size or size, keypoints, areas, attributes)
+                yield StoredImage(id, caption, place, clip.size or size, keypoints, areas, attributes, frame)
 
     def about(self, clip: VideoClip, number: int) -> Mapping[str, Any]:  # attributes of one frame
         return clip.attributes
@@ -190,7 +194,10 @@ class Videos(Source):
         if not file.is_file():
             expected = "expected a csv file of clip,prompt or frame,prompt, or null"
             raise FileNotFoundError(f"data.prompts={self.prompts}: there is no {file}; {expected}")
-        return dict(prompts_of_csv(file, "clip,prompt"))
+        prompts = prompts_of_csv(file, "clip,prompt")
+        if fault := next((prompt for prompt in prompts.values() if isinstance(prompt, Fault)), None):
+            raise ValueError(f"{file}: {fault}")
+        return prompts
 
     def _clip_of_folder(self, folder: Path, name: str, report: ReportDefect, **facts: Any) -> Iterator[VideoClip]:
         """The clip whose frames lie in a folder."""

@@ -13,11 +13,9 @@ from posegen.data.on_disk.image_scan import ScannedImage
 from posegen.data.on_disk.images import LOSSLESS_MODES
 from posegen.data.on_disk.source import Source, StoredImage
 from posegen.io.hashes import text_hash
-from posegen.poses.reading import PEOPLE
+from posegen.poses.reading import LEAST_INSIDE, MOST_UNLIKE, PEOPLE
 from posegen.poses.topology import COCO_NAMES
 
-LEAST_INSIDE = 0.95  # share of joints inside their images; with less, the poses belong to other images, or x is y
-MOST_UNLIKE = 0.1  # logarithm of the ratio of two aspects that count as equal
 NOSE, HIPS = COCO_NAMES.index("nose"), [COCO_NAMES.index("left_hip"), COCO_NAMES.index("right_hip")]
 
 
@@ -50,6 +48,14 @@ def image_remarks(entry: StoredImage, scanned: ScannedImage) -> Iterator[Defect]
     seen, inside = joints_inside(entry.keypoints, scanned.size)
     if inside < seen:
         yield Defect(file, f"{seen - inside} of {seen} joints lie outside the picture", fatal=False)
+
+
+def canvas_remarks(entry: StoredImage, scanned: ScannedImage) -> Iterator[Defect]:
+    """Whether the canvas of the poses has another shape than the image, so that the people are stretched."""
+    (height, width), (tall, wide) = scanned.size, entry.frame or scanned.size
+    if abs(np.log(height / width * wide / tall)) > MOST_UNLIKE:
+        text = f"its poses lie on a canvas of {wide} x {tall} and are stretched to {width} x {height} pixels"
+        yield Defect(entry.place.file, text, fatal=False)
 
 
 def joints_inside(keypoints: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:

@@ -14,10 +14,11 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-from posegen.data.on_disk.images import decode_with_mode, read_span
+from posegen.data.on_disk.images import read_span
 from posegen.data.on_disk.source import FileSpan, ImageSize
 from posegen.data.processes import run_in_processes
 from posegen.io.atomic import explained
+from posegen.io.pictures import decode_with_mode
 
 CHUNK_IMAGES = 32  # images that a process opens at once
 FEW_IMAGES = 256  # so few are opened in this process, which is faster than starting others

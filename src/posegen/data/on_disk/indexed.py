@@ -14,7 +14,13 @@ from typing import Any
 
 from posegen.data.base import PoseData, Sample
 from posegen.data.condition import Condition, Defect
-from posegen.data.on_disk.dataset_checks import image_remarks, split_facts, split_warnings, usable_entries
+from posegen.data.on_disk.dataset_checks import (
+    canvas_remarks,
+    image_remarks,
+    split_facts,
+    split_warnings,
+    usable_entries,
+)
 from posegen.data.on_disk.image_scan import ImageScan, file_stamp
 from posegen.data.on_disk.images import read_image
 from posegen.data.on_disk.source import Source, lowest_hashes, require_count
@@ -116,6 +122,9 @@ class RealData(PoseData):
         defects += [Defect(entry.place.file, scanned.problem) for entry, scanned in pairs if scanned.problem]
         good = [(entry.on(scanned.size), scanned) for entry, scanned in pairs if not scanned.problem]
         defects += [remark for pair in good for remark in image_remarks(*pair)]
+        if self.source.canvases_fit:
+            framed = [pair for pair in pairs if pair[0].frame and not pair[1].problem]
+            defects += [remark for pair in framed for remark in canvas_remarks(*pair)]
         kept, seen = [entry for entry, _ in good], [scanned for _, scanned in good]
         index = SplitIndex.of(kept, [scanned.size for scanned in seen], [scanned.sha for scanned in seen])
         index.save(self.folder / "index.npz")

@@ -10,7 +10,6 @@ import io
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from posegen.io.arrays import NPZ_ERRORS
+from posegen.io.foreign_files import require_array_bytes
 
 PLAIN_TYPES = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,6}")  # booleans, numbers, bytes and strings
-UNREADABLE = (*NPZ_ERRORS, pickle.UnpicklingError, zlib.error, MemoryError, RecursionError)
+UNREADABLE = (*NPZ_ERRORS, pickle.UnpicklingError)
 CRAFTED = (TypeError, AttributeError, LookupError, OverflowError)  # of a crafted pickle in the notes below
 
 
@@ -33,6 +33,7 @@ def read_arrays(file: Path | BinaryIO, name: str = "") -> dict[str, np.ndarray]:
     name = name or str(file)
     try:
         content = file.read_bytes() if isinstance(file, Path) else file.read()
+        require_array_bytes(content)
         if content[:2] != b"PK":
             return {"arr_0": _read_array(io.BytesIO(content))}
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

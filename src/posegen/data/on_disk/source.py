@@ -57,6 +57,7 @@ class Source(ABC):
     name: str  # of the data set
     root: Path  # the folder that the user names
     checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    canvases_fit: bool = False  # a pose's ``frame`` has the shape of its image, or something is wrong
 
     @abstractmethod
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:

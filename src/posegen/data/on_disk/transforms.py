@@ -20,10 +20,8 @@ from PIL import Image
 from posegen.data.base import generator
 from posegen.data.on_disk.source import ImageSize
 from posegen.poses.pose_square import joint_box_areas
-from posegen.poses.reading import PEOPLE
+from posegen.poses.reading import LEAST_SCORE, PEOPLE
 from posegen.poses.topology import COCO_FLIP
-
-LEAST_SCORE = 0.02  # joints with a lower one are missing, in the published readers and here
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from hydra.utils import instantiate
@@ -21,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from posegen.data.base import to_tensor
-from posegen.data.on_disk.images import IMAGE_SUFFIXES, decode_image
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
+from posegen.io.pictures import PICTURE_SUFFIXES, is_text, open_picture, pictures_below, printable
 from posegen.metrics.base import Estimator, Poses
 from posegen.poses.drawing import overlay
 from posegen.poses.topology import COCO_JOINTS, COCO_LIMBS, COCO_NAMES
@@ -37,6 +39,7 @@ from posegen.runner.progress import Mode, Progress
 
 PARTS_FORMAT, PART_FILES = 1, "*.part.json"  # of the kept parts
 DECIMALS = 3  # of pixels and scores
+MOST_SEEN = 1_100_000  # pixels that the estimator sees at a time (1024 x 1024 fit); a network needs 300 bytes for each
 SKELETON = {"keypoints": COCO_NAMES, "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS]}
 PERSON_CATEGORY = {"id": 1, "name": "person", "supercategory": "person", **SKELETON}
 #: A kept picture: file, width, height and people (annotations without ids), or file and why it is unreadable.
@@ -87,13 +90,16 @@ def annotate(
 
 
 def _find_pictures(source: Path, overlays: Path | None) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the pictures below it, sorted."""
+    """The folder that names are relative to, and the pictures below it, sorted; names that are no text are printed."""
     if source.is_file():
         return source.parent, [source]
-    visible = (file for file in source.rglob("*") if not file.name.startswith(".") and file.is_file())
-    files = sorted(file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES)
+    every = pictures_below(source) if source.is_dir() else []
+    files = [file for file in every if is_text(file)]
+    for file in every:
+        if not is_text(file):
+            print(f"{printable(file)}: its name is no text in UTF-8, rename it; it is left out", file=sys.stderr)
     if not files:
-        expected = f"a file, or a folder with some of {', '.join(IMAGE_SUFFIXES)}"
+        expected = f"a file, or a folder with some of {', '.join(sorted(PICTURE_SUFFIXES))}"
         raise UserError(f"source={source} holds no pictures; expected {expected}")
     if overlays and overlays.resolve().is_relative_to(source.resolve()):
         why = "so its pictures would be annotated next time; choose a folder beside it"
@@ -126,39 +132,42 @@ class PicturePart:
     @classmethod
     def of(cls, folder: Path, root: Path, files: Sequence[Path]) -> PicturePart:
         """The part whose file name changes with the pictures' names, sizes and times of change."""
-        stamps = [(f.relative_to(root).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+        stamps = [(f.relative_to(root).as_posix(), *_stamp(f)) for f in files]
         return cls(root, files, folder / f"{value_hash(stamps)}.part.json")
 
     @property
     def pictures(self) -> list[KeptPicture]:
-        found = read_json(self.place, fix := "delete it and run the command again")
-        if not isinstance(found, list) or not all(isinstance(each, dict) and "file" in each for each in found):
-            raise UserError(f"{self.place} holds no people of pictures; {fix}")
-        return found
+        """What an earlier run has found; nothing where there was none, or its file is damaged."""
+        with suppress(ValueError):
+            kept = read_json(self.place)
+            names = [file.relative_to(self.root).as_posix() for file in self.files]
+            if isinstance(kept, list) and [p.get("file") for p in kept if isinstance(p, dict)] == names:
+                return kept
+        return []
 
     def finished(self, overlays: Path | None) -> bool:
         """Whether all people are found and all wanted overlays drawn."""
-        return self.place.is_file() and (
-            overlays is None or all("reason" in p or _overlay_file(overlays, p).is_file() for p in self.pictures)
+        return bool(kept := self.pictures) and (
+            overlays is None or all("reason" in p or _overlay_file(overlays, p).is_file() for p in kept)
         )
 
     def work(self, finder: PersonFinder, overlays: Path | None) -> None:
         """Finds the people, or reads those of an earlier run, and draws the overlays."""
-        images: dict[str, np.ndarray | str] = {}  # a text says why a picture is unreadable
-        for file in self.files:
-            name = file.relative_to(self.root).as_posix()
-            try:
-                images[name] = np.array(decode_image(file.read_bytes()))  # a copy, because torch wants a writable array
-            except (OSError, ValueError) as error:
-                images[name] = str(error)
-        pictures = self.pictures if self.place.is_file() else finder.annotate(images)
+        named = {file.relative_to(self.root).as_posix(): file for file in self.files}
+        pictures = self.pictures or finder.annotate(named)
         for picture in pictures:
-            image = images[picture["file"]]
-            if overlays is not None and isinstance(image, np.ndarray):
+            if overlays is not None and "reason" not in picture:
+                image = open_picture(named[picture["file"]])
                 keypoints = np.array([person["keypoints"] for person in picture["people"]], np.float64)
                 drawing = overlay(image, keypoints.reshape(-1, COCO_JOINTS, 3))
                 write_png(_overlay_file(overlays, picture), drawing)
         write_text(self.place, json.dumps(pictures) + "\n")
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    with suppress(OSError):  # a broken link
+        return (found := file.stat()).st_size, found.st_mtime_ns
+    return ()
 
 
 def _overlay_file(folder: Path, picture: KeptPicture) -> Path:
@@ -178,26 +187,46 @@ class PersonFinder:
         built = instantiate(self.config, _convert_="all")
         return built.to(device_of(self.accelerator)) if isinstance(built, nn.Module) else built
 
-    def annotate(self, images: Mapping[str, np.ndarray | str]) -> list[KeptPicture]:
-        """The people of pictures by name, in their order; a text stands for an unreadable picture."""
+    def annotate(self, files: Mapping[str, Path]) -> list[KeptPicture]:
+        """The people of pictures by name, in their order, with the reason where one cannot be read.
+
+        One picture is open at a time. The estimator sees those of one size together, up to `MOST_SEEN` pixels; a larger
+        picture is shrunk to these, and its people are scaled back.
+        """
         found: dict[str, KeptPicture] = {}
-        sizes: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
-        for name, image in images.items():
-            if isinstance(image, str):
-                found[name] = {"file": name, "reason": image}
-            else:
-                sizes.setdefault(image.shape, {})[name] = image
-        for (height, width, _), alike in sizes.items():
-            batch = torch.stack([to_tensor(image) for image in alike.values()]).to(device_of(self.accelerator))
+        alike: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+        for name, file in files.items():
             try:
-                with torch.inference_mode():
-                    estimated = self.estimator.estimate(batch)
-            except TypeError as error:  # of estimators that serve as teachers alone
-                raise UserError(f"estimator: {error}") from error
-            for name, poses in zip(alike, estimated, strict=True):
-                people = annotations_of(poses, self.least_score)
-                found[name] = {"file": name, "width": width, "height": height, "people": people}
-        return [found[name] for name in images]
+                image = open_picture(file)
+            except ValueError as error:
+                found[name] = {"file": name, "reason": str(error)}
+                continue
+            height, width = image.shape[:2]
+            found[name] = {"file": name, "width": width, "height": height, "people": []}
+            if (shrunk := min(1.0, (MOST_SEEN / (height * width)) ** 0.5)) < 1:
+                size = max(1, int(width * shrunk)), max(1, int(height * shrunk))
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            group = alike.setdefault(image.shape, {})
+            group[name] = np.array(image)  # a copy, because torch wants a writable array
+            if (len(group) + 1) * image.shape[0] * image.shape[1] > MOST_SEEN:
+                self._find(alike.pop(image.shape), found)
+        for group in alike.values():
+            self._find(group, found)
+        return list(found.values())
+
+    def _find(self, images: Mapping[str, np.ndarray], found: Mapping[str, KeptPicture]) -> None:
+        """Fills in the people of pictures of one size."""
+        batch = torch.stack([to_tensor(image) for image in images.values()]).to(device_of(self.accelerator))
+        try:
+            with torch.inference_mode():
+                estimated = self.estimator.estimate(batch)
+        except TypeError as error:  # of estimators that serve as teachers alone
+            raise UserError(f"estimator: {error}") from error
+        for (name, image), poses in zip(images.items(), estimated, strict=True):
+            scale = np.divide((found[name]["width"], found[name]["height"]), image.shape[1::-1])
+            if (scale != 1).any():
+                poses.keypoints[..., :2] = (poses.keypoints[..., :2] + 0.5) * scale - 0.5
+            found[name]["people"] = annotations_of(poses, self.least_score)
 
 
 def annotations_of(poses: Poses, least_score: float) -> list[dict[str, Any]]:
@@ -223,13 +252,15 @@ def annotations_of(poses: Poses, least_score: float) -> list[dict[str, Any]]:
 
 def _write_target(target: Path, root: Path, pictures: Sequence[KeptPicture], settings: Mapping[str, Any]) -> None:
     """Writes the target unless its content is the same, and prints its counts and the unreadable pictures."""
+    unreadable = [picture for picture in pictures if "reason" in picture]
+    for picture in unreadable:
+        print(f"{root / picture['file']} {picture['reason']}; it is left out", file=sys.stderr)
+    if len(unreadable) == len(pictures):
+        raise UserError(f"{root}: none of {len(pictures)} pictures can be read, so {target} is not written")
     text = _coco_text(pictures, settings)
     same = target.is_file() and target.read_text(encoding="utf-8") == text
     if not same:
         write_text(target, text)
-    unreadable = [picture for picture in pictures if "reason" in picture]
-    for picture in unreadable:
-        print(f"{root / picture['file']} {picture['reason']}; it is left out", file=sys.stderr)
     count = sum(len(picture.get("people", ())) for picture in pictures)
     left = f", {len(unreadable)} pictures unreadable" if unreadable else ""
     changed = "; nothing has changed" if same else ""

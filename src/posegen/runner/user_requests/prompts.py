@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -109,6 +113,17 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
     return [[[[round(float(v), 3) for v in joint] for joint in person]] for person in placed]
 
 
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Prints each warning as a line of its own, without the place in the program."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in found:
+        print(warning.message, file=sys.stderr)
+
+
+@printed_warnings()
 def people_from_file(file: Path, count: int, size: Sequence[int], drawn_on: Any = None) -> list[Any]:
     """The people of each prompt from a file: one image's for all of them, or as many images as prompts.
 
@@ -118,11 +133,10 @@ def people_from_file(file: Path, count: int, size: Sequence[int], drawn_on: Any 
     try:
         given = named_canvas(read_poses(str(file), "poses"), drawn_on)
         found = [entry.on(canvas) for entry in given]
-        if any(entry.keypoints is None for entry in found):
+        if any(entry.picture is not None for entry in found):
             fix = "this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
             raise UserError(f"poses={file} is a picture; {fix}")
-        entries = [(entry.keypoints, entry.name) for entry in found]
-        people = [checked_people(keypoints, canvas, name) for keypoints, name in entries if keypoints is not None]
+        people = [people_on(entry, canvas) for entry in found]
     except ValueError as error:
         raise UserError(str(error)) from error
     if len(people) not in (1, count):
@@ -145,6 +159,12 @@ def named_canvas(entries: Sequence[PoseInput], canvas: Any) -> list[PoseInput]:
                 f"{entry.name} names its canvas, {list(entry.size or ())} (height, width); leave canvas out"
             )
     return [replace(entry, size=size) for entry in entries]
+
+
+def people_on(entry: PoseInput, canvas: tuple[int, int]) -> np.ndarray:
+    """The people of one image, which may have none."""
+    nobody = np.zeros((0, 17, 3))
+    return nobody if entry.keypoints is None else checked_people(entry.keypoints, canvas, entry.name)
 
 
 class Illustration(Stage):
