@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tests.campaigns.malicious import cell_of
-from tests.campaigns.study import Study
+from tests.campaigns.study import Study, cell_of
 from tests.campaigns.trying import Campaign, Child, Try, posegen
 
 VERBS = (
@@ -72,12 +71,7 @@ def allowed(setting: Any, value: Any) -> bool | None:
     kinds = [kind for kind in setting.kinds if kind in KINDS]
     fits = any(isinstance(value, KINDS[kind]) and (not isinstance(value, bool) or kind == "boolean") for kind in kinds)
     if not fits:
-        lenient = (
-            isinstance(value, (str, int, float))
-            and "string" in kinds
-            or isinstance(value, float)
-            and value.is_integer()
-        )
+        lenient = "string" in kinds if isinstance(value, str | int) else isinstance(value, float) and value.is_integer()
         return None if lenient else False
     if setting.choices and isinstance(value, str | int | float | bool):
         return value in setting.choices or (None if len(kinds) > 1 else False)
@@ -162,8 +156,9 @@ def typed(value: Any) -> str:
 
 
 def not_finite(output: Any) -> str:
-    from posegen.io.weights import not_finite as bad
     from safetensors.torch import load_file
+
+    from posegen.io.weights import not_finite as bad
 
     for file in output.rglob("*.safetensors"):
         if names := bad(load_file(file)):

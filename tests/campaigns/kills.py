@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from tests.campaigns.study import NAME, Study, appeared, remove, table_of, temporaries, wait_until
-from tests.campaigns.trying import Campaign, Try, posegen
+from tests.campaigns.trying import Campaign, Child, Try, posegen
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST = 4  # kills of one benchmark
@@ -31,6 +31,14 @@ def pattern_of(path: Path) -> str:
     return str(path.with_name(f"*{path.name}*"))
 
 
+def wait_for(moment: float | str, child: Child, place: Path) -> None:
+    """Waits for so many seconds, or for a file of the pattern, while the process runs."""
+    if isinstance(moment, str):
+        wait_until(lambda: appeared(place, moment) or not child.running())
+    else:
+        wait_until(lambda: not child.running(), moment)
+
+
 def kills(campaign: Campaign, study: Study, dice: random.Random, duration: float, points: list[str]) -> Iterator[Try]:
     while True:
         plan: list[tuple[signal.Signals, float | str]] = []
@@ -43,10 +51,7 @@ def kills(campaign: Campaign, study: Study, dice: random.Random, duration: float
             remove(place)
             for number, moment in plan:
                 child = posegen(study.command(place), place)
-                if isinstance(moment, str):
-                    wait_until(lambda: appeared(place, moment) or not child.running())
-                else:
-                    wait_until(lambda: not child.running(), moment)
+                wait_for(moment, child, place)
                 child.kill(number)
                 ending = child.end()
                 if "Traceback" in ending.text:

@@ -7,194 +7,173 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.campaigns.study import NAME, Study, remove, table_of
-from tests.campaigns.trying import Campaign, Ending, Try, posegen
+from tests.campaigns.trying import Campaign, Try, posegen
 
-DEEP = b"[" * 100_000
-#: What stands in the place of a file's content; gets the content and the dice.
-DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "empty": lambda content, dice: b"",
-    "cut": lambda content, dice: content[: dice.randrange(max(1, len(content)))],
-    "zeros": lambda content, dice: bytes(len(content)),
-    "garbage": lambda content, dice: dice.randbytes(200),
-    "longer": lambda content, dice: content + dice.randbytes(50),
-    "flipped": lambda content, dice: flipped(content, dice),
+Damage = Callable[[bytes, random.Random], bytes]
+#: How an unfinished study was stopped: when this file appeared.
+MOMENTS = {
+    "training": "outputs/*/last.ckpt",
+    "sampling": "outputs/*/controlnet/*/samples/000001.png",
+    "judging": "outputs/*/controlnet/*/batches/000002/records.csv",
 }
-TEXT_DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    **{
-        f"is {text.decode()}": (lambda content, dice, text=text: text)
-        for text in (b"null", b"[]", b"{}", b'"text"', b"5", b"true", b"NaN")
-    },
-    "deep": lambda content, dice: DEEP,
-    "deep object": lambda content, dice: b'{"a":' * 100_000,
-    "utf-16": lambda content, dice: content.decode().encode("utf-16"),
-    "byte order mark": lambda content, dice: b"\xef\xbb\xbf" + content,
-    "a huge number": lambda content, dice: b'{"state": ' + b"9" * 5000 + b"}",
+FILE_DAMAGES: dict[str, Damage] = {
+    "is empty": lambda content, dice: b"",
+    "is cut": lambda content, dice: content[: dice.randrange(len(content))],
+    "is zeros": lambda content, dice: bytes(len(content)),
+    "is garbage": lambda content, dice: dice.randbytes(200),
+    "has more": lambda content, dice: content + dice.randbytes(50),
+    "has another bit": lambda content, dice: flipped(content, dice),
 }
+TEXTS = (
+    "null",
+    "[]",
+    "{}",
+    '"text"',
+    "5",
+    "true",
+    "NaN",
+    '{"state": ' + "9" * 5000 + "}",
+    "[" * 100_000,
+    '{"a":' * 100_000,
+)
+TEXT_DAMAGES: dict[str, Damage] = {
+    **{f"is {text[:20]}": lambda content, dice, text=text: text.encode() for text in TEXTS},  # type: ignore[misc]
+    "is in UTF-16": lambda content, dice: content.decode().encode("utf-16"),
+    "has a byte order mark": lambda content, dice: b"\xef\xbb\xbf" + content,
+}
+YAML_DAMAGES: dict[str, Damage] = {
+    "has a tab": lambda content, dice: b"a:\n\t- b\n" + content,
+    "has a tag": lambda content, dice: b"a: !!python/object/apply:os.system [true]\n" + content,
+    "has a cycle": lambda content, dice: b"a: &a [*a]\n" + content,
+    "has aliases": lambda content, dice: aliases(12) + content,
+}
+JSON_DAMAGES: dict[str, Damage] = {
+    "has a key twice": lambda content, dice: content.rstrip()[:-1] + b', "state": 5, "state": []}',
+    **{f"has another entry ({i})": lambda content, dice: another_entry(content, dice) for i in range(12)},
+}  # fmt: skip
+DAMAGES = {"": FILE_DAMAGES, ".json": TEXT_DAMAGES | JSON_DAMAGES, ".yaml": TEXT_DAMAGES | YAML_DAMAGES}
 WRONG = (None, True, -1, 10**400, float("nan"), "text", "", [], {}, [1], {"a": 1}, [[]], "../../../escape")
-YAML_DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "a tab": lambda content, dice: b"a:\n\t- b\n",
-    "a tag": lambda content, dice: b"a: !!python/object/apply:os.system [true]\n",
-    "a cycle": lambda content, dice: b"a: &a [*a]\n" + content,
-    "aliases": lambda content, dice: (
-        b"\n".join(
-            [b"a0: &a0 [x]", *(b"a%d: &a%d [%s]" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9)) for i in range(1, 12))]
-        )
-        + b"\n"
-        + content
-    ),
-}
+WARNED = re.compile(
+    r"warn|damaged|cannot be read|missing|not a readable|other settings|interrupted|failed|gone|again", re.I
+)
 
 
 def flipped(content: bytes, dice: random.Random) -> bytes:
-    """One bit is another."""
-    if not content:
-        return b"\1"
     changed = bytearray(content)
     changed[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
     return bytes(changed)
 
 
-def leaves(value: object, path: tuple = ()) -> Iterator[tuple]:
-    """The places of a json value, inner ones as well."""
-    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield (*path, key)
-        yield from leaves(each, (*path, key))
+def aliases(levels: int) -> bytes:
+    """A yaml text that is nine times as large with every level."""
+    lines = (f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, levels))
+    return ("a0: &a0 [x]\n" + "".join(lines)).encode()
 
 
-def replaced(content: bytes, place: tuple, new: object) -> bytes:
+def another_entry(content: bytes, dice: random.Random) -> bytes:
+    """A json object with something else in the place of one value, at any depth."""
     value = json.loads(content)
-    node = value
-    for key in place[:-1]:
-        node = node[key]
-    node[place[-1]] = new
+
+    def places(node: Any) -> Iterator[tuple[Any, Any]]:
+        for key, each in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+            yield node, key
+            yield from places(each)
+
+    holder, key = dice.choice(list(places(value)))
+    holder[key] = dice.choice(WRONG)
     return json.dumps(value).encode()
 
 
 def tries(campaign: Campaign, study: Study, dice: random.Random) -> list[Try]:
-    """Damages of finished and interrupted runs."""
-    runs = {
-        "finished": study.finished,
-        "training": study.interrupted("training", "outputs/*/last.ckpt", "callbacks.checkpoint.every=1"),
-        "sampling": study.interrupted("sampling", "outputs/*/controlnet/*/samples/000001.png"),
-        "judging": study.interrupted("judging", "outputs/*/controlnet/*/batches/000002/records.csv"),
-    }
-    found: list[Try] = []
+    """Each damage of each file of a finished study, and of studies that were stopped."""
+    runs = {"finished": study.finished, **{name: study.interrupted(name, pattern) for name, pattern in MOMENTS.items()}}
+    found, start = [], dice.random()
     for run, source in runs.items():
-        for path in sorted(p for p in source.rglob("*") if p.is_file() and p.stat().st_size and keep(p)):
+        for path in sorted(path for path in source.rglob("*") if path.is_file() and is_kept(path)):
             name, content = path.relative_to(source), path.read_bytes()
-            damages = {key: damage(content, dice) for key, damage in DAMAGES.items()}
-            if path.suffix in (".json", ".yaml"):
-                damages |= {key: damage(content, dice) for key, damage in TEXT_DAMAGES.items()}
-            if path.suffix == ".yaml":
-                damages |= {key: damage(content, dice) for key, damage in YAML_DAMAGES.items()}
-            if path.suffix == ".json":
-                places = list(leaves(json.loads(content)))
-                for place in dice.sample(places, min(12, len(places))):
-                    wrong = dice.choice(WRONG)
-                    damages[f"{place} is {str(wrong)[:20]!r}"] = replaced(content, place, wrong)
-                damages["a key twice"] = content.rstrip()[:-1] + b', "state": 5, "state": []}'
-            found += [attack(campaign, study, run, source, name, key, damage, dice) for key, damage in damages.items()]
-            found.append(attack(campaign, study, run, source, name, "a folder", None, dice))
+            for key, damage in {**FILE_DAMAGES, **DAMAGES.get(path.suffix, {})}.items():
+                inner = random.Random(f"{start} {run} {name} {key}")  # the same whatever other files are there
+                found.append(attack(campaign, study, run, name, key, damage(content, inner), inner.random() < 0.2))
+            found.append(attack(campaign, study, run, name, "is a folder", None, False))
+            found.append(attack(campaign, study, run, name, "is another file of its kind", other_file(path), False))
     return found
 
 
-def keep(path: Path) -> bool:
-    return (
-        not path.name.startswith((".lock", "table", "multirun", "report", "pictures")) and "figures" not in path.parts
-    )
+def is_kept(path: Path) -> bool:
+    """Whether a file of a study is read again."""
+    written = path.name.startswith((".", "table", "multirun", "report", "pictures")) or "figures" in path.parts
+    return not written and path.stat().st_size > 0
 
 
-def attack(
-    campaign: Campaign,
-    study: Study,
-    run: str,
-    source: Path,
-    name: Path,
-    key: str,
-    damage: bytes | None,
-    dice: random.Random,
-) -> Try:
-    reported = dice.random() < 0.2
+def other_file(path: Path) -> bytes:
+    """Another file of the folder, of the same kind."""
+    others = path.parent.glob(f"*{path.suffix}")
+    return next((other.read_bytes() for other in others if other != path and other.is_file()), b"{}")
 
+
+def attack(campaign: Campaign, study: Study, run: str, name: Path, key: str, damage: bytes | None, report: bool) -> Try:
     def attack() -> str:
-        place = study.copy(source)
+        place = study.copy(study.root / run)
         file = place / name
         file.unlink()
         if damage is None:
             file.mkdir()
-            (file / "inner").write_text("x")
         else:
             file.write_bytes(damage)
-        folder = place / "outputs" / NAME
-        for verb in ("table", "report") if reported else ("table",):
-            ending = posegen([verb, str(folder)], place).end()
-            if reason := campaign.fault(ending) or reading(campaign, study, place, ending, run):
+        for verb in ("table", "report") if report else ("table",):
+            ending = posegen([verb, str(place / "outputs" / NAME)], place).end()
+            if reason := campaign.refused(ending, str(place)) if ending.code else campaign.fault(ending):
                 return f"posegen {verb}: {reason}"
-        return healing(campaign, study, place)
+            if (
+                not ending.code
+                and run == "finished"
+                and table_of(place) != study.table
+                and not WARNED.search(ending.text)
+            ):
+                return f"posegen {verb}: silently another table"
+        return healed(campaign, study, place)
 
     return Try(f"{run}: {name} {key}", attack)
 
 
-def reading(campaign: Campaign, study: Study, place: Path, ending: Ending, run: str) -> str:
-    """A verb that only reads has the right table, says what is wrong with a file, or says what is unfinished."""
-    if ending.code:
-        return campaign.refused(ending, str(place))
-    table = table_of(place)
-    return "" if run != "finished" or table == study.table or said(ending) else "silently another table"
-
-
-def said(ending: Ending) -> bool:
-    return bool(
-        re.search(
-            r"warn|damaged|cannot be read|missing|not a readable|other settings|interrupted|failed", ending.text, re.I
-        )
-    )
-
-
-def healing(campaign: Campaign, study: Study, place: Path) -> str:
-    """The same command, and the ways out that it names, until it is finished with the table of an undisturbed run."""
+def healed(campaign: Campaign, study: Study, place: Path) -> str:
+    """Takes the same command, and the ways out that it names, until the table is that of an undisturbed run."""
     taken: list[str] = []
     for _ in range(6):
         ending = study.run(place)
-        if fault := campaign.fault(ending):
-            return f"the same command: {fault}{after(taken)}"
-        if ending.code == 0:
-            if table_of(place) == study.table:
-                return ""
-            return "" if said(ending) and not taken else f"finished with another table{after(taken)}: {ending.message}"
-        if refusal := campaign.refused(ending, str(place)):
-            return f"the same command: {refusal}{after(taken)}"
-        way = way_out(ending.text, place)
-        if way is None:
-            if "again" in ending.text and not taken[-1:] == ["again"]:
-                taken.append("again")
-                continue
-            return f"no way out in the message{after(taken)}: {ending.message}"
-        taken.append(f"deleted {way.relative_to(place)}")
-        remove(way)
-    return f"no way out works{after(taken)}: {ending.message}"
+        steps = f" (after: {', '.join(taken)})" if taken else ""
+        if fault := campaign.refused(ending, str(place)) if ending.code else campaign.fault(ending):
+            return f"the same command{steps}: {fault}"
+        if not ending.code:
+            return "" if table_of(place) == study.table else f"another table{steps}: {ending.message}"
+        ways = ways_out(ending.text, place)
+        if not ways and (taken[-1:] == ["again"] or "again" not in ending.text):
+            return f"no way out{steps}: {ending.message}"
+        taken += [f"deleted {way.relative_to(place)}" for way in ways] or ["again"]
+        for way in ways:
+            remove(way)
+    return f"no way out works{steps}: {ending.message}"
 
 
-def after(taken: list[str]) -> str:
-    return f" (after: {', '.join(taken)})" if taken else ""
-
-
-def way_out(text: str, place: Path) -> Path | None:
-    """What the message says to delete: a path, or ``it`` or ``that folder``, which is the first path it names."""
-    lines = [line for line in text.splitlines() if "delete" in line.lower() or str(place) in line]
-    text = "\n".join(lines)
-    named = re.search(
-        r"[Dd]elete (?:the (?:folder|file) )?(" + re.escape(str(place)) + r"[^\s;:()']*(?:,[^\s;:()']+)*)", text
-    )
-    if named:
-        return Path(named[1].rstrip(".,;"))
-    if not re.search(r"[Dd]elete|[Rr]emove", text):
-        return None
-    paths = [Path(found.rstrip(".,;:'")) for found in re.findall(re.escape(str(place)) + r"[^\s;:()'\"]*", text)]
-    paths = [path for path in paths if path.exists() and path != place]
-    if not paths:
-        return None
-    path = paths[-1] if len(paths) == 1 else max(paths, key=lambda p: len(p.parts))
-    return path if not re.search(r"[Dd]elete (?:that|this|the) folder", text) or path.is_dir() else path.parent
+def ways_out(text: str, place: Path) -> list[Path]:
+    """What the last message says to delete: paths, names of files "there", "it" or "that folder"."""
+    advice = list(re.finditer(r"[Dd]elete (.+?)(?= and (?:run|train|convert|call)| to |[;:]|\n|$)", text))
+    if not advice:
+        return []
+    paths = re.compile(re.escape(str(place)) + r"/[^\s;:()'\"]+")
+    named = [match.rstrip(".,") for match in paths.findall(text[: advice[-1].start()])]
+    about = Path(named[-1]) if named else place
+    found = []
+    for words in advice[-1][1].split(" and "):
+        if path := paths.search(words):
+            found.append(Path(path[0].rstrip(".,")))
+        elif re.search(r"\bfolder$", words):
+            found.append(about if about.is_dir() else about.parent)
+        elif name := re.fullmatch(r"([\w.]+\.\w+)(?: there)?", words):
+            found.append((about if about.is_dir() else about.parent) / name[1])
+        else:
+            found.append(about)
+    return [path for path in found if path.is_relative_to(place) and path != place and path.exists()]

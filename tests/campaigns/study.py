@@ -15,6 +15,7 @@ from tests.campaigns.trying import Ending, posegen
 from tests.tiny import make_world
 
 NAME = Path("benchmark") / "smoke"
+CELL = f"outputs/{NAME}/{{}}/*/seed0"  # of a method, as a pattern
 
 
 class Study:
@@ -74,6 +75,10 @@ class Study:
         remove(place)
         shutil.copytree(source, place, symlinks=True)
         return place
+
+
+def cell_of(place: Path, method: str) -> Path:
+    return next(place.glob(CELL.format(method)))
 
 
 def appeared(place: Path, pattern: str) -> bool:

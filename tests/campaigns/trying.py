@@ -49,7 +49,8 @@ class Child:
     """A forked process that runs ``action``, in a session of its own, its output in a file."""
 
     def __init__(self, action: Callable[[], int | None], folder: Path | None = None) -> None:
-        self.output, self.started = tempfile.TemporaryFile(), time.monotonic()
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self.started = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()

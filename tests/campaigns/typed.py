@@ -8,8 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.campaigns.malicious import cell_of
-from tests.campaigns.study import NAME, Study
+from tests.campaigns.study import NAME, Study, cell_of
 from tests.campaigns.trying import Campaign, Try, posegen
 
 PROMPTS = (
