@@ -79,27 +79,33 @@ def allowed(setting: Any, value: Any) -> bool | None:
 
 
 def refusals(campaign: Campaign, found: dict[str, dict[str, Any]]) -> Iterator[Try]:
-    """In a child: what the check says about each value of a key."""
+    """In a child for each verb: what the check says about each value of each key."""
     for verb, keys in found.items():
-        for key, setting in keys.items():
 
-            def attack(setting: Any = setting) -> str:
-                def ask() -> int:
-                    wrong = []
-                    for value in VALUES:
-                        problems = replace(setting, value=value).problems()
-                        if allowed(setting, value) is False and not problems:
-                            wrong.append(repr(value)[:40])
-                        text = "".join(map(str, problems))
-                        if problems and (setting.key not in text or len(text) > 2000):
-                            wrong.append(f"{value!r:.40} is refused as {text[:200]}")
-                    print(f"accepted although it is {setting.words}: {', '.join(wrong)}" if wrong else "")
-                    return bool(wrong)
+        def attack(keys: dict[str, Any] = keys) -> str:
+            def ask() -> int:
+                wrong = []
+                for setting in keys.values():
+                    refused = {repr(value)[:40]: replace(setting, value=value).problems() for value in VALUES}
+                    accepted = [
+                        repr(v)[:40] for v in VALUES if allowed(setting, v) is False and not refused[repr(v)[:40]]
+                    ]
+                    unclear = [
+                        str(problems[0])
+                        for problems in refused.values()
+                        if problems and setting.key not in str(problems[0])
+                    ]
+                    if {"integer"} == set(setting.kinds) - {"null"} and not setting.range:
+                        wrong.append(f"{setting.key} has no range")
+                    if accepted or unclear:
+                        wrong.append(f"{setting.key}, {setting.words}: accepts {', '.join(accepted)}; {unclear[:1]}")
+                print(f"{len(wrong)} of {len(keys)} keys", *wrong, sep="\n      ")
+                return bool(wrong)
 
-                ending = Child(ask).end(30)
-                return campaign.fault(ending) or (ending.message if ending.code else "")
+            ending = Child(ask).end()
+            return campaign.fault(ending) or (ending.text.strip() if ending.code else "")
 
-            yield Try(f"check {verb}: {key}, {setting.words}", attack)
+        yield Try(f"check {verb}: {len(keys)} keys with {len(VALUES)} values", attack, always=True)
 
 
 def runs(campaign: Campaign, study: Study, found: dict[str, dict[str, Any]], dice: random.Random) -> Iterator[Try]:

@@ -202,9 +202,9 @@ def containers(payload: Payload) -> dict[str, bytes]:
     return found
 
 
-def instantiated(received: Received, dice: random.Random) -> Iterator[Try]:
-    """Classes and functions that a results folder names, at any depth."""
-    path, touch = str(received.campaign.canary), f"touch {received.campaign.canary}"
+def instantiated_nodes(canary: Path) -> dict[str, dict[str, Any]]:
+    """Nodes that leave the canary where they are instantiated."""
+    path, touch = str(canary), f"touch {canary}"
     place, shell = {"_target_": "pathlib.Path", "_args_": [path]}, {"_target_": "os.system", "_args_": [touch]}
     text = f"__import__('os').system('{touch}')"
     calls: dict[str, list[Any]] = {
@@ -215,6 +215,13 @@ def instantiated(received: Received, dice: random.Random) -> Iterator[Try]:
         "posegen.io.atomic.write_json": [place, {}], "posegen.cli.os.system": [touch], "posegen.runner.cell.os.mkdir": [path],
         "hydra.utils.call": [shell], "builtins.dict": [shell], "posegen.metrics.protocol.Protocol": [shell],
     }  # fmt: skip
+    return {name: {"_target_": name, "_args_": arguments} for name, arguments in calls.items()}
+
+
+def instantiated(received: Received, dice: random.Random) -> Iterator[Try]:
+    """Classes and functions that a results folder names, at any depth."""
+    touch, text = f"touch {received.campaign.canary}", f"__import__('os').system('touch {received.campaign.canary}')"
+    path = str(received.campaign.canary)
     cell = CELL.format("*")
     spots = {
         f"outputs/{NAME}/cells.json": ("protocol", {}),
@@ -224,10 +231,9 @@ def instantiated(received: Received, dice: random.Random) -> Iterator[Try]:
         f"{cell}/row.json": ("", {}),
         f"{cell}/method/posegen.json": ("", {}),
     }
-    for name, arguments in calls.items():
+    for name, node in instantiated_nodes(received.campaign.canary).items():
         for spot, (part, others) in spots.items():
             for _ in range(4):
-                node = {"_target_": name, "_args_": arguments}
                 plant = partial(replanted, part, node, dice.randrange(1 << 30))
                 yield received.attack(
                     f"{spot} names {name}", {spot: plant, **others}, "table", "report", "power", "pipeline"

@@ -118,6 +118,7 @@ class Try:
 
     name: str
     attack: Callable[[], str]
+    always: bool = False  # cheap, and not left to the dice
 
 
 @dataclass
@@ -178,8 +179,9 @@ class Campaign:
 
 
 def some(tries: Sequence[Try], count: int | None, dice: random.Random) -> list[Try]:
-    """``count`` of the tries in an order of the dice; all of them with None."""
-    return dice.sample(list(tries), len(tries) if count is None else min(count, len(tries)))
+    """The tries that are always made, and ``count`` of the others in an order of the dice; all of them with None."""
+    first, others = [each for each in tries if each.always], [each for each in tries if not each.always]
+    return first + dice.sample(others, len(others) if count is None else min(count, len(others)))
 
 
 def warm() -> None:
