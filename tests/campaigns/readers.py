@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.campaigns.malicious import instantiated_nodes, planted
+from tests.campaigns.payloads import instantiated_nodes, planted
 from tests.campaigns.states import DAMAGES, FILE_DAMAGES, JSON_DAMAGES
 from tests.campaigns.study import CELL, NAME, Study
 from tests.campaigns.trying import FOREIGN_WORDS, Campaign, Child, Try
