@@ -68,6 +68,7 @@ class Child:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(self.output.fileno(), 1)
             os.dup2(1, 2)
+            sys.stdout = sys.stderr = os.fdopen(1, "w", encoding="utf-8", errors="replace", closefd=False)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 os.chdir(folder)
