@@ -6,13 +6,12 @@ import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
-from tests.campaigns.study import Study, remove, table_of
+from tests.campaigns.study import Study, remove
 from tests.campaigns.trying import Campaign, Try
 
-ENDLESS = 10_000
+SIZES = 10_000
 ROOM = 64 << 20  # bytes that the study never needs
 
 
@@ -20,17 +19,7 @@ class NoMount(RuntimeError):
     """The system allows no file system of a size."""
 
 
-@contextmanager
-def small_disk(place: Path, size: int) -> Iterator[None]:
-    place.mkdir(parents=True, exist_ok=True)
-    mounted("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def mounted(*words: str) -> None:
+def mount(*words: str) -> None:
     try:
         done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -39,40 +28,37 @@ def mounted(*words: str) -> None:
         raise NoMount(done.stderr.strip())
 
 
-def tries(campaign: Campaign, study: Study, dice: random.Random) -> list[Try]:
-    place = study.root / "disk"
+@contextmanager
+def small_disk(place: Path, size: int) -> Iterator[None]:
+    remove(place)
+    place.mkdir(parents=True)
+    mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
     try:
-        with small_disk(place, 1 << 20):
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def tries(campaign: Campaign, study: Study, dice: random.Random) -> list[Try]:
+    try:
+        with small_disk(study.root / "disk", 1 << 20):
             pass
     except NoMount as reason:
         print(f"{campaign.name}: skipped, {reason}")
         return []
-    needed = sum(path.stat().st_size for path in study.finished.rglob("*") if path.is_file())
-    return list(islice(disks(campaign, study, dice, place, needed), ENDLESS))
+    return [filled(campaign, study, dice.uniform(0.02, 1.1)) for _ in range(SIZES)]
 
 
-def disks(campaign: Campaign, study: Study, dice: random.Random, place: Path, needed: int) -> Iterator[Try]:
-    while True:
-        size = int(dice.uniform(0.02, 1.1) * needed)
+def filled(campaign: Campaign, study: Study, share: float) -> Try:
+    def attack() -> str:
+        place = study.root / "disk"
+        needed = sum(path.stat().st_size for path in study.finished.rglob("*") if path.is_file())
+        with small_disk(place, int(share * needed)):
+            ending = study.run(place)
+            if fault := campaign.refused(ending, str(place), "full") if ending.code else campaign.fault(ending):
+                return fault
+            mount("-o", f"remount,size={ROOM}", str(place))
+            left = study.finishes(campaign, place)
+            return f"with more room: {left}" if left else ""
 
-        def attack(size: int = size) -> str:
-            remove(place)
-            with small_disk(place, size):
-                ending = study.run(place)
-                if fault := campaign.fault(ending):
-                    return fault
-                if ending.code and not ("space" in ending.text or "full" in ending.text):
-                    return f"the message does not say that the disk is full: {ending.message}"
-                if ending.code and (refusal := campaign.refused(ending, str(place))):
-                    return refusal
-                if ending.code and "Errno" in ending.text:
-                    return f"words for programmers: {ending.message}"
-                mounted("-o", f"remount,size={ROOM}", str(place))
-                ending = study.run(place)
-                if fault := campaign.fault(ending):
-                    return f"with more room: {fault}"
-                if ending.code or table_of(place) != study.table:
-                    return f"with more room: exit {ending.code}, {ending.message}"
-            return ""
-
-        yield Try(f"a disk of {size:,} bytes", attack)
+    return Try(f"a disk with {share:.3f} of the room that is needed", attack)

@@ -7,39 +7,19 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from tests.campaigns.study import Study, cell_of
 from tests.campaigns.trying import Campaign, Child, Try, posegen
 
-VERBS = (
-    "train",
-    "benchmark",
-    "evaluate",
-    "sample",
-    "transfer",
-    "prepare",
-    "convert",
-    "annotate",
-    "profile",
-    "demo",
-    "power",
-    "report",
-    "table",
-    "parity",
-)
+RUN = ("train", "benchmark", "evaluate", "sample", "report", "power", "annotate", "prepare")
+VERBS = (*RUN, "transfer", "convert", "profile", "demo", "table", "parity")
 VALUES: tuple[Any, ...] = (
     -1, 0, 1, -2.5, 0.5, 10**6, 10**18, 10**400, 1e-300, math.nan, math.inf, -math.inf, True, False, None, "", "text", "nan", "none,none", "../x", [], [1], [[]], ["a", None], {}, {"a": 1}, {"_target_": "os.system"}, {1: 2},
 )  # fmt: skip
-KINDS = {
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "string": str,
-    "array": (list, tuple),
-    "object": dict,
-    "null": type(None),
-}
+SCALARS = {"integer": int, "number": (int, float), "boolean": bool, "string": str}
+KINDS = SCALARS | {"array": (list, tuple), "object": dict, "null": type(None)}
 
 
 def tries(campaign: Campaign, study: Study, dice: random.Random) -> list[Try]:
@@ -78,28 +58,26 @@ def allowed(setting: Any, value: Any) -> bool | None:
     return None
 
 
+def faults(setting: Any) -> Iterator[str]:
+    """Wrong values that a setting accepts, or refuses without its name; an integer that may be any."""
+    for value in VALUES:
+        problems = "".join(map(str, replace(setting, value=value).problems()))
+        if allowed(setting, value) is False and not problems:
+            yield f"{setting.key}, {setting.words}: accepts {value!r:.40}"
+        if problems and setting.key not in problems:
+            yield f"{setting.key} is not named: {problems}"
+    if set(setting.kinds) - {"null"} == {"integer"} and not setting.range:
+        yield f"{setting.key} has no range"
+
+
 def refusals(campaign: Campaign, found: dict[str, dict[str, Any]]) -> Iterator[Try]:
     """In a child for each verb: what the check says about each value of each key."""
     for verb, keys in found.items():
 
         def attack(keys: dict[str, Any] = keys) -> str:
             def ask() -> int:
-                wrong = []
-                for setting in keys.values():
-                    refused = {repr(value)[:40]: replace(setting, value=value).problems() for value in VALUES}
-                    accepted = [
-                        repr(v)[:40] for v in VALUES if allowed(setting, v) is False and not refused[repr(v)[:40]]
-                    ]
-                    unclear = [
-                        str(problems[0])
-                        for problems in refused.values()
-                        if problems and setting.key not in str(problems[0])
-                    ]
-                    if {"integer"} == set(setting.kinds) - {"null"} and not setting.range:
-                        wrong.append(f"{setting.key} has no range")
-                    if accepted or unclear:
-                        wrong.append(f"{setting.key}, {setting.words}: accepts {', '.join(accepted)}; {unclear[:1]}")
-                print(f"{len(wrong)} of {len(keys)} keys", *wrong, sep="\n      ")
+                wrong = [fault for setting in keys.values() for fault in faults(setting)]
+                print(f"{len(wrong)} faults in {len(keys)} keys", *wrong, sep="\n      ")
                 return bool(wrong)
 
             ending = Child(ask).end()
@@ -110,13 +88,8 @@ def refusals(campaign: Campaign, found: dict[str, dict[str, Any]]) -> Iterator[T
 
 def runs(campaign: Campaign, study: Study, found: dict[str, dict[str, Any]], dice: random.Random) -> Iterator[Try]:
     """Through the command line: refused by name, or run to an end with finite weights."""
-    asked = [
-        (verb, key, value)
-        for verb in ("train", "benchmark", "evaluate", "sample", "report", "power", "annotate", "prepare")
-        for key in found[verb]
-        for value in VALUES
-    ]
-    for verb, key, value in asked:
+    asked = [(verb, key) for verb in RUN for key in found[verb]]
+    for (verb, key), value in product(asked, VALUES):
 
         def attack(verb: str = verb, key: str = key, value: Any = value) -> str:
             place = study.copy(study.finished)

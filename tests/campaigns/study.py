@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
-from tests.campaigns.trying import Ending, posegen
+from tests.campaigns.trying import Campaign, Ending, posegen
 from tests.tiny import make_world
 
 NAME = Path("benchmark") / "smoke"
@@ -27,32 +27,36 @@ class Study:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        self.world = [
-            word for word in make_world(root / "world") if not word.startswith(("paths.", "budget.", "progress"))
-        ]
-        self.world += [
-            "budget.steps=4",
-            "data.train.count=12",
-            "data.test.count=5",
-            "data.validation.count=4",
-            "sampler.batch=2",
-        ]
+        words = make_world(root / "world")
+        self.world = [word for word in words if not word.startswith(("paths.", "budget.", "progress"))]
+        self.world += ["budget.steps=4", "data.train.count=12", "data.validation.count=4", "data.test.count=5"]
+        self.world += ["sampler.batch=2"]
 
     def command(self, place: Path, *more: str) -> list[str]:
         """The benchmark's command with outputs and caches in ``place``."""
         places = [f"paths.output={place / 'outputs'}", f"paths.cache={place / 'cache'}"]
-        start = ["benchmark", "benchmark=smoke", "adapter=none,controlnet", "seed=0", "hydra/launcher=basic"]
-        return [*start, *self.world, *places, *more]
+        start = ["benchmark=smoke", "adapter=none,controlnet", "seed=0", "hydra/launcher=basic"]
+        last = {word.partition("=")[0]: word for word in (*start, *self.world, *places, *more)}  # of each key
+        return ["benchmark", *last.values()]
 
     def run(self, place: Path, *more: str) -> Ending:
         return posegen(self.command(place, *more), place).end()
+
+    def finishes(self, campaign: Campaign, place: Path) -> str:
+        """Runs the command once more; says how it fell where it does not end with the table of an undisturbed run."""
+        ending = self.run(place)
+        if ending.code:
+            return campaign.fault(ending) or f"the same command does not finish: {ending.message}"
+        return campaign.fault(ending) or ("" if table_of(place) == self.table else f"another table: {table_of(place)}")
 
     @cached_property
     def finished(self) -> Path:
         """An undisturbed run."""
         place = self.root / "finished"
+        remove(place)
         ending = self.run(place)
         assert ending.code == 0, ending.text
+        self.seconds = ending.seconds
         return place
 
     def interrupted(self, name: str, pattern: str, *more: str) -> Path:
