@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.campaigns.payloads import instantiated_nodes, planted
-from tests.campaigns.states import DAMAGES, FILE_DAMAGES, JSON_DAMAGES
+from tests.campaigns.states import DAMAGES, FILE_DAMAGES, JSON_DAMAGES, Damage
 from tests.campaigns.study import CELL, NAME, Study
 from tests.campaigns.trying import FOREIGN_WORDS, Campaign, Child, Try
 
 ROUNDS = 10  # of all damages, for a file and reader
 SECONDS = 5  # of one reading
+Call = tuple[str, Callable[[], Any]]  # its name for people, and a reading
 #: Reader -> file in the study, and how it is called: with the file, or with a folder above it (how many levels).
 READERS = {
     "posegen.report.study.study_plan": (f"outputs/{NAME}/cells.json", 1),
@@ -67,85 +68,66 @@ def given(folder: Path) -> None:
 
 
 def tries(campaign: Campaign, study: Study, dice: random.Random) -> list[Try]:
-    source = study.finished
-    given(source / "given")
-    readings = [reading(campaign, study, name.strip(), *place, dice.random()) for name, place in READERS.items()]
-    return [*readings, protocols(campaign, study, dice.random())]
+    given(study.finished / "given")
+    found = [reading(campaign, study, name.strip(), *place, dice.random()) for name, place in READERS.items()]
+    return [*found, hostile_protocols(campaign, study, dice.random())]
 
 
 def reading(campaign: Campaign, study: Study, name: str, pattern: str, levels: int, start: float) -> Try:
+    """One reader with all damages of its file."""
+
     def attack() -> str:
-        place = study.copy(study.finished)
-        file = next(place.glob(pattern))
+        file = next(study.copy(study.finished).glob(pattern))
         module, _, function = name.rpartition(".")
-        reader: Callable[[Path], Any] = getattr(import_module(module), function)
-        content, target = file.read_bytes(), [file, *file.parents][levels]
+        reader, content, target = getattr(import_module(module), function), file.read_bytes(), [file, *file.parents]
 
-        def damaged() -> Iterator[tuple[str, Callable[[], Any]]]:
-            for i in range(ROUNDS):
-                for key, damage in {**FILE_DAMAGES, **DAMAGES.get(file.suffix, {}), **extra(file)}.items():
-                    inner = random.Random(f"{start} {i} {key}")
-                    file.write_bytes(damage(content, inner))
-                    yield f"round {i}: {key}", lambda: reader(target)
+        def calls() -> Iterator[Call]:
+            for i, (key, damage) in product(range(ROUNDS), damages_of(file.suffix).items()):
+                file.write_bytes(damage(content, random.Random(f"{start} {i} {key}")))
+                yield f"round {i}: {key}", lambda: reader(target[levels])
 
-        return campaign_of_calls(campaign, damaged, file.name)
+        return all_of(campaign, calls, file.name)
 
-    return Try(f"{name} of {pattern}, {start}", attack)
+    return Try(f"{name} of {pattern}", attack, always=True)
 
 
-def extra(file: Path) -> dict[str, Callable[[bytes, random.Random], bytes]]:
-    """Damages that only a format has."""
-    if file.suffix == ".safetensors":
-        kinds = ("F8_E4M3", "I64", "BOOL", "C64", "F4", "X")
-        return {
-            f"is of {kind}": lambda content, dice, kind=kind: content.replace(b"F32", kind.encode().ljust(3))
-            for kind in kinds
-        }  # type: ignore[misc]
-    if file.suffix == ".npz":
-        return {
-            "claims more": lambda content, dice: content.replace(
-                b"'shape': (", b"'shape': (" + b"9" * dice.randint(1, 9), 1
-            )
-        }
-    if file.suffix == ".png":
-        return {
-            "claims more": lambda content, dice: (
-                content[:16] + struct.pack(">I", dice.randrange(1 << 31)) + content[20:]
-            )
-        }
-    return {}
+def damages_of(suffix: str) -> dict[str, Damage]:
+    found = FILE_DAMAGES | DAMAGES.get(suffix, {})
+    if suffix == ".safetensors":
+        for kind in (b"F8_E4M3", b"I64", b"BOOL", b"C64", b"F4 ", b"X  "):
+            found[f"is of {kind.decode()}"] = lambda content, dice, kind=kind: content.replace(b"F32", kind)  # type: ignore[misc]
+    if suffix == ".png":
+        found["claims a width"] = lambda content, dice: content[:16] + dice.randbytes(4) + content[20:]
+    if suffix == ".npz":
+        found["claims a size"] = lambda content, dice: content.replace(b"(", b"(%d" % dice.randrange(10**9), 1)
+    return found
 
 
-def protocols(campaign: Campaign, study: Study, start: float) -> Try:
-    """Hostile nodes at any depth of a recorded protocol."""
+def hostile_protocols(campaign: Campaign, study: Study, start: float) -> Try:
+    """Names of functions, and other values, at any depth of a recorded protocol."""
 
     def attack() -> str:
         from posegen.report.study import recorded_protocol
 
         file = study.finished / "outputs" / NAME / "cells.json"
         protocol = json.loads(file.read_text())["protocol"]
+        text, nodes = json.dumps(protocol).encode(), instantiated_nodes(campaign.canary)
 
-        def hostile() -> Iterator[tuple[str, Callable[[], Any]]]:
-            for i in range(ROUNDS):
-                for name, node in instantiated_nodes(campaign.canary).items():
-                    node = planted(protocol, node, random.Random(f"{start} {i} {name}"))
-                    yield (
-                        f"round {i}: {name} in {json.dumps(node)[:600]}",
-                        lambda node=node: recorded_protocol(node, file),
-                    )
-                for key, damage in JSON_DAMAGES.items():
-                    node = json.loads(damage(json.dumps(protocol).encode(), random.Random(f"{start} {i} {key}")))
-                    yield f"round {i}: {key}: {json.dumps(node)[:600]}", lambda node=node: recorded_protocol(node, file)
+        def calls() -> Iterator[Call]:
+            for i, key in product(range(ROUNDS), (*nodes, *JSON_DAMAGES)):
+                dice = random.Random(f"{start} {i} {key}")
+                node = (
+                    planted(protocol, nodes[key], dice) if key in nodes else json.loads(JSON_DAMAGES[key](text, dice))
+                )
+                yield f"round {i}: {key}, {json.dumps(node)[:600]}", lambda node=node: recorded_protocol(node, file)
 
-        return campaign_of_calls(campaign, hostile, file.name)
+        return all_of(campaign, calls, file.name)
 
-    return Try(f"posegen.report.study.recorded_protocol, {start}", attack)
+    return Try("posegen.report.study.recorded_protocol", attack, always=True)
 
 
-def campaign_of_calls(
-    campaign: Campaign, calls: Callable[[], Iterator[tuple[str, Callable[[], Any]]]], name: str
-) -> str:
-    """In a child: what each call raises, if it is no ValueError in a user's words that names the file."""
+def all_of(campaign: Campaign, calls: Callable[[], Iterator[Call]], name: str) -> str:
+    """Makes all calls in a child; the kinds of falls, with an example of each."""
 
     def late(number: int, frame: Any) -> None:
         raise TimeoutError(f"no end within {SECONDS} s")
@@ -153,35 +135,31 @@ def campaign_of_calls(
     def ask() -> int:
         signal.signal(signal.SIGALRM, late)
         fell: dict[str, str] = {}
-        count = 0
         for label, call in calls():
-            signal.alarm(SECONDS)
-            count += 1
-            try:
-                call()
-                reason = ""
-            except (ValueError, RuntimeError) as error:
-                foreign = FOREIGN_WORDS.search(str(error))
-                reason = (
-                    f"words for programmers: {error}"
-                    if foreign
-                    else ""
-                    if name in str(error)
-                    else f"the message does not name {name}: {error}"
-                )
-                reason = f"{type(error).__name__}: {error}" if type(error) in (RuntimeError, RecursionError) else reason
-            except BaseException as error:
-                reason = f"{type(error).__name__}: {error}"
-            signal.alarm(0)
+            reason = verdict(call, name)
             if campaign.canary.exists():
                 campaign.canary.unlink()
                 reason = "code of a file was run"
             if reason:
                 fell.setdefault("".join(c for c in reason if not c.isdigit())[:120], f"{label}: {reason[:400]}")
-        print(f"{len(fell)} kinds of {count} calls:", *fell.values(), sep="\n      ")
+        print(f"{len(fell)} kinds of falls", *fell.values(), sep="\n      ")
         return bool(fell)
 
     ending = Child(ask).end(600)
-    if ending.code is None or ending.code < 0:
-        return campaign.fault(ending)
-    return ending.text.strip() if ending.code else ""
+    return campaign.fault(ending) or (ending.text.strip() if ending.code else "")
+
+
+def verdict(call: Callable[[], Any], name: str) -> str:
+    """How a reading fell: it must succeed, or raise an error of posegen's in a user's words that names the file."""
+    signal.alarm(SECONDS)
+    try:
+        call()
+    except BaseException as error:
+        if type(error) is not ValueError and not type(error).__module__.startswith("posegen."):
+            return f"{type(error).__name__}: {error}"
+        if foreign := FOREIGN_WORDS.search(str(error)):
+            return f"words for programmers ({foreign[0]}): {error}"
+        return "" if name in str(error) else f"the message does not name {name}: {error}"
+    finally:
+        signal.alarm(0)
+    return ""
