@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 #: Campaign -> tries of an ordinary run, beside those that are always made.
 CAMPAIGNS = {
     "readers": 0,
-    "kills": 6,
-    "states": 30,
-    "keys": 20,
-    "malicious": 40,
+    "kills": 4,
+    "states": 25,
+    "keys": 15,
+    "malicious": 30,
     "together": 10,
-    "disk": 6,
-    "typed": 25,
+    "disk": 4,
+    "typed": 15,
 }
 
 
