@@ -1,7 +1,7 @@
 """Files of configurations as Hydra reads them, with messages that name the file and the line, and within limits.
 
 Hydra finds the classes that read ``file://`` and ``pkg://`` in its registry of sources; importing this module puts
-those of below into it.
+those of below into it. Hydra has no public place for this, so this is the one module that imports its private ones.
 """
 
 from __future__ import annotations
