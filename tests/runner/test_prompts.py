@@ -183,7 +183,7 @@ def test_what_is_taken_and_what_is_cut_is_said_before_sampling(
         (["prompt=true", "poses=[a,b]"], "no such file"),
         (["prompt=a", "poses=5"], "5: no such file"),
         (["prompt=[]"], "prompt is an empty list"),
-        (["prompt=a", "images=0"], "images=0: expected a whole number of at least 1"),
+        (["prompt=a", "images=0"], "images=0: expected an integer from 1"),
         (["study=null"], "study=None: expected a name"),
         (["study=../x"], "study=../x leads out of"),
     ],

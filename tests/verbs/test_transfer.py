@@ -155,7 +155,7 @@ def test_a_picture_with_nobody_in_it_needs_a_pose(
         (["source=pose.json"], "source=pose.json is no picture that can be read"),
         (["picture=nowhere.png"], "picture=nowhere.png is no picture that can be read (No such file or directory)"),
         (["adapter=controlnet"], "adapter=controlnet: reads no picture to take clothes from"),
-        (["dilate=-1"], "dilate=-1: expected a whole number, 0 or more"),
+        (["dilate=-1"], "dilate=-1: expected an integer"),
         (["size=63"], "is not a multiple of the backbone's latent factor"),
         (["picture=null", "mask=null", "source=null"], "poses and prompt belong to a picture, and there is none"),
         (

@@ -269,7 +269,8 @@ def _class(cfg: DictConfig, group: str) -> Any:
 def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
     """Image sizes that are no multiple of the backbone's latent factor."""
     size = (nodes.value_or_none(data) or {}).get("size") if nodes.has_target(data) else None
-    sides = [size] if isinstance(size, int) else [side for side in size or [] if isinstance(side, int)]
+    given = size if isinstance(size, list | tuple) else [size]
+    sides = [side for side in given if isinstance(side, int)]
     if not factor or all(side % factor == 0 for side in sides):
         return []
     right = [max(factor, side // factor * factor) for side in sides]

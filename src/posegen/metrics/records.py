@@ -135,7 +135,8 @@ def from_csv(path: Path) -> dict[str, list]:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from error
+        reason = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise UserError(f"{path} is damaged ({reason}): {AGAIN}") from error
     if "id" not in header or any(len(row) != len(header) for row in rows):
         expected = f"an 'id' column and {len(header)} entries in every row"
         raise UserError(f"{path} is damaged: it needs {expected}; {AGAIN}")

@@ -60,8 +60,7 @@ def read_posed_images(file: Path) -> PoseFile:
     try:
         return _images_of(content)
     except DAMAGED as error:
-        reason = str(error) if type(error) is ValueError else f"an entry is malformed ({type(error).__name__}: {error})"
-        raise ValueError(f"{file}: {reason}; {POSE_FORMATS}") from error
+        raise ValueError(f"{file}: {_reason(error)}; {POSE_FORMATS}") from error
 
 
 def _images_of(content: Any) -> PoseFile:
@@ -110,9 +109,10 @@ def _frames(entries: Sequence[Any], names: Sequence[str] | None = None) -> PoseF
 
 
 def _reason(error: Exception) -> str:
-    return (
-        str(error) if type(error) is ValueError else f"it lacks what its format has ({type(error).__name__}: {error})"
-    )
+    """An error in plain words."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}, which its format has"
+    return str(error) if type(error) is ValueError else "a value in it is of another kind than its format has"
 
 
 def _openpose_frame(frame: Mapping[str, Any]) -> PosedImage:

@@ -16,7 +16,8 @@ from posegen.runner.received.state_files import read_progress
 
 class LiveProgress:
     """Shows the progress of a benchmark's cells, ``every`` so many seconds from a thread, while the block runs: on a
-    terminal a bar with rate and remaining time per cell, elsewhere a line whenever a cell's state or stage changes."""
+    terminal a bar with rate and remaining time per cell, elsewhere a line whenever a cell's state or stage changes,
+    and every minute."""
 
     def __init__(self, folder: Path, every: float = 1.0) -> None:
         self.every, self.started, self.stop = every, time.time(), threading.Event()
@@ -49,10 +50,12 @@ class LiveProgress:
         return bars
 
     def _print(self) -> None:
-        said: dict[str, tuple[str, str]] = {}
+        said: dict[str, tuple[str, str, int]] = {}
         while True:
             for label, state, report in self._states():
-                now = (state, report.get("stage", "") if state == "running" else "")
+                running = state == "running"
+                minute = int(time.time() - self.started) // 60 if running else 0
+                now = (state, report.get("stage", "") if running else "", minute)
                 if said.get(label) != now and state != "waiting":
                     said[label] = now
                     print(f"{label}: {progress_text(state, report)}", flush=True)

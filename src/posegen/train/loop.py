@@ -61,6 +61,12 @@ class Training(Stage):
         done = (self.folder / "method").is_dir()  # the export is the last thing that training does
         return [] if done else ["method"]
 
+    def lost(self) -> Sequence[Path]:
+        kept = [
+            self.folder / name for name in ("method", "samples", "records.csv")
+        ]  # weights may go once they are judged
+        return [] if any(place.exists() for place in kept) else [self.folder / "method"]
+
     def run(self) -> None:
         with locked(self.folder / ".training"):  # processes that share the cell train it once
             if self.todo():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def start(command: Command) -> int:
         with LiveProgress(folder):
             code = command.run()
     finally:
+        for place in planned:
+            with suppress(OSError):  # it is not empty
+                (folder / place).rmdir()
         code = max(code, conclude(folder, config, planned))
     return code
 
@@ -100,6 +104,8 @@ def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
     with locked(folder / ".cells.lock"):
         about["cells"] += other_cells(folder, about)
         write_json(folder / "cells.json", about)
+        for cell in cells:  # another benchmark of the study keeps their rows, though none has begun
+            cell.folder.mkdir(parents=True, exist_ok=True)
     prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
     return folder, planned
 

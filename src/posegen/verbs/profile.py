@@ -57,11 +57,6 @@ def phases_of(cfg: DictConfig) -> list[Phase]:
             raise UserError(f"{key}={cfg[key]} is a developers' benchmark outside the package: {script}")
     method: Any = get_class(cfg.adapter._target_)
     wanted = list(cfg.phases)
-    if unknown := sorted(set(map(str, wanted)) - PHASES.keys()):
-        raise UserError(f"phases={wanted}: {unknown[0]} is no phase; expected some of {', '.join(PHASES)}")
-    least = {"batch": 1, "repeats": 1, "warmup": 0, "size": 1}
-    if wrong := [key for key, value in least.items() if cfg[key] < value]:
-        raise UserError(f"{wrong[0]}={cfg[wrong[0]]}: expected at least {least[wrong[0]]}")
     if not method.ranked:
         raise UserError(f"adapter {cfg.method} is a reference row and computes nothing; choose a method with adapter=")
     if possible := [phase for phase in wanted if phase != "train" or method.trainable]:

@@ -15,11 +15,6 @@ from posegen.report.write import write_report
 
 def main(cfg: DictConfig) -> None:
     """Writes the page and the plots of ``folders`` and, with an account, a report of W&B."""
-    if not isinstance(cfg.poses, int) or cfg.poses < 0:
-        raise UserError(f"poses={cfg.poses}: expected a number of lines of pictures, 0 or more")
-    if not isinstance(cfg.side, int) or cfg.side < 16:
-        expected = "expected the longer side of the page's pictures in pixels, 16 or more"
-        raise UserError(f"side={cfg.side}: {expected}")
     known = cfg.wandb is None or isinstance(cfg.wandb, bool)
     if not known and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.wandb)):
         expected = "expected ENTITY/PROJECT, the account and project whose runs the report shows"

@@ -89,8 +89,8 @@ def constructed(cls: type[Kind], arguments: Mapping[str, Any], file: Path, key: 
             raise UserError(f"{file}: {'.'.join((place, *inner))} is {repr(wrong)[:200]}; expected {expected}")
     try:
         return cls(**arguments)
-    except ValueError:  # which says itself what is wrong
-        raise
+    except ValueError as error:
+        raise UserError(f"{file}: {key or 'kwargs'}: {error}") from error
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         known = ", ".join(inspect.signature(cls).parameters)
         text = f"{key or 'kwargs'} does not fit {cls.__name__}, which takes {known}; write it again"

@@ -48,8 +48,6 @@ def with_prompts(cfg: DictConfig) -> DictConfig:
     texts = [str(text) for text in prompt] if isinstance(prompt, ListConfig) else [str(prompt)]
     if not texts:
         raise UserError("prompt is an empty list; give at least one text, or leave it out for the test data")
-    if not isinstance(cfg.images, int) or cfg.images < 1:
-        raise UserError(f"images={cfg.images}: expected a whole number of at least 1, the images per prompt")
     prompts = [text for text in texts for _ in range(int(cfg.images))]
     size = list(Components(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
     node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size}

@@ -41,11 +41,6 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     if "source" not in method_class(cfg).needs:
         fix = "choose a method that does, for instance adapter=dnaf"
         raise UserError(f"adapter={cfg.method} reads no picture to take clothes from; {fix}")
-    for name in ("dilate", "soft"):
-        if not isinstance(cfg[name], int) or cfg[name] < 0:
-            raise UserError(f"{name}={cfg[name]}: expected a whole number, 0 or more")
-    if not isinstance(cfg.images, int) or cfg.images < 1:
-        raise UserError(f"images={cfg.images}: expected a whole number of at least 1, the results for a picture")
     files = {name: cfg[name] for name in FILES}
     if all(value is None for value in files.values()):
         if cfg.poses is not None or cfg.prompt is not None:
