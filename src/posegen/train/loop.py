@@ -62,9 +62,8 @@ class Training(Stage):
         return [] if done else ["method"]
 
     def lost(self) -> Sequence[Path]:
-        kept = [
-            self.folder / name for name in ("method", "samples", "records.csv")
-        ]  # weights may go once they are judged
+        # Once a cell is sampled, its weights may be deleted to save space.
+        kept = [self.folder / name for name in ("method", "samples", "records.csv")]
         return [] if any(place.exists() for place in kept) else [self.folder / "method"]
 
     def run(self) -> None:

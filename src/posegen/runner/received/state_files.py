@@ -187,9 +187,8 @@ def read_yaml(path: Path, fix: str) -> Any:
     except OSError as error:
         reason = str(error.strerror)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = (
-            "it has a number of thousands of digits" if "4300 digits" in str(error) else " ".join(str(error).split())
-        )
+        digits = "4300 digits" in str(error)  # of Python's limit
+        reason = "it has a number of thousands of digits" if digits else " ".join(str(error).split())
     raise UserError(f"{path} is not a readable yaml file ({reason}); {fix}")
 
 
