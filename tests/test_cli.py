@@ -350,7 +350,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 def test_completion_of_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "tcsh"]) == 1
-    assert "available: bash, zsh" in capsys.readouterr().err
+    assert "tcsh: expected one of bash, zsh" in capsys.readouterr().err
 
 
 def test_positional_words_become_the_list_that_the_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from posegen.data.user_images import user_picture, user_pictures
 from posegen.io import pictures
-from posegen.io.pictures import decode_image, is_text, open_picture, pictures_below, printable
+from posegen.io.pictures import decode_image, is_utf8, open_picture, pictures_below, printable
 from posegen.poses.reading import read_poses
 
 
@@ -145,5 +145,5 @@ def test_names_that_are_no_text_can_be_printed(tmp_path: Path) -> None:
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
     file.touch()
     [found] = pictures_below(tmp_path)
-    assert found == file and not is_text(found) and printable(found).endswith("caf\\xe9.jpg")
-    assert is_text(tmp_path / "café.jpg")
+    assert found == file and not is_utf8(found) and printable(found).endswith("caf\\xe9.jpg")
+    assert is_utf8(tmp_path / "café.jpg")

@@ -282,7 +282,7 @@ def test_a_further_metric_adds_its_columns_and_removes_none(tmp_path: Path) -> N
         (
             "near/world/seed0/costs.json",
             {"peak_memory_mb": "much"},
-            r"costs.json: peak_memory_mb is 'much'; expected a number",
+            r"costs.json: peak_memory_mb is 'much'; expected a valid number",
         ),
     ],
 )

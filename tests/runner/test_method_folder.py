@@ -279,7 +279,7 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path: Path, backbone: StableD
         ({"format": 1}, "has no class"),
         (
             {"format": 1, "class": 3, "kwargs": {}, "backbone": {"id": "", "sha256": ""}},
-            "class is 3; expected a string",
+            "class is 3; expected a valid string",
         ),
         ([], "holds a list; expected an object"),
     ],
@@ -357,6 +357,7 @@ def test_the_newest_finished_cell_of_the_method_is_found(tmp_path: Path, world: 
 
 def test_a_checkpoint_is_a_cell_or_a_method_folder(tmp_path: Path, world: list[str]) -> None:
     (tmp_path / "cell" / "method").mkdir(parents=True)
+    (tmp_path / "cell" / "method" / "posegen.json").write_text("{}")
     for given in (tmp_path / "cell", tmp_path / "cell" / "method"):
         with configured("sample", *world, f"checkpoint={given}") as cfg:
             assert find_checkpoint(cfg) == tmp_path / "cell" / "method"

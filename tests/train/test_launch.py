@@ -61,8 +61,8 @@ def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
         ),
         (["trainer.devices=2", "optim.accumulate=4"], "must be a multiple of 8"),
         (["trainer.devices=2", "trainer.num_nodes=3"], "trainer.devices=2 on trainer.num_nodes=3"),
-        (["trainer.devices=0"], "trainer.devices=0: expected a number of devices"),
-        (["trainer.num_nodes=0"], "trainer.num_nodes=0: expected a number of num_nodes"),
+        (["trainer.devices=0"], "trainer.devices=0: expected an integer from 1"),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0: expected an integer from 1"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(

@@ -172,17 +172,18 @@ def test_a_failed_cell_leaves_the_others_and_its_reason(
 def test_other_settings_at_the_same_place_are_refused_before_anything_runs(
     finished: Path, world: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A changed file under an unchanged name: the folder is the same, the identity is not."""
+    """A cell as another version of a yaml made it: the folder is the same, the identity is not."""
     before = (finished / "benchmark/smoke/table.csv").read_bytes()
-    judge = Path(next(o for o in world if o.startswith("estimator.folder")).partition("=")[2]) / "config.json"
-    text = judge.read_text()
+    status = sorted(finished.rglob("status.json"))[0]
+    text = status.read_text()
+    record = read_json(status)
+    record["identity"]["optim"]["warmup"] = 99
     try:
-        judge.write_text(text.replace('"score_threshold": 0.0', '"score_threshold": 0.1'))
-        assert judge.read_text() != text
+        write_json(status, {**record, "hash": "another"})
         assert main(options(world, finished)) == 1
     finally:
-        judge.write_text(text)
-    assert "estimator.folder" in capsys.readouterr().err
+        status.write_text(text)
+    assert "optim.warmup: 99 there" in capsys.readouterr().err
     assert (finished / "benchmark/smoke/table.csv").read_bytes() == before
 
 

@@ -45,7 +45,9 @@ def cells(folder: Path, values: np.ndarray, name: str = "", **identity: Any) -> 
             "resamples": 400,
             "metrics": [{"_target_": f"{__name__}.Score"}],
         }
-        (cell / "config.yaml").write_text(yaml.safe_dump({"protocol": node}))
+        (cell / "config.yaml").write_text(
+            yaml.safe_dump({"method": folder.name, "seed": seed, "study": "s", "protocol": node})
+        )
     return str(folder)
 
 
@@ -97,9 +99,9 @@ def test_with_one_seed_the_answer_says_what_it_does_not_know(
     [
         (["column=scor"], "did you mean score?"),
         (["colum=score"], "colum=score: no such group or key; did you mean column?"),
-        (["column=score", "power=1.5"], "power=1.5: expected a probability between 0 and 1"),
-        (["column=score", "seeds=few"], "seeds=few: expected positive numbers"),
-        (["column=score", "seeds="], "seeds=: expected positive numbers"),
+        (["column=score", "power=1.5"], "power=1.5: expected a number above 0 and below 1"),
+        (["column=score", "seeds=few"], "seeds=few: expected a list of at least 1 integer"),
+        (["column=score", "seeds="], "seeds=: expected a list of at least 1 integer"),
         (["column=score", "more"], "3 folders are named; expected two"),
     ],
 )

@@ -153,7 +153,7 @@ def test_a_picture_with_nobody_in_it_needs_a_pose(
         (["mask=dark.png"], "mask=dark.png is dark everywhere, so nothing would change"),
         (["mask=light.png"], "mask=light.png is light everywhere, so nothing of the picture would stay"),
         (["source=pose.json"], "source=pose.json is no picture that can be read"),
-        (["picture=nowhere.png"], "picture=nowhere.png is no picture that can be read (No such file or directory)"),
+        (["picture=nowhere.png"], "picture=nowhere.png is no picture that can be read (is missing)"),
         (["adapter=controlnet"], "adapter=controlnet: reads no picture to take clothes from"),
         (["dilate=-1"], "dilate=-1: expected an integer"),
         (["size=63"], "is not a multiple of the backbone's latent factor"),

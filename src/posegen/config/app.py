@@ -25,12 +25,13 @@ from yaml import YAMLError
 
 from posegen.config import groups
 from posegen.config.check import require_valid, validate
-from posegen.config.compose import HYDRA_VERSION, compose, composed
+from posegen.config.compose import HYDRA_VERSION, compose, composed, user_folders
 from posegen.config.overrides import forced, hydra_message, readable
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.sweep import Axis, axes, combinations, representatives
 from posegen.config.typed_text import exists, hydra_text, is_text, quoted, resolve_config
 from posegen.config.verb_files import Verb, positional
+from posegen.config.yaml_files import readable_files
 from posegen.errors import UserError
 
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
@@ -108,19 +109,20 @@ class Command:
         def sweeps() -> bool:  # another word may make it a sweep, as experiment=tune does
             if "--multirun" in self.flags:
                 return True
-            others = [word for word in words if word not in names and not is_text(word.partition("=")[0])]
+            others = [word for word in words if word not in names and not is_text(word.partition("=")[0], self.verb)]
             with suppress(*COMPOSING):
-                return replace(self, keys=tuple(hydra_text(word, lambda: True) for word in others)).axes() is not None
+                keys = tuple(hydra_text(word, lambda: True, self.verb) for word in others)
+                return replace(self, keys=keys).axes() is not None
             return False
 
         for word in words:
             if word in names:
                 continue
             name, _, value = word.partition("=")
-            if key and "," in value and value[0] not in "[{'\"" and not is_text(name) and not exists(value):
+            if key and "," in value and value[0] not in "[{'\"" and not is_text(name, self.verb) and not exists(value):
                 yield f"{name}=[{value}]"
             else:
-                yield hydra_text(word, sweeps)
+                yield hydra_text(word, sweeps, self.verb)
         if names:
             yield f"{key}=[{','.join(map(quoted, names))}]"
 
@@ -154,6 +156,8 @@ class Command:
                     problems += validate(cfg)
         except ValueError as error:  # a `UserError`, or Hydra's own on lists of defaults
             return [*problems, Problem("", str(error))], 0
+        except UserError as error:
+            return [*problems, Problem("", str(error))], 0
         except COMPOSING as error:
             return [*problems, Problem("", hydra_message(error))], 0
         return without_repeats(problems), len(cells)
@@ -168,7 +172,8 @@ class Command:
         try:
             axes({}, self.keys, self.known)  # refuses a sweep with the same cell twice
             # Hydra hands errors on and prints none; processes that start from here remember what the user wanted.
-            with env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))}):
+            debugging = env_override({"HYDRA_FULL_ERROR": "1", "POSEGEN_TRACEBACK": str(int(traced))})
+            with debugging, readable_files(user_folders(sys.argv, self.main)):
                 hydra.main(version_base=HYDRA_VERSION, config_path=str(groups.conf_dir()), config_name=self.verb)(job)()
             return tell(job.error, self, traced) if job.error else job.code
         except Exception as error:

@@ -27,6 +27,7 @@ from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.resolvers import gpus
+from posegen.config.schema import VERBS, CellKeys
 from posegen.config.settings import settings
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty
@@ -65,7 +66,8 @@ def validate(cfg: DictConfig) -> list[Problem]:
         problems += nodes.unknown(cfg, usual, [group for group in known if "/" not in group])
     for key, node in nodes.target_nodes(cfg):
         problems += argument_problems(key, node)
-    problems += absent(cfg, hydra.runtime.choices)
+    if issubclass(VERBS.get(verb, CellKeys), CellKeys):
+        problems += absent(cfg, hydra.runtime.choices)
     problems += [
         *missing_files(cfg),
         *recipes(cfg),

@@ -14,7 +14,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, open_dict, read_write
 
-from posegen.config import groups, resolvers, yaml_files  # noqa: F401  (they register what Hydra asks for)
+from posegen.config import groups, resolvers  # noqa: F401  (the latter registers what ${...} may ask for)
+from posegen.config.yaml_files import readable_files
 
 HYDRA_VERSION = "1.3"  # of Hydra, whose defaults hold
 
@@ -34,8 +35,14 @@ def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) 
     """The configuration ``name.yaml`` of the folder ``main``, by default posegen's, with its ``hydra`` node."""
     running = GlobalHydra.instance().is_initialized()  # then it has chosen the folder
     folder = str(main or groups.conf_dir())
-    with nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION):
+    started = nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION)
+    with readable_files(user_folders(overrides, main)), started:
         return hydra.compose(name, list(overrides), return_hydra_config=True)
+
+
+def user_folders(overrides: Sequence[str], main: Path | None = None) -> list[Path]:
+    """The folders with configurations that are not posegen's: of the search path, and ``main``."""
+    return [folder for folder in groups.roots(groups.search_entries(overrides), main) if folder != groups.conf_dir()]
 
 
 @contextmanager

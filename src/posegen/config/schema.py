@@ -237,7 +237,7 @@ class PowerKeys(NodeKeys):
     cells: list[str]
     column: Name
     images: list[AtLeastOne]
-    seeds: list[AtLeastOne]
+    seeds: Annotated[list[AtLeastOne], MinLen(1)]
     difference: list[Positive]
     power: Probability
     alpha: Probability

@@ -8,6 +8,7 @@ stay what they are.
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.config import nodes
+from posegen.config.schema import VERBS, CellKeys
 from posegen.errors import UserError
 
 #: Sentences. ``${`` is text in them, and brackets around a single text belong to it.
@@ -42,8 +44,8 @@ ASKS = re.compile(r"\$\{[^}]*\}")
 MARKS = frozenset("'\"\\[]{}()$")  # with any of these, a list's parts are left to Hydra's grammar
 
 
-def hydra_text(word: str, sweeps: Callable[[], bool]) -> str:
-    """The override ``word`` with its value quoted where it is text that Hydra would read as something else.
+def hydra_text(word: str, sweeps: Callable[[], bool], verb: str = "train") -> str:
+    """The override ``word`` of a verb with its value quoted where it is text that Hydra would read as something else.
 
     ``sweeps`` says whether the command is a sweep, where ``a,b`` is two values. Values of other keys are quoted only
     where they are an existing path with characters of Hydra's grammar.
@@ -51,7 +53,7 @@ def hydra_text(word: str, sweeps: Callable[[], bool]) -> str:
     key, equals, value = word.partition("=")
     if not equals or value in ("", "null"):
         return word
-    if not is_text(key):
+    if not is_text(key, verb):
         return (
             f"{key}={quoted(value)}"
             if exists(value) and (set("=,") & set(value) or hydra_value(value) is None)
@@ -72,8 +74,9 @@ def hydra_text(word: str, sweeps: Callable[[], bool]) -> str:
     return f"{key}={quoted(as_literal(value) if sentence or there or not ASKS.search(value) else value)}"
 
 
-def is_text(key: str) -> bool:
-    return TEXT.search(key.lstrip("+")) is not None
+def is_text(key: str, verb: str = "train") -> bool:
+    name = key.lstrip("+")  # the report's ``poses`` is a number
+    return TEXT.search(name) is not None and typing.get_type_hints(VERBS.get(verb, CellKeys)).get(name) is not int
 
 
 def is_sentence(key: str) -> bool:

@@ -1,69 +1,79 @@
-"""Files of configurations as Hydra reads them, with messages that name the file and the line, and within limits.
+"""What is wrong with a file of configurations, with the file and the line.
 
-Hydra finds the classes that read ``file://`` and ``pkg://`` in its registry of sources; importing this module puts
-those of below into it. Hydra has no public place for this, so this is the one module that imports its private ones.
+Hydra reads these files, and its errors name neither. So the files of a user are looked at before Hydra for aliases that
+never end, and after an error of Hydra for its cause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from posegen.errors import UserError
 
+DEPTHS = ("", "*/", "*/*/")  # primary files, options of groups, and of groups in groups
 LARGEST = 100_000  # values in a file, aliases (*name) counted with all that they stand for
+#: What Hydra raises for files that it cannot read, among other things.
+UNREADABLE = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError)
 
 
-class ConfigurationFiles(FileConfigSource):
-    """The files of a folder."""
+@contextmanager
+def readable_files(folders: Iterable[Path]) -> Iterator[None]:
+    """While the block lets Hydra read files of ``folders``: a `UserError` names one that cannot be read."""
+    files = [file for folder in folders for depth in DEPTHS for file in sorted(folder.glob(f"{depth}*.yaml"))]
+    for file in files:
+        if reason := endless(file, file.stat().st_mtime_ns):
+            raise UserError(reason)
+    try:
+        yield
+    except UNREADABLE as error:
+        if reason := next(filter(None, map(fault, files)), None):
+            raise UserError(reason) from error
+        raise
 
-    def load_config(self, config_path: str) -> ConfigResult:
-        file = Path(self.path) / self._normalize_file_name(config_path)
-        content = file.read_bytes() if file.is_file() else b""
-        return loaded(content, str(file), lambda: super(ConfigurationFiles, self).load_config(config_path))
+
+@lru_cache(maxsize=1024)
+def endless(file: Path, changed_ns: int) -> str | None:
+    """What is wrong with the aliases of a file; None where they can be written out, and where it is no yaml at all."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        size = expanded(yaml.compose(text)) if "*" in text else 0
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    many = f"stand for more than {LARGEST:,} values" if size < float("inf") else "stand for what they stand in"
+    return f"{file}: its aliases (*name) {many}; write it out, or leave it out" if size > LARGEST else None
 
 
-class ConfigurationsOfPackages(ImportlibResourcesConfigSource):
-    """The files of a package."""
-
-    def _read_config(self, res: Any) -> ConfigResult:
-        return loaded(res.read_bytes(), str(res), lambda: super(ConfigurationsOfPackages, self)._read_config(res))
-
-
-def loaded(content: bytes, name: str, load: Callable[[], ConfigResult]) -> ConfigResult:
-    """What ``load`` reads from a file with this content; a `UserError` says what is wrong with it and where."""
+def fault(file: Path) -> str | None:
+    """Why a file is no configuration; None for one that is."""
+    content = file.read_bytes()
     try:
         text = content.decode()
-        if "*" in text and (size := expanded(yaml.compose(text))) > LARGEST:
-            many = f"stand for more than {LARGEST:,} values" if size < float("inf") else "stand for what they stand in"
-            raise UserError(f"{name}: its aliases (*name) {many}; write it out, or leave it out")
-        result = load()
+        config = OmegaConf.load(file)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{name}, line {line}: this is no text in UTF-8; save the file in that encoding") from error
+        return f"{file}, line {line}: this is no text in UTF-8; save the file in that encoding"
     except yaml.reader.ReaderError as error:
-        line = content.decode()[: error.position].count("\n") + 1
-        raise UserError(f"{name}, line {line}: this is no yaml: a character that no text has") from error
+        line = text[: error.position].count("\n") + 1
+        return f"{file}, line {line}: this is no yaml: a character that no text has"
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{name}, line {line}: this is no yaml: {error.problem}") from error
-    except RecursionError as error:
-        raise UserError(f"{name}: its values are nested too deeply, or contain themselves") from error
+        return f"{file}, line {line}: this is no yaml: {error.problem}"
+    except RecursionError:
+        return f"{file}: its values are nested too deeply, or contain themselves"
     except (OmegaConfBaseException, OSError) as error:
-        raise UserError(f"{name}: {str(error).splitlines()[0]}") from error
-    if not isinstance(result.config, DictConfig):
-        raise UserError(f"{name}, line 1: expected lines of the form key: value, and this is a list")
-    return result
+        return f"{file}: {str(error).splitlines()[0]}"
+    if not isinstance(config, DictConfig):
+        return f"{file}, line 1: expected lines of the form key: value, and this is a list"
+    return None
 
 
 def expanded(node: yaml.Node | None) -> float:
@@ -78,7 +88,3 @@ def expanded(node: yaml.Node | None) -> float:
         return known[id(part)]
 
     return size(node) if node else 0
-
-
-Plugins.instance()  # it registers Hydra's sources
-SourcesRegistry.instance().types.update({"file": ConfigurationFiles, "pkg": ConfigurationsOfPackages})

@@ -111,7 +111,7 @@ def pictures_below(start: Path) -> list[Path]:
     return sorted(found)
 
 
-def is_text(name: str | Path) -> bool:
+def is_utf8(name: str | Path) -> bool:
     """Whether a file's name is text in UTF-8; json, csv and hashes hold no others."""
     return printable(name) == str(name)
 

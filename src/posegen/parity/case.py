@@ -51,7 +51,7 @@ class Case:
         try:
             root = place if place.is_dir() else zipfile.Path(place)
             files = {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
-            facts = parse_json(files[FACTS], str(place / FACTS))
+            facts = parse_json(files[FACTS], FACTS)
             if not isinstance(facts, dict):
                 raise ValueError(f"{FACTS} holds no object")
             tensors, weights = load(files[TENSORS]), load(files[WEIGHTS]) if WEIGHTS in files else {}
@@ -124,7 +124,7 @@ def read_case_json(file: Path) -> Any:
     try:
         return read_json(file)
     except UserError as error:
-        raise UserError(f"{file} is no reference case ({error}); expected a json file") from error
+        raise UserError(f"{error}; expected a reference case") from error
 
 
 def is_metric_case(facts: Any) -> bool:

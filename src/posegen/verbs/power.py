@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,8 +14,6 @@ from posegen.metrics.math.statistics import Variance
 from posegen.report.rows import records_fit
 from posegen.report.study import recorded_protocol, require_paired
 from posegen.runner.received.state_files import read_cell_config
-
-OPTIONS = ("images", "seeds", "difference", "power", "alpha")
 
 
 def main(cfg: DictConfig) -> None:
@@ -34,7 +31,6 @@ def main(cfg: DictConfig) -> None:
 
 def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) -> str:
     require_paired([*ours, *theirs])
-    options = {key: positive_numbers(key, cfg[key]) for key in OPTIONS}
     config = read_cell_config(ours[0])
     if not config:
         raise UserError(f"{ours[0] / 'config.yaml'} is missing; run posegen evaluate for this cell again")
@@ -44,24 +40,24 @@ def power_text(cfg: DictConfig, ours: Sequence[Path], theirs: Sequence[Path]) ->
     mine, others = ([protocol.read(cell) for cell in cells] for cells in (ours, theirs))
     with records_fit([*ours, *theirs], protocol):
         variance = protocol.variance(mine, others, cfg.column, protocol.read(ours[0] / "reference"))
-    return variance_text(variance, len(mine[0]["id"]), len(ours), cfg.column, options)
+    return variance_text(variance, len(mine[0]["id"]), len(ours), cfg)
 
 
-def variance_text(variance: Variance, images: int, observed: int, column: str, options: dict[str, list[float]]) -> str:
-    (power,), (alpha,) = options["power"], options["alpha"]
+def variance_text(variance: Variance, images: int, observed: int, cfg: DictConfig) -> str:
+    power, alpha = cfg.power, cfg.alpha
     known = not math.isnan(variance.seed)
-    seeds = [int(s) for s in options["seeds"]] if known else [1]
+    seeds = list(cfg.seeds) if known else [1]
     heads = [f"{s} seed{'s' if s > 1 else ''}" for s in seeds] if known else ["these trainings"]
-    counts = [int(n) for n in options["images"]] or sorted({100, 400, 1000, 5000, images})
+    counts = list(cfg.images) or sorted({100, 400, 1000, 5000, images})
     error, many = variance.standard_error(images, observed), f"{observed} seed{'s' if observed > 1 else ''}"
     found = ([str(n), *(f"{variance.detectable(n, s, power, alpha):.3g}" for s in seeds)] for n in counts)
     lines = [
-        f"{column}: the methods differ by {variance.difference:.3g} on {images} images and {many}; "
+        f"{cfg.column}: the methods differ by {variance.difference:.3g} on {images} images and {many}; "
         f"its standard error is {error:.2g}.",
         f"Smallest true difference that is found with probability {power:g} (two-sided, p < {alpha:g}):",
         *right_aligned(["images", *heads], *found),
     ]
-    if differences := options["difference"] or ([abs(variance.difference)] if variance.difference else []):
+    if differences := list(cfg.difference) or ([abs(variance.difference)] if variance.difference else []):
         rows = [["difference", *heads]]
         for difference in differences:
             needed = (variance.images_needed(difference, s, power, alpha) for s in seeds)
@@ -80,19 +76,6 @@ def variance_text(variance: Variance, images: int, observed: int, column: str, o
 def right_aligned(*rows: Sequence[str]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def positive_numbers(key: str, value: Any) -> list[float]:
-    """An option as positive numbers, one or a list; probabilities below 1."""
-    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    most = 1.0 if key in ("power", "alpha") else math.inf
-    least = 0.0 if key in ("power", "alpha", "difference") else 1.0
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in found)
-    wrong = not numbers or any(not least <= n < most or n == 0 for n in found)
-    if wrong or (key in ("power", "alpha", "seeds") and not found):
-        expected = "a probability between 0 and 1" if most == 1 else "positive numbers, separated by commas"
-        raise UserError(f"{key}={value}: expected {expected}")
-    return found
 
 
 def seed_cells(folder: Path) -> dict[str, Path]:

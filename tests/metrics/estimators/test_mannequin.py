@@ -263,7 +263,7 @@ def test_damaged_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"does not fit.* is \[.*, not \["):
         MannequinJudge.from_pretrained(tmp_path)
     config.write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no judge's configuration"):
+    with pytest.raises(ValueError, match=r"config\.json is not a readable json file"):
         MannequinJudge.from_pretrained(tmp_path)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):

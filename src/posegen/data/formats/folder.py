@@ -14,7 +14,7 @@ from posegen.data.on_disk.picture_names import NamedPictures, by_stem
 from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredImage, existing_root
 from posegen.io.foreign_files import csv_rows, read_foreign_text, read_json_or_lines
 from posegen.io.hashes import hash_fraction, joint_hash
-from posegen.io.pictures import PICTURE_SUFFIXES, is_text, pictures_below, printable
+from posegen.io.pictures import PICTURE_SUFFIXES, is_utf8, pictures_below, printable
 from posegen.poses.pose_files import PosedImage, read_posed_images
 from posegen.ranges import ZeroToOne
 
@@ -98,7 +98,7 @@ class Folder(Source):
         return files if self.folders else [file for file in files if self.split_of(file) == split]
 
     def _below(self, start: Path) -> list[str]:
-        return [name for name in _names(self.root, start) if is_text(name)]
+        return [name for name in _names(self.root, start) if is_utf8(name)]
 
     def split_of(self, file: str) -> str:
         place = np.searchsorted(np.cumsum(self.shares), hash_fraction(file), side="right")
@@ -107,7 +107,7 @@ class Folder(Source):
     def entries(self, split: str, report: ReportDefect) -> Iterator[StoredImage]:
         files = self.pictures(split)
         for name in _names(self.root, self.root):
-            if not is_text(name):
+            if not is_utf8(name):
                 report(Defect(printable(name), "its name is no text in UTF-8; rename it"))
         for text in self._posed.faults:
             report(Defect(str(self.poses and self.poses.name), text))

@@ -27,7 +27,7 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
-from posegen.io.pictures import PICTURE_SUFFIXES, is_text, open_picture, pictures_below, printable
+from posegen.io.pictures import PICTURE_SUFFIXES, is_utf8, open_picture, pictures_below, printable
 from posegen.metrics.base import Estimator, Poses
 from posegen.poses.drawing import overlay
 from posegen.poses.topology import COCO_JOINTS, COCO_LIMBS, COCO_NAMES
@@ -94,9 +94,9 @@ def _find_pictures(source: Path, overlays: Path | None) -> tuple[Path, list[Path
     if source.is_file():
         return source.parent, [source]
     every = pictures_below(source) if source.is_dir() else []
-    files = [file for file in every if is_text(file)]
+    files = [file for file in every if is_utf8(file)]
     for file in every:
-        if not is_text(file):
+        if not is_utf8(file):
             print(f"{printable(file)}: its name is no text in UTF-8, rename it; it is left out", file=sys.stderr)
     if not files:
         expected = f"a file, or a folder with some of {', '.join(sorted(PICTURE_SUFFIXES))}"

@@ -147,10 +147,7 @@ def named_canvas(entries: Sequence[PoseInput], canvas: Any) -> list[PoseInput]:
     """The poses with the canvas (height, width) that the user names, which a file must not contradict."""
     if canvas is None:
         return list(entries)
-    sides = list(canvas) if isinstance(canvas, list | tuple | ListConfig) else []
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"canvas={canvas}: expected [height,width] in pixels, such as canvas=[768,512]")
-    size = (int(sides[0]), int(sides[1]))
+    size = (int(canvas[0]), int(canvas[1]))
     for entry in entries:
         if entry.size not in (None, size):
             raise ValueError(
