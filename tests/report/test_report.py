@@ -258,7 +258,7 @@ def test_a_missing_extra_is_named(
     [
         (["pose=3"], "pose=3: no such group or key; did you mean poses"),
         (["--wandb", "me/mine"], "--wandb: no such flag"),
-        (["poses=many"], "poses=many: expected a number"),
+        (["poses=many"], "poses=many: expected an integer"),
         (["poses=-1"], "poses=-1: expected an integer"),
         (["side=0"], "side=0: expected an integer from 16 to"),
         (["wandb=me"], "wandb=me: expected ENTITY/PROJECT"),

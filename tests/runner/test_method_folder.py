@@ -357,7 +357,8 @@ def test_the_newest_finished_cell_of_the_method_is_found(tmp_path: Path, world: 
 
 def test_a_checkpoint_is_a_cell_or_a_method_folder(tmp_path: Path, world: list[str]) -> None:
     (tmp_path / "cell" / "method").mkdir(parents=True)
-    (tmp_path / "cell" / "method" / "posegen.json").write_text("{}")
+    about = {"format": 1, "class": "theirs.Method", "kwargs": {}, "backbone": {"id": "", "sha256": ""}}
+    write_json(tmp_path / "cell" / "method" / "posegen.json", about)
     for given in (tmp_path / "cell", tmp_path / "cell" / "method"):
         with configured("sample", *world, f"checkpoint={given}") as cfg:
             assert find_checkpoint(cfg) == tmp_path / "cell" / "method"

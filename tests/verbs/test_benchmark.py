@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from posegen.cli import main
-from posegen.io.atomic import read_json
+from posegen.io.atomic import read_json, write_json
 
 METHODS = ["controlnet", "humansd", "none", "reference/real", "reference/reconstruction", "reference/same_caption"]
 

@@ -164,7 +164,7 @@ def test_a_picture_with_nobody_in_it_needs_a_pose(
         ),
         (
             ["picture=null", "mask=null", "source=null", "poses=null", "garment=hat"],
-            "garment='hat'; expected one of shirt, trousers, clothes",
+            "garment=hat: expected one of clothes, shirt, trousers",
         ),
     ],
 )

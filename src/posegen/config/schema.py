@@ -305,7 +305,7 @@ class TransferKeys(CellKeys, GarmentsKeys):
     source: Files
     poses: str | None
     prompt: str | None
-    size: tuple[Side, Side] | None
+    size: Side | tuple[Side, Side] | None
     images: PerPrompt
     transfer: GarmentsKeys
 
