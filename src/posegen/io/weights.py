@@ -151,5 +151,7 @@ def _read_torch(file: Path) -> Any:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message that does not advise to load unsafely; its type where there is none."""
+    if isinstance(error, UnicodeDecodeError):
+        return "names in it are no text in UTF-8"
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line and not ADVICE.search(line)), type(error).__name__)
