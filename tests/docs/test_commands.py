@@ -26,7 +26,9 @@ TEXTS = [
 #: Pages whose blocks other tests run: wrong on purpose, or with a package of the reader's.
 RUN_ELSEWHERE = {"troubleshooting.md", "add-your-method.md", "bring-your-data.md"}
 #: Problems of files and folders that only the reader has.
-READERS = re.compile(r"no such file or folder|no such folder|a value is missing|there is no folder|no readable|interpolation")
+READERS = re.compile(
+    r"no such file or folder|no such folder|a value is missing|there is no folder|no readable|interpolation"
+)
 #: Names in running text that stand for any verb, any words, or an option of the reader's.
 PLACEHOLDERS = re.compile(r"\.\.\.|\bVERB\b|\bGROUP\b|\bmine\b|\byours\b|adapter=NAME")
 #: Commands that this version no longer has.
