@@ -180,7 +180,7 @@ BOMB = "\n".join(["a: &a0 [1, 1]", *(f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 
         (b"a: &a [*a]\n", "theirs.yaml: its aliases (*name) stand for what they stand in"),
         (BOMB.encode(), "theirs.yaml: its aliases (*name) stand for more than 100,000 values"),
         (b"", "adapter: names no class"),
-        (b"- 1\n- 2\n", "theirs.yaml, line 1: expected lines of the form key: value"),
+        (b"- 1\n- 2\n", "adapter=[1, 2]: expected a mapping ("),
         (b"a: 1\na: 2\n", "line 2: this is no yaml: found duplicate key a"),
         ("a: caf\xe9\n".encode("latin-1"), "theirs.yaml, line 1: this is no text in UTF-8"),
         ("a: 1\n".encode("utf-16"), "theirs.yaml, line 1: this is no text in UTF-8"),

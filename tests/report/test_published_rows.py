@@ -86,6 +86,7 @@ def test_scenarios_are_broken_down(finished: Path) -> None:
     assert len({row["scenario"] for row in rows}) >= 19
 
 
+@pytest.mark.slow
 def test_sharding_changes_no_byte(user: list[str], finished: Path, tmp_path: Path) -> None:
     cells = {c["method"]: c["folder"] for c in read_json(finished / "benchmark/human_art/cells.json")["cells"]}
     for pieces in (2, 3):

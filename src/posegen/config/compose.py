@@ -35,8 +35,10 @@ def compose(name: str, overrides: Sequence[str] = (), main: Path | None = None) 
     """The configuration ``name.yaml`` of the folder ``main``, by default posegen's, with its ``hydra`` node."""
     running = GlobalHydra.instance().is_initialized()  # then it has chosen the folder
     folder = str(main or groups.conf_dir())
-    started = nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION)
-    with readable_files(user_folders(overrides, main)), started:
+    with (
+        readable_files(user_folders(overrides, main)),
+        nullcontext() if running else hydra.initialize_config_dir(folder, version_base=HYDRA_VERSION),
+    ):
         return hydra.compose(name, list(overrides), return_hydra_config=True)
 
 

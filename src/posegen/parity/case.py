@@ -21,7 +21,6 @@ from torch import Tensor
 
 from posegen.backbones.loading.ldm_keys import below
 from posegen.errors import UserError
-from posegen.io.atomic import read_json
 from posegen.io.json_text import parse_json
 
 FACTS, TENSORS, WEIGHTS = "case.json", "io.safetensors", "weights.safetensors"
@@ -122,9 +121,9 @@ def find_cases(place: Path) -> list[Path]:
 
 def read_case_json(file: Path) -> Any:
     try:
-        return read_json(file)
-    except UserError as error:
-        raise UserError(f"{error}; expected a reference case") from error
+        return parse_json(file.read_bytes(), "it")
+    except (OSError, UserError) as error:
+        raise UserError(f"{file} is no reference case: {error}") from error
 
 
 def is_metric_case(facts: Any) -> bool:

@@ -154,18 +154,19 @@ def only_signals_stop() -> Iterator[None]:
     """Inside the block Ctrl-C and the signals of schedulers stop the process; a method, data set or callback that
     exits, or raises KeyboardInterrupt, fails with a RuntimeError."""
     before, came = signal.getsignal(signal.SIGINT), []
-    watched = callable(before) and threading.current_thread() is threading.main_thread()
+    here = threading.current_thread() is threading.main_thread() and before is not None
+    deaf = before is signal.SIG_IGN  # then no Ctrl-C can come
 
     def note(number: int, frame: Any) -> None:
         came.append(number)
-        before(number, frame)  # type: ignore[operator,misc]
+        (before if callable(before) else signal.default_int_handler)(number, frame)
 
-    if watched:
+    if here and not deaf:
         signal.signal(signal.SIGINT, note)
     try:
         yield
     except KeyboardInterrupt as stop:
-        if watched and not came:
+        if here and not came:
             raise RuntimeError(
                 "a method, data set or callback raised KeyboardInterrupt; nobody pressed Ctrl-C"
             ) from stop
@@ -175,5 +176,5 @@ def only_signals_stop() -> Iterator[None]:
             raise RuntimeError(f"a method, data set or callback called sys.exit({stop.code!r})") from stop
         raise
     finally:
-        if watched:
+        if here:
             signal.signal(signal.SIGINT, before)
