@@ -18,23 +18,9 @@ from posegen.data.on_disk.tar_members import TarMembers
 from posegen.io.arrays import read_arrays_or_none, write_arrays
 from posegen.io.hashes import sha256_of
 from tests.data.trees import human_art
+from tests.harms import flipped, folder, truncated
 
 Harm = Callable[[Path], object]
-
-
-def truncated(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def folder(file: Path) -> None:
-    file.unlink()
-    (file / "inside").mkdir(parents=True)
 
 
 def rewritten(file: Path) -> None:

@@ -20,26 +20,8 @@ from posegen.runner.images import read_png, write_png
 from posegen.runner.judge import Judging
 from posegen.runner.progress import note_costs
 from posegen.verbs import evaluate
+from tests.harms import emptied, flipped, folder, truncated
 from tests.tiny import configured
-
-
-def truncated(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def folder(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
 
 
 def rewritten(file: Path) -> None:

@@ -144,7 +144,8 @@ def _read_torch(file: Path) -> Any:
         try:
             return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # objects beside the tensors; read once more without their classes
-            # Not torch's permissive loader: inert_pickle imports nothing that a file names, refuses what could run.
+            # Not torch's permissive loader: inert_pickle imports nothing that a file names, refuses what could run. A
+            # TorchScript program, which torch would run, has ended in the RuntimeError of the load above.
             stream.seek(0)
             return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
 
