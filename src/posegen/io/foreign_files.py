@@ -14,17 +14,15 @@ from typing import Any
 from numpy.lib import format as npy
 
 from posegen.errors import UserError
-from posegen.io.json_text import decoded, parse_json
+from posegen.io.json_text import MAX_BYTES, decoded, parse_json
 
-MOST_BYTES = 1 << 30
-"""Largest file that is read whole."""
 MOST_FIELD = 1 << 24
 """Longest value of a csv file in characters; Python's limit of 131,072 is shorter than some captions and polygons."""
 MOST_ARRAY_BYTES = 2 << 30
 """Largest sum of the arrays of a numpy file; a file of a megabyte can unpack to gigabytes."""
 
 
-def foreign_bytes(file: Path, most: int = MOST_BYTES) -> bytes:
+def foreign_bytes(file: Path, most: int = MAX_BYTES) -> bytes:
     """The content of a file. Raises ValueError: missing, no file (a device or pipe), forbidden, too large; says why."""
     try:
         about = file.stat()
