@@ -22,7 +22,7 @@ MOST_ARRAY_BYTES = 2 << 30
 """Largest sum of the arrays of a numpy file; a file of a megabyte can unpack to gigabytes."""
 
 
-def foreign_bytes(file: Path, most: int = MAX_BYTES) -> bytes:
+def foreign_bytes(file: Path) -> bytes:
     """The content of a file. Raises ValueError: missing, no file (a device or pipe), forbidden, too large; says why."""
     try:
         about = file.stat()
@@ -30,8 +30,8 @@ def foreign_bytes(file: Path, most: int = MAX_BYTES) -> bytes:
             raise ValueError("is a folder")
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("is no file")
-        if about.st_size > most:
-            raise ValueError(f"is larger than {most >> 20} MiB")
+        if about.st_size > MAX_BYTES:
+            raise ValueError(f"is larger than {MAX_BYTES >> 20} MiB")
         return file.read_bytes()
     except FileNotFoundError as error:
         raise ValueError("is missing") from error
