@@ -134,7 +134,9 @@ def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
     weaker = theirs(
         "a dancer", image=hint, latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings
     ).images
-    made = ours("a dancer", person(), latents=noise, height=64, width=64, control_scale=0.5, **settings).images
+    made = ours(
+        "a dancer", person(), latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings
+    ).images
     assert np.abs(made - weaker).max() < 1e-4 < np.abs(made - expected).max()
 
 
@@ -188,24 +190,30 @@ def test_every_kind_of_output(pipe: PoseGuidedPipeline) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_control_has_a_strength(method: str, methods: dict[str, Path], base: dict[str, str]) -> None:
     pipe = loaded(methods[method], base)
-    made = [images(pipe, "a dancer", person(), control_scale=scale) for scale in (0.0, 0.5, 1.0)]
+    made = [images(pipe, "a dancer", person(), controlnet_conditioning_scale=scale) for scale in (0.0, 0.5, 1.0)]
     assert np.array_equal(made[2], images(pipe, "a dancer", person()))
     assert all(np.abs(a - b).max() > 1e-4 for a, b in ((made[0], made[1]), (made[1], made[2])))
-    assert np.array_equal(made[0], images(pipe, "a dancer", person(20, 20), control_scale=0.0)), "at 0 no pose matters"
+    assert np.array_equal(made[0], images(pipe, "a dancer", person(20, 20), controlnet_conditioning_scale=0.0)), (
+        "at 0 no pose matters"
+    )
 
 
 def test_every_step_is_told_and_what_is_raised_then_ends_the_sampling(pipe: PoseGuidedPipeline) -> None:
     done: list[int] = []
-    pipe("a dancer", person(), num_inference_steps=3, on_step=done.append)
-    assert done == [1, 2, 3]
 
-    def enough(step: int) -> None:
+    def told(given: PoseGuidedPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        assert given is pipe and given.num_timesteps == 3 and int(timestep) > 0 and set(tensors) == {"latents"}
         done.append(step)
+        return tensors
+
+    pipe("a dancer", person(), num_inference_steps=3, callback_on_step_end=told)
+    assert done == [0, 1, 2]
+
+    def enough(*_given: Any) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        pipe("a dancer", person(), num_inference_steps=3, on_step=enough)
-    assert done == [1, 2, 3, 1]
+        pipe("a dancer", person(), num_inference_steps=3, callback_on_step_end=enough)
 
 
 def test_the_scheduler_can_be_replaced(pipe: PoseGuidedPipeline) -> None:
@@ -318,9 +326,9 @@ def test_a_drawing_of_another_size_is_resized_to_the_image(pipe: PoseGuidedPipel
 
 
 def test_numbers_of_numpy_are_numbers(pipe: PoseGuidedPipeline) -> None:
-    plain = images(pipe, "photo", person(), height=64, width=64, guidance_scale=3, control_scale=0.5)
+    plain = images(pipe, "photo", person(), height=64, width=64, guidance_scale=3, controlnet_conditioning_scale=0.5)
     numpys = {"height": np.int64(64), "width": np.float32(64), "num_inference_steps": np.int32(2)}
-    given = {**numpys, "guidance_scale": np.float32(3), "control_scale": np.float64(0.5)}
+    given = {**numpys, "guidance_scale": np.float32(3), "controlnet_conditioning_scale": np.float64(0.5)}
     assert np.array_equal(plain, images(pipe, "photo", person(), **given))
 
 
@@ -360,7 +368,11 @@ def test_a_prompt_that_is_cut_is_told_once_per_call(pipe: PoseGuidedPipeline) ->
         (person(), {"negative_prompt": ["a", "b"]}, r"negative_prompt has 2 texts for 1 prompts"),
         (person(), {"num_inference_steps": 0}, r"num_inference_steps is 0; expected a whole number of at least 1"),
         (person(), {"num_images_per_prompt": 1.5}, r"num_images_per_prompt is 1.5"),
-        (person(), {"control_scale": -1}, r"control_scale is -1; expected a number of at least 0"),
+        (
+            person(),
+            {"controlnet_conditioning_scale": -1},
+            r"controlnet_conditioning_scale is -1; expected a number of at least 0",
+        ),
         (
             person(),
             {"num_inference_steps": np.float32(1.5)},
@@ -383,7 +395,7 @@ def test_a_prompt_that_is_cut_is_told_once_per_call(pipe: PoseGuidedPipeline) ->
 def test_bad_input_is_one_error_at_once(
     pipe: PoseGuidedPipeline, poses: Any, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipe.backbone, "encode_text", lambda texts: pytest.fail("something was computed"))
+    monkeypatch.setattr(pipe.backbone, "encode_text", lambda *texts: pytest.fail("something was computed"))
     with pytest.raises(ValueError, match=message):
         pipe(**{"prompt": "photo", "poses": poses, **settings})
 

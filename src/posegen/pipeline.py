@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
+from posegen.backbones.text import Text
 from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_tensor, to_uint8
@@ -25,11 +30,19 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
-from posegen.poses.reading import PEOPLE, PoseInput, checked_hint, checked_people, read_poses
+from posegen.poses.reading import PEOPLE, PoseInput, checked_hint, checked_people
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.images import visible
-from posegen.runner.pipeline_sampler import NoisyBatch, PipelineSampler
+from posegen.runner.pipeline_arguments import (
+    TextInput,
+    finite_number,
+    number_between,
+    prompts_with_poses,
+    seeds,
+    whole_number,
+)
+from posegen.runner.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 
@@ -39,13 +52,30 @@ SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", 
 Output = Literal["pil", "np", "pt", "latent"]
 
 
-class PoseGuidedPipeline:
+class PartOfBackbone:
+    """A part of the pipeline's backbone, under diffusers' name for it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, pipe: PoseGuidedPipeline | None, _owner: type | None = None) -> Any:
+        return self if pipe is None else getattr(pipe.backbone, self.name)
+
+    def __set__(self, pipe: PoseGuidedPipeline, part: Any) -> None:
+        if getattr(pipe.backbone, self.name) is not part:
+            setattr(pipe.backbone, self.name, part)
+            pipe.changed.add(self.name)
+
+
+class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Generates images from prompts and poses with one method on its backbone.
 
     Example::
 
-        pipe = PoseGuidedPipeline.from_pretrained("weights/controlnet", backbone="weights/sd15", device="cuda")
+        pipe = PoseGuidedPipeline.from_pretrained("weights/controlnet", backbone="weights/sd15").to("cuda")
         image = pipe("a dancer on a beach", "pose.json", generator=torch.Generator().manual_seed(0)).images[0]
+
+    It is a ``DiffusionPipeline``: ``to``, ``components``, offloading, progress bar and LoRA work as in diffusers.
 
     The same generator gives the same image on every device and in every batch: each image draws one seed from it.
 
@@ -57,16 +87,37 @@ class PoseGuidedPipeline:
 
     Attributes:
         scheduler: may be replaced, as in diffusers: ``UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
+        unet, vae, text_encoder, tokenizer: the parts of the backbone, may be replaced, too.
     """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _exclude_from_cpu_offload = ["adapter"]  # runs in every step beside the U-Net, and not by its forward
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    unet, vae = PartOfBackbone("unet"), PartOfBackbone("autoencoder")
+    text_encoder, tokenizer = PartOfBackbone("text_encoder"), PartOfBackbone("tokenizer")
 
     def __init__(
         self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False
     ) -> None:
+        super().__init__()
         known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
-        self.adapter, self.own_unet = adapter.eval(), own_unet
+        self.own_unet, self.changed = own_unet, set[str]()
         self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
-        self.scheduler = scheduler if scheduler is not None else self.sampler.unset(self.backbone)
-        self.bar: dict[str, Any] = {}
+        parts = adapter.backbone
+        self.register_modules(
+            adapter=adapter.eval(),
+            unet=parts.unet,
+            vae=parts.autoencoder,
+            text_encoder=parts.text_encoder,
+            tokenizer=parts.tokenizer,
+            scheduler=scheduler if scheduler is not None else self.sampler.unset(parts),
+        )
+        self._guidance_scale, self._interrupt, self._num_timesteps = self.sampler.guidance, False, 0
+
+    @classmethod
+    def _get_signature_keys(cls, obj: Any) -> tuple[list[str], list[str]]:
+        """diffusers asks this for the names of the components, and of the other arguments."""
+        return ["adapter", "scheduler", "text_encoder", "tokenizer", "unet", "vae"], ["own_unet", "sampler"]
 
     @classmethod
     def from_pretrained(
@@ -74,14 +125,16 @@ class PoseGuidedPipeline:
         folder: str | Path,
         backbone: str | Path | Mapping[str, Any] | Backbone | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
     ) -> PoseGuidedPipeline:
         """The pipeline of a cell, of a method folder (``posegen convert``), or of a folder by `save_pretrained`.
 
         Args:
             backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither
                 the folder nor posegen has it.
-            dtype: precision of the networks; the steps of the sampler are in single precision.
+            dtype: precision of the networks, by default single; the steps of the sampler are in single precision.
+            torch_dtype: the same by its older name.
 
         Raises:
             UserError: the folder or the backbone cannot be used, or they do not belong together.
@@ -95,41 +148,67 @@ class PoseGuidedPipeline:
         adapter, scheduler = methods.load_method(method, body), saved_scheduler(method / "scheduler")
         settings = {name: value for name, value in (about.get("sampler") or {}).items() if name in SAMPLER_SETTINGS}
         constructed(Sampler, {"steps": STEPS, **settings}, method / "posegen.json", "sampler")
-        return cls(adapter, settings, scheduler, (method / methods.UNET).is_file()).to(device, dtype)
+        for network in (adapter, body):
+            network.to(dtype or torch_dtype or torch.float32)
+        return cls(adapter, settings, scheduler, (method / methods.UNET).is_file()).to(device)
 
     @property
     def backbone(self) -> Backbone:
         return self.adapter.backbone
 
     @property
-    def device(self) -> torch.device:
-        return next(self.backbone.unet.parameters()).device
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
 
     @property
-    def dtype(self) -> torch.dtype:
-        return next(self.backbone.unet.parameters()).dtype
+    def effective_guidance(self) -> float:
+        """The guidance of the coming step; as in diffusers, values below 1 are none."""
+        return max(self._guidance_scale, 1.0)
 
-    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves everything to a device, a precision, or both; refuses weights that are too large for it."""
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        modules = [module.to(device=device, dtype=dtype) for module in (self.adapter, self.backbone)]
-        bad = [name for module in modules for name in not_finite(module.state_dict())] if dtype == torch.float16 else ()
-        if bad:
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback ended the sampling, by ``pipe._interrupt = True``."""
+        return self._interrupt
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As in diffusers; refuses weights that are too large for half precision."""
+        super().to(*args, **kwargs)
+        networks = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        states = {name: part.state_dict() for name, part in networks.items() if part.dtype == torch.float16}
+        if bad := [f"{name}.{key}" for name, state in states.items() for key in not_finite(state)]:
             fix = "load it again with dtype=torch.bfloat16 or float32"
             raise UserError(f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; {fix}")
         return self
 
-    def set_progress_bar_config(self, **settings: Any) -> None:
-        """Arguments of the ``tqdm`` bar; ``disable=True`` shows none."""
-        self.bar = settings
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers: LoRA of the U-Net and the text tower; a method's trainable copies stay as they are."""
+        if not USE_PEFT_BACKEND:
+            raise UserError("load_lora_weights needs the package peft; pip install 'posegen[lora]'")
+        super().load_lora_weights(*args, **kwargs)
+
+    def fuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
+        """As in diffusers."""
+        super().fuse_lora(list(components), **kwargs)
+        self.changed |= {name for name in components if getattr(getattr(self, name), "peft_config", None)}
+
+    def unfuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
+        """As in diffusers."""
+        super().unfuse_lora(list(components), **kwargs)
+        self.changed -= set(components)
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         poses: Any = None,
-        *,
         source: Any = None,
         height: int | None = None,
         width: int | None = None,
@@ -142,8 +221,21 @@ class PoseGuidedPipeline:
         output_type: Output = "pil",
         return_dict: bool = True,
         estimator: Estimator | None = None,
-        control_scale: float = 1.0,
-        on_step: Callable[[int], None] | None = None,
+        *,
+        image: Any = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float | None = None,
+        guidance_rescale: float = 0.0,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        clip_skip: int | None = None,
+        controlnet_conditioning_scale: float = 1.0,
+        control_guidance_start: float = 0.0,
+        control_guidance_end: float = 1.0,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
         """Generates images.
 
@@ -157,16 +249,29 @@ class PoseGuidedPipeline:
                 an array ``[H, W, 3] uint8``), resized to the image. A list is several pictures of that person, a list
                 of lists has one list per prompt.
             height, width: by default those of the poses' canvas, else what the backbone was trained on.
-            num_inference_steps, guidance_scale: by default the method's; guidance 1 is none.
+            num_inference_steps, guidance_scale: by default the method's; a guidance of 1 or less is none.
             negative_prompt: what the guidance points away from; one, or one per prompt.
             generator: one for all images, or one per image.
             latents: ``[B, c, h, w]`` initial noise of unit variance, instead of what the generator gives.
             output_type: ``pil``, or in [0, 1] ``np`` ``[B, H, W, 3]`` or ``pt`` ``[B, 3, H, W]``, or ``latent``
                 ``[B, c, h, w]``.
             estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
-            control_scale: factor on what the method adds to the U-Net, 1 as trained; see
+            image: ``poses`` by the name that diffusers' ControlNet pipelines have for it.
+            timesteps, sigmas: the steps, instead of a number of them, for schedulers that take them.
+            eta: noise added per step, for schedulers that take it (0: deterministic); by default the method's.
+            guidance_rescale: how far the guided prediction is scaled back to the spread of the one with text, from 0
+                to 1 (Lin et al. 2024, section 3.4).
+            prompt_embeds, negative_prompt_embeds: ``[prompts, L, D]`` text states instead of prompts.
+            clip_skip: how many of the last layers of the text tower the prompts leave out.
+            controlnet_conditioning_scale: factor on what the method adds to the U-Net, 1 as trained; see
                 `posegen.backbones.base.Injection.scaled`.
-            on_step: is called with the number of finished steps; what it raises ends the sampling.
+            control_guidance_start, control_guidance_end: the part of the steps, from 0 to 1, in which the method acts.
+            cross_attention_kwargs: arguments of the U-Net's attention processors; ``scale`` is the strength of LoRA.
+            callback_on_step_end: is called with the pipeline, the number of the step, its timestep and a dictionary of
+                tensors; what it returns replaces them. ``pipe._interrupt = True`` ends the sampling, and so does
+                whatever it raises.
+            callback_on_step_end_tensor_inputs: names of those tensors: ``latents``, ``prompt_embeds``
+                (``[negative, positive]`` with guidance), ``negative_prompt_embeds``.
 
         Returns:
             diffusers' ``ImagePipelineOutput`` with ``images``, or ``(images,)`` without ``return_dict``.
@@ -174,47 +279,112 @@ class PoseGuidedPipeline:
         Raises:
             ValueError: an argument cannot be used; raised before anything is computed.
         """
-        steps = whole_number(
-            "num_inference_steps", self.sampler.steps if num_inference_steps is None else num_inference_steps
+        options = self.options(
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            guidance_rescale=guidance_rescale,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
+            control_guidance_start=control_guidance_start,
+            control_guidance_end=control_guidance_end,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         guidance = finite_number("guidance_scale", self.sampler.guidance if guidance_scale is None else guidance_scale)
         num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt)
-        if finite_number("control_scale", control_scale) < 0:
-            expected = "a number of at least 0, 1 for the strength that the method was trained with"
-            raise UserError(f"control_scale is {control_scale!r}; expected {expected}")
+        layers, width_of_text = self.text_encoder.config.num_hidden_layers, self.text_encoder.config.hidden_size
+        clip_skip = int(number_between("clip_skip", clip_skip or 0, 0, layers - 1))
         if output_type not in (kinds := ("pil", "np", "pt", "latent")):
             raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(kinds)}")
-        prompts, guides = prompts_with_poses(prompt, poses)
-        negative = self.sampler.negative_prompt if negative_prompt is None else negative_prompt
-        negatives = [negative] * len(prompts) if isinstance(negative, str) else texts_of("negative_prompt", negative)
-        if len(negatives) != len(prompts):
-            texts = f"{len(negatives)} texts for {len(prompts)} prompts"
-            raise UserError(f"negative_prompt has {texts}; give one, or as many")
+        if image is not None and poses is not None:
+            raise UserError("image and poses are two names of one argument; give one of them")
+        positive = TextInput.read("prompt", prompt, prompt_embeds, width_of_text)
+        positive, guides = prompts_with_poses(positive, poses if image is None else image)
+        usual = self.sampler.negative_prompt if negative_prompt_embeds is None else None
+        negative_prompt = usual if negative_prompt is None else negative_prompt
+        negative = TextInput.read("negative_prompt", negative_prompt, negative_prompt_embeds, width_of_text)
+        negative = negative.for_images(len(positive))
         size = self.size(guides, height, width)
-        sources = self.sources(source, len(prompts), size)
+        sources = self.sources(source, len(positive), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
-        if note := self.backbone.cut_note(prompts) or self.backbone.cut_note(negatives):
-            warnings.warn(note, stacklevel=3)  # of the caller, behind torch's decorator
-        rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
+        rows = [i for i in range(len(positive)) for _ in range(num_images_per_prompt)]
         noise = self.noise(latents, len(rows), size)
-        hint = None if self.adapter.hint is None else torch.stack([hints[i] for i in rows]).to(self.device, self.dtype)
+        ids = [f"pipeline/{seed}" for seed in seeds(generator, len(rows))]
+        if note := self.backbone.cut_note(positive.prompts) or self.backbone.cut_note(negative.prompts):
+            warnings.warn(note, stacklevel=3)  # of the caller, behind torch's decorator
+        self._guidance_scale, self._interrupt, device = guidance, False, self._execution_device
+        attention = dict(cross_attention_kwargs or {})
+        text, negative_text = self.encode(positive, clip_skip, attention), self.encode(negative, 0, attention)
+        if text.tokens.shape[1] != negative_text.tokens.shape[1]:
+            lengths = f"{text.tokens.shape[1]} and {negative_text.tokens.shape[1]} tokens"
+            raise UserError(f"{positive.name} and {negative.name} have {lengths}; expected the same length")
+        hint = None if self.adapter.hint is None else torch.stack([hints[i] for i in rows]).to(device, self.dtype)
         batch = NoisyBatch(
-            ids=[f"pipeline/{seed}" for seed in seeds(generator, len(rows))],
-            prompts=[prompts[i] for i in rows],
+            ids=ids,
+            prompts=[positive.prompts[i] for i in rows],
             keypoints=[people[i] for i in rows],
             size=size,
             hint=hint,
-            source=None if sources is None else sources[rows].to(self.device, self.dtype),
-            text=self.backbone.encode_text(prompts)[rows],
-            negative_text=self.backbone.encode_text(negatives)[rows],
+            source=None if sources is None else sources[rows].to(device, self.dtype),
+            text=text[rows],
+            negative_text=negative_text[rows],
             noise=noise,
         )
-        sampler = PipelineSampler(
-            self.scheduler, steps, guidance, self.sampler.eta, self.sampler.skip, self.bar, control_scale, on_step
+        sampler = PipelineSampler(self, options, self.sampler.skip)
+        with attention_arguments(self.unet, attention):
+            if output_type == "latent":
+                made = sampler.latents(self.adapter, self.backbone, batch)
+            else:
+                made = self.adapter.generate(batch, sampler)
+        self.maybe_free_model_hooks()
+        return packed(made, output_type, return_dict)
+
+    def options(self, **given: Any) -> CallOptions:
+        """The arguments of a call that the sampler follows, checked, for the scheduler and the backbone."""
+        scheduler = self.scheduler
+        self.backbone.process.require(scheduler)
+        for name in ("timesteps", "sigmas"):
+            if given[name] is not None and name not in inspect.signature(scheduler.set_timesteps).parameters:
+                raise UserError(f"{type(scheduler).__name__} takes no {name}; give num_inference_steps")
+        if given["timesteps"] is not None and given["sigmas"] is not None:
+            raise UserError("timesteps and sigmas are both given; give one of them")
+        callback = given["callback_on_step_end"]
+        inputs = getattr(callback, "tensor_inputs", given["callback_on_step_end_tensor_inputs"])
+        if unknown := [name for name in inputs if name not in self._callback_tensor_inputs]:
+            known = f"expected some of {', '.join(self._callback_tensor_inputs)}"
+            raise UserError(f"callback_on_step_end_tensor_inputs has {unknown[0]!r}; {known}")
+        steps, eta = (
+            usual if given[name] is None else given[name]
+            for name, usual in (("num_inference_steps", self.sampler.steps), ("eta", self.sampler.eta))
         )
-        if output_type == "latent":
-            return packed(sampler.latents(self.adapter, self.backbone, batch), output_type, return_dict)
-        return packed(self.adapter.generate(batch, sampler), output_type, return_dict)
+        strength = ", 1 for the strength that the method was trained with"
+        scale = "controlnet_conditioning_scale"
+        return CallOptions(
+            steps=whole_number("num_inference_steps", steps),
+            eta=number_between("eta", eta, 0, 1),
+            timesteps=given["timesteps"],
+            sigmas=given["sigmas"],
+            guidance_rescale=number_between("guidance_rescale", given["guidance_rescale"], 0, 1),
+            control_scale=number_between(scale, given[scale], 0, meaning=strength),
+            control_start=number_between("control_guidance_start", given["control_guidance_start"], 0, 1),
+            control_end=number_between("control_guidance_end", given["control_guidance_end"], 0, 1),
+            callback=callback,
+            callback_inputs=inputs,
+        )
+
+    def encode(self, given: TextInput, clip_skip: int, attention: Mapping[str, Any]) -> Text:
+        """The text states of one argument, a row per image."""
+        if given.states is not None:
+            return Text(given.states.to(self._execution_device, self.dtype))
+        scale = attention.get("scale") if USE_PEFT_BACKEND else None
+        if scale is not None:
+            scale_lora_layers(self.text_encoder, scale)
+        try:
+            return self.backbone.encode_text(given.prompts, clip_skip)
+        finally:
+            if scale is not None:
+                unscale_lora_layers(self.text_encoder, scale)
 
     def size(self, guides: Sequence[PoseInput], height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images."""
@@ -291,10 +461,15 @@ class PoseGuidedPipeline:
         Raises:
             UserError: something else is in the folder, or the backbone was not read from files.
         """
+        if getattr(self.unet, "peft_config", None) or getattr(self.text_encoder, "peft_config", None):
+            raise UserError("LoRA is not saved along; first fuse_lora() and unload_lora_weights(), or only the second")
+        if others := sorted(self.changed - {"unet"}):
+            raise UserError(f"{others[0]} is not the backbone's any more, and only a changed U-Net is saved along")
         settings = {**vars(self.sampler), "scheduler": type(self.scheduler).__name__}
         del settings["batch"]
+        own_unet = self.own_unet or "unet" in self.changed
         with replacing(methods.writable(Path(folder).expanduser())) as temporary:
-            methods.save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, sampler=settings)
+            methods.save_method(temporary, self.adapter, self.backbone, own_unet=own_unet, sampler=settings)
             self.scheduler.save_pretrained(temporary / "scheduler")
             try:
                 arguments = self.backbone.save_source(temporary / BASE)
@@ -304,47 +479,19 @@ class PoseGuidedPipeline:
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
 
 
-def whole_number(name: str, value: Any, least: float = 1) -> int:
-    """The same number as Python's, whichever library it is from."""
-    expected = f"a whole number{'' if least < 1 else f' of at least {least}'}"
-    if (number := finite_number(name, value, expected)) < least or number != int(number):
-        raise UserError(f"{name} is {value!r}; expected {expected}")
-    return int(number)
+@contextmanager
+def attention_arguments(unet: torch.nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context every pass of the U-Net has these ``cross_attention_kwargs``, besides those of the method."""
 
+    def added(_module: torch.nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return inputs, {**named, "cross_attention_kwargs": {**arguments, **(named["cross_attention_kwargs"] or {})}}
 
-def finite_number(name: str, value: Any, expected: str = "a finite number") -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
-        raise UserError(f"{name} is {value!r}; expected {expected}")
-    return float(value)
-
-
-def texts_of(name: str, given: Any) -> list[str]:
-    """A text, or a list of texts, as a list."""
-    texts = list(given) if isinstance(given, list | tuple) else [given]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name} is {given!r}; expected a text or a list of texts")
-    return texts
-
-
-def prompts_with_poses(prompt: str | Sequence[str], poses: Any) -> tuple[list[str], list[PoseInput]]:
-    """As many prompts as poses; where one is alone, it goes with all of the others."""
-    prompts = texts_of("prompt", prompt)
-    guides = [PoseInput("poses")] if poses is None else read_poses(poses)
-    count = max(len(prompts), len(guides))
-    if {len(prompts), len(guides)} - {1, count}:
-        fix = "give one of either for all of the other, or as many of both"
-        raise UserError(f"{len(prompts)} prompts and poses of {len(guides)} images; {fix}")
-    return prompts * (count // len(prompts)), guides * (count // len(guides))
-
-
-def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
-    """A number per image from one generator, from one each, or from torch's own."""
-    generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator] * count
-    if len(generators) != count:
-        raise UserError(f"generator has {len(generators)} entries for {count} images; give one, or as many")
-    if wrong := [each for each in generators if not isinstance(each, torch.Generator | None)]:
-        raise UserError(f"generator is {wrong[0]!r}; expected one of torch: torch.Generator().manual_seed(0)")
-    return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in generators]
+    hook = unet.register_forward_pre_hook(added, with_kwargs=True) if arguments else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def packed(made: Tensor, output: Output, return_dict: bool) -> Any:

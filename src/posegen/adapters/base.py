@@ -178,6 +178,14 @@ class Adapter(nn.Module, ABC):
             raise RuntimeError(f"{type(self).__name__} has no backbone yet; call attach(backbone) first")
         return self.__dict__["_backbone"]
 
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.backbone.unet.parameters())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(chain(self.parameters(), self.backbone.unet.parameters())).dtype
+
     @classmethod
     def unserved(cls, backbone: type[Backbone]) -> str | None:
         """Why the method cannot work on a class of backbones; None where it can."""

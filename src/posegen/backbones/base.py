@@ -131,10 +131,12 @@ class Injection:
         return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
 
     def scaled(self, factor: float) -> Injection:
-        """The same ``factor`` times as strong; ``attention`` and ``features`` act not linearly and stay as they are."""
+        """The same ``factor`` times as strong; ``attention`` and ``features`` act not linearly: they stay as they are,
+        and are left out where the factor is 0."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
-        return replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
+        scaled = replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
+        return scaled if factor else replace(scaled, attention=None, features=None, rows=None)
 
     def __add__(self, other: Injection) -> Injection:
         """Both influences: residuals and encoder features add, latents and attention concatenate.
@@ -259,8 +261,8 @@ class Backbone(nn.Module, ABC):
         raise lacks(self, "latents")
 
     @abstractmethod
-    def encode_text(self, prompts: Sequence[str]) -> Text:
-        """The encoded prompts, one row each."""
+    def encode_text(self, prompts: Sequence[str], clip_skip: int = 0) -> Text:
+        """The encoded prompts, one row each; without the last ``clip_skip`` layers of the text tower."""
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         """A sentence on the prompts that are longer than `encode_text` reads; empty where all are read whole."""

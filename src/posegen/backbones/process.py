@@ -13,14 +13,29 @@ from torch import Tensor
 from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 
+#: The samplers of diffusers for variance-preserving processes. Its own list of compatible ones, ``compatibles``, leaves
+#: five out, and has EDMEulerScheduler, whose networks are scaled in another way.
+VARIANCE_PRESERVING = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSDE",
+        "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete",
+        "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep",
+    )
+)  # fmt: skip
+
 
 def scheduler_class(name: str) -> type:
-    """The scheduler class of diffusers; a UserError where there is none of that name."""
+    """The scheduler class of diffusers; a UserError where there is none of that name, or a package of it is missing."""
     cls = getattr(diffusers, name, None)
-    if not isinstance(cls, type) or not hasattr(cls, "set_timesteps"):
+    try:
+        usable = isinstance(cls, type) and hasattr(cls, "set_timesteps")
+    except ImportError as error:  # diffusers' stand-in for a class without its package
+        raise UserError(f"sampler.scheduler is {name!r}: {str(error).strip()}") from error
+    if not usable:
         expected = "expected a scheduler of diffusers, for instance DDIMScheduler or FlowMatchEulerDiscreteScheduler"
         raise UserError(f"sampler.scheduler is {name!r}; {expected}")
-    return cls
+    return cls  # type: ignore[return-value]
 
 
 class NoiseProcess(ABC):
@@ -80,6 +95,15 @@ class NoiseProcess(ABC):
             raise UserError(f"sampler.scheduler={name} {misfit}; choose for instance {self.default_scheduler}")
         return cls.from_config(self.config)  # type: ignore[attr-defined]
 
+    def require(self, scheduler: Any) -> None:
+        """Raises a UserError for a scheduler of another process, or for another prediction of the network."""
+        name, predicts = type(scheduler).__name__, scheduler.config.get("prediction_type", self.prediction_type)
+        if not self.accepts(type(scheduler)) or predicts != self.prediction_type:
+            of_another = f" for {predicts}" if predicts != self.prediction_type else ""
+            misfit = f"does not fit the backbone, which predicts {self.prediction_type}"
+            fix = f"take for instance diffusers.{self.default_scheduler}.from_config(pipe.scheduler.config)"
+            raise UserError(f"{name}{of_another} {misfit}; {fix}")
+
     def _maps(self, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, sigma = self.levels(t)
         return signal.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
@@ -127,7 +151,9 @@ class VariancePreserving(NoiseProcess):
         return signal * noisy - sigma * prediction
 
     def accepts(self, scheduler: type) -> bool:
-        return not scheduler.__name__.startswith("FlowMatch")
+        if scheduler.__module__.startswith("diffusers."):
+            return scheduler.__name__ in VARIANCE_PRESERVING
+        return not scheduler.__name__.startswith("FlowMatch")  # somebody's own class
 
     def power(self, t: Tensor) -> Tensor:
         """``alphas_cumprod`` at the nearest whole timesteps; some schedulers place steps between two."""

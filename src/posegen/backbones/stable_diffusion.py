@@ -152,7 +152,7 @@ class StableDiffusion(Backbone):
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         down, mid = injection.down, injection.mid
         if down is not None or mid is not None:  # diffusers takes both kinds or none
-            skips, zero = len(self.geometry.residual_channels), torch.zeros((), device=self.unet.device)
+            skips, zero = len(self.geometry.residual_channels), torch.zeros((), device=latents.device)
             down, mid = (zero,) * skips if down is None else down, zero if mid is None else mid
             if (given := len(down)) != skips:
                 raise ValueError(f"Injection.down has {given} residuals, this backbone has {skips} skip connections")
@@ -189,11 +189,17 @@ class StableDiffusion(Backbone):
         self.unet.conv_in = new
         self.unet.register_to_config(in_channels=new.in_channels)
 
-    def encode_text(self, prompts: Sequence[str]) -> Text:
+    def encode_text(self, prompts: Sequence[str], clip_skip: int = 0) -> Text:
         unique = list(dict.fromkeys(prompts))
         form = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         tokens = self.tokenizer(unique, max_length=self.max_length, **form)
-        states = self.text_encoder(tokens.input_ids.to(self.text_encoder.device), return_dict=False)[0]
+        ids, device = tokens.input_ids, self.text_encoder.device
+        ids = ids if device.type == "meta" else ids.to(device)  # offloaded weights bring their inputs along
+        read = self.text_encoder(ids, output_hidden_states=clip_skip > 0)
+        states = read.last_hidden_state
+        if clip_skip:
+            tower = getattr(self.text_encoder, "text_model", self.text_encoder)  # as older transformers nest it
+            states = tower.final_layer_norm(read.hidden_states[-1 - clip_skip])
         place = {prompt: i for i, prompt in enumerate(unique)}
         return Text(states[[place[prompt] for prompt in prompts]])
 

@@ -20,6 +20,7 @@ from posegen.demo.loaded_methods import DemoMethod, LoadedMethods
 from posegen.demo.pose_editor import to_editor, to_keypoints
 from posegen.errors import UserError
 from posegen.metrics.base import Judged, Poses
+from posegen.pipeline import PoseGuidedPipeline
 from posegen.poses.reading import PEOPLE, PoseInput, read_poses
 from posegen.runner.components import Components
 from posegen.runner.images import visible
@@ -137,10 +138,10 @@ class DemoSession:
                     yield DemoPicture(method.label, error=str(error))
 
     def _drawn(self, request: DemoRequest, method: DemoMethod, on_step: OnStep) -> DemoPicture:
-        def step(done: int) -> None:
+        def stepped(pipe: PoseGuidedPipeline, step: int, _timestep: Any, _tensors: Any) -> None:
             if self.stop.is_set():
                 raise Stopped
-            on_step(method, done, int(request.steps))
+            on_step(method, step + 1, pipe.num_timesteps)
 
         set_threads(self.cfg)  # here, since it counts for the thread that computes
         on_step(method, 0, int(request.steps))
@@ -151,8 +152,9 @@ class DemoSession:
         pose = PoseInput("pose", to_keypoints(request.pose, self.size).astype(np.float64), size=self.size)
         keypoints: Any = pose.on(size).keypoints
         options: dict[str, Any] = {"height": size[0], "width": size[1], "num_inference_steps": int(request.steps)}
-        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative, "on_step": step}
-        options |= {"source": request.source if takes else None, "control_scale": float(request.control)}
+        options |= {"guidance_scale": float(request.guidance), "negative_prompt": request.negative}
+        options |= {"source": request.source if takes else None, "callback_on_step_end": stepped}
+        options["controlnet_conditioning_scale"] = float(request.control)
         options["generator"] = torch.Generator().manual_seed(int(request.seed))
         drawn = pipe(request.prompt, keypoints if len(keypoints) else None, **options)
         pixels = np.array(drawn.images[0])

@@ -1,16 +1,18 @@
-"""The sampler of `PoseGuidedPipeline`: given noise and scheduler, a control scale, and a callback after every step."""
+"""The sampler of `PoseGuidedPipeline`: the one sampler under the further arguments of diffusers' pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from posegen.adapters.base import Adapter, State
 from posegen.backbones.base import Backbone, Injection
 from posegen.data.base import PoseBatch
+from posegen.errors import UserError
 from posegen.runner.sampler import After, Sampler
 
 
@@ -24,25 +26,45 @@ class NoisyBatch(PoseBatch):
         return self.noise if self.noise is not None and purpose == "latents" else super().randn(purpose, shape)
 
 
-class PipelineSampler(Sampler):
-    """The sampler with a given scheduler, a progress bar and networks of any precision; steps in single precision."""
+@dataclass(frozen=True)
+class CallOptions:
+    """Arguments of one call that the sampler follows; they mean what they mean in diffusers."""
 
-    def __init__(
-        self,
-        scheduler: Any,
-        steps: int,
-        guidance: float,
-        eta: float,
-        skip: int,
-        bar: Mapping[str, Any],
-        control_scale: float = 1.0,
-        on_step: Callable[[int], None] | None = None,
-    ) -> None:
-        super().__init__(type(scheduler).__name__, steps, guidance, eta, skip=skip)
-        self.given, self.bar, self.control_scale, self.on_step = scheduler, bar, control_scale, on_step
+    steps: int
+    eta: float
+    timesteps: Sequence[int] | None = None
+    sigmas: Sequence[float] | None = None
+    guidance_rescale: float = 0.0
+    control_scale: float = 1.0  # ``controlnet_conditioning_scale``
+    control_start: float = 0.0  # ``control_guidance_start``
+    control_end: float = 1.0
+    callback: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None  # ``callback_on_step_end``
+    callback_inputs: Sequence[str] = ("latents",)
+
+
+class PipelineSampler(Sampler):
+    """Samples as a pipeline of diffusers does, with its scheduler, progress bar and callbacks.
+
+    The networks may have any precision; the steps are in single precision. A callback may change the latents, the text
+    embeddings and ``pipe._guidance_scale``, and may set ``pipe._interrupt``."""
+
+    def __init__(self, pipe: Any, options: CallOptions, skip: int) -> None:
+        given = options.timesteps is not None or options.sigmas is not None
+        super().__init__(None, options.steps, pipe.effective_guidance, options.eta, skip=0 if given else skip)
+        self.pipe, self.options, self.scheduler = pipe, options, type(pipe.scheduler).__name__
 
     def unset(self, backbone: Backbone) -> Any:
-        return type(self.given).from_config(self.given.config)
+        return type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
+
+    def build(self, backbone: Backbone) -> Any:
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+
+        timesteps, sigmas = self.options.timesteps, self.options.sigmas
+        if timesteps is None and sigmas is None:
+            return super().build(backbone)
+        scheduler = self.unset(backbone)
+        retrieve_timesteps(scheduler, timesteps=timesteps, sigmas=sigmas)
+        return scheduler
 
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
         return super().latents(adapter, backbone, batch, after).to(next(backbone.parameters()).dtype)
@@ -50,19 +72,68 @@ class PipelineSampler(Sampler):
     def denoising(
         self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
     ) -> Iterator[Tensor]:
-        from tqdm.auto import tqdm
+        scheduler = self.build(backbone)
+        self.schedule, self.done = scheduler.timesteps[self.skip * scheduler.order :], 0
+        self.pipe._num_timesteps = len(self.schedule)
+        with self.pipe.progress_bar(total=len(self.schedule)) as bar:
+            for latents in super().denoising(adapter, backbone, batch, self.stepped):
+                bar.update()
+                yield latents
+                if self.pipe.interrupt:
+                    break
 
-        steps, bar = super().denoising(adapter, backbone, batch, after), {"total": self.steps - self.skip, **self.bar}
-        for done, latents in enumerate(tqdm(steps, **bar), 1):
-            if self.on_step is not None:
-                self.on_step(done)
-            yield latents
+    def passes(self, adapter: Adapter, encoded: State) -> tuple[Sequence[float], State]:
+        self.adapter, self.encoded, self.current = adapter, encoded, super().passes(adapter, encoded)
+        return self.current
 
     def guided(
         self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, t: Tensor
     ) -> Tensor:
-        method: Any = adapter if self.control_scale == 1 else Scaled(adapter, self.control_scale)
-        return super().guided(method, batch, weights, state, latents.to(state.text.tokens.dtype), t)
+        weights, state = self.current  # as the last callback left them
+        influence: Any = adapter if (scale := self.control_scale()) == 1 else Scaled(adapter, scale)
+        return super().guided(influence, batch, weights, state, latents.to(state.text.tokens.dtype), t)
+
+    def control_scale(self) -> float:
+        """The strength of the method in the coming step."""
+        start, end = self.done / len(self.schedule), (self.done + 1) / len(self.schedule)
+        inside = start >= self.options.control_start and end <= self.options.control_end
+        return self.options.control_scale if inside else 0.0
+
+    def combined(self, predictions: Tensor, weights: Sequence[float]) -> Tensor:
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+        made = super().combined(predictions, weights)
+        if not self.options.guidance_rescale or len(weights) == 1:
+            return made
+        conditional = predictions.float().chunk(len(weights))[0]
+        return rescale_noise_cfg(made, conditional, self.options.guidance_rescale)
+
+    def stepped(self, latents: Tensor, _noised: Any) -> Tensor:
+        """The latents after a step and its callback."""
+        step, self.done = self.done, self.done + 1
+        if self.options.callback is None:
+            return latents
+        text, null = self.encoded.text.tokens, self.encoded.null_text.tokens
+        embeddings = torch.cat([null, text]) if self.guidance > 1 else text  # diffusers' order
+        tensors = {"latents": latents, "prompt_embeds": embeddings, "negative_prompt_embeds": null}
+        offered = {name: tensors[name] for name in self.options.callback_inputs}
+        returned = self.options.callback(self.pipe, step, self.schedule[step], offered) or {}
+        given = returned.get("prompt_embeds", embeddings)
+        if given is not embeddings or self.pipe.effective_guidance != self.guidance:
+            self.guidance = self.pipe.effective_guidance
+            self.passes(self.adapter, self.with_embeddings(given if given is not embeddings else text))
+        return returned.get("latents", latents)
+
+    def with_embeddings(self, given: Tensor) -> State:
+        """The encoded batch with other text states: those of the prompts, or of the negative ones and the prompts."""
+        both = given.chunk(2) if len(given) == 2 * len(self.encoded) else (self.encoded.null_text.tokens, given)
+        if len(both[1]) != len(self.encoded):
+            rows = f"prompt_embeds with {len(given)} rows for {len(self.encoded)} images"
+            raise UserError(f"callback_on_step_end returned {rows}; expected a row per image, or two with guidance")
+        null, text = (
+            replace(old, tokens=new) for old, new in zip((self.encoded.null_text, self.encoded.text), both, strict=True)
+        )
+        return replace(self.encoded, text=text, null_text=null)
 
 
 @dataclass(frozen=True)
@@ -77,4 +148,6 @@ class Scaled:
         return self.adapter.backbone
 
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        if not self.factor and "latents" not in self.adapter.places:
+            return Injection()  # nothing of it would be left
         return self.adapter.inject(state, latents, timesteps).scaled(self.factor)

@@ -89,8 +89,7 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """The latents ``[B, c, h, w]`` after every step; the conditions are computed before the first."""
         scheduler = self.build(backbone)
-        weights, states = zip(*adapter.branches(adapter.encode(batch), self.guidance), strict=True)
-        state = State.cat(states)
+        weights, state = self.passes(adapter, adapter.encode(batch))
         noise = batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.tokens.device)
         latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none
         accepted = inspect.signature(scheduler.step).parameters
@@ -105,13 +104,24 @@ class Sampler:
             latents = latents if after is None else after(latents, partial(noised, scheduler, then))
             yield latents
 
+    def passes(self, adapter: Adapter, encoded: State) -> tuple[Sequence[float], State]:
+        """The branches of guidance: their weights, and their states as one batch."""
+        weights, states = zip(*adapter.branches(encoded, self.guidance), strict=True)
+        return weights, State.cat(states)
+
     def guided(
         self, adapter: Adapter, batch: PoseBatch, weights: Sequence[float], state: State, latents: Tensor, t: Tensor
     ) -> Tensor:
         """The weighted sum ``[B, c, h, w]`` of the branches' predictions; ``state`` holds the branches as one batch."""
         with autocast(self.precision, latents.device):
             predictions = predicted(adapter, state, latents.repeat(len(weights), 1, 1, 1), t)
-        return weighted(predictions, weights)
+        return self.combined(predictions, weights)
+
+    def combined(self, predictions: Tensor, weights: Sequence[float]) -> Tensor:
+        """``[n * B, c, h, w]`` predictions of n branches to their weighted sum."""
+        return torch.stack([w * p for w, p in zip(weights, predictions.float().chunk(len(weights)), strict=True)]).sum(
+            0
+        )
 
     def build(self, backbone: Backbone) -> Any:
         """The diffusers scheduler, set to ``steps``."""
@@ -153,8 +163,3 @@ def noised(scheduler: Any, timestep: Tensor | None, clean: Tensor, noise: Tensor
     if hasattr(scheduler, "scale_noise"):  # flow matching
         return scheduler.scale_noise(clean, times, noise)
     return scheduler.add_noise(clean, noise, times)
-
-
-def weighted(predictions: Tensor, weights: Sequence[float]) -> Tensor:
-    """``[n * B, c, h, w]`` predictions of n branches to their weighted sum."""
-    return torch.stack([w * p for w, p in zip(weights, predictions.float().chunk(len(weights)), strict=True)]).sum(0)

@@ -1,0 +1,97 @@
+"""The arguments of a pipeline's call: numbers, prompts with their poses, and generators, checked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen.errors import UserError
+from posegen.poses.reading import PoseInput, read_poses
+
+
+def whole_number(name: str, value: Any, least: float = 1) -> int:
+    """The same number as Python's, whichever library it is from."""
+    expected = f"a whole number{'' if least == -np.inf else f' of at least {least}'}"
+    if (number := finite_number(name, value, expected)) < least or number != int(number):
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+    return int(number)
+
+
+def finite_number(name: str, value: Any, expected: str = "a finite number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(float(value)):
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+    return float(value)
+
+
+def number_between(name: str, value: Any, least: float, most: float = np.inf, meaning: str = "") -> float:
+    """A number within the bounds; ``meaning`` continues the sentence on what is expected."""
+    expected = f"a number {f'of at least {least}' if most == np.inf else f'from {least} to {most}'}{meaning}"
+    if not least <= finite_number(name, value, expected) <= most:
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+    return float(value)
+
+
+def texts_of(name: str, given: Any) -> list[str]:
+    """A text, or a list of texts, as a list."""
+    texts = list(given) if isinstance(given, list | tuple) else [given]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} is {given!r}; expected a text or a list of texts")
+    return texts
+
+
+@dataclass(frozen=True, eq=False)
+class TextInput:
+    """Prompts, or their encoded states, of one image each."""
+
+    name: str  # of the argument
+    prompts: list[str]
+    states: Tensor | None = None  # ``[prompts, L, D]``
+
+    @classmethod
+    def read(cls, name: str, prompt: Any, states: Any, width: int) -> TextInput:
+        """One of the two that is given; ``width`` is the D of the text tower."""
+        if states is None:
+            return cls(name, texts_of(name, prompt))
+        if prompt is not None:
+            raise UserError(f"{name} and {name}_embeds are both given; give one of them")
+        if not isinstance(states, Tensor) or states.ndim != 3 or states.shape[2] != width or not len(states):
+            has = f"has the shape {list(states.shape)}" if isinstance(states, Tensor) else f"is {states!r}"
+            raise UserError(f"{name}_embeds {has}; expected text states of the shape [images, tokens, {width}]")
+        return cls(f"{name}_embeds", [""] * len(states), states)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def for_images(self, count: int) -> TextInput:
+        """One for all of ``count`` images, or as many."""
+        if len(self) not in (1, count):
+            raise UserError(f"{self.name} has {len(self)} texts for {count} prompts; give one, or as many")
+        times = count // len(self)
+        states = None if self.states is None else self.states.repeat(times, 1, 1)
+        return replace(self, prompts=self.prompts * times, states=states)
+
+
+def prompts_with_poses(prompts: TextInput, poses: Any) -> tuple[TextInput, list[PoseInput]]:
+    """As many prompts as poses; where one is alone, it goes with all of the others."""
+    guides = [PoseInput("poses")] if poses is None else read_poses(poses)
+    count = max(len(prompts), len(guides))
+    if {len(prompts), len(guides)} - {1, count}:
+        fix = "give one of either for all of the other, or as many of both"
+        raise UserError(f"{len(prompts)} prompts and poses of {len(guides)} images; {fix}")
+    return prompts.for_images(count), guides * (count // len(guides))
+
+
+def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
+    """A number per image from one generator, from one each, or from torch's own."""
+    generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator] * count
+    if len(generators) != count:
+        raise UserError(f"generator has {len(generators)} entries for {count} images; give one, or as many")
+    if wrong := [each for each in generators if not isinstance(each, torch.Generator | None)]:
+        raise UserError(f"generator is {wrong[0]!r}; expected one of torch: torch.Generator().manual_seed(0)")
+    return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in generators]
