@@ -263,7 +263,7 @@ def test_lora_is_loaded_scaled_and_fused_as_in_diffusers(pair: Pair, tmp_path: P
     state = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(lora))
     diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=state)
     plain = pair.made(pair.ours)
-    pair.ours.load_lora_weights(tmp_path / "lora")  # both pipelines share the U-Net
+    pair.ours.load_lora_weights(tmp_path / "lora", weight_name="pytorch_lora_weights.safetensors")  # both pipelines share the U-Net
     with_lora = pair.made(pair.ours)
     assert (with_lora - plain).abs().max() > 1e-3 and (with_lora - pair.made(pair.theirs)).abs().max() < 1e-4
     pair.same(cross_attention_kwargs={"scale": 0.3})
