@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -32,6 +34,8 @@ from posegen.runner.images import visible
 from posegen.runner.pipeline_sampler import NoisyBatch, PipelineSampler
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
+from posegen.runner.sharing.card import model_card, record_of
+from posegen.runner.sharing.repository import local_folder, upload, without_pickles
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
@@ -56,6 +60,7 @@ class PoseGuidedPipeline:
         own_unet: the U-Net is not the backbone's own although the method does not train it.
 
     Attributes:
+        record: how the method was trained or converted, and where the pipeline was fetched, where that is known.
         scheduler: may be replaced, as in diffusers: ``UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
     """
 
@@ -67,6 +72,7 @@ class PoseGuidedPipeline:
         self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
         self.scheduler = scheduler if scheduler is not None else self.sampler.unset(self.backbone)
         self.bar: dict[str, Any] = {}
+        self.record: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -75,18 +81,29 @@ class PoseGuidedPipeline:
         backbone: str | Path | Mapping[str, Any] | Backbone | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> PoseGuidedPipeline:
         """The pipeline of a cell, of a method folder (``posegen convert``), or of a folder by `save_pretrained`.
 
         Args:
-            backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither
-                the folder nor posegen has it.
+            folder: its path, or a repository ``owner/name`` of the Hugging Face Hub, if no folder has this name.
+            backbone: folder or file of the backbone, or ``hub:owner/name``, or arguments of its class, or a new
+                instance; needed where neither the folder nor posegen has it.
             dtype: precision of the networks; the steps of the sampler are in single precision.
+            revision: branch, tag or commit of the repository.
+            subfolder: where in the folder or repository the pipeline is.
+            token, cache_dir, local_files_only: as in diffusers.
 
         Raises:
-            UserError: the folder or the backbone cannot be used, or they do not belong together.
+            UserError: the folder or the backbone cannot be used or fetched, or they do not belong together.
         """
-        method = methods.method_folder(Path(folder).expanduser())
+        access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        method, origin = local_folder(folder, backbone is None, revision, subfolder, **access)
         about = methods.read_about(method)
         if (sample := methods.adapter_class(about["class"], method).sample) != "image":
             fix = "this pipeline makes images; name the folder of an image method"
@@ -95,7 +112,9 @@ class PoseGuidedPipeline:
         adapter, scheduler = methods.load_method(method, body), saved_scheduler(method / "scheduler")
         settings = {name: value for name, value in (about.get("sampler") or {}).items() if name in SAMPLER_SETTINGS}
         constructed(Sampler, {"steps": STEPS, **settings}, method / "posegen.json", "sampler")
-        return cls(adapter, settings, scheduler, (method / methods.UNET).is_file()).to(device, dtype)
+        pipe = cls(adapter, settings, scheduler, (method / methods.UNET).is_file())
+        pipe.record = record_of(method, about, origin)
+        return pipe.to(device, dtype)
 
     @property
     def backbone(self) -> Backbone:
@@ -285,17 +304,52 @@ class PoseGuidedPipeline:
             raise UserError(f"latents has the shape {list(latents.shape)}; {wanted}")
         return None if latents is None else latents.float()
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, **settings: Any) -> None:
         """Writes a folder that `from_pretrained` needs nothing else for: method, scheduler and backbone.
+
+        Args:
+            push_to_hub: publish the pipeline, too, with ``settings`` as in `push_to_hub`; ``repo_id`` is by default the
+                folder's name.
 
         Raises:
             UserError: something else is in the folder, or the backbone was not read from files.
         """
+        self._write(methods.writable(Path(folder).expanduser()))
+        if push_to_hub:
+            self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
+
+    def push_to_hub(
+        self, repo_id: str, commit_message: str | None = None, *, results: str = "", **settings: Any
+    ) -> CommitInfo:
+        """Publishes the pipeline with a model card; returns the commit.
+
+        A backbone that comes from the Hub is named with its commit and not uploaded again; pickles are not uploaded.
+
+        Args:
+            repo_id: ``owner/name``; made where it does not exist.
+            results: the row of a table, in Markdown, for the card (``posegen publish`` fills it in).
+            settings: ``private``, ``token``, ``create_pr``, ``revision`` and ``subfolder``, as in diffusers.
+
+        Raises:
+            UserError: the Hub refuses, or cannot be reached; says what to do.
+        """
+        with TemporaryDirectory() as place:
+            folder = Path(place) / "pipeline"
+            self._write(folder, backbone=not self.backbone.weights.hub)
+            without_pickles(folder)
+            card = model_card(folder, repo_id, self.adapter, self.backbone.weights, self.record, results)
+            return upload(folder, repo_id, card, commit_message=commit_message or "Upload pipeline", **settings)
+
+    def _write(self, folder: Path, backbone: bool = True) -> None:
+        """Writes the pipeline to a folder; without its ``backbone``, `from_pretrained` fetches that, or asks for it."""
         settings = {**vars(self.sampler), "scheduler": type(self.scheduler).__name__}
         del settings["batch"]
-        with replacing(methods.writable(Path(folder).expanduser())) as temporary:
-            methods.save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, sampler=settings)
+        facts = {**self.record, "sampler": settings}
+        with replacing(folder) as temporary:
+            methods.save_method(temporary, self.adapter, self.backbone, own_unet=self.own_unet, **facts)
             self.scheduler.save_pretrained(temporary / "scheduler")
+            if not backbone:
+                return
             try:
                 arguments = self.backbone.save_source(temporary / BASE)
             except TypeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from posegen.backbones.base import Backbone
 from posegen.config.typed_text import as_literal
 from posegen.data.base import PoseData, Sample
 from posegen.errors import UserError
+from posegen.io.hub import on_hub, pinned
 from posegen.metrics.base import Estimator
 from posegen.metrics.protocol import Protocol
+from posegen.runner.backbone_lookup import PLACES
+from posegen.runner.cell import hub_record
 from posegen.runner.outputs import KINDS, Kind
 from posegen.runner.precision import arranged, keep_cast
+from posegen.runner.received.state_files import read_status
 from posegen.runner.sampler import Sampler
 from posegen.runner.stage import Shard
 
@@ -34,6 +39,15 @@ def build_node(node: Any, **arguments: Any) -> Any:
     return instantiate(as_literal(as_literal(plain)), **arguments, _convert_="all")  # Hydra resolves twice
 
 
+def pinned_places(cfg: DictConfig) -> dict[str, str]:
+    """The backbone's arguments that name places on the Hub, with the commits that the study reads."""
+    named = {name: str(cfg.backbone[name]) for name in PLACES if on_hub(cfg.backbone.get(name))}
+    if not named or "paths" not in cfg or "cell" not in cfg.paths:
+        return named
+    known = read_status(Path(cfg.paths.cell)).get("hub")
+    return {name: pinned(text, hub_record(cfg), known) for name, text in named.items()}
+
+
 class Components:
     """Lazy access to what a composed cell configuration describes."""
 
@@ -44,7 +58,7 @@ class Components:
     @cached_property
     def backbone(self) -> Backbone:
         torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
-        return instantiate(self.cfg.backbone, _convert_="all")
+        return instantiate(self.cfg.backbone, **pinned_places(self.cfg), _convert_="all")
 
     @cached_property
     def bare_adapter(self) -> Adapter:

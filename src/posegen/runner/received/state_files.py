@@ -33,6 +33,7 @@ class StatusFile(State):
     identity: dict[str, Any] | None = None
     reason: str | None = None
     wall_s: float = 0.0
+    hub: dict[str, str] | None = None
     versions: dict[str, str] = {}
     git: str | None = None
     machine: str = ""
@@ -113,6 +114,7 @@ class BackboneEntry(State):
 
     id: str
     sha256: str
+    hub: dict[str, str] | None = None
 
 
 class PipelineEntry(State):
