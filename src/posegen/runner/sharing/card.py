@@ -24,7 +24,7 @@ USE = """\
 from posegen.pipeline import PoseGuidedPipeline
 
 pipe = PoseGuidedPipeline.from_pretrained("{repo}")
-image = pipe("a person on a beach", "pose.json").images[0]
+image = pipe("a person on a beach", "pose.json"{source}).images[0]
 ```"""
 
 
@@ -87,7 +87,7 @@ def model_card(
     hashed = zip(files, file_hashes(files), strict=True)
     hashes = (f"| `{f.relative_to(folder)}` | {f.stat().st_size} | `{sha256}` |" for f, sha256 in hashed)
     parts = {
-        "": [*about, "", USE.format(repo=repo)],
+        "": [*about, "", USE.format(repo=repo, source=', source="person.png"' if "source" in adapter.reads else "")],
         "Training": training or ["Not recorded."],
         "Results": [results or "Not judged here."],
         "Licence": [why],
@@ -101,7 +101,7 @@ def licence_of(paper: Paper, weights: Weights) -> tuple[str, str]:
     """(the Hub's name of the licence, what is known about it); ``other`` unless it is known of method and backbone."""
     here = "posegen records no licence of the official program, see its repository"
     method = f"Method: {f'{paper.licence}, by its repository' if paper.licence else here}."
-    if (Path(assets.__file__).parent / weights.id).is_dir():
+    if not weights.hub and (Path(assets.__file__).parent / weights.id).is_dir():
         known = LICENCES.get(paper.licence.lower())
         why = "" if known else " The licence is given as other because that of the method is not known."
         return known or "other", f"{method} Backbone: ships with posegen, Apache-2.0.{why}"
