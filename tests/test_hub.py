@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,8 @@ import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file
 
+from posegen.backbones.pose_space import PoseSpace
+from posegen.backbones.stable_diffusion import text_reader
 from posegen.cli import main
 from posegen.errors import CellConflict, UserError
 from posegen.io.hashes import file_hash
@@ -269,3 +274,61 @@ def test_who_may_not_publish_is_told(cell: Path, hub: Hub, monkeypatch: pytest.M
     with pytest.raises(UserError, match="me/new: the Hub refuses this .401.*log in with hf auth login"):
         pipe.push_to_hub("me/new")
     assert "me/new" not in hub.repositories
+
+
+def test_nothing_is_published_offline(cell: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = loaded(cell)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="me/new: HF_HUB_OFFLINE=1 forbids to reach the Hub; unset it"):
+        pipe.push_to_hub("me/new")
+
+
+def test_official_weights_are_converted_from_the_hub(
+    hub: Hub, local: dict[str, str], cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["official/t2i"] = Repository()
+    commit = hub.repositories["official/t2i"].commit(
+        {f"models/{name}": data for name, data in files_of(cell / "method" / "t2i_adapter").items()}
+    )
+    places = [f"backbone.{name}={path}" for name, path in local.items()]
+    words = ["adapter=t2i_adapter", "backbone=mannequin", *places, f"target={tmp_path / 'converted'}"]
+    assert main(["convert", *words, "source=hub:official/t2i/models"]) == 0
+    about = json.loads((tmp_path / "converted" / "posegen.json").read_text())
+    assert about["converted"]["hub"] == f"hub:official/t2i/models@{commit}"
+    pipe = loaded(tmp_path / "converted", backbone=local)
+    pipe.push_to_hub("me/converted")
+    card = hub.repositories["me/converted"].files["README.md"].decode()
+    assert f"SHA-256 `{about['converted']['sha256']}`" in card and loaded("me/converted").record == {
+        "converted": about["converted"],
+        "origin": f"hub:me/converted@{hub.repositories['me/converted'].branches['main']}",
+    }
+
+
+def test_a_backbone_of_poses_and_a_text_reader_fetch_what_they_read(hub: Hub, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        text_reader(BACKBONE)
+        assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
+        poses = PoseSpace(BACKBONE, grid=16)
+    weights = [name for name in hub.fetched() if name.endswith(".safetensors")]
+    assert weights == ["text_encoder/model.safetensors"]
+    assert poses.weights.id == "tiny" and poses.weights.hub["path"].startswith(f"{BACKBONE}@")
+
+
+@pytest.mark.slow
+def test_the_command_line_reads_the_endpoint_from_its_variable(hub: Hub, local: dict[str, str], tmp_path: Path) -> None:
+    """In a process of its own, with huggingface_hub as it is."""
+    words = ["adapter=t2i_adapter", "backbone=mannequin", f"backbone.path={BACKBONE}", f"backbone.autoencoder={VAE}"]
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    words += ["source=null", f"target={tmp_path / 'start'}"]
+    code = "import sys; from posegen.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", *words],
+        env={**os.environ, **variables, "TRANSFORMERS_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unet/diffusion_pytorch_model.safetensors" in hub.fetched()
+    assert json.loads((tmp_path / "start" / "posegen.json").read_text())["backbone"]["hub"]["path"].startswith(BACKBONE)

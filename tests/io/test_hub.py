@@ -121,7 +121,7 @@ def test_a_transfer_that_keeps_breaking_is_named_and_whole_files_are_kept(hub: H
     name, repository = "unet/diffusion_pytorch_model.safetensors", hub.repositories["owner/model"]
     repository.cut = {name: 1000}
     text = refused(PLACE, WANTED)
-    assert "could not be fetched whole" in text and "files that arrived whole are kept" in text
+    assert f"the transfer with {hub.url} failed" in text and "files that arrived whole are kept" in text
     repository.cut, hub.asked[:] = {}, []
     fetched(PLACE, WANTED)
     assert name in hub.fetched() and len(hub.fetched()) < len(NEEDED)
@@ -149,6 +149,7 @@ def test_gated_private_and_missing_repositories_say_what_to_do(hub: Hub, monkeyp
     repository.gated, repository.private = False, True
     assert "there is no repository owner/model" in (text := refused(PLACE, WANTED, cache_dir="other"))
     assert "or it is private" in text and "HF_TOKEN" in text
+    assert "no token is stored" in refused(PLACE, WANTED, token=True, cache_dir="other")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     fetched(PLACE, WANTED)
     assert "there is no repository owner/other" in refused(HubPlace.of("hub:owner/other"), WANTED)
@@ -199,7 +200,7 @@ def test_without_a_connection_the_cache_serves(hub: Hub, monkeypatch: pytest.Mon
         monkeypatch.setattr(constants, name, value)
     assert fetched(PLACE, WANTED) == fetched(pin, WANTED) == found
     text = refused(HubPlace.of("hub:owner/other"), WANTED)
-    assert "could not be fetched whole from http://127.0.0.1:9" in text and "check the connection" in text
+    assert "the transfer with http://127.0.0.1:9 failed" in text and "check the connection" in text
 
 
 def test_a_snapshot_that_an_older_program_left_serves_without_a_connection(hub: Hub, tmp_path: Path) -> None:

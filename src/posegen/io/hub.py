@@ -232,8 +232,12 @@ def reason_of(error: Exception, place: HubPlace, cache: str) -> str | None:
     if isinstance(error, hub_errors.HfHubHTTPError) and (code := error.response.status_code) < 500:
         said = error.server_message or first_sentence(error)
         return f"{repo}: the Hub refuses this ({code}: {said}); where a right is missing, {login}"
-    where = f"{place} is not in {cache or 'the cache'}"
+    if isinstance(error, hub_errors.LocalTokenNotFoundError):
+        return f"{repo}: no token is stored on this machine; {login}"
+    where = f"{place} is not in {cache}"
     if constants.is_offline_mode():
+        if not cache:
+            return f"{repo}: HF_HUB_OFFLINE=1 forbids to reach the Hub; unset it"
         fix = "unset it, fetch the repository on a machine with a connection, or name a local folder"
         return f"{where}, and HF_HUB_OFFLINE=1 forbids to fetch it; {fix}"
     if isinstance(error, hub_errors.RevisionResolutionError | hub_errors.LocalEntryNotFoundError):
@@ -242,7 +246,7 @@ def reason_of(error: Exception, place: HubPlace, cache: str) -> str | None:
         error = error.__cause__  # type: ignore[assignment]
     if unreachable(error) or "Consistency check failed" in str(error):
         fix = "check the connection and HF_ENDPOINT; the same again continues, files that arrived whole are kept"
-        return f"{place} could not be fetched whole from {constants.ENDPOINT} ({first_sentence(error)}); {fix}"
+        return f"{place}: the transfer with {constants.ENDPOINT} failed ({first_sentence(error)}); {fix}"
     return None
 
 

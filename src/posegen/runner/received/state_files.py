@@ -134,6 +134,9 @@ class MethodFile(State):
     faithful: bool | None = None
     sampler: dict[str, Any] | None = None
     pipeline: PipelineEntry | None = None
+    training: dict[str, Any] | None = None
+    converted: dict[str, Any] | None = None
+    origin: str | None = None
 
 
 COSTS = tuple(CostsFile.model_fields)

@@ -82,7 +82,7 @@ def model_card(
     about = [f"{name}, a pose-guided image generator: *{paper.title}*, {paper.id}{code}.", f"Backbone: {body}."]
     training = [f"- {key}: {value}" for key, value in (record.get("training") or {}).items() if value is not None]
     if converted := record.get("converted"):
-        training = [f"Converted from the official file `{converted['file']}`, SHA-256 `{converted['sha256']}`."]
+        training = [f"Converted from the official file `{converted.get('file')}`, SHA-256 `{converted.get('sha256')}`."]
     files = sorted(folder.rglob("*.safetensors"))
     hashed = zip(files, file_hashes(files), strict=True)
     hashes = (f"| `{f.relative_to(folder)}` | {f.stat().st_size} | `{sha256}` |" for f, sha256 in hashed)
