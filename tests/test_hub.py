@@ -239,7 +239,9 @@ def test_pickles_are_not_published(cell: Path, hub: Hub, local: dict[str, str], 
 
 
 def test_a_repository_that_is_none_of_posegens_is_refused_before_anything_is_fetched(hub: Hub) -> None:
-    with pytest.raises(UserError, match=r"owner/tiny is no pipeline or method of posegen \(posegen.json is missing\)"):
+    with pytest.raises(
+        UserError, match="has none of posegen.json; nothing was fetched. Expected what posegen publish uploads"
+    ):
         loaded("owner/tiny")
     assert hub.fetched() == []
     hub.repositories["owner/evil"] = Repository()

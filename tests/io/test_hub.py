@@ -188,7 +188,7 @@ def test_without_a_connection_the_cache_serves(hub: Hub, monkeypatch: pytest.Mon
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetched(PLACE, WANTED) == fetched(pin, WANTED) == found and len(hub.asked) == asked
     text = refused(HubPlace.of("hub:owner/other"), WANTED)
-    assert "HF_HUB_OFFLINE=1 forbids to fetch it; unset it" in text
+    assert "HF_HUB_OFFLINE=1 forbids to reach the Hub; unset it" in text
     assert "is not in" in refused(PLACE, ("unet/", "safety_checker/"))  # the listing tells that the cache lacks it
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub.down = True
@@ -212,7 +212,7 @@ def test_a_snapshot_that_an_older_program_left_serves_without_a_connection(hub: 
     _tree_cache._IN_MEMORY_TREE_CACHE.clear()
     assert fetched(PLACE, WANTED, local_files_only=True) == (folder, place)
     text = refused(PLACE, ("vae/",), local_files_only=True)
-    assert "has none of vae/ in the cache; fetch it with a connection" in text
+    assert "has none of vae/; nothing was fetched. Expected a connection, to fetch them" in text
 
 
 def test_a_full_disk_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

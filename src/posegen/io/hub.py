@@ -24,6 +24,7 @@ PLACE = re.compile(r"(hub:)?(?P<repo>[\w.-]+/[\w.-]+)(?P<inside>(/[^@]+)?)(@(?P<
 COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 READ = (".json", ".txt")  # configurations and vocabularies
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+ABSENT = (hub_errors.RevisionResolutionError, hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled)
 HALF = re.compile(r"\.(fp16|bf16)\b")
 
 
@@ -65,7 +66,7 @@ def fetched(
     place: HubPlace,
     wanted: Sequence[str] = ("",),
     *,
-    required: str = "",
+    expected: str = "a model in diffusers' layout",
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -77,7 +78,7 @@ def fetched(
 
     Args:
         wanted: beginnings of the names of the files that are needed, below the folder of ``place``.
-        required: a file without which nothing is fetched, and after a colon, what a repository with it is.
+        expected: what has such files, for the message where there are none.
         token, cache_dir, local_files_only: as huggingface_hub has them.
 
     Raises:
@@ -97,7 +98,7 @@ def fetched(
             names: Collection[str] = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
         else:
             names = files
-        chosen = chosen_files(place, names, wanted, required, cached=files is None)
+        chosen = chosen_files(place, names, wanted, expected if files else "a connection, to fetch them")
         here = (try_to_load_from_cache(place.repo, name, cache_dir, place.revision) for name in chosen)
         local["local_files_only"] = local_files_only or all(isinstance(path, str) for path in here)  # no progress bars
         folder = Path(snapshot_download(place.repo, allow_patterns=[glob.escape(name) for name in chosen], **local))
@@ -120,21 +121,14 @@ def listing(api: HfApi, place: HubPlace, cache_dir: str | Path | None, local: bo
     return {entry.path: entry.lfs.sha256 if entry.lfs else None for entry in files} or None
 
 
-def chosen_files(
-    place: HubPlace, names: Collection[str], wanted: Sequence[str], required: str, cached: bool
-) -> list[str]:
+def chosen_files(place: HubPlace, names: Collection[str], wanted: Sequence[str], expected: str) -> list[str]:
     """The names of the files to fetch; a UserError where a repository has none of them."""
-    if place.inside in names and place.inside:
+    if place.inside and place.inside in names:
         return [place.inside]
-    folder = f"{place.inside}/" if place.inside else ""
-    needed, _, what = required.partition(":")
-    if needed and folder + needed not in names:
-        raise UserError(f"{place.repo} is no {what} ({folder}{needed} is missing); nothing was fetched")
-    inside = [name for name in names if name.startswith(tuple(folder + start for start in wanted))]
+    starts = [f"{place.inside}/{start}".lstrip("/") for start in wanted]
+    inside = [name for name in names if name.startswith(tuple(starts))]
     if not inside:
-        lacks = f"has none of {', '.join(folder + start for start in wanted)}"
-        state = "in the cache; fetch it with a connection" if cached else "; name another repository"
-        raise UserError(f"{place} {lacks}{' ' * cached}{state}")
+        raise UserError(f"{place} has none of {', '.join(starts)}; nothing was fetched. Expected {expected}")
     return one_format(inside, place)
 
 
@@ -234,15 +228,13 @@ def reason_of(error: Exception, place: HubPlace, cache: str) -> str | None:
         return f"{repo}: the Hub refuses this ({code}: {said}); where a right is missing, {login}"
     if isinstance(error, hub_errors.LocalTokenNotFoundError):
         return f"{repo}: no token is stored on this machine; {login}"
-    where = f"{place} is not in {cache}"
-    if constants.is_offline_mode():
-        if not cache:
-            return f"{repo}: HF_HUB_OFFLINE=1 forbids to reach the Hub; unset it"
-        fix = "unset it, fetch the repository on a machine with a connection, or name a local folder"
-        return f"{where}, and HF_HUB_OFFLINE=1 forbids to fetch it; {fix}"
-    if isinstance(error, hub_errors.RevisionResolutionError | hub_errors.LocalEntryNotFoundError):
+    if isinstance(error, ABSENT):
+        where = f"{place} is not in {cache}, and " if cache else f"{repo}: "
+        if constants.is_offline_mode():
+            fix = "unset it, or fetch the repository with a connection, or name a local folder"
+            return f"{where}HF_HUB_OFFLINE=1 forbids to reach the Hub; {fix}"
         if error.__cause__ is None:
-            return f"{where}, and local_files_only=True forbids to fetch it; leave that out, or name a local folder"
+            return f"{where}local_files_only=True forbids to fetch it; leave that out, or name a local folder"
         error = error.__cause__  # type: ignore[assignment]
     if unreachable(error) or "Consistency check failed" in str(error):
         fix = "check the connection and HF_ENDPOINT; the same again continues, files that arrived whole are kept"

@@ -40,11 +40,10 @@ def local_folder(
     place = HubPlace.of(str(name))
     inside = "/".join(part for part in (place.inside, subfolder) if part)
     place = HubPlace(place.repo, inside, revision or place.revision)
-    kind = f"{ABOUT}:pipeline or method of posegen"
     try:
-        folder, place = fetched(place, (ABOUT,), required=kind, **access)
+        folder, place = fetched(place, (ABOUT,), expected="what posegen publish uploads", **access)
         adapter_class(read_about(folder)["class"], folder)
-        return fetched(place, (*FILES, *([f"{BASE}/"] if whole else [])), required=kind, **access)
+        return fetched(place, (*FILES, *([f"{BASE}/"] if whole else [])), **access)
     except UserError as error:
         if on_hub(name):
             raise
