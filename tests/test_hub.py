@@ -136,6 +136,13 @@ def test_the_same_command_reads_the_same_commit_or_says_that_it_differs(cell: Pa
     repository.branches["main"] = before[BACKBONE]
 
 
+def test_a_cell_without_its_backbone_says_so_in_a_sentence(cell: Path, words: list[str], hub: Hub) -> None:
+    missing = [*words, "backbone.path=hub:owner/none", "study=none"]
+    assert not finished(missing)
+    (status,) = cell.parents[3].glob("none/*/*/seed0/status.json")
+    assert json.loads(status.read_text())["reason"].startswith("there is no repository owner/none at ")
+
+
 def test_the_pipeline_of_a_cell_knows_its_backbone(cell: Path, local: dict[str, str]) -> None:
     assert np.array_equal(images(loaded(cell)), images(loaded(cell, backbone=local)))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -58,7 +59,12 @@ class Components:
     @cached_property
     def backbone(self) -> Backbone:
         torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
-        return instantiate(self.cfg.backbone, **pinned_places(self.cfg), _convert_="all")
+        try:
+            return instantiate(self.cfg.backbone, **pinned_places(self.cfg), _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, UserError):  # one sentence, for the table
+                raise error.__cause__ from None
+            raise
 
     @cached_property
     def bare_adapter(self) -> Adapter:
