@@ -26,7 +26,7 @@ from posegen.backbones.text import Text, cut_note
 from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import WeightsError
 
-PARTS = tuple(f"{folder}/" for folder in layout.FOLDERS)
+FETCHED_PARTS = tuple(f"{folder}/" for folder in layout.FOLDERS)
 AUTOENCODER = ("vae/", "config.json", "diffusion_pytorch_model")  # beginnings of the files of one, in a repository
 
 
@@ -70,7 +70,7 @@ class StableDiffusion(Backbone):
         if path is None and initialise == "random" and size is not None:
             parts, name = parts_without_weights(size, SIZES[size]), str(size)
         else:
-            place, hub["path"] = resolve(path, PARTS if autoencoder is not None else (*PARTS, "vae/"))
+            place, hub["path"] = resolve(path, FETCHED_PARTS if autoencoder is not None else (*FETCHED_PARTS, "vae/"))
             vae = Path(autoencoder).expanduser() if autoencoder is not None else None
             if on_hub(autoencoder):
                 vae, hub["autoencoder"] = fetched(HubPlace.of(str(autoencoder)), AUTOENCODER)

@@ -20,12 +20,12 @@ from posegen.io.hashes import file_hashes
 from posegen.io.locks import locked
 
 HUB = "hub:"
-PLACE = re.compile(r"(hub:)?(?P<repo>[\w.-]+/[\w.-]+)(?P<inside>(/[^@]+)?)(@(?P<revision>.+))?")
+HUB_PLACE = re.compile(r"(hub:)?(?P<repo>[\w.-]+/[\w.-]+)(?P<inside>(/[^@]+)?)(@(?P<revision>.+))?")
 COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 READ = (".json", ".txt")  # configurations and vocabularies
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 ABSENT = (hub_errors.RevisionResolutionError, hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled)
-HALF = re.compile(r"\.(fp16|bf16)\b")
+HALF_PRECISION = re.compile(r"\.(fp16|bf16)\b")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class HubPlace:
     @classmethod
     def of(cls, text: str) -> HubPlace:
         """What ``hub:owner/name[/folder or file][@revision]`` means; a UserError where it is of another form."""
-        if not (found := PLACE.fullmatch(text)):
+        if not (found := HUB_PLACE.fullmatch(text)):
             expected = "hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/FILE@REVISION"
             raise UserError(f"{text!r} names nothing on the Hub; expected {expected}, with a name like owner/my-model")
         return cls(found["repo"], found["inside"].strip("/"), found["revision"])
@@ -141,7 +141,7 @@ def one_format(names: Collection[str], place: HubPlace) -> list[str]:
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     for folder, inside in folders.items():
         weights = [name for name in inside if name.endswith(".safetensors") and "non_ema" not in name]
-        full = [name for name in weights if not HALF.search(name)]
+        full = [name for name in weights if not HALF_PRECISION.search(name)]
         half = [name for name in weights if ".fp16" in name]
         if not weights and (pickles := sorted(name for name in inside if name.endswith(PICKLES))):
             fetch = f"fetch it with: hf download {place.repo} --local-dir FOLDER, and name that folder"

@@ -17,7 +17,7 @@ from posegen.runner.received.classes import constructed, named_class
 from posegen.runner.received.state_files import read_cell_config
 
 BASE = "base"  # where a saved pipeline keeps the files of its backbone
-PLACES = ("path", "autoencoder")  # arguments of a backbone that say where its weights are
+WEIGHT_PLACES = ("path", "autoencoder")  # arguments of a backbone that say where its weights are
 Asked = str | Path | Mapping[str, Any] | None
 
 
@@ -40,7 +40,7 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
         file, node = method / "posegen.json", {"_target_": saved["class"], **inside(method / BASE, saved["kwargs"])}
     else:
         file, node = described(method, about["backbone"]["id"])
-        at = {k: v for k, v in (about["backbone"].get("hub") or {}).items() if k in PLACES and on_hub(v)}
+        at = {k: v for k, v in (about["backbone"].get("hub") or {}).items() if k in WEIGHT_PLACES and on_hub(v)}
         node = {**node, **at, **changes(asked, node)}
     if "???" in node.values():
         name = f"{about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]})"
@@ -80,7 +80,7 @@ def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:
 
 def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A saved backbone's arguments with their paths, which must not lead out of the folder ``base``."""
-    given = {name: str(arguments[name]) for name in PLACES if arguments.get(name) is not None}
+    given = {name: str(arguments[name]) for name in WEIGHT_PLACES if arguments.get(name) is not None}
     paths = {name: (base / value).resolve() for name, value in given.items()}
     for name, path in paths.items():
         if not path.is_relative_to(base.resolve()):

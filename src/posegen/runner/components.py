@@ -20,7 +20,7 @@ from posegen.errors import UserError
 from posegen.io.hub import on_hub, pinned
 from posegen.metrics.base import Estimator
 from posegen.metrics.protocol import Protocol
-from posegen.runner.backbone_lookup import PLACES
+from posegen.runner.backbone_lookup import WEIGHT_PLACES
 from posegen.runner.cell import hub_record
 from posegen.runner.outputs import KINDS, Kind
 from posegen.runner.precision import arranged, keep_cast
@@ -42,7 +42,7 @@ def build_node(node: Any, **arguments: Any) -> Any:
 
 def pinned_places(cfg: DictConfig) -> dict[str, str]:
     """The backbone's arguments that name places on the Hub, with the commits that the study reads."""
-    named = {name: str(cfg.backbone[name]) for name in PLACES if on_hub(cfg.backbone.get(name))}
+    named = {name: str(cfg.backbone[name]) for name in WEIGHT_PLACES if on_hub(cfg.backbone.get(name))}
     if not named or "paths" not in cfg or "cell" not in cfg.paths:
         return named
     known = read_status(Path(cfg.paths.cell)).get("hub")

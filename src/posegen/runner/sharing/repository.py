@@ -13,14 +13,14 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, write_json, write_text
-from posegen.io.hub import PICKLES, PLACE, HubPlace, explained_hub, fetched, on_hub
+from posegen.io.hub import HUB_PLACE, PICKLES, HubPlace, explained_hub, fetched, on_hub
 from posegen.runner.backbone_lookup import BASE
 from posegen.runner.method_folder import ADAPTER, PLAIN, adapter_class, method_folder, read_about
 from posegen.runner.sharing.card import MARK
 
 ABOUT = "posegen.json"
 #: Beginnings of the names of what `posegen.runner.method_folder` and `PoseGuidedPipeline.save_pretrained` write.
-FILES = (ABOUT, ADAPTER, *PLAIN.values(), "backbone/", "scheduler/")
+PIPELINE_FILES = (ABOUT, ADAPTER, *PLAIN.values(), "backbone/", "scheduler/")
 
 
 def local_folder(
@@ -35,7 +35,7 @@ def local_folder(
         access: ``token``, ``cache_dir`` and ``local_files_only`` of `posegen.io.hub.fetched`.
     """
     folder = Path(name).expanduser()
-    if folder.exists() or not (on_hub(name) or PLACE.fullmatch(str(name))):
+    if folder.exists() or not (on_hub(name) or HUB_PLACE.fullmatch(str(name))):
         return method_folder(folder / subfolder), None
     place = HubPlace.of(str(name))
     inside = "/".join(part for part in (place.inside, subfolder) if part)
@@ -43,7 +43,7 @@ def local_folder(
     try:
         folder, place = fetched(place, (ABOUT,), expected="what posegen publish uploads", **access)
         adapter_class(read_about(folder)["class"], folder)
-        return fetched(place, (*FILES, *([f"{BASE}/"] if whole else [])), **access)
+        return fetched(place, (*PIPELINE_FILES, *([f"{BASE}/"] if whole else [])), **access)
     except UserError as error:
         if on_hub(name):
             raise
@@ -89,7 +89,7 @@ def upload(
             print(f"README.md of {repo} was not written by posegen; it stays", flush=True)
         elif not subfolder:
             write_text(folder / "README.md", card)
-        old = [f"{start}*" if start.endswith("/") else start for start in FILES if start != ABOUT]
+        old = [f"{start}*" if start.endswith("/") else start for start in PIPELINE_FILES if start != ABOUT]
         return api.upload_folder(
             repo_id=repo,
             folder_path=folder,
