@@ -446,6 +446,14 @@ def test_a_unet_of_its_own_is_saved_along(methods: dict[str, Path], base: dict[s
     assert again.backbone.weights.sha256 == StableDiffusion(**base).weights.sha256
 
 
+def test_parts_may_be_given_when_it_is_loaded(methods: dict[str, Path], base: dict[str, str]) -> None:
+    scheduler = diffusers.EulerDiscreteScheduler.from_config(loaded(methods["controlnet"], base).scheduler.config)
+    pipe = PoseGuidedPipeline.from_pretrained(methods["controlnet"], base, scheduler=scheduler)
+    assert pipe.scheduler is scheduler
+    with pytest.raises(UserError, match="from_pretrained got safety_checker, which is no part; expected scheduler, "):
+        PoseGuidedPipeline.from_pretrained(methods["controlnet"], base, safety_checker=None)
+
+
 def test_a_trained_cell_is_a_pipeline(world: list[str], tmp_path: Path) -> None:
     from posegen.cli import main
 

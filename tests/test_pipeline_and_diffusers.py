@@ -263,7 +263,9 @@ def test_lora_is_loaded_scaled_and_fused_as_in_diffusers(pair: Pair, tmp_path: P
     state = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(lora))
     diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=state)
     plain = pair.made(pair.ours)
-    pair.ours.load_lora_weights(tmp_path / "lora", weight_name="pytorch_lora_weights.safetensors")  # both pipelines share the U-Net
+    pair.ours.load_lora_weights(
+        tmp_path / "lora", weight_name="pytorch_lora_weights.safetensors"
+    )  # both pipelines share the U-Net
     with_lora = pair.made(pair.ours)
     assert (with_lora - plain).abs().max() > 1e-3 and (with_lora - pair.made(pair.theirs)).abs().max() < 1e-4
     pair.same(cross_attention_kwargs={"scale": 0.3})
@@ -296,3 +298,9 @@ def test_lora_is_loaded_scaled_and_fused_as_in_diffusers(pair: Pair, tmp_path: P
 def test_what_cannot_be_used_is_one_sentence(pair: Pair, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pair.made(pair.ours, **settings)
+
+
+def test_a_compiled_part_is_the_same_part(pair: Pair) -> None:
+    before = pair.made(pair.ours)
+    pair.ours.unet = torch.compile(pair.ours.unet, backend="eager")
+    assert torch.equal(pair.made(pair.ours), before) and not pair.ours.changed

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import cv2
@@ -15,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
+from huggingface_hub import CommitInfo
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -45,6 +47,8 @@ from posegen.runner.pipeline_arguments import (
 from posegen.runner.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
+from posegen.runner.sharing.card import model_card, record_of
+from posegen.runner.sharing.repository import local_folder, upload, without_pickles
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
@@ -62,9 +66,10 @@ class PartOfBackbone:
         return self if pipe is None else getattr(pipe.backbone, self.name)
 
     def __set__(self, pipe: PoseGuidedPipeline, part: Any) -> None:
-        if getattr(pipe.backbone, self.name) is not part:
+        if (before := getattr(pipe.backbone, self.name)) is not part:
             setattr(pipe.backbone, self.name, part)
-            pipe.changed.add(self.name)
+            if getattr(part, "_orig_mod", None) is not before:  # what torch.compile returns is the same part
+                pipe.changed.add(self.name)
 
 
 class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -86,6 +91,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         own_unet: the U-Net is not the backbone's own although the method does not train it.
 
     Attributes:
+        record: how the method was trained or converted, and where the pipeline was fetched, where that is known.
         scheduler: may be replaced, as in diffusers: ``UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
         unet, vae, text_encoder, tokenizer: the parts of the backbone, may be replaced, too.
     """
@@ -93,6 +99,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _exclude_from_cpu_offload = ["adapter"]  # runs in every step beside the U-Net, and not by its forward
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
     unet, vae = PartOfBackbone("unet"), PartOfBackbone("autoencoder")
     text_encoder, tokenizer = PartOfBackbone("text_encoder"), PartOfBackbone("tokenizer")
 
@@ -112,12 +119,13 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             tokenizer=parts.tokenizer,
             scheduler=scheduler if scheduler is not None else self.sampler.unset(parts),
         )
+        self.record: dict[str, Any] = {}
         self._guidance_scale, self._interrupt, self._num_timesteps = self.sampler.guidance, False, 0
 
     @classmethod
     def _get_signature_keys(cls, obj: Any) -> tuple[list[str], list[str]]:
         """diffusers asks this for the names of the components, and of the other arguments."""
-        return ["adapter", "scheduler", "text_encoder", "tokenizer", "unet", "vae"], ["own_unet", "sampler"]
+        return ["adapter", *cls.PARTS], ["own_unet", "sampler"]
 
     @classmethod
     def from_pretrained(
@@ -127,19 +135,34 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **parts: Any,
     ) -> PoseGuidedPipeline:
         """The pipeline of a cell, of a method folder (``posegen convert``), or of a folder by `save_pretrained`.
 
         Args:
-            backbone: folder or file of the backbone, or arguments of its class, or a new instance; needed where neither
-                the folder nor posegen has it.
+            folder: its path, or a repository ``owner/name`` of the Hugging Face Hub, if no folder has this name.
+            backbone: folder or file of the backbone, or ``hub:owner/name``, or arguments of its class, or a new
+                instance; needed where neither the folder nor posegen has it.
             dtype: precision of the networks, by default single; the steps of the sampler are in single precision.
             torch_dtype: the same by its older name.
+            revision: branch, tag or commit of the repository.
+            subfolder: where in the folder or repository the pipeline is.
+            token, cache_dir, local_files_only: as in diffusers.
+            parts: ``scheduler``, ``unet``, ``vae``, ``text_encoder`` or ``tokenizer`` to use in the place of the saved.
 
         Raises:
-            UserError: the folder or the backbone cannot be used, or they do not belong together.
+            UserError: the folder or the backbone cannot be used or fetched, or they do not belong together.
         """
-        method = methods.method_folder(Path(folder).expanduser())
+        if unknown := sorted(parts.keys() - cls.PARTS):
+            raise UserError(f"from_pretrained got {unknown[0]}, which is no part; expected {', '.join(cls.PARTS)}")
+        access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        method, origin = local_folder(folder, backbone is None, revision, subfolder, **access)
         about = methods.read_about(method)
         if (sample := methods.adapter_class(about["class"], method).sample) != "image":
             fix = "this pipeline makes images; name the folder of an image method"
@@ -150,7 +173,11 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         constructed(Sampler, {"steps": STEPS, **settings}, method / "posegen.json", "sampler")
         for network in (adapter, body):
             network.to(dtype or torch_dtype or torch.float32)
-        return cls(adapter, settings, scheduler, (method / methods.UNET).is_file()).to(device)
+        pipe = cls(adapter, settings, scheduler, (method / methods.UNET).is_file())
+        pipe.record = record_of(method, about, origin)
+        for name, part in parts.items():
+            setattr(pipe, name, part)
+        return pipe.to(device)
 
     @property
     def backbone(self) -> Backbone:
@@ -455,22 +482,60 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise UserError(f"latents has the shape {list(latents.shape)}; {wanted}")
         return None if latents is None else latents.float()
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, **settings: Any) -> None:
         """Writes a folder that `from_pretrained` needs nothing else for: method, scheduler and backbone.
+
+        Args:
+            push_to_hub: publish the pipeline, too, with ``settings`` as in `push_to_hub`; ``repo_id`` is by default the
+                folder's name.
 
         Raises:
             UserError: something else is in the folder, or the backbone was not read from files.
         """
+        if settings and not push_to_hub:
+            raise UserError(f"save_pretrained got {', '.join(settings)}, which only push_to_hub=True reads")
+        self._write(methods.writable(Path(folder).expanduser()))
+        if push_to_hub:
+            self.push_to_hub(settings.pop("repo_id", Path(folder).name), **settings)
+
+    def push_to_hub(
+        self, repo_id: str, commit_message: str | None = None, *, results: str = "", **settings: Any
+    ) -> CommitInfo:
+        """Publishes the pipeline with a model card; returns the commit.
+
+        A backbone that comes from the Hub is named with its commit and not uploaded again; pickles are not uploaded.
+
+        Args:
+            repo_id: ``owner/name``; made where it does not exist.
+            results: the row of a table, in Markdown, for the card (``posegen publish`` fills it in).
+            settings: ``private``, ``token``, ``create_pr``, ``revision`` and ``subfolder``, as in diffusers.
+
+        Raises:
+            UserError: the Hub refuses, or cannot be reached; says what to do.
+        """
+        with TemporaryDirectory() as place:
+            folder = Path(place) / "pipeline"
+            self._write(folder, backbone=not self.backbone.weights.hub)
+            without_pickles(folder)
+            card = model_card(folder, repo_id, self.adapter, self.backbone.weights, self.record, results)
+            return upload(folder, repo_id, card, commit_message=commit_message or "Upload pipeline", **settings)
+
+    def _write(self, folder: Path, backbone: bool = True) -> None:
+        """Writes the pipeline to a folder; without its ``backbone``, `from_pretrained` fetches that, or asks for it."""
         if getattr(self.unet, "peft_config", None) or getattr(self.text_encoder, "peft_config", None):
             raise UserError("LoRA is not saved along; first fuse_lora() and unload_lora_weights(), or only the second")
         if others := sorted(self.changed - {"unet"}):
             raise UserError(f"{others[0]} is not the backbone's any more, and only a changed U-Net is saved along")
         settings = {**vars(self.sampler), "scheduler": type(self.scheduler).__name__}
         del settings["batch"]
-        own_unet = self.own_unet or "unet" in self.changed
-        with replacing(methods.writable(Path(folder).expanduser())) as temporary:
-            methods.save_method(temporary, self.adapter, self.backbone, own_unet=own_unet, sampler=settings)
+        facts = {**self.record, "sampler": settings}
+        with replacing(folder) as temporary:
+            methods.save_method(
+                temporary, self.adapter, self.backbone, own_unet=self.own_unet or "unet" in self.changed, **facts
+            )
             self.scheduler.save_pretrained(temporary / "scheduler")
+            if not backbone:
+                return
             try:
                 arguments = self.backbone.save_source(temporary / BASE)
             except TypeError as error:

@@ -220,6 +220,7 @@ class Weights:
     id: str
     sha256: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    hub: Mapping[str, str] = field(default_factory=dict)  # argument -> ``hub:owner/name@commit``, of what was fetched
 
 
 class Backbone(nn.Module, ABC):

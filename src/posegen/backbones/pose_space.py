@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from posegen.backbones.blocks.pose_maps import ENCODINGS
 from posegen.backbones.loading.diffusers_folder import ModelParts, read_config, read_model, read_tokenizer
-from posegen.backbones.stable_diffusion import StableDiffusion, resolve
+from posegen.backbones.stable_diffusion import StableDiffusion, resolve, source_name
 from posegen.io.hashes import sha256_of
 from posegen.io.weights import WeightsError, weight_files
 from posegen.ranges import Positive, Width
@@ -52,7 +52,7 @@ class PoseSpace(StableDiffusion):
     ) -> None:
         torch.nn.Module.__init__(self)
         self._encode_as(encoding, grid, sigma)
-        folder = resolve(path)
+        folder, hub = resolve(path, ("unet/config.json", "text_encoder/", "tokenizer/", "scheduler/"))
         if not folder.is_dir():
             layout = "a folder in diffusers' layout (unet/ text_encoder/ tokenizer/ scheduler/)"
             raise WeightsError(f"{folder}: a file; backbone.path of a pose backbone is {layout}")
@@ -65,7 +65,7 @@ class PoseSpace(StableDiffusion):
         words = read_tokenizer(folder / "tokenizer")
         parts = ModelParts(unet, autoencoder, tower, words, scheduler, origin=origin)  # type: ignore[arg-type]
         self._source = folder, None
-        self._assemble(parts, recipe, id or folder.stem)
+        self._assemble(parts, recipe, id or source_name(folder, hub), {"path": hub})
 
     @classmethod
     def of(cls, parts: ModelParts, encoding: str, grid: int, sigma: float = 1.5) -> PoseSpace:

@@ -23,9 +23,11 @@ from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
 from posegen.backbones.process import noise_process
 from posegen.backbones.text import Text, cut_note
+from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import WeightsError
 
-HUB = "hub:"
+FETCHED_PARTS = tuple(f"{folder}/" for folder in layout.FOLDERS)
+AUTOENCODER = ("vae/", "config.json", "diffusion_pytorch_model")  # beginnings of the files of one, in a repository
 
 
 class StableDiffusion(Backbone):
@@ -34,7 +36,7 @@ class StableDiffusion(Backbone):
     Args:
         path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or
             ``hub:owner/name``, the only form that may download. None for random weights of a published ``size``.
-        autoencoder: folder of another autoencoder than the one in ``path``.
+        autoencoder: folder of another autoencoder than the one in ``path``, or ``hub:owner/name``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
         initialise: ``pretrained``, or ``random`` for new weights of U-Net and text tower, but not of the autoencoder.
         id: name of the weights in tables and records; the folder's or file's name where it is None.
@@ -64,18 +66,21 @@ class StableDiffusion(Backbone):
             raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
         if size is not None and size not in SIZES:
             raise ValueError(f"backbone.size is {size!r}; expected one of {', '.join(SIZES)}")
+        hub: dict[str, HubPlace | None] = {}
         if path is None and initialise == "random" and size is not None:
             parts, name = parts_without_weights(size, SIZES[size]), str(size)
         else:
-            place = resolve(path)
+            place, hub["path"] = resolve(path, FETCHED_PARTS if autoencoder is not None else (*FETCHED_PARTS, "vae/"))
             vae = Path(autoencoder).expanduser() if autoencoder is not None else None
+            if on_hub(autoencoder):
+                vae, hub["autoencoder"] = fetched(HubPlace.of(str(autoencoder)), AUTOENCODER)
             read = read_folder if place.is_dir() else read_single_file
-            parts, name = read(place, vae, fresh=initialise == "random"), place.stem
+            parts, name = read(place, vae, fresh=initialise == "random"), source_name(place, hub["path"])
             if initialise == "pretrained":
                 self._source = place, vae
         if prediction_type is not None:
             parts.scheduler = {**parts.scheduler, "prediction_type": prediction_type}
-        self._assemble(parts, recipe, id or name)
+        self._assemble(parts, recipe, id or name, hub)
 
     @classmethod
     def from_parts(cls, parts: ModelParts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
@@ -85,7 +90,9 @@ class StableDiffusion(Backbone):
         self._assemble(parts, recipe, id)
         return self
 
-    def _assemble(self, parts: ModelParts, recipe: str, id: str) -> None:
+    def _assemble(
+        self, parts: ModelParts, recipe: str, id: str, hub: Mapping[str, HubPlace | None] | None = None
+    ) -> None:
         self.unet: UNet2DConditionModel = parts.unet
         self.autoencoder, self.text_encoder, self.tokenizer = parts.autoencoder, parts.text_encoder, parts.tokenizer
         self.recipe = recipe
@@ -95,7 +102,8 @@ class StableDiffusion(Backbone):
             raise WeightsError(f"backbone {id}: {error}") from error
         self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1])
         self._check_fit(id)
-        self.weights = Weights(id, parts.sha256, {"prediction_type": self.process.prediction_type, "recipe": recipe})
+        facts = {"prediction_type": self.process.prediction_type, "recipe": recipe}
+        self.weights = Weights(id, parts.sha256, facts, {name: str(at) for name, at in (hub or {}).items() if at})
         self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.eval()
 
@@ -249,15 +257,22 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
 
 def text_reader(path: str | Path) -> tuple[Any, int]:
     """The tokenizer at `resolve`'s ``path`` and the number of tokens that the text tower reads, without the weights."""
-    place = resolve(path)
+    place, _ = resolve(path, ("tokenizer/", "text_encoder/config.json"))
     if place.is_file():
         return clip_tokenizer(), CONTEXT
     tokenizer, config = layout.read_tokenizer(place / "tokenizer"), layout.read_config(place / "text_encoder")
     return tokenizer, min(tokenizer.model_max_length, config.get("max_position_embeddings", CONTEXT))
 
 
-def resolve(path: str | Path | None) -> Path:
-    """The folder or file that ``path`` means; a WeightsError where nothing is there."""
+def source_name(place: Path, hub: HubPlace | None) -> str:
+    """A name for the weights; a folder of the Hub's cache is named after its commit."""
+    return hub.name if hub else place.stem
+
+
+def resolve(path: str | Path | None, wanted: Sequence[str]) -> tuple[Path, HubPlace | None]:
+    """The folder or file that ``path`` means, and where it was fetched; a WeightsError where nothing is there.
+
+    ``wanted`` are the beginnings of the names of the files that are fetched of a repository."""
     expected = (
         "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ "
         "tokenizer/ scheduler/), an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is "
@@ -266,16 +281,9 @@ def resolve(path: str | Path | None) -> Path:
     )
     if path is None:
         raise WeightsError(f"backbone.path is not set. {expected}")
-    if str(path).startswith(HUB):
-        from huggingface_hub import snapshot_download
-
-        wanted = [f"{folder}/*" for folder in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
-        try:
-            return Path(snapshot_download(str(path).removeprefix(HUB), allow_patterns=wanted))
-        except Exception as error:  # network, credentials, unknown name
-            local = "with no network set backbone.path to a local folder or file"
-            raise WeightsError(f"{path}: cannot fetch it ({error}); {local}") from error
+    if on_hub(path):
+        return fetched(HubPlace.of(str(path)), wanted)
     place = Path(path).expanduser()
     if not place.exists():
         raise WeightsError(f"{place}: no such file or folder. {expected}")
-    return place
+    return place, None

@@ -310,6 +310,20 @@ class TransferKeys(CellKeys, GarmentsKeys):
     transfer: GarmentsKeys
 
 
+class PlaceKeys(NodeKeys):
+    path: str | None
+
+
+class PublishKeys(NodeKeys):
+    checkpoint: str
+    repo: Name
+    backbone: PlaceKeys
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    message: str | None
+
+
 #: Verb -> the keys of its file.
 VERBS: dict[str, type[NodeKeys]] = {
     "annotate": AnnotateKeys,
@@ -323,6 +337,7 @@ VERBS: dict[str, type[NodeKeys]] = {
     "power": PowerKeys,
     "prepare": PrepareKeys,
     "profile": ProfileKeys,
+    "publish": PublishKeys,
     "report": ReportKeys,
     "sample": SampleKeys,
     "table": TableKeys,

@@ -82,24 +82,31 @@ def hash_fraction(key: str) -> float:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """One hash over the contents of ``files``, in their order; their names do not matter.
-
-    The hash of each file is kept in `cache_folder`, by path, size and time of change, so that gigabytes are read once.
-    What is kept has a checksum; damaged, it does not count.
-    """
+    """One hash over the contents of ``files``, in their order; their names do not matter."""
     total = hashlib.sha256()
+    for sha256 in file_hashes(files):
+        total.update(bytes.fromhex(sha256))
+    return total.hexdigest()
+
+
+def file_hashes(files: Iterable[Path]) -> list[str]:
+    """The SHA-256 of each file.
+
+    They are kept in `cache_folder`, by path, size and time of change, so that gigabytes are read once. What is kept has
+    a checksum; damaged, it does not count.
+    """
     cache = None
     with suppress(UserError):  # nobody says where caches lie
         cache = cache_folder() / "sha256.json"
-    stored, found = {} if cache is None else read_json_or_empty(cache), {}
+    stored, found, hashes = {} if cache is None else read_json_or_empty(cache), {}, []
     known = stored.get("files", {}) if stored.get("checksum") == value_hash(stored.get("files")) else {}
     for file in files:
         status = file.stat()
         key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         found[key] = known.get(key) or file_hash(file)
-        total.update(bytes.fromhex(found[key]))
+        hashes.append(found[key])
     if cache is not None and not found.keys() <= known.keys():
         with suppress(OSError, UserError), replacing(cache) as temporary:  # where it cannot be kept, it is hashed again
             every = known | found
             temporary.write_text(json.dumps({"files": every, "checksum": value_hash(every)}))
-    return total.hexdigest()
+    return hashes

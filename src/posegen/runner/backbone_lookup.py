@@ -12,10 +12,12 @@ from posegen.backbones.base import Backbone
 from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.errors import UserError
+from posegen.io.hub import on_hub
 from posegen.runner.received.classes import constructed, named_class
 from posegen.runner.received.state_files import read_cell_config
 
 BASE = "base"  # where a saved pipeline keeps the files of its backbone
+WEIGHT_PLACES = ("path", "autoencoder")  # arguments of a backbone that say where its weights are
 Asked = str | Path | Mapping[str, Any] | None
 
 
@@ -23,7 +25,8 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
     """The backbone of a method folder.
 
     It is what the caller asks for, that which lies in the folder itself (a saved pipeline), that of the cell around it,
-    or what its id means: ``mannequin-v1`` is shipped with posegen, others are on the user's disk.
+    that which was fetched from the Hub, or what its id means: ``mannequin-v1`` is shipped with posegen, others are on
+    the user's disk.
 
     Args:
         about: ``posegen.json`` of the folder ``method``.
@@ -37,7 +40,8 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
         file, node = method / "posegen.json", {"_target_": saved["class"], **inside(method / BASE, saved["kwargs"])}
     else:
         file, node = described(method, about["backbone"]["id"])
-        node = {**node, **changes(asked, node)}
+        at = {k: v for k, v in (about["backbone"].get("hub") or {}).items() if k in WEIGHT_PLACES and on_hub(v)}
+        node = {**node, **at, **changes(asked, node)}
     if "???" in node.values():
         name = f"{about['backbone']['id']} (sha256 {about['backbone']['sha256'][:12]})"
         fix = "name it: from_pretrained(folder, backbone=FOLDER_OR_FILE)"
@@ -70,13 +74,13 @@ def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:
     if asked is None or isinstance(asked, Mapping):
         return dict(asked or {})
     place = Path(asked).expanduser()
-    whole = place.is_file() or (place / "vae").is_dir()  # it brings an autoencoder of its own
+    whole = place.is_file() or (place / "vae").is_dir() or on_hub(asked)  # it brings an autoencoder of its own
     return {"path": str(asked), "autoencoder": None if whole else node.get("autoencoder")}
 
 
 def inside(base: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A saved backbone's arguments with their paths, which must not lead out of the folder ``base``."""
-    given = {name: str(arguments[name]) for name in ("path", "autoencoder") if arguments.get(name) is not None}
+    given = {name: str(arguments[name]) for name in WEIGHT_PLACES if arguments.get(name) is not None}
     paths = {name: (base / value).resolve() for name, value in given.items()}
     for name, path in paths.items():
         if not path.is_relative_to(base.resolve()):

@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS, require_inside
 from posegen.config.typed_text import as_literal
 from posegen.errors import CellConflict, UserError
-from posegen.io.atomic import write_json, write_text
+from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.hashes import content_hash, value_hash
+from posegen.io.hub import on_hub
 from posegen.io.locks import locked
 from posegen.runner.received.state_files import read_cell_config, read_status
 
@@ -70,6 +71,14 @@ class Cell:
         """The content of ``status.json``, empty for a cell that was never started."""
         return read_status(self.folder)
 
+    @property
+    def hub(self) -> dict[str, str]:
+        """``hub:owner/name`` of the backbone -> the commit that the study reads, where that is recorded."""
+        named = (self.config.get("backbone") or {}).values()
+        record = hub_record(self.config) if any(map(on_hub, named)) else None
+        known = read_json(record) if record and record.is_file() else {}
+        return {text: known[text] for text in named if isinstance(text, str) and text in known}
+
     def check(self) -> None:
         """Raises `CellConflict` for a folder of another identity, with the differing keys and the ways out."""
         status, here = self.status, self.identity
@@ -80,12 +89,21 @@ class Cell:
             there = identity(read_cell_config(self.folder) or self.config)
             status = {"hash": value_hash(there), "identity": there}
         if status.get("hash") == value_hash(here):
-            return
+            return self._check_commits(status.get("hub") or {})
         rows = differences(status.get("identity") or {}, here)
         listed = "\n".join(f"  {key}: {briefly(there)} there, {briefly(here)} now" for key, there, here in rows)
         listed = listed or "  (files at the same paths have other content)"
         fix = "Keep both with another study=NAME, or delete that folder to replace it."
         raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\n{fix}")
+
+    def _check_commits(self, before: Mapping[str, str]) -> None:
+        """Refuses to go on with other weights than the cell began with, under the same name on the Hub."""
+        for text, commit in self.hub.items():
+            if before.get(text, commit) != commit:
+                record = hub_record(self.config)
+                fix = f"Write {before[text]} into {record} to go on with it, or keep both with another study=NAME"
+                commits = f"{text} at commit {before[text]}, and {record} names {commit}"
+                raise CellConflict(f"{self.folder} was computed with {commits}. {fix}")
 
     def untouched(self) -> bool:
         """Whether nothing was computed in the folder: whatever started there failed, or was stopped, before that."""
@@ -129,7 +147,13 @@ class Cell:
     def write(self, **facts: Any) -> None:
         """Writes ``status.json``."""
         about = {"hash": self.hash, "identity": self.identity, "pid": os.getpid(), **provenance()}
+        about |= {"hub": found} if (found := self.hub) else {}
         write_json(self.folder / "status.json", {**about, **facts})
+
+
+def hub_record(config: Mapping[str, Any] | DictConfig) -> Path:
+    """The file in which a study keeps the commits of what it reads from the Hub, so that all of its cells read one."""
+    return Path(config["paths"]["output"]) / str(config.get("study") or "") / "hub.json"
 
 
 def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

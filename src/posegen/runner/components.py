@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,10 +17,14 @@ from posegen.backbones.base import Backbone
 from posegen.config.typed_text import as_literal
 from posegen.data.base import PoseData, Sample
 from posegen.errors import UserError
+from posegen.io.hub import on_hub, pinned
 from posegen.metrics.base import Estimator
 from posegen.metrics.protocol import Protocol
+from posegen.runner.backbone_lookup import WEIGHT_PLACES
+from posegen.runner.cell import hub_record
 from posegen.runner.outputs import KINDS, Kind
 from posegen.runner.precision import arranged, keep_cast
+from posegen.runner.received.state_files import read_status
 from posegen.runner.sampler import Sampler
 from posegen.runner.stage import Shard
 
@@ -34,6 +40,15 @@ def build_node(node: Any, **arguments: Any) -> Any:
     return instantiate(as_literal(as_literal(plain)), **arguments, _convert_="all")  # Hydra resolves twice
 
 
+def pinned_places(cfg: DictConfig) -> dict[str, str]:
+    """The backbone's arguments that name places on the Hub, with the commits that the study reads."""
+    named = {name: str(cfg.backbone[name]) for name in WEIGHT_PLACES if on_hub(cfg.backbone.get(name))}
+    if not named or "paths" not in cfg or "cell" not in cfg.paths:
+        return named
+    known = read_status(Path(cfg.paths.cell)).get("hub")
+    return {name: pinned(text, hub_record(cfg), known) for name, text in named.items()}
+
+
 class Components:
     """Lazy access to what a composed cell configuration describes."""
 
@@ -44,7 +59,12 @@ class Components:
     @cached_property
     def backbone(self) -> Backbone:
         torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
-        return instantiate(self.cfg.backbone, _convert_="all")
+        try:
+            return instantiate(self.cfg.backbone, **pinned_places(self.cfg), _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, UserError):  # one sentence, for the table
+                raise error.__cause__ from None
+            raise
 
     @cached_property
     def bare_adapter(self) -> Adapter:

@@ -42,12 +42,13 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         own_unet: write the U-Net although it does not train, because it is not the backbone's own.
         facts: more entries of ``posegen.json``, among them ``sampler``, the settings to sample the method with.
     """
+    hub = {"hub": dict(found)} if (found := backbone.weights.hub) else {}
     about = {
         "format": FORMAT,
         "class": full_name(adapter),
         "kwargs": plain_arguments(adapter),
         "faithful": adapter.faithful,
-        "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256},
+        "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256, **hub},
         "sampler": None,
         **facts,
     }

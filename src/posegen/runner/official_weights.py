@@ -16,6 +16,7 @@ from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
 from posegen.errors import UserError
 from posegen.io.hashes import sha256_of
+from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors, weight_files
 from posegen.runner import method_folder as methods
 from posegen.runner.components import Components
@@ -33,8 +34,9 @@ def convert(
     backbone, whose text tower, autoencoder and noise process it is sampled with.
 
     Args:
-        source: the official file, of which nothing is run, or the folder of a diffusers model; None starts the method
-            from the backbone's weights, as the official programs do before training.
+        source: the official file, of which nothing is run, or the folder of a diffusers model, on this disk or as
+            ``hub:owner/name/file``; None starts the method from the backbone's weights, as the official programs do
+            before training.
         sampler: how the method is to be sampled, where that is known.
 
     Raises:
@@ -48,7 +50,9 @@ def convert(
         start = f"starts from the weights of backbone {body.weights.id}"
         print(f"{type(method).__name__} {start}; what those do not give is random, from seed 0")
     else:
-        file = Path(source).expanduser()
+        file, hub = Path(source).expanduser(), None
+        if on_hub(source):
+            file, hub = fetched(HubPlace.of(source))
         official, sha256 = read_official(file)
         method, body = attached(adapter, backbone, faithful=True)
         placed, account = accounted(method, body, official, whole=True)
@@ -56,7 +60,7 @@ def convert(
         if account.wrong:
             raise UserError(complaint(file, method, body, official, account))
         put_converted(method, body, placed)
-        facts["converted"] = {"file": file.name, "sha256": sha256}
+        facts["converted"] = {"file": file.name, "sha256": sha256, **({"hub": str(hub)} if hub else {})}
         methods.save_method(folder, method, body, own_unet=account.different > 0, **facts)
     print(f"wrote {folder}; use it with checkpoint={folder} on backbone {body.weights.id}")
 

@@ -33,6 +33,7 @@ class StatusFile(State):
     identity: dict[str, Any] | None = None
     reason: str | None = None
     wall_s: float = 0.0
+    hub: dict[str, str] | None = None
     versions: dict[str, str] = {}
     git: str | None = None
     machine: str = ""
@@ -113,6 +114,7 @@ class BackboneEntry(State):
 
     id: str
     sha256: str
+    hub: dict[str, str] | None = None
 
 
 class PipelineEntry(State):
@@ -132,6 +134,9 @@ class MethodFile(State):
     faithful: bool | None = None
     sampler: dict[str, Any] | None = None
     pipeline: PipelineEntry | None = None
+    training: dict[str, Any] | None = None
+    converted: dict[str, Any] | None = None
+    origin: str | None = None
 
 
 COSTS = tuple(CostsFile.model_fields)

@@ -1,0 +1,1 @@
+"""Method folders on the Hugging Face Hub."""
