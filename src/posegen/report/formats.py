@@ -154,22 +154,17 @@ def table_latex(table: Table) -> str:
     """A ``table*`` of the headline columns that is no wider than a page of two columns, with intervals below their
     values; it needs the packages booktabs and graphicx. The full table is `table_csv`."""
     head, *lines = table_grid(table, {})
-    rows = [
-        latex_row(line, row["state"] in ("finished", "reported")) for row, line in zip(table.rows, lines, strict=True)
-    ]
+    complete = [row["state"] in ("finished", "reported") for row in table.rows]
+    rows = [latex_row(*each) for each in zip(lines, complete, strict=True)]
     caption = rf"\caption{{{latex_prose(f'{table.title}. {table.caption}')}}}"
     begin = rf"\begin{{tabular}}{{@{{}}l{'r' * (len(head) - 1)}@{{}}}}"
-    arrows = {c: rf" $\{'down' if c.better == 'lower' else 'up'}arrow$" for c in table.headline if c.better}
+    arrows: dict[str, str] = {
+        c: rf" $\{'down' if c.better == 'lower' else 'up'}arrow$" for c in table.headline if c.better
+    }
     names = " & ".join(latex_name(entry.text) + arrows.get(entry.text, "") for entry in head) + r" \\"
     notes = [rf"\par\footnotesize {latex_prose(note)}" for note in table.notes]
-    top = [
-        r"% \usepackage{booktabs,graphicx}",
-        r"\begin{table*}",
-        r"\centering",
-        caption,
-        r"\footnotesize\tabcolsep=4pt",
-        FITTED,
-    ]
+    small = r"\footnotesize\tabcolsep=4pt"
+    top = [r"% \usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering", caption, small, FITTED]
     body = [begin, r"\toprule", names, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table*}"]
     return "\n".join([*top, *body]) + "\n"
 
