@@ -107,9 +107,10 @@ def class_of(option: Option) -> type[Adapter]:
 def method_index(options: dict[str, Option]) -> str:
     """A table of all methods."""
     lines = ["# Methods", "", "Each page comes from the file of the method.", ""]
-    lines += ["| `adapter=` | Method | Paper |", "|---|---|---|"]
+    lines += ["| `adapter=` | Method | Paper | Official program |", "|---|---|---|---|"]
     for name, option in methods(options):
-        lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(class_of(option).paper)} |")
+        paper = class_of(option).paper
+        lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(paper)} | {program(paper)} |")
     lines += [
         "",
         "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your "
@@ -153,8 +154,9 @@ def facts(cls: type[Adapter]) -> str:
     paper = cls.paper
     rows = {
         "Paper": f"{paper.title}, {link(paper)}" if paper.id else paper.title,
-        "Official program": f"`{paper.code}`" if paper.code else "",
+        "Official program": program(paper),
         "Licence": paper.licence,
+        "Official weights": "[where they are](../what-to-fetch.md#weights-of-methods)" if paper.code else "",
         "Needs": "; ".join(
             f"`{field}`, {FIELDS[field]}" if field in FIELDS else f"`{field}`" for field in sorted(cls.needs)
         )
@@ -206,9 +208,21 @@ def reference_rows(options: dict[str, Option]) -> str:
 
 
 def link(paper: Paper) -> str:
-    """The paper's id, as a link where it is one of arXiv."""
+    """The paper's id, as a link where it is one of arXiv or openreview."""
     number = paper.id.removeprefix("arXiv:")
-    return f"[{paper.id}](https://arxiv.org/abs/{number})" if number != paper.id else paper.id
+    if number != paper.id:
+        return f"[{paper.id}](https://arxiv.org/abs/{number})"
+    return re.sub(r"openreview\.net/\S+", r"[openreview](https://\g<0>)", paper.id)
+
+
+def program(paper: Paper) -> str:
+    """The official program ``owner/name@commit (a note)`` as a link to that commit on GitHub; empty without one."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\w+))?(.*)", paper.code)
+    if not match:
+        return paper.code
+    name, commit, note = match.groups()
+    address = f"https://github.com/{name}" + (f"/tree/{commit}" if commit else "")
+    return f"[{name}{commit and f'@{commit}'}]({address}){note}"
 
 
 # Options.
@@ -298,17 +312,23 @@ def shown(file: Path) -> str:
 
 
 def docstring(text: str) -> str:
-    """A class's docstring as markdown: sections of arguments become lists."""
+    """A class's docstring as markdown: sections of arguments become lists, examples code."""
     made: list[str] = []
     for block in re.split(r"\n(?=(?:Args|Attributes|Raises|Example):+\n)", cleaned(text)):
         heading, _, body = block.partition("\n")
         if not re.fullmatch(r"(Args|Attributes|Raises|Example):+", heading):
-            made.append(re.sub(r"::$", ":", block.strip(), flags=re.MULTILINE))
+            made.append(prose(block))
         elif heading.startswith("Example"):
-            made.append(fenced("python", re.sub(r"^ {4}", "", body, flags=re.MULTILINE).strip("\n")))
-        elif heading == "Args:":
-            made.append("\n".join(arguments(body)))
-    return "\n\n".join(made).replace("``", "`")
+            code, behind = re.match(r"((?: {4}.*\n?|\s*\n)*)(.*)", body, re.DOTALL).groups()
+            made += [fenced("python", re.sub(r"^ {4}", "", code, flags=re.MULTILINE).strip("\n")), prose(behind)]
+        else:
+            made += ["Raises:"] * (heading == "Raises:") + [prose("\n".join(arguments(body)))]
+    return "\n\n".join(filter(None, made))
+
+
+def prose(text: str) -> str:
+    """Text of a docstring as markdown."""
+    return re.sub(r"::$", ":", text.strip(), flags=re.MULTILINE).replace("``", "`")
 
 
 def cleaned(text: str) -> str:
@@ -322,7 +342,7 @@ def arguments(body: str) -> Iterator[str]:
     """``name: what`` lines as items of a list, with their continuations joined."""
     items: list[str] = []
     for line in body.splitlines():
-        if found := re.match(r" {4}(\w+): (.*)", line):
+        if found := re.match(r" {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)", line):
             items.append(f"- `{found[1]}`: {found[2]}")
         elif line.strip() and items:
             items[-1] += f" {line.strip()}"
