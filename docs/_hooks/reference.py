@@ -3,6 +3,7 @@ being there."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections import Counter
@@ -319,11 +320,26 @@ def docstring(text: str) -> str:
         if not re.fullmatch(r"(Args|Attributes|Raises|Example):+", heading):
             made.append(prose(block))
         elif heading.startswith("Example"):
-            code, behind = re.match(r"((?: {4}.*\n?|\s*\n)*)(.*)", body, re.DOTALL).groups()
-            made += [fenced("python", re.sub(r"^ {4}", "", code, flags=re.MULTILINE).strip("\n")), prose(behind)]
+            made += example(body)
         else:
             made += ["Raises:"] * (heading == "Raises:") + [prose("\n".join(arguments(body)))]
     return "\n\n".join(filter(None, made))
+
+
+def example(body: str) -> Iterator[str]:
+    """An example as a block of code, and the paragraphs behind it that are no Python."""
+    paragraphs = re.sub(r"^ {4}", "", body.strip("\n"), flags=re.MULTILINE).split("\n\n")
+    code = next(n for n in range(len(paragraphs), 0, -1) if n == 1 or is_python("\n\n".join(paragraphs[:n])))
+    yield fenced("python", "\n\n".join(paragraphs[:code]))
+    yield prose("\n\n".join(paragraphs[code:]))
+
+
+def is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def prose(text: str) -> str:
