@@ -107,14 +107,14 @@ def class_of(option: Option) -> type[Adapter]:
 
 def method_index(options: dict[str, Option]) -> str:
     """A table of all methods."""
-    lines = ["# Methods", "", "Each page comes from the file of the method.", ""]
+    lines = ["# Methods", "", "Each page is generated from the method's code and yaml.", ""]
     lines += ["| `adapter=` | Method | Paper | Official program |", "|---|---|---|---|"]
     for name, option in methods(options):
         paper = class_of(option).paper
         lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(paper)} | {program(paper)} |")
     lines += [
         "",
-        "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your "
+        "Rows that bound the methods and are not ranked: [reference rows](reference.md). Yours: [add your "
         "method](../add-your-method.md).",
     ]
     return "\n".join(lines) + "\n"
@@ -157,7 +157,9 @@ def facts(cls: type[Adapter]) -> str:
         "Paper": f"{paper.title}, {link(paper)}" if paper.id else paper.title,
         "Official program": program(paper),
         "Licence": paper.licence,
-        "Official weights": "[where they are](../what-to-fetch.md#weights-of-methods)" if paper.code else "",
+        "Official weights": "[where they are](../what-to-fetch.md#weights-of-methods)"
+        if cls.convert is not Adapter.convert
+        else "",
         "Needs": "; ".join(
             f"`{field}`, {FIELDS[field]}" if field in FIELDS else f"`{field}`" for field in sorted(cls.needs)
         )
@@ -201,7 +203,7 @@ def published_rows(paper: Paper) -> str:
 
 def reference_rows(options: dict[str, Option]) -> str:
     """Rows that are never trained and never ranked."""
-    parts = ["# Reference rows", "They are swept like methods, bound them, and are not ranked."]
+    parts = ["# Reference rows", "They bound the methods: they are swept with them and are not ranked."]
     for name, option in options.items():
         if name.startswith("reference/"):
             parts += [f"## {name}", f"{option.summary}.", docstring(class_of(option).__doc__ or ""), yaml_of(option)]
