@@ -239,27 +239,24 @@ def group_page(group: str, options: dict[str, Option]) -> str:
     ]
     for name, option in options.items():
         parts += [f"## {name}", f"{option.summary}."]
-        if doc := docstring(class_doc(option)):
-            parts.append(doc)
+        parts += filter(None, map(docstring, class_docs(option)))
         parts += [yaml_of(option), settings_table(option)]
     return "\n\n".join(parts) + "\n"
 
 
-def class_doc(option: Option) -> str:
-    """The docstring of what an option builds: of its own class, or of the source that its splits read."""
+def class_docs(option: Option) -> list[str]:
+    """The docstring of what an option builds: of its own class, or of the source that its splits read, with that of
+    its module, which shows the layout."""
     targets = re.findall(r"_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
     sources = re.findall(r"source:[^\n]*?(?:\n\s+)?_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
-    for target in (
-        *sources,
-        *([option.target] if option.target else []),
-        *(targets if option.group == "data" else []),
-    ):
+    data = option.group == "data"
+    for target in (*sources, *([option.target] if option.target else []), *(targets if data else [])):
         if target.startswith("posegen."):
             built = get_object(target)
             cls = getattr(built, "__self__", built)
             if isinstance(cls, type):
-                return inspect.getdoc(cls) or ""
-    return ""
+                return [*[inspect.getdoc(inspect.getmodule(cls)) or ""] * data, inspect.getdoc(cls) or ""]
+    return []
 
 
 def commands() -> str:
@@ -345,8 +342,9 @@ def is_python(text: str) -> bool:
 
 
 def prose(text: str) -> str:
-    """Text of a docstring as markdown."""
-    return re.sub(r"::$", ":", text.strip(), flags=re.MULTILINE).replace("``", "`")
+    """Text of a docstring as markdown; lines of a layout, ``<root>/...``, are code."""
+    text = re.sub(r"^(?=<\w+>/)", "    ", text.strip(), flags=re.MULTILINE)
+    return re.sub(r"::$", ":", text, flags=re.MULTILINE).replace("``", "`")
 
 
 def cleaned(text: str) -> str:
