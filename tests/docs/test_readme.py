@@ -1,4 +1,4 @@
-"""The README: its Python runs, its picture and table are small enough to read."""
+"""Code of the README and of pages that no other test runs; the README's picture and table can be read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from posegen.cli import main
+from posegen.config.app import Command
 from tests.docs.blocks import DOCS, blocks
 
 README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
@@ -38,6 +40,16 @@ def test_code_on_the_page_of_metrics_runs() -> None:
             names: dict[str, Any] = {}
             exec(compile(block.text, "metrics", "exec"), names)
             assert [str(column) for column in names["columns"]] == ["novelty", "novelty_raw"]
+
+
+def test_the_page_on_papers_repeats_a_table_as_the_check_allows() -> None:
+    (block,) = (block for block in blocks("reproduce-a-paper.md") if block.language == "yaml")
+    node = yaml.safe_load(block.text)["reproduction"]
+    assert {"source", "tolerance", "excluded"} == set(node)
+    for added, wrong in ({}, 0), ({"tolerance": "loose"}, 1):
+        words = f"reproduction={ {**node, **added} }".replace("'", "")
+        problems, _ = Command.read("benchmark", [words]).check()
+        assert len(problems) == wrong, problems
 
 
 def test_the_picture_and_the_table_fit_a_page_of_838_pixels() -> None:
