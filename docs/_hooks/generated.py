@@ -10,6 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook alone
+import api
 import notebook
 import reference
 
@@ -20,6 +21,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Writes the pages, in memory, and fills the sections that the navigation leaves open."""
     made.clear()
     made.update(reference.pages())
+    made.update(api.pages())
     for file in sorted(Path(config.docs_dir).glob("*.ipynb")):
         made.update(notebook.pages(file))
     for section in config.nav or []:

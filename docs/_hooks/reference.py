@@ -3,6 +3,7 @@ being there."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections import Counter
@@ -106,13 +107,14 @@ def class_of(option: Option) -> type[Adapter]:
 
 def method_index(options: dict[str, Option]) -> str:
     """A table of all methods."""
-    lines = ["# Methods", "", "Each page comes from the file of the method.", ""]
-    lines += ["| `adapter=` | Method | Paper |", "|---|---|---|"]
+    lines = ["# Methods", "", "Each page is generated from the method's code and yaml.", ""]
+    lines += ["| `adapter=` | Method | Paper | Official program |", "|---|---|---|---|"]
     for name, option in methods(options):
-        lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(class_of(option).paper)} |")
+        paper = class_of(option).paper
+        lines.append(f"| [`{name}`]({name}.md) | {option.summary} | {link(paper)} | {program(paper)} |")
     lines += [
         "",
-        "Rows that bound the methods and compete with none: [reference rows](reference.md). Yours: [add your "
+        "Rows that bound the methods and are not ranked: [reference rows](reference.md). Yours: [add your "
         "method](../add-your-method.md).",
     ]
     return "\n".join(lines) + "\n"
@@ -153,8 +155,11 @@ def facts(cls: type[Adapter]) -> str:
     paper = cls.paper
     rows = {
         "Paper": f"{paper.title}, {link(paper)}" if paper.id else paper.title,
-        "Official program": f"`{paper.code}`" if paper.code else "",
+        "Official program": program(paper),
         "Licence": paper.licence,
+        "Official weights": "[where they are](../what-to-fetch.md#weights-of-methods)"
+        if cls.convert is not Adapter.convert
+        else "",
         "Needs": "; ".join(
             f"`{field}`, {FIELDS[field]}" if field in FIELDS else f"`{field}`" for field in sorted(cls.needs)
         )
@@ -198,7 +203,7 @@ def published_rows(paper: Paper) -> str:
 
 def reference_rows(options: dict[str, Option]) -> str:
     """Rows that are never trained and never ranked."""
-    parts = ["# Reference rows", "They are swept like methods, bound them, and are not ranked."]
+    parts = ["# Reference rows", "They bound the methods: they are swept with them and are not ranked."]
     for name, option in options.items():
         if name.startswith("reference/"):
             parts += [f"## {name}", f"{option.summary}.", docstring(class_of(option).__doc__ or ""), yaml_of(option)]
@@ -206,9 +211,21 @@ def reference_rows(options: dict[str, Option]) -> str:
 
 
 def link(paper: Paper) -> str:
-    """The paper's id, as a link where it is one of arXiv."""
+    """The paper's id, as a link where it is one of arXiv or openreview."""
     number = paper.id.removeprefix("arXiv:")
-    return f"[{paper.id}](https://arxiv.org/abs/{number})" if number != paper.id else paper.id
+    if number != paper.id:
+        return f"[{paper.id}](https://arxiv.org/abs/{number})"
+    return re.sub(r"openreview\.net/\S+", r"[openreview](https://\g<0>)", paper.id)
+
+
+def program(paper: Paper) -> str:
+    """The official program ``owner/name@commit (a note)`` as a link to that commit on GitHub; empty without one."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\w+))?(.*)", paper.code)
+    if not match:
+        return paper.code
+    name, commit, note = match.groups()
+    address = f"https://github.com/{name}" + (f"/tree/{commit}" if commit else "")
+    return f"[{name}{commit and f'@{commit}'}]({address}){note}"
 
 
 # Options.
@@ -222,27 +239,24 @@ def group_page(group: str, options: dict[str, Option]) -> str:
     ]
     for name, option in options.items():
         parts += [f"## {name}", f"{option.summary}."]
-        if doc := docstring(class_doc(option)):
-            parts.append(doc)
+        parts += filter(None, map(docstring, class_docs(option)))
         parts += [yaml_of(option), settings_table(option)]
     return "\n\n".join(parts) + "\n"
 
 
-def class_doc(option: Option) -> str:
-    """The docstring of what an option builds: of its own class, or of the source that its splits read."""
+def class_docs(option: Option) -> list[str]:
+    """The docstring of what an option builds: of its own class, or of the source that its splits read, with that of
+    its module, which shows the layout."""
     targets = re.findall(r"_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
     sources = re.findall(r"source:[^\n]*?(?:\n\s+)?_target_:\s*([\w.]+)", option.file.read_text(encoding="utf-8"))
-    for target in (
-        *sources,
-        *([option.target] if option.target else []),
-        *(targets if option.group == "data" else []),
-    ):
+    data = option.group == "data"
+    for target in (*sources, *([option.target] if option.target else []), *(targets if data else [])):
         if target.startswith("posegen."):
             built = get_object(target)
             cls = getattr(built, "__self__", built)
             if isinstance(cls, type):
-                return inspect.getdoc(cls) or ""
-    return ""
+                return [*[inspect.getdoc(inspect.getmodule(cls)) or ""] * data, inspect.getdoc(cls) or ""]
+    return []
 
 
 def commands() -> str:
@@ -298,17 +312,39 @@ def shown(file: Path) -> str:
 
 
 def docstring(text: str) -> str:
-    """A class's docstring as markdown: sections of arguments become lists."""
+    """A class's docstring as markdown: sections of arguments become lists, examples code."""
     made: list[str] = []
     for block in re.split(r"\n(?=(?:Args|Attributes|Raises|Example):+\n)", cleaned(text)):
         heading, _, body = block.partition("\n")
         if not re.fullmatch(r"(Args|Attributes|Raises|Example):+", heading):
-            made.append(re.sub(r"::$", ":", block.strip(), flags=re.MULTILINE))
+            made.append(prose(block))
         elif heading.startswith("Example"):
-            made.append(fenced("python", re.sub(r"^ {4}", "", body, flags=re.MULTILINE).strip("\n")))
-        elif heading == "Args:":
-            made.append("\n".join(arguments(body)))
-    return "\n\n".join(made).replace("``", "`")
+            made += example(body)
+        else:
+            made += ["Raises:"] * (heading == "Raises:") + [prose("\n".join(arguments(body)))]
+    return "\n\n".join(filter(None, made))
+
+
+def example(body: str) -> Iterator[str]:
+    """An example as a block of code, and the paragraphs behind it that are no Python."""
+    paragraphs = re.sub(r"^ {4}", "", body.strip("\n"), flags=re.MULTILINE).split("\n\n")
+    code = next(n for n in range(len(paragraphs), 0, -1) if n == 1 or is_python("\n\n".join(paragraphs[:n])))
+    yield fenced("python", "\n\n".join(paragraphs[:code]))
+    yield prose("\n\n".join(paragraphs[code:]))
+
+
+def is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def prose(text: str) -> str:
+    """Text of a docstring as markdown; lines of a layout, ``<root>/...``, are code."""
+    text = re.sub(r"^(?=<\w+>/)", "    ", text.strip(), flags=re.MULTILINE)
+    return re.sub(r"::$", ":", text, flags=re.MULTILINE).replace("``", "`")
 
 
 def cleaned(text: str) -> str:
@@ -322,7 +358,7 @@ def arguments(body: str) -> Iterator[str]:
     """``name: what`` lines as items of a list, with their continuations joined."""
     items: list[str] = []
     for line in body.splitlines():
-        if found := re.match(r" {4}(\w+): (.*)", line):
+        if found := re.match(r" {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)", line):
             items.append(f"- `{found[1]}`: {found[2]}")
         elif line.strip() and items:
             items[-1] += f" {line.strip()}"

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message names it, says what was expected, and how to mend it."""
+    """Something the user gave cannot be used; the message names it, what was expected, and the fix."""
 
 
 class CellConflict(UserError):

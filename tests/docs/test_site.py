@@ -77,6 +77,22 @@ def test_a_methods_page_tells_what_its_class_and_file_tell(pages: dict[str, str]
     assert re.search(r"`adapter\.pose_encoder` \| 67,872 ", page), "counted on the shipped backbone"
 
 
+def test_methods_link_their_official_programs_and_papers(pages: dict[str, str]) -> None:
+    index = pages["methods/index.md"]
+    for text in (pages["methods/stable_pose.md"], index):
+        assert "[ai-med/StablePose@9d746ed45cfa](https://github.com/ai-med/StablePose/tree/9d746ed45cfa)" in text
+    assert "(https://github.com/WillowKaze/DNAF/tree/5f8f487) (README and figures, no program)" in index
+    assert "[openreview](https://openreview.net/forum?id=VARhPBRZ58)" in index
+    assert "#weights-of-methods" in pages["methods/stable_pose.md"] and "#weights-of" not in pages["methods/none.md"]
+
+
+def test_data_sets_show_their_layouts_as_code(pages: dict[str, str]) -> None:
+    page = pages["options/data.md"]
+    for line in ("<root>/JPEGImages/480p/<sequence>/00000.jpg", "<root>/.../market-pairs-{train,test}.csv"):
+        assert f"\n    {line}" in page
+    assert not [line for line in page.splitlines() if line.startswith("<")], "a browser takes it for a tag"
+
+
 def test_what_trains_is_counted(pages: dict[str, str]) -> None:
     assert "## What trains\n\nNothing." in pages["methods/none.md"]
     assert re.search(r"\| `backbone\.unet` \| 4,1\d\d,\d\d\d \|", pages["methods/humansd.md"]), (

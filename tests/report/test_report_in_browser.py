@@ -22,7 +22,7 @@ pytestmark = needs_browser
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    shifts = {"middle": 3.5, "near": 0.2, "far": 9.0, "reference/real": 0.0, "reference/twin": 12.0}
+    shifts = {"middle": 3.5, "near": 0.2, "far": 9.0, "reference/real": 0.0, "reference/reconstruction": 12.0}
     cells = [finished(folder, name, shift) for name, shift in shifts.items()]
     cells.append({"folder": "absent/world/seed0", "method": "absent", "seed": 0, "hash": "absent"})
     for cell in cells[:-1]:
@@ -60,7 +60,7 @@ def test_a_click_puts_the_best_on_top_and_another_turns_it(tab: Any) -> None:
         "far",
         "absent",
         "reference/real",
-        "reference/twin",
+        "reference/reconstruction",
     ]
     head.locator("button").press("Enter")
     assert head.get_attribute("aria-sort") == "ascending" and names(tab) == [
@@ -68,7 +68,7 @@ def test_a_click_puts_the_best_on_top_and_another_turns_it(tab: Any) -> None:
         "middle",
         "near",
         "absent",
-        "reference/twin",
+        "reference/reconstruction",
         "reference/real",
     ]
     count = tab.locator("#table thead th", has_text="judge_frechet")
@@ -85,6 +85,32 @@ def test_the_poses_that_were_found_can_be_shown(tab: Any) -> None:
     assert not found.is_visible()
     tab.check("#found")
     assert found.is_visible()
+
+
+SCROLLS = "e => [e.scrollWidth > e.clientWidth + 1, getComputedStyle(e, '::before').content.includes('scroll')]"
+
+
+def test_the_table_fits_a_window_of_1400_pixels(tab: Any) -> None:
+    tab.set_viewport_size({"width": 1400, "height": 900})
+    boxes = tab.locator(".scroll")
+    assert boxes.count() == 3 and tab.locator("#table thead th").count() == 14
+    assert [boxes.nth(i).evaluate(SCROLLS) for i in range(3)] == [[False, False]] * 3
+
+
+def test_a_table_that_is_wider_than_the_window_says_so_and_scrolls(tab: Any) -> None:
+    tab.set_viewport_size({"width": 400, "height": 800})
+    table, last = tab.locator("#table .scroll"), tab.locator("#table thead th").last
+    tab.locator("#table .wide").wait_for()
+    assert table.evaluate(SCROLLS) == [True, True]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    assert last.bounding_box()["x"] > 400
+    table.focus()
+    tab.keyboard.press("End")
+    for _ in range(40):
+        tab.keyboard.press("ArrowRight")
+    tab.wait_for_function("document.querySelector('#table .scroll').scrollLeft > 0")
+    name = tab.locator("#table tbody th[scope=row]").first
+    assert 0 <= name.bounding_box()["x"] < 40, "the names of the methods stay"
 
 
 def test_a_phone_shows_the_page_without_scrolling_sideways(tab: Any) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -443,3 +446,29 @@ def test_the_terminal_shows_as_many_columns_as_fit() -> None:
     lines = ["method", "AP", "PCE", "x" * 30], ["a", "1", "2", "3"], ["b", "failed: " + "y" * 60, "", ""]
     assert left_aligned(lines, width=20).splitlines()[0] == "method  AP  PCE"
     assert "y" * 60 in left_aligned(lines, width=20)
+
+
+TEX = shutil.which("pdflatex")
+PAGE = r"""\documentclass[twocolumn]{article}
+\usepackage{booktabs,graphicx}
+\begin{document}\input{table.tex}\end{document}
+"""
+
+
+@pytest.mark.skipif(not TEX, reason="no pdflatex: the Debian packages texlive-latex-base and -recommended are missing")
+@pytest.mark.parametrize("name", ["near", "a_method_of_another_package/with_a_name_that_nobody_wants_to_read_twice"])
+def test_the_latex_table_fits_a_page_of_two_columns(benchmark: Path, name: str) -> None:
+    facts = json.loads((benchmark / "cells.json").read_text())
+    facts["cells"][0]["method"] = name
+    facts["cells"].append({"folder": "lost/world/seed0", "method": "lost", "seed": 0, "hash": "lost"})
+    reason = f"no file {'weights/' * 30}x_y.pth: a < b & 5 % | more"
+    write_json(benchmark / "lost/world/seed0/status.json", {"state": "failed", "hash": "lost", "reason": reason})
+    write_json(benchmark / "cells.json", facts)
+    text = table_latex(build_table(benchmark))
+    assert text.count(r"\begin{table*}") == 1 and "trained" not in text and r"PCK@0.1 $\uparrow$" in text
+    (benchmark / "table.tex").write_text(text)
+    (benchmark / "page.tex").write_text(PAGE)
+    command = [str(TEX), "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    said = subprocess.run(command, cwd=benchmark, capture_output=True, text=True, check=False)
+    assert said.returncode == 0 and "page.pdf" in said.stdout, said.stdout
+    assert not re.findall(r"^(?:Overfull|Missing character).*", said.stdout, re.MULTILINE)

@@ -132,8 +132,8 @@ class Adapter(nn.Module, ABC):
             def inject(self, state, latents, timesteps):
                 return Injection(mid=...)
 
-    The facts of the class are read before anything is built. Facts that depend on settings are asked of the instance:
-    `reads`, `trains`, `left_out`, `remark`, and the last three attributes.
+    The facts of the class are read before anything is built. Facts that depend on settings are properties of the
+    instance: `reads`, `trains`, `left_out`, `remark`, and the last three attributes.
     """
 
     needs: ClassVar[frozenset[str]]  # fields of `PoseBatch` that `encode` reads besides the text (``hint``, ...)
@@ -158,7 +158,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def trains(self) -> bool:
-        """Whether there is something to train with these settings."""
+        """Whether the method trains anything with these settings."""
         return self.trainable
 
     @property
@@ -168,7 +168,7 @@ class Adapter(nn.Module, ABC):
 
     @property
     def remark(self) -> str:
-        """A note for the table; complete once the row has generated."""
+        """A note below the table; final once the images are generated."""
         return ""
 
     @property
@@ -197,8 +197,10 @@ class Adapter(nn.Module, ABC):
         return f"{cls.__name__} needs {wanted}, and {has}; {choose}"
 
     def attach(self, backbone: Backbone) -> None:
-        """Builds the method's modules from ``backbone.geometry`` and says who trains. The default freezes the backbone.
-        A UserError where the backbone lacks a place that the method needs."""
+        """Builds the method's modules from ``backbone.geometry`` and decides which weights train.
+
+        The default freezes the backbone.
+        Raises UserError: the backbone lacks a place that the method needs."""
         if sentence := self.unserved(type(backbone)):
             raise UserError(sentence)
         self.__dict__["_backbone"] = backbone
@@ -236,7 +238,7 @@ class Adapter(nn.Module, ABC):
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """An official state dict to ``{"adapter.<key>" or "backbone.<key>": tensor}``. Default: the keys as they are.
-        UnknownKeys names those that have no place."""
+        Raises UnknownKeys: some keys have no place."""
         return dict(official)
 
     def text_state(self, batch: PoseBatch) -> State:

@@ -69,7 +69,7 @@ class DNAF(Adapter):
         vision_size: side the source is resized to for it [I]; None: the network's usual side, none for the small Swin.
         vision_norm: tokens are normalised [I].
         vision_positions: side of the learned grid of positions that is added to the tokens [I]; 0: none.
-        vision_train: None: where it has no weights to start from [I].
+        vision_train: train the vision network; None: only where it starts from random weights [I].
         pose_weights: file or folder of a T2I-Adapter for the same backbone, original or diffusers'; None: random.
         pose_train: train the pose adapter [I]. Without training it needs ``pose_weights``.
         fixed_text: a prompt for all images (the figure shows "person, white background"); None: each sample's own.

@@ -53,7 +53,7 @@ class StablePose(Adapter):
         kernels: faithful: pixels per side of each layer's blur, one layer per kernel.
         threshold: faithful: blurred value above which a pixel is pose; released: -0.99 in sampling, -1 in training.
         radii: otherwise: pixels by which each layer's mask grows on a canvas of 512.
-        masked: False: the transformer attends from everywhere to everywhere; the loss keeps its mask.
+        masked: False: attention without the pose mask; the loss keeps its mask.
         alpha: weight of the squared error inside the last layer's mask.
         normalise_loss: divide the weights by their mean over the image; the published loss grows with the people.
         attention: ``compressed`` or, with the same result, ``dense``, see `posegen.backbones.blocks.masked_attention`.

@@ -26,7 +26,7 @@ class T2IAdapter(Adapter):
 
     The hint's pixels are rearranged to the latent grid and pass through ``blocks`` residual blocks per level, with a
     pooling between two levels. Each level's map is added before the level's last skip connection leaves it. The network
-    runs once per image, for both branches of guidance. Nothing starts at zero: an untrained adapter disturbs.
+    runs once per image, for both branches of guidance. No layer starts at zero: an untrained adapter has an effect.
 
     Args:
         style: ``openpose`` as for the released openpose weights, or ``humansd`` (limbs as for keypose, other colours).

@@ -131,8 +131,8 @@ class Injection:
         return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
 
     def scaled(self, factor: float) -> Injection:
-        """The same ``factor`` times as strong; ``attention`` and ``features`` act not linearly: they stay as they are,
-        and are left out where the factor is 0."""
+        """The influence ``factor`` times as strong; ``attention`` and ``features``, which are not linear, stay as they
+        are, and are left out where the factor is 0."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
         scaled = replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
@@ -207,7 +207,7 @@ class ControlBranch(nn.Module, ABC):
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
-        """Official weights of such a copy under the names of this module; UnknownKeys names those that have no place.
+        """Official weights of such a copy under the names of this module; raises UnknownKeys: some keys have no place.
 
         ``official`` is a file of the original program, bare or of a whole model, or of diffusers' class, ``beside`` the
         beginnings of keys that are left out; ``method`` is for the message."""
@@ -250,11 +250,11 @@ class Backbone(nn.Module, ABC):
         raise lacks(self, "control_copy")
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:
-        """A residual block of the encoder, to size its replacement in `control_copy` and to start that from."""
+        """A residual block of the encoder: the size and the first weights of its replacement in `control_copy`."""
         raise lacks(self, "encoder_block")
 
     def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Applies ``function`` to the middle block's output from now on, in the place of an earlier one."""
+        """Applies ``function`` to the middle block's output from now on, in the place of an earlier function."""
         raise lacks(self, "middle")
 
     def widen(self, channels: int) -> None:

@@ -111,7 +111,7 @@ class PoseData(ABC):
         return [self[i].prompt for i in range(len(self))]
 
     def twin(self, index: int) -> Sample:
-        """Another image of the same caption, as of a perfect generator that reads only the text."""
+        """Another image of the same caption: the result of a perfect generator that reads only the text."""
         fix = "leave adapter=reference/same_caption out"
         raise TypeError(f"data {self.name!r} cannot render a second image of a caption; {fix}")
 
@@ -141,7 +141,7 @@ class PoseData(ABC):
 
     @property
     def condition(self) -> Condition:
-        """The findings of `prepare`."""
+        """The report of `prepare`."""
         return Condition({"images": len(self)})
 
 

@@ -31,7 +31,7 @@ class Poses:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that an estimator says about B images, an entry for each."""
+    """Everything that an estimator finds in B images, one entry per image."""
 
     poses: Sequence[Poses]
     attributes: Sequence[Mapping[str, Any]]
@@ -64,7 +64,7 @@ class Estimator(ABC):
         return [{} for _ in range(len(images))]
 
     def examine(self, images: Tensor) -> Findings:
-        """Poses, attributes and features together; estimators that share a trunk override this to look only once."""
+        """Poses, attributes and features together; estimators with a shared trunk override this to run it once."""
         has_features = type(self).features is not Estimator.features
         with torch.no_grad():
             features = self.features(images).float().cpu().numpy() if has_features else None
@@ -86,7 +86,7 @@ class Judged:
 
 
 class Observer(ABC):
-    """A further look at the judged images: another network's features, say, or the estimator on swapped colours."""
+    """Measures more about the judged images: features of another network, or the estimator on swapped colours."""
 
     checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
     compares: ClassVar[bool] = False  # whether it looks at the targets' pictures, too
@@ -99,7 +99,7 @@ class Observer(ABC):
         where the observer is switched off (its weights are not configured)."""
 
     def check(self) -> None:
-        """Raises what `observe` would raise for missing or wrong weights, to be asked before hours of sampling."""
+        """Raises what `observe` would raise for missing or wrong weights, called before hours of sampling."""
         return
 
 

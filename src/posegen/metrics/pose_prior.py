@@ -142,7 +142,7 @@ def nan_mean(values: np.ndarray) -> float:
 
 
 class PosePrior(Protocol):
-    """Judges generated poses; no estimator is asked, since poses need not be found.
+    """Judges generated poses; an estimator is not needed.
 
     ``draws``: poses per caption, 10 in GUNet's evaluation. The other arguments are those of every protocol."""
 

@@ -28,7 +28,7 @@ class Protocol:
         name: shown with every table.
         version: raise it whenever a value changes for the same images.
         resamples, level: bootstrap resamples of the intervals, and the probability inside one.
-        observers: further looks at every image; their names are distinct.
+        observers: measure more about every image; their names are distinct.
         hidden: columns that are left out of the shown table.
     """
 

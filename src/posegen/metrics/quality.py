@@ -108,7 +108,7 @@ def rows_by_scenario(records: Records, reference: Records) -> dict[str, tuple[li
 
 
 class QualityProtocol(Protocol):
-    """A protocol whose yaml has files of weights and other settings once, at its top, and interpolates them below."""
+    """A protocol whose yaml names files of weights and other settings once, at its top."""
 
     note = (
         "FID and KID are distances in Inception features; rfd columns are in those of a random network and judge "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from posegen.io.tables import csv_text
 from posegen.metrics.base import Column
@@ -15,7 +15,11 @@ from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, Table
 from posegen.runner.received.state_files import COSTS
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+BREAK = "\u200b"  # a place where a line may end
+LATEX |= {BREAK: r"\allowbreak{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LATEX |= {DIFFERS: r"$^\dagger$", FAITHFUL: r"$^\ddagger$", **{char: f"\\{char}" for char in "&%$#_{}"}}
+#: Makes what follows smaller if it is wider than the page.
+FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 #: Header of the shown costs -> text of a row.
 SHOWN_COSTS: dict[str, Callable[[Row], str]] = {
     "trained": lambda row: f"{v / 1e6:.2f} M" if (v := row.get("cost_trained_parameters")) else "-",
@@ -44,19 +48,19 @@ class TableEntry:
 Grid = list[list[TableEntry]]
 
 
-def table_grid(table: Table) -> Grid:
+def table_grid(table: Table, shown_costs: Mapping[str, Callable[[Row], str]] = SHOWN_COSTS) -> Grid:
     """Header and rows: method, status of its reproduction where something was compared, shown columns, costs. A row
     that did not finish has its state and reason as second entry, and else none."""
     compared = any(row.get("reproduction", "") not in ("", "not comparable") for row in table.rows)
     extra = ["reproduction"] if compared else []
     ranks = {column: ranking(table.rows, column) for column in table.headline}
-    lines = [[*map(TableEntry, ("method", *extra, *table.headline, *SHOWN_COSTS))]]
+    lines = [[*map(TableEntry, ("method", *extra, *table.headline, *shown_costs))]]
     for row in table.rows:
         name = row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else "")
         reported, values = row["state"] == "reported", [entry(row, c, ranks[c]) for c in table.headline]
         if reported or row["state"] == "finished":
             first = ["reported" if reported else row.get(key, "") for key in extra]
-            costs = ["" if reported else cost(row) for cost in SHOWN_COSTS.values()]
+            costs = ["" if reported else cost(row) for cost in shown_costs.values()]
             lines.append([TableEntry(name), *map(TableEntry, first), *values, *map(TableEntry, costs)])
         else:
             state = f"{row['state']}: {row['reason']}".strip(": ")
@@ -147,18 +151,51 @@ def markdown(lines: Grid) -> str:
 
 
 def table_latex(table: Table) -> str:
-    """A booktabs table."""
-    cells = [[one.marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for one in line] for line in table_grid(table)]
-    head, *rows = [" & ".join(line) + r" \\" for line in cells]
-    caption = rf"\caption{{{latex_text(f'{table.title}. {table.caption}')}}}"
-    begin = rf"\begin{{tabular}}{{l{'r' * head.count(' & ')}}}"
-    notes = [rf"\par\footnotesize {latex_text(note)}" for note in table.notes]
-    top = [r"\begin{table}", r"\centering", caption, begin, r"\toprule", head, r"\midrule"]
-    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table}"]) + "\n"
+    """A ``table*`` of the headline columns that is no wider than a page of two columns, with intervals below their
+    values; it needs the packages booktabs and graphicx. The full table is `table_csv`."""
+    head, *lines = table_grid(table, {})
+    complete = [row["state"] in ("finished", "reported") for row in table.rows]
+    rows = [latex_row(*each) for each in zip(lines, complete, strict=True)]
+    caption = rf"\caption{{{latex_prose(f'{table.title}. {table.caption}')}}}"
+    begin = rf"\begin{{tabular}}{{@{{}}l{'r' * (len(head) - 1)}@{{}}}}"
+    arrows: dict[str, str] = {
+        c: rf" $\{'down' if c.better == 'lower' else 'up'}arrow$" for c in table.headline if c.better
+    }
+    names = " & ".join(latex_name(entry.text) + arrows.get(entry.text, "") for entry in head) + r" \\"
+    notes = [rf"\par\footnotesize {latex_prose(note)}" for note in table.notes]
+    small = r"\footnotesize\tabcolsep=4pt"
+    top = [r"% \usepackage{booktabs,graphicx}", r"\begin{table*}", r"\centering", caption, small, FITTED]
+    body = [begin, r"\toprule", names, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table*}"]
+    return "\n".join([*top, *body]) + "\n"
+
+
+def latex_row(line: Sequence[TableEntry], complete: bool) -> str:
+    """A row of the table, and its intervals as a second one; the reason of an incomplete row runs over all columns."""
+    name, *entries = line
+    if not complete:
+        reason = rf"{{p{{.6\textwidth}}}}{{\raggedright {latex_prose(entries[0].text)}}} \\"
+        return rf"{latex_text(name.text)} & \multicolumn{{{len(entries)}}}{reason}"
+    values = [replace(e, interval="").marked(r"\textbf{{}}", r"\underline{{}}", latex_text) for e in entries]
+    first = " & ".join([latex_text(name.text), *values]) + r" \\"
+    if not any(entry.interval for entry in entries):
+        return first
+    intervals = " & ".join(["", *(rf"\tiny {entry.interval}" if entry.interval else "" for entry in entries)])
+    return f"{first}[-.6ex]\n{intervals.strip()} " + r"\\"
 
 
 def latex_text(text: str) -> str:
     return "".join(LATEX.get(char, char) for char in text)
+
+
+def latex_name(name: str) -> str:
+    """The name of a column, a long one in several lines."""
+    lines = latex_text(name).replace(r"\_", r"\_\\")
+    return latex_text(name) if len(name) < 11 else rf"\shortstack[r]{{{lines}}}"
+
+
+def latex_prose(text: str) -> str:
+    """`latex_text` whose lines may also end behind a slash, an underscore, an equals sign or a comma."""
+    return latex_text(re.sub(r"([/_=,])(?=\w)", f"\\1{BREAK}", text))
 
 
 def table_terminal(table: Table, width: int = 160) -> str:

@@ -155,7 +155,7 @@ class TextToImageTask(DiffusionTask):
     """Trains a backbone's U-Net and text encoder from captions alone; the autoencoder stays as it is.
 
     The weight of a step is min(SNR, min_snr) / (SNR + 1), the Min-SNR rule for v-prediction (Hang et al. 2023, section
-    3.4); without ``min_snr`` all weigh alike.
+    3.4); without ``min_snr`` all steps weigh the same.
     """
 
     needs = frozenset({"latents"})

@@ -1,4 +1,4 @@
-"""Find the people of pictures, and write them as a file of poses."""
+"""Find the people in pictures and write a file of their poses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train, sample and judge every method of a benchmark, and make its table."""
+"""Train, sample and judge every method of a benchmark, and write its table."""
 
 from __future__ import annotations
 

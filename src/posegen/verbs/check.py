@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a configuration, without running it."""
+"""List all mistakes of a configuration without running it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn official weights into weights of this project."""
+"""Convert official weights into a method folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare methods in the browser: drag a pose, see every method draw it."""
+"""Compare methods in the browser: drag a pose, and every method paints it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List methods, backbones, data, experiments, ... and what each is."""
+"""List methods, backbones, data sets, experiments, ..., each with a description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many images and seeds it takes to see a difference between two methods."""
+"""Estimate how many images and seeds show a difference between two methods."""
 
 from __future__ import annotations
 

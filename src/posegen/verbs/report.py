@@ -1,4 +1,4 @@
-"""Make a page of a benchmark that opens without a network: table, curves, pictures."""
+"""Write a page of a benchmark that opens without a network: table, curves, pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the table of cells that exist."""
+"""Write the table of a benchmark again, from its records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dress a person as another picture shows, all else exactly as it was."""
+"""Change a person's clothes to those of another picture, and nothing else."""
 
 from __future__ import annotations
 

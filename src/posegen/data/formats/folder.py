@@ -50,7 +50,7 @@ class Folder(Source):
     ``poses`` is a json file in COCO's format (``posegen annotate`` writes one), or a folder with an OpenPose json file
     per picture (``<stem>_keypoints.json`` or ``<stem>.json``; "." is beside the pictures). ``prompts`` is a json file
     ``{picture: prompt}``, a csv file of ``file,prompt``, or a folder with a ``<stem>.txt`` per picture. A name fits a
-    picture as `NamedPictures` says; what is damaged or doubtful leaves out its picture.
+    picture as `NamedPictures` says; a picture with a damaged or doubtful entry is left out.
     """
 
     canvases_fit = True

@@ -129,7 +129,7 @@ class LaionHuman(Source):
     Raises ValueError: an option is invalid, or the root has no pictures.
 
     ``mapping`` is its name, relative to the root, or one per split, which are then taken whole; None finds it under its
-    usual names. With tars it may be missing: the prompts then come from the tars. ``exclude`` tells pictures to leave
+    usual names. With tars it may be missing: the prompts then come from the tars. ``exclude`` names pictures to leave
     out for their content: a file with a key per line, relative to the root, or a function, also ``module:function``.
     """
 

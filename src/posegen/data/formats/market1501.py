@@ -4,7 +4,7 @@
     <root>/.../market-pairs-{train,test}.csv          from,to
     <root>/.../market-annotation-{train,test}.csv     18 joints of each, y before x
 
-Person ``0000`` is nobody in particular and ``-1`` is rubbish; neither is listed. People can be recognised: the
+Person ``0000`` is a distractor and ``-1`` a wrong box; neither is listed. People can be recognised: the
 images are for research and must not be passed on. The csv files are in the folder that PATN links.
 """
 

@@ -251,7 +251,7 @@ class DAVIS(Videos):
     <root>/JPEGImages/480p/<sequence>/00000.jpg
     <root>/ImageSets/2017/{train,val}.txt
 
-    ``resolution`` is ``480p`` or ``Full-Resolution``; ``sequences`` are those to use, those with people, None for all.
+    ``resolution`` is ``480p`` or ``Full-Resolution``; ``sequences``: names, usually of those with people; None: all.
     Other arguments: see `Videos`.
     """
 

@@ -76,11 +76,11 @@ class HigherHRNet(nn.Module, Estimator):
     Args:
         stages: the shape of the trunk; that of HRNet-W48 by default.
         stem: width of the trunk's first convolutions.
-        size: pixels of the shorter side of the images that people are looked for in; others are resized.
-        channel_order: in which the network is given the channels; published weights expect ``rgb``.
+        size: images are resized to this shorter side, in pixels.
+        channel_order: order of the colour channels that the network expects; published weights expect ``rgb``.
         flip_test: look at the mirrored image, too, and take the mean heatmaps.
-        score_threshold: least score of a person; the published evaluations have none, so one stray peak is one.
-        nms_threshold: a person whose similarity to a better one exceeds this is dropped; 1, as published: nobody.
+        score_threshold: least score of a person; the published evaluations have none: a stray peak is a person.
+        nms_threshold: a person more similar than this to a better one is dropped; 1, as published, drops nobody.
         decoding: how people are found in the maps.
     """
 

@@ -41,7 +41,7 @@ class MannequinJudge(nn.Module, Estimator):
     Args:
         widths: channels at strides 2, 4, 8 and 16; the last is the dimension of `features`.
         max_count: largest number of people that the attribute head tells apart.
-        max_people: most people found in an image.
+        max_people: largest number of people that are found in an image.
         sigma: standard deviation of the target heatmaps in cells.
         score_threshold: people with a lower score are not reported; see `calibrate`.
         nms_threshold: of two people more similar than this (object keypoint similarity) the weaker one is not reported.

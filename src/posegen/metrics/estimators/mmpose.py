@@ -32,7 +32,7 @@ SEEN = 0.05  # least score of a joint that counts for a person's box
 
 
 class MMPose(nn.Module, Estimator):
-    """People as a model of mmpose sees them.
+    """An estimator that runs a model of mmpose.
 
     Args:
         config: a config file of mmpose 1.x, or its place below the package's own ``configs``, such as

@@ -17,3 +17,13 @@ document.querySelectorAll('table.sortable thead button').forEach(button => butto
       .sort((a, b) => order(key(a), key(b)))
       .forEach(row => body.append(row));
 }));
+
+// Tables that are wider than the window say so, and the keyboard can scroll them.
+const markWide = () => document.querySelectorAll('.scroll').forEach(box => {
+  const wide = box.scrollWidth > box.clientWidth + 1;
+  box.classList.toggle('wide', wide);
+  if (wide) box.tabIndex = 0; else box.removeAttribute('tabindex');
+});
+addEventListener('resize', markWide);
+document.addEventListener('toggle', markWide, true);
+markWide();
