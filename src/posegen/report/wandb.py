@@ -6,13 +6,16 @@ a benchmark is a further run, with the table as an artifact. `publish` makes a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,6 +58,16 @@ def wandb_node(logger: Any) -> Any:
     return next((node for node in logger_nodes(logger) if logs_to("WandbLogger", node)), None)
 
 
+def tell_offline_runs(cfg: DictConfig) -> None:
+    """Says once, behind the first cell of a sweep or behind a benchmark, how offline runs are sent."""
+    settings, job = wandb_settings(cfg), HydraConfig.get().job if HydraConfig.initialized() else None
+    first = job is None or OmegaConf.is_missing(job, "num") or not job.num
+    away = os.environ.get("WANDB_MODE", "") in ("offline", "dryrun")
+    if settings is not None and first and (away or settings.logger.get("offline")):
+        send = f"find {quote(str(cfg.paths.output))} -name '*.wandb' -exec wandb sync {{}} +"
+        print(f"W&B logged offline; to send all runs: {send}", flush=True)
+
+
 @contextmanager
 def tolerated(name: str, dashboard: str = "W&B") -> Iterator[None]:
     """If a dashboard refuses something in the block, a line says so; nothing that was computed is lost."""
@@ -92,9 +105,11 @@ class ResultsOnDashboard(Stage):
         import wandb
 
         components, folder, cfg = self.components, self.folder, self.components.cfg
-        trained = run_to_continue(cfg, folder, settings.logger)
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        with open_run(settings.logger, trained or folder, **about_run(trained)) as logger:
+        trained = cell_to_continue(cfg, folder, settings.logger)
+        there = plain if trained is None else read_cell_config(trained)
+        about = {} if trained is None else titles(wandb_node(there["logger"]))
+        with open_run(settings.logger, trained or folder, **about) as logger:
             run = logger.experiment
             if trained is not None:
                 judged = ("data", "sampler", "estimator", "protocol", "study")
@@ -102,8 +117,8 @@ class ResultsOnDashboard(Stage):
             elif weights_of(cfg, folder) != folder / "method":  # else its training has logged them
                 logger.log_hyperparams(plain | provenance())
             run.summary.update(values)
-            records = components.protocol.read(folder)
-            run.log({"images": image_table(components, folder, records, settings.images)})
+            records, step = components.protocol.read(folder), there["budget"]["steps"]
+            logger.log_metrics({"images": image_table(components, folder, records, settings.images, step)}, step=step)
             if settings.methods and (folder / "method").is_dir():
                 name = f"{cfg.method}-seed{cfg.seed}"
                 artifact = wandb.Artifact(name.replace("/", "-"), type="method")
@@ -122,7 +137,7 @@ def result_values(components: Components, folder: Path) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if np.isfinite(value)}
 
 
-def run_to_continue(cfg: DictConfig, folder: Path, node: Any) -> Path | None:
+def cell_to_continue(cfg: DictConfig, folder: Path, node: Any) -> Path | None:
     """The cell that trained what ``folder`` judges, where its run on W&B is continued: the first evaluation does so,
     further ones with other settings have runs of their own."""
     place = None if cfg.checkpoint is None else Path(cfg.checkpoint)
@@ -139,10 +154,14 @@ def run_to_continue(cfg: DictConfig, folder: Path, node: Any) -> Path | None:
     return trained if known["evaluation"] == cell else None
 
 
-def about_run(trained: Path | None) -> dict[str, Any]:
-    """What the run of a trained cell is called and grouped by, so that whoever continues it changes nothing of that."""
-    node: Any = {} if trained is None else wandb_node(read_cell_config(trained).get("logger"))
-    return {key: node[key] for key in ("name", "group", "job_type", "tags", "notes") if key in node}
+def titles(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is called and grouped by; the node may stand in a received file, and Hydra gets plain text alone."""
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, str) and "${" not in value
+
+    texts = {key: node.get(key) for key in ("name", "group", "job_type", "notes", "tags")}
+    return {k: v for k, v in texts.items() if plain(v) or (isinstance(v, list) and all(map(plain, v)))}
 
 
 @contextmanager
@@ -155,7 +174,7 @@ def open_run(node: Any, folder: Path, **about: Any) -> Iterator[Any]:
         logger.experiment.finish()
 
 
-def image_table(components: Components, folder: Path, records: Any, images: int) -> Any:
+def image_table(components: Components, folder: Path, records: Any, images: int, step: int) -> Any:
     """The images that are kept to look at, those with the worst poses on top, with prompt, poses and values."""
     import wandb
 
@@ -167,7 +186,7 @@ def image_table(components: Components, folder: Path, records: Any, images: int)
     table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *map(str, columns)])
     for i in sorted(kept, key=lambda i: next((values[i][c] for c in accuracy if c in values[i]), 0.0)):
         prompt = words[i] if i < len(words) else ""
-        caption = f"{prompt} ({records['id'][i]}; {components.cfg.method}, step {components.cfg.budget.steps})"
+        caption = f"{prompt} ({records['id'][i]}; {components.cfg.method}, step {step})"
         drawn = np.split(read_png(picture(folder / "judged", i)), 3, axis=1)
         panels = [wandb.Image(panel, caption=caption) for panel in drawn]
         table.add_data(records["id"][i], prompt, *panels, *(values[i].get(column) for column in columns))

@@ -31,7 +31,13 @@ def logs_to(kind: str, node: Mapping[str, Any]) -> bool:
 
 def run_arguments(node: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What the logger of a node lacks to log to the run of ``folder``: W&B's id, unless the node has one."""
-    return {"id": run_id(folder)} if logs_to("WandbLogger", node) and node.get("id") is None else {}
+    if not logs_to("WandbLogger", node):
+        return {}
+    import wandb
+
+    # Its lines would stand between those of progress and of a benchmark. It reads the variable after its first warnings.
+    wandb.termsetup(wandb.Settings(silent=os.environ.setdefault("WANDB_SILENT", "true")), None)
+    return {"id": run_id(folder)} if node.get("id") is None else {}
 
 
 def run_id(folder: Path) -> str:

@@ -47,7 +47,7 @@ def open_runs(loggers: Iterable[Logger], quiet: bool = False) -> None:
     """Starts the runs of W&B and says where they are; a UserError where W&B refuses."""
     for logger in (each for each in loggers if isinstance(each, WandbLogger)):
         try:
-            address = getattr(logger.experiment, "url", None)
+            address = None if logger.experiment.offline else logger.experiment.url
         except Exception as error:  # whatever the network, the account or W&B has to say
             fix = "log in with wandb login, or log offline with logger.offline=true"
             raise UserError(f"logger=wandb: W&B starts no run ({type(error).__name__}: {error}); {fix}") from error

@@ -177,7 +177,7 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
         keep_curves(folder)
         tell_cut_prompts(components.backbone, data.prompts)
     with quiet():
-        trainer = build_trainer(cfg, folder, share.count)
+        trainer = build_trainer(cfg, folder, share)
         open_runs(trainer.loggers, quiet=cfg.progress == "file")
         failed = True
         try:
@@ -204,8 +204,9 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
     return weights, whole(average.averaged()), not trainer.fast_dev_run
 
 
-def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, share: Share) -> Trainer:
     """Lightning's Trainer with the configured callbacks and loggers."""
+    processes = share.count
     nodes = (cfg.get("callbacks") or {}).values()
     callbacks: list[Callback] = [RequireFinite(), *(instantiate(node, _convert_="all") for node in nodes if node)]
     environment = TorchElasticEnvironment() if processes > 1 else LightningEnvironment()
@@ -215,9 +216,10 @@ def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     added = {name: value for name, value in added.items() if name not in cfg.trainer}
     if processes > 1 and cfg.trainer.strategy == "auto":  # not every part of a method takes part in every step
         added["strategy"] = "ddp_find_unused_parameters_true"
-    loggers = [
-        instantiate(node, **run_arguments(node, folder), _convert_="all") for node in logger_nodes(cfg.get("logger"))
-    ]
+    loggers = []
+    for node in logger_nodes(cfg.get("logger")):
+        run = {} if share.rank else run_arguments(node, folder)  # the first process alone logs
+        loggers.append(instantiate(node, **run, _convert_="all"))
     added |= {"callbacks": callbacks, "logger": with_curves(loggers, folder), "default_root_dir": str(folder)}
     return instantiate(cfg.trainer, **added, _convert_="all")
 

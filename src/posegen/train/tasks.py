@@ -89,7 +89,7 @@ class Task(LightningModule):
             unet = getattr(getattr(self, "backbone", None), "unet", None)
             divide_weights(self, unet, strategy.device_mesh["data_parallel"])
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         log_settings(self.loggers, hyperparameters(self))
 
     def configure_gradient_clipping(
