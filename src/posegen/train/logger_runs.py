@@ -35,7 +35,7 @@ def run_arguments(node: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return {}
     import wandb
 
-    # Its lines would stand between those of progress and of a benchmark. It reads the variable after its first warnings.
+    # Its lines would stand between those of progress. It reads the variable only after its first warnings.
     wandb.termsetup(wandb.Settings(silent=os.environ.setdefault("WANDB_SILENT", "true")), None)
     return {"id": run_id(folder)} if node.get("id") is None else {}
 
