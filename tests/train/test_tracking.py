@@ -161,6 +161,8 @@ def test_an_agent_of_a_sweep_runs_its_command_line(
     chosen = {"args": {"adapter": {"value": "t2i_adapter"}, "optim.lr": {"value": 0.00123}, "seed": {"value": 0}}}
     settings = yaml.safe_load(SWEEP.read_text())
     assert settings["parameters"].keys() == chosen["args"].keys()
+    page = (SWEEP.parents[2] / "docs/track-runs.md").read_text()
+    assert settings == yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     (tmp_path / "chosen.yaml").write_text(yaml.safe_dump({"wandb_version": 1, **chosen["args"]}))
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "chosen.yaml"))
     values: dict[str, Any] = create_sweep_command_args(chosen)

@@ -122,7 +122,7 @@ def validation_losses(task: AdapterTask, images: int, timesteps: Sequence[int]) 
     for rows in fixed_batches(count, components.sampler.batch):
         batch = replace(batch_of(components, adapter, rows, "validation", fields=fields), seed=0)  # of any run
         state = adapter.encode(batch)
-        for t in timesteps:
+        for t in sums:
             step = task.step(batch, state.text, lambda noisy, times: adapter.inject(state, noisy, times), t)  # noqa: B023
             error = (step.prediction.float() - step.target.float()).square().mean()
             sums[t] += float(error) * len(rows)

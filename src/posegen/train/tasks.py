@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -96,14 +97,15 @@ class Task(LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Lightning's hook; the logged norm is that of the gradients before, which clipping computes in any case."""
-        parameters = list(self.trainer.precision_plugin.main_params(optimizer))
-        if gradient_clip_val and gradient_clip_algorithm != "value":
+        plugin = self.trainer.precision_plugin
+        usual = type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm  # others clip in ways of their own
+        parameters = list(plugin.main_params(optimizer))
+        if usual and gradient_clip_val and gradient_clip_algorithm != "value":
             norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
-            given = [p.grad for p in parameters if self.due and p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(given)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if self.due and p.grad is not None])
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self.due:
+        if self.due and usual:
             self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def configure_optimizers(self) -> Any:
