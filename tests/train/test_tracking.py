@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from posegen.cli import main
-from posegen.report.wandb import image_table
+from posegen.report.wandb import image_table, titles
 from posegen.runner.components import Components
 from posegen.runner.precision import autocast
 from posegen.train.live import validation_losses
@@ -107,6 +107,7 @@ def test_one_run_per_cell_after_a_resume_and_an_evaluation(
     )
     other = only(cell(output, "other"))
     assert other.id != found.id and other.config["study"] == "other" and "evaluation" not in other.config
+    assert other.config["optim"]["lr"] == 1.5e-3
 
     said = capfd.readouterr()
     assert "wandb:" not in said.err + said.out
@@ -128,6 +129,12 @@ def test_ids_of_runs_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run_id(mine) == "agents1"
     monkeypatch.delenv("WANDB_RUN_ID")
     assert run_id(mine) == "agents1"
+
+
+def test_titles_of_a_received_cell_are_plain_text() -> None:
+    """Hydra would build what a ``_target_`` names, and OmegaConf would look variables up."""
+    received = {"name": {"_target_": "os.getcwd"}, "group": "${oc.env:HOME}", "tags": ["a"], "notes": None, "id": "x"}
+    assert titles(received) == {"tags": ["a"]}
 
 
 def run_raising(world: list[str], output: Path, *overrides: str) -> None:

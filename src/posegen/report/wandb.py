@@ -31,7 +31,7 @@ from posegen.runner.cell import provenance
 from posegen.runner.components import Components
 from posegen.runner.experiment import weights_of
 from posegen.runner.images import picture, read_png
-from posegen.runner.received.state_files import COSTS, read_cell_config, read_costs, read_status
+from posegen.runner.received.state_files import COSTS, read_cell_config, read_costs, read_status, read_yaml
 from posegen.runner.stage import Stage
 from posegen.train.logger_runs import RUN_FILE, logger_nodes, logs_to, run_arguments
 
@@ -115,7 +115,7 @@ class ResultsOnDashboard(Stage):
                 judged = ("data", "sampler", "estimator", "protocol", "study")
                 logger.log_hyperparams({"evaluation": {key: plain[key] for key in judged}})
             elif weights_of(cfg, folder) != folder / "method":  # else its training has logged them
-                logger.log_hyperparams(plain | provenance())
+                logger.log_hyperparams(plain | provenance() | training_settings(cfg))
             run.summary.update(values)
             records, step = components.protocol.read(folder), there["budget"]["steps"]
             logger.log_metrics({"images": image_table(components, folder, records, settings.images, step)}, step=step)
@@ -152,6 +152,13 @@ def cell_to_continue(cfg: DictConfig, folder: Path, node: Any) -> Path | None:
         if known.setdefault("evaluation", cell) == cell:
             write_json(trained / RUN_FILE, known)
     return trained if known["evaluation"] == cell else None
+
+
+def training_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What trained the weights that a cell judges, as their training logged it; empty where no cell trained them."""
+    file = None if cfg.checkpoint is None else Path(cfg.checkpoint).parent / "curves/hparams.yaml"
+    found = read_yaml(file, "delete it; the run goes without them") if file is not None and file.is_file() else {}
+    return {key: found[key] for key in ("optim", "budget", "model", "train_images") if key in found}
 
 
 def titles(node: Mapping[str, Any]) -> dict[str, Any]:
