@@ -85,7 +85,7 @@ class TrainingProgress(ProgressBar):
     @property
     def seconds(self) -> float:
         """Time of this training, with its interrupted runs."""
-        return self.earlier + time.monotonic() - self.start
+        return self.earlier + (0.0 if self.progress is None else time.monotonic() - self.start)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

@@ -77,9 +77,9 @@ def hyperparameters(task: Any) -> dict[str, Any]:
     values["trainer"] |= {"accelerator": trainer.strategy.root_device.type, "strategy": strategy.__name__}
     values["trainer"] |= {"precision": str(trainer.precision), "devices": trainer.num_devices}
     parameters = sum(p.numel() for p in task.parameters())
-    weights = task.components.backbone.weights
     values["model"] = {"parameters": parameters, "trained_parameters": task.count_trained()}
-    values["model"] |= {"backbone": weights.id, "backbone_sha256": weights.sha256}
+    if weights := getattr(getattr(task, "backbone", None), "weights", None):  # an autoencoder trains without one
+        values["model"] |= {"backbone": weights.id, "backbone_sha256": weights.sha256}
     values["train_images"] = len(task.components.data("train"))
     identity = read_status(Path(trainer.default_root_dir)).get("hash")
     return values | provenance() | {"cell_hash": identity}
