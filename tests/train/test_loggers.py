@@ -26,32 +26,6 @@ def logged(folder: Path) -> dict[Path, bytes]:
     return runs
 
 
-def test_wandb_offline_holds_config_curves_pictures_and_group(
-    world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import wandb
-
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    started: list = []
-    init = wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **kwargs: started.append(init(**kwargs)) or started[-1])
-    options = [
-        "logger=wandb",
-        "validation.every=3",
-        "validation.images=4",
-        "trainer.log_every_n_steps=1",
-        f"paths.output={tmp_path}",
-    ]
-    with configured("train", *world, *options) as cfg:
-        train(cfg)
-    (first,) = started
-    assert first.offline and first.group == "train/controlnet" and first.name == "controlnet-seed0"
-    assert first.config["adapter"]["strength"] == 1.0 and "seed:0" in first.tags
-    ((run, content),) = logged(tmp_path).items()
-    assert b"live/PCK@0.1" in content and b"train/loss" in content
-    assert list(run.rglob("live_*.png"))
-
-
 def test_every_logger_leaves_its_curves_and_the_csv_in_the_cell(
     world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ NEUTRAL_KEYS = frozenset({
     "enable_progress_bar", "enable_model_summary", "train_images",
 })  # fmt: skip
 #: Callbacks that change no result.
-NEUTRAL_CALLBACKS = frozenset({"checkpoint", "progress", "live"})
+NEUTRAL_CALLBACKS = frozenset({"checkpoint", "progress", "live", "validation_loss"})
 #: Overrides that do not belong in the name of the last folder: these stand elsewhere in the path ...
 PLACED = frozenset({"adapter", "data", "seed", "study"})
 #: ... and these, with whatever is below them, change no result, or do so through other keys.

@@ -14,7 +14,6 @@ Registered on import, so every process that composes or runs a configuration imp
 | ``${cache_folder:}`` | the folder of caches |
 | ``${auto_precision:ACCELERATOR}`` | bf16-mixed where the hardware computes in it, else 32-true |
 | ``${processes:DEVICES,NODES}`` | the number of processes that train a cell together |
-| ``${run_id:FOLDER,SEED}`` | the id of a cell's run on W&B |
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from omegaconf import OmegaConf
 
 from posegen.config.cell_folder import cell_folder
 from posegen.io.cache_folder import cache_folder
-from posegen.io.hashes import value_hash
 
 
 def asset(name: str) -> str:  # for instance mannequin-v1/backbone
@@ -82,11 +80,7 @@ def processes(devices: int | str, nodes: int) -> int:
     return (gpus() if devices in ("auto", -1) else int(devices)) * nodes
 
 
-def run_id(folder: str, seed: int) -> str:  # the same whenever the cell is resumed
-    return value_hash([folder, seed])
-
-
-for resolver in (asset, gpus, at_once, gpu, within, auto_precision, processes, run_id, cell_folder):
+for resolver in (asset, gpus, at_once, gpu, within, auto_precision, processes, cell_folder):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("row", method_row, replace=True)
 OmegaConf.register_new_resolver("cache_folder", lambda: str(cache_folder()), replace=True)

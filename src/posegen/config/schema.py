@@ -113,6 +113,7 @@ class LoggerKeys(NodeKeys):
 class ValidationKeys(NodeKeys):
     every: AtLeastZero
     images: AtLeastOne
+    timesteps: Annotated[list[AtLeastZero], MinLen(1)]
 
 
 class DashboardKeys(NodeKeys):

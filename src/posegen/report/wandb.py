@@ -6,27 +6,34 @@ a benchmark is a further run, with the table as an artifact. `publish` makes a r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
-from posegen.io.hashes import value_hash
+from posegen.io.atomic import read_json_or_empty, write_json
+from posegen.io.locks import locked
 from posegen.report.formats import markdown, table_grid
 from posegen.report.image_grids import prompts_of
 from posegen.report.plots import LIVE
+from posegen.report.rows import row_of
 from posegen.report.table import Table
+from posegen.runner.cell import provenance
 from posegen.runner.components import Components
+from posegen.runner.experiment import weights_of
 from posegen.runner.images import picture, read_png
-from posegen.runner.received.classes import found_class
-from posegen.runner.received.state_files import COSTS, read_cell_config
+from posegen.runner.received.state_files import COSTS, read_cell_config, read_costs, read_status, read_yaml
 from posegen.runner.stage import Stage
+from posegen.train.logger_runs import RUN_FILE, logger_nodes, logs_to, run_arguments
 
 FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # of the benchmark's artifact
 
@@ -35,71 +42,146 @@ FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # 
 class WandbSettings:
     """How a configuration logs to W&B."""
 
-    logger: DictConfig  # the node of its logger
+    logger: DictConfig  # the node of its logger, or of the first of several that is W&B's
     images: int = 16  # most images in a run's table
     methods: bool = False  # keep trained methods as artifacts
 
 
 def wandb_settings(cfg: DictConfig) -> WandbSettings | None:
     """Those of a configuration; None where its logger is another."""
-    node: Any = cfg.get("logger") or {}
-    return WandbSettings(node, **(cfg.get("dashboard") or {})) if logs_to_wandb(node) else None
+    node = wandb_node(cfg.get("logger"))
+    return None if node is None else WandbSettings(node, **(cfg.get("dashboard") or {}))
 
 
-def logs_to_wandb(node: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether the node of a logger, which may stand in a received file, names W&B's."""
-    from lightning.pytorch.loggers import WandbLogger
+def wandb_node(logger: Any) -> Any:
+    """The first node of W&B's logger in a configuration's ``logger``, which may stand in a received file; else None."""
+    return next((node for node in logger_nodes(logger) if logs_to("WandbLogger", node)), None)
 
-    target = found_class(str(node.get("_target_")))
-    return isinstance(target, type) and issubclass(target, WandbLogger)
+
+def tell_offline_runs(cfg: DictConfig) -> None:
+    """Says once, behind the first cell of a sweep or behind a benchmark, how offline runs are sent."""
+    settings, job = wandb_settings(cfg), HydraConfig.get().job if HydraConfig.initialized() else None
+    first = job is None or OmegaConf.is_missing(job, "num") or not job.num
+    away = os.environ.get("WANDB_MODE", "") in ("offline", "dryrun")
+    if settings is not None and first and (away or settings.logger.get("offline")):
+        send = f"find {quote(str(cfg.paths.output))} -name '*.wandb' -exec wandb sync {{}} +"
+        print(f"W&B logged offline; to send all runs: {send}", flush=True)
 
 
 @contextmanager
-def tolerated(name: str) -> Iterator[None]:
-    """If W&B refuses something in the block, a line says so; nothing that was computed is lost."""
+def tolerated(name: str, dashboard: str = "W&B") -> Iterator[None]:
+    """If a dashboard refuses something in the block, a line says so; nothing that was computed is lost."""
     try:
         yield
     except Exception as error:  # whatever the network, the account or W&B has to say
-        print(f"W&B does not show {name}: {type(error).__name__}: {error}", flush=True)
+        print(f"{dashboard} does not show {name}: {type(error).__name__}: {error}", flush=True)
 
 
 class ResultsOnDashboard(Stage):
-    """Shows a judged cell to W&B, where that is its logger."""
+    """Shows a judged cell to those of its loggers whose runs can be continued, W&B's and TensorBoard's."""
 
     def __init__(self, components: Components, folder: Path) -> None:
         self.components, self.folder = components, folder
 
     def finish(self) -> None:
-        """Logs the cell's values, its table of images and, on request, its trained method."""
-        components, folder, settings = self.components, self.folder, wandb_settings(self.components.cfg)
-        if settings is None:
+        """Logs the cell's values with their intervals, and its costs; to W&B also its images and trained method."""
+        cfg, folder = self.components.cfg, self.folder
+        boards = [node for node in logger_nodes(cfg.get("logger")) if logs_to("TensorBoardLogger", node)]
+        settings = wandb_settings(cfg)
+        if settings is None and not boards:
             return
+        values = result_values(self.components, folder)
+        for node in boards:
+            with tolerated(f"the results of {folder}", "TensorBoard"):
+                logger = instantiate(node, _convert_="all")
+                logger.log_metrics(values, step=cfg.budget.steps)
+                logger.experiment.close()
+        if settings is not None:
+            with tolerated(f"the results of {folder}"):
+                self.show(settings, values)
+
+    def show(self, settings: WandbSettings, values: dict[str, float]) -> None:
+        """To the run of the cell on W&B, or of the cell that trained what this one judges."""
         import wandb
 
-        records, reference = components.protocol.read(folder), components.protocol.read(folder / "reference")
-        once = np.ones((1, len(records["id"])))  # a run shows no intervals
-        values = components.protocol.values(records, once, reference)
-        with tolerated(f"the results of {folder}"), open_run(settings.logger) as run:
-            run.summary.update({f"test/{c}": float(value[0]) for c, value in values.items() if np.isfinite(value[0])})
-            run.log({"images": image_table(components, folder, records, settings.images)})
+        components, folder, cfg = self.components, self.folder, self.components.cfg
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        trained = cell_to_continue(cfg, folder, settings.logger)
+        there = plain if trained is None else read_cell_config(trained)
+        about = {} if trained is None else titles(wandb_node(there["logger"]))
+        with open_run(settings.logger, trained or folder, **about) as logger:
+            run = logger.experiment
+            if trained is not None:
+                judged = ("data", "sampler", "estimator", "protocol", "study")
+                logger.log_hyperparams({"evaluation": {key: plain[key] for key in judged}})
+            elif weights_of(cfg, folder) != folder / "method":  # else its training has logged them
+                logger.log_hyperparams(plain | provenance() | training_settings(cfg))
+            run.summary.update(values)
+            records, step = components.protocol.read(folder), there["budget"]["steps"]
+            logger.log_metrics({"images": image_table(components, folder, records, settings.images, step)}, step=step)
             if settings.methods and (folder / "method").is_dir():
-                name = f"{components.cfg.method}-seed{components.cfg.seed}"
+                name = f"{cfg.method}-seed{cfg.seed}"
                 artifact = wandb.Artifact(name.replace("/", "-"), type="method")
                 artifact.add_dir(str(folder / "method"))
                 run.log_artifact(artifact)
 
 
+def result_values(components: Components, folder: Path) -> dict[str, float]:
+    """The finite values of a judged cell by their names in loggers: ``test/COLUMN`` with ``_lo`` and ``_hi``, and
+    ``cost/NAME``."""
+    row, costs = row_of([folder], components.protocol)[0], read_costs(folder)
+    names = [f"{column}{end}" for column in components.protocol.columns for end in ("", "_lo", "_hi")]
+    values = {f"test/{name}": row[name] for name in names} | {f"cost/{name}": costs[name] for name in costs}
+    if rate := costs.get("sample_images_per_s"):
+        values["cost/sample_s_per_image"] = 1 / rate
+    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+
+def cell_to_continue(cfg: DictConfig, folder: Path, node: Any) -> Path | None:
+    """The cell that trained what ``folder`` judges, where its run on W&B is continued: the first evaluation does so,
+    further ones with other settings have runs of their own."""
+    place = None if cfg.checkpoint is None else Path(cfg.checkpoint)
+    if place is None or place.name != "method" or not (place.parent / RUN_FILE).is_file():
+        return None
+    trained, cell = place.parent, read_status(folder).get("hash")
+    there: Any = wandb_node(read_cell_config(trained).get("logger")) or {}
+    if any(there.get(key) != node.get(key) for key in ("project", "entity")):
+        return None
+    with locked(trained / ".run.lock"):
+        known = read_json_or_empty(trained / RUN_FILE)
+        if known.setdefault("evaluation", cell) == cell:
+            write_json(trained / RUN_FILE, known)
+    return trained if known["evaluation"] == cell else None
+
+
+def training_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What trained the weights that a cell judges, as their training logged it; empty where no cell trained them."""
+    file = None if cfg.checkpoint is None else Path(cfg.checkpoint).parent / "curves/hparams.yaml"
+    found = read_yaml(file, "delete it; the run goes without them") if file is not None and file.is_file() else {}
+    return {key: found[key] for key in ("optim", "budget", "model", "train_images") if key in found}
+
+
+def titles(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is called and grouped by; the node may stand in a received file, and Hydra gets plain text alone."""
+
+    def plain(value: Any) -> bool:
+        return isinstance(value, str) and "${" not in value
+
+    texts = {key: node.get(key) for key in ("name", "group", "job_type", "notes", "tags")}
+    return {k: v for k, v in texts.items() if plain(v) or (isinstance(v, list) and all(map(plain, v)))}
+
+
 @contextmanager
-def open_run(logger: DictConfig, **about: Any) -> Iterator[Any]:
-    """A run of the logger, finished behind the block; without ``about`` that of the cell, which it continues."""
-    run = instantiate(logger, **about, _convert_="all").experiment
+def open_run(node: Any, folder: Path, **about: Any) -> Iterator[Any]:
+    """W&B's logger with the run of ``folder``, which it continues where there is one; finished behind the block."""
+    logger = instantiate(node, **run_arguments(node, folder), **about, _convert_="all")
     try:
-        yield run
+        yield logger
     finally:
-        run.finish()
+        logger.experiment.finish()
 
 
-def image_table(components: Components, folder: Path, records: Any, images: int) -> Any:
+def image_table(components: Components, folder: Path, records: Any, images: int, step: int) -> Any:
     """The images that are kept to look at, those with the worst poses on top, with prompt, poses and values."""
     import wandb
 
@@ -110,8 +192,10 @@ def image_table(components: Components, folder: Path, records: Any, images: int)
     accuracy = components.protocol.axes("accuracy")
     table = wandb.Table(columns=["id", "prompt", "pose", "sample", "found", *map(str, columns)])
     for i in sorted(kept, key=lambda i: next((values[i][c] for c in accuracy if c in values[i]), 0.0)):
-        panels = [wandb.Image(panel) for panel in np.split(read_png(picture(folder / "judged", i)), 3, axis=1)]
         prompt = words[i] if i < len(words) else ""
+        caption = f"{prompt} ({records['id'][i]}; {components.cfg.method}, step {step})"
+        drawn = np.split(read_png(picture(folder / "judged", i)), 3, axis=1)
+        panels = [wandb.Image(panel, caption=caption) for panel in drawn]
         table.add_data(records["id"][i], prompt, *panels, *(values[i].get(column) for column in columns))
     return table
 
@@ -138,8 +222,9 @@ def log_table(table: Table, cfg: DictConfig) -> None:
     node: Any = OmegaConf.to_container(settings.logger, resolve=False)
     tags = [*(tag for tag in node.get("tags") or () if "${" not in tag), "table"]  # the others are of one cell
     about: dict[str, Any] = dict.fromkeys(("group", "job_type"), f"{study}/table") | {"name": "table", "tags": tags}
-    about |= {"id": value_hash([str(table.folder), "table"]), "save_dir": str(place)}
-    with tolerated(f"the table of {table.folder}"), open_run(settings.logger, **about) as run:
+    about |= {"save_dir": str(place)}
+    with tolerated(f"the table of {table.folder}"), open_run(settings.logger, table.folder, **about) as logger:
+        run = logger.experiment
         run.config.update({"study": study})
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
@@ -179,7 +264,7 @@ def place_of(table: Table, wanted: str | bool) -> WandbPlace:
     if isinstance(wanted, str):
         entity, _, project = wanted.partition("/")
         return WandbPlace(entity, project, study)
-    found = [node for config in configs if logs_to_wandb(node := config.get("logger") or {})]
+    found = [node for config in configs if (node := wandb_node(config.get("logger"))) is not None]
     if not found:
         fix = "run it so, or say where its runs are: wandb=ENTITY/PROJECT"
         raise UserError(f"wandb=true: no cell of {table.folder} was logged to W&B (logger=wandb); {fix}")

@@ -37,7 +37,7 @@ IDENTITY = (
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 #: What a cell holds before anything is computed; hidden files are locks and temporary ones.
-NO_RESULT = frozenset({"status.json", "config.yaml", "progress.json", "curves", "live"})
+NO_RESULT = frozenset({"status.json", "config.yaml", "progress.json", "run.json", "curves", "live", "wandb"})
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 

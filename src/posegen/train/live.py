@@ -1,8 +1,11 @@
-"""Is it learning the poses? Pose accuracy and a picture grid while training, on a fixed part of the validation
-split."""
+"""Is it learning the poses? Pose accuracy, a picture grid and the loss while training, on a fixed part of the
+validation split."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,11 @@ from posegen.runner.generate import batch_of, ready
 from posegen.runner.judge import judging_device
 from posegen.train.ema import EMA
 from posegen.train.finite import require_finite_weights
-from posegen.train.loggers import log_pictures
+from posegen.train.loggers import log_pictures, log_values
 from posegen.train.tasks import AdapterTask
 
 GRID = 8  # rows of the picture grid
+Pictured = tuple[str, str, np.ndarray]  # id, prompt, and a picture of target, sample and re-detected pose
 
 
 class LivePoseAccuracy(Callback):
@@ -63,12 +67,67 @@ class LivePoseAccuracy(Callback):
         module.eval()
         average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
         with average.applied(module):
-            values, grid = judge_validation(module.components, self.images)
+            values, pictures = judge_validation(module.components, self.images)
         module.train(was_training)
-        known = {f"live/{name}": value for name, value in values.items() if not np.isnan(value)}
-        for logger in trainer.loggers:
-            logger.log_metrics(known, step=step)
-        log_pictures(trainer.loggers, "live", grid, step, Path(trainer.default_root_dir) / "live")
+        log_values(trainer, {f"live/{name}": value for name, value in values.items() if not np.isnan(value)})
+        about = f"{module.components.cfg.method}, step {step}"
+        captions = [f"{prompt} ({id}; {about})" for id, prompt, _ in pictures]
+        rows, folder = [row for *_, row in pictures], Path(trainer.default_root_dir) / "live"
+        log_pictures(trainer.loggers, "live", rows, captions, step, folder)
+
+
+class ValidationLoss(Callback):
+    """Logs ``val/loss_t<T>``, the squared error of the prediction at timestep T, and their mean ``val/loss``.
+
+    It looks ``every`` so many optimiser steps (0: never) at the first ``images`` of the validation split, with the
+    averaged weights. Nothing is dropped or weighted, whatever the method's loss does.
+    """
+
+    def __init__(
+        self, every: AtLeastZero = 250, images: AtLeastOne = 64, timesteps: Sequence[int] = (125, 375, 625, 875)
+    ) -> None:
+        self.every, self.images, self.timesteps, self.last = every, images, timesteps, 0
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        whole = not isinstance(trainer.strategy, ModelParallelStrategy)  # with trainer=fsdp no process holds the method
+        if not whole or not isinstance(module, AdapterTask) or "validation" not in module.components.cfg.data:
+            self.every = 0
+        elif bad := [t for t in self.timesteps if not 0 <= t < module.backbone.process.length]:
+            last = module.backbone.process.length - 1
+            raise UserError(f"validation.timesteps holds {bad[0]}; expected whole numbers from 0 to {last}")
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if not self.every or step == self.last or step % self.every or not trainer.is_global_zero:
+            return
+        assert isinstance(module, AdapterTask)
+        self.last, modes = step, {part: part.training for part in module.modules()}
+        average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
+        module.eval()
+        with average.applied(module), trainer.precision_plugin.val_step_context():
+            values = validation_losses(module, self.images, self.timesteps)
+        for part, mode in modes.items():
+            part.training = mode
+        log_values(trainer, values)
+
+
+@torch.no_grad()
+def validation_losses(task: AdapterTask, images: int, timesteps: Sequence[int]) -> dict[str, float]:
+    """The losses by their names in loggers."""
+    components, adapter = task.components, task.adapter
+    data = components.data("validation")
+    fields = frozenset({"images" if task.backbone.trains_on == "latents" else task.backbone.trains_on})
+    sums = dict.fromkeys(timesteps, 0.0)
+    count = min(images, len(data))
+    for rows in fixed_batches(count, components.sampler.batch):
+        batch = replace(batch_of(components, adapter, rows, "validation", fields=fields), seed=0)  # of any run
+        state = adapter.encode(batch)
+        for t in sums:
+            step = task.step(batch, state.text, lambda noisy, times: adapter.inject(state, noisy, times), t)  # noqa: B023
+            error = (step.prediction.float() - step.target.float()).square().mean()
+            sums[t] += float(error) * len(rows)
+    losses = {f"val/loss_t{t}": total / count for t, total in sums.items()}
+    return {"val/loss": sum(losses.values()) / len(losses), **losses}
 
 
 def cannot_judge(trainer: Trainer, components: Components) -> str:
@@ -82,9 +141,10 @@ def cannot_judge(trainer: Trainer, components: Components) -> str:
 
 
 @torch.inference_mode()
-def judge_validation(components: Components, images: int) -> tuple[dict[str, float], np.ndarray]:
-    """(values of the protocol, grid of target, sample and re-detected pose) of the first validation images."""
-    judged, grid = [], []
+def judge_validation(components: Components, images: int) -> tuple[dict[str, float], list[Pictured]]:
+    """(values of the protocol, pictures of some) of the first validation images."""
+    judged: list[Any] = []
+    shown: list[Pictured] = []
     device, data, protocol = judging_device(components), components.data("validation"), components.protocol
     for rows in fixed_batches(min(images, len(data)), components.sampler.batch):
         batch = batch_of(components, components.adapter, rows, "validation")
@@ -92,11 +152,12 @@ def judge_validation(components: Components, images: int) -> tuple[dict[str, flo
         samples = [data.seen(i) for i in rows] if protocol.compares else batch.samples
         found = protocol.judge(components.estimator, generated.to(device), samples)
         judged += found
-        pairs = list(zip(components.kind.pictures(generated, batch.size), found, strict=True))
-        grid += [components.kind.shown(*pair) for pair in pairs[: GRID - len(grid)]]
+        drawn = zip(batch.ids, batch.prompts, components.kind.pictures(generated, batch.size), found, strict=True)
+        for name, prompt, image, judged_image in islice(drawn, GRID - len(shown)):
+            shown.append((name, prompt, components.kind.shown(image, judged_image)))
     records = protocol.records(judged)
     values = {name: value for metric in protocol.metrics for name, value in metric.compute(records).items()}
-    return values, np.concatenate(grid)
+    return values, shown
 
 
 def objective(cfg: DictConfig, folder: Path) -> float:

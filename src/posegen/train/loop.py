@@ -34,7 +34,8 @@ from posegen.train.ema import EMA
 from posegen.train.finite import RequireFinite
 from posegen.train.fsdp import whole
 from posegen.train.launch import Processes, run_together
-from posegen.train.loggers import CellCSVLogger, keep_curves, with_curves
+from posegen.train.logger_runs import logger_nodes, run_arguments
+from posegen.train.loggers import close_runs, keep_curves, open_runs, with_curves
 from posegen.train.resume import (
     AFTER_TRAINING,
     WholeCheckpoints,
@@ -176,12 +177,12 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
         keep_curves(folder)
         tell_cut_prompts(components.backbone, data.prompts)
     with quiet():
-        trainer = build_trainer(cfg, folder, share.count)
-        for logger in trainer.loggers:
-            if not isinstance(logger, CellCSVLogger):  # config.yaml stands in the cell already
-                logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        trainer = build_trainer(cfg, folder, share)
+        open_runs(trainer.loggers, quiet=cfg.progress == "file")
+        failed = True
         try:
             trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
+            failed = False
         except UserError as error:
             if " in DataLoader worker process " in str(error):  # torch put its traceback around it
                 raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from error
@@ -194,9 +195,7 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
                 raise KeyboardInterrupt from stop
             raise
         finally:
-            for logger in trainer.loggers:  # W&B's runs stay open, and the next cell of this process starts another
-                if callable(finish := getattr(logger.experiment, "finish", None)):
-                    finish()
+            close_runs(trainer.loggers, failed)
         if not trainer.fit_loop.skip:  # Lightning takes it for the end of the data
             raise RuntimeError(f"a callback, method or data set raised StopIteration in step {trainer.global_step}")
     average = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(0.0))
@@ -205,8 +204,9 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
     return weights, whole(average.averaged()), not trainer.fast_dev_run
 
 
-def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, share: Share) -> Trainer:
     """Lightning's Trainer with the configured callbacks and loggers."""
+    processes = share.count
     nodes = (cfg.get("callbacks") or {}).values()
     callbacks: list[Callback] = [RequireFinite(), *(instantiate(node, _convert_="all") for node in nodes if node)]
     environment = TorchElasticEnvironment() if processes > 1 else LightningEnvironment()
@@ -216,8 +216,11 @@ def build_trainer(cfg: DictConfig, folder: Path, processes: int = 1) -> Trainer:
     added = {name: value for name, value in added.items() if name not in cfg.trainer}
     if processes > 1 and cfg.trainer.strategy == "auto":  # not every part of a method takes part in every step
         added["strategy"] = "ddp_find_unused_parameters_true"
-    configured = instantiate(cfg.logger, _convert_="all") if cfg.get("logger") else None
-    added |= {"callbacks": callbacks, "logger": with_curves(configured, folder), "default_root_dir": str(folder)}
+    loggers = []
+    for node in logger_nodes(cfg.get("logger")):
+        run = {} if share.rank else run_arguments(node, folder)  # the first process alone logs
+        loggers.append(instantiate(node, **run, _convert_="all"))
+    added |= {"callbacks": callbacks, "logger": with_curves(loggers, folder), "default_root_dir": str(folder)}
     return instantiate(cfg.trainer, **added, _convert_="all")
 
 

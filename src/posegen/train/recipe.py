@@ -1,14 +1,20 @@
-"""Optimiser settings: the shared ones from ``optim``, the method's own from its ``recipes``."""
+"""Optimiser settings: the shared ones from ``optim``, the method's own from its ``recipes``; and all that loggers show
+of the settings of a training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
+from omegaconf import OmegaConf
+
 from posegen.errors import UserError
+from posegen.runner.cell import provenance
 from posegen.runner.components import Components
+from posegen.runner.received.state_files import read_status
 
 
 @dataclass(frozen=True)
@@ -54,3 +60,26 @@ def recipe_of(components: Components, steps: int) -> Recipe:
     optim = components.cfg.optim
     complete = optim.lr is not None and optim.drop_text is not None
     return Recipe.of(optim, steps, recipes, "" if complete else components.backbone.recipe)
+
+
+def hyperparameters(task: Any) -> dict[str, Any]:
+    """All settings of a `Task` that is about to train, as plain nested values: the configuration, with the values that
+    were used in place of those that it leaves open, and what trains, on which data, with which versions."""
+    trainer, cfg = task.trainer, task.components.cfg
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    rates = [group["initial_lr"] for group in trainer.optimizers[0].param_groups]
+    steps, accumulate = task.recipe.steps, trainer.accumulate_grad_batches
+    values["optim"] |= asdict(task.recipe) | {"betas": list(task.recipe.betas)}
+    values["optim"] |= {"group_lrs": rates} if len({*rates}) > 1 else {}
+    values["optim"]["batch_per_device"] = task.batch_size // accumulate // trainer.world_size
+    values["optim"]["epochs"] = round(steps * accumulate / trainer.num_training_batches, 3)
+    strategy = type(trainer.strategy)
+    values["trainer"] |= {"accelerator": trainer.strategy.root_device.type, "strategy": strategy.__name__}
+    values["trainer"] |= {"precision": str(trainer.precision), "devices": trainer.num_devices}
+    parameters = sum(p.numel() for p in task.parameters())
+    values["model"] = {"parameters": parameters, "trained_parameters": task.count_trained()}
+    if weights := getattr(getattr(task, "backbone", None), "weights", None):  # an autoencoder trains without one
+        values["model"] |= {"backbone": weights.id, "backbone_sha256": weights.sha256}
+    values["train_images"] = len(task.components.data("train"))
+    identity = read_status(Path(trainer.default_root_dir)).get("hash")
+    return values | provenance() | {"cell_hash": identity}

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.backbones.text import Text
@@ -25,8 +27,9 @@ from posegen.runner.components import Components
 from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
 from posegen.train.fsdp import divide_weights
+from posegen.train.loggers import log_settings
 from posegen.train.muon import Muon
-from posegen.train.recipe import Recipe, recipe_of
+from posegen.train.recipe import Recipe, hyperparameters, recipe_of
 
 
 class Task(LightningModule):
@@ -49,6 +52,12 @@ class Task(LightningModule):
         """Images per optimiser step, over all processes."""
         return int(self.components.cfg.optim.batch)
 
+    @property
+    def due(self) -> bool:
+        """Whether Lightning's loggers get the values of this step."""
+        every = self.trainer.log_every_n_steps
+        return bool(every) and (self.trainer.global_step + 1) % every == 0
+
     @abstractmethod
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         """Named losses of a batch; ``loss`` is minimised."""
@@ -65,6 +74,10 @@ class Task(LightningModule):
         losses = self.losses(batch)
         logged, several = {f"train/{k}": v.detach() for k, v in losses.items()}, self.trainer.world_size > 1
         self.log_dict(logged, batch_size=len(batch), sync_dist=several)  # the mean over all processes
+        if self.due:
+            groups = self.trainer.optimizers[0].param_groups
+            alike = len({group["initial_lr"] for group in groups}) == 1
+            self.log_dict({"lr" if alike else f"lr/pg{i}": group["lr"] for i, group in enumerate(groups, 1)})
         return losses["loss"]
 
     def configure_model(self) -> None:
@@ -77,13 +90,31 @@ class Task(LightningModule):
             unet = getattr(getattr(self, "backbone", None), "unet", None)
             divide_weights(self, unet, strategy.device_mesh["data_parallel"])
 
+    def on_train_start(self) -> None:
+        log_settings(self.loggers, hyperparameters(self))
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's hook; the logged norm is that of the gradients before, which clipping computes in any case."""
+        plugin = self.trainer.precision_plugin
+        usual = type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm  # others clip in ways of their own
+        parameters = list(plugin.main_params(optimizer))
+        if usual and gradient_clip_val and gradient_clip_algorithm != "value":
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if self.due and p.grad is not None])
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.due and usual:
+            self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
         build: Any = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
         settings = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
         optimizer = build(self.parameter_groups(), **settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that trains, as torch's optimisers take it."""
@@ -111,8 +142,9 @@ class DiffusionTask(Task):
 
     backbone: Backbone
 
-    def step(self, batch: PoseBatch, text: Text, inject: Any) -> Step:
-        """One noising and one prediction; ``inject`` is ``(noisy, timesteps) -> Injection``."""
+    def step(self, batch: PoseBatch, text: Text, inject: Any, timestep: int | None = None) -> Step:
+        """One noising and one prediction; ``inject`` is ``(noisy, timesteps) -> Injection``. Each image has a timestep
+        of its own, unless one is given."""
         process = self.backbone.process
         with torch.no_grad():
             clean = batch.latents
@@ -121,6 +153,8 @@ class DiffusionTask(Task):
                 clean = self.backbone.to_latents(samples, batch.generators("posterior"))
             noise = batch.randn("noise", clean.shape[1:]).to(clean)
             timesteps = process.sample_times(batch.rand("timesteps")).to(clean.device)
+            if timestep is not None:
+                timesteps = torch.full_like(timesteps, timestep)
             noisy, target = process.add_noise(clean, noise, timesteps), process.target(clean, noise, timesteps)
         prediction = self.backbone.predict(noisy, timesteps, text, inject(noisy, timesteps))
         return Step(prediction, target, noisy, clean, noise, timesteps)

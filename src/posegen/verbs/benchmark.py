@@ -18,7 +18,7 @@ from posegen.io.locks import locked
 from posegen.report.formats import table_terminal
 from posegen.report.live_progress import LiveProgress
 from posegen.report.study import benchmark_plan
-from posegen.report.wandb import ResultsOnDashboard, log_table
+from posegen.report.wandb import ResultsOnDashboard, log_table, tell_offline_runs
 from posegen.report.write import write_table
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components, reference_split
@@ -152,6 +152,7 @@ def conclude(folder: Path, config: DictConfig, planned: Collection[str]) -> int:
     log_table(table, config)
     print(table_terminal(table))
     print(f"table: {folder / 'table.md'} (also .tex, .csv, .html)")
+    tell_offline_runs(config)
     unfinished = [cell for cell in table.cells if cell["state"] != "finished" and cell["folder"] in planned]
     for cell in unfinished:
         reason = f": {cell['reason']}" if cell.get("reason") else ""

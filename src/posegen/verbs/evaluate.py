@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from posegen.report.formats import row_terminal
 from posegen.report.rows import row_of
-from posegen.report.wandb import ResultsOnDashboard
+from posegen.report.wandb import ResultsOnDashboard, tell_offline_runs
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
 from posegen.runner.experiment import announce, splits_of, weights_of, with_checkpoint
@@ -31,3 +31,4 @@ def main(cfg: DictConfig) -> None:
         return
     row, _ = row_of([cell.folder], components.protocol)
     print(row_terminal(row, components.protocol.headline()))
+    tell_offline_runs(cfg)

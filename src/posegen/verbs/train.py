@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from omegaconf import DictConfig
 
 from posegen.errors import UserError
+from posegen.report.wandb import tell_offline_runs
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
 from posegen.runner.stage import complete
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> float | None:
     else:
         complete(cell, [training])
         print(f"{cell.folder} finished")
+        tell_offline_runs(cfg)
     if cfg.objective is None:
         return None
     set_threads(cfg)
