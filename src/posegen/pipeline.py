@@ -8,16 +8,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import cv2
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
-from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_tensor, to_uint8
 from posegen.data.user_images import pictures_per_image, stretch_to
@@ -25,13 +21,13 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
-from posegen.poses.reading import PEOPLE, PoseInput, checked_hint, checked_people, read_poses
+from posegen.poses.reading import PoseInput, checked_people, read_poses
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
-from posegen.runner.images import visible
 from posegen.runner.pipeline_sampler import NoisyBatch, PipelineSampler
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
+from posegen.runner.user_requests.guides import default_estimator, people_in_picture
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
@@ -236,32 +232,16 @@ class PoseGuidedPipeline:
 
     def read(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
         """(people ``[P, 17, 3]``, hint ``[C, H, W]``) of one image; the hint is empty where the method reads none."""
-        drawing = self.adapter.hint
-        low, high = drawing.range if drawing is not None else (0.0, 1.0)
-        nobody = np.zeros((0, 17, 3), np.float32)
-        hint = guide.hint
-        if guide.picture is not None and guide.is_drawing:
-            hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
+        drawing, nobody = self.adapter.hint, np.zeros((0, 17, 3), np.float32)
+        hint = guide.drawn_for(size, drawing.range if drawing is not None else (0.0, 1.0))
         if hint is not None:
-            return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
-        people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
+            return nobody, torch.from_numpy(hint)
+        people = guide.on(size).keypoints
+        if guide.picture is not None:
+            people = people_in_picture(guide, size, estimator or default_estimator(guide.name, self.backbone.recipe))
         threshold = drawing.threshold if drawing is not None else 0.0
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
-
-    def found(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
-        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image."""
-        if estimator is None:
-            if self.backbone.recipe != "mannequin":
-                fix = "needs something that reads its poses: estimator=..."
-                raise UserError(f"{guide.name}: a picture that is no skeleton on black {fix}")
-            estimator = instantiate(OmegaConf.load(listing.conf_dir() / "estimator" / "mannequin.yaml"))
-        picture = cv2.resize(guide.picture, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
-        people = visible(estimator.estimate(to_tensor(picture)[None])[0].keypoints)  # type: ignore[union-attr]
-        people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
-        if not len(people):
-            raise UserError(f"{guide.name}: the estimator finds nobody in this picture; give another one, or keypoints")
-        return people
 
     def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
         """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""

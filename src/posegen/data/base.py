@@ -41,6 +41,7 @@ class Sample:
     #: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by (``scenario``, ``action``)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     whole: Callable[[], np.ndarray] | None = None  # reads the picture ``[H', W', 3] uint8`` that ``image`` was cut from
+    drawing: np.ndarray | None = None  # ``[H', W', 3] uint8`` a skeleton on black, in the place of unknown keypoints
 
     @property
     def tensor(self) -> Tensor:
