@@ -372,7 +372,8 @@ def test_the_choices_of_a_class_complete_without_importing_it() -> None:
 
 
 def test_the_module_is_the_command() -> None:
-    result = subprocess.run([sys.executable, "-m", "posegen", "--help"], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "posegen", "--help"]
+    result = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert (result.returncode, result.stdout.rstrip()) == (0, posegen("--help").stdout.rstrip())
 
 
