@@ -78,3 +78,7 @@ Groups (posegen list GROUP tells what each option is):
 {groups.group_lines(found, shutil.get_terminal_size((120, 24)).columns)}
 
 Tab completion: eval "$(posegen completion bash)", or see posegen completion --help""".rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

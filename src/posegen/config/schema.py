@@ -28,7 +28,7 @@ from posegen.ranges import (
 
 Name = Annotated[str, MinLen(1)]
 ProgressMode = Literal["bar", "file", "none"]
-Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Side = Annotated[int, Interval(ge=8, le=65_536)]  # pixels
 Files = str | list[str] | None
 LongPrompts = Literal["cut", "chunk"]

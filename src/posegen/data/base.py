@@ -230,7 +230,8 @@ class PoseBatch:
 
     def to(self, device: torch.device | str) -> PoseBatch:
         """The same batch with its tensors and texts on ``device``."""
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if hasattr(v, "to")})
+        soon = torch.device(device).type != "mps"  # where a copy may come too late
+        return replace(self, **{k: v.to(device, non_blocking=soon) for k, v in vars(self).items() if hasattr(v, "to")})
 
 
 def generator(*key: object) -> torch.Generator:
