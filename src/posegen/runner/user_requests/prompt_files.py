@@ -20,7 +20,7 @@ from posegen.io.pictures import PICTURE_SUFFIXES
 from posegen.poses.topology import COCO_JOINTS
 
 #: What a row may have -> the names that files have for it.
-COLUMNS = {
+ROW_KEYS = {
     "prompt": ("prompt", "caption", "text"),
     "id": ("id",),
     "poses": ("poses", "keypoints"),
@@ -65,14 +65,14 @@ def read_prompt_file(file: Path) -> list[PromptRow]:
     return _named(file, [_row(file, place, entry) for place, entry in found])
 
 
-_KNOWN = [name for names in COLUMNS.values() for name in names]
+_KNOWN = [name for names in ROW_KEYS.values() for name in names]
 
 
 def _csv_entries(file: Path, separator: str) -> Iterator[tuple[str, Any]]:
     for between in (separator, ";"):
         (_, head), *rows = csv_rows(file, between) or [(0, [])]
         head = [name.strip().lower() for name in head]
-        if set(head) & set(COLUMNS["prompt"]):
+        if set(head) & set(ROW_KEYS["prompt"]):
             break
     else:
         raise ValueError(f"{file}: its first line names no column prompt; {PROMPT_FORMATS}")
@@ -84,7 +84,7 @@ def _csv_entries(file: Path, separator: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_entries(content: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict) and not content.keys() & set(COLUMNS["prompt"]):  # name -> prompt
+    if isinstance(content, dict) and not content.keys() & set(ROW_KEYS["prompt"]):  # name -> prompt
         for id, entry in content.items():
             yield repr(id), {"id": id, **(entry if isinstance(entry, dict) else {"prompt": entry})}
         return
@@ -97,7 +97,7 @@ def _row(file: Path, place: str, entry: Any) -> PromptRow:
     where = f"{file}: {place}"
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is {str(entry)[:40]!r}, no text and no object; {PROMPT_FORMATS}")
-    found = {name: _one_of(where, entry, names) for name, names in COLUMNS.items()}
+    found = {name: _one_of(where, entry, names) for name, names in ROW_KEYS.items()}
     prompt, id, sources = found["prompt"], found["id"], found["source"] or []
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{where} has the prompt {prompt!r}; expected a text")
