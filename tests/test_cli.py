@@ -16,7 +16,7 @@ from posegen.config import groups as listing
 from posegen.config.app import Command, run_verb
 from posegen.config.verb_files import VERB_FOLDER, Verb, verbs
 from posegen.errors import UserError
-from posegen.verbs.completion import completions
+from posegen.verbs.completion import Line, completions
 from tests.tiny import require_right_names
 
 HEAVY = {"torch", "lightning", "diffusers", "transformers", "pandas", "wandb"}
@@ -323,11 +323,58 @@ def test_other_packages_options_can_be_chosen(tree: Path, monkeypatch: pytest.Mo
         ("posegen check train see", ["seed="]),
         ("posegen list ad", ["adapter "]),
         ("posegen completion b", ["bash "]),
+        ("posegen completion f", ["fish "]),
+        ("posegen train trainer.precision=b", ["trainer.precision=bf16-mixed"]),
+        ("posegen train -m progress=bar,", ["progress=bar,bar", "progress=bar,file", "progress=bar,none"]),
+        ("posegen train compute.channels_last=", ["compute.channels_last=false", "compute.channels_last=true"]),
+        ("posegen train --config-dir the", ["their/"]),
         ("posegen nonsense a", []),
     ],
 )
 def test_completion(tree: Path, line: str, expected: list[str]) -> None:
     assert completions(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected", "cut"),
+    [
+        ("posegen sample poses=", ["poses=it's/", "poses=my folder/", "poses=pose.json "], 6),
+        ("posegen sample poses=my\\ fo", ["poses=my folder/"], 6),
+        ('posegen sample prompts="my folder/', ["prompts=my folder/pose (1).json "], 8),
+        ("posegen sample source='my f", ["source=my folder/"], 7),
+        ("posegen sample 'poses=it", ["poses=it's/"], 0),
+        ("posegen train backbone.path=pose", ["backbone.path=pose.json "], 14),
+        ("posegen report ", ["it's/", "my folder/", "pose.json "], 0),
+        ("posegen report pos", ["pose.json ", "poses="], 0),
+        ("posegen report poses=", ["poses=32"], 6),
+        ("posegen sample checkpoint=.hi", ["checkpoint=.hidden/"], 11),
+        ("posegen sample checkpoint=nowhere/", [], 11),
+    ],
+)
+def test_files_complete_where_a_key_takes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, expected: list[str], cut: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my folder/pose (1).json", "pose.json", "it's/a.png", ".hidden/b"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    assert completions(line) == expected
+    assert Line.read(line).cut == cut
+
+
+def test_the_choices_of_a_class_complete_without_importing_it() -> None:
+    assert completions("posegen train sampler.long_prompts=") == [
+        "sampler.long_prompts=cut",
+        "sampler.long_prompts=chunk",
+    ]
+    lines = completions("posegen train backbone=sd15 backbone.initialise=")
+    assert lines == ["backbone.initialise=pretrained", "backbone.initialise=random"]
+
+
+def test_the_module_is_the_command() -> None:
+    words = [sys.executable, "-m", "posegen", "--help"]
+    result = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ), check=False)
+    assert (result.returncode, result.stdout.rstrip()) == (0, posegen("--help").stdout.rstrip())
 
 
 def test_completion_answers_without_importing_anything_heavy() -> None:
@@ -336,7 +383,7 @@ def test_completion_answers_without_importing_anything_heavy() -> None:
 
 
 def test_bash_completes_behind_the_equals_sign(tmp_path: Path) -> None:
-    (tmp_path / "posegen").write_text(f'#!/bin/sh\nexec {sys.executable} -m posegen.cli "$@"\n')
+    (tmp_path / "posegen").write_text(f'#!/bin/sh\nexec {sys.executable} -m posegen "$@"\n')
     (tmp_path / "posegen").chmod(0o755)
     script = """
 eval "$(posegen completion bash)"
@@ -350,7 +397,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 def test_completion_of_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "tcsh"]) == 1
-    assert "tcsh: expected one of bash, zsh" in capsys.readouterr().err
+    assert "tcsh: expected one of bash, zsh, fish" in capsys.readouterr().err
 
 
 def test_positional_words_become_the_list_that_the_yaml_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +428,7 @@ def test_broken_yaml_is_named_with_its_line(tree: Path, capsys: pytest.CaptureFi
 
 def test_closed_pipe_is_no_error() -> None:
     result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen.cli train --help | head -1"],
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m posegen train --help | head -1"],
         capture_output=True,
         text=True,
         check=False,

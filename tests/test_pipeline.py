@@ -342,6 +342,18 @@ def test_a_prompt_that_is_cut_is_told_once_per_call(pipe: PoseGuidedPipeline) ->
         images(pipe, "photo", person())
 
 
+def test_a_long_prompt_is_read_whole_where_asked(pipe: PoseGuidedPipeline) -> None:
+    begin = " ".join(f"word{i}" for i in range(60))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, other = (
+            images(pipe, f"{begin} {end}", person(), long_prompts="chunk") for end in ("a red shirt", "a blue skirt")
+        )
+    assert not np.array_equal(one, other)
+    with pytest.warns(UserWarning, match="are cut"):
+        assert np.array_equal(images(pipe, f"{begin} a", person()), images(pipe, f"{begin} b", person()))
+
+
 # What it refuses, before anything is computed.
 
 
@@ -381,6 +393,7 @@ def test_a_prompt_that_is_cut_is_told_once_per_call(pipe: PoseGuidedPipeline) ->
         (person(), {"height": True, "width": 64}, r"height is True; expected a whole number"),
         (person(), {"guidance_scale": float("nan")}, r"guidance_scale is nan; expected a finite number"),
         (person(), {"guidance_scale": "7"}, r"guidance_scale is '7'; expected a finite number"),
+        (person(), {"long_prompts": "wrap"}, r"long_prompts is 'wrap'; expected cut or chunk"),
         (person(), {"negative_prompt": 5}, r"negative_prompt is 5; expected a text or a list of texts"),
         (person(), {"generator": 5}, r"generator is 5; expected one of torch"),
         (person(), {"output_type": "jpg"}, r"output_type is 'jpg'; expected one of pil, np, pt, latent"),

@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"posegen {version('posegen')}")
         return 0
     if words[0] in ("-sc", "--shell-completion"):  # the question of the shell's script, in Hydra's words
-        from posegen.verbs.completion import completions  # composes with Hydra, which the help must not wait for
+        from posegen.verbs.completion import answer  # composes with Hydra, which the help must not wait for
 
-        print("\n".join(completions(os.environ.get("COMP_LINE", "posegen "))))
+        answer(words[-1])
         return 0
     if words[0] in ("--config-name", "-cn") and len(words) > 1:  # a process of Lightning names the verb as Hydra does
         words = words[1:]
@@ -77,7 +77,7 @@ Verbs (posegen VERB --help tells more):
 Groups (posegen list GROUP tells what each option is):
 {groups.group_lines(found, shutil.get_terminal_size((120, 24)).columns)}
 
-Tab completion: eval "$(posegen completion bash)" """.rstrip()
+Tab completion: eval "$(posegen completion bash)", or see posegen completion --help""".rstrip()
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
-import cv2
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
 from huggingface_hub import CommitInfo
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
 from posegen.backbones.text import Text
-from posegen.config import groups as listing
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_tensor, to_uint8
 from posegen.data.user_images import pictures_per_image, stretch_to
@@ -32,10 +28,9 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
-from posegen.poses.reading import PEOPLE, PoseInput, checked_hint, checked_people
+from posegen.poses.reading import PoseInput, checked_people
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
-from posegen.runner.images import visible
 from posegen.runner.pipeline_arguments import (
     TextInput,
     finite_number,
@@ -49,10 +44,11 @@ from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 from posegen.runner.sharing.card import model_card, record_of
 from posegen.runner.sharing.repository import local_folder, upload, without_pickles
+from posegen.runner.user_requests.guides import default_estimator, people_in_picture
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
-SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip")
+SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip", "long_prompts")
 Output = Literal["pil", "np", "pt", "latent"]
 
 
@@ -257,6 +253,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         clip_skip: int | None = None,
+        long_prompts: Literal["cut", "chunk"] | None = None,
         controlnet_conditioning_scale: float = 1.0,
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
@@ -290,6 +287,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 to 1 (Lin et al. 2024, section 3.4).
             prompt_embeds, negative_prompt_embeds: ``[prompts, L, D]`` text states instead of prompts.
             clip_skip: how many of the last layers of the text tower the prompts leave out.
+            long_prompts: ``cut`` leaves out what the text tower does not read (77 tokens, of CLIP); ``chunk`` encodes
+                it in pieces, and shorter prompts of the call get empty ones. By default the method's, ``cut``.
             controlnet_conditioning_scale: factor on what the method adds to the U-Net, 1 as trained; see
                 `posegen.backbones.base.Injection.scaled`.
             control_guidance_start, control_guidance_end: the part of the steps, from 0 to 1, in which the method acts.
@@ -324,6 +323,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         clip_skip = int(number_between("clip_skip", clip_skip or 0, 0, layers - 1))
         if output_type not in (kinds := ("pil", "np", "pt", "latent")):
             raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(kinds)}")
+        long_prompts = self.sampler.long_prompts if long_prompts is None else long_prompts
+        if long_prompts not in ("cut", "chunk"):
+            raise UserError(f"long_prompts is {long_prompts!r}; expected cut or chunk")
         if image is not None and poses is not None:
             raise UserError("image and poses are two names of one argument; give one of them")
         positive = TextInput.read("prompt", prompt, prompt_embeds, width_of_text)
@@ -338,11 +340,14 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         rows = [i for i in range(len(positive)) for _ in range(num_images_per_prompt)]
         noise = self.noise(latents, len(rows), size)
         ids = [f"pipeline/{seed}" for seed in seeds(generator, len(rows))]
-        if note := self.backbone.cut_note(positive.prompts) or self.backbone.cut_note(negative.prompts):
+        chunks = self.backbone.chunks([*positive.prompts, *negative.prompts]) if long_prompts == "chunk" else 1
+        cut = [] if long_prompts == "chunk" else [positive.prompts, negative.prompts]
+        if note := next(filter(None, map(self.backbone.cut_note, cut)), None):
             warnings.warn(note, stacklevel=3)  # of the caller, behind torch's decorator
         self._guidance_scale, self._interrupt, device = guidance, False, self._execution_device
         attention = dict(cross_attention_kwargs or {})
-        text, negative_text = self.encode(positive, clip_skip, attention), self.encode(negative, 0, attention)
+        text = self.encode(positive, chunks, clip_skip, attention)
+        negative_text = self.encode(negative, chunks, 0, attention)
         if text.tokens.shape[1] != negative_text.tokens.shape[1]:
             lengths = f"{text.tokens.shape[1]} and {negative_text.tokens.shape[1]} tokens"
             raise UserError(f"{positive.name} and {negative.name} have {lengths}; expected the same length")
@@ -400,7 +405,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             callback_inputs=inputs,
         )
 
-    def encode(self, given: TextInput, clip_skip: int, attention: Mapping[str, Any]) -> Text:
+    def encode(self, given: TextInput, chunks: int, clip_skip: int, attention: Mapping[str, Any]) -> Text:
         """The text states of one argument, a row per image."""
         if given.states is not None:
             return Text(given.states.to(self._execution_device, self.dtype))
@@ -408,7 +413,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if scale is not None:
             scale_lora_layers(self.text_encoder, scale)
         try:
-            return self.backbone.encode_text(given.prompts, clip_skip)
+            return self.backbone.encode_text(given.prompts, chunks, clip_skip)
         finally:
             if scale is not None:
                 unscale_lora_layers(self.text_encoder, scale)
@@ -433,32 +438,16 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def read(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
         """(people ``[P, 17, 3]``, hint ``[C, H, W]``) of one image; the hint is empty where the method reads none."""
-        drawing = self.adapter.hint
-        low, high = drawing.range if drawing is not None else (0.0, 1.0)
-        nobody = np.zeros((0, 17, 3), np.float32)
-        hint = guide.hint
-        if guide.picture is not None and guide.is_drawing:
-            hint = guide.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low
+        drawing, nobody = self.adapter.hint, np.zeros((0, 17, 3), np.float32)
+        hint = guide.drawn_for(size, drawing.range if drawing is not None else (0.0, 1.0))
         if hint is not None:
-            return nobody, torch.from_numpy(checked_hint(hint, size, (low, high), guide.name))
-        people = self.found(guide, size, estimator) if guide.picture is not None else guide.on(size).keypoints
+            return nobody, torch.from_numpy(hint)
+        people = guide.on(size).keypoints
+        if guide.picture is not None:
+            people = people_in_picture(guide, size, estimator or default_estimator(guide.name, self.backbone.recipe))
         threshold = drawing.threshold if drawing is not None else 0.0
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
-
-    def found(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> np.ndarray:
-        """The people ``[P, 17, 3]`` in a picture, on the canvas of the image."""
-        if estimator is None:
-            if self.backbone.recipe != "mannequin":
-                fix = "needs something that reads its poses: estimator=..."
-                raise UserError(f"{guide.name}: a picture that is no skeleton on black {fix}")
-            estimator = instantiate(OmegaConf.load(listing.conf_dir() / "estimator" / "mannequin.yaml"))
-        picture = cv2.resize(guide.picture, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[arg-type]
-        people = visible(estimator.estimate(to_tensor(picture)[None])[0].keypoints)  # type: ignore[union-attr]
-        people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
-        if not len(people):
-            raise UserError(f"{guide.name}: the estimator finds nobody in this picture; give another one, or keypoints")
-        return people
 
     def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
         """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""

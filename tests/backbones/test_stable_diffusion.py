@@ -270,6 +270,26 @@ def test_prompts_are_encoded_once_each_and_in_order(small: StableDiffusion) -> N
     assert torch.allclose(states[1], small.encode_text([""]).tokens[0], atol=1e-6)
 
 
+@torch.no_grad()
+def test_long_prompts_are_encoded_in_chunks(small: StableDiffusion) -> None:
+    words = [f"w{i}" for i in range(60)]
+    tokens = small.tokenizer(" ".join(words), truncation=False, verbose=False).input_ids[1:-1]
+    assert small.chunks(["a dog"]) == small.chunks([""]) == 1
+    chunks = small.chunks(["a dog", " ".join(words)])
+    assert chunks == -(-len(tokens) // (small.max_length - 2)) > 1
+    states = small.encode_text([" ".join(words), "a dog", ""], chunks).tokens
+    assert states.shape == (3, chunks * small.max_length, small.geometry.text_dim)
+    pieces = [*states.unflatten(1, (chunks, -1))[0]]
+    assert torch.allclose(pieces[0], small.encode_text([" ".join(words)]).tokens[0], atol=1e-5), (
+        "as far as it is not cut"
+    )
+    last = small.tokenizer.decode(tokens[(chunks - 1) * (small.max_length - 2) :])
+    assert torch.allclose(pieces[-1], small.encode_text([last]).tokens[0], atol=1e-5)
+    dog, nothing = (small.encode_text([text]).tokens[0] for text in ("a dog", ""))
+    assert torch.allclose(states[1], torch.cat([dog, *[nothing] * (chunks - 1)]), atol=1e-5)
+    assert torch.allclose(states[2], torch.cat([nothing] * chunks), atol=1e-5)
+
+
 def test_sizes_must_be_multiples_of_the_latent_factor(small: StableDiffusion) -> None:
     assert small.latent_shape((64, 128)) == (4, 8, 16)
     with pytest.raises(

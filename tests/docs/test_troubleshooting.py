@@ -35,6 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("somewhere", "pictures"):
         (tmp_path / name).mkdir()
     (tmp_path / "pose.json").write_text("[]")
+    (tmp_path / "prompts.csv").write_text("id,prompt\ndancer,a dancer\nboxer,a boxer\ndancer,another dancer\n")
     torch.save({"state_dict": {"x": torch.zeros(1)}, "callbacks": Malicious()}, tmp_path / "malicious.pth")
     return tmp_path
 

@@ -33,7 +33,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """A shell that finds this ``posegen`` and has a cache of its own."""
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "posegen"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m posegen.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m posegen "$@"\n')
     command.chmod(0o755)
     return {
         **os.environ,

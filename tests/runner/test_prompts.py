@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from posegen.cli import main
+from posegen.data.mannequin.dataset import MannequinData
 from posegen.io.atomic import read_json
-from posegen.runner.user_requests.prompts import people_from_file
+from posegen.poses.reading import read_poses
+from posegen.runner.images import write_png
+from posegen.runner.user_requests.guides import default_estimator, people_in_picture
+from posegen.runner.user_requests.prompts import guides_from
 from tests.tiny import making
 
 PROMPT = "prompt=a photo of a person dancing"
@@ -24,8 +29,8 @@ def trained(world: list[str], tmp_path: Path) -> list[str]:
     return own
 
 
-def cell(tmp_path: Path) -> Path:
-    (status,) = (tmp_path / "outputs" / "sample").rglob("status.json")
+def cell(tmp_path: Path, output: str = "outputs", study: str = "sample") -> Path:
+    (status,) = (tmp_path / output / study).rglob("status.json")
     return status.parent
 
 
@@ -53,7 +58,7 @@ def test_a_method_that_draws_a_pose_needs_one(
     trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sample", *trained, PROMPT]) != 0
-    assert "set poses=FILE (COCO or OpenPose json), or prior=gunet" in capsys.readouterr().err
+    assert "set poses=FILE (COCO or OpenPose json, or a picture), or prior=gunet" in capsys.readouterr().err
     assert main(["sample", *trained, f"poses={pose_file(tmp_path)}"]) != 0
     assert "there is no prompt" in capsys.readouterr().err
     assert main(["sample", *trained, "adapter=none", PROMPT]) == 0
@@ -79,13 +84,13 @@ def test_images_and_prompts_are_paired_in_the_order_of_the_images(
     rows = [{"image_id": i, "keypoints": points.ravel().tolist()} for i, points in (("3", high), (1, low))]
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64} for i in (1, 2, 3)]
     file.write_text(json.dumps({"images": images, "annotations": [*rows, {"image_id": 2, "bbox": [1, 2, 3, 4]}]}))
-    first, nobody, last = people_from_file(file, 3, (64, 64))
+    first, nobody, last = (guide.people for guide in guides_from(OmegaConf.create(), str(file), (64, 64)))
     assert np.allclose(first, [low]) and nobody == [] and np.allclose(last, [high], atol=1e-4)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"{file}: 1 annotations without joints of a person are passed over"
     far = low * [1, 9, 1]
     file.write_text(json.dumps([{"keypoints": far.ravel().tolist()}]))
-    people_from_file(file, 1, (64, 64))
+    guides_from(OmegaConf.create(), str(file), (64, 64))
     assert "joints lie on the canvas of 64 x 64 pixels: x is" in capsys.readouterr().err
 
 
@@ -196,3 +201,72 @@ def test_a_value_of_another_kind_is_one_line(
     assert main(["sample", *start, *words]) == 1
     told = capsys.readouterr().err
     assert message in told and "Traceback" not in told
+
+
+def test_a_file_of_prompts_with_names_and_poses(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pose, out = pose_file(tmp_path), tmp_path / "out"
+    [[person]] = [guide.people for guide in guides_from(OmegaConf.create(), str(pose), (64, 64))]
+    table = tmp_path / "my prompts.csv"
+    table.write_text(f'id,prompt,poses\ngreen,"a dancer, green",pose.json\nred,a boxer,"{json.dumps(person)}"\n')
+    words = ["sample", *start, f"paths.output={out}"]
+    assert main([*words, "study=named", f"prompts={table}", "images=2"]) == 0
+    named = cell(tmp_path, "out", "named") / "named"
+    assert sorted(path.name for path in named.iterdir()) == ["green_0.png", "green_1.png", "red_0.png", "red_1.png"]
+    samples = cell(tmp_path, "out", "named") / "samples"
+    assert (named / "red_0.png").read_bytes() == (samples / "000002.png").read_bytes()
+    lines = (samples / "prompts.txt").read_text().splitlines()
+    assert lines == ["a dancer, green", "a dancer, green", "a boxer", "a boxer"]
+
+    plain = tmp_path / "prompts.txt"
+    plain.write_text("a dancer\n\na boxer\n")
+    assert main([*words, "study=listed", "prompt=[a dancer,a boxer]", f"poses={pose}"]) == 0
+    assert main([*words, "study=lines", f"prompts={plain}", f"poses={pose}"]) == 0
+    listed, read = (cell(tmp_path, "out", study) / "samples" / "000001.png" for study in ("listed", "lines"))
+    assert listed.read_bytes() == read.read_bytes(), "a file of prompts and a list of them are the same"
+
+    table.write_text("prompt,poses\na dancer,pose.json\na boxer,\n")
+    for more, message in {
+        (f"prompts={plain}", "prompt=a dancer"): "prompt and prompts are both set",
+        (f"prompts={plain}",): "adapter=controlnet draws a pose and the prompt brings none",
+        (f"prompts={table}",): "my prompts.csv, line 3, brings none",
+        (f"prompts={table}", f"poses={pose}"): "my prompts.csv (line 2) both give poses; leave one of them out",
+        (f"prompts={tmp_path}",): "is a folder",
+        (f"prompts={plain}", f"poses={pose}", f"source={pose}"): "reads no picture of a person",
+    }.items():
+        capsys.readouterr()
+        assert main([*words, *more]) == 1
+        assert message in capsys.readouterr().err, more
+
+
+def test_a_photograph_is_a_pose_on_the_command_line_as_in_python(
+    start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph = MannequinData(split="test", count=1, size=64)[0].image
+    assert photograph is not None
+    write_png(tmp_path / "photograph.png", photograph)
+    usual = [word for word in start if not word.startswith("estimator")]
+    words = ["sample", *usual, f"paths.output={tmp_path / 'out'}", "prompt=x", f"poses={tmp_path / 'photograph.png'}"]
+    assert main(words) == 0
+    identity = read_json(cell(tmp_path, "out") / "status.json")["identity"]
+    [guide] = read_poses(str(tmp_path / "photograph.png"))
+    found = people_in_picture(guide, (64, 64), default_estimator("poses", "mannequin"))
+    assert np.allclose(identity["data"]["test"]["people"], [found], atol=1e-3)
+    assert main([*words, "backbone.recipe=published"]) == 1
+    assert "needs something that reads its poses: estimator=..." in capsys.readouterr().err
+
+
+def test_long_prompts_are_read_in_chunks(start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(f"word{i}" for i in range(60))
+    pose, out = pose_file(tmp_path), tmp_path / "out"
+    made = {}
+    for study, prompt, way in (("cut", text, "cut"), ("all", text, "chunk"), ("other", f"{text} red", "chunk")):
+        words = ["sample", *start, f"paths.output={out}", f"poses={pose}", f"study={study}"]
+        assert main([*words, f"prompt={prompt}", f"long_prompts={way}"]) == 0
+        made[study] = (cell(tmp_path, "out", study) / "samples" / "000000.png").read_bytes()
+        told = capsys.readouterr().err
+        assert ("; long_prompts=chunk reads prompts whole" in told) == (way == "cut")
+    assert len(set(made.values())) == 3, "what would be cut counts"
+    identities = {s: read_json(cell(tmp_path, "out", s) / "status.json")["identity"]["sampler"] for s in ("cut", "all")}
+    assert "long_prompts" not in identities["cut"] and identities["all"]["long_prompts"] == "chunk"

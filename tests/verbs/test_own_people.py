@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from posegen.cli import main
 from posegen.io.atomic import read_json
 from posegen.pipeline import PoseGuidedPipeline
+from posegen.poses.drawing import DRAWING_STYLES
 from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png, write_png
 from posegen.runner.method_folder import save_method
+from posegen.runner.user_requests.prompts import guides_from
 from tests.runner.test_prompts import pose_file
 from tests.test_pipeline import images, loaded, person
 from tests.test_pipeline import trained as changed
@@ -115,6 +118,28 @@ def test_prompts_with_a_person_from_pictures(method: Path, world: list[str], tmp
     write_png(a, picture_of(2))
     assert sampled(method, world, tmp_path, f"source={a}", "study=one", "images=2") == 0
     assert len(list((tmp_path / "outputs" / "one").rglob("status.json"))) == 2, "another picture is another result"
+
+
+def test_a_drawn_skeleton_is_a_pose_on_the_command_line(method: Path, world: list[str], tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", picture_of(0)), write_png(tmp_path / "black.png", np.zeros((64, 64, 3), np.uint8))
+    [people] = [guide.people for guide in guides_from(OmegaConf.create(), str(pose_file(tmp_path)), (64, 64))]
+    write_png(tmp_path / "skeleton.png", DRAWING_STYLES["openpose"](np.array(people), (64, 64)))
+    made, contents = {}, {}
+    for study in ("pose.json", "skeleton.png", "black.png"):
+        words = (f"study={study}", f"poses={tmp_path / study}", f"source={tmp_path / 'a.png'}")
+        assert sampled(method, world, tmp_path, *words) == 0
+        [status] = (tmp_path / "outputs" / study).rglob("status.json")
+        made[study] = read_png(picture(status.parent / "samples", 0)).astype(int)
+        contents[study] = read_json(status)["identity"]["content"]["test"]
+    assert np.abs(made["skeleton.png"] - made["pose.json"]).max() <= 1, "a drawing in the method's style is its pose"
+    assert np.abs(made["black.png"] - made["pose.json"]).max() > 10
+    assert contents["skeleton.png"] != contents["black.png"], "the content of a drawing counts"
+    table = tmp_path / "prompts.csv"
+    table.write_text("prompt,poses,source\na person,skeleton.png,a.png\nsomebody,black.png,black.png\n")
+    assert sampled(method, world, tmp_path, "study=file", "prompt=null", "poses=null", f"prompts={table}") == 0
+    [status] = (tmp_path / "outputs" / "file").rglob("status.json")
+    first, second = (read_png(picture(status.parent / "samples", i)).astype(int) for i in (0, 1))
+    assert np.abs(first - made["skeleton.png"]).max() <= 1 and np.abs(second - first).max() > 10
 
 
 def test_what_a_prompt_lacks_is_said(

@@ -114,6 +114,14 @@ def test_acceptance_10_an_own_picture_keeps_its_size_and_every_pixel_outside_the
     assert read_png(cell(tmp_path, "several") / "comparison.png").shape[1] == 6 * 192
     identity = read_json(folder / "status.json")["identity"]
     assert len(identity["content"]["test"]) == 3 and identity["data"]["test"]["size"] == [64, 64]
+    drawing = np.zeros((50, 70, 3), np.uint8)
+    cv2.line(drawing, (20, 10), (40, 40), (255, 0, 0), 2)
+    write_png(tmp_path / "skeleton.png", drawing)
+    drawn = [*words, *files, f"poses={tmp_path / 'skeleton.png'}", "prompt=photo", "study=drawn"]
+    assert main(drawn) == 0
+    assert not np.array_equal(read_png(picture(cell(tmp_path, "drawn") / "samples", 0)), made[0])
+    identity = read_json(cell(tmp_path, "drawn") / "status.json")["identity"]
+    assert len(identity["content"]["test"]) == 4 and identity["data"]["test"]["people"] == []
 
 
 def test_the_pose_is_read_from_the_picture(words: list[str], tmp_path: Path) -> None:

@@ -217,7 +217,11 @@ class DNAF(Adapter):
     def text_state(self, batch: PoseBatch) -> State:
         if self.fixed_text is None:
             return super().text_state(batch)
-        return super().text_state(replace(batch, text=self.backbone.encode_text([self.fixed_text] * len(batch))))
+        fixed, null = [self.fixed_text] * len(batch), batch.negative_text
+        text = self.backbone.encode_text(fixed)
+        if null is not None and (chunks := null.tokens.shape[1] // text.tokens.shape[1]) > 1:
+            text = self.backbone.encode_text(fixed, chunks)  # as long as the negative prompt
+        return super().text_state(replace(batch, text=text))
 
     @torch.no_grad()
     def _noisy_source(self, batch: PoseBatch, sources: Tensor) -> dict[str, Tensor]:

@@ -262,8 +262,14 @@ class Backbone(nn.Module, ABC):
         raise lacks(self, "latents")
 
     @abstractmethod
-    def encode_text(self, prompts: Sequence[str], clip_skip: int = 0) -> Text:
-        """The encoded prompts, one row each; without the last ``clip_skip`` layers of the text tower."""
+    def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
+        """The encoded prompts, one row each, without the last ``clip_skip`` layers of the text tower.
+
+        What does not fit into so many ``chunks`` of a text tower is cut."""
+
+    def chunks(self, prompts: Sequence[str]) -> int:
+        """The number of chunks that the longest of the prompts needs, at least 1."""
+        return 1
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         """A sentence on the prompts that are longer than `encode_text` reads; empty where all are read whole."""

@@ -22,7 +22,7 @@ from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
 from posegen.backbones.process import noise_process
-from posegen.backbones.text import Text, cut_note
+from posegen.backbones.text import Text, count_chunks, cut_note, text_chunks
 from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import WeightsError
 
@@ -197,10 +197,15 @@ class StableDiffusion(Backbone):
         self.unet.conv_in = new
         self.unet.register_to_config(in_channels=new.in_channels)
 
-    def encode_text(self, prompts: Sequence[str], clip_skip: int = 0) -> Text:
+    def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
+        """As for every backbone; the states of a prompt's chunks stand one after another, ``[B, chunks * L, D]``."""
         unique = list(dict.fromkeys(prompts))
-        form = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        tokens = self.tokenizer(unique, max_length=self.max_length, **form)
+        form = {"padding": "max_length", "max_length": self.max_length, "return_tensors": "pt"}
+        if chunks == 1:
+            tokens = self.tokenizer(unique, truncation=True, **form)
+        else:
+            pieces = text_chunks(self.tokenizer, self.max_length, unique, chunks)
+            tokens = self.tokenizer.pad({"input_ids": pieces}, **form)
         ids, device = tokens.input_ids, self.text_encoder.device
         ids = ids if device.type == "meta" else ids.to(device)  # offloaded weights bring their inputs along
         read = self.text_encoder(ids, output_hidden_states=clip_skip > 0)
@@ -209,7 +214,10 @@ class StableDiffusion(Backbone):
             tower = getattr(self.text_encoder, "text_model", self.text_encoder)  # as older transformers nest it
             states = tower.final_layer_norm(read.hidden_states[-1 - clip_skip])
         place = {prompt: i for i, prompt in enumerate(unique)}
-        return Text(states[[place[prompt] for prompt in prompts]])
+        return Text(states.reshape(len(unique), -1, states.shape[-1])[[place[prompt] for prompt in prompts]])
+
+    def chunks(self, prompts: Sequence[str]) -> int:
+        return count_chunks(self.tokenizer, self.max_length, prompts)
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         return cut_note(self.tokenizer, self.max_length, prompts)

@@ -64,11 +64,33 @@ class Text:
         return Text(*combined)  # type: ignore[arg-type]
 
 
+def longer_prompts(tokenizer: Any, limit: int, prompts: Sequence[str]) -> dict[str, list[int]]:
+    """The different prompts with more than the ``limit`` tokens that a text tower reads, and their tokens."""
+    unique = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.encode()) + 2 > limit]  # a token has a byte
+    read = tokenizer(unique, truncation=False, verbose=False).input_ids if unique else []
+    return {prompt: ids for prompt, ids in zip(unique, read, strict=True) if len(ids) > limit}
+
+
+def count_chunks(tokenizer: Any, limit: int, prompts: Sequence[str]) -> int:
+    """The number of chunks of ``limit`` tokens, with two marks each, that the longest prompt needs; at least 1."""
+    longest = max(map(len, longer_prompts(tokenizer, limit, prompts).values()), default=limit)
+    return -(-(longest - 2) // (limit - 2))
+
+
+def text_chunks(tokenizer: Any, limit: int, prompts: Sequence[str], chunks: int) -> list[list[int]]:
+    """The tokens of the prompts, ``chunks`` lists for each, in order: at most ``limit - 2`` between the two marks.
+
+    What a prompt does not need is an empty chunk, as in the programs that brought long prompts to this text tower.
+    """
+    every, size = [], limit - 2
+    for start, *ids, end in tokenizer(list(prompts), truncation=False, verbose=False).input_ids:
+        every += [[start, *ids[i * size : (i + 1) * size], end] for i in range(chunks)]
+    return every
+
+
 def cut_note(tokenizer: Any, limit: int, prompts: Sequence[str]) -> str:
     """A sentence on the prompts that have more than the ``limit`` tokens that a text tower reads; empty without any."""
-    unique = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.encode()) + 2 > limit]  # a token has a byte
-    lengths = tokenizer(unique, truncation=False, verbose=False).input_ids if unique else []
-    cut = {prompt: ids[limit - 1 : -1] for prompt, ids in zip(unique, lengths, strict=True) if len(ids) > limit}
+    cut = {prompt: ids[limit - 1 : -1] for prompt, ids in longer_prompts(tokenizer, limit, prompts).items()}
     if not cut:
         return ""
     prompt, unread = next(iter(cut.items()))

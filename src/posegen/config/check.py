@@ -199,7 +199,9 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     if makes and paints and makes != paints:
         text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
         problems.append(Problem("backbone", f"{text}; choose another adapter= or backbone="))
-    given = any(cfg.get(key) is not None for key in ("prompt", "source"))  # then no data set has to bring a source
+    given = any(
+        cfg.get(key) is not None for key in ("prompt", "prompts", "source")
+    )  # then no data set has to bring a source
     needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
     # Fields of a batch that only some data sets have -> (method that brings it, its description).
     second = {

@@ -26,7 +26,7 @@ from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import OmegaConf
 
 from posegen.errors import UserError
-from posegen.io.atomic import read_json, write_json
+from posegen.io.atomic import process_lives, read_json, write_json
 
 #: Environment variables ``<name>_THREADS``: how many threads libraries outside of torch compute with.
 THREADS = ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "BLIS_NUM", "VECLIB_MAXIMUM", "NUMBA_NUM", "NUMEXPR_NUM")
@@ -150,7 +150,7 @@ def at_place(number: int, parent: int) -> None:
     multiprocessing.current_process().name = f"cell-{number + 1}"
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and process_lives(parent):  # Windows keeps the number of a dead parent
             time.sleep(1.0)
         os._exit(1)
 

@@ -28,9 +28,10 @@ from posegen.ranges import (
 
 Name = Annotated[str, MinLen(1)]
 ProgressMode = Literal["bar", "file", "none"]
-Accelerator = Literal["auto", "cpu", "gpu", "cuda"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Side = Annotated[int, Interval(ge=8, le=65_536)]  # pixels
 Files = str | list[str] | None
+LongPrompts = Literal["cut", "chunk"]
 PerPrompt = Annotated[int, Interval(ge=1, le=10_000)]
 
 
@@ -196,7 +197,7 @@ class BenchmarkKeys(CellKeys):
 
 class CompletionKeys(NodeKeys):
     positional: Name
-    shells: list[Literal["bash", "zsh"]]
+    shells: list[Literal["bash", "zsh", "fish"]]
 
 
 class ConvertKeys(NodeKeys):
@@ -274,7 +275,9 @@ class ReportKeys(NodeKeys):
 
 class SampleKeys(CellKeys):
     canvas: tuple[Side, Side] | None
+    long_prompts: LongPrompts
     prompt: Files
+    prompts: str | None
     images: PerPrompt
     poses: str | None
     source: Files
@@ -301,6 +304,7 @@ class GarmentsKeys(NodeKeys):
 
 class TransferKeys(CellKeys, GarmentsKeys):
     canvas: tuple[Side, Side] | None
+    long_prompts: LongPrompts
     picture: str | None
     mask: str | None
     source: Files

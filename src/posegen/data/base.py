@@ -41,6 +41,7 @@ class Sample:
     #: facts that a judge can verify (``style``, ``scene``, ``count``), and facts to group by (``scenario``, ``action``)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     whole: Callable[[], np.ndarray] | None = None  # reads the picture ``[H', W', 3] uint8`` that ``image`` was cut from
+    drawing: np.ndarray | None = None  # ``[H', W', 3] uint8`` a skeleton on black, in the place of unknown keypoints
 
     @property
     def tensor(self) -> Tensor:
@@ -229,7 +230,8 @@ class PoseBatch:
 
     def to(self, device: torch.device | str) -> PoseBatch:
         """The same batch with its tensors and texts on ``device``."""
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if hasattr(v, "to")})
+        soon = torch.device(device).type != "mps"  # where a copy may come too late
+        return replace(self, **{k: v.to(device, non_blocking=soon) for k, v in vars(self).items() if hasattr(v, "to")})
 
 
 def generator(*key: object) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +24,18 @@ class Prompts(PoseData):
     def __init__(
         self,
         prompts: Sequence[str],
-        people: Sequence[Any] | None = None,  # per prompt ``[P, 17, 3]`` on a canvas of ``size``; None: no poses yet
+        #: per prompt ``[P, 17, 3]`` on a canvas of ``size``, as lists or as json of them; None: no poses yet
+        people: Sequence[Any] | None = None,
         size: int | Sequence[int] = 64,  # (height, width) of the images, or the side of a square
-        sources: Sequence[str] | None = None,  # files of pictures that show the appearance, all for every prompt
+        #: files of pictures that show the appearance, all for every prompt, or a list for each prompt
+        sources: Sequence[str | Sequence[str]] | None = None,
+        drawings: Sequence[str | None] | None = None,  # per prompt a picture of a skeleton on black, if it has one
+        names: Sequence[str] | None = None,  # per prompt that of its picture
     ) -> None:
         if people is not None and len(people) != len(prompts):
             raise ValueError(f"{len(people)} poses for {len(prompts)} prompts; give one pose per prompt")
         self._prompts, self.people, self.sources = list(prompts), people, sources
+        self.drawings, self.names = drawings or [None] * len(prompts), names
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     @property
@@ -39,25 +45,34 @@ class Prompts(PoseData):
     @property
     def identity(self) -> dict[str, Any]:
         known = {"name": self.name, "prompts": self._prompts, "people": self.people, "size": self.size}
-        return known if self.sources is None else {**known, "content": _file_hashes(self.sources)}
+        known |= {} if self.names is None else {"names": self.names}
+        each = [[file] if isinstance(file, str) else file for file in (*(self.sources or ()), *self.drawings) if file]
+        return {**known, "content": _file_hashes([file for files in each for file in files])} if each else known
 
     def __len__(self) -> int:
         return len(self._prompts)
 
     def __getitem__(self, index: int) -> Sample:
         people, prompt = [] if self.people is None else self.people[index], self._prompts[index]
-        keypoints = np.asarray(people, np.float32).reshape(-1, 17, 3)
-        return Sample(f"prompt/{index}/{prompt}", prompt, keypoints, joint_box_areas(keypoints), None, self.size)
+        people = json.loads(people) if isinstance(people, str) else people
+        keypoints, drawing = np.asarray(people, np.float32).reshape(-1, 17, 3), self.drawings[index]
+        name, areas = index if self.names is None else self.names[index], joint_box_areas(keypoints)
+        picture = None if drawing is None else user_picture(drawing, "poses")
+        return Sample(f"prompt/{name}/{prompt}", prompt, keypoints, areas, None, self.size, drawing=picture)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
-        return self._pictures[0] if self.sources else super().source_of(index, visit)
+        return self.sources_of(index, visit)[0]
 
     def sources_of(self, index: int, visit: int = 0) -> Sequence[Sample]:
-        return self._pictures if self.sources else super().sources_of(index, visit)
+        if not self.sources:
+            return [super().source_of(index, visit)]
+        if isinstance(self.sources[0], str):
+            return self._shared
+        return _source_samples(self.sources[index], self.size)
 
     @cached_property
-    def _pictures(self) -> list[Sample]:
-        return _source_samples(self.sources or (), self.size)
+    def _shared(self) -> list[Sample]:
+        return _source_samples([str(file) for file in self.sources or ()], self.size)
 
 
 class UserTransfer(Transfers):
@@ -78,8 +93,10 @@ class UserTransfer(Transfers):
         size: Sequence[int],
         prompt: str = "",
         images: int = 1,
+        drawing: str | None = None,  # a picture of a skeleton on black, in the place of ``people``
     ) -> None:
         self.files, self.prompt, self.images = (picture, mask, *sources), prompt, images
+        self.drawing = drawing
         self.keypoints = np.asarray(people, np.float32).reshape(-1, 17, 3)
         self.size = int(size[0]), int(size[1])
 
@@ -91,14 +108,16 @@ class UserTransfer(Transfers):
     @property
     def identity(self) -> dict[str, Any]:
         about = {"name": self.name, "prompt": self.prompt, "people": self.keypoints.tolist(), "size": self.size}
-        return {**about, "images": self.images, "content": _file_hashes(self.files)}
+        files = (*self.files, *([self.drawing] if self.drawing else ()))
+        return {**about, "images": self.images, "content": _file_hashes(files)}
 
     def __len__(self) -> int:
         return self.images
 
     def __getitem__(self, index: int) -> Sample:
         image, areas = stretch_to(self._read[0], self.size), joint_box_areas(self.keypoints)
-        return Sample(f"transfer/{index}", self.prompt, self.keypoints, areas, image, self.size)
+        drawing = None if self.drawing is None else user_picture(self.drawing, "poses")
+        return Sample(f"transfer/{index}", self.prompt, self.keypoints, areas, image, self.size, drawing=drawing)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self._read[2][0]

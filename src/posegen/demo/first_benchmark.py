@@ -36,7 +36,7 @@ class FirstBenchmark:
         self.folder = Path(cfg.paths.output) / cfg.study
         self.started, self.stopped = time.time(), False
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open as it runs
-        command = [sys.executable, "-m", "posegen.cli", "benchmark", *words]
+        command = [sys.executable, "-m", "posegen", "benchmark", *words]
         streams: dict[str, Any] = {"stdout": self.log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         # a new session: its workers end with it, and an interrupt of the page's terminal reaches it only through `stop`
         self.process = subprocess.Popen(command, **streams, start_new_session=True)
@@ -79,6 +79,8 @@ class FirstBenchmark:
         if self.process.poll() is not None:
             return
         self.stopped = True
+        if not hasattr(os, "killpg"):  # Windows; its workers end by themselves
+            return self.process.terminate()
         for number in (signal.SIGINT, signal.SIGKILL):
             with suppress(subprocess.TimeoutExpired):
                 with suppress(ProcessLookupError):

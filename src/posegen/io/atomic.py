@@ -66,7 +66,7 @@ def _remove(path: Path) -> None:
 
 def flush(*paths: Path) -> None:
     """Waits until files, and the names in folders, are on the disk; passes over what a disk cannot tell."""
-    if len(paths) > MANY:
+    if len(paths) > MANY and hasattr(os, "sync"):
         return os.sync()
     for path in paths:
         with suppress(OSError):
@@ -101,13 +101,22 @@ def remove_leftovers(folder: Path) -> None:
 def _left_behind(pid: str, where: str | None, changed: float) -> bool:
     if where != machine():
         return time.time() - changed > FOREIGN_S
+    return not process_lives(int(pid))
+
+
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of this number, perhaps of somebody else; true where nobody can tell."""
+    if os.name == "nt":  # there os.kill would interrupt it
+        from psutil import pid_exists
+
+        return pid_exists(pid)
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
         return False
-    return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager

@@ -14,6 +14,6 @@ def cache_folder() -> Path:
         return Path(chosen)
     if caches := os.environ.get("XDG_CACHE_HOME"):
         return Path(caches) / "posegen"
-    if home := os.environ.get("HOME"):
+    if home := os.environ.get("HOME") or os.environ.get("USERPROFILE"):  # the latter on Windows
         return Path(home) / ".cache" / "posegen"
     raise UserError("HOME is not set; say where caches go with POSEGEN_CACHE=FOLDER or XDG_CACHE_HOME=FOLDER")

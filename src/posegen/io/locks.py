@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from posegen.io.atomic import explained
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -16,14 +21,47 @@ def locked(path: Path, shared: bool = False) -> Iterator[None]:
 
     Prints a line while it has to wait.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = path.open("a")
-    with opened as file:
+        if fcntl is not None:
+            path.open("a").close()
+    with (_flock if fcntl is not None else _database_lock)(path, shared):
+        yield
+
+
+def _say_waiting(path: Path) -> None:
+    print(f"waiting: another process works on {path.parent}", flush=True)
+
+
+@contextmanager
+def _flock(path: Path, shared: bool) -> Iterator[None]:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with path.open("a") as file:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting: another process works on {path.parent}", flush=True)
+            _say_waiting(path)
             fcntl.flock(file, kind)
         yield
+
+
+@contextmanager
+def _database_lock(path: Path, shared: bool) -> Iterator[None]:
+    """The same with filelock's lock on a file of SQLite, which every system has."""
+    from filelock import ReadWriteLock, Timeout
+
+    lock = ReadWriteLock(path, is_singleton=False)
+
+    def held(timeout: float) -> AbstractContextManager[Any]:
+        return lock.acquire_read(timeout) if shared else lock.acquire_write(timeout)
+
+    try:
+        holding = held(0)
+    except Timeout:
+        _say_waiting(path)
+        holding = held(-1)
+    try:
+        with holding:
+            yield
+    finally:
+        lock.close()

@@ -55,6 +55,13 @@ class PoseInput:
         colours = 1 - self.picture.min(-1)[lines] / light[lines]
         return bool(widest <= THIN * min(light.shape) or (widest <= SMALL and np.median(colours) >= COLOURED))
 
+    def drawn_for(self, size: tuple[int, int], range: tuple[float, float]) -> np.ndarray | None:
+        """The drawn skeleton ``[3, H, W]`` in a method's range, see `checked_hint`; None for other poses."""
+        hint, (low, high) = self.hint, range
+        if hint is None and self.is_drawing:
+            hint = self.picture.transpose(2, 0, 1).astype(np.float32) * ((high - low) / 255) + low  # type: ignore[union-attr]
+        return None if hint is None else checked_hint(hint, size, range, self.name)
+
     def on(self, size: tuple[int, int]) -> PoseInput:
         """The same with its keypoints scaled to a canvas of another (height, width)."""
         if self.keypoints is None or self.size in (None, size):

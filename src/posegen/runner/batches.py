@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
+from posegen.poses.reading import PoseInput
 
 Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -75,6 +77,12 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
 def drawn(hint: Hint, sample: Sample) -> np.ndarray:
     """The drawn pose of a sample; keypoints that cannot be drawn (not a number, say) are a `UserError`."""
     try:
+        if sample.drawing is not None:
+            guide, bounds = PoseInput(sample.id, picture=sample.drawing), getattr(hint, "range", (0.0, 1.0))
+            with warnings.catch_warnings(action="ignore"):  # the reader of the file has said it
+                skeleton = guide.drawn_for(sample.size, bounds)
+            if skeleton is not None:
+                return skeleton
         return hint(sample.keypoints, sample.size)
     except ValueError as error:
         fix = "mend or remove it in the data set"

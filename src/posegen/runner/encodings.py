@@ -113,10 +113,25 @@ def cached_latents(
     return Encoded(folder, len(data)).fill(encode, f"{of} of {data.split}", mode)
 
 
-def tell_cut_prompts(backbone: Backbone, prompts: Sequence[str]) -> None:
-    """Prints one line where prompts are longer than the text tower reads."""
+def encode_prompts(
+    backbone: Backbone, prompts: Sequence[str], negatives: Sequence[str], long_prompts: Literal["cut", "chunk"] = "cut"
+) -> tuple[Text, Text]:
+    """The encoded prompts and negative prompts of a batch, both of one length.
+
+    ``cut`` leaves out what the text tower does not read (77 tokens with two marks, of CLIP). ``chunk`` encodes long
+    prompts in as many pieces as the longest needs and puts their states one after another; shorter prompts get empty
+    pieces, so an image depends on the longest prompt beside it.
+    """
+    chunks = backbone.chunks([*prompts, *negatives]) if long_prompts == "chunk" else 1
+    if chunks == 1:
+        return backbone.encode_text(prompts), backbone.encode_text(negatives)
+    return backbone.encode_text(prompts, chunks), backbone.encode_text(negatives, chunks)
+
+
+def tell_cut_prompts(backbone: Backbone, prompts: Sequence[str], fix: str = "") -> None:
+    """Prints one line where prompts are longer than the text tower reads, with the way to have them read whole."""
     if note := backbone.cut_note(prompts):
-        print(f"posegen: {note}", file=sys.stderr, flush=True)
+        print(f"posegen: {note}{f'; {fix}' if fix else ''}", file=sys.stderr, flush=True)
 
 
 def cached_text(

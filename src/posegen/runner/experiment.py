@@ -34,6 +34,14 @@ def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
     return copy
 
 
+def with_long_prompts(cfg: DictConfig) -> DictConfig:
+    """The configuration with ``long_prompts`` in its sampler, where they are not cut."""
+    if cfg.long_prompts == "cut":
+        return cfg
+    sampler: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+    return replaced(cfg, sampler={**sampler, "long_prompts": cfg.long_prompts})
+
+
 def method_class(cfg: DictConfig) -> type[Adapter]:
     """The class of the configured method."""
     return get_class(cfg.adapter._target_)

@@ -16,7 +16,7 @@ from posegen.io.atomic import flush, write_json, write_text
 from posegen.metrics.records import has_records
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Components
-from posegen.runner.encodings import tell_cut_prompts
+from posegen.runner.encodings import encode_prompts, tell_cut_prompts
 from posegen.runner.images import absent, absent_pictures, keep_sources, picture, pictured
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
@@ -62,7 +62,7 @@ class Generation(Stage):
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
-        tell_cut_prompts(components.backbone, [sampler.negative_prompt])
+        self.tell_cut([sampler.negative_prompt])
         prompts: list[str] = []
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         with self.progress("sample", todo) as progress:
@@ -78,10 +78,16 @@ class Generation(Stage):
                     components.kind.write(self.samples, i, drawn, batch.size)
                 keep_sources(self.folder, self.data, self.sourced.intersection(rows))
                 progress.update(len(rows))
-        tell_cut_prompts(components.backbone, prompts)  # now: a data set may have to read its pictures for them
+        self.tell_cut(prompts)  # now: a data set may have to read its pictures for them
         note_row(adapter, self.folder)
         if adapter.ranked:  # a reference row only reads its pictures
             note_costs(self.folder, sample_images_per_s=round(left * count / spent, 3))
+
+    def tell_cut(self, prompts: Sequence[str]) -> None:
+        """Prints one line on prompts that the sampler has cut."""
+        if self.components.sampler.long_prompts == "cut":
+            key = "long_prompts" if "long_prompts" in self.components.cfg else "+sampler.long_prompts"
+            tell_cut_prompts(self.components.backbone, prompts, f"{key}=chunk reads prompts whole")
 
     def lost(self) -> list[Path]:
         if not self.samples.is_dir() and has_records(self.folder):
@@ -126,8 +132,8 @@ def batch_of(
     needs = Needs(frozenset(adapter.reads) | fields, adapter.hint)
     batch = collate(components.data(split) if data is None else data, rows, needs, components.cfg.seed)
     with torch.no_grad():
-        text = components.backbone.encode_text(list(batch.prompts))
-        negative = components.backbone.encode_text([components.sampler.negative_prompt])
+        prompts, sampler = list(batch.prompts), components.sampler
+        text, negative = encode_prompts(components.backbone, prompts, [sampler.negative_prompt], sampler.long_prompts)
     population = components.population if "population" in adapter.reads else None
     filled = replace(batch, text=text, negative_text=negative, population=population)
     return filled.to(next(components.backbone.parameters()).device)

@@ -101,8 +101,10 @@ def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
 
 def device_of(accelerator: str) -> torch.device:
     """The device that Lightning's ``accelerator`` means."""
-    wanted = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(accelerator, accelerator)
-    if wanted not in ("cpu", "cuda") or (wanted == "cuda" and not torch.cuda.is_available()):
+    gpus = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    present = [kind for kind, available in gpus.items() if available()]
+    wanted = {"auto": [*present, "cpu"][0], "gpu": [*present, "gpu"][0]}.get(accelerator, accelerator)
+    if wanted not in ("cpu", *present):
         expected = "auto, cpu, or gpu where there is one"
         raise UserError(f"trainer.accelerator={accelerator} is not on this machine; expected {expected}")
     return torch.device(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,11 @@ import torch
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
 from posegen.runner.received.state_files import read_costs
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 Mode = Literal["bar", "file", "none"]
 COSTS_FILE = "costs.json"  # of a cell
@@ -79,4 +84,20 @@ def peak_memory_mb() -> float:
     """Largest memory of the process so far: on the GPU where one is used, else resident."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    if torch.backends.mps.is_available():
+        return round(metal_memory_mb(), 1)
+    return round(resident_peak_mb(), 1)
+
+
+def metal_memory_mb() -> float:
+    """What torch holds of a Mac's GPU memory; it keeps what it has once taken, and counts no peak."""
+    return torch.mps.driver_allocated_memory() / 2**20
+
+
+def resident_peak_mb() -> float:
+    """Largest resident memory of the process so far, in MiB."""
+    if resource is None:
+        from psutil import Process
+
+        return Process().memory_info().peak_wset / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Interval
@@ -34,6 +34,7 @@ class Sampler:
         guidance: guidance scale; 1 samples without guidance.
         eta: noise added per step, for schedulers that take it (0: deterministic).
         negative_prompt: guidance points away from it.
+        long_prompts: what the text tower cannot read at once is cut, or encoded in chunks, see `encode_prompts`.
         skip: first steps that are left out; the pure noise enters at the next one (1 in HumanSD's official demos).
         precision: of the networks, in Lightning's names; the scheduler and the decoder compute in single precision.
     """
@@ -50,6 +51,7 @@ class Sampler:
         batch: AtLeastOne = 50,
         skip: AtLeastZero = 0,
         precision: str = "32-true",
+        long_prompts: Literal["cut", "chunk"] = "cut",
     ) -> None:
         if scheduler is not None:
             scheduler_class(scheduler)
@@ -57,6 +59,7 @@ class Sampler:
             raise ValueError(f"sampler.skip is {skip}; expected 0 or more, and less than sampler.steps ({steps})")
         self.scheduler, self.steps, self.guidance, self.eta = scheduler, steps, guidance, eta
         self.negative_prompt, self.batch, self.skip, self.precision = negative_prompt, batch, skip, precision
+        self.long_prompts = long_prompts
 
     @torch.inference_mode()
     def __call__(self, adapter: Adapter, batch: PoseBatch, after: After | None = None) -> Tensor:

@@ -128,8 +128,8 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
 @contextmanager
 def signal_handlers_restored() -> Iterator[None]:
     """torch's launcher replaces handlers, to end what it started, and leaves them so."""
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in handled}
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # Windows has not all of them
+    before = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
     try:
         yield
     finally:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +28,7 @@ from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
 from posegen.runner.components import Components
 from posegen.runner.precision import PRECISIONS, autocast, device_of
+from posegen.runner.progress import metal_memory_mb, resident_peak_mb
 from posegen.runner.sampler import Sampler
 from posegen.train.loop import build_task
 from posegen.train.recipe import recipe_of
@@ -176,8 +175,8 @@ class Clock:
         self.kind = "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
     def __call__(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.process_time() if self.kind == "processor" else time.perf_counter()
 
 
@@ -216,8 +215,8 @@ def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         start = time.perf_counter()
         run()
-        if gpu:
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         wall = 1e6 * (time.perf_counter() - start)
     spent = dict.fromkeys(SHARES, 0.0)
     for event in profiler.key_averages():
@@ -251,10 +250,12 @@ def process_peak_mb(device: torch.device) -> float:
     """The high-water mark of this process in MiB: what torch allocated on a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type == "mps":
+        return metal_memory_mb()
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would count the parent process up to the moment it started this one
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**10  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resident_peak_mb()
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:

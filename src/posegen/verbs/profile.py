@@ -5,6 +5,7 @@ Prints a row per phase and writes it as json and csv; ``profile.csv`` collects a
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ def unusual_ways(config: Mapping[str, Any]) -> list[str]:
 
 def device_name(cfg: DictConfig) -> str:
     device = device_of(cfg.trainer.accelerator)
+    if device.type == "mps":
+        return f"GPU of a Mac ({platform.machine()})"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cfg.budget.threads} CPU thread(s)"
 
 

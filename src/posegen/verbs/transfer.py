@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components
-from posegen.runner.experiment import announce, weights_of, with_checkpoint
+from posegen.runner.experiment import announce, weights_of, with_checkpoint, with_long_prompts
 from posegen.runner.stage import UNFINISHED, complete
 from posegen.runner.user_requests.transfer import Transfer, with_picture
 from posegen.train.loop import set_threads
@@ -14,7 +14,7 @@ from posegen.train.loop import set_threads
 
 def main(cfg: DictConfig) -> None:
     """Dresses the person in ``picture``, or people of the test split, and writes pictures, a comparison and records."""
-    cfg = with_checkpoint(with_picture(cfg))
+    cfg = with_checkpoint(with_long_prompts(with_picture(cfg)))
     set_threads(cfg)
     components = Components(cfg)
     cell = Cell.of(cfg, components.content("test"))

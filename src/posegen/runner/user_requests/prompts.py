@@ -1,12 +1,14 @@
-"""Prompts from the command line in the place of a test split, with poses from a file or from a pose prior."""
+"""Prompts from the command line or a file in the place of a test split, with poses from files or a pose prior."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +16,147 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from posegen.config.groups import conf_dir
 from posegen.config.typed_text import as_literal
 from posegen.data.user_images import user_pictures
 from posegen.errors import UserError
+from posegen.io.atomic import replacing
+from posegen.io.hashes import file_hash, value_hash
 from posegen.metrics.base import Judged
 from posegen.poses.pose_square import from_square
 from posegen.poses.reading import PoseInput, checked_people, read_poses
 from posegen.runner.batches import fixed_batches
-from posegen.runner.components import Components
+from posegen.runner.components import Components, build_node
 from posegen.runner.experiment import method_class, replaced, with_trained_arguments
 from posegen.runner.generate import batch_of, ready
-from posegen.runner.images import absent_pictures, picture, read_png, write_png
+from posegen.runner.images import absent, absent_pictures, picture, read_png, write_png
 from posegen.runner.method_folder import find_checkpoint
 from posegen.runner.stage import Stage
+from posegen.runner.user_requests.guides import MANNEQUIN, default_estimator, people_in_picture
+from posegen.runner.user_requests.prompt_files import PromptRow, read_prompt_file
 
 PROMPTS = "posegen.data.user_samples.Prompts"
 GIVES = {"poses": "poses", "prior": "poses", "source": "a person"}
 
 
 def with_prompts(cfg: DictConfig) -> DictConfig:
-    """The configuration with ``prompt``, if any, as the test split.
+    """The configuration with ``prompt`` or ``prompts``, if any, as the test split.
 
-    A prompt is repeated ``images`` times. Its people come from ``poses``, a file that `posegen.poses.reading` knows, or
-    from ``prior``; a method that reads no pose needs neither. Anything missing or unfitting is a `UserError`.
+    A prompt is repeated ``images`` times. Its people come from ``poses``, anything that `posegen.poses.reading` knows,
+    from its line of the file ``prompts``, or from ``prior``; a method that reads no pose needs none. Anything missing
+    or unfitting is a `UserError`.
     """
-    prompt = cfg.get("prompt")
-    if prompt is None:
+    rows = prompt_rows(cfg)
+    if rows is None:
         if extra := [key for key in GIVES if cfg.get(key) is not None]:
             fix = "add prompt='a photo of a person'"
             raise UserError(f"{extra[0]} gives {GIVES[extra[0]]} to prompts, and there is no prompt; {fix}")
         return cfg
-    files = source_files(cfg)
+    images, files = int(cfg.images), source_files(cfg, rows)
+    size = list(Components(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
+    node: dict[str, Any] = {"_target_": PROMPTS, "prompts": [row.prompt for row in rows for _ in range(images)]}
+    node |= {"people": None, "size": size}
+    if files:
+        node["sources"] = [each for each in files for _ in range(images)] if isinstance(files[0], list) else files
+    if rows[0].name is not None:
+        node["names"] = [f"{row.name}_{i}" if images > 1 else row.name for row in rows for i in range(images)]
+    if cfg.get("prior") is not None:
+        if cfg.get("poses") is not None or any(row.poses is not None for row in rows):
+            raise UserError("poses and prior are both set, and each gives the poses; leave one of them out")
+        node["people"] = sampled_poses(cfg, node)
+    elif guides := guides_of_prompts(cfg, rows, images, (size[0], size[1])):
+        node["people"] = [guide.people for guide in guides]
+        if any(guide.drawing for guide in guides):
+            node["drawings"] = [guide.drawing for guide in guides]
+    dataset = "prompts"
+    if any(
+        row.poses is not None or row.source for row in rows
+    ):  # of which the name of the file of prompts says nothing
+        brought = [node["people"], *(file_hash(Path(file)) for file in dict.fromkeys(user_files(node)))]
+        dataset = f"{dataset}~{value_hash(brought, 6)}"
+    if cfg.get("prompts") is not None and node["people"]:
+        node["people"] = [json.dumps(people) for people in node["people"]]  # Hydra is slow with thousands of numbers
+    return replaced(cfg, data={"test": node}, dataset=dataset)
+
+
+def user_files(node: Mapping[str, Any]) -> Iterator[str]:
+    """The files of pictures that a node of `PROMPTS` names."""
+    for files in (*node.get("sources", ()), *node.get("drawings", ())):
+        yield from [files] if isinstance(files, str) else files or ()
+
+
+def prompt_rows(cfg: DictConfig) -> list[PromptRow] | None:
+    """The prompts of ``prompt`` or of the file ``prompts``; None without either."""
+    prompt, file = cfg.get("prompt"), cfg.get("prompts")
+    if file is not None:
+        if prompt is not None:
+            raise UserError("prompt and prompts are both set, and each gives the prompts; leave one of them out")
+        with reported():
+            return read_prompt_file(Path(str(file)).expanduser())
+    if prompt is None:
+        return None
     texts = [str(text) for text in prompt] if isinstance(prompt, ListConfig) else [str(prompt)]
     if not texts:
         raise UserError("prompt is an empty list; give at least one text, or leave it out for the test data")
-    prompts = [text for text in texts for _ in range(int(cfg.images))]
-    size = list(Components(cfg).data("test").size)  # the canvas of the data set whose place the prompts take
-    node = {"_target_": PROMPTS, "prompts": prompts, "people": None, "size": size}
-    node |= {"sources": files} if files else {}
-    node["people"] = people_of_prompts(cfg, node)
-    return replaced(cfg, data={"test": node}, dataset="prompts")
+    return [PromptRow(f"prompt {i}", text) for i, text in enumerate(texts, 1)]
 
 
-def people_of_prompts(cfg: DictConfig, node: dict[str, Any]) -> list[Any] | None:
-    """The people of each prompt, from ``poses`` or ``prior``; None where the method reads no pose and none is given."""
-    poses, prior = cfg.get("poses"), cfg.get("prior")
-    if prior is not None and poses is not None:
-        raise UserError("poses and prior are both set, and each gives the poses; leave one of them out")
-    if prior is not None:
-        return sampled_poses(cfg, node)
+def guides_of_prompts(
+    cfg: DictConfig, rows: Sequence[PromptRow], images: int, size: tuple[int, int]
+) -> list[Guide] | None:
+    """Who is in every image, from ``poses`` or from the rows; None where no pose is given and the method reads none."""
+    poses, posed, count = cfg.get("poses"), [row.poses is not None for row in rows], len(rows) * images
     if poses is not None:
-        return people_from_file(Path(str(poses)).expanduser(), len(node["prompts"]), node["size"], cfg.get("canvas"))
-    if "hint" in method_class(cfg).needs:
-        fix = "set poses=FILE (COCO or OpenPose json), or prior=gunet"
-        raise UserError(f"adapter={cfg.method} draws a pose and the prompt brings none; {fix}")
-    return None
+        if any(posed):
+            fix = "leave one of them out"
+            raise UserError(f"poses={poses} and {cfg.prompts} ({rows[posed.index(True)].place}) both give poses; {fix}")
+        found = guides_from(cfg, str(poses), size)
+        if len(found) not in (1, len(rows), count):
+            asked = f"there are {count} prompts (prompt times images)"
+            raise UserError(f"poses={poses} holds {len(found)} images and {asked}; give one, or as many")
+        return found * count if len(found) == 1 else [guide for guide in found for _ in range(count // len(found))]
+    if "hint" in method_class(cfg).needs and not all(posed):
+        brings = f"{cfg.prompts}, {rows[posed.index(False)].place}, brings" if any(posed) else "the prompt brings"
+        fix = "set poses=FILE (COCO or OpenPose json, or a picture), or prior=gunet"
+        raise UserError(f"adapter={cfg.method} draws a pose and {brings} none; {fix}")
+    if not any(posed):
+        return None
+    every: list[Guide] = []
+    for row in rows:
+        found = [Guide([])] if row.poses is None else guides_from(cfg, row.poses, size, f"{cfg.prompts} ({row.place})")
+        if len(found) > 1:
+            raise UserError(f"{cfg.prompts}, {row.place}: {row.poses} holds {len(found)} images; give one for a prompt")
+        every += found * images
+    return every
 
 
-def source_files(cfg: DictConfig) -> list[str]:
-    """The files in ``source``, absolute, if the method takes a person from pictures; none otherwise."""
-    source = cfg.get("source")
+def source_files(cfg: DictConfig, rows: Sequence[PromptRow] = ()) -> list[Any]:
+    """The files in ``source``, absolute, if the method takes a person from pictures, or lists of those of each row."""
+    source, given = cfg.get("source"), [row.source for row in rows if row.source]
     source = source if source is None or isinstance(source, ListConfig) else str(source)
+    shown = f"source={source}" if source is not None else f"{cfg.get('prompts')} with its key source"
     if "source" not in method_class(cfg).needs:
-        if source is not None:
+        if source is not None or given:
             fix = "leave it out, or choose adapter=dnaf"
-            raise UserError(f"adapter={cfg.method} reads no picture of a person, and source={source} gives one; {fix}")
+            raise UserError(f"adapter={cfg.method} reads no picture of a person, and {shown} gives one; {fix}")
         return []
-    if source is None:
+    if source is None and not given:
         fix = "set source=FILE, or leave prompt out and sample data with pairs"
         raise UserError(f"adapter={cfg.method} takes a person from a picture; {fix}")
-    files = [source] if isinstance(source, str) else [str(each) for each in source]
-    try:
+    if given:
+        if source is not None:
+            raise UserError(f"{shown} and {cfg.prompts} both give pictures of people; leave one of them out")
+        if len({len(row.source) for row in rows}) > 1:
+            other = next(row for row in rows if len(row.source) != len(rows[0].source))
+            both = f"{rows[0].place} has {len(rows[0].source)}, {other.place} has {len(other.source)}"
+            raise UserError(f"{cfg.prompts}: {both} pictures in source; give each prompt as many")
+    with reported():
+        for row in rows if given else ():
+            user_pictures(list(row.source), f"{cfg.prompts}, {row.place}: source")
+        if given:
+            return [[str(Path(file).expanduser().resolve()) for file in row.source] for row in rows]
+        files = [source] if isinstance(source, str) else [str(each) for each in source]
         user_pictures(source if isinstance(source, str) else files)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return [str(Path(file).expanduser().resolve()) for file in files]
 
 
@@ -112,35 +181,47 @@ def sampled_poses(cfg: DictConfig, node: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def printed_warnings() -> Iterator[None]:
-    """Prints each warning as a line of its own, without the place in the program."""
+def reported() -> Iterator[None]:
+    """Prints each warning as a line of its own, without the place in the program; makes ValueErrors `UserError`s."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)
-        yield
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(str(error)) from error
     for warning in found:
         print(warning.message, file=sys.stderr)
 
 
-@printed_warnings()
-def people_from_file(file: Path, count: int, size: Sequence[int], drawn_on: Any = None) -> list[Any]:
-    """The people of each prompt from a file: one image's for all of them, or as many images as prompts.
+@dataclass(frozen=True)
+class Guide:
+    """Who is in an image: people ``[P, 17, 3]`` as lists, or the file of a drawn skeleton."""
 
-    ``size`` is (height, width) of the images, and ``drawn_on`` of the canvas, where the file does not say it.
+    people: list[Any]
+    drawing: str | None = None
+
+
+def guides_from(cfg: DictConfig, poses: Any, size: tuple[int, int], name: str = "poses") -> list[Guide]:
+    """Who is in the images of a size (height, width): of a file of keypoints, a drawing, or a picture of people.
+
+    ``cfg.canvas`` is the canvas of keypoints where their file does not say it, ``cfg.estimator`` reads pictures; by
+    default it is that of the mannequin world, which reads no others.
     """
-    canvas = (size[0], size[1])
-    try:
-        given = named_canvas(read_poses(str(file), "poses"), drawn_on)
-        found = [entry.on(canvas) for entry in given]
-        if any(entry.picture is not None for entry in found):
-            fix = "this verb reads keypoints (COCO or OpenPose json), posegen.PoseGuidedPipeline takes pictures, too"
-            raise UserError(f"poses={file} is a picture; {fix}")
-        people = [people_on(entry, canvas) for entry in found]
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if len(people) not in (1, count):
-        asked = f"there are {count} prompts (prompt times images)"
-        raise UserError(f"poses={file} holds {len(people)} images and {asked}; give one, or as many")
-    return [entry.tolist() for entry in people * (count // len(people))]
+    with reported():
+        return [guide_on(cfg, entry, size) for entry in named_canvas(read_poses(poses, name), cfg.get("canvas"))]
+
+
+def guide_on(cfg: DictConfig, entry: PoseInput, size: tuple[int, int]) -> Guide:
+    if entry.drawn_for(size, (0.0, 1.0)) is not None:
+        return Guide([], str(Path(entry.name).resolve()))
+    if entry.picture is None:
+        return Guide(people_on(entry.on(size), size).tolist())
+    torch.set_num_threads(cfg.budget.threads)
+    usual = OmegaConf.load(conf_dir() / "estimator" / f"{MANNEQUIN}.yaml")
+    given, shipped = (OmegaConf.to_container(node, resolve=True) for node in (cfg.estimator, usual))
+    recipe = cfg.backbone.get("recipe", "published")
+    estimator = default_estimator(entry.name, recipe) if given == shipped else build_node(cfg.estimator)
+    return Guide(people_on(PoseInput(entry.name, people_in_picture(entry, size, estimator)), size).tolist())
 
 
 def named_canvas(entries: Sequence[PoseInput], canvas: Any) -> list[PoseInput]:
@@ -163,13 +244,20 @@ def people_on(entry: PoseInput, canvas: tuple[int, int]) -> np.ndarray:
 
 
 class Illustration(Stage):
-    """Writes ``folder/judged/<index>.png``: the given pose, the image, and the pose that the estimator finds in it."""
+    """Writes ``folder/judged/<index>.png``: the given pose, the image, and the pose that the estimator finds in it; and
+    ``folder/named/<name>.png``, the images again, where prompts have names."""
 
     def __init__(self, components: Components, folder: Path) -> None:
         self.components, self.folder = components, folder
 
+    @property
+    def named(self) -> list[Path]:
+        names = getattr(self.components.data("test"), "names", None) or ()
+        return [self.folder / "named" / f"{name}.png" for name in names]
+
     def lost(self) -> list[Path]:
-        return absent_pictures(self.folder / "judged", range(len(self.components.data("test"))))
+        judged = absent_pictures(self.folder / "judged", range(len(self.components.data("test"))))
+        return judged + (absent(*self.named) if (self.folder / "named").is_dir() else [])
 
     def finish(self) -> None:
         components, samples = self.components, self.folder / "samples"
@@ -180,3 +268,6 @@ class Illustration(Stage):
             for i, judgement in zip(rows, judged, strict=True):
                 drawn = components.kind.shown(read_png(picture(samples, i)), judgement)
                 write_png(picture(self.folder / "judged", i), drawn)
+        for i, file in enumerate(self.named):
+            with replacing(file, durable=False) as temporary:
+                shutil.copyfile(picture(samples, i), temporary)

@@ -25,12 +25,11 @@ from posegen.metrics.garments import summarised, transferred
 from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
-from posegen.runner.encodings import tell_cut_prompts
 from posegen.runner.experiment import method_class, replaced
 from posegen.runner.generate import Generation, batch_of, ready
 from posegen.runner.images import SHOWN, absent, absent_pictures, enlarged, picture, read_png, under, visible, write_png
 from posegen.runner.user_requests.inpainting import Kept, pasted
-from posegen.runner.user_requests.prompts import people_from_file, source_files
+from posegen.runner.user_requests.prompts import guides_from, source_files
 
 FILES = ("picture", "mask", "source")
 SIDE = 192  # least height of a picture in the comparison
@@ -67,7 +66,7 @@ def with_picture(cfg: DictConfig) -> DictConfig:
         "_target_": "posegen.data.user_samples.UserTransfer",
         **{name: str(Path(cfg[name]).expanduser().resolve()) for name in ("picture", "mask")},
         "sources": worn,
-        "people": people_of(cfg, components, image, size).tolist(),
+        **people_of(cfg, components, image, size),
         "size": list(size),
         "prompt": "" if cfg.prompt is None else str(cfg.prompt),
         "images": int(cfg.images),
@@ -75,19 +74,23 @@ def with_picture(cfg: DictConfig) -> DictConfig:
     return replaced(cfg, data={"test": node}, dataset="own")
 
 
-def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The people ``[P, 17, 3]`` of a picture, on the canvas: ``cfg.poses``, on the picture's pixels, or estimated."""
+def people_of(cfg: DictConfig, components: Components, image: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """The people ``[P, 17, 3]`` of a picture, on the canvas: ``cfg.poses``, on the picture's pixels, or estimated; or
+    the file of a drawn skeleton."""
     if cfg.poses is not None:
-        [people] = people_from_file(Path(str(cfg.poses)).expanduser(), 1, image.shape[:2], cfg.canvas)
-        keypoints = np.asarray(people, np.float32)
+        guide, *others = guides_from(cfg, str(cfg.poses), (image.shape[0], image.shape[1]))
+        if others:
+            raise UserError(f"poses={cfg.poses} holds {len(others) + 1} images; give that of the picture alone")
+        keypoints = np.asarray(guide.people, np.float32).reshape(-1, 17, 3)
         keypoints[..., :2] = (keypoints[..., :2] + 0.5) * np.divide(size[::-1], image.shape[1::-1]) - 0.5
-        return np.where(keypoints[..., 2:] > 0, keypoints, 0)
+        people = {"people": np.where(keypoints[..., 2:] > 0, keypoints, 0).tolist()}
+        return people | ({"drawing": guide.drawing} if guide.drawing else {})
     found = visible(components.estimator.estimate(to_tensor(stretch_to(image, size))[None])[0].keypoints)
     found = found[(found[..., 2] > 0).any(-1)]
     if not len(found):
         fix = "set poses=FILE (COCO or OpenPose json), or another estimator="
         raise UserError(f"picture={cfg.picture}: the estimator finds nobody in it; {fix}")
-    return found
+    return {"people": found.tolist()}
 
 
 class Transfer(Generation):
@@ -126,7 +129,7 @@ class Transfer(Generation):
                 for i, mask, image in zip(rows, masks, images, strict=True):
                     write_png(picture(self.samples, i), pasted(people.picture_of(i), mask, image, components.cfg.soft))
                 progress.update(len(rows))
-        tell_cut_prompts(components.backbone, prompts)
+        self.tell_cut(prompts)
 
     def finish(self) -> None:
         """Writes ``records.csv``, ``summary.csv`` and ``comparison.png`` from the pictures on disk."""
