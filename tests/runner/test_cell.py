@@ -13,6 +13,7 @@ from posegen.config.cell_folder import cell_folder
 from posegen.errors import CellConflict, UserError
 from posegen.io.hashes import content_hash
 from posegen.runner.cell import Cell, differences, identity
+from tests.tiny import configured
 
 
 def config(tmp_path: Path, **changes: object) -> dict:
@@ -61,6 +62,13 @@ def test_the_folder_names_what_differs_and_nothing_neutral(tmp_path: Path) -> No
         folder(config(tmp_path, seed=3), overrides)
         == tmp_path / "train/controlnet/mannequin,sampler.guidance=4,trainer=smoke/seed3"
     )
+
+
+def test_an_override_may_ask_for_the_folder() -> None:
+    with configured(
+        "train", "logger._target_=lightning.pytorch.loggers.CSVLogger", "+logger.save_dir=${paths.cell}/x"
+    ) as cfg:
+        assert cfg.logger.save_dir == f"{cfg.paths.cell}/x" and cfg.paths.cell.endswith("seed0")
 
 
 def test_files_in_a_list_are_named_without_their_folders(tmp_path: Path) -> None:

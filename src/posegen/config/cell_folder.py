@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -42,7 +43,8 @@ def cell_folder(_root_: DictConfig) -> str:
     folder.
     """
     study = study_folder(_root_)
-    parts = [override.lstrip("+~").partition("=") for override in HydraConfig.get().overrides.task]
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # it may ask for this folder
+    parts = [str(override).lstrip("+~").partition("=") for override in task]
     given = {key.split("@")[0]: text for key, _, text in parts}  # ``adapter@package`` counts as ``adapter``
     named = sorted(f"{key}={short_value(_root_, key, text)}" for key, text in given.items() if is_named(key, text))
     name = ",".join([str(_root_.dataset), *named]).replace("/", "-").replace(" ", "")
