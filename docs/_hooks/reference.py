@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 from posegen.adapters.base import Adapter, Paper
 from posegen.config import groups as listing
 from posegen.config import nodes
+from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
 from posegen.config.groups import Option
 from posegen.config.problems import as_typed
-from posegen.config.settings import settings
 from posegen.config.verb_files import verbs
 from posegen.runner.components import Components
 

@@ -31,7 +31,12 @@ from posegen.metrics.base import Estimator
 from posegen.poses.reading import PoseInput, checked_people
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
-from posegen.runner.pipeline_arguments import (
+from posegen.runner.received.classes import constructed
+from posegen.runner.sampler import Sampler
+from posegen.runner.sharing.card import model_card, record_of
+from posegen.runner.sharing.repository import local_folder, upload, without_pickles
+from posegen.runner.user_requests.guides import default_estimator, people_in_picture
+from posegen.runner.user_requests.pipeline_arguments import (
     TextInput,
     finite_number,
     number_between,
@@ -39,12 +44,7 @@ from posegen.runner.pipeline_arguments import (
     seeds,
     whole_number,
 )
-from posegen.runner.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler
-from posegen.runner.received.classes import constructed
-from posegen.runner.sampler import Sampler
-from posegen.runner.sharing.card import model_card, record_of
-from posegen.runner.sharing.repository import local_folder, upload, without_pickles
-from posegen.runner.user_requests.guides import default_estimator, people_in_picture
+from posegen.runner.user_requests.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5

@@ -30,8 +30,8 @@ def tries(campaign: Campaign, study: Study, dice: random.Random) -> list[Try]:
 
 def described(study: Study) -> dict[str, dict[str, Any]]:
     """Verb -> key -> its setting, each key with the first verb that has it."""
+    from posegen.config.checking.settings import settings
     from posegen.config.compose import composed
-    from posegen.config.settings import settings
 
     words = {"benchmark": ["benchmark=smoke"], "sample": ["prior=gunet"]}
     found: dict[str, dict[str, Any]] = {}

@@ -12,12 +12,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from posegen import cli
-from posegen.config.annotations import mismatches
 from posegen.config.app import Command
-from posegen.config.arguments import argument_problems
-from posegen.config.check import require_valid, shared_batch_problem
+from posegen.config.checking.annotations import mismatches
+from posegen.config.checking.arguments import argument_problems
+from posegen.config.checking.check import require_valid, shared_batch_problem
+from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
-from posegen.config.settings import settings
 from posegen.errors import UserError
 
 

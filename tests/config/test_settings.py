@@ -14,11 +14,11 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from posegen.config import groups
-from posegen.config.annotations import json_schema, mismatches, words
 from posegen.config.app import Command
+from posegen.config.checking.annotations import json_schema, mismatches, words
+from posegen.config.checking.settings import Setting, settings
 from posegen.config.compose import composed
 from posegen.config.schema import VERBS
-from posegen.config.settings import Setting, settings
 from posegen.config.sweep import axes
 from posegen.errors import UserError
 from posegen.ranges import AtLeastOne, BelowOne, Positive, ZeroToOne

@@ -16,9 +16,9 @@ from posegen.backbones.loading.single_file import vae_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
-from posegen.runner.pipeline_sampler import NoisyBatch
 from posegen.runner.sampler import Sampler
 from posegen.runner.user_requests.inpainting import Kept, pasted, reduced
+from posegen.runner.user_requests.pipeline_sampler import NoisyBatch
 from tests.adapters.cases import backbone_of
 from tests.adapters.test_dnaf import MANNEQUIN
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from posegen.cli import main
-from posegen.config.check import validate
+from posegen.config.checking.check import validate
 from posegen.metrics.estimators.higherhrnet import HigherHRNet
 from posegen.runner.cell import Cell
 from posegen.runner.components import Components

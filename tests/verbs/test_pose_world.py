@@ -12,7 +12,7 @@ import torch
 
 from posegen.adapters.reference_pose import mean_pose
 from posegen.cli import main
-from posegen.config.check import validate
+from posegen.config.checking.check import validate
 from posegen.data.base import Sample
 from posegen.errors import UserError
 from posegen.io.atomic import read_json

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posegen.config.check import require_valid
+from posegen.config.checking.check import require_valid
 from posegen.data.condition import Defect
 from posegen.data.on_disk.preparation_report import MOST_LISTED, SplitReport, report_page
 from posegen.errors import UserError

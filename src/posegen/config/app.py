@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from posegen.config import groups
-from posegen.config.check import require_valid, validate
+from posegen.config.checking.check import require_valid, validate
 from posegen.config.compose import HYDRA_VERSION, compose, composed, user_folders
 from posegen.config.overrides import forced, hydra_message, readable
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats

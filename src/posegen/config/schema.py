@@ -1,8 +1,8 @@
 """The keys of every node that no class describes: groups without ``_target_``, and the verbs' files.
 
-The arguments of a ``_target_`` are described by its signature, see `posegen.config.arguments`; ``trainer`` stands here
-as well, because Lightning says late, or never, what it cannot do. A node need not have all keys of its class here, and
-may have others, which `posegen.config.nodes.unknown` judges.
+The arguments of a ``_target_`` are described by its signature, see `posegen.config.checking.arguments`; ``trainer``
+stands here as well, because Lightning says late, or never, what it cannot do. A node need not have all keys of its
+class here, and may have others, which `posegen.config.nodes.unknown` judges.
 """
 
 from __future__ import annotations

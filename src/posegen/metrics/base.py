@@ -88,7 +88,7 @@ class Judged:
 class Observer(ABC):
     """Measures more about the judged images: features of another network, or the estimator on swapped colours."""
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     compares: ClassVar[bool] = False  # whether it looks at the targets' pictures, too
 
     @abstractmethod
@@ -137,7 +137,7 @@ class Metric(ABC):
     """One family of columns, computed in two steps so that tables need no images: ``record`` reduces one judged
     image to a few numbers and small arrays; ``resampled`` turns records of a set into values, for many resamples."""
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     columns: Sequence[str | Column] = ()  # that `compute` returns, in table order; a plain name is a shown column
     lower_is_better: frozenset[str] = frozenset()  # plain names of which smaller values are better
 

@@ -31,7 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class FeatureNetwork(ABC):
     """Images ``[B, 3, side, side] float32`` in 0 to 255, RGB, to features."""
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     side: int = 299  # height and width of the images
     configured: bool = True  # whether its weights are named
 

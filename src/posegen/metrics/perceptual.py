@@ -25,7 +25,7 @@ class Lpips:
 
     ``alexnet`` is torchvision's file; None switches it off. ``linear`` is one of linear layers; None: version 0.1."""
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
 
     def __init__(self, alexnet: str | None = None, linear: str | None = None) -> None:
         self.alexnet, self.linear, self.configured = alexnet, linear, alexnet is not None

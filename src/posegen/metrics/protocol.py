@@ -32,7 +32,7 @@ class Protocol:
         hidden: columns that are left out of the shown table.
     """
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     sample: Literal["image", "pose"] = "image"  # what is judged; `Backbone.sample` must agree
     draws: int = 1  # samples that are generated, and judged together, per caption
     #: What a table's caption says about the columns.

@@ -39,7 +39,7 @@ class Sampler:
         precision: of the networks, in Lightning's names; the scheduler and the decoder compute in single precision.
     """
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
 
     def __init__(
         self,

@@ -19,10 +19,10 @@ from typing import Any, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.app import FLAGS, Command
+from posegen.config.checking.settings import Setting
 from posegen.config.groups import groups, primaries
 from posegen.config.nodes import has_target, target_path
 from posegen.config.schema import VERBS, NodeKeys
-from posegen.config.settings import Setting
 from posegen.config.typed_text import is_place, is_text
 from posegen.config.verb_files import positional, verbs
 from posegen.errors import UserError

@@ -187,7 +187,7 @@ def test_the_option_builds_it(tmp_path: Path) -> None:
 
 
 def test_the_option_wants_a_file() -> None:
-    from posegen.config.check import require_valid
+    from posegen.config.checking.check import require_valid
 
     with (
         composed("train", ("estimator=mobilenetv2",)) as cfg,

@@ -70,7 +70,7 @@ class CocoSingle(PoseData):
 
     name = "coco_single"
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
 
     def __init__(
         self,

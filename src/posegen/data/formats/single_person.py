@@ -17,7 +17,7 @@ class SinglePerson(PoseData):
     ``joints``: GUNet's choice (arXiv:2409.11689).
     """
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
 
     def __init__(self, data: PoseData, count: AtLeastOne | None = None, joints: JointCount = 8) -> None:
         self.data, self.count, self.joints = data, count, joints

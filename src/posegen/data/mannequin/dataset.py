@@ -24,7 +24,7 @@ class MannequinData(PoseData):
     """
 
     name = "mannequin"
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     renders: ClassVar[type[World]] = World
 
     def __init__(

@@ -40,7 +40,7 @@ class RealData(PoseData):
     lists; the identity of the data is the content of the index. Raises ValueError: an option is invalid.
     """
 
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
 
     def __init__(
         self,

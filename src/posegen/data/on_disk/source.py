@@ -56,7 +56,7 @@ class Source(ABC):
 
     name: str  # of the data set
     root: Path  # the folder that the user names
-    checkable = True  # the constructor loads nothing, see `posegen.config.check.refused`
+    checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     canvases_fit: bool = False  # a pose's ``frame`` has the shape of its image, or something is wrong
 
     @abstractmethod

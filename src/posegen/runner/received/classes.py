@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 
 from posegen.config import groups
-from posegen.config.annotations import mismatches
-from posegen.config.arguments import HYDRA_KEYS, evaluated
+from posegen.config.checking.annotations import mismatches
+from posegen.config.checking.arguments import HYDRA_KEYS, evaluated
 from posegen.errors import UserError
 
 Kind = TypeVar("Kind")

@@ -21,14 +21,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
-from posegen.config.arguments import argument_problems, locate
 from posegen.config.cell_folder import require_inside
+from posegen.config.checking.arguments import argument_problems, locate
+from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.resolvers import gpus
 from posegen.config.schema import VERBS, CellKeys
-from posegen.config.settings import settings
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty
 

@@ -22,7 +22,7 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_a
 
 def argument_problems(key: str, node: DictConfig) -> list[Problem]:
     """What is wrong with the names of the arguments of the ``_target_`` of ``node``, which stands at ``key``, and with
-    the classes of those that are built themselves; `posegen.config.settings` judges values."""
+    the classes of those that are built themselves; `posegen.config.checking.settings` judges values."""
     target = locate(target_path(node))
     if isinstance(target, str):
         return [Problem(f"{key}._target_", target, target_path(node))]

@@ -1,8 +1,8 @@
 """The settings of a composed configuration: every key with what it may hold.
 
 What a key may hold stands in one of two places: in the signature of the class that a ``_target_`` names, or, where no
-class describes a node, in `posegen.config.schema`. The check, the options' pages of the documentation and the tests
-read both here.
+class describes a node, in `posegen.config.schema`. The check, the options' pages of the documentation and the
+tests read both here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from posegen.config.annotations import json_schema, mismatches, names_in, options_of, range_words, words
-from posegen.config.arguments import argument_types
+from posegen.config.checking.annotations import json_schema, mismatches, names_in, options_of, range_words, words
+from posegen.config.checking.arguments import argument_types
 from posegen.config.nodes import children, dotted, leaf_nodes, origin, target_nodes, value_of
 from posegen.config.problems import NO_VALUE, Problem, nearest
 from posegen.config.schema import VERBS, CellKeys, NodeKeys

@@ -1,0 +1,1 @@
+"""What a configuration may hold, and what is wrong with one."""
