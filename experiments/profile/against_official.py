@@ -31,7 +31,7 @@ from posegen.io.tables import csv_text
 from posegen.runner.cell import provenance
 from posegen.runner.components import Components
 from posegen.runner.precision import keeping, networks
-from posegen.runner.sampler import Sampler, predicted, weighted
+from posegen.runner.sampler import Sampler, predicted
 from posegen.train.profiling import Clock, MeasuredMethod, Phase, in_fresh_process, process_peak_mb, timed_step
 from posegen.verbs.profile import (
     PHASES,
@@ -108,7 +108,7 @@ class PlainSampler(Sampler):
         predictions = [
             predicted(adapter, each, latents.repeat(len(each) // len(latents), 1, 1, 1), timestep) for each in passes
         ]
-        return weighted(torch.cat(predictions), weights)
+        return self.combined(torch.cat(predictions), weights)
 
     def branch(self, adapter: Adapter, batch: PoseBatch, state: State, count: int, index: int) -> State:
         """The state of one branch of ``count``, encoded again or cut out of ``state``."""

@@ -274,6 +274,7 @@ def test_shipped_experiments_have_no_problems() -> None:
         assert found == [], name
 
 
+@pytest.mark.slow
 def test_shipped_benchmarks_have_no_problems() -> None:
     from posegen.config.groups import groups
 

@@ -58,6 +58,7 @@ def finished(user: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_every_column_of_every_protocol_is_filled_or_says_why_not(finished: Path) -> None:
     rows, text = table(finished), (finished / "benchmark/human_art/table.md").read_text()
     assert [name for name in rows if name in ROWS] == ROWS
@@ -80,6 +81,7 @@ def test_every_column_of_every_protocol_is_filled_or_says_why_not(finished: Path
         assert f"{name}" in text.split("\n\n", 2)[-1], name
 
 
+@pytest.mark.slow
 def test_scenarios_are_broken_down(finished: Path) -> None:
     with (finished / "benchmark/human_art/table_scenarios.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

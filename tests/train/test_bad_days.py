@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,15 @@ def test_code_of_others_cannot_end_a_training_as_finished(
     assert reason in said and ("Traceback" in said) == reason.startswith("RuntimeError")
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C counts, which a shell turns off for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("way", "step"), [("ctrl-c", 2), ("terminate", 3)])
 def test_a_stopped_training_says_what_it_keeps_and_the_same_command_continues_it(
     way: str, step: int, world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

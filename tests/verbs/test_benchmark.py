@@ -112,6 +112,7 @@ def test_given_weights_are_judged_and_nothing_is_trained(
     assert "holds no method folder humansd; make it with posegen convert adapter=humansd" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_any_sharding_gives_the_same_bytes(world: list[str], tmp_path: Path) -> None:
     made = []
     for name, sharing in {

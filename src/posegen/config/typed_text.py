@@ -23,7 +23,7 @@ from posegen.config.schema import VERBS, CellKeys
 from posegen.errors import UserError
 
 #: Sentences. ``${`` is text in them, and brackets around a single text belong to it.
-SENTENCE = re.compile(r"(^|\.)(prompt|negative_prompt|title)$")
+SENTENCE = re.compile(r"(^|\.)(prompt|negative_prompt|title|message)$")
 #: Places on the disk. In these and in `TEXT`, ``${...}`` is Hydra's.
 PLACE = re.compile(
     r"^(source|target|weights|poses|picture|mask|prompts|overlays|joint_vectors|out|expected|checkpoints)$"
@@ -33,7 +33,8 @@ PLACE = re.compile(
 )
 #: Names of things.
 NAME = re.compile(
-    r"^study$|^logger\.(project|entity|name|group|notes|job_type|save_dir)$|(^|\.)id$|^data\.(strip|add)_prefix$"
+    r"^(study|repo|revision)$|^logger\.(project|entity|name|group|notes|job_type|save_dir)$|(^|\.)id$"
+    r"|^data\.(strip|add)_prefix$"
 )
 #: All keys whose values are text.
 TEXT = re.compile(rf"{SENTENCE.pattern}|{PLACE.pattern}|{NAME.pattern}")
