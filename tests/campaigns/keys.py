@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from posegen.config.typed_text import is_text
 from tests.campaigns.study import Study, cell_of
 from tests.campaigns.trying import Campaign, Child, Try, posegen
 
@@ -99,7 +100,8 @@ def runs(campaign: Campaign, study: Study, found: dict[str, dict[str, Any]], dic
                 return fault
             if ending.code:
                 return campaign.refused(ending, key.rpartition(".")[2])
-            if problems := replace(found[verb][key], value=value).problems():
+            given = typed(value) if is_text(key, verb) else value  # false is a word where words are expected
+            if problems := replace(found[verb][key], value=given).problems():
                 return f"exit 0, although the check says {problems[0]}"
             return not_finite(place / "o")
 
