@@ -4,4 +4,5 @@ import sys
 
 from posegen.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a process that it starts imports this file, too
+    sys.exit(main())

@@ -85,7 +85,8 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("place", "command"), cases())
 def test_commands_pass_the_check(place: str, command: str) -> None:
     words = shlex.split(command)
-    _, verb, *rest = words[: words.index("#")] if "#" in words else words
+    ends = [words.index(mark) for mark in ("#", "|") if mark in words]
+    _, verb, *rest = words[: min(ends, default=None)]
     if verb == "check":
         verb, *rest = rest or ["train"]
     assert verb in verbs()
