@@ -1,4 +1,4 @@
-"""The pipeline: what it makes, what it keeps, and what it refuses."""
+"""The pipeline: what it makes, what it keeps, and what it refuses; `test_pipeline_and_diffusers` compares it."""
 
 from __future__ import annotations
 
@@ -89,55 +89,6 @@ def images(pipe: PoseGuidedPipeline, *args: Any, **kwargs: Any) -> np.ndarray:
 
 
 # What it makes.
-
-
-def test_it_is_what_diffusers_makes_of_the_same_weights(tmp_path: Path) -> None:
-    """Same noise, prompt and drawing through diffusers' own ControlNet pipeline."""
-    backbone = StableDiffusion.from_parts(parts_of(SD1))
-    method = ControlNet()
-    method.attach(backbone)
-    with torch.no_grad():
-        for p in method.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=seeded(p.numel())))
-    save_method(tmp_path, method, backbone)
-    components = backbone.parts
-    theirs = diffusers.StableDiffusionControlNetPipeline(
-        components.autoencoder,
-        components.text_encoder,
-        components.tokenizer,
-        components.unet,
-        diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet"),
-        diffusers.DDIMScheduler.from_config(components.scheduler),
-        None,
-        None,
-        requires_safety_checker=False,
-    )
-    theirs.set_progress_bar_config(disable=True)
-    ours = PoseGuidedPipeline(method)
-    ours.set_progress_bar_config(disable=True)
-    hint = Image.fromarray(DRAWING_STYLES["openpose"](person()[None], (64, 64)))
-    noise = torch.randn(2, 4, 8, 8, generator=seeded())
-    settings: dict[str, Any] = {
-        "num_inference_steps": 3,
-        "guidance_scale": 4.0,
-        "negative_prompt": "blurred",
-        "num_images_per_prompt": 2,
-        "output_type": "np",
-    }
-    expected = theirs("a dancer", image=hint, latents=noise, height=64, width=64, **settings).images
-    for poses in (person(), hint):
-        made = ours("a dancer", poses, latents=noise, height=64, width=64, **settings).images
-        assert made.shape == (2, 64, 64, 3) and np.abs(made - expected).max() < 1e-4
-    assert np.abs(ours("a dancer", latents=noise, height=64, width=64, **settings).images - expected).max() > 1e-2, (
-        "the pose matters"
-    )
-    weaker = theirs(
-        "a dancer", image=hint, latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings
-    ).images
-    made = ours(
-        "a dancer", person(), latents=noise, height=64, width=64, controlnet_conditioning_scale=0.5, **settings
-    ).images
-    assert np.abs(made - weaker).max() < 1e-4 < np.abs(made - expected).max()
 
 
 def test_an_image_is_a_function_of_its_generator(pipe: PoseGuidedPipeline) -> None:

@@ -57,9 +57,9 @@ class Pair:
         self.text_to_image = diffusers.StableDiffusionPipeline(**shared, **nothing)
         for pipe in (self.ours, self.theirs, self.text_to_image):
             pipe.set_progress_bar_config(disable=True)
-        person = np.random.default_rng(0).uniform(12, 52, (1, 17, 3))
-        person[..., 2] = 2
-        self.pose = Image.fromarray(DRAWING_STYLES["openpose"](person, (64, 64)))
+        self.keypoints = np.random.default_rng(0).uniform(12, 52, (1, 17, 3))
+        self.keypoints[..., 2] = 2
+        self.pose = Image.fromarray(DRAWING_STYLES["openpose"](self.keypoints, (64, 64)))
 
     def made(self, pipe: Any, prompt: Any = "a dancer", **settings: Any) -> Tensor:
         posed = {} if pipe is self.text_to_image else {"image": self.pose}
@@ -79,6 +79,17 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:
     return Pair(tmp_path)
+
+
+def test_the_same_weights_make_the_same_images_of_keypoints_and_of_their_drawing(pair: Pair) -> None:
+    settings: dict[str, Any] = {"negative_prompt": "blurred", "num_images_per_prompt": 2}
+    settings["latents"] = torch.randn(2, 4, 8, 8, generator=seeded())
+    expected = pair.made(pair.theirs, **settings)
+    for pose in (pair.keypoints, pair.pose):
+        made = pair.made(pair.ours, image=pose, **settings)
+        assert made.shape == (2, 3, 64, 64) and (made - expected).abs().max() < 1e-4
+    unposed = pair.made(pair.ours, image=None, **settings)
+    assert (unposed - expected).abs().max() > 1e-2, "the pose matters"
 
 
 def set_scheduler(pair: Pair, name: str) -> None:
@@ -231,7 +242,7 @@ def test_a_part_can_be_replaced(pair: Pair) -> None:
     pair.ours.vae = other
     assert pair.ours.backbone.autoencoder is other
     assert (pair.made(pair.ours) - before).abs().max() > 1e-3
-    with pytest.raises(UserError, match="autoencoder is not the backbone's any more"):
+    with pytest.raises(UserError, match="vae is not the backbone's any more"):
         pair.ours.save_pretrained("never")
 
 

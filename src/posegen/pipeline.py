@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
@@ -22,8 +20,7 @@ from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
 from posegen.backbones.text import Text
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
-from posegen.data.base import to_tensor, to_uint8
-from posegen.data.user_images import pictures_per_image, stretch_to
+from posegen.data.base import to_uint8
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
@@ -39,12 +36,15 @@ from posegen.runner.user_requests.guides import default_estimator, people_in_pic
 from posegen.runner.user_requests.pipeline_arguments import (
     TextInput,
     finite_number,
+    image_size,
+    initial_noise,
     number_between,
+    people_in_sources,
     prompts_with_poses,
     seeds,
     whole_number,
 )
-from posegen.runner.user_requests.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler
+from posegen.runner.user_requests.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler, attention_arguments
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
 STEPS, GUIDANCE = 50, 7.5
@@ -58,6 +58,9 @@ class PartOfBackbone:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def __set_name__(self, _owner: type, shown: str) -> None:
+        self.shown = shown
+
     def __get__(self, pipe: PoseGuidedPipeline | None, _owner: type | None = None) -> Any:
         return self if pipe is None else getattr(pipe.backbone, self.name)
 
@@ -65,7 +68,7 @@ class PartOfBackbone:
         if (before := getattr(pipe.backbone, self.name)) is not part:
             setattr(pipe.backbone, self.name, part)
             if getattr(part, "_orig_mod", None) is not before:  # what torch.compile returns is the same part
-                pipe.changed.add(self.name)
+                pipe.changed.add(self.shown)
 
 
 class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -305,7 +308,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Raises:
             ValueError: an argument cannot be used; raised before anything is computed.
         """
-        options = self.options(
+        options = CallOptions.read(
+            self,
             num_inference_steps=num_inference_steps,
             timesteps=timesteps,
             sigmas=sigmas,
@@ -335,10 +339,10 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative = TextInput.read("negative_prompt", negative_prompt, negative_prompt_embeds, width_of_text)
         negative = negative.for_images(len(positive))
         size = self.size(guides, height, width)
-        sources = self.sources(source, len(positive), size)
+        sources = people_in_sources(self.adapter, source, len(positive), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
         rows = [i for i in range(len(positive)) for _ in range(num_images_per_prompt)]
-        noise = self.noise(latents, len(rows), size)
+        noise = initial_noise(self.backbone, latents, len(rows), size)
         ids = [f"pipeline/{seed}" for seed in seeds(generator, len(rows))]
         chunks = self.backbone.chunks([*positive.prompts, *negative.prompts]) if long_prompts == "chunk" else 1
         cut = [] if long_prompts == "chunk" else [positive.prompts, negative.prompts]
@@ -372,39 +376,6 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.maybe_free_model_hooks()
         return packed(made, output_type, return_dict)
 
-    def options(self, **given: Any) -> CallOptions:
-        """The arguments of a call that the sampler follows, checked, for the scheduler and the backbone."""
-        scheduler = self.scheduler
-        self.backbone.process.require(scheduler)
-        for name in ("timesteps", "sigmas"):
-            if given[name] is not None and name not in inspect.signature(scheduler.set_timesteps).parameters:
-                raise UserError(f"{type(scheduler).__name__} takes no {name}; give num_inference_steps")
-        if given["timesteps"] is not None and given["sigmas"] is not None:
-            raise UserError("timesteps and sigmas are both given; give one of them")
-        callback = given["callback_on_step_end"]
-        inputs = getattr(callback, "tensor_inputs", given["callback_on_step_end_tensor_inputs"])
-        if unknown := [name for name in inputs if name not in self._callback_tensor_inputs]:
-            known = f"expected some of {', '.join(self._callback_tensor_inputs)}"
-            raise UserError(f"callback_on_step_end_tensor_inputs has {unknown[0]!r}; {known}")
-        steps, eta = (
-            usual if given[name] is None else given[name]
-            for name, usual in (("num_inference_steps", self.sampler.steps), ("eta", self.sampler.eta))
-        )
-        strength = ", 1 for the strength that the method was trained with"
-        scale = "controlnet_conditioning_scale"
-        return CallOptions(
-            steps=whole_number("num_inference_steps", steps),
-            eta=number_between("eta", eta, 0, 1),
-            timesteps=given["timesteps"],
-            sigmas=given["sigmas"],
-            guidance_rescale=number_between("guidance_rescale", given["guidance_rescale"], 0, 1),
-            control_scale=number_between(scale, given[scale], 0, meaning=strength),
-            control_start=number_between("control_guidance_start", given["control_guidance_start"], 0, 1),
-            control_end=number_between("control_guidance_end", given["control_guidance_end"], 0, 1),
-            callback=callback,
-            callback_inputs=inputs,
-        )
-
     def encode(self, given: TextInput, chunks: int, clip_skip: int, attention: Mapping[str, Any]) -> Text:
         """The text states of one argument, a row per image."""
         if given.states is not None:
@@ -420,21 +391,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def size(self, guides: Sequence[PoseInput], height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images."""
-        canvases = {guide.size for guide in guides if guide.size is not None}
-        if len(canvases) > 1 and (height is None or width is None):
-            sizes = f"different sizes (height, width): {sorted(canvases)}"
-            raise UserError(f"the poses live on canvases of {sizes}; set height and width")
-        geometry = self.backbone.geometry
-        usual = next(iter(canvases), self.backbone.usual_size)
-        asked = zip(("height", "width"), (height, width), usual, strict=True)
-        size = tuple(own if side is None else whole_number(name, side, -np.inf) for name, side, own in asked)
-        step = geometry.latent_factor * 2 ** (geometry.levels - 1)
-        if any(side < step or side % step for side in size):
-            around = ({max(step, s // step * step), -(-s // step) * step or step} for s in size)
-            high, wide = (" or ".join(map(str, sorted(sides))) for sides in around)
-            problem = f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}"
-            raise UserError(f"{problem}; nearest: height={high}, width={wide}")
-        return size  # type: ignore[return-value]
+        return image_size(self.backbone, guides, height, width)
 
     def read(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
         """(people ``[P, 17, 3]``, hint ``[C, H, W]``) of one image; the hint is empty where the method reads none."""
@@ -448,28 +405,6 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         threshold = drawing.threshold if drawing is not None else 0.0
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
         return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
-
-    def sources(self, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
-        """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""
-        name = type(self.adapter).__name__
-        if "source" not in self.adapter.reads:
-            if source is not None:
-                fix = "leave it out, or use a method that does, such as DNAF"
-                raise UserError(f"source: {name} reads no picture of a person; {fix}")
-            return None
-        if source is None:
-            raise UserError(f"{name} takes a person from a picture, and there is none; add source=PICTURE")
-        given = ([to_tensor(stretch_to(each, size)) for each in them] for them in pictures_per_image(source, prompts))
-        stacked = torch.stack([torch.stack(pictures) for pictures in given])
-        return stacked.squeeze(1) if stacked.shape[1] == 1 else stacked
-
-    def noise(self, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
-        """The given initial noise; refuses a wrong shape."""
-        shape = (images, *self.backbone.latent_shape(size))
-        if latents is not None and tuple(latents.shape) != shape:
-            wanted = f"{images} images of {size[1]} x {size[0]} pixels start from {list(shape)}"
-            raise UserError(f"latents has the shape {list(latents.shape)}; {wanted}")
-        return None if latents is None else latents.float()
 
     def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, **settings: Any) -> None:
         """Writes a folder that `from_pretrained` needs nothing else for: method, scheduler and backbone.
@@ -531,21 +466,6 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 raise UserError(str(error)) from error
             body = {"class": methods.full_name(self.backbone), "kwargs": arguments}
             write_json(temporary / "posegen.json", {**read_json(temporary / "posegen.json"), "pipeline": body})
-
-
-@contextmanager
-def attention_arguments(unet: torch.nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context every pass of the U-Net has these ``cross_attention_kwargs``, besides those of the method."""
-
-    def added(_module: torch.nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return inputs, {**named, "cross_attention_kwargs": {**arguments, **(named["cross_attention_kwargs"] or {})}}
-
-    hook = unet.register_forward_pre_hook(added, with_kwargs=True) if arguments else None
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.remove()
 
 
 def packed(made: Tensor, output: Output, return_dict: bool) -> Any:

@@ -1,4 +1,4 @@
-"""The arguments of a pipeline's call: numbers, prompts with their poses, and generators, checked at once."""
+"""The arguments of a pipeline's call: numbers, prompts with poses, sizes, pictures and noise, checked at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posegen.adapters.base import Adapter
+from posegen.backbones.base import Backbone
+from posegen.data.base import to_tensor
+from posegen.data.user_images import pictures_per_image, stretch_to
 from posegen.errors import UserError
 from posegen.poses.reading import PoseInput, read_poses
 
@@ -95,3 +99,48 @@ def seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: 
     if wrong := [each for each in generators if not isinstance(each, torch.Generator | None)]:
         raise UserError(f"generator is {wrong[0]!r}; expected one of torch: torch.Generator().manual_seed(0)")
     return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in generators]
+
+
+def image_size(
+    backbone: Backbone, guides: Sequence[PoseInput], height: int | None, width: int | None
+) -> tuple[int, int]:
+    """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images."""
+    canvases = {guide.size for guide in guides if guide.size is not None}
+    if len(canvases) > 1 and (height is None or width is None):
+        sizes = f"different sizes (height, width): {sorted(canvases)}"
+        raise UserError(f"the poses live on canvases of {sizes}; set height and width")
+    geometry = backbone.geometry
+    usual = next(iter(canvases), backbone.usual_size)
+    asked = zip(("height", "width"), (height, width), usual, strict=True)
+    size = tuple(own if side is None else whole_number(name, side, -np.inf) for name, side, own in asked)
+    step = geometry.latent_factor * 2 ** (geometry.levels - 1)
+    if any(side < step or side % step for side in size):
+        around = ({max(step, s // step * step), -(-s // step) * step or step} for s in size)
+        high, wide = (" or ".join(map(str, sorted(sides))) for sides in around)
+        problem = f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}"
+        raise UserError(f"{problem}; nearest: height={high}, width={wide}")
+    return size  # type: ignore[return-value]
+
+
+def people_in_sources(adapter: Adapter, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
+    """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""
+    name = type(adapter).__name__
+    if "source" not in adapter.reads:
+        if source is not None:
+            fix = "leave it out, or use a method that does, such as DNAF"
+            raise UserError(f"source: {name} reads no picture of a person; {fix}")
+        return None
+    if source is None:
+        raise UserError(f"{name} takes a person from a picture, and there is none; add source=PICTURE")
+    given = ([to_tensor(stretch_to(each, size)) for each in them] for them in pictures_per_image(source, prompts))
+    stacked = torch.stack([torch.stack(pictures) for pictures in given])
+    return stacked.squeeze(1) if stacked.shape[1] == 1 else stacked
+
+
+def initial_noise(backbone: Backbone, latents: Tensor | None, images: int, size: tuple[int, int]) -> Tensor | None:
+    """The given initial noise; refuses a wrong shape."""
+    shape = (images, *backbone.latent_shape(size))
+    if latents is not None and tuple(latents.shape) != shape:
+        wanted = f"{images} images of {size[1]} x {size[0]} pixels start from {list(shape)}"
+        raise UserError(f"latents has the shape {list(latents.shape)}; {wanted}")
+    return None if latents is None else latents.float()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from posegen.backbones.base import Backbone, Injection
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.runner.sampler import After, Sampler
+from posegen.runner.user_requests.pipeline_arguments import number_between, whole_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,37 @@ class CallOptions:
     control_end: float = 1.0
     callback: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None  # ``callback_on_step_end``
     callback_inputs: Sequence[str] = ("latents",)
+
+    @classmethod
+    def read(cls, pipe: Any, **given: Any) -> CallOptions:
+        """The arguments of a call, checked against the scheduler and the backbone of the pipeline."""
+        scheduler, usual = pipe.scheduler, pipe.sampler
+        pipe.backbone.process.require(scheduler)
+        for name in ("timesteps", "sigmas"):
+            if given[name] is not None and name not in inspect.signature(scheduler.set_timesteps).parameters:
+                raise UserError(f"{type(scheduler).__name__} takes no {name}; give num_inference_steps")
+        if given["timesteps"] is not None and given["sigmas"] is not None:
+            raise UserError("timesteps and sigmas are both given; give one of them")
+        callback = given["callback_on_step_end"]
+        inputs = getattr(callback, "tensor_inputs", given["callback_on_step_end_tensor_inputs"])
+        if unknown := [name for name in inputs if name not in pipe._callback_tensor_inputs]:
+            known = f"expected some of {', '.join(pipe._callback_tensor_inputs)}"
+            raise UserError(f"callback_on_step_end_tensor_inputs has {unknown[0]!r}; {known}")
+        steps, eta = given["num_inference_steps"], given["eta"]
+        strength = ", 1 for the strength that the method was trained with"
+        scale = "controlnet_conditioning_scale"
+        return cls(
+            steps=whole_number("num_inference_steps", usual.steps if steps is None else steps),
+            eta=number_between("eta", usual.eta if eta is None else eta, 0, 1),
+            timesteps=given["timesteps"],
+            sigmas=given["sigmas"],
+            guidance_rescale=number_between("guidance_rescale", given["guidance_rescale"], 0, 1),
+            control_scale=number_between(scale, given[scale], 0, meaning=strength),
+            control_start=number_between("control_guidance_start", given["control_guidance_start"], 0, 1),
+            control_end=number_between("control_guidance_end", given["control_guidance_end"], 0, 1),
+            callback=callback,
+            callback_inputs=inputs,
+        )
 
 
 class PipelineSampler(Sampler):
@@ -151,3 +185,18 @@ class Scaled:
         if not self.factor and "latents" not in self.adapter.places:
             return Injection()  # nothing of it would be left
         return self.adapter.inject(state, latents, timesteps).scaled(self.factor)
+
+
+@contextmanager
+def attention_arguments(unet: torch.nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context every pass of the U-Net has these ``cross_attention_kwargs``, besides those of the method."""
+
+    def added(_module: torch.nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return inputs, {**named, "cross_attention_kwargs": {**arguments, **(named["cross_attention_kwargs"] or {})}}
+
+    hook = unet.register_forward_pre_hook(added, with_kwargs=True) if arguments else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
