@@ -141,7 +141,10 @@ def absent(cfg: DictConfig, choices: Mapping[str, Any]) -> list[Problem]:
 def missing_files(cfg: DictConfig) -> list[Problem]:
     """Files and folders to read that are not there."""
     named = {key: leaf for key, leaf in nodes.leaf_nodes(cfg) if INPUT.search(key) and not OUTPUT.search(key)}
-    values = {key: nodes.value_or_none(leaf) for key, leaf in named.items() if not leaf._is_missing()}
+    targets = {key: nodes.value_or_none(node._get_node("_target_")) for key, node in nodes.target_nodes(cfg)}
+    hydras = {key for key, target in targets.items() if str(target).startswith("hydra.utils.")}  # a name, not a file
+    files = {key: leaf for key, leaf in named.items() if key.rpartition(".")[0] not in hydras}
+    values = {key: nodes.value_or_none(leaf) for key, leaf in files.items() if not leaf._is_missing()}
     return [
         Problem(key, "no such file or folder", value)
         for key, value in values.items()
