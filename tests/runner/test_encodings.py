@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,3 +100,20 @@ def test_a_damaged_shard_is_named_and_encoded_again(
     (tmp_path / "00000.sha256").unlink()  # as earlier versions left it
     Encoded(tmp_path, 3).fill(encode, "text", "none")
     assert len(seen) == 2 and (tmp_path / "00000.sha256").read_bytes() == before["00000.sha256"]
+
+
+def test_processes_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posegen.runner.encodings.SHARD", 1)
+    computed: list[int] = []
+    both = Barrier(2, timeout=60)
+
+    def encode(rows: range) -> dict[str, np.ndarray]:
+        computed.append(rows.start)
+        if len(computed) <= 2:
+            both.wait()  # each works on a shard of its own, so neither waits for the other's
+        return {"": np.full((1, 1), rows.start)}
+
+    with ThreadPoolExecutor(2) as pool:
+        filled = list(pool.map(lambda _: Encoded(tmp_path, 6).fill(encode, "text", "none"), range(2)))
+    assert sorted(computed) == list(range(6))
+    assert all([int(encoded[i][0]) for i in range(6)] == list(range(6)) for encoded in filled)

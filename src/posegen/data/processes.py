@@ -13,8 +13,8 @@ R = TypeVar("R")
 
 
 def run_in_processes(function: Callable[..., R], calls: Sequence[tuple], workers: int) -> Iterator[R]:
-    """The results of ``function(*call)`` for all calls, as they are finished; without a process for one worker."""
-    if workers <= 1:
+    """The results of ``function(*call)`` for all calls, as they are finished; one call, or worker, needs no process."""
+    if min(workers, len(calls)) <= 1:
         yield from (function(*call) for call in calls)
         return
     with (

@@ -50,24 +50,31 @@ class Encoded:
         return Encoded(self.folder, self.count, part) if self.path(0, part).is_file() else None
 
     def fill(self, encode: Callable[[range], Mapping[str, np.ndarray]], stage: str, mode: Mode) -> Encoded:
-        """Computes the missing shards; ``encode`` gives the arrays of rows by part, the main one's name is empty."""
-        shards = [range(s, min(s + SHARD, self.count)) for s in range(0, self.count, SHARD)]
-        if all(map(self._whole, shards)):
-            return self
-        with locked(self.folder / ".lock"):
-            missing = [rows for rows in shards if not self._whole(rows)]
-            with Progress(self.folder, stage, sum(map(len, missing)), mode=mode) as progress:
-                for rows in missing:
-                    number = rows.start // SHARD
-                    for old in self._files(number):
-                        print(f"{old} is damaged or too short: it is encoded again", flush=True)
-                        shutil.rmtree(old) if old.is_dir() else old.unlink()
-                    for part, values in sorted(encode(rows).items(), reverse=True):  # the main array last: it counts
-                        with replacing(self.path(number, part)) as temporary, temporary.open("wb") as file:
-                            np.save(file, values)
-                    self._seal(number)
-                    progress.update(len(rows))
+        """Computes the missing shards; ``encode`` gives the arrays of rows by part, the main one's name is empty.
+
+        Processes that need the same shards at the same time share the work."""
+        missing = [range(s, min(s + SHARD, self.count)) for s in range(0, self.count, SHARD)]
+        missing = [rows for rows in missing if not self._whole(rows)]
+        with Progress(self.folder, stage, sum(map(len, missing)), mode=mode if missing else "none") as progress:
+            for wait in (False, True):  # first the shards that nobody works on
+                for rows in tuple(missing):
+                    with locked(self.folder / f".{rows.start // SHARD:05d}.lock", wait=wait) as free:
+                        if free:
+                            missing.remove(rows)
+                            if not self._whole(rows):
+                                self._compute(rows, encode)
+                            progress.update(len(rows))
         return self
+
+    def _compute(self, rows: range, encode: Callable[[range], Mapping[str, np.ndarray]]) -> None:
+        number = rows.start // SHARD
+        for old in self._files(number):
+            print(f"{old} is damaged or too short: it is encoded again", flush=True)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for part, values in sorted(encode(rows).items(), reverse=True):  # the main array last: it counts
+            with replacing(self.path(number, part)) as temporary, temporary.open("wb") as file:
+                np.save(file, values)
+        self._seal(number)
 
     def _files(self, number: int) -> list[Path]:
         """The arrays of a shard, the main one first."""

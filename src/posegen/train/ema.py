@@ -26,10 +26,12 @@ class EMA(Callback):
     def __init__(self, decay: BelowOne) -> None:
         self.decay, self.steps = decay, 0
         self.average: dict[str, Tensor] = {}
+        self.live: dict[str, Tensor] = {}  # the module's tensors, not copies; listing them takes long for every step
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         values = module.state_dict()
         start = self.average or {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
+        self.live = {}
         self.average = {name: divided_like(value, values[name]).clone() for name, value in start.items()}
 
     @torch.no_grad()
@@ -38,7 +40,8 @@ class EMA(Callback):
             return
         self.steps = trainer.global_step
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for name, value in module.state_dict().items():
+        self.live = self.live or module.state_dict(keep_vars=True)
+        for name, value in self.live.items():
             average = self.average[name]
             if value.is_floating_point():
                 average.lerp_(value.to(average.dtype), 1 - decay)

@@ -116,6 +116,8 @@ def train_process(config: dict[str, Any], folder: Path) -> None:
     """One of several processes that train a cell together."""
     cfg = OmegaConf.create(config)
     set_threads(cfg)
+    if torch.cuda.is_available():  # which encodings are computed on, before Lightning chooses the same
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with only_signals_stop():
         fit_here(Components(cfg), folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     if torch.distributed.is_initialized():
@@ -237,13 +239,8 @@ def require_normalisable(task: Task, cfg: DictConfig, processes: int) -> None:
 
 def needs_of(task: Task, components: Components) -> Needs:
     """What the task's batches must hold, with the encodings of the whole split computed once and cached."""
-    latents, text = encodings(components, task.needs)
-    data, negative = components.data("train"), None
-    sources: Any = None
-    if "source_latents" in task.needs and not data.varies and len(data.sources_of(0)) == 1:
-        # each image has one source, which always looks the same
-        cache, mode = Path(components.cfg.paths.cache), components.cfg.progress
-        sources = cached_latents(data, components.backbone, cache, mode, "source latents")
+    latents, sources, text = encodings(components, task.needs)
+    negative = None
     if text is not None:
         with torch.no_grad():
             negative = components.backbone.encode_text([""]).to("cpu")
@@ -252,15 +249,19 @@ def needs_of(task: Task, components: Components) -> Needs:
     return Needs(task.needs if encoded else task.needs | {"images"}, hint, latents, sources, text, negative)
 
 
-def encodings(components: Components, fields: Collection[str] | None = None) -> tuple[Any, Any]:
-    """(latents, text states) of the training split, where ``fields`` (by default, what a method trains on) ask for
-    them; computed once and cached. Images that look different on every visit have no latents to keep."""
-    fields = {components.backbone.trains_on, "text"} if fields is None else fields
-    data, cache, mode = components.data("train"), Path(components.cfg.paths.cache), components.cfg.progress
-    keeps = "latents" in fields and not data.varies
-    latents = cached_latents(data, components.backbone, cache, mode) if keeps else None
-    text = cached_text(data, data.prompts, components.backbone, cache, mode) if "text" in fields else None
-    return latents, text
+def encodings(components: Components, fields: Collection[str]) -> tuple[Any, Any, Any]:
+    """(latents, latents of the sources, text states) of the training split, where ``fields`` ask for them; computed
+    once, on the configured device, and cached. Images that look different on every visit have no latents to keep."""
+    data, backbone, cfg = components.data("train"), components.backbone, components.cfg
+    where, fixed = (data, backbone, Path(cfg.paths.cache), cfg.progress), not data.varies
+    home = next(backbone.parameters()).device
+    backbone.to(device_of(cfg.trainer.accelerator))
+    latents = cached_latents(*where) if "latents" in fields and fixed else None
+    paired = "source_latents" in fields and fixed and len(data.sources_of(0)) == 1  # which always looks the same
+    sources = cached_latents(*where, "source latents") if paired else None
+    text = cached_text(data, data.prompts, *where[1:]) if "text" in fields else None
+    backbone.to(home)
+    return latents, sources, text
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
 from posegen.runner.stage import Shard, Stage, complete
 from posegen.train.launch import Processes
-from posegen.train.loop import Training, encodings, fit, set_threads
+from posegen.train.loop import Training, fit, set_threads
 
 #: Keys of the configuration that only the table reads.
 TABLE = ("title", "baseline", "headline", "reproduction")
@@ -134,16 +134,15 @@ def other_cells(folder: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def prepare(configs: Sequence[DictConfig]) -> None:
-    """Renders and encodes what the cells share, with every core, before they start."""
+    """Renders, or checks, the data that the cells share, with every core, before they start. They share the encoding of
+    it by themselves, each on its device, see `posegen.runner.encodings`."""
     distinct: dict[str, DictConfig] = {}
     for cfg in configs:
-        distinct.setdefault(OmegaConf.to_yaml(cfg.data) + OmegaConf.to_yaml(cfg.backbone) + str(will_train(cfg)), cfg)
+        distinct.setdefault(OmegaConf.to_yaml(cfg.data) + str(will_train(cfg)), cfg)
     for cfg in distinct.values():
         components = Components(OmegaConf.merge(cfg, {"progress": "bar"}))  # type: ignore[arg-type]
         for split in ("test", reference_split(cfg), *(("train",) if will_train(cfg) else ())):
             components.data(split).prepare()
-        if will_train(cfg):
-            encodings(components)
 
 
 def conclude(folder: Path, config: DictConfig, planned: Collection[str]) -> int:

@@ -17,7 +17,6 @@ from posegen.io.atomic import write_text
 from posegen.io.weights import WeightsError
 from posegen.runner.components import Components
 from posegen.runner.images import write_png
-from posegen.runner.precision import device_of
 from posegen.train.loop import encodings, set_threads
 
 
@@ -41,7 +40,6 @@ def main(cfg: DictConfig) -> None:
         if "latents" in fields and components.data("train").varies:
             print("no latents: the training images look different on every visit, see data.transform")
         set_threads(cfg)
-        components.backbone.to(device_of(cfg.trainer.accelerator))
         encodings(components, fields)
     if cfg.joint_vectors is not None:
         export = getattr(components.data("train"), "export", None)  # in the layout of GUNet's authors
