@@ -15,7 +15,8 @@ from posegen import cli
 from posegen.config.app import Command
 from posegen.config.checking.annotations import mismatches
 from posegen.config.checking.arguments import argument_problems
-from posegen.config.checking.check import require_valid, shared_batch_problem
+from posegen.config.checking.check import require_valid
+from posegen.config.checking.processes import shared_batch_problem
 from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
 from posegen.errors import UserError

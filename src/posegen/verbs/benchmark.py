@@ -58,9 +58,9 @@ def main(cfg: DictConfig) -> str:
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     try:
         set_threads(cfg)
-        if not Processes.of(cfg).node:
+        if Processes.of(cfg).first:
             complete(cell, stages_of(components, cell.folder), components.shard)
-        elif will_train(cfg) and not cell.finished():  # another machine's share of the training
+        elif will_train(cfg) and not cell.finished() and Training(components, cell.folder).todo():  # its share of it
             fit(components, cell.folder)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
         print(f"failed: {cell.folder}: {error}", flush=True)
