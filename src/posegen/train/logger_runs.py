@@ -32,8 +32,8 @@ def logs_to(kind: str, node: Mapping[str, Any]) -> bool:
 
 
 def log_as(rank: int) -> None:
-    """Says which of the processes that train a cell together this one is. Lightning's loggers write on rank 0 alone, and
-    it guesses the rank from variables that Slurm also sets for processes with cells of their own."""
+    """Says which of the processes that train a cell together this one is. Lightning's loggers write on rank 0 alone;
+    when it is imported, it guesses the rank from variables that Slurm also sets for tasks with cells of their own."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank_zero_only.rank = rank
