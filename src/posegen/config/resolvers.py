@@ -12,7 +12,7 @@ Registered on import, so every process that composes or runs a configuration imp
 | ``${row:OPTION,PATH}`` | the name of a cell's method |
 | ``${cell_folder:}`` | the folder of a cell |
 | ``${cache_folder:}`` | the folder of caches |
-| ``${auto_precision:ACCELERATOR}`` | bf16-mixed where the hardware computes in it, else 32-true |
+| ``${auto_precision:ACCELERATOR,CELL}`` | that of a cell that has begun, else bf16-mixed where the hardware has it, or 32-true |
 | ``${processes:DEVICES,NODES}`` | the number of processes that train a cell together |
 """
 
@@ -20,12 +20,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from posegen.config.cell_folder import cell_folder
+from posegen.config.cell_folder import cell_folder, untouched
+from posegen.io.atomic import read_json_or_empty
 from posegen.io.cache_folder import cache_folder
+
+AUTO_PRECISIONS = ("bf16-mixed", "32-true")  # what `auto_precision` may say
 
 
 def asset(name: str) -> str:  # for instance mannequin-v1/backbone
@@ -68,7 +72,12 @@ def method_row(option: str, path: str | None) -> str:
     return f"{option}/{Path(path).name}" if path and option.rpartition("/")[2] == "folder" else option
 
 
-def auto_precision(accelerator: str) -> str:
+def auto_precision(accelerator: str, cell: str | None = None) -> str:
+    status = read_json_or_empty(Path(cell) / "status.json") if cell else {}
+    with suppress(KeyError, TypeError):  # damaged; the cell says so
+        begun = status["state"] != "failed" or not untouched(Path(str(cell)))
+        if begun and (known := status["identity"]["trainer"]["precision"]) in AUTO_PRECISIONS:
+            return known
     if accelerator != "cpu" and visible_gpus():
         return "bf16-mixed"
     info = Path("/proc/cpuinfo")

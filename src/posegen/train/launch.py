@@ -11,6 +11,7 @@ processes: each takes an equal share of every batch, and the mean of their gradi
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 from posegen.config.resolvers import processes
 from posegen.errors import UserError
 from posegen.io.start_method import known_start_method
+from posegen.train.notice import Notice, unheard_by_children
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
     how: dict[str, Any] = {"max_restarts": 0, "monitor_interval": 0.1, "start_method": "spawn"}
     settings = LaunchConfig(group.nodes, group.nodes, group.devices, **meeting, **how)
     try:
-        with signal_handlers_restored(), known_start_method():
+        with signal_handlers_restored(), known_start_method(), notice_passed_on():
             elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
     except SignalException as ended:
         raise SystemExit(128 + ended.sigval) from ended
@@ -123,6 +125,25 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
             raise UserError(text) from error
         traceback = left.get("extraInfo", {}).get("py_callstack", "")
         raise RuntimeError(f"the process of rank {rank} failed: {left['message']}\n{traceback}") from error
+
+
+@contextmanager
+def notice_passed_on() -> Iterator[None]:
+    """Tells the processes of a cell about a scheduler's notice, as SIGTERM, and obeys it when they have ended."""
+    notice = Notice()
+
+    def tell() -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    with unheard_by_children():
+        notice.listen(tell)
+        try:
+            yield
+        finally:
+            notice.restore()
+            if notice.came:
+                notice.obey()
 
 
 @contextmanager
