@@ -12,7 +12,7 @@ Registered on import, so every process that composes or runs a configuration imp
 | ``${row:OPTION,PATH}`` | the name of a cell's method |
 | ``${cell_folder:}`` | the folder of a cell |
 | ``${cache_folder:}`` | the folder of caches |
-| ``${auto_precision:ACCELERATOR,CELL}`` | that of a cell that has begun, else bf16-mixed where the hardware has it, or 32-true |
+| ``${auto_precision:ACCELERATOR,CELL}`` | that of a begun cell, else bf16-mixed where the hardware has it, or 32-true |
 | ``${processes:DEVICES,NODES}`` | the number of processes that train a cell together |
 """
 
@@ -81,7 +81,9 @@ def auto_precision(accelerator: str, cell: str | None = None) -> str:
     if accelerator != "cpu" and visible_gpus():
         return "bf16-mixed"
     info = Path("/proc/cpuinfo")
-    has_bf16 = info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()  # of what torch's kernels use
+    allowed = limit in ("DEFAULT", "ALL") or any(name in limit for name in ("BF16", "FP16", "AMX", "AVX10"))
+    has_bf16 = allowed and info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
