@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from posegen.config.cell_folder import cell_folder, untouched
 from posegen.io.atomic import read_json_or_empty
 from posegen.io.cache_folder import cache_folder
+from posegen.io.cores import cores
 
 AUTO_PRECISIONS = ("bf16-mixed", "32-true")  # what `auto_precision` may say
 
@@ -50,8 +51,7 @@ def gpus() -> int:
 
 def at_once(threads: int) -> int:
     """One cell per GPU, or as many as the cores have room for with so many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(visible_gpus()) or max(1, cores // threads)
+    return len(visible_gpus()) or max(1, cores() // threads)
 
 
 def gpu() -> str:
