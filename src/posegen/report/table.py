@@ -73,7 +73,9 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
 
     ``expected`` is a recorded run that the rows are compared with; ``plan`` replaces that of the benchmark."""
     plan = benchmark_plan(folder) if plan is None else plan
-    cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
+    cells = [
+        {**state_of(folder / cell["folder"], cell["hash"], *cell.get("others", ())), **cell} for cell in plan["cells"]
+    ]
     protocol = recorded_protocol(plan["protocol"], folder / "cells.json")
     groups = group_cells(cells, folder)
     for group in groups:

@@ -11,6 +11,7 @@ processes: each takes an equal share of every batch, and the mean of their gradi
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from posegen.config.checking.processes import Started, lacking_gpus, node_rank
 from posegen.config.resolvers import processes
 from posegen.errors import UserError
 from posegen.io.start_method import known_start_method
+from posegen.train.notice import Notice, unheard_by_children
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
     settings = LaunchConfig(group.nodes, group.nodes, group.devices, **meeting, **how)
     try:
         alone = env_override({"TORCHELASTIC_USE_AGENT_STORE": "False"})  # of a torchrun around this process
-        with alone, signal_handlers_restored(), known_start_method():
+        with alone, signal_handlers_restored(), known_start_method(), notice_passed_on():
             elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
     except SignalException as ended:
         raise SystemExit(128 + ended.sigval) from ended
@@ -149,6 +151,25 @@ class SameCell(Callback):
         if others := set(cells) - {self.cell}:
             found = f"this process trains {self.cell}, and one that was started with it {min(others)}"
             raise UserError(f"{found}; give all of them the same command, or start each cell by itself")
+
+
+@contextmanager
+def notice_passed_on() -> Iterator[None]:
+    """Tells the processes of a cell about a scheduler's notice, as SIGTERM, and obeys it when they have ended."""
+    notice = Notice()
+
+    def tell() -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    with unheard_by_children():
+        notice.listen(tell)
+        try:
+            yield
+        finally:
+            notice.restore()
+            if notice.came:
+                notice.obey()
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from posegen.train.fsdp import whole
 from posegen.train.launch import Processes, SameCell, end_group, joined, require_gpus, run_together
 from posegen.train.logger_runs import log_as, logger_nodes, logger_of
 from posegen.train.loggers import close_runs, keep_curves, open_runs, with_curves
+from posegen.train.notice import unheard_by_children
 from posegen.train.resume import (
     AFTER_TRAINING,
     WholeCheckpoints,
@@ -183,7 +184,8 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
         open_runs(trainer.loggers, quiet=cfg.progress == "file")
         failed = True
         try:
-            trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
+            with unheard_by_children():  # the loader's workers
+                trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
             failed = False
         except UserError as error:
             if " in DataLoader worker process " in str(error):  # torch put its traceback around it

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from posegen.config import nodes
 from posegen.config.checking.arguments import class_of
+from posegen.config.launcher import is_remote
 from posegen.config.problems import Problem
 from posegen.config.resolvers import gpus
 from posegen.errors import UserError
@@ -85,11 +86,14 @@ def process_problems(cfg: DictConfig, verb: str) -> list[Problem]:
     started, devices = Started.read(), gpus() if devices in ("auto", -1) else devices
     if started and (text := started.problem(devices, machines, verb, hydra.mode == RunMode.MULTIRUN)):
         return [Problem("trainer", text)]
-    found, launcher = undividable(cfg), str(nodes.target_path(hydra.launcher)).rpartition(".")[2]
-    here = launcher in ("BasicLauncher", "LocalLauncher", "JoblibLauncher")
-    if verb in ("train", "benchmark") and here and devices * machines > 1:
+    found, launcher = undividable(cfg), str(nodes.target_path(hydra.launcher))
+    if verb in ("train", "benchmark") and is_remote(HydraConfig.instance().cfg):
+        if "${gpus:}" in str(nodes.raw_value(cfg, "trainer.devices")):
+            text = "counts the GPUs of this machine, and the launcher computes on others; give the number of theirs"
+            found.append(Problem("trainer.devices", text, devices))
+    elif verb in ("train", "benchmark") and devices * machines > 1:
         accelerator = trainer.get("accelerator", "auto")
-        if text := lacking_gpus(devices, accelerator, launcher == "LocalLauncher"):
+        if text := lacking_gpus(devices, accelerator, launcher.endswith("posegen_launcher.LocalLauncher")):
             found.append(Problem("trainer", text))
         elif machines > 1 and not (started and started.trains_one_cell(devices, machines)):
             try:
