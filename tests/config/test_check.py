@@ -307,11 +307,12 @@ def test_the_schema_knows_the_choices_of_the_code() -> None:
         ("adapter=controlnet trainer=fsdp trainer.devices=2", "adapter=controlnet: trainer=fsdp divides the U-Net, but other parts train outside of it; use trainer=ddp"),
         ("adapter=humansd trainer=fsdp trainer.devices=2", None),
         ("adapter=humansd trainer=fsdp trainer.devices=2 optim.optimizer=muon", "optim.optimizer=muon: works on whole matrices"),
-        ("adapter=humansd trainer=ddp trainer.num_nodes=2", "trainer.num_nodes=2: trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm"),
+        ("adapter=humansd trainer=ddp trainer.num_nodes=2", "trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm"),
         ("-m adapter=humansd trainer=ddp trainer.num_nodes=2 hydra/launcher=slurm", None),
         ("adapter=humansd trainer.devices=3", "cannot be shared equally by 3 processes"),
-        ("trainer.devices=2 trainer.accelerator=auto", "trainer: trainer.devices=2 with trainer.accelerator=auto, but this process sees 0 GPUs"),
+        ("trainer.devices=2 trainer.accelerator=auto", "trainer.devices=2 with trainer.accelerator=auto, but this process sees 0 GPUs"),
         ("-m trainer.devices=2 trainer.accelerator=auto hydra/launcher=slurm", None),
+        ("-m trainer=ddp hydra/launcher=slurm", "trainer.devices=1: counts the GPUs of this machine, and the launcher computes on others; give the number of theirs"),
     ],
 )  # fmt: skip
 def test_what_processes_cannot_do_together(words: str, found: str | None, monkeypatch: pytest.MonkeyPatch) -> None:

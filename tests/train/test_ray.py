@@ -72,10 +72,12 @@ def cluster() -> Iterator[list[str]]:
 
     before = {name: os.environ.get(name) for name in ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE")}
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"})
-    has = {"num_cpus": 2, "num_gpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
+    # Ray replaces 127.0.0.1 by the machine's address in the network.
+    has = {"num_cpus": 2, "num_gpus": 2, "node_ip_address": "127.0.0.2", "object_store_memory": 80 << 20}
     started = Cluster(initialize_head=True, head_node_args={**has, "include_dashboard": False})
     started.add_node(**has)
-    yield ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={started.address}"]
+    here = "+hydra.launcher.ray.init._node_ip_address=127.0.0.2"
+    yield ["hydra/launcher=ray", f"hydra.launcher.ray.init.address={started.address}", here]
     import ray
 
     ray.shutdown()

@@ -85,7 +85,7 @@ def process_problems(cfg: DictConfig, verb: str) -> list[Problem]:
         return [shared]
     started, devices = Started.read(), gpus() if devices in ("auto", -1) else devices
     if started and (text := started.problem(devices, machines, verb, hydra.mode == RunMode.MULTIRUN)):
-        return [Problem("trainer", text)]
+        return [Problem("", text)]
     found, launcher = undividable(cfg), str(nodes.target_path(hydra.launcher))
     if verb in ("train", "benchmark") and is_remote(HydraConfig.instance().cfg):
         if "${gpus:}" in str(nodes.raw_value(cfg, "trainer.devices")):
@@ -94,12 +94,12 @@ def process_problems(cfg: DictConfig, verb: str) -> list[Problem]:
     elif verb in ("train", "benchmark") and devices * machines > 1:
         accelerator = trainer.get("accelerator", "auto")
         if text := lacking_gpus(devices, accelerator, launcher.endswith("posegen_launcher.LocalLauncher")):
-            found.append(Problem("trainer", text))
+            found.append(Problem("", text))
         elif machines > 1 and not (started and started.trains_one_cell(devices, machines)):
             try:
                 node_rank()
             except UserError as error:
-                found.append(Problem("trainer.num_nodes", str(error), machines))
+                found.append(Problem("", str(error)))
     return found
 
 
@@ -147,11 +147,11 @@ def node_rank() -> int:
         raise UserError(f"{started}: use --ntasks-per-node=1")
     kubeflow = ("RANK",) if "WORLD_SIZE" in env and "LOCAL_RANK" not in env else ()
     rank = next((env[name] for name in ("NODE_RANK", "GROUP_RANK", "SLURM_NODEID", *kubeflow) if name in env), None)
-    if rank is None:
-        unsaid = "trainer.num_nodes is more than 1, and nothing says which of them this one is"
+    if rank is None or not ("SLURM_JOB_ID" in env or {"MASTER_ADDR", "MASTER_PORT"} <= env.keys()):
+        unsaid = "which of them this one is" if rank is None else "where the first of them is"
         each = "NODE_RANK=0, 1, ... and the MASTER_ADDR and MASTER_PORT of the first"
         fix = f"use hydra/launcher=slurm, or run the same command on each machine with {each}"
-        raise UserError(f"{unsaid}; {fix}")
+        raise UserError(f"trainer.num_nodes is more than 1, and nothing says {unsaid}; {fix}")
     return int(rank)
 
 
