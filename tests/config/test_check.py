@@ -308,7 +308,7 @@ def test_the_schema_knows_the_choices_of_the_code() -> None:
         ("adapter=humansd trainer=fsdp trainer.devices=2", None),
         ("adapter=humansd trainer=fsdp trainer.devices=2 optim.optimizer=muon", "optim.optimizer=muon: works on whole matrices"),
         ("adapter=humansd trainer=ddp trainer.num_nodes=2", "trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm"),
-        ("-m adapter=humansd trainer=ddp trainer.num_nodes=2 hydra/launcher=slurm", None),
+        ("-m adapter=humansd trainer=ddp trainer.devices=2 trainer.num_nodes=2 hydra/launcher=slurm", None),
         ("adapter=humansd trainer.devices=3", "cannot be shared equally by 3 processes"),
         ("trainer.devices=2 trainer.accelerator=auto", "trainer.devices=2 with trainer.accelerator=auto, but this process sees 0 GPUs"),
         ("-m trainer.devices=2 trainer.accelerator=auto hydra/launcher=slurm", None),

@@ -123,7 +123,14 @@ def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 TORCHRUN = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "h", "MASTER_PORT": 1}
-SRUN = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NUM_NODES": 1, "SLURM_PROCID": 1, "SLURM_LOCALID": 1, "SLURM_NODEID": 0}
+SRUN = {
+    "SLURM_JOB_ID": 7,
+    "SLURM_STEP_NUM_TASKS": 2,
+    "SLURM_STEP_NUM_NODES": 1,
+    "SLURM_PROCID": 1,
+    "SLURM_LOCALID": 1,
+    "SLURM_NODEID": 0,
+}
 MACHINES = SRUN | {"SLURM_STEP_NUM_NODES": 2, "SLURM_LOCALID": 0, "SLURM_NODEID": 1}
 
 
