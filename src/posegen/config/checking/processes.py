@@ -86,8 +86,8 @@ def process_problems(cfg: DictConfig, verb: str) -> list[Problem]:
     started, devices = Started.read(), gpus() if devices in ("auto", -1) else devices
     if started and (text := started.problem(devices, machines, verb, hydra.mode == RunMode.MULTIRUN)):
         return [Problem("", text)]
-    found, launcher = undividable(cfg), str(nodes.target_path(hydra.launcher))
-    if verb in ("train", "benchmark") and is_remote(HydraConfig.instance().cfg):
+    found, launcher, whole = undividable(cfg), str(nodes.target_path(hydra.launcher)), HydraConfig.instance().cfg
+    if verb in ("train", "benchmark") and whole is not None and is_remote(whole):  # type: ignore[arg-type]
         if "${gpus:}" in str(nodes.raw_value(cfg, "trainer.devices")):
             text = "counts the GPUs of this machine, and the launcher computes on others; give the number of theirs"
             found.append(Problem("trainer.devices", text, devices))
