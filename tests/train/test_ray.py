@@ -130,9 +130,12 @@ def test_cells_whose_process_dies_end_in_the_table_or_are_tried_again(
     cluster: list[str], world: list[str], serial: Path, tmp_path: Path
 ) -> None:
     words = options(world, tmp_path, "trainer.accelerator=cpu", *cluster)
+    killed = worker = 0
     for retries in (0, 3):
         with running([*words, f"hydra.launcher.ray.remote.max_retries={retries}"]) as process:
-            worker, cell = training(tmp_path, process)
+            while worker == killed:
+                worker, cell = training(tmp_path, process)
+            killed = worker
             assert worker != process.pid
             os.kill(worker, signal.SIGKILL)
             said, _ = process.communicate(timeout=400)
