@@ -48,7 +48,7 @@ class Slow(Callback):
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes, by names that lead to this machine."""
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "slow_steps.py").write_text(SLOW_STEPS)
@@ -58,6 +58,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         patch.syspath_prepend(folder)
         with cluster(folder / "cluster", (socket.gethostname().split(".")[0], "localhost")) as found:
             yield found
+
+
+@pytest.fixture
+def slurm(two_nodes: Cluster) -> Iterator[Cluster]:
+    """Without jobs of other tests."""
+    yield two_nodes
+    two_nodes("scancel", "--me")
+    two_nodes.wait(lambda: not two_nodes.jobs())
 
 
 def benchmark(world: list[str], output: Path, *more: str) -> list[str]:
@@ -99,7 +107,7 @@ def serial(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(world: list[str], slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+def whole(world: list[str], two_nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """The weights of an undisturbed long training."""
     output = tmp_path_factory.mktemp("whole")
     assert main(train(world, output, *LONG, "hydra/launcher=serial", "progress=none")) == 0
@@ -115,11 +123,12 @@ def test_a_benchmark_is_that_of_one_process(
     kinds = {"32-true": "CUDA_VISIBLE_DEVICES=0", "bf16-mixed": "ONEDNN_MAX_CPU_ISA=AVX2"}
     other = [*SLURM, f"hydra.launcher.setup=['export {kinds[here]}']"]
     leave(benchmark(world, tmp_path, *other))
-    said = capfd.readouterr().out
-    assert "job 1_0 submitted for" in said and "1_0_0_log.err" in said and "job 1_1 was submitted, log: " in said
+    said, jobs = capfd.readouterr().out, sorted(slurm.jobs())
+    assert len(jobs) == 2 and all(f"job {job} submitted for" in said and f"{job}_0_log.err" in said for job in jobs)
+    assert all(f"job {job} was submitted, log: " in said.partition("table: ")[2] for job in jobs)
     assert main(benchmark(world, tmp_path, *other)) == 0
     said = capfd.readouterr().out
-    assert "submitted" not in said and "1_0" in said and "1_1" in said
+    assert "submitted" not in said and all(f"job {job} (" in said for job in jobs)
     cells = [read_json(file) for file in (tmp_path / "benchmark/smoke").rglob("seed*/status.json")]
     assert {cell["identity"]["trainer"]["precision"] for cell in cells} == {*kinds} - {here}
     assert main(benchmark(world, tmp_path, *other)) == 0

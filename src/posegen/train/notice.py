@@ -36,7 +36,10 @@ class Notice:
             tell()
 
         handlers = {number: signal.getsignal(number) for number in (TERM, USR2) if number is not None}
-        self.came, self.before = [], {n: handler for n, handler in handlers.items() if n == TERM or callable(handler)}
+        self.before = {
+            n: handler for n, handler in handlers.items() if callable(handler) or (n == TERM and handler == 0)
+        }
+        self.came = []
         for number in self.before:
             signal.signal(number, note)
 
