@@ -152,7 +152,7 @@ def test_a_notice_writes_a_checkpoint_and_queues_again(
     slurm: Cluster, world: list[str], whole: list[bytes], tmp_path: Path
 ) -> None:
     """Then a plain cancellation does as much, and the same command continues."""
-    words = train(world, tmp_path, *LONG, *SLURM, "progress=file")
+    words = train(world, tmp_path, *LONG, *SLURM, "progress=file", "compute.workers=1")
     leave(words)
     (job,) = slurm.jobs()
     threading.Timer(5.0, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -218,7 +218,7 @@ def alone(world: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_hear_the_notice(slurm: Cluster, world: list[str], tmp_path: Path) -> None:
-    sharing = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "compute.workers=1"]
+    sharing = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
     words = train(world, tmp_path, *LONG, *sharing, *SLURM, "progress=file")
     leave(words)
     (job,) = slurm.jobs()

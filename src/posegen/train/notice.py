@@ -57,6 +57,12 @@ class Notice:
         raise SystemExit(128 + TERM)
 
 
+def outlive(_: int) -> None:
+    """Lets a loader's worker work on after SIGTERM, which Slurm sends to all processes, until the training has saved."""
+    if hasattr(signal, "alarm"):
+        signal.signal(TERM, lambda *_: signal.alarm(PATIENCE))
+
+
 @contextmanager
 def unheard_by_children() -> Iterator[None]:
     """Processes that start within the block inherit that SIGUSR2 is blocked. A thread hears it for this one, whose
