@@ -58,7 +58,7 @@ class Notice:
 
 
 def outlive(_: int) -> None:
-    """Lets a loader's worker work on after SIGTERM, which Slurm sends to all processes, until the training has saved."""
+    """Lets a loader's worker go on after SIGTERM, which Slurm sends to all processes, until the training has saved."""
     if hasattr(signal, "alarm"):
         signal.signal(TERM, lambda *_: signal.alarm(PATIENCE))
 
