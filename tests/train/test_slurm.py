@@ -251,7 +251,7 @@ def test_jobs_that_die_end_in_the_table(slurm: Cluster, world: list[str], tmp_pa
         training(slurm, tmp_path, killed)
         (cell,) = tmp_path.rglob("seed0/progress.json")
         os.kill(read_json(cell.parent / "status.json")["pid"], signal.SIGKILL)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()
