@@ -76,7 +76,7 @@ class Cluster:
         lines = self("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
 
-    def wait(self, ready: Callable[[], object], seconds: float = 120.0) -> None:
+    def wait(self, ready: Callable[[], object], seconds: float = 300.0) -> None:
         """Until ``ready()`` says something."""
         deadline = time.monotonic() + seconds
         while not ready():

@@ -154,7 +154,7 @@ def test_a_table_knows_cells_of_other_machines_and_the_jobs_of_others(tmp_path: 
     assert state_of(tmp_path, "here")["reason"] == "job 7_0 was submitted, log: 7.err; job 7_1 was cancelled"
     write_json(tmp_path / "status.json", {"hash": "there", "identity": {}, "state": "failed", "reason": "why"})
     assert state_of(tmp_path, "here")["state"] == "other settings"
-    assert state_of(tmp_path, "here", "there") == {"state": "failed", "reason": "why"}
+    assert state_of(tmp_path, "here", "there")["reason"] == "why"
 
 
 @pytest.mark.parametrize(

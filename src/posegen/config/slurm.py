@@ -116,7 +116,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def ended(self, job: Job, cell: Share, words: Sequence[str]) -> JobReturn:
         if not (result := job.result):
-            reason = f"job {job.id} ended without a result: {why_ended(job.id)} (log: {job.log})"
+            log = f"log: {job.log}" if job.log.exists() else "it never began"
+            reason = f"job {job.id} ended without a result: {why_ended(job.id)} ({log})"
         else:
             from submitit.core.utils import pickle_load
 
@@ -200,4 +201,4 @@ def why_ended(job: str) -> str:
         reason = facts.get("Reason", "None")
         return f"{state}, {reason}" if reason != "None" else f"{state}, exit code {facts.get('ExitCode')}"
     said = slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode", "--jobs", job)
-    return said.splitlines()[0].replace("|", ", exit code ") if said else "Slurm remembers it no more"
+    return said.splitlines()[0].replace("|", ", exit code ") if said else "cancelled, or forgotten by Slurm"

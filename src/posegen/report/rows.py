@@ -142,7 +142,8 @@ def state_of(cell: Path, *expected: str) -> dict[str, str]:
             return {"state": DAMAGED, "reason": str(error)}
     if status["state"] == "running":
         return {"state": "interrupted", "reason": status.get("reason") or submitted(cell)}
-    return {"state": status["state"], "reason": status.get("reason") or ""}
+    precision = ((status.get("identity") or {}).get("trainer") or {}).get("precision")
+    return {"state": status["state"], "reason": status.get("reason") or "", "precision": str(precision)}
 
 
 def add_tests(rows: Sequence[Row], groups: Sequence[Group], baseline: str | None, protocol: Any) -> bool:

@@ -36,7 +36,10 @@ class Notice:
             tell()
 
         handlers = {number: signal.getsignal(number) for number in (TERM, USR2) if number is not None}
-        self.came, self.before = [], {n: handler for n, handler in handlers.items() if n == TERM or callable(handler)}
+        self.before = {
+            n: handler for n, handler in handlers.items() if callable(handler) or (n == TERM and handler == 0)
+        }
+        self.came = []
         for number in self.before:
             signal.signal(number, note)
 
@@ -52,6 +55,12 @@ class Notice:
         if USR2 in self.came:
             self.before[USR2](USR2, None)
         raise SystemExit(128 + TERM)
+
+
+def outlive(_: int) -> None:
+    """Lets a loader's worker go on after SIGTERM, which Slurm sends to all processes, until the training has saved."""
+    if hasattr(signal, "alarm"):
+        signal.signal(TERM, lambda *_: signal.alarm(PATIENCE))
 
 
 @contextmanager
