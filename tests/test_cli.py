@@ -193,7 +193,7 @@ def test_cells_are_planned_as_hydra_runs_them(tree: Path) -> None:
     ran: list[tuple[float, int, int]] = []
     facts = lambda cfg: (cfg.adapter.strength, cfg.adapter.layers, cfg.seed)  # noqa: E731
     assert run_verb(Verb("benchmark"), words, lambda cfg: ran.append(facts(cfg))) == 0
-    assert [facts(cfg) for cfg in Command.read("benchmark", words).cells()] == ran
+    assert [facts(cfg) for cfg, _ in Command.read("benchmark", words).cells()] == ran
     assert len(ran) == 8 and ran[:3] == [(0, 1, 0), (0, 2, 0), (0, 1, 1)]
     with pytest.raises(UserError, match="PosePrior generates poses"):
         list(Command.read("benchmark", []).cells())

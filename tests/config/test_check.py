@@ -15,7 +15,8 @@ from posegen import cli
 from posegen.config.app import Command
 from posegen.config.checking.annotations import mismatches
 from posegen.config.checking.arguments import argument_problems
-from posegen.config.checking.check import require_valid, shared_batch_problem
+from posegen.config.checking.check import require_valid
+from posegen.config.checking.processes import shared_batch_problem
 from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
 from posegen.errors import UserError
@@ -290,3 +291,30 @@ def test_the_schema_knows_the_choices_of_the_code() -> None:
     assert set(get_args(trainer["precision"])) == set(precision.PRECISIONS)
     assert get_args(get_type_hints(schema.ComputeKeys)["checkpointing"]) == precision.CHECKPOINTING
     assert schema.ProgressMode == progress.Mode
+
+
+# What the run would refuse, at the check.
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("adapter=controlnet trainer=fsdp trainer.devices=2", "adapter=controlnet: trainer=fsdp divides the U-Net, but other parts train outside of it; use trainer=ddp"),
+        ("adapter=humansd trainer=fsdp trainer.devices=2", None),
+        ("adapter=humansd trainer=fsdp trainer.devices=2 optim.optimizer=muon", "optim.optimizer=muon: works on whole matrices"),
+        ("adapter=humansd trainer=ddp trainer.num_nodes=2", "trainer.num_nodes is more than 1, and nothing says which of them this one is; use hydra/launcher=slurm"),
+        ("-m adapter=humansd trainer=ddp trainer.devices=2 trainer.num_nodes=2 hydra/launcher=slurm", None),
+        ("adapter=humansd trainer.devices=3", "cannot be shared equally by 3 processes"),
+        ("trainer.devices=2 trainer.accelerator=auto", "trainer.devices=2 with trainer.accelerator=auto, but this process sees 0 GPUs"),
+        ("-m trainer.devices=2 trainer.accelerator=auto hydra/launcher=slurm", None),
+        ("-m trainer=ddp hydra/launcher=slurm", "trainer.devices=1: counts the GPUs of this machine, and the launcher computes on others; give the number of theirs"),
+    ],
+)  # fmt: skip
+def test_what_processes_cannot_do_together(words: str, found: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NODE_RANK", "GROUP_RANK", "RANK", "SLURM_NODEID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    problems, _ = Command.read("train", ["trainer.accelerator=cpu", *words.split()]).check()
+    assert (
+        problems == [] if found is None else [str(p).startswith(found) or found in str(p) for p in problems] == [True]
+    )

@@ -123,6 +123,11 @@ def test_the_folder_does_not_depend_on_the_order_of_overrides(tmp_path: Path) ->
     values = config(tmp_path, optim={"lr": 0.1}, budget={"steps": 3})
     words = ["optim.lr=0.1", "budget.steps=3", "optim.lr=0.2", "optim.lr=0.1"]
     assert folder(values, words) == folder(values, words[:2]) == folder(values, words[1::-1])
+    values = config(tmp_path, adapter={f"setting_{letter}": i for i, letter in enumerate("abcdefgh")})
+    words = [f"adapter.{name}={value}" for name, value in values["adapter"].items()]  # more than 150 bytes
+    found = {folder(values, order) for order in (words, words[::-1], [*words[5:], *words[:5]])}
+    start = "mannequin,adapter.setting_a=0,adapter.setting_b=1,adapter.setting_c=2,adapter.setting_d=3,adapter.setting_e=4,adapter.se"
+    assert {place.parent.name for place in found} == {f"{start}~c8334d3a"}
 
 
 @pytest.mark.parametrize("study", ["../x", "a/../../x", "/tmp/x", "", None, "x" * 256])

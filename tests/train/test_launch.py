@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from posegen.cli import main
@@ -24,13 +27,29 @@ from posegen.io.atomic import read_json
 from posegen.runner.batches import Needs
 from posegen.runner.cell import identity
 from posegen.runner.components import Components
-from posegen.train.launch import meeting_point, node_rank, require_gpus
+from posegen.train.launch import Processes, meeting_point, node_rank, require_gpus
 from posegen.train.training_batches import EpochBatches, Share, training_loader
 from tests.tiny import configured
 
 #: Two processes add the same numbers in another order; fp32, so that this is all that differs.
 CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every_n_steps=1"]
 CLOSE = {"rtol": 1e-4}
+
+
+StartedBy: TypeAlias = Callable[[dict[str, object]], None]
+
+
+@pytest.fixture
+def started_by(monkeypatch: pytest.MonkeyPatch) -> StartedBy:
+    """Sets the variables of a launcher, and no others."""
+
+    def start(variables: dict[str, object]) -> None:
+        for name in {*TORCHRUN, *SRUN, "NODE_RANK", "GROUP_RANK"}:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+
+    return start
 
 
 def test_the_shares_of_a_batch_are_the_batch(world: list[str]) -> None:
@@ -82,7 +101,10 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NODE_RANK", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_JOB_NODELIST", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        *["NODE_RANK", "GROUP_RANK", "RANK", "MASTER_ADDR", "MASTER_PORT"],
+        *filter(re.compile("SLURM_").match, os.environ),
+    ):
         monkeypatch.delenv(name, raising=False)
     for ask in (node_rank, lambda: meeting_point(2)):
         with pytest.raises(UserError, match="MASTER_ADDR"):
@@ -92,9 +114,77 @@ def test_machines_learn_who_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     assert node_rank() == 1
     assert meeting_point(2) == ("gpu07", 15000 + 3456)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu12")  # a step on some machines of the job
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert meeting_point(2) == ("gpu12", 15000 + 3556)
     monkeypatch.setenv("SLURM_LOCALID", "1")
     with pytest.raises(UserError, match="ntasks-per-node=1"):
         node_rank()
+
+
+TORCHRUN = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "h", "MASTER_PORT": 1}
+SRUN = {
+    "SLURM_JOB_ID": 7,
+    "SLURM_STEP_NUM_TASKS": 2,
+    "SLURM_STEP_NUM_NODES": 1,
+    "SLURM_PROCID": 1,
+    "SLURM_LOCALID": 1,
+    "SLURM_NODEID": 0,
+}
+MACHINES = SRUN | {"SLURM_STEP_NUM_NODES": 2, "SLURM_LOCALID": 0, "SLURM_NODEID": 1}
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "nodes", "rank"),
+    [
+        (TORCHRUN, 2, 1, 1),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": 1, "LOCAL_RANK": 0}, 1, 2, 1),
+        (SRUN, 2, 1, 1),
+        (SRUN, 1, 1, None),  # a cell per task
+        (SRUN, 4, 1, None),
+        (MACHINES, 1, 2, None),  # a task per machine, which starts a process per device
+        (MACHINES, 4, 2, None),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": 4, "SLURM_STEP_NUM_NODES": 2, "SLURM_PROCID": 3}, 2, 2, 3),
+        ({"RANK": 3, "LOCAL_RANK": 3, "SLURM_PROCID": 3}, 2, 1, None),
+    ],
+)
+def test_processes_that_others_started_know_their_rank(
+    variables: dict[str, object], devices: int, nodes: int, rank: int | None, started_by: StartedBy
+) -> None:
+    started_by(variables)
+    trainer = {"devices": devices, "num_nodes": nodes}
+    group = Processes.of(OmegaConf.create({"trainer": trainer}))
+    assert (group.started.rank if group.started else None) == rank
+    assert group.first == (rank is None and (nodes == 1 or "SLURM_NODEID" not in variables))
+
+
+@pytest.mark.parametrize(
+    ("variables", "command", "message"),
+    [
+        (TORCHRUN, "train", "torchrun started 2 processes on 1 machine, and trainer.devices=1 and trainer.num_nodes=1 ask for 1; set trainer=ddp trainer.devices=2, or leave torchrun out"),
+        (TORCHRUN, "train trainer.devices=4", "ask for 4; set trainer=ddp trainer.devices=2"),
+        (TORCHRUN, "train -m seed=0,1 trainer.devices=2", "posegen train without -m"),
+        (TORCHRUN, "benchmark trainer.devices=2 hydra/launcher=serial", "leave torchrun out"),
+        (SRUN, "train trainer.devices=2 trainer.num_nodes=2", "srun started 2 processes on 1 machine, .* ask for 4; set trainer=ddp trainer.devices=2, or ask for one task per machine, --ntasks-per-node=1"),
+        (MACHINES, "train trainer.num_nodes=4", "set trainer=ddp trainer.devices=1 trainer.num_nodes=2"),
+        (SRUN, "train -m seed=0,1 trainer.devices=2", "posegen train without -m"),
+    ],
+)  # fmt: skip
+def test_a_start_that_the_trainer_does_not_ask_for_is_refused_at_once(
+    variables: dict[str, object], command: str, message: str, started_by: StartedBy, world: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    started_by(variables)
+    verb, *words = command.split()
+    assert main([verb, *words, *world, *CPU, f"paths.output={tmp_path}"]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_tasks_of_srun_with_a_cell_each_run_alone(world: list[str], tmp_path: Path, started_by: StartedBy) -> None:
+    started_by(SRUN)
+    assert main(["train", *world, *CPU, f"paths.output={tmp_path}", "budget.steps=1"]) == 0
+    assert list(tmp_path.rglob("metrics.csv"))
 
 
 def test_a_cell_is_the_same_whoever_computes_it(world: list[str]) -> None:
@@ -217,17 +307,9 @@ def test_a_finished_share_by_full_sharding_has_whole_weights(world: list[str], a
 def test_what_a_process_cannot_do_is_the_cells_error(
     world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command(world, tmp_path, "adapter=controlnet", "trainer=fsdp", "trainer.devices=2")[3:]]) == 1
-    assert "train outside of it" in capsys.readouterr().err
-    assert read_json(cell(tmp_path, "controlnet") / "status.json")["state"] == "failed"
-
-
-@pytest.mark.slow
-def test_statistics_of_a_share_are_refused(
-    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert main([*command(world, tmp_path, "adapter=grpose", "trainer.devices=2")[3:]]) == 1
     assert "adapter=grpose normalises over the batch" in capsys.readouterr().err
+    assert read_json(cell(tmp_path, "grpose") / "status.json")["state"] == "failed"
 
 
 @pytest.mark.slow
@@ -277,3 +359,55 @@ def test_two_machines(world: list[str], alone: Path, tmp_path: Path) -> None:
         assert machine.returncode == 0, said.decode()[-2000:]
     assert_close(tmp_path, alone, "controlnet")
     assert len(list(tmp_path.rglob("metrics*.csv"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["controlnet", "humansd"])
+def test_torchrun(method: str, world: list[str], alone: Path, tmp_path: Path) -> None:
+    options = [f"adapter={method}", "optim.accumulate=2", "trainer=ddp", "trainer.devices=2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "posegen.cli"]
+    words = command(world, tmp_path, *options)
+    subprocess.run([sys.executable, *torchrun, *words[3:]], check=True, timeout=300)
+    assert_close(tmp_path, alone, method)
+    assert len(list(tmp_path.rglob("metrics*.csv"))) == 1
+    at_once = tmp_path / "at once"
+    assert main([*command(world, at_once, *options)[3:]]) == 0  # the processes that posegen starts
+    assert torch.equal(weights(at_once, method), weights(tmp_path, method))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_two_tasks_of_srun(seeds: tuple[int, int], world: list[str], alone: Path, tmp_path: Path) -> None:
+    """With the variables of Slurm; tasks of different cells are told apart."""
+    options = ["adapter=controlnet", "optim.accumulate=2", "trainer=ddp", "trainer.devices=2"]
+    job = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_NODELIST": "localhost"}
+    tasks = [
+        subprocess.Popen(
+            command(world, tmp_path, *options, f"seed={seed}"),
+            env={
+                **os.environ,
+                **{k: str(v) for k, v in {**SRUN, **job, "SLURM_PROCID": i, "SLURM_LOCALID": i}.items()},
+            },
+            stderr=subprocess.PIPE,
+        )
+        for i, seed in enumerate(seeds)
+    ]
+    for task in tasks:
+        _, said = task.communicate(timeout=180)
+        assert task.returncode == int(seeds == (0, 1)), said.decode()[-2000:]
+        assert ("give all of them the same command" in said.decode()) == (seeds == (0, 1))
+    if seeds == (0, 0):
+        assert_close(tmp_path, alone, "controlnet")
+
+
+@pytest.mark.slow
+def test_a_cell_of_one_device_is_whole_whatever_ranks_the_environment_has(world: list[str], tmp_path: Path) -> None:
+    """Lightning reads them when it is imported."""
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "NODE_RANK"), "3")
+    files: list[set[str]] = []
+    for name, environment in (("without", {}), ("with", ranks)):
+        words = command(world, tmp_path / name, "budget.steps=2", "callbacks.live=null", "logger=tensorboard")
+        subprocess.run(words, check=True, env={**os.environ, **environment}, timeout=180)
+        found = {p.relative_to(tmp_path / name).as_posix() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        files.append({re.sub(r"tfevents.*", "tfevents", path) for path in found})
+    assert files[0] == files[1] and any("metrics.csv" in path for path in files[0])

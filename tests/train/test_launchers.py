@@ -17,7 +17,9 @@ import torch
 
 from posegen.cli import main
 from posegen.config import resolvers
-from posegen.io.atomic import read_json
+from posegen.config.launcher import JOBS_FILE
+from posegen.io.atomic import read_json, write_json
+from posegen.report.rows import state_of
 
 STEPS = ["budget.steps=12", "callbacks.checkpoint.every=1"]
 
@@ -129,3 +131,43 @@ def test_one_cell_per_gpu_or_as_many_as_the_cores_have_room_for(monkeypatch: pyt
     assert [resolvers.at_once(threads) for threads in (1, 16)] == [2, 2]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert [resolvers.at_once(threads) for threads in (1, 3, 16)] == [8, 2, 1]
+
+
+def test_a_cell_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert resolvers.auto_precision("auto", str(tmp_path)) == "bf16-mixed"
+    begun = {"identity": {"trainer": {"precision": "32-true"}}}
+    for state, precision in {"running": "32-true", "finished": "32-true", "failed": "bf16-mixed"}.items():
+        write_json(tmp_path / "status.json", {**begun, "state": state})
+        assert resolvers.auto_precision("auto", str(tmp_path)) == precision
+    (tmp_path / "last.ckpt").touch()  # it failed after something was computed
+    assert resolvers.auto_precision("auto", str(tmp_path)) == "32-true"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert resolvers.auto_precision("auto") == "32-true"
+
+
+def test_a_table_knows_cells_of_other_machines_and_the_jobs_of_others(tmp_path: Path) -> None:
+    assert state_of(tmp_path, "here") == {"state": "missing", "reason": "never started"}
+    jobs = {"0 of 2": {"job": "7_0", "log": "7.err"}, "1 of 2": {"job": "7_1", "reason": "job 7_1 was cancelled"}}
+    write_json(tmp_path / JOBS_FILE, jobs)
+    assert state_of(tmp_path, "here")["reason"] == "job 7_0 was submitted, log: 7.err; job 7_1 was cancelled"
+    write_json(tmp_path / "status.json", {"hash": "there", "identity": {}, "state": "failed", "reason": "why"})
+    assert state_of(tmp_path, "here")["state"] == "other settings"
+    assert state_of(tmp_path, "here", "there")["reason"] == "why"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer=ddp"], "the machine that submits jobs would count its own GPUs; give trainer.devices=N"),
+        (["hydra.launcher.gpus_per_node=null"], 'Could not detect "srun", are you indeed on a slurm cluster?'),
+    ],
+)
+def test_slurm_is_not_asked_for_what_it_cannot_know(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    command = ["train", "-m", "seed=0,1", f"paths.output={tmp_path}", "hydra/launcher=slurm", *words]
+    assert main(command) == 1
+    assert message in capsys.readouterr().err

@@ -143,6 +143,7 @@ class Adapter(nn.Module, ABC):
     population: ClassVar[Literal["train", "test"]] = "train"  # whose samples ``needs`` means by ``population``
     trainable: ClassVar[bool] = True  # False where there is nothing to train
     ranked: ClassVar[bool] = True  # False for reference rows, which bound the methods and compete with none
+    divisible: ClassVar[bool] = False  # it trains the whole U-Net and nothing else, which trainer=fsdp can divide
     starts_neutral: ClassVar[bool] = True  # before training the backbone's predictions are unchanged
     beside: ClassVar[Mapping[str, str]] = {}  # beginnings of the keys of official files that are left out -> why
     declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")  # settings that are attributes, not arguments

@@ -43,6 +43,7 @@ class GUNet(Adapter):
     places = frozenset({"middle"})
     sample = "pose"
     starts_neutral = False
+    divisible = True  # with graph=off
     paper = Paper(
         "GUNet: A Graph Convolutional Network United Diffusion Model for Stable and Diversity Pose Generation",
         "arXiv:2409.11689",

@@ -38,6 +38,7 @@ class HumanSD(Adapter):
 
     needs = frozenset({"hint"})
     places = frozenset({"latents"})
+    divisible = True
     paper = Paper(
         "HumanSD: A Native Skeleton-Guided Diffusion Model for Human Image Generation",
         "arXiv:2304.04269",

@@ -138,12 +138,14 @@ class Command:
         problems, words = readable(self.keys, known)
         return problems, replace(self, keys=tuple(forced(word, known) for word in words))
 
-    def cells(self) -> Iterator[DictConfig]:
-        """Each cell's checked and resolved configuration in the basic sweeper's order, while ``HydraConfig`` has it."""
+    def cells(self) -> Iterator[tuple[DictConfig, bool]]:
+        """Each cell's checked and resolved configuration in the basic sweeper's order, while ``HydraConfig`` has it,
+        and whether the machine that computes the cell chooses the precision."""
         found = self.axes()
         for words in [self.keys] if found is None else combinations(found):
             with composed(*self.asking(words)) as cfg:
-                yield checked(cfg)
+                trainer: Any = OmegaConf.to_container(cfg.get("trainer") or OmegaConf.create(), resolve=False)
+                yield checked(cfg), "auto_precision" in str(trainer.get("precision"))
 
     def check(self) -> tuple[list[Problem], int]:
         """All problems, and how many cells were looked at, see `posegen.config.sweep.representatives`."""

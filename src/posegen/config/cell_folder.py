@@ -32,6 +32,9 @@ UNNAMED = frozenset({
     "headline", "reproduction", "validation", "dashboard",
 })  # fmt: skip
 
+#: What a cell holds before anything is computed; hidden files are locks and temporary ones.
+NO_RESULT = frozenset({"status.json", "config.yaml", "progress.json", "run.json", "curves", "live", "wandb"})
+
 LONGEST = 150  # bytes of a folder's name; file systems allow 255
 PLAIN = re.compile(r"[\w.+@:%()\[\]{}'-]*")  # a value that a folder's name shows as it is
 
@@ -64,6 +67,12 @@ def study_folder(config: DictConfig) -> Path:
     if long := next((part for part in study.parts if len(os.fsencode(part)) > 255), None):
         raise UserError(f"study={long[:40]}...: {len(os.fsencode(long))} bytes; a folder's name has at most 255")
     return study
+
+
+def untouched(cell: Path) -> bool:
+    """Whether nothing was computed in a cell: whatever started there failed, or was stopped, before that."""
+    found = cell.iterdir() if cell.is_dir() else ()
+    return all(path.name in NO_RESULT or path.name.startswith(".") for path in found)
 
 
 def is_inside(folder: Path, place: Path) -> bool:

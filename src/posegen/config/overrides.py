@@ -18,7 +18,7 @@ from posegen.config.groups import KnownGroups
 from posegen.config.problems import Problem, misspelt, nearest
 
 #: Extras that bring options of Hydra's own groups, by how the options' names begin.
-EXTRAS = {"submitit": "sweep", "ray": "ray", "optuna": "optuna"}
+EXTRAS = {"submitit": "sweep", "optuna": "optuna"}
 
 
 def readable(words: Sequence[str], known: KnownGroups) -> tuple[list[Problem], list[str]]:

@@ -12,20 +12,26 @@ Registered on import, so every process that composes or runs a configuration imp
 | ``${row:OPTION,PATH}`` | the name of a cell's method |
 | ``${cell_folder:}`` | the folder of a cell |
 | ``${cache_folder:}`` | the folder of caches |
-| ``${auto_precision:ACCELERATOR}`` | bf16-mixed where the hardware computes in it, else 32-true |
+| ``${auto_precision:ACCELERATOR,CELL}`` | that of a begun cell, else bf16-mixed where the hardware has it, or 32-true |
 | ``${processes:DEVICES,NODES}`` | the number of processes that train a cell together |
+| ``${job_gpus:DEVICES,ACCELERATOR}`` | the GPUs that a job asks each machine for; null with ``cpu`` |
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from posegen.config.cell_folder import cell_folder
+from posegen.config.cell_folder import cell_folder, untouched
+from posegen.io.atomic import read_json_or_empty
 from posegen.io.cache_folder import cache_folder
+from posegen.io.cores import cores
+
+AUTO_PRECISIONS = ("bf16-mixed", "32-true")  # what `auto_precision` may say
 
 
 def asset(name: str) -> str:  # for instance mannequin-v1/backbone
@@ -46,8 +52,7 @@ def gpus() -> int:
 
 def at_once(threads: int) -> int:
     """One cell per GPU, or as many as the cores have room for with so many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(visible_gpus()) or max(1, cores // threads)
+    return len(visible_gpus()) or max(1, cores() // threads)
 
 
 def gpu() -> str:
@@ -68,11 +73,18 @@ def method_row(option: str, path: str | None) -> str:
     return f"{option}/{Path(path).name}" if path and option.rpartition("/")[2] == "folder" else option
 
 
-def auto_precision(accelerator: str) -> str:
+def auto_precision(accelerator: str, cell: str | None = None) -> str:
+    status = read_json_or_empty(Path(cell) / "status.json") if cell else {}
+    with suppress(KeyError, TypeError):  # damaged; the cell says so
+        begun = status["state"] != "failed" or not untouched(Path(str(cell)))
+        if begun and (known := status["identity"]["trainer"]["precision"]) in AUTO_PRECISIONS:
+            return known
     if accelerator != "cpu" and visible_gpus():
         return "bf16-mixed"
     info = Path("/proc/cpuinfo")
-    has_bf16 = info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()  # of what torch's kernels use
+    allowed = limit in ("DEFAULT", "ALL") or any(name in limit for name in ("BF16", "FP16", "AMX", "AVX10"))
+    has_bf16 = allowed and info.is_file() and any(flag in info.read_text() for flag in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
@@ -80,7 +92,11 @@ def processes(devices: int | str, nodes: int) -> int:
     return (gpus() if devices in ("auto", -1) else int(devices)) * nodes
 
 
-for resolver in (asset, gpus, at_once, gpu, within, auto_precision, processes, cell_folder):
+def job_gpus(devices: int | str, accelerator: str) -> int | str | None:
+    return None if accelerator == "cpu" else devices
+
+
+for resolver in (asset, gpus, at_once, gpu, within, auto_precision, processes, job_gpus, cell_folder):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("row", method_row, replace=True)
 OmegaConf.register_new_resolver("cache_folder", lambda: str(cache_folder()), replace=True)

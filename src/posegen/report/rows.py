@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posegen.config.launcher import submitted
 from posegen.errors import UserError
 from posegen.metrics.records import AGAIN, read_records
 from posegen.runner.received.state_files import COSTS, read_costs, read_row, read_status
@@ -125,21 +126,24 @@ def costs_of(folders: Sequence[Path]) -> Row:
     return {f"cost_{name}": sum(values) / len(values) for name, values in known.items() if values}
 
 
-def state_of(cell: Path, expected: str) -> dict[str, str]:
-    """State and reason of a cell, by its ``status.json``, and whether its records can be read."""
+def state_of(cell: Path, *expected: str) -> dict[str, str]:
+    """State and reason of a cell with one of the ``expected`` hashes, by its ``status.json``, and whether its records
+    can be read."""
     status = read_status(cell)
     if not status:
-        return {"state": "missing", "reason": "never started"}
-    if status.get("hash") != expected:
+        return {"state": "missing", "reason": submitted(cell) or "never started"}
+    if status.get("hash") not in expected:
         return {"state": "other settings", "reason": f"{cell} was replaced by a cell of another identity"}
     if status["state"] == "finished":
         try:
-            read_records(cell, expected)
+            read_records(cell, status["hash"])
             read_records(cell / "reference")
         except (ValueError, OSError) as error:
             return {"state": DAMAGED, "reason": str(error)}
-    state = "interrupted" if status["state"] == "running" else status["state"]
-    return {"state": state, "reason": status.get("reason") or ""}
+    if status["state"] == "running":
+        return {"state": "interrupted", "reason": status.get("reason") or submitted(cell)}
+    precision = ((status.get("identity") or {}).get("trainer") or {}).get("precision")
+    return {"state": status["state"], "reason": status.get("reason") or "", "precision": str(precision)}
 
 
 def add_tests(rows: Sequence[Row], groups: Sequence[Group], baseline: str | None, protocol: Any) -> bool:

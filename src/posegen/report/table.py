@@ -73,7 +73,9 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
 
     ``expected`` is a recorded run that the rows are compared with; ``plan`` replaces that of the benchmark."""
     plan = benchmark_plan(folder) if plan is None else plan
-    cells = [{**state_of(folder / cell["folder"], cell["hash"]), **cell} for cell in plan["cells"]]
+    cells = [
+        {**state_of(folder / cell["folder"], cell["hash"], *cell.get("others", ())), **cell} for cell in plan["cells"]
+    ]
     protocol = recorded_protocol(plan["protocol"], folder / "cells.json")
     groups = group_cells(cells, folder)
     for group in groups:
@@ -88,7 +90,10 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     columns, headline = protocol.columns, protocol.headline(plan.get("headline"))
     about = caption(protocol, rows, str(plan.get("baseline")) if tested else None)
     axes = {family: protocol.axes(family) for family in ("accuracy", "quality")}
-    notes = [*reproduction.legend(), *gaps(measured, groups, columns), *column_remarks(measured, headline)]
+    kinds = {cell["precision"] for cell in cells if cell.get("others") and cell["state"] == "finished"}
+    mixed = f"The machines that computed the cells chose {' and '.join(sorted(kinds))}; trainer.precision= sets one."
+    notes = [mixed] if len(kinds) > 1 else []
+    notes += [*reproduction.legend(), *gaps(measured, groups, columns), *column_remarks(measured, headline)]
     title, parts = plan.get("title") or f"Benchmark {folder.name}", breakdowns(groups, protocol, headline)
     return Table(title, about, columns, headline, axes, rows, cells, folder, notes, parts)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.errors import UserError
@@ -33,7 +32,7 @@ from posegen.runner.experiment import weights_of
 from posegen.runner.images import picture, read_png
 from posegen.runner.received.state_files import COSTS, read_cell_config, read_costs, read_status, read_yaml
 from posegen.runner.stage import Stage
-from posegen.train.logger_runs import RUN_FILE, logger_nodes, logs_to, run_arguments
+from posegen.train.logger_runs import RUN_FILE, logger_nodes, logger_of, logs_to
 
 FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # of the benchmark's artifact
 
@@ -93,7 +92,7 @@ class ResultsOnDashboard(Stage):
         values = result_values(self.components, folder)
         for node in boards:
             with tolerated(f"the results of {folder}", "TensorBoard"):
-                logger = instantiate(node, _convert_="all")
+                logger = logger_of(node, folder)
                 logger.log_metrics(values, step=cfg.budget.steps)
                 logger.experiment.close()
         if settings is not None:
@@ -174,7 +173,7 @@ def titles(node: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def open_run(node: Any, folder: Path, **about: Any) -> Iterator[Any]:
     """W&B's logger with the run of ``folder``, which it continues where there is one; finished behind the block."""
-    logger = instantiate(node, **run_arguments(node, folder), **about, _convert_="all")
+    logger = logger_of(node, folder, **about)
     try:
         yield logger
     finally:

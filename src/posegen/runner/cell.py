@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS, require_inside
+from posegen.config.cell_folder import NEUTRAL_CALLBACKS, NEUTRAL_KEYS, require_inside, untouched
 from posegen.config.typed_text import as_literal
 from posegen.errors import CellConflict, UserError
 from posegen.io.atomic import read_json, write_json, write_text
@@ -36,8 +36,6 @@ IDENTITY = (
 )
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
-#: What a cell holds before anything is computed; hidden files are locks and temporary ones.
-NO_RESULT = frozenset({"status.json", "config.yaml", "progress.json", "run.json", "curves", "live", "wandb"})
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 
@@ -82,7 +80,7 @@ class Cell:
     def check(self) -> None:
         """Raises `CellConflict` for a folder of another identity, with the differing keys and the ways out."""
         status, here = self.status, self.identity
-        if status.get("state") != "finished" and self.untouched():
+        if status.get("state") != "finished" and untouched(self.folder):
             return
         if not status:  # it was deleted
             here = {key: value for key, value in here.items() if key != "content"}  # which no config.yaml has
@@ -104,11 +102,6 @@ class Cell:
                 fix = f"Write {before[text]} into {record} to go on with it, or keep both with another study=NAME"
                 commits = f"{text} at commit {before[text]}, and {record} names {commit}"
                 raise CellConflict(f"{self.folder} was computed with {commits}. {fix}")
-
-    def untouched(self) -> bool:
-        """Whether nothing was computed in the folder: whatever started there failed, or was stopped, before that."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return all(path.name in NO_RESULT or path.name.startswith(".") for path in found)
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"

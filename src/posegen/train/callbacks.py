@@ -12,26 +12,47 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from posegen.ranges import AtLeastOne
 from posegen.runner.progress import Mode, Progress, note_costs, peak_memory_mb
 from posegen.train.loggers import log_values
+from posegen.train.notice import Notice
 
 CHECKPOINT = "last.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
-    """Replaces ``last.ckpt`` in the cell, which a resumed training continues, after ``every`` so many optimiser steps.
+    """Replaces ``last.ckpt`` in the cell, which a resumed training continues, after ``every`` so many optimiser steps,
+    and at the end of the step in which the scheduler wants the machine back.
 
     Lightning's ``ModelCheckpoint`` would also save at the end, where the method is exported instead, and would not save
-    when the scheduler wants the machine back.
+    on a scheduler's notice.
     """
 
     def __init__(self, every: AtLeastOne = 100) -> None:
-        self.every, self.saved = every, 0
+        self.every, self.saved, self.step, self.notice = every, 0, 0, Notice()
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self.step = trainer.global_step
+        self.notice.listen()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        due = trainer.global_step % self.every == 0 or trainer.received_sigterm
-        if trainer.global_step <= self.saved or not due or trainer.fast_dev_run:
-            return
-        self.saved = trainer.global_step
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINT)
+        if trainer.global_step > self.step:  # not in the middle of optim.accumulate
+            self.step = trainer.global_step
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        self.notice.restore()
+        self.save(trainer)
+
+    def on_exception(self, *_: Any) -> None:
+        self.notice.restore()
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves where it is time; all processes of a cell leave together."""
+        leave = trainer.strategy.reduce_boolean_decision(bool(self.notice.came), all=False)
+        due = leave or trainer.global_step % self.every == 0
+        if due and trainer.global_step > self.saved and not trainer.fast_dev_run:
+            self.saved = trainer.global_step
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINT)
+        if leave:
+            self.notice.obey()
 
 
 class TrainingProgress(ProgressBar):

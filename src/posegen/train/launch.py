@@ -11,6 +11,7 @@ processes: each takes an equal share of every batch, and the mean of their gradi
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -22,15 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.utils import env_override
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
+from posegen.config.checking.processes import Started, lacking_gpus, node_rank
 from posegen.config.resolvers import processes
 from posegen.errors import UserError
 from posegen.io.start_method import known_start_method
+from posegen.train.notice import Notice, unheard_by_children
 
 
 @dataclass(frozen=True)
@@ -40,55 +45,44 @@ class Processes:
     devices: int = 1  # processes on each machine
     nodes: int = 1  # machines
     node: int = 0  # which of them this one is
+    started: Started | None = None  # where torchrun or srun has started all of them
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Processes:
         """The processes that ``trainer`` asks for; a UserError where nothing says which of several machines this is."""
-        nodes = cfg.trainer.num_nodes
-        return cls(processes(cfg.trainer.devices, 1), nodes, node_rank() if nodes > 1 else 0)
+        devices, nodes, started = processes(cfg.trainer.devices, 1), cfg.trainer.num_nodes, Started.read()
+        if started and started.trains_one_cell(devices, nodes):
+            return cls(devices, nodes, started.rank // devices, started)
+        return cls(devices, nodes, node_rank() if nodes > 1 else 0)
 
     @property
     def size(self) -> int:
         return self.devices * self.nodes
 
+    @property
+    def first(self) -> bool:
+        """Whether this process does everything but its share of the training, which is all that others do."""
+        return not (self.node if self.started is None else self.started.rank)
+
 
 def require_gpus(wanted: int, accelerator: str) -> None:
     """Raises a UserError where this process sees fewer devices, with the ways out."""
-    found, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if found >= wanted:
-        return
-    limit = f" (CUDA_VISIBLE_DEVICES={visible}, which hydra/launcher=local sets for its workers; "
-    limit = "" if visible is None else f"{limit}hydra/launcher=serial leaves them all)"
-    sees = f"with trainer.accelerator={accelerator}, but this process sees {found} GPUs{limit}"
-    fix = f"set trainer.devices={max(1, found)}, or trainer.accelerator=cpu for so many processes on the CPU"
-    raise UserError(f"trainer.devices={wanted} {sees}; {fix}")
+    if text := lacking_gpus(wanted, accelerator):
+        raise UserError(text)
 
 
-def node_rank() -> int:
-    """Which of several machines this is, from NODE_RANK, else from Slurm; a UserError where neither says it, or where
-    one machine runs the program several times."""
-    if os.environ.get("SLURM_LOCALID", "0") != "0":
-        started = "Slurm started several tasks on this machine; posegen starts one process per device itself"
-        raise UserError(f"{started}: use --ntasks-per-node=1")
-    rank = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID"))
-    if rank is None:
-        unsaid = "trainer.num_nodes is more than 1, and nothing says which of them this one is"
-        each = "NODE_RANK=0, 1, ... and the MASTER_ADDR and MASTER_PORT of the first"
-        fix = f"use hydra/launcher=slurm, or run the same command on each machine with {each}"
-        raise UserError(f"{unsaid}; {fix}")
-    return int(rank)
-
-
-def meeting_point(nodes: int) -> tuple[str, int]:
-    """(host, port) at which the processes meet; a UserError where several machines know none."""
-    if nodes == 1:
+def meeting_point(parties: int) -> tuple[str, int]:
+    """(host, port) at which several machines, or processes that srun started, meet; a UserError where they know
+    none."""
+    if parties == 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             return "127.0.0.1", free.getsockname()[1]
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if listed := os.environ.get("SLURM_JOB_NODELIST"):
+    if listed := os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST")):
         address = address or SLURMEnvironment.resolve_root_node_address(listed)
-        port = port or str(15000 + int(os.environ["SLURM_JOB_ID"]) % 10000)
+        step = int(os.environ.get("SLURM_STEP_ID", 0))  # steps of a job may share a machine
+        port = port or str(15000 + (int(os.environ["SLURM_JOB_ID"]) + 100 * step) % 10000)
     if not address or not port:
         fix = "set MASTER_ADDR and MASTER_PORT to a host and a free port of the first machine"
         raise UserError(f"trainer.num_nodes is more than 1 outside of Slurm; {fix}")
@@ -101,8 +95,7 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
     ``work`` is a module's function under torch's `record`; it gets the resolved configuration as plain values. A
     UserError of a process is raised here; if one fails otherwise, it is a RuntimeError with the process's traceback.
     """
-    if cfg.trainer.accelerator != "cpu":
-        require_gpus(group.devices, cfg.trainer.accelerator)
+    require_gpus(group.devices, cfg.trainer.accelerator)
     host, port = meeting_point(group.nodes)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no advice about DDP's settings
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are reported below
@@ -111,7 +104,8 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
     how: dict[str, Any] = {"max_restarts": 0, "monitor_interval": 0.1, "start_method": "spawn"}
     settings = LaunchConfig(group.nodes, group.nodes, group.devices, **meeting, **how)
     try:
-        with signal_handlers_restored(), known_start_method():
+        alone = env_override({"TORCHELASTIC_USE_AGENT_STORE": "False"})  # of a torchrun around this process
+        with alone, signal_handlers_restored(), known_start_method(), notice_passed_on():
             elastic_launch(settings, work)(OmegaConf.to_container(cfg, resolve=True), folder)
     except SignalException as ended:
         raise SystemExit(128 + ended.sigval) from ended
@@ -123,6 +117,59 @@ def run_together(work: Callable[[dict[str, Any], Path], None], cfg: DictConfig, 
             raise UserError(text) from error
         traceback = left.get("extraInfo", {}).get("py_callstack", "")
         raise RuntimeError(f"the process of rank {rank} failed: {left['message']}\n{traceback}") from error
+
+
+@contextmanager
+def joined(group: Processes) -> Iterator[None]:
+    """The variables by which torch's processes meet, in one that torchrun or srun started; the group ends with the
+    block."""
+    assert group.started is not None
+    host, port = meeting_point(group.size)
+    names: dict[str, Any] = {"RANK": group.started.rank, "LOCAL_RANK": group.started.local, "WORLD_SIZE": group.size}
+    names |= {"MASTER_ADDR": host, "MASTER_PORT": port}
+    with env_override({name: str(value) for name, value in names.items()}):
+        yield
+        end_group()
+
+
+def end_group() -> None:
+    """Waits for the other processes of the group, if there is one, and leaves it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+class SameCell(Callback):
+    """Refuses processes that were started together with commands for different cells: their gradients would mix."""
+
+    def __init__(self, cell: Any) -> None:
+        self.cell = str(cell)
+
+    def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        cells: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(cells, self.cell)
+        if others := set(cells) - {self.cell}:
+            found = f"this process trains {self.cell}, and one that was started with it {min(others)}"
+            raise UserError(f"{found}; give all of them the same command, or start each cell by itself")
+
+
+@contextmanager
+def notice_passed_on() -> Iterator[None]:
+    """Tells the processes of a cell about a scheduler's notice, as SIGTERM, and obeys it when they have ended."""
+    notice = Notice()
+
+    def tell() -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    with unheard_by_children():
+        notice.listen(tell)
+        try:
+            yield
+        finally:
+            notice.restore()
+            if notice.came:
+                notice.obey()
 
 
 @contextmanager

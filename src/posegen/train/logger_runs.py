@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
+
 from posegen.io.atomic import read_json_or_empty, write_json
 from posegen.runner.received.classes import found_class
 
@@ -27,6 +29,21 @@ def logs_to(kind: str, node: Mapping[str, Any]) -> bool:
 
     target = found_class(str(node.get("_target_")))
     return isinstance(target, type) and issubclass(target, getattr(loggers, kind))
+
+
+def log_as(rank: int) -> None:
+    """Says which of the processes that train a cell together this one is. Lightning's loggers write on rank 0 alone;
+    when it is imported, it guesses the rank from variables that Slurm also sets for tasks with cells of their own."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only.rank = rank
+
+
+def logger_of(node: Mapping[str, Any], folder: Path, rank: int = 0, **about: Any) -> Any:
+    """The logger of a node in the process of this rank; in the first, it continues the run of ``folder``."""
+    log_as(rank)
+    run = {} if rank else run_arguments(node, folder)
+    return instantiate(node, **run, **about, _convert_="all")
 
 
 def run_arguments(node: Mapping[str, Any], folder: Path) -> dict[str, Any]:

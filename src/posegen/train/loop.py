@@ -33,9 +33,10 @@ from posegen.train.callbacks import CHECKPOINT
 from posegen.train.ema import EMA
 from posegen.train.finite import RequireFinite
 from posegen.train.fsdp import whole
-from posegen.train.launch import Processes, run_together
-from posegen.train.logger_runs import logger_nodes, run_arguments
+from posegen.train.launch import Processes, SameCell, end_group, joined, require_gpus, run_together
+from posegen.train.logger_runs import log_as, logger_nodes, logger_of
 from posegen.train.loggers import close_runs, keep_curves, open_runs, with_curves
+from posegen.train.notice import unheard_by_children
 from posegen.train.resume import (
     AFTER_TRAINING,
     WholeCheckpoints,
@@ -100,10 +101,14 @@ def fit(components: Components, folder: Path) -> None:
     """Trains a cell, with as many processes as ``trainer`` asks for."""
     group = Processes.of(components.cfg)
     set_threads(components.cfg)
-    if group.size > 1:
+    if group.size == 1:
+        fit_here(components, folder)
+    elif group.started is None:
         run_together(train_process, components.cfg, folder, group)
     else:
-        fit_here(components, folder)
+        require_gpus(group.devices, components.cfg.trainer.accelerator)
+        with joined(group), only_signals_stop():
+            fit_here(components, folder, group.started.rank, group.size)
 
 
 def set_threads(cfg: DictConfig) -> None:
@@ -120,9 +125,7 @@ def train_process(config: dict[str, Any], folder: Path) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with only_signals_stop():
         fit_here(Components(cfg), folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    end_group()
 
 
 def fit_here(components: Components, folder: Path, rank: int = 0, size: int = 1) -> None:
@@ -183,7 +186,8 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
         open_runs(trainer.loggers, quiet=cfg.progress == "file")
         failed = True
         try:
-            trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
+            with unheard_by_children():  # the loader's workers
+                trainer.fit(task, loader, ckpt_path=str(checkpoint) if step else None, weights_only=True)
             failed = False
         except UserError as error:
             if " in DataLoader worker process " in str(error):  # torch put its traceback around it
@@ -211,6 +215,7 @@ def build_trainer(cfg: DictConfig, folder: Path, share: Share) -> Trainer:
     processes = share.count
     nodes = (cfg.get("callbacks") or {}).values()
     callbacks: list[Callback] = [RequireFinite(), *(instantiate(node, _convert_="all") for node in nodes if node)]
+    callbacks += [SameCell(cfg.paths.cell)] if processes > 1 else []
     environment = TorchElasticEnvironment() if processes > 1 else LightningEnvironment()
     added: dict[str, Any] = {"plugins": [environment, WholeCheckpoints()]}
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
@@ -218,10 +223,8 @@ def build_trainer(cfg: DictConfig, folder: Path, share: Share) -> Trainer:
     added = {name: value for name, value in added.items() if name not in cfg.trainer}
     if processes > 1 and cfg.trainer.strategy == "auto":  # not every part of a method takes part in every step
         added["strategy"] = "ddp_find_unused_parameters_true"
-    loggers = []
-    for node in logger_nodes(cfg.get("logger")):
-        run = {} if share.rank else run_arguments(node, folder)  # the first process alone logs
-        loggers.append(instantiate(node, **run, _convert_="all"))
+    log_as(share.rank)
+    loggers = [logger_of(node, folder, share.rank) for node in logger_nodes(cfg.get("logger"))]
     added |= {"callbacks": callbacks, "logger": with_curves(loggers, folder), "default_root_dir": str(folder)}
     return instantiate(cfg.trainer, **added, _convert_="all")
 

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -36,6 +36,7 @@ class Task(LightningModule):
     """The shared part: optimiser, schedule, logging, and checkpoints that hold only what trains."""
 
     needs: frozenset[str] = frozenset()  # optional `PoseBatch` fields that `losses` reads
+    divisible: ClassVar[bool] = True  # False where parts outside of the U-Net train, which trainer=fsdp cannot divide
 
     def __init__(self, components: Components) -> None:
         super().__init__()
@@ -193,6 +194,7 @@ class TextToImageTask(DiffusionTask):
     """
 
     needs = frozenset({"latents"})
+    divisible = False
 
     def __init__(self, components: Components, min_snr: Positive | None = None) -> None:
         super().__init__(components)
@@ -226,6 +228,7 @@ class AutoencoderTask(Task):
     gradients, which keeps thin lines."""
 
     needs = frozenset({"images"})
+    divisible = False
 
     def __init__(self, components: Components, autoencoder: nn.Module, edges: NotNegative = 1.0) -> None:
         super().__init__(components)
@@ -255,6 +258,7 @@ class EstimatorTask(Task):
     """Trains a pose estimator, the judge, on real images only."""
 
     needs = frozenset({"images"})
+    divisible = False
 
     def __init__(self, components: Components, estimator: nn.Module) -> None:
         super().__init__(components)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from posegen.data.base import PoseBatch, PoseData, generator
 from posegen.errors import UserError
 from posegen.runner.batches import Needs, collate
+from posegen.train.notice import outlive
 
 Place = tuple[int, tuple[int, ...]]  # (epoch, indices of the samples of a batch)
 Seen = tuple[int, int]  # (epoch, batches of it that were seen)
@@ -82,4 +84,5 @@ def training_loader(data: PoseData, needs: Needs, batches: EpochBatches, workers
         larger = f"optim.batch={batches.per_step} is larger than data.count={len(data)} of {data.name}"
         raise UserError(f"{larger}; lower optim.batch or raise data.count")
     dataset = Batches(data, needs, batches.seed)
-    return DataLoader(dataset, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+    processes: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": outlive}
+    return DataLoader(dataset, batch_size=None, sampler=batches, **processes)

@@ -12,8 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.app import ASKING, Command
 from posegen.config.cell_folder import require_inside
+from posegen.config.launcher import is_remote
+from posegen.config.resolvers import AUTO_PRECISIONS
 from posegen.errors import UserError
 from posegen.io.atomic import write_json
+from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
 from posegen.report.formats import table_terminal
 from posegen.report.live_progress import LiveProgress
@@ -58,9 +61,9 @@ def main(cfg: DictConfig) -> str:
     cell = Cell.of(cfg, components.content(*splits_of(cfg)))
     try:
         set_threads(cfg)
-        if not Processes.of(cfg).node:
+        if Processes.of(cfg).first:
             complete(cell, stages_of(components, cell.folder), components.shard)
-        elif will_train(cfg) and not cell.finished():  # another machine's share of the training
+        elif will_train(cfg) and not cell.finished() and Training(components, cell.folder).todo():  # its share of it
             fit(components, cell.folder)
     except Exception as error:  # recorded in status.json by the cell, reported after the sweep
         print(f"failed: {cell.folder}: {error}", flush=True)
@@ -79,10 +82,11 @@ def stages_of(components: Components, folder: Path) -> list[Stage]:
 
 
 def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
-    """Checks every cell, writes ``cells.json`` and prepares what the cells share; returns the benchmark's folder, and
-    the folders of these cells in it."""
+    """Checks every cell, writes ``cells.json``, and prepares what the cells share where this machine computes them;
+    returns the benchmark's folder, and the folders of these cells in it."""
     cells: list[Cell] = []
-    for cfg in command.cells():
+    others: dict[Path, list[str]] = {}  # hashes of the cells as other kinds of machines compute them
+    for cfg, open_precision in command.cells():
         Shard.of(cfg)
         require_weights(cfg)
         cfg = with_trained_arguments(cfg)
@@ -90,6 +94,9 @@ def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
         cell.check()
         if all(cell.folder != other.folder for other in cells):  # shares of a cell are one cell
             cells.append(cell)
+            trainer = cell.identity["trainer"]
+            each = [{**cell.identity, "trainer": {**trainer, "precision": known}} for known in AUTO_PRECISIONS]
+            others[cell.folder] = [value_hash(one) for one in each if open_precision and one != cell.identity]
     folder = require_inside(Path(config.paths.output) / str(config.study), Path(config.paths.output))
     about: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(TABLE)), resolve=True)
     protocol = Components(OmegaConf.create(cells[0].config)).protocol
@@ -98,6 +105,7 @@ def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
     about |= {"protocol": cells[0].config["protocol"], "cells": []}
     for cell in cells:
         facts = {"method": cell.config["method"], "seed": cell.config["seed"], "hash": cell.hash}
+        facts |= {"others": others[cell.folder]} if others[cell.folder] else {}
         place = os.path.relpath(require_inside(cell.folder, folder), folder)
         about["cells"].append({"folder": place, **facts})
     planned = {entry["folder"] for entry in about["cells"]}
@@ -106,7 +114,8 @@ def plan(config: DictConfig, command: Command) -> tuple[Path, set[str]]:
         write_json(folder / "cells.json", about)
         for cell in cells:  # another benchmark of the study keeps their rows, though none has begun
             cell.folder.mkdir(parents=True, exist_ok=True)
-    prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
+    if not is_remote(config):  # else the first job that needs it
+        prepare([OmegaConf.create(cell.config) for cell in cells if not cell.finished()])
     return folder, planned
 
 

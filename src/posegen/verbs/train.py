@@ -32,8 +32,9 @@ def main(cfg: DictConfig) -> float | None:
     training = Training(components, cell.folder)
     if cell.finished() and not training.fault():
         print(f"{cell.folder} is finished; nothing to do")
-    elif Processes.of(cfg).node:  # another machine's share of the training; the first does everything else
-        fit(components, cell.folder)
+    elif not Processes.of(cfg).first:  # its share of the training; the first does everything else
+        if training.todo():
+            fit(components, cell.folder)
         return None
     else:
         complete(cell, [training])

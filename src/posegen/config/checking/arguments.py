@@ -120,3 +120,10 @@ def locate(path: Any) -> Callable[..., Any] | str:
         return f"cannot be imported: {str(error.__cause__ or error).splitlines()[0]}{hint}"
     finally:
         log.disabled = before
+
+
+def class_of(cfg: DictConfig, group: str) -> Any:
+    """The class behind a group's ``_target_``, also where that is one of its class methods."""
+    node = cfg.get(group)
+    target = locate(target_path(node)) if has_target(node) else None
+    return getattr(target, "__self__", target) if not isinstance(target, str) else None

@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from posegen.config import nodes
 from posegen.config.cell_folder import require_inside
-from posegen.config.checking.arguments import argument_problems, locate
+from posegen.config.checking.arguments import argument_problems, class_of, locate
+from posegen.config.checking.processes import process_problems
 from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
-from posegen.config.resolvers import gpus
 from posegen.config.schema import VERBS, CellKeys
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty
@@ -72,7 +72,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
         *missing_files(cfg),
         *recipes(cfg),
         *compatible(cfg),
-        *shared_batch(cfg),
+        *process_problems(cfg, verb),
         *for_the_verb(cfg, verb),
         *misplaced(cfg),
     ]
@@ -152,36 +152,6 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
     ]
 
 
-def shared_batch(cfg: DictConfig) -> list[Problem]:
-    """A batch that the processes of a cell cannot share."""
-    trainer, optim = cfg.get("trainer") or {}, cfg.get("optim") or {}
-    if "devices" not in trainer or "batch" not in optim:
-        return []
-    machines = trainer.get("nodes", trainer.get("num_nodes", 1))
-    problem = shared_batch_problem(optim["batch"], optim.get("accumulate", 1), trainer["devices"], machines)
-    return [problem] if problem else []
-
-
-def shared_batch_problem(batch: Any, accumulate: Any, devices: Any, machines: Any = 1) -> Problem | None:
-    """Why so many processes cannot take equal shares of every batch; None where they can."""
-    devices = gpus() if devices in ("auto", -1) else devices
-    for key, value in {"devices": devices, "num_nodes": machines}.items():
-        if not isinstance(value, int) or value < 1:
-            auto = ", or auto for all GPUs" if key == "devices" else ""
-            return Problem(f"trainer.{key}", f"expected a number of {key}, 1 or more{auto}", value)
-    if not all(isinstance(value, int) and value > 0 for value in (batch, accumulate)):
-        return None  # reported as a value of another kind
-    if batch % accumulate:
-        return Problem("optim.batch", f"is not divisible by optim.accumulate={accumulate}", batch)
-    processes = devices * machines
-    if batch // accumulate % processes:
-        among = f"trainer.devices={devices}" + (f" on trainer.num_nodes={machines}" if machines > 1 else "")
-        parts = f"in optim.accumulate={accumulate} parts of {batch // accumulate} images cannot be shared equally by "
-        fix = f"{processes} processes ({among}); it must be a multiple of {accumulate * processes}"
-        return Problem("optim.batch", parts + fix, batch)
-    return None
-
-
 def recipes(cfg: DictConfig) -> list[Problem]:
     """Keys of an adapter's recipes that are no optimiser settings."""
     adapter, optim = cfg.get("adapter"), cfg.get("optim")
@@ -197,7 +167,7 @@ def recipes(cfg: DictConfig) -> list[Problem]:
 
 def compatible(cfg: DictConfig) -> list[Problem]:
     """Choices that are fine alone and impossible together, as far as their classes tell."""
-    problems, adapter, backbone = [], _class(cfg, "adapter"), _class(cfg, "backbone")
+    problems, adapter, backbone = [], class_of(cfg, "adapter"), class_of(cfg, "backbone")
     makes, paints = getattr(adapter, "sample", None), getattr(backbone, "sample", None)
     if makes and paints and makes != paints:
         text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
@@ -229,10 +199,10 @@ def compatible(cfg: DictConfig) -> list[Problem]:
 
 def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
     """Choices that one verb cannot run: a protocol that judges something else, a transfer without a source."""
-    if verb == "transfer" and "source" not in getattr(_class(cfg, "adapter"), "needs", ("source",)):
+    if verb == "transfer" and "source" not in getattr(class_of(cfg, "adapter"), "needs", ("source",)):
         text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
         return [Problem("adapter", text, cfg.get("method"))]
-    generated, judged = (getattr(_class(cfg, group), "sample", None) for group in ("backbone", "protocol"))
+    generated, judged = (getattr(class_of(cfg, group), "sample", None) for group in ("backbone", "protocol"))
     if verb in ("evaluate", "benchmark") and generated and judged and generated != judged:
         text = f"it judges {judged}s and the backbone generates {generated}s; choose another protocol="
         return [Problem("protocol", text)]
@@ -264,13 +234,6 @@ def refused(node: Any, key: str = "") -> list[Problem]:
 def _checkable(node: DictConfig) -> bool:
     target = locate(nodes.target_path(node))
     return not node.get("_partial_") and getattr(target, "checkable", False)
-
-
-def _class(cfg: DictConfig, group: str) -> Any:
-    """The class behind a group's ``_target_``, also where that is one of its class methods."""
-    node = cfg.get(group)
-    target = locate(nodes.target_path(node)) if nodes.has_target(node) else None
-    return getattr(target, "__self__", target) if not isinstance(target, str) else None
 
 
 def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from posegen.data.base import PoseData, Sample, generator
 from posegen.data.mannequin.cache import Cache, ShardContent, check_shard
 from posegen.data.mannequin.world import SPLIT_STREAMS, WORLD_VERSION, World
+from posegen.io.cores import cores
 from posegen.ranges import AtLeastOne, NotNegative, Seed, Width, Workers
 
 
@@ -47,7 +47,7 @@ class MannequinData(PoseData):
         self.split, self.count, self.seed, self.size = split, count, seed, (size, size)
         self.keypoint_noise, self.world = keypoint_noise, self.renders(seed, size)
         self.cache = Cache(Path(cache).expanduser(), split, seed, size, world=self.renders)
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or cores()
         self._shards: list[ShardContent] = []
         self._checked = False  # whether the shards have been compared with their checksums
 

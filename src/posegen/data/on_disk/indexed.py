@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from posegen.data.on_disk.source import Source, lowest_hashes, require_count
 from posegen.data.on_disk.split_index import INDEX_VERSION, SplitIndex
 from posegen.data.on_disk.transforms import Transform, TransformName, transform_of
 from posegen.io.atomic import explained, read_json_or_empty, write_text
+from posegen.io.cores import cores
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
 from posegen.ranges import AtLeastOne, Width, Workers
@@ -60,7 +60,7 @@ class RealData(PoseData):
         self.transform = transform_of(transform)
         self.varies = self.transform.varies
         self.cache = Path(cache).expanduser() / "prepared" / self.name
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or cores()
         self._read: tuple[SplitIndex, str, Sequence[int]] | None = None
 
     @cached_property

@@ -88,6 +88,7 @@ class CellEntry(State):
     method: str
     seed: int
     hash: str
+    others: list[str] = []  # hashes of the cell as other kinds of machines compute it
 
 
 class ReproductionEntry(State):
