@@ -28,7 +28,7 @@ from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
 from posegen.train.fsdp import divide_weights
 from posegen.train.loggers import log_settings
-from posegen.train.muon import Muon
+from posegen.train.optimisers import UpdatesInBackward, build_optimizer
 from posegen.train.recipe import Recipe, hyperparameters, recipe_of
 
 
@@ -36,6 +36,7 @@ class Task(LightningModule):
     """The shared part: optimiser, schedule, logging, and checkpoints that hold only what trains."""
 
     needs: frozenset[str] = frozenset()  # optional `PoseBatch` fields that `losses` reads
+    updates: UpdatesInBackward | None = None  # where ``optim.in_backward`` asks for them
 
     def __init__(self, components: Components) -> None:
         super().__init__()
@@ -93,10 +94,20 @@ class Task(LightningModule):
     def on_train_start(self) -> None:
         log_settings(self.loggers, hyperparameters(self))
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.updates is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.updates.backward(loss, measure=self._trainer is not None and self.due)
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Lightning's hook; the logged norm is that of the gradients before, which clipping computes in any case."""
+        if self.updates is not None:  # they were clipped, used and freed in the backward pass
+            if self.due:
+                self.log("train/grad_norm", self.updates.norm())
+            return
         plugin = self.trainer.precision_plugin
         usual = type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm  # others clip in ways of their own
         parameters = list(plugin.main_params(optimizer))
@@ -110,9 +121,9 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
-        build: Any = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
-        settings = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
-        optimizer = build(self.parameter_groups(), **settings)
+        optimizer = build_optimizer(recipe, self.parameter_groups())
+        if recipe.in_backward:
+            self.updates = UpdatesInBackward(optimizer, self.components.cfg.trainer.gradient_clip_val)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
