@@ -47,7 +47,7 @@ class UpdatesInBackward:
                 parameter.register_post_accumulate_grad_hook(partial(self._use, i))
 
     def backward(self, loss: Tensor, measure: bool = False) -> None:
-        """The backward pass of a step with its updates; ``measure`` keeps the norms for `norm` without clipping, too."""
+        """The backward pass of a step with its updates; ``measure`` keeps the norms for `norm` in any case."""
         self.norms, self.factor = {}, None
         if self.clip:
             self.measures, self.updates = True, False

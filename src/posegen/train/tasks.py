@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import Precision
@@ -176,7 +179,12 @@ class DiffusionTask(Task):
 
 
 class AdapterTask(DiffusionTask):
-    """Trains a pose-guidance method on its backbone."""
+    """Trains a pose-guidance method on its backbone.
+
+    Where batches bring latents and text, the backbone's encoders wait in the CPU's memory: accelerate's hooks bring
+    them to the GPU for whoever asks (live validation), and the next step sends them back."""
+
+    waiting: Sequence[Any] = ()  # accelerate's hooks
 
     def __init__(self, components: Components) -> None:
         super().__init__(components)
@@ -187,6 +195,23 @@ class AdapterTask(DiffusionTask):
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
         step = self.step(batch, state.text, lambda noisy, timesteps: self.adapter.inject(state, noisy, timesteps))
         return self.adapter.loss(step, state, batch)
+
+    def on_fit_start(self) -> None:
+        if self.device.type not in ("cpu", "mps"):  # those have one memory
+            self.waiting = [cpu_offload_with_hook(part, self.device)[1] for part in self.backbone.encoders]
+
+    def on_train_batch_start(self, batch: PoseBatch, batch_idx: int) -> None:
+        for hook in self.waiting:
+            hook.offload()
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.waiting = [
+            hook for hook in self.waiting if next(hook.model.parameters()).device.type == "cpu"
+        ]  # the rest takes part in steps
+
+    def on_fit_end(self) -> None:
+        for part in self.backbone.encoders:
+            remove_hook_from_module(part)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.adapter.parameter_groups(self.recipe)
