@@ -213,9 +213,12 @@ DRIVER, SPARE = 0.6, 1.08  # GiB of CUDA's context, and room for fragmentation a
 def preset_bytes(method: str, backbone: str, preset: str, *more: str) -> int:
     """The peak of a training step with a preset, with the average of the weights."""
     words = (f"adapter={method}", f"backbone={backbone}", "backbone.path=null", "backbone.initialise=random", *more)
-    words = (*words, f"trainer={preset}", f"size={BACKBONES[backbone]}", *DATA.get(method, ()))
-    optim = resolved(*words)["optim"]
-    found = counted(resolved(*words, f"batch={optim['batch'] // optim['accumulate']}"), foreach=True)
+    words = (*words, f"size={BACKBONES[backbone]}", *DATA.get(method, ()))
+    with composed("train", (f"trainer={preset}",)) as cfg:  # posegen profile has other defaults
+        batch = cfg.optim.batch // cfg.optim.accumulate
+        changed = f"compute.checkpointing={cfg.compute.checkpointing}", f"optim.accumulate={cfg.optim.accumulate}"
+        words = (*words, *changed, f"trainer.precision={cfg.trainer.precision}", f"batch={batch}")
+    found = counted(resolved(*words), foreach=True)
     return found["peak"] + found["trained"]  # the average
 
 
