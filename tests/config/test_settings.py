@@ -113,7 +113,7 @@ def test_what_was_expected_where(value: Any, annotation: Any, expected: tuple[tu
 @pytest.mark.parametrize(
     ("verb", "override", "expected"),
     [
-        ("train", "optim.optimizer=lion", "expected one of adamw, muon"),
+        ("train", "optim.optimizer=lion", "expected one of adamw, muon, adamw8bit"),
         ("train", "budget.steps=-1", "expected an integer from 1 to 10000000"),
         ("train", "budget.steps=1000000000", "expected an integer from 1 to 10000000"),
         ("train", "budget.ema=nan", "expected a finite number"),

@@ -53,7 +53,7 @@ def test_every_option_of_adapter_is_on_a_page(pages: dict[str, str]) -> None:
 
 def test_options_have_a_table_of_what_the_check_expects(pages: dict[str, str]) -> None:
     rows = {
-        "options/optim.md": "| `optim.optimizer` | one of adamw, muon | `adamw` |",
+        "options/optim.md": "| `optim.optimizer` | one of adamw, muon, adamw8bit | `adamw` |",
         "options/budget.md": "| `budget.steps` | an integer from 1 to 10000000 | `1000` |",
         "options/sampler.md": "| `sampler.guidance` | a number of at least 0 | `2.0` |",
         "options/data.md": "| `data.train.keypoint_noise` | a number of at least 0 | `0.0` |",

@@ -285,6 +285,11 @@ class Backbone(nn.Module, ABC):
     def from_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents to samples, the inverse of `to_latents`; images are differentiable."""
 
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The parts that `encode_text`, `to_latents` and `from_latents` alone run, of diffusers or transformers."""
+        return ()
+
     def save_source(self, folder: Path) -> dict[str, Any]:
         """Copies the files that the weights were read from to the new ``folder``; a TypeError where there are none.
 

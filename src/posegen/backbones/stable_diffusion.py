@@ -128,6 +128,10 @@ class StableDiffusion(Backbone):
         """The parts as they are now, for instance to save them after training."""
         return ModelParts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
 
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        return tuple(part for part in (self.text_encoder, self.autoencoder) if part is not None)
+
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder, which no task trains together with the rest, in diffusers' layout."""
         self.to(memory_format=torch.contiguous_format)  # files hold no other

@@ -20,7 +20,7 @@ from posegen.io.hashes import outline_hash, text_hash, value_hash
 NEUTRAL_KEYS = frozenset({
     "cache", "workers", "progress", "accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins",
     "use_distributed_sampler", "default_root_dir", "profiler", "log_every_n_steps", "enable_checkpointing",
-    "enable_progress_bar", "enable_model_summary", "train_images",
+    "enable_progress_bar", "enable_model_summary", "train_images", "in_backward",
 })  # fmt: skip
 #: Callbacks that change no result.
 NEUTRAL_CALLBACKS = frozenset({"checkpoint", "progress", "live", "validation_loss"})

@@ -49,7 +49,7 @@ class NodeKeys:
 
 
 class OptimKeys(NodeKeys):
-    optimizer: Literal["adamw", "muon"]
+    optimizer: Literal["adamw", "muon", "adamw8bit"]
     lr: Annotated[float, Interval(gt=0, le=1000)] | None
     drop_text: ZeroToOne | None
     batch: AtLeastOne
@@ -59,6 +59,7 @@ class OptimKeys(NodeKeys):
     betas: tuple[BelowOne, BelowOne]
     weight_decay: NotNegative
     clip: Positive | None
+    in_backward: bool
 
 
 class BudgetKeys(NodeKeys):

@@ -50,6 +50,8 @@ def arrange(
             module.compile()
         if checkpointing == "blocks" and getattr(module, "_supports_gradient_checkpointing", False):
             module.enable_gradient_checkpointing()
+        if checkpointing == "blocks" and hasattr(module, "set_grad_checkpointing"):  # timm's name for it
+            module.set_grad_checkpointing()
         if checkpointing == "feedforward" and type(module).__name__ in WIDE:
             module.forward = partial(recomputed, module)
 

@@ -119,7 +119,7 @@ class MeasuredMethod:
         """The task's optimiser with its state in place, so that the first step needs the memory of every step."""
         optimizer = self.task.configure_optimizers()["optimizer"]
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            parameter.grad = torch.zeros_like(parameter)
+            (0 * parameter).sum().backward()  # a gradient of zeros
         optimizer.step()
         optimizer.zero_grad()
         return optimizer
@@ -155,7 +155,7 @@ class MeasuredMethod:
     def training_steps(self, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         while True:
             loss = self.task.losses(self.batch)["loss"]
-            loss.backward()
+            self.task.backward(loss)
             optimizer.step()
             self.task.zero_grad()
             yield loss.detach()

@@ -28,7 +28,8 @@ class Recipe:
     decay: float = 0.0  # share of the steps, at the end, over which the rate falls to zero as a cosine; 0: constant
     betas: tuple[float, float] = (0.9, 0.999)  # moment decays of AdamW
     weight_decay: float = 0.01  # decoupled
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    in_backward: bool = False  # every gradient is used and freed as soon as it is there
 
     def factor(self, step: int) -> float:
         """Learning rate at ``step`` as a share of the peak."""

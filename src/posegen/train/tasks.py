@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import Precision
@@ -28,7 +31,7 @@ from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged
 from posegen.train.fsdp import divide_weights
 from posegen.train.loggers import log_settings
-from posegen.train.muon import Muon
+from posegen.train.optimisers import UpdatesInBackward, build_optimizer
 from posegen.train.recipe import Recipe, hyperparameters, recipe_of
 
 
@@ -37,6 +40,7 @@ class Task(LightningModule):
 
     needs: frozenset[str] = frozenset()  # optional `PoseBatch` fields that `losses` reads
     divisible: ClassVar[bool] = True  # False where parts outside of the U-Net train, which trainer=fsdp cannot divide
+    updates: UpdatesInBackward | None = None  # where ``optim.in_backward`` asks for them
 
     def __init__(self, components: Components) -> None:
         super().__init__()
@@ -94,10 +98,20 @@ class Task(LightningModule):
     def on_train_start(self) -> None:
         log_settings(self.loggers, hyperparameters(self))
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.updates is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.updates.backward(loss, measure=self._trainer is not None and self.due)
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Lightning's hook; the logged norm is that of the gradients before, which clipping computes in any case."""
+        if self.updates is not None:  # they were clipped, used and freed in the backward pass
+            if self.due:
+                self.log("train/grad_norm", self.updates.norm())
+            return
         plugin = self.trainer.precision_plugin
         usual = type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm  # others clip in ways of their own
         parameters = list(plugin.main_params(optimizer))
@@ -111,9 +125,9 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
-        build: Any = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
-        settings = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
-        optimizer = build(self.parameter_groups(), **settings)
+        optimizer = build_optimizer(recipe, self.parameter_groups())
+        if recipe.in_backward:
+            self.updates = UpdatesInBackward(optimizer, self.components.cfg.trainer.gradient_clip_val)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
@@ -166,7 +180,12 @@ class DiffusionTask(Task):
 
 
 class AdapterTask(DiffusionTask):
-    """Trains a pose-guidance method on its backbone."""
+    """Trains a pose-guidance method on its backbone.
+
+    Where batches bring latents and text, the backbone's encoders wait in the CPU's memory: accelerate's hooks bring
+    them to the GPU for whoever asks (live validation), and the next step sends them back."""
+
+    waiting: Sequence[Any] = ()  # accelerate's hooks
 
     def __init__(self, components: Components) -> None:
         super().__init__(components)
@@ -177,6 +196,23 @@ class AdapterTask(DiffusionTask):
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
         step = self.step(batch, state.text, lambda noisy, timesteps: self.adapter.inject(state, noisy, timesteps))
         return self.adapter.loss(step, state, batch)
+
+    def on_fit_start(self) -> None:
+        if self.device.type not in ("cpu", "mps"):  # those have one memory
+            self.waiting = [cpu_offload_with_hook(part, self.device)[1] for part in self.backbone.encoders]
+
+    def on_train_batch_start(self, batch: PoseBatch, batch_idx: int) -> None:
+        for hook in self.waiting:
+            hook.offload()
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.waiting = [
+            hook for hook in self.waiting if next(hook.model.parameters()).device.type == "cpu"
+        ]  # the rest takes part in steps
+
+    def on_fit_end(self) -> None:
+        for part in self.backbone.encoders:
+            remove_hook_from_module(part)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.adapter.parameter_groups(self.recipe)

@@ -43,7 +43,13 @@ class EncoderCopy(ControlBranch):
 
     def hint_features(self, hint: Tensor) -> Tensor:
         """``[B, 3, H, W]`` to ``[B, channels[0], h, w]``, which `forward` adds after the first convolution."""
-        return self.network.controlnet_cond_embedding(hint)
+        network = self.network.controlnet_cond_embedding  # the only one at the size of the picture
+        return checkpoint(network, hint, use_reentrant=False) if self.again else network(hint)
+
+    @property
+    def again(self) -> bool:
+        """Whether the backward pass computes activations again, as of diffusers' blocks."""
+        return self.network.is_gradient_checkpointing and self.training
 
     def forward(
         self,
@@ -58,7 +64,7 @@ class EncoderCopy(ControlBranch):
         x = net.conv_in(latents)
         if hint is not None:
             x = x + hint
-        skips, again = [x], net.is_gradient_checkpointing and self.training  # as diffusers' own blocks
+        skips, again = [x], self.again
         for level, block in enumerate(net.down_blocks):
             for layer, resnet in enumerate(block.resnets):
                 extra = (conditions[level, layer],) if conditions and (level, layer) in conditions else ()

@@ -73,6 +73,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
         *recipes(cfg),
         *compatible(cfg),
         *process_problems(cfg, verb),
+        *needs_all_gradients(cfg),
         *for_the_verb(cfg, verb),
         *misplaced(cfg),
     ]
@@ -150,6 +151,26 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
         for key, value in values.items()
         if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
     ]
+
+
+def needs_all_gradients(cfg: DictConfig) -> list[Problem]:
+    """What ``optim.in_backward`` cannot be combined with: whatever reads a gradient after the backward pass."""
+    optim, trainer = cfg.get("optim") or {}, cfg.get("trainer") or {}
+    if optim.get("in_backward") is not True:
+        return []
+    clips = trainer.get("gradient_clip_val") is not None
+    compiled = (cfg.get("compute") or {}).get("compile") is True
+    several = [key for key in ("devices", "num_nodes") if trainer.get(key, 1) != 1]
+    met = {
+        "trainer.accumulate_grad_batches=1 (optim.accumulate)": trainer.get("accumulate_grad_batches", 1) != 1,
+        "trainer=default on one device": bool(several) or trainer.get("strategy", "auto") != "auto",
+        "trainer.precision=bf16-mixed or 32-true": trainer.get("precision") == "16-mixed",
+        "trainer.gradient_clip_algorithm=norm": trainer.get("gradient_clip_algorithm") == "value",
+        "optim.clip=null, or compute.compile=false (its second backward pass is not compiled)": clips and compiled,
+    }
+    fix = "; ".join(need for need, violated in met.items() if violated)
+    text = f"uses each gradient before the others are there, which needs {fix}; or set optim.in_backward=false"
+    return [Problem("optim.in_backward", text, True)] if fix else []
 
 
 def recipes(cfg: DictConfig) -> list[Problem]:
