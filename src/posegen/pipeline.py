@@ -28,6 +28,7 @@ from posegen.metrics.base import Estimator
 from posegen.poses.reading import PoseInput, checked_people
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
+from posegen.runner.precision import arrange
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 from posegen.runner.sharing.card import model_card, record_of
@@ -213,6 +214,17 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             fix = "load it again with dtype=torch.bfloat16 or float32"
             raise UserError(f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; {fix}")
         return self
+
+    def arrange(self, channels_last: bool = False, compile: bool = False, packed: bool = False) -> None:
+        """Changes the way of computing, not what is computed, from the next call on.
+
+        Args:
+            channels_last: lay feature maps out pixel by pixel, for tensor cores and CPUs with bf16.
+            compile: ``torch.compile`` for the repeated blocks, as ``compile_repeated_blocks`` of diffusers.
+            packed: on a CPU, keep the weights of convolutions in the order that it computes with, too.
+        """
+        for network in (self.adapter, self.backbone):
+            arrange(network, channels_last, compile, packed=packed)
 
     def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers: LoRA of the U-Net and the text tower; a method's trainable copies stay as they are."""
