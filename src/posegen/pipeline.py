@@ -28,7 +28,7 @@ from posegen.metrics.base import Estimator
 from posegen.poses.reading import PoseInput, checked_people
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
-from posegen.runner.precision import arrange
+from posegen.runner.precision import arrange, unpack
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 from posegen.runner.sharing.card import model_card, record_of
@@ -235,11 +235,13 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def fuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
         """As in diffusers."""
         super().fuse_lora(list(components), **kwargs)
+        unpack(self.unet)
         self.changed |= {name for name in components if getattr(getattr(self, name), "peft_config", None)}
 
     def unfuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
         """As in diffusers."""
         super().unfuse_lora(list(components), **kwargs)
+        unpack(self.unet)
         self.changed -= set(components)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,6 @@ def test_weights_that_trained_are_cast_once_in_a_sampling_and_no_bit_changes(
 
     side = MeasuredMethod(settings(*world, *SMALL, "adapter=controlnet"), 3)
     once, ours = cast(side)
-    from contextlib import nullcontext
-
     monkeypatch.setattr("posegen.runner.sampler.casting_once", nullcontext)
     every, plain = cast(side)
     assert every > once and all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))

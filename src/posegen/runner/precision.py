@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -114,9 +114,9 @@ def convolved(module: nn.Conv2d, x: Tensor) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise(x, packed.weights, bias, *options, "none", [], "")
 
 
-def unpack(modules: Iterable[nn.Module]) -> None:
-    """Forgets the sorted weights, before something may change the others unseen, as LoRA does."""
-    for module in modules:
+def unpack(network: nn.Module) -> None:
+    """Forgets the sorted weights, where the others were changed unseen by torch, as fusing LoRA does."""
+    for module in network.modules():
         vars(module).pop("packed", None)
 
 

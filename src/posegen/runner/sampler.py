@@ -17,7 +17,7 @@ from posegen.backbones.process import scheduler_class
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.ranges import AtLeastOne, AtLeastZero, NotNegative, ZeroToOne
-from posegen.runner.precision import autocast, casting_once, networks, unpack
+from posegen.runner.precision import autocast, casting_once
 
 #: Changes the latents after a step, given a function that brings (clean latents, noise) to their noise level.
 After = Callable[[Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
@@ -101,7 +101,6 @@ class Sampler:
         schedule = scheduler.timesteps[self.skip * scheduler.order :]  # the scheduler computes with numbers of the host
         following = [*schedule[1:], None]
         scaled = getattr(scheduler, "scale_model_input", lambda latents, timestep: latents)  # flow matching has none
-        unpack(networks(adapter, backbone))
         with casting_once():
             for timestep, now, then in zip(schedule, schedule.to(latents.device), following, strict=True):
                 guided = self.guided(adapter, batch, weights, state, scaled(latents, timestep), now)
