@@ -278,7 +278,9 @@ def trained_in_turns(config: dict[str, Any], theirs: str) -> dict[str, Any]:
     seconds = {side: [pair for each in runs for pair in each["seconds"]] for side, runs in found.items()}
     ours, reference = (runs[-1] for runs in found.values())
     memory = {side: median(each["memory"] for each in runs) for side, runs in found.items()}
-    return {"seconds": seconds, "memory": memory, "difference": relative(ours["moved"], reference["moved"])}
+    losses = [run["losses"][-1] for run in (ours, reference)]
+    moved = relative(ours["moved"], reference["moved"])
+    return {"seconds": seconds, "memory": memory, "difference": moved, "losses": losses}
 
 
 PHASES: dict[str, tuple[str, Callable[[dict[str, Any], str], dict[str, Any]]]] = {
@@ -318,6 +320,8 @@ def main(words: Sequence[str]) -> None:
             f"diffusers in {theirs}; {conditions_note(config).rpartition(';')[0]}; medians of {cfg.repeats} in turns",
             f"relative difference of the two sides' {compared}: {found['difference']:.1e}",
         ]
+        if "losses" in found:
+            notes.append("losses of the last step: {:.7g} and {:.7g}".format(*found["losses"]))
         print("\n".join([*text_table(rows), "", *notes]))
         facts = {"precision": config["trainer"]["precision"], "theirs": theirs, "difference": found["difference"]}
         facts |= {key: config["compute"][key] for key in ("channels_last", "compile", "packed", "checkpointing")}

@@ -250,7 +250,7 @@ def work(listed: Sequence[Measurement], setting: Setting, first: int, until: flo
         try:
             rows = each.rows(setting)
         except Exception as error:
-            rows = [{"problem": f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"}]
+            rows = [{"problem": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}]
         append(out, number, each.name, [{**facts, **row, "took_s": time.time() - start} for row in rows])
         torch._dynamo.reset()
         gc.collect()
