@@ -268,7 +268,8 @@ def test_lora_is_loaded_scaled_and_fused_as_in_diffusers(pair: Pair, tmp_path: P
     peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install 'posegen[lora]'")
     from diffusers.utils import convert_state_dict_to_diffusers
 
-    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    pair.ours.arrange(packed=True)  # packed weights are forgotten when LoRA is fused into the others
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
     lora = diffusers.UNet2DConditionModel.from_config(pair.ours.unet.config)
     lora.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=layers))
     state = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(lora))
@@ -309,6 +310,21 @@ def test_lora_is_loaded_scaled_and_fused_as_in_diffusers(pair: Pair, tmp_path: P
 def test_what_cannot_be_used_is_one_sentence(pair: Pair, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pair.made(pair.ours, **settings)
+
+
+def test_the_ways_of_computing_change_no_more_than_rounding(pair: Pair) -> None:
+    """Those of diffusers, on the parts, and posegen's."""
+    expected = pair.made(pair.ours)
+    pair.ours.unet.to(memory_format=torch.channels_last)
+    pair.ours.vae.to(memory_format=torch.channels_last)
+    pair.ours.unet.compile_repeated_blocks(backend="eager")
+    assert (pair.made(pair.ours) - expected).abs().max() < 1e-4
+    pair.ours.unet.fuse_qkv_projections()
+    assert (pair.made(pair.ours) - expected).abs().max() < 1e-4
+    pair.ours.arrange(packed=True)
+    assert (pair.made(pair.ours) - expected).abs().max() < 1e-4
+    for network in (pair.ours.unet, pair.ours.vae.decoder, pair.ours.adapter):
+        assert any("packed" in vars(module) for module in network.modules())
 
 
 def test_a_compiled_part_is_the_same_part(pair: Pair) -> None:

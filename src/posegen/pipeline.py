@@ -28,6 +28,7 @@ from posegen.metrics.base import Estimator
 from posegen.poses.reading import PoseInput, checked_people
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
+from posegen.runner.precision import arrange, unpack
 from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 from posegen.runner.sharing.card import model_card, record_of
@@ -214,6 +215,17 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise UserError(f"{len(bad)} tensors are too large for torch.float16, for instance {bad[0]}; {fix}")
         return self
 
+    def arrange(self, channels_last: bool = False, compile: bool = False, packed: bool = False) -> None:
+        """Changes the way of computing, not what is computed, from the next call on.
+
+        Args:
+            channels_last: lay feature maps out pixel by pixel, for tensor cores and CPUs with bf16.
+            compile: ``torch.compile`` for the repeated blocks, as ``compile_repeated_blocks`` of diffusers.
+            packed: on a CPU, keep the weights of convolutions in the order that it computes with, too.
+        """
+        for network in (self.adapter, self.backbone):
+            arrange(network, channels_last, compile, packed=packed)
+
     def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers: LoRA of the U-Net and the text tower; a method's trainable copies stay as they are."""
         if not USE_PEFT_BACKEND:
@@ -223,11 +235,13 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def fuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
         """As in diffusers."""
         super().fuse_lora(list(components), **kwargs)
+        unpack(self.unet)
         self.changed |= {name for name in components if getattr(getattr(self, name), "peft_config", None)}
 
     def unfuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
         """As in diffusers."""
         super().unfuse_lora(list(components), **kwargs)
+        unpack(self.unet)
         self.changed -= set(components)
 
     @torch.no_grad()

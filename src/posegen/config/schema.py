@@ -73,6 +73,7 @@ class ComputeKeys(NodeKeys):
     channels_last: bool
     compile: bool
     checkpointing: Literal["none", "feedforward", "blocks"]
+    packed: bool
     workers: Annotated[int, Interval(ge=0, le=128)]
 
 

@@ -36,6 +36,8 @@ IDENTITY = (
 )
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
+#: Settings that came when there were cells, with the value that changes nothing: those cells are of the same identity.
+LATER = [("packed", False)]
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 
@@ -169,7 +171,8 @@ def without_places(value: Any) -> Any:
 def neutralised(value: Any, key: str, hashed: bool) -> Any:
     """A value without neutral keys and places: files count by hash, data sets (see `Components.content`) by name."""
     if isinstance(value, Mapping):
-        return {k: neutralised(v, str(k), hashed) for k, v in value.items() if k not in NEUTRAL_KEYS}
+        counting = {k: v for k, v in value.items() if k not in NEUTRAL_KEYS and (k, v) not in LATER}
+        return {k: neutralised(v, str(k), hashed) for k, v in counting.items()}
     if isinstance(value, list | tuple):
         return [neutralised(v, key, hashed) for v in value]
     if isinstance(value, str) and value and (os.sep in value or key in PATHS) and Path(value).exists():

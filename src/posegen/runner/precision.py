@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from posegen.errors import UserError
@@ -21,6 +21,7 @@ REPEATED = ("BasicTransformerBlock",)
 #: cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
 WIDE = ("GEGLU",)
+WAYS = ("channels_last", "compile", "checkpointing", "packed")  # keys of ``compute``
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -32,14 +33,30 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+@contextmanager
+def casting_once() -> Iterator[None]:
+    """Within the context, all those of `autocast` cast a weight that could train once; it must not change meanwhile."""
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
 def arrange(
-    network: nn.Module, channels_last: bool = False, compile: bool = False, checkpointing: str = "none"
+    network: nn.Module,
+    channels_last: bool = False,
+    compile: bool = False,
+    checkpointing: str = "none",
+    packed: bool = False,
 ) -> None:
     """Applies what ``compute`` says about the way of computing to a backbone or an adapter.
 
     Args:
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
         checkpointing: what the backward pass computes again instead of keeping it: one of `CHECKPOINTING`.
+        packed: convolutions whose weights do not train keep them in oneDNN's order, too, see `convolved`.
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"compute.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
@@ -54,6 +71,8 @@ def arrange(
             module.set_grad_checkpointing()
         if checkpointing == "feedforward" and type(module).__name__ in WIDE:
             module.forward = partial(recomputed, module)
+        if packed and type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            module.forward = partial(convolved, module)
 
 
 def keep_cast(network: nn.Module, precision: str) -> None:
@@ -69,6 +88,40 @@ def keep_cast(network: nn.Module, precision: str) -> None:
             module.to(dtype)
 
 
+class PackedWeights(NamedTuple):
+    """Weights of a convolution in the order in which oneDNN computes with them, and what they were packed for."""
+
+    made_for: tuple[Any, ...]
+    weights: Tensor
+
+
+def convolved(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """``module(x)`` with weights in oneDNN's order, where nothing trains, on a CPU.
+
+    Otherwise oneDNN sorts the weights in every pass, which takes longer than the convolution where maps are small. The
+    sorted weights take as much memory again, until `unpack`."""
+    weight, options = module.weight, (module.padding, module.stride, module.dilation, module.groups)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    computable = {weight.dtype, dtype} <= {torch.float32, torch.bfloat16}
+    if x.device.type != "cpu" or trains or not computable or weight.is_inference():
+        return nn.Conv2d.forward(module, x)
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    made_for = (weight.data_ptr(), weight._version, dtype, x.shape)
+    packed: PackedWeights | None = vars(module).get("packed")
+    if packed is None or packed.made_for != made_for:
+        sorted_ = torch.ops.mkldnn._reorder_convolution_weight(weight.detach().to(dtype), *options, x.shape)
+        packed = vars(module)["packed"] = PackedWeights(made_for, sorted_)
+    bias = None if module.bias is None else module.bias.to(dtype)
+    return torch.ops.mkldnn._convolution_pointwise(x, packed.weights, bias, *options, "none", [], "")
+
+
+def unpack(network: nn.Module) -> None:
+    """Forgets the sorted weights, where the others were changed unseen by torch, as fusing LoRA does."""
+    for module in network.modules():
+        vars(module).pop("packed", None)
+
+
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
     """``module(*inputs)``, of which the backward pass keeps the inputs alone."""
     forward = type(module).forward
@@ -80,7 +133,7 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
 @contextmanager
 def keeping(*modules: nn.Module) -> Iterator[None]:
     """Within the context, nothing of feed-forward layers is computed twice."""
-    changed = [module for module in modules if "forward" in vars(module)]
+    changed = [module for module in modules if getattr(vars(module).get("forward"), "func", None) is recomputed]
     for module in changed:
         del module.forward
     try:
@@ -92,7 +145,7 @@ def keeping(*modules: nn.Module) -> Iterator[None]:
 
 def arranged(network: nn.Module, compute: Mapping[str, Any]) -> None:
     """`arrange` by the keys of the ``compute`` group."""
-    arrange(network, *(compute[key] for key in ("channels_last", "compile", "checkpointing")))
+    arrange(network, **{key: compute[key] for key in WAYS if key in compute})
 
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:

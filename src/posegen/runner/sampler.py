@@ -17,7 +17,7 @@ from posegen.backbones.process import scheduler_class
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.ranges import AtLeastOne, AtLeastZero, NotNegative, ZeroToOne
-from posegen.runner.precision import autocast
+from posegen.runner.precision import autocast, casting_once
 
 #: Changes the latents after a step, given a function that brings (clean latents, noise) to their noise level.
 After = Callable[[Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]
@@ -61,7 +61,7 @@ class Sampler:
         self.negative_prompt, self.batch, self.skip, self.precision = negative_prompt, batch, skip, precision
         self.long_prompts = long_prompts
 
-    @torch.inference_mode()
+    @torch.no_grad()  # unlike in inference mode, autocast may keep its casts, see `casting_once`
     def __call__(self, adapter: Adapter, batch: PoseBatch, after: After | None = None) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1]; ``after`` may change the latents after every step. A UserError names the
         first of them that is not finite, and since when."""
@@ -101,11 +101,12 @@ class Sampler:
         schedule = scheduler.timesteps[self.skip * scheduler.order :]  # the scheduler computes with numbers of the host
         following = [*schedule[1:], None]
         scaled = getattr(scheduler, "scale_model_input", lambda latents, timestep: latents)  # flow matching has none
-        for timestep, now, then in zip(schedule, schedule.to(latents.device), following, strict=True):
-            guided = self.guided(adapter, batch, weights, state, scaled(latents, timestep), now)
-            latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
-            latents = latents if after is None else after(latents, partial(noised, scheduler, then))
-            yield latents
+        with casting_once():
+            for timestep, now, then in zip(schedule, schedule.to(latents.device), following, strict=True):
+                guided = self.guided(adapter, batch, weights, state, scaled(latents, timestep), now)
+                latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
+                latents = latents if after is None else after(latents, partial(noised, scheduler, then))
+                yield latents
 
     def passes(self, adapter: Adapter, encoded: State) -> tuple[Sequence[float], State]:
         """The branches of guidance: their weights, and their states as one batch."""

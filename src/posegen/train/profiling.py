@@ -135,7 +135,7 @@ class MeasuredMethod:
     def running(self, phase: Phase) -> Iterator[None]:
         """The state of torch in which a phase runs."""
         self.adapter.train(phase == "train")
-        with torch.inference_mode(phase != "train"), autocast(self.precision, self.device):
+        with torch.set_grad_enabled(phase == "train"), autocast(self.precision, self.device):
             yield
 
     def run(self, phase: Phase) -> Iterator[Tensor]:
@@ -180,14 +180,14 @@ class Clock:
         return time.process_time() if self.kind == "processor" else time.perf_counter()
 
 
-def measure_phase(config: dict[str, Any], phase: Phase) -> dict[str, Any]:
-    """Time, peak memory, FLOPs, shares of time and parameters of a phase, and the device's matrix rate.
+def measure_phase(config: dict[str, Any], phase: Phase, components: Components | None = None) -> dict[str, Any]:
+    """Time, peak memory, FLOPs, shares of time, largest kernel and parameters of a phase, and the device's matrix rate.
 
     One repetition counts the FLOPs, uncompiled, since nothing inside compiled code is counted; it is the first warm-up.
     The last one is taken apart.
     """
     cfg = OmegaConf.create(config)
-    method = MeasuredMethod(cfg, cfg.warmup + cfg.repeats + 2)
+    method = MeasuredMethod(cfg, cfg.warmup + cfg.repeats + 2, components)
     clock, repetitions = Clock(method.device), method.run(phase)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         timed_step(method, phase, repetitions, clock)
@@ -195,9 +195,10 @@ def measure_phase(config: dict[str, Any], phase: Phase) -> dict[str, Any]:
         timed_step(method, phase, repetitions, clock)
     seconds = [timed_step(method, phase, repetitions, clock)[0] for _ in range(cfg.repeats)]
     memory = process_peak_mb(method.device)
-    shares = time_shares(lambda: timed_step(method, phase, repetitions, clock), method.device)
+    kernels, wall = kernel_times(lambda: timed_step(method, phase, repetitions, clock), method.device)
     rate = matrix_rate(clock, method.device, PRECISIONS.get(method.precision) or torch.float32)
-    facts = {"seconds": seconds, "memory_mb": memory, "shares": shares, "matrix_rate": rate}
+    facts = {"seconds": seconds, "memory_mb": memory, "shares": time_shares(kernels, wall), "matrix_rate": rate}
+    facts["largest_kernel"] = max(kernels, key=lambda name: kernels[name])
     return {**facts, "flops": counter.get_total_flops() or None, **method.parameters()}
 
 
@@ -209,8 +210,8 @@ def timed_step(method: MeasuredMethod, phase: Phase, steps: Iterator[Tensor], cl
         return clock() - start, result
 
 
-def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Shares of the time of ``run()`` by kind of computation, which sum to 1; ``idle`` is Python's and waiting."""
+def kernel_times(run: Callable[[], Any], device: torch.device) -> tuple[dict[str, float], float]:
+    """(microseconds in each operator, on a GPU in each kernel; microseconds in all) of ``run()``."""
     gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         start = time.perf_counter()
@@ -218,11 +219,19 @@ def time_shares(run: Callable[[], Any], device: torch.device) -> dict[str, float
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         wall = 1e6 * (time.perf_counter() - start)
-    spent = dict.fromkeys(SHARES, 0.0)
+    spent: dict[str, float] = {}
     for event in profiler.key_averages():
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA  # on a CPU the operators' own time counts
-        if on_gpu == gpu and (gpu or event.key.startswith("aten::")):
-            spent[kernel_kind(event.key)] += event.self_device_time_total if gpu else event.self_cpu_time_total
+        if on_gpu == gpu and (gpu or event.key.startswith(("aten::", "mkldnn::"))):
+            spent[event.key] = event.self_device_time_total if gpu else event.self_cpu_time_total
+    return spent, wall
+
+
+def time_shares(kernels: dict[str, float], wall: float) -> dict[str, float]:
+    """Shares of the time by kind of computation, which sum to 1; ``idle`` is Python's and waiting."""
+    spent = dict.fromkeys(SHARES, 0.0)
+    for name, microseconds in kernels.items():
+        spent[kernel_kind(name)] += microseconds
     busy = sum(spent.values())
     spent["idle"] = max(0.0, wall - busy)
     return {kind: value / (busy + spent["idle"]) for kind, value in spent.items()}

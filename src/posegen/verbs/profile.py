@@ -128,7 +128,11 @@ def measured_rows(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list
 
 
 def unusual_ways(config: Mapping[str, Any]) -> list[str]:
-    return [name.replace("compile", "compiled") for name in ("channels_last", "compile") if config["compute"][name]]
+    return [
+        name.replace("compile", "compiled")
+        for name in ("channels_last", "compile", "packed")
+        if config["compute"].get(name)
+    ]
 
 
 def device_name(cfg: DictConfig) -> str:
