@@ -235,6 +235,11 @@ class Backbone(nn.Module, ABC):
     weights: Weights  # id and hash of the loaded weights
     unet: Any
 
+    @property
+    def network(self) -> Any:
+        """The denoising network."""
+        return self.unet
+
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
         """The prediction ``[B, c, h, w]`` for noisy ``latents`` at ``timesteps [B]``."""
