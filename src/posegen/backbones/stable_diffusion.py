@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from posegen.backbones.autoencoder import decoded, encoded, latent_form
-from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
+from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights, widened
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.loading import diffusers_folder as layout
@@ -184,14 +184,8 @@ class StableDiffusion(Backbone):
             taken = f"{old.in_channels} channels, not the {self.geometry.latent_channels} of the latents"
             needed = "a method that concatenates latents needs a text-to-image backbone of its own"
             raise ValueError(f"the U-Net takes {taken}; {needed}")
-        new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-        new = new.to(old.weight)
-        with torch.no_grad():
-            new.weight.zero_()
-            new.weight[:, : old.in_channels] = old.weight
-            new.bias.copy_(old.bias)
-        self.unet.conv_in = new
-        self.unet.register_to_config(in_channels=new.in_channels)
+        self.unet.conv_in = widened(old, channels)
+        self.unet.register_to_config(in_channels=old.in_channels + channels)
 
     def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
         """As for every backbone; the states of a prompt's chunks stand one after another, ``[B, chunks * L, D]``."""

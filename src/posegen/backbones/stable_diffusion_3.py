@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from posegen.backbones.autoencoder import decoded, encoded, latent_form
-from posegen.backbones.base import Backbone, Geometry, Injection, Weights
+from posegen.backbones.base import Backbone, BlockPlace, Geometry, Injection, Weights, lacks, widened
+from posegen.backbones.blocks.transformer_copy import TransformerCopy
 from posegen.backbones.loading.diffusers_folder import (
     Autoencoder,
     autoencoder_folder,
@@ -61,7 +63,7 @@ class StableDiffusion3(Backbone):
     """
 
     sample: Literal["image", "pose"] = "image"
-    places: ClassVar[frozenset[str]] = frozenset()
+    places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
 
     def __init__(
         self,
@@ -133,8 +135,27 @@ class StableDiffusion3(Backbone):
         rows = [place[prompt] for prompt in prompts]
         return Text(states[rows], read.text_embeds[rows])
 
+    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> TransformerCopy:
+        """A copy of the first half of the blocks, as in the released ControlNets of Stable Diffusion 3."""
+        if replaced:
+            raise lacks(self, "encoder_block")
+        layers = max(1, self.transformer.config.num_layers // 2)
+        return TransformerCopy(self.transformer, layers, partial(encoded, self.autoencoder))
+
+    def widen(self, channels: int) -> None:
+        embedding, has = self.transformer.pos_embed, self.transformer.config.in_channels
+        if has != self.geometry.latent_channels:
+            taken = f"{has} channels, not the {self.geometry.latent_channels} of the latents"
+            needed = "a method that concatenates latents needs a text-to-image backbone of its own"
+            raise ValueError(f"the transformer takes {taken}; {needed}")
+        embedding.proj = widened(embedding.proj, channels)
+        self.transformer.register_to_config(in_channels=has + channels)
+
     def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
+        if injection.latents is not None:
+            latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
         inputs = {"encoder_hidden_states": text.tokens, "pooled_projections": text.pooled, "timestep": timesteps}
+        inputs["block_controlnet_hidden_states"] = injection.blocks
         # On a CPU the backward pass of the fused attention takes longer than that of its plain form.
         plain = latents.device.type == "cpu" and torch.is_grad_enabled()
         with sdpa_kernel([SDPBackend.MATH] if plain else list(EVERY_KERNEL)):
