@@ -239,12 +239,12 @@ class Backbone(nn.Module, ABC):
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
-    unet: Any
+    network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
 
     @property
     def network(self) -> Any:
-        """The denoising network."""
-        return self.unet
+        """The denoising network, in diffusers' class."""
+        return getattr(self, self.network_name)
 
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:

@@ -62,6 +62,7 @@ class StableDiffusion3(Backbone):
         density: of the timesteps in training, see `FlowMatching`.
     """
 
+    network_name = "transformer"
     sample: Literal["image", "pose"] = "image"
     places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
 
@@ -104,10 +105,6 @@ class StableDiffusion3(Backbone):
         facts = {"prediction_type": self.process.prediction_type, "recipe": recipe, "density": density}
         self.weights = Weights(id, parts.sha256, facts)
         self.eval()
-
-    @property
-    def network(self) -> Any:
-        return self.transformer
 
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder in diffusers' layout."""

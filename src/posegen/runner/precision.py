@@ -95,7 +95,7 @@ def arranged(network: nn.Module, compute: Mapping[str, Any]) -> None:
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
     """All modules that a step runs: those of the U-Net and of the adapter."""
-    yield from backbone.unet.modules()
+    yield from backbone.network.modules()
     yield from adapter.modules()
 
 
