@@ -16,8 +16,10 @@ def latent_form(config: Mapping[str, Any]) -> tuple[int, int]:
     return config["latent_channels"], 2 ** (len(widths) - 1)  # every stage but the first halves the size
 
 
-def encoded(autoencoder: Any, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-    """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``.
+def encoded(
+    autoencoder: Any, images: Tensor, generators: Sequence[torch.Generator] | None = None, shift: bool = True
+) -> Tensor:
+    """Images ``[B, 3, H, W]`` in [-1, 1] to scaled latents ``[B, c, h, w]``, shifted where the autoencoder says so.
 
     A posterior is sampled with one generator per image, or its mode taken without them."""
     config = autoencoder.config
@@ -26,7 +28,7 @@ def encoded(autoencoder: Any, images: Tensor, generators: Sequence[torch.Generat
         code, mean, std = code.mean, code.mean, code.std
         if generators is not None:
             code = mean + std * torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]).to(mean)
-    return (code - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+    return (code - ((shift and config.get("shift_factor")) or 0.0)) * config.scaling_factor
 
 
 def decoded(autoencoder: Any, latents: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from diffusers import AutoencoderDC, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from posegen.backbones.loading.diffusers_folder import ModelParts, read_model
+from posegen.backbones.loading.sd3_folder import SD3Parts
 from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
-from posegen.backbones.stable_diffusion_3 import StableDiffusion3, TransformerParts
+from posegen.backbones.stable_diffusion_3 import StableDiffusion3
 from posegen.ranges import Width
 
 #: The noise process: cosine (Nichol & Dhariwal 2021, eq. 17) with v-prediction (Salimans & Ho 2022), which can and
@@ -142,5 +143,6 @@ def untrained_transformer(
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     transformer = build_transformer(width, layers, heads, text_dim, patch, vae.config.latent_channels)
     text = CLIPTextModelWithProjection(text_config(tokenizer, text_dim, layers=3, heads=4))
-    parts = TransformerParts(transformer, vae, text, tokenizer, dict(FLOW_SCHEDULER))
+    towers, words_of = {"text_encoder": text}, {"text_encoder": tokenizer}
+    parts = SD3Parts(transformer, vae, towers, words_of, dict(FLOW_SCHEDULER))
     return StableDiffusion3.from_parts(parts, recipe="mannequin", id="mannequin-dit-untrained")

@@ -17,9 +17,11 @@ from posegen.io.weights import UnknownKeys
 class TransformerCopy(ControlBranch):
     """The first ``layers`` blocks and a zero layer behind each; the pose enters as latents beside the noisy ones.
 
-    ``encode`` turns images in [-1, 1] into latents; it is the frozen autoencoder's and no part of the copy."""
+    ``encode(images, shift=)`` turns images in [-1, 1] into latents; it is the frozen autoencoder's and no part of the
+    copy. Those whose configuration has ``force_zeros_for_pooled_projection``, as those of InstantX, read no pooled text
+    and latents without a shift."""
 
-    def __init__(self, transformer: SD3Transformer2DModel, layers: int, encode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, transformer: SD3Transformer2DModel, layers: int, encode: Callable[..., Tensor]) -> None:
         super().__init__()
         size = {"num_layers": layers, "extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False}
         # Not from_transformer, which writes the number of layers into the transformer's own configuration.
@@ -33,7 +35,7 @@ class TransformerCopy(ControlBranch):
     @torch.no_grad()
     def hint_features(self, hint: Tensor) -> Tensor:
         """``[B, 3, H, W]`` in [0, 1] to latents ``[B, c, h, w]``."""
-        return self._encode(2 * hint - 1)
+        return self._encode(2 * hint - 1, shift=not self.network.config.force_zeros_for_pooled_projection)
 
     def forward(
         self,
