@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,20 @@ from diffusers import (
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3Pipeline,
 )
+from safetensors.torch import load_file
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
 from posegen.adapters.controlnet import ControlNet
+from posegen.adapters.humansd import HumanSD
 from posegen.adapters.none import NoAdapter
+from posegen.adapters.t2i_adapter import T2IAdapter
+from posegen.backbones.base import Injection
+from posegen.backbones.process import FlowMatching
 from posegen.backbones.stable_diffusion_3 import StableDiffusion3
 from posegen.data.base import PoseBatch
-from posegen.runner.method_folder import save_method
+from posegen.io.weights import WeightsError
+from posegen.runner.method_folder import load_method, save_method
 from posegen.runner.sampler import Sampler
 from tests.backbones.sd3_models import sd3_parts
 
@@ -97,3 +104,82 @@ def test_controlnet_equals_diffusers_and_loads_there(tmp_path: Path, instantx: b
     found = ours(method, hint)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert (found - theirs(StableDiffusion3Pipeline, body)).abs().max() > 1e-2
+
+
+def test_folder_round_trip(tmp_path: Path) -> None:
+    """What is written is read with the same hash and gives the same prediction; T5 can be left out."""
+    sd3_parts().save(tmp_path / "sd3")
+    body, again = backbone(), StableDiffusion3(tmp_path / "sd3", id="sd3")
+    again_too, without = StableDiffusion3(tmp_path / "sd3", id="sd3"), StableDiffusion3(tmp_path / "sd3", t5=False)
+    assert again.weights == again_too.weights and without.weights.sha256 != again.weights.sha256
+    assert again.encoding_key("text") != without.encoding_key("text")
+    with torch.inference_mode():
+        text, noisy, times = again.encode_text(PROMPTS), torch.randn(2, 16, 8, 12), torch.tensor([250.0, 900.0])
+        torch.testing.assert_close(text.tokens, body.encode_text(PROMPTS).tokens)
+        expected = body.predict(noisy, times, body.encode_text(PROMPTS), Injection())
+        torch.testing.assert_close(again.predict(noisy, times, text, Injection()), expected)
+        silent = without.encode_text(PROMPTS).tokens
+    assert silent.shape == text.tokens.shape and not silent[:, 77:].any() and text.tokens[:, 77:].any()
+
+
+def test_concatenation_starts_without_influence_and_is_saved(tmp_path: Path) -> None:
+    method, plain = HumanSD(style="openpose"), NoAdapter()
+    method.attach(backbone())
+    plain.attach(backbone())
+    torch.testing.assert_close(ours(method, drawing()), ours(plain))
+    with torch.no_grad():
+        weight = method.backbone.transformer.pos_embed.proj.weight
+        weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    save_method(tmp_path / "method", method, method.backbone)
+    assert load_file(tmp_path / "method/backbone/transformer/diffusion_pytorch_model.safetensors")
+    loaded = load_method(tmp_path / "method", backbone())
+    torch.testing.assert_close(ours(loaded, drawing()), ours(method, drawing()))
+    assert (ours(method, drawing()) - ours(plain)).abs().max() > 1e-3
+
+
+def test_the_copy_reads_gradients_and_leaves_the_transformer_alone() -> None:
+    body = backbone()
+    before = dict(body.transformer.config)
+    method = ControlNet()
+    method.attach(body)
+    assert dict(body.transformer.config) == before
+    state = method.encode(batch(drawing()))
+    noisy, times = torch.randn(2, 16, 8, 12), torch.tensor([250.0, 900.0])
+    body.predict(noisy, times, state.text, method.inject(state, noisy, times)).square().sum().backward()
+    zero = [p.grad for p in method.branch.network.controlnet_blocks.parameters()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in zero)
+    assert all(p.grad is None for p in body.parameters())
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("unet", "a Stable Diffusion with a U-Net"),
+        ("text_encoder_2", "reads 40 pooled values of text, the CLIP towers make 16"),
+        ("transformer", "no transformer/"),
+    ],
+)
+def test_folders_of_other_models_are_refused(tmp_path: Path, broken: str, message: str) -> None:
+    sd3_parts().save(tmp_path / "sd3")
+    if broken == "unet":
+        (tmp_path / "sd3" / "unet").mkdir()
+    else:
+        shutil.rmtree(tmp_path / "sd3" / broken)
+    with pytest.raises(WeightsError, match=message):
+        StableDiffusion3(tmp_path / "sd3")
+
+
+def test_methods_without_their_place_are_refused() -> None:
+    with pytest.raises((TypeError, ValueError)):
+        T2IAdapter().attach(backbone())
+    with pytest.raises(ValueError, match="no middle block"):
+        ControlNet(only_mid=True).attach(backbone())
+
+
+def test_logit_normal_times_are_in_the_middle() -> None:
+    process = backbone().process
+    times = process.sample_times(torch.linspace(0, 1, 2001)[:-1])
+    assert times.min() >= 0 and times.max() <= 1000 and times.isfinite().all()
+    uniform = FlowMatching(process.config).sample_times(torch.linspace(0, 1, 2001)[:-1])
+    shifted = uniform / 1000
+    assert (times / 1000 - shifted).abs().max() > 0.05 and times.std() < uniform.std()

@@ -14,6 +14,7 @@ from posegen.backbones.loading.diffusers_folder import (
     SCHEDULER_CONFIG,
     Autoencoder,
     autoencoder_folder,
+    no_progress_bar,
     read_autoencoder,
     read_config,
     read_model,
@@ -49,7 +50,8 @@ class SD3Parts:
         """Writes diffusers' layout, without ``vae/`` where the autoencoder lives elsewhere."""
         self.transformer.save_pretrained(folder / "transformer")
         for name, tower in self.text_encoders.items():
-            tower.save_pretrained(folder / name)
+            with no_progress_bar():
+                tower.save_pretrained(folder / name)
             self.tokenizers[name].save_pretrained(folder / tokenizer_of_tower(name))
         write_scheduler(folder, self.scheduler)
         if autoencoder:
