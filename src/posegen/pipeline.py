@@ -173,7 +173,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         constructed(Sampler, {"steps": STEPS, **settings}, method / "posegen.json", "sampler")
         for network in (adapter, body):
             network.to(dtype or torch_dtype or torch.float32)
-        pipe = cls(adapter, settings, scheduler, (method / methods.UNET).is_file())
+        pipe = cls(adapter, settings, scheduler, methods.network_file(method, adapter.backbone).is_file())
         pipe.record = record_of(method, about, origin)
         for name, part in parts.items():
             setattr(pipe, name, part)

@@ -23,7 +23,6 @@ from posegen.errors import UserError
 from posegen.io.atomic import write_json
 from posegen.runner.cell import identity
 from posegen.runner.method_folder import (
-    UNET,
     adapter_class,
     find_checkpoint,
     load_into,
@@ -32,6 +31,8 @@ from posegen.runner.method_folder import (
     save_method,
 )
 from tests.tiny import configured
+
+UNET = Path("backbone/unet/diffusion_pytorch_model.safetensors")
 
 
 class Scale(Adapter):

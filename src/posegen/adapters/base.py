@@ -181,11 +181,11 @@ class Adapter(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(chain(self.parameters(), self.backbone.unet.parameters())).device
+        return next(chain(self.parameters(), self.backbone.network.parameters())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(chain(self.parameters(), self.backbone.unet.parameters())).dtype
+        return next(chain(self.parameters(), self.backbone.network.parameters())).dtype
 
     @classmethod
     def unserved(cls, backbone: type[Backbone]) -> str | None:

@@ -59,6 +59,10 @@ class ControlNet(Adapter):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
+        if self.only_mid and "mid" not in backbone.places:
+            raise ValueError(
+                f"adapter.only_mid=true: {type(backbone).__name__} has no middle block; use adapter.scales"
+            )
         self.branch = backbone.control_copy()
 
     def encode(self, batch: PoseBatch) -> State:

@@ -71,7 +71,7 @@ class HumanSD(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         backbone.widen(backbone.geometry.latent_channels)
-        backbone.unet.requires_grad_(True)
+        backbone.network.requires_grad_(True)
 
     @torch.no_grad()
     def encode(self, batch: PoseBatch) -> State:

@@ -21,6 +21,7 @@ LATENT_SIDE = 64  # of U-Nets whose configuration has no sample_size
 BACKBONE_PLACES = {
     "down": "residuals on the skip connections",
     "mid": "a residual on the middle block's output",
+    "blocks": "residuals behind the transformer blocks",
     "encoder": "feature maps added inside each level of the encoder",
     "latents": "further channels of the input, Backbone.widen",
     "attention": "keys and values appended to the self-attentions",
@@ -111,6 +112,9 @@ class Injection:
 
     down: tuple[Tensor, ...] | None = None  # a residual ``[B, residual_channels[i], h_i, w_i]`` per skip connection
     mid: Tensor | None = None  # residual added to the middle block's output
+    blocks: tuple[Tensor, ...] | None = (
+        None  # ``[B, N, C]``, each added behind an equal share of the transformer blocks
+    )
     encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
@@ -120,15 +124,16 @@ class Injection:
     @property
     def residuals(self) -> tuple[Tensor, ...]:
         """All residuals in the order of the network, that of the middle last."""
-        return (*(self.down or ()), *(() if self.mid is None else (self.mid,)))
+        return (*(self.blocks or ()), *(self.down or ()), *(() if self.mid is None else (self.mid,)))
 
     def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
         """The same with one factor per residual, in the order of `residuals`; a ValueError with more or fewer."""
         if len(factors) != (count := len(self.residuals)):
             raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
-        scaled = tuple(r * f for r, f in zip(self.residuals, factors, strict=True))
-        down = None if self.down is None else scaled[: len(self.down)]
-        return replace(self, down=down, mid=None if self.mid is None else scaled[-1])
+        scaled, first = tuple(r * f for r, f in zip(self.residuals, factors, strict=True)), len(self.blocks or ())
+        blocks = None if self.blocks is None else scaled[:first]
+        down = None if self.down is None else scaled[first : first + len(self.down)]
+        return replace(self, blocks=blocks, down=down, mid=None if self.mid is None else scaled[-1])
 
     def scaled(self, factor: float) -> Injection:
         """The influence ``factor`` times as strong; ``attention`` and ``features``, which are not linear, stay as they
@@ -151,11 +156,12 @@ class Injection:
             images = "they are for other images of the batch"
             raise ValueError(f"attention and features of two methods cannot be added: {images}")
         down, mid = _added("down", self.down, other.down), _both(torch.add, self.mid, other.mid)
+        blocks = _added("blocks", self.blocks, other.blocks)
         encoder = _added("encoder", self.encoder, other.encoder)
         latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
-        return Injection(down, mid, encoder, latents, attention, features, rows)
+        return Injection(down, mid, blocks, encoder, latents, attention, features, rows)
 
 
 FieldT = TypeVar("FieldT")
@@ -233,7 +239,12 @@ class Backbone(nn.Module, ABC):
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
-    unet: Any
+    network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
+
+    @property
+    def network(self) -> Any:
+        """The denoising network, in diffusers' class."""
+        return getattr(self, self.network_name)
 
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
@@ -319,6 +330,18 @@ class Backbone(nn.Module, ABC):
         side = self.unet.config.get("sample_size") or LATENT_SIDE
         height, width = side if isinstance(side, list | tuple) else (side, side)
         return height * self.geometry.latent_factor, width * self.geometry.latent_factor
+
+
+def widened(old: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """The convolution with further input channels of zero weight."""
+    new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
+    new = new.to(old.weight)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    return new
 
 
 def lacks(backbone: Backbone, place: str) -> TypeError:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderDC, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderDC, SD3Transformer2DModel, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from posegen.backbones.loading.diffusers_folder import ModelParts, read_model
+from posegen.backbones.loading.sd3_folder import SD3Parts
 from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
+from posegen.backbones.stable_diffusion_3 import StableDiffusion3
 from posegen.ranges import Width
 
 #: The noise process: cosine (Nichol & Dhariwal 2021, eq. 17) with v-prediction (Salimans & Ho 2022), which can and
@@ -22,6 +24,11 @@ from posegen.ranges import Width
 COSINE_SCHEDULER: dict[str, Any] = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True,
+}  # fmt: skip
+
+#: Flow matching without a shift: latents of 16 x 16 cells are far below the resolutions for which one helps.
+FLOW_SCHEDULER: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0,
 }  # fmt: skip
 
 
@@ -62,12 +69,34 @@ def build_autoencoder(
     return AutoencoderDC(latent_channels=latent_channels, **sides)
 
 
-def build_text(tokenizer: CLIPTokenizer, width: int = 64, layers: int = 2, heads: int = 4) -> CLIPTextModel:
-    """A CLIP text tower for the tokens of ``tokenizer``."""
+def build_transformer(
+    width: Width = 128,
+    layers: Width = 8,
+    heads: Width = 4,
+    text_dim: Width = 96,
+    patch: Width = 2,
+    latent_channels: int = 8,
+    size: int = 16,
+) -> SD3Transformer2DModel:
+    """A transformer of Stable Diffusion 3.5's design on ``[B, latent_channels, size, size]``; 4.7 M parameters."""
+    sizes = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": width // heads}
+    sizes |= {"patch_size": patch, "sample_size": size, "pos_embed_max_size": size // patch}
+    sizes |= {"in_channels": latent_channels, "out_channels": latent_channels}
+    texts = {"joint_attention_dim": text_dim, "pooled_projection_dim": text_dim, "caption_projection_dim": width}
+    return SD3Transformer2DModel(**sizes, **texts, qk_norm="rms_norm")
+
+
+def text_config(tokenizer: CLIPTokenizer, width: int, layers: int, heads: int) -> CLIPTextConfig:
+    """The configuration of a CLIP text tower for the tokens of ``tokenizer``."""
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     words |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     widths = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
-    return CLIPTextModel(CLIPTextConfig(num_hidden_layers=layers, num_attention_heads=heads, **widths, **words))
+    return CLIPTextConfig(num_hidden_layers=layers, num_attention_heads=heads, **widths, **words)
+
+
+def build_text(tokenizer: CLIPTokenizer, width: int = 64, layers: int = 2, heads: int = 4) -> CLIPTextModel:
+    """A CLIP text tower for the tokens of ``tokenizer``."""
+    return CLIPTextModel(text_config(tokenizer, width, layers, heads))
 
 
 def build_tokenizer(words: Iterable[str], max_length: int = 48) -> CLIPTokenizer:
@@ -99,3 +128,21 @@ def untrained(
     unet = build_unet(channels, layers, text_dim, heads, vae.config.latent_channels)
     parts = ModelParts(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))
     return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")
+
+
+def untrained_transformer(
+    autoencoder: str,
+    words: Sequence[str],
+    width: Width = 128,
+    layers: Width = 8,
+    heads: Width = 4,
+    text_dim: Width = 96,
+    patch: Width = 2,
+) -> StableDiffusion3:
+    """As `untrained`, with a transformer and flow matching (``experiment=mannequin_dit``); `build_transformer`."""
+    tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
+    transformer = build_transformer(width, layers, heads, text_dim, patch, vae.config.latent_channels)
+    text = CLIPTextModelWithProjection(text_config(tokenizer, text_dim, layers=3, heads=4))
+    towers, words_of = {"text_encoder": text}, {"text_encoder": tokenizer}
+    parts = SD3Parts(transformer, vae, towers, words_of, dict(FLOW_SCHEDULER))
+    return StableDiffusion3.from_parts(parts, recipe="mannequin", id="mannequin-dit-untrained")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import diffusers
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from posegen.errors import UserError
 from posegen.io.weights import WeightsError
+
+Density: TypeAlias = Literal["uniform", "logit_normal"]
 
 #: The samplers of diffusers for variance-preserving processes. Its own list of compatible ones, ``compatibles``, leaves
 #: five out, and has EDMEulerScheduler, whose networks are scaled in another way.
@@ -165,13 +167,15 @@ class VariancePreserving(NoiseProcess):
 class FlowMatching(NoiseProcess):
     """Noisy latents are (1 - s) clean + s noise, s = t / T; the network predicts noise - clean (Lipman et al. 2023).
 
-    Training times are s = shift u / (1 + (shift - 1) u) for uniform u (Esser et al. 2024, section 5.3.2)."""
+    Training times are s = shift u / (1 + (shift - 1) u) (Esser et al. 2024, section 5.3.2), for u of a ``density``:
+    uniform, or logit_normal, whose logit is normal (the same, section 3.1)."""
 
     default_scheduler = "FlowMatchEulerDiscreteScheduler"
     prediction_type = "velocity"
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], density: Density = "uniform") -> None:
         super().__init__(config)
+        self.density = density
         schedule = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.config)
         self.length, self.shift = schedule.config.num_train_timesteps, schedule.config.shift
 
@@ -180,6 +184,8 @@ class FlowMatching(NoiseProcess):
         return 1 - sigma, sigma
 
     def sample_times(self, u: Tensor) -> Tensor:
+        if self.density == "logit_normal":
+            u = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6)).sigmoid().to(u)
         return self.length * self.shift * u / (1 + (self.shift - 1) * u)
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -192,7 +198,7 @@ class FlowMatching(NoiseProcess):
         return scheduler.__name__.startswith("FlowMatch")
 
 
-def noise_process(config: Mapping[str, Any]) -> NoiseProcess:
-    """The process that the configuration of a diffusers scheduler describes."""
+def noise_process(config: Mapping[str, Any], density: Density = "uniform") -> NoiseProcess:
+    """The process that the configuration of a diffusers scheduler describes; ``density`` as in `FlowMatching`."""
     flow = str(config.get("_class_name", "")).startswith("FlowMatch")
-    return FlowMatching(config) if flow else VariancePreserving(config)
+    return FlowMatching(config, density) if flow else VariancePreserving(config)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights
+from posegen.backbones.autoencoder import decoded, encoded, latent_form
+from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights, widened
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.loading import diffusers_folder as layout
@@ -100,21 +101,16 @@ class StableDiffusion(Backbone):
             self.process = noise_process(parts.scheduler)
         except WeightsError as error:
             raise WeightsError(f"backbone {id}: {error}") from error
-        self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1])
+        self.geometry = Geometry.from_diffusers(self.unet.config, latent_form(self.autoencoder.config)[1])
         self._check_fit(id)
         facts = {"prediction_type": self.process.prediction_type, "recipe": recipe}
         self.weights = Weights(id, parts.sha256, facts, {name: str(at) for name, at in (hub or {}).items() if at})
         self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.eval()
 
-    def _latents(self) -> tuple[int, int]:
-        """(channels, pixels per cell) of the latents."""
-        config = self.autoencoder.config
-        widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
-        return config.latent_channels, 2 ** (len(widths) - 1)  # every stage but the first halves the size
-
     def _check_fit(self, id: str) -> None:
-        unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
+        latent = latent_form(self.autoencoder.config)[0]
+        unet, text = self.unet.config, self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             made = f"returns {unet.out_channels} channels, the autoencoder makes {latent}"
             expected = "expected a text-to-image model and its own autoencoder"
@@ -192,14 +188,8 @@ class StableDiffusion(Backbone):
             taken = f"{old.in_channels} channels, not the {self.geometry.latent_channels} of the latents"
             needed = "a method that concatenates latents needs a text-to-image backbone of its own"
             raise ValueError(f"the U-Net takes {taken}; {needed}")
-        new = nn.Conv2d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-        new = new.to(old.weight)
-        with torch.no_grad():
-            new.weight.zero_()
-            new.weight[:, : old.in_channels] = old.weight
-            new.bias.copy_(old.bias)
-        self.unet.conv_in = new
-        self.unet.register_to_config(in_channels=new.in_channels)
+        self.unet.conv_in = widened(old, channels)
+        self.unet.register_to_config(in_channels=old.in_channels + channels)
 
     def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
         """As for every backbone; the states of a prompt's chunks stand one after another, ``[B, chunks * L, D]``."""
@@ -227,18 +217,10 @@ class StableDiffusion(Backbone):
         return cut_note(self.tokenizer, self.max_length, prompts)
 
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        config = self.autoencoder.config
-        code = self.autoencoder.encode(images, return_dict=False)[0]
-        if isinstance(self.autoencoder, AutoencoderKL):
-            code, mean, std = code.mean, code.mean, code.std
-            if generators is not None:
-                code = mean + std * torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]).to(mean)
-        return (code - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        return encoded(self.autoencoder, images, generators)
 
     def from_latents(self, latents: Tensor) -> Tensor:
-        config = self.autoencoder.config
-        shifted = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        return self.autoencoder.decode(shifted, return_dict=False)[0]
+        return decoded(self.autoencoder, latents)
 
 
 @contextmanager

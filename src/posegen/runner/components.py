@@ -88,7 +88,7 @@ class Components:
         if "compute" in self.cfg:  # some verbs compute nothing
             for network in (adapter, self.backbone):
                 arranged(network, self.cfg.compute)
-            keep_cast(self.backbone.unet, self.cfg.trainer.precision)
+            keep_cast(self.backbone.network, self.cfg.trainer.precision)
         return adapter
 
     def data(self, split: str) -> PoseData:

@@ -3,7 +3,8 @@
 * ``posegen.json``: format, class and its arguments, backbone id and hash, sampler;
 * ``controlnet/``, ``t2i_adapter/``: parts of the adapter as plain diffusers folders, where diffusers has the class;
 * ``adapter.safetensors``: the adapter's other weights (averaged), if any;
-* ``backbone/unet/``: the U-Net in diffusers' layout, where the method trains it or came with one of its own.
+* ``backbone/unet/`` or ``backbone/transformer/``: the denoising network in diffusers' layout, where the method trains
+  it or came with one of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, che
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-UNET = Path("backbone") / "unet" / WEIGHTS
-PLAIN = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}
+PLAIN = {"ControlNetModel": "controlnet", "SD3ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}
 
 
 def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bool = False, **facts: Any) -> None:
@@ -52,7 +52,7 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         "sampler": None,
         **facts,
     }
-    for network in (adapter, backbone.unet):
+    for network in (adapter, backbone.network):
         network.to(memory_format=torch.contiguous_format)  # files hold no other layout
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -62,9 +62,14 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
             rest = {key: value for key, value in rest.items() if not key.startswith(prefix)}
         if rest:
             save_file(rest, temporary / ADAPTER)
-        if own_unet or trains(backbone.unet):
-            backbone.unet.save_pretrained(temporary / UNET.parent)  # type: ignore[operator]
+        if own_unet or trains(backbone.network):
+            backbone.network.save_pretrained(network_file(temporary, backbone).parent)
         write_json(temporary / "posegen.json", about)
+
+
+def network_file(folder: Path, backbone: Backbone) -> Path:
+    """Where a method folder keeps the weights of the denoising network."""
+    return folder / "backbone" / backbone.network_name / WEIGHTS
 
 
 def plain_arguments(adapter: Adapter) -> dict[str, Any]:
@@ -120,8 +125,9 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     if adapter.state_dict().keys() - tensors.keys() or (folder / ADAPTER).is_file():
         tensors |= read(folder / ADAPTER)
     put(adapter, tensors, folder)
-    if trains(backbone.unet) or (folder / UNET).is_file():
-        put(backbone.unet, read(folder / UNET), folder / UNET)
+    file = network_file(folder, backbone)
+    if trains(backbone.network) or file.is_file():
+        put(backbone.network, read(file), file)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

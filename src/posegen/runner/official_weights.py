@@ -164,8 +164,8 @@ def accounted(
         unknown = error.keys
         placed = method.convert({key: value for key, value in official.items() if key not in unknown})
     own = {f"adapter.{key}": value for key, value in method.state_dict().items()}
-    unet_now = {f"{UNET}{key}": value for key, value in backbone.unet.state_dict().items()}
-    own |= unet_now if methods.trains(backbone.unet) else {}
+    unet_now = {f"{UNET}{key}": value for key, value in backbone.network.state_dict().items()}
+    own |= unet_now if methods.trains(backbone.network) else {}
     beside = backbone.unet_keys(official) if whole and not any(key.startswith(UNET) for key in own) else {}
     unet = {f"{UNET}{name}": official[key] for key, name in beside.items() if name is not None}
     if unet:
@@ -207,7 +207,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def put_converted(method: Adapter, backbone: Backbone, placed: Mapping[str, Tensor]) -> None:
     """Puts converted tensors, all of which fit, into the method and its backbone."""
-    for module, prefix in ((method, "adapter."), (backbone.unet, UNET)):
+    for module, prefix in ((method, "adapter."), (backbone.network, UNET)):
         own = {key.removeprefix(prefix): value for key, value in placed.items() if key.startswith(prefix)}
         if own:
             module.load_state_dict(own)

@@ -16,7 +16,7 @@ from posegen.errors import UserError
 #: Lightning's names of the precisions that sampling and `posegen profile` know, too.
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 #: What is compiled: larger pieces take minutes, and hooks on them, which inject features, would be frozen into code.
-REPEATED = ("BasicTransformerBlock",)
+REPEATED = ("BasicTransformerBlock", "JointTransformerBlock")
 #: What may be computed again. The wide activations in feed-forward layers take most of a transformer block's memory and
 #: cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
@@ -150,7 +150,7 @@ def arranged(network: nn.Module, compute: Mapping[str, Any]) -> None:
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:
     """All modules that a step runs: those of the U-Net and of the adapter."""
-    yield from backbone.unet.modules()
+    yield from backbone.network.modules()
     yield from adapter.modules()
 
 

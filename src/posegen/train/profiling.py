@@ -162,7 +162,7 @@ class MeasuredMethod:
 
     def parameters(self) -> dict[str, int]:
         """How many the U-Net and the adapter have, and how many of those train."""
-        unet, adapter = list(self.backbone.unet.parameters()), list(self.adapter.parameters())
+        unet, adapter = list(self.backbone.network.parameters()), list(self.adapter.parameters())
         counted = {"unet": unet, "adapter": adapter, "trained": [p for p in (*unet, *adapter) if p.requires_grad]}
         return {f"{name}_parameters": sum(p.numel() for p in some) for name, some in counted.items()}
 

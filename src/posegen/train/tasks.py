@@ -237,7 +237,7 @@ class TextToImageTask(DiffusionTask):
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
         self.backbone.requires_grad_(False)
-        self.backbone.unet.requires_grad_(True)
+        self.backbone.network.requires_grad_(True)
         self.backbone.text_encoder.requires_grad_(True)
         arranged(self.backbone, components.cfg.compute)
 

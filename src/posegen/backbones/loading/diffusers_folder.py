@@ -55,10 +55,15 @@ class ModelParts:
         with no_progress_bar():
             self.text_encoder.save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-        (folder / "scheduler" / SCHEDULER_CONFIG).write_text(json.dumps(self.scheduler, indent=2) + "\n")
+        write_scheduler(folder, self.scheduler)
         if autoencoder:
             self.autoencoder.save_pretrained(folder / "vae")
+
+
+def write_scheduler(folder: Path, scheduler: dict[str, Any]) -> None:
+    """Writes the configuration of a diffusers scheduler in ``folder``'s layout."""
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    (folder / "scheduler" / SCHEDULER_CONFIG).write_text(json.dumps(scheduler, indent=2) + "\n")
 
 
 def tensors_hash(*modules: torch.nn.Module) -> str:
