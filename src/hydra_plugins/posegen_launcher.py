@@ -1,21 +1,20 @@
 """Hydra takes its plugins from the package ``hydra_plugins`` alone; posegen's are written in
-`posegen.config.launcher`, `posegen.config.slurm` and `posegen.config.ray`."""
+`posegen.config.launchers.local`, `posegen.config.launchers.slurm` and `posegen.config.launchers.ray`."""
 
 from typing import Any
 
 from hydra.plugins.launcher import Launcher
 
-from posegen.config import launcher as sweeps
-from posegen.config import ray
+from posegen.config.launchers import local, ray
 from posegen.errors import UserError
 
 try:
-    from posegen.config import slurm
+    from posegen.config.launchers import slurm
 except ImportError:
     slurm = None  # type: ignore[assignment]
 
 
-class LocalLauncher(sweeps.LocalLauncher):
+class LocalLauncher(local.LocalLauncher):
     """``hydra/launcher=local``."""
 
 

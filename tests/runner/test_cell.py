@@ -88,6 +88,12 @@ def test_the_folder_does_not_depend_on_how_a_number_was_typed(tmp_path: Path) ->
     )
 
 
+def test_the_folder_does_not_depend_on_spaces_in_a_mapping(tmp_path: Path) -> None:
+    """Hydra hands the jobs of a sweep ``{a:b}`` for the ``{a: b}`` that was typed."""
+    values = config(tmp_path, optim={"x": {"_target_": "a.B"}})
+    assert folder(values, ["+optim.x={_target_: a.B}"]) == folder(values, ["+optim.x={_target_:a.B}"])
+
+
 def test_texts_and_files_that_differ_never_share_a_folder(tmp_path: Path) -> None:
     texts = ["a man/woman", "a boy/woman", "adancer", "a dancer", "a dancer ", "a,dancer", "a_dancer", "Caf\u00e9",
              "Cafe\u0301", "x" * 300, "x" * 301, "踊" * 150, "踊" * 149 + "x", "💃", "🕺", ".", ".."]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -38,7 +39,7 @@ class Towers:
 def test_every_part_of_a_text_is_kept_once(tmp_path: Path, pooled: bool) -> None:
     towers: Any = Towers(pooled)
     for _ in range(2):
-        text = cached_text(DATA, PROMPTS, towers, tmp_path, "none")([0, 1])
+        text = pickle.loads(pickle.dumps(cached_text(DATA, PROMPTS, towers, tmp_path, "none")))([0, 1])
     assert towers.calls == 1 and text.tokens[:, 0, 0].tolist() == [98, 97] and text.tokens.dtype == torch.float32
     assert (text.pooled is None) == (text.mask is None) == (not pooled)
     if pooled:

@@ -17,7 +17,7 @@ import torch
 
 from posegen.cli import main
 from posegen.config import resolvers
-from posegen.config.launcher import JOBS_FILE
+from posegen.config.launchers.jobs import JOBS_FILE
 from posegen.io.atomic import read_json, write_json
 from posegen.report.rows import state_of
 

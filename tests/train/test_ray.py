@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.cli import main
 from posegen.config.app import run_verb
-from posegen.config.ray import joined, resources, tell_waiting
+from posegen.config.launchers.ray import joined, resources, tell_waiting
 from posegen.config.verb_files import Verb
 from posegen.errors import UserError
 from posegen.io.atomic import read_json

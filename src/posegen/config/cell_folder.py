@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from posegen.config.typed_text import ELSEWHERE, is_place, is_sentence
+from posegen.config.typed_text import ELSEWHERE, as_hydra_writes, is_place, is_sentence
 from posegen.errors import UserError
 from posegen.io.hashes import outline_hash, text_hash, value_hash
 
@@ -100,7 +100,7 @@ def short_value(config: DictConfig, key: str, text: str) -> str:
     """The value in the configuration, since Hydra rewrites what was typed (1e-3 to 0.001); of a path its name."""
     value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
     if value is None or isinstance(value, DictConfig):
-        value = text
+        value = as_hydra_writes(text) if text.startswith("{") else text
     if is_sentence(key) and not isinstance(value, ListConfig):
         return with_digits(str(value), re.sub(r"[^\w.+-]+", "_", unicodedata.normalize("NFC", str(value)))[:40])
     values = [str(each) for each in value] if isinstance(value, ListConfig) else [str(value)]

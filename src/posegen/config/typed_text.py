@@ -96,6 +96,14 @@ def hydra_value(value: str) -> Any:
         return None
 
 
+def as_hydra_writes(value: str) -> str:
+    """A value as Hydra hands it to the jobs of a sweep, ``{a: b}`` as ``{a:b}``; what it cannot read stays."""
+    try:
+        return OverridesParser.create().parse_override(f"key={value}").get_value_element_as_str()
+    except HydraException:
+        return value
+
+
 def may_be_list(found: list[Any], sentence: bool) -> bool:
     """Whether a list of plain values is meant, and not a sentence in brackets."""
     plain = not any(isinstance(part, list | dict) for part in found)

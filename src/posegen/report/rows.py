@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posegen.config.launcher import submitted
+from posegen.config.launchers.jobs import submitted
 from posegen.errors import UserError
 from posegen.metrics.records import AGAIN, read_records
 from posegen.runner.received.state_files import COSTS, read_costs, read_row, read_status

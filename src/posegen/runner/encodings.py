@@ -6,8 +6,9 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ class Encoded:
     def __init__(self, folder: Path, count: int, part: str = "") -> None:
         self.folder, self.count, self.part = folder, count, part
         self._shards: dict[int, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_shards": {}}  # another process maps the files anew
 
     def __getitem__(self, index: int) -> np.ndarray:
         shard, row = divmod(index, SHARD)
@@ -141,6 +145,24 @@ def tell_cut_prompts(backbone: Backbone, prompts: Sequence[str], fix: str = "") 
         print(f"posegen: {note}{f'; {fix}' if fix else ''}", file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class CachedText:
+    """The encoded prompts of a split; a loader's processes get a copy of their own."""
+
+    places: Sequence[int]  # sample -> row of its prompt
+    tokens: Encoded
+    pooled: Encoded | None
+    mask: Encoded | None
+
+    def __call__(self, indices: Sequence[int]) -> Text:
+        """The prompts of the samples at ``indices``."""
+        pooled, mask = (None if part is None else self._rows(part, indices) for part in (self.pooled, self.mask))
+        return Text(self._rows(self.tokens, indices).float(), None if pooled is None else pooled.float(), mask)
+
+    def _rows(self, part: Encoded, indices: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([part[self.places[i]] for i in indices]))
+
+
 def cached_text(
     data: PoseData, prompts: Sequence[str], backbone: Backbone, cache: Path, mode: Mode
 ) -> Callable[[Sequence[int]], Text]:
@@ -159,13 +181,4 @@ def cached_text(
 
     folder = cache / "text" / f"{data.name}-{data.split}-{key}"
     tokens = Encoded(folder, len(different)).fill(encode, f"text of {data.split}", mode)
-    pooled, mask = tokens.beside("pooled"), tokens.beside("mask")
-
-    def rows(encoded: Encoded, indices: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.stack([encoded[place[prompts[i]]] for i in indices]))
-
-    return lambda indices: Text(
-        rows(tokens, indices).float(),
-        None if pooled is None else rows(pooled, indices).float(),
-        None if mask is None else rows(mask, indices),
-    )
+    return CachedText([place[prompt] for prompt in prompts], tokens, tokens.beside("pooled"), tokens.beside("mask"))

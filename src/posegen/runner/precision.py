@@ -60,6 +60,10 @@ def arrange(
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"compute.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
+    if packed and not torch.backends.mkldnn.is_available():
+        raise UserError(
+            "compute.packed=true needs a torch with oneDNN, and this one has none; use compute.packed=false"
+        )
     if channels_last:
         network.to(memory_format=torch.channels_last)
     for module in network.modules():

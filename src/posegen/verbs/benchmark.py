@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from posegen.config.app import ASKING, Command
 from posegen.config.cell_folder import require_inside
-from posegen.config.launcher import is_remote
+from posegen.config.launchers.jobs import is_remote
 from posegen.config.resolvers import AUTO_PRECISIONS
 from posegen.errors import UserError
 from posegen.io.atomic import write_json

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from posegen.config import nodes
 from posegen.config.checking.arguments import class_of
-from posegen.config.launcher import is_remote
+from posegen.config.launchers.jobs import is_remote
 from posegen.config.problems import Problem
 from posegen.config.resolvers import gpus
 from posegen.errors import UserError
@@ -114,7 +114,8 @@ def undividable(cfg: DictConfig) -> list[Problem]:
     for group in ("task", "adapter"):
         if not getattr(class_of(cfg, group), "divisible", True):
             why = "trainer=fsdp divides the U-Net, but other parts train outside of it; use trainer=ddp"
-            return [Problem(group, why, HydraConfig.get().runtime.choices.get(group))]
+            own = " (a method that trains the U-Net alone says so: divisible = True in its class)"
+            return [Problem(group, why + own * (group == "adapter"), HydraConfig.get().runtime.choices.get(group))]
     return []
 
 

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import DictConfig, OmegaConf
 
-from posegen.config.launcher import CellDied, record_failure, sweep_config
+from posegen.config.launchers.jobs import CellDied, record_failure, sweep_config
 from posegen.errors import UserError
 
 

@@ -12,33 +12,25 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from posegen.config.launchers.jobs import CellDied, record_failure, sweep_config
 from posegen.errors import UserError
-from posegen.io.atomic import process_lives, read_json, read_json_or_empty, write_json
+from posegen.io.atomic import process_lives
 
 #: Environment variables ``<name>_THREADS``: how many threads libraries outside of torch compute with.
 THREADS = ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "BLIS_NUM", "VECLIB_MAXIMUM", "NUMBA_NUM", "NUMEXPR_NUM")
-#: Launchers that compute on this machine: Hydra's, those of joblib and submitit, posegen's.
-HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
-JOBS_FILE = ".jobs.json"  # of a cell: share -> its last job
 PATIENCE = 10.0  # seconds in which workers end by themselves after Ctrl-C, which a terminal sends to them, too
-
-
-class CellDied(UserError):
-    """The process of a cell ended without a result."""
 
 
 class LocalLauncher(JoblibLauncher):
@@ -91,36 +83,6 @@ class LocalLauncher(JoblibLauncher):
                     cell = OmegaConf.select(cfg, "paths.cell")
                 record_failure(Path(cell) if cell else None, str(died))
         return returns
-
-
-@contextmanager
-def sweep_config(launcher: Any, overrides: Sequence[str]) -> Iterator[DictConfig]:
-    """The configuration of a launcher's job, which ``HydraConfig`` has within the block."""
-    before = HydraConfig.instance().cfg
-    cfg = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
-    HydraConfig.instance().set_config(cfg)
-    try:
-        yield cfg
-    finally:
-        HydraConfig.instance().cfg = before
-
-
-def record_failure(cell: Path | None, reason: str) -> None:
-    """Writes into ``status.json`` of a cell why its process ended, which it could not do itself."""
-    status = (cell or Path()) / "status.json"
-    if cell and status.is_file() and (known := read_json(status)).get("state") == "running":
-        write_json(status, {**known, "state": "failed", "reason": reason})
-
-
-def submitted(cell: Path) -> str:
-    """What is known about the last jobs of a cell, for its table; empty where there were none."""
-    jobs = [job for job in read_json_or_empty(cell / JOBS_FILE).values() if isinstance(job, dict)]
-    return "; ".join(job.get("reason") or f"job {job.get('job')} was submitted, log: {job.get('log')}" for job in jobs)
-
-
-def is_remote(config: DictConfig) -> bool:
-    """Whether the launcher of a configuration computes on other machines."""
-    return str(config.hydra.launcher.get("_target_")).rpartition(".")[2] not in HERE
 
 
 @dataclass

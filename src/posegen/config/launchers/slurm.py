@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import OmegaConf
 
-from posegen.config.launcher import JOBS_FILE, record_failure, sweep_config
+from posegen.config.launchers.jobs import JOBS_FILE, record_failure, sweep_config
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty, write_json
 
