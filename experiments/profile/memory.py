@@ -217,8 +217,9 @@ def preset_bytes(method: str, backbone: str, preset: str, *more: str) -> int:
     with composed("train", (f"trainer={preset}",)) as cfg:  # posegen profile has other defaults
         batch = cfg.optim.batch // cfg.optim.accumulate
         changed = f"compute.checkpointing={cfg.compute.checkpointing}", f"optim.accumulate={cfg.optim.accumulate}"
+        foreach = not cfg.optim.fused
         words = (*words, *changed, f"trainer.precision={cfg.trainer.precision}", f"batch={batch}")
-    found = counted(resolved(*words), foreach=True)
+    found = counted(resolved(*words), foreach=foreach)
     return found["peak"] + found["trained"]  # the average
 
 

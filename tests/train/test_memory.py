@@ -81,6 +81,26 @@ def test_what_needs_all_gradients_is_refused_with_the_way_out(
         assert not validate(cfg)
 
 
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        (["optim.optimizer=muon"], "is a form of AdamW, not of muon; set optim.fused=false"),
+        (["trainer.precision=16-mixed"], "set optim.fused=false, or trainer.precision=bf16-mixed"),
+    ],
+)
+def test_fused_updates_are_refused_where_they_would_be_wrong(options: list[str], fix: str, world: list[str]) -> None:
+    with configured("train", *world, *options, "optim.fused=true") as cfg:
+        assert [fix in str(problem) for problem in validate(cfg)] == [True]
+
+
+def test_fused_updates_are_those_of_adamw_up_to_rounding(world: list[str], tmp_path: Path) -> None:
+    usual, fused = (
+        trained(world, tmp_path / way, "adapter=t2i_adapter", f"optim.fused={way}") for way in ("false", "true")
+    )
+    assert usual.keys() == fused.keys() and not equal(usual, fused)
+    assert all(torch.allclose(value, fused[name], atol=1e-5) for name, value in usual.items())
+
+
 @pytest.mark.parametrize("method", ["controlnet", "dnaf"])
 def test_activations_of_copies_inserted_blocks_and_encoders_are_computed_again(method: str, world: list[str]) -> None:
     kept, gradients = [], []

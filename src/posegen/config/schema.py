@@ -59,6 +59,7 @@ class OptimKeys(NodeKeys):
     betas: tuple[BelowOne, BelowOne]
     weight_decay: NotNegative
     clip: Positive | None
+    fused: bool
     in_backward: bool
 
 

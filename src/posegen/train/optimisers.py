@@ -16,7 +16,8 @@ from posegen.train.recipe import Recipe
 def build_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimiser that a recipe names, of parameter groups as torch takes them."""
     build: Any = {"adamw": torch.optim.AdamW, "muon": Muon, "adamw8bit": _adamw8bit}[recipe.optimizer]
-    return build(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    fused = {"fused": True} if recipe.fused else {}  # torch chooses where it is not said
+    return build(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, **fused)
 
 
 def _adamw8bit(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:

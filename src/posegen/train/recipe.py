@@ -29,6 +29,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)  # moment decays of AdamW
     weight_decay: float = 0.01  # decoupled
     optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    fused: bool = False  # AdamW in one pass over memory
     in_backward: bool = False  # every gradient is used and freed as soon as it is there
 
     def factor(self, step: int) -> float:

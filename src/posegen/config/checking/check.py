@@ -74,6 +74,7 @@ def validate(cfg: DictConfig) -> list[Problem]:
         *compatible(cfg),
         *process_problems(cfg, verb),
         *needs_all_gradients(cfg),
+        *fused_updates(cfg),
         *for_the_verb(cfg, verb),
         *misplaced(cfg),
     ]
@@ -171,6 +172,19 @@ def needs_all_gradients(cfg: DictConfig) -> list[Problem]:
     fix = "; ".join(need for need, violated in met.items() if violated)
     text = f"uses each gradient before the others are there, which needs {fix}; or set optim.in_backward=false"
     return [Problem("optim.in_backward", text, True)] if fix else []
+
+
+def fused_updates(cfg: DictConfig) -> list[Problem]:
+    """What ``optim.fused`` cannot be combined with."""
+    optim, trainer = cfg.get("optim") or {}, cfg.get("trainer") or {}
+    if optim.get("fused") is not True:
+        return []
+    if (optimizer := optim.get("optimizer")) != "adamw":
+        return [Problem("optim.fused", f"is a form of AdamW, not of {optimizer}; set optim.fused=false", True)]
+    if trainer.get("precision") == "16-mixed" and trainer.get("gradient_clip_val") is not None:
+        text = "scales gradients back after they are clipped; set optim.fused=false, or trainer.precision=bf16-mixed"
+        return [Problem("optim.fused", text, True)]
+    return []
 
 
 def recipes(cfg: DictConfig) -> list[Problem]:
