@@ -65,7 +65,7 @@ def test_a_killed_training_with_updates_in_the_backward_pass_continues(
     ("options", "fix"),
     [
         (["optim.accumulate=2"], "trainer.accumulate_grad_batches=1 (optim.accumulate)"),
-        (["trainer=ddp", "trainer.devices=2"], "trainer=default on one device"),
+        (["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], "trainer=default on one device"),
         (["trainer.precision=16-mixed"], "trainer.precision=bf16-mixed or 32-true"),
         (["+trainer.gradient_clip_algorithm=value"], "trainer.gradient_clip_algorithm=norm"),
         (["compute.compile=true"], "optim.clip=null, or compute.compile=false"),
