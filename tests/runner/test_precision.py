@@ -129,3 +129,22 @@ def test_cells_are_those_of_before_unless_their_weights_are_packed(world: list[s
     for flag, named in (("false", False), ("true", True)):
         with configured("train", *world, f"paths.output={tmp_path}", f"compute.packed={flag}") as cfg:
             assert ("packed" in Cell.of(cfg).identity["compute"]) == named
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "blocks"])
+def test_attention_in_single_precision_is_that_of_training(checkpointing: str, world: list[str]) -> None:
+    """Gradients are closer to those of single precision; whatever is computed again is computed in the same way, and
+    what does not train is not touched."""
+    gradients, predictions = {}, {}
+    for way in ("32-true", "auto", "fp32"):
+        attention, precision = ("auto", way) if way == "32-true" else (way, "bf16-mixed")
+        words = [f"compute.attention={attention}", f"compute.checkpointing={checkpointing}", "size=64", "optim.lr=1e-4"]
+        with configured("profile", *world, *words, "adapter=humansd", f"trainer.precision={precision}") as cfg:
+            method = MeasuredMethod(cfg, 1)
+        with method.running("train"):
+            method.task.losses(method.batch)["loss"].backward()
+        gradients[way] = torch.cat([p.grad.flatten() for p in method.backbone.unet.parameters() if p.grad is not None])
+        with torch.no_grad(), autocast(precision, CPU):
+            predictions[way] = method.task.losses(method.batch)["loss"]
+    far, near = ((gradients[way] - gradients["32-true"]).norm() for way in ("auto", "fp32"))
+    assert 0 < near < far and predictions["auto"] == predictions["fp32"]

@@ -75,6 +75,7 @@ class ComputeKeys(NodeKeys):
     compile: bool
     checkpointing: Literal["none", "feedforward", "blocks"]
     packed: bool
+    attention: Literal["auto", "fp32"]
     workers: Annotated[int, Interval(ge=0, le=128)]
 
 

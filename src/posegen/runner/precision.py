@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from posegen.errors import UserError
@@ -21,7 +24,7 @@ REPEATED = ("BasicTransformerBlock", "JointTransformerBlock")
 #: cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
 WIDE = ("GEGLU",)
-WAYS = ("channels_last", "compile", "checkpointing", "packed")  # keys of ``compute``
+WAYS = ("channels_last", "compile", "checkpointing", "packed", "attention")  # keys of ``compute``
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -50,6 +53,7 @@ def arrange(
     compile: bool = False,
     checkpointing: str = "none",
     packed: bool = False,
+    attention: Literal["auto", "fp32"] = "auto",
 ) -> None:
     """Applies what ``compute`` says about the way of computing to a backbone or an adapter.
 
@@ -57,6 +61,7 @@ def arrange(
         channels_last: lay feature maps out pixel by pixel, which convolutions on tensor cores and in oneDNN prefer.
         checkpointing: what the backward pass computes again instead of keeping it: one of `CHECKPOINTING`.
         packed: convolutions whose weights do not train keep them in oneDNN's order, too, see `convolved`.
+        attention: ``fp32`` computes attention in single precision in training, whatever the rest does, see `attended`.
     """
     if checkpointing not in CHECKPOINTING:
         raise UserError(f"compute.checkpointing={checkpointing} is unknown; expected one of {', '.join(CHECKPOINTING)}")
@@ -77,6 +82,8 @@ def arrange(
             module.forward = partial(recomputed, module)
         if packed and type(module) is nn.Conv2d and module.padding_mode == "zeros":
             module.forward = partial(convolved, module)
+        if attention == "fp32" and type(module).__name__ == "Attention":
+            module.forward = partial(attended, module)
 
 
 def keep_cast(network: nn.Module, precision: str) -> None:
@@ -90,6 +97,30 @@ def keep_cast(network: nn.Module, precision: str) -> None:
         frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
         if frozen and isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
+
+
+def attended(module: nn.Module, *inputs: Any, **more: Any) -> Any:
+    """``module(*inputs)``; where something trains, attention weighs and sums in single precision.
+
+    On CPUs the backward pass of attention in bf16 multiplies piece by piece, and takes longer than in single precision,
+    several times as long where maps are small."""
+    with SingleAttention() if torch.is_grad_enabled() else nullcontext():
+        return type(module).forward(module, *inputs, **more)
+
+
+class SingleAttention(TorchFunctionMode):
+    """Within the context, torch's attention computes in single precision and returns the type that it was given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        inputs, options = tree_map_only(Tensor, single, (args, kwargs or {}))
+        with torch.autocast(args[0].device.type, enabled=False):
+            return func(*inputs, **options).to(args[0].dtype)
+
+
+def single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 class PackedWeights(NamedTuple):
