@@ -101,16 +101,19 @@ class StableDiffusion(Backbone):
             self.process = noise_process(parts.scheduler)
         except WeightsError as error:
             raise WeightsError(f"backbone {id}: {error}") from error
-        self.geometry = Geometry.from_diffusers(self.unet.config, latent_form(self.autoencoder.config)[1])
+        self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1])
         self._check_fit(id)
         facts = {"prediction_type": self.process.prediction_type, "recipe": recipe}
         self.weights = Weights(id, parts.sha256, facts, {name: str(at) for name, at in (hub or {}).items() if at})
         self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self.eval()
 
+    def _latents(self) -> tuple[int, int]:
+        """(channels, pixels per cell) of the latents."""
+        return latent_form(self.autoencoder.config)
+
     def _check_fit(self, id: str) -> None:
-        latent = latent_form(self.autoencoder.config)[0]
-        unet, text = self.unet.config, self.text_encoder.config.hidden_size
+        unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             made = f"returns {unet.out_channels} channels, the autoencoder makes {latent}"
             expected = "expected a text-to-image model and its own autoencoder"
