@@ -19,7 +19,8 @@ from posegen.io.atomic import read_json
 from posegen.runner.components import Components
 from posegen.runner.images import picture, read_png
 from posegen.runner.outputs import KINDS, numbers
-from posegen.verbs.benchmark import prepare
+from posegen.train.loop import encodings
+from posegen.train.tasks import AdapterTask
 from tests.tiny import configured, making
 
 ROWS = ["gunet", "reference/mean_pose", "reference/other_pose"]
@@ -149,7 +150,9 @@ def test_latents_of_poses_are_not_cached(overrides: list[str], tmp_path: Path) -
         f"paths.cache={tmp_path}",
         "progress=none",
     ) as cfg:
-        prepare([cfg])
+        components = Components(cfg)
+        latents, _, text = encodings(components, AdapterTask(components).needs)
+    assert latents is None and text is not None
     assert (tmp_path / "text").is_dir() and not (tmp_path / "latents").exists()
 
 
