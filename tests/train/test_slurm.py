@@ -155,8 +155,10 @@ def test_a_notice_writes_a_checkpoint_and_queues_again(
     words = train(world, tmp_path, *LONG, *SLURM, "progress=file", "compute.workers=1")
     leave(words)
     (job,) = slurm.jobs()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background is deaf to it
     threading.Timer(5.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     assert main(words) == 130  # Ctrl-C leaves, too
+    signal.signal(signal.SIGINT, before)
     training(slurm, tmp_path, job)
     slurm("scancel", "--signal=USR2", job)
     slurm.wait(lambda: slurm.jobs()[job] == "PENDING")
