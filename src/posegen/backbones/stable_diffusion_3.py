@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -86,6 +87,10 @@ class StableDiffusion3(Backbone):
         self.weights = Weights(id, parts.sha256, facts | {"towers": towers, "t5_length": t5_length})
         self.eval()
 
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        return (*map(self.get_submodule, self.tokenizers), self.autoencoder)
+
     def save(self, folder: str | Path) -> None:
         """Writes everything but the autoencoder in diffusers' layout."""
         towers = {name: self.get_submodule(name) for name in self.tokenizers}
@@ -153,7 +158,7 @@ class StableDiffusion3(Backbone):
         inputs["block_controlnet_hidden_states"] = injection.blocks
         # On a CPU the backward pass of the fused attention takes longer than that of its plain form.
         plain = latents.device.type == "cpu" and torch.is_grad_enabled()
-        with sdpa_kernel([SDPBackend.MATH] if plain else list(EVERY_KERNEL)):
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             return self.transformer(latents, **inputs, return_dict=False)[0]
 
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -182,11 +187,3 @@ class StableDiffusion3(Backbone):
     def usual_size(self) -> tuple[int, int]:
         side = self.transformer.config.sample_size * self.geometry.latent_factor
         return side, side
-
-
-EVERY_KERNEL = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-)
