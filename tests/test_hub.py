@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file
 
 from posegen.backbones.pose_space import PoseSpace
-from posegen.backbones.stable_diffusion import text_reader
+from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.cli import main
 from posegen.errors import CellConflict, UserError
 from posegen.io.hashes import file_hash
@@ -316,7 +316,7 @@ def test_official_weights_are_converted_from_the_hub(
 def test_a_backbone_of_poses_and_a_text_reader_fetch_what_they_read(hub: Hub, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        text_reader(BACKBONE)
+        StableDiffusion.text_reader(BACKBONE)
         assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
         poses = PoseSpace(BACKBONE, grid=16)
     weights = [name for name in hub.fetched() if name.endswith(".safetensors")]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone
+from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.config import resolvers  # noqa: F401  (registers what ${...} may ask for)
 from posegen.data.base import to_uint8
@@ -53,25 +54,6 @@ SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", 
 Output = Literal["pil", "np", "pt", "latent"]
 
 
-class PartOfBackbone:
-    """A part of the pipeline's backbone, under diffusers' name for it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __set_name__(self, _owner: type, shown: str) -> None:
-        self.shown = shown
-
-    def __get__(self, pipe: PoseGuidedPipeline | None, _owner: type | None = None) -> Any:
-        return self if pipe is None else getattr(pipe.backbone, self.name)
-
-    def __set__(self, pipe: PoseGuidedPipeline, part: Any) -> None:
-        if (before := getattr(pipe.backbone, self.name)) is not part:
-            setattr(pipe.backbone, self.name, part)
-            if getattr(part, "_orig_mod", None) is not before:  # what torch.compile returns is the same part
-                pipe.changed.add(self.shown)
-
-
 class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Generates images from prompts and poses with one method on its backbone.
 
@@ -93,15 +75,11 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     Attributes:
         record: how the method was trained or converted, and where the pipeline was fetched, where that is known.
         scheduler: may be replaced, as in diffusers: ``UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
-        unet, vae, text_encoder, tokenizer: the parts of the backbone, may be replaced, too.
+        unet or transformer, vae, text_encoder, tokenizer, ...: the parts of the backbone, may be replaced, too.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
     _exclude_from_cpu_offload = ["adapter"]  # runs in every step beside the U-Net, and not by its forward
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-    PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-    unet, vae = PartOfBackbone("unet"), PartOfBackbone("autoencoder")
-    text_encoder, tokenizer = PartOfBackbone("text_encoder"), PartOfBackbone("tokenizer")
 
     def __init__(
         self, adapter: Adapter, sampler: Mapping[str, Any] | None = None, scheduler: Any = None, own_unet: bool = False
@@ -110,14 +88,12 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
         self.own_unet, self.changed = own_unet, set[str]()
         self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
-        parts = adapter.backbone
+        body, parts = adapter.backbone, adapter.backbone.components
+        self.model_cpu_offload_seq = "->".join((*(n for n in parts if n.startswith("text")), body.network_name, "vae"))
         self.register_modules(
             adapter=adapter.eval(),
-            unet=parts.unet,
-            vae=parts.autoencoder,
-            text_encoder=parts.text_encoder,
-            tokenizer=parts.tokenizer,
-            scheduler=scheduler if scheduler is not None else self.sampler.unset(parts),
+            scheduler=scheduler if scheduler is not None else self.sampler.unset(body),
+            **{name: getattr(body, place) for name, place in parts.items()},
         )
         self.record: dict[str, Any] = {}
         self._guidance_scale, self._interrupt, self._num_timesteps = self.sampler.guidance, False, 0
@@ -125,7 +101,25 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @classmethod
     def _get_signature_keys(cls, obj: Any) -> tuple[list[str], list[str]]:
         """diffusers asks this for the names of the components, and of the other arguments."""
-        return ["adapter", *cls.PARTS], ["own_unet", "sampler"]
+        parts = obj.backbone.components if isinstance(obj, cls) else ()
+        return ["adapter", "scheduler", *parts], ["own_unet", "sampler"]
+
+    def __getattr__(self, name: str) -> Any:
+        """The parts of the backbone, under diffusers' names for them."""
+        adapter: Any = self.__dict__.get("adapter")
+        if adapter is not None and (place := adapter.backbone.components.get(name)):
+            return getattr(adapter.backbone, place)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        adapter: Any = self.__dict__.get("adapter")
+        place = adapter.backbone.components.get(name) if adapter is not None else None
+        if place is None:
+            super().__setattr__(name, value)
+        elif (before := getattr(adapter.backbone, place)) is not value:
+            setattr(adapter.backbone, place, value)
+            if getattr(value, "_orig_mod", None) is not before:  # what torch.compile returns is the same part
+                self.changed.add(name)
 
     @classmethod
     def from_pretrained(
@@ -154,13 +148,11 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             revision: branch, tag or commit of the repository.
             subfolder: where in the folder or repository the pipeline is.
             token, cache_dir, local_files_only: as in diffusers.
-            parts: ``scheduler``, ``unet``, ``vae``, ``text_encoder`` or ``tokenizer`` to use in the place of the saved.
+            parts: ``scheduler``, ``vae`` or another part by diffusers' name, to use in the place of the saved.
 
         Raises:
             UserError: the folder or the backbone cannot be used or fetched, or they do not belong together.
         """
-        if unknown := sorted(parts.keys() - cls.PARTS):
-            raise UserError(f"from_pretrained got {unknown[0]}, which is no part; expected {', '.join(cls.PARTS)}")
         access: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         method, origin = local_folder(folder, backbone is None, revision, subfolder, **access)
         about = methods.read_about(method)
@@ -168,6 +160,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             fix = "this pipeline makes images; name the folder of an image method"
             raise UserError(f"{method} holds a method that generates a {sample}, and {fix}")
         body = backbone if isinstance(backbone, Backbone) else backbone_of(method, about, backbone)
+        names = ("scheduler", *sorted(body.components))
+        if unknown := sorted(parts.keys() - names):
+            raise UserError(f"from_pretrained got {unknown[0]}, which is no part; expected {', '.join(names)}")
         adapter, scheduler = methods.load_method(method, body), saved_scheduler(method / "scheduler")
         settings = {name: value for name, value in (about.get("sampler") or {}).items() if name in SAMPLER_SETTINGS}
         constructed(Sampler, {"steps": STEPS, **settings}, method / "posegen.json", "sampler")
@@ -230,6 +225,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """As in diffusers: LoRA of the U-Net and the text tower; a method's trainable copies stay as they are."""
         if not USE_PEFT_BACKEND:
             raise UserError("load_lora_weights needs the package peft; pip install 'posegen[lora]'")
+        if not isinstance(self.backbone, StableDiffusion):
+            family = type(self.backbone).__name__
+            raise UserError(f"load_lora_weights reads LoRA of Stable Diffusion 1 and 2, this backbone is {family}")
         super().load_lora_weights(*args, **kwargs)
 
     def fuse_lora(self, components: Sequence[str] = ("unet", "text_encoder"), **kwargs: Any) -> None:
@@ -269,6 +267,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_rescale: float = 0.0,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
         clip_skip: int | None = None,
         long_prompts: Literal["cut", "chunk"] | None = None,
         controlnet_conditioning_scale: float = 1.0,
@@ -303,6 +303,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_rescale: how far the guided prediction is scaled back to the spread of the one with text, from 0
                 to 1 (Lin et al. 2024, section 3.4).
             prompt_embeds, negative_prompt_embeds: ``[prompts, L, D]`` text states instead of prompts.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: ``[prompts, P]`` beside them, where the backbone reads
+                such vectors.
             clip_skip: how many of the last layers of the text tower the prompts leave out.
             long_prompts: ``cut`` leaves out what the text tower does not read (77 tokens, of CLIP); ``chunk`` encodes
                 it in pieces, and shorter prompts of the call get empty ones. By default the method's, ``cut``.
@@ -337,7 +339,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         )
         guidance = finite_number("guidance_scale", self.sampler.guidance if guidance_scale is None else guidance_scale)
         num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt)
-        layers, width_of_text = self.text_encoder.config.num_hidden_layers, self.text_encoder.config.hidden_size
+        layers = self.text_encoder.config.num_hidden_layers
         clip_skip = int(number_between("clip_skip", clip_skip or 0, 0, layers - 1))
         if output_type not in (kinds := ("pil", "np", "pt", "latent")):
             raise UserError(f"output_type is {output_type!r}; expected one of {', '.join(kinds)}")
@@ -346,11 +348,13 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise UserError(f"long_prompts is {long_prompts!r}; expected cut or chunk")
         if image is not None and poses is not None:
             raise UserError("image and poses are two names of one argument; give one of them")
-        positive = TextInput.read("prompt", prompt, prompt_embeds, width_of_text)
+        widths = self.backbone.geometry.text_dim, self.backbone.pooled_dim
+        positive = TextInput.read("prompt", prompt, prompt_embeds, pooled_prompt_embeds, *widths)
         positive, guides = prompts_with_poses(positive, poses if image is None else image)
         usual = self.sampler.negative_prompt if negative_prompt_embeds is None else None
         negative_prompt = usual if negative_prompt is None else negative_prompt
-        negative = TextInput.read("negative_prompt", negative_prompt, negative_prompt_embeds, width_of_text)
+        negative_states = negative_prompt_embeds, negative_pooled_prompt_embeds
+        negative = TextInput.read("negative_prompt", negative_prompt, *negative_states, *widths)
         negative = negative.for_images(len(positive))
         size = self.size(guides, height, width)
         sources = people_in_sources(self.adapter, source, len(positive), size)
@@ -382,7 +386,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             noise=noise,
         )
         sampler = PipelineSampler(self, options, self.sampler.skip)
-        with attention_arguments(self.unet, attention):
+        with attention_arguments(self.backbone.network, attention):
             if output_type == "latent":
                 made = sampler.latents(self.adapter, self.backbone, batch)
             else:
@@ -393,7 +397,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def encode(self, given: TextInput, chunks: int, clip_skip: int, attention: Mapping[str, Any]) -> Text:
         """The text states of one argument, a row per image."""
         if given.states is not None:
-            return Text(given.states.to(self._execution_device, self.dtype))
+            return Text(given.states, given.pooled).to(self._execution_device, self.dtype)
         scale = attention.get("scale") if USE_PEFT_BACKEND else None
         if scale is not None:
             scale_lora_layers(self.text_encoder, scale)
@@ -460,17 +464,18 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def _write(self, folder: Path, backbone: bool = True) -> None:
         """Writes the pipeline to a folder; without its ``backbone``, `from_pretrained` fetches that, or asks for it."""
-        if getattr(self.unet, "peft_config", None) or getattr(self.text_encoder, "peft_config", None):
+        networks = self.backbone.network, self.text_encoder
+        if any(getattr(network, "peft_config", None) for network in networks):
             raise UserError("LoRA is not saved along; first fuse_lora() and unload_lora_weights(), or only the second")
-        if others := sorted(self.changed - {"unet"}):
-            raise UserError(f"{others[0]} is not the backbone's any more, and only a changed U-Net is saved along")
+        if others := sorted(self.changed - {self.backbone.network_name}):
+            only = "only a changed U-Net or transformer is saved along"
+            raise UserError(f"{others[0]} is not the backbone's any more, and {only}")
         settings = {**vars(self.sampler), "scheduler": type(self.scheduler).__name__}
         del settings["batch"]
         facts = {**self.record, "sampler": settings}
         with replacing(folder) as temporary:
-            methods.save_method(
-                temporary, self.adapter, self.backbone, own_unet=self.own_unet or "unet" in self.changed, **facts
-            )
+            own = self.own_unet or self.backbone.network_name in self.changed
+            methods.save_method(temporary, self.adapter, self.backbone, own_unet=own, **facts)
             self.scheduler.save_pretrained(temporary / "scheduler")
             if not backbone:
                 return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from posegen.adapters.gunet import NODES, GUNet, JointBlock, SpatialBlock, skeleton
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.loading.diffusers_folder import ModelParts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER as SD_SCHEDULER
 from posegen.backbones.mannequin import COSINE_SCHEDULER as SCHEDULER
 from posegen.backbones.mannequin import build_text, build_tokenizer, build_unet
@@ -39,7 +39,9 @@ def backbone() -> PoseSpace:
     tokenizer = build_tokenizer(["person"])
     unet = pose_unet(build_unet((16, 16), text_dim=16, heads=2).config, GRID)
     return PoseSpace.of(
-        ModelParts(unet, None, build_text(tokenizer, 16, layers=1, heads=1), tokenizer, dict(SCHEDULER), origin="test"),
+        ModelParts.of_one_tower(
+            unet, None, build_text(tokenizer, 16, layers=1, heads=1), tokenizer, dict(SCHEDULER), origin="test"
+        ),
         "reference",
         GRID,
     )

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.base import Geometry
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import ModelParts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
@@ -41,16 +41,16 @@ def parts_of(geometry: Geometry) -> ModelParts:
             hidden_act="quick_gelu" if old else "gelu",
         )
     )
-    return ModelParts(unet_of(geometry), vae_of(VAE_CHANNELS, 1), text, tokenizer, dict(SCHEDULER))
+    return ModelParts.of_one_tower(unet_of(geometry), vae_of(VAE_CHANNELS, 1), text, tokenizer, dict(SCHEDULER))
 
 
 def original_of(parts: ModelParts, geometry: Geometry) -> dict[str, Tensor]:
     """The state dict of the original program, with what its files hold besides the weights."""
     old = not geometry.linear_projection
-    unet = _named(parts.unet.state_dict(), ldm.unet_table(geometry), ldm.UNET)
+    unet = _named(parts.network.state_dict(), ldm.unet_table(geometry), ldm.UNET)
     vae = _named(parts.autoencoder.state_dict(), ldm.vae_table(len(VAE_CHANNELS), 1), ldm.VAE)
     attention = {key: value[:, :, None, None] for key, value in vae.items() if ".attn_1." in key and value.ndim == 2}
-    text = parts.text_encoder.state_dict()
+    text = parts.text_encoders["text_encoder"].state_dict()
     tower = {ldm.CLIP + key: value for key, value in text.items()} if old else _open_clip(text)
     extra = (
         {"alphas_cumprod": torch.zeros(1000), f"{ldm.CLIP}embeddings.position_ids": torch.arange(CONTEXT)[None]}

@@ -15,7 +15,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from posegen.backbones.loading.sd3_folder import SD3Parts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.tokenizer import END, clip_tokenizer
 
 WIDTHS = (16, 24)  # of the CLIP towers
@@ -24,7 +24,7 @@ WORDS = ("<pad>", "</s>", "<unk>", "a", "person", "dancing", "on", "the", "beach
 
 
 @cache
-def sd3_parts() -> SD3Parts:
+def sd3_parts() -> ModelParts:
     """Random parts; the autoencoder's posterior has no spread, so that its mode is its sample."""
     torch.manual_seed(3)
     tokenizers = {"text_encoder": clip_tokenizer(END), "text_encoder_2": clip_tokenizer("!")}
@@ -78,4 +78,4 @@ def sd3_parts() -> SD3Parts:
         autoencoder.encoder.conv_out.weight[16:] = 0
         autoencoder.encoder.conv_out.bias[16:] = -60
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-    return SD3Parts(transformer.eval(), autoencoder.eval(), towers, tokenizers, scheduler)
+    return ModelParts(transformer.eval(), autoencoder.eval(), towers, tokenizers, scheduler)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderTiny, DDIMScheduler
 from torch import Tensor, nn
 
 from posegen.backbones.base import Bank, Geometry, Injection
-from posegen.backbones.loading.diffusers_folder import ModelParts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import unet_of, vae_of
 from posegen.backbones.mannequin import COSINE_SCHEDULER as COSINE
 from posegen.backbones.mannequin import build_text, build_tokenizer
@@ -27,7 +27,7 @@ USUAL = replace(MANNEQUIN, attention=(True, True, False))
 def parts_of(geometry: Geometry) -> ModelParts:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(("person",), max_length=8)
-    return ModelParts(
+    return ModelParts.of_one_tower(
         unet_of(geometry),
         vae_of((32,) * 3, 1),
         build_text(tokenizer, geometry.text_dim, 1, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posegen.backbones.base import Geometry, Injection
-from posegen.backbones.loading.diffusers_folder import ModelParts
 from posegen.backbones.loading.single_file import unet_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
@@ -117,7 +117,7 @@ def test_no_path_says_what_is_expected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer", "scheduler"])
 def test_a_missing_folder_is_named(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
-    with pytest.raises(WeightsError, match=f"SD1: no {part}/; expected a Stable Diffusion in diffusers' layout"):
+    with pytest.raises(WeightsError, match=f"SD1: no {part}/; expected a Stable Diffusion 1 or 2 in diffusers' layout"):
         StableDiffusion(folder)
 
 
@@ -167,9 +167,7 @@ def test_an_unknown_autoencoder_and_a_foreign_text_tower_are_refused(folder: Pat
     parts = parts_of(SD1)
     wide = Geometry(4, 8, (32, 64), (True, False), 1, (8, 8), 48)
     with pytest.raises(WeightsError, match="attends to text states of width 48, the text tower makes 64"):
-        StableDiffusion.from_parts(
-            ModelParts(unet_of(wide), parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.scheduler)
-        )
+        StableDiffusion.from_parts(replace(parts, network=unet_of(wide)))
 
 
 # What adapters inject.
@@ -302,9 +300,7 @@ def test_sizes_must_be_multiples_of_the_latent_factor(small: StableDiffusion) ->
 def test_a_right_prediction_gives_the_clean_latents(kind: str) -> None:
     parts = parts_of(SD1)
     scheduler = {**parts.scheduler, "prediction_type": kind}
-    backbone = StableDiffusion.from_parts(
-        ModelParts(parts.unet, parts.autoencoder, parts.text_encoder, parts.tokenizer, scheduler)
-    )
+    backbone = StableDiffusion.from_parts(replace(parts, scheduler=scheduler))
     process = backbone.process
     assert process.prediction_type == kind
     clean, noise, timesteps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 400, 990])

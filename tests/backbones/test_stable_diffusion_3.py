@@ -154,7 +154,7 @@ def test_the_copy_reads_gradients_and_leaves_the_transformer_alone() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("unet", "a Stable Diffusion with a U-Net"),
+        ("unet", "unet/ holds the U-Net of a Stable Diffusion 1 or 2; this backbone is a Stable Diffusion 3. Use "),
         ("text_encoder_2", "reads 40 pooled values of text, the CLIP towers make 16"),
         ("transformer", "no transformer/"),
     ],
@@ -162,7 +162,8 @@ def test_the_copy_reads_gradients_and_leaves_the_transformer_alone() -> None:
 def test_folders_of_other_models_are_refused(tmp_path: Path, broken: str, message: str) -> None:
     sd3_parts().save(tmp_path / "sd3")
     if broken == "unet":
-        (tmp_path / "sd3" / "unet").mkdir()
+        (tmp_path / "sd3" / "transformer").rename(tmp_path / "sd3" / "unet")
+        (tmp_path / "sd3" / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     else:
         shutil.rmtree(tmp_path / "sd3" / broken)
     with pytest.raises(WeightsError, match=message):

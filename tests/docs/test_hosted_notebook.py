@@ -62,7 +62,7 @@ def test_only_the_installation_needs_a_network() -> None:
 def test_the_notebook_runs_on_a_cpu(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     parts = parts_of(SD1)
-    modules = (parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.unet)
+    modules = (parts.autoencoder, parts.text_encoders["text_encoder"], parts.tokenizers["text_encoder"], parts.network)
     scheduler = DDIMScheduler.from_config(parts.scheduler)
     StableDiffusionPipeline(*modules, scheduler, None, None, requires_safety_checker=False).save_pretrained(
         tmp_path / "weights/sd15"

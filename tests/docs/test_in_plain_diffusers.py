@@ -31,7 +31,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     parts = parts_of(SD1)
     scheduler = DDIM.from_config(parts.scheduler)
     StableDiffusionPipeline(
-        parts.autoencoder, parts.text_encoder, parts.tokenizer, parts.unet, scheduler, None, None, requires_safety_checker=False
+        parts.autoencoder, parts.text_encoders["text_encoder"], parts.tokenizers["text_encoder"], parts.network, scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(folder / "weights/sd15")  # fmt: skip
     joints = np.random.default_rng(0).uniform(10, 54, (17, 2)).round(1)
     person = {"image_id": 1, "category_id": 1, "keypoints": [float(x) for joint in joints for x in (*joint, 2)]}

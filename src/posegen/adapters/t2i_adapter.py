@@ -95,7 +95,7 @@ class T2IAdapter(Adapter):
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises a ValueError where maps of the official program would not fit the U-Net."""
         geometry = self.backbone.geometry
-        step = geometry.latent_factor * 2 ** (geometry.levels - 1)
+        step = geometry.pixel_step
         if self.faithful and any(side % step for side in size):
             raise ValueError(
                 f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the "

@@ -34,7 +34,7 @@ BACKBONE_PLACES = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of a latent diffusion U-Net, all that an adapter may size itself from."""
+    """The shape of a denoising network, all that an adapter may size itself from; a transformer has one level."""
 
     latent_channels: int  # channels of the latents
     latent_factor: int  # pixels per latent cell (8 for Stable Diffusion)
@@ -45,10 +45,16 @@ class Geometry:
     text_dim: int  # width of the text states
     linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
     norm_groups: int = 32  # groups of the group normalisations
+    patch: int = 1  # latent cells along the side of a token, of transformers
 
     @property
     def levels(self) -> int:
         return len(self.channels)
+
+    @property
+    def pixel_step(self) -> int:
+        """Pixels that the sides of images are multiples of."""
+        return self.latent_factor * self.patch * 2 ** (self.levels - 1)
 
     @property
     def time_dim(self) -> int:
@@ -297,6 +303,16 @@ class Backbone(nn.Module, ABC):
         """Scaled latents to samples, the inverse of `to_latents`; images are differentiable."""
 
     @property
+    def pooled_dim(self) -> int | None:
+        """Width of `Text.pooled`; None where prompts have no such vector."""
+        return None
+
+    @property
+    def components(self) -> dict[str, str]:
+        """The parts that a pipeline of diffusers would have -> their attributes here."""
+        return {self.network_name: self.network_name}
+
+    @property
     def encoders(self) -> tuple[nn.Module, ...]:
         """The parts that `encode_text`, `to_latents` and `from_latents` alone run, of diffusers or transformers."""
         return ()
@@ -317,17 +333,18 @@ class Backbone(nn.Module, ABC):
         return self.weights.sha256
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) of an image's latents; a ValueError unless the latent factor divides ``size``."""
-        factor = self.geometry.latent_factor
-        if any(side % factor for side in size):
-            multiples = f"a multiple of the backbone's latent factor {factor}"
-            raise ValueError(f"data.size {size} is not {multiples}; choose {[s - s % factor for s in size]}")
+        """(channels, height, width) of an image's latents; a ValueError unless ``size`` has whole cells and tokens."""
+        factor, patch = self.geometry.latent_factor, self.geometry.patch
+        if any(side % (step := factor * patch) for side in size):
+            tokens = f" times its patches of {patch} cells" if patch > 1 else ""
+            multiples = f"a multiple of the backbone's latent factor {factor}{tokens}"
+            raise ValueError(f"data.size {size} is not {multiples}; choose {[s - s % step or step for s in size]}")
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
 
     @property
     def usual_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the images that the U-Net was trained on."""
-        side = self.unet.config.get("sample_size") or LATENT_SIDE
+        """(height, width) in pixels of the images that the network was trained on."""
+        side = self.network.config.get("sample_size") or LATENT_SIDE
         height, width = side if isinstance(side, list | tuple) else (side, side)
         return height * self.geometry.latent_factor, width * self.geometry.latent_factor
 

@@ -12,8 +12,8 @@ from typing import Any
 from diffusers import AutoencoderDC, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from posegen.backbones.loading.diffusers_folder import ModelParts, read_model
-from posegen.backbones.loading.sd3_folder import SD3Parts
+from posegen.backbones.loading.diffusers_folder import read_model
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.tokenizer import merges_of, tokenizer_of
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.stable_diffusion_3 import StableDiffusion3
@@ -126,7 +126,7 @@ def untrained(
     ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`."""
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     unet = build_unet(channels, layers, text_dim, heads, vae.config.latent_channels)
-    parts = ModelParts(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))
+    parts = ModelParts.of_one_tower(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))
     return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")
 
 
@@ -143,6 +143,5 @@ def untrained_transformer(
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     transformer = build_transformer(width, layers, heads, text_dim, patch, vae.config.latent_channels)
     text = CLIPTextModelWithProjection(text_config(tokenizer, text_dim, layers=3, heads=4))
-    towers, words_of = {"text_encoder": text}, {"text_encoder": tokenizer}
-    parts = SD3Parts(transformer, vae, towers, words_of, dict(FLOW_SCHEDULER))
+    parts = ModelParts.of_one_tower(transformer, vae, text, tokenizer, dict(FLOW_SCHEDULER))
     return StableDiffusion3.from_parts(parts, recipe="mannequin", id="mannequin-dit-untrained")

@@ -15,8 +15,11 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from posegen.backbones.blocks.pose_maps import ENCODINGS
-from posegen.backbones.loading.diffusers_folder import ModelParts, read_config, read_model, read_tokenizer
-from posegen.backbones.stable_diffusion import StableDiffusion, resolve, source_name
+from posegen.backbones.loading.diffusers_folder import read_model, read_tokenizer
+from posegen.backbones.loading.layout import SCHEDULER_CONFIG, read_config
+from posegen.backbones.loading.model_parts import ModelParts
+from posegen.backbones.loading.source import resolve, source_name
+from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.io.hashes import sha256_of
 from posegen.io.weights import WeightsError, weight_files
 from posegen.ranges import Positive, Width
@@ -52,18 +55,21 @@ class PoseSpace(StableDiffusion):
     ) -> None:
         torch.nn.Module.__init__(self)
         self._encode_as(encoding, grid, sigma)
-        folder, hub = resolve(path, ("unet/config.json", "text_encoder/", "tokenizer/", "scheduler/"))
+        folder, hub = resolve(path, self.layout, ("unet/config.json", "text_encoder/", "tokenizer/", "scheduler/"))
         if not folder.is_dir():
             layout = "a folder in diffusers' layout (unet/ text_encoder/ tokenizer/ scheduler/)"
             raise WeightsError(f"{folder}: a file; backbone.path of a pose backbone is {layout}")
         config, text = read_config(folder / "unet"), folder / "text_encoder"
-        scheduler = read_config(folder / "scheduler", "scheduler_config.json")
+        scheduler = read_config(folder / "scheduler", SCHEDULER_CONFIG)
         sizes = {key: value for key, value in config.items() if not key.startswith("_")}
         facts = {"unet": sizes, "scheduler": scheduler, "text": sha256_of(weight_files(text)), **self._form()}
         origin = json.dumps(facts, sort_keys=True)  # without the U-Net's weights: they are random
-        unet, tower, autoencoder = pose_unet(config, grid), read_model(CLIPTextModel, text), None
-        words = read_tokenizer(folder / "tokenizer")
-        parts = ModelParts(unet, autoencoder, tower, words, scheduler, origin=origin)  # type: ignore[arg-type]
+        unet, tower, words = (
+            pose_unet(config, grid),
+            read_model(CLIPTextModel, text),
+            read_tokenizer(folder / "tokenizer"),
+        )
+        parts = ModelParts.of_one_tower(unet, None, tower, words, scheduler, origin=origin)
         self._source = folder, None
         self._assemble(parts, recipe, id or source_name(folder, hub), {"path": hub})
 
@@ -84,7 +90,8 @@ class PoseSpace(StableDiffusion):
     def _form(self) -> dict[str, Any]:
         return {"encoding": self.encoding, "grid": self.grid, "sigma": self.sigma}
 
-    def _latents(self) -> tuple[int, int]:
+    @property
+    def latent_form(self) -> tuple[int, int]:
         return JOINTS, 1
 
     def save_source(self, folder: Path) -> dict[str, Any]:

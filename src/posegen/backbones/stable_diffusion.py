@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,27 +12,31 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from posegen.backbones.autoencoder import decoded, encoded, latent_form
-from posegen.backbones.base import BACKBONE_PLACES, Backbone, Bank, BlockPlace, Geometry, Injection, Weights, widened
+from posegen.backbones.base import BACKBONE_PLACES, Bank, BlockPlace, Geometry, Injection, widened
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.self_attention import PassRecords, additions
-from posegen.backbones.loading import diffusers_folder as layout
+from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import ModelParts, copy_source, read_folder, tensors_hash
+from posegen.backbones.loading.layout import Layout
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
-from posegen.backbones.process import noise_process
-from posegen.backbones.text import Text, count_chunks, cut_note, text_chunks
-from posegen.io.hub import HubPlace, fetched, on_hub
-from posegen.io.weights import WeightsError
+from posegen.backbones.process import NoiseProcess, noise_process
+from posegen.backbones.text import Text, count_chunks, text_chunks
 
-FETCHED_PARTS = tuple(f"{folder}/" for folder in layout.FOLDERS)
-AUTOENCODER = ("vae/", "config.json", "diffusion_pytorch_model")  # beginnings of the files of one, in a repository
+SD_LAYOUT = Layout(
+    "a Stable Diffusion 1 or 2",
+    UNet2DConditionModel,
+    {"text_encoder": CLIPTextModel},
+    marks={"addition_embed_type": None},
+    single_file=True,
+)
 
 
-class StableDiffusion(Backbone):
+class StableDiffusion(LatentDiffusion):
     """A latent diffusion model (Rombach et al. 2022) of the Stable Diffusion 1 or 2 design, at any size.
 
     Args:
@@ -47,9 +52,13 @@ class StableDiffusion(Backbone):
     Raises a WeightsError where nothing at ``path`` is usable; it names the expected files.
     """
 
-    sample: Literal["image", "pose"] = "image"
-    places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES)
-    _source: tuple[Path, Path | None] | None = None  # folder or single file, and another autoencoder
+    layout = SD_LAYOUT
+    random_sizes = {name: partial(parts_without_weights, name) for name in SIZES}
+    places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES) - {"blocks"}
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    prediction_type: str | None = None
     _behind_middle: RemovableHandle | None = None
 
     def __init__(
@@ -57,99 +66,47 @@ class StableDiffusion(Backbone):
         path: str | Path | None,
         autoencoder: str | Path | None = None,
         recipe: str = "published",
-        initialise: Literal["pretrained", "random"] = "pretrained",
+        initialise: Initialise = "pretrained",
         id: str | None = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         size: Literal["sd15", "sd21"] | None = None,
     ):
         super().__init__()
-        if initialise not in ("pretrained", "random"):
-            raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
-        if size is not None and size not in SIZES:
-            raise ValueError(f"backbone.size is {size!r}; expected one of {', '.join(SIZES)}")
-        hub: dict[str, HubPlace | None] = {}
-        if path is None and initialise == "random" and size is not None:
-            parts, name = parts_without_weights(size, SIZES[size]), str(size)
-        else:
-            place, hub["path"] = resolve(path, FETCHED_PARTS if autoencoder is not None else (*FETCHED_PARTS, "vae/"))
-            vae = Path(autoencoder).expanduser() if autoencoder is not None else None
-            if on_hub(autoencoder):
-                vae, hub["autoencoder"] = fetched(HubPlace.of(str(autoencoder)), AUTOENCODER)
-            read = read_folder if place.is_dir() else read_single_file
-            parts, name = read(place, vae, fresh=initialise == "random"), source_name(place, hub["path"])
-            if initialise == "pretrained":
-                self._source = place, vae
-        if prediction_type is not None:
-            parts.scheduler = {**parts.scheduler, "prediction_type": prediction_type}
-        self._assemble(parts, recipe, id or name, hub)
+        self.prediction_type = prediction_type
+        self._load(path, autoencoder, recipe, initialise, id, size)
 
-    @classmethod
-    def from_parts(cls, parts: ModelParts, recipe: str = "published", id: str = "untrained") -> StableDiffusion:
-        """A backbone of parts that are in memory, for pretraining and for tests."""
-        self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        self._assemble(parts, recipe, id)
-        return self
+    def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
+        read = super()._read_parts if place.is_dir() else read_single_file
+        return read(place, autoencoder, fresh=fresh)
 
-    def _assemble(
-        self, parts: ModelParts, recipe: str, id: str, hub: Mapping[str, HubPlace | None] | None = None
-    ) -> None:
-        self.unet: UNet2DConditionModel = parts.unet
-        self.autoencoder, self.text_encoder, self.tokenizer = parts.autoencoder, parts.text_encoder, parts.tokenizer
-        self.recipe = recipe
-        try:
-            self.process = noise_process(parts.scheduler)
-        except WeightsError as error:
-            raise WeightsError(f"backbone {id}: {error}") from error
-        self.geometry = Geometry.from_diffusers(self.unet.config, self._latents()[1])
-        self._check_fit(id)
-        facts = {"prediction_type": self.process.prediction_type, "recipe": recipe}
-        self.weights = Weights(id, parts.sha256, facts, {name: str(at) for name, at in (hub or {}).items() if at})
-        self.max_length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        self.eval()
+    def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
+        asked = {} if self.prediction_type is None else {"prediction_type": self.prediction_type}
+        return noise_process({**scheduler, **asked})
 
-    def _latents(self) -> tuple[int, int]:
-        """(channels, pixels per cell) of the latents."""
-        return latent_form(self.autoencoder.config)
+    def read_geometry(self) -> Geometry:
+        return Geometry.from_diffusers(self.unet.config, self.latent_form[1])
 
-    def _check_fit(self, id: str) -> None:
-        unet, latent, text = self.unet.config, self._latents()[0], self.text_encoder.config.hidden_size
+    def _misfit(self) -> str:
+        unet, latent, text = self.unet.config, self.latent_form[0], self.text_encoder.config.hidden_size
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             made = f"returns {unet.out_channels} channels, the autoencoder makes {latent}"
             expected = "expected a text-to-image model and its own autoencoder"
-            raise WeightsError(f"backbone {id}: the U-Net takes {unet.in_channels} and {made}; {expected}")
+            return f"the U-Net takes {unet.in_channels} and {made}; {expected}"
         if unet.cross_attention_dim != text:
             widths = f"text states of width {unet.cross_attention_dim}, the text tower makes {text}"
-            raise WeightsError(f"backbone {id}: the U-Net attends to {widths}; they belong to different models")
+            return f"the U-Net attends to {widths}; they belong to different models"
+        return ""
 
-    @property
-    def parts(self) -> ModelParts:
-        """The parts as they are now, for instance to save them after training."""
-        return ModelParts(self.unet, self.autoencoder, self.text_encoder, self.tokenizer, dict(self.process.config))
+    def _arguments(self) -> dict[str, Any]:
+        return {"prediction_type": self.process.prediction_type}
 
-    @property
-    def encoders(self) -> tuple[nn.Module, ...]:
-        return tuple(part for part in (self.text_encoder, self.autoencoder) if part is not None)
-
-    def save(self, folder: str | Path) -> None:
-        """Writes everything but the autoencoder, which no task trains together with the rest, in diffusers' layout."""
-        self.to(memory_format=torch.contiguous_format)  # files hold no other
-        self.parts.save(Path(folder), autoencoder=False)
-
-    def save_source(self, folder: Path) -> dict[str, Any]:
-        if self._source is None:
-            return super().save_source(folder)
-        arguments = {"recipe": self.recipe, "id": self.weights.id, "prediction_type": self.process.prediction_type}
-        return {**copy_source(*self._source, folder), **arguments}
+    @classmethod
+    def text_reader(cls, path: str | Path, **settings: Any) -> tuple[Any, int]:
+        return (clip_tokenizer(), CONTEXT) if Path(path).is_file() else super().text_reader(path, **settings)
 
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         table = ldm.unet_table(self.geometry)
         return {key: ldm.rename(key.removeprefix(ldm.UNET), table) for key in official if key.startswith(ldm.UNET)}
-
-    def encoding_key(self, of: Literal["latents", "text"]) -> str:
-        if of == "latents":
-            return f"{tensors_hash(self.autoencoder)}-{self.autoencoder.config.scaling_factor}"
-        return f"{tensors_hash(self.text_encoder)}-{self.max_length}"
 
     def keys_and_values(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Bank:
         record: PassRecords = {}
@@ -216,15 +173,6 @@ class StableDiffusion(Backbone):
     def chunks(self, prompts: Sequence[str]) -> int:
         return count_chunks(self.tokenizer, self.max_length, prompts)
 
-    def cut_note(self, prompts: Sequence[str]) -> str:
-        return cut_note(self.tokenizer, self.max_length, prompts)
-
-    def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        return encoded(self.autoencoder, images, generators)
-
-    def from_latents(self, latents: Tensor) -> Tensor:
-        return decoded(self.autoencoder, latents)
-
 
 @contextmanager
 def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
@@ -250,37 +198,3 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def text_reader(path: str | Path) -> tuple[Any, int]:
-    """The tokenizer at `resolve`'s ``path`` and the number of tokens that the text tower reads, without the weights."""
-    place, _ = resolve(path, ("tokenizer/", "text_encoder/config.json"))
-    if place.is_file():
-        return clip_tokenizer(), CONTEXT
-    tokenizer, config = layout.read_tokenizer(place / "tokenizer"), layout.read_config(place / "text_encoder")
-    return tokenizer, min(tokenizer.model_max_length, config.get("max_position_embeddings", CONTEXT))
-
-
-def source_name(place: Path, hub: HubPlace | None) -> str:
-    """A name for the weights; a folder of the Hub's cache is named after its commit."""
-    return hub.name if hub else place.stem
-
-
-def resolve(path: str | Path | None, wanted: Sequence[str]) -> tuple[Path, HubPlace | None]:
-    """The folder or file that ``path`` means, and where it was fetched; a WeightsError where nothing is there.
-
-    ``wanted`` are the beginnings of the names of the files that are fetched of a repository."""
-    expected = (
-        "backbone.path expects a local Stable Diffusion: a folder in diffusers' layout (unet/ vae/ text_encoder/ "
-        "tokenizer/ scheduler/), an original .safetensors or .ckpt file, or hub:owner/name to fetch one; nothing is "
-        "downloaded unless you say so. backbone.path=null needs backbone.initialise=random and a published "
-        "backbone.size"
-    )
-    if path is None:
-        raise WeightsError(f"backbone.path is not set. {expected}")
-    if on_hub(path):
-        return fetched(HubPlace.of(str(path)), wanted)
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise WeightsError(f"{place}: no such file or folder. {expected}")
-    return place, None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, Geometry
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import ModelParts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
@@ -50,7 +50,9 @@ def stable_diffusion(
     if weights is not None and ldm.has_prefix(weights, ldm.UNET):
         unet.load_state_dict(translated(weights, ldm.UNET, ldm.unet_table(geometry), "the U-Net"))
     text = build_text(tokenizer, geometry.text_dim, layers=1, heads=1)
-    return StableDiffusion.from_parts(ModelParts(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER)))
+    return StableDiffusion.from_parts(
+        ModelParts.of_one_tower(unet, vae or vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER))
+    )
 
 
 def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[str, Tensor]) -> AutoencoderKL:

@@ -11,7 +11,7 @@ from posegen.adapters.base import State
 from posegen.adapters.gunet import GUNet, SpatialBlock
 from posegen.backbones.base import Injection, Step
 from posegen.backbones.blocks import pose_maps
-from posegen.backbones.loading.diffusers_folder import ModelParts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER
 from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.pose_space import PoseSpace, pose_unet
@@ -84,7 +84,7 @@ def pose_backbone(case: Case) -> PoseSpace:
     grid = len(case.weights["spa_block.theta"]) * 2 ** (len(config["block_out_channels"]) - 1)
     scheduler = {**SCHEDULER, **case.facts.get("sampling", {}).get("scheduler_config", {})}
     text = build_text(tokenizer, config["cross_attention_dim"], layers=1, heads=1)
-    parts = ModelParts(pose_unet(config, grid), None, text, tokenizer, scheduler, origin=case.name)  # type: ignore[arg-type]
+    parts = ModelParts.of_one_tower(pose_unet(config, grid), None, text, tokenizer, scheduler, origin=case.name)
     return PoseSpace.of(parts, "reference", grid)
 
 

@@ -13,7 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.base import Geometry, check_first_width
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.diffusers_folder import ModelParts, autoencoder_folder, read_autoencoder
+from posegen.backbones.loading.diffusers_folder import read_autoencoder
+from posegen.backbones.loading.layout import autoencoder_folder
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 from posegen.io.weights import WeightsError, read_tensors, weight_files
 
@@ -50,7 +52,8 @@ def read_single_file(file: Path, autoencoder: Path | None = None, fresh: bool = 
         fix = "the file is incomplete or no Stable Diffusion 1 or 2: fetch it again"
         raise WeightsError(f"{file}: {error.args[0]} is missing; {fix}") from error
     files = () if fresh else (file, *(weight_files(vae_folder) if vae_folder else ()))
-    return ModelParts(unet, vae, text, clip_tokenizer(END if old else "!"), dict(SCHEDULER), files)
+    words = clip_tokenizer(END if old else "!")
+    return ModelParts.of_one_tower(unet, vae, text, words, dict(SCHEDULER), files=files)
 
 
 def _read_vae(tensors: dict[str, Tensor], file: Path) -> AutoencoderKL:

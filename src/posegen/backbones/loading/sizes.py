@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.base import Geometry
-from posegen.backbones.loading.diffusers_folder import ModelParts
+from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
@@ -41,14 +41,15 @@ SIZES = {
 }
 
 
-def parts_without_weights(name: str, size: PublishedSize) -> ModelParts:
-    """U-Net, autoencoder and text tower of this size; the weights are random and the same every time.
+def parts_without_weights(name: str) -> ModelParts:
+    """U-Net, autoencoder and text tower of a size in `SIZES`; the weights are random and the same every time.
 
     The noise process is that of every Stable Diffusion 1 and 2. At full size this takes a few seconds and 4 to 5 GB."""
+    size = SIZES[name]
     tokenizer = clip_tokenizer(size.pad)
     widths = {"hidden_size": size.unet.text_dim, "projection_dim": size.unet.text_dim}
     text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **widths, **size.text)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         models = unet_of(size.unet), vae_of(size.vae, 2), CLIPTextModel(text)
-        return ModelParts(*models, tokenizer, dict(SCHEDULER), origin=f"random weights of {name}")
+    return ModelParts.of_one_tower(*models, tokenizer, dict(SCHEDULER), origin=f"random weights of {name}")

@@ -56,18 +56,29 @@ class TextInput:
     name: str  # of the argument
     prompts: list[str]
     states: Tensor | None = None  # ``[prompts, L, D]``
+    pooled: Tensor | None = None  # ``[prompts, P]``
 
     @classmethod
-    def read(cls, name: str, prompt: Any, states: Any, width: int) -> TextInput:
-        """One of the two that is given; ``width`` is the D of the text tower."""
+    def read(
+        cls, name: str, prompt: Any, states: Any, pooled: Any, width: int, pooled_width: int | None = None
+    ) -> TextInput:
+        """The prompt, or the states that are given instead; ``width`` is their D, ``pooled_width`` the P of ``pooled``,
+        None for a backbone that reads no such vectors."""
+        beside = f"{name.removesuffix('prompt')}pooled_prompt_embeds"
         if states is None:
+            if pooled is not None:
+                raise UserError(f"{beside} is given without {name}_embeds; give both, or {name}")
             return cls(name, texts_of(name, prompt))
         if prompt is not None:
             raise UserError(f"{name} and {name}_embeds are both given; give one of them")
         if not isinstance(states, Tensor) or states.ndim != 3 or states.shape[2] != width or not len(states):
             has = f"has the shape {list(states.shape)}" if isinstance(states, Tensor) else f"is {states!r}"
             raise UserError(f"{name}_embeds {has}; expected text states of the shape [images, tokens, {width}]")
-        return cls(f"{name}_embeds", [""] * len(states), states)
+        rows = None if pooled_width is None else (len(states), pooled_width)
+        if (shape := tuple(pooled.shape) if isinstance(pooled, Tensor) else pooled) != rows:
+            expected = "nothing, this backbone reads no such vector" if rows is None else f"the shape {list(rows)}"
+            raise UserError(f"{beside} is {list(shape) if isinstance(shape, tuple) else shape}; expected {expected}")
+        return cls(f"{name}_embeds", [""] * len(states), states, pooled)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -77,8 +88,8 @@ class TextInput:
         if len(self) not in (1, count):
             raise UserError(f"{self.name} has {len(self)} texts for {count} prompts; give one, or as many")
         times = count // len(self)
-        states = None if self.states is None else self.states.repeat(times, 1, 1)
-        return replace(self, prompts=self.prompts * times, states=states)
+        states, pooled = (None if s is None else torch.cat([s] * times) for s in (self.states, self.pooled))
+        return replace(self, prompts=self.prompts * times, states=states, pooled=pooled)
 
 
 def prompts_with_poses(prompts: TextInput, poses: Any) -> tuple[TextInput, list[PoseInput]]:
@@ -113,7 +124,7 @@ def image_size(
     usual = next(iter(canvases), backbone.usual_size)
     asked = zip(("height", "width"), (height, width), usual, strict=True)
     size = tuple(own if side is None else whole_number(name, side, -np.inf) for name, side, own in asked)
-    step = geometry.latent_factor * 2 ** (geometry.levels - 1)
+    step = geometry.pixel_step
     if any(side < step or side % step for side in size):
         around = ({max(step, s // step * step), -(-s // step) * step or step} for s in size)
         high, wide = (" or ".join(map(str, sorted(sides))) for sides in around)
