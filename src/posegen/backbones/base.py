@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -126,20 +127,23 @@ class Injection:
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
     rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
+    single_blocks: tuple[Tensor, ...] | None = None  # as ``blocks``, behind those that text and image share
 
     @property
     def residuals(self) -> tuple[Tensor, ...]:
         """All residuals in the order of the network, that of the middle last."""
-        return (*(self.blocks or ()), *(self.down or ()), *(() if self.mid is None else (self.mid,)))
+        ends = self.down or (), () if self.mid is None else (self.mid,)
+        return tuple(chain(self.blocks or (), self.single_blocks or (), *ends))
 
     def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
         """The same with one factor per residual, in the order of `residuals`; a ValueError with more or fewer."""
         if len(factors) != (count := len(self.residuals)):
             raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
-        scaled, first = tuple(r * f for r, f in zip(self.residuals, factors, strict=True)), len(self.blocks or ())
-        blocks = None if self.blocks is None else scaled[:first]
-        down = None if self.down is None else scaled[first : first + len(self.down)]
-        return replace(self, blocks=blocks, down=down, mid=None if self.mid is None else scaled[-1])
+        scaled = iter([r * f for r, f in zip(self.residuals, factors, strict=True)])
+        kinds = self.blocks, self.single_blocks, self.down
+        blocks, single, down = (each if each is None else tuple(islice(scaled, len(each))) for each in kinds)
+        mid = None if self.mid is None else next(scaled)
+        return replace(self, blocks=blocks, single_blocks=single, down=down, mid=mid)
 
     def scaled(self, factor: float) -> Injection:
         """The influence ``factor`` times as strong; ``attention`` and ``features``, which are not linear, stay as they
@@ -163,11 +167,12 @@ class Injection:
             raise ValueError(f"attention and features of two methods cannot be added: {images}")
         down, mid = _added("down", self.down, other.down), _both(torch.add, self.mid, other.mid)
         blocks = _added("blocks", self.blocks, other.blocks)
+        single = _added("single_blocks", self.single_blocks, other.single_blocks)
         encoder = _added("encoder", self.encoder, other.encoder)
         latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
-        return Injection(down, mid, blocks, encoder, latents, attention, features, rows)
+        return Injection(down, mid, blocks, encoder, latents, attention, features, rows, single)
 
 
 FieldT = TypeVar("FieldT")
@@ -216,6 +221,9 @@ class ControlBranch(nn.Module, ABC):
         """The influence on one pass over noisy ``latents [B, c, h, w]`` at ``timesteps [B]``.
 
         ``hint`` is the result of `hint_features`, ``conditions`` are the inputs of the replaced blocks."""
+
+    def fit(self, weights: Mapping[str, Tensor]) -> None:
+        """Gives ``network`` as many blocks as in these weights of its class, where their number may differ."""
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:

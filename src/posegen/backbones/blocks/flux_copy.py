@@ -1,0 +1,123 @@
+"""FLUX's latents as tokens, and the trainable copy of its transformer's first blocks in diffusers' class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
+from einops import rearrange
+from torch import Tensor
+
+from posegen.backbones.base import BlockPlace, ControlBranch, Injection
+from posegen.backbones.text import Text
+from posegen.io.weights import UnknownKeys
+
+PATCH = 2  # latent cells along the side of a token
+COPY_SIZE = {"num_layers": 4, "num_single_layers": 10}  # of a new copy, as in diffusers
+POSE_MODE = 4  # the number of poses in the union ControlNets of InstantX and Shakker Labs
+COPIED = ("time_text_embed", "context_embedder", "x_embedder", "transformer_blocks", "single_transformer_blocks")
+
+
+def as_tokens(latents: Tensor) -> Tensor:
+    """``[B, c, h, w]`` to ``[B, h w / 4, 4 c]``: each token is a square of two by two cells."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
+
+
+def as_latents(tokens: Tensor, height: int) -> Tensor:
+    """The inverse of `as_tokens`, for latents of ``height`` cells."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height // PATCH, p=PATCH, q=PATCH)
+
+
+@lru_cache(maxsize=8)
+def token_positions(height: int, width: int, words: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``[N, 3]`` coordinates of the tokens of ``height`` by ``width`` cells, and those of the words, which are zero."""
+    with torch.inference_mode(False):  # training may use them, too
+        sides = (torch.arange(side // PATCH, dtype=torch.float32, device=device) for side in (height, width))
+        zero = torch.zeros(1, device=device)
+        return torch.cartesian_prod(zero, *sides), zero.expand(words, 3)
+
+
+def flux_inputs(network: Any, latents: Tensor, timesteps: Tensor, text: Text, guidance: float) -> dict[str, Any]:
+    """What FLUX's transformer and its ControlNets read; ``guidance`` enters those that were distilled from it."""
+    image, words = token_positions(*latents.shape[-2:], text.tokens.shape[1], latents.device)
+    distilled = torch.full((len(latents),), guidance, device=latents.device) if network.config.guidance_embeds else None
+    return {
+        "hidden_states": as_tokens(latents),
+        "timestep": timesteps.to(latents.dtype) / 1000,
+        "guidance": distilled,
+        "pooled_projections": text.pooled,
+        "encoder_hidden_states": text.tokens,
+        "img_ids": image,
+        "txt_ids": words,
+        "return_dict": False,
+    }
+
+
+class FluxCopy(ControlBranch):
+    """The first blocks of both kinds and a zero layer behind each; the pose enters as latents beside the noisy ones.
+
+    ``encode`` turns images in [-1, 1] into latents; it is the frozen autoencoder's and no part of the copy.
+    ``guidance`` is that of the transformer. Union ControlNets, which read several kinds of hints, are told that this is
+    a pose."""
+
+    def __init__(
+        self, transformer: FluxTransformer2DModel, encode: Callable[[Tensor], Tensor], guidance: float
+    ) -> None:
+        super().__init__()
+        kept = {key: value for key, value in transformer.config.items() if key != "out_channels"}
+        size = {name: min(most, kept[name]) for name, most in COPY_SIZE.items()}
+        self.network = FluxControlNetModel.from_config({**kept, **size})
+        for name in COPIED:
+            getattr(self.network, name).load_state_dict(getattr(transformer, name).state_dict(), strict=False)
+        self._encode, self._guidance = encode, guidance
+        self.network.requires_grad_(True)
+        self.network.train()
+
+    @torch.no_grad()
+    def hint_features(self, hint: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [0, 1] to latents ``[B, c, h, w]``."""
+        return self._encode(2 * hint - 1)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Text,
+        hint: Tensor | None = None,
+        conditions: Mapping[BlockPlace, Any] | None = None,
+    ) -> Injection:
+        assert hint is not None
+        inputs = flux_inputs(self.network, latents, timesteps, text, self._guidance)
+        mode = torch.full((len(latents), 1), POSE_MODE, device=latents.device) if self.network.union else None
+        double, single = self.network(controlnet_cond=as_tokens(hint), controlnet_mode=mode, **inputs)
+        return Injection(blocks=double and tuple(double), single_blocks=single and tuple(single))
+
+    def fit(self, weights: Mapping[str, Tensor]) -> None:
+        if "controlnet_x_embedder.weight" not in weights:
+            return  # of another model, which `placed` says
+        kinds = {"num_layers": "controlnet_blocks.", "num_single_layers": "controlnet_single_blocks."}
+        size: dict[str, Any] = {
+            name: sum(key.startswith(begin) and key.endswith(".weight") for key in weights)
+            for name, begin in kinds.items()
+        }
+        modes = weights.get("controlnet_mode_embedder.weight")
+        size["num_mode"] = None if modes is None else len(modes)
+        size["guidance_embeds"] = any(key.startswith("time_text_embed.guidance_embedder.") for key in weights)
+        old = self.network
+        if all(old.config[name] == value for name, value in size.items()):
+            return
+        place = next(old.parameters())
+        with torch.device("meta"):  # random weights would take minutes
+            self.network = FluxControlNetModel.from_config({**old.config, **size})
+        self.network.to(place.dtype).to_empty(device=place.device).train(old.training)
+        if old.is_gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+
+    def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
+        self.fit(official)
+        if unknown := official.keys() - self.network.state_dict().keys():
+            raise UnknownKeys(unknown, method)
+        return {f"network.{key}": value for key, value in official.items()}
