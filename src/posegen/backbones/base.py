@@ -356,6 +356,11 @@ class Backbone(nn.Module, ABC):
             raise ValueError(f"data.size {size} is not {multiples}; choose {[s - s % step or step for s in size]}")
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
 
+    def tokens(self, size: tuple[int, int]) -> int:
+        """How many tokens, or latent cells, an image of (height, width) pixels has."""
+        _, height, width = self.latent_shape(size)
+        return height * width // self.geometry.patch**2
+
     @property
     def usual_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the images that the network was trained on."""

@@ -167,7 +167,8 @@ class DiffusionTask(Task):
                 samples = batch.images if self.backbone.sample == "image" else batch.poses
                 clean = self.backbone.to_latents(samples, batch.generators("posterior"))
             noise = batch.randn("noise", clean.shape[1:]).to(clean)
-            timesteps = process.sample_times(batch.rand("timesteps")).to(clean.device)
+            tokens = clean[0, 0].numel() // self.backbone.geometry.patch**2
+            timesteps = process.sample_times(batch.rand("timesteps"), tokens).to(clean.device)
             if timestep is not None:
                 timesteps = torch.full_like(timesteps, timestep)
             noisy, target = process.add_noise(clean, noise, timesteps), process.target(clean, noise, timesteps)

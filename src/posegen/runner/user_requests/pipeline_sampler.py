@@ -90,15 +90,9 @@ class PipelineSampler(Sampler):
     def unset(self, backbone: Backbone) -> Any:
         return type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
 
-    def build(self, backbone: Backbone) -> Any:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
-
-        timesteps, sigmas = self.options.timesteps, self.options.sigmas
-        if timesteps is None and sigmas is None:
-            return super().build(backbone)
-        scheduler = self.unset(backbone)
-        retrieve_timesteps(scheduler, timesteps=timesteps, sigmas=sigmas)
-        return scheduler
+    def given_steps(self) -> dict[str, Any]:
+        given = {"timesteps": self.options.timesteps, "sigmas": self.options.sigmas}
+        return {name: value for name, value in given.items() if value is not None} or super().given_steps()
 
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
         return super().latents(adapter, backbone, batch, after).to(next(backbone.parameters()).dtype)
@@ -106,7 +100,7 @@ class PipelineSampler(Sampler):
     def denoising(
         self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
     ) -> Iterator[Tensor]:
-        scheduler = self.build(backbone)
+        scheduler = self.build(backbone, batch.size)
         self.schedule, self.done = scheduler.timesteps[self.skip * scheduler.order :], 0
         self.pipe._num_timesteps = len(self.schedule)
         with self.pipe.progress_bar(total=len(self.schedule)) as bar:
