@@ -91,7 +91,7 @@ class Flux(LatentDiffusion):
         return super()._read_parts(place, autoencoder, fresh)
 
     def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
-        return noise_process(scheduler, self.density)
+        return noise_process(scheduler, self.density, even=True)
 
     def read_geometry(self) -> Geometry:
         config, (channels, factor) = self.transformer.config, self.latent_form
