@@ -18,8 +18,8 @@ CLIP_WIDTH = 20
 @cache
 def flux_parts(dev: bool = True) -> ModelParts:
     """Random parts; the autoencoder's posterior has no spread, so that its mode is its sample."""
-    torch.manual_seed(4)
     words, sd3 = clip_tokenizer(), sd3_parts()
+    torch.manual_seed(4)
     config = CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=CLIP_WIDTH,

@@ -74,7 +74,7 @@ class ControlNet(Adapter):
         added = self.branch(latents, timesteps, state.text, state["hint"])
         added = added.weighted(self.factors(len(added.residuals)))
         if self.guess_mode:
-            added = added.weighted([state["on"]] * len(added.residuals))
+            added = added.weighted([state["on"].view(-1, *[1] * (r.ndim - 1)) for r in added.residuals])
         return replace(added, down=None) if self.only_mid else added
 
     def factors(self, residuals: int) -> list[float]:

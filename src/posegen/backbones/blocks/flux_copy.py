@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -56,6 +57,12 @@ def flux_inputs(network: Any, latents: Tensor, timesteps: Tensor, text: Text, gu
     }
 
 
+def controlnet_of(config: Mapping[str, Any], **size: Any) -> FluxControlNetModel:
+    """diffusers' ControlNet for a transformer of this configuration, with another ``size``."""
+    known = inspect.signature(FluxControlNetModel.__init__).parameters
+    return FluxControlNetModel(**{key: value for key, value in {**config, **size}.items() if key in known})
+
+
 class FluxCopy(ControlBranch):
     """The first blocks of both kinds and a zero layer behind each; the pose enters as latents beside the noisy ones.
 
@@ -67,9 +74,8 @@ class FluxCopy(ControlBranch):
         self, transformer: FluxTransformer2DModel, encode: Callable[[Tensor], Tensor], guidance: float
     ) -> None:
         super().__init__()
-        kept = {key: value for key, value in transformer.config.items() if key != "out_channels"}
-        size = {name: min(most, kept[name]) for name, most in COPY_SIZE.items()}
-        self.network = FluxControlNetModel.from_config({**kept, **size})
+        blocks = {name: min(most, transformer.config[name]) for name, most in COPY_SIZE.items()}
+        self.network = controlnet_of(transformer.config, **blocks)
         for name in COPIED:
             getattr(self.network, name).load_state_dict(getattr(transformer, name).state_dict(), strict=False)
         self._encode, self._guidance = encode, guidance
@@ -111,8 +117,10 @@ class FluxCopy(ControlBranch):
             return
         place = next(old.parameters())
         with torch.device("meta"):  # random weights would take minutes
-            self.network = FluxControlNetModel.from_config({**old.config, **size})
-        self.network.to(place.dtype).to_empty(device=place.device).train(old.training)
+            self.network = controlnet_of(old.config, **size)
+        self.network.to_empty(device=place.device).train(old.training)
+        if place.dtype != torch.float32:
+            self.network.to(place.dtype)
         if old.is_gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
 
