@@ -32,8 +32,8 @@ from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, che
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
 WEIGHTS, ONE_FILE = "diffusion_pytorch_model.safetensors", "1TB"  # whatever their size
-CONTROL_NETS = "ControlNetModel", "SD3ControlNetModel", "FluxControlNetModel"
-PLAIN = {**dict.fromkeys(CONTROL_NETS, "controlnet"), "T2IAdapter": "t2i_adapter"}
+CONTROLNETS = "ControlNetModel", "SD3ControlNetModel", "FluxControlNetModel"
+PLAIN = {**dict.fromkeys(CONTROLNETS, "controlnet"), "T2IAdapter": "t2i_adapter"}
 
 
 def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bool = False, **facts: Any) -> None:
