@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
-from posegen.backbones.base import Backbone
+from posegen.backbones.base import Backbone, ControlBranch
 from posegen.errors import UserError
-from posegen.io.atomic import read_json, replacing, write_json
+from posegen.io.atomic import read_json, read_json_or_empty, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.runner.cell import identity
 from posegen.runner.received.classes import constructed, named_class
@@ -121,7 +121,11 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for part, (prefix, _) in plain_modules(adapter).items():
         if (folder / part).is_dir() or not (folder / ADAPTER).is_file():
-            tensors |= {f"{prefix}{key}": value for key, value in read(folder / part / WEIGHTS).items()}
+            plain = read(folder / part / WEIGHTS)
+            tensors |= {f"{prefix}{key}": value for key, value in plain.items()}
+            branch = adapter.get_submodule(prefix.rstrip(".").rpartition(".")[0])
+            if isinstance(branch, ControlBranch):
+                branch.fit(plain, read_json_or_empty(folder / part / "config.json"))
     if adapter.state_dict().keys() - tensors.keys() or (folder / ADAPTER).is_file():
         tensors |= read(folder / ADAPTER)
     put(adapter, tensors, folder)
