@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -36,13 +35,13 @@ from posegen.io.weights import WeightsError
 from posegen.runner.method_folder import load_method, save_method
 from posegen.runner.official_weights import accounted, convert, put_converted
 from posegen.runner.sampler import Sampler
-from tests.backbones.sd3_models import sd3_parts
+from tests.backbones.sd3_models import fresh_parts, sd3_parts
 
 SIZE, STEPS, GUIDANCE, PROMPTS = (64, 96), 4, 5.0, ["a person dancing", "a person on the beach"]
 
 
 def backbone() -> StableDiffusion3:
-    return StableDiffusion3.from_parts(copy.deepcopy(sd3_parts()))
+    return StableDiffusion3.from_parts(fresh_parts())
 
 
 def batch(hint: Tensor | None = None) -> PoseBatch:
@@ -85,7 +84,7 @@ def awake(method: Adapter) -> Adapter:
 
 @pytest.mark.parametrize("t5", [True, False])
 def test_text_to_image_equals_diffusers(t5: bool) -> None:
-    parts = copy.deepcopy(sd3_parts())
+    parts = fresh_parts()
     if not t5:
         parts.text_encoders = {k: v for k, v in parts.text_encoders.items() if k != "text_encoder_3"}
         parts.tokenizers = {k: v for k, v in parts.tokenizers.items() if k != "text_encoder_3"}
