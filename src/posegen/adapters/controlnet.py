@@ -13,7 +13,7 @@ from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
 from posegen.poses.drawing import PoseDrawing
-from posegen.ranges import NotNegative
+from posegen.ranges import AtLeastOne, NotNegative
 
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
 GRPOSE_RELEASED = "table on the GRPose project page, released weights"
@@ -29,7 +29,8 @@ class ControlNet(Adapter):
 
     Poses are drawn in the ``style`` of the released weights, ``openpose``, or as ``humansd``. ``strength`` is a factor
     of all residuals, ``scales`` one for each, finest first and the middle's last; ``only_mid`` uses that alone. In
-    ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either."""
+    ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either. Of a transformer
+    the first ``layers`` blocks are copied, by default as many as in released ones."""
 
     needs = frozenset({"hint"})
     places = frozenset({"control_copy"})
@@ -52,10 +53,12 @@ class ControlNet(Adapter):
         scales: Sequence[NotNegative] | None = None,
         only_mid: bool = False,
         guess_mode: bool = False,
+        layers: AtLeastOne | None = None,
     ) -> None:
         super().__init__()
         self.hint, self.style = PoseDrawing(style, range=(0.0, 1.0)), style
         self.strength, self.scales, self.only_mid, self.guess_mode = strength, scales, only_mid, guess_mode
+        self.layers = layers
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -63,7 +66,7 @@ class ControlNet(Adapter):
             raise ValueError(
                 f"adapter.only_mid=true: {type(backbone).__name__} has no middle block; use adapter.scales"
             )
-        self.branch = backbone.control_copy()
+        self.branch = backbone.control_copy(layers=self.layers)
 
     def encode(self, batch: PoseBatch) -> State:
         assert batch.hint is not None

@@ -222,8 +222,10 @@ class ControlBranch(nn.Module, ABC):
 
         ``hint`` is the result of `hint_features`, ``conditions`` are the inputs of the replaced blocks."""
 
-    def fit(self, weights: Mapping[str, Tensor]) -> None:
-        """Gives ``network`` as many blocks as in these weights of its class, where their number may differ."""
+    def fit(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
+        """Gives ``network`` the form of these weights of its class, where forms differ, as in their number of blocks.
+
+        ``config`` is the configuration beside them, if there is one. A UserError where they are of another width."""
 
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
@@ -268,10 +270,13 @@ class Backbone(nn.Module, ABC):
         """Keys and values of the self-attentions in the pass of `predict`; a TypeError where it cannot show them."""
         raise TypeError(f"backbone {self.weights.id} does not show the keys and values of its self-attentions")
 
-    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
+    def control_copy(
+        self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
+    ) -> ControlBranch:
         """A trainable copy of the network, which starts without influence.
 
-        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint."""
+        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint.
+        ``layers`` is how many blocks it has, for a transformer; None: as released ones."""
         raise lacks(self, "control_copy")
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from posegen.backbones.autoencoder import encoded, latent_form
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks
 from posegen.backbones.blocks.flux_copy import PATCH, FluxCopy, as_latents, flux_inputs
-from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
+from posegen.backbones.latent_diffusion import HeldIn, Initialise, LatentDiffusion
 from posegen.backbones.loading.flux_sizes import FLUX_SIZES
 from posegen.backbones.loading.layout import Layout, autoencoder_folder, read_config
 from posegen.backbones.loading.model_parts import ModelParts
@@ -35,6 +35,7 @@ FLUX_LAYOUT = Layout(
     network_folder="transformer",
 )
 USUAL_SIDE = 1024  # pixels
+COPIED_BLOCKS = 4, 10  # of two streams and of one, where diffusers starts a ControlNet
 
 
 class Flux(LatentDiffusion):
@@ -52,6 +53,7 @@ class Flux(LatentDiffusion):
             which costs a second pass; others (schnell) do not read it.
         t5_length: tokens that T5 reads; None for 512 with distilled guidance and 256 without.
         size: the published size, ``flux1_dev`` or ``flux1_schnell``, of random weights where ``path`` is None.
+        dtype: in which the transformer and the text towers are held; what trains is held in float32.
     """
 
     network_name = "transformer"
@@ -74,9 +76,10 @@ class Flux(LatentDiffusion):
         guidance: NotNegative = 3.5,
         t5_length: AtLeastOne | None = None,
         size: Literal["flux1_dev", "flux1_schnell"] | None = None,
+        dtype: HeldIn = "float32",
     ) -> None:
         super().__init__()
-        self.density, self.guidance, self.t5_length = density, guidance, t5_length
+        self.density, self.guidance, self.t5_length, self.dtype = density, guidance, t5_length, dtype
         self._load(path, autoencoder, recipe, initialise, id, size)
 
     def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
@@ -112,7 +115,8 @@ class Flux(LatentDiffusion):
         return {"density": self.density, "t5_length": self.max_length, **told}
 
     def _arguments(self) -> dict[str, Any]:
-        return {"density": self.density, "guidance": self.guidance, "t5_length": self.t5_length}
+        held = {"dtype": self.dtype} if self.dtype != "float32" else {}
+        return {"density": self.density, "guidance": self.guidance, "t5_length": self.t5_length, **held}
 
     @property
     def counting_tower(self) -> str:
@@ -148,10 +152,19 @@ class Flux(LatentDiffusion):
         read = self.tokenizers[name](list(prompts), max_length=length, **form).input_ids
         return tower(read.to(next(tower.parameters()).device))
 
-    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> FluxCopy:
+    def control_copy(
+        self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
+    ) -> FluxCopy:
+        """A copy of the first blocks, by default as many as in diffusers; ``layers`` blocks of two streams alone."""
         if replaced:
             raise lacks(self, "encoder_block")
-        return FluxCopy(self.transformer, partial(encoded, self.autoencoder), self.guidance)
+        most = self.transformer.config.num_layers, self.transformer.config.num_single_layers
+        if layers is not None and layers > most[0]:
+            raise UserError(
+                f"adapter.layers={layers}: the transformer has {most[0]} blocks of two streams; choose at most as many"
+            )
+        double, single = map(min, most, COPIED_BLOCKS) if layers is None else (layers, 0)
+        return FluxCopy(self.transformer, (double, single), partial(encoded, self.autoencoder), self.guidance)
 
     def widen(self, channels: int) -> None:
         embedding, has = self.transformer.x_embedder, self.transformer.config.in_channels
@@ -167,9 +180,10 @@ class Flux(LatentDiffusion):
     def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
-        inputs = flux_inputs(self.transformer, latents, timesteps, text, self.guidance)
-        inputs["controlnet_block_samples"] = injection.blocks
-        inputs["controlnet_single_block_samples"] = injection.single_blocks
+        text = text.to(self.in_held(text.tokens).dtype)
+        inputs = flux_inputs(self.transformer, self.in_held(latents), timesteps, text, self.guidance)
+        for kind, residuals in (("block", injection.blocks), ("single_block", injection.single_blocks)):
+            inputs[f"controlnet_{kind}_samples"] = residuals and tuple(map(self.in_held, residuals))
         return as_latents(self.transformer(**inputs)[0], latents.shape[-2])
 
     def _misfit(self) -> str:

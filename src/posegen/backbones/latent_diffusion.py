@@ -22,6 +22,7 @@ from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import WeightsError
 
 Initialise = Literal["pretrained", "random"]
+HeldIn = Literal["float32", "bfloat16"]
 
 
 class LatentDiffusion(Backbone):
@@ -35,6 +36,7 @@ class LatentDiffusion(Backbone):
     random_sizes: ClassVar[Mapping[str, Callable[[], ModelParts]]] = {}  # published sizes with random weights
     sample: Literal["image", "pose"] = "image"
     left_out: tuple[str, ...] = ()  # text towers that are not read
+    dtype: HeldIn = "float32"  # of the network and the text towers; what trains is held in float32
     autoencoder: Any
     tower_names: tuple[str, ...]  # of the text towers, which are attributes, as are ``tokenizer``, ``tokenizer_2``, ...
     _source: tuple[Path, Path | None] | None = None  # folder or single file, and another autoencoder
@@ -51,10 +53,12 @@ class LatentDiffusion(Backbone):
         """Reads the parts and assembles them; the arguments are those of the subclasses' constructors."""
         if initialise not in get_args(Initialise):
             raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
+        if self.dtype not in get_args(HeldIn):
+            raise ValueError(f"backbone.dtype is {self.dtype!r}; expected one of {', '.join(get_args(HeldIn))}")
         if size is not None and size not in self.random_sizes:
             raise ValueError(f"backbone.size is {size!r}; expected one of {', '.join(self.random_sizes)}")
         if path is None and initialise == "random" and size is not None:
-            self._assemble(self.random_sizes[size](), recipe, id or size)
+            self._assemble(self._random_parts(size), recipe, id or size)
             return
         wanted = fetched_parts(self.layout, autoencoder is None, self.left_out)
         place, found = resolve(path, self.layout, wanted)
@@ -67,7 +71,10 @@ class LatentDiffusion(Backbone):
         self._assemble(parts, recipe, id or source_name(place, found), hub)
 
     def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
-        return read_folder(place, self.layout, autoencoder, fresh, self.left_out)
+        return read_folder(place, self.layout, autoencoder, fresh, self.left_out, getattr(torch, self.dtype))
+
+    def _random_parts(self, size: str) -> ModelParts:
+        return self.random_sizes[size]()
 
     @classmethod
     def from_parts(cls, parts: ModelParts, recipe: str = "published", id: str = "untrained", **settings: Any) -> Self:
@@ -82,6 +89,8 @@ class LatentDiffusion(Backbone):
     def _assemble(
         self, parts: ModelParts, recipe: str, id: str, hub: Mapping[str, HubPlace | None] | None = None
     ) -> None:
+        for part in (parts.network, *parts.text_encoders.values()) if self.dtype != "float32" else ():
+            part.to(getattr(torch, self.dtype))
         setattr(self, self.network_name, parts.network)
         self.autoencoder, self.tower_names = parts.autoencoder, tuple(parts.text_encoders)
         for name, tower in parts.text_encoders.items():
@@ -96,6 +105,7 @@ class LatentDiffusion(Backbone):
         if misfit := self._misfit():
             raise WeightsError(f"backbone {id}: {misfit}")
         facts = {"prediction_type": self.process.prediction_type, "recipe": recipe, **self._facts()}
+        facts |= {"dtype": self.dtype} if self.dtype != "float32" else {}
         self.weights = Weights(id, parts.sha256, facts, {name: str(at) for name, at in (hub or {}).items() if at})
         self.eval()
 
@@ -190,6 +200,10 @@ class LatentDiffusion(Backbone):
         if of == "latents":
             return f"{tensors_hash(self.autoencoder)}-{self.autoencoder.config.scaling_factor}"
         return f"{tensors_hash(*self.towers)}-{self.max_length}"
+
+    def in_held(self, tensor: Tensor) -> Tensor:
+        """A tensor in the type of the network's weights; autocast, where it is on, sees to that itself."""
+        return tensor if torch.is_autocast_enabled(tensor.device.type) else tensor.to(self.network.dtype)
 
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         return encoded(self.autoencoder, images, generators)

@@ -26,6 +26,7 @@ from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
 from posegen.backbones.process import NoiseProcess, noise_process
 from posegen.backbones.text import Text, count_chunks, text_chunks
+from posegen.errors import UserError
 
 SD_LAYOUT = Layout(
     "a Stable Diffusion 1 or 2",
@@ -130,7 +131,11 @@ class StableDiffusion(LatentDiffusion):
         with features_added(self.unet, injection.encoder):
             return self.unet(latents, timesteps, text.tokens, **attention, **residuals)[0]
 
-    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> EncoderCopy:
+    def control_copy(
+        self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
+    ) -> EncoderCopy:
+        if layers is not None:
+            raise UserError(f"adapter.layers={layers}: of a U-Net the whole encoder is copied; set adapter.layers=null")
         return EncoderCopy(self.unet, self.geometry, replaced)
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:

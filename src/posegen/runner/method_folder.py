@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, ControlBranch
 from posegen.errors import UserError
-from posegen.io.atomic import read_json, replacing, write_json
+from posegen.io.atomic import read_json, read_json_or_empty, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.runner.cell import identity
 from posegen.runner.received.classes import constructed, named_class
@@ -126,7 +126,7 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
             tensors |= {f"{prefix}{key}": value for key, value in plain.items()}
             branch = adapter.get_submodule(prefix.rstrip(".").rpartition(".")[0])
             if isinstance(branch, ControlBranch):
-                branch.fit(plain)
+                branch.fit(plain, read_json_or_empty(folder / part / "config.json"))
     if adapter.state_dict().keys() - tensors.keys() or (folder / ADAPTER).is_file():
         tensors |= read(folder / ADAPTER)
     put(adapter, tensors, folder)

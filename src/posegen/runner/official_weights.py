@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
-from posegen.backbones.base import Backbone
+from posegen.backbones.base import Backbone, ControlBranch
 from posegen.errors import UserError
+from posegen.io.atomic import read_json_or_empty
 from posegen.io.hashes import sha256_of
 from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors, weight_files
@@ -55,6 +56,9 @@ def convert(
             file, hub = fetched(HubPlace.of(source))
         official, sha256 = read_official(file)
         method, body = attached(adapter, backbone, faithful=True)
+        beside = file / "config.json" if file.is_dir() else file.with_name("config.json")
+        for branch in (part for part in method.modules() if isinstance(part, ControlBranch)):
+            branch.fit(official, read_json_or_empty(beside))
         placed, account = accounted(method, body, official, whole=True)
         print(f"{file.name} holds {len(official)} tensors\n{account.listed()}")
         if account.wrong:

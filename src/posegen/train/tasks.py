@@ -238,8 +238,8 @@ class TextToImageTask(DiffusionTask):
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
         self.backbone.requires_grad_(False)
-        self.backbone.network.requires_grad_(True)
-        self.backbone.text_encoder.requires_grad_(True)
+        self.backbone.network.requires_grad_(True).float()
+        self.backbone.text_encoder.requires_grad_(True).float()
         arranged(self.backbone, components.cfg.compute)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:

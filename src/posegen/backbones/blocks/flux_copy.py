@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from posegen.backbones.base import BlockPlace, ControlBranch, Injection
 from posegen.backbones.text import Text
+from posegen.errors import UserError
 from posegen.io.weights import UnknownKeys
 
 PATCH = 2  # latent cells along the side of a token
-COPY_SIZE = {"num_layers": 4, "num_single_layers": 10}  # of a new copy, as in diffusers
 POSE_MODE = 4  # the number of poses in the union ControlNets of InstantX and Shakker Labs
 COPIED = ("time_text_embed", "context_embedder", "x_embedder", "transformer_blocks", "single_transformer_blocks")
 
@@ -47,7 +47,7 @@ def flux_inputs(network: Any, latents: Tensor, timesteps: Tensor, text: Text, gu
     distilled = torch.full((len(latents),), guidance, device=latents.device) if network.config.guidance_embeds else None
     return {
         "hidden_states": as_tokens(latents),
-        "timestep": timesteps.to(latents.dtype) / 1000,
+        "timestep": timesteps / 1000,
         "guidance": distilled,
         "pooled_projections": text.pooled,
         "encoder_hidden_states": text.tokens,
@@ -63,19 +63,33 @@ def controlnet_of(config: Mapping[str, Any], **size: Any) -> FluxControlNetModel
     return FluxControlNetModel(**{key: value for key, value in {**config, **size}.items() if key in known})
 
 
+def released_form(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the weights of a ``FluxControlNetModel`` tell of its configuration."""
+    zero = {"num_layers": "controlnet_blocks.", "num_single_layers": "controlnet_single_blocks."}
+    blocks = {n: sum(key.startswith(z) and key.endswith(".weight") for key in weights) for n, z in zero.items()}
+    guided = any(key.startswith("time_text_embed.guidance_embedder.") for key in weights)
+    modes = weights.get("controlnet_mode_embedder.weight")
+    return {**blocks, "guidance_embeds": guided, "num_mode": None if modes is None else len(modes)}
+
+
 class FluxCopy(ControlBranch):
-    """The first blocks of both kinds and a zero layer behind each; the pose enters as latents beside the noisy ones.
+    """The first ``blocks`` of two streams and of one, and a zero layer behind each; the pose enters as latents beside
+    the noisy ones.
 
     ``encode`` turns images in [-1, 1] into latents; it is the frozen autoencoder's and no part of the copy.
     ``guidance`` is that of the transformer. Union ControlNets, which read several kinds of hints, are told that this is
     a pose."""
 
     def __init__(
-        self, transformer: FluxTransformer2DModel, encode: Callable[[Tensor], Tensor], guidance: float
+        self,
+        transformer: FluxTransformer2DModel,
+        blocks: tuple[int, int],
+        encode: Callable[[Tensor], Tensor],
+        guidance: float,
     ) -> None:
         super().__init__()
-        blocks = {name: min(most, transformer.config[name]) for name, most in COPY_SIZE.items()}
-        self.network = controlnet_of(transformer.config, **blocks)
+        size = dict(zip(("num_layers", "num_single_layers"), blocks, strict=True))
+        self.network = controlnet_of(transformer.config, **size)
         for name in COPIED:
             getattr(self.network, name).load_state_dict(getattr(transformer, name).state_dict(), strict=False)
         self._encode, self._guidance = encode, guidance
@@ -96,36 +110,31 @@ class FluxCopy(ControlBranch):
         conditions: Mapping[BlockPlace, Any] | None = None,
     ) -> Injection:
         assert hint is not None
-        inputs = flux_inputs(self.network, latents, timesteps, text, self._guidance)
+        dtype = next(self.network.parameters()).dtype
+        inputs = flux_inputs(self.network, latents.to(dtype), timesteps, text.to(dtype), self._guidance)
         mode = torch.full((len(latents), 1), POSE_MODE, device=latents.device) if self.network.union else None
-        double, single = self.network(controlnet_cond=as_tokens(hint), controlnet_mode=mode, **inputs)
+        double, single = self.network(controlnet_cond=as_tokens(hint.to(dtype)), controlnet_mode=mode, **inputs)
         return Injection(blocks=double and tuple(double), single_blocks=single and tuple(single))
 
-    def fit(self, weights: Mapping[str, Tensor]) -> None:
+    def fit(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
         if "controlnet_x_embedder.weight" not in weights:
-            return  # of another model, which `placed` says
-        kinds = {"num_layers": "controlnet_blocks.", "num_single_layers": "controlnet_single_blocks."}
-        size: dict[str, Any] = {
-            name: sum(key.startswith(begin) and key.endswith(".weight") for key in weights)
-            for name, begin in kinds.items()
-        }
-        modes = weights.get("controlnet_mode_embedder.weight")
-        size["num_mode"] = None if modes is None else len(modes)
-        size["guidance_embeds"] = any(key.startswith("time_text_embed.guidance_embedder.") for key in weights)
-        old = self.network
-        if all(old.config[name] == value for name, value in size.items()):
+            return  # of another class, which `placed` tells
+        old, found = self.network, released_form(weights)
+        here, there = old.inner_dim, len(weights["controlnet_x_embedder.weight"])
+        if there != here:
+            fix = "choose the backbone= (with its backbone.path=) that it was trained on"
+            raise UserError(f"the ControlNet is {there} wide, and the backbone's transformer {here}; {fix}")
+        if all(old.config[name] == value for name, value in found.items()):
             return
-        place = next(old.parameters())
+        weight = next(old.parameters())
         with torch.device("meta"):  # random weights would take minutes
-            self.network = controlnet_of(old.config, **size)
-        self.network.to_empty(device=place.device).train(old.training)
-        if place.dtype != torch.float32:
-            self.network.to(place.dtype)
+            self.network = controlnet_of(old.config, **found)
+        self.network.to_empty(device=weight.device)
+        nn.Module.to(self.network, weight.dtype).requires_grad_(weight.requires_grad).train(old.training)
         if old.is_gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
 
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
-        self.fit(official)
         if unknown := official.keys() - self.network.state_dict().keys():
             raise UnknownKeys(unknown, method)
         return {f"network.{key}": value for key, value in official.items()}
