@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from posegen.backbones.loading.model_parts import ModelParts
-from posegen.backbones.loading.tokenizer import clip_tokenizer
 from tests.backbones.sd3_models import JOINT, sd3_parts
 
 CLIP_WIDTH = 20
@@ -18,7 +17,8 @@ CLIP_WIDTH = 20
 @cache
 def flux_parts(dev: bool = True) -> ModelParts:
     """Random parts; the autoencoder's posterior has no spread, so that its mode is its sample."""
-    words, sd3 = clip_tokenizer(), sd3_parts()
+    sd3 = sd3_parts()
+    words = sd3.tokenizers["text_encoder"]
     torch.manual_seed(4)
     config = CLIPTextConfig(
         vocab_size=len(words),

@@ -47,7 +47,9 @@ LENGTH, DISTILLED = 12, 2.5
 
 
 def backbone(dev: bool = True) -> Flux:
-    return Flux.from_parts(copy.deepcopy(flux_parts(dev)), t5_length=LENGTH, guidance=DISTILLED)
+    parts = flux_parts(dev)
+    own = replace(parts, network=copy.deepcopy(parts.network), autoencoder=copy.deepcopy(parts.autoencoder))
+    return Flux.from_parts(own, t5_length=LENGTH, guidance=DISTILLED)
 
 
 def batch(hint: Tensor | None = None, size: tuple[int, int] = SIZE) -> PoseBatch:
