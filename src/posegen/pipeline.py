@@ -87,7 +87,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         super().__init__()
         known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
         self.own_unet, self.changed = own_unet, set[str]()
-        self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
+        self.sampler = Sampler(**{"scheduler": None, "steps": STEPS, "guidance": GUIDANCE, **known})
         body, parts = adapter.backbone, adapter.backbone.components
         self.model_cpu_offload_seq = "->".join((*(n for n in parts if n.startswith("text")), body.network_name, "vae"))
         self.register_modules(
@@ -316,7 +316,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 tensors; what it returns replaces them. ``pipe._interrupt = True`` ends the sampling, and so does
                 whatever it raises.
             callback_on_step_end_tensor_inputs: names of those tensors: ``latents``, ``prompt_embeds``
-                (``[negative, positive]`` with guidance), ``negative_prompt_embeds``.
+                (``[negative, positive]`` with guidance), ``negative_prompt_embeds``, and ``pooled_prompt_embeds`` where
+                the backbone reads such vectors.
 
         Returns:
             diffusers' ``ImagePipelineOutput`` with ``images``, or ``(images,)`` without ``return_dict``.

@@ -18,6 +18,7 @@ from posegen.backbones.loading.source import AUTOENCODER_FILES, fetched_parts, r
 from posegen.backbones.loading.tokenizer import CONTEXT
 from posegen.backbones.process import NoiseProcess, noise_process
 from posegen.backbones.text import cut_note
+from posegen.errors import UserError
 from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import WeightsError
 
@@ -195,6 +196,22 @@ class LatentDiffusion(Backbone):
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         return cut_note(self.tokenizers[self.counting_tower], self.max_length, prompts)
+
+    @property
+    def lengthening(self) -> str:
+        """How a longer part of prompts is read; empty where it cannot be."""
+        return ""
+
+    def chunks(self, prompts: Sequence[str]) -> int:
+        """Always 1; a UserError where a prompt is longer than the text towers read, which only some read in chunks."""
+        if note := self.cut_note(prompts):
+            fix = " or ".join(filter(None, (self.lengthening, "set long_prompts=cut")))
+            raise UserError(f"long_prompts=chunk: this backbone reads no prompt in chunks, and {note}; {fix}")
+        return 1
+
+    def require_whole(self, chunks: int) -> None:
+        if chunks > 1:
+            raise ValueError(f"{type(self).__name__} reads no prompt in chunks, and was asked for {chunks}")
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         if of == "latents":

@@ -19,9 +19,10 @@ from posegen.backbones.autoencoder import encoded
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks, widened
 from posegen.backbones.blocks.transformer_copy import TransformerCopy
 from posegen.backbones.latent_diffusion import HeldIn, Initialise, LatentDiffusion
-from posegen.backbones.loading.layout import Layout
+from posegen.backbones.loading.layout import Layout, tokenizer_folder
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.sd3_sizes import SD3_SIZES, sd3_without_weights
+from posegen.backbones.loading.source import resolve
 from posegen.backbones.process import Density, NoiseProcess, noise_process
 from posegen.backbones.text import Text
 from posegen.errors import UserError
@@ -116,10 +117,16 @@ class StableDiffusion3(LatentDiffusion):
 
     @classmethod
     def text_reader(cls, path: str | Path, **settings: Any) -> tuple[Any, int]:
-        if settings.get("t5", True):
-            tokenizer, _ = cls._read_tokenizer(path, T5_TOWER)
-            return tokenizer, settings.get("t5_length", cls.t5_length)
-        return super().text_reader(path)
+        towers = CLIP_TOWERS[0], *((T5_TOWER,) if settings.get("t5", True) else ())
+        wanted = [part for name in towers for part in (f"{tokenizer_folder(name)}/", f"{name}/config.json")]
+        place, _ = resolve(path, cls.layout, wanted)
+        if len(towers) == 1 or not (place / T5_TOWER).is_dir():
+            return super().text_reader(place)
+        return cls._read_tokenizer(place, T5_TOWER)[0], settings.get("t5_length", cls.t5_length)
+
+    @property
+    def lengthening(self) -> str:
+        return "raise backbone.t5_length" if T5_TOWER in self.tower_names else ""
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         key = super().encoding_key(of)
@@ -129,7 +136,9 @@ class StableDiffusion3(LatentDiffusion):
         """As for every backbone: the CLIP towers' states before their last layers, side by side, then those of T5.
 
         ``pooled`` are the CLIP towers' projected states of the end. With two CLIP towers zeros stand for a missing T5,
-        which Stable Diffusion 3 has learned to read; with one there is no room for it."""
+        which Stable Diffusion 3 has learned to read; with one there is no room for it. CLIP reads 77 tokens, T5
+        ``t5_length``: as in diffusers, each cuts the rest; a ValueError for more ``chunks``."""
+        self.require_whole(chunks)
         unique = list(dict.fromkeys(prompts))
         clip = [name for name in CLIP_TOWERS if name in self.tower_names]
         read = [self._states(name, unique, output_hidden_states=True) for name in clip]
@@ -151,7 +160,8 @@ class StableDiffusion3(LatentDiffusion):
         tower, words = self.get_submodule(name), self.tokenizers[name]
         length = self.t5_length if name == T5_TOWER else words.model_max_length
         form = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        return tower(words(list(prompts), **form).input_ids.to(next(tower.parameters()).device), **outputs)
+        ids, device = words(list(prompts), **form).input_ids, next(tower.parameters()).device
+        return tower(ids if device.type == "meta" else ids.to(device), **outputs)  # offloaded ones bring it along
 
     def control_copy(
         self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None

@@ -87,7 +87,8 @@ class Generation(Stage):
         """Prints one line on prompts that the sampler has cut."""
         if self.components.sampler.long_prompts == "cut":
             key = "long_prompts" if "long_prompts" in self.components.cfg else "+sampler.long_prompts"
-            tell_cut_prompts(self.components.backbone, prompts, f"{key}=chunk reads prompts whole")
+            backbone = self.components.backbone
+            tell_cut_prompts(backbone, prompts, f"{key}=chunk reads prompts whole" if backbone.chunked else "")
 
     def lost(self) -> list[Path]:
         if not self.samples.is_dir() and has_records(self.folder):
