@@ -123,6 +123,10 @@ class Flux(LatentDiffusion):
         return "text_encoder_2"
 
     @property
+    def lengthening(self) -> str:
+        return "raise backbone.t5_length"
+
+    @property
     def max_length(self) -> int:
         return self.t5_length or usual_t5_length(self.transformer.config)
 
@@ -137,7 +141,9 @@ class Flux(LatentDiffusion):
     def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
         """As for every backbone: the states of T5, and as ``pooled`` that of CLIP at the end of the prompt.
 
-        A UserError with ``clip_skip``: no state of CLIP's inner layers is read."""
+        A UserError with ``clip_skip``: no state of CLIP's inner layers is read. CLIP reads 77 tokens, T5 `max_length`:
+        as in diffusers, each cuts the rest; a ValueError for more ``chunks``."""
+        self.require_whole(chunks)
         if clip_skip:
             raise UserError(f"clip_skip={clip_skip}: FLUX reads no inner layer of its CLIP tower; leave clip_skip out")
         unique = list(dict.fromkeys(prompts))
@@ -149,8 +155,11 @@ class Flux(LatentDiffusion):
 
     def _read_prompts(self, name: str, prompts: Sequence[str], length: int) -> Any:
         tower, form = self.get_submodule(name), {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        read = self.tokenizers[name](list(prompts), max_length=length, **form).input_ids
-        return tower(read.to(next(tower.parameters()).device))
+        ids, device = (
+            self.tokenizers[name](list(prompts), max_length=length, **form).input_ids,
+            next(tower.parameters()).device,
+        )
+        return tower(ids if device.type == "meta" else ids.to(device))  # offloaded ones bring it along
 
     def control_copy(
         self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
