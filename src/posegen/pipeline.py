@@ -49,7 +49,7 @@ from posegen.runner.user_requests.pipeline_arguments import (
 from posegen.runner.user_requests.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler, attention_arguments
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
-STEPS, GUIDANCE = 50, 7.5
+STEPS = 50
 SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip", "long_prompts")
 Output = Literal["pil", "np", "pt", "latent"]
 
@@ -87,8 +87,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         super().__init__()
         known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
         self.own_unet, self.changed = own_unet, set[str]()
-        self.sampler = Sampler(**{"scheduler": None, "steps": STEPS, "guidance": GUIDANCE, **known})
         body, parts = adapter.backbone, adapter.backbone.components
+        self.sampler = Sampler(**{"scheduler": None, "steps": STEPS, "guidance": body.usual_guidance, **known})
         self.model_cpu_offload_seq = "->".join((*(n for n in parts if n.startswith("text")), body.network_name, "vae"))
         self.register_modules(
             adapter=adapter.eval(),

@@ -220,6 +220,31 @@ def test_a_training_step_moves_what_trains_and_nothing_else(method: Adapter) -> 
     assert all(p.grad is not None and p.grad.abs().max() > 0 for part in moved for p in part.parameters())
 
 
+def test_the_number_of_copied_blocks_is_a_setting() -> None:
+    net = attached(ControlNet(layers=2), backbone()).branch.network
+    assert (len(net.transformer_blocks), len(net.single_transformer_blocks)) == (2, 0)
+    first = backbone().transformer.transformer_blocks[1].state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in net.transformer_blocks[1].state_dict().items())
+    with pytest.raises(
+        UserError, match="adapter.layers=4: the transformer has 3 blocks of two streams; choose at most"
+    ):
+        ControlNet(layers=4).attach(backbone())
+
+
+def test_frozen_parts_in_bfloat16_stay_near_and_what_trains_is_float32(tmp_path: Path) -> None:
+    flux_parts().save(tmp_path / "flux")
+    settings = {"t5_length": LENGTH, "guidance": DISTILLED}
+    whole, half = (Flux(tmp_path / "flux", dtype=dtype, **settings) for dtype in ("float32", "bfloat16"))
+    assert half.transformer.dtype == half.text_encoder_2.dtype == torch.bfloat16 != half.autoencoder.dtype
+    assert half.weights.sha256 == whole.weights.sha256 and half.weights.facts != whole.weights.facts
+    methods = [attached(ControlNet(), body) for body in (whole, half)]
+    for method in methods:
+        awake(method.branch.network.controlnet_blocks)
+    assert all(p.dtype == torch.float32 for p in methods[1].parameters())
+    made = [ours(method, drawing()) for method in methods]
+    assert 0 < (made[0] - made[1]).abs().max() < 0.3 and made[0].std() > 0.5
+
+
 def test_guess_mode_drops_the_pose_without_text() -> None:
     """The residuals of transformers have no height and width."""
     method = attached(ControlNet(guess_mode=True), backbone())
@@ -245,7 +270,12 @@ def test_a_saved_pipeline_gives_the_same_image(tmp_path: Path) -> None:
         each.set_progress_bar_config(disable=True)
         seeded, person = torch.Generator().manual_seed(1), np.full((1, 17, 3), 40, np.float32)
         made.append(each("a person", person, height=64, width=96, generator=seeded, output_type="np").images)
-    assert np.array_equal(*made) and made[0].shape == (1, 64, 96, 3)
+    pipe.enable_model_cpu_offload(device="cpu")  # as on a GPU: text towers leave it before the transformer runs
+    assert all(hasattr(getattr(pipe, name), "_hf_hook") for name in ("text_encoder", "text_encoder_2", "transformer"))
+    seeded = torch.Generator().manual_seed(1)
+    made.append(pipe("a person", person, height=64, width=96, generator=seeded, output_type="np").images)
+    assert np.array_equal(*made[:2]) and np.array_equal(*made[1:]) and made[0].shape == (1, 64, 96, 3)
+    assert PoseGuidedPipeline(method).sampler.guidance == 1
     with pytest.raises(UserError, match="this backbone makes sides that are multiples of 16; nearest"):
         pipe("a person", height=72, width=96)
     with pytest.raises(UserError, match="FLUX reads no inner layer of its CLIP tower; leave clip_skip out"):
@@ -307,7 +337,12 @@ def test_folders_of_other_models_are_refused(
     assert str(tmp_path) in str(caught.value)
 
 
-def test_wrong_sizes_are_refused() -> None:
+def test_wrong_sizes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any weight is read, where the autoencoder's configuration is at hand, and when latents are needed."""
+    flux_parts().save(tmp_path / "flux")
+    assert main(["check", "backbone=flux1", f"backbone.path={tmp_path / 'flux'}", "data.test.size=200"]) == 1
+    sentence = "data.test.size=200: expected a multiple of the backbone's latent factor 8 times its patches of 2 cells"
+    assert sentence in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"data.size \(72, 64\) is not a multiple of .* 8 times its patches of 2 cells"
     ):

@@ -256,6 +256,8 @@ class Backbone(nn.Module, ABC):
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
     chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
+    packs: ClassVar[int] = 1  # latent cells along the side of a token, where every model of the class has as many
+    usual_guidance: ClassVar[float] = 7.5  # of a pipeline, where a method says nothing
     network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
 
     @property

@@ -58,6 +58,7 @@ class Flux(LatentDiffusion):
 
     network_name = "transformer"
     layout = FLUX_LAYOUT
+    packs, usual_guidance = PATCH, 1.0
     random_sizes = FLUX_SIZES
     places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
     transformer: FluxTransformer2DModel
