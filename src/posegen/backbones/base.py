@@ -250,6 +250,7 @@ class Backbone(nn.Module, ABC):
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
+    flow: ClassVar[bool] = False  # all models of the class are trained by flow matching
     chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
     network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
 
