@@ -255,6 +255,7 @@ class Backbone(nn.Module, ABC):
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     weights: Weights  # id and hash of the loaded weights
+    flow: ClassVar[bool] = False  # all models of the class are trained by flow matching
     chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
     packs: ClassVar[int] = 1  # latent cells along the side of a token, where every model of the class has as many
     usual_guidance: ClassVar[float] = 7.5  # of a pipeline, where a method says nothing

@@ -59,6 +59,7 @@ class StableDiffusion3(LatentDiffusion):
     """
 
     network_name = "transformer"
+    flow = True
     layout = SD3_LAYOUT
     random_sizes = SD3_SIZES
     places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from posegen.backbones.base import Backbone, Injection, Step
+from posegen.backbones.process import FlowMatching
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
@@ -191,6 +192,7 @@ class AdapterTask(DiffusionTask):
     def __init__(self, components: Components) -> None:
         super().__init__(components)
         self.adapter, self.backbone = components.adapter, components.backbone
+        components.sampler.unset(self.backbone)  # it samples while it trains: a scheduler that does not fit says so now
         self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -237,6 +239,11 @@ class TextToImageTask(DiffusionTask):
         super().__init__(components)
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
+        if min_snr is not None and isinstance(self.backbone.process, FlowMatching):
+            fix = "set task.min_snr=null; backbone.density says how often each level of noise is trained"
+            raise UserError(
+                f"task.min_snr={min_snr} weighs steps of variance-preserving noise, not flow matching; {fix}"
+            )
         self.backbone.requires_grad_(False)
         self.backbone.network.requires_grad_(True).float()
         self.backbone.text_encoder.requires_grad_(True).float()

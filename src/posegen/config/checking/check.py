@@ -207,6 +207,10 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     if makes and paints and makes != paints:
         text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
         problems.append(Problem("backbone", f"{text}; choose another adapter= or backbone="))
+    scheduler = (nodes.value_or_none(cfg.get("sampler")) or {}).get("scheduler") if "sampler" in cfg else None
+    if scheduler and getattr(backbone, "flow", False) and not str(scheduler).startswith("FlowMatch"):
+        text = f"does not fit {backbone.__name__}, which is trained by flow matching; choose sampler=flow"
+        problems.append(Problem("sampler.scheduler", text, scheduler))
     given = any(
         cfg.get(key) is not None for key in ("prompt", "prompts", "source")
     )  # then no data set has to bring a source
