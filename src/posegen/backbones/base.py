@@ -46,6 +46,7 @@ class Geometry:
     linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
     norm_groups: int = 32  # groups of the group normalisations
     patch: int = 1  # latent cells along the side of a token, of transformers
+    transformer_layers: tuple[int, ...] = ()  # of the U-Net's transformers at each level; empty: one everywhere
 
     @property
     def levels(self) -> int:
@@ -78,7 +79,11 @@ class Geometry:
         attention = tuple("CrossAttn" in block for block in unet["down_block_types"])
         linear, groups = bool(unet.get("use_linear_projection", False)), unet.get("norm_num_groups", 32)
         sizes = attention, unet["layers_per_block"], heads, unet["cross_attention_dim"]
-        return cls(unet["out_channels"], latent_factor, channels, *sizes, linear, groups)
+        several = unet.get("transformer_layers_per_block", 1)
+        several = tuple(several) if isinstance(several, Sequence) else (several,) * len(channels)
+        several = several if max(several) > 1 else ()
+        form = {"linear_projection": linear, "norm_groups": groups, "transformer_layers": several}
+        return cls(unet["out_channels"], latent_factor, channels, *sizes, **form)
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
@@ -121,7 +126,9 @@ class Injection:
     blocks: tuple[Tensor, ...] | None = (
         None  # ``[B, N, C]``, each added behind an equal share of the transformer blocks
     )
-    encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
+    #: A feature map per level, added before its last skip leaves it; or those and, between each two, one that is added
+    #: behind the downsampling.
+    encoder: tuple[Tensor, ...] | None = None
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
@@ -244,6 +251,7 @@ class Backbone(nn.Module, ABC):
     recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
+    reads: ClassVar[frozenset[str]] = frozenset()  # further fields of training batches that it reads (``sizes``)
     weights: Weights  # id and hash of the loaded weights
     network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
 

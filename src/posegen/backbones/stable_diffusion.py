@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -76,8 +77,9 @@ class StableDiffusion(LatentDiffusion):
         self._load(path, autoencoder, recipe, initialise, id, size)
 
     def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
-        read = super()._read_parts if place.is_dir() else read_single_file
-        return read(place, autoencoder, fresh=fresh)
+        if place.is_dir():
+            return super()._read_parts(place, autoencoder, fresh)
+        return read_single_file(place, self.layout, autoencoder, fresh)
 
     def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
         asked = {} if self.prediction_type is None else {"prediction_type": self.prediction_type}
@@ -127,6 +129,8 @@ class StableDiffusion(LatentDiffusion):
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         attention = {"encoder_attention_mask": text.mask, "return_dict": False}
         attention["cross_attention_kwargs"] = additions(self.unet, injection, len(latents), record)
+        if self.pooled_dim is not None:
+            attention["added_cond_kwargs"] = text.beside(latents, self.geometry.latent_factor)
         with features_added(self.unet, injection.encoder):
             return self.unet(latents, timesteps, text.tokens, **attention, **residuals)[0]
 
@@ -176,14 +180,19 @@ class StableDiffusion(LatentDiffusion):
 
 @contextmanager
 def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
-    """Within the context, ``features[level]`` is added to the output of each encoder level's last layer.
+    """Within the context, ``features[level]`` is added to the output of each encoder level's last layer; with twice as
+    many features but one, those between are added to the outputs of the levels' downsamplings.
 
-    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling."""
+    diffusers' own argument adds to last layers only at levels with attention, and at others to the downsampling."""
     if features is None:
         yield
         return
-    if len(features) != (levels := len(unet.down_blocks)):
-        raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {levels} levels")
+    last = [(getattr(block, "attentions", None) or block.resnets)[-1] for block in unet.down_blocks]
+    if len(features) != (levels := len(last)):
+        if len(features) != 2 * levels - 1:
+            raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {levels} levels")
+        halving = [block.downsamplers[-1] for block in unet.down_blocks[:-1]]
+        last = [*chain.from_iterable(zip(last, halving, strict=False)), last[-1]]
 
     def adding(feature: Tensor) -> Any:
         def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -191,7 +200,6 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
 
         return add
 
-    last = [(getattr(block, "attentions", None) or block.resnets)[-1] for block in unet.down_blocks]
     hooks = [m.register_forward_hook(adding(feature)) for m, feature in zip(last, features, strict=True)]
     try:
         yield

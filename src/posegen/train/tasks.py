@@ -190,7 +190,7 @@ class AdapterTask(DiffusionTask):
     def __init__(self, components: Components) -> None:
         super().__init__(components)
         self.adapter, self.backbone = components.adapter, components.backbone
-        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads | self.backbone.reads
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
