@@ -88,8 +88,13 @@ class StableDiffusion(LatentDiffusion):
     def read_geometry(self) -> Geometry:
         return Geometry.from_diffusers(self.unet.config, self.latent_form[1])
 
+    @property
+    def text_width(self) -> int:
+        """Width of the text states."""
+        return self.text_encoder.config.hidden_size
+
     def _misfit(self) -> str:
-        unet, latent, text = self.unet.config, self.latent_form[0], self.text_encoder.config.hidden_size
+        unet, latent, text = self.unet.config, self.latent_form[0], self.text_width
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             made = f"returns {unet.out_channels} channels, the autoencoder makes {latent}"
             expected = "expected a text-to-image model and its own autoencoder"
@@ -158,21 +163,25 @@ class StableDiffusion(LatentDiffusion):
     def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
         """As for every backbone; the states of a prompt's chunks stand one after another, ``[B, chunks * L, D]``."""
         unique = list(dict.fromkeys(prompts))
-        form = {"padding": "max_length", "max_length": self.max_length, "return_tensors": "pt"}
-        if chunks == 1:
-            tokens = self.tokenizer(unique, truncation=True, **form)
-        else:
-            pieces = text_chunks(self.tokenizer, self.max_length, unique, chunks)
-            tokens = self.tokenizer.pad({"input_ids": pieces}, **form)
-        ids, device = tokens.input_ids, self.text_encoder.device
-        ids = ids if device.type == "meta" else ids.to(device)  # offloaded weights bring their inputs along
-        read = self.text_encoder(ids, output_hidden_states=clip_skip > 0)
+        read = self.read_text("text_encoder", unique, chunks, output_hidden_states=clip_skip > 0)
         states = read.last_hidden_state
         if clip_skip:
             tower = getattr(self.text_encoder, "text_model", self.text_encoder)  # as older transformers nest it
             states = tower.final_layer_norm(read.hidden_states[-1 - clip_skip])
         place = {prompt: i for i, prompt in enumerate(unique)}
         return Text(states.reshape(len(unique), -1, states.shape[-1])[[place[prompt] for prompt in prompts]])
+
+    def read_text(self, name: str, prompts: Sequence[str], chunks: int, **outputs: bool) -> Any:
+        """What a text tower returns for the prompts, with a row for each of their ``chunks``."""
+        tower, words = self.get_submodule(name), self.tokenizers[name]
+        form = {"padding": "max_length", "max_length": self.max_length, "return_tensors": "pt"}
+        if chunks == 1:
+            tokens = words(list(prompts), truncation=True, **form)
+        else:
+            tokens = words.pad({"input_ids": text_chunks(words, self.max_length, prompts, chunks)}, **form)
+        ids, device = tokens.input_ids, next(tower.parameters()).device
+        ids = ids if device.type == "meta" else ids.to(device)  # offloaded weights bring their inputs along
+        return tower(ids, **outputs)
 
     def chunks(self, prompts: Sequence[str]) -> int:
         return count_chunks(self.tokenizer, self.max_length, prompts)

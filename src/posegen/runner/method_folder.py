@@ -32,7 +32,8 @@ from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, che
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PLAIN = {"ControlNetModel": "controlnet", "SD3ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}
+CONTROLNETS = "ControlNetModel", "ControlNetUnionModel", "SD3ControlNetModel"
+PLAIN = {**dict.fromkeys(CONTROLNETS, "controlnet"), "T2IAdapter": "t2i_adapter"}
 
 
 def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bool = False, **facts: Any) -> None:

@@ -61,7 +61,9 @@ class EncoderCopy(ControlBranch):
         conditions: Mapping[BlockPlace, Any] | None = None,
     ) -> Injection:
         net, time = self.network, self.time(latents, timesteps, text)
-        x = self.entered(net.conv_in(latents), hint)
+        x = net.conv_in(latents)
+        if hint is not None:
+            x = x + hint
         skips, again = [x], self.again
         for level, block in enumerate(net.down_blocks):
             for layer, resnet in enumerate(block.resnets):
@@ -86,10 +88,6 @@ class EncoderCopy(ControlBranch):
         added = text.beside(latents, self.geometry.latent_factor)
         waves = net.add_time_proj(added["time_ids"].flatten()).view(len(latents), -1)
         return time + net.add_embedding(torch.cat([added["text_embeds"], waves], dim=-1).to(time.dtype))
-
-    def entered(self, x: Tensor, hint: Tensor | None) -> Tensor:
-        """``[B, C, h, w]`` the first feature map with the hint's."""
-        return x if hint is None else x + hint
 
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
         if ldm.has_prefix(official, "controlnet_"):  # diffusers' names are this project's

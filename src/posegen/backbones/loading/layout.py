@@ -27,6 +27,7 @@ class Layout:
     network_folder: str = "unet"
     optional: frozenset[str] = frozenset()  # towers that a folder may lack
     single_file: bool = False  # an original file can be read, too
+    settings: tuple[str, ...] = ()  # json files beside the parts, which a folder may lack
     #: Where families share a class of network: values in its configuration that this one has.
     marks: Mapping[str, Any] = field(default_factory=dict)
 

@@ -49,7 +49,11 @@ def read_single_file(file: Path, layout: Layout, autoencoder: Path | None = None
     old, xl = ldm.has_prefix(tensors, ldm.CLIP), len(layout.towers) > 1
     texts = XL_TEXT if xl else SD1_TEXT if old else SD2_TEXT
     expected = f"an original {model} checkpoint with U-Net, autoencoder and text tower"
-    prefixes = [(ldm.UNET, "U-Net"), *((prefix, "text tower") for prefix, _ in texts.values()), (ldm.VAE, "autoencoder")]
+    prefixes = [
+        (ldm.UNET, "U-Net"),
+        *((prefix, "text tower") for prefix, _ in texts.values()),
+        (ldm.VAE, "autoencoder"),
+    ]
     for prefix, part in prefixes:
         if not ldm.has_prefix(tensors, prefix) and not (vae_folder and prefix == ldm.VAE):
             raise WeightsError(f"{file}: no {part} ({prefix}*); expected {expected}")
@@ -154,9 +158,7 @@ def unet_of(geometry: Geometry, in_channels: int | None = None, pooled: int | No
     return UNet2DConditionModel(**sizes, use_linear_projection=g.linear_projection)
 
 
-def vae_of(
-    channels: tuple[int, ...], layers: int, latent_channels: int = 4, scale: float = VAE_SCALE
-) -> AutoencoderKL:
+def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4, scale: float = VAE_SCALE) -> AutoencoderKL:
     """A KL autoencoder of this size with new weights."""
     sizes = {"block_out_channels": channels, "layers_per_block": layers, "latent_channels": latent_channels}
     down, up = ("DownEncoderBlock2D",) * len(channels), ("UpDecoderBlock2D",) * len(channels)
