@@ -16,6 +16,8 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLPipeline,
+)
+from diffusers import (
     T2IAdapter as DiffusersT2IAdapter,
 )
 from torch import Tensor

@@ -343,6 +343,12 @@ class Backbone(nn.Module, ABC):
         """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
         return {}
 
+    @classmethod
+    def misfit_at(cls, path: Any, official: Mapping[str, Tensor]) -> str:
+        """What shows that official weights belong to another backbone than that at ``path``, of which no weight is
+        read; empty where nothing does."""
+        return ""
+
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         """A key of everything that cached latents or texts depend on; backbones with one encoder may share it."""
         return self.weights.sha256

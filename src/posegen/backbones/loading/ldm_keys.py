@@ -5,7 +5,7 @@ Tables of module prefixes, made from a `Geometry`, serve every width and depth; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -170,6 +170,11 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def has_prefix(keys: Iterable[str], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in keys)
+
+
+def text_dim_in(shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """Width of the text states that the cross-attentions of a U-Net or its copy read; None where there are none."""
+    return next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
 
 
 def vae_tensors(original: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
