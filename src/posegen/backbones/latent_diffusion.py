@@ -186,19 +186,15 @@ class LatentDiffusion(Backbone):
         return tokenizer_for(cls.layout.towers[tower], place / folder), read_config(place / tower)
 
     @classmethod
-    def misfit_at(cls, path: str | Path | None, official: Mapping[str, Tensor]) -> str:
+    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
         folder, reads = cls.layout.network_folder, text_dim_in({key: value.shape for key, value in official.items()})
-        if reads is None or path in (None, "???"):
+        if reads is None:
             return ""
         place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
         inside = place.is_dir() and (place / folder).is_dir()
         has = read_config(place / folder).get("cross_attention_dim") if inside else text_dim_in(shapes_in(place))
         use = f"use backbone={TEXT_DIMS[reads]}" if reads in TEXT_DIMS else "choose the backbone= that it belongs to"
-        return (
-            f"reads text of width {reads}, {cls.layout.model} at {place} {has}; {use}"
-            if has not in (None, reads)
-            else ""
-        )
+        return "" if has in (None, reads) else f"reads text of width {reads}, the backbone {place} of {has}; {use}"
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         return cut_note(self.tokenizers[self.counting_tower], self.max_length, prompts)
