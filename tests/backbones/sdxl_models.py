@@ -6,13 +6,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from posegen.backbones.base import Geometry
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, XL_VAE_SCALE, unet_of, vae_of
-from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
+from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer, merges_of, tokenizer_of
 from tests.backbones.models import named
 
 WIDTHS, POOLED, VAE_WIDTHS = (64, 128), 96, (32, 32, 32, 32)  # of the text towers, which have heads of 64
@@ -21,12 +21,23 @@ XL = Geometry(
 )  # fmt: skip
 
 
+def short_tokenizer(pad: str) -> CLIPTokenizer:
+    """A tokenizer of few words, which reads 16 of them."""
+    words = tokenizer_of(merges_of(["person", "dancing", "beach"]), 16)
+    words.pad_token = pad
+    return words
+
+
 @cache
-def sdxl_parts() -> ModelParts:
-    """Random parts; the autoencoder's posterior has no spread, so that its mode is its sample."""
+def sdxl_parts(whole: bool = False) -> ModelParts:
+    """Random parts; the autoencoder's posterior has no spread, so that its mode is its sample. The tokenizers are small
+    unless ``whole``."""
     torch.manual_seed(4)
-    words = {"text_encoder": clip_tokenizer(END), "text_encoder_2": clip_tokenizer("!")}
-    sizes = {"vocab_size": len(words["text_encoder"]), "max_position_embeddings": CONTEXT, "num_hidden_layers": 3}
+    tokenizer = clip_tokenizer if whole else short_tokenizer
+    words = {"text_encoder": tokenizer(END), "text_encoder_2": tokenizer("!")}
+    end, length = words["text_encoder"].eos_token_id, words["text_encoder"].model_max_length
+    sizes = {"vocab_size": len(words["text_encoder"]), "max_position_embeddings": length, "num_hidden_layers": 3}
+    sizes |= {"eos_token_id": end, "bos_token_id": end - 1}
     first, second = (
         {**sizes, "hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": width // 64}
         for width in WIDTHS
@@ -46,7 +57,7 @@ def sdxl_parts() -> ModelParts:
 
 def original_sdxl() -> dict[str, Tensor]:
     """The state dict of an original file, with what such files hold besides the weights."""
-    parts = sdxl_parts()
+    parts = sdxl_parts(whole=True)
     unet = named(parts.network.state_dict(), ldm.unet_table(XL), ldm.UNET)
     vae = named(parts.autoencoder.state_dict(), ldm.vae_table(len(VAE_WIDTHS), 1), ldm.VAE)
     vae |= {key: value[:, :, None, None] for key, value in vae.items() if ".attn_1." in key and value.ndim == 2}

@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from diffusers import (
     T2IAdapter as DiffusersT2IAdapter,
@@ -33,9 +34,10 @@ from posegen.adapters.controlnet_union import ControlNetUnion
 from posegen.adapters.dnaf import DNAF
 from posegen.adapters.none import NoAdapter
 from posegen.adapters.t2i_adapter import T2IAdapter, original_names
-from posegen.backbones.base import Injection, Step
+from posegen.backbones.base import Geometry, Injection, Step
 from posegen.backbones.loading import ldm_keys as ldm
-from posegen.backbones.loading.single_file import unet_of
+from posegen.backbones.loading.single_file import unet_geometry, unet_of
+from posegen.backbones.loading.sizes import SDXL
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.stable_diffusion_xl import StableDiffusionXL
 from posegen.config.groups import conf_dir
@@ -48,13 +50,12 @@ from posegen.runner.official_weights import convert
 from posegen.runner.sampler import Sampler
 from tests.backbones.models import SD1, named, original_of, parts_of, write_safetensors
 from tests.backbones.sdxl_models import POOLED, XL, original_sdxl, sdxl_parts
-from tests.tiny import configured
 
-SIZE, STEPS, GUIDANCE, PROMPTS = (64, 96), 4, 5.0, ["a person dancing", "a person on the beach"]
+SIZE, STEPS, GUIDANCE, PROMPTS = (64, 96), 3, 5.0, ["a person dancing", "a person on the beach"]
 
 
-def backbone() -> StableDiffusionXL:
-    return StableDiffusionXL.from_parts(copy.deepcopy(sdxl_parts()))
+def backbone(whole: bool = False) -> StableDiffusionXL:
+    return StableDiffusionXL.from_parts(copy.deepcopy(sdxl_parts(whole)))
 
 
 def batch(hint: Tensor | None = None, rows: slice = slice(2), sizes: Tensor | None = None) -> PoseBatch:
@@ -159,11 +160,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def test_folder_and_original_file_are_the_same_model(place: Path, tmp_path: Path) -> None:
-    made, noisy, times = backbone(), torch.randn(2, 4, 8, 12), torch.tensor([250, 900])
+    made, noisy, times = backbone(whole=True), torch.randn(2, 4, 8, 12), torch.tensor([250, 900])
+    sdxl_parts(whole=True).save(tmp_path / "sdxl")
     torch.save({"state_dict": original_sdxl()}, tmp_path / "sdxl.ckpt")
     expected, text = made.predict(noisy, times, made.encode_text(PROMPTS), Injection()), made.encode_text(PROMPTS)
     image = torch.rand(1, 3, 64, 64)
-    for source in (place / "sdxl", place / "sdxl.safetensors", tmp_path / "sdxl.ckpt"):
+    for source in (tmp_path / "sdxl", place / "sdxl.safetensors", tmp_path / "sdxl.ckpt"):
         read = StableDiffusionXL(source, id="same")
         assert read.geometry == made.geometry == XL and read.usual_size == (1024, 1024)
         found = read.encode_text(PROMPTS)
@@ -193,8 +195,8 @@ def test_long_prompts_are_encoded_in_chunks_with_the_pooled_text_of_the_first() 
     body, long = backbone(), " ".join(f"w{i}" for i in range(60))
     chunks = body.chunks([long, ""])
     text, cut = body.encode_text([long, "", "a dancer"], chunks), body.encode_text([long, "", "a dancer"])
-    assert chunks > 1 and text.tokens.shape == (3, 77 * chunks, XL.text_dim)
-    torch.testing.assert_close(text.tokens[:, :77], cut.tokens, atol=1e-5, rtol=0)
+    assert chunks > 1 and text.tokens.shape == (3, 16 * chunks, XL.text_dim)
+    torch.testing.assert_close(text.tokens[:, :16], cut.tokens, atol=1e-5, rtol=0)
     torch.testing.assert_close(text.pooled, cut.pooled, atol=1e-5, rtol=0)
 
 
@@ -294,10 +296,12 @@ def test_a_drawing_that_the_halved_grid_does_not_divide_is_named() -> None:
 # Official weights.
 
 
-def converted(adapter: str, place: Path, source: Path, target: Path, *more: str, backbone: str = "sdxl") -> None:
-    words = [f"adapter={adapter}", f"backbone={backbone}", f"backbone.path={place}", f"source={source}"]
-    with configured("convert", *words, f"target={target}", *more) as cfg:
-        convert(cfg.adapter, cfg.backbone, cfg.source, cfg.target, cfg.get("sampler"))
+def converted(adapter: str, place: Path, source: Path, target: Path, **settings: object) -> None:
+    """As ``posegen convert`` does it."""
+    method, body = (OmegaConf.load(conf_dir() / f"{file}.yaml") for file in (f"adapter/{adapter}", "backbone/sdxl"))
+    method.update(settings)
+    body.path = str(place)
+    convert(method, body, str(source), str(target))
 
 
 @pytest.mark.parametrize("form", ["diffusers", "original", "bare"])
@@ -329,7 +333,7 @@ def test_official_unions_and_t2i_adapters_are_converted(place: Path, tmp_path: P
     awake(union, body).branch.network.save_pretrained(tmp_path / "union")
     with pytest.raises(UserError, match="knows 8 kinds of pictures, not 6: adapter.kinds=8"):
         converted("controlnet_union", place / "sdxl", tmp_path / "union", tmp_path / "method")
-    converted("controlnet_union", place / "sdxl", tmp_path / "union", tmp_path / "method", "adapter.kinds=8")
+    converted("controlnet_union", place / "sdxl", tmp_path / "union", tmp_path / "method", kinds=8)
     expected, hint = ours(union, batch(drawing())), batch(drawing())
     read = StableDiffusionXL(place / "sdxl", id="sdxl")
     torch.testing.assert_close(ours(load_method(tmp_path / "method", read), hint), expected)
@@ -355,6 +359,61 @@ def test_a_controlnet_of_another_width_is_one_sentence_before_the_backbone_is_re
     said = "reads text of width 768, the backbone .* of 192; use backbone=sd15. Nothing was loaded or written"
     with pytest.raises(UserError, match=said):
         converted("controlnet", place / form, source, tmp_path / "method")
+
+
+# Full size, without memory.
+
+#: ``unet/config.json`` of stabilityai/stable-diffusion-xl-base-1.0, where it differs from the class's defaults.
+PUBLISHED = {
+    "sample_size": 128, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "block_out_channels": (320, 640, 1280),
+    "cross_attention_dim": 2048, "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+
+
+def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in module.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def published() -> StableDiffusionXL:
+    with torch.device("meta"):
+        return StableDiffusionXL(None, initialise="random", size="sdxl")
+
+
+def test_the_published_size_is_that_of_the_published_configuration(published: StableDiffusionXL) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**PUBLISHED)
+    assert shapes(published.unet) == shapes(unet) and Geometry.from_diffusers(unet.config) == published.geometry
+    counts = {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
+    for name, count in {**counts, "autoencoder": 83_653_863}.items():
+        assert sum(p.numel() for p in published.get_submodule(name).parameters()) == count
+    original = named(unet.state_dict(), ldm.unet_table(published.geometry), "")
+    assert len(original) == 1680 and original["label_emb.0.0.weight"].shape == (1280, 2816)
+    assert unet_geometry(original, old=False) == published.geometry == SDXL.unet
+    back = ldm.renamed(original, ldm.unet_table(published.geometry))
+    assert not back.unknown and {key: value.shape for key, value in back.tensors.items()} == shapes(unet)
+
+
+def test_official_methods_at_full_size_have_the_places_of_the_published_classes(published: StableDiffusionXL) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**PUBLISHED)
+        plain = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+        sizes = {key: value for key, value in plain.config.items() if key != "mid_block_type"}
+        wide = {"num_control_type": 8, "conditioning_embedding_out_channels": (16, 32, 96, 256)}
+        union = ControlNetUnionModel.from_config({**sizes, **wide})
+        channels = [320, 640, 1280, 1280]
+        adapter = DiffusersT2IAdapter(3, channels, 2, downscale_factor=16, adapter_type="full_adapter_xl")
+        cases = (ControlNet(), plain), (ControlNetUnion(kinds=8), union), (T2IAdapter(), adapter)
+        for method, official in cases:
+            method.attach(published)
+            converted = {key: value.shape for key, value in method.convert(official.state_dict()).items()}
+            assert converted == {f"adapter.{key}": shape for key, shape in shapes(method).items()}
+    table = ldm.control_table(published.geometry)
+    original = ControlNet.convert(cases[0][0], named(plain.state_dict(), table, ldm.CONTROL))
+    assert original.keys() == {f"adapter.{key}" for key in shapes(cases[0][0])}
 
 
 # The pipeline.
