@@ -41,15 +41,22 @@ from posegen.backbones.loading.sizes import SDXL
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.stable_diffusion_xl import StableDiffusionXL
 from posegen.config.groups import conf_dir
-from posegen.data.base import PoseBatch
+from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 from posegen.pipeline import PoseGuidedPipeline
+from posegen.runner.batches import Needs, collate
+from posegen.runner.components import Components
+from posegen.runner.generate import batch_of
 from posegen.runner.method_folder import load_method, save_method
 from posegen.runner.official_weights import convert
 from posegen.runner.sampler import Sampler
+from posegen.train.loop import needs_of
+from posegen.train.tasks import AdapterTask
+from posegen.train.training_batches import EpochBatches, training_loader
 from tests.backbones.models import SD1, named, original_of, parts_of, write_safetensors
 from tests.backbones.sdxl_models import POOLED, XL, original_sdxl, sdxl_parts
+from tests.tiny import configured
 
 SIZE, STEPS, GUIDANCE, PROMPTS = (64, 96), 3, 5.0, ["a person dancing", "a person on the beach"]
 
@@ -291,6 +298,52 @@ def test_a_drawing_that_the_halved_grid_does_not_divide_is_named() -> None:
     assert ours(method, replace(batch(torch.rand(2, 3, 80, 112)), size=(80, 112))).shape == (2, 4, 10, 14)
     with pytest.raises(ValueError, match=r"adapter.form=xl is for U-Nets of 3 levels, this one has 2"):
         T2IAdapter(form="xl").attach(StableDiffusion.from_parts(parts_of(SD1)))
+
+
+def test_training_knows_the_sizes_of_stored_pictures_and_evaluation_takes_them_as_whole(
+    place: Path, tmp_path: Path
+) -> None:
+    """With cached latents and texts, too; the longer side is cut after scaling."""
+    sizes = [(80, 60), (50, 110), (64, 64), (70, 90)]
+    for i, (height, width) in enumerate(sizes):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (width, height), (40 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
+    words = ["backbone=sdxl", f"backbone.path={place / 'sdxl'}", "adapter=controlnet", "data=folder", "data.size=64"]
+    words += [f"data.root={tmp_path / 'pictures'}", "data.poses=null", "data.prompts=null", "data.shares=[1.0,0.0,0.0]"]
+    with configured(
+        "train", *words, f"paths.cache={tmp_path / 'cache'}", "progress=none", "trainer.precision=32-true"
+    ) as cfg:
+        components = Components(cfg)
+        task, data = AdapterTask(components), components.data("train")
+        needs = needs_of(task, components)
+        [given] = training_loader(data, needs, EpochBatches(len(data), 4, seed=0))
+        state = components.adapter.encode(given)
+        step = task.step(given, state.text, lambda noisy, times: components.adapter.inject(state, noisy, times))
+        evaluated = batch_of(components, components.adapter, range(4), "train")
+    assert given.latents is not None and given.images is None and given.text is not None and given.sizes is not None
+    assert torch.equal(state.text.sizes, given.sizes) and bool(step.prediction.isfinite().all())
+    found = dict(zip(given.ids, given.sizes.tolist(), strict=True))
+    cuts = {(80, 60): [10, 0], (50, 110): [0, 38], (64, 64): [0, 0], (70, 90): [0, 9]}
+    expected = {size: [*size, *cut, 64, 64] for size, cut in cuts.items()}
+    assert sorted(found.values()) == sorted(expected.values())
+    assert evaluated.sizes is None and components.adapter.encode(evaluated).text.sizes is None
+
+
+def test_batches_hold_sizes_where_they_are_asked_for_and_all_known() -> None:
+    class Pictures(PoseData):
+        name, split, size, identity = "pictures", "train", (8, 8), {}
+
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> Sample:
+            known = (10, 20 + index, 0, index, 8, 8) if index < 2 else None
+            nobody = np.zeros((0, 17, 3), np.float32), np.zeros(0, np.float32)
+            return Sample(str(index), "", *nobody, None, self.size, sizes=known)
+
+    asked, data = Needs(frozenset({"sizes"})), Pictures()
+    assert collate(data, (0, 1), asked, 0).sizes.tolist() == [[10, 20, 0, 0, 8, 8], [10, 21, 0, 1, 8, 8]]
+    assert collate(data, (1, 2), asked, 0).sizes is None and collate(data, (0, 1), Needs(), 0).sizes is None
 
 
 # Official weights.
