@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -236,6 +237,7 @@ class TextToImageTask(DiffusionTask):
         super().__init__(components)
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
+        self.needs = self.needs | self.backbone.reads
         self.backbone.requires_grad_(False)
         self.backbone.network.requires_grad_(True)
         self.backbone.text_encoder.requires_grad_(True)
@@ -244,7 +246,7 @@ class TextToImageTask(DiffusionTask):
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()
         text = self.backbone.encode_text([prompt if k else "" for prompt, k in zip(batch.prompts, keep, strict=True)])
-        step = self.step(batch, text, lambda noisy, timesteps: Injection())
+        step = self.step(batch, replace(text, sizes=batch.sizes), lambda noisy, timesteps: Injection())
         error = (step.prediction.float() - step.target.float()).square().mean(dim=(1, 2, 3))
         plain = error.mean()
         if self.min_snr is None:
