@@ -47,6 +47,7 @@ class Geometry:
     linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
     norm_groups: int = 32  # groups of the group normalisations
     patch: int = 1  # latent cells along the side of a token, of transformers
+    transformer_layers: tuple[int, ...] = ()  # of the U-Net's transformers at each level; empty: one everywhere
 
     @property
     def levels(self) -> int:
@@ -79,7 +80,11 @@ class Geometry:
         attention = tuple("CrossAttn" in block for block in unet["down_block_types"])
         linear, groups = bool(unet.get("use_linear_projection", False)), unet.get("norm_num_groups", 32)
         sizes = attention, unet["layers_per_block"], heads, unet["cross_attention_dim"]
-        return cls(unet["out_channels"], latent_factor, channels, *sizes, linear, groups)
+        several = unet.get("transformer_layers_per_block", 1)
+        several = tuple(several) if isinstance(several, Sequence) else (several,) * len(channels)
+        several = several if max(several) > 1 else ()
+        form = {"linear_projection": linear, "norm_groups": groups, "transformer_layers": several}
+        return cls(unet["out_channels"], latent_factor, channels, *sizes, **form)
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
@@ -122,7 +127,9 @@ class Injection:
     blocks: tuple[Tensor, ...] | None = (
         None  # ``[B, N, C]``, each added behind an equal share of the transformer blocks
     )
-    encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
+    #: A feature map per level, added before its last skip leaves it; or those and, between each two, one that is added
+    #: behind the downsampling.
+    encoder: tuple[Tensor, ...] | None = None
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
@@ -254,6 +261,7 @@ class Backbone(nn.Module, ABC):
     recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
+    reads: ClassVar[frozenset[str]] = frozenset()  # further fields of training batches that it reads (``sizes``)
     weights: Weights  # id and hash of the loaded weights
     flow: ClassVar[bool] = False  # all models of the class are trained by flow matching
     chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
@@ -351,6 +359,12 @@ class Backbone(nn.Module, ABC):
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
         return {}
+
+    @classmethod
+    def misfit_at(cls, path: Any, official: Mapping[str, Tensor]) -> str:
+        """What shows that official weights belong to another backbone than that at ``path``, of which no weight is
+        read; empty where nothing does."""
+        return ""
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         """A key of everything that cached latents or texts depend on; backbones with one encoder may share it."""

@@ -32,7 +32,7 @@ from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, che
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
 WEIGHTS, ONE_FILE = "diffusion_pytorch_model.safetensors", "1TB"  # whatever their size
-CONTROLNETS = "ControlNetModel", "SD3ControlNetModel", "FluxControlNetModel"
+CONTROLNETS = "ControlNetModel", "ControlNetUnionModel", "SD3ControlNetModel", "FluxControlNetModel"
 PLAIN = {**dict.fromkeys(CONTROLNETS, "controlnet"), "T2IAdapter": "t2i_adapter"}
 
 
