@@ -63,6 +63,18 @@ def controlnet_of(config: Mapping[str, Any], **size: Any) -> FluxControlNetModel
     return FluxControlNetModel(**{key: value for key, value in {**config, **size}.items() if key in known})
 
 
+def width_of(weights: Mapping[str, Tensor]) -> int | None:
+    """The width of a ``FluxControlNetModel``; None of weights of another class."""
+    embedder = weights.get("controlnet_x_embedder.weight")
+    return None if embedder is None else len(embedder)
+
+
+def other_width(there: int, here: int) -> str:
+    """What is wrong with a ControlNet of width ``there`` on a transformer of width ``here``; empty if nothing is."""
+    fix = "choose the backbone= (with its backbone.path=) that it was trained on"
+    return "" if there == here else f"is {there} wide, and the backbone's transformer {here}; {fix}"
+
+
 def released_form(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the weights of a ``FluxControlNetModel`` tell of its configuration."""
     zero = {"num_layers": "controlnet_blocks.", "num_single_layers": "controlnet_single_blocks."}
@@ -117,13 +129,11 @@ class FluxCopy(ControlBranch):
         return Injection(blocks=double and tuple(double), single_blocks=single and tuple(single))
 
     def fit(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
-        if "controlnet_x_embedder.weight" not in weights:
+        if (width := width_of(weights)) is None:
             return  # of another class, which `placed` tells
         old, found = self.network, released_form(weights)
-        here, there = old.inner_dim, len(weights["controlnet_x_embedder.weight"])
-        if there != here:
-            fix = "choose the backbone= (with its backbone.path=) that it was trained on"
-            raise UserError(f"the ControlNet is {there} wide, and the backbone's transformer {here}; {fix}")
+        if problem := other_width(width, old.inner_dim):
+            raise UserError(f"the ControlNet {problem}")
         if all(old.config[name] == value for name, value in found.items()):
             return
         weight = next(old.parameters())
