@@ -221,6 +221,24 @@ def test_a_training_step_moves_what_trains_and_nothing_else(method: Adapter) -> 
     assert all(p.grad is not None and p.grad.abs().max() > 0 for part in moved for p in part.parameters())
 
 
+def test_residuals_of_both_kinds_are_weighed_and_added() -> None:
+    first, second = (attached(ControlNet(), backbone()) for _ in range(2))
+    inputs = torch.randn(2, 16, 8, 12), torch.tensor([250.0, 900.0])
+    with torch.no_grad():
+        for method in (first, second):
+            awake(method)
+        one, two = (method.inject(method.encode(batch(drawing())), *inputs) for method in (first, second))
+    both = one + two.scaled(2.0)
+    assert (len(both.blocks or ()), len(both.single_blocks or ())) == (3, 5) and len(both.residuals) == 8
+    for name in ("blocks", "single_blocks"):
+        parts = zip(*(getattr(each, name) for each in (both, one, two)), strict=True)
+        assert all(torch.allclose(total, a + 2 * b) for total, a, b in parts)
+    last = one.weighted([0.0] * 7 + [1.0])
+    assert not any(r.any() for r in last.residuals[:-1]) and torch.equal(last.residuals[-1], one.single_blocks[-1])
+    with pytest.raises(ValueError, match="single_blocks has 5 and 4 maps; both methods need the same backbone"):
+        one + replace(two, single_blocks=two.single_blocks[1:])
+
+
 def test_the_number_of_copied_blocks_is_a_setting() -> None:
     net = attached(ControlNet(layers=2), backbone()).branch.network
     assert (len(net.transformer_blocks), len(net.single_transformer_blocks)) == (2, 0)
