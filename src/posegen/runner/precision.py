@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate import cpu_offload_with_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -181,6 +182,14 @@ def keeping(*modules: nn.Module) -> Iterator[None]:
 def arranged(network: nn.Module, compute: Mapping[str, Any]) -> None:
     """`arrange` by the keys of the ``compute`` group."""
     arrange(network, **{key: compute[key] for key in WAYS if key in compute})
+
+
+def waiting_parts(parts: Iterable[nn.Module], device: torch.device) -> list[Any]:
+    """accelerate's hooks, with which parts wait in the CPU's memory until somebody runs them; their ``offload`` sends
+    them back. None where the device has no memory of its own."""
+    if device.type in ("cpu", "mps"):
+        return []
+    return [cpu_offload_with_hook(part, device)[1] for part in parts]
 
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:

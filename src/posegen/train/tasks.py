@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
@@ -30,7 +29,7 @@ from posegen.io.atomic import replacing
 from posegen.ranges import NotNegative, Positive
 from posegen.runner.components import Components
 from posegen.runner.method_folder import save_method
-from posegen.runner.precision import arranged
+from posegen.runner.precision import arranged, waiting_parts
 from posegen.train.fsdp import divide_weights
 from posegen.train.loggers import log_settings
 from posegen.train.optimisers import UpdatesInBackward, build_optimizer
@@ -202,8 +201,7 @@ class AdapterTask(DiffusionTask):
         return self.adapter.loss(step, state, batch)
 
     def on_fit_start(self) -> None:
-        if self.device.type not in ("cpu", "mps"):  # those have one memory
-            self.waiting = [cpu_offload_with_hook(part, self.device)[1] for part in self.backbone.encoders]
+        self.waiting = waiting_parts(self.backbone.encoders, self.device)
 
     def on_train_batch_start(self, batch: PoseBatch, batch_idx: int) -> None:
         for hook in self.waiting:
