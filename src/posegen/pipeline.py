@@ -44,12 +44,13 @@ from posegen.runner.user_requests.pipeline_arguments import (
     people_in_sources,
     prompts_with_poses,
     seeds,
+    sizes_of_images,
     whole_number,
 )
 from posegen.runner.user_requests.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler, attention_arguments
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
-STEPS, GUIDANCE = 50, 7.5
+STEPS = 50
 SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip", "long_prompts")
 Output = Literal["pil", "np", "pt", "latent"]
 
@@ -87,8 +88,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         super().__init__()
         known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
         self.own_unet, self.changed = own_unet, set[str]()
-        self.sampler = Sampler(**{"scheduler": None, "steps": STEPS, "guidance": GUIDANCE, **known})
         body, parts = adapter.backbone, adapter.backbone.components
+        self.sampler = Sampler(**{"scheduler": None, "steps": STEPS, "guidance": body.usual_guidance, **known})
         self.model_cpu_offload_seq = "->".join((*(n for n in parts if n.startswith("text")), body.network_name, "vae"))
         self.register_modules(
             adapter=adapter.eval(),
@@ -225,7 +226,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """As in diffusers: LoRA of the U-Net and the text tower; a method's trainable copies stay as they are."""
         if not USE_PEFT_BACKEND:
             raise UserError("load_lora_weights needs the package peft; pip install 'posegen[lora]'")
-        if not isinstance(self.backbone, StableDiffusion):
+        if not isinstance(self.backbone, StableDiffusion) or self.backbone.pooled_dim is not None:
             family = type(self.backbone).__name__
             raise UserError(f"load_lora_weights reads LoRA of Stable Diffusion 1 and 2, this backbone is {family}")
         super().load_lora_weights(*args, **kwargs)
@@ -275,6 +276,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
@@ -312,6 +316,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 `posegen.backbones.base.Injection.scaled`.
             control_guidance_start, control_guidance_end: the part of the steps, from 0 to 1, in which the method acts.
             cross_attention_kwargs: arguments of the U-Net's attention processors; ``scale`` is the strength of LoRA.
+            original_size, crops_coords_top_left, target_size: (height, width) or (top, left) that a Stable Diffusion XL
+                takes the images for; by default the size of the images, cut nowhere.
             callback_on_step_end: is called with the pipeline, the number of the step, its timestep and a dictionary of
                 tensors; what it returns replaces them. ``pipe._interrupt = True`` ends the sampling, and so does
                 whatever it raises.
@@ -358,6 +364,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative = TextInput.read("negative_prompt", negative_prompt, *negative_states, *widths)
         negative = negative.for_images(len(positive))
         size = self.size(guides, height, width)
+        framed = {"original_size": original_size, "crops_coords_top_left": crops_coords_top_left}
+        sizes = sizes_of_images(self.backbone, size, **framed, target_size=target_size)
         sources = people_in_sources(self.adapter, source, len(positive), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
         rows = [i for i in range(len(positive)) for _ in range(num_images_per_prompt)]
@@ -384,6 +392,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             source=None if sources is None else sources[rows].to(device, self.dtype),
             text=text[rows],
             negative_text=negative_text[rows],
+            sizes=None if sizes is None else sizes.expand(len(rows), -1),
             noise=noise,
         )
         sampler = PipelineSampler(self, options, self.sampler.skip)

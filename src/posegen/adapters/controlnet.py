@@ -30,7 +30,7 @@ class ControlNet(Adapter):
     Poses are drawn in the ``style`` of the released weights, ``openpose``, or as ``humansd``. ``strength`` is a factor
     of all residuals, ``scales`` one for each, finest first and the middle's last; ``only_mid`` uses that alone. In
     ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either. Of a transformer
-    the first ``layers`` blocks are copied, by default half of them."""
+    the first ``layers`` blocks are copied, by default as many as in released ones."""
 
     needs = frozenset({"hint"})
     places = frozenset({"control_copy"})
@@ -77,7 +77,7 @@ class ControlNet(Adapter):
         added = self.branch(latents, timesteps, state.text, state["hint"])
         added = added.weighted(self.factors(len(added.residuals)))
         if self.guess_mode:
-            added = added.weighted([state["on"]] * len(added.residuals))
+            added = added.weighted([state["on"].view(-1, *[1] * (r.ndim - 1)) for r in added.residuals])
         return replace(added, down=None) if self.only_mid else added
 
     def factors(self, residuals: int) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -46,6 +47,7 @@ class Geometry:
     linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
     norm_groups: int = 32  # groups of the group normalisations
     patch: int = 1  # latent cells along the side of a token, of transformers
+    transformer_layers: tuple[int, ...] = ()  # of the U-Net's transformers at each level; empty: one everywhere
 
     @property
     def levels(self) -> int:
@@ -78,7 +80,11 @@ class Geometry:
         attention = tuple("CrossAttn" in block for block in unet["down_block_types"])
         linear, groups = bool(unet.get("use_linear_projection", False)), unet.get("norm_num_groups", 32)
         sizes = attention, unet["layers_per_block"], heads, unet["cross_attention_dim"]
-        return cls(unet["out_channels"], latent_factor, channels, *sizes, linear, groups)
+        several = unet.get("transformer_layers_per_block", 1)
+        several = tuple(several) if isinstance(several, Sequence) else (several,) * len(channels)
+        several = several if max(several) > 1 else ()
+        form = {"linear_projection": linear, "norm_groups": groups, "transformer_layers": several}
+        return cls(unet["out_channels"], latent_factor, channels, *sizes, **form)
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
@@ -121,25 +127,30 @@ class Injection:
     blocks: tuple[Tensor, ...] | None = (
         None  # ``[B, N, C]``, each added behind an equal share of the transformer blocks
     )
-    encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
+    #: A feature map per level, added before its last skip leaves it; or those and, between each two, one that is added
+    #: behind the downsampling.
+    encoder: tuple[Tensor, ...] | None = None
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
     rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
+    single_blocks: tuple[Tensor, ...] | None = None  # as ``blocks``, behind those that text and image share
 
     @property
     def residuals(self) -> tuple[Tensor, ...]:
         """All residuals in the order of the network, that of the middle last."""
-        return (*(self.blocks or ()), *(self.down or ()), *(() if self.mid is None else (self.mid,)))
+        ends = self.down or (), () if self.mid is None else (self.mid,)
+        return tuple(chain(self.blocks or (), self.single_blocks or (), *ends))
 
     def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
         """The same with one factor per residual, in the order of `residuals`; a ValueError with more or fewer."""
         if len(factors) != (count := len(self.residuals)):
             raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
-        scaled, first = tuple(r * f for r, f in zip(self.residuals, factors, strict=True)), len(self.blocks or ())
-        blocks = None if self.blocks is None else scaled[:first]
-        down = None if self.down is None else scaled[first : first + len(self.down)]
-        return replace(self, blocks=blocks, down=down, mid=None if self.mid is None else scaled[-1])
+        scaled = iter([r * f for r, f in zip(self.residuals, factors, strict=True)])
+        kinds = self.blocks, self.single_blocks, self.down
+        blocks, single, down = (each if each is None else tuple(islice(scaled, len(each))) for each in kinds)
+        mid = None if self.mid is None else next(scaled)
+        return replace(self, blocks=blocks, single_blocks=single, down=down, mid=mid)
 
     def scaled(self, factor: float) -> Injection:
         """The influence ``factor`` times as strong; ``attention`` and ``features``, which are not linear, stay as they
@@ -163,11 +174,12 @@ class Injection:
             raise ValueError(f"attention and features of two methods cannot be added: {images}")
         down, mid = _added("down", self.down, other.down), _both(torch.add, self.mid, other.mid)
         blocks = _added("blocks", self.blocks, other.blocks)
+        single = _added("single_blocks", self.single_blocks, other.single_blocks)
         encoder = _added("encoder", self.encoder, other.encoder)
         latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
-        return Injection(down, mid, blocks, encoder, latents, attention, features, rows)
+        return Injection(down, mid, blocks, encoder, latents, attention, features, rows, single)
 
 
 FieldT = TypeVar("FieldT")
@@ -249,9 +261,12 @@ class Backbone(nn.Module, ABC):
     recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
+    reads: ClassVar[frozenset[str]] = frozenset()  # further fields of training batches that it reads (``sizes``)
     weights: Weights  # id and hash of the loaded weights
     flow: ClassVar[bool] = False  # all models of the class are trained by flow matching
     chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
+    packs: ClassVar[int] = 1  # latent cells along the side of a token, where every model of the class has as many
+    usual_guidance: ClassVar[float] = 7.5  # of a pipeline, where a method says nothing
     network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
 
     @property
@@ -344,6 +359,12 @@ class Backbone(nn.Module, ABC):
     def unet_keys(self, official: Iterable[str]) -> dict[str, str | None]:
         """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
         return {}
+
+    @classmethod
+    def misfit_at(cls, path: Any, official: Mapping[str, Tensor]) -> str:
+        """What shows that official weights belong to another backbone than that at ``path``, of which no weight is
+        read; empty where nothing does."""
+        return ""
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         """A key of everything that cached latents or texts depend on; backbones with one encoder may share it."""

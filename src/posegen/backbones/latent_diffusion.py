@@ -13,6 +13,7 @@ from posegen.backbones.autoencoder import decoded, encoded, latent_form
 from posegen.backbones.base import Backbone, Geometry, Weights
 from posegen.backbones.loading.diffusers_folder import copy_source, read_folder, tokenizer_for
 from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
+from posegen.backbones.loading.ldm_keys import text_dim_in
 from posegen.backbones.loading.model_parts import ModelParts, tensors_hash
 from posegen.backbones.loading.source import AUTOENCODER_FILES, fetched_parts, resolve, source_name
 from posegen.backbones.loading.tokenizer import CONTEXT
@@ -20,8 +21,9 @@ from posegen.backbones.process import NoiseProcess, noise_process
 from posegen.backbones.text import cut_note
 from posegen.errors import UserError
 from posegen.io.hub import HubPlace, fetched, on_hub
-from posegen.io.weights import WeightsError
+from posegen.io.weights import WeightsError, shapes_in
 
+TEXT_DIMS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}  # width of text states -> value of backbone=
 Initialise = Literal["pretrained", "random"]
 HeldIn = Literal["float32", "bfloat16"]
 
@@ -193,6 +195,17 @@ class LatentDiffusion(Backbone):
         folder = tokenizer_folder(tower)
         place, _ = resolve(path, cls.layout, (f"{folder}/", f"{tower}/config.json"))
         return tokenizer_for(cls.layout.towers[tower], place / folder), read_config(place / tower)
+
+    @classmethod
+    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
+        folder, reads = cls.layout.network_folder, text_dim_in({key: value.shape for key, value in official.items()})
+        if reads is None:
+            return ""
+        place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
+        inside = place.is_dir() and (place / folder).is_dir()
+        has = read_config(place / folder).get("cross_attention_dim") if inside else text_dim_in(shapes_in(place))
+        use = f"use backbone={TEXT_DIMS[reads]}" if reads in TEXT_DIMS else "choose the backbone= that it belongs to"
+        return "" if has in (None, reads) else f"reads text of width {reads}, the backbone {place} of {has}; {use}"
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         return cut_note(self.tokenizers[self.counting_tower], self.max_length, prompts)

@@ -52,6 +52,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         None if cached is None else torch.from_numpy(np.stack([cached[i] for i in indices])).float()
         for cached in (needs.latents, needs.source_latents)
     )
+    sizes = [s.sizes for s in samples if s.sizes is not None] if "sizes" in needs.fields else []
     return PoseBatch(
         ids=[s.id for s in samples],
         prompts=[s.prompt for s in samples],
@@ -71,6 +72,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         negative_text=needs.negative_text,
         attributes=[s.attributes for s in samples],
         areas=[s.areas for s in samples],
+        sizes=torch.tensor(sizes, dtype=torch.float32) if len(sizes) == len(samples) else None,
     )
 
 

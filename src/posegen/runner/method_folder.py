@@ -31,8 +31,9 @@ from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, che
 
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PLAIN = {"ControlNetModel": "controlnet", "SD3ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}
+WEIGHTS, ONE_FILE = "diffusion_pytorch_model.safetensors", "1TB"  # whatever their size
+CONTROLNETS = "ControlNetModel", "ControlNetUnionModel", "SD3ControlNetModel", "FluxControlNetModel"
+PLAIN = {**dict.fromkeys(CONTROLNETS, "controlnet"), "T2IAdapter": "t2i_adapter"}
 
 
 def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bool = False, **facts: Any) -> None:
@@ -58,12 +59,12 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         temporary.mkdir()
         rest = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
         for name, (prefix, module) in plain_modules(adapter).items():
-            module.save_pretrained(temporary / name)
+            module.save_pretrained(temporary / name, max_shard_size=ONE_FILE)
             rest = {key: value for key, value in rest.items() if not key.startswith(prefix)}
         if rest:
             save_file(rest, temporary / ADAPTER)
         if own_unet or trains(backbone.network):
-            backbone.network.save_pretrained(network_file(temporary, backbone).parent)
+            backbone.network.save_pretrained(network_file(temporary, backbone).parent, max_shard_size=ONE_FILE)
         write_json(temporary / "posegen.json", about)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -55,6 +56,10 @@ def convert(
         if on_hub(source):
             file, hub = fetched(HubPlace.of(source))
         official, sha256 = read_official(file)
+        cls: Any = get_object(str(backbone.get("_target_")))
+        path = None if OmegaConf.is_missing(backbone, "path") else backbone.get("path")
+        if hasattr(cls, "misfit_at") and path is not None and (misfit := cls.misfit_at(path, official)):
+            raise UserError(f"{file} {misfit}. Nothing was loaded or written")
         method, body = attached(adapter, backbone, faithful=True)
         beside = file / "config.json" if file.is_dir() else file.with_name("config.json")
         for branch in (part for part in method.modules() if isinstance(part, ControlBranch)):

@@ -19,7 +19,7 @@ from posegen.errors import UserError
 #: Lightning's names of the precisions that sampling and `posegen profile` know, too.
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 #: What is compiled: larger pieces take minutes, and hooks on them, which inject features, would be frozen into code.
-REPEATED = ("BasicTransformerBlock", "JointTransformerBlock")
+REPEATED = ("BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock")
 #: What may be computed again. The wide activations in feed-forward layers take most of a transformer block's memory and
 #: cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
@@ -82,7 +82,7 @@ def arrange(
             module.forward = partial(recomputed, module)
         if packed and type(module) is nn.Conv2d and module.padding_mode == "zeros":
             module.forward = partial(convolved, module)
-        if attention == "fp32" and type(module).__name__ == "Attention":
+        if attention == "fp32" and type(module).__name__ in ("Attention", "FluxAttention"):
             module.forward = partial(attended, module)
 
 

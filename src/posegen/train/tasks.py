@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -193,7 +194,7 @@ class AdapterTask(DiffusionTask):
         super().__init__(components)
         self.adapter, self.backbone = components.adapter, components.backbone
         components.sampler.unset(self.backbone)  # it samples while it trains: a scheduler that does not fit says so now
-        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads | self.backbone.reads
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
@@ -244,6 +245,7 @@ class TextToImageTask(DiffusionTask):
             raise UserError(
                 f"task.min_snr={min_snr} weighs steps of variance-preserving noise, not flow matching; {fix}"
             )
+        self.needs = self.needs | self.backbone.reads
         self.backbone.requires_grad_(False)
         self.backbone.network.requires_grad_(True).float()
         self.backbone.text_encoder.requires_grad_(True).float()
@@ -252,7 +254,7 @@ class TextToImageTask(DiffusionTask):
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()
         text = self.backbone.encode_text([prompt if k else "" for prompt, k in zip(batch.prompts, keep, strict=True)])
-        step = self.step(batch, text, lambda noisy, timesteps: Injection())
+        step = self.step(batch, replace(text, sizes=batch.sizes), lambda noisy, timesteps: Injection())
         error = (step.prediction.float() - step.target.float()).square().mean(dim=(1, 2, 3))
         plain = error.mean()
         if self.min_snr is None:

@@ -133,6 +133,20 @@ def image_size(
     return size  # type: ignore[return-value]
 
 
+def sizes_of_images(backbone: Backbone, size: tuple[int, int], **given: Any) -> Tensor | None:
+    """``[6]`` what `Text.sizes_for` has for each image, from diffusers' arguments for Stable Diffusion XL; None where
+    none of them is given."""
+    if not (asked := [name for name, value in given.items() if value is not None]):
+        return None
+    if "sizes" not in backbone.reads:
+        raise UserError(f"{asked[0]} is given; backbone {backbone.weights.id} reads no sizes of images, leave it out")
+    usual = {"original_size": size, "crops_coords_top_left": (0, 0), "target_size": size}
+    numbers = [(name, usual[name] if value is None else value) for name, value in given.items()]
+    if wrong := [(name, pair) for name, pair in numbers if not isinstance(pair, list | tuple) or len(pair) != 2]:
+        raise UserError(f"{wrong[0][0]} is {wrong[0][1]!r}; expected two numbers, down and across")
+    return torch.tensor([finite_number(name, number) for name, pair in numbers for number in pair])
+
+
 def people_in_sources(adapter: Adapter, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
     """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""
     name = type(adapter).__name__
