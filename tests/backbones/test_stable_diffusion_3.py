@@ -165,6 +165,17 @@ def test_the_converter_reads_the_form_beside_the_file_or_from_its_keys(tmp_path:
     assert again.config.num_layers == 3 and again.config.force_zeros_for_pooled_projection is bare
 
 
+def test_a_controlnet_of_another_width_is_refused_before_any_weight_of_the_backbone_is_read(tmp_path: Path) -> None:
+    sd3_parts().network.save_config(tmp_path / "sd3" / "transformer")
+    size = {**released("InstantX, 3 layers", backbone()).config, "num_attention_heads": 6}
+    SD3ControlNetModel.from_config(size).save_pretrained(tmp_path / "official")
+    place = {"_target_": "posegen.backbones.stable_diffusion_3.StableDiffusion3", "path": str(tmp_path / "sd3")}
+    adapter = OmegaConf.create({"_target_": "posegen.adapters.controlnet.ControlNet"})
+    source = str(tmp_path / "official" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match=r"is 48 wide, and the backbone's transformer 32; choose .* Nothing was loaded"):
+        convert(adapter, OmegaConf.create(place), source, str(tmp_path / "method"))
+
+
 def test_controlnets_of_another_width_or_use_are_refused_in_a_sentence() -> None:
     method = ControlNet()
     method.attach(backbone())
@@ -312,6 +323,25 @@ def test_methods_without_their_place_are_refused() -> None:
         T2IAdapter().attach(backbone())
     with pytest.raises(ValueError, match="no middle block"):
         ControlNet(only_mid=True).attach(backbone())
+
+
+def test_a_folder_without_t5_tells_what_is_read_and_long_prompts_are_refused(tmp_path: Path) -> None:
+    sd3_parts().save(tmp_path / "sd3")
+    assert StableDiffusion3.text_reader(tmp_path / "sd3", t5_length=20)[1] == 20
+    assert StableDiffusion3.text_reader(tmp_path / "sd3", t5=False)[1] == 77
+    for folder in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(tmp_path / "sd3" / folder)
+    assert StableDiffusion3.text_reader(tmp_path / "sd3")[1] == 77
+    body = StableDiffusion3(tmp_path / "sd3")
+    with pytest.raises(
+        UserError, match="reads no prompt in chunks, and the prompt is longer than the 77 tokens .*; set"
+    ):
+        body.chunks(["dancing " * 80])
+    assert body.chunks(PROMPTS) == 1
+    with pytest.raises(ValueError, match="StableDiffusion3 reads no prompt in chunks, and was asked for 2"):
+        body.encode_text(PROMPTS, chunks=2)
+    copied = body.save_source(tmp_path / "copy")
+    assert StableDiffusion3(tmp_path / "copy" / copied.pop("path"), **copied).weights.sha256 == body.weights.sha256
 
 
 def test_logit_normal_times_are_in_the_middle() -> None:

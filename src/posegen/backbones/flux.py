@@ -58,7 +58,7 @@ class Flux(LatentDiffusion):
 
     network_name = "transformer"
     layout = FLUX_LAYOUT
-    packs, usual_guidance = PATCH, 1.0
+    flow, packs, usual_guidance = True, PATCH, 1.0
     random_sizes = FLUX_SIZES
     places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
     transformer: FluxTransformer2DModel

@@ -17,9 +17,10 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from posegen.backbones.autoencoder import encoded
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks, widened
-from posegen.backbones.blocks.transformer_copy import TransformerCopy
+from posegen.backbones.blocks.flux_copy import other_width
+from posegen.backbones.blocks.transformer_copy import TransformerCopy, control_width
 from posegen.backbones.latent_diffusion import HeldIn, Initialise, LatentDiffusion
-from posegen.backbones.loading.layout import Layout, tokenizer_folder
+from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.sd3_sizes import SD3_SIZES, sd3_without_weights
 from posegen.backbones.loading.source import resolve
@@ -59,7 +60,7 @@ class StableDiffusion3(LatentDiffusion):
     """
 
     network_name = "transformer"
-    flow = True
+    flow, packs = True, 2
     layout = SD3_LAYOUT
     random_sizes = SD3_SIZES
     places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
@@ -124,6 +125,16 @@ class StableDiffusion3(LatentDiffusion):
         if len(towers) == 1 or not (place / T5_TOWER).is_dir():
             return super().text_reader(place)
         return cls._read_tokenizer(place, T5_TOWER)[0], settings.get("t5_length", cls.t5_length)
+
+    @classmethod
+    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
+        folder, there = cls.layout.network_folder, control_width(official)
+        if there is None:
+            return super().misfit_at(path, official)
+        place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
+        config = read_config(place / folder)
+        heads, wide = config.get("num_attention_heads"), config.get("attention_head_dim")
+        return other_width(there, heads * wide) if heads and wide else ""
 
     @property
     def lengthening(self) -> str:

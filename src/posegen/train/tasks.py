@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from posegen.backbones.base import Backbone, Injection, Step
-from posegen.backbones.process import FlowMatching
 from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
@@ -238,7 +237,7 @@ class TextToImageTask(DiffusionTask):
         super().__init__(components)
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
-        if min_snr is not None and isinstance(self.backbone.process, FlowMatching):
+        if min_snr is not None and self.backbone.process.prediction_type == "velocity":
             fix = "set task.min_snr=null; backbone.density says how often each level of noise is trained"
             raise UserError(
                 f"task.min_snr={min_snr} weighs steps of variance-preserving noise, not flow matching; {fix}"

@@ -11,6 +11,7 @@ from diffusers import SD3ControlNetModel, SD3Transformer2DModel
 from torch import Tensor, nn
 
 from posegen.backbones.base import BlockPlace, ControlBranch, Injection
+from posegen.backbones.blocks.flux_copy import other_width
 from posegen.backbones.text import Text
 from posegen.errors import UserError
 from posegen.io.weights import UnknownKeys
@@ -36,13 +37,11 @@ class TransformerCopy(ControlBranch):
         self.network.train()
 
     def fit(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
-        if "controlnet_blocks.0.weight" not in weights:
+        if (width := control_width(weights)) is None:
             return  # of another class, which `placed` tells
         own, found = self.network.config, form_of(weights, self.network.config)
-        here, there = own.num_attention_heads * own.attention_head_dim, len(weights["controlnet_blocks.0.weight"])
-        if there != here:
-            fix = "choose the backbone= (with its backbone.path=) that it was trained on"
-            raise UserError(f"the ControlNet is {there} wide, and the backbone's transformer {here}; {fix}")
+        if problem := other_width(width, self.network.inner_dim):
+            raise UserError(f"the ControlNet {problem}")
         if extra := found["extra_conditioning_channels"]:
             inputs = f"reads {extra} channels beside the drawing, as those for inpainting do"
             raise UserError(f"the ControlNet {inputs}; expected one that reads a picture alone")
@@ -85,6 +84,12 @@ class TransformerCopy(ControlBranch):
         if unknown := official.keys() - self.network.state_dict().keys():
             raise UnknownKeys(unknown, method)
         return {f"network.{key}": value for key, value in official.items()}
+
+
+def control_width(weights: Mapping[str, Tensor]) -> int | None:
+    """The width of a ``SD3ControlNetModel``; None of weights of another class."""
+    embedder = weights.get("pos_embed_input.proj.weight")
+    return None if embedder is None else len(embedder)
 
 
 def network_of(config: Mapping[str, Any]) -> SD3ControlNetModel:
