@@ -166,20 +166,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def test_folder_and_original_file_are_the_same_model(place: Path, tmp_path: Path) -> None:
+def test_original_files_are_the_same_model(place: Path, tmp_path: Path) -> None:
     made, noisy, times = backbone(whole=True), torch.randn(2, 4, 8, 12), torch.tensor([250, 900])
-    sdxl_parts(whole=True).save(tmp_path / "sdxl")
     torch.save({"state_dict": original_sdxl()}, tmp_path / "sdxl.ckpt")
     expected, text = made.predict(noisy, times, made.encode_text(PROMPTS), Injection()), made.encode_text(PROMPTS)
     image = torch.rand(1, 3, 64, 64)
-    for source in (tmp_path / "sdxl", place / "sdxl.safetensors", tmp_path / "sdxl.ckpt"):
-        read = StableDiffusionXL(source, id="same")
+    for source in (place / "sdxl.safetensors", tmp_path / "sdxl.ckpt"):
+        read = StableDiffusionXL(source)
         assert read.geometry == made.geometry == XL and read.usual_size == (1024, 1024)
         found = read.encode_text(PROMPTS)
         torch.testing.assert_close(found.tokens, text.tokens)
         torch.testing.assert_close(found.pooled, text.pooled)
         torch.testing.assert_close(read.predict(noisy, times, found, Injection()), expected)
         torch.testing.assert_close(read.to_latents(image), made.to_latents(image))
+
+
+@torch.no_grad()
+def test_a_folder_is_the_same_model(place: Path) -> None:
+    made, read = backbone(), StableDiffusionXL(place / "sdxl")
+    noisy, times = torch.randn(1, 4, 8, 12), torch.tensor([9])
+    text = read.encode_text(PROMPTS[:1])
+    assert read.geometry == XL and torch.equal(text.tokens, made.encode_text(PROMPTS[:1]).tokens)
+    assert torch.equal(read.predict(noisy, times, text, Injection()), made.predict(noisy, times, text, Injection()))
 
 
 def test_an_empty_prompt_is_zeros_where_the_pipeline_says_so(place: Path, tmp_path: Path) -> None:
@@ -381,6 +389,7 @@ def test_official_controlnets_load_in_diffusers_with_the_same_residuals(place: P
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_official_unions_and_t2i_adapters_are_converted(place: Path, tmp_path: Path) -> None:
     union, body = ControlNetUnion(kinds=8), backbone()
     awake(union, body).branch.network.save_pretrained(tmp_path / "union")

@@ -35,13 +35,7 @@ class StableDiffusionXL(StableDiffusion):
     them; else, and always in evaluation, a whole picture of the size of the sample.
 
     Args:
-        path: a folder in diffusers' layout, an original single file (``.safetensors`` or ``.ckpt``), or
-            ``hub:owner/name``, the only form that may download. None for random weights of a published ``size``.
-        autoencoder: folder of another autoencoder than the one in ``path``, or ``hub:owner/name``.
-        recipe: which of an adapter's ``recipes`` fits this backbone.
-        initialise: ``pretrained``, or ``random`` for new weights of U-Net and text towers, but not of the autoencoder.
-        id: name of the weights in tables and records; the folder's or file's name where it is None.
-        prediction_type: overrides the scheduler's configuration; single files say nothing and mean ``epsilon``.
+        path, autoencoder, recipe, initialise, id, prediction_type: see `StableDiffusion`.
         size: the published size, ``sdxl``, of random weights where ``path`` is None.
         force_zeros_for_empty_prompt: an empty prompt is encoded as zeros, which diffusers does where no negative prompt
             is given; None: as ``model_index.json`` says, or true, as in diffusers.
