@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from posegen.backbones.loading.model_parts import ModelParts
+from posegen.backbones.loading.sd3_sizes import CLIP_L, T5_XXL
 from posegen.backbones.loading.tokenizer import clip_tokenizer
 
 FLOW_SHIFT = {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
@@ -19,11 +20,9 @@ def flux_parts(distilled_guidance: bool) -> ModelParts:
 
     T5 reads bytes: posegen has no vocabulary for it. Single precision takes 67 GB, the meta device nothing."""
     words = clip_tokenizer()
-    clip = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=768, intermediate_size=3072, projection_dim=768,
-        num_hidden_layers=12, num_attention_heads=12, bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
-    )  # fmt: skip
-    t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    marks = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    clip = CLIPTextConfig(vocab_size=len(words), projection_dim=CLIP_L["hidden_size"], **CLIP_L, **marks)
+    t5 = T5Config(feed_forward_proj="gated-gelu", **T5_XXL)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(guidance_embeds=distilled_guidance)
