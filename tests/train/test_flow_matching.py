@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from posegen.adapters.none import NoAdapter
@@ -42,15 +43,22 @@ def flow_world(world: list[str], tmp_path: Path) -> list[str]:
     return [*kept, "backbone=sd3", *place, *small, "backbone.t5=false", f"paths.output={tmp_path / 'out'}"]
 
 
-@pytest.mark.parametrize("adapter", ["controlnet", "humansd"])
-def test_a_method_trains_with_live_curves_and_is_sampled(flow_world: list[str], tmp_path: Path, adapter: str) -> None:
-    words = [*flow_world, f"adapter={adapter}"]
+@pytest.mark.parametrize(
+    ("adapter", "dtype"), [("controlnet", "bfloat16"), ("humansd", "bfloat16"), ("humansd", "float32")]
+)
+def test_a_method_trains_with_live_curves_and_is_sampled(
+    flow_world: list[str], tmp_path: Path, adapter: str, dtype: str
+) -> None:
+    """Whatever the frozen parts are held in, what trains is held in single precision."""
+    words = [*flow_world, f"adapter={adapter}", f"backbone.dtype={dtype}"]
     assert main(["train", *words]) == 0
     (metrics,) = (tmp_path / "out").rglob("metrics.csv")
     with metrics.open(newline="") as file:
         seen = {name for row in csv.DictReader(file) for name, value in row.items() if value}
     assert {"train/loss", "val/loss", "val/loss_t125", "val/loss_t875"} <= seen
     assert any(name.startswith("live/") for name in seen)
+    (weights,) = (tmp_path / "out" / "train").rglob("method/**/diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in load_file(weights).values()} == {torch.float32}
     assert main(["sample", *words]) == 0
     assert len(list((tmp_path / "out" / "sample").rglob("*.png"))) >= 6
 

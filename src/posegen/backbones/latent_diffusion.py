@@ -233,7 +233,8 @@ class LatentDiffusion(Backbone):
 
     def in_held(self, tensor: Tensor) -> Tensor:
         """A tensor in the type of the network's weights; autocast, where it is on, sees to that itself."""
-        return tensor if torch.is_autocast_enabled(tensor.device.type) else tensor.to(self.network.dtype)
+        kind = tensor.device.type
+        return tensor if kind != "meta" and torch.is_autocast_enabled(kind) else tensor.to(self.network.dtype)
 
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         return encoded(self.autoencoder, images, generators)
