@@ -31,6 +31,7 @@ BACKBONE_PLACES = {
     "control_copy": "a trainable copy of the network, Backbone.control_copy",
     "encoder_block": "residual blocks of that copy to replace, Backbone.encoder_block",
     "middle": "a function behind the middle block, Backbone.after_middle",
+    "words": "words of the prompt with embeddings that train, Backbone.learned_words",
 }
 #: Keys of `Injection.hooks`.
 HOOK_PLACES = {
@@ -296,6 +297,13 @@ class Backbone(nn.Module, ABC):
     def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
         """Applies ``function`` to the middle block's output from now on, in the place of an earlier function."""
         raise lacks(self, "middle")
+
+    def learned_words(self, words: Mapping[str, str]) -> nn.Module:
+        """A module with trainable embeddings of new words, each of which starts as the last token of a text.
+
+        Called with prompts and the length of text states, it gives `Text` and ``[B, L]`` the index of the word that
+        each token is, -1 for others. The backbone itself does not change."""
+        raise lacks(self, "words")
 
     def widen(self, channels: int) -> None:
         """Adds input channels of zero weight, which read `Injection.latents`; a ValueError the second time."""

@@ -25,6 +25,7 @@ from posegen.backbones.base import (
     widened,
 )
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
+from posegen.backbones.blocks.learned_words import LearnedWords
 from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
 from posegen.backbones.loading import ldm_keys as ldm
@@ -150,6 +151,9 @@ class StableDiffusion(LatentDiffusion):
             self._behind_middle.remove()
         middle = self.unet.mid_block
         self._behind_middle = middle.register_forward_hook(lambda _module, _inputs, output: function(output))
+
+    def learned_words(self, words: Mapping[str, str]) -> LearnedWords:
+        return LearnedWords(self, words)
 
     def widen(self, channels: int) -> None:
         old = self.unet.conv_in

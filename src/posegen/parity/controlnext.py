@@ -7,20 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from posegen.adapters.base import State
 from posegen.adapters.controlnext import CONTROL_PART, INCREMENTS_PART, VALUES_PART, ControlNeXt
 from posegen.backbones.base import Injection
 from posegen.backbones.loading.ldm_keys import below
-from posegen.backbones.loading.model_parts import ModelParts
-from posegen.backbones.loading.single_file import SCHEDULER, vae_of
-from posegen.backbones.mannequin import build_text, build_tokenizer
 from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.backbones.text import Text
 from posegen.errors import UserError
-from posegen.parity.build import Inexpressible, Outputs, converted
+from posegen.parity.build import Inexpressible, Outputs, converted, diffusers_backbone
 from posegen.parity.case import FACTS, Case
 
 VARIANTS = {"sd15": "level", "sd15_mid": "middle", "sdxl": "input"}
@@ -90,8 +86,7 @@ def controlnext_of(case: Case, scale: float) -> ControlNeXt:
 
 def own_backbone(case: Case) -> StableDiffusion:
     """A backbone with the case's U-Net, which for SDXL reads the case's pooled text and sizes in every pass."""
-    unet, given = UNet2DConditionModel(**case.config["unet"]), case.inputs
-    unet.load_state_dict(below(case.weights, VALUES_PART))
+    given, backbone = case.inputs, diffusers_backbone(case.config["unet"], below(case.weights, VALUES_PART))
     if "text_embeds" in given:
         added = {name: given[name] for name in ("text_embeds", "time_ids")}
 
@@ -99,11 +94,8 @@ def own_backbone(case: Case) -> StableDiffusion:
             repeated = {name: value.repeat(len(inputs[0]) // len(value), 1) for name, value in added.items()}
             return inputs, {**named, "added_cond_kwargs": repeated}
 
-        unet.register_forward_pre_hook(with_conditions, with_kwargs=True)
-    tokenizer = build_tokenizer(["person"])
-    text = build_text(tokenizer, unet.config["cross_attention_dim"], layers=1, heads=1)
-    parts = ModelParts.of_one_tower(unet, vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER))
-    return StableDiffusion.from_parts(parts)
+        backbone.unet.register_forward_pre_hook(with_conditions, with_kwargs=True)
+    return backbone
 
 
 def guided_timestep(case: Case) -> int:
