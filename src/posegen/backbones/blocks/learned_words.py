@@ -43,8 +43,8 @@ class LearnedWords(nn.Module):
             return (inputs[0].clamp(max=self.first - 1),)
 
         def spelled(_table: nn.Module, _inputs: Any, states: Tensor) -> Tensor:
-            words = seen[-1].unsqueeze(-1)
-            return torch.where(words < 0, states, self.embeddings.to(states)[seen[-1].clamp(min=0)])
+            words = seen[-1].to(states.device)  # offloaded weights bring their inputs along
+            return torch.where(words[..., None] < 0, states, self.embeddings.to(states)[words.clamp(min=0)])
 
         table, plain = backbone.text_encoder.get_input_embeddings(), backbone.tokenizer
         hooks = table.register_forward_pre_hook(known), table.register_forward_hook(spelled)
@@ -56,4 +56,5 @@ class LearnedWords(nn.Module):
             for hook in hooks:
                 hook.remove()
         rows = [unique.index(prompt) for prompt in prompts]
-        return text[rows], seen[0].reshape(len(unique), -1).clamp(min=-1)[rows]
+        places = seen[0].to(text.tokens.device).reshape(len(unique), -1).clamp(min=-1)
+        return text[rows], places[rows]
