@@ -315,6 +315,13 @@ class Backbone(nn.Module, ABC):
 
         What does not fit into so many ``chunks`` of a text tower is cut."""
 
+    @classmethod
+    def text_reader(cls, path: str | Path, **settings: Any) -> tuple[Any, int] | None:
+        """The tokenizer at ``path`` and the number of tokens that are read, without the weights; None without text.
+
+        ``settings`` are arguments of the constructor."""
+        return None
+
     def chunks(self, prompts: Sequence[str]) -> int:
         """The number of chunks that the longest of the prompts needs, at least 1."""
         return 1

@@ -173,9 +173,6 @@ class LatentDiffusion(Backbone):
 
     @classmethod
     def text_reader(cls, path: str | Path, **settings: Any) -> tuple[Any, int]:
-        """The tokenizer at ``path`` and the number of tokens that are read, without the weights.
-
-        ``settings`` are arguments of the constructor."""
         tokenizer, config = cls._read_tokenizer(path, next(iter(cls.layout.towers)))
         return tokenizer, usual_length(tokenizer, config)
 

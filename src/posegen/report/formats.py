@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from posegen.io.tables import csv_text
 from posegen.metrics.base import Column
 from posegen.report.breakdown import CAPTION, Breakdown
+from posegen.report.rank_agreement import FIELDS
 from posegen.report.rows import Row
 from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, Table
 from posegen.runner.received.state_files import COSTS
@@ -120,6 +121,11 @@ def table_csv(table: Table) -> str:
     values = [f"{column}{suffix}" for column in table.columns for suffix in ("", "_lo", "_hi", "_p")]
     facts = ["n_images", "n_seeds", "state", "reason", *(f"cost_{name}" for name in COSTS), "faithful", "reproduction"]
     return rows_csv(["method", *values, *facts], table.rows)
+
+
+def agreements_csv(table: Table) -> str:
+    """One row per order that the order of the methods was compared with."""
+    return rows_csv(FIELDS, [each.row for each in table.agreements])
 
 
 def breakdown_csv(parts: Breakdown) -> str:

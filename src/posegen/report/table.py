@@ -12,12 +12,14 @@ from posegen.errors import UserError
 from posegen.metrics.base import Column
 from posegen.report.breakdown import Breakdown, breakdowns
 from posegen.report.published import Reproduction, read_expected
+from posegen.report.rank_agreement import Agreement, agreements, seeds_note
 from posegen.report.rows import DAMAGED, REFERENCE, Group, Row, add_tests, group_cells, state_of
 from posegen.report.study import benchmark_plan, recorded_protocol
 
 #: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
 DIFFERS, FAITHFUL = "†", "‡"
 ALPHA = 0.05
+NOTED = ("AP", "paper_AP")  # columns whose agreement with published orders stands below the table
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Table:
     folder: Path  # of the study
     notes: list[str] = field(default_factory=list)  # what stands below the table
     parts: Sequence[Breakdown] = ()  # the same by everything that the images can be divided by
+    agreements: Sequence[Agreement] = ()  # of the order of the methods with other orders
 
     @property
     def scenarios(self) -> Breakdown | None:
@@ -95,7 +98,11 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     notes = [mixed] if len(kinds) > 1 else []
     notes += [*reproduction.legend(), *gaps(measured, groups, columns), *column_remarks(measured, headline)]
     title, parts = plan.get("title") or f"Benchmark {folder.name}", breakdowns(groups, protocol, headline)
-    return Table(title, about, columns, headline, axes, rows, cells, folder, notes, parts)
+    table = Table(title, about, columns, headline, axes, rows, cells, folder, notes, parts)
+    table.agreements = agreements(groups, measured, columns, table.accuracy)
+    shown = [each.sentence for each in table.agreements if each.column in (table.accuracy, *NOTED)]
+    notes += [*shown, *filter(None, [seeds_note(groups, protocol, table.accuracy)])]
+    return table
 
 
 def require_records(table: Table) -> None:

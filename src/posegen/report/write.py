@@ -21,6 +21,8 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
     table = build_table(folder, expected)
     texts = {"table.csv": formats.table_csv(table), "table.md": formats.table_markdown(table)}
     texts |= {"table.tex": formats.table_latex(table), "table.html": results_page(table)}
+    if table.agreements:
+        texts["table_orders.csv"] = formats.agreements_csv(table)
     if table.scenarios is not None:
         texts["table_scenarios.csv"] = formats.breakdown_csv(table.scenarios)
         texts["table_scenarios.md"] = formats.breakdown_markdown(table.scenarios, table.title)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.adapters.base import Adapter
@@ -78,6 +78,15 @@ class Components:
             kinds = f"generates a {adapter.sample}, backbone generates a {self.backbone.sample}"
             raise UserError(f"adapter {self.cfg.method} {kinds}; choose another backbone=")
         return adapter
+
+    @property
+    def text_reader(self) -> tuple[Any, int] | None:
+        """The tokenizer of a backbone on this disk, and how many tokens of a prompt it reads; no weight is loaded."""
+        node = self.cfg.backbone
+        given = {str(key): node[key] for key in node if not OmegaConf.is_missing(node, key)}
+        cls, path = get_object(given.pop("_target_")), given.get("path")
+        readable = isinstance(cls, type) and issubclass(cls, Backbone)
+        return cls.text_reader(**given) if readable and path and Path(path).expanduser().exists() else None
 
     @cached_property
     def adapter(self) -> Adapter:

@@ -6,10 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.text import cut_note
 from posegen.config import nodes
 from posegen.data.on_disk.preparation_report import SplitReport, contact_sheet, defect_table, report_page
@@ -52,16 +50,11 @@ def main(cfg: DictConfig) -> None:
 
 def with_cut_prompts(report: SplitReport, components: Components) -> SplitReport:
     """The report with a line on the prompts that are longer than the backbone's text tower reads."""
-    backbone = {
-        k: v for k, v in components.cfg.backbone.items() if not OmegaConf.is_missing(components.cfg.backbone, k)
-    }
-    path, cls = backbone.get("path"), get_object(backbone["_target_"])
-    of_files = isinstance(cls, type) and issubclass(cls, LatentDiffusion)
-    if not report.usable or not of_files or path is None or not Path(path).expanduser().exists():
+    if not report.usable:
         return report
     with suppress(WeightsError):  # no backbone of text, or a damaged one, which is not asked for here
-        tokenizer, limit = cls.text_reader(**backbone)
-        if note := cut_note(tokenizer, limit, components.data(report.split).prompts):
+        reader = components.text_reader
+        if reader and (note := cut_note(*reader, components.data(report.split).prompts)):
             return replace(report, warnings=[*report.warnings, f"prompts: {note}"])
     return report
 
