@@ -22,11 +22,12 @@ from posegen.poses.topology import COCO_JOINTS, COCO_NAMES
 from posegen.ranges import NotNegative, Width
 
 README_TABLE = "performance table of the official README, top-down mAP with known boxes"
+Limb = tuple[int, int]
 Limbs = Literal["one", "zero", "rand", "interp_kpt"]
 AttentionError = Literal["mse", "bce"]
 
 FIRST_LIMB = 51  # value of the first limb in an index map; joints are 1 to 17
-HALF_WIDTH = 4  # pixels, of limbs and discs on a canvas of 512
+HALF_WIDTH = 4  # pixels, of limbs, and the radius of discs, on a canvas of 512
 #: The limbs of Human-Art's maps, in the order of their values.
 MAP_LIMBS = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
@@ -287,36 +288,34 @@ class HiddenLayers(nn.Module):
 
 
 class IndexMap(PoseDrawing):
-    """Draws people as ``[1, h, w]`` the indices of joints and limbs, in their size on a canvas of 512 pixels."""
+    """Draws people as ``[1, h, w]`` the indices of joints and limbs, with widths that follow the canvas."""
 
     def __init__(self) -> None:
         super().__init__("openpose", range=(0.0, float(FIRST_LIMB + len(MAP_LIMBS) - 1)))
 
     def __call__(self, keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        scale = REFERENCE_SIDE / min(size)
-        canvas = round(size[0] * scale), round(size[1] * scale)
-        people = np.array(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3)
-        people[..., :2] = (people[..., :2] + 0.5) * scale - 0.5
-        drawn = drawn_indices(people, canvas, MAP_LIMBS, self.threshold)
-        return cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_NEAREST)[None].astype(np.float32)
+        people = np.asarray(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3)
+        return drawn_indices(people, size, MAP_LIMBS, self.threshold, min(size) / REFERENCE_SIDE)[None].astype(
+            np.float32
+        )
 
 
 def drawn_indices(
-    people: np.ndarray, size: tuple[int, int], limbs: Sequence[tuple[int, int]], threshold: float = 0.0
+    people: np.ndarray, size: tuple[int, int], limbs: Sequence[Limb], threshold: float = 0.0, scale: float = 1.0
 ) -> np.ndarray:
     """``[h, w] uint8`` limbs, then joints, of one person after the other, in whole pixels and whole degrees."""
-    canvas = np.zeros(size, np.uint8)
+    canvas, width = np.zeros(size, np.uint8), max(1, round(HALF_WIDTH * scale))
     for person in people:
         seen = person[:, 2] > threshold
         for value, (a, b) in enumerate(limbs, FIRST_LIMB):
             if seen[a] and seen[b]:
                 (x, y), (dx, dy) = person[[a, b], :2].mean(0), person[a, :2] - person[b, :2]
-                axes, angle = (int(math.hypot(dx, dy) / 2), HALF_WIDTH), int(math.degrees(math.atan2(dy, dx)))
+                axes, angle = (int(math.hypot(dx, dy) / 2), width), int(math.degrees(math.atan2(dy, dx)))
                 outline = cv2.ellipse2Poly((int(x), int(y)), axes, angle, 0, 360, 1)
                 cv2.fillConvexPoly(canvas, np.asarray(outline), value)
         for value, (x, y) in enumerate(person[:, :2], 1):
             if seen[value - 1]:
-                cv2.circle(canvas, (int(x), int(y)), HALF_WIDTH, value, -1)
+                cv2.circle(canvas, (int(x), int(y)), width, value, -1)
     return canvas
 
 
