@@ -3,7 +3,7 @@
     python experiments/parity/pack.py FOLDER_OF_CASES src/posegen/assets/parity
 
 Only storage changes: weights that are exact in 8 bits (float8_e4m3fn) are stored so, and everything is deflated. What
-`CASES` names is left out to keep all near 12 MB: mostly values on the way and outputs that another output contains.
+`CASES` names is left out to keep all near 15 MB: mostly values on the way and outputs that another output contains.
 """
 
 from __future__ import annotations
