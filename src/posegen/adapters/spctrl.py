@@ -196,9 +196,7 @@ class SPCtrl(Adapter):
 
     def attention_error(self, state: State, cells: Sequence[int], timesteps: Tensor, heatmaps: Tensor) -> Tensor:
         """The loss on attention of the latest pass over latents of ``cells`` (height, width)."""
-        times = timesteps * (1000 / self.backbone.process.length)
-        start, end = self.window or (-1, math.inf)
-        inside = (times > start) & (times < end)
+        inside = within(timesteps * (1000 / self.backbone.process.length), self.window)
         maps = self.attention_maps(state.text.tokens, cells)
         return attention_loss(maps, state["words"], heatmaps, inside, self.attention_loss, counts_all=self.faithful)
 
@@ -319,6 +317,12 @@ def drawn_indices(
             if seen[value - 1]:
                 cv2.circle(canvas, (int(x), int(y)), width, value, -1)
     return canvas
+
+
+def within(times: Tensor, window: Sequence[float] | None) -> Tensor:
+    """``[B] bool`` whether the ``times [B]`` lie inside of the window; all without one."""
+    start, end = window or (-math.inf, math.inf)
+    return (times > start) & (times < end)
 
 
 def visible_joints(people: np.ndarray) -> set[int]:

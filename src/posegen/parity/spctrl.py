@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from posegen.adapters.base import State
-from posegen.adapters.spctrl import MAP_SIDE, JointColours, SPCtrl, attention_loss, with_black_limbs
+from posegen.adapters.spctrl import MAP_SIDE, JointColours, SPCtrl, attention_loss, with_black_limbs, within
 from posegen.backbones.base import Injection
 from posegen.backbones.loading.ldm_keys import below
 from posegen.backbones.stable_diffusion import StableDiffusion
@@ -65,7 +65,7 @@ def attention_outputs(case: Case) -> Outputs:
             else words_of(given["token_mask"], given["keypoint_mask"])
         )
         heatmaps = given[variant.get("target", "heatmap")]
-        inside = within(given["timesteps"], variant)
+        inside = within(given["timesteps"], window_of(variant))
         with torch.enable_grad():
             means = [attention.mean(1) for attention in maps.values()]
             loss = attention_loss(means, words, heatmaps, inside, variant["loss_type"])
@@ -131,7 +131,7 @@ def spctrl_of(case: Case, backbone: StableDiffusion, **settings: Any) -> SPCtrl:
     sizes, loss = case.config["spatext"], case.config["loss"]
     words = {"embedding": sizes["in_channels"], "hidden": sizes["hidden_dim"], "colours": sizes["out_channels"]}
     settings = {"limbs": sizes["skeleton_type"], "attention_loss": loss["loss_type"], **words, **settings}
-    settings["window"] = None if loss["start"] is None else (loss["start"], loss["end"])
+    settings["window"] = window_of(loss)
     method = SPCtrl(**settings)
     method.faithful = True
     method.attach(backbone)
@@ -151,8 +151,5 @@ def words_of(tokens: Tensor, joints: Tensor) -> Tensor:
     return words
 
 
-def within(timesteps: Tensor, variant: Any) -> Tensor:
-    """``[B]`` whether the timesteps lie inside of a variant's window."""
-    if variant["start"] is None:
-        return torch.ones(len(timesteps), dtype=torch.bool)
-    return (timesteps > variant["start"]) & (timesteps < variant["end"])
+def window_of(loss: Any) -> tuple[float, float] | None:
+    return None if loss["start"] is None else (loss["start"], loss["end"])
