@@ -84,7 +84,7 @@ def test_full_size_keys() -> None:
     sd15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)
     adapter = SPCtrl()
     with torch.device("meta"):
-        adapter.palette = JointColours(768, 256, 3, "one", False, True)
+        adapter.palette = JointColours(768, 256, 3, "one", False, 17)
         adapter.branch = EncoderCopy(unet_of(sd15), sd15)
         adapter.words = torch.nn.Module()
         adapter.words.embeddings = torch.nn.ParameterDict({"text_encoder": torch.empty(17, 768)})
@@ -121,13 +121,13 @@ def test_limbs_without_a_colour_are_black_and_faithful_means_take_the_links_of_a
     torch.manual_seed(0)
     indices = torch.tensor([0, 3, 20, 51, 67, 68, 69]).float().view(1, 1, 1, -1)
     for faithful in (False, True):
-        palette = JointColours(8, 16, 3, "one", False, faithful)
-        painted = palette.painted(indices, palette())[0, :, 0].T
+        palette = JointColours(8, 16, 3, "one", False, 17 if faithful else 19)
+        painted = palette.painted(indices, palette(), faithful)[0, :, 0].T
         assert torch.equal(painted[1], palette()[2]) and not painted[[0, 2]].any() and bool((painted[3:5] == 1).all())
         assert bool((painted[5:] == (0 if faithful else 1)).all())
     for faithful, (a, b) in ((False, MAP_LIMBS[0]), (True, ANIMAL_LIMBS[0])):
-        palette = JointColours(8, 16, 3, "interp_kpt", False, faithful)
-        painted = palette.painted(indices, palette())[0, :, 0].T
+        palette = JointColours(8, 16, 3, "interp_kpt", False, 19)
+        painted = palette.painted(indices, palette(), faithful)[0, :, 0].T
         assert torch.allclose(painted[3], palette()[[a, b]].mean(0)) and bool(painted[6].any()) is not faithful
 
 

@@ -118,7 +118,9 @@ class SPCtrl(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         sizes = self.embedding, self.hidden, self.colours
-        self.palette = JointColours(*sizes, self.limbs, self.sigmoid, self.faithful)
+        self.palette = JointColours(
+            *sizes, self.limbs, self.sigmoid, RELEASED_LIMBS if self.faithful else len(MAP_LIMBS)
+        )
         self.words = backbone.learned_words(WORDS)
         self.branch = backbone.control_copy()
         network = self.branch.network
@@ -163,7 +165,7 @@ class SPCtrl(Adapter):
         text, words = self.words(prompts, plain.text.tokens.shape[1])
         named = named.to(words.device)
         words = torch.where(named[:, None], words, -1)
-        painted = self.palette.painted(batch.hint, self.palette(kept))
+        painted = self.palette.painted(batch.hint, self.palette(kept), self.faithful)
         text = text.to(plain.text.tokens)
         text = replace(plain.text, tokens=text.tokens, pooled=text.pooled).keep(named, plain.text)
         return State(text, plain.null_text).having(hint=self.branch.hint_features(painted), words=words)
@@ -237,12 +239,11 @@ class SPCtrl(Adapter):
 
 
 class JointColours(nn.Module):
-    """Colours of joints and limbs, by a network on fixed embeddings; names as in official files."""
+    """Colours of joints, by a network on fixed embeddings, and of the first ``count`` limbs; official names."""
 
-    def __init__(self, width: int, hidden: int, colours: int, limbs: Limbs, sigmoid: bool, faithful: bool) -> None:
+    def __init__(self, width: int, hidden: int, colours: int, limbs: Limbs, sigmoid: bool, count: int) -> None:
         super().__init__()
-        self.limbs, self.sigmoid, self.faithful = limbs, sigmoid, faithful
-        count = RELEASED_LIMBS if faithful else len(MAP_LIMBS)
+        self.limbs, self.sigmoid = limbs, sigmoid
         first = torch.rand if limbs == "rand" else torch.zeros if limbs == "zero" else torch.ones
         self.register_buffer("keypoint_emb", torch.randn(COCO_JOINTS, width))
         self.register_buffer("skeleton_emb", with_black_limbs(first(count, colours)))
@@ -265,13 +266,13 @@ class JointColours(nn.Module):
             x = self.mlps[i + 1](x if kept is None else x * kept[:, i + 1])
         return self.linear_out(x)
 
-    def painted(self, indices: Tensor, joints: Tensor) -> Tensor:
+    def painted(self, indices: Tensor, joints: Tensor, faithful: bool) -> Tensor:
         """``indices [B, 1, H, W]`` in colours ``[B, C, H, W]``; ``joints`` is the result of `forward`."""
         joints = joints.sigmoid() if self.sigmoid else joints
         joints = joints.expand(len(indices), *joints.shape[-2:])
         limbs = self.skeleton_emb.to(joints).expand(len(indices), -1, -1)
         if self.limbs == "interp_kpt":
-            ends = joints.new_tensor(ANIMAL_LIMBS if self.faithful else MAP_LIMBS, dtype=torch.long)
+            ends = joints.new_tensor(ANIMAL_LIMBS if faithful else MAP_LIMBS, dtype=torch.long)
             limbs = F.pad(joints[:, ends].mean(2), (0, 0, 0, len(MAP_LIMBS) - len(ends)))
         black = joints.new_zeros(len(joints), FIRST_LIMB, joints.shape[-1])
         table = torch.cat([black[:, :1], joints, black[:, 1 + COCO_JOINTS :], limbs], dim=1)

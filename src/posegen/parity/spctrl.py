@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from posegen.adapters.base import State
-from posegen.adapters.spctrl import MAP_SIDE, JointColours, SPCtrl, attention_loss, with_black_limbs, within
+from posegen.adapters.spctrl import (
+    MAP_SIDE,
+    RELEASED_LIMBS,
+    JointColours,
+    SPCtrl,
+    attention_loss,
+    with_black_limbs,
+    within,
+)
 from posegen.backbones.base import Injection
 from posegen.backbones.loading.ldm_keys import below
 from posegen.backbones.stable_diffusion import StableDiffusion
@@ -39,11 +47,11 @@ def colour_outputs(case: Case) -> Outputs:
     config = case.config["spatext"]
     sizes = config["in_channels"], config["hidden_dim"], config["out_channels"]
     for name, (limbs, sigmoid) in HINT_SETTINGS.items():
-        palette = JointColours(*sizes, limbs or config["skeleton_type"], sigmoid, faithful=True)
+        palette = JointColours(*sizes, limbs or config["skeleton_type"], sigmoid, RELEASED_LIMBS)
         palette.load_state_dict({**case.weights, "skeleton_emb": with_black_limbs(case.weights["skeleton_emb"])})
         with torch.enable_grad():
             colours = palette()
-            painted = palette.painted(case.inputs["map"], colours)
+            painted = palette.painted(case.inputs["map"], colours, faithful=True)
             yield name, painted.detach()
             if name == "hint":
                 yield "embeddings", colours.detach()
@@ -81,7 +89,7 @@ def whole_spctrl_outputs(case: Case) -> Outputs:
     backbone = diffusers_backbone(config["unet"], below(case.weights, "unet."))
     for name, strength in (("eps", 1.0), ("eps_strength", 0.7)):
         method = spctrl_of(case, backbone, strength=strength)
-        hint = method.palette.painted(given["map"], method.palette())
+        hint = method.palette.painted(given["map"], method.palette(), faithful=True)
         state = State(text, text).having(hint=method.branch.hint_features(hint))
         injection = method.inject(state, noisy, timesteps)
         eps = backbone.predict(noisy, timesteps, text, injection)
@@ -109,7 +117,7 @@ def attention_and_gradients(case: Case, method: SPCtrl) -> Outputs:
     given, timesteps = case.inputs, case.inputs["timesteps"].long()
     with torch.enable_grad():
         text = Text(given["context"].clone().requires_grad_())
-        hint = method.branch.hint_features(method.palette.painted(given["map"], method.palette()))
+        hint = method.branch.hint_features(method.palette.painted(given["map"], method.palette(), faithful=True))
         state = State(text, text).having(hint=hint, words=words_of(given["token_mask"], given["keypoint_mask"]))
         method.inject(state, given["x"], timesteps)
         cells = given["x"].shape[-2:]
