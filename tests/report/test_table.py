@@ -413,7 +413,14 @@ def test_the_first_columns_of_the_csv_never_change(benchmark: Path) -> None:
         "cost_train_images_per_s",
         "cost_sample_images_per_s",
     ]
-    assert names[names.index("n_images") :] == [*end, "cost_wall_s", "cost_peak_memory_mb", "faithful", "reproduction"]
+    assert names[names.index("n_images") :] == [
+        *end,
+        "cost_wall_s",
+        "cost_peak_memory_mb",
+        "faithful",
+        "reproduction",
+        "group",
+    ]
 
 
 def test_two_settings_of_a_method_are_two_rows(tmp_path: Path) -> None:

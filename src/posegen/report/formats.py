@@ -50,17 +50,19 @@ Grid = list[list[TableEntry]]
 
 
 def table_grid(table: Table, shown_costs: Mapping[str, Callable[[Row], str]] = SHOWN_COSTS) -> Grid:
-    """Header and rows: method, status of its reproduction where something was compared, shown columns, costs. A row
-    that did not finish has its state and reason as second entry, and else none."""
+    """Header and rows: method, status of its reproduction where something was compared, groups of methods that cannot
+    be told apart, shown columns, costs. A row that did not finish has its state and reason as second entry, and else
+    none."""
     compared = any(row.get("reproduction", "") not in ("", "not comparable") for row in table.rows)
     extra = ["reproduction"] if compared else []
+    extra += ["group"] if any(row.get("group") for row in table.rows) else []
     ranks = {column: ranking(table.rows, column) for column in table.headline}
     lines = [[*map(TableEntry, ("method", *extra, *table.headline, *shown_costs))]]
     for row in table.rows:
         name = row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else "")
         reported, values = row["state"] == "reported", [entry(row, c, ranks[c]) for c in table.headline]
         if reported or row["state"] == "finished":
-            first = ["reported" if reported else row.get(key, "") for key in extra]
+            first = ["reported" if reported and key == "reproduction" else row.get(key, "") for key in extra]
             costs = ["" if reported else cost(row) for cost in shown_costs.values()]
             lines.append([TableEntry(name), *map(TableEntry, first), *values, *map(TableEntry, costs)])
         else:
@@ -119,7 +121,16 @@ def rows_csv(names: Sequence[str], rows: Iterable[Row]) -> str:
 def table_csv(table: Table) -> str:
     """One row per method and per published source, with every column."""
     values = [f"{column}{suffix}" for column in table.columns for suffix in ("", "_lo", "_hi", "_p")]
-    facts = ["n_images", "n_seeds", "state", "reason", *(f"cost_{name}" for name in COSTS), "faithful", "reproduction"]
+    facts = [
+        "n_images",
+        "n_seeds",
+        "state",
+        "reason",
+        *(f"cost_{name}" for name in COSTS),
+        "faithful",
+        "reproduction",
+        "group",
+    ]
     return rows_csv(["method", *values, *facts], table.rows)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from posegen.errors import UserError
 from posegen.metrics.base import Column
+from posegen.report.all_pairs import AllPairs, win_note
 from posegen.report.breakdown import Breakdown, breakdowns
 from posegen.report.published import Reproduction, read_expected
 from posegen.report.rank_agreement import Agreement, agreements, seeds_note
@@ -102,6 +103,12 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     table.agreements = agreements(groups, measured, columns, table.accuracy)
     shown = [each.sentence for each in table.agreements if each.column in (table.accuracy, *NOTED)]
     notes += [*shown, *filter(None, [seeds_note(groups, protocol, table.accuracy)])]
+    if pairs := AllPairs.of(measured, groups, table.accuracy, ALPHA):
+        notes += pairs.notes(ALPHA)
+        for row in measured:
+            row["group"] = pairs.letters.get(row["method"], "")
+    if tested:
+        notes += filter(None, [win_note(groups, protocol, table.accuracy, plan.get("baseline"))])
     return table
 
 

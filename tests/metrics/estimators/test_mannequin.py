@@ -15,6 +15,7 @@ from posegen.metrics.estimators.mannequin import (
     regress,
     torso_centres,
 )
+from posegen.metrics.estimators.mannequin_transformer import MannequinTransformerJudge, positions
 from posegen.poses.topology import COCO_SIGMAS
 
 SMALL = (8, 16, 16, 24)
@@ -31,6 +32,14 @@ def one_thread():
 def judge(**config) -> MannequinJudge:
     torch.manual_seed(0)
     return MannequinJudge(SMALL, **config).eval()
+
+
+def transformer(**config) -> MannequinTransformerJudge:
+    torch.manual_seed(0)
+    return MannequinTransformerJudge(24, layers=2, heads=2, stem=8, **config).eval()
+
+
+BOTH = pytest.mark.parametrize("make", [judge, transformer])
 
 
 def people(images: int) -> torch.Tensor:
@@ -170,10 +179,13 @@ def test_hidden_keypoints_are_trained_and_unlabelled_ones_suppressed():
     assert pull[0] > 0 > pull[1]
 
 
-def test_learns():
+@pytest.mark.parametrize(
+    "make", [lambda: MannequinJudge((16, 24, 32, 32)), lambda: MannequinTransformerJudge(32, 2, 2, 16)]
+)
+def test_learns(make):
     """A few steps on four images must find their people and attributes."""
     torch.manual_seed(0)
-    model = MannequinJudge((16, 24, 32, 32)).train()
+    model = make().train()
     samples = [sample(count, style) for count, style in ((1, "photo"), (2, "cartoon"), (1, "sketch"), (2, "shadow"))]
     images = torch.full((4, 3, 64, 64), -1.0)
     for i, s in enumerate(samples):  # each keypoint is a dot whose colour says which one it is
@@ -202,10 +214,11 @@ def test_learns():
         assert np.median(distance.min(0)) < 3
 
 
+@BOTH
 @pytest.mark.parametrize("size", [(64, 64), (72, 104), (128, 128)])
-def test_any_multiple_of_eight(size):
+def test_any_multiple_of_eight(size, make):
     images = torch.zeros(2, 3, *size)
-    model = judge(score_threshold=0.0)
+    model = make(score_threshold=0.0)
     assert model.heatmaps(images).shape == (2, 17, size[0] // 2, size[1] // 2)
     findings = model.examine(images)
     assert findings.features.shape == (2, SMALL[-1]) and len(findings.poses) == 2
@@ -215,9 +228,10 @@ def test_any_multiple_of_eight(size):
         assert np.array_equal(once.keypoints, again.keypoints)
 
 
-def test_differentiable_teacher():
+@BOTH
+def test_differentiable_teacher(make):
     images = torch.rand(1, 3, 64, 64, requires_grad=True)
-    model = judge().requires_grad_(False)
+    model = make().requires_grad_(False)
     (model.features(images).sum() + model.heatmaps(images).sum()).backward()
     assert images.grad.abs().sum() > 0
 
@@ -234,11 +248,18 @@ def test_size():
     assert 0.5e6 < sum(p.numel() for p in MannequinJudge().parameters()) < 3e6
 
 
-def test_save_and_load(tmp_path):
-    model = judge(score_threshold=0.07)
-    model.down4[0][1].running_mean.normal_()
+def test_places_of_tokens_matter():
+    """The same person elsewhere must not look the same to a network of tokens without places."""
+    table = positions(8, 12, 24)
+    assert table.shape == (96, 24) and len(torch.unique((table * 1e4).round(), dim=0)) == 96
+
+
+@BOTH
+def test_save_and_load(tmp_path, make):
+    model = make(score_threshold=0.07)
+    model.stem[1].running_mean.normal_()
     model.save(tmp_path)
-    loaded = MannequinJudge.from_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert loaded.config == model.config and next(loaded.parameters()).dtype == torch.float32
     images = torch.rand(1, 3, 64, 64)

@@ -59,22 +59,43 @@ class MannequinJudge(nn.Module, Estimator):
         nms_threshold: ZeroToOne = 0.3,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {"widths": list(widths), "styles": list(styles), "scenes": list(scenes)}
-        self.config |= {"max_count": max_count, "max_people": max_people, "sigma": sigma}
-        self.config |= {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        self._configure(
+            {"widths": list(widths)}, styles, scenes, max_count, max_people, sigma, score_threshold, nms_threshold
+        )
         a, b, c, d = widths
         self.stem = conv_bn_relu(3 * STRIDE**2, a)
         self.down4 = nn.Sequential(conv_bn_relu(a, b, stride=2), conv_bn_relu(b, b))
         self.down8 = nn.Sequential(conv_bn_relu(b, c, stride=2), conv_bn_relu(c, c))
         self.down16 = nn.Sequential(conv_bn_relu(c, d, stride=2), Residual(d))
         self.up8, self.up4, self.up2 = Up(d, c), Up(c, b), Up(b, a)
-        self.heat_head = nn.Conv2d(a, KEYPOINTS + 1, 1)
-        self.offset_head = nn.Conv2d(b, 2 * KEYPOINTS, 1)
-        self.attribute_head = nn.Linear(d, len(styles) + len(scenes) + max_count + 1)
+        self._add_heads(a, b, d)
+        self.to(memory_format=torch.channels_last)
+
+    def _configure(
+        self,
+        network: Mapping[str, Any],
+        styles: Sequence[str],
+        scenes: Sequence[str],
+        max_count: int,
+        max_people: int,
+        sigma: float,
+        score_threshold: float,
+        nms_threshold: float,
+    ) -> None:
+        """Keeps the arguments of the constructor; those of the network first."""
+        self.config: dict[str, Any] = {**network, "styles": list(styles), "scenes": list(scenes)}
+        self.config |= {"max_count": max_count, "max_people": max_people, "sigma": sigma}
+        self.config |= {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+
+    def _add_heads(self, fine: int, coarse: int, whole: int) -> None:
+        """The heads on maps of stride 2 and 4 and on the features of the image, of these widths."""
+        classes = len(self.config["styles"]) + len(self.config["scenes"]) + self.config["max_count"] + 1
+        self.heat_head = nn.Conv2d(fine, KEYPOINTS + 1, 1)
+        self.offset_head = nn.Conv2d(coarse, 2 * KEYPOINTS, 1)
+        self.attribute_head = nn.Linear(whole, classes)
         # about the log odds of a cell near a peak, so that training starts from the prior
         nn.init.constant_(self.heat_head.bias, -4.5)
         self.register_buffer("sigmas", torch.tensor(COCO_SIGMAS, dtype=torch.float32), persistent=False)
-        self.to(memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps at strides 2, 4, 8 and 16; the last row and column of odd sides are repeated."""
@@ -89,9 +110,13 @@ class MannequinJudge(nn.Module, Estimator):
         """Logits ``heat [B, 17, H/2, W/2]``, ``centre [B, 1, H/2, W/2]``, ``attributes [B, styles + scenes + counts]``;
         ``offset [B, 34, H/4, W/4]`` (see `regress`) and ``features [B, D]``."""
         x2, x4, x8, x16 = self.encode(images)
-        u4, features = self.up4(self.up8(x16, x8), x4), x16.mean((2, 3))
-        heat, centre = self.heat_head(self.up2(u4, x2)).contiguous().split([KEYPOINTS, 1], dim=1)
-        maps = {"heat": heat, "centre": centre, "offset": self.offset_head(u4)}
+        u4 = self.up4(self.up8(x16, x8), x4)
+        return self._read(self.up2(u4, x2), u4, x16.mean((2, 3)))
+
+    def _read(self, fine: Tensor, coarse: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """What `forward` returns, from maps of stride 2 and 4 and the features."""
+        heat, centre = self.heat_head(fine).contiguous().split([KEYPOINTS, 1], dim=1)
+        maps = {"heat": heat, "centre": centre, "offset": self.offset_head(coarse)}
         return {**maps, "attributes": self.attribute_head(features), "features": features}
 
     def features(self, images: Tensor) -> Tensor:
