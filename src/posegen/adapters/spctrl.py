@@ -23,7 +23,7 @@ from posegen.poses.topology import COCO_JOINTS, COCO_NAMES
 from posegen.ranges import NotNegative, Width
 
 README_TABLE = "performance table of the official README, top-down mAP with known boxes"
-Limb = tuple[int, int]
+MapLimb = tuple[int, int]
 Limbs = Literal["one", "zero", "rand", "interp_kpt"]
 AttentionError = Literal["mse", "bce"]
 
@@ -198,7 +198,7 @@ class SPCtrl(Adapter):
 
     def attention_error(self, state: State, cells: Sequence[int], timesteps: Tensor, heatmaps: Tensor) -> Tensor:
         """The loss on attention of the latest pass over latents of ``cells`` (height, width)."""
-        inside = within(timesteps * (1000 / self.backbone.process.length), self.window)
+        inside = inside_window(timesteps * (1000 / self.backbone.process.length), self.window)
         maps = self.attention_maps(state.text.tokens, cells)
         return attention_loss(maps, state["words"], heatmaps, inside, self.attention_loss, counts_all=self.faithful)
 
@@ -302,7 +302,7 @@ class IndexMap(PoseDrawing):
 
 
 def drawn_indices(
-    people: np.ndarray, size: tuple[int, int], limbs: Sequence[Limb], threshold: float = 0.0, scale: float = 1.0
+    people: np.ndarray, size: tuple[int, int], limbs: Sequence[MapLimb], threshold: float = 0.0, scale: float = 1.0
 ) -> np.ndarray:
     """``[h, w] uint8`` limbs, then joints, of one person after the other, in whole pixels and whole degrees."""
     canvas, width = np.zeros(size, np.uint8), max(1, round(HALF_WIDTH * scale))
@@ -320,7 +320,7 @@ def drawn_indices(
     return canvas
 
 
-def within(times: Tensor, window: Sequence[float] | None) -> Tensor:
+def inside_window(times: Tensor, window: Sequence[float] | None) -> Tensor:
     """``[B] bool`` whether the ``times [B]`` lie inside of the window; all without one."""
     start, end = window or (-math.inf, math.inf)
     return (times > start) & (times < end)

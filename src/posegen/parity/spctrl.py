@@ -17,7 +17,6 @@ from posegen.adapters.spctrl import (
     SPCtrl,
     attention_loss,
     with_black_limbs,
-    within,
 )
 from posegen.backbones.base import Injection
 from posegen.backbones.loading.ldm_keys import below
@@ -73,7 +72,7 @@ def attention_outputs(case: Case) -> Outputs:
             else words_of(given["token_mask"], given["keypoint_mask"])
         )
         heatmaps = given[variant.get("target", "heatmap")]
-        inside = within(given["timesteps"], window_of(variant))
+        inside = inside_window(given["timesteps"], window_of(variant))
         with torch.enable_grad():
             means = [attention.mean(1) for attention in maps.values()]
             loss = attention_loss(means, words, heatmaps, inside, variant["loss_type"])
