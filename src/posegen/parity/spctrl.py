@@ -16,6 +16,7 @@ from posegen.adapters.spctrl import (
     JointColours,
     SPCtrl,
     attention_loss,
+    inside_window,
     with_black_limbs,
 )
 from posegen.backbones.base import Injection
