@@ -118,7 +118,7 @@ def test_rows_that_a_judge_has_not_judged_have_no_values_of_it_and_a_reason(stud
     (cells["reference/real"] / "judges/two/records.csv").write_text("id\nx\n")
     table = write_table(study).judges
     assert table is not None and [name for name, row in rows(study).items() if row["AP (two)"]] == ["far"]
-    (note,) = table.notes
+    note = table.notes[0]
     assert "near (not judged by it; posegen judge does that)" in note and "judged before the cell changed" in note
     assert "damaged" in note
 

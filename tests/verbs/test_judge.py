@@ -240,7 +240,7 @@ def test_what_cannot_be_judged_is_said_in_one_sentence(
 def test_the_first_judge_has_nothing_to_do(study: Path, world: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     folder = next(word for word in world if word.startswith("estimator.folder"))
     assert main(["judge", str(cells(study)["none"]), folder]) == 0
-    assert "this is the judge that its table has; nothing to do" in capsys.readouterr().out
+    assert "this is the judge that its table has; nothing to do without name=" in capsys.readouterr().out
     assert not (cells(study)["none"] / "judges").exists()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from posegen.io.tables import csv_text
 from posegen.metrics.base import Column
+from posegen.report import errors
 from posegen.report.breakdown import CAPTION, Breakdown
 from posegen.report.judges import JudgesTable
 from posegen.report.rank_agreement import FIELDS
@@ -152,6 +153,46 @@ def table_csv(table: Table) -> str:
         "group",
     ]
     return rows_csv(["method", *values, *facts], table.rows)
+
+
+def errors_grid(table: errors.ErrorTable, columns: Sequence[Column]) -> Grid:
+    """A line per method, over everybody."""
+    rows = table.everybody
+    ranks = {column: ranking(rows, column) for column in columns}
+    lines = [[TableEntry(row["method"]), *(plain_entry(row, c, ranks[c]) for c in columns)] for row in rows]
+    return [[*map(TableEntry, ("method", *columns))], *lines]
+
+
+def slices_grid(table: errors.ErrorTable) -> Grid:
+    """PCK: a line per slice of the people, with the methods side by side."""
+    methods = list(dict.fromkeys(row["method"] for row in table.rows))
+    lines = [[*map(TableEntry, ("people", "number", *methods))]]
+    for by, part in table.slices:
+        rows = {row["method"]: row for row in table.rows if (row["by"], row["slice"]) == (by, part)}
+        ranks, first = ranking(rows.values(), errors.PCK), next(iter(rows.values()))
+        entries = (plain_entry(rows[m], errors.PCK, ranks) if m in rows else TableEntry("-") for m in methods)
+        lines.append([TableEntry(f"{by}: {part}"), TableEntry(f"{first['n_people']:.0f}"), *entries])
+    return lines
+
+
+def plain_entry(row: Row, column: Column, ranks: Mapping[float, int]) -> TableEntry:
+    """A value without an interval."""
+    return TableEntry(value_text(row[column]), rank_of(row, column, ranks))
+
+
+def errors_csv(table: errors.ErrorTable) -> str:
+    """One row per method and slice of the people."""
+    columns = [errors.PCK, *errors.KIND_COLUMNS, *errors.PEOPLE_COLUMNS, errors.SURPLUS, "AP"]
+    columns += [*errors.REPAIR_COLUMNS, *errors.JOINT_COLUMNS]
+    return rows_csv(["method", "by", "slice", "n_people", *columns], table.rows)
+
+
+def errors_markdown(table: errors.ErrorTable, title: str) -> str:
+    sheets = {name: errors_grid(table, columns) for name, columns in errors.SHEETS.items()}
+    sheets |= {"PCK@0.1 by kind of people": slices_grid(table)} if table.slices else {}
+    tables = (f"## {name}\n\n{markdown(grid)}" for name, grid in sheets.items())
+    heading = f"# {markdown_text(title)}, errors seen by {table.judge}"
+    return "\n\n".join([heading, *tables, markdown_text(errors.CAPTION)]) + "\n"
 
 
 def judges_csv(judges: JudgesTable) -> str:

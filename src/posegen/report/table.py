@@ -12,7 +12,8 @@ from posegen.errors import UserError
 from posegen.metrics.base import Column
 from posegen.report.all_pairs import AllPairs, win_note
 from posegen.report.breakdown import Breakdown, breakdowns
-from posegen.report.judges import JudgesTable, first_judge, judges_table, taught_by
+from posegen.report.errors import ErrorTable, error_table
+from posegen.report.judges import Judge, JudgesTable, first_judge, judges_table, taught_by
 from posegen.report.published import Reproduction, read_expected
 from posegen.report.rank_agreement import Agreement, agreements, seeds_note
 from posegen.report.rows import DAMAGED, REFERENCE, Group, Row, add_tests, group_cells, state_of
@@ -41,6 +42,7 @@ class Table:
     parts: Sequence[Breakdown] = ()  # the same by everything that the images can be divided by
     agreements: Sequence[Agreement] = ()  # of the order of the methods with other orders
     judges: JudgesTable | None = None  # the columns of several judges side by side
+    errors: ErrorTable | None = None  # the diagnosis, by the first judge whose records have the poses
 
     @property
     def scenarios(self) -> Breakdown | None:
@@ -109,6 +111,9 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     table.agreements = agreements(groups, measured, columns, table.accuracy)
     if (judges := judges_table(groups, measured, protocol, table.accuracy)) is not None:
         table.judges, table.agreements = judges, [*table.agreements, *judges.agreements]
+    seen = table.judges.judges if table.judges else [Judge(*first_judge(groups), protocol, groups, measured)]
+    diagnosed = (error_table(judge.name, judge.groups, judge.rows, judge.protocol) for judge in seen)
+    table.errors = next(filter(None, diagnosed), None)
     shown = [each.sentence for each in table.agreements if each.column in (table.accuracy, *NOTED)]
     notes += [*shown, *filter(None, [seeds_note(groups, protocol, table.accuracy)])]
     if pairs := AllPairs.of(measured, groups, table.accuracy, ALPHA):

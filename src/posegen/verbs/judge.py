@@ -29,8 +29,8 @@ def main(cfg: DictConfig) -> None:
     for cell in cells:
         try:
             stage = SecondJudging(kept_pictures(cell, cfg, estimator), name)
-            if stage.of_cell():
-                print(f"{cell}: this is the judge that its table has; nothing to do")
+            if cfg.name is None and stage.of_cell():
+                print(f"{cell}: this is the judge that its table has; nothing to do without name=")
                 continue
             place = stage.place()
             place.check()
