@@ -119,8 +119,8 @@ def test_rows_that_a_judge_has_not_judged_have_no_values_of_it_and_a_reason(stud
     table = write_table(study).judges
     assert table is not None and [name for name, row in rows(study).items() if row["AP (two)"]] == ["far"]
     note = table.notes[0]
-    assert "near (not judged by it; posegen judge does that)" in note and "judged before the cell changed" in note
-    assert "damaged" in note
+    assert "near (not judged by it; posegen judge mends that)" in note and "judged before the cell changed" in note
+    assert "reference/real (its records are damaged; posegen judge mends that)" in note
 
 
 def test_two_judges_of_one_name_are_told_apart(study: Path) -> None:

@@ -104,7 +104,8 @@ def further_judge(name: str, groups: Sequence[Group]) -> tuple[Judge | None, lis
             state = state_of(folder, str(status.get("hash")))
             judge = {key: identity.get(key) for key in ("estimator", "protocol")}
             if state["state"] != "finished":
-                reason = state["reason"] if state["state"] == DAMAGED else "not judged by it; posegen judge does that"
+                broken = state["state"] == DAMAGED
+                reason = f"{'its records are damaged' if broken else 'not judged by it'}; posegen judge mends that"
             elif identity.get("cell") != read_status(cell).get("hash"):
                 reason = f"judged before the cell changed; delete {folder} and run posegen judge again"
             elif judge != (known := known or judge):
