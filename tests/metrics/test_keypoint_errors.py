@@ -146,7 +146,10 @@ def test_correct_joints_are_those_of_pck() -> None:
 def test_facing_and_turning_round() -> None:
     front, back, side = person(0, 0), person(0, 0), person(0, 0)
     back[[0, 1, 2], 2], side[2, 2] = 0, 0
-    assert ke.facing(np.array([front, back, side])).tolist() == [ke.FRONT, ke.BACK, ke.SIDE]
+    assert ke.facing(np.array([front, back, side]), np.full(3, AREA)).tolist() == [ke.FRONT, ke.BACK, ke.SIDE]
+    narrow = front * [0.2, 1, 1]
+    assert ke.facing(narrow[None], np.array([AREA])).tolist() == [ke.SIDE]
+    assert ke.breadth(front, front) == 6 and ke.breadth(front[list(COCO_FLIP)], front) == -6
     turned = front[list(COCO_FLIP)]
     poses = np.array([front, turned, jittered(np.random.default_rng(0), front, 0.5)])
     assert ke.turned_round(poses, np.array([front] * 3)).tolist() == [False, True, False]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ class Errors:
         correct = [ke.correct_joints(*each) for each in zip(found, keypoints, areas, strict=True)]
         everybody = np.concatenate([k.reshape(-1, 17, 3) for k in keypoints])
         unseen = np.concatenate([~ke.seen(e, len(k)) for e, k in zip(images, keypoints, strict=True)])
-        faces = ke.facing(everybody)
+        faces = ke.facing(everybody, np.concatenate(areas))
         facts = {"unseen": unseen, "left-right": np.array(mirrored), "front-back": np.array(turned)}
         known = {"unseen": np.ones_like(unseen), "left-right": ~unseen, "front-back": ~unseen & (faces != ke.SIDE)}
         labels = dict(people_labels(records, everybody, faces))
@@ -114,7 +114,7 @@ class Errors:
 
     @property
     def slices(self) -> list[tuple[str, str]]:
-        parts = [(by, part) for by, each in self.labels.items() for part in sorted(set(each)) if len(set(each)) > 1]
+        parts = [(by, part) for by, each in self.labels.items() for part in in_order(set(each)) if len(set(each)) > 1]
         return [(ALL, ALL), *parts]
 
     def values(self, by: str, part: str) -> dict[str, float]:
@@ -144,12 +144,13 @@ class Errors:
 def people_labels(records: Records, people: np.ndarray, faces: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """What people ``[N, 17, 3]`` are divided by, with the part of each ``[N]``.
 
-    Occlusion is the share of hidden joints among the labelled ones, which are exact in the mannequin world. A person is
-    cut off where a joint from shoulders to ankles has no label. Thirds of sizes are those of these people."""
+    Without the face: occlusion is the share of labelled joints that are hidden, exact in the mannequin world, and a
+    person is cut off where a joint has no label. Thirds of sizes are those of these people."""
     counts = [len(each) for each in records["areas"]]
-    hidden = (people[..., 2] == 1).sum(1) / np.maximum((people[..., 2] > 0).sum(1), 1)
+    body = people[:, BODY, 2]
+    hidden = (body == 1).sum(1) / np.maximum((body > 0).sum(1), 1)
     yield "occlusion", np.array(OCCLUSION)[np.digitize(hidden, (1e-9, 0.25 + 1e-9))]
-    yield "truncation", np.where((people[:, BODY, 2] > 0).all(1), "whole", "cut off")
+    yield "truncation", np.where((body > 0).all(1), "whole", "cut off")
     areas = np.concatenate(records["areas"])
     yield "size", np.array(SIZES)[np.digitize(areas, np.quantile(areas, (1 / 3, 2 / 3)))]
     yield "people", np.repeat([f"{n} in the image" for n in counts], counts)
@@ -157,6 +158,12 @@ def people_labels(records: Records, people: np.ndarray, faces: np.ndarray) -> It
         yield "action", np.repeat(np.array([str(a) for a in records["action"]]), counts)
     if (faces != ke.SIDE).any():
         yield "facing", np.array([FACINGS[int(face)] for face in faces])
+
+
+def in_order(parts: Collection[str]) -> list[str]:
+    """Names of parts from little to much, others by the alphabet."""
+    known = [*OCCLUSION, *SIZES]
+    return sorted(parts, key=lambda part: (known.index(part) if part in known else len(known), part))
 
 
 def percent(count: float, of: float) -> float:

@@ -130,20 +130,26 @@ def correct_joints(found: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, 
     return (keypoints[..., 2] > 0) & (distance <= reach[:, None])
 
 
-def facing(keypoints: np.ndarray) -> np.ndarray:
-    """``[P]`` FRONT where nose and eyes of ``[P, 17, 3]`` are labelled, BACK where none is, else SIDE; with the
-    shoulders, without which nothing is known (SIDE)."""
-    face, shoulders = keypoints[:, NOSE_AND_EYES, 2] > 0, (keypoints[:, WIDTHS[0], 2] > 0).all(1)
-    return np.where(shoulders & face.all(1), FRONT, np.where(shoulders & ~face.any(1), BACK, SIDE))
+def facing(keypoints: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """``[P]`` FRONT where nose and eyes of ``[P, 17, 3]`` are labelled, BACK where none is; SIDE for other people, and
+    for those who are not broad enough to tell (shoulders and hips less than a fifth of the root of ``areas [P]``)."""
+    face, broad = keypoints[:, NOSE_AND_EYES, 2] > 0, np.abs(breadth(keypoints, keypoints)) >= 0.2 * np.sqrt(areas)
+    return np.where(broad & face.all(1), FRONT, np.where(broad & ~face.any(1), BACK, SIDE))
 
 
 def turned_round(found: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     """``[...]`` whether shoulders and hips of ``found [..., 17, >= 2]`` have left and right the other way round than
     those of the person ``[..., 17, 3]``, as far as they are labelled."""
+    return breadth(found, keypoints) * breadth(keypoints, keypoints) < 0
+
+
+def breadth(pose: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+    """``[...]`` how far left shoulder and hip of ``pose [..., 17, >= 2]`` are to the right of the right ones, the mean
+    in pixels over the pairs that ``keypoints [..., 17, 3]`` has labels of; 0 without any."""
     left, right = np.array(WIDTHS).T
     labelled = (keypoints[..., left, 2] > 0) & (keypoints[..., right, 2] > 0)
-    widths = [np.where(labelled, pose[..., left, 0] - pose[..., right, 0], 0).sum(-1) for pose in (found, keypoints)]
-    return widths[0] * widths[1] < 0
+    widths = np.where(labelled, pose[..., left, 0].astype(float) - pose[..., right, 0], 0)
+    return widths.sum(-1) / np.maximum(labelled.sum(-1), 1)
 
 
 def mirrored_people(errors: ImageErrors) -> np.ndarray:
