@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posegen.errors import UserError
-from posegen.poses.pose_files import id_text, joint_name, person_joints, read_posed_images
+from posegen.poses.joints import person_joints
+from posegen.poses.pose_files import id_text, read_posed_images
 from posegen.poses.reading import checked_people, read_poses
-from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES, coco_to_openpose18
+from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES, coco_to_openpose18, joint_name
 
 CANVAS = (768, 512)  # height, width
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
