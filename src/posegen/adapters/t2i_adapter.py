@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import diffusers
@@ -13,7 +13,7 @@ from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Publis
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
+from posegen.poses.drawing import Occlusion, Part, PoseDrawing
 from posegen.ranges import NotNegative, Width, ZeroToOne
 
 TRAINED = "table on the GRPose project page, trained on Human-Art"
@@ -29,11 +29,13 @@ class T2IAdapter(Adapter):
     runs once per image, for both branches of guidance. No layer starts at zero: an untrained adapter has an effect.
 
     Args:
-        style: ``openpose`` as for the released openpose weights, or ``humansd`` (limbs as for keypose, other colours).
+        style: ``openpose`` and ``keypose`` as for the released weights of these names, ``dwpose`` with hands and face,
+            or ``humansd`` (limbs as for keypose, other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
         tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
             T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
         blocks: residual blocks per level (``nums_rb``).
+        parts, occlusion: as in `PoseDrawing`.
     """
 
     needs = frozenset({"hint"})
@@ -53,10 +55,12 @@ class T2IAdapter(Adapter):
 
     def __init__(
         self,
-        style: Literal["openpose", "humansd"] = "openpose",
+        style: Literal["openpose", "humansd", "dwpose", "keypose"] = "openpose",
         strength: NotNegative = 1.0,
         tau: ZeroToOne = 1.0,
         blocks: Width = 2,
+        parts: Sequence[Part] | None = None,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
         if not 0 <= tau <= 1:
@@ -64,8 +68,9 @@ class T2IAdapter(Adapter):
             raise ValueError(f"adapter.tau is {tau}; expected {share}")
         if blocks < 1:
             raise ValueError(f"adapter.blocks is {blocks}; expected at least one residual block per level")
-        self.hint = PoseDrawing(style, range=(0.0, 1.0))
-        self.style, self.strength, self.tau, self.blocks = style, strength, tau, blocks
+        self.hint = PoseDrawing(style, range=(0.0, 1.0), parts=parts, occlusion=occlusion)
+        self.style, self.parts, self.occlusion = style, parts, occlusion
+        self.strength, self.tau, self.blocks = strength, tau, blocks
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

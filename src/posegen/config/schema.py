@@ -23,6 +23,7 @@ from posegen.ranges import (
     Probability,
     Seed,
     SomeOf,
+    TopologyName,
     ZeroToOne,
 )
 
@@ -279,6 +280,7 @@ class ReportKeys(NodeKeys):
 
 class SampleKeys(CellKeys):
     canvas: tuple[Side, Side] | None
+    topology: TopologyName | None
     long_prompts: LongPrompts
     prompt: Files
     prompts: str | None
@@ -308,6 +310,7 @@ class GarmentsKeys(NodeKeys):
 
 class TransferKeys(CellKeys, GarmentsKeys):
     canvas: tuple[Side, Side] | None
+    topology: TopologyName | None
     long_prompts: LongPrompts
     picture: str | None
     mask: str | None

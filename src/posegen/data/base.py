@@ -42,6 +42,7 @@ class Sample:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     whole: Callable[[], np.ndarray] | None = None  # reads the picture ``[H', W', 3] uint8`` that ``image`` was cut from
     drawing: np.ndarray | None = None  # ``[H', W', 3] uint8`` a skeleton on black, in the place of unknown keypoints
+    whole_body: np.ndarray | None = None  # ``[P, 133, 3]`` COCO-WholeBody's joints, where they are known
 
     @property
     def tensor(self) -> Tensor:

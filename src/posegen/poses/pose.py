@@ -94,9 +94,23 @@ class Pose:
         return Pose(topology, keypoints, confidences, moved(np.asarray(self.depth)) if each else self.depth)
 
     def lost(self, topology: Topology) -> list[str]:
-        """The names of the joints that somebody has here and that another skeleton lacks."""
+        """The names of the joints that somebody has here and that another skeleton lacks, but for those midway."""
+        known = self.topology.names
         seen = np.flatnonzero((self.keypoints[..., 2] > 0).any(0)).tolist()
-        return [name for name in map(self.topology.names.__getitem__, seen) if name not in topology.names]
+        return [known[joint] for joint in seen if known[joint] not in topology.names and not self._is_midway(joint)]
+
+    def _is_midway(self, joint: int) -> bool:
+        """Whether a joint is everywhere as `to` computes it from two others, to a pixel."""
+        ends = [
+            self.topology.names.index(end)
+            for end in MIDWAY.get(self.topology.names[joint], ())
+            if end in self.topology.names
+        ]
+        if len(ends) < 2:
+            return False
+        people = self.keypoints[self.keypoints[:, joint, 2] > 0]
+        middle = people[:, ends, :2].mean(1)
+        return bool((people[:, ends, 2] > 0).all() and (np.abs(people[:, joint, :2] - middle) <= 1).all())
 
     @staticmethod
     def joined(poses: Sequence[Pose]) -> Pose:
@@ -135,6 +149,20 @@ def loss_sentence(source: Topology, target: Topology, lost: Sequence[str]) -> st
     body = [lost[joint] for joint in left.pop("body", [])]
     parts = [*body, *(f"the {part} ({len(joints)} joints)" for part, joints in left.items())]
     return f"{source.title} is read as {target.title}, without {', '.join(parts)}" if parts else ""
+
+
+class Losses:
+    """What many poses lose in another skeleton: one sentence for each skeleton that they have."""
+
+    def __init__(self, target: Topology) -> None:
+        self.target, self.names = target, dict[Topology, dict[str, None]]()
+
+    def add(self, pose: Pose) -> None:
+        self.names.setdefault(pose.topology, {}).update(dict.fromkeys(pose.lost(self.target)))
+
+    @property
+    def sentences(self) -> list[str]:
+        return [loss_sentence(source, self.target, list(names)) for source, names in self.names.items() if names]
 
 
 def lacking(topology: Topology) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from posegen.io.foreign_files import read_json_or_lines
 from posegen.poses.joints import FARTHEST, has_people, read_person
-from posegen.poses.pose import Pose, lacking, loss_sentence
+from posegen.poses.pose import Losses, Pose, lacking
 from posegen.poses.topology import (
     COCO_17,
     COCO_JOINTS,
@@ -78,10 +78,10 @@ class PoseFile:
 
     def lost(self, topology: Topology) -> list[str]:
         """A sentence for each skeleton of the file that has joints which another one lacks."""
-        found: dict[Topology, dict[str, None]] = {}
+        found = Losses(topology)
         for image in self.images:
-            found.setdefault(image.pose.topology, {}).update(dict.fromkeys(image.pose.lost(topology)))
-        return [loss_sentence(source, topology, list(names)) for source, names in found.items() if names]
+            found.add(image.pose)
+        return found.sentences
 
 
 def read_posed_images(file: Path, declared: Topology | None = None) -> PoseFile:

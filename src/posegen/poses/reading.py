@@ -208,6 +208,11 @@ def _inputs_of(found: PoseFile, file: str, folder: Path | None, wanted: Topology
     return poses
 
 
+def is_shown(keypoints: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+    """``[P]`` who has a visible joint: one whose score is above the threshold, or no number."""
+    return np.logical_not(np.all(keypoints[..., 2] <= threshold, -1))
+
+
 def checked_people(
     keypoints: np.ndarray,
     size: tuple[int, int],
