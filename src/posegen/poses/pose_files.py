@@ -214,8 +214,10 @@ def _dwpose_frame(frame: Mapping[str, Any]) -> PosedImage:
     places = np.array(bodies["subset"], np.float64)[:, :joints].astype(int)
     points = np.array(bodies["candidate"], np.float64)[..., :2].reshape(-1, 2)
     parts = [Pose(OPENPOSE_18, np.concatenate([points[places], places[..., None] >= 0], -1))]
-    hands = np.array(frame.get("hands") or (), np.float64).reshape(-1, len(LEFT_HAND), 2)
-    faces = np.array(frame.get("faces") or (), np.float64).reshape(-1, FACE_POINTS, 2)
+    hands, faces = (
+        np.array(() if frame.get(key) is None else frame[key], np.float64).reshape(-1, count, 2)
+        for key, count in (("hands", len(LEFT_HAND)), ("faces", FACE_POINTS))
+    )
     half = len(hands) // 2
     for title, names, found in (
         ("hands", LEFT_HAND, hands[:half]), ("hands", RIGHT_HAND, hands[half:]), ("face", FACE, faces),
