@@ -250,6 +250,8 @@ def dwpose(
     pen, people = Pen(size, scale, thin=True), _checked(keypoints)
     whole = np.zeros((len(people), len(topology.WHOLE_BODY_133), 3))
     whole[:, : people.shape[1]] = people
+    if depth is not None:
+        depth = np.pad(depth, ((0, 0), (0, whole.shape[1] - depth.shape[1])))
     limbs = (*topology.OPENPOSE_LIMBS, *(FEET_LIMBS if "feet" in parts else ()))
     colours = (*OPENPOSE_COLOURS[: len(topology.OPENPOSE_LIMBS)], *FEET_COLOURS)
     for person, distances in _far_to_near(whole, depth):
