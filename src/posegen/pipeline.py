@@ -26,7 +26,8 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
-from posegen.poses.reading import PoseInput, checked_people
+from posegen.poses.reading import PoseInput, checked_people, is_shown
+from posegen.poses.topology import COCO_17, COCO_JOINTS
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.precision import arrange, unpack
@@ -262,6 +263,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         estimator: Estimator | None = None,
         *,
         image: Any = None,
+        topology: str | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         eta: float | None = None,
@@ -302,6 +304,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 ``[B, c, h, w]``.
             estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
             image: ``poses`` by the name that diffusers' ControlNet pipelines have for it.
+            topology: the skeleton of ``poses`` where they do not tell, a name in `posegen.poses.topology.TOPOLOGIES`.
             timesteps, sigmas: the steps, instead of a number of them, for schedulers that take them.
             eta: noise added per step, for schedulers that take it (0: deterministic); by default the method's.
             guidance_rescale: how far the guided prediction is scaled back to the spread of the one with text, from 0
@@ -360,7 +363,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if "words" in self.adapter.places and (positive.states is not None or clip_skip):
             fix = "give prompt instead of prompt_embeds, and no clip_skip"
             raise UserError(f"{type(self.adapter).__name__} adds words to the prompt and encodes it itself; {fix}")
-        positive, guides = prompts_with_poses(positive, poses if image is None else image)
+        wanted = COCO_17 if self.adapter.hint is None else self.adapter.hint.topology
+        positive, guides = prompts_with_poses(positive, poses if image is None else image, wanted, topology)
         usual = self.sampler.negative_prompt if negative_prompt_embeds is None else None
         negative_prompt = usual if negative_prompt is None else negative_prompt
         negative_states = negative_prompt_embeds, negative_pooled_prompt_embeds
@@ -434,8 +438,10 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if guide.picture is not None:
             people = people_in_picture(guide, size, estimator or default_estimator(guide.name, self.backbone.recipe))
         threshold = drawing.threshold if drawing is not None else 0.0
+        depth = guide.depth if people is None or guide.depth is None else guide.depth[is_shown(people, threshold)]
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
-        return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
+        hint = torch.empty(0) if drawing is None else torch.from_numpy(drawing(people, size, depth))
+        return people[:, :COCO_JOINTS], hint
 
     def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, **settings: Any) -> None:
         """Writes a folder that `from_pretrained` needs nothing else for: method, scheduler and backbone.

@@ -12,7 +12,7 @@ from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Publis
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
+from posegen.poses.drawing import Occlusion, Part, PoseDrawing
 from posegen.ranges import AtLeastOne, NotNegative
 
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
@@ -27,7 +27,8 @@ class ControlNet(Adapter):
     + Z(F_c(x + Z(c))), so that training starts from the backbone itself. Section 3.2: the pose c enters through a small
     convolutional network; the copy's outputs are added to the skip connections and to the middle block.
 
-    Poses are drawn in the ``style`` of the released weights, ``openpose``, or as ``humansd``. ``strength`` is a factor
+    Poses are drawn in the ``style`` of the released weights, ``openpose``, with hands and face as ``dwpose``, or as
+    ``humansd``; ``parts`` and ``occlusion`` are those of `PoseDrawing`. ``strength`` is a factor
     of all residuals, ``scales`` one for each, finest first and the middle's last; ``only_mid`` uses that alone. In
     ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either. Of a transformer
     the first ``layers`` blocks are copied, by default as many as in released ones."""
@@ -48,15 +49,18 @@ class ControlNet(Adapter):
 
     def __init__(
         self,
-        style: Literal["openpose", "humansd"] = "openpose",
+        style: Literal["openpose", "humansd", "dwpose"] = "openpose",
         strength: NotNegative = 1.0,
         scales: Sequence[NotNegative] | None = None,
         only_mid: bool = False,
         guess_mode: bool = False,
         layers: AtLeastOne | None = None,
+        parts: Sequence[Part] | None = None,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
-        self.hint, self.style = PoseDrawing(style, range=(0.0, 1.0)), style
+        self.hint = PoseDrawing(style, range=(0.0, 1.0), parts=parts, occlusion=occlusion)
+        self.style, self.parts, self.occlusion = style, parts, occlusion
         self.strength, self.scales, self.only_mid, self.guess_mode = strength, scales, only_mid, guess_mode
         self.layers = layers
 

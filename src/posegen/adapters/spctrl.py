@@ -19,6 +19,7 @@ from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.io.weights import UnknownKeys
 from posegen.poses.drawing import REFERENCE_SIDE, PoseDrawing
+from posegen.poses.pose import Pose
 from posegen.poses.topology import COCO_JOINTS, COCO_NAMES
 from posegen.ranges import NotNegative, Width
 
@@ -294,7 +295,10 @@ class IndexMap(PoseDrawing):
     def __init__(self) -> None:
         super().__init__("openpose", range=(0.0, float(FIRST_LIMB + len(MAP_LIMBS) - 1)))
 
-    def __call__(self, keypoints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def __call__(
+        self, keypoints: np.ndarray | Pose, size: tuple[int, int], depth: np.ndarray | None = None
+    ) -> np.ndarray:
+        keypoints = keypoints.to(self.topology).keypoints if isinstance(keypoints, Pose) else keypoints
         people = np.asarray(keypoints, np.float64).reshape(-1, COCO_JOINTS, 3)
         return drawn_indices(people, size, MAP_LIMBS, self.threshold, min(size) / REFERENCE_SIDE)[None].astype(
             np.float32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import diffusers
@@ -13,7 +13,7 @@ from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Publis
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
+from posegen.poses.drawing import Occlusion, Part, PoseDrawing
 from posegen.ranges import NotNegative, Width, ZeroToOne
 
 TRAINED = "table on the GRPose project page, trained on Human-Art"
@@ -30,7 +30,8 @@ class T2IAdapter(Adapter):
     runs once per image, for both branches of guidance. No layer starts at zero: an untrained adapter has an effect.
 
     Args:
-        style: ``openpose`` as for the released openpose weights, or ``humansd`` (limbs as for keypose, other colours).
+        style: ``openpose`` and ``keypose`` as for the released weights of these names, ``dwpose`` with hands and face,
+            or ``humansd`` (limbs as for keypose, other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
         tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
             T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
@@ -38,6 +39,7 @@ class T2IAdapter(Adapter):
         form: ``full``, or ``xl`` as published for Stable Diffusion XL: a grid half as fine, maps behind the first
             downsampling, in the second and third level, and behind the middle block. None: ``xl`` for U-Nets of that
             design, which have transformers of several layers.
+        parts, occlusion: as in `PoseDrawing`.
     """
 
     needs = frozenset({"hint"})
@@ -57,11 +59,13 @@ class T2IAdapter(Adapter):
 
     def __init__(
         self,
-        style: Literal["openpose", "humansd"] = "openpose",
+        style: Literal["openpose", "humansd", "dwpose", "keypose"] = "openpose",
         strength: NotNegative = 1.0,
         tau: ZeroToOne = 1.0,
         blocks: Width = 2,
         form: Literal["full", "xl"] | None = None,
+        parts: Sequence[Part] | None = None,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
         if not 0 <= tau <= 1:
@@ -69,8 +73,9 @@ class T2IAdapter(Adapter):
             raise ValueError(f"adapter.tau is {tau}; expected {share}")
         if blocks < 1:
             raise ValueError(f"adapter.blocks is {blocks}; expected at least one residual block per level")
-        self.hint = PoseDrawing(style, range=(0.0, 1.0))
-        self.style, self.strength, self.tau, self.blocks, self.form = style, strength, tau, blocks, form
+        self.hint = PoseDrawing(style, range=(0.0, 1.0), parts=parts, occlusion=occlusion)
+        self.style, self.parts, self.occlusion = style, parts, occlusion
+        self.strength, self.tau, self.blocks, self.form = strength, tau, blocks, form
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

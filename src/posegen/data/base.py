@@ -44,6 +44,7 @@ class Sample:
     drawing: np.ndarray | None = None  # ``[H', W', 3] uint8`` a skeleton on black, in the place of unknown keypoints
     #: (height, width) of the stored picture, (top, left) of the cut after scaling, (height, width) of ``image``
     sizes: tuple[int, ...] | None = None
+    whole_body: np.ndarray | None = None  # ``[P, 133, 3]`` COCO-WholeBody's joints, where they are known
 
     @property
     def tensor(self) -> Tensor:

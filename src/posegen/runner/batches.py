@@ -13,6 +13,7 @@ from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
 from posegen.poses.reading import PoseInput
+from posegen.poses.topology import WHOLE_BODY_133
 
 Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -85,7 +86,8 @@ def drawn(hint: Hint, sample: Sample) -> np.ndarray:
                 skeleton = guide.drawn_for(sample.size, bounds)
             if skeleton is not None:
                 return skeleton
-        return hint(sample.keypoints, sample.size)
+        whole = sample.whole_body if getattr(hint, "topology", None) is WHOLE_BODY_133 else None
+        return hint(sample.keypoints if whole is None else whole, sample.size)
     except ValueError as error:
         fix = "mend or remove it in the data set"
         raise UserError(f"the pose of sample {sample.id} cannot be drawn: {error}; {fix}") from error

@@ -37,7 +37,10 @@ IDENTITY = (
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 #: Settings that came when there were cells, with the value that changes nothing: those cells are of the same identity.
-LATER = [("packed", False), ("attention", "auto"), ("fused", False), ("layers", None)]
+LATER = [
+    ("packed", False), ("attention", "auto"), ("fused", False), ("layers", None), ("occlusion", "drawn"),
+    ("parts", None), ("topology", None),
+]  # fmt: skip
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 

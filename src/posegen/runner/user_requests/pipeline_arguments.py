@@ -17,6 +17,7 @@ from posegen.data.base import to_tensor
 from posegen.data.user_images import pictures_per_image, stretch_to
 from posegen.errors import UserError
 from posegen.poses.reading import PoseInput, read_poses
+from posegen.poses.topology import COCO_17, Topology
 
 
 def whole_number(name: str, value: Any, least: float = 1) -> int:
@@ -92,9 +93,12 @@ class TextInput:
         return replace(self, prompts=self.prompts * times, states=states, pooled=pooled)
 
 
-def prompts_with_poses(prompts: TextInput, poses: Any) -> tuple[TextInput, list[PoseInput]]:
-    """As many prompts as poses; where one is alone, it goes with all of the others."""
-    guides = [PoseInput("poses")] if poses is None else read_poses(poses)
+def prompts_with_poses(
+    prompts: TextInput, poses: Any, wanted: Topology = COCO_17, topology: str | None = None
+) -> tuple[TextInput, list[PoseInput]]:
+    """As many prompts as poses; where one is alone, it goes with all of the others. ``wanted`` is the skeleton that is
+    drawn, ``topology`` the one that the poses have where they do not tell."""
+    guides = [PoseInput("poses")] if poses is None else read_poses(poses, "poses", wanted, topology)
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
         fix = "give one of either for all of the other, or as many of both"
