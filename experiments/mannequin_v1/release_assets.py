@@ -71,11 +71,20 @@ def autoencoder_figures(folder: Path, components: Components) -> Figures:
 
 def backbone_figures(folder: Path, components: Components) -> Figures:
     """The text-only row of the mannequin world's benchmark, beside that of fresh renders of the same captions."""
-    table = Path(components.cfg.paths.output) / "benchmark" / "mannequin" / "table.csv"
+    return table_figures(components, "benchmark/mannequin", f"posegen benchmark backbone.path={folder}")
+
+
+def transformer_figures(folder: Path, components: Components) -> Figures:
+    """The same of the transformer, from a benchmark of the two rows alone."""
+    study = "benchmark/mannequin_dit_gates"
+    rows = "adapter=none,reference/same_caption"
+    return table_figures(components, study, f"posegen benchmark {rows} backbone=mannequin_dit study={study}")
+
+
+def table_figures(components: Components, study: str, command: str) -> Figures:
+    table = Path(components.cfg.paths.output) / study / "table.csv"
     if not table.is_file():
-        raise UserError(
-            f"{table} is missing; run posegen benchmark with the new weights (backbone.path={folder}) first"
-        )
+        raise UserError(f"{table} is missing; run {command} with the new weights first")
     with table.open(newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     names = ("PCK@0.1", "AP50", "style_agreement", "scene_agreement", "count_agreement", "judge_frechet")
@@ -86,9 +95,13 @@ def backbone_figures(folder: Path, components: Components) -> Figures:
 
 FIGURES: dict[str, Callable[[Path, Components], Figures]] = {
     "judge": judge_figures,
+    "judge_transformer": judge_figures,
     "autoencoder": autoencoder_figures,
     "backbone": backbone_figures,
+    "backbone_dit": transformer_figures,
 }
+#: Parts whose recipe has another name, ``experiment=mannequin_<part>`` for the rest; and whose judge does.
+RECIPES, ESTIMATORS = {"backbone_dit": "mannequin_dit"}, {"judge_transformer": "mannequin_transformer"}
 
 
 def batches(data: PoseData, size: int = 50) -> Any:
@@ -116,15 +129,15 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
     """Measures the part that a cell exported, writes its card and puts it in the assets.
 
     Args:
-        part: ``judge``, ``autoencoder`` or ``backbone``.
+        part: one of `FIGURES`.
         cell: folder of its training.
         version: folder of the assets, ``mannequin-v1``; its part is replaced, so a better part of a finished version
             gets a new version.
         state: ``final`` where the part reached its gate, else ``interim``.
     """
-    target = Path(asset(f"{version}/{part}"))
+    target, estimator = Path(asset(f"{version}/{part}")), f"estimator={ESTIMATORS.get(part, 'mannequin')}"
     with (
-        composed("evaluate", (f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}")) as cfg,
+        composed("evaluate", (estimator, f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}")) as cfg,
         replacing(target) as temporary,
     ):
         shutil.copytree(cell / "method", temporary)
@@ -153,7 +166,7 @@ def card(part: str, version: str, state: str, cell: Path, weights: Path, figures
         "part": part,
         "version": version,
         "state": state,
-        "recipe": f"posegen train experiment=mannequin_{part}",
+        "recipe": f"posegen train experiment={RECIPES.get(part, f'mannequin_{part}')}",
         "data": config["data"]["train"] | {"cache": None},
         "optim": config["optim"],
         "steps": config["budget"]["steps"],

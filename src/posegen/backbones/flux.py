@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from posegen.backbones.autoencoder import encoded, latent_form
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks
 from posegen.backbones.blocks.flux_copy import PATCH, FluxCopy, as_latents, flux_inputs, other_width, width_of
-from posegen.backbones.latent_diffusion import HeldIn, Initialise, LatentDiffusion
+from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.loading.flux_sizes import FLUX_SIZES
 from posegen.backbones.loading.layout import Layout, autoencoder_folder, read_config
 from posegen.backbones.loading.model_parts import ModelParts
@@ -71,13 +71,13 @@ class Flux(LatentDiffusion):
         path: str | Path | None,
         autoencoder: str | Path | None = None,
         recipe: str = "published",
-        initialise: Initialise = "pretrained",
+        initialise: Literal["pretrained", "random"] = "pretrained",
         id: str | None = None,
         density: Density = "logit_normal",
         guidance: NotNegative = 3.5,
         t5_length: AtLeastOne | None = None,
         size: Literal["flux1_dev", "flux1_schnell"] | None = None,
-        dtype: HeldIn = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.density, self.guidance, self.t5_length, self.dtype = density, guidance, t5_length, dtype

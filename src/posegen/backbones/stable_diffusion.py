@@ -28,7 +28,7 @@ from posegen.backbones.base import (
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.learned_words import LearnedWords
 from posegen.backbones.blocks.self_attention import PassRecords, additions
-from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
+from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.backbones.loading.layout import Layout
 from posegen.backbones.loading.model_parts import ModelParts
@@ -79,7 +79,7 @@ class StableDiffusion(LatentDiffusion):
         path: str | Path | None,
         autoencoder: str | Path | None = None,
         recipe: str = "published",
-        initialise: Initialise = "pretrained",
+        initialise: Literal["pretrained", "random"] = "pretrained",
         id: str | None = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         size: Literal["sd15", "sd21"] | None = None,

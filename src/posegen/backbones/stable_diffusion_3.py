@@ -19,7 +19,7 @@ from posegen.backbones.autoencoder import encoded
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks, widened
 from posegen.backbones.blocks.flux_copy import other_width
 from posegen.backbones.blocks.transformer_copy import TransformerCopy, control_width
-from posegen.backbones.latent_diffusion import HeldIn, Initialise, LatentDiffusion
+from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.sd3_sizes import SD3_SIZES, sd3_without_weights
@@ -73,13 +73,13 @@ class StableDiffusion3(LatentDiffusion):
         path: str | Path | None,
         autoencoder: str | Path | None = None,
         recipe: str = "published",
-        initialise: Initialise = "pretrained",
+        initialise: Literal["pretrained", "random"] = "pretrained",
         id: str | None = None,
         density: Density = "logit_normal",
         t5: bool = True,
         t5_length: AtLeastOne = 256,
         size: Literal["sd3_medium", "sd35_medium", "sd35_large"] | None = None,
-        dtype: HeldIn = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.density, self.t5_length, self.left_out = density, t5_length, () if t5 else (T5_TOWER,)

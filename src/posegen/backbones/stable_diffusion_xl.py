@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from posegen.backbones.latent_diffusion import Initialise
 from posegen.backbones.loading.layout import Layout, read_config
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.sizes import sdxl_without_weights
@@ -57,7 +56,7 @@ class StableDiffusionXL(StableDiffusion):
         path: str | Path | None,
         autoencoder: str | Path | None = None,
         recipe: str = "published",
-        initialise: Initialise = "pretrained",
+        initialise: Literal["pretrained", "random"] = "pretrained",
         id: str | None = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         size: Literal["sdxl"] | None = None,
