@@ -79,7 +79,16 @@ def test_the_page_needs_nothing_else_and_has_every_section(study: Path, capsys: 
     assert addresses and all(re.match("#|data:image/(png|webp);base64,", value) for value in addresses)
     assert not re.search(r"@import|url\((?!#)", text) and "link" not in [tag for tag, _ in page.tags]
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    assert sections == ["table", "curves", "accuracy--quality-and-cost", "by-action", "by-people", "pictures", "cells"]
+    assert sections == [
+        "table",
+        "curves",
+        "accuracy--quality-and-cost",
+        "errors",
+        "by-action",
+        "by-people",
+        "pictures",
+        "cells",
+    ]
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
     assert (
         labels[0] == "Loss of the training"

@@ -233,6 +233,8 @@ def test_what_cannot_be_judged_is_said_in_one_sentence(
     text = (cell / "config.yaml").read_text()
     (cell / "config.yaml").write_text(text.replace("count: 6", "count: 5"))
     assert "holds other images than those that it was sampled for" in message(cell)
+    (cell / "config.yaml").write_text(text.replace("batch: 4", "batch: many"))
+    assert "config.yaml has no data, paths and sampler.batch of a cell" in message(cell)
     (cell / "config.yaml").write_text(text.replace("posegen.data.mannequin.dataset.MannequinData", "os.system"))
     assert "names the class os.system, which is no data set; nothing was run" in message(cell)
 

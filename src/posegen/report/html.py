@@ -117,7 +117,8 @@ def errors_section(table: Table) -> dict[str, Any] | None:
         better: dict[str, str | None] = {column: column.better for column in columns}
         sheets.append((Column(name, None), plain_sheet(name, errors_grid(table.errors, columns), better)))
     if table.errors.slices:
-        sheets.append((PCK, plain_sheet("PCK@0.1 by kind of people", slices_grid(table.errors), {})))
+        name = f"{PCK} by kind of people"
+        sheets.append((Column(name), plain_sheet(name, slices_grid(table.errors), {})))
     return {"sheets": sheets, "caption": ERRORS_CAPTION, "notes": [f"As {table.errors.judge} sees the pictures."]}
 
 

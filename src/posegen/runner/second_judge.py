@@ -40,6 +40,10 @@ class KeptPictures(Components):
         """``cfg``: of the verb, with the node of the estimator, and that of the protocol."""
         self.cell, self._estimator, self._protocol = cell, estimator, protocol
         self.recorded = read_cell_config(cell)
+        batch = self.recorded.get("sampler", {}).get("batch")
+        if not isinstance(batch, int) or batch < 1 or not {"data", "paths"} <= self.recorded.keys():
+            fix = "put the file of the run back"
+            raise UserError(f"{cell / 'config.yaml'} has no data, paths and sampler.batch of a cell; {fix}")
         facts = {key: self.recorded[key] for key in ("method", "seed", "study")}
         threads = self.recorded.get("budget", {}).get("threads", 1)
         about: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -61,7 +65,7 @@ class KeptPictures(Components):
 
     @cached_property
     def sampler(self) -> Any:
-        return SimpleNamespace(batch=int(self.recorded["sampler"]["batch"]))
+        return SimpleNamespace(batch=self.recorded["sampler"]["batch"])
 
     @cached_property
     def estimator(self) -> Estimator:

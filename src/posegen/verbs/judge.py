@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from posegen.config.typed_text import as_literal
 from posegen.errors import UserError
 from posegen.report.formats import value_text
 from posegen.report.study import benchmark_plan, recorded_protocol
@@ -64,9 +65,9 @@ def kept_pictures(cell: Path, cfg: DictConfig, estimator: Any) -> KeptPictures:
         raise UserError(f"{cell} has no {'records.csv' if file.is_file() else file.name}: {fix}")
     if cfg.get("protocol") is not None:
         return KeptPictures(cell, cfg, estimator, instantiate(cfg.protocol, _convert_="all"))
-    recorded, copy = read_cell_config(cell)["protocol"], cfg.copy()
+    recorded, copy = read_cell_config(cell).get("protocol", {}), cfg.copy()
     with open_dict(copy):
-        copy.protocol = OmegaConf.create(recorded)
+        copy.protocol = OmegaConf.create(as_literal(recorded))
     return KeptPictures(cell, copy, estimator, recorded_protocol(recorded, file, observers=True))
 
 
