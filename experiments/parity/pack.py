@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "gunet_encode": ("in.1.", "in.2.", "out.1.", "out.2."),
     "gunet_decode": (),
     "gunet_full": tuple(f"{part}.{run}." for part in ("in", "out", "mid") for run in GUNET_RUNS),
+    "reward_loss": ("mid.", "vae.encoder.", "vae.quant_conv."),
     "higherhrnet_small": ("in.dec_", "out.dec_", "mid.tags", "mid.head_out", "mid.heatmaps"),
 }
 KEPT = ("out.residual.10", "out.residual.11", "out.residual.12")  # begin like another one
