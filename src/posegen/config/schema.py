@@ -228,6 +228,15 @@ class DemoKeys(CellKeys):
     prior: PriorKeys | None
 
 
+class JudgeKeys(NodeKeys):
+    positional: Name
+    cells: Annotated[list[str], MinLen(1)]
+    name: Name | None
+    accelerator: Accelerator
+    progress: ProgressMode
+    cache: Name
+
+
 class ListingKeys(NodeKeys):
     positional: Name
     groups: list[str]
@@ -341,6 +350,7 @@ VERBS: dict[str, type[NodeKeys]] = {
     "convert": ConvertKeys,
     "demo": DemoKeys,
     "evaluate": CellKeys,
+    "judge": JudgeKeys,
     "list": ListingKeys,
     "parity": ParityKeys,
     "power": PowerKeys,

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -195,3 +195,13 @@ def read_json_or_empty(path: Path) -> dict[str, Any]:
     except UserError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def set_aside(folder: Path, names: Iterable[str], why: Exception, then: str) -> None:
+    """Renames damaged files, and says so and what is done ``then``: nothing that was computed is deleted."""
+    there = [folder / name for name in names if (folder / name).exists()]
+    for path in there:
+        number = len(list(folder.glob(f"{path.name}.damaged*"))) or ""
+        path.rename(path.with_name(f"{path.name}.damaged{number}"))
+    moved = ", ".join(path.name for path in there)
+    print(f"{why}\nset aside in {folder} as *.damaged: {moved}; {then}", flush=True)

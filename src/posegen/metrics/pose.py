@@ -8,7 +8,8 @@ import numpy as np
 
 from posegen.metrics.base import Column, Judged, Metric, Records, Values
 from posegen.metrics.math.average_precision import EVERY_AREA, MAX_DETECTIONS, summary
-from posegen.metrics.math.oks import box_areas, oks, sides
+from posegen.metrics.math.keypoint_errors import correct_joints
+from posegen.metrics.math.oks import box_areas, oks
 from posegen.metrics.math.pose_similarity import SIMILARITIES
 from posegen.ranges import NotNegative, Positive, ZeroToOne
 
@@ -54,7 +55,8 @@ class PoseMetric(Metric):
         )
 
     def record(self, judged: Judged) -> dict[str, float | np.ndarray]:
-        """``oks [D, P]`` with ``scores``, ``areas`` and ``extents``, best detection first, and sums over people.
+        """``oks [D, P]`` with ``scores``, ``areas`` and ``extents``, best detection first, sums over people, and the
+        poses that these are of: ``detections [D, 17, 3]`` and ``keypoints [P, 17, 3]``.
 
         An area that is no number is that of the box around the labelled keypoints."""
         labelled = (judged.keypoints[..., 2] > 0).any(-1)
@@ -65,15 +67,13 @@ class PoseMetric(Metric):
         similarity = oks(found, keypoints, areas)
         correct, best = 0.0, 0.0  # keypoints and summed similarity when every person has its most similar detection
         if similarity.size:
-            distance = np.linalg.norm(found[similarity.argmax(0)][..., :2] - keypoints[..., :2], axis=-1)
-            side = sides(keypoints).max(-1)
-            radius = self.pck * np.where(side > 0, side, np.sqrt(areas))
-            correct = float(((keypoints[..., 2] > 0) & (distance <= radius[:, None])).sum())
+            correct = float(correct_joints(found, keypoints, areas, self.pck).sum())
             best = float(similarity.max(0).sum())
         extents, labels = np.ptp(found[..., :2].astype(float), axis=1).prod(-1), (keypoints[..., 2] > 0).sum()
         facts: dict[str, float | np.ndarray] = {"people": float(len(keypoints)), "found": float(len(judged.found))}
         facts |= {"joints": float(labels), "joints_correct": correct, "oks_sum": best, "oks": similarity}
         facts |= {"scores": judged.found.scores[order], "areas": areas, "extents": extents}
+        facts |= {"detections": found.astype(np.float32), "keypoints": keypoints.astype(np.float32)}  # for diagnosis
         if self.confident is not None:
             facts["confident"] = float((judged.found.scores >= self.confident).sum())
         return facts | {f"similarity_{name}": SIMILARITIES[name](found, keypoints, areas) for name in self.similarities}

@@ -9,16 +9,23 @@ from dataclasses import dataclass, replace
 
 from posegen.io.tables import csv_text
 from posegen.metrics.base import Column
+from posegen.report import errors
 from posegen.report.breakdown import CAPTION, Breakdown
+from posegen.report.judges import JudgesTable
 from posegen.report.rank_agreement import FIELDS
 from posegen.report.rows import Row
-from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, Table
+from posegen.report.table import ALPHA, DIFFERS, FAITHFUL, TAUGHT, Table
 from posegen.runner.received.state_files import COSTS
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 BREAK = "\u200b"  # a place where a line may end
 LATEX |= {BREAK: r"\allowbreak{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-LATEX |= {DIFFERS: r"$^\dagger$", FAITHFUL: r"$^\ddagger$", **{char: f"\\{char}" for char in "&%$#_{}"}}
+LATEX |= {
+    DIFFERS: r"$^\dagger$",
+    FAITHFUL: r"$^\ddagger$",
+    TAUGHT: r"$^\S$",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+}
 #: Makes what follows smaller if it is wider than the page.
 FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 #: Header of the shown costs -> text of a row.
@@ -59,7 +66,7 @@ def table_grid(table: Table, shown_costs: Mapping[str, Callable[[Row], str]] = S
     ranks = {column: ranking(table.rows, column) for column in table.headline}
     lines = [[*map(TableEntry, ("method", *extra, *table.headline, *shown_costs))]]
     for row in table.rows:
-        name = row["method"] + (f" {FAITHFUL}" if row.get("faithful") == "true" else "")
+        name = marked_name(row)
         reported, values = row["state"] == "reported", [entry(row, c, ranks[c]) for c in table.headline]
         if reported or row["state"] == "finished":
             first = ["reported" if reported and key == "reproduction" else row.get(key, "") for key in extra]
@@ -69,6 +76,20 @@ def table_grid(table: Table, shown_costs: Mapping[str, Callable[[Row], str]] = S
             state = f"{row['state']}: {row['reason']}".strip(": ")
             lines.append([TableEntry(name), TableEntry(state)] + [TableEntry("")] * (len(lines[0]) - 2))
     return lines
+
+
+def marked_name(row: Row) -> str:
+    """The method with the marks of its row."""
+    marks = {FAITHFUL: row.get("faithful") == "true", TAUGHT: row.get("taught")}
+    return " ".join([row["method"], *(mark for mark, holds in marks.items() if holds)])
+
+
+def judges_grid(judges: JudgesTable) -> Grid:
+    """The finished rows with the shown columns of every judge."""
+    ranks = {column: ranking(judges.rows, column) for column in judges.columns}
+    rows = [row for row in judges.rows if row["state"] == "finished"]
+    lines = [[TableEntry(marked_name(row)), *(entry(row, c, ranks[c]) for c in judges.columns)] for row in rows]
+    return [[*map(TableEntry, ("method", *judges.columns))], *lines]
 
 
 def breakdown_grid(parts: Breakdown, column: Column) -> Grid:
@@ -132,6 +153,56 @@ def table_csv(table: Table) -> str:
         "group",
     ]
     return rows_csv(["method", *values, *facts], table.rows)
+
+
+def errors_grid(table: errors.ErrorTable, columns: Sequence[Column]) -> Grid:
+    """A line per method, over everybody."""
+    rows = table.everybody
+    ranks = {column: ranking(rows, column) for column in columns}
+    lines = [[TableEntry(row["method"]), *(plain_entry(row, c, ranks[c]) for c in columns)] for row in rows]
+    return [[*map(TableEntry, ("method", *columns))], *lines]
+
+
+def slices_grid(table: errors.ErrorTable) -> Grid:
+    """PCK: a line per slice of the people, with the methods side by side."""
+    methods = list(dict.fromkeys(row["method"] for row in table.rows))
+    lines = [[*map(TableEntry, ("people", "number", *methods))]]
+    for by, part in table.slices:
+        rows = {row["method"]: row for row in table.rows if (row["by"], row["slice"]) == (by, part)}
+        ranks, first = ranking(rows.values(), errors.PCK), next(iter(rows.values()))
+        entries = (plain_entry(rows[m], errors.PCK, ranks) if m in rows else TableEntry("-") for m in methods)
+        lines.append([TableEntry(f"{by}: {part}"), TableEntry(f"{first['n_people']:.0f}"), *entries])
+    return lines
+
+
+def plain_entry(row: Row, column: Column, ranks: Mapping[float, int]) -> TableEntry:
+    """A value without an interval."""
+    return TableEntry(value_text(row[column]), rank_of(row, column, ranks))
+
+
+def errors_csv(table: errors.ErrorTable) -> str:
+    """One row per method and slice of the people."""
+    columns = [errors.PCK, *errors.KIND_COLUMNS, *errors.PEOPLE_COLUMNS, errors.SURPLUS, "AP"]
+    columns += [*errors.REPAIR_COLUMNS, *errors.JOINT_COLUMNS]
+    return rows_csv(["method", "by", "slice", "n_people", *columns], table.rows)
+
+
+def errors_markdown(table: errors.ErrorTable, title: str) -> str:
+    sheets = {name: errors_grid(table, columns) for name, columns in errors.SHEETS.items()}
+    sheets |= {"PCK@0.1 by kind of people": slices_grid(table)} if table.slices else {}
+    tables = (f"## {name}\n\n{markdown(grid)}" for name, grid in sheets.items())
+    heading = f"# {markdown_text(title)}, errors seen by {table.judge}"
+    return "\n\n".join([heading, *tables, markdown_text(errors.CAPTION)]) + "\n"
+
+
+def judges_csv(judges: JudgesTable) -> str:
+    """One row per method with every column of every judge."""
+    return rows_csv(["method", *judges.every], judges.rows)
+
+
+def judges_markdown(judges: JudgesTable, title: str) -> str:
+    notes = [f"- {markdown_text(note)}" for note in (*(a.sentence for a in judges.agreements), *judges.notes)]
+    return "\n".join([f"# {markdown_text(title)}, by judge", "", markdown(judges_grid(judges)), "", *notes, ""])
 
 
 def agreements_csv(table: Table) -> str:
@@ -218,7 +289,11 @@ def latex_prose(text: str) -> str:
 def table_terminal(table: Table, width: int = 160) -> str:
     """Title, as many columns as fit, caption and notes; the best value of a column is between stars."""
     cells = [[one.marked("**{}**", "{}") for one in line] for line in table_grid(table)]
-    return "\n".join([table.title, left_aligned(cells, width), table.caption, *table.notes])
+    shown = [table.title, left_aligned(cells, width), table.caption, *table.notes]
+    if table.judges:
+        cells = [[one.marked("**{}**", "{}") for one in line] for line in judges_grid(table.judges)]
+        shown += ["By judge", left_aligned(cells, width), *table.judges.notes]
+    return "\n".join(shown)
 
 
 def left_aligned(lines: Sequence[Sequence[str]], width: int = 160) -> str:

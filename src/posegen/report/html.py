@@ -18,7 +18,17 @@ from markupsafe import Markup
 
 from posegen.metrics.base import Column
 from posegen.report.breakdown import CAPTION, Breakdown
-from posegen.report.formats import TableEntry, breakdown_grid, table_grid
+from posegen.report.errors import CAPTION as ERRORS_CAPTION
+from posegen.report.errors import PCK, SHEETS
+from posegen.report.formats import (
+    Grid,
+    TableEntry,
+    breakdown_grid,
+    errors_grid,
+    judges_grid,
+    slices_grid,
+    table_grid,
+)
 from posegen.report.image_grids import GridLine, picture_grid
 from posegen.report.plots import result_plots, training_plots
 from posegen.report.table import Table
@@ -54,8 +64,10 @@ def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
     """The page as html text, with at most ``poses`` lines of pictures of at most ``side`` pixels."""
     sections: dict[str, tuple[str, Any]] = {
         "Table": ("results", {"sheet": results_sheet(table), "caption": table.caption, "notes": table.notes}),
+        "By judge": ("results", judges_section(table)),
         "Curves": ("plots", [Markup(plot.inline()) for plot in training_plots(table).values()]),
         "Accuracy, quality and cost": ("plots", [Markup(plot.inline()) for plot in result_plots(table).values()]),
+        "Errors": ("parts", errors_section(table)),
         **{f"By {parts.by}": ("parts", parts_section(parts)) for parts in table.parts},
         "Pictures": ("pictures", pictures_section(picture_grid(table, poses, side)) if poses else None),
         "Cells": ("cells", cells_section(table)),
@@ -85,6 +97,35 @@ def results_sheet(table: Table) -> Sheet:
     filled = [kind for kind, found in kinds.items() if found]
     bodies = [("", KINDS[kind] if filled != [""] else "", kinds[kind]) for kind in filled]
     return Sheet(table.title, [entry.text for entry in head], bodies, {c: c.better for c in table.headline})
+
+
+def judges_section(table: Table) -> dict[str, Any] | None:
+    """The columns of several judges side by side; None with one judge."""
+    if table.judges is None:
+        return None
+    better: dict[str, str | None] = {column: column.better for column in table.judges.columns}
+    notes = [*(each.sentence for each in table.judges.agreements), *table.judges.notes]
+    return {"sheet": plain_sheet("the judges", judges_grid(table.judges), better), "caption": "", "notes": notes}
+
+
+def errors_section(table: Table) -> dict[str, Any] | None:
+    """The diagnosis; None without poses in the records."""
+    if table.errors is None:
+        return None
+    sheets = []
+    for name, columns in SHEETS.items():
+        better: dict[str, str | None] = {column: column.better for column in columns}
+        sheets.append((Column(name, None), plain_sheet(name, errors_grid(table.errors, columns), better)))
+    if table.errors.slices:
+        sheets.append((PCK, plain_sheet("PCK@0.1 by kind of people", slices_grid(table.errors), {})))
+    return {"sheets": sheets, "caption": ERRORS_CAPTION, "notes": [f"As {table.errors.judge} sees the pictures."]}
+
+
+def plain_sheet(about: str, grid: Grid, better: Mapping[str, str | None]) -> Sheet:
+    """A sheet of one body, as the grid has it."""
+    head, *lines = grid
+    found = [SheetLine(name.text, unshaded(entries)) for name, *entries in lines]
+    return Sheet(about, [entry.text for entry in head], [("", "", found)], better)
 
 
 def unshaded(entries: Iterable[TableEntry]) -> list[tuple[TableEntry, float | None]]:

@@ -84,8 +84,10 @@ def benchmark_folders(verb: str, folders: Sequence[str]) -> list[Path]:
     return found
 
 
-def recorded_protocol(node: Mapping[str, Any], file: Path) -> Protocol:
-    """The protocol that a study recorded in ``file``, also where an older version of posegen did; see `built`."""
+def recorded_protocol(node: Mapping[str, Any], file: Path, observers: bool = False) -> Protocol:
+    """The protocol that a study recorded in ``file``, also where an older version of posegen did; see `built`.
+
+    ``observers`` look at pictures; a table needs the metrics alone."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -95,8 +97,7 @@ def recorded_protocol(node: Mapping[str, Any], file: Path) -> Protocol:
         module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
         return f"{MOVED_MODULES[module]}.{name}" if module in MOVED_MODULES else value
 
-    # Observers look at pictures; a table needs the metrics alone.
-    recorded = {key: value for key, value in moved(node).items() if key != "observers"}
+    recorded = {key: value for key, value in moved(node).items() if observers or key != "observers"}
     if isinstance(many := recorded.get("resamples"), int) and not 1 <= many <= MAX_RESAMPLES:
         raise UserError(f"{file}: protocol.resamples is {many}; expected 1 to {MAX_RESAMPLES}")
     return built(recorded, Protocol, "protocol", file, "protocol")

@@ -12,13 +12,16 @@ from posegen.errors import UserError
 from posegen.metrics.base import Column
 from posegen.report.all_pairs import AllPairs, win_note
 from posegen.report.breakdown import Breakdown, breakdowns
+from posegen.report.errors import ErrorTable, error_table
+from posegen.report.judges import Judge, JudgesTable, first_judge, judges_table, taught_by
 from posegen.report.published import Reproduction, read_expected
 from posegen.report.rank_agreement import Agreement, agreements, seeds_note
 from posegen.report.rows import DAMAGED, REFERENCE, Group, Row, add_tests, group_cells, state_of
 from posegen.report.study import benchmark_plan, recorded_protocol
 
-#: Marks of a value that differs from the baseline's, and of a row that reproduces official quirks.
-DIFFERS, FAITHFUL = "†", "‡"
+#: Marks of a value that differs from the baseline's, of a row that reproduces official quirks, and of one whose teacher
+#: is the judge.
+DIFFERS, FAITHFUL, TAUGHT = "†", "‡", "§"
 ALPHA = 0.05
 NOTED = ("AP", "paper_AP")  # columns whose agreement with published orders stands below the table
 
@@ -38,6 +41,8 @@ class Table:
     notes: list[str] = field(default_factory=list)  # what stands below the table
     parts: Sequence[Breakdown] = ()  # the same by everything that the images can be divided by
     agreements: Sequence[Agreement] = ()  # of the order of the methods with other orders
+    judges: JudgesTable | None = None  # the columns of several judges side by side
+    errors: ErrorTable | None = None  # the diagnosis, by the first judge whose records have the poses
 
     @property
     def scenarios(self) -> Breakdown | None:
@@ -91,6 +96,9 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     reproduction, rows = Reproduction(protocol.columns, plan.get("reproduction") or {}, recorded), []
     for group, row in zip(groups, measured, strict=True):
         rows += [row, *reproduction.beside(group, row)]
+    estimator = first_judge(groups)[1]
+    for group, row in zip(groups, measured, strict=True):
+        row["taught"] = taught_by(group, estimator)
     columns, headline = protocol.columns, protocol.headline(plan.get("headline"))
     about = caption(protocol, rows, str(plan.get("baseline")) if tested else None)
     axes = {family: protocol.axes(family) for family in ("accuracy", "quality")}
@@ -101,6 +109,11 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     title, parts = plan.get("title") or f"Benchmark {folder.name}", breakdowns(groups, protocol, headline)
     table = Table(title, about, columns, headline, axes, rows, cells, folder, notes, parts)
     table.agreements = agreements(groups, measured, columns, table.accuracy)
+    if (judges := judges_table(groups, measured, protocol, table.accuracy)) is not None:
+        table.judges, table.agreements = judges, [*table.agreements, *judges.agreements]
+    seen = table.judges.judges if table.judges else [Judge(*first_judge(groups), protocol, groups, measured)]
+    diagnosed = (error_table(judge.name, judge.groups, judge.rows, judge.protocol) for judge in seen)
+    table.errors = next(filter(None, diagnosed), None)
     shown = [each.sentence for each in table.agreements if each.column in (table.accuracy, *NOTED)]
     notes += [*shown, *filter(None, [seeds_note(groups, protocol, table.accuracy)])]
     if pairs := AllPairs.of(measured, groups, table.accuracy, ALPHA):
@@ -136,6 +149,8 @@ def caption(protocol: Any, rows: Sequence[Row], baseline: str | None) -> str:
         sentences.append(f"{DIFFERS}: differs from {baseline} ({test}).")
     if any(r.get("faithful") == "true" for r in rows):
         sentences.append(f"{FAITHFUL}: official quirks are reproduced rather than corrected.")
+    if any(r.get("taught") for r in rows):
+        sentences.append(f"{TAUGHT}: the judge was the teacher of this method's training, or its reward.")
     return " ".join(sentences)
 
 

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty, write_json
 from posegen.io.locks import locked
+from posegen.report.errors import SHEETS
 from posegen.report.formats import markdown, table_grid
 from posegen.report.image_grids import prompts_of
 from posegen.report.plots import LIVE
@@ -34,7 +35,8 @@ from posegen.runner.received.state_files import COSTS, read_cell_config, read_co
 from posegen.runner.stage import Stage
 from posegen.train.logger_runs import RUN_FILE, logger_nodes, logger_of, logs_to
 
-FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png")  # of the benchmark's artifact
+#: Of the benchmark's artifact.
+FILES = ("table.csv", "table.md", "table.tex", "table.html", "pictures.png", "table_errors.csv", "table_judges.csv")
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,10 @@ def log_table(table: Table, cfg: DictConfig) -> None:
         run.config.update({"study": study})
         columns, rows = table_numbers(table)
         run.log({"table": wandb.Table(columns=columns, data=rows)})
+        if table.errors:
+            columns = ["method", *(column for columns in SHEETS.values() for column in map(str, columns))]
+            rows = [[finite_or_none(row[name]) for name in columns] for row in table.errors.everybody]
+            run.log({"errors": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(study.replace("/", "-"), type="benchmark")
         for name in FILES:
             if (table.folder / name).is_file():
@@ -236,15 +242,16 @@ def log_table(table: Table, cfg: DictConfig) -> None:
 
 def table_numbers(table: Table) -> tuple[list[str], list[list[Any]]]:
     """(columns, rows) of the table as numbers that can be sorted and plotted, with the bounds of the intervals."""
-
-    def known(value: Any) -> Any:
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
     columns = ["method", "ranked", "state", "reason", "n_images", "n_seeds"]
     columns += [f"{column}{suffix}" for column in table.headline for suffix in ("", "_lo", "_hi")]
     columns += [f"cost_{name}" for name in COSTS]
-    used = [name for name in columns if any(known(row.get(name)) is not None for row in table.rows)]
-    return used, [[known(row.get(name)) for name in used] for row in table.rows]
+    used = [name for name in columns if any(finite_or_none(row.get(name)) is not None for row in table.rows)]
+    return used, [[finite_or_none(row.get(name)) for name in used] for row in table.rows]
+
+
+def finite_or_none(value: Any) -> Any:
+    """A value as a dashboard takes it."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 @dataclass(frozen=True)

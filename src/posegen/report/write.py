@@ -23,6 +23,12 @@ def write_table(folder: Path, expected: Path | None = None) -> Table:
     texts |= {"table.tex": formats.table_latex(table), "table.html": results_page(table)}
     if table.agreements:
         texts["table_orders.csv"] = formats.agreements_csv(table)
+    if table.errors:
+        texts["table_errors.csv"] = formats.errors_csv(table.errors)
+        texts["table_errors.md"] = formats.errors_markdown(table.errors, table.title)
+    if table.judges:
+        texts["table_judges.csv"] = formats.judges_csv(table.judges)
+        texts["table_judges.md"] = formats.judges_markdown(table.judges, table.title)
     if table.scenarios is not None:
         texts["table_scenarios.csv"] = formats.breakdown_csv(table.scenarios)
         texts["table_scenarios.md"] = formats.breakdown_markdown(table.scenarios, table.title)

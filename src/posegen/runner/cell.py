@@ -54,6 +54,7 @@ class Cell:
     folder: Path
     identity: dict[str, Any]
     config: dict[str, Any]
+    named_by: str = "study"  # the key that gives it another folder
 
     @classmethod
     def of(cls, cfg: DictConfig, content: Mapping[str, str | None] | None = None) -> Cell:
@@ -94,7 +95,7 @@ class Cell:
         rows = differences(status.get("identity") or {}, here)
         listed = "\n".join(f"  {key}: {briefly(there)} there, {briefly(here)} now" for key, there, here in rows)
         listed = listed or "  (files at the same paths have other content)"
-        fix = "Keep both with another study=NAME, or delete that folder to replace it."
+        fix = f"Keep both with another {self.named_by}=NAME, or delete that folder to replace it."
         raise CellConflict(f"{self.folder} holds a cell of other settings:\n{listed}\n{fix}")
 
     def _check_commits(self, before: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from posegen.metrics.records import has_records
 from posegen.runner.batches import Needs, collate, fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.encodings import encode_prompts, tell_cut_prompts
-from posegen.runner.images import absent, absent_pictures, keep_sources, picture, pictured
+from posegen.runner.images import HASHES, absent, absent_pictures, keep_sources, note_hashes, picture, pictured
 from posegen.runner.method_folder import load_into
 from posegen.runner.precision import device_of
 from posegen.runner.progress import Progress, note_costs
@@ -63,6 +63,10 @@ class Generation(Stage):
         components, sampler, todo = self.components, self.components.sampler, self.todo()
         adapter = ready(components, self.weights)
         self.tell_cut([sampler.negative_prompt])
+        if (self.samples / HASHES).is_file():
+            note_hashes(
+                self.samples, without={f"{i:06d}{end}" for rows in todo for i in rows for end in (".png", ".npy")}
+            )
         prompts: list[str] = []
         left, spent, count = sum(map(len, todo)), 0.0, components.protocol.draws
         with self.progress("sample", todo) as progress:
@@ -101,6 +105,7 @@ class Generation(Stage):
             note_row(self.components.adapter, self.folder)
         lines = (f"{' '.join(prompt.split())}\n" for prompt in self.data.prompts)
         write_text(self.samples / "prompts.txt", "".join(lines))
+        note_hashes(self.samples)
         flush(*self.samples.iterdir())
 
 

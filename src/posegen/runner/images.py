@@ -12,13 +12,15 @@ import numpy as np
 
 from posegen.data.base import PoseData, to_uint8
 from posegen.errors import UserError
-from posegen.io.atomic import replacing
+from posegen.io.atomic import replacing, write_text
+from posegen.io.hashes import file_hash
 from posegen.metrics.base import Poses
 from posegen.poses.drawing import overlay
 
 AGAIN = "delete it and run the command of this cell again, which makes it again"
 SHOWN = 16  # pictures of a cell on the results page
 SCORE = 0.1  # least score of a keypoint that is drawn
+HASHES = "pictures.sha256"  # of what was sampled, as ``sha256sum`` writes and checks it
 PER_SCENARIO = 5  # pictures of each scenario that are kept to look at
 
 
@@ -117,3 +119,26 @@ def read_png(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         found = f"{image.shape[1]} x {image.shape[0]} pixels, expected {size[1]} x {size[0]}"
         raise UserError(f"{path} has {found}; {AGAIN}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def known_hashes(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 of the samples in ``folder``, as `note_hashes` left them; empty without it."""
+    path = folder / HASHES
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    return {name: found for found, _, name in (line.partition("  ") for line in lines)}
+
+
+def note_hashes(folder: Path, without: Iterable[str] = ()) -> None:
+    """Writes the hashes of samples that have none yet; ``without``: samples whose hashes are forgotten first."""
+    known = {name: found for name, found in known_hashes(folder).items() if name not in {*without}}
+    every = {file.name: file for file in folder.iterdir() if file.suffix in (".png", ".npy")} if not without else {}
+    known |= {name: file_hash(file) for name, file in every.items() if name not in known}
+    write_text(folder / HASHES, "".join(f"{known[name]}  {name}\n" for name in sorted(known)))
+
+
+def changed_samples(folder: Path) -> list[Path]:
+    """The samples that are others than those whose hashes were noted."""
+    known = known_hashes(folder)
+    return [
+        folder / name for name in sorted(known) if (folder / name).is_file() and file_hash(folder / name) != known[name]
+    ]

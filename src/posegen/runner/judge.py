@@ -29,10 +29,10 @@ RECORD_FILES, BATCHES = (CSV_FILE, ARRAY_FILE), "batches"
 
 
 class Judging(Stage):
-    """Writes ``records.csv`` and ``features.npz`` of ``folder/samples``, and of real images in ``folder/reference``."""
+    """Writes ``records.csv`` and ``features.npz`` of ``samples``, and of real images in ``folder/reference``."""
 
-    def __init__(self, components: Components, folder: Path) -> None:
-        self.components, self.folder = components, folder
+    def __init__(self, components: Components, folder: Path, samples: Path | None = None) -> None:
+        self.components, self.folder, self.samples = components, folder, samples or folder / "samples"
 
     @cached_property
     def judgement(self) -> Judgement:
@@ -56,7 +56,7 @@ class Judging(Stage):
         return absent_pictures(self.folder / "judged", pictured(self.components.data("test")))
 
     def run(self) -> None:
-        components, samples = self.components, self.folder / "samples"
+        components, samples = self.components, self.samples
         judge_reference(components, components.shard)
         data, shown, device = components.data("test"), pictured(components.data("test")), judging_device(components)
 

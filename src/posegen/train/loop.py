@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from posegen.errors import UserError
+from posegen.io.atomic import set_aside
 from posegen.io.locks import locked
 from posegen.runner.batches import Needs
 from posegen.runner.components import Components
@@ -44,7 +45,6 @@ from posegen.train.resume import (
     load_start,
     read_checkpoint,
     saved_place,
-    set_aside,
     unusable,
 )
 from posegen.train.tasks import AdapterTask, Task
@@ -85,7 +85,8 @@ class Training(Stage):
                 elif checkpoint.is_file():
                     read_checkpoint(checkpoint, whole=True)
             except UserError as error:
-                set_aside(self.folder, AFTER_TRAINING if method.is_dir() else [CHECKPOINT], error)
+                names = AFTER_TRAINING if method.is_dir() else [CHECKPOINT]
+                set_aside(self.folder, names, error, "the training is done again")
                 self.components = Components(self.components.cfg)  # half of the weights may be in place
 
     def fault(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -20,7 +19,17 @@ from posegen.train.tasks import AdapterTask, Task
 from posegen.train.training_batches import Seen
 
 #: What a cell gets after its training, in this order; all of it comes from the trained weights.
-AFTER_TRAINING = ("method", "objective.json", "samples", "row.json", "batches", "judged", "records.csv", "features.npz")
+AFTER_TRAINING = (
+    "method",
+    "objective.json",
+    "samples",
+    "row.json",
+    "batches",
+    "judged",
+    "records.csv",
+    "features.npz",
+    "judges",
+)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -72,16 +81,6 @@ def kept_training(folder: Path) -> str:
     except UserError:
         step = 0
     return f"the checkpoint of step {step} ({folder / CHECKPOINT})" if step else "no checkpoint yet"
-
-
-def set_aside(folder: Path, names: Iterable[str], why: Exception) -> None:
-    """Renames damaged files of a cell, and says so: nothing that was computed is deleted."""
-    there = [folder / name for name in names if (folder / name).exists()]
-    for path in there:
-        number = len(list(folder.glob(f"{path.name}.damaged*"))) or ""
-        path.rename(path.with_name(f"{path.name}.damaged{number}"))
-    moved = ", ".join(path.name for path in there)
-    print(f"{why}\nset aside in {folder} as *.damaged: {moved}; the training is done again", flush=True)
 
 
 def load_start(task: Task, place: Path) -> None:

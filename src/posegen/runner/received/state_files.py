@@ -76,6 +76,9 @@ class ConfigFile(State):
     protocol: dict[str, Any] = {}
     adapter: dict[str, Any] = {}
     backbone: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    sampler: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
     logger: dict[str, Any] | None = None
     dashboard: dict[str, Any] | None = None
     budget: dict[str, Any] = {}
