@@ -123,6 +123,12 @@ def test_steps_count_whose_noise_is_small_and_no_other_is_looked_at(tiny: DictCo
     assert gradient[:2].flatten(1).any(1).all() and not gradient[2:].any()
 
 
+def test_the_network_that_rewards_is_frozen_whoever_built_it() -> None:
+    judge = MannequinJudge()
+    ConsistencyReward(judge)
+    assert not judge.training and not any(p.requires_grad for p in judge.parameters())
+
+
 def test_the_share_of_steps_follows_the_process() -> None:
     reward = ConsistencyReward(MannequinJudge())
     assert reward.share(noise_process({"_class_name": "DDIMScheduler"})) == pytest.approx(0.201)
