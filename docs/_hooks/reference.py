@@ -41,6 +41,7 @@ GROUPS = {
     "optim": "Optimisers",
     "logger": "Loggers (Lightning)",
     "task": "Tasks",
+    "loss": "Losses beside a method's own",
     "prior": "Priors",
     "experiment": "Experiments",
     "hydra/launcher": "Launchers",

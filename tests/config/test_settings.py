@@ -25,7 +25,8 @@ from posegen.ranges import AtLeastOne, BelowOne, Positive, ZeroToOne
 
 #: Keys that the user gives, whose type the class that they go to knows once they are given; and foreign classes' own.
 OPEN = {"data.root", "data.folder", "task.autoencoder", "task.estimator", "adapter.teacher", "estimator.finder"}
-SWEPT = ("adapter", "data", "estimator", "protocol", "sampler", "logger", "task", "backbone")
+OPEN |= {"loss.teacher"}
+SWEPT = ("adapter", "data", "estimator", "protocol", "sampler", "logger", "task", "loss", "backbone")
 
 
 def every_setting() -> Iterator[Setting]:

@@ -149,6 +149,23 @@ def test_a_row_whose_teacher_is_the_judge_is_marked(study: Path) -> None:
     assert "§" not in (study / "table.md").read_text()
 
 
+def test_a_row_whose_reward_is_the_judge_is_marked(study: Path, tmp_path: Path) -> None:
+    """Also where it was trained plainly after the reward, from that cell or the method in it."""
+    reward = {"adapter": {"_target_": "a.B"}, "loss": {"_target_": "a.Reward", "teacher": FIRST, "weight": 2.0}}
+    cell, trained = study / "near/world/seed0", tmp_path / "train/seed0"
+    status = read_json(cell / "status.json")
+    write_json(cell / "status.json", {**status, "identity": {**status["identity"], **reward}})
+    assert [row["method"] for row in build_table(study).rows if row["taught"]] == ["near"]
+    other = {**reward, "loss": {**reward["loss"], "teacher": SECOND}}
+    write_json(cell / "status.json", {**status, "identity": {**status["identity"], **other}})
+    assert not any(row["taught"] for row in build_table(study).rows)
+    write_json(trained / "status.json", {"state": "finished", "identity": reward})
+    for start in (trained, trained / "method"):
+        config = {"method": "m", "seed": 0, "study": "s", "checkpoint": str(start)}
+        write_text(cell / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        assert [row["method"] for row in build_table(study).rows if row["taught"]] == ["near"]
+
+
 def test_the_teacher_of_given_weights_is_that_of_the_cell_that_trained_them(study: Path, tmp_path: Path) -> None:
     cell, trained = study / "far/world/seed0", study / "train/seed0"
     write_json(trained / "status.json", {"state": "finished", "identity": {"adapter": {"teacher": FIRST}}})

@@ -55,6 +55,12 @@ class Estimator(ABC):
         """``[B, 17, h, w]`` keypoint probabilities."""
         raise TypeError(f"{type(self).__name__} has no heatmaps; choose another estimator as the teacher of a loss")
 
+    def expected_heatmaps(self, people: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[B, 17, h, w]`` what `heatmaps` shows of images of ``size`` (height, width) with ``people [B, P, 17, 3]``.
+
+        Joints without label, and rows of zeros, which fill up people, leave nothing in them."""
+        raise TypeError(f"{type(self).__name__} does not say how its heatmaps show a pose; choose another estimator")
+
     def raw_heatmaps(self, inputs: Tensor) -> Tensor:
         """`heatmaps` without the preparation of images that comes before the network; by default there is none."""
         return self.heatmaps(inputs)

@@ -159,11 +159,11 @@ def image_agreement(first: Judge, other: Judge, column: Column) -> list[str]:
 def taught_by(group: Group, estimator: Mapping[str, Any]) -> bool:
     """Whether a row's method was trained with the judge as the teacher of its loss, or as its reward."""
     for cell in group.finished:
-        trained = Path(str(read_cell_config(cell).get("checkpoint") or "")).parent
-        for folder in (cell, trained):
+        start = Path(str(read_cell_config(cell).get("checkpoint") or ""))  # a cell, or the method folder in one
+        for folder in (cell, start, start.parent):
             node = (read_status(folder).get("identity") or {}) if (folder / "status.json").is_file() else {}
             if estimator and any(
-                found == estimator for key in ("adapter", "task") for found in nodes_in(node.get(key))
+                found == estimator for key in ("adapter", "loss", "task") for found in nodes_in(node.get(key))
             ):
                 return True
     return False

@@ -31,15 +31,15 @@ from posegen.runner.received.state_files import read_cell_config, read_status
 
 #: Groups and keys that results depend on, except for `NEUTRAL_KEYS`; weights at a path count by their hash.
 IDENTITY = (
-    *("task", "adapter", "backbone", "data", "sampler", "optim", "budget", "compute", "trainer", "callbacks"),
+    *("task", "loss", "adapter", "backbone", "data", "sampler", "optim", "budget", "compute", "trainer", "callbacks"),
     *("estimator", "protocol", "seed", "checkpoint", "transfer"),
 )
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 #: Settings that came when there were cells, with the value that changes nothing: those cells are of the same identity.
-LATER = [
+LATER: list[tuple[str, Any]] = [
     ("packed", False), ("attention", "auto"), ("fused", False), ("layers", None), ("occlusion", "drawn"),
-    ("parts", None), ("topology", None),
+    ("parts", None), ("topology", None), ("loss", {"_target_": "posegen.losses.base.TrainingLoss"}),
 ]  # fmt: skip
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
@@ -158,7 +158,8 @@ def hub_record(config: Mapping[str, Any] | DictConfig) -> Path:
 def identity(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
     """The part of a configuration that results depend on; files count by content, not by place."""
     plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    found = {key: neutralised(plain[key], key, hashed=key != "data") for key in IDENTITY if key in plain}
+    counting = {key: plain[key] for key in IDENTITY if key in plain and (key, plain[key]) not in LATER}
+    found = {key: neutralised(value, key, hashed=key != "data") for key, value in counting.items()}
     callbacks = {name: node for name, node in (plain.get("callbacks") or {}).items() if name not in NEUTRAL_CALLBACKS}
     return {**found, "callbacks": without_places(callbacks)}
 

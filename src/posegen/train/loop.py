@@ -177,6 +177,7 @@ def run(components: Components, task: Task, folder: Path, share: Share) -> tuple
     step, place = saved_place(checkpoint)
     data, accumulate = components.data("train"), cfg.optim.accumulate
     data.prepare()
+    task.require(data)
     batches = EpochBatches(len(data), cfg.optim.batch // accumulate, cfg.seed, accumulate, place, share)
     loader = training_loader(data, needs_of(task, components), batches, cfg.compute.workers)
     if share.rank == 0:

@@ -22,11 +22,12 @@ from torch.distributed.tensor import DTensor
 
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.backbones.text import Text
-from posegen.data.base import PoseBatch
+from posegen.data.base import PoseBatch, PoseData
 from posegen.errors import UserError
 from posegen.io.atomic import replacing
+from posegen.losses.base import TrainingLoss
 from posegen.ranges import NotNegative, Positive
-from posegen.runner.components import Components
+from posegen.runner.components import Components, build_node
 from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged, waiting_parts
 from posegen.train.fsdp import divide_weights
@@ -62,6 +63,9 @@ class Task(LightningModule):
         """Whether Lightning's loggers get the values of this step."""
         every = self.trainer.log_every_n_steps
         return bool(every) and (self.trainer.global_step + 1) % every == 0
+
+    def require(self, data: PoseData) -> None:
+        """Raises a UserError for data that the task cannot train on, before anything is encoded."""
 
     @abstractmethod
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
@@ -187,17 +191,23 @@ class AdapterTask(DiffusionTask):
     them to the GPU for whoever asks (live validation), and the next step sends them back."""
 
     waiting: Sequence[Any] = ()  # accelerate's hooks
+    rewardable: ClassVar[bool] = True  # what ``loss=`` adds to the method's own loss is minimised, too
 
     def __init__(self, components: Components) -> None:
         super().__init__(components)
         self.adapter, self.backbone = components.adapter, components.backbone
         components.sampler.unset(self.backbone)  # it samples while it trains: a scheduler that does not fit says so now
-        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads | self.backbone.reads
+        self.loss: TrainingLoss = build_node(components.cfg.get("loss")) or TrainingLoss()  # cells of old have none
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads | self.loss.reads
+        self.needs |= self.backbone.reads
+
+    def require(self, data: PoseData) -> None:
+        self.loss.require(self.backbone, data)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         state = self.adapter.drop(self.adapter.encode(batch), self.keep_text(batch))
         step = self.step(batch, state.text, lambda noisy, timesteps: self.adapter.inject(state, noisy, timesteps))
-        return self.adapter.loss(step, state, batch)
+        return self.loss(self.adapter.loss(step, state, batch), step, batch, self.backbone)
 
     def on_fit_start(self) -> None:
         self.waiting = waiting_parts(self.backbone.encoders, self.device)

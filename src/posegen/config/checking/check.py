@@ -38,7 +38,7 @@ OUTPUT = re.compile(r"(^|[._])(out|output|cache|save|log|target)s?(_[a-z]+)?$|^p
 ELSEWHERE = re.compile(r"^\w{2,}:")  # hub:owner/name, https://...
 
 #: Groups whose options name a class, and the others that a cell cannot do without.
-CLASSES = ("task", "adapter", "backbone", "sampler", "estimator", "protocol", "trainer")
+CLASSES = ("task", "loss", "adapter", "backbone", "sampler", "estimator", "protocol", "trainer")
 NEEDED = (*CLASSES, "data", "optim", "budget", "compute")
 
 #: Keys of posegen 0.1 -> where they stand now.
@@ -233,6 +233,9 @@ def compatible(cfg: DictConfig) -> list[Problem]:
         problems += _sizes(f"data.{split}", node, factor, packs)
     if hasattr(adapter, "unserved") and isinstance(backbone, type) and (reason := adapter.unserved(backbone)):
         problems.append(Problem("backbone", reason))
+    if hasattr(loss := class_of(cfg, "loss"), "unserved"):
+        reason = loss.unserved(class_of(cfg, "task"), backbone, class_of(cfg.loss, "teacher"))
+        problems += [Problem("loss", reason)] if reason else []
     return problems
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FAR = -1e4  # cells; a Gaussian there leaves nothing in the image
+
 
 def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     """Unnormalised Gaussians ``[..., h, w]`` (peak 1) around ``points [..., 2]`` (x, y in cells)."""
@@ -18,6 +20,15 @@ def peak_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> Tenso
     columns = torch.exp((x - points[..., :1]).square() / (-2 * sigma**2))
     rows = torch.exp((y - points[..., 1:2]).square() / (-2 * sigma**2))
     return rows[..., :, None] * columns[..., None, :]
+
+
+def people_gaussians(points: Tensor, labelled: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """``[B, C, h, w]`` the highest Gaussian over people around ``points [B, P, C, 2]`` where ``labelled [B, P, C]``."""
+    maps = points.new_zeros((len(points), points.shape[2], *size))
+    for person in range(points.shape[1]):
+        away = torch.where(labelled[:, person, :, None], points[:, person], FAR)
+        maps = torch.maximum(maps, peak_gaussians(away, size, sigma))
+    return maps
 
 
 def peaks(maps: Tensor, k: int) -> tuple[Tensor, Tensor]:

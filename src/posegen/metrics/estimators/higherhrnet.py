@@ -21,13 +21,14 @@ from posegen.data.base import to_tensor, to_uint8
 from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.estimators.associative import JOINTS, PUBLISHED, Decoding, decode
-from posegen.metrics.estimators.bottom_up import keep_distinct
+from posegen.metrics.estimators.bottom_up import keep_distinct, people_gaussians
 from posegen.metrics.estimators.hrnet import STRIDE, Basic, HRNet, Stage, published
 from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_FLIP, COCO_SIGMAS
 from posegen.ranges import Width, ZeroToOne
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in [0, 1], RGB
+SIGMA = 2.0  # cells; of the Gaussians that the published weights were trained to show
 SIDE, MULTIPLE = 512, 64  # shorter side of the network's input, and what both sides are multiples of
 
 
@@ -124,6 +125,14 @@ class HigherHRNet(nn.Module, Estimator):
     def heatmaps(self, images: Tensor) -> Tensor:
         """``[B, 17, H/2, W/2]``, about 1 at joints and 0 elsewhere, from one pass; differentiable."""
         return self.raw_heatmaps(self.normalised(images))
+
+    def expected_heatmaps(self, people: Tensor, size: tuple[int, int]) -> Tensor:
+        """The mean of Gaussians of `SIGMA` cells at both resolutions, which are what the network learns to show."""
+        coarse, fine = ([side // stride for side in size] for stride in (STRIDE, STRIDE // 2))
+        cells = people.new_tensor([(fine[i] - 1) / (size[i] - 1) for i in (1, 0)]) * people[..., :2]
+        wide = SIGMA * (fine[1] - 1) / (coarse[1] - 1)  # of a cell of the coarse maps, in fine ones
+        seen = (people_gaussians(cells, people[..., 2] > 0, (fine[0], fine[1]), sigma) for sigma in (wide, SIGMA))
+        return sum(seen) / 2
 
     def raw_heatmaps(self, inputs: Tensor) -> Tensor:
         return aggregated(self(inputs))[0]

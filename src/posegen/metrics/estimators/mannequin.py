@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from posegen.data.base import Sample
 from posegen.io.atomic import read_json, replacing, write_text
 from posegen.metrics.base import Estimator, Findings, Poses
-from posegen.metrics.estimators.bottom_up import keep_distinct, peak_gaussians, peaks, snapped_to_peaks
+from posegen.metrics.estimators.bottom_up import keep_distinct, peaks, people_gaussians, snapped_to_peaks
 from posegen.metrics.network_weights import load_every_weight
 from posegen.poses.topology import COCO_SIGMAS
 from posegen.ranges import AtLeastOne, Positive, ZeroToOne
@@ -31,7 +31,6 @@ SCENES = ("park", "beach", "room", "street", "studio", "night")
 TORSO = [5, 6, 11, 12]  # shoulders and hips
 KEYPOINTS = 17
 STRIDE = 2  # image pixels per heatmap cell
-FAR = -1e4  # cells; a Gaussian there leaves nothing in the image
 UNKNOWN = -100  # attribute class that the loss passes over
 
 
@@ -125,6 +124,10 @@ class MannequinJudge(nn.Module, Estimator):
     def heatmaps(self, images: Tensor) -> Tensor:
         return self(images)["heat"].sigmoid()
 
+    def expected_heatmaps(self, people: Tensor, size: tuple[int, int]) -> Tensor:
+        grid = (-(-size[0] // STRIDE), -(-size[1] // STRIDE))
+        return people_gaussians(pixels_to_cells(people[..., :2]), people[..., 2] > 0, grid, self.config["sigma"])
+
     def targets(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """`judge_targets` in this judge's classes."""
         return judge_targets(samples, self.config["styles"], self.config["scenes"], self.config["max_count"])
@@ -151,10 +154,7 @@ class MannequinJudge(nn.Module, Estimator):
     def _map_loss(self, logits: Tensor, points: Tensor, labelled: Tensor) -> Tensor:
         """Cross entropy of ``logits [B, C, h, w]`` to the highest Gaussian over people around ``points [B, P, C, 2]``,
         which is least, though not 0, at the expected Gaussian, so that sub-cell decoding stays exact."""
-        (h, w), target = logits.shape[-2:], torch.zeros_like(logits)
-        for person in range(points.shape[1]):
-            away = torch.where(labelled[:, person, :, None], points[:, person], FAR)
-            target = torch.maximum(target, peak_gaussians(away, (h, w), self.config["sigma"]))
+        target = people_gaussians(points, labelled, logits.shape[-2:], self.config["sigma"])
         return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / labelled.sum().clamp_min(1)
 
     def _offset_loss(self, field: Tensor, cells: Tensor, labelled: Tensor, centres: Tensor, areas: Tensor) -> Tensor:
