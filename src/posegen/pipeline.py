@@ -350,6 +350,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise UserError("image and poses are two names of one argument; give one of them")
         widths = self.backbone.geometry.text_dim, self.backbone.pooled_dim
         positive = TextInput.read("prompt", prompt, prompt_embeds, pooled_prompt_embeds, *widths)
+        if "words" in self.adapter.places and (positive.states is not None or clip_skip):
+            fix = "give prompt instead of prompt_embeds, and no clip_skip"
+            raise UserError(f"{type(self.adapter).__name__} adds words to the prompt and encodes it itself; {fix}")
         positive, guides = prompts_with_poses(positive, poses if image is None else image)
         usual = self.sampler.negative_prompt if negative_prompt_embeds is None else None
         negative_prompt = usual if negative_prompt is None else negative_prompt

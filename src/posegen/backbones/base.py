@@ -16,6 +16,7 @@ from posegen.backbones.text import Text
 from posegen.errors import UserError
 
 BlockPlace: TypeAlias = tuple[int, int]  # (level, layer) of a residual block of an encoder, both from 0
+Hook: TypeAlias = Callable[[Tensor], Tensor]
 LATENT_SIDE = 64  # of U-Nets whose configuration has no sample_size
 #: Where a backbone may be influenced: a field of `Injection` or a method of `Backbone` -> its meaning.
 BACKBONE_PLACES = {
@@ -26,9 +27,17 @@ BACKBONE_PLACES = {
     "latents": "further channels of the input, Backbone.widen",
     "attention": "keys and values appended to the self-attentions",
     "features": "tokens read by blocks before the transformers",
+    "hooks": "additions that depend on the hidden state, behind the input, a level or the middle block",
     "control_copy": "a trainable copy of the network, Backbone.control_copy",
     "encoder_block": "residual blocks of that copy to replace, Backbone.encoder_block",
     "middle": "a function behind the middle block, Backbone.after_middle",
+    "words": "words of the prompt with embeddings that train, Backbone.learned_words",
+}
+#: Keys of `Injection.hooks`.
+HOOK_PLACES = {
+    "input": "behind the input convolution; the first skip connection does not see what is added",
+    "level": "behind the first level of the encoder and its downsampling; its skip connections do not see it",
+    "middle": "behind the middle block",
 }
 
 
@@ -125,6 +134,7 @@ class Injection:
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
+    hooks: Mapping[str, Hook] | None = None  # what is added to a hidden state, given that state, see `HOOK_PLACES`
     rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
 
     @property
@@ -146,11 +156,13 @@ class Injection:
         are, and are left out where the factor is 0."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
-        scaled = replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
+        hooks = self.hooks and {place: _times(factor, hook) for place, hook in self.hooks.items()}
+        scaled = self.weighted([factor] * len(self.residuals))
+        scaled = replace(scaled, encoder=encoder, latents=latents, hooks=hooks)
         return scaled if factor else replace(scaled, attention=None, features=None, rows=None)
 
     def __add__(self, other: Injection) -> Injection:
-        """Both influences: residuals and encoder features add, latents and attention concatenate.
+        """Both influences: residuals, encoder features and hooks add, latents and attention concatenate.
 
         A ValueError where both have ``features``, attention for other images or another strength, or other residuals.
         """
@@ -167,10 +179,22 @@ class Injection:
         latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
-        return Injection(down, mid, blocks, encoder, latents, attention, features, rows)
+        hooks = _both(_hooked, self.hooks, other.hooks)
+        return Injection(down, mid, blocks, encoder, latents, attention, features, hooks, rows)
 
 
 FieldT = TypeVar("FieldT")
+
+
+def _times(factor: float, hook: Hook) -> Hook:
+    return lambda hidden: factor * hook(hidden)
+
+
+def _hooked(a: Mapping[str, Hook], b: Mapping[str, Hook]) -> dict[str, Hook]:
+    def sum_of(place: str) -> Hook:
+        return lambda hidden: a[place](hidden) + b[place](hidden)
+
+    return {**a, **b, **{place: sum_of(place) for place in a.keys() & b.keys()}}
 
 
 def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
@@ -273,6 +297,13 @@ class Backbone(nn.Module, ABC):
     def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
         """Applies ``function`` to the middle block's output from now on, in the place of an earlier function."""
         raise lacks(self, "middle")
+
+    def learned_words(self, words: Mapping[str, str]) -> nn.Module:
+        """A module with trainable embeddings of new words, each of which starts as the last token of a text.
+
+        Called with prompts and the length of text states, it gives `Text` and ``[B, L]`` the index of the word that
+        each token is, -1 for others. The backbone itself does not change."""
+        raise lacks(self, "words")
 
     def widen(self, channels: int) -> None:
         """Adds input channels of zero weight, which read `Injection.latents`; a ValueError the second time."""

@@ -14,8 +14,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from posegen.backbones.base import BACKBONE_PLACES, Bank, BlockPlace, Geometry, Injection, widened
+from posegen.backbones.base import (
+    BACKBONE_PLACES,
+    HOOK_PLACES,
+    Bank,
+    BlockPlace,
+    Geometry,
+    Hook,
+    Injection,
+    widened,
+)
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
+from posegen.backbones.blocks.learned_words import LearnedWords
 from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
 from posegen.backbones.loading import ldm_keys as ldm
@@ -127,7 +137,7 @@ class StableDiffusion(LatentDiffusion):
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         attention = {"encoder_attention_mask": text.mask, "return_dict": False}
         attention["cross_attention_kwargs"] = additions(self.unet, injection, len(latents), record)
-        with features_added(self.unet, injection.encoder):
+        with features_added(self.unet, injection.encoder), hooked(self.unet, injection.hooks):
             return self.unet(latents, timesteps, text.tokens, **attention, **residuals)[0]
 
     def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> EncoderCopy:
@@ -141,6 +151,9 @@ class StableDiffusion(LatentDiffusion):
             self._behind_middle.remove()
         middle = self.unet.mid_block
         self._behind_middle = middle.register_forward_hook(lambda _module, _inputs, output: function(output))
+
+    def learned_words(self, words: Mapping[str, str]) -> LearnedWords:
+        return LearnedWords(self, words)
 
     def widen(self, channels: int) -> None:
         old = self.unet.conv_in
@@ -198,3 +211,35 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def hooked(unet: UNet2DConditionModel, hooks: Mapping[str, Hook] | None) -> Iterator[None]:
+    """Within the context, ``hooks[place]`` of the hidden state is added to it at each of `HOOK_PLACES`."""
+
+    def before(hook: Hook) -> Any:
+        def add(_module: nn.Module, _inputs: Any, named: dict[str, Any]) -> Any:
+            hidden = named["hidden_states"]
+            return (), {**named, "hidden_states": hidden + hook(hidden)}
+
+        return add
+
+    def behind(hook: Hook) -> Any:
+        def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            return (output[0] + hook(output[0]), *output[1:]) if isinstance(output, tuple) else output + hook(output)
+
+        return add
+
+    first, modules, handles = unet.down_blocks[0], {"level": unet.down_blocks[0], "middle": unet.mid_block}, []
+    for place, hook in (hooks or {}).items():
+        if place not in HOOK_PLACES:
+            raise ValueError(f"Injection.hooks has {place!r}; expected some of {', '.join(HOOK_PLACES)}")
+        if place == "input":
+            handles.append(first.register_forward_pre_hook(before(hook), with_kwargs=True))
+        else:
+            handles.append(modules[place].register_forward_hook(behind(hook)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

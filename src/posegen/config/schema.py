@@ -206,7 +206,7 @@ class CompletionKeys(NodeKeys):
 
 class ConvertKeys(NodeKeys):
     adapter: AdapterKeys
-    source: str | None
+    source: Files
     target: Name
 
 

@@ -87,15 +87,16 @@ def arrange(
 
 
 def keep_cast(network: nn.Module, precision: str) -> None:
-    """Keeps the frozen weights of convolutions and linear layers in the type that autocast computes in.
+    """Keeps the weights of convolutions and linear layers in the type that autocast computes in, if none train.
 
     The numbers are the same, since autocast would cast the same weights in every pass: it remembers casts of weights
-    that train alone. Weights of normalisations stay as they are; autocast computes those in single precision.
+    that train alone. Weights of normalisations stay as they are; autocast computes those in single precision. So does a
+    network of which a part trains, because it is saved with that part.
     """
     dtype = PRECISIONS.get(precision)
-    for module in network.modules() if dtype is not None else ():
-        frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
-        if frozen and isinstance(module, nn.Linear | nn.Conv2d):
+    frozen = not any(p.requires_grad for p in network.parameters())
+    for module in network.modules() if frozen and dtype is not None else ():
+        if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
 
 
