@@ -26,8 +26,8 @@ class Composite(Adapter):
     """Named methods on one backbone, as a pipeline of diffusers has several ControlNets, or one and an IP-Adapter.
 
     Each part has its own state and sees the text alone; injections add. Guidance and dropping happen in all parts
-    together, and the prompts are encoded as the first part does it. Parts whose guidance has other weights (DNAF's)
-    cannot be joined. ``adapter.init.NAME=FOLDER`` starts a part from a method folder.
+    together; parts whose guidance has other weights cannot be joined. Where one part encodes prompts in a way of its
+    own (SP-Ctrl), all see these. ``adapter.init.NAME=FOLDER`` starts a part from a method folder.
 
     Args:
         parts: methods by name; null: ``pose``, a ControlNet, and ``person``, an IP-Adapter.
@@ -53,13 +53,13 @@ class Composite(Adapter):
                 raise ValueError(f"adapter.{key} names {', '.join(unknown)}; the parts are {', '.join(parts)}")
         if other := [name for name, part in parts.items() if part.sample != "image" or not part.ranked]:
             raise ValueError(f"adapter.parts.{other[0]} is no method that influences the making of an image")
-        self.parts: Any = nn.ModuleDict(dict(parts))
+        self.parts: Any = nn.ModuleDict(dict(sorted(parts.items())))  # whatever the order in a file
         self.strengths, self.frozen = dict(strengths or {}), list(frozen)
         own = {
             "needs": frozenset().union(*(part.needs for part in parts.values())),
             "places": frozenset().union(*(part.places for part in parts.values())),
             "starts_neutral": all(part.starts_neutral for part in parts.values()),
-            "hint": next((part.hint for part in parts.values() if part.hint is not None), None),
+            "hint": next((part.hint for part in self.parts.values() if part.hint is not None), None),
         }
         self.__dict__.update(own)  # facts of these parts, in the place of the class's
         if len(trained := self._own("loss")) > 1:
@@ -104,7 +104,10 @@ class Composite(Adapter):
             parameter.requires_grad_(True)
 
     def encode(self, batch: PoseBatch) -> State:
-        return self._joined({name: part.encode(self._drawn(batch, part)) for name, part in self.parts.items()})
+        states = {name: part.encode(self._drawn(batch, part)) for name, part in self.parts.items()}
+        given = None if batch.text is None else batch.text.tokens
+        spoken = [state for state in states.values() if state.text.tokens is not given]
+        return self._joined(states, spoken[0] if given is not None and spoken else None)
 
     def _drawn(self, batch: PoseBatch, part: Adapter) -> PoseBatch:
         """The batch with the poses as a part wants them drawn, where that is another way than the first part's."""
@@ -115,7 +118,7 @@ class Composite(Adapter):
         return replace(batch, hint=torch.stack(hints).to(batch.hint))
 
     def _joined(self, states: Mapping[str, State], text: State | None = None) -> State:
-        """One state of the parts', with the text of ``text`` or of the first part."""
+        """One state of the parts', with the text of ``text``, or of the first of them."""
         conditions = {f"{name}.{key}": v for name, state in states.items() for key, v in state.conditions.items()}
         return replace(text or next(iter(states.values())), conditions=conditions)
 
