@@ -43,7 +43,7 @@ from tests.train.test_train import Stop, equal, interrupt, trained
 
 SMALL = Geometry(4, 8, (32, 32, 32), (True, True, True), 1, (2, 2, 2), 32)
 SIZES: dict[str, Any] = {"embedding": 8, "hidden": 16}
-SIDE = 64
+SIDE, TABLE = 64, "adapter.words.embeddings.text_encoder"
 
 
 def people(*visible: int, x: float = 20, y: float = 30) -> np.ndarray:
@@ -84,10 +84,10 @@ def test_full_size_keys() -> None:
     sd15 = Geometry(4, 8, (320, 640, 1280, 1280), (True, True, True, False), 2, (8,) * 4, 768)
     adapter = SPCtrl()
     with torch.device("meta"):
-        adapter.palette = JointColours(768, 256, 3, "one", False, True)
+        adapter.palette = JointColours(768, 256, 3, "one", False, 17)
         adapter.branch = EncoderCopy(unet_of(sd15), sd15)
         adapter.words = torch.nn.Module()
-        adapter.words.words, adapter.words.embeddings = tuple(WORDS), torch.nn.Parameter(torch.empty(17, 768))
+        adapter.words.embeddings = torch.nn.ParameterDict({"text_encoder": torch.empty(17, 768)})
         files = {**facts["controlnet"], **facts["learned_embeds.bin"]}
         converted = adapter.convert({key: torch.empty(shape) for key, shape in files.items()})
     shapes = {f"adapter.{key}": value.shape for key, value in adapter.state_dict().items()}
@@ -121,13 +121,13 @@ def test_limbs_without_a_colour_are_black_and_faithful_means_take_the_links_of_a
     torch.manual_seed(0)
     indices = torch.tensor([0, 3, 20, 51, 67, 68, 69]).float().view(1, 1, 1, -1)
     for faithful in (False, True):
-        palette = JointColours(8, 16, 3, "one", False, faithful)
-        painted = palette.painted(indices, palette())[0, :, 0].T
+        palette = JointColours(8, 16, 3, "one", False, 17 if faithful else 19)
+        painted = palette.painted(indices, palette(), faithful)[0, :, 0].T
         assert torch.equal(painted[1], palette()[2]) and not painted[[0, 2]].any() and bool((painted[3:5] == 1).all())
         assert bool((painted[5:] == (0 if faithful else 1)).all())
     for faithful, (a, b) in ((False, MAP_LIMBS[0]), (True, ANIMAL_LIMBS[0])):
-        palette = JointColours(8, 16, 3, "interp_kpt", False, faithful)
-        painted = palette.painted(indices, palette())[0, :, 0].T
+        palette = JointColours(8, 16, 3, "interp_kpt", False, 19)
+        painted = palette.painted(indices, palette(), faithful)[0, :, 0].T
         assert torch.allclose(painted[3], palette()[[a, b]].mean(0)) and bool(painted[6].any()) is not faithful
 
 
@@ -141,7 +141,7 @@ def test_words_are_known_within_a_call_alone(own: SPCtrl) -> None:
     assert places[0].tolist()[:6] == [-1, -1, 1, -1, 0, -1] and bool((places[1] == -1).all())
     assert torch.allclose(text.tokens[1], plain.tokens[0], atol=1e-6)
     assert len(backbone.tokenizer) == size and torch.equal(backbone.encode_text(["person"]).tokens[0], plain.tokens[0])
-    gradient = torch.autograd.grad(text.tokens[0, 4].square().sum(), own.words.embeddings)[0]
+    gradient = torch.autograd.grad(text.tokens[0, 4].square().sum(), own.words.embeddings["text_encoder"])[0]
     assert {i for i in range(17) if gradient[i].any()} == {0, 1}, "the text tower reads what is left of a token"
     both, found = own.words(["person <nose>", "person " * 60 + "<nose>"], 2 * backbone.max_length)
     assert both.tokens.shape[1] == found.shape[1] == 2 * backbone.max_length and 0 in found[1, backbone.max_length :]
@@ -151,7 +151,7 @@ def test_words_start_as_the_last_token_of_their_names() -> None:
     adapter = attached()
     table, tokenizer = adapter.backbone.text_encoder.get_input_embeddings().weight, adapter.backbone.tokenizer
     assert list(WORDS)[9:11] == ["<left-wrist>", "<right-wrist>"] and WORDS["<left-wrist>"] == "wrist"
-    assert torch.equal(adapter.words.embeddings[9], table[tokenizer("wrist").input_ids[-2]])
+    assert torch.equal(adapter.words.embeddings["text_encoder"][9], table[tokenizer("wrist").input_ids[-2]])
 
 
 def test_prompts_name_the_joints_that_anybody_shows() -> None:
@@ -229,7 +229,7 @@ def test_the_loss_on_attention_reaches_keys_and_words_or_all_before_them(detache
     keys = {
         name for name, _ in adapter.named_parameters() if "down_blocks.2" in name and name.endswith("attn2.to_k.weight")
     }
-    assert keys and (reached == keys | {"words.embeddings"}) is detached and keys < reached
+    assert keys and (reached == keys | {"words.embeddings.text_encoder"}) is detached and keys < reached
     assert any(name.startswith("palette.") for name in reached) is not detached
     groups = attached(word_lr=0.25).parameter_groups(None)
     assert groups[1]["lr"] == 0.25 and "lr" not in adapter.parameter_groups(None)[1]
@@ -249,7 +249,7 @@ def official(adapter: SPCtrl) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The two files of the official program."""
     colours = {f"spatext_embedding.{key}": value for key, value in adapter.palette.state_dict().items()}
     colours["spatext_embedding.skeleton_emb"] = colours["spatext_embedding.skeleton_emb"][:17].clone()
-    words = dict(zip(WORDS, adapter.words.embeddings.detach(), strict=True))
+    words = dict(zip(WORDS, adapter.words.embeddings["text_encoder"].detach(), strict=True))
     return {**colours, **adapter.branch.network.state_dict()}, words
 
 
@@ -260,7 +260,7 @@ def test_official_names_come_back_and_the_words_may_be_missing() -> None:
     converted = adapter.convert({**control, **words})
     assert converted.keys() == {f"adapter.{key}" for key in adapter.state_dict()}
     assert all(torch.equal(converted[f"adapter.{key}"], value) for key, value in adapter.state_dict().items())
-    assert torch.equal(adapter.convert(control)["adapter.words.embeddings"], adapter.words.embeddings)
+    assert torch.equal(adapter.convert(control)[TABLE], adapter.words.embeddings["text_encoder"])
     wrong = {"spatext_embedding.invented": torch.zeros(1), "<tail>": torch.zeros(32)}
     with pytest.raises(UnknownKeys, match=r"2 keys that SPCtrl has no place for: <tail>, spatext_embedding.invented"):
         adapter.convert({**control, **wrong})
@@ -286,7 +286,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     with configured("train", *world, *settings) as cfg:
         start = Components(cfg).adapter.state_dict()
     moved = {key for key, value in start.items() if not torch.equal(value, whole.get(f"method.{key}", value))}
-    assert "words.embeddings" in moved and "palette.linear_in.weight" in moved
+    assert "words.embeddings.text_encoder" in moved and "palette.linear_in.weight" in moved
     assert not {"palette.keypoint_emb", "palette.skeleton_emb"} & moved
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import cv2
@@ -22,11 +23,12 @@ from posegen.poses.topology import COCO_JOINTS, COCO_NAMES
 from posegen.ranges import NotNegative, Width
 
 README_TABLE = "performance table of the official README, top-down mAP with known boxes"
-Limb = tuple[int, int]
+MapLimb = tuple[int, int]
 Limbs = Literal["one", "zero", "rand", "interp_kpt"]
 AttentionError = Literal["mse", "bce"]
 
 FIRST_LIMB = 51  # value of the first limb in an index map; joints are 1 to 17
+VISIBLE = 0.02  # score above which a joint counts, as in drawings
 HALF_WIDTH = 4  # pixels, of limbs, and the radius of discs, on a canvas of 512
 #: The limbs of Human-Art's maps, in the order of their values.
 MAP_LIMBS = (
@@ -116,7 +118,9 @@ class SPCtrl(Adapter):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         sizes = self.embedding, self.hidden, self.colours
-        self.palette = JointColours(*sizes, self.limbs, self.sigmoid, self.faithful)
+        self.palette = JointColours(
+            *sizes, self.limbs, self.sigmoid, RELEASED_LIMBS if self.faithful else len(MAP_LIMBS)
+        )
         self.words = backbone.learned_words(WORDS)
         self.branch = backbone.control_copy()
         network = self.branch.network
@@ -150,7 +154,7 @@ class SPCtrl(Adapter):
             fix = "give a json file of keypoints, or a photograph"
             raise UserError(f"adapter spctrl paints keypoints and cannot read a drawn skeleton; {fix}")
         learning = self.training and torch.is_grad_enabled()
-        state, kept = self.text_state(batch), None
+        plain, kept = self.text_state(batch), None
         named = torch.tensor([bool(visible_joints(people)) for people in batch.keypoints])
         if learning:
             named &= batch.rand("joints in the prompt") < WORDS_SHARE
@@ -158,12 +162,13 @@ class SPCtrl(Adapter):
             masks = torch.stack([torch.rand(shape, generator=g) for g in batch.generators("dropout")])
             kept = ((masks >= DROPOUT) / (1 - DROPOUT)).to(batch.hint)
         prompts = [self.naming(*each, learning) for each in zip(batch.prompts, batch.keypoints, strict=True)]
-        text, words = self.words(prompts, state.text.tokens.shape[1])
+        text, words = self.words(prompts, plain.text.tokens.shape[1])
         named = named.to(words.device)
         words = torch.where(named[:, None], words, -1)
-        painted = self.palette.painted(batch.hint, self.palette(kept))
-        state = State(text.to(state.text.tokens).keep(named, state.text), state.null_text)
-        return state.having(hint=self.branch.hint_features(painted), words=words)
+        painted = self.palette.painted(batch.hint, self.palette(kept), self.faithful)
+        text = text.to(plain.text.tokens)
+        text = replace(plain.text, tokens=text.tokens, pooled=text.pooled).keep(named, plain.text)
+        return State(text, plain.null_text).having(hint=self.branch.hint_features(painted), words=words)
 
     def naming(self, prompt: str, people: np.ndarray, learning: bool) -> str:
         """The prompt with the words of the joints that anybody in the image shows, in their order."""
@@ -188,15 +193,12 @@ class SPCtrl(Adapter):
             return {"loss": error}
         heatmaps = joint_heatmaps(batch.keypoints, batch.size, self.faithful).to(error.device)
         attention = self.attention_error(state, step.noisy.shape[-2:], step.timesteps, heatmaps)
-        return {
-            "loss": error + self.attention_weight * attention, "plain": error.detach(), "attention": attention.detach()
-        }  # fmt: skip
+        loss = error + self.attention_weight * attention
+        return {"loss": loss, "plain": error.detach(), "attention": attention.detach()}
 
     def attention_error(self, state: State, cells: Sequence[int], timesteps: Tensor, heatmaps: Tensor) -> Tensor:
         """The loss on attention of the latest pass over latents of ``cells`` (height, width)."""
-        times = timesteps * (1000 / self.backbone.process.length)
-        start, end = self.window or (-1, math.inf)
-        inside = (times > start) & (times < end)
+        inside = inside_window(timesteps * (1000 / self.backbone.process.length), self.window)
         maps = self.attention_maps(state.text.tokens, cells)
         return attention_loss(maps, state["words"], heatmaps, inside, self.attention_loss, counts_all=self.faithful)
 
@@ -211,19 +213,19 @@ class SPCtrl(Adapter):
         return maps
 
     def parameter_groups(self, recipe: Any) -> list[dict[str, Any]]:
-        words = self.words.embeddings
-        rest = [p for p in self.parameters() if p.requires_grad and p is not words]
-        return [{"params": rest}, {"params": [words], **({} if self.word_lr is None else {"lr": self.word_lr})}]
+        words = list(self.words.parameters())
+        rest = [p for module in (self.palette, self.branch) for p in module.parameters()]
+        return [{"params": rest}, {"params": words, **({} if self.word_lr is None else {"lr": self.word_lr})}]
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The ControlNet file and the file of the learned words; without that one the words are as they start."""
         official = {key.removeprefix("controlnet."): value for key, value in official.items()}
-        words, palette = self.words.embeddings.detach().clone(), self.palette.state_dict()
-        placed, rest, unknown = {}, {}, []
+        own, palette = {k: v.clone() for k, v in self.words.state_dict().items()}, self.palette.state_dict()
+        placed, rest, unknown = {f"adapter.words.{key}": value for key, value in own.items()}, {}, []
         for key, value in official.items():
             name = key.removeprefix(COLOURS_PART)
             if key in WORDS:
-                words[self.words.words.index(key)] = value.reshape(-1)
+                next(iter(own.values()))[list(WORDS).index(key)] = value.reshape(-1)
             elif name in palette and name != key:
                 placed[f"adapter.palette.{name}"] = with_black_limbs(value) if name == "skeleton_emb" else value
             elif key.startswith((COLOURS_PART, "<")):
@@ -233,16 +235,15 @@ class SPCtrl(Adapter):
         if unknown:
             raise UnknownKeys(unknown, type(self).__name__)
         branch = self.branch.placed(rest, self.beside, type(self).__name__)
-        return {**placed, "adapter.words.embeddings": words, **{f"adapter.branch.{k}": v for k, v in branch.items()}}
+        return placed | {f"adapter.branch.{key}": value for key, value in branch.items()}
 
 
 class JointColours(nn.Module):
-    """Colours of joints and limbs, by a network on fixed embeddings; names as in official files."""
+    """Colours of joints, by a network on fixed embeddings, and of the first ``count`` limbs; official names."""
 
-    def __init__(self, width: int, hidden: int, colours: int, limbs: Limbs, sigmoid: bool, faithful: bool) -> None:
+    def __init__(self, width: int, hidden: int, colours: int, limbs: Limbs, sigmoid: bool, count: int) -> None:
         super().__init__()
-        self.limbs, self.sigmoid, self.faithful = limbs, sigmoid, faithful
-        count = RELEASED_LIMBS if faithful else len(MAP_LIMBS)
+        self.limbs, self.sigmoid = limbs, sigmoid
         first = torch.rand if limbs == "rand" else torch.zeros if limbs == "zero" else torch.ones
         self.register_buffer("keypoint_emb", torch.randn(COCO_JOINTS, width))
         self.register_buffer("skeleton_emb", with_black_limbs(first(count, colours)))
@@ -265,13 +266,13 @@ class JointColours(nn.Module):
             x = self.mlps[i + 1](x if kept is None else x * kept[:, i + 1])
         return self.linear_out(x)
 
-    def painted(self, indices: Tensor, joints: Tensor) -> Tensor:
+    def painted(self, indices: Tensor, joints: Tensor, faithful: bool) -> Tensor:
         """``indices [B, 1, H, W]`` in colours ``[B, C, H, W]``; ``joints`` is the result of `forward`."""
         joints = joints.sigmoid() if self.sigmoid else joints
         joints = joints.expand(len(indices), *joints.shape[-2:])
         limbs = self.skeleton_emb.to(joints).expand(len(indices), -1, -1)
         if self.limbs == "interp_kpt":
-            ends = joints.new_tensor(ANIMAL_LIMBS if self.faithful else MAP_LIMBS, dtype=torch.long)
+            ends = joints.new_tensor(ANIMAL_LIMBS if faithful else MAP_LIMBS, dtype=torch.long)
             limbs = F.pad(joints[:, ends].mean(2), (0, 0, 0, len(MAP_LIMBS) - len(ends)))
         black = joints.new_zeros(len(joints), FIRST_LIMB, joints.shape[-1])
         table = torch.cat([black[:, :1], joints, black[:, 1 + COCO_JOINTS :], limbs], dim=1)
@@ -301,7 +302,7 @@ class IndexMap(PoseDrawing):
 
 
 def drawn_indices(
-    people: np.ndarray, size: tuple[int, int], limbs: Sequence[Limb], threshold: float = 0.0, scale: float = 1.0
+    people: np.ndarray, size: tuple[int, int], limbs: Sequence[MapLimb], threshold: float = 0.0, scale: float = 1.0
 ) -> np.ndarray:
     """``[h, w] uint8`` limbs, then joints, of one person after the other, in whole pixels and whole degrees."""
     canvas, width = np.zeros(size, np.uint8), max(1, round(HALF_WIDTH * scale))
@@ -319,9 +320,15 @@ def drawn_indices(
     return canvas
 
 
-def visible_joints(people: np.ndarray, threshold: float = 0.02) -> set[int]:
+def inside_window(times: Tensor, window: Sequence[float] | None) -> Tensor:
+    """``[B] bool`` whether the ``times [B]`` lie inside of the window; all without one."""
+    start, end = window or (-math.inf, math.inf)
+    return (times > start) & (times < end)
+
+
+def visible_joints(people: np.ndarray) -> set[int]:
     """The joints that any of ``people [P, 17, 3]`` shows."""
-    return set(np.flatnonzero((np.asarray(people).reshape(-1, COCO_JOINTS, 3)[..., 2] > threshold).any(0)).tolist())
+    return set(np.flatnonzero((np.asarray(people).reshape(-1, COCO_JOINTS, 3)[..., 2] > VISIBLE).any(0)).tolist())
 
 
 def with_black_limbs(colours: Tensor) -> Tensor:
@@ -340,7 +347,7 @@ def joint_heatmaps(people: Sequence[np.ndarray], size: tuple[int, int], faithful
             torch.exp(-((torch.arange(side) - ((at + 0.5) * cells - 0.5)[..., None]) ** 2) / (2 * SIGMA_CELLS**2))
             for at, side in ((x, width), (y, height))
         )
-        peaks = down[..., None] * across[..., None, :] * (score > 0.02)[..., None, None]
+        peaks = down[..., None] * across[..., None, :] * (score > VISIBLE)[..., None, None]
         if faithful:
             made.append((255 * peaks.sum(0)).long().remainder(256).float())
         else:

@@ -235,12 +235,12 @@ def hooked(unet: UNet2DConditionModel, hooks: Mapping[str, Hook] | None) -> Iter
 
         return add
 
-    first, modules, handles = unet.down_blocks[0], {"level": unet.down_blocks[0], "middle": unet.mid_block}, []
+    if unknown := sorted((hooks or {}).keys() - HOOK_PLACES.keys()):
+        raise ValueError(f"Injection.hooks has {unknown[0]!r}; expected some of {', '.join(HOOK_PLACES)}")
+    modules, handles = {"level": unet.down_blocks[0], "middle": unet.mid_block}, []
     for place, hook in (hooks or {}).items():
-        if place not in HOOK_PLACES:
-            raise ValueError(f"Injection.hooks has {place!r}; expected some of {', '.join(HOOK_PLACES)}")
         if place == "input":
-            handles.append(first.register_forward_pre_hook(before(hook), with_kwargs=True))
+            handles.append(unet.down_blocks[0].register_forward_pre_hook(before(hook), with_kwargs=True))
         else:
             handles.append(modules[place].register_forward_hook(behind(hook)))
     try:

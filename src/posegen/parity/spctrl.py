@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from posegen.adapters.base import State
-from posegen.adapters.spctrl import MAP_SIDE, JointColours, SPCtrl, attention_loss, with_black_limbs
+from posegen.adapters.spctrl import (
+    MAP_SIDE,
+    RELEASED_LIMBS,
+    JointColours,
+    SPCtrl,
+    attention_loss,
+    inside_window,
+    with_black_limbs,
+)
 from posegen.backbones.base import Injection
 from posegen.backbones.loading.ldm_keys import below
 from posegen.backbones.stable_diffusion import StableDiffusion
@@ -39,11 +47,11 @@ def colour_outputs(case: Case) -> Outputs:
     config = case.config["spatext"]
     sizes = config["in_channels"], config["hidden_dim"], config["out_channels"]
     for name, (limbs, sigmoid) in HINT_SETTINGS.items():
-        palette = JointColours(*sizes, limbs or config["skeleton_type"], sigmoid, faithful=True)
+        palette = JointColours(*sizes, limbs or config["skeleton_type"], sigmoid, RELEASED_LIMBS)
         palette.load_state_dict({**case.weights, "skeleton_emb": with_black_limbs(case.weights["skeleton_emb"])})
         with torch.enable_grad():
             colours = palette()
-            painted = palette.painted(case.inputs["map"], colours)
+            painted = palette.painted(case.inputs["map"], colours, faithful=True)
             yield name, painted.detach()
             if name == "hint":
                 yield "embeddings", colours.detach()
@@ -65,7 +73,7 @@ def attention_outputs(case: Case) -> Outputs:
             else words_of(given["token_mask"], given["keypoint_mask"])
         )
         heatmaps = given[variant.get("target", "heatmap")]
-        inside = within(given["timesteps"], variant)
+        inside = inside_window(given["timesteps"], window_of(variant))
         with torch.enable_grad():
             means = [attention.mean(1) for attention in maps.values()]
             loss = attention_loss(means, words, heatmaps, inside, variant["loss_type"])
@@ -81,7 +89,7 @@ def whole_spctrl_outputs(case: Case) -> Outputs:
     backbone = diffusers_backbone(config["unet"], below(case.weights, "unet."))
     for name, strength in (("eps", 1.0), ("eps_strength", 0.7)):
         method = spctrl_of(case, backbone, strength=strength)
-        hint = method.palette.painted(given["map"], method.palette())
+        hint = method.palette.painted(given["map"], method.palette(), faithful=True)
         state = State(text, text).having(hint=method.branch.hint_features(hint))
         injection = method.inject(state, noisy, timesteps)
         eps = backbone.predict(noisy, timesteps, text, injection)
@@ -109,7 +117,7 @@ def attention_and_gradients(case: Case, method: SPCtrl) -> Outputs:
     given, timesteps = case.inputs, case.inputs["timesteps"].long()
     with torch.enable_grad():
         text = Text(given["context"].clone().requires_grad_())
-        hint = method.branch.hint_features(method.palette.painted(given["map"], method.palette()))
+        hint = method.branch.hint_features(method.palette.painted(given["map"], method.palette(), faithful=True))
         state = State(text, text).having(hint=hint, words=words_of(given["token_mask"], given["keypoint_mask"]))
         method.inject(state, given["x"], timesteps)
         cells = given["x"].shape[-2:]
@@ -131,7 +139,7 @@ def spctrl_of(case: Case, backbone: StableDiffusion, **settings: Any) -> SPCtrl:
     sizes, loss = case.config["spatext"], case.config["loss"]
     words = {"embedding": sizes["in_channels"], "hidden": sizes["hidden_dim"], "colours": sizes["out_channels"]}
     settings = {"limbs": sizes["skeleton_type"], "attention_loss": loss["loss_type"], **words, **settings}
-    settings["window"] = None if loss["start"] is None else (loss["start"], loss["end"])
+    settings["window"] = window_of(loss)
     method = SPCtrl(**settings)
     method.faithful = True
     method.attach(backbone)
@@ -151,8 +159,5 @@ def words_of(tokens: Tensor, joints: Tensor) -> Tensor:
     return words
 
 
-def within(timesteps: Tensor, variant: Any) -> Tensor:
-    """``[B]`` whether the timesteps lie inside of a variant's window."""
-    if variant["start"] is None:
-        return torch.ones(len(timesteps), dtype=torch.bool)
-    return (timesteps > variant["start"]) & (timesteps < variant["end"])
+def window_of(loss: Any) -> tuple[float, float] | None:
+    return None if loss["start"] is None else (loss["start"], loss["end"])
