@@ -171,6 +171,7 @@ def test_guidance_of_different_kinds_is_refused() -> None:
         latents(PoseGuidedPipeline(method), poses=KEYPOINTS, source=PERSON)
 
 
+@pytest.mark.slow
 def test_training_starts_parts_from_folders_and_moves_only_the_others(world: list[str], tmp_path: Path) -> None:
     few = ["data=mannequin_pairs", *world, f"paths.output={tmp_path}", "budget.steps=2"]
     with configured("train", "adapter=controlnet", *few) as cfg:
