@@ -41,6 +41,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "controlnext_sd15_mid": (),
     "spctrl_full": (),
     "reward_loss": ("mid.", "vae.encoder.", "vae.quant_conv."),
+    "ip_adapter_full": (),
+    "ip_adapter_plus_controlnet": ("mid.",),
     "higherhrnet_small": ("in.dec_", "out.dec_", "mid.tags", "mid.head_out", "mid.heatmaps"),
 }
 KEPT = ("out.residual.10", "out.residual.11", "out.residual.12")  # begin like another one

@@ -146,10 +146,12 @@ class Adapter(nn.Module, ABC):
     divisible: ClassVar[bool] = False  # it trains the whole U-Net and nothing else, which trainer=fsdp can divide
     starts_neutral: ClassVar[bool] = True  # before training the backbone's predictions are unchanged
     beside: ClassVar[Mapping[str, str]] = {}  # beginnings of the keys of official files that are left out -> why
-    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes")  # settings that are attributes, not arguments
+    #: settings that are attributes, not arguments
+    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes", "init")
     checkable: ClassVar[bool] = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     hint: PoseDrawing | None = None  # how poses are drawn for this method, None where it reads no drawing
     faithful: bool = False  # official quirks are reproduced rather than corrected
+    init: str | Mapping[str, str] | None = None  # the method folder that its weights start from, or one for each part
     recipes: Mapping[str, Mapping[str, float]] = {}  # name of a recipe -> optimiser settings, see `Backbone.recipe`
 
     @property

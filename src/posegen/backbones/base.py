@@ -28,6 +28,7 @@ BACKBONE_PLACES = {
     "latents": "further channels of the input, Backbone.widen",
     "attention": "keys and values appended to the self-attentions",
     "features": "tokens read by blocks before the transformers",
+    "context": "tokens beside the text with keys and values of their own, Backbone.cross_attentions",
     "hooks": "additions that depend on the hidden state, behind the input, a level or the middle block",
     "control_copy": "a trainable copy of the network, Backbone.control_copy",
     "encoder_block": "residual blocks of that copy to replace, Backbone.encoder_block",
@@ -127,6 +128,14 @@ class Bank:
         return Bank(layers, self.strength)
 
 
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Keys and values of tokens that the cross-attentions read beside the text, in an attention of their own each."""
+
+    layers: Mapping[str, tuple[Tensor, Tensor]]  # by the names of `Backbone.cross_attentions`: ``[B, T, C]`` each
+    strength: float = 1.0  # factor of what they add to the attention to the text, before the output layer
+
+
 @dataclass(frozen=True)
 class Injection:
     """The influence of a method on one pass of the U-Net; every field is optional."""
@@ -142,6 +151,7 @@ class Injection:
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
+    context: tuple[Context, ...] = ()  # further tokens of the cross-attentions, of one method each
     hooks: Mapping[str, Hook] | None = None  # what is added to a hidden state, given that state, see `HOOK_PLACES`
     rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
     single_blocks: tuple[Tensor, ...] | None = None  # as ``blocks``, behind those that text and image share
@@ -169,11 +179,12 @@ class Injection:
         latents = None if self.latents is None else factor * self.latents
         hooks = self.hooks and {place: _times(factor, hook) for place, hook in self.hooks.items()}
         scaled = self.weighted([factor] * len(self.residuals))
-        scaled = replace(scaled, encoder=encoder, latents=latents, hooks=hooks)
+        context = tuple(replace(each, strength=factor * each.strength) for each in self.context)
+        scaled = replace(scaled, encoder=encoder, latents=latents, context=context, hooks=hooks)
         return scaled if factor else replace(scaled, attention=None, features=None, rows=None)
 
     def __add__(self, other: Injection) -> Injection:
-        """Both influences: residuals, encoder features and hooks add, latents and attention concatenate.
+        """Both influences: residuals, encoder features, context and hooks add, latents and attention concatenate.
 
         A ValueError where both have ``features``, attention for other images or another strength, or other residuals.
         """
@@ -192,7 +203,8 @@ class Injection:
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
         hooks = _both(_hooked, self.hooks, other.hooks)
-        return Injection(down, mid, blocks, encoder, latents, attention, features, hooks, rows, single)
+        context = self.context + other.context
+        return Injection(down, mid, blocks, encoder, latents, attention, features, context, hooks, rows, single)
 
 
 FieldT = TypeVar("FieldT")
@@ -322,6 +334,11 @@ class Backbone(nn.Module, ABC):
     def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
         """Applies ``function`` to the middle block's output from now on, in the place of an earlier function."""
         raise lacks(self, "middle")
+
+    def cross_attentions(self) -> dict[str, Any]:
+        """The cross-attentions by name, with their linear ``to_k`` and ``to_v``, in the order of the network's modules:
+        of a U-Net the encoder's, the decoder's, and the middle block's last."""
+        raise lacks(self, "context")
 
     def learned_words(self, words: Mapping[str, str]) -> nn.Module:
         """A module with trainable embeddings of new words, each of which starts as the last token of a text.

@@ -25,6 +25,7 @@ from posegen.backbones.base import (
     Injection,
     widened,
 )
+from posegen.backbones.blocks.cross_attention import context_arguments, cross_attentions
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
 from posegen.backbones.blocks.learned_words import LearnedWords
 from posegen.backbones.blocks.self_attention import PassRecords, additions
@@ -145,7 +146,8 @@ class StableDiffusion(LatentDiffusion):
                 raise ValueError(f"Injection.down has {given} residuals, this backbone has {skips} skip connections")
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         attention = {"encoder_attention_mask": text.mask, "return_dict": False}
-        attention["cross_attention_kwargs"] = additions(self.unet, injection, len(latents), record)
+        added = additions(self.unet, injection, len(latents), record) or {}
+        attention["cross_attention_kwargs"] = added | context_arguments(self.unet, injection.context) or None
         if self.pooled_dim is not None:
             attention["added_cond_kwargs"] = text.beside(latents, self.geometry.latent_factor)
         with features_added(self.unet, injection.encoder), hooked(self.unet, injection.hooks):
@@ -166,6 +168,9 @@ class StableDiffusion(LatentDiffusion):
             self._behind_middle.remove()
         middle = self.unet.mid_block
         self._behind_middle = middle.register_forward_hook(lambda _module, _inputs, output: function(output))
+
+    def cross_attentions(self) -> dict[str, Any]:
+        return dict(cross_attentions(self.unet))
 
     def learned_words(self, words: Mapping[str, str]) -> LearnedWords:
         return LearnedWords(self, words)

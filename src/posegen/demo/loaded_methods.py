@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from posegen.config import groups as listing
 from posegen.errors import UserError
 from posegen.pipeline import PoseGuidedPipeline
-from posegen.runner.method_folder import adapter_class, method_folder, read_about
+from posegen.runner.method_folder import adapter_class, method_folder, parts_of, read_about
 from posegen.runner.precision import device_of
 from posegen.runner.received.state_files import read_cell_config, read_status
 
@@ -117,12 +117,15 @@ def written(file: Path) -> float:
 def why_not(folder: Path) -> str:
     """Why a method cannot draw from a prompt and a pose; empty where it can."""
     try:
-        cls: Any = adapter_class(read_about(folder)["class"], folder)
+        about = read_about(folder)
+        cls: Any = adapter_class(about["class"], folder)
+        parts = [adapter_class(part["_target_"], folder) for part in parts_of(about["kwargs"]).values()]
     except UserError as error:
         return f"cannot be used: {error}"
     if cls.sample != "image":
         return GENERATES_POSES
-    lacking = sorted(cls.needs - {"hint", "source"})  # which a pose and a picture of a person fill
+    needs = frozenset().union(*(each.needs for each in parts or [cls]))
+    lacking = sorted(needs - {"hint", "source"})  # which a pose and a picture of a person fill
     return f"needs what this page does not bring: {', '.join(lacking)}" if lacking else ""
 
 

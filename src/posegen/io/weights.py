@@ -76,6 +76,10 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
     known: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     known = next((known[key] for key in STATE_DICT_KEYS if isinstance(known.get(key), Mapping)), known)
     tensors = {str(key): value.detach() for key, value in known.items() if isinstance(value, Tensor)}
+    if not tensors:  # a file of several parts, as IP-Adapter's
+        parts = ((part, inner) for part, inner in known.items() if isinstance(inner, Mapping))
+        named = ((f"{part}.{key}", value) for part, inner in parts for key, value in inner.items())
+        tensors = {name: value.detach() for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         expected = "expected a state dict, or a checkpoint with one under 'state_dict' or 'model'"
         raise WeightsError(f"{file}: it holds no named tensors; {expected}")

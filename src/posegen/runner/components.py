@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from posegen.metrics.base import Estimator
 from posegen.metrics.protocol import Protocol
 from posegen.runner.backbone_lookup import WEIGHT_PLACES
 from posegen.runner.cell import hub_record
-from posegen.runner.method_folder import trains
+from posegen.runner.method_folder import load_into, method_folder, parts_of, trains
 from posegen.runner.outputs import KINDS, Kind
 from posegen.runner.precision import arranged, keep_cast
 from posegen.runner.received.state_files import read_status
@@ -50,6 +51,28 @@ def pinned_places(cfg: DictConfig) -> dict[str, str]:
     return {name: pinned(text, hub_record(cfg), known) for name, text in named.items()}
 
 
+def configured_method(node: Mapping[str, Any]) -> Adapter:
+    """The method that plain values describe, before `Adapter.attach`, with its declared settings; so are its parts."""
+    cls: Any = get_class(node["_target_"])
+    declared = {name: node[name] for name in cls.declared if name in node}
+    parts = {name: configured_method(part) for name, part in parts_of(node).items()}
+    own = {name: value for name, value in node.items() if name not in declared and (name != "parts" or not parts)}
+    adapter = instantiate(OmegaConf.create(own), _convert_="all", _partial_=bool(parts))
+    adapter = adapter(parts=parts) if parts else adapter
+    vars(adapter).update(declared)  # before it is attached: quirks may shape modules
+    return adapter
+
+
+def start_from_folders(adapter: Adapter, backbone: Backbone) -> None:
+    """Loads the method folders that ``adapter.init`` names, of the method or of its parts by name, and of each part."""
+    parts: dict[str, Adapter] = dict(getattr(adapter, "parts", {}))
+    named = adapter.init if isinstance(adapter.init, Mapping) else {"": adapter.init} if adapter.init else {}
+    for name, folder in named.items():
+        if name and name not in parts:
+            raise UserError(f"adapter.init names {name}; the parts are {', '.join(parts) or 'none'}")
+        load_into(parts[name] if name else adapter, backbone, method_folder(Path(folder).expanduser()))
+
+
 class Components:
     """Lazy access to what a composed cell configuration describes."""
 
@@ -71,10 +94,7 @@ class Components:
     def bare_adapter(self) -> Adapter:
         """The adapter before `attach`."""
         node: Any = OmegaConf.to_container(self.cfg.adapter, resolve=True)
-        cls: Any = get_class(node["_target_"])
-        declared = {name: node.pop(name) for name in cls.declared if name in node}
-        adapter = instantiate(OmegaConf.create(node), _convert_="all")
-        vars(adapter).update(declared)  # before it is attached: quirks may shape modules
+        adapter = configured_method(node)
         if adapter.sample != self.backbone.sample:
             kinds = f"generates a {adapter.sample}, backbone generates a {self.backbone.sample}"
             raise UserError(f"adapter {self.cfg.method} {kinds}; choose another backbone=")
@@ -97,6 +117,7 @@ class Components:
         adapter.attach(self.backbone)
         if trains(self.backbone.network):
             self.backbone.network.float()  # whatever it was read in
+        start_from_folders(adapter, self.backbone)
         if "compute" in self.cfg:  # some verbs compute nothing
             for network in (adapter, self.backbone):
                 arranged(network, self.cfg.compute)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from posegen.adapters.base import Adapter
@@ -18,8 +18,8 @@ from posegen.config.problems import as_typed
 from posegen.config.typed_text import as_literal
 from posegen.errors import UserError
 from posegen.runner.cell import Cell
-from posegen.runner.components import reference_split
-from posegen.runner.method_folder import find_checkpoint, method_folder, plain_arguments, read_about
+from posegen.runner.components import configured_method, reference_split
+from posegen.runner.method_folder import find_checkpoint, method_folder, parts_of, plain_arguments, read_about
 from posegen.runner.received.state_files import read_cell_config
 from posegen.runner.stage import Stage
 
@@ -47,6 +47,13 @@ def method_class(cfg: DictConfig) -> type[Adapter]:
     return get_class(cfg.adapter._target_)
 
 
+def fields_needed(cfg: DictConfig) -> frozenset[str]:
+    """The fields of a batch that the configured method reads, or its parts do."""
+    nodes = [*parts_of(OmegaConf.to_container(cfg.adapter)).values()] or [cfg.adapter]  # type: ignore[arg-type]
+    classes: list[Any] = [get_class(node["_target_"]) for node in nodes]
+    return frozenset().union(*(cls.needs for cls in classes))
+
+
 def with_checkpoint(cfg: DictConfig) -> DictConfig:
     """The configuration with the method folder that ``checkpoint`` means, and the arguments that it was trained with;
     its weights count for the identity."""
@@ -65,13 +72,13 @@ def with_trained_arguments(cfg: DictConfig, key: str = "adapter", quiet: bool = 
     about = read_about(folder)
     if about["class"] != f"{cls.__module__}.{cls.__qualname__}":
         return cfg  # `load_into` refuses it
-    built = {name: value for name, value in node.items() if name not in cls.declared and not isinstance(value, dict)}
-    here = json.loads(json.dumps(plain_arguments(instantiate(built, _convert_="all"))))  # as the folder has them
+    built = {name: value for name, value in node.items() if not (isinstance(value, dict) and "_target_" in value)}
+    here = json.loads(json.dumps(plain_arguments(configured_method(built))))  # as the folder has them
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {word.lstrip("+~").partition("=")[0] for word in words}
     there = {name: value for name, value in about["kwargs"].items() if name in here and here[name] != value}
     for name, value in there.items():
-        kept = f"{key}.{name}" in typed
+        kept = any(f"{word}.".startswith(f"{key}.{name}.") for word in typed)
         node[name] = node[name] if kept else value
         used = f"the command line's {as_typed(here[name])}" if kept else f"that, not {as_typed(here[name])}"
         if not quiet:

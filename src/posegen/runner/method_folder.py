@@ -78,7 +78,29 @@ def plain_arguments(adapter: Adapter) -> dict[str, Any]:
     names = (name for name in inspect.signature(type(adapter)).parameters if hasattr(adapter, name))
     values = {name: getattr(adapter, name) for name in names}
     plain = str | int | float | bool | list | tuple | None
-    return {name: value for name, value in values.items() if isinstance(value, plain)}
+    found: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, plain)}
+    found |= {
+        name: value for name, value in values.items() if type(value) is dict and all(map(is_number, value.values()))
+    }
+    if isinstance(parts := values.get("parts"), nn.ModuleDict):
+        found["parts"] = {name: described(part) for name, part in parts.items()}
+    return found
+
+
+def described(part: Any) -> dict[str, Any]:
+    """A method inside another, as a configuration has it."""
+    return {"_target_": full_name(part), "faithful": part.faithful, **plain_arguments(part)}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def parts_of(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The nodes of the methods that another, given by its own node or arguments, consists of."""
+    parts = node.get("parts")
+    whole = isinstance(parts, Mapping) and all(isinstance(p, Mapping) and "_target_" in p for p in parts.values())
+    return parts if whole and parts else {}
 
 
 def full_name(thing: Any) -> str:
@@ -200,10 +222,20 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor], file: Path | str) -> N
 def load_method(folder: Path, backbone: Backbone) -> Adapter:
     """The adapter that a method folder describes, attached to ``backbone``, with its weights."""
     about = read_about(folder)
-    adapter = constructed(adapter_class(about["class"], folder), about["kwargs"], folder / "posegen.json")
+    adapter = rebuilt({"_target_": about["class"], **about["kwargs"]}, folder)
     adapter.faithful = bool(about.get("faithful", adapter.faithful))
     adapter.attach(backbone)
     load_into(adapter, backbone, folder)
+    return adapter
+
+
+def rebuilt(node: Mapping[str, Any], folder: Path) -> Adapter:
+    """The method that a node of ``posegen.json`` describes, and so its parts, before `Adapter.attach`."""
+    cls, parts = adapter_class(node["_target_"], folder), parts_of(node)
+    built = {"parts": {name: rebuilt(part, folder) for name, part in parts.items()}} if parts else {}
+    own = {name: value for name, value in node.items() if name not in ("_target_", *cls.declared)}
+    adapter = constructed(cls, {**own, **built}, folder / "posegen.json")
+    adapter.faithful = bool(node.get("faithful", adapter.faithful))
     return adapter
 
 

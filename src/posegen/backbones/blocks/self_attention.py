@@ -205,7 +205,8 @@ class Junction:
         if self.block is not None and added.injection.features is not None:
             x = added.through(self.block, x, added.injection.features[self.index], INSERTED + self.name)
         memory = added.memory(self.name)
-        return (x, *rest), {**named, "cross_attention_kwargs": None if memory is None else {MEMORY: memory}}
+        others = {name: value for name, value in named["cross_attention_kwargs"].items() if name != ADDITIONS}
+        return (x, *rest), {**named, "cross_attention_kwargs": others | ({} if memory is None else {MEMORY: memory})}
 
 
 def _without_memory(_attention: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Arguments:

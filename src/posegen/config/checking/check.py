@@ -214,7 +214,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     given = any(
         cfg.get(key) is not None for key in ("prompt", "prompts", "source")
     )  # then no data set has to bring a source
-    needs: Collection[str] = set(getattr(adapter, "needs", ())) - ({"source"} if given else set())
+    needs: Collection[str] = fields_read(cfg) - ({"source"} if given else set())
     # Fields of a batch that only some data sets have -> (method that brings it, its description).
     second = {
         "twins": ("twin", "a second image of each caption"),
@@ -231,17 +231,38 @@ def compatible(cfg: DictConfig) -> list[Problem]:
                 text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
                 problems.append(Problem(f"data.{split}", text))
         problems += _sizes(f"data.{split}", node, factor, packs)
-    if hasattr(adapter, "unserved") and isinstance(backbone, type) and (reason := adapter.unserved(backbone)):
-        problems.append(Problem("backbone", reason))
+    for _, cls in methods_in(cfg):
+        if hasattr(cls, "unserved") and isinstance(backbone, type) and (reason := cls.unserved(backbone)):
+            problems.append(Problem("backbone", reason))
     if hasattr(loss := class_of(cfg, "loss"), "unserved"):
         reason = loss.unserved(class_of(cfg, "task"), backbone, class_of(cfg.loss, "teacher"))
         problems += [Problem("loss", reason)] if reason else []
     return problems
 
 
+def methods_in(cfg: DictConfig) -> list[tuple[DictConfig, Any]]:
+    """(node, class) of the configured method, or of each of its parts."""
+    node = cfg.get("adapter")
+    parts = [part for _, part in nodes.children(node.get("parts"))] if nodes.has_target(node) else []
+    inside = [(part, locate(nodes.target_path(part))) for part in parts if nodes.has_target(part)]
+    return inside or [(node, class_of(cfg, "adapter"))]
+
+
+def fields_read(cfg: DictConfig) -> set[str]:
+    """The fields of a batch that the method reads, with its settings where its constructor can be called."""
+    found = set[str]()
+    for node, cls in methods_in(cfg):
+        given = (nodes.value_or_none(node) or {}) if nodes.has_target(node) and _checkable(node) else {}
+        try:
+            found |= set(instantiate(without_declared(given), _convert_="all").reads)
+        except Exception:  # `refused` tells why; a method may be abroad
+            found |= set(getattr(cls, "needs", ()))
+    return found
+
+
 def for_the_verb(cfg: DictConfig, verb: str) -> list[Problem]:
     """Choices that one verb cannot run: a protocol that judges something else, a transfer without a source."""
-    if verb == "transfer" and "source" not in getattr(class_of(cfg, "adapter"), "needs", ("source",)):
+    if verb == "transfer" and not any("source" in getattr(cls, "needs", ("source",)) for _, cls in methods_in(cfg)):
         text = "reads no picture to take clothes from; choose a method that does, for instance adapter=dnaf"
         return [Problem("adapter", text, cfg.get("method"))]
     generated, judged = (getattr(class_of(cfg, group), "sample", None) for group in ("backbone", "protocol"))
@@ -260,17 +281,25 @@ def refused(node: Any, key: str = "") -> list[Problem]:
     if not nodes.has_target(node) or not all(_checkable(each) for _, each in inside):
         children = nodes.children(node) if inside else ()
         return [problem for name, child in children for problem in refused(child, nodes.dotted(key, name))]
-    declared = getattr(locate(nodes.target_path(node)), "declared", ())
     given = nodes.value_or_none(node) or {}  # of missing values `unresolved` tells
-    arguments = {name: value for name, value in given.items() if name not in declared}
     try:
-        instantiate(arguments, _convert_="all")
+        instantiate(without_declared(given), _convert_="all")
     except Exception as error:  # of foreign classes, too
         while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
             error = error.__cause__
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         return [Problem("" if f"{key.split('.')[0]}." in str(error) else key, f"{kind}{error}")]
     return []
+
+
+def without_declared(values: Any) -> Any:
+    """A node and those inside it without the settings that their classes declare as attributes."""
+    if isinstance(values, list):
+        return [without_declared(value) for value in values]
+    if not isinstance(values, Mapping):
+        return values
+    declared = getattr(locate(values["_target_"]), "declared", ()) if "_target_" in values else ()
+    return {name: without_declared(value) for name, value in values.items() if name not in declared}
 
 
 def _checkable(node: DictConfig) -> bool:

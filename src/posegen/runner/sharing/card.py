@@ -87,7 +87,11 @@ def model_card(
     hashed = zip(files, file_hashes(files), strict=True)
     hashes = (f"| `{f.relative_to(folder)}` | {f.stat().st_size} | `{sha256}` |" for f, sha256 in hashed)
     parts = {
-        "": [*about, "", USE.format(repo=repo, source=', source="person.png"' if "source" in adapter.reads else "")],
+        "": [
+            *about,
+            "",
+            USE.format(repo=repo, source=', source="person.png"' if "source" in adapter.needs | adapter.reads else ""),
+        ],
         "Training": training or ["Not recorded."],
         "Results": [results or "Not judged here."],
         "Licence": [why],

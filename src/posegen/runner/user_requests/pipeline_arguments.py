@@ -154,7 +154,7 @@ def sizes_of_images(backbone: Backbone, size: tuple[int, int], **given: Any) -> 
 def people_in_sources(adapter: Adapter, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:
     """Source pictures ``[prompts, 3, H, W]`` or ``[prompts, S, 3, H, W]``; None if the method reads none."""
     name = type(adapter).__name__
-    if "source" not in adapter.reads:
+    if "source" not in adapter.needs | adapter.reads:
         if source is not None:
             fix = "leave it out, or use a method that does, such as DNAF"
             raise UserError(f"source: {name} reads no picture of a person; {fix}")

@@ -29,7 +29,7 @@ from posegen.poses.reading import PoseInput, checked_people, read_poses
 from posegen.poses.topology import COCO_17, Topology
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components, build_node
-from posegen.runner.experiment import method_class, replaced, with_trained_arguments
+from posegen.runner.experiment import fields_needed, replaced, with_trained_arguments
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.images import absent, absent_pictures, picture, read_png, write_png
 from posegen.runner.method_folder import find_checkpoint
@@ -118,7 +118,7 @@ def guides_of_prompts(
             asked = f"there are {count} prompts (prompt times images)"
             raise UserError(f"poses={poses} holds {len(found)} images and {asked}; give one, or as many")
         return found * count if len(found) == 1 else [guide for guide in found for _ in range(count // len(found))]
-    if "hint" in method_class(cfg).needs and not all(posed):
+    if "hint" in fields_needed(cfg) and not all(posed):
         brings = f"{cfg.prompts}, {rows[posed.index(False)].place}, brings" if any(posed) else "the prompt brings"
         fix = "set poses=FILE (COCO or OpenPose json, or a picture), or prior=gunet"
         raise UserError(f"adapter={cfg.method} draws a pose and {brings} none; {fix}")
@@ -139,7 +139,7 @@ def source_files(cfg: DictConfig, rows: Sequence[PromptRow] = ()) -> list[Any]:
     source, given = cfg.get("source"), [row.source for row in rows if row.source]
     source = source if source is None or isinstance(source, ListConfig) else str(source)
     shown = f"source={source}" if source is not None else f"{cfg.get('prompts')} with its key source"
-    if "source" not in method_class(cfg).needs:
+    if "source" not in fields_needed(cfg):
         if source is not None or given:
             fix = "leave it out, or choose adapter=dnaf"
             raise UserError(f"adapter={cfg.method} reads no picture of a person, and {shown} gives one; {fix}")

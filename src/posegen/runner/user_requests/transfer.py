@@ -25,7 +25,7 @@ from posegen.metrics.garments import summarised, transferred
 from posegen.poses.drawing import overlay
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
-from posegen.runner.experiment import method_class, replaced
+from posegen.runner.experiment import fields_needed, replaced
 from posegen.runner.generate import Generation, batch_of, ready
 from posegen.runner.images import SHOWN, absent, absent_pictures, enlarged, picture, read_png, under, visible, write_png
 from posegen.runner.user_requests.inpainting import Kept, pasted
@@ -37,7 +37,7 @@ SIDE = 192  # least height of a picture in the comparison
 
 def with_picture(cfg: DictConfig) -> DictConfig:
     """The configuration with ``picture``, if any, as the test split; else the data must know where clothes are."""
-    if "source" not in method_class(cfg).needs:
+    if "source" not in fields_needed(cfg):
         fix = "choose a method that does, for instance adapter=dnaf"
         raise UserError(f"adapter={cfg.method} reads no picture to take clothes from; {fix}")
     files = {name: cfg[name] for name in FILES}
