@@ -65,7 +65,8 @@ def configured_method(node: Mapping[str, Any]) -> Adapter:
 
 def start_from_folders(adapter: Adapter, backbone: Backbone) -> None:
     """Loads the method folders that ``adapter.init`` names, of the method or of its parts by name, and of each part."""
-    parts: dict[str, Adapter] = dict(getattr(adapter, "parts", {}))
+    found = getattr(adapter, "parts", None)  # of some methods these are what a drawing consists of
+    parts = dict(found.items()) if isinstance(found, torch.nn.ModuleDict) else {}
     named = adapter.init if isinstance(adapter.init, Mapping) else {"": adapter.init} if adapter.init else {}
     for name, folder in named.items():
         if name and name not in parts:
