@@ -24,7 +24,9 @@ from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.errors import UserError
 from posegen.pipeline import PoseGuidedPipeline
 from posegen.poses.drawing import DRAWING_STYLES
+from posegen.poses.pose import Pose
 from posegen.poses.reading import read_poses
+from posegen.poses.topology import WHOLE_BODY_133, coco_to_openpose18
 from posegen.runner.components import Components
 from posegen.runner.method_folder import save_method
 from tests.backbones.models import SD1, parts_of
@@ -230,6 +232,31 @@ def test_drawings_files_and_keypoints_are_the_same_pose(pipe: PoseGuidedPipeline
         "the file's canvas is scaled to the image"
     )
     assert images(pipe, "photo", tmp_path / "pose.json").shape == (1, 128, 128, 3), "or gives the image its size"
+
+
+def test_hands_are_read_where_the_method_draws_them_and_said_where_not(
+    world: list[str], base: dict[str, str], pipe: PoseGuidedPipeline, tmp_path: Path
+) -> None:
+    with configured("train", *world, "adapter=controlnet", "adapter.style=dwpose", "adapter.parts=[body,hands]") as cfg:
+        components = trained(Components(cfg))
+        save_method(tmp_path / "hands", components.adapter, components.backbone, sampler={"steps": 2, "batch": 50})
+    hands = loaded(tmp_path / "hands", base)
+    people = np.zeros((1, 133, 3))
+    people[0, :17] = person()
+    (alone := people.copy())[0, 91:112] = np.random.default_rng(1).uniform(5, 60, (21, 3))
+    alone[0, :17] = 0
+    both = people + alone
+    batches = []
+    for poses in (people, both, alone):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            batches.append(images(hands, "a dancer", Pose(WHOLE_BODY_133, poses)))
+    assert all((a != b).any() for a, b in ((batches[0], batches[1]), (batches[1], batches[2])))
+    with pytest.warns(UserWarning, match=r"COCO-WholeBody-133 is read as COCO-17, without the hands \(21 joints\)"):
+        drawn = images(pipe, "a dancer", both)
+    np.testing.assert_array_equal(drawn, images(pipe, "a dancer", person()))
+    openpose = coco_to_openpose18(person()[None])
+    np.testing.assert_array_equal(drawn, images(pipe, "a dancer", openpose, topology="openpose18"))
 
 
 def test_a_drawing_takes_the_range_that_the_method_reads(methods: dict[str, Path], base: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
     python experiments/parity/pack.py FOLDER_OF_CASES src/posegen/assets/parity
 
 Only storage changes: weights that are exact in 8 bits (float8_e4m3fn) are stored so, and everything is deflated. What
-`CASES` names is left out to keep all near 12 MB: mostly values on the way and outputs that another output contains.
+`CASES` names is left out to keep all near 15 MB: mostly values on the way and outputs that another output contains.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "gunet_encode": ("in.1.", "in.2.", "out.1.", "out.2."),
     "gunet_decode": (),
     "gunet_full": tuple(f"{part}.{run}." for part in ("in", "out", "mid") for run in GUNET_RUNS),
+    "controlnext_sd15": (),
+    "controlnext_sd15_mid": (),
+    "spctrl_full": (),
     "reward_loss": ("mid.", "vae.encoder.", "vae.quant_conv."),
     "higherhrnet_small": ("in.dec_", "out.dec_", "mid.tags", "mid.head_out", "mid.heatmaps"),
 }

@@ -26,7 +26,8 @@ from posegen.errors import UserError
 from posegen.io.atomic import read_json, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.metrics.base import Estimator
-from posegen.poses.reading import PoseInput, checked_people
+from posegen.poses.reading import PoseInput, checked_people, is_shown
+from posegen.poses.topology import COCO_17, COCO_JOINTS
 from posegen.runner import method_folder as methods
 from posegen.runner.backbone_lookup import BASE, backbone_of
 from posegen.runner.precision import arrange, unpack
@@ -44,12 +45,13 @@ from posegen.runner.user_requests.pipeline_arguments import (
     people_in_sources,
     prompts_with_poses,
     seeds,
+    sizes_of_images,
     whole_number,
 )
 from posegen.runner.user_requests.pipeline_sampler import CallOptions, NoisyBatch, PipelineSampler, attention_arguments
 
 #: How a method is sampled where its folder does not say, as in diffusers' pipelines.
-STEPS, GUIDANCE = 50, 7.5
+STEPS = 50
 SAMPLER_SETTINGS = ("scheduler", "steps", "guidance", "eta", "negative_prompt", "skip", "long_prompts")
 Output = Literal["pil", "np", "pt", "latent"]
 
@@ -87,8 +89,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         super().__init__()
         known = {key: value for key, value in (sampler or {}).items() if key in SAMPLER_SETTINGS}
         self.own_unet, self.changed = own_unet, set[str]()
-        self.sampler = Sampler(**{"steps": STEPS, "guidance": GUIDANCE, **known})
         body, parts = adapter.backbone, adapter.backbone.components
+        self.sampler = Sampler(**{"scheduler": None, "steps": STEPS, "guidance": body.usual_guidance, **known})
         self.model_cpu_offload_seq = "->".join((*(n for n in parts if n.startswith("text")), body.network_name, "vae"))
         self.register_modules(
             adapter=adapter.eval(),
@@ -225,7 +227,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """As in diffusers: LoRA of the U-Net and the text tower; a method's trainable copies stay as they are."""
         if not USE_PEFT_BACKEND:
             raise UserError("load_lora_weights needs the package peft; pip install 'posegen[lora]'")
-        if not isinstance(self.backbone, StableDiffusion):
+        if not isinstance(self.backbone, StableDiffusion) or self.backbone.pooled_dim is not None:
             family = type(self.backbone).__name__
             raise UserError(f"load_lora_weights reads LoRA of Stable Diffusion 1 and 2, this backbone is {family}")
         super().load_lora_weights(*args, **kwargs)
@@ -261,6 +263,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         estimator: Estimator | None = None,
         *,
         image: Any = None,
+        topology: str | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
         eta: float | None = None,
@@ -275,6 +278,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         control_guidance_start: float = 0.0,
         control_guidance_end: float = 1.0,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:
@@ -298,6 +304,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 ``[B, c, h, w]``.
             estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
             image: ``poses`` by the name that diffusers' ControlNet pipelines have for it.
+            topology: the skeleton of ``poses`` where they do not tell, a name in `posegen.poses.topology.TOPOLOGIES`.
             timesteps, sigmas: the steps, instead of a number of them, for schedulers that take them.
             eta: noise added per step, for schedulers that take it (0: deterministic); by default the method's.
             guidance_rescale: how far the guided prediction is scaled back to the spread of the one with text, from 0
@@ -312,11 +319,14 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 `posegen.backbones.base.Injection.scaled`.
             control_guidance_start, control_guidance_end: the part of the steps, from 0 to 1, in which the method acts.
             cross_attention_kwargs: arguments of the U-Net's attention processors; ``scale`` is the strength of LoRA.
+            original_size, crops_coords_top_left, target_size: (height, width) or (top, left) that a Stable Diffusion XL
+                takes the images for; by default the size of the images, cut nowhere.
             callback_on_step_end: is called with the pipeline, the number of the step, its timestep and a dictionary of
                 tensors; what it returns replaces them. ``pipe._interrupt = True`` ends the sampling, and so does
                 whatever it raises.
             callback_on_step_end_tensor_inputs: names of those tensors: ``latents``, ``prompt_embeds``
-                (``[negative, positive]`` with guidance), ``negative_prompt_embeds``.
+                (``[negative, positive]`` with guidance), ``negative_prompt_embeds``, and ``pooled_prompt_embeds`` where
+                the backbone reads such vectors.
 
         Returns:
             diffusers' ``ImagePipelineOutput`` with ``images``, or ``(images,)`` without ``return_dict``.
@@ -350,13 +360,19 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise UserError("image and poses are two names of one argument; give one of them")
         widths = self.backbone.geometry.text_dim, self.backbone.pooled_dim
         positive = TextInput.read("prompt", prompt, prompt_embeds, pooled_prompt_embeds, *widths)
-        positive, guides = prompts_with_poses(positive, poses if image is None else image)
+        if "words" in self.adapter.places and (positive.states is not None or clip_skip):
+            fix = "give prompt instead of prompt_embeds, and no clip_skip"
+            raise UserError(f"{type(self.adapter).__name__} adds words to the prompt and encodes it itself; {fix}")
+        wanted = COCO_17 if self.adapter.hint is None else self.adapter.hint.topology
+        positive, guides = prompts_with_poses(positive, poses if image is None else image, wanted, topology)
         usual = self.sampler.negative_prompt if negative_prompt_embeds is None else None
         negative_prompt = usual if negative_prompt is None else negative_prompt
         negative_states = negative_prompt_embeds, negative_pooled_prompt_embeds
         negative = TextInput.read("negative_prompt", negative_prompt, *negative_states, *widths)
         negative = negative.for_images(len(positive))
         size = self.size(guides, height, width)
+        framed = {"original_size": original_size, "crops_coords_top_left": crops_coords_top_left}
+        sizes = sizes_of_images(self.backbone, size, **framed, target_size=target_size)
         sources = people_in_sources(self.adapter, source, len(positive), size)
         people, hints = zip(*(self.read(guide, size, estimator) for guide in guides), strict=True)
         rows = [i for i in range(len(positive)) for _ in range(num_images_per_prompt)]
@@ -383,6 +399,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             source=None if sources is None else sources[rows].to(device, self.dtype),
             text=text[rows],
             negative_text=negative_text[rows],
+            sizes=None if sizes is None else sizes.expand(len(rows), -1),
             noise=noise,
         )
         sampler = PipelineSampler(self, options, self.sampler.skip)
@@ -421,8 +438,10 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if guide.picture is not None:
             people = people_in_picture(guide, size, estimator or default_estimator(guide.name, self.backbone.recipe))
         threshold = drawing.threshold if drawing is not None else 0.0
+        depth = guide.depth if people is None or guide.depth is None else guide.depth[is_shown(people, threshold)]
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)
-        return people, torch.from_numpy(drawing(people, size)) if drawing is not None else torch.empty(0)
+        hint = torch.empty(0) if drawing is None else torch.from_numpy(drawing(people, size, depth))
+        return people[:, :COCO_JOINTS], hint
 
     def save_pretrained(self, folder: str | Path, push_to_hub: bool = False, **settings: Any) -> None:
         """Writes a folder that `from_pretrained` needs nothing else for: method, scheduler and backbone.

@@ -1,11 +1,11 @@
-"""Kinds of numbers that settings take, as annotations of signatures.
+"""Kinds of numbers and names that settings take, as annotations of signatures.
 
 `posegen check`, the documentation and the tests read them with pydantic. Upper ends refuse what no machine finishes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -21,3 +21,5 @@ Probability = Annotated[float, Interval(gt=0, lt=1)]  # levels of confidence
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 SomeOf = Annotated[float, Interval(gt=0, le=1)]  # shares, not nothing
+#: Skeletons, as in `posegen.poses.topology.TOPOLOGIES`.
+TopologyName = Literal["coco17", "openpose18", "body25", "wholebody133", "mpii16", "humanart21"]

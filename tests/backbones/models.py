@@ -47,8 +47,8 @@ def parts_of(geometry: Geometry) -> ModelParts:
 def original_of(parts: ModelParts, geometry: Geometry) -> dict[str, Tensor]:
     """The state dict of the original program, with what its files hold besides the weights."""
     old = not geometry.linear_projection
-    unet = _named(parts.network.state_dict(), ldm.unet_table(geometry), ldm.UNET)
-    vae = _named(parts.autoencoder.state_dict(), ldm.vae_table(len(VAE_CHANNELS), 1), ldm.VAE)
+    unet = named(parts.network.state_dict(), ldm.unet_table(geometry), ldm.UNET)
+    vae = named(parts.autoencoder.state_dict(), ldm.vae_table(len(VAE_CHANNELS), 1), ldm.VAE)
     attention = {key: value[:, :, None, None] for key, value in vae.items() if ".attn_1." in key and value.ndim == 2}
     text = parts.text_encoders["text_encoder"].state_dict()
     tower = {ldm.CLIP + key: value for key, value in text.items()} if old else _open_clip(text)
@@ -60,7 +60,7 @@ def original_of(parts: ModelParts, geometry: Geometry) -> dict[str, Tensor]:
     return {key: value.clone().contiguous() for key, value in {**unet, **vae, **attention, **tower, **extra}.items()}
 
 
-def _named(tensors: Mapping[str, Tensor], table: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
+def named(tensors: Mapping[str, Tensor], table: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
     result = ldm.renamed(tensors, ldm.inverse(table))
     assert not result.unknown
     return {prefix + key: value for key, value in result.tensors.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
@@ -16,7 +19,7 @@ from transformers import (
 )
 
 from posegen.backbones.loading.model_parts import ModelParts
-from posegen.backbones.loading.tokenizer import END, clip_tokenizer
+from posegen.backbones.loading.tokenizer import CONTEXT, merges_of, tokenizer_of
 
 WIDTHS = (16, 24)  # of the CLIP towers
 JOINT = 48  # width of T5's states
@@ -27,7 +30,10 @@ WORDS = ("<pad>", "</s>", "<unk>", "a", "person", "dancing", "on", "the", "beach
 def sd3_parts() -> ModelParts:
     """Random parts; the autoencoder's posterior has no spread, so that its mode is its sample."""
     torch.manual_seed(3)
-    tokenizers = {"text_encoder": clip_tokenizer(END), "text_encoder_2": clip_tokenizer("!")}
+    tokenizers: dict[str, Any] = {
+        name: tokenizer_of(merges_of(WORDS[3:]), CONTEXT) for name in ("text_encoder", "text_encoder_2")
+    }
+    tokenizers["text_encoder_2"].pad_token = "!"
     towers = {}
     for name, width in zip(tokenizers, WIDTHS, strict=True):
         words = tokenizers[name]
@@ -79,3 +85,12 @@ def sd3_parts() -> ModelParts:
         autoencoder.encoder.conv_out.bias[16:] = -60
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
     return ModelParts(transformer.eval(), autoencoder.eval(), towers, tokenizers, scheduler)
+
+
+def fresh_parts() -> ModelParts:
+    """The same parts, to change; the tokenizers are shared."""
+    parts = sd3_parts()
+    towers = {name: deepcopy(tower) for name, tower in parts.text_encoders.items()}
+    return replace(
+        parts, network=deepcopy(parts.network), autoencoder=deepcopy(parts.autoencoder), text_encoders=towers
+    )

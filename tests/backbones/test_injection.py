@@ -105,6 +105,35 @@ def test_an_error_within_a_pass_leaves_no_features_behind(backbone: StableDiffus
     assert torch.equal(backbone.predict(*inputs(), Injection()), plain)
 
 
+@pytest.mark.parametrize(("place", "part"), [("input", "conv_in"), ("level", "down_blocks.0"), ("middle", "mid_block")])
+def test_a_hook_adds_to_the_hidden_state_that_it_is_given(backbone: StableDiffusion, place: str, part: str) -> None:
+    hidden: list[Tensor] = []
+
+    def twice(x: Tensor) -> Tensor:
+        hidden.append(x)
+        return x
+
+    def double(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
+        return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+
+    plain = backbone.predict(*inputs(), Injection())
+    hooked = backbone.predict(*inputs(), Injection(hooks={place: twice}))
+    if place != "input":  # there the first skip connection has the sum as well
+        handle = backbone.unet.get_submodule(part).register_forward_hook(double)
+        assert torch.allclose(backbone.predict(*inputs(), Injection()), hooked, atol=1e-5)
+        handle.remove()
+    assert len(hidden) == 1 and not torch.allclose(plain, hooked, atol=1e-3)
+    half = Injection(hooks={place: twice}).scaled(0.5)
+    assert torch.allclose(backbone.predict(*inputs(), half + half), hooked, atol=1e-5)
+    both = half + Injection(hooks={"middle" if place == "input" else "input": torch.zeros_like})
+    assert torch.equal(backbone.predict(*inputs(), both), backbone.predict(*inputs(), half))
+    assert torch.equal(backbone.predict(*inputs(), Injection(hooks={place: twice}).scaled(0)), plain)
+    assert torch.equal(backbone.predict(*inputs(), Injection()), plain), "no hook is left"
+    with pytest.raises(ValueError, match="Injection.hooks has 'end'; expected some of input, level, middle"):
+        backbone.predict(*inputs(), Injection(hooks={place: twice, "end": twice}))
+    assert torch.equal(backbone.predict(*inputs(), Injection()), plain), "nor after an error"
+
+
 def test_latents_are_concatenated_after_the_noisy_ones(backbone: StableDiffusion) -> None:
     seen: list[Tensor] = []
     noisy, *rest = inputs()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from scipy.optimize import brentq
 
 from posegen.backbones.loading.single_file import SCHEDULER
 from posegen.backbones.mannequin import COSINE_SCHEDULER as COSINE
-from posegen.backbones.process import FlowMatching, NoiseProcess, VariancePreserving, noise_process
+from posegen.backbones.process import Density, FlowMatching, NoiseProcess, VariancePreserving, noise_process
+from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 
 FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
@@ -65,6 +69,57 @@ def test_flow_matching_is_that_of_diffusers() -> None:
     assert torch.equal(process.target(clean, noise, t), noise - clean)
     uniform = torch.arange(1000, 0, -1) / 1000
     assert torch.allclose(process.sample_times(uniform), scheduler.timesteps, atol=1e-3)
+
+
+DYNAMIC = {**FLOW, "use_dynamic_shifting": True}
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_dynamic_shift_grows_with_the_image_in_training_as_in_sampling(kind: str) -> None:
+    process = noise_process({**DYNAMIC, "time_shift_type": kind})
+    scheduler = process.scheduler()
+    process.set_steps(scheduler, 1024, 10)
+    expected = FlowMatchEulerDiscreteScheduler.from_config(process.config)
+    expected.set_timesteps(10, mu=calculate_shift(1024))
+    assert torch.equal(scheduler.timesteps, expected.timesteps)
+    u = torch.from_numpy(np.linspace(1, 1e-3, 10)).float()
+    assert torch.allclose(process.sample_times(u, 1024), scheduler.timesteps, rtol=1e-4)
+    assert (process.sample_times(u, 4096) >= process.sample_times(u, 1024)).all()
+    assert torch.equal(process.sample_times(u), process.length * u), "a size that nobody knows shifts nothing"
+    process.set_steps(scheduler, 4096, sigmas=[1.0, 0.5])
+    assert scheduler.timesteps[1] > 500
+
+
+def test_even_levels_are_those_of_flux() -> None:
+    process = FlowMatching(DYNAMIC, even=True)
+    scheduler, expected = process.scheduler(), FlowMatchEulerDiscreteScheduler.from_config(DYNAMIC)
+    process.set_steps(scheduler, 256, 4)
+    expected.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4), mu=calculate_shift(256))
+    assert torch.equal(scheduler.timesteps, expected.timesteps)
+    heun = FlowMatching({**FLOW, "shift": 1.0}, even=True).scheduler("FlowMatchHeunDiscreteScheduler")
+    FlowMatching(FLOW, even=True).set_steps(heun, 256, 4)
+    assert len(heun.timesteps) == 7, "which takes a number of steps alone"
+    with pytest.raises(UserError, match="velocity with a shift that grows with the image; choose .* sampler=flow"):
+        process.scheduler("FlowMatchHeunDiscreteScheduler")
+
+
+@pytest.mark.parametrize("density", get_args(Density))
+def test_densities_are_those_of_the_paper(density: Any) -> None:
+    """Esser et al. 2024, section 3.1: the share of times below a level."""
+    times = FlowMatching({**FLOW, "shift": 1.0}, density).sample_times(torch.linspace(0, 1, 10001)[:-1]) / 1000
+    assert times.min() >= 0 and times.max() <= 1 and (times.diff() >= 0).all()
+    below = (times < 0.25).float().mean()
+    cosmap = 2 / np.pi * np.arctan(1 / 3)  # the integral of 2 / (pi - 2 pi t + 2 pi t^2), by its inverse
+    normal = float(torch.special.ndtr(torch.tensor(0.25).logit()))
+    found = {"uniform": 0.25, "cosmap": cosmap, "logit_normal": normal}
+    if density == "mode":  # its inverse has no closed form
+        found["mode"] = brentq(lambda u: u - 1.29 * (np.sin(np.pi * u / 2) ** 2 - u) - 0.25, 0, 0.5)
+    assert below == pytest.approx(found[density], abs=2e-4)
+
+
+def test_an_unknown_density_is_refused() -> None:
+    with pytest.raises(UserError, match="backbone.density is 'lognormal'; expected one of uniform, logit_normal, mode"):
+        FlowMatching(FLOW, "lognormal")  # type: ignore[arg-type]
 
 
 def test_one_euler_step_with_the_right_velocity_reaches_the_next_level() -> None:

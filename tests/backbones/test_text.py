@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,3 +38,13 @@ def test_the_mask_stays_boolean_in_another_precision() -> None:
 def test_texts_of_different_towers_do_not_mix() -> None:
     with pytest.raises(ValueError, match="some of 2 texts have pooled and some do not"):
         Text.cat([text(), Text(text().tokens)])
+
+
+def test_sizes_belong_to_the_image_and_are_by_default_those_of_a_whole_one() -> None:
+    sizes = torch.tensor([[1023.0, 769.0, 3.0, 5.0, 512.0, 512.0], [64.0, 96.0, 0.0, 0.0, 64.0, 96.0]])
+    sized, latents = replace(text(), sizes=sizes), torch.zeros(2, 4, 8, 12)
+    for kept in (sized.keep(torch.tensor([True, False]), replace(text(100), sizes=sizes)), sized.to(torch.bfloat16)):
+        assert torch.equal(kept.sizes_for(latents, 8), sizes)  # exact in any precision
+    assert torch.equal(Text.cat([sized, sized[[1, 0]]]).sizes, sizes[[0, 1, 1, 0]])  # type: ignore[arg-type]
+    assert torch.equal(sized[1:].repeat(2).sizes, sized[1:].expand(2).sizes)  # type: ignore[arg-type]
+    assert text().sizes_for(latents, 8).tolist() == [[64, 96, 0, 0, 64, 96]] * 2

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from posegen.poses.drawing import overlay
-from posegen.poses.pose_files import coco_joints
+from posegen.poses.joints import coco_joints
 from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES
 from tests.data.trees import FIGURE
 

@@ -12,11 +12,14 @@ from posegen.poses.drawing import (
     OPENPOSE_COLOURS,
     RIGHT_COLOUR,
     PoseDrawing,
+    dwpose,
     humansd,
+    keypose,
     openpose,
     overlay,
 )
-from posegen.poses.topology import COCO_LIMBS
+from posegen.poses.pose import Pose
+from posegen.poses.topology import COCO_17, COCO_LIMBS, WHOLE_BODY_133
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "parity" / "skeleton_render"
 CASES = json.loads((Path(__file__).parent / "data" / "strokes.json").read_text())
@@ -178,3 +181,133 @@ def test_gunet_reproduces_the_reference(number):
         str(folder / case["file"])
     )  # read as BGR, and its red and blue were swapped before it was written
     assert np.abs(image.astype(float) * 255 / image.max() - saved).max() <= 1
+
+
+# Hands, face and feet
+
+
+def whole_star() -> np.ndarray:
+    """`star` with feet, a face and hands, each joint at a place of its own, ``[1, 133, 3]``."""
+    points = np.ones((1, 133, 3))
+    points[:, :17] = star()
+    points[0, 17:23, :2] = np.stack([np.linspace(20, 200, 6), np.full(6, 500)], -1)
+    points[0, 23:91, :2] = np.stack([np.linspace(10, 500, 68), np.full(68, 20)], -1)
+    points[0, 91:, :2] = np.stack([np.tile(np.linspace(30, 480, 21), 2), np.repeat([40, 470], 21)], -1)
+    return points
+
+
+def dim(colour: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(0.6 * c) for c in colour)
+
+
+def test_dwpose_draws_dark_limbs_below_bright_dots() -> None:
+    image = dwpose(star(), (512, 512), scale=1.0)
+    dots = OPENPOSE_COLOURS
+    assert colours_of(image) == {(0, 0, 0), *dots, *(dim(colour) for colour in dots[:17])}
+    for a, b, limb in ((6, 8, 2), (5, 7, 4), (0, 1, 15)):  # right and left upper arm, nose and left eye
+        pair = only(a, b)
+        x, y = pair[0, [a, b], :2].mean(0).astype(int)
+        assert tuple(dwpose(pair, (512, 512), scale=1.0)[y, x].tolist()) == dim(dots[limb])
+    x, y = star()[0, 9, :2].astype(int)  # the left wrist is OpenPose's seventh joint
+    assert tuple(image[y, x].tolist()) == dots[7]
+
+
+def test_dwpose_draws_hands_and_face_over_the_body() -> None:
+    points, size = whole_star(), (512, 512)
+    image = dwpose(points, size, scale=1.0)
+    for joint, colour in ((50, (255, 255, 255)), (91, (0, 0, 255)), (132, (0, 0, 255))):
+        x, y = points[0, joint, :2].astype(int)
+        assert tuple(image[y, x].tolist()) == colour
+    thumb = points.copy()
+    thumb[:, np.setdiff1d(np.arange(133), [92, 93]), 2] = 0
+    x, y = thumb[0, [92, 93], :2].mean(0).astype(int)  # red, a twentieth of the circle towards green
+    assert tuple(dwpose(thumb, size, scale=1.0)[y, x].tolist()) == (255, 77, 0)
+    assert image[20, 10:500:8].any(-1).all() and not image[23, 10 + 4].any()  # discs of radius 3
+    outside = points.copy()
+    outside[0, 91:, :2] = 0.5  # programs leave out hands and faces in the first row and column
+    assert not dwpose(outside, size, scale=1.0, parts=("hands",)).any()
+
+
+@pytest.mark.parametrize("part", ["body", "feet", "hands", "face"])
+def test_parts_can_be_switched(part: str) -> None:
+    joints = {"body": range(17), "feet": range(15, 23), "hands": range(91, 133), "face": range(23, 91)}[part]
+    alone = whole_star()
+    alone[:, np.setdiff1d(np.arange(133), list(joints)), 2] = 0
+    others = [other for other in ("body", "hands", "face") if other != part]
+    everything = PoseDrawing("dwpose", parts=["body", "feet", "hands", "face"], scale=1.0)
+    assert everything(alone, (512, 512)).any()
+    without = PoseDrawing("dwpose", parts=others, scale=1.0)(alone, (512, 512))
+    assert bool(without.any()) == (part == "feet")  # the ankles are the body's
+    assert PoseDrawing("dwpose", parts=[part]).topology is (COCO_17 if part == "body" else WHOLE_BODY_133)
+    if part == "feet":
+        drawn = PoseDrawing("dwpose", parts=["body", "feet"], scale=1.0)(alone, (512, 512))
+        x, y = alone[0, 17:19, :2].mean(0).astype(int)  # left toes, and Wan-Animate's colour for them
+        np.testing.assert_allclose(drawn[:, y, x] * 255, (200, 200, 0), atol=0.01)
+
+
+def test_keypose_has_the_colours_of_its_weights() -> None:
+    left, right, middle = (0, 255, 0), (0, 128, 255), (255, 153, 51)
+    assert colours_of(keypose(star(), (512, 512), scale=1.0)) == {(0, 0, 0), left, right, middle}
+    for joints, colour in (((7, 9), left), ((12, 14), right), ((5, 6), middle), ((0, 1), middle), ((3, 5), middle)):
+        points = only(*joints)
+        x, y = points[0, list(joints), :2].mean(0).astype(int)
+        assert tuple(keypose(points, (512, 512), scale=1.0)[y, x].tolist()) == colour
+    x, y = star()[0, 6, :2].astype(int)
+    assert tuple(keypose(only(6), (512, 512), scale=1.0)[y, x].tolist()) == right
+    outside = only(7, 9)
+    outside[0, 9, 0] = 600  # lines end on the canvas
+    assert colours_of(keypose(outside, (512, 512), scale=1.0)) == {(0, 0, 0), left}
+    assert keypose(outside, (512, 512), scale=1.0).any(-1).sum() < 30
+
+
+# Hidden joints, and depth
+
+
+@pytest.mark.parametrize("style", DRAWING_STYLES)
+def test_hidden_joints_are_drawn_faint_or_left_out(style: str) -> None:
+    points = star()
+    points[..., 2], hidden = 2, [7, 9]
+    visible = points.copy()
+    points[0, hidden, 2], visible[0, hidden, 2] = 1, 0
+    drawings = {way: PoseDrawing(style, occlusion=way)(points, (512, 512)) for way in ("drawn", "faint", "left_out")}
+    np.testing.assert_array_equal(drawings["drawn"], PoseDrawing(style)(points, (512, 512)))
+    np.testing.assert_array_equal(drawings["left_out"], PoseDrawing(style)(visible, (512, 512)))
+    shown = drawings["left_out"].any(0)
+    fainter = drawings["faint"].any(0) & ~shown
+    assert fainter.any() and (drawings["faint"] >= drawings["left_out"]).all()
+    assert (
+        drawings["faint"][:, fainter].max() <= 0.41
+        and (drawings["faint"].any(0) == drawings["drawn"].any(0)).mean() > 0.999
+    )
+    scored = np.where([[[False, False, True]]], np.where(points == 1, 1.0, 0.5), points)  # a score of 1 is not hidden
+    np.testing.assert_array_equal(
+        PoseDrawing(style, occlusion="left_out")(scored, (512, 512)), PoseDrawing(style)(scored, (512, 512))
+    )
+
+
+@pytest.mark.parametrize("style", ["humansd", "dwpose", "keypose", "gunet"])
+def test_near_people_and_limbs_cover_far_ones(style: str) -> None:
+    first, second = only(5, 7), only(6, 8)
+    second[0, [6, 8], :2] = first[0, [5, 7], :2]  # the same stroke in another colour
+    two, draw = np.concatenate((first, second)), PoseDrawing(style)
+    size = (512, 512)
+    np.testing.assert_array_equal(draw(two, size, np.array([2.0, 1.0])), draw(two, size))
+    np.testing.assert_array_equal(draw(two, size, np.array([1.0, 2.0])), draw(two[::-1], size))
+    np.testing.assert_array_equal(draw(Pose(COCO_17, two, depth=np.array([1.0, 2.0])), size), draw(two[::-1], size))
+    one, near = star(), np.ones((1, 17))
+    one[0, [6, 8], :2] = one[0, [5, 7], :2]
+    assert (draw(one, size, near) == draw(one, size)).all()
+    near[0, [5, 7]] = 0  # the left arm is nearer, and later limbs no longer cover it
+    assert (draw(one, size, near) != draw(one, size)).any()
+    assert (PoseDrawing("openpose")(one, size, near) != PoseDrawing("openpose")(one, size)).any()
+
+
+def test_settings_that_a_style_lacks_are_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"parts=\['hands'\]: style=humansd draws body; style=dwpose draws feet, hands"
+    ):
+        PoseDrawing("humansd", parts=["hands"])
+    with pytest.raises(ValueError, match=r"parts=\['legs'\]: style=dwpose draws body, feet, hands, face"):
+        PoseDrawing("dwpose", parts=["legs"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"occlusion=hidden; expected one of drawn, faint, left_out"):
+        PoseDrawing("humansd", occlusion="hidden")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posegen.errors import UserError
-from posegen.poses.pose_files import id_text, joint_name, person_joints, read_posed_images
+from posegen.poses.joints import person_joints
+from posegen.poses.pose import Pose
+from posegen.poses.pose_files import id_text, read_posed_images
 from posegen.poses.reading import checked_people, read_poses
-from posegen.poses.topology import COCO_NAMES, OPENPOSE_NAMES, coco_to_openpose18
+from posegen.poses.topology import (
+    COCO_17,
+    COCO_NAMES,
+    HUMAN_ART_21,
+    MPII_16,
+    OPENPOSE_18,
+    OPENPOSE_NAMES,
+    WHOLE_BODY_133,
+    coco_to_openpose18,
+    joint_name,
+)
 
 CANVAS = (768, 512)  # height, width
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,6 +95,250 @@ FORMS: dict[str, Any] = {
     "columns": [{"keypoints": dict(zip(("x", "y", "visible"), person().T.tolist(), strict=True))}],
     "json lines": "\n".join(json.dumps(each) for each in ({"people": []}, {"people": []})),
 }
+
+
+def with_parts(points: np.ndarray) -> np.ndarray:
+    """``[133, 3]`` with feet, face and hands at places of their own."""
+    rest = np.column_stack([np.linspace(20, 480, 116), np.linspace(20, 700, 116), np.full(116, 2.0)]).round(2)
+    return np.concatenate([points, rest])
+
+
+def coco_whole_body(points: np.ndarray, image: Any = 1) -> dict[str, Any]:
+    keys = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
+    parts = np.split(points, [17, 23, 91, 112])
+    return {"image_id": image, "category_id": 1, **{k: flat(p) for k, p in zip(keys, parts, strict=True)}}
+
+
+def openpose_whole_body(points: np.ndarray, pupils: bool = True) -> dict[str, Any]:
+    _, feet, face, left, right = np.split(points, [17, 23, 91, 112])
+    body = Pose(WHOLE_BODY_133, points[None]).to(OPENPOSE_18).keypoints[0]
+    eyes = np.array([[5.0, 5, 1], [6, 6, 1]]) if pupils else np.zeros((0, 3))
+    return {
+        "pose_keypoints_2d": flat(body), "foot_keypoints_2d": flat(feet),
+        "face_keypoints_2d": flat(np.concatenate([face, eyes])), "hand_left_keypoints_2d": flat(left),
+        "hand_right_keypoints_2d": flat(right),
+    }  # fmt: skip
+
+
+def dwpose_arrays(points: np.ndarray) -> dict[str, Any]:
+    """What DWPose's own programs return, on a canvas of 512 x 768, with the left wrist missing."""
+    shares = points[:, :2] / [512, 768]
+    body = Pose(WHOLE_BODY_133, points[None]).to(OPENPOSE_18).keypoints[0, :, :2] / [512, 768]
+    places = np.arange(18.0)
+    places[OPENPOSE_NAMES.index("left_wrist")] = -1
+    return {
+        "bodies": {"candidate": body, "subset": places[None]}, "hands": np.stack([shares[91:112], shares[112:]]),
+        "faces": shares[None, 23:91], "canvas_width": 512, "canvas_height": 768,
+    }  # fmt: skip
+
+
+WHOLE_BODY_FORMS: dict[str, Any] = {
+    "coco-wholebody": coco([coco_whole_body(with_parts(person()))]),
+    "coco-wholebody results": [coco_whole_body(with_parts(person()), "a.jpg")],
+    "133 joints": [row(points=with_parts(person()))],
+    "133 joints below 17 names": coco(
+        [row(points=with_parts(person()))], categories=[{"id": 1, "keypoints": list(COCO_NAMES)}]
+    ),
+    "openpose": {"people": [openpose_whole_body(with_parts(person()))]},
+    "controlnet_aux": {"people": [openpose_whole_body(with_parts(person()), pupils=False)]},
+    "mmpose": [{"keypoints": pairs(with_parts(person())), "keypoint_scores": [2.0] * 133}],
+    "rtmlib": {"keypoints": [pairs(with_parts(person()))], "scores": [[2.0] * 133]},
+}
+
+
+@pytest.mark.parametrize("form", WHOLE_BODY_FORMS)
+def test_whole_bodies_of_every_format_are_the_same(form: str, tmp_path: Path) -> None:
+    [image] = read_posed_images(file := write(tmp_path, WHOLE_BODY_FORMS[form])).images
+    np.testing.assert_allclose(image.pose.to(WHOLE_BODY_133).keypoints[0], with_parts(person()), atol=1e-9)
+    np.testing.assert_allclose(image.people[0], person(), atol=1e-9)
+    with pytest.warns(
+        UserWarning, match=r"poses\.json: .* is read as COCO-17, without .*the hands \(42 joints\)"
+    ) as said:
+        read_poses(file)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if form != "openpose":  # whose pupils nobody draws
+            [pose] = read_poses(file, wanted=WHOLE_BODY_133)
+            assert pose.keypoints is not None and pose.keypoints.shape == (1, 133, 3)
+
+
+def test_dwposes_arrays_as_they_are_and_as_json(tmp_path: Path) -> None:
+    points, arrays = with_parts(person()), dwpose_arrays(with_parts(person()))
+    listed = json.loads(json.dumps(arrays, default=lambda array: array.tolist()))
+    expected = points.copy()
+    expected[:, 2], expected[17:23], expected[COCO_NAMES.index("left_wrist")] = 1, 0, 0
+    for given_poses in (arrays, write(tmp_path, listed)):
+        [pose] = read_poses(given_poses, wanted=WHOLE_BODY_133)
+        np.testing.assert_allclose(pose.keypoints[0], expected, atol=1e-9)
+        assert pose.size == CANVAS
+    with pytest.raises(ValueError, match=r"poses: entry|poses: 1 hands of one side for 2 bodies"):
+        read_poses({**arrays, "bodies": {"candidate": np.ones((36, 2)), "subset": np.arange(36.0).reshape(2, 18)}})
+
+
+def test_what_programs_return_can_be_handed_over() -> None:
+    points = person()
+    predictions = {"predictions": [[{"keypoints": pairs(points), "keypoint_scores": SCORES}]]}
+    for given_poses in (predictions, (points[None, :, :2], np.full((1, 17), 2.0))):
+        [pose] = read_poses(given_poses)
+        np.testing.assert_array_equal(pose.keypoints[0], points)
+    halpe = np.concatenate([points, np.ones((9, 3))])  # rtmlib's body with feet
+    with pytest.warns(UserWarning, match=r"poses: Halpe-26 is read as COCO-17, without head, neck, mid_hip, the feet"):
+        [pose] = read_poses((halpe[None, :, :2], halpe[None, :, 2]))
+    np.testing.assert_array_equal(pose.keypoints[0], points)
+    with pytest.warns(UserWarning, match=r"poses: COCO-WholeBody-133 is read as COCO-17, without"):
+        [pose] = read_poses(Pose(WHOLE_BODY_133, with_parts(points)[None], depth=np.array([3.0])))
+    assert pose.keypoints is not None and pose.keypoints.shape == (1, 17, 3) and pose.depth == 3
+
+
+def test_human_arts_tips_beside_cocos_joints(tmp_path: Path) -> None:
+    tips = np.concatenate([person(), [[1, 2, 2], [3, 4, 2], [5, 6, 2], [7, 8, 0]]])
+    names = [{"id": 1, "keypoints": list(HUMAN_ART_21.names)}]
+    for rows in ([row(keypoints_21=flat(tips))], [row(points=tips)]):
+        [image] = read_posed_images(write(tmp_path, coco(rows, categories=names))).images
+        assert image.pose.topology is HUMAN_ART_21 and image.pose.lost(COCO_17) == list(HUMAN_ART_21.names[17:20])
+        np.testing.assert_array_equal(image.people[0], person())
+
+
+def test_mpii_counts_from_one(tmp_path: Path) -> None:
+    joints = [[float(10 * i), float(5 * i)] for i in range(1, 17)]
+    joints[9], shown = [-1, -1], [1] * 16
+    shown[3] = 0
+    rows = [{"image": "a.jpg", "joints": joints, "joints_vis": shown, "scale": 1, "center": [1, 1]}] * 2
+    [image] = read_posed_images(write(tmp_path, rows)).images
+    assert image.pose.topology is MPII_16 and image.picture == "a.jpg" and len(image.pose) == 2
+    assert image.people[0, COCO_NAMES.index("right_ankle")].tolist() == [9, 4, 1]
+    assert image.people[0, COCO_NAMES.index("left_hip")].tolist() == [0, 0, 0]
+    with pytest.warns(UserWarning, match="its skeleton lacks nose, left_eye, right_eye, left_ear, right_ear"):
+        read_poses(write(tmp_path, rows))
+
+
+# Ambiguities, and the way out that their message names
+
+
+def test_numbers_that_several_skeletons_have_are_named(tmp_path: Path) -> None:
+    tips = np.concatenate([person(), np.ones((4, 3))])
+    for points, key, reason in (
+        (person()[:16], "mpii16", "those of MPII-16"),
+        (tips, "humanart21", "those of Human-Art-21 or of one hand"),
+    ):
+        file = write(tmp_path, [row(points=points)])
+        with pytest.raises(
+            ValueError, match=f"{len(points)} joints without names may be {reason}; add topology={key} "
+        ):
+            read_poses(file)
+        with pytest.warns(UserWarning, match="is read as COCO-17, without|lacks nose"):
+            [pose] = read_poses(file, topology=key)
+        assert pose.keypoints is not None and (pose.keypoints[0, :, 2] > 0).sum() == (12 if key == "mpii16" else 17)
+
+
+def test_names_of_annotation_tools_that_say_nothing(tmp_path: Path) -> None:
+    """CVAT numbers the points of a skeleton unless somebody names them; Label Studio has the words of its labels."""
+    numbered = [{"id": 1, "name": "person", "supercategory": "", "keypoints": [str(i) for i in range(1, 18)]}]
+    file = write(tmp_path, coco([row(attributes={"occluded": False}, segmentation=[])], categories=numbered))
+    with pytest.raises(
+        ValueError, match=r"its joints are 1, 2, 3, 4, .* add topology=coco17 if they are those of COCO"
+    ):
+        read_poses(file)
+    [pose] = read_poses(file, topology="coco17")
+    np.testing.assert_array_equal(pose.keypoints[0], person())
+    order = [*range(5, 17), *range(5)]
+    words = [COCO_NAMES[i].replace("_", " ").title() for i in order]
+    label_studio = coco([row(points=person()[order])], categories=[{"id": 0, "name": "Person"},
+                        {"id": 1, "name": "default", "keypoints": words, "skeleton": []}])  # fmt: skip
+    np.testing.assert_array_equal(only(tmp_path, label_studio), person())
+    raw = [{"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": []}]}]
+    with pytest.raises(ValueError, match="it is Label Studio's own json; export it as COCO"):
+        read_poses(write(tmp_path, raw))
+
+
+def test_a_declared_skeleton_must_be_the_files(tmp_path: Path) -> None:
+    named = [{"id": 1, "keypoints": list(COCO_NAMES)}]
+    with pytest.raises(ValueError, match=r"annotation 3: 51 numbers; 18 joints have 54"):
+        read_poses(write(tmp_path, coco([row(id=3)])), topology="openpose18")
+    with pytest.raises(ValueError, match=r"not as OpenPose-18 has them \(left_eye\); leave topology out"):
+        eighteen = [{"id": 1, "keypoints": [*COCO_NAMES, "neck"]}]
+        rows = [row(points=np.concatenate([person(), [[1, 1, 2]]]))]
+        read_poses(write(tmp_path, coco(rows, categories=eighteen)), topology="openpose18")
+    [pose] = read_poses(write(tmp_path, coco([row()], categories=named)), topology="coco17")
+    np.testing.assert_array_equal(pose.keypoints[0], person())
+    with pytest.raises(ValueError, match=r"topology=halpe; did you mean \w+\? Known are coco17"):
+        read_poses(person(), topology="halpe")
+    arrays = np.concatenate([person(), [[1, 1, 2]]])[None]
+    with pytest.raises(ValueError, match=r"of another skeleton say which one: topology=openpose18"):
+        read_poses(arrays)
+    assert read_poses(arrays, topology="openpose18")[0].keypoints.shape == (1, 17, 3)  # type: ignore[union-attr]
+
+
+def test_mixed_skeletons_in_one_file(tmp_path: Path) -> None:
+    whole, openpose = with_parts(person(10)), coco_to_openpose18(person(20)[None])[0]
+    rows = [row(1), row(1, whole), row(2, openpose), coco_whole_body(with_parts(person(30)), 2)]
+    file = write(tmp_path, coco(rows, [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]))
+    with pytest.warns(UserWarning, match="is read as COCO-17, without"):
+        first, second = read_poses(file)
+    np.testing.assert_allclose(first.keypoints, [person(), person(10)])
+    np.testing.assert_allclose(second.keypoints, [person(20), person(30)])
+    first, second = read_poses(file, wanted=WHOLE_BODY_133)
+    assert [(image.keypoints[:, 91:, 2] > 0).any(1).tolist() for image in (first, second)] == [[False, True]] * 2
+
+
+def test_hands_without_a_body(tmp_path: Path) -> None:
+    hand = {"hand_left_keypoints_2d": flat(with_parts(person())[91:112])}
+    for body in ({}, {"pose_keypoints_2d": None}, {"pose_keypoints_2d": [0] * 54}):
+        file = write(tmp_path, {"people": [{**body, **hand}]})
+        with pytest.raises(
+            ValueError, match=r"nobody in it has a joint of COCO-17; .*the hands \(21 joints\); .*style=dwpose"
+        ):
+            read_poses(file)
+        [pose] = read_poses(file, wanted=WHOLE_BODY_133)
+        assert (pose.keypoints[0, :, 2] > 0).nonzero()[0].tolist() == list(range(91, 112))
+    with pytest.raises(ValueError, match=r"hand_left_keypoints_2d: 60 numbers; 21 joints have 63"):
+        read_poses(write(tmp_path, {"people": [{"hand_left_keypoints_2d": [1.0] * 60}]}))
+
+
+def test_a_thousand_people_are_one_sentence(tmp_path: Path) -> None:
+    file = write(tmp_path, coco([row(points=person(i / 10)) for i in range(1000)]))
+    [pose] = read_poses(file)
+    with pytest.raises(ValueError, match="1000 people; the methods know up to 10: keep the largest"):
+        checked_people(pose.keypoints, CANVAS, "poses")
+
+
+@FEW
+@given(st.lists(st.sampled_from([2, 1, 0, 0.5, 0.01, 1.0]), min_size=17, max_size=17), st.integers(0, 16))
+def test_scores_and_visibilities_are_kept_as_they_are(thirds: list[float], zero: int) -> None:
+    points = person()
+    points[:, 2] = thirds
+    points[zero, :2] = 0  # what programs write for a joint that they did not find, whatever score they add
+    read = person_joints(flat(points))
+    expected = np.where((points[:, 2:] > 0) & points[:, :2].any(1, keepdims=True), points, 0)
+    np.testing.assert_array_equal(np.where(read[:, 2:] > 0, read, 0), expected)
+
+
+REAL_FILES = os.environ.get("POSEGEN_POSE_FILES", "")
+
+
+@pytest.mark.skipif(not REAL_FILES, reason="POSEGEN_POSE_FILES names no folder of files that others wrote")
+def test_real_files_are_read_or_refused_in_one_sentence() -> None:
+    """Of mmpose's tests/data, for instance: test_coco.json, test_coco_wholebody.json, test_humanart.json, test_mpii.json,
+    test_crowdpose.json, test_halpe.json."""
+    files = sorted(Path(REAL_FILES).rglob("*.json"))
+    assert files
+    known = {
+        "test_coco_wholebody": WHOLE_BODY_133,
+        "test_humanart": HUMAN_ART_21,
+        "test_mpii": MPII_16,
+        "test_coco": COCO_17,
+    }
+    for file in files:
+        try:
+            found = read_posed_images(file)
+        except (ValueError, UserError) as error:
+            assert file.name in str(error) and "\n" not in str(error), file
+            continue
+        assert all(image.problem or np.isfinite(image.people).all() for image in found.images), file
+        if file.stem in known:
+            assert {image.pose.topology for image in found.images if len(image.pose)} == {known[file.stem]}
+            assert not any(image.problem for image in found.images)
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "json lines"])
@@ -303,7 +560,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )
-KEYS = ("people", "pose_keypoints_2d", "annotations", "images", "keypoints", "image_id", "id", "categories", "width",
+KEYS = ("foot_kpts", "lefthand_kpts", "keypoints_21", "bodies", "candidate", "subset", "hands", "faces", "joints",
+        "joints_vis", "scores", "hand_left_keypoints_2d", "face_keypoints_2d", "bbox", "data", "image", "people", "pose_keypoints_2d", "annotations", "images", "keypoints", "image_id", "id", "categories", "width",
         "height", "canvas_width", "canvas_height", "instances", "instance_info", "keypoint_scores", "file_name",
         "meta_info", "predictions", "source", "category_id", "keypoint_id2name", "iscrowd", "area")  # fmt: skip
 known_values = st.recursive(

@@ -54,6 +54,30 @@ def test_a_prompt_with_the_poses_of_a_file(trained: list[str], tmp_path: Path) -
     assert test["prompts"] == ["a photo of a person dancing"] * 3 and np.shape(test["people"]) == (3, 1, 17, 3)
 
 
+def test_hands_of_a_file_are_drawn_by_a_method_that_was_trained_with_them(
+    world: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "whole.json"
+    person = np.concatenate([np.random.default_rng(0).uniform(5, 60, (133, 2)), np.full((133, 1), 2.0)], 1)
+    file.write_text(json.dumps([{"image_id": 1, "keypoints": person.flatten().tolist()}]))
+    own = [*world, f"paths.output={tmp_path / 'outputs'}"]
+    assert main(["train", *own, "budget.steps=1", "adapter.style=dwpose", "adapter.occlusion=faint"]) == 0
+    trained = cell(tmp_path, study="train")
+    identity = read_json(trained / "status.json")["identity"]["adapter"]
+    assert identity["occlusion"] == "faint" and "parts" not in identity
+    words = ["sample", *own, PROMPT, f"checkpoint={trained}"]
+    assert main([*words, f"poses={file}", "study=hands"]) == 0
+    test = read_json(cell(tmp_path, study="hands") / "status.json")["identity"]["data"]["test"]
+    assert np.shape(test["people"]) == (1, 1, 133, 3)
+    capsys.readouterr()
+    short = tmp_path / "sixteen.json"
+    short.write_text(json.dumps([{"image_id": 1, "keypoints": person[:16].flatten().tolist()}]))
+    assert main([*words, f"poses={short}"]) != 0
+    assert "add topology=mpii16 if they are" in capsys.readouterr().err
+    assert main([*words, f"poses={short}", "topology=mpii16"]) == 0
+    assert "MPII-16 is read as COCO-WholeBody-133, without pelvis, thorax" in capsys.readouterr().err
+
+
 def test_a_method_that_draws_a_pose_needs_one(
     trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,4 +247,8 @@ class Adapter(nn.Module, ABC):
         text = batch.text if batch.text is not None else self.backbone.encode_text(batch.prompts)
         null = batch.negative_text if batch.negative_text is not None else self.backbone.encode_text([""])
         null = null.to(text.tokens)
-        return State(text, null if len(null) == len(text) else null.expand(len(text)))
+        null = null if len(null) == len(text) else null.expand(len(text))
+        if batch.sizes is None:
+            return State(text, null)
+        sizes = batch.sizes.to(text.tokens.device)  # of the image, whatever the text
+        return State(replace(text, sizes=sizes), replace(null, sizes=sizes))

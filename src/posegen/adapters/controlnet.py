@@ -12,8 +12,8 @@ from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Publis
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
-from posegen.ranges import NotNegative
+from posegen.poses.drawing import Occlusion, Part, PoseDrawing
+from posegen.ranges import AtLeastOne, NotNegative
 
 GRPOSE_TABLE = "table on the GRPose project page, trained on Human-Art"
 GRPOSE_RELEASED = "table on the GRPose project page, released weights"
@@ -27,9 +27,11 @@ class ControlNet(Adapter):
     + Z(F_c(x + Z(c))), so that training starts from the backbone itself. Section 3.2: the pose c enters through a small
     convolutional network; the copy's outputs are added to the skip connections and to the middle block.
 
-    Poses are drawn in the ``style`` of the released weights, ``openpose``, or as ``humansd``. ``strength`` is a factor
+    Poses are drawn in the ``style`` of the released weights, ``openpose``, with hands and face as ``dwpose``, or as
+    ``humansd``; ``parts`` and ``occlusion`` are those of `PoseDrawing`. ``strength`` is a factor
     of all residuals, ``scales`` one for each, finest first and the middle's last; ``only_mid`` uses that alone. In
-    ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either."""
+    ``guess_mode`` residuals decay towards the finest, and the branch without text sees no pose either. Of a transformer
+    the first ``layers`` blocks are copied, by default as many as in released ones."""
 
     needs = frozenset({"hint"})
     places = frozenset({"control_copy"})
@@ -47,15 +49,20 @@ class ControlNet(Adapter):
 
     def __init__(
         self,
-        style: Literal["openpose", "humansd"] = "openpose",
+        style: Literal["openpose", "humansd", "dwpose"] = "openpose",
         strength: NotNegative = 1.0,
         scales: Sequence[NotNegative] | None = None,
         only_mid: bool = False,
         guess_mode: bool = False,
+        layers: AtLeastOne | None = None,
+        parts: Sequence[Part] | None = None,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
-        self.hint, self.style = PoseDrawing(style, range=(0.0, 1.0)), style
+        self.hint = PoseDrawing(style, range=(0.0, 1.0), parts=parts, occlusion=occlusion)
+        self.style, self.parts, self.occlusion = style, parts, occlusion
         self.strength, self.scales, self.only_mid, self.guess_mode = strength, scales, only_mid, guess_mode
+        self.layers = layers
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -63,7 +70,7 @@ class ControlNet(Adapter):
             raise ValueError(
                 f"adapter.only_mid=true: {type(backbone).__name__} has no middle block; use adapter.scales"
             )
-        self.branch = backbone.control_copy()
+        self.branch = backbone.control_copy(layers=self.layers)
 
     def encode(self, batch: PoseBatch) -> State:
         assert batch.hint is not None
@@ -74,7 +81,7 @@ class ControlNet(Adapter):
         added = self.branch(latents, timesteps, state.text, state["hint"])
         added = added.weighted(self.factors(len(added.residuals)))
         if self.guess_mode:
-            added = added.weighted([state["on"]] * len(added.residuals))
+            added = added.weighted([state["on"].view(-1, *[1] * (r.ndim - 1)) for r in added.residuals])
         return replace(added, down=None) if self.only_mid else added
 
     def factors(self, residuals: int) -> list[float]:

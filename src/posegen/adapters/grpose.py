@@ -16,7 +16,7 @@ from posegen.backbones.base import Backbone, Geometry, Injection, Step
 from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
+from posegen.poses.drawing import Occlusion, PoseDrawing
 from posegen.ranges import AtLeastZero, NotNegative, Width
 
 HUMAN_ART = "table on the GRPose project page, trained on Human-Art"
@@ -89,6 +89,7 @@ class GRPose(Adapter):
         perception: Perception = "off",
         perception_weight: NotNegative = 0.5,
         teacher: Any = None,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
         if edges not in get_args(Edges):
@@ -97,8 +98,8 @@ class GRPose(Adapter):
             raise ValueError(f"adapter.perception is {perception!r}; expected one of {', '.join(get_args(Perception))}")
         if k < 1:
             raise ValueError(f"adapter.k is {k}; expected at least 1 neighbour")
-        self.hint = PoseDrawing(style, range=(-1.0, 1.0))
-        self.style, self.strength, self.edges = style, strength, edges
+        self.hint = PoseDrawing(style, range=(-1.0, 1.0), occlusion=occlusion)
+        self.style, self.strength, self.edges, self.occlusion = style, strength, edges, occlusion
         self.k, self.levels, self.inject_channels = k, levels, inject_channels
         self.alpha, self.perception, self.perception_weight = alpha, perception, perception_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved

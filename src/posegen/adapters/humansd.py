@@ -13,7 +13,7 @@ from posegen.adapters.base import STRIPS, Adapter, Paper, Published, State
 from posegen.backbones.base import Backbone, Injection, Step
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
+from posegen.poses.drawing import Occlusion, PoseDrawing
 from posegen.ranges import NotNegative
 
 README_FIGURE = "results figure of the official README, its own evaluation"
@@ -59,11 +59,13 @@ class HumanSD(Adapter):
         teacher: Any = None,
         threshold: float = 0.05,
         loss_weight: NotNegative = 0.1,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
         if loss_kind not in get_args(LossKind):
             raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(get_args(LossKind))}")
-        self.hint, self.style = PoseDrawing(style, range=(-1.0, 1.0)), style
+        self.hint = PoseDrawing(style, range=(-1.0, 1.0), occlusion=occlusion)
+        self.style, self.occlusion = style, occlusion
         self.pose_latent, self.loss_kind = pose_latent, loss_kind
         self.threshold, self.loss_weight = threshold, loss_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved

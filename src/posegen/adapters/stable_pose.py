@@ -18,7 +18,7 @@ from posegen.backbones.blocks.inserted_block import zeroed
 from posegen.backbones.blocks.masked_attention import Fill, Masking, Over, compressed, dense
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import REFERENCE_SIDE, PoseDrawing
+from posegen.poses.drawing import REFERENCE_SIDE, Occlusion, PoseDrawing
 from posegen.ranges import NotNegative, Width
 
 Form = Literal["compressed", "dense"]
@@ -88,6 +88,7 @@ class StablePose(Adapter):
         alpha: NotNegative = 5.0,
         normalise_loss: bool = False,
         attention: Form = "compressed",
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
         self.patch, self.heads, self.head_dim = patch, heads, head_dim
@@ -105,8 +106,8 @@ class StablePose(Adapter):
             raise ValueError(f"{counts}; both need one per layer of the transformer")
         if attention not in ATTENTION_FORMS:
             raise ValueError(f"adapter.attention is {attention!r}; expected {' or '.join(ATTENTION_FORMS)}")
-        self.hint = PoseDrawing(style, range=(-1.0, 1.0))
-        self.style, self.attention = style, attention
+        self.hint = PoseDrawing(style, range=(-1.0, 1.0), occlusion=occlusion)
+        self.style, self.attention, self.occlusion = style, attention, occlusion
         self.kernels, self.threshold, self.radii, self.masked = tuple(kernels), threshold, tuple(radii), masked
         self.alpha, self.normalise_loss = alpha, normalise_loss
 

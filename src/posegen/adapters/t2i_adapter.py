@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -13,11 +13,12 @@ from posegen.adapters.base import HUMANSD_FIGURE, STRIPS, Adapter, Paper, Publis
 from posegen.backbones.base import Backbone, Injection
 from posegen.backbones.loading import ldm_keys as ldm
 from posegen.data.base import PoseBatch
-from posegen.poses.drawing import PoseDrawing
+from posegen.poses.drawing import Occlusion, Part, PoseDrawing
 from posegen.ranges import NotNegative, Width, ZeroToOne
 
 TRAINED = "table on the GRPose project page, trained on Human-Art"
 RELEASED = "table on the GRPose project page, released weights"
+XL_LEVELS = 3  # of the U-Net that the form of XL is for
 ADAPTER_KEYS = "adapter."  # in diffusers' class, and of this method's keys where an original file holds more
 
 
@@ -29,11 +30,16 @@ class T2IAdapter(Adapter):
     runs once per image, for both branches of guidance. No layer starts at zero: an untrained adapter has an effect.
 
     Args:
-        style: ``openpose`` as for the released openpose weights, or ``humansd`` (limbs as for keypose, other colours).
+        style: ``openpose`` and ``keypose`` as for the released weights of these names, ``dwpose`` with hands and face,
+            or ``humansd`` (limbs as for keypose, other colours).
         strength: factor of all maps (``cond_weight`` of the official program).
         tau: share of the noise process, from pure noise on, in which the maps are used (``cond_tau``): t >= (1 - tau)
             T. Where (1 - tau) times the number of steps is whole, these are the first tau of the steps, as officially.
         blocks: residual blocks per level (``nums_rb``).
+        form: ``full``, or ``xl`` as published for Stable Diffusion XL: a grid half as fine, maps behind the first
+            downsampling, in the second and third level, and behind the middle block. None: ``xl`` for U-Nets of that
+            design, which have transformers of several layers.
+        parts, occlusion: as in `PoseDrawing`.
     """
 
     needs = frozenset({"hint"})
@@ -53,10 +59,13 @@ class T2IAdapter(Adapter):
 
     def __init__(
         self,
-        style: Literal["openpose", "humansd"] = "openpose",
+        style: Literal["openpose", "humansd", "dwpose", "keypose"] = "openpose",
         strength: NotNegative = 1.0,
         tau: ZeroToOne = 1.0,
         blocks: Width = 2,
+        form: Literal["full", "xl"] | None = None,
+        parts: Sequence[Part] | None = None,
+        occlusion: Occlusion = "drawn",
     ) -> None:
         super().__init__()
         if not 0 <= tau <= 1:
@@ -64,21 +73,34 @@ class T2IAdapter(Adapter):
             raise ValueError(f"adapter.tau is {tau}; expected {share}")
         if blocks < 1:
             raise ValueError(f"adapter.blocks is {blocks}; expected at least one residual block per level")
-        self.hint = PoseDrawing(style, range=(0.0, 1.0))
-        self.style, self.strength, self.tau, self.blocks = style, strength, tau, blocks
+        self.hint = PoseDrawing(style, range=(0.0, 1.0), parts=parts, occlusion=occlusion)
+        self.style, self.parts, self.occlusion = style, parts, occlusion
+        self.strength, self.tau, self.blocks, self.form = strength, tau, blocks, form
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         channels, factor = list(backbone.geometry.channels), backbone.geometry.latent_factor
-        self.network = diffusers.T2IAdapter(channels=channels, num_res_blocks=self.blocks, downscale_factor=factor)
+        sizes: dict[str, Any] = {"num_res_blocks": self.blocks, "downscale_factor": factor}
+        if self.xl:
+            if len(channels) != XL_LEVELS:
+                raise ValueError(f"adapter.form=xl is for U-Nets of {XL_LEVELS} levels, this one has {len(channels)}")
+            channels.append(channels[-1])
+            sizes |= {"downscale_factor": 2 * factor, "adapter_type": "full_adapter_xl"}
+        self.network = diffusers.T2IAdapter(channels=channels, **sizes)
+
+    @property
+    def xl(self) -> bool:
+        """Whether maps have the form for Stable Diffusion XL."""
+        return self.form == "xl" or (self.form is None and bool(self.backbone.geometry.transformer_layers))
 
     def features(self, hint: Tensor) -> list[Tensor]:
-        """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first.
+        """``[B, 3, H, W]`` in [0, 1] to one ``[B, channels[i], h_i, w_i]`` per level, finest first, or the maps of XL.
 
         Odd grids are rounded up as the U-Net's, or down as in the official program (``faithful``), which fails there.
         """
-        for level in self.network.adapter.body[1:]:
-            level.downsample.ceil_mode = not self.faithful
+        for level in self.network.adapter.body:
+            if level.downsample is not None:
+                level.downsample.ceil_mode = not self.faithful
         return self.network(hint)
 
     def encode(self, batch: PoseBatch) -> State:
@@ -90,12 +112,21 @@ class T2IAdapter(Adapter):
         process = self.backbone.process
         first = round((1 - self.tau) * process.length) / process.length
         factor = torch.where(process.fraction(timesteps) >= first, self.strength, 0.0).view(-1, 1, 1, 1)
-        return Injection(encoder=tuple(feature * factor.to(feature) for feature in state.all("maps")))
+        maps = tuple(feature * factor.to(feature) for feature in state.all("maps"))
+        if not self.xl:
+            return Injection(encoder=maps)
+        nothing = maps[0].new_zeros(())
+        return Injection(encoder=(nothing, maps[0], maps[1], nothing, maps[2]), mid=maps[3])
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raises a ValueError where maps of the official program would not fit the U-Net."""
         geometry = self.backbone.geometry
         step = geometry.pixel_step
+        if self.xl and any(side % (cell := 2 * geometry.latent_factor) for side in size):
+            near = [-(-side // cell) * cell for side in size]
+            raise ValueError(
+                f"data.size {tuple(size)}: T2I-Adapter of XL needs multiples of {cell}, for instance {near}"
+            )
         if self.faithful and any(side % step for side in size):
             raise ValueError(
                 f"data.size {tuple(size)} gives odd grids, which T2I-Adapter with official weights rounds down and the "
@@ -104,7 +135,7 @@ class T2IAdapter(Adapter):
 
     def convert(self, official: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original program, bare or below ``adapter.``, or of diffusers' class."""
-        table = original_names(self.backbone.geometry.levels, self.blocks)
+        table = original_names(len(self.network.adapter.body), self.blocks)
         # Diffusers' names, and this project's.
         if any(".resnets." in key and key.startswith(ADAPTER_KEYS) for key in official):
             table = {name: name for name in table.values()}

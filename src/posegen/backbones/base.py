@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -16,6 +17,7 @@ from posegen.backbones.text import Text
 from posegen.errors import UserError
 
 BlockPlace: TypeAlias = tuple[int, int]  # (level, layer) of a residual block of an encoder, both from 0
+Hook: TypeAlias = Callable[[Tensor], Tensor]
 LATENT_SIDE = 64  # of U-Nets whose configuration has no sample_size
 #: Where a backbone may be influenced: a field of `Injection` or a method of `Backbone` -> its meaning.
 BACKBONE_PLACES = {
@@ -26,9 +28,17 @@ BACKBONE_PLACES = {
     "latents": "further channels of the input, Backbone.widen",
     "attention": "keys and values appended to the self-attentions",
     "features": "tokens read by blocks before the transformers",
+    "hooks": "additions that depend on the hidden state, behind the input, a level or the middle block",
     "control_copy": "a trainable copy of the network, Backbone.control_copy",
     "encoder_block": "residual blocks of that copy to replace, Backbone.encoder_block",
     "middle": "a function behind the middle block, Backbone.after_middle",
+    "words": "words of the prompt with embeddings that train, Backbone.learned_words",
+}
+#: Keys of `Injection.hooks`.
+HOOK_PLACES = {
+    "input": "behind the input convolution; the first skip connection does not see what is added",
+    "level": "behind the first level of the encoder and its downsampling; its skip connections do not see it",
+    "middle": "behind the middle block",
 }
 
 
@@ -46,6 +56,7 @@ class Geometry:
     linear_projection: bool = False  # transformers project with linear maps (SD2) instead of 1x1 convolutions (SD1)
     norm_groups: int = 32  # groups of the group normalisations
     patch: int = 1  # latent cells along the side of a token, of transformers
+    transformer_layers: tuple[int, ...] = ()  # of the U-Net's transformers at each level; empty: one everywhere
 
     @property
     def levels(self) -> int:
@@ -78,7 +89,11 @@ class Geometry:
         attention = tuple("CrossAttn" in block for block in unet["down_block_types"])
         linear, groups = bool(unet.get("use_linear_projection", False)), unet.get("norm_num_groups", 32)
         sizes = attention, unet["layers_per_block"], heads, unet["cross_attention_dim"]
-        return cls(unet["out_channels"], latent_factor, channels, *sizes, linear, groups)
+        several = unet.get("transformer_layers_per_block", 1)
+        several = tuple(several) if isinstance(several, Sequence) else (several,) * len(channels)
+        several = several if max(several) > 1 else ()
+        form = {"linear_projection": linear, "norm_groups": groups, "transformer_layers": several}
+        return cls(unet["out_channels"], latent_factor, channels, *sizes, **form)
 
     @classmethod
     def from_ldm(cls, config: Mapping[str, Any], latent_factor: int = 8) -> Geometry:
@@ -121,36 +136,44 @@ class Injection:
     blocks: tuple[Tensor, ...] | None = (
         None  # ``[B, N, C]``, each added behind an equal share of the transformer blocks
     )
-    encoder: tuple[Tensor, ...] | None = None  # a feature map per level, added before its last skip leaves it
+    #: A feature map per level, added before its last skip leaves it; or those and, between each two, one that is added
+    #: behind the downsampling.
+    encoder: tuple[Tensor, ...] | None = None
     latents: Tensor | None = None  # ``[B, c, h, w]`` concatenated to the noisy latents
     attention: Bank | None = None  # keys and values of another pass, appended to those of the self-attentions
     features: tuple[Tensor, ...] | None = None  # tokens ``[R, N_i, S_i]`` for each inserted block, in their order
+    hooks: Mapping[str, Hook] | None = None  # what is added to a hidden state, given that state, see `HOOK_PLACES`
     rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
+    single_blocks: tuple[Tensor, ...] | None = None  # as ``blocks``, behind those that text and image share
 
     @property
     def residuals(self) -> tuple[Tensor, ...]:
         """All residuals in the order of the network, that of the middle last."""
-        return (*(self.blocks or ()), *(self.down or ()), *(() if self.mid is None else (self.mid,)))
+        ends = self.down or (), () if self.mid is None else (self.mid,)
+        return tuple(chain(self.blocks or (), self.single_blocks or (), *ends))
 
     def weighted(self, factors: Sequence[float | Tensor]) -> Injection:
         """The same with one factor per residual, in the order of `residuals`; a ValueError with more or fewer."""
         if len(factors) != (count := len(self.residuals)):
             raise ValueError(f"{len(factors)} factors for {count} residuals; expected one each, the middle's last")
-        scaled, first = tuple(r * f for r, f in zip(self.residuals, factors, strict=True)), len(self.blocks or ())
-        blocks = None if self.blocks is None else scaled[:first]
-        down = None if self.down is None else scaled[first : first + len(self.down)]
-        return replace(self, blocks=blocks, down=down, mid=None if self.mid is None else scaled[-1])
+        scaled = iter([r * f for r, f in zip(self.residuals, factors, strict=True)])
+        kinds = self.blocks, self.single_blocks, self.down
+        blocks, single, down = (each if each is None else tuple(islice(scaled, len(each))) for each in kinds)
+        mid = None if self.mid is None else next(scaled)
+        return replace(self, blocks=blocks, single_blocks=single, down=down, mid=mid)
 
     def scaled(self, factor: float) -> Injection:
         """The influence ``factor`` times as strong; ``attention`` and ``features``, which are not linear, stay as they
         are, and are left out where the factor is 0."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
-        scaled = replace(self.weighted([factor] * len(self.residuals)), encoder=encoder, latents=latents)
+        hooks = self.hooks and {place: _times(factor, hook) for place, hook in self.hooks.items()}
+        scaled = self.weighted([factor] * len(self.residuals))
+        scaled = replace(scaled, encoder=encoder, latents=latents, hooks=hooks)
         return scaled if factor else replace(scaled, attention=None, features=None, rows=None)
 
     def __add__(self, other: Injection) -> Injection:
-        """Both influences: residuals and encoder features add, latents and attention concatenate.
+        """Both influences: residuals, encoder features and hooks add, latents and attention concatenate.
 
         A ValueError where both have ``features``, attention for other images or another strength, or other residuals.
         """
@@ -163,14 +186,27 @@ class Injection:
             raise ValueError(f"attention and features of two methods cannot be added: {images}")
         down, mid = _added("down", self.down, other.down), _both(torch.add, self.mid, other.mid)
         blocks = _added("blocks", self.blocks, other.blocks)
+        single = _added("single_blocks", self.single_blocks, other.single_blocks)
         encoder = _added("encoder", self.encoder, other.encoder)
         latents = _both(lambda a, b: torch.cat([a, b], dim=1), self.latents, other.latents)
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
-        return Injection(down, mid, blocks, encoder, latents, attention, features, rows)
+        hooks = _both(_hooked, self.hooks, other.hooks)
+        return Injection(down, mid, blocks, encoder, latents, attention, features, hooks, rows, single)
 
 
 FieldT = TypeVar("FieldT")
+
+
+def _times(factor: float, hook: Hook) -> Hook:
+    return lambda hidden: factor * hook(hidden)
+
+
+def _hooked(a: Mapping[str, Hook], b: Mapping[str, Hook]) -> dict[str, Hook]:
+    def sum_of(place: str) -> Hook:
+        return lambda hidden: a[place](hidden) + b[place](hidden)
+
+    return {**a, **b, **{place: sum_of(place) for place in a.keys() & b.keys()}}
 
 
 def _both(combine: Callable[[FieldT, FieldT], FieldT], a: FieldT | None, b: FieldT | None) -> FieldT | None:
@@ -217,6 +253,11 @@ class ControlBranch(nn.Module, ABC):
 
         ``hint`` is the result of `hint_features`, ``conditions`` are the inputs of the replaced blocks."""
 
+    def fit(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> None:
+        """Gives ``network`` the form of these weights of its class, where forms differ, as in their number of blocks.
+
+        ``config`` is the configuration beside them, if there is one. A UserError where they are of another width."""
+
     @abstractmethod
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
         """Official weights of such a copy under the names of this module; raises UnknownKeys: some keys have no place.
@@ -244,7 +285,12 @@ class Backbone(nn.Module, ABC):
     recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
+    reads: ClassVar[frozenset[str]] = frozenset()  # further fields of training batches that it reads (``sizes``)
     weights: Weights  # id and hash of the loaded weights
+    flow: ClassVar[bool] = False  # all models of the class are trained by flow matching
+    chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
+    packs: ClassVar[int] = 1  # latent cells along the side of a token, where every model of the class has as many
+    usual_guidance: ClassVar[float] = 7.5  # of a pipeline, where a method says nothing
     network_name: ClassVar[str] = "unet"  # of the denoising network, as an attribute and as a folder of diffusers
 
     @property
@@ -260,10 +306,13 @@ class Backbone(nn.Module, ABC):
         """Keys and values of the self-attentions in the pass of `predict`; a TypeError where it cannot show them."""
         raise TypeError(f"backbone {self.weights.id} does not show the keys and values of its self-attentions")
 
-    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> ControlBranch:
+    def control_copy(
+        self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
+    ) -> ControlBranch:
         """A trainable copy of the network, which starts without influence.
 
-        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint."""
+        ``replaced`` are modules in the place of its blocks, see `encoder_block`; with any, the copy reads no hint.
+        ``layers`` is how many blocks it has, for a transformer; None: as released ones."""
         raise lacks(self, "control_copy")
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:
@@ -273,6 +322,13 @@ class Backbone(nn.Module, ABC):
     def after_middle(self, function: Callable[[Tensor], Tensor]) -> None:
         """Applies ``function`` to the middle block's output from now on, in the place of an earlier function."""
         raise lacks(self, "middle")
+
+    def learned_words(self, words: Mapping[str, str]) -> nn.Module:
+        """A module with trainable embeddings of new words, each of which starts as the last token of a text.
+
+        Called with prompts and the length of text states, it gives `Text` and ``[B, L]`` the index of the word that
+        each token is, -1 for others. The backbone itself does not change."""
+        raise lacks(self, "words")
 
     def widen(self, channels: int) -> None:
         """Adds input channels of zero weight, which read `Injection.latents`; a ValueError the second time."""
@@ -335,6 +391,12 @@ class Backbone(nn.Module, ABC):
         """The keys of a plain U-Net in an official file -> their names in ``unet``, None without a place there."""
         return {}
 
+    @classmethod
+    def misfit_at(cls, path: Any, official: Mapping[str, Tensor]) -> str:
+        """What shows that official weights belong to another backbone than that at ``path``, of which no weight is
+        read; empty where nothing does."""
+        return ""
+
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         """A key of everything that cached latents or texts depend on; backbones with one encoder may share it."""
         return self.weights.sha256
@@ -347,6 +409,11 @@ class Backbone(nn.Module, ABC):
             multiples = f"a multiple of the backbone's latent factor {factor}{tokens}"
             raise ValueError(f"data.size {size} is not {multiples}; choose {[s - s % step or step for s in size]}")
         return self.geometry.latent_channels, size[0] // factor, size[1] // factor
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """How many tokens, or latent cells, an image of (height, width) pixels has."""
+        _, height, width = self.latent_shape(size)
+        return height * width // self.geometry.patch**2
 
     @property
     def usual_size(self) -> tuple[int, int]:

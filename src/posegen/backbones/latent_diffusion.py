@@ -13,15 +13,19 @@ from posegen.backbones.autoencoder import decoded, encoded, latent_form
 from posegen.backbones.base import Backbone, Geometry, Weights
 from posegen.backbones.loading.diffusers_folder import copy_source, read_folder, tokenizer_for
 from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
+from posegen.backbones.loading.ldm_keys import text_dim_in
 from posegen.backbones.loading.model_parts import ModelParts, tensors_hash
 from posegen.backbones.loading.source import AUTOENCODER_FILES, fetched_parts, resolve, source_name
 from posegen.backbones.loading.tokenizer import CONTEXT
 from posegen.backbones.process import NoiseProcess, noise_process
 from posegen.backbones.text import cut_note
+from posegen.errors import UserError
 from posegen.io.hub import HubPlace, fetched, on_hub
-from posegen.io.weights import WeightsError
+from posegen.io.weights import WeightsError, shapes_in
 
+TEXT_DIMS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}  # width of text states -> value of backbone=
 Initialise = Literal["pretrained", "random"]
+HeldIn = Literal["float32", "bfloat16"]
 
 
 class LatentDiffusion(Backbone):
@@ -35,6 +39,7 @@ class LatentDiffusion(Backbone):
     random_sizes: ClassVar[Mapping[str, Callable[[], ModelParts]]] = {}  # published sizes with random weights
     sample: Literal["image", "pose"] = "image"
     left_out: tuple[str, ...] = ()  # text towers that are not read
+    dtype: HeldIn = "float32"  # of the network and the text towers; what trains is held in float32
     autoencoder: Any
     tower_names: tuple[str, ...]  # of the text towers, which are attributes, as are ``tokenizer``, ``tokenizer_2``, ...
     _source: tuple[Path, Path | None] | None = None  # folder or single file, and another autoencoder
@@ -51,10 +56,12 @@ class LatentDiffusion(Backbone):
         """Reads the parts and assembles them; the arguments are those of the subclasses' constructors."""
         if initialise not in get_args(Initialise):
             raise ValueError(f"backbone.initialise is {initialise!r}; expected 'pretrained' or 'random'")
+        if self.dtype not in get_args(HeldIn):
+            raise ValueError(f"backbone.dtype is {self.dtype!r}; expected one of {', '.join(get_args(HeldIn))}")
         if size is not None and size not in self.random_sizes:
             raise ValueError(f"backbone.size is {size!r}; expected one of {', '.join(self.random_sizes)}")
         if path is None and initialise == "random" and size is not None:
-            self._assemble(self.random_sizes[size](), recipe, id or size)
+            self._assemble(self._random_parts(size), recipe, id or size)
             return
         wanted = fetched_parts(self.layout, autoencoder is None, self.left_out)
         place, found = resolve(path, self.layout, wanted)
@@ -67,7 +74,10 @@ class LatentDiffusion(Backbone):
         self._assemble(parts, recipe, id or source_name(place, found), hub)
 
     def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
-        return read_folder(place, self.layout, autoencoder, fresh, self.left_out)
+        return read_folder(place, self.layout, autoencoder, fresh, self.left_out, getattr(torch, self.dtype))
+
+    def _random_parts(self, size: str) -> ModelParts:
+        return self.random_sizes[size]()
 
     @classmethod
     def from_parts(cls, parts: ModelParts, recipe: str = "published", id: str = "untrained", **settings: Any) -> Self:
@@ -82,6 +92,8 @@ class LatentDiffusion(Backbone):
     def _assemble(
         self, parts: ModelParts, recipe: str, id: str, hub: Mapping[str, HubPlace | None] | None = None
     ) -> None:
+        for part in (parts.network, *parts.text_encoders.values()) if self.dtype != "float32" else ():
+            part.to(getattr(torch, self.dtype))
         setattr(self, self.network_name, parts.network)
         self.autoencoder, self.tower_names = parts.autoencoder, tuple(parts.text_encoders)
         for name, tower in parts.text_encoders.items():
@@ -96,6 +108,7 @@ class LatentDiffusion(Backbone):
         if misfit := self._misfit():
             raise WeightsError(f"backbone {id}: {misfit}")
         facts = {"prediction_type": self.process.prediction_type, "recipe": recipe, **self._facts()}
+        facts |= {"dtype": self.dtype} if self.dtype != "float32" else {}
         self.weights = Weights(id, parts.sha256, facts, {name: str(at) for name, at in (hub or {}).items() if at})
         self.eval()
 
@@ -183,13 +196,45 @@ class LatentDiffusion(Backbone):
         place, _ = resolve(path, cls.layout, (f"{folder}/", f"{tower}/config.json"))
         return tokenizer_for(cls.layout.towers[tower], place / folder), read_config(place / tower)
 
+    @classmethod
+    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
+        folder, reads = cls.layout.network_folder, text_dim_in({key: value.shape for key, value in official.items()})
+        if reads is None:
+            return ""
+        place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
+        inside = place.is_dir() and (place / folder).is_dir()
+        has = read_config(place / folder).get("cross_attention_dim") if inside else text_dim_in(shapes_in(place))
+        use = f"use backbone={TEXT_DIMS[reads]}" if reads in TEXT_DIMS else "choose the backbone= that it belongs to"
+        return "" if has in (None, reads) else f"reads text of width {reads}, the backbone {place} of {has}; {use}"
+
     def cut_note(self, prompts: Sequence[str]) -> str:
         return cut_note(self.tokenizers[self.counting_tower], self.max_length, prompts)
+
+    @property
+    def lengthening(self) -> str:
+        """How a longer part of prompts is read; empty where it cannot be."""
+        return ""
+
+    def chunks(self, prompts: Sequence[str]) -> int:
+        """Always 1; a UserError where a prompt is longer than the text towers read, which only some read in chunks."""
+        if note := self.cut_note(prompts):
+            fix = " or ".join(filter(None, (self.lengthening, "set long_prompts=cut")))
+            raise UserError(f"long_prompts=chunk: this backbone reads no prompt in chunks, and {note}; {fix}")
+        return 1
+
+    def require_whole(self, chunks: int) -> None:
+        if chunks > 1:
+            raise ValueError(f"{type(self).__name__} reads no prompt in chunks, and was asked for {chunks}")
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         if of == "latents":
             return f"{tensors_hash(self.autoencoder)}-{self.autoencoder.config.scaling_factor}"
         return f"{tensors_hash(*self.towers)}-{self.max_length}"
+
+    def in_held(self, tensor: Tensor) -> Tensor:
+        """A tensor in the type of the network's weights; autocast, where it is on, sees to that itself."""
+        kind = tensor.device.type
+        return tensor if kind != "meta" and torch.is_autocast_enabled(kind) else tensor.to(self.network.dtype)
 
     def to_latents(self, images: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         return encoded(self.autoencoder, images, generators)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,8 +15,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from posegen.backbones.base import BACKBONE_PLACES, Bank, BlockPlace, Geometry, Injection, widened
+from posegen.backbones.base import (
+    BACKBONE_PLACES,
+    HOOK_PLACES,
+    Bank,
+    BlockPlace,
+    Geometry,
+    Hook,
+    Injection,
+    widened,
+)
 from posegen.backbones.blocks.encoder_copy import EncoderCopy
+from posegen.backbones.blocks.learned_words import LearnedWords
 from posegen.backbones.blocks.self_attention import PassRecords, additions
 from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
 from posegen.backbones.loading import ldm_keys as ldm
@@ -26,6 +37,7 @@ from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
 from posegen.backbones.process import NoiseProcess, noise_process
 from posegen.backbones.text import Text, count_chunks, text_chunks
+from posegen.errors import UserError
 
 SD_LAYOUT = Layout(
     "a Stable Diffusion 1 or 2",
@@ -53,6 +65,7 @@ class StableDiffusion(LatentDiffusion):
     """
 
     layout = SD_LAYOUT
+    chunked = True
     random_sizes = {name: partial(parts_without_weights, name) for name in SIZES}
     places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES) - {"blocks"}
     unet: UNet2DConditionModel
@@ -76,8 +89,9 @@ class StableDiffusion(LatentDiffusion):
         self._load(path, autoencoder, recipe, initialise, id, size)
 
     def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
-        read = super()._read_parts if place.is_dir() else read_single_file
-        return read(place, autoencoder, fresh=fresh)
+        if place.is_dir():
+            return super()._read_parts(place, autoencoder, fresh)
+        return read_single_file(place, self.layout, autoencoder, fresh)
 
     def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
         asked = {} if self.prediction_type is None else {"prediction_type": self.prediction_type}
@@ -86,8 +100,13 @@ class StableDiffusion(LatentDiffusion):
     def read_geometry(self) -> Geometry:
         return Geometry.from_diffusers(self.unet.config, self.latent_form[1])
 
+    @property
+    def text_width(self) -> int:
+        """Width of the text states."""
+        return self.text_encoder.config.hidden_size
+
     def _misfit(self) -> str:
-        unet, latent, text = self.unet.config, self.latent_form[0], self.text_encoder.config.hidden_size
+        unet, latent, text = self.unet.config, self.latent_form[0], self.text_width
         if (unet.in_channels, unet.out_channels) != (latent, latent):
             made = f"returns {unet.out_channels} channels, the autoencoder makes {latent}"
             expected = "expected a text-to-image model and its own autoencoder"
@@ -127,10 +146,16 @@ class StableDiffusion(LatentDiffusion):
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         attention = {"encoder_attention_mask": text.mask, "return_dict": False}
         attention["cross_attention_kwargs"] = additions(self.unet, injection, len(latents), record)
-        with features_added(self.unet, injection.encoder):
+        if self.pooled_dim is not None:
+            attention["added_cond_kwargs"] = text.beside(latents, self.geometry.latent_factor)
+        with features_added(self.unet, injection.encoder), hooked(self.unet, injection.hooks):
             return self.unet(latents, timesteps, text.tokens, **attention, **residuals)[0]
 
-    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> EncoderCopy:
+    def control_copy(
+        self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
+    ) -> EncoderCopy:
+        if layers is not None:
+            raise UserError(f"adapter.layers={layers}: of a U-Net the whole encoder is copied; set adapter.layers=null")
         return EncoderCopy(self.unet, self.geometry, replaced)
 
     def encoder_block(self, level: int, layer: int = 0) -> Any:
@@ -141,6 +166,9 @@ class StableDiffusion(LatentDiffusion):
             self._behind_middle.remove()
         middle = self.unet.mid_block
         self._behind_middle = middle.register_forward_hook(lambda _module, _inputs, output: function(output))
+
+    def learned_words(self, words: Mapping[str, str]) -> LearnedWords:
+        return LearnedWords(self, words)
 
     def widen(self, channels: int) -> None:
         old = self.unet.conv_in
@@ -154,15 +182,7 @@ class StableDiffusion(LatentDiffusion):
     def encode_text(self, prompts: Sequence[str], chunks: int = 1, clip_skip: int = 0) -> Text:
         """As for every backbone; the states of a prompt's chunks stand one after another, ``[B, chunks * L, D]``."""
         unique = list(dict.fromkeys(prompts))
-        form = {"padding": "max_length", "max_length": self.max_length, "return_tensors": "pt"}
-        if chunks == 1:
-            tokens = self.tokenizer(unique, truncation=True, **form)
-        else:
-            pieces = text_chunks(self.tokenizer, self.max_length, unique, chunks)
-            tokens = self.tokenizer.pad({"input_ids": pieces}, **form)
-        ids, device = tokens.input_ids, self.text_encoder.device
-        ids = ids if device.type == "meta" else ids.to(device)  # offloaded weights bring their inputs along
-        read = self.text_encoder(ids, output_hidden_states=clip_skip > 0)
+        read = self.read_text("text_encoder", unique, chunks, output_hidden_states=clip_skip > 0)
         states = read.last_hidden_state
         if clip_skip:
             tower = getattr(self.text_encoder, "text_model", self.text_encoder)  # as older transformers nest it
@@ -170,20 +190,37 @@ class StableDiffusion(LatentDiffusion):
         place = {prompt: i for i, prompt in enumerate(unique)}
         return Text(states.reshape(len(unique), -1, states.shape[-1])[[place[prompt] for prompt in prompts]])
 
+    def read_text(self, name: str, prompts: Sequence[str], chunks: int, **outputs: bool) -> Any:
+        """What a text tower returns for the prompts, with a row for each of their ``chunks``."""
+        tower, words = self.get_submodule(name), self.tokenizers[name]
+        form = {"padding": "max_length", "max_length": self.max_length, "return_tensors": "pt"}
+        if chunks == 1:
+            tokens = words(list(prompts), truncation=True, **form)
+        else:
+            tokens = words.pad({"input_ids": text_chunks(words, self.max_length, prompts, chunks)}, **form)
+        ids, device = tokens.input_ids, next(tower.parameters()).device
+        ids = ids if device.type == "meta" else ids.to(device)  # offloaded weights bring their inputs along
+        return tower(ids, **outputs)
+
     def chunks(self, prompts: Sequence[str]) -> int:
         return count_chunks(self.tokenizer, self.max_length, prompts)
 
 
 @contextmanager
 def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None) -> Iterator[None]:
-    """Within the context, ``features[level]`` is added to the output of each encoder level's last layer.
+    """Within the context, ``features[level]`` is added to the output of each encoder level's last layer; with twice as
+    many features but one, those between are added to the outputs of the levels' downsamplings.
 
-    diffusers' own argument does this only at levels with attention; at others it adds after the downsampling."""
+    diffusers' own argument adds to last layers only at levels with attention, and at others to the downsampling."""
     if features is None:
         yield
         return
-    if len(features) != (levels := len(unet.down_blocks)):
-        raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {levels} levels")
+    last = [(getattr(block, "attentions", None) or block.resnets)[-1] for block in unet.down_blocks]
+    if len(features) != (levels := len(last)):
+        if len(features) != 2 * levels - 1:
+            raise ValueError(f"Injection.encoder has {len(features)} feature maps, this backbone has {levels} levels")
+        halving = [block.downsamplers[-1] for block in unet.down_blocks[:-1]]
+        last = [*chain.from_iterable(zip(last, halving, strict=False)), last[-1]]
 
     def adding(feature: Tensor) -> Any:
         def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -191,10 +228,41 @@ def features_added(unet: UNet2DConditionModel, features: Sequence[Tensor] | None
 
         return add
 
-    last = [(getattr(block, "attentions", None) or block.resnets)[-1] for block in unet.down_blocks]
     hooks = [m.register_forward_hook(adding(feature)) for m, feature in zip(last, features, strict=True)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def hooked(unet: UNet2DConditionModel, hooks: Mapping[str, Hook] | None) -> Iterator[None]:
+    """Within the context, ``hooks[place]`` of the hidden state is added to it at each of `HOOK_PLACES`."""
+
+    def before(hook: Hook) -> Any:
+        def add(_module: nn.Module, _inputs: Any, named: dict[str, Any]) -> Any:
+            hidden = named["hidden_states"]
+            return (), {**named, "hidden_states": hidden + hook(hidden)}
+
+        return add
+
+    def behind(hook: Hook) -> Any:
+        def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            return (output[0] + hook(output[0]), *output[1:]) if isinstance(output, tuple) else output + hook(output)
+
+        return add
+
+    if unknown := sorted((hooks or {}).keys() - HOOK_PLACES.keys()):
+        raise ValueError(f"Injection.hooks has {unknown[0]!r}; expected some of {', '.join(HOOK_PLACES)}")
+    modules, handles = {"level": unet.down_blocks[0], "middle": unet.mid_block}, []
+    for place, hook in (hooks or {}).items():
+        if place == "input":
+            handles.append(unet.down_blocks[0].register_forward_pre_hook(before(hook), with_kwargs=True))
+        else:
+            handles.append(modules[place].register_forward_hook(behind(hook)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -17,11 +17,16 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from posegen.backbones.autoencoder import encoded
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks, widened
-from posegen.backbones.blocks.transformer_copy import TransformerCopy
-from posegen.backbones.latent_diffusion import Initialise, LatentDiffusion
-from posegen.backbones.loading.layout import Layout
+from posegen.backbones.blocks.flux_copy import other_width
+from posegen.backbones.blocks.transformer_copy import TransformerCopy, control_width
+from posegen.backbones.latent_diffusion import HeldIn, Initialise, LatentDiffusion
+from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
+from posegen.backbones.loading.model_parts import ModelParts
+from posegen.backbones.loading.sd3_sizes import SD3_SIZES, sd3_without_weights
+from posegen.backbones.loading.source import resolve
 from posegen.backbones.process import Density, NoiseProcess, noise_process
 from posegen.backbones.text import Text
+from posegen.errors import UserError
 from posegen.ranges import AtLeastOne
 
 #: Names of the text towers: one or two CLIP towers, and T5, which may be left out.
@@ -40,7 +45,8 @@ class StableDiffusion3(LatentDiffusion):
     """A latent flow-matching model with joint attention over image and text (Esser et al. 2024), at any size.
 
     Args:
-        path: a folder in diffusers' layout, or ``hub:owner/name``, the only form that may download.
+        path: a folder in diffusers' layout, or ``hub:owner/name``, the only form that may download. None for random
+            weights of a published ``size``.
         autoencoder: folder of another autoencoder than the one in ``path``, or ``hub:owner/name``.
         recipe: which of an adapter's ``recipes`` fits this backbone.
         initialise: ``pretrained``, or ``random`` for new weights of transformer and text towers.
@@ -48,10 +54,15 @@ class StableDiffusion3(LatentDiffusion):
         density: of the timesteps in training, see `FlowMatching`.
         t5: read prompts with T5, too, where the folder has it; left out, zeros stand in its place, as in diffusers.
         t5_length: tokens that T5 reads.
+        size: the published size, ``sd3_medium``, ``sd35_medium`` or ``sd35_large``, of random weights where ``path`` is
+            None.
+        dtype: in which the transformer and the text towers are held; what trains is held in float32.
     """
 
     network_name = "transformer"
+    flow, packs = True, 2
     layout = SD3_LAYOUT
+    random_sizes = SD3_SIZES
     places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
     transformer: SD3Transformer2DModel
     density: Density = "logit_normal"
@@ -59,7 +70,7 @@ class StableDiffusion3(LatentDiffusion):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | None,
         autoencoder: str | Path | None = None,
         recipe: str = "published",
         initialise: Initialise = "pretrained",
@@ -67,10 +78,16 @@ class StableDiffusion3(LatentDiffusion):
         density: Density = "logit_normal",
         t5: bool = True,
         t5_length: AtLeastOne = 256,
+        size: Literal["sd3_medium", "sd35_medium", "sd35_large"] | None = None,
+        dtype: HeldIn = "float32",
     ) -> None:
         super().__init__()
         self.density, self.t5_length, self.left_out = density, t5_length, () if t5 else (T5_TOWER,)
-        self._load(path, autoencoder, recipe, initialise, id)
+        self.dtype = dtype
+        self._load(path, autoencoder, recipe, initialise, id, size)
+
+    def _random_parts(self, size: str) -> ModelParts:
+        return sd3_without_weights(size, self.left_out)
 
     def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
         return noise_process(scheduler, self.density)
@@ -89,7 +106,8 @@ class StableDiffusion3(LatentDiffusion):
         return {"density": self.density, "towers": sorted(self.tower_names), "t5_length": self.t5_length}
 
     def _arguments(self) -> dict[str, Any]:
-        return {"density": self.density, "t5": T5_TOWER not in self.left_out, "t5_length": self.t5_length}
+        held = {"dtype": self.dtype} if self.dtype != "float32" else {}
+        return {"density": self.density, "t5": T5_TOWER not in self.left_out, "t5_length": self.t5_length, **held}
 
     @property
     def counting_tower(self) -> str:
@@ -101,10 +119,26 @@ class StableDiffusion3(LatentDiffusion):
 
     @classmethod
     def text_reader(cls, path: str | Path, **settings: Any) -> tuple[Any, int]:
-        if settings.get("t5", True):
-            tokenizer, _ = cls._read_tokenizer(path, T5_TOWER)
-            return tokenizer, settings.get("t5_length", cls.t5_length)
-        return super().text_reader(path)
+        towers = CLIP_TOWERS[0], *((T5_TOWER,) if settings.get("t5", True) else ())
+        wanted = [part for name in towers for part in (f"{tokenizer_folder(name)}/", f"{name}/config.json")]
+        place, _ = resolve(path, cls.layout, wanted)
+        if len(towers) == 1 or not (place / T5_TOWER).is_dir():
+            return super().text_reader(place)
+        return cls._read_tokenizer(place, T5_TOWER)[0], settings.get("t5_length", cls.t5_length)
+
+    @classmethod
+    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
+        folder, there = cls.layout.network_folder, control_width(official)
+        if there is None:
+            return super().misfit_at(path, official)
+        place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
+        config = read_config(place / folder)
+        heads, wide = config.get("num_attention_heads"), config.get("attention_head_dim")
+        return other_width(there, heads * wide) if heads and wide else ""
+
+    @property
+    def lengthening(self) -> str:
+        return "raise backbone.t5_length" if T5_TOWER in self.tower_names else ""
 
     def encoding_key(self, of: Literal["latents", "text"]) -> str:
         key = super().encoding_key(of)
@@ -114,7 +148,9 @@ class StableDiffusion3(LatentDiffusion):
         """As for every backbone: the CLIP towers' states before their last layers, side by side, then those of T5.
 
         ``pooled`` are the CLIP towers' projected states of the end. With two CLIP towers zeros stand for a missing T5,
-        which Stable Diffusion 3 has learned to read; with one there is no room for it."""
+        which Stable Diffusion 3 has learned to read; with one there is no room for it. CLIP reads 77 tokens, T5
+        ``t5_length``: as in diffusers, each cuts the rest; a ValueError for more ``chunks``."""
+        self.require_whole(chunks)
         unique = list(dict.fromkeys(prompts))
         clip = [name for name in CLIP_TOWERS if name in self.tower_names]
         read = [self._states(name, unique, output_hidden_states=True) for name in clip]
@@ -136,14 +172,19 @@ class StableDiffusion3(LatentDiffusion):
         tower, words = self.get_submodule(name), self.tokenizers[name]
         length = self.t5_length if name == T5_TOWER else words.model_max_length
         form = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        return tower(words(list(prompts), **form).input_ids.to(next(tower.parameters()).device), **outputs)
+        ids, device = words(list(prompts), **form).input_ids, next(tower.parameters()).device
+        return tower(ids if device.type == "meta" else ids.to(device), **outputs)  # offloaded ones bring it along
 
-    def control_copy(self, replaced: Mapping[BlockPlace, nn.Module] | None = None) -> TransformerCopy:
-        """A copy of the first half of the blocks, as in the released ControlNets of Stable Diffusion 3."""
+    def control_copy(
+        self, replaced: Mapping[BlockPlace, nn.Module] | None = None, layers: int | None = None
+    ) -> TransformerCopy:
+        """A copy of the first ``layers`` blocks, by default half of them, as in InstantX's for Stable Diffusion 3."""
         if replaced:
             raise lacks(self, "encoder_block")
-        layers = max(1, self.transformer.config.num_layers // 2)
-        return TransformerCopy(self.transformer, layers, partial(encoded, self.autoencoder))
+        most = self.transformer.config.num_layers
+        if layers is not None and layers > most:
+            raise UserError(f"adapter.layers={layers}: the transformer has {most} blocks; choose at most as many")
+        return TransformerCopy(self.transformer, layers or max(1, most // 2), partial(encoded, self.autoencoder))
 
     def widen(self, channels: int) -> None:
         embedding, has = self.transformer.pos_embed, self.transformer.config.in_channels
@@ -157,12 +198,13 @@ class StableDiffusion3(LatentDiffusion):
     def predict(self, latents: Tensor, timesteps: Tensor, text: Text, injection: Injection) -> Tensor:
         if injection.latents is not None:
             latents = torch.cat([latents, injection.latents.to(latents)], dim=1)
+        text = text.to(self.in_held(text.tokens).dtype)
         inputs = {"encoder_hidden_states": text.tokens, "pooled_projections": text.pooled, "timestep": timesteps}
-        inputs["block_controlnet_hidden_states"] = injection.blocks
+        inputs["block_controlnet_hidden_states"] = injection.blocks and tuple(map(self.in_held, injection.blocks))
         # On a CPU the backward pass of the fused attention takes longer than that of its plain form.
         plain = latents.device.type == "cpu" and torch.is_grad_enabled()
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            return self.transformer(latents, **inputs, return_dict=False)[0]
+            return self.transformer(self.in_held(latents), **inputs, return_dict=False)[0]
 
     def _misfit(self) -> str:
         config, latent = self.transformer.config, self.latent_form[0]

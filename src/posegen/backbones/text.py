@@ -17,6 +17,7 @@ class Text:
     tokens: Tensor  # ``[B, L, D]`` states for cross-attention or joint attention
     pooled: Tensor | None = None  # ``[B, P]`` one vector per prompt
     mask: Tensor | None = None  # ``[B, L] bool`` true for the tokens that count; None: all of them
+    sizes: Tensor | None = None  # ``[B, 6]`` of the images, in pixels, see `sizes_for`; None: they are whole
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -38,9 +39,26 @@ class Text:
         return self._pairwise(lambda a, b: torch.where(keep.view(-1, *[1] * (a.ndim - 1)), a, b), [self, null])
 
     def to(self, *args: Any, **kwargs: Any) -> Text:
-        """As ``Tensor.to``; the mask stays boolean."""
+        """As ``Tensor.to``; the mask stays boolean, and the sizes keep their precision."""
         moved = self._each(lambda values: values.to(*args, **kwargs))
-        return Text(moved.tokens, moved.pooled, None if moved.mask is None else moved.mask.bool())
+        place = {"device": moved.tokens.device, "non_blocking": kwargs.get("non_blocking", False)}
+        mask, sizes = (None if part is None else part.to(**place) for part in (self.mask, self.sizes))
+        return Text(moved.tokens, moved.pooled, mask, sizes)
+
+    def sizes_for(self, latents: Tensor, factor: int) -> Tensor:
+        """``[B, 6]`` original height and width, top and left of the cut, target height and width of the images.
+
+        By default those of images that are used whole at the size of ``latents [B, c, h, w]`` of ``factor`` pixels."""
+        if self.sizes is not None:
+            return self.sizes
+        whole = torch.zeros(len(latents), 6, device=latents.device)
+        whole[:, ::4], whole[:, 1::4] = factor * latents.shape[-2], factor * latents.shape[-1]
+        return whole
+
+    def beside(self, latents: Tensor, factor: int) -> dict[str, Tensor]:
+        """What Stable Diffusion XL reads beside the tokens, by diffusers' names; see `sizes_for`."""
+        assert self.pooled is not None
+        return {"text_embeds": self.pooled, "time_ids": self.sizes_for(latents, factor)}
 
     @staticmethod
     def cat(texts: Sequence[Text]) -> Text:
@@ -48,15 +66,15 @@ class Text:
         return Text._pairwise(lambda *values: torch.cat(values), texts)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
-        parts = (self.tokens, self.pooled, self.mask)
+        parts = (self.tokens, self.pooled, self.mask, self.sizes)
         return Text(*(None if part is None else change(part) for part in parts))  # type: ignore[arg-type]
 
     @staticmethod
     def _pairwise(combine: Callable[..., Tensor], texts: Sequence[Text]) -> Text:
         """Combines the same part of several texts, which all or none of them have."""
-        columns = zip(*((text.tokens, text.pooled, text.mask) for text in texts), strict=True)
+        columns = zip(*((text.tokens, text.pooled, text.mask, text.sizes) for text in texts), strict=True)
         combined = []
-        for name, parts in zip(("tokens", "pooled", "mask"), columns, strict=True):
+        for name, parts in zip(("tokens", "pooled", "mask", "sizes"), columns, strict=True):
             if len({part is None for part in parts}) > 1:
                 mixed = f"some of {len(texts)} texts have {name} and some do not"
                 raise ValueError(f"{mixed}; encode all with one backbone")

@@ -23,6 +23,7 @@ from posegen.ranges import (
     Probability,
     Seed,
     SomeOf,
+    TopologyName,
     ZeroToOne,
 )
 
@@ -206,7 +207,7 @@ class CompletionKeys(NodeKeys):
 
 class ConvertKeys(NodeKeys):
     adapter: AdapterKeys
-    source: str | None
+    source: Files
     target: Name
 
 
@@ -288,6 +289,7 @@ class ReportKeys(NodeKeys):
 
 class SampleKeys(CellKeys):
     canvas: tuple[Side, Side] | None
+    topology: TopologyName | None
     long_prompts: LongPrompts
     prompt: Files
     prompts: str | None
@@ -317,6 +319,7 @@ class GarmentsKeys(NodeKeys):
 
 class TransferKeys(CellKeys, GarmentsKeys):
     canvas: tuple[Side, Side] | None
+    topology: TopologyName | None
     long_prompts: LongPrompts
     picture: str | None
     mask: str | None

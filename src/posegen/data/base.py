@@ -42,6 +42,9 @@ class Sample:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     whole: Callable[[], np.ndarray] | None = None  # reads the picture ``[H', W', 3] uint8`` that ``image`` was cut from
     drawing: np.ndarray | None = None  # ``[H', W', 3] uint8`` a skeleton on black, in the place of unknown keypoints
+    #: (height, width) of the stored picture, (top, left) of the cut after scaling, (height, width) of ``image``
+    sizes: tuple[int, ...] | None = None
+    whole_body: np.ndarray | None = None  # ``[P, 133, 3]`` COCO-WholeBody's joints, where they are known
 
     @property
     def tensor(self) -> Tensor:
@@ -201,6 +204,7 @@ class PoseBatch:
     attributes: Sequence[Mapping[str, Any]] = ()  # B mappings, as in `Sample`
     areas: Sequence[np.ndarray] = ()  # B arrays ``[P_i]``
     population: Sequence[Sample] | None = None  # the samples of the training split, without their images
+    sizes: Tensor | None = None  # ``[B, 6]`` of the pictures and their cuts, see `Sample`; None: unknown, or not asked
 
     def __len__(self) -> int:
         return len(self.ids)

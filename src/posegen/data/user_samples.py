@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from posegen.data.base import PoseData, Sample, Transfers
 from posegen.data.user_images import stretch_to, user_mask, user_picture, user_pictures
 from posegen.io.hashes import file_hash
 from posegen.poses.pose_square import joint_box_areas
+from posegen.poses.topology import COCO_JOINTS
 
 
 class Prompts(PoseData):
@@ -24,7 +26,8 @@ class Prompts(PoseData):
     def __init__(
         self,
         prompts: Sequence[str],
-        #: per prompt ``[P, 17, 3]`` on a canvas of ``size``, as lists or as json of them; None: no poses yet
+        #: per prompt ``[P, 17, 3]``, or ``[P, 133, 3]`` of COCO-WholeBody, on a canvas of ``size``, as lists or as json
+        #: of them; None: no poses yet
         people: Sequence[Any] | None = None,
         size: int | Sequence[int] = 64,  # (height, width) of the images, or the side of a square
         #: files of pictures that show the appearance, all for every prompt, or a list for each prompt
@@ -55,10 +58,13 @@ class Prompts(PoseData):
     def __getitem__(self, index: int) -> Sample:
         people, prompt = [] if self.people is None else self.people[index], self._prompts[index]
         people = json.loads(people) if isinstance(people, str) else people
-        keypoints, drawing = np.asarray(people, np.float32).reshape(-1, 17, 3), self.drawings[index]
+        everything, drawing = np.asarray(people, np.float32), self.drawings[index]
+        whole = everything if everything.ndim == 3 and everything.shape[1] > COCO_JOINTS else None
+        keypoints = everything.reshape(-1, 17, 3) if whole is None else whole[:, :COCO_JOINTS]
         name, areas = index if self.names is None else self.names[index], joint_box_areas(keypoints)
         picture = None if drawing is None else user_picture(drawing, "poses")
-        return Sample(f"prompt/{name}/{prompt}", prompt, keypoints, areas, None, self.size, drawing=picture)
+        sample = Sample(f"prompt/{name}/{prompt}", prompt, keypoints, areas, None, self.size, drawing=picture)
+        return replace(sample, whole_body=whole)
 
     def source_of(self, index: int, visit: int = 0) -> Sample:
         return self.sources_of(index, visit)[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,6 +101,15 @@ def weights_format(file: Path) -> str:
             shown = ", ".join(names[:3])
             raise WeightsError(f"{file}: it is a zip archive with {shown}; unpack it, and name the weights in it")
     return "torch"
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a safetensors file, which are not read; empty for any other file."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            return {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return {}
 
 
 def _plain(tensor: Tensor, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
@@ -55,6 +55,15 @@ def stable_diffusion(
     )
 
 
+def diffusers_backbone(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> StableDiffusion:
+    """A backbone with a U-Net of diffusers; the rest is random."""
+    tokenizer, unet = build_tokenizer(["person"]), UNet2DConditionModel(**config)
+    unet.load_state_dict(weights)
+    text = build_text(tokenizer, config["cross_attention_dim"], layers=1, heads=1)
+    parts = ModelParts.of_one_tower(unet, vae_of((32,) * 4, 1), text, tokenizer, dict(SCHEDULER))
+    return StableDiffusion.from_parts(parts)
+
+
 def kl_autoencoder(config: Mapping[str, Any], embed_dim: int, weights: Mapping[str, Tensor]) -> AutoencoderKL:
     """The autoencoder of an original file, sized by its ``ddconfig``."""
     channels = tuple(config["ch"] * m for m in config["ch_mult"])
@@ -78,6 +87,11 @@ def converted(method: Method, backbone: Backbone, weights: Mapping[str, Tensor])
     """``method`` on ``backbone`` with official weights, by what ``posegen convert`` does, every key accounted for."""
     method.faithful = True  # before it is built: quirks may shape modules
     method.attach(backbone)
+    return with_weights(method, backbone, weights)
+
+
+def with_weights(method: Method, backbone: Backbone, weights: Mapping[str, Tensor]) -> Method:
+    """The attached ``method`` with official weights, every key accounted for."""
     placed, account = accounted(method, backbone, weights)
     if account.wrong:
         raise UserError(account.summary())

@@ -54,8 +54,8 @@ class TimestepSampler(Sampler):
         super().__init__(steps=backbone.process.length // apart, **settings)
         self.timesteps = torch.tensor(sorted(timesteps, reverse=True))
 
-    def build(self, backbone: Backbone) -> Any:
-        scheduler = super().build(backbone)
+    def build(self, backbone: Backbone, size: tuple[int, int] | None = None) -> Any:
+        scheduler = super().build(backbone, size)
         scheduler.timesteps = self.timesteps
         return scheduler
 

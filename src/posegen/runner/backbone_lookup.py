@@ -66,7 +66,8 @@ def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
 
 
 def plain(node: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    return {key: value for key, value in values.items() if key != "defaults"}  # which are Hydra's
 
 
 def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from posegen.backbones.text import Text
 from posegen.data.base import PoseBatch, PoseData, Sample
 from posegen.errors import UserError
 from posegen.poses.reading import PoseInput
+from posegen.poses.topology import WHOLE_BODY_133
 
 Hint = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -52,6 +53,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         None if cached is None else torch.from_numpy(np.stack([cached[i] for i in indices])).float()
         for cached in (needs.latents, needs.source_latents)
     )
+    sizes = [s.sizes for s in samples if s.sizes is not None] if "sizes" in needs.fields else []
     return PoseBatch(
         ids=[s.id for s in samples],
         prompts=[s.prompt for s in samples],
@@ -71,6 +73,7 @@ def collate(data: PoseData, indices: Sequence[int], needs: Needs, seed: int, vis
         negative_text=needs.negative_text,
         attributes=[s.attributes for s in samples],
         areas=[s.areas for s in samples],
+        sizes=torch.tensor(sizes, dtype=torch.float32) if len(sizes) == len(samples) else None,
     )
 
 
@@ -83,7 +86,8 @@ def drawn(hint: Hint, sample: Sample) -> np.ndarray:
                 skeleton = guide.drawn_for(sample.size, bounds)
             if skeleton is not None:
                 return skeleton
-        return hint(sample.keypoints, sample.size)
+        whole = sample.whole_body if getattr(hint, "topology", None) is WHOLE_BODY_133 else None
+        return hint(sample.keypoints if whole is None else whole, sample.size)
     except ValueError as error:
         fix = "mend or remove it in the data set"
         raise UserError(f"the pose of sample {sample.id} cannot be drawn: {error}; {fix}") from error

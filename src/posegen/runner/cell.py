@@ -37,8 +37,11 @@ IDENTITY = (
 #: Keys whose value is a path even where it is a bare name.
 PATHS = frozenset({"path", "folder", "checkpoint", "names"})
 #: Settings that came when there were cells, with the value that changes nothing: those cells are of the same identity.
-LATER: list[tuple[str, Any]] = [("packed", False), ("attention", "auto"), ("fused", False)]
-LATER += [("loss", {"_target_": "posegen.losses.base.TrainingLoss"})]
+LATER: list[tuple[str, Any]] = [
+    ("packed", False), ("attention", "auto"), ("fused", False), ("layers", None), ("occlusion", "drawn"),
+    ("parts", None), ("topology", None),
+    ("loss", {"_target_": "posegen.losses.base.TrainingLoss"}),
+]  # fmt: skip
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
 

@@ -22,6 +22,7 @@ from posegen.metrics.base import Estimator
 from posegen.metrics.protocol import Protocol
 from posegen.runner.backbone_lookup import WEIGHT_PLACES
 from posegen.runner.cell import hub_record
+from posegen.runner.method_folder import trains
 from posegen.runner.outputs import KINDS, Kind
 from posegen.runner.precision import arranged, keep_cast
 from posegen.runner.received.state_files import read_status
@@ -94,6 +95,8 @@ class Components:
         adapter = self.bare_adapter
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
+        if trains(self.backbone.network):
+            self.backbone.network.float()  # whatever it was read in
         if "compute" in self.cfg:  # some verbs compute nothing
             for network in (adapter, self.backbone):
                 arranged(network, self.cfg.compute)

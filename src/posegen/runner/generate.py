@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 
 from posegen.adapters.base import Adapter
 from posegen.data.base import PoseBatch, PoseData
@@ -19,7 +20,7 @@ from posegen.runner.components import Components
 from posegen.runner.encodings import encode_prompts, tell_cut_prompts
 from posegen.runner.images import HASHES, absent, absent_pictures, keep_sources, note_hashes, picture, pictured
 from posegen.runner.method_folder import load_into
-from posegen.runner.precision import device_of
+from posegen.runner.precision import device_of, waiting_parts
 from posegen.runner.progress import Progress, note_costs
 from posegen.runner.sampler import require_finite_images
 from posegen.runner.stage import Stage
@@ -61,7 +62,8 @@ class Generation(Stage):
 
     def run(self) -> None:
         components, sampler, todo = self.components, self.components.sampler, self.todo()
-        adapter = ready(components, self.weights)
+        adapter, encoders = ready(components, self.weights), components.backbone.encoders
+        hooks = waiting_parts(encoders, device_of(components.cfg.trainer.accelerator))
         self.tell_cut([sampler.negative_prompt])
         if (self.samples / HASHES).is_file():
             note_hashes(
@@ -72,6 +74,8 @@ class Generation(Stage):
         with self.progress("sample", todo) as progress:
             for rows in todo:
                 batch = batch_of(components, adapter, rows)
+                for hook in hooks:  # text towers that take more memory than the network are in nobody's way
+                    hook.offload()
                 prompts += batch.prompts
                 start = time.perf_counter()
                 draws = [adapter.generate(replace(batch, visit=draw), sampler) for draw in range(count)]
@@ -82,6 +86,8 @@ class Generation(Stage):
                     components.kind.write(self.samples, i, drawn, batch.size)
                 keep_sources(self.folder, self.data, self.sourced.intersection(rows))
                 progress.update(len(rows))
+        for part in encoders if hooks else ():
+            remove_hook_from_module(part)
         self.tell_cut(prompts)  # now: a data set may have to read its pictures for them
         note_row(adapter, self.folder)
         if adapter.ranked:  # a reference row only reads its pictures
@@ -91,7 +97,8 @@ class Generation(Stage):
         """Prints one line on prompts that the sampler has cut."""
         if self.components.sampler.long_prompts == "cut":
             key = "long_prompts" if "long_prompts" in self.components.cfg else "+sampler.long_prompts"
-            tell_cut_prompts(self.components.backbone, prompts, f"{key}=chunk reads prompts whole")
+            backbone = self.components.backbone
+            tell_cut_prompts(backbone, prompts, f"{key}=chunk reads prompts whole" if backbone.chunked else "")
 
     def lost(self) -> list[Path]:
         if not self.samples.is_dir() and has_records(self.folder):

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
-from posegen.backbones.base import Backbone
+from posegen.backbones.base import Backbone, ControlBranch
 from posegen.errors import UserError
-from posegen.io.atomic import read_json, replacing, write_json
+from posegen.io.atomic import read_json, read_json_or_empty, replacing, write_json
 from posegen.io.weights import not_finite
 from posegen.runner.cell import identity
 from posegen.runner.received.classes import constructed, named_class
@@ -31,8 +31,9 @@ from posegen.runner.received.state_files import MAX_STATE_BYTES, MethodFile, che
 
 FORMAT = 1
 ADAPTER = "adapter.safetensors"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PLAIN = {"ControlNetModel": "controlnet", "SD3ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}
+WEIGHTS, ONE_FILE = "diffusion_pytorch_model.safetensors", "1TB"  # whatever their size
+CONTROLNETS = "ControlNetModel", "ControlNetUnionModel", "SD3ControlNetModel", "FluxControlNetModel"
+PLAIN = {**dict.fromkeys(CONTROLNETS, "controlnet"), "T2IAdapter": "t2i_adapter"}
 
 
 def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bool = False, **facts: Any) -> None:
@@ -58,12 +59,12 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         temporary.mkdir()
         rest = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
         for name, (prefix, module) in plain_modules(adapter).items():
-            module.save_pretrained(temporary / name)
+            module.save_pretrained(temporary / name, max_shard_size=ONE_FILE)
             rest = {key: value for key, value in rest.items() if not key.startswith(prefix)}
         if rest:
             save_file(rest, temporary / ADAPTER)
         if own_unet or trains(backbone.network):
-            backbone.network.save_pretrained(network_file(temporary, backbone).parent)
+            backbone.network.save_pretrained(network_file(temporary, backbone).parent, max_shard_size=ONE_FILE)
         write_json(temporary / "posegen.json", about)
 
 
@@ -121,7 +122,11 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for part, (prefix, _) in plain_modules(adapter).items():
         if (folder / part).is_dir() or not (folder / ADAPTER).is_file():
-            tensors |= {f"{prefix}{key}": value for key, value in read(folder / part / WEIGHTS).items()}
+            plain = read(folder / part / WEIGHTS)
+            tensors |= {f"{prefix}{key}": value for key, value in plain.items()}
+            branch = adapter.get_submodule(prefix.rstrip(".").rpartition(".")[0])
+            if isinstance(branch, ControlBranch):
+                branch.fit(plain, read_json_or_empty(folder / part / "config.json"))
     if adapter.state_dict().keys() - tensors.keys() or (folder / ADAPTER).is_file():
         tensors |= read(folder / ADAPTER)
     put(adapter, tensors, folder)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
-from posegen.backbones.base import Backbone
+from posegen.backbones.base import Backbone, ControlBranch
 from posegen.errors import UserError
+from posegen.io.atomic import read_json_or_empty
 from posegen.io.hashes import sha256_of
 from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors, weight_files
@@ -26,7 +29,11 @@ UNET = "backbone.unet."  # what the converted keys of a U-Net begin with
 
 
 def convert(
-    adapter: DictConfig, backbone: DictConfig, source: str | None, target: str, sampler: DictConfig | None = None
+    adapter: DictConfig,
+    backbone: DictConfig,
+    source: str | Sequence[str] | None,
+    target: str,
+    sampler: DictConfig | None = None,
 ) -> None:
     """Reads official weights, prints what became of their keys, and writes a method folder.
 
@@ -35,8 +42,8 @@ def convert(
 
     Args:
         source: the official file, of which nothing is run, or the folder of a diffusers model, on this disk or as
-            ``hub:owner/name/file``; None starts the method from the backbone's weights, as the official programs do
-            before training.
+            ``hub:owner/name/file``; a list of them where the weights lie in several files; None starts the method from
+            the backbone's weights, as the official programs do before training.
         sampler: how the method is to be sampled, where that is known.
 
     Raises:
@@ -50,34 +57,49 @@ def convert(
         start = f"starts from the weights of backbone {body.weights.id}"
         print(f"{type(method).__name__} {start}; what those do not give is random, from seed 0")
     else:
-        file, hub = Path(source).expanduser(), None
-        if on_hub(source):
-            file, hub = fetched(HubPlace.of(source))
-        official, sha256 = read_official(file)
+        named = [source] if isinstance(source, str) else list(source)
+        found = [fetched(HubPlace.of(name)) if on_hub(name) else (Path(name).expanduser(), None) for name in named]
+        files, names = [file for file, _ in found], ", ".join(file.name for file, _ in found)
+        hub = ", ".join(str(place) for _, place in found if place)
+        official, sha256 = read_official(*files)
+        cls: Any = get_object(str(backbone.get("_target_")))
+        path = None if OmegaConf.is_missing(backbone, "path") else backbone.get("path")
+        if hasattr(cls, "misfit_at") and path is not None and (misfit := cls.misfit_at(path, official)):
+            raise UserError(f"{', '.join(map(str, files))} {misfit}. Nothing was loaded or written")
         method, body = attached(adapter, backbone, faithful=True)
+        beside = files[0] / "config.json" if files[0].is_dir() else files[0].with_name("config.json")
+        for branch in (part for part in method.modules() if isinstance(part, ControlBranch)):
+            branch.fit(official, read_json_or_empty(beside))
         placed, account = accounted(method, body, official, whole=True)
-        print(f"{file.name} holds {len(official)} tensors\n{account.listed()}")
+        print(f"{names} holds {len(official)} tensors\n{account.listed()}")
         if account.wrong:
-            raise UserError(complaint(file, method, body, official, account))
+            raise UserError(complaint(", ".join(map(str, files)), method, body, official, account))
         put_converted(method, body, placed)
-        facts["converted"] = {"file": file.name, "sha256": sha256, **({"hub": str(hub)} if hub else {})}
+        facts["converted"] = {"file": names, "sha256": sha256, **({"hub": hub} if hub else {})}
         methods.save_method(folder, method, body, own_unet=account.different > 0, **facts)
     print(f"wrote {folder}; use it with checkpoint={folder} on backbone {body.weights.id}")
 
 
-def read_official(source: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of an official file or of a diffusers model's folder, and the hash of their files."""
-    if (source / "posegen.json").is_file():
-        raise UserError(f"source={source} is a method folder already; use it with checkpoint={source}")
-    inner = sorted(place.parent for place in source.glob("*/config.json"))
-    if inner and not (source / "config.json").is_file():
-        raise UserError(f"source={source} holds several models; name one of {', '.join(map(str, inner))}")
-    try:
-        tensors = read_tensors(source)
-        methods.require_finite(tensors, source)
-        return tensors, sha256_of(weight_files(source) if source.is_dir() else [source])
-    except WeightsError as error:
-        raise UserError(str(error)) from error
+def read_official(*sources: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of official files or of diffusers models' folders, and the hash of their files."""
+    tensors: dict[str, Tensor] = {}
+    for source in sources:
+        if (source / "posegen.json").is_file():
+            raise UserError(f"source={source} is a method folder already; use it with checkpoint={source}")
+        inner = sorted(place.parent for place in source.glob("*/config.json"))
+        if inner and not (source / "config.json").is_file():
+            raise UserError(f"source={source} holds several models; name one of {', '.join(map(str, inner))}")
+        try:
+            read = read_tensors(source)
+        except WeightsError as error:
+            raise UserError(str(error)) from error
+        methods.require_finite(read, source)
+        if twice := sorted(tensors.keys() & read.keys()):
+            fix = "leave one of the files out"
+            raise UserError(f"source: {methods.listed(twice)} are in {source} and in a file before it; {fix}")
+        tensors |= read
+    files = (weight_files(source) if source.is_dir() else [source] for source in sources)
+    return tensors, sha256_of([*chain.from_iterable(files)])
 
 
 def attached(adapter: DictConfig, backbone: DictConfig, faithful: bool = False) -> tuple[Adapter, Backbone]:
@@ -96,7 +118,7 @@ def attached(adapter: DictConfig, backbone: DictConfig, faithful: bool = False) 
     return components.adapter, components.backbone
 
 
-def complaint(file: Path, method: Adapter, backbone: Backbone, official: Mapping[str, Tensor], account: Account) -> str:
+def complaint(file: str, method: Adapter, backbone: Backbone, official: Mapping[str, Tensor], account: Account) -> str:
     """Why a file cannot be used, and what to do."""
     name = type(method).__name__
     if not account.taken and "mis-shaped" not in account.wrong:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from accelerate import cpu_offload_with_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -19,7 +20,7 @@ from posegen.errors import UserError
 #: Lightning's names of the precisions that sampling and `posegen profile` know, too.
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 #: What is compiled: larger pieces take minutes, and hooks on them, which inject features, would be frozen into code.
-REPEATED = ("BasicTransformerBlock", "JointTransformerBlock")
+REPEATED = ("BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock")
 #: What may be computed again. The wide activations in feed-forward layers take most of a transformer block's memory and
 #: cost little to compute; whole blocks, diffusers' kind, save most and cost another forward pass.
 CHECKPOINTING = ("none", "feedforward", "blocks")
@@ -82,20 +83,21 @@ def arrange(
             module.forward = partial(recomputed, module)
         if packed and type(module) is nn.Conv2d and module.padding_mode == "zeros":
             module.forward = partial(convolved, module)
-        if attention == "fp32" and type(module).__name__ == "Attention":
+        if attention == "fp32" and type(module).__name__ in ("Attention", "FluxAttention"):
             module.forward = partial(attended, module)
 
 
 def keep_cast(network: nn.Module, precision: str) -> None:
-    """Keeps the frozen weights of convolutions and linear layers in the type that autocast computes in.
+    """Keeps the weights of convolutions and linear layers in the type that autocast computes in, if none train.
 
     The numbers are the same, since autocast would cast the same weights in every pass: it remembers casts of weights
-    that train alone. Weights of normalisations stay as they are; autocast computes those in single precision.
+    that train alone. Weights of normalisations stay as they are; autocast computes those in single precision. So does a
+    network of which a part trains, because it is saved with that part.
     """
     dtype = PRECISIONS.get(precision)
-    for module in network.modules() if dtype is not None else ():
-        frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
-        if frozen and isinstance(module, nn.Linear | nn.Conv2d):
+    frozen = not any(p.requires_grad for p in network.parameters())
+    for module in network.modules() if frozen and dtype is not None else ():
+        if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
 
 
@@ -181,6 +183,14 @@ def keeping(*modules: nn.Module) -> Iterator[None]:
 def arranged(network: nn.Module, compute: Mapping[str, Any]) -> None:
     """`arrange` by the keys of the ``compute`` group."""
     arrange(network, **{key: compute[key] for key in WAYS if key in compute})
+
+
+def waiting_parts(parts: Iterable[nn.Module], device: torch.device) -> list[Any]:
+    """accelerate's hooks, with which parts wait in the CPU's memory until somebody runs them; their ``offload`` sends
+    them back. None where the device has no memory of its own."""
+    if device.type in ("cpu", "mps"):
+        return []
+    return [cpu_offload_with_hook(part, device)[1] for part in parts]
 
 
 def networks(adapter: nn.Module, backbone: Any) -> Iterator[nn.Module]:

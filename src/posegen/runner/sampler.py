@@ -91,7 +91,7 @@ class Sampler:
         self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
     ) -> Iterator[Tensor]:
         """The latents ``[B, c, h, w]`` after every step; the conditions are computed before the first."""
-        scheduler = self.build(backbone)
+        scheduler = self.build(backbone, batch.size)
         weights, state = self.passes(adapter, adapter.encode(batch))
         noise = batch.randn("latents", backbone.latent_shape(batch.size)).to(state.text.tokens.device)
         latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none
@@ -127,13 +127,17 @@ class Sampler:
             0
         )
 
-    def build(self, backbone: Backbone) -> Any:
-        """The diffusers scheduler, set to ``steps``."""
+    def build(self, backbone: Backbone, size: tuple[int, int] | None = None) -> Any:
+        """The diffusers scheduler, set to ``steps`` for images of a (height, width), by default the backbone's."""
         scheduler = self.unset(backbone)
-        scheduler.set_timesteps(self.steps)
+        backbone.process.set_steps(scheduler, backbone.tokens(size or backbone.usual_size), **self.given_steps())
         if self.skip and hasattr(scheduler, "set_begin_index"):  # schedulers that count their steps
             scheduler.set_begin_index(self.skip * scheduler.order)
         return scheduler
+
+    def given_steps(self) -> dict[str, Any]:
+        """What `NoiseProcess.set_steps` takes."""
+        return {"steps": self.steps}
 
     def unset(self, backbone: Backbone) -> Any:
         """The diffusers scheduler, before its steps are set."""

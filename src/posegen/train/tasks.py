@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
@@ -29,7 +29,7 @@ from posegen.losses.base import TrainingLoss
 from posegen.ranges import NotNegative, Positive
 from posegen.runner.components import Components, build_node
 from posegen.runner.method_folder import save_method
-from posegen.runner.precision import arranged
+from posegen.runner.precision import arranged, waiting_parts
 from posegen.train.fsdp import divide_weights
 from posegen.train.loggers import log_settings
 from posegen.train.optimisers import UpdatesInBackward, build_optimizer
@@ -171,7 +171,8 @@ class DiffusionTask(Task):
                 samples = batch.images if self.backbone.sample == "image" else batch.poses
                 clean = self.backbone.to_latents(samples, batch.generators("posterior"))
             noise = batch.randn("noise", clean.shape[1:]).to(clean)
-            timesteps = process.sample_times(batch.rand("timesteps")).to(clean.device)
+            tokens = clean[0, 0].numel() // self.backbone.geometry.patch**2
+            timesteps = process.sample_times(batch.rand("timesteps"), tokens).to(clean.device)
             if timestep is not None:
                 timesteps = torch.full_like(timesteps, timestep)
             noisy, target = process.add_noise(clean, noise, timesteps), process.target(clean, noise, timesteps)
@@ -195,8 +196,10 @@ class AdapterTask(DiffusionTask):
     def __init__(self, components: Components) -> None:
         super().__init__(components)
         self.adapter, self.backbone = components.adapter, components.backbone
+        components.sampler.unset(self.backbone)  # it samples while it trains: a scheduler that does not fit says so now
         self.loss: TrainingLoss = build_node(components.cfg.get("loss")) or TrainingLoss()  # cells of old have none
-        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads | self.loss.reads
+        fields = self.adapter.reads | self.backbone.reads | self.loss.reads
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | fields
 
     def require(self, data: PoseData) -> None:
         self.loss.require(self.backbone, data)
@@ -207,8 +210,7 @@ class AdapterTask(DiffusionTask):
         return self.loss(self.adapter.loss(step, state, batch), step, batch, self.backbone)
 
     def on_fit_start(self) -> None:
-        if self.device.type not in ("cpu", "mps"):  # those have one memory
-            self.waiting = [cpu_offload_with_hook(part, self.device)[1] for part in self.backbone.encoders]
+        self.waiting = waiting_parts(self.backbone.encoders, self.device)
 
     def on_train_batch_start(self, batch: PoseBatch, batch_idx: int) -> None:
         for hook in self.waiting:
@@ -245,15 +247,21 @@ class TextToImageTask(DiffusionTask):
         super().__init__(components)
         torch.manual_seed(self.seed)
         self.backbone, self.min_snr = components.backbone, min_snr
+        if min_snr is not None and self.backbone.process.prediction_type == "velocity":
+            fix = "set task.min_snr=null; backbone.density says how often each level of noise is trained"
+            raise UserError(
+                f"task.min_snr={min_snr} weighs steps of variance-preserving noise, not flow matching; {fix}"
+            )
+        self.needs = self.needs | self.backbone.reads
         self.backbone.requires_grad_(False)
-        self.backbone.network.requires_grad_(True)
-        self.backbone.text_encoder.requires_grad_(True)
+        self.backbone.network.requires_grad_(True).float()
+        self.backbone.text_encoder.requires_grad_(True).float()
         arranged(self.backbone, components.cfg.compute)
 
     def losses(self, batch: PoseBatch) -> dict[str, Tensor]:
         keep = self.keep_text(batch).tolist()
         text = self.backbone.encode_text([prompt if k else "" for prompt, k in zip(batch.prompts, keep, strict=True)])
-        step = self.step(batch, text, lambda noisy, timesteps: Injection())
+        step = self.step(batch, replace(text, sizes=batch.sizes), lambda noisy, timesteps: Injection())
         error = (step.prediction.float() - step.target.float()).square().mean(dim=(1, 2, 3))
         plain = error.mean()
         if self.min_snr is None:

@@ -19,7 +19,8 @@ def main(cfg: DictConfig) -> None:
         table = write_table(folder, None if cfg.expected is None else Path(cfg.expected))
         tables.append(table)
         print(table_terminal(table))
-        also = ".tex, .csv, .html" + (", table_scenarios.md" if table.scenarios else "")
+        further = {"scenarios": table.scenarios, "errors": table.errors, "judges": table.judges}
+        also = ", ".join([".tex, .csv, .html", *(f"table_{name}.md" for name, found in further.items() if found)])
         print(f"table: {folder / 'table.md'} (also {also})")
     for table in tables:
         require_records(table)

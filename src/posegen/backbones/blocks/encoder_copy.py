@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -59,8 +60,7 @@ class EncoderCopy(ControlBranch):
         hint: Tensor | None = None,
         conditions: Mapping[BlockPlace, Any] | None = None,
     ) -> Injection:
-        net = self.network
-        time = net.time_embedding(net.time_proj(timesteps).to(latents.dtype))
+        net, time = self.network, self.time(latents, timesteps, text)
         x = net.conv_in(latents)
         if hint is not None:
             x = x + hint
@@ -78,6 +78,16 @@ class EncoderCopy(ControlBranch):
         x = net.mid_block(x, time, encoder_hidden_states=text.tokens)
         down = tuple(zero(skip) for zero, skip in zip(net.controlnet_down_blocks, skips, strict=True))
         return Injection(down=down, mid=net.controlnet_mid_block(x))
+
+    def time(self, latents: Tensor, timesteps: Tensor, text: Text) -> Tensor:
+        """``[B, T]`` the embedded timesteps and, in Stable Diffusion XL, pooled texts and sizes."""
+        net = self.network
+        time = net.time_embedding(net.time_proj(timesteps).to(latents.dtype))
+        if net.config.addition_embed_type is None:
+            return time
+        added = text.beside(latents, self.geometry.latent_factor)
+        waves = net.add_time_proj(added["time_ids"].flatten()).view(len(latents), -1)
+        return time + net.add_embedding(torch.cat([added["text_embeds"], waves], dim=-1).to(time.dtype))
 
     def placed(self, official: Mapping[str, Tensor], beside: Iterable[str], method: str) -> dict[str, Tensor]:
         if ldm.has_prefix(official, "controlnet_"):  # diffusers' names are this project's

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin
-from transformers import AutoTokenizer, CLIPPreTrainedModel, CLIPTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, CLIPPreTrainedModel, CLIPTokenizer, PreTrainedModel, T5EncoderModel
 
 from posegen.backbones.loading.layout import (
     SCHEDULER_CONFIG,
@@ -32,18 +33,20 @@ def read_folder(
     autoencoder: Path | None = None,
     fresh: bool = False,
     leave_out: Collection[str] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> ModelParts:
     """Reads the parts in ``folder``; a WeightsError where something is missing, damaged or of another shape.
 
     ``autoencoder`` or its ``vae`` folder is read instead of ``folder/vae``. With ``fresh`` the network and the text
-    towers have random weights, from torch's global generator. The towers of ``leave_out`` are not read."""
+    towers have random weights, from torch's global generator. The towers of ``leave_out`` are not read. ``dtype`` is
+    that of the network and the text towers."""
     towers = layout.require(folder, leave_out)
     places = (
         folder / layout.network_folder,
         *(folder / name for name in towers),
         autoencoder_folder(autoencoder or folder),
     )
-    read = untrained_model if fresh else read_model
+    read: Any = untrained_model if fresh else partial(read_model, dtype=dtype)
     network, vae = read(layout.network, places[0]), read_autoencoder(places[-1])
     texts = {name: read(layout.towers[name], folder / name) for name in towers}
     words = {name: tokenizer_for(layout.towers[name], folder / tokenizer_folder(name)) for name in towers}
@@ -94,12 +97,16 @@ def read_autoencoder(folder: Path) -> Autoencoder:
     return read_model(AUTOENCODERS[name], folder)
 
 
-def read_model(cls: type[Model], folder: Path) -> Model:
-    """A diffusers or transformers model in single precision; a WeightsError where its configuration or any weight is
-    missing, damaged, unknown or of another shape."""
-    read_config(folder)
+def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """A diffusers or transformers model; a WeightsError where its configuration or any weight is missing, damaged,
+    unknown, quantised or of another shape."""
+    if method := read_config(folder).get("quantization_config"):
+        kind = method.get("quant_method", "quantised") if isinstance(method, dict) else "quantised"
+        fix = "fetch the weights that are not, and read them with backbone.dtype=bfloat16"
+        t5 = ", or leave T5 out with backbone.t5=false" if cls is T5EncoderModel else ""
+        raise WeightsError(f"{folder / 'config.json'}: quantised weights ({kind}) are not read; {fix}{t5}")
     files = weight_files(folder)
-    settings: dict[str, Any] = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": torch.float32}
+    settings: dict[str, Any] = {"torch_dtype" if issubclass(cls, ModelMixin) else "dtype": dtype}
     settings["variant"] = "fp16" if all(".fp16." in file.name for file in files) else None
     settings["use_safetensors"] = files[0].suffix == ".safetensors"
     for file in files:  # both libraries go by the suffix

@@ -27,6 +27,7 @@ class Layout:
     network_folder: str = "unet"
     optional: frozenset[str] = frozenset()  # towers that a folder may lack
     single_file: bool = False  # an original file can be read, too
+    settings: tuple[str, ...] = ()  # json files beside the parts, which a folder may lack
     #: Where families share a class of network: values in its configuration that this one has.
     marks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -34,6 +35,11 @@ class Layout:
     def folders(self) -> tuple[str, ...]:
         """All parts but the autoencoder, which may live elsewhere."""
         return (self.network_folder, *self.towers, *map(tokenizer_folder, self.towers), "scheduler")
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether the configuration of a network is of this family."""
+        named = config.get("_class_name", self.network.__name__) == self.network.__name__
+        return named and all(config.get(key) == value for key, value in self.marks.items())
 
     def require(self, folder: Path, leave_out: Collection[str] = ()) -> tuple[str, ...]:
         """The text towers in ``folder``, without those of ``leave_out``; a WeightsError where it holds another family
@@ -43,11 +49,7 @@ class Layout:
         absent = [name for name in self.folders if not (folder / name).is_dir() and name not in spare]
         found = next((name for name in ("unet", "transformer") if (folder / name / "config.json").is_file()), None)
         config = read_config(folder / found) if found else {}
-        fits = (
-            found == self.network_folder and config.get("_class_name", self.network.__name__) == self.network.__name__
-        )
-        fits = fits and all(config.get(key) == value for key, value in self.marks.items())
-        if found and not fits:
+        if found and not (found == self.network_folder and self.fits(config)):
             holds = f"{found}/ holds {a_model(config)}; this backbone is {self.model}"
             raise WeightsError(f"{folder}: {holds}. {use(config)}")
         if absent:

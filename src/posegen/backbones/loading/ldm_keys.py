@@ -5,7 +5,7 @@ Tables of module prefixes, made from a `Geometry`, serve every width and depth; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -16,6 +16,8 @@ from posegen.io.weights import UnknownKeys
 
 UNET, CONTROL, VAE = "model.diffusion_model.", "control_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+XL_TOWERS = "conditioner.embedders."
+XL_CLIP, XL_OPEN_CLIP = f"{XL_TOWERS}0.transformer.text_model.", f"{XL_TOWERS}1.model."
 SCHEDULE = frozenset({
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
@@ -24,7 +26,7 @@ SCHEDULE = frozenset({
 #: The parts of an original file that are not the method's: beginning of the keys -> why they are left out.
 LEFT_OUT = {
     "first_stage_model": "the autoencoder, which the backbone brings",
-    "cond_stage_model": "the text tower, which the backbone brings",
+    **dict.fromkeys(("cond_stage_model", "conditioner"), "the text tower, which the backbone brings"),
     **dict.fromkeys(sorted(SCHEDULE), "the noise process, which the backbone brings"),
 }
 #: The same for methods that leave the U-Net as it is.
@@ -59,8 +61,9 @@ def unet_table(g: Geometry) -> NameTable:
 
 
 def encoder_table(g: Geometry) -> NameTable:
-    """The part of the U-Net that control branches copy: time embedding, input blocks and middle block."""
+    """The part of the U-Net that control branches copy: embeddings, input blocks and middle block."""
     table = {f"time_embed.{i}": f"time_embedding.linear_{i // 2 + 1}" for i in (0, 2)}
+    table |= {f"label_emb.0.{i}": f"add_embedding.linear_{i // 2 + 1}" for i in (0, 2)}  # of Stable Diffusion XL
     table["input_blocks.0.0"] = "conv_in"
     index = count(1)
     for level in range(g.levels):
@@ -169,6 +172,11 @@ def has_prefix(keys: Iterable[str], prefix: str) -> bool:
     return any(key.startswith(prefix) for key in keys)
 
 
+def text_dim_in(shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """Width of the text states that the cross-attentions of a U-Net or its copy read; None where there are none."""
+    return next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
+
+
 def vae_tensors(original: Mapping[str, Tensor], table: Mapping[str, str]) -> Renamed:
     """The autoencoder's weights; diffusers has linear maps where the original's attention has 1x1 convolutions."""
     result = renamed(original, table)
@@ -179,8 +187,17 @@ def vae_tensors(original: Mapping[str, Tensor], table: Mapping[str, str]) -> Ren
 
 
 def clip_tensors(original: Mapping[str, Tensor]) -> Renamed:
-    """The text tower of SD1, whose names only lack the module around them in transformers 5."""
+    """The text tower of SD1 and the first of SDXL, whose names only lack the module around them in transformers 5."""
     return Renamed({key: value for key, value in original.items() if not key.endswith("position_ids")}, ())
+
+
+def projected_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:
+    """The second text tower of SDXL, a whole OpenCLIP tower, whose projection transformers has as a linear map."""
+    found = open_clip_tensors(original, layers)
+    tensors = {f"text_model.{key}": value for key, value in found.tensors.items()}
+    if (projection := original.get("text_projection")) is not None:
+        tensors["text_projection.weight"] = projection.T.contiguous()
+    return Renamed(tensors, found.unknown)
 
 
 def open_clip_tensors(original: Mapping[str, Tensor], layers: int) -> Renamed:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from posegen.backbones.base import Geometry
 from posegen.backbones.loading.model_parts import ModelParts
-from posegen.backbones.loading.single_file import SCHEDULER, unet_of, vae_of
+from posegen.backbones.loading.single_file import SCHEDULER, XL_VAE_SCALE, unet_of, vae_of
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
 CHANNELS, ATTENTION = (320, 640, 1280, 1280), (True, True, True, False)
@@ -39,6 +39,35 @@ SIZES = {
         "!",
     ),
 }
+
+
+SDXL = PublishedSize(
+    Geometry(
+        4, 8, (320, 640, 1280), (False, True, True), 2, (5, 10, 20), 2048, linear_projection=True,
+        transformer_layers=(1, 2, 10),
+    ),
+    {**SIZES["sd15"].text, "hidden_size": 768, "projection_dim": 768},
+    END,
+)  # fmt: skip
+SDXL_SECOND: dict[str, Any] = {
+    "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu",
+    "hidden_size": 1280, "projection_dim": 1280,
+}  # fmt: skip
+
+
+def sdxl_without_weights() -> ModelParts:
+    """As `parts_without_weights`, of Stable Diffusion XL with its two text towers: 14 GB."""
+    words = {"text_encoder": clip_tokenizer(SDXL.pad), "text_encoder_2": clip_tokenizer("!")}
+    sizes = {"vocab_size": len(words["text_encoder"]), "max_position_embeddings": CONTEXT}
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        texts = {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**sizes, **SDXL.text)),
+            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**sizes, **SDXL_SECOND)),
+        }
+        unet = unet_of(SDXL.unet, pooled=SDXL_SECOND["projection_dim"])
+        vae = vae_of(SDXL.vae, 2, scale=XL_VAE_SCALE)
+    return ModelParts(unet, vae, texts, words, dict(SCHEDULER), origin="random weights of sdxl")
 
 
 def parts_without_weights(name: str) -> ModelParts:

@@ -15,7 +15,7 @@ AUTOENCODER_FILES = ("vae/", "config.json", "diffusion_pytorch_model")  # beginn
 def fetched_parts(layout: Layout, autoencoder: bool, leave_out: Sequence[str] = ()) -> tuple[str, ...]:
     """The folders of a repository that are fetched of a model, with or without its own autoencoder."""
     folders = [name for name in layout.folders if name not in leave_out]
-    return tuple(f"{name}/" for name in (*folders, *(("vae",) if autoencoder else ())))
+    return (*(f"{name}/" for name in (*folders, *(("vae",) if autoencoder else ()))), *layout.settings)
 
 
 def source_name(place: Path, hub: HubPlace | None) -> str:

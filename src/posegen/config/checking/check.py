@@ -207,6 +207,10 @@ def compatible(cfg: DictConfig) -> list[Problem]:
     if makes and paints and makes != paints:
         text = f"{adapter.__name__} generates {makes}s, {backbone.__name__} {paints}s"
         problems.append(Problem("backbone", f"{text}; choose another adapter= or backbone="))
+    scheduler = (nodes.value_or_none(cfg.get("sampler")) or {}).get("scheduler") if "sampler" in cfg else None
+    if scheduler and getattr(backbone, "flow", False) and not str(scheduler).startswith("FlowMatch"):
+        text = f"does not fit {backbone.__name__}, which is trained by flow matching; choose sampler=flow"
+        problems.append(Problem("sampler.scheduler", text, scheduler))
     given = any(
         cfg.get(key) is not None for key in ("prompt", "prompts", "source")
     )  # then no data set has to bring a source
@@ -216,7 +220,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
         "twins": ("twin", "a second image of each caption"),
         "source": ("source_of", "another image of each person"),
     }
-    factor = _latent_factor(cfg.get("backbone"))
+    factor, packs = _latent_factor(cfg.get("backbone")), getattr(backbone, "packs", 1)
     for split, node in nodes.children(cfg.get("data")):
         data: Any = locate(nodes.target_path(node)) if nodes.has_target(node) else None
         used = isinstance(data, type) and split in ("train", "validation", "test")  # others are only looked at
@@ -226,7 +230,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
             if field in needs and inherited:
                 text = f"{adapter.__name__} needs {image}, which {data.__name__} does not have; choose another data="
                 problems.append(Problem(f"data.{split}", text))
-        problems += _sizes(f"data.{split}", node, factor)
+        problems += _sizes(f"data.{split}", node, factor, packs)
     if hasattr(adapter, "unserved") and isinstance(backbone, type) and (reason := adapter.unserved(backbone)):
         problems.append(Problem("backbone", reason))
     if hasattr(loss := class_of(cfg, "loss"), "unserved"):
@@ -274,15 +278,17 @@ def _checkable(node: DictConfig) -> bool:
     return not node.get("_partial_") and getattr(target, "checkable", False)
 
 
-def _sizes(key: str, data: Any, factor: int | None) -> list[Problem]:
-    """Image sizes that are no multiple of the backbone's latent factor."""
+def _sizes(key: str, data: Any, factor: int | None, packs: int) -> list[Problem]:
+    """Image sizes that are no multiple of the backbone's latent factor, for whole squares of ``packs`` cells."""
     size = (nodes.value_or_none(data) or {}).get("size") if nodes.has_target(data) else None
     given = size if isinstance(size, list | tuple) else [size]
     sides = [side for side in given if isinstance(side, int)]
-    if not factor or all(side % factor == 0 for side in sides):
+    step = (factor or 0) * packs
+    if not step or all(side % step == 0 for side in sides):
         return []
-    right = [max(factor, side // factor * factor) for side in sides]
-    text = f"expected a multiple of the backbone's latent factor {factor}, such as {right if right[1:] else right[0]}"
+    right, tokens = [max(step, side // step * step) for side in sides], f" times its patches of {packs} cells"
+    multiple = f"a multiple of the backbone's latent factor {factor}{tokens if packs > 1 else ''}"
+    text = f"expected {multiple}, such as {right if right[1:] else right[0]}"
     return [Problem(f"{key}.size", text, size)]
 
 

@@ -15,8 +15,10 @@ from posegen.data.on_disk.source import FileSpan, ReportDefect, Source, StoredIm
 from posegen.io.foreign_files import csv_rows, read_foreign_text, read_json_or_lines
 from posegen.io.hashes import hash_fraction, joint_hash
 from posegen.io.pictures import PICTURE_SUFFIXES, is_utf8, pictures_below, printable
+from posegen.poses.pose import Losses
 from posegen.poses.pose_files import PosedImage, read_posed_images
-from posegen.ranges import ZeroToOne
+from posegen.poses.topology import COCO_17, topology_named
+from posegen.ranges import TopologyName, ZeroToOne
 
 SPLITS = ("train", "validation", "test")
 PICTURE_KEYS, PROMPT_KEYS = ("target", "file_name", "file", "image"), ("prompt", "text", "caption")
@@ -63,9 +65,11 @@ class Folder(Source):
         folders: Mapping[str, str] | None = None,  # split -> its folder; None: by the SHA-1 of the picture's path
         shares: Sequence[ZeroToOne] = (0.8, 0.1, 0.1),  # of train, validation and test, where there are no ``folders``
         name: str = "folder",  # of the data set, for ids and files
+        topology: TopologyName | None = None,  # skeleton of the poses where they do not tell
     ) -> None:
         self.root, self.name, self._suspicions = existing_root(root), name, dict[str, list[str]]()
         self.folders, self.shares = folders and dict(folders), tuple(shares)
+        self.topology, self._losses = None if topology is None else topology_named(topology), Losses(COCO_17)
         if len(self.shares) != len(SPLITS) or abs(sum(self.shares) - 1) > 1e-6 or min(self.shares) < 0:
             expected = f"the shares of {', '.join(SPLITS)}, which add up to 1"
             raise ValueError(f"data.shares={list(shares)}: expected {expected}")
@@ -84,7 +88,9 @@ class Folder(Source):
         for given in (self.poses, self.prompts):
             files = sorted(given.rglob("*")) if given and given.is_dir() else [given] if given else []
             parts += [file for file in files if file.is_file() and file.suffix.lower() not in PICTURE_SUFFIXES]
-        return {"name": self.name, "folders": self.folders, "shares": self.shares, "files": joint_hash(parts)}
+        named = {} if self.topology is None else {"topology": self.topology.title}
+        about = {"name": self.name, "folders": self.folders, "shares": self.shares}
+        return {**about, "files": joint_hash(parts), **named}
 
     def pictures(self, split: str) -> list[str]:
         """The pictures of a split, relative to the root. Raises FileNotFoundError: no folder of the split."""
@@ -136,6 +142,8 @@ class Folder(Source):
             people_found += len(people.keypoints)
             place, about = FileSpan(file), (people.keypoints, people.areas)
             yield StoredImage(f"{self.name}/{file}", prompt, place, people.size, *about, frame=people.canvas)
+        for sentence in self._losses.sentences:
+            report(Defect(str(self.poses and self.poses.name), sentence, fatal=False))
         self._suspicions[split] = []
         if self.poses and files and not people_found:
             named = next(iter(self._posed.things), "nothing")
@@ -152,7 +160,7 @@ class Folder(Source):
         for name in self._posed.pictures.require_clear(file):
             found = self._posed.things[name]
             if isinstance(found, Path):
-                [*found] = read_posed_images(found).images
+                [*found] = read_posed_images(found, self.topology).images
                 if len(found) > 1:
                     raise ValueError(f"{name} holds the poses of {len(found)} images; expected those of one")
             images += found
@@ -163,6 +171,8 @@ class Folder(Source):
         sizes = {image.size for image in images if image.size}
         if len(sizes) > 1:
             raise ValueError(f"listed with the sizes {sorted(sizes)} (height, width)")
+        for image in images:
+            self._losses.add(image.pose)
         people = [pair for image in images for pair in zip(image.people, image.areas, strict=True)]
         if len(images) > 1:  # lists that were joined may hold the same person
             people = list({person.tobytes(): (person, area) for person, area in people}.values())
@@ -179,7 +189,7 @@ class Folder(Source):
         """Images of a file by the names of their pictures, or files beside the pictures."""
         if self.poses is None or self.poses.is_dir():
             return self._list(self._beside(self.poses, ".json"))
-        found, things = read_posed_images(self.poses), dict[str, list[PosedImage]]()
+        found, things = read_posed_images(self.poses, self.topology), dict[str, list[PosedImage]]()
         for image in found.images:
             if not image.picture:
                 expected = "expected COCO's images with a file_name, or a folder with a file per picture"

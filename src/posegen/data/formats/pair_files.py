@@ -14,7 +14,7 @@ from posegen.data.condition import Defect
 from posegen.data.on_disk.source import ReportDefect
 from posegen.io.atomic import read_json
 from posegen.io.foreign_files import csv_rows
-from posegen.poses.pose_files import coco_joints
+from posegen.poses.joints import coco_joints
 from posegen.poses.topology import OPENPOSE_NAMES
 
 PERSON_IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")

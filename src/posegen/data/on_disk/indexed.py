@@ -188,7 +188,8 @@ class RealData(PoseData):
         for name, value in entry.attributes.items():  # lists with an item per person keep those of visible people
             if isinstance(value, list | tuple) and len(value) == len(visible):
                 attributes[name] = list(compress(value, visible))
-        return Sample(entry.id, entry.prompt, joints, areas, pixels, self.size, attributes, whole)
+        sizes = (*view.stored, view.top, view.left, *view.size)
+        return Sample(entry.id, entry.prompt, joints, areas, pixels, self.size, attributes, whole, sizes=sizes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_read": None}  # another process reads the index again

@@ -17,6 +17,7 @@ from posegen.data.base import to_tensor
 from posegen.data.user_images import pictures_per_image, stretch_to
 from posegen.errors import UserError
 from posegen.poses.reading import PoseInput, read_poses
+from posegen.poses.topology import COCO_17, Topology
 
 
 def whole_number(name: str, value: Any, least: float = 1) -> int:
@@ -92,9 +93,12 @@ class TextInput:
         return replace(self, prompts=self.prompts * times, states=states, pooled=pooled)
 
 
-def prompts_with_poses(prompts: TextInput, poses: Any) -> tuple[TextInput, list[PoseInput]]:
-    """As many prompts as poses; where one is alone, it goes with all of the others."""
-    guides = [PoseInput("poses")] if poses is None else read_poses(poses)
+def prompts_with_poses(
+    prompts: TextInput, poses: Any, wanted: Topology = COCO_17, topology: str | None = None
+) -> tuple[TextInput, list[PoseInput]]:
+    """As many prompts as poses; where one is alone, it goes with all of the others. ``wanted`` is the skeleton that is
+    drawn, ``topology`` the one that the poses have where they do not tell."""
+    guides = [PoseInput("poses")] if poses is None else read_poses(poses, "poses", wanted, topology)
     count = max(len(prompts), len(guides))
     if {len(prompts), len(guides)} - {1, count}:
         fix = "give one of either for all of the other, or as many of both"
@@ -131,6 +135,20 @@ def image_size(
         problem = f"height={size[0]}, width={size[1]}: this backbone makes sides that are multiples of {step}"
         raise UserError(f"{problem}; nearest: height={high}, width={wide}")
     return size  # type: ignore[return-value]
+
+
+def sizes_of_images(backbone: Backbone, size: tuple[int, int], **given: Any) -> Tensor | None:
+    """``[6]`` what `Text.sizes_for` has for each image, from diffusers' arguments for Stable Diffusion XL; None where
+    none of them is given."""
+    if not (asked := [name for name, value in given.items() if value is not None]):
+        return None
+    if "sizes" not in backbone.reads:
+        raise UserError(f"{asked[0]} is given; backbone {backbone.weights.id} reads no sizes of images, leave it out")
+    usual = {"original_size": size, "crops_coords_top_left": (0, 0), "target_size": size}
+    numbers = [(name, usual[name] if value is None else value) for name, value in given.items()]
+    if wrong := [(name, pair) for name, pair in numbers if not isinstance(pair, list | tuple) or len(pair) != 2]:
+        raise UserError(f"{wrong[0][0]} is {wrong[0][1]!r}; expected two numbers, down and across")
+    return torch.tensor([finite_number(name, number) for name, pair in numbers for number in pair])
 
 
 def people_in_sources(adapter: Adapter, source: Any, prompts: int, size: tuple[int, int]) -> Tensor | None:

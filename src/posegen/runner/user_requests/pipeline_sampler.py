@@ -18,6 +18,8 @@ from posegen.errors import UserError
 from posegen.runner.sampler import After, Sampler
 from posegen.runner.user_requests.pipeline_arguments import number_between, whole_number
 
+POOLED = "pooled_prompt_embeds"
+
 
 @dataclass(frozen=True, eq=False)
 class NoisyBatch(PoseBatch):
@@ -56,8 +58,9 @@ class CallOptions:
             raise UserError("timesteps and sigmas are both given; give one of them")
         callback = given["callback_on_step_end"]
         inputs = getattr(callback, "tensor_inputs", given["callback_on_step_end_tensor_inputs"])
-        if unknown := [name for name in inputs if name not in pipe._callback_tensor_inputs]:
-            known = f"expected some of {', '.join(pipe._callback_tensor_inputs)}"
+        offered = [*pipe._callback_tensor_inputs, *([POOLED] if pipe.backbone.pooled_dim else [])]
+        if unknown := [name for name in inputs if name not in offered]:
+            known = f"expected some of {', '.join(offered)}"
             raise UserError(f"callback_on_step_end_tensor_inputs has {unknown[0]!r}; {known}")
         steps, eta = given["num_inference_steps"], given["eta"]
         strength = ", 1 for the strength that the method was trained with"
@@ -90,15 +93,9 @@ class PipelineSampler(Sampler):
     def unset(self, backbone: Backbone) -> Any:
         return type(self.pipe.scheduler).from_config(self.pipe.scheduler.config)
 
-    def build(self, backbone: Backbone) -> Any:
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
-
-        timesteps, sigmas = self.options.timesteps, self.options.sigmas
-        if timesteps is None and sigmas is None:
-            return super().build(backbone)
-        scheduler = self.unset(backbone)
-        retrieve_timesteps(scheduler, timesteps=timesteps, sigmas=sigmas)
-        return scheduler
+    def given_steps(self) -> dict[str, Any]:
+        given = {"timesteps": self.options.timesteps, "sigmas": self.options.sigmas}
+        return {name: value for name, value in given.items() if value is not None} or super().given_steps()
 
     def latents(self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None) -> Tensor:
         return super().latents(adapter, backbone, batch, after).to(next(backbone.parameters()).dtype)
@@ -106,7 +103,7 @@ class PipelineSampler(Sampler):
     def denoising(
         self, adapter: Adapter, backbone: Backbone, batch: PoseBatch, after: After | None = None
     ) -> Iterator[Tensor]:
-        scheduler = self.build(backbone)
+        scheduler = self.build(backbone, batch.size)
         self.schedule, self.done = scheduler.timesteps[self.skip * scheduler.order :], 0
         self.pipe._num_timesteps = len(self.schedule)
         with self.pipe.progress_bar(total=len(self.schedule)) as bar:
@@ -147,27 +144,35 @@ class PipelineSampler(Sampler):
         step, self.done = self.done, self.done + 1
         if self.options.callback is None:
             return latents
-        text, null = self.encoded.text.tokens, self.encoded.null_text.tokens
-        embeddings = torch.cat([null, text]) if self.guidance > 1 else text  # diffusers' order
-        tensors = {"latents": latents, "prompt_embeds": embeddings, "negative_prompt_embeds": null}
+        text, null, both = self.encoded.text, self.encoded.null_text, self.guidance > 1
+        embeddings = {
+            name: torch.cat([getattr(null, part), states]) if both else states  # diffusers' order
+            for name, part in (("prompt_embeds", "tokens"), (POOLED, "pooled"))
+            if (states := getattr(text, part)) is not None
+        }
+        tensors = {"latents": latents, "negative_prompt_embeds": null.tokens, **embeddings}
         offered = {name: tensors[name] for name in self.options.callback_inputs}
         returned = self.options.callback(self.pipe, step, self.schedule[step], offered) or {}
-        given = returned.get("prompt_embeds", embeddings)
-        if given is not embeddings or self.pipe.effective_guidance != self.guidance:
+        given = {name: returned[name] for name, old in embeddings.items() if returned.get(name, old) is not old}
+        if given or self.pipe.effective_guidance != self.guidance:
             self.guidance = self.pipe.effective_guidance
-            self.passes(self.adapter, self.with_embeddings(given if given is not embeddings else text))
+            self.passes(self.adapter, self.with_embeddings(given))
         return returned.get("latents", latents)
 
-    def with_embeddings(self, given: Tensor) -> State:
+    def with_embeddings(self, given: Mapping[str, Tensor]) -> State:
         """The encoded batch with other text states: those of the prompts, or of the negative ones and the prompts."""
-        both = given.chunk(2) if len(given) == 2 * len(self.encoded) else (self.encoded.null_text.tokens, given)
-        if len(both[1]) != len(self.encoded):
-            rows = f"prompt_embeds with {len(given)} rows for {len(self.encoded)} images"
-            raise UserError(f"callback_on_step_end returned {rows}; expected a row per image, or two with guidance")
-        null, text = (
-            replace(old, tokens=new) for old, new in zip((self.encoded.null_text, self.encoded.text), both, strict=True)
-        )
-        return replace(self.encoded, text=text, null_text=null)
+        count, state = len(self.encoded), self.encoded
+        for name, states in given.items():
+            part = "pooled" if name == POOLED else "tokens"
+            both = states.chunk(2) if len(states) == 2 * count else (getattr(state.null_text, part), states)
+            if len(both[1]) != count:
+                rows = f"{name} with {len(states)} rows for {count} images"
+                raise UserError(f"callback_on_step_end returned {rows}; expected a row per image, or two with guidance")
+            null, text = (
+                replace(old, **{part: new}) for old, new in zip((state.null_text, state.text), both, strict=True)
+            )
+            state = replace(state, text=text, null_text=null)
+        return state
 
 
 @dataclass(frozen=True)
@@ -188,13 +193,17 @@ class Scaled:
 
 
 @contextmanager
-def attention_arguments(unet: torch.nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context every pass of the U-Net has these ``cross_attention_kwargs``, besides those of the method."""
+def attention_arguments(network: torch.nn.Module, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context every pass of the U-Net has these ``cross_attention_kwargs``, besides those of the method.
+
+    Transformers call them ``joint_attention_kwargs``."""
+    joint = "joint_attention_kwargs" in inspect.signature(network.forward).parameters
+    name = "joint_attention_kwargs" if joint else "cross_attention_kwargs"
 
     def added(_module: torch.nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return inputs, {**named, "cross_attention_kwargs": {**arguments, **(named["cross_attention_kwargs"] or {})}}
+        return inputs, {**named, name: {**arguments, **(named.get(name) or {})}}
 
-    hook = unet.register_forward_pre_hook(added, with_kwargs=True) if arguments else None
+    hook = network.register_forward_pre_hook(added, with_kwargs=True) if arguments else None
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from posegen.errors import UserError
 from posegen.io.atomic import replacing
 from posegen.io.hashes import file_hash, value_hash
 from posegen.metrics.base import Judged
+from posegen.poses.drawing import DRAWING_STYLES, PoseDrawing
 from posegen.poses.pose_square import from_square
 from posegen.poses.reading import PoseInput, checked_people, read_poses
+from posegen.poses.topology import COCO_17, Topology
 from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components, build_node
 from posegen.runner.experiment import method_class, replaced, with_trained_arguments
@@ -106,11 +108,12 @@ def guides_of_prompts(
 ) -> list[Guide] | None:
     """Who is in every image, from ``poses`` or from the rows; None where no pose is given and the method reads none."""
     poses, posed, count = cfg.get("poses"), [row.poses is not None for row in rows], len(rows) * images
+    wanted = drawn_skeleton(cfg)
     if poses is not None:
         if any(posed):
             fix = "leave one of them out"
             raise UserError(f"poses={poses} and {cfg.prompts} ({rows[posed.index(True)].place}) both give poses; {fix}")
-        found = guides_from(cfg, str(poses), size)
+        found = guides_from(cfg, str(poses), size, wanted=wanted)
         if len(found) not in (1, len(rows), count):
             asked = f"there are {count} prompts (prompt times images)"
             raise UserError(f"poses={poses} holds {len(found)} images and {asked}; give one, or as many")
@@ -123,7 +126,8 @@ def guides_of_prompts(
         return None
     every: list[Guide] = []
     for row in rows:
-        found = [Guide([])] if row.poses is None else guides_from(cfg, row.poses, size, f"{cfg.prompts} ({row.place})")
+        name = f"{cfg.prompts} ({row.place})"
+        found = [Guide([])] if row.poses is None else guides_from(cfg, row.poses, size, name, wanted)
         if len(found) > 1:
             raise UserError(f"{cfg.prompts}, {row.place}: {row.poses} holds {len(found)} images; give one for a prompt")
         every += found * images
@@ -195,20 +199,32 @@ def reported() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Guide:
-    """Who is in an image: people ``[P, 17, 3]`` as lists, or the file of a drawn skeleton."""
+    """Who is in an image: people ``[P, 17, 3]`` or ``[P, 133, 3]`` as lists, or the file of a drawn skeleton."""
 
     people: list[Any]
     drawing: str | None = None
 
 
-def guides_from(cfg: DictConfig, poses: Any, size: tuple[int, int], name: str = "poses") -> list[Guide]:
+def drawn_skeleton(cfg: DictConfig) -> Topology:
+    """The skeleton whose joints the method draws, with the arguments that it was trained with."""
+    with suppress(UserError):  # where there is no such folder, which whoever loads it says
+        cfg = with_trained_arguments(replaced(cfg, checkpoint=str(find_checkpoint(cfg))), quiet=True)
+    style, parts = cfg.adapter.get("style"), cfg.adapter.get("parts")
+    return PoseDrawing(style, parts=parts).topology if style in DRAWING_STYLES else COCO_17
+
+
+def guides_from(
+    cfg: DictConfig, poses: Any, size: tuple[int, int], name: str = "poses", wanted: Topology = COCO_17
+) -> list[Guide]:
     """Who is in the images of a size (height, width): of a file of keypoints, a drawing, or a picture of people.
 
-    ``cfg.canvas`` is the canvas of keypoints where their file does not say it, ``cfg.estimator`` reads pictures; by
-    default it is that of the mannequin world, which reads no others.
+    ``cfg.canvas`` is the canvas of keypoints where their file does not say it, and ``cfg.topology`` their skeleton;
+    ``cfg.estimator`` reads pictures; by default it is that of the mannequin world, which reads no others. ``wanted`` is
+    the skeleton that is drawn.
     """
     with reported():
-        return [guide_on(cfg, entry, size) for entry in named_canvas(read_poses(poses, name), cfg.get("canvas"))]
+        found = named_canvas(read_poses(poses, name, wanted, cfg.get("topology")), cfg.get("canvas"))
+        return [guide_on(cfg, entry, size) for entry in found]
 
 
 def guide_on(cfg: DictConfig, entry: PoseInput, size: tuple[int, int]) -> Guide:
