@@ -20,7 +20,7 @@ LINE = re.compile(r"^\s*(\w+): +('?\?\?\?'?|null|\$\{oc\.select:files\.\w+,null\
 A_FILE = re.compile(r"\b(file|folder|weights|inception|layers of)\b|\.pth?\b", re.IGNORECASE)
 #: Keys whose comments name files, but which are found inside the folder that another key names, or are no weights.
 INSIDE = {"prompts", "images", "mapping", "strip_prefix", "exclude", "vision", "timm_model", "sequences", "folders"}
-INSIDE |= {"vision_train", "names", "teacher", "per_clip", "prediction_type"}
+INSIDE |= {"vision_train", "names", "teacher", "per_clip", "prediction_type", "topology"}
 
 
 def needs() -> Iterator[tuple[str, str, str]]:

@@ -286,12 +286,14 @@ ALLOWED = {
     "parity/compare.py": "a module of posegen.parity",
     "runner/components.py": "the checked configuration",
     "runner/experiment.py": "the checked configuration",
+    "runner/official_weights.py": "the checked configuration",
     "runner/received/classes.py": "the place for names in files",
     "runner/user_requests/annotation.py": "the checked configuration",
     "runner/user_requests/guides.py": "posegen's yaml",
     "train/live.py": "the checked configuration",
     "train/logger_runs.py": "the checked configuration",
     "train/loop.py": "the checked configuration",
+    "verbs/judge.py": "the checked configuration",
     "verbs/profile.py": "the checked configuration",
 }
 
