@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +34,13 @@ from posegen.runner.cell import identity
 from posegen.runner.components import Components
 from posegen.train.loop import build_task
 from posegen.train.tasks import AdapterTask
+from tests.adapters.cases import SD1, backbone_of
 from tests.tiny import configured, make_world
 from tests.train.test_train import Stop, equal, interrupt, trained
 
 REWARD = ("loss=reward", "loss.timesteps=[0,1000]", "loss.weight=100")  # every step counts
+DYNAMIC = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+DYNAMIC |= {"base_image_seq_len": 0, "max_image_seq_len": 2048, "base_shift": 0.0, "max_shift": 2.0}
 ADAPTERS = ("controlnet", "grpose", "humansd", "stable_pose", "t2i_adapter")
 
 
@@ -129,14 +133,19 @@ def test_the_network_that_rewards_is_frozen_whoever_built_it() -> None:
     assert not judge.training and not any(p.requires_grad for p in judge.parameters())
 
 
-def test_the_share_of_steps_follows_the_process() -> None:
-    reward = ConsistencyReward(MannequinJudge())
-    assert reward.share(noise_process({"_class_name": "DDIMScheduler"})) == pytest.approx(0.201)
-    assert reward.share(noise_process({"_class_name": "DDIMScheduler", "num_train_timesteps": 500})) == pytest.approx(
-        0.202
-    )
-    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-    assert reward.share(noise_process(flow)) == pytest.approx(0.2 / (3 - 2 * 0.2), abs=1e-3)  # s = 3u / (1 + 2u)
+@pytest.mark.parametrize(
+    ("scheduler", "share"),
+    [
+        ({"_class_name": "DDIMScheduler"}, 0.201),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": 500}, 0.202),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, 0.2 / (3 - 2 * 0.2)),  # s = 3u / (1 + 2u)
+        (DYNAMIC, 0.2 / (math.e - (math.e - 1) * 0.2)),  # the shift is e for images of 1024 tokens
+    ],
+)
+def test_the_share_of_steps_follows_the_process_and_the_size(scheduler: dict[str, Any], share: float) -> None:
+    backbone = backbone_of(SD1)
+    backbone.process = noise_process(scheduler)
+    assert ConsistencyReward(MannequinJudge()).share(backbone, (256, 256)) == pytest.approx(share, abs=1e-3)
 
 
 def test_a_divided_batch_has_the_gradient_of_the_whole_but_not_as_released(tiny: DictConfig) -> None:
@@ -155,9 +164,11 @@ def test_a_divided_batch_has_the_gradient_of_the_whole_but_not_as_released(tiny:
     assert not torch.allclose(gradients(slice(None)), (gradients(slice(0, 2)) + gradients(slice(2, 4))) / 2, rtol=0.1)
 
 
-@pytest.mark.parametrize("backbone", ["mannequin", "mannequin_dit_untrained"])
-def test_the_right_prediction_has_nearly_the_best_reward_whatever_the_noise_process(backbone: str) -> None:
-    with configured("train", "adapter=controlnet", f"backbone={backbone}", "loss=reward", *SMALL) as cfg:
+@pytest.mark.parametrize(
+    "words", [["backbone=mannequin"], ["backbone=mannequin_dit_untrained", "sampler=flow"]], ids=" ".join
+)
+def test_the_right_prediction_has_nearly_the_best_reward_whatever_the_noise_process(words: list[str]) -> None:
+    with configured("train", "adapter=controlnet", *words, "loss=reward", *SMALL) as cfg:
         task, reward = task_of(cfg)
         batch = batch_of(task, 4)
         errors = [

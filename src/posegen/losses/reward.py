@@ -72,7 +72,7 @@ class ConsistencyReward(TrainingLoss):
         return blind(teacher) if teacher is None or isinstance(teacher, type) else None
 
     def require(self, backbone: Backbone, data: PoseData) -> None:
-        if not self.share(backbone.process):
+        if not self.share(backbone, data.size):
             first, last = self.timesteps
             raise UserError(f"loss.timesteps=[{first},{last}] rewards no step of {backbone.weights.id}; raise the last")
         if self.wanted == "image":
@@ -102,7 +102,7 @@ class ConsistencyReward(TrainingLoss):
         for some in rows.split(self.at_once) if len(rows) else ():
             wanted, once = self.wanted_heatmaps(batch, some), {"use_reentrant": False, "preserve_rng_state": False}
             total = total + checkpoint(self.errors, clean[some], wanted, backbone, **once).sum()
-        return total / (len(rows) + 1e-10 if self.faithful else len(counts) * self.share(backbone.process))
+        return total / (len(rows) + 1e-10 if self.faithful else len(counts) * self.share(backbone, batch.size))
 
     def errors(self, clean: Tensor, wanted: Tensor, backbone: Backbone) -> Tensor:
         """``[n]`` mean squared errors of the heatmaps of decoded latents; saturated pixels have no gradient."""
@@ -126,10 +126,10 @@ class ConsistencyReward(TrainingLoss):
         thousandths = 1000 * timesteps / process.length
         return (thousandths >= self.timesteps[0]) & (thousandths <= self.timesteps[1])
 
-    def share(self, process: NoiseProcess) -> float:
-        """The share of a training's steps that count."""
-        evenly = (torch.arange(10_000) + 0.5) / 10_000
-        return float(self.counts(process.sample_times(evenly), process).float().mean())
+    def share(self, backbone: Backbone, size: tuple[int, int]) -> float:
+        """The share of a training's steps that count, on images of (height, width) pixels."""
+        process, evenly = backbone.process, (torch.arange(10_000) + 0.5) / 10_000
+        return float(self.counts(process.sample_times(evenly, backbone.tokens(size)), process).float().mean())
 
 
 def blind(teacher: Any) -> str | None:

@@ -198,7 +198,8 @@ class AdapterTask(DiffusionTask):
         self.adapter, self.backbone = components.adapter, components.backbone
         components.sampler.unset(self.backbone)  # it samples while it trains: a scheduler that does not fit says so now
         self.loss: TrainingLoss = build_node(components.cfg.get("loss")) or TrainingLoss()  # cells of old have none
-        self.needs = frozenset({self.backbone.trains_on, "text"}) | self.adapter.reads | self.loss.reads
+        fields = self.adapter.reads | self.backbone.reads | self.loss.reads
+        self.needs = frozenset({self.backbone.trains_on, "text"}) | fields
         self.needs |= self.backbone.reads
 
     def require(self, data: PoseData) -> None:
