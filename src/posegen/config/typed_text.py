@@ -33,7 +33,7 @@ PLACE = re.compile(
 )
 #: Names of things.
 NAME = re.compile(
-    r"^(study|repo|revision)$|^logger\.(project|entity|name|group|notes|job_type|save_dir)$|(^|\.)id$"
+    r"^(study|repo|revision|name)$|^logger\.(project|entity|name|group|notes|job_type|save_dir)$|(^|\.)id$"
     r"|^data\.(strip|add)_prefix$"
 )
 #: All keys whose values are text.
