@@ -141,7 +141,7 @@ def test_literal_text_survives_whatever_stands_before_it() -> None:
 def test_every_text_at_the_top_of_a_verb_is_known_as_such() -> None:
     """A new key of a verb that takes text must be added to the list, or named here."""
     others = {"headline", "reproduction", "objective", "size", "count", "canvas", "port", "splits", "title", "column",
-              "wandb", "progress", "accelerator", "baseline", "garment", "what", "practice", "positional", "method", "dataset", "long_prompts", "private"}  # fmt: skip
+              "wandb", "progress", "accelerator", "baseline", "garment", "what", "practice", "positional", "method", "dataset", "long_prompts", "private", "topology"}  # fmt: skip
     for file in groups.conf_dir().glob("*.yaml"):
         for key, value in re.findall(r"^([a-z_]+): *(\S*)", file.read_text(), re.MULTILINE):
             text = value in ("null", "???") or (value and not re.match(r"[\d\[{&$]|true|false", value))

@@ -15,8 +15,11 @@ from posegen.parity.compare import FAILED, INEXPRESSIBLE, PASSED, UNKNOWN, Compa
 
 ROW = "{:31} {:12} {:>10} {:>14} {:>13}  {}".format
 
-#: Methods whose authors published no program.
-NO_PROGRAM = ("dnaf",)
+#: Methods without a case -> why.
+NO_PROGRAM = {
+    "dnaf": "no official program was published, so there is nothing to compare with",
+    "controlnet_union, composite": "compared with diffusers' pipelines in the tests",
+}
 
 
 def main(cfg: DictConfig) -> int:
@@ -28,7 +31,7 @@ def main(cfg: DictConfig) -> int:
         found.append(compare(Case.read(place)))
         show_comparison(found[-1], every_output=bool(cfg.cases) or found[-1].verdict == FAILED)
     if not cfg.cases:
-        print(f"{', '.join(NO_PROGRAM)}: no official program was published, so there is nothing to compare with")
+        print(*(f"{names}: {reason}" for names, reason in NO_PROGRAM.items()), sep="\n")
     counts = {verdict: sum(each.verdict == verdict for each in found) for verdict in (PASSED, UNKNOWN, INEXPRESSIBLE)}
     beside = f"; {counts[UNKNOWN]} of methods that posegen does not have" if counts[UNKNOWN] else ""
     beside += f"; {counts[INEXPRESSIBLE]} cannot be expressed" if counts[INEXPRESSIBLE] else ""
