@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from posegen.backbones.autoencoder import encoded, latent_form
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks
-from posegen.backbones.blocks.flux_copy import PATCH, FluxCopy, as_latents, flux_inputs, other_width, width_of
+from posegen.backbones.blocks.flux_copy import PATCH, FluxCopy, as_latents, flux_inputs, width_of
 from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.loading.flux_sizes import FLUX_SIZES
 from posegen.backbones.loading.layout import Layout, autoencoder_folder, read_config
@@ -124,14 +124,8 @@ class Flux(LatentDiffusion):
         return "text_encoder_2"
 
     @classmethod
-    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
-        folder, there = cls.layout.network_folder, width_of(official)
-        if there is None:
-            return super().misfit_at(path, official)
-        place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
-        config = read_config(place / folder)
-        heads, wide = config.get("num_attention_heads"), config.get("attention_head_dim")
-        return other_width(there, heads * wide) if heads and wide else ""
+    def width_in(cls, official: Mapping[str, Tensor]) -> int | None:
+        return width_of(official)
 
     @property
     def lengthening(self) -> str:

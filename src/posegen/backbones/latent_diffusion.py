@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from posegen.backbones.autoencoder import decoded, encoded, latent_form
 from posegen.backbones.base import Backbone, Geometry, Weights
+from posegen.backbones.blocks.flux_copy import other_width
 from posegen.backbones.loading.diffusers_folder import copy_source, read_folder, tokenizer_for
 from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
 from posegen.backbones.loading.ldm_keys import text_dim_in
@@ -115,9 +117,9 @@ class LatentDiffusion(Backbone):
     def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
         return noise_process(scheduler)
 
+    @abstractmethod
     def read_geometry(self) -> Geometry:
         """The shape of the network, from the configurations of the parts."""
-        raise NotImplementedError
 
     def _misfit(self) -> str:
         """What shows that the parts belong to different models; empty where nothing does."""
@@ -199,6 +201,11 @@ class LatentDiffusion(Backbone):
     @classmethod
     def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
         folder, reads = cls.layout.network_folder, text_dim_in({key: value.shape for key, value in official.items()})
+        if (there := cls.width_in(official)) is not None:
+            place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
+            config = read_config(place / folder)
+            heads, wide = config.get("num_attention_heads"), config.get("attention_head_dim")
+            return other_width(there, heads * wide) if heads and wide else ""
         if reads is None:
             return ""
         place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
@@ -206,6 +213,11 @@ class LatentDiffusion(Backbone):
         has = read_config(place / folder).get("cross_attention_dim") if inside else text_dim_in(shapes_in(place))
         use = f"use backbone={TEXT_DIMS[reads]}" if reads in TEXT_DIMS else "choose the backbone= that it belongs to"
         return "" if has in (None, reads) else f"reads text of width {reads}, the backbone {place} of {has}; {use}"
+
+    @classmethod
+    def width_in(cls, official: Mapping[str, Tensor]) -> int | None:
+        """The width of a transformer's blocks in official weights of its control copy; None of other weights."""
+        return None
 
     def cut_note(self, prompts: Sequence[str]) -> str:
         return cut_note(self.tokenizers[self.counting_tower], self.max_length, prompts)

@@ -17,10 +17,9 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from posegen.backbones.autoencoder import encoded
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks, widened
-from posegen.backbones.blocks.flux_copy import other_width
 from posegen.backbones.blocks.transformer_copy import TransformerCopy, control_width
 from posegen.backbones.latent_diffusion import LatentDiffusion
-from posegen.backbones.loading.layout import Layout, read_config, tokenizer_folder
+from posegen.backbones.loading.layout import Layout, tokenizer_folder
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.sd3_sizes import SD3_SIZES, sd3_without_weights
 from posegen.backbones.loading.source import resolve
@@ -127,14 +126,8 @@ class StableDiffusion3(LatentDiffusion):
         return cls._read_tokenizer(place, T5_TOWER)[0], settings.get("t5_length", cls.t5_length)
 
     @classmethod
-    def misfit_at(cls, path: str | Path, official: Mapping[str, Tensor]) -> str:
-        folder, there = cls.layout.network_folder, control_width(official)
-        if there is None:
-            return super().misfit_at(path, official)
-        place, _ = resolve(path, cls.layout, (f"{folder}/config.json",))
-        config = read_config(place / folder)
-        heads, wide = config.get("num_attention_heads"), config.get("attention_head_dim")
-        return other_width(there, heads * wide) if heads and wide else ""
+    def width_in(cls, official: Mapping[str, Tensor]) -> int | None:
+        return control_width(official)
 
     @property
     def lengthening(self) -> str:

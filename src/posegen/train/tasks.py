@@ -200,7 +200,6 @@ class AdapterTask(DiffusionTask):
         self.loss: TrainingLoss = build_node(components.cfg.get("loss")) or TrainingLoss()  # cells of old have none
         fields = self.adapter.reads | self.backbone.reads | self.loss.reads
         self.needs = frozenset({self.backbone.trains_on, "text"}) | fields
-        self.needs |= self.backbone.reads
 
     def require(self, data: PoseData) -> None:
         self.loss.require(self.backbone, data)
