@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.sd3_sizes import CLIP_L, T5_XXL
+from posegen.backbones.loading.single_file import vae_of
+from posegen.backbones.loading.sizes import NO_QUANT
 from posegen.backbones.loading.tokenizer import clip_tokenizer
 
 FLOW_SHIFT = {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
@@ -27,17 +29,7 @@ def flux_parts(distilled_guidance: bool) -> ModelParts:
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(guidance_embeds=distilled_guidance)
         towers = {"text_encoder": CLIPTextModel(clip), "text_encoder_2": T5EncoderModel(t5)}
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-        )
+        vae = vae_of((128, 256, 512, 512), 2, 16, 0.3611, shift_factor=0.1159, **NO_QUANT)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
     scheduler |= {**FLOW_SHIFT, "use_dynamic_shifting": True} if distilled_guidance else {"shift": 1.0}
     tokenizers = {"text_encoder": words, "text_encoder_2": ByT5Tokenizer()}

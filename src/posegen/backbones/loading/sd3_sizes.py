@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
 from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from posegen.backbones.loading.model_parts import ModelParts
+from posegen.backbones.loading.single_file import vae_of
+from posegen.backbones.loading.sizes import NO_QUANT
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
 #: What differs from the transformer of Stable Diffusion 3 medium.
@@ -39,17 +41,7 @@ def sd3_without_weights(name: str, leave_out: Collection[str] = ()) -> ModelPart
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         transformer = SD3Transformer2DModel(**{**MEDIUM, **TRANSFORMERS[name]})
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-        )
+        vae = vae_of((128, 256, 512, 512), 2, 16, 1.5305, shift_factor=0.0609, **NO_QUANT)
         towers: dict[str, Any] = {
             "text_encoder": clip(words["text_encoder"], CLIP_L, "quick_gelu"),
             "text_encoder_2": clip(words["text_encoder_2"], BIG_G, "gelu"),

@@ -158,11 +158,13 @@ def unet_of(geometry: Geometry, in_channels: int | None = None, pooled: int | No
     return UNet2DConditionModel(**sizes, use_linear_projection=g.linear_projection)
 
 
-def vae_of(channels: tuple[int, ...], layers: int, latent_channels: int = 4, scale: float = VAE_SCALE) -> AutoencoderKL:
-    """A KL autoencoder of this size with new weights."""
+def vae_of(
+    channels: tuple[int, ...], layers: int, latent_channels: int = 4, scale: float = VAE_SCALE, **settings: Any
+) -> AutoencoderKL:
+    """A KL autoencoder of this size with new weights; further ``settings`` are diffusers'."""
     sizes = {"block_out_channels": channels, "layers_per_block": layers, "latent_channels": latent_channels}
     down, up = ("DownEncoderBlock2D",) * len(channels), ("UpDecoderBlock2D",) * len(channels)
-    return AutoencoderKL(down_block_types=down, up_block_types=up, scaling_factor=scale, **sizes)
+    return AutoencoderKL(down_block_types=down, up_block_types=up, scaling_factor=scale, **sizes, **settings)
 
 
 def _vae_size(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], int]:

@@ -14,6 +14,7 @@ from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import SCHEDULER, XL_VAE_SCALE, unet_of, vae_of
 from posegen.backbones.loading.tokenizer import CONTEXT, END, clip_tokenizer
 
+NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}  # of autoencoders with 16 channels
 CHANNELS, ATTENTION = (320, 640, 1280, 1280), (True, True, True, False)
 
 
