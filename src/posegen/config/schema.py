@@ -231,7 +231,7 @@ class DemoKeys(CellKeys):
 
 class JudgeKeys(NodeKeys):
     positional: Name
-    cells: Annotated[list[str], MinLen(1)]
+    cells: list[str]
     name: Name | None
     accelerator: Accelerator
     progress: ProgressMode

@@ -73,6 +73,10 @@ def kept_pictures(cell: Path, cfg: DictConfig, estimator: Any) -> KeptPictures:
 
 def finished_cells(folders: Sequence[str]) -> list[Path]:
     """The finished cells that are named, or lie in a named benchmark, sweep or row."""
+    if not folders:
+        raise UserError(
+            "no cell is named; expected cells, or a folder of posegen benchmark: posegen judge FOLDER (see --help)"
+        )
     found: list[Path] = []
     for folder in map(Path, folders):
         every = list(cells_of(folder))
