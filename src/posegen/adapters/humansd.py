@@ -21,7 +21,37 @@ GRPOSE_TABLE = "table on the GRPose project page"
 LossKind = Literal["plain", "heatmap_reference", "heatmap_corrected"]
 
 
-class HumanSD(Adapter):
+class PoseLatents(Adapter):
+    """The part of a method that has the latents of the drawn pose as additional input channels of the backbone."""
+
+    needs = frozenset({"hint"})
+    places = frozenset({"latents"})
+
+    def __init__(
+        self,
+        style: Literal["humansd", "openpose"],
+        pose_latent: Literal["sample", "mode"],
+        occlusion: Occlusion,
+    ) -> None:
+        super().__init__()
+        self.hint = PoseDrawing(style, range=(-1.0, 1.0), occlusion=occlusion)
+        self.style, self.pose_latent, self.occlusion = style, pose_latent, occlusion
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        backbone.widen(backbone.geometry.latent_channels)
+
+    @torch.no_grad()
+    def encode(self, batch: PoseBatch) -> State:
+        assert batch.hint is not None
+        generators = batch.generators("pose latents") if self.pose_latent == "sample" else None
+        return self.text_state(batch).having(pose=self.backbone.to_latents(batch.hint, generators))
+
+    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
+        return Injection(latents=state["pose"])
+
+
+class HumanSD(PoseLatents):
     """The autoencoder encodes the drawn skeleton, and the U-Net takes its latents as additional input channels.
 
     Section 3.2: the new channels start at zero, so that finetuning starts from the backbone, and sampling costs no
@@ -36,8 +66,6 @@ class HumanSD(Adapter):
     ``pose_latent``: sample the posterior of the skeleton's latents, as published, or take its mode. ``teacher`` is an
     estimator with ``heatmaps``, HigherHRNet in the paper; pixels above ``threshold`` there belong to a joint."""
 
-    needs = frozenset({"hint"})
-    places = frozenset({"latents"})
     divisible = True
     paper = Paper(
         "HumanSD: A Native Skeleton-Guided Diffusion Model for Human Image Generation",
@@ -61,28 +89,15 @@ class HumanSD(Adapter):
         loss_weight: NotNegative = 0.1,
         occlusion: Occlusion = "drawn",
     ) -> None:
-        super().__init__()
+        super().__init__(style, pose_latent, occlusion)
         if loss_kind not in get_args(LossKind):
             raise ValueError(f"adapter.loss_kind is {loss_kind!r}; expected one of {', '.join(get_args(LossKind))}")
-        self.hint = PoseDrawing(style, range=(-1.0, 1.0), occlusion=occlusion)
-        self.style, self.occlusion = style, occlusion
-        self.pose_latent, self.loss_kind = pose_latent, loss_kind
-        self.threshold, self.loss_weight = threshold, loss_weight
+        self.loss_kind, self.threshold, self.loss_weight = loss_kind, threshold, loss_weight
         object.__setattr__(self, "teacher", teacher)  # not a sub-module: it is neither trained nor saved
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        backbone.widen(backbone.geometry.latent_channels)
         backbone.network.requires_grad_(True)
-
-    @torch.no_grad()
-    def encode(self, batch: PoseBatch) -> State:
-        assert batch.hint is not None
-        generators = batch.generators("pose latents") if self.pose_latent == "sample" else None
-        return self.text_state(batch).having(pose=self.backbone.to_latents(batch.hint, generators))
-
-    def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
-        return Injection(latents=state["pose"])
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """Squared error with the weight of ``loss_kind`` (equation 6)."""
