@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from posegen.backbones.mannequin import build_autoencoder, untrained
+from posegen.backbones.mannequin import build_autoencoder, untrained, untrained_transformer
 from posegen.config.app import Command
 from posegen.config.compose import compose, composed
 from posegen.config.overrides import readable
@@ -27,6 +27,8 @@ def make_world(folder: Path) -> list[str]:
         folder / "backbone"
     )
     MannequinJudge(widths=(8, 8, 16, 16)).save(folder / "judge")
+    sizes = {"width": 16, "layers": 2, "heads": 2, "text_dim": 16}
+    untrained_transformer(str(folder / "autoencoder"), VOCABULARY, **sizes).save(folder / "transformer")
     return [
         f"backbone.path={folder / 'backbone'}",
         f"backbone.autoencoder={folder / 'autoencoder'}",
@@ -55,6 +57,12 @@ def making(sample: str, world: list[str], needs: Collection[str] = ()) -> list[s
         "backbone=mannequin_pose",
         *(override for override in world if not override.startswith("backbone.autoencoder")),
     ]
+
+
+def on_transformer(world: list[str]) -> list[str]:
+    """The overrides of `make_world` with a transformer in the place of the U-Net."""
+    (path,) = (word for word in world if word.startswith("backbone.path="))
+    return ["backbone=mannequin_dit", *world, f"{path.removesuffix('backbone')}transformer"]
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from posegen.train.profiling import (
 )
 from posegen.verbs import profile
 from posegen.verbs.profile import PROFILE_COLUMNS, SHARE, phases_of
-from tests.tiny import configured
+from tests.tiny import configured, on_transformer
 
 SMALL = ["size=64", "batch=2", "warmup=1", "repeats=1", "optim.lr=1e-3", "optim.drop_text=0.5"]
 METHODS = [
@@ -128,8 +128,10 @@ def test_feed_forward_layers_keep_less_and_give_the_same_gradients(small: list[s
 def test_frozen_weights_are_cast_once_and_no_bit_changes(
     small: list[str], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
+    words = on_transformer(small) if method == "token_control" else small
+
     def computed() -> tuple[MeasuredMethod, list[Tensor]]:
-        side = MeasuredMethod(settings(*small, f"adapter={method}", "trainer.precision=bf16-mixed"), 2)
+        side = MeasuredMethod(settings(*words, f"adapter={method}", "trainer.precision=bf16-mixed"), 2)
         return side, [*results(side, "sample"), *(results(side, "train") if side.adapter.trainable else [])]
 
     kept, ours = computed()

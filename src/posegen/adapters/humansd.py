@@ -22,10 +22,9 @@ LossKind = Literal["plain", "heatmap_reference", "heatmap_corrected"]
 
 
 class PoseLatents(Adapter):
-    """The part of a method that has the latents of the drawn pose as additional input channels of the backbone."""
+    """The part of a method that reads the drawn pose as latents of the backbone's autoencoder."""
 
     needs = frozenset({"hint"})
-    places = frozenset({"latents"})
 
     def __init__(
         self,
@@ -37,21 +36,27 @@ class PoseLatents(Adapter):
         self.hint = PoseDrawing(style, range=(-1.0, 1.0), occlusion=occlusion)
         self.style, self.pose_latent, self.occlusion = style, pose_latent, occlusion
 
-    def attach(self, backbone: Backbone) -> None:
-        super().attach(backbone)
-        backbone.widen(backbone.geometry.latent_channels)
-
     @torch.no_grad()
     def encode(self, batch: PoseBatch) -> State:
         assert batch.hint is not None
         generators = batch.generators("pose latents") if self.pose_latent == "sample" else None
         return self.text_state(batch).having(pose=self.backbone.to_latents(batch.hint, generators))
 
+
+class PoseChannels(PoseLatents):
+    """The part of a method that has these latents as additional input channels of the backbone."""
+
+    places = frozenset({"latents"})
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        backbone.widen(backbone.geometry.latent_channels)
+
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         return Injection(latents=state["pose"])
 
 
-class HumanSD(PoseLatents):
+class HumanSD(PoseChannels):
     """The autoencoder encodes the drawn skeleton, and the U-Net takes its latents as additional input channels.
 
     Section 3.2: the new channels start at zero, so that finetuning starts from the backbone, and sampling costs no

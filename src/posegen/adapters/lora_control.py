@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from posegen.adapters.base import Paper
-from posegen.adapters.humansd import PoseLatents
+from posegen.adapters.humansd import PoseChannels
 from posegen.backbones.base import Backbone
 from posegen.backbones.blocks.low_rank import LowRank, require_peft
 from posegen.io.weights import UnknownKeys
@@ -24,7 +24,7 @@ USUAL_TARGETS = (
 )  # fmt: skip
 
 
-class LoraControl(PoseLatents):
+class LoraControl(PoseChannels):
     """The autoencoder encodes the drawn pose, the network takes its latents as additional input channels, and low-rank
     products beside its weights train; the weights themselves stay as they are.
 

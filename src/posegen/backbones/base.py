@@ -34,6 +34,7 @@ BACKBONE_PLACES = {
     "encoder_block": "residual blocks of that copy to replace, Backbone.encoder_block",
     "middle": "a function behind the middle block, Backbone.after_middle",
     "words": "words of the prompt with embeddings that train, Backbone.learned_words",
+    "tokens": "tokens of a picture in the joint attention, Backbone.token_branch",
 }
 #: Keys of `Injection.hooks`.
 HOOK_PLACES = {
@@ -155,6 +156,7 @@ class Injection:
     hooks: Mapping[str, Hook] | None = None  # what is added to a hidden state, given that state, see `HOOK_PLACES`
     rows: Tensor | None = None  # ``[R]`` the only images that see ``attention`` and ``features``; None: all images
     single_blocks: tuple[Tensor, ...] | None = None  # as ``blocks``, behind those that text and image share
+    tokens: tuple[Any, ...] = ()  # of pictures, each started by a `Backbone.token_branch`, for one pass
 
     @property
     def residuals(self) -> tuple[Tensor, ...]:
@@ -173,18 +175,18 @@ class Injection:
         return replace(self, blocks=blocks, single_blocks=single, down=down, mid=mid)
 
     def scaled(self, factor: float) -> Injection:
-        """The influence ``factor`` times as strong; ``attention`` and ``features``, which are not linear, stay as they
-        are, and are left out where the factor is 0."""
+        """The influence ``factor`` times as strong; ``attention``, ``features`` and ``tokens``, which are not linear,
+        stay as they are, and are left out where the factor is 0."""
         encoder = None if self.encoder is None else tuple(factor * m for m in self.encoder)
         latents = None if self.latents is None else factor * self.latents
         hooks = self.hooks and {place: _times(factor, hook) for place, hook in self.hooks.items()}
         scaled = self.weighted([factor] * len(self.residuals))
         context = tuple(replace(each, strength=factor * each.strength) for each in self.context)
         scaled = replace(scaled, encoder=encoder, latents=latents, context=context, hooks=hooks)
-        return scaled if factor else replace(scaled, attention=None, features=None, rows=None)
+        return scaled if factor else replace(scaled, attention=None, features=None, rows=None, tokens=())
 
     def __add__(self, other: Injection) -> Injection:
-        """Both influences: residuals, encoder features, context and hooks add, latents and attention concatenate.
+        """Both influences: residuals, encoder features, context and hooks add, latents, attention, tokens concatenate.
 
         A ValueError where both have ``features``, attention for other images or another strength, or other residuals.
         """
@@ -203,8 +205,8 @@ class Injection:
         attention = _both(Bank.joined, self.attention, other.attention)
         features, rows = self.features if other.features is None else other.features, banks[0].rows if banks else None
         hooks = _both(_hooked, self.hooks, other.hooks)
-        context = self.context + other.context
-        return Injection(down, mid, blocks, encoder, latents, attention, features, context, hooks, rows, single)
+        context, tokens = self.context + other.context, self.tokens + other.tokens
+        return Injection(down, mid, blocks, encoder, latents, attention, features, context, hooks, rows, single, tokens)
 
 
 FieldT = TypeVar("FieldT")
@@ -346,6 +348,12 @@ class Backbone(nn.Module, ABC):
         Called with prompts and the length of text states, it gives `Text` and ``[B, L]`` the index of the word that
         each token is, -1 for others. The backbone itself does not change."""
         raise lacks(self, "words")
+
+    def token_branch(self, targets: Sequence[str], rank: int, alpha: float) -> Any:
+        """Low-rank weights with which tokens of a picture pass the network beside image and text, a `TokenBranch`.
+
+        ``targets`` are the ends of layers' names; the products are multiplied by ``alpha / rank``."""
+        raise lacks(self, "tokens")
 
     def widen(self, channels: int) -> None:
         """Adds input channels of zero weight, which read `Injection.latents`; a ValueError the second time."""

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from posegen.backbones.autoencoder import encoded, latent_form
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks
 from posegen.backbones.blocks.flux_copy import PATCH, FluxCopy, as_latents, flux_inputs, width_of
+from posegen.backbones.blocks.joint_tokens import TokenBranch, token_arguments
 from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.loading.flux_sizes import FLUX_SIZES
 from posegen.backbones.loading.layout import Layout, autoencoder_folder, read_config
@@ -60,7 +61,7 @@ class Flux(LatentDiffusion):
     layout = FLUX_LAYOUT
     flow, packs, usual_guidance = True, PATCH, 1.0
     random_sizes = FLUX_SIZES
-    places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
+    places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy", "tokens"})
     transformer: FluxTransformer2DModel
     density: Density = "logit_normal"
     guidance: float = 3.5
@@ -180,6 +181,20 @@ class Flux(LatentDiffusion):
         double, single = map(min, most, COPIED_BLOCKS) if layers is None else (layers, 0)
         return FluxCopy(self.transformer, (double, single), partial(encoded, self.autoencoder), self.guidance)
 
+    def token_branch(self, targets: Sequence[str], rank: int, alpha: float) -> TokenBranch:
+        """As for every backbone; the tokens are told a guidance of 1."""
+
+        def embed(network: Any, latents: Tensor, text: Text) -> tuple[Tensor, dict[str, Any]]:
+            latents, text = self.in_held(latents), text.to(self.in_held(text.tokens).dtype)
+            read = flux_inputs(network, latents, latents.new_zeros(len(latents)), text, 1.0)
+            told = (1000 * part.to(latents) for part in (read["timestep"], read["guidance"]) if part is not None)
+            form = {"temb": network.time_text_embed(*told, text.pooled)}
+            return network.x_embedder(read["hidden_states"]), form | {
+                "image_rotary_emb": network.pos_embed(read["img_ids"])
+            }
+
+        return TokenBranch(self.transformer, embed, targets, rank, alpha)
+
     def widen(self, channels: int) -> None:
         embedding, has = self.transformer.x_embedder, self.transformer.config.in_channels
         if has != self.geometry.latent_channels * PATCH**2:
@@ -198,7 +213,8 @@ class Flux(LatentDiffusion):
         inputs = flux_inputs(self.transformer, self.in_held(latents), timesteps, text, self.guidance)
         for kind, residuals in (("block", injection.blocks), ("single_block", injection.single_blocks)):
             inputs[f"controlnet_{kind}_samples"] = residuals and tuple(map(self.in_held, residuals))
-        return as_latents(self.transformer(**inputs)[0], latents.shape[-2])
+        made = self.transformer(**inputs, **token_arguments(injection.tokens))[0]
+        return as_latents(made, latents.shape[-2])
 
     def _misfit(self) -> str:
         widths = self.text_encoder.config.hidden_size, self.text_encoder_2.config.d_model

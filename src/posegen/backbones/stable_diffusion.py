@@ -68,7 +68,7 @@ class StableDiffusion(LatentDiffusion):
     layout = SD_LAYOUT
     chunked = True
     random_sizes = {name: partial(parts_without_weights, name) for name in SIZES}
-    places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES) - {"blocks"}
+    places: ClassVar[frozenset[str]] = frozenset(BACKBONE_PLACES) - {"blocks", "tokens"}
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer

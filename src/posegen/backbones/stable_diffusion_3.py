@@ -17,6 +17,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from posegen.backbones.autoencoder import encoded
 from posegen.backbones.base import BlockPlace, Geometry, Injection, lacks, widened
+from posegen.backbones.blocks.joint_tokens import TokenBranch, token_arguments
 from posegen.backbones.blocks.transformer_copy import TransformerCopy, control_width
 from posegen.backbones.latent_diffusion import LatentDiffusion
 from posegen.backbones.loading.layout import Layout, tokenizer_folder
@@ -62,7 +63,7 @@ class StableDiffusion3(LatentDiffusion):
     flow, packs = True, 2
     layout = SD3_LAYOUT
     random_sizes = SD3_SIZES
-    places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy"})
+    places: ClassVar[frozenset[str]] = frozenset({"latents", "blocks", "control_copy", "tokens"})
     transformer: SD3Transformer2DModel
     density: Density = "logit_normal"
     t5_length: int = 256
@@ -179,6 +180,14 @@ class StableDiffusion3(LatentDiffusion):
             raise UserError(f"adapter.layers={layers}: the transformer has {most} blocks; choose at most as many")
         return TransformerCopy(self.transformer, layers or max(1, most // 2), partial(encoded, self.autoencoder))
 
+    def token_branch(self, targets: Sequence[str], rank: int, alpha: float) -> TokenBranch:
+        def embed(network: Any, latents: Tensor, text: Text) -> tuple[Tensor, dict[str, Any]]:
+            latents, text = self.in_held(latents), text.to(self.in_held(text.tokens).dtype)
+            time = latents.new_zeros(len(latents))
+            return network.pos_embed(latents), {"temb": network.time_text_embed(time, text.pooled)}
+
+        return TokenBranch(self.transformer, embed, targets, rank, alpha)
+
     def widen(self, channels: int) -> None:
         embedding, has = self.transformer.pos_embed, self.transformer.config.in_channels
         if has != self.geometry.latent_channels:
@@ -194,10 +203,13 @@ class StableDiffusion3(LatentDiffusion):
         text = text.to(self.in_held(text.tokens).dtype)
         inputs = {"encoder_hidden_states": text.tokens, "pooled_projections": text.pooled, "timestep": timesteps}
         inputs["block_controlnet_hidden_states"] = injection.blocks and tuple(map(self.in_held, injection.blocks))
-        # On a CPU the backward pass of the fused attention takes longer than that of its plain form.
-        plain = latents.device.type == "cpu" and torch.is_grad_enabled()
+        # On a CPU the backward pass of the fused attention takes longer than that of its plain form. Checkpointing runs
+        # blocks again outside of this context.
+        again = self.transformer.gradient_checkpointing
+        plain = latents.device.type == "cpu" and torch.is_grad_enabled() and not again
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            return self.transformer(self.in_held(latents), **inputs, return_dict=False)[0]
+            latents, tokens = self.in_held(latents), token_arguments(injection.tokens)
+            return self.transformer(latents, **inputs, **tokens, return_dict=False)[0]
 
     def _misfit(self) -> str:
         config, latent = self.transformer.config, self.latent_form[0]

@@ -18,7 +18,8 @@ ROW = "{:31} {:12} {:>10} {:>14} {:>13}  {}".format
 #: Methods without a case -> why.
 NO_PROGRAM = {
     "dnaf": "no official program was published, so there is nothing to compare with",
-    "controlnet_union, composite": "compared with diffusers' pipelines in the tests",
+    "controlnet_union, composite, lora_control": "compared with diffusers' pipelines in the tests",
+    "token_control": "the official program needs FLUX.1, so there is no case yet",
 }
 
 
