@@ -16,6 +16,7 @@ from hydra.utils import get_class, get_object
 from omegaconf import OmegaConf
 
 from posegen.adapters.base import Adapter, Paper
+from posegen.backbones.stable_diffusion import StableDiffusion
 from posegen.config import groups as listing
 from posegen.config import nodes
 from posegen.config.checking.settings import settings
@@ -48,8 +49,8 @@ GROUPS = {
     "hydra/sweeper": "Sweepers",
 }
 
-#: What a method generates -> the shipped backbone that its weights are counted on.
-SMALL = {"image": "mannequin", "pose": "mannequin_pose"}
+#: What a method generates -> the shipped backbone that its weights are counted on, and that of those for transformers.
+SMALL, SMALL_TRANSFORMER = {"image": "mannequin", "pose": "mannequin_pose"}, "mannequin_dit"
 
 #: A field of a batch -> what a method that needs it is given.
 FIELDS = {
@@ -144,11 +145,15 @@ def method_page(option: Option, variants: Sequence[Option]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def small(cls: type[Adapter]) -> str:
+    """The shipped backbone that serves the method."""
+    return SMALL_TRANSFORMER if cls.sample == "image" and cls.unserved(StableDiffusion) else SMALL[cls.sample]
+
+
 def suited(cls: type[Adapter]) -> str:
     """Overrides that the method needs on the shipped world."""
-    return "".join(
-        (f" backbone={SMALL['pose']}" * (cls.sample == "pose"), " data=mannequin_pairs" * ("source" in cls.needs))
-    )
+    other = f" backbone={small(cls)}" if small(cls) != SMALL["image"] else ""
+    return other + " data=mannequin_pairs" * ("source" in cls.needs)
 
 
 def facts(cls: type[Adapter]) -> str:
@@ -191,8 +196,9 @@ def what_trains(option: Option, cls: type[Adapter]) -> str:
     if not trained:
         return "Nothing."
     rows = [f"| `{owner}.{module}` | {count:,} |" for (owner, module), count in trained.items()]
-    weights = sum(p.numel() for p in networks["backbone"].unet.parameters())
-    note = f"On `backbone={SMALL[cls.sample]}`, whose U-Net has {weights:,} weights:"
+    weights = sum(p.numel() for p in networks["backbone"].network.parameters())
+    kind = "transformer" if small(cls) == SMALL_TRANSFORMER else "U-Net"
+    note = f"On `backbone={small(cls)}`, whose {kind} has {weights:,} weights:"
     return "\n".join([note, "", "| Module | Weights that train |", "|---|---|", *rows])
 
 

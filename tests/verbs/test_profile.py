@@ -138,8 +138,8 @@ def test_frozen_weights_are_cast_once_and_no_bit_changes(
     monkeypatch.setattr("posegen.runner.precision.keep_cast", lambda *_: None)
     _, plain = computed()
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
-    convolutions = (m for m in kept.backbone.unet.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
-    trains = any(p.requires_grad for p in kept.backbone.unet.parameters())  # then all of it is saved, in full
+    convolutions = (m for m in kept.backbone.network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+    trains = any(p.requires_grad for p in kept.backbone.network.parameters())  # then all of it is saved, in full
     assert {m.weight.dtype for m in convolutions} == {torch.float32 if trains else torch.bfloat16}
     assert not any(p.dtype == torch.bfloat16 for p in kept.task.parameters() if p.requires_grad)
 
