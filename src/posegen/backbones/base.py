@@ -296,7 +296,7 @@ class Backbone(nn.Module, ABC):
     places: ClassVar[frozenset[str]]  # where methods can influence it, some of `BACKBONE_PLACES`
     geometry: Geometry
     process: NoiseProcess
-    recipe: str  # which of an adapter's ``recipes`` fits, ``published`` or ``mannequin``
+    recipe: str  # which of an adapter's ``recipes`` fits, ``published``, ``mannequin`` or ``mannequin_dit``
     sample: Literal["image", "pose"]  # the kind of sample; `Adapter.sample` must agree
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     reads: ClassVar[frozenset[str]] = frozenset()  # further fields of training batches that it reads (``sizes``)

@@ -144,4 +144,4 @@ def untrained_transformer(
     transformer = build_transformer(width, layers, heads, text_dim, patch, vae.config.latent_channels)
     text = CLIPTextModelWithProjection(text_config(tokenizer, text_dim, layers=3, heads=4))
     parts = ModelParts.of_one_tower(transformer, vae, text, tokenizer, dict(FLOW_SCHEDULER))
-    return StableDiffusion3.from_parts(parts, recipe="mannequin", id="mannequin-dit-untrained")
+    return StableDiffusion3.from_parts(parts, recipe="mannequin_dit", id="mannequin-dit-untrained")

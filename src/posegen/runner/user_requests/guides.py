@@ -15,12 +15,12 @@ from posegen.metrics.base import Estimator
 from posegen.poses.reading import PEOPLE, PoseInput
 from posegen.runner.images import visible
 
-MANNEQUIN = "mannequin"  # the recipe of backbones of the mannequin world, and the estimator that judges there
+MANNEQUIN = "mannequin"  # the estimator that judges in the mannequin world; recipes of its backbones begin with it
 
 
 def default_estimator(name: str, recipe: str) -> Estimator:
     """The judge of the mannequin world, on its backbone; elsewhere a `UserError` about the picture ``name``."""
-    if recipe != MANNEQUIN:
+    if not recipe.startswith(MANNEQUIN):
         raise UserError(
             f"{name}: a picture that is no skeleton on black needs something that reads its poses: estimator=..."
         )
