@@ -16,6 +16,7 @@ from posegen.poses.pose import Pose
 
 Records = Mapping[str, Sequence[Any]]  # of a set: name -> one entry per image, a number, a string or an array
 Values = dict[str, np.ndarray]  # column name -> its value on each of R resamples, ``[R]``
+BASELINE = "baseline/"  # begins the names of records of the baseline, beside a method's on the same images
 Notes = list[dict[str, Any]]  # for each of B images what an observer notes, by name
 
 
@@ -148,6 +149,7 @@ class Metric(ABC):
 
     checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     columns: Sequence[str | Column] = ()  # that `compute` returns, in table order; a plain name is a shown column
+    against: bool = False  # whether `resampled` reads the records of the baseline, too, under names with `BASELINE`
     lower_is_better: frozenset[str] = frozenset()  # plain names of which smaller values are better
 
     def described(self) -> list[Column]:

@@ -14,7 +14,10 @@ from posegen.ranges import Positive
 
 INCEPTION = "clean"  # the one space whose distances are called FID and KID
 #: Settings at the top of a protocol's yaml that only its metrics and observers read.
-FILES_OF_WEIGHTS = ("inception", "paper_inception", "imagenet_inception", "timm", "clip", "alexnet", "linear")
+FILES_OF_WEIGHTS = (
+    *("inception", "paper_inception", "imagenet_inception", "timm", "clip", "alexnet", "linear"),
+    *("pickscore", "hps", "imagereward", "bert", "cmmd", "dinov2"),
+)
 INTERPOLATED = (*FILES_OF_WEIGHTS, "timm_model", "size", "allow_rank_deficient")
 
 
