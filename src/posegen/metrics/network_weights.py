@@ -34,7 +34,7 @@ def read_pretrained(kind: Any, place: str, key: str, what: str) -> Any:
     if not network:
         return read
     model, report = read
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}):
         lacking = f"{len(missing)} weights of {what} ({', '.join(missing[:3])})"
         raise ValueError(f"{key}={place} lacks {lacking}; copy the model's folder again")
     return model.eval().requires_grad_(False)

@@ -21,10 +21,9 @@ from posegen.backbones.loading.tokenizer import clip_tokenizer
 from posegen.data.base import to_uint8
 from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.clip import Clip
-from posegen.metrics.feature_networks import verified
+from posegen.metrics.feature_networks import CLIP_MEAN, CLIP_STD, verified
 from posegen.metrics.network_weights import load_every_weight, read_pretrained
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = InterpolationMode.BICUBIC
 
 
