@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from posegen.io.atomic import write_json
+from posegen.io.atomic import write_json, write_text
 from posegen.metrics.base import Judged, Poses
 from posegen.metrics.preference.win_rates import WinRateMetric
 from posegen.metrics.protocol import Protocol
@@ -75,3 +77,20 @@ def test_records_without_scores_name_the_setting() -> None:
     assert protocol.absent(protocol.records([nobody])) == {
         "PickScore_wins": "the network is not configured: set protocol.pickscore=FOLDER"
     }
+
+
+def test_a_second_judge_compares_with_the_baseline_too(tmp_path: Path) -> None:
+    """The preferences of finished cells stand beside the first judge's columns."""
+    values = np.arange(20.0)
+    study(tmp_path, {"none": [values], "better": [values + 1]})
+    for cell in tmp_path.glob("*/data/seed0"):
+        write_json(cell / "status.json", {"state": "finished", "hash": "h", "identity": {"estimator": {}}})
+        judge = cell / "judges/preference"
+        shutil.copytree(cell, judge, ignore=shutil.ignore_patterns("judges"))
+        identity = {"cell": "h", "estimator": {}, "protocol": NODE}
+        write_json(judge / "status.json", {"state": "finished", "hash": "h", "identity": identity})
+        config = {"method": "m", "seed": 0, "study": "s", "protocol": NODE}
+        write_text(judge / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    judges = build_table(tmp_path).judges
+    assert judges is not None and "PickScore_wins (preference)" in judges.columns
+    assert [row["PickScore_wins (preference)"] for row in judges.rows] == [50, 100]
