@@ -22,4 +22,4 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 SomeOf = Annotated[float, Interval(gt=0, le=1)]  # shares, not nothing
 #: Skeletons, as in `posegen.poses.topology.TOPOLOGIES`.
-TopologyName = Literal["coco17", "openpose18", "body25", "wholebody133", "mpii16", "humanart21"]
+TopologyName = Literal["coco17", "openpose18", "body25", "wholebody133", "mpii16", "humanart21", "crowdpose14"]

@@ -131,11 +131,12 @@ def test_columns_on_the_page_of_metrics_exist() -> None:
     with configured("train") as cfg:
         assert sorted(told) == sorted(Components(cfg).protocol.columns)
     known: set[str] = set()
-    for protocol in ("all", "person_all", "pose_prior"):
+    for protocol in ("all", "person_all", "pose_prior", "sets", "preference", "whole_body"):
         with configured("train", f"protocol={protocol}") as cfg:
             known |= set(Components(cfg).protocol.columns)
     told = re.findall(
-        r"`((?:clean|paper|person|judge|colour)_\w+|PSNR|SSIM|AP\w*|diversity|validity)`",
+        r"`((?:clean|paper|person|judge|colour)_\w+|PSNR|SSIM|AP\w*|diversity|validity"
+        r"|CMMD|dinov2_[\w@]+|[\w.]+_wins|hand_PCK@0.2|\w+_AP)`",
         page.replace("`protocol=", ""),
     )
     assert len(told) > 20 and set(told) <= known | {"person_image", "person_all", "paper_pose"}

@@ -221,6 +221,7 @@ def test_numbers_that_several_skeletons_have_are_named(tmp_path: Path) -> None:
     for points, key, reason in (
         (person()[:16], "mpii16", "those of MPII-16"),
         (tips, "humanart21", "those of Human-Art-21 or of one hand"),
+        (person()[:14], "crowdpose14", "those of CrowdPose-14 or of LSP"),
     ):
         file = write(tmp_path, [row(points=points)])
         with pytest.raises(
@@ -229,7 +230,7 @@ def test_numbers_that_several_skeletons_have_are_named(tmp_path: Path) -> None:
             read_poses(file)
         with pytest.warns(UserWarning, match="is read as COCO-17, without|lacks nose"):
             [pose] = read_poses(file, topology=key)
-        assert pose.keypoints is not None and (pose.keypoints[0, :, 2] > 0).sum() == (12 if key == "mpii16" else 17)
+        assert pose.keypoints is not None and (pose.keypoints[0, :, 2] > 0).sum() == (17 if key == "humanart21" else 12)
 
 
 def test_names_of_annotation_tools_that_say_nothing(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample
+from posegen.poses.pose import Pose
 
 Records = Mapping[str, Sequence[Any]]  # of a set: name -> one entry per image, a number, a string or an array
 Values = dict[str, np.ndarray]  # column name -> its value on each of R resamples, ``[R]``
+BASELINE = "baseline/"  # begins the names of records of the baseline, beside a method's on the same images
 Notes = list[dict[str, Any]]  # for each of B images what an observer notes, by name
 
 
@@ -24,6 +26,7 @@ class Poses:
 
     keypoints: np.ndarray  # [N, 17, 3] float32: x, y in pixels of the judged image, score in [0, 1]
     scores: np.ndarray  # [N] float32, of persons
+    whole: Pose | None = None  # the same N people with all joints that the estimator knows, where these are more
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -89,6 +92,7 @@ class Judged:
     found_attributes: Mapping[str, Any] = field(default_factory=dict)  # by the estimator
     features: np.ndarray | None = None  # [D] the estimator's pooled features of the judged image
     observed: Mapping[str, Any] = field(default_factory=dict)  # what the protocol's observers noticed
+    whole: Pose | None = None  # the P people of the target with all joints that the data know, where these are more
 
 
 class Observer(ABC):
@@ -118,7 +122,7 @@ class Column(str):
     axis: int | None  # place among its family's columns that a plot takes as its axis; None: it never does
     unit: str  # %, dB, ...
     remark: str  # what the value depends on beyond the images, for the notes below a table
-    inflated: bool  # it is larger on a resample than on the set itself, so that its interval is centred
+    inflated: bool  # it is larger, or smaller, on a resample than on the set, so that its interval is centred
     published: bool  # it repeats the computation of published tables, whose numbers are compared with it
 
     def __new__(
@@ -145,6 +149,7 @@ class Metric(ABC):
 
     checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     columns: Sequence[str | Column] = ()  # that `compute` returns, in table order; a plain name is a shown column
+    against: bool = False  # whether `resampled` reads the records of the baseline, too, under names with `BASELINE`
     lower_is_better: frozenset[str] = frozenset()  # plain names of which smaller values are better
 
     def described(self) -> list[Column]:

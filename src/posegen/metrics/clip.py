@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
 from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
+from posegen.metrics.network_weights import read_pretrained
 
 PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
 CaptionForm = Literal["clean", "paper"]
@@ -33,12 +33,14 @@ def clip_score(image: np.ndarray, text: np.ndarray) -> tuple[float, np.ndarray]:
 class Clip(Observer):
     """Notes ``<variant>_clip``, the score of each generated image with its caption, by variants of `CAPTIONS`.
 
-    ``folder`` is a CLIP model in transformers layout (``config.json``, weights, tokenizer and
-    ``preprocessor_config.json``); None switches the observer off. The network gets bytes: given floats in [0, 1],
-    current processors would divide by 255 once more."""
+    ``folder`` is a CLIP model in transformers layout, or ``hub:owner/name`` (``config.json``, weights, tokenizer and
+    ``preprocessor_config.json``); None switches the observer off; ``setting`` is the key that names it. The network
+    gets bytes: given floats in [0, 1], current processors would divide by 255 once more."""
 
-    def __init__(self, folder: str | None, variants: Sequence[CaptionForm] = ("clean",)) -> None:
-        self.folder, self.variants = folder, tuple(variants)
+    def __init__(
+        self, folder: str | None, variants: Sequence[CaptionForm] = ("clean",), setting: str = "protocol.clip"
+    ) -> None:
+        self.folder, self.variants, self.setting = folder, tuple(variants), setting
         if unknown := set(variants) - CAPTIONS.keys():
             raise ValueError(f"CLIP score has no variant {sorted(unknown)}; variants are {list(CAPTIONS)}")
 
@@ -70,33 +72,21 @@ class Clip(Observer):
         tokens = {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
         return self.model.get_text_features(**tokens).pooler_output.float().cpu().numpy()
 
+    def cosines(self, images: Tensor, captions: Sequence[str]) -> np.ndarray:
+        """``[B]`` of B images and their captions."""
+        return clip_score(self.image_embeddings(images), self.text_embeddings(captions))[1] / 100
+
     @cached_property
     def model(self) -> Any:
         from transformers import CLIPModel
 
-        model, report = self._read(CLIPModel, output_loading_info=True, dtype=torch.float32)
-        if missing := sorted(report["missing_keys"]):
-            lacking = f"{len(missing)} weights of CLIP ({', '.join(missing[:3])})"
-            raise ValueError(f"protocol.clip={self.folder} lacks {lacking}; copy the model's folder again")
-        return model.eval().requires_grad_(False)
+        return read_pretrained(CLIPModel, str(self.folder), self.setting, "CLIP")
 
     @cached_property
     def processor(self) -> Any:
         from transformers import CLIPProcessor
 
-        return self._read(CLIPProcessor)
-
-    def _read(self, kind: Any, **options: Any) -> Any:
-        folder = Path(str(self.folder)).expanduser()
-        if not (folder / "config.json").is_file():
-            fix = "name a folder with a CLIP model, such as ViT-B/16"
-            raise FileNotFoundError(f"protocol.clip={self.folder} is no model folder (no config.json); {fix}")
-        try:
-            return kind.from_pretrained(folder, local_files_only=True, **options)
-        except Exception as error:  # transformers raises many kinds, by damage and version
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            wrong = f"protocol.clip={self.folder} cannot be read as a CLIP model ({reason})"
-            raise ValueError(f"{wrong}; copy the model's folder again") from error
+        return read_pretrained(CLIPProcessor, str(self.folder), self.setting, "CLIP")
 
 
 class ClipScoreMetric(Metric):

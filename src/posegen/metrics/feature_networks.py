@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from posegen.data.base import generator
 from posegen.io.hashes import file_hash
 from posegen.io.weights import WeightsError, read_tensors
-from posegen.metrics.network_weights import load_every_weight
+from posegen.metrics.network_weights import load_every_weight, read_pretrained
 from posegen.ranges import Seed
 
 #: SHA-256 of the two files that hold the Inception network of FID, in TorchScript and as PyTorch weights.
 TORCHSCRIPT_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 PYTORCH_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class FeatureNetwork(ABC):
@@ -33,6 +34,8 @@ class FeatureNetwork(ABC):
 
     checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     side: int = 299  # height and width of the images
+    whole_bytes: bool = False  # whether they are rounded after the resizing, as Pillow does
+    middle: bool = False  # whether they are cut to the square in the middle before it
     configured: bool = True  # whether its weights are named
 
     @cached_property
@@ -174,6 +177,49 @@ class TimmNetwork(FeatureNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(normalised(images, self.about["mean"], self.about["std"]))
+
+
+class Dinov2(FeatureNetwork):
+    """The class token of DINOv2, the features of FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675), who take ViT-L/14.
+
+    ``path`` is a folder in transformers' layout, or ``hub:owner/name``; None switches the network off."""
+
+    side, whole_bytes = 224, True
+
+    def __init__(self, path: str | None) -> None:
+        self.path, self.configured = path, path is not None
+
+    @cached_property
+    def network(self) -> nn.Module:
+        from transformers import Dinov2Model
+
+        return read_pretrained(Dinov2Model, str(self.path), "protocol.dinov2", "DINOv2")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(normalised(images, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 0]
+
+
+class ClipPictures(FeatureNetwork):
+    """CLIP's embeddings of unit length, the features of CMMD, which takes ViT-L/14 at 336 pixels; see `Dinov2`."""
+
+    whole_bytes, middle = True, True
+
+    def __init__(self, path: str | None) -> None:
+        self.path, self.configured = path, path is not None
+
+    @cached_property
+    def network(self) -> Any:
+        from transformers import CLIPModel
+
+        return read_pretrained(CLIPModel, str(self.path), "protocol.cmmd", "CLIP")
+
+    @property
+    def side(self) -> int:  # type: ignore[override]
+        return self.network.config.vision_config.image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.network.get_image_features(pixel_values=normalised(images, CLIP_MEAN, CLIP_STD))
+        return nn.functional.normalize(found.pooler_output)
 
 
 class RandomNetwork(FeatureNetwork):

@@ -46,15 +46,24 @@ class CleanFeatures(Observer):
 
     def observe(self, images: Tensor, samples: Sequence[Sample], estimator: Estimator, real: bool) -> Notes:
         used = {space: network for space, network in self.networks.items() if network.configured}
-        sides, pictures = {network.side for network in used.values()}, to_uint8(images)
-        resized = {side: clean_resized(pictures, side).to(images.device) for side in sides}
-        features = {f"{space}_features": network.features(resized[network.side]) for space, network in used.items()}
+        kinds = {space: (network.side, network.whole_bytes, network.middle) for space, network in used.items()}
+        pictures = to_uint8(images)
+        resized = {kind: clean_resized(pictures, *kind).to(images.device) for kind in {*kinds.values()}}
+        features = {f"{space}_features": network.features(resized[kinds[space]]) for space, network in used.items()}
         return [{name: values[i] for name, values in features.items()} for i in range(len(samples))]
 
 
-def clean_resized(pictures: np.ndarray, side: int) -> Tensor:
-    """``[B, H, W, 3] uint8`` to ``[B, 3, side, side] float32`` in 0 to 255, by clean-fid's own function."""
+def clean_resized(pictures: np.ndarray, side: int, whole_bytes: bool = False, middle: bool = False) -> Tensor:
+    """``[B, H, W, 3] uint8`` to ``[B, 3, side, side] float32`` in 0 to 255, by clean-fid's own function.
+
+    ``whole_bytes``: rounded, as Pillow does; ``middle``: of the square in the middle."""
     from cleanfid.resize import make_resizer
 
-    resize = make_resizer("PIL", False, "bicubic", (side, side))
-    return torch.from_numpy(np.stack([resize(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
+    resize = make_resizer("PIL", whole_bytes, "bicubic", (side, side))
+    if middle:
+        height, width = pictures.shape[1:3]
+        least = min(height, width)
+        top, left = (height - least) // 2, (width - least) // 2
+        pictures = pictures[:, top : top + least, left : left + least]
+    resized = np.stack([resize(picture) for picture in pictures]).astype(np.float32)
+    return torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()

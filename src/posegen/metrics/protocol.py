@@ -13,6 +13,8 @@ from posegen.errors import UserError
 from posegen.metrics.base import Column, Estimator, Judged, Metric, Observer, Records, Values, count_images
 from posegen.metrics.math.statistics import Variance, bootstrap, holm, interval, paired_p_value, resample
 from posegen.metrics.records import read_records, write_records
+from posegen.poses.pose import Pose
+from posegen.poses.topology import WHOLE_BODY_133
 from posegen.ranges import AtLeastOne, Probability
 
 Seeds = Sequence[Records]  # of each training seed of a method, on the same images in the same order
@@ -160,10 +162,16 @@ class Protocol:
         features = [None] * len(samples) if found.features is None else found.features
         looks = [observer.observe(images, samples, estimator, real) for observer in self.observers]
         observed = [{name: value for look in looks for name, value in look[i].items()} for i in range(len(samples))]
-        facts = zip(samples, found.poses, found.attributes, features, observed, strict=True)
+        wholes = map(whole_of, samples)
+        facts = zip(samples, found.poses, found.attributes, features, observed, wholes, strict=True)
         return [Judged(s.id, s.keypoints, s.areas, poses, s.attributes, *more) for s, poses, *more in facts]
 
     write, read = staticmethod(write_records), staticmethod(read_records)
+
+
+def whole_of(sample: Sample) -> Pose | None:
+    """The people of a sample with all joints that are known."""
+    return None if sample.whole_body is None else Pose(WHOLE_BODY_133, sample.whole_body)
 
 
 def place(image: Judged) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from posegen.metrics.base import Records, count_images
 
 CSV_FILE, ARRAY_FILE = "records.csv", "features.npz"
 SHAPES = ".shapes"  # suffix of the table of shapes of a ragged array
-NAMES = ("id", "scenario", "action")  # columns of text, also where every entry looks like a number
+NAMES = ("id", "scenario", "action", "pose")  # columns of text, also where every entry looks like a number
 AGAIN = f"delete {CSV_FILE} and {ARRAY_FILE} there and run the command of this cell again, which makes them again"
 PLAIN_ZIP = 20  # zip's version without its extension for large files, which `pack` does not use
 NOBODY = 16 * "0"

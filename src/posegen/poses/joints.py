@@ -14,7 +14,11 @@ from posegen.poses.topology import BEGIN_AS_COCO, COCO_17, COCO_JOINTS, COCO_NAM
 FARTHEST = 1e7  # pixels; a joint that lies farther away is a fault of its file
 BY_COUNT = {len(topology): topology for topology in TOPOLOGIES.values()} | BEGIN_AS_COCO
 #: Numbers of joints that several skeletons have: which one it is must be said.
-AMBIGUOUS = {16: ("mpii16", "those of MPII-16"), 21: ("humanart21", "those of Human-Art-21 or of one hand")}
+AMBIGUOUS = {
+    14: ("crowdpose14", "those of CrowdPose-14 or of LSP"),
+    16: ("mpii16", "those of MPII-16"),
+    21: ("humanart21", "those of Human-Art-21 or of one hand"),
+}
 
 
 def person_joints(numbers: Any, names: Sequence[str] | None = None, scores: Any = None) -> np.ndarray:

@@ -196,10 +196,17 @@ HUMAN_ART_21 = Topology(
     (*COCO_BONES, (9, 17), (10, 18), (15, 19), (16, 20)),
     np.array([*COCO_SIGMAS, *[.089] * 4]),
 )  # fmt: skip
+#: Li et al. 2019, with COCO's sigmas and those of shoulders for head and neck, as xtcocotools evaluates it.
+CROWDPOSE_14 = Topology(
+    "CrowdPose-14",
+    (*COCO_NAMES[5:], "head", "neck"),
+    ((12, 13), (13, 0), (13, 1), (0, 2), (1, 3), (2, 4), (3, 5), (0, 6), (1, 7), (6, 8), (7, 9), (8, 10), (9, 11)),
+    np.array([*COCO_SIGMAS[5:], .079, .079]),
+)  # fmt: skip
 #: By the names that configurations have for them.
 TOPOLOGIES = {
     "coco17": COCO_17, "openpose18": OPENPOSE_18, "body25": BODY_25, "wholebody133": WHOLE_BODY_133, "mpii16": MPII_16,
-    "humanart21": HUMAN_ART_21,
+    "humanart21": HUMAN_ART_21, "crowdpose14": CROWDPOSE_14,
 }  # fmt: skip
 #: Further skeletons that begin with COCO's joints, by their number of joints: with feet, and Halpe's two.
 BEGIN_AS_COCO = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from posegen.metrics.base import Column
-from posegen.metrics.math.statistics import holm, multiple
+from posegen.metrics.math.statistics import holm, multiple, wins
 from posegen.report.rows import Group, Row
 
 POWER = 0.8  # probability with which a difference is found that the table calls detectable
@@ -82,13 +82,13 @@ def win_note(groups: Sequence[Group], protocol: Any, column: Column, baseline: s
         gain = per_image(group, protocol, metric, column) - base
         gain = -gain if column.better == "lower" else gain
         known = gain[~np.isnan(gain)]
-        shares.append(f"{name} {100 * np.mean((np.sign(known) + 1) / 2):.0f}" if len(known) else f"{name} -")
+        shares.append(f"{name} {100 * np.mean(wins(known)):.0f}" if len(known) else f"{name} -")
     return f"Images on which {column} is better than that of {baseline}, ties half, %: {', '.join(shares)}."
 
 
 def per_image(group: Group, protocol: Any, metric: Any, column: Column) -> np.ndarray:
     """``[n]`` the column on each image alone, the mean over seeds; NaN for images that have no value."""
-    seeds = [protocol.read(folder) for folder in group.finished]
+    seeds = group.records(protocol)
     reference = protocol.read(group.finished[0] / "reference")
     alone = np.eye(len(seeds[0]["id"]))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -41,7 +41,7 @@ def breakdowns(groups: Sequence[Group], protocol: Any, columns: Sequence[Column]
     for group in groups:
         if not group.finished:
             continue
-        seeds = [protocol.read(folder) for folder in group.finished]
+        seeds = group.records(protocol)
         reference = protocol.read(group.finished[0] / "reference")
         for by in PARTS:
             labels = parts_of(seeds[0], by)

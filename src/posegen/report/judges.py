@@ -14,7 +14,7 @@ from posegen.metrics.base import Column
 from posegen.metrics.math.rank_correlation import spearman
 from posegen.report.all_pairs import per_image
 from posegen.report.rank_agreement import LEAST, Agreement
-from posegen.report.rows import DAMAGED, Group, Row, state_of
+from posegen.report.rows import DAMAGED, Group, Row, set_baseline, state_of
 from posegen.report.study import recorded_protocol
 from posegen.runner.received.state_files import read_cell_config, read_status
 from posegen.runner.second_judge import JUDGES
@@ -63,7 +63,8 @@ def judges_table(groups: Sequence[Group], rows: Sequence[Row], protocol: Any, ac
         notes += [f"Judge {name} has no values of {'; '.join(missing)}."] if missing else []
     if len(judges) == 1 and not notes:
         return None
-    shared = [c for judge in judges for c in [*judge.protocol.axes("accuracy"), *judge.protocol.axes("count")]]
+    families = ("accuracy", "count", "preference")
+    shared = [c for judge in judges for family in families for c in judge.protocol.axes(family)]
     counts = [c for c in protocol.headline() if c.family == "count" and c.better]
     columns = [j.column(c) for c in dict.fromkeys([*shared, *counts]) for j in judges if c in j.protocol.columns]
     merged: list[Row] = [
@@ -117,6 +118,7 @@ def further_judge(name: str, groups: Sequence[Group]) -> tuple[Judge | None, lis
         found.append(Group(group.name, [] if reason else cells, group.folder))
     if not known:
         return None, missing
+    set_baseline(found, next((group.baseline.name for group in groups if group.baseline), None))
     protocol = recorded_protocol(read_cell_config(place)["protocol"], place / "config.yaml")
     rows = [group.row(protocol) if group.cells else {} for group in found]
     return Judge(name, known["estimator"] or {}, protocol, found, rows), missing

@@ -140,7 +140,7 @@ def seeds_note(groups: Sequence[Group], protocol: Any, column: Column) -> str:
     values = []
     for group in ranked:
         reference = protocol.read(group.finished[0] / "reference")
-        seeds = (protocol.read(folder) for folder in group.finished)
+        seeds = group.records(protocol)
         values.append([metric.compute(records, reference=reference)[column] for records in seeds])
     by_seed = np.array(values).T
     taus = [float(kendall(one, other)) for one, other in combinations(by_seed, 2)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from posegen.config.launchers.jobs import submitted
 from posegen.errors import UserError
+from posegen.metrics.base import BASELINE
 from posegen.metrics.records import AGAIN, read_records
 from posegen.runner.received.state_files import COSTS, read_costs, read_row, read_status
 
@@ -28,6 +29,7 @@ class Group:
     folder: Path  # where the benchmark lies
     spread: Mapping[str, Any] = field(default_factory=dict)  # bootstrap distributions of the columns, after `row`
     absent: Mapping[str, str] = field(default_factory=dict)  # column -> why its records cannot fill it
+    baseline: Group | None = field(default=None, repr=False)  # the row that win rates are over
 
     @property
     def ranked(self) -> bool:
@@ -65,11 +67,23 @@ class Group:
     def row(self, protocol: Any) -> Row:
         """The values, costs and state of the row."""
         with records_fit(self.finished, protocol):
-            values, spread = row_of(self.finished, protocol)
+            seeds = self.records(protocol)
+            values, spread = row_of(self.finished, protocol, seeds)
             self.spread = spread or {}
-            if self.finished:
-                self.absent = protocol.absent(protocol.read(self.finished[0]))
+            if seeds:
+                self.absent = protocol.absent(seeds[0])
         return {"method": self.name, "ranked": self.ranked, **values, **self.state, "faithful": self.faithful}
+
+    def records(self, protocol: Any) -> list[Mapping[str, Sequence[Any]]]:
+        """Those of the finished cells, beside the baseline's of the same seed where the protocol compares with it."""
+        seeds = [protocol.read(folder) for folder in self.finished]
+        if self.baseline is None or not any(metric.against for metric in protocol.metrics):
+            return seeds
+        theirs = {seed_of(folder): protocol.read(folder) for folder in self.baseline.finished}
+        pairs = [(mine, theirs.get(seed_of(folder), {})) for folder, mine in zip(self.finished, seeds, strict=True)]
+        if any(other.get("id") != mine["id"] for mine, other in pairs):
+            return seeds
+        return [{**mine, **{f"{BASELINE}{name}": values for name, values in other.items()}} for mine, other in pairs]
 
     @property
     def faithful(self) -> str:
@@ -84,6 +98,11 @@ class Group:
                 yield read_row(file)
 
 
+def seed_of(cell: Path) -> str:
+    """The folder of a cell's seed, also of a judge in it."""
+    return next((part for part in reversed(cell.parts) if part.startswith("seed")), cell.name)
+
+
 @contextmanager
 def records_fit(folders: Sequence[Path], protocol: Any) -> Iterator[None]:
     """Records that the metrics of ``protocol`` cannot read, because others wrote them, are a UserError."""
@@ -93,6 +112,12 @@ def records_fit(folders: Sequence[Path], protocol: Any) -> Iterator[None]:
         found = f"the records of {', '.join(map(str, folders))} are not those of protocol {protocol.name}"
         reason = f"v{protocol.version} ({type(error).__name__}: {error})"
         raise UserError(f"{found} {reason}; {AGAIN}, with the protocol of the table") from error
+
+
+def set_baseline(groups: Sequence[Group], name: str | None) -> None:
+    """Tells each row which one it is compared with."""
+    for group in groups:
+        group.baseline = next((each for each in groups if each.name == name), None)
 
 
 def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
@@ -109,11 +134,14 @@ def group_cells(cells: Sequence[dict[str, Any]], folder: Path) -> list[Group]:
     return groups
 
 
-def row_of(folders: Sequence[Path], protocol: Any) -> tuple[Row, Mapping[str, Any] | None]:
-    """(row, bootstrap distributions) of the finished cells of one method, one per seed; empty without any."""
+def row_of(
+    folders: Sequence[Path], protocol: Any, seeds: Sequence[Mapping[str, Sequence[Any]]] = ()
+) -> tuple[Row, Mapping[str, Any] | None]:
+    """(row, bootstrap distributions) of the finished cells of one method, one per seed, whose records may be known;
+    empty without any."""
     if not folders:
         return {}, None
-    seeds = [protocol.read(folder) for folder in folders]
+    seeds = seeds or [protocol.read(folder) for folder in folders]
     reference = protocol.read(folders[0] / "reference")
     spread = protocol.resampled(seeds, reference)
     return {**protocol.table_row(seeds, reference, spread=spread), **costs_of(folders)}, spread

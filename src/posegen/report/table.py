@@ -16,7 +16,7 @@ from posegen.report.errors import ErrorTable, error_table
 from posegen.report.judges import Judge, JudgesTable, first_judge, judges_table, taught_by
 from posegen.report.published import Reproduction, read_expected
 from posegen.report.rank_agreement import Agreement, agreements, seeds_note
-from posegen.report.rows import DAMAGED, REFERENCE, Group, Row, add_tests, group_cells, state_of
+from posegen.report.rows import DAMAGED, REFERENCE, Group, Row, add_tests, group_cells, set_baseline, state_of
 from posegen.report.study import benchmark_plan, recorded_protocol
 
 #: Marks of a value that differs from the baseline's, of a row that reproduces official quirks, and of one whose teacher
@@ -87,6 +87,7 @@ def build_table(folder: Path, expected: Path | None = None, plan: Mapping[str, A
     ]
     protocol = recorded_protocol(plan["protocol"], folder / "cells.json")
     groups = group_cells(cells, folder)
+    set_baseline(groups, plan.get("baseline"))
     for group in groups:
         for cell in group.cells:
             cell["row"] = group.name

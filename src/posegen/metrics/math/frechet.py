@@ -5,7 +5,7 @@ All in double precision on one thread, so that values depend neither on the mach
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,20 @@ class Polynomial:
         return (x @ y.T).mul_(1 / x.shape[1] if self.gamma is None else self.gamma).add_(self.coef).pow_(self.degree)
 
 
+@dataclass(frozen=True)
+class Gaussian:
+    """The kernel exp(-|x - y|^2 / (2 sigma^2)); by default CMMD's (Jayasumana et al. 2024, arXiv:2401.09603, 4)."""
+
+    sigma: float = 10.0
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Kernel matrix ``[n, m]`` of ``x [n, D]`` and ``y [m, D]``."""
+        squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+        return squares.mul_(-1 / (2 * self.sigma**2)).exp_()
+
+
 CUBIC = Polynomial()
+Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -40,7 +53,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     in the covariances. The last trace is the sum of the roots of the eigenvalues of S1 S2, which exist for singular
     covariances too: no offset is added to their diagonals."""
     with one_thread():
-        x, y = _sets(a, b)
+        x, y = feature_sets(a, b)
         shared = torch.linalg.eigvalsh(overlap(x, y)).clamp_min(0).sqrt().sum()
         return float((x.mean(0) - y.mean(0)).square().sum() + x.var(0).sum() + y.var(0).sum() - 2 * shared)
 
@@ -95,7 +108,7 @@ def frechet_distances(found: np.ndarray, real: np.ndarray, weights: np.ndarray) 
     S1 S2 has the eigenvalues of the symmetric L^T S1 L with S2 = L L^T, the covariance of the found features times
     L. Resamples repeat images, so they lie further away than the set itself, the more so the fewer its images."""
     with one_thread():
-        x, y = _sets(found, real)
+        x, y = feature_sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)
         factor = root(y)
         x = x - y.mean(0)
@@ -122,7 +135,7 @@ def influences(found: np.ndarray, real: np.ndarray) -> np.ndarray:
     function, up to a constant): the derivative of the trace of (L^T S1 L)^(1/2) in S1 is L (L^T S1 L)^(-1/2) L^T /
     2; directions without variance are left out, no resample has any there."""
     with one_thread():
-        x, y = _sets(found, real)
+        x, y = feature_sets(found, real)
         factor = root(y)
         centred = x - x.mean(0)
         values, vectors = torch.linalg.eigh(moment(root(x) @ factor.T))
@@ -146,7 +159,7 @@ def covariances(features: Tensor, weights: Tensor, chunk: int = 100) -> Iterator
         yield covariance
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Polynomial = CUBIC) -> float:
+def kernel_distance(a: np.ndarray, b: np.ndarray, kernel: Kernel = CUBIC) -> float:
     """Unbiased squared maximum mean discrepancy of ``a [n, D]`` and ``b [m, D]`` from all pairs (Gretton et al.
     2012, JMLR 13, equation 3), the mean of KID over all random subsets; a ValueError below 2 images."""
     return float(kernel_distances(a, b, np.ones((1, len(a))), kernel=kernel)[0])
@@ -157,21 +170,25 @@ def kernel_distances(
     real: np.ndarray,
     weights: np.ndarray,
     real_weights: np.ndarray | None = None,
-    kernel: Polynomial = CUBIC,
+    kernel: Kernel = CUBIC,
+    biased: bool = False,
 ) -> np.ndarray:
     """`kernel_distance` ``[R]`` under each row of ``weights [R, n]`` and ``real_weights [R, m]``, by default ones.
 
-    The copies of an image in a resample are no pair, so the estimate stays unbiased."""
+    The copies of an image in a resample are no pair, so the estimate stays unbiased. ``biased``: each image is a pair
+    with itself and its copies, of a kernel that is 1 there (Gretton's equation 5)."""
     with one_thread():
-        x, y = _sets(found, real)
+        x, y = feature_sets(found, real)
         w = torch.as_tensor(weights, dtype=torch.float64)
         v = y.new_ones(1, len(y)) if real_weights is None else torch.as_tensor(real_weights, dtype=torch.float64)
-        own, among = (pair_sums(kernel, a, u) / (u.sum(1).square() - u.square().sum(1)) for a, u in ((x, w), (y, v)))
+        sides, sign = ((x, w), (y, v)), float(biased)
+        sums = ((pair_sums(kernel, a, u), u.sum(1).square(), u.square().sum(1)) for a, u in sides)
+        own, among = ((pairs + sign * same) / (every - (1 - sign) * same) for pairs, every, same in sums)
         across = pair_sums(kernel, x, w, y, v) / (w.sum(1) * v.sum(1))
         return (own - 2 * across + among).numpy()
 
 
-def pair_sums(kernel: Polynomial, x: Tensor, w: Tensor, y: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+def pair_sums(kernel: Kernel, x: Tensor, w: Tensor, y: Tensor | None = None, v: Tensor | None = None) -> Tensor:
     """Sums ``[R]`` of w_i v_j k(x_i, y_j), tile by tile; without ``y`` of w_i w_j k(x_i, x_j) over i != j."""
     same = y is None or v is None
     y, v = (x, w) if y is None or v is None else (y, v)
@@ -187,7 +204,7 @@ def pair_sums(kernel: Polynomial, x: Tensor, w: Tensor, y: Tensor | None = None,
 
 
 def kernel_distance_subsets(
-    a: np.ndarray, b: np.ndarray, draws: Draws | None = None, kernel: Polynomial = CUBIC
+    a: np.ndarray, b: np.ndarray, draws: Draws | None = None, kernel: Kernel = CUBIC
 ) -> np.ndarray:
     """`kernel_distance` of each of S subsets, ``[S]``; their mean is KID as it is usually reported.
 
@@ -221,7 +238,7 @@ def _members(rows: np.ndarray, n: int) -> np.ndarray:
     return weights
 
 
-def _sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
+def feature_sets(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         expected = "expected [n, D] and [m, D] of the same network"
         raise ValueError(f"features of shapes {list(a.shape)} and {list(b.shape)} cannot be compared; {expected}")

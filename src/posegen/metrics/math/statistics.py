@@ -53,6 +53,11 @@ def mean_of_known(values: Sequence[float], weights: np.ndarray, scale: float = 1
         return scale * (weights @ np.where(known, given, 0)) / (weights @ known)
 
 
+def wins(gain: np.ndarray) -> np.ndarray:
+    """1 where a difference is above 0, 0 where it is below, and half for equals; NaN stays."""
+    return (np.sign(gain) + 1) / 2
+
+
 def paired_p_value(values: np.ndarray, baseline: np.ndarray) -> float:
     """Two-sided p-value of no difference between two bootstrap distributions ``[R]`` that used the same resamples:
     twice the share of resamples on the rarer side of zero, where the observed set counts as one more so that p is
