@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample
+from posegen.poses.pose import Pose
 
 Records = Mapping[str, Sequence[Any]]  # of a set: name -> one entry per image, a number, a string or an array
 Values = dict[str, np.ndarray]  # column name -> its value on each of R resamples, ``[R]``
 Notes = list[dict[str, Any]]  # for each of B images what an observer notes, by name
+INSTALL_PHOTOS = "pip install 'posegen[photos]'"  # what ``estimator=rtmlib`` needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class Poses:
 
     keypoints: np.ndarray  # [N, 17, 3] float32: x, y in pixels of the judged image, score in [0, 1]
     scores: np.ndarray  # [N] float32, of persons
+    whole: Pose | None = None  # the same N people with all joints that the estimator knows, where these are more
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -42,6 +45,15 @@ class Estimator(ABC):
     """Finds people. Images are ``[B, 3, H, W]`` in [-1, 1], RGB, of the size the images were generated in.
 
     ``features`` and ``heatmaps`` are differentiable, so that an estimator can also be the teacher in a loss."""
+
+    photographs: ClassVar[bool] = True  # whether it learned from pictures of real people
+    any_size: ClassVar[bool] = False  # it cuts people out of pictures of any size and resizes them itself
+
+    @classmethod
+    def warning(cls) -> str:
+        """What to tell somebody who gives it photographs; empty where it knows them."""
+        unfit = f"{cls.__name__} has never seen photographs, so what it finds in them means nothing"
+        return "" if cls.photographs else f"{unfit}; for photographs: {INSTALL_PHOTOS}, then estimator=rtmlib"
 
     @abstractmethod
     def estimate(self, images: Tensor) -> list[Poses]:
