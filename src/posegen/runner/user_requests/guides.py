@@ -47,7 +47,7 @@ def people_in_picture(
     """The people ``[P, joints, 3]`` in a picture, on the canvas of an image of a ``size`` (height, width), with the
     joints of the ``wanted`` skeleton that the estimator finds; warns where it knows no photographs."""
     assert guide.picture is not None
-    picture = guide.picture
+    picture = np.array(guide.picture)  # a copy, because torch wants a writable array
     if not estimator.any_size:
         picture = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
     poses = estimator.estimate(to_tensor(picture)[None])[0]
