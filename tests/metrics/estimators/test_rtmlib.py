@@ -18,6 +18,7 @@ from posegen.io.weights import WeightsError
 from posegen.metrics.base import INSTALL_PHOTOS, Poses
 from posegen.metrics.estimators.rtmlib import RTMLib
 from posegen.poses.topology import BEGIN_AS_COCO, WHOLE_BODY_133
+from tests.hub_server import Repository, connect, serving
 
 rtmlib = pytest.importorskip("rtmlib", reason=f"rtmlib is not installed: {INSTALL_PHOTOS}")
 pytest.importorskip("onnx")
@@ -231,3 +232,18 @@ def test_without_the_extra_the_error_names_it(module: str, monkeypatch: pytest.M
         ImportError, match=r"estimator=rtmlib needs rtmlib and onnxruntime .*: pip install 'posegen\[photos\]'"
     ):
         RTMLib("x.onnx")
+
+
+def test_files_on_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"pose": models.simcc(folder / "p.onnx", 17), "det": models.detector(folder / "detector.onnx")}
+    with serving() as hub:
+        connect(monkeypatch, hub, tmp_path / "hub")
+        repository = hub.repositories["owner/onnx"] = Repository()
+        commit = repository.commit({f"{name}/end2end.onnx": file.read_bytes() for name, file in files.items()})
+        repository.commit({"README.md": b"the networks are gone"})
+        places = [f"hub:owner/onnx/{name}/end2end.onnx@{commit}" for name in files]
+        image = picture(3)
+        [fetched], [local] = found(RTMLib(*places), image), found(RTMLib(*files.values()), image)
+        assert len(local) == 3 and np.array_equal(fetched.keypoints, local.keypoints)
+        with pytest.raises(UserError, match="hub:owner/onnx/pose/end2end.onnx"):
+            RTMLib("hub:owner/onnx/pose/end2end.onnx")
