@@ -35,7 +35,7 @@ from posegen.runner.received.classes import constructed
 from posegen.runner.sampler import Sampler
 from posegen.runner.sharing.card import model_card, record_of
 from posegen.runner.sharing.repository import local_folder, upload, without_pickles
-from posegen.runner.user_requests.guides import default_estimator, people_in_picture
+from posegen.runner.user_requests.guides import default_estimator, estimator_named, people_in_picture
 from posegen.runner.user_requests.pipeline_arguments import (
     TextInput,
     finite_number,
@@ -260,7 +260,7 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         latents: Tensor | None = None,
         output_type: Output = "pil",
         return_dict: bool = True,
-        estimator: Estimator | None = None,
+        estimator: Estimator | str | None = None,
         *,
         image: Any = None,
         topology: str | None = None,
@@ -302,7 +302,8 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents: ``[B, c, h, w]`` initial noise of unit variance, instead of what the generator gives.
             output_type: ``pil``, or in [0, 1] ``np`` ``[B, H, W, 3]`` or ``pt`` ``[B, 3, H, W]``, or ``latent``
                 ``[B, c, h, w]``.
-            estimator: finds people in pictures; by default the judge of the mannequin world on its backbone.
+            estimator: finds people in pictures, or its name as in ``estimator=rtmlib``, which knows photographs; by
+                default the judge of the mannequin world on its backbone.
             image: ``poses`` by the name that diffusers' ControlNet pipelines have for it.
             topology: the skeleton of ``poses`` where they do not tell, a name in `posegen.poses.topology.TOPOLOGIES`.
             timesteps, sigmas: the steps, instead of a number of them, for schedulers that take them.
@@ -428,7 +429,9 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """(height, width) of the images: as asked for, as the poses' canvas, or as the backbone's training images."""
         return image_size(self.backbone, guides, height, width)
 
-    def read(self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | None) -> tuple[np.ndarray, Tensor]:
+    def read(
+        self, guide: PoseInput, size: tuple[int, int], estimator: Estimator | str | None
+    ) -> tuple[np.ndarray, Tensor]:
         """(people ``[P, 17, 3]``, hint ``[C, H, W]``) of one image; the hint is empty where the method reads none."""
         drawing, nobody = self.adapter.hint, np.zeros((0, 17, 3), np.float32)
         hint = guide.drawn_for(size, drawing.range if drawing is not None else (0.0, 1.0))
@@ -436,7 +439,10 @@ class PoseGuidedPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             return nobody, torch.from_numpy(hint)
         people = guide.on(size).keypoints
         if guide.picture is not None:
-            people = people_in_picture(guide, size, estimator or default_estimator(guide.name, self.backbone.recipe))
+            estimator = estimator_named(estimator) if isinstance(estimator, str) else estimator
+            estimator = estimator or default_estimator(guide.name, self.backbone.recipe)
+            wanted = COCO_17 if drawing is None else drawing.topology
+            people = people_in_picture(guide, size, estimator, wanted)
         threshold = drawing.threshold if drawing is not None else 0.0
         depth = guide.depth if people is None or guide.depth is None else guide.depth[is_shown(people, threshold)]
         people = nobody if people is None else checked_people(people, size, guide.name, threshold)

@@ -22,7 +22,9 @@ from posegen.data.mannequin.dataset import MannequinData
 from posegen.errors import UserError
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.math.oks import oks
+from posegen.poses.pose import Pose
 from posegen.poses.reading import read_pose_file
+from posegen.poses.topology import COCO_17
 from posegen.runner.user_requests import annotation
 from posegen.runner.user_requests.annotation import annotate, annotations_of
 
@@ -284,7 +286,7 @@ def test_annotations() -> None:
     joints[0, :2] = [[2, 3, 0.9], [6, 11, 0.05]]
     joints[0, 4:6] = [[12, 8, 0.4], [np.inf, 1, 0.8]]
     joints[2, 0] = [5, 5, 0.09]
-    (person,) = annotations_of(Poses(joints, np.float32([0.5, 0.4, 0.3])), 0.1)
+    (person,) = annotations_of(Pose(COCO_17, joints), [0.5, 0.4, 0.3], 0.1)
     assert (
         person["num_keypoints"] == 2
         and person["bbox"] == [2, 3, 10, 5]
@@ -298,4 +300,4 @@ def test_annotations() -> None:
         [0, 0, 0],
     ]
     assert [round(s, 3) for s in person["keypoint_scores"][:5]] == [0.9, 0, 0, 0, 0.4]
-    assert len(annotations_of(Poses(joints, np.float32([0.5, 0.4, 0.3])), 0.0)) == 2
+    assert len(annotations_of(Pose(COCO_17, joints), [0.5, 0.4, 0.3], 0.0)) == 2

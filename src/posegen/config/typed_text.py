@@ -29,7 +29,7 @@ PLACE = re.compile(
     r"^(source|target|weights|poses|picture|mask|prompts|overlays|joint_vectors|out|expected|checkpoints)$"
     r"|(^|\.)(path|folder|file|root|checkpoint|cache|autoencoder|names)$|^(paths|files)\."
     r"|^data\.(poses|prompts|images|mapping|exclude)$"
-    r"|^estimator\.(config|weights)$"
+    r"|^estimator\.(config|weights|detector_path)$"
 )
 #: Names of things.
 NAME = re.compile(

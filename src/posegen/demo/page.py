@@ -121,6 +121,7 @@ def asking(session: DemoSession) -> tuple[gr.Textbox, gr.HTML]:
     pose = gr.HTML(first.pose, html_template=html, js_on_load=script, elem_id="pose", **facts)
     said = gr.HTML(elem_id="pose-said")
     with gr.Accordion("Take the pose from a picture, a file or the prompt", open=False, elem_id="sources"):
+        gr.HTML(note(warning := session.estimator.warning()), elem_id="unseen", visible=bool(warning))
         picture = picture_input("Picture with people", 200, elem_id="picture")
         with gr.Row():
             file = gr.UploadButton("COCO or OpenPose json", file_types=[".json"], elem_id="pose-file")
@@ -129,7 +130,8 @@ def asking(session: DemoSession) -> tuple[gr.Textbox, gr.HTML]:
 
     chosen = [prompt, pose, said]
     scene.input(lambda label: (presets[label].prompt, presets[label].pose, ""), scene, chosen, **QUIETLY)
-    picture.upload(posing(session.read_picture, "The estimator's reading of the picture."), picture, [pose, said])
+    read = f"The estimator's reading of the picture. {warning}"
+    picture.upload(posing(session.read_picture, read), picture, [pose, said])
     file.upload(posing(session.read_file, "The pose of the file."), file, [pose, said])
     imagine.click(posing(session.imagine, "Invented by the prior."), [prompt, invented], [pose, said])
     return prompt, pose
@@ -161,7 +163,9 @@ def settings(session: DemoSession) -> tuple[gr.Slider, gr.Slider, gr.Slider, gr.
 
 
 def picture_input(label: str, height: int, **settings: Any) -> gr.Image:
-    return gr.Image(label=label, type="numpy", sources=["upload", "clipboard"], height=height, **settings)
+    """The file as it came, because gradio would cut 16 bits off and blacken what is transparent."""
+    how: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
+    return gr.Image(label=label, height=height, **how, **settings)
 
 
 def method_choices(session: DemoSession) -> tuple[Any, Any, Any]:

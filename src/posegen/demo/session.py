@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from posegen.data.base import PoseData, Sample, to_tensor
+from posegen.data.user_images import user_picture
 from posegen.data.user_samples import Prompts
 from posegen.demo.loaded_methods import DemoMethod, LoadedMethods
 from posegen.demo.pose_editor import to_editor, to_keypoints
@@ -50,7 +51,7 @@ class DemoRequest:
     guidance: float = 2.0  # of the text
     control: float = 1.0  # factor on the methods' influence
     negative: str = ""  # caption that the guidance points away from
-    source: np.ndarray | None = None  # ``[H, W, 3] uint8`` a picture of a person, for methods that take one
+    source: np.ndarray | str | None = None  # a picture of a person, for methods that take one, or its file
 
     def check(self) -> None:
         """Raises a `UserError` where a number is out of range, the prompt is empty or no method is chosen."""
@@ -184,16 +185,21 @@ class DemoSession:
         """The people in a picture ``[H, W, 3] uint8``."""
         return self.estimator.estimate(to_tensor(picture)[None].to(self.device))[0]
 
-    def read_picture(self, picture: np.ndarray) -> dict[str, Any]:
-        """The editor's value with the people of a picture ``[H, W, 3] uint8``, which is fitted into the canvas."""
+    def read_picture(self, picture: np.ndarray | str) -> dict[str, Any]:
+        """The editor's value with the people of a picture ``[H, W, 3] uint8``, or of its file, which is fitted into the
+        canvas."""
+        pixels = user_picture(picture, "picture")
         with self.working:
             set_threads(self.cfg)
-            found = self.people_in(letterboxed(picture, self.size))
-        people = visible(found.keypoints)
+            fits = self.estimator.any_size
+            people = visible(self.people_in(pixels if fits else letterboxed(pixels, self.size)).keypoints)
+        if fits:
+            inner, corner = place_on(self.size, pixels.shape[:2])
+            people[..., :2] = (people[..., :2] + 0.5) * np.divide(inner, pixels.shape[:2])[::-1] - 0.5 + corner[::-1]
         people = people[(people[..., 2] > 0).any(-1)][:PEOPLE]
         if not len(people):
-            nobody = "the estimator finds nobody in this picture; it knows pictures of its training world best"
-            raise UserError(f"{nobody}. Give another picture, or drag the joints")
+            nobody = "the estimator finds nobody in this picture; give another one, or drag the joints"
+            raise UserError(". ".join(filter(None, (nobody, self.estimator.warning()))))
         return to_editor(people, self.size)
 
     def read_file(self, file: str) -> dict[str, Any]:
@@ -226,11 +232,18 @@ def scene_name(sample: Sample) -> str:
     return sample.prompt if len(sample.prompt) <= 60 else f"{sample.prompt[:57]}..."
 
 
+def place_on(canvas: tuple[int, int], picture: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of a picture of a (height, width) that is fitted into a canvas, and its upper left corner there."""
+    scale = min(canvas[0] / picture[0], canvas[1] / picture[1])
+    height, width = max(1, round(picture[0] * scale)), max(1, round(picture[1] * scale))
+    return (height, width), ((canvas[0] - height) // 2, (canvas[1] - width) // 2)
+
+
 def letterboxed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture ``[H, W, 3] uint8`` on a canvas (height, width), with its aspect kept and its border continued."""
-    scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
-    inner = max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))
-    small = cv2.resize(picture, inner[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    inner, (top, left) = place_on(size, picture.shape[:2])
+    shrinks = size[0] < picture.shape[0] or size[1] < picture.shape[1]
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    small = cv2.resize(picture, inner[::-1], interpolation=way)
     bottom, right = size[0] - inner[0] - top, size[1] - inner[1] - left
     return cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_REPLICATE)

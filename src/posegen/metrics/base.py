@@ -18,6 +18,7 @@ Records = Mapping[str, Sequence[Any]]  # of a set: name -> one entry per image, 
 Values = dict[str, np.ndarray]  # column name -> its value on each of R resamples, ``[R]``
 BASELINE = "baseline/"  # begins the names of records of the baseline, beside a method's on the same images
 Notes = list[dict[str, Any]]  # for each of B images what an observer notes, by name
+INSTALL_PHOTOS = "pip install 'posegen[photos]'"  # what ``estimator=rtmlib`` needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,15 @@ class Estimator(ABC):
     """Finds people. Images are ``[B, 3, H, W]`` in [-1, 1], RGB, of the size the images were generated in.
 
     ``features`` and ``heatmaps`` are differentiable, so that an estimator can also be the teacher in a loss."""
+
+    photographs: ClassVar[bool] = True  # whether it learned from pictures of real people
+    any_size: ClassVar[bool] = False  # it cuts people out of pictures of any size and resizes them itself
+
+    @classmethod
+    def warning(cls) -> str:
+        """What to tell somebody who gives it photographs; empty where it knows them."""
+        unfit = f"{cls.__name__} has never seen photographs, so what it finds in them means nothing"
+        return "" if cls.photographs else f"{unfit}; for photographs: {INSTALL_PHOTOS}, then estimator=rtmlib"
 
     @abstractmethod
     def estimate(self, images: Tensor) -> list[Poses]:

@@ -398,16 +398,22 @@ def hidden_joints(keypoints: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, opacity: float = 0.85) -> np.ndarray:
-    """An image ``[h, w, 3] uint8`` with the skeletons over it: left sides green, right sides red, the middle yellow."""
+    """An image ``[h, w, 3] uint8`` with the skeletons over it: left sides green, right sides red, the middle yellow.
+
+    ``keypoints``: ``[P, 17, 3]``, or ``[P, 133, 3]`` with feet, face and hands."""
     pen = Pen(image.shape[:2], "auto", channels=4)
     for person in _checked(keypoints):
         points, seen = pen.place(person[:, :2]).tolist(), (person[:, 2] > threshold).tolist()
         for a, b in (*topology.COCO_BARS, *topology.COCO_LIMBS):
             if seen[a] and seen[b]:
                 pen.line(points[a], points[b], HUMANSD_WIDTH * 0.8, (*_side_colour(a, b), 255))
+        for a, b in topology.WHOLE_BODY_133.limbs[len(topology.COCO_BONES) :]:  # of feet and hands
+            if b < len(seen) and seen[a] and seen[b]:
+                pen.line(points[a], points[b], HAND_WIDTH, (*_side_colour(b, b), 255))
         for joint, visible in enumerate(seen):
             if visible:
-                pen.disc(points[joint], HUMANSD_RADIUS, (*_side_colour(joint, joint), 255))
+                radius = HUMANSD_RADIUS if joint < topology.COCO_JOINTS else HAND_WIDTH
+                pen.disc(points[joint], radius, (*_side_colour(joint, joint), 255))
     drawn, result = pen.finish(), np.empty_like(image)
     for rows in (slice(i, i + ROWS) for i in range(0, len(image), ROWS)):  # of photographs, in little memory
         drawing = drawn[rows].astype(np.float32)
@@ -417,10 +423,8 @@ def overlay(image: np.ndarray, keypoints: np.ndarray, threshold: float = 0.02, o
 
 
 def _side_colour(a: int, b: int) -> RGB:
-    ends = {a, b} - {0}  # the nose belongs to no side
-    if ends and ends <= set(topology.COCO_LEFT):
-        return LEFT_COLOUR
-    return RIGHT_COLOUR if ends and ends <= set(topology.COCO_RIGHT) else MIDDLE_COLOUR
+    sides = {topology.WHOLE_BODY_133.names[joint].partition("_")[0] for joint in {a, b} - {0}}  # the nose has none
+    return LEFT_COLOUR if sides == {"left"} else RIGHT_COLOUR if sides == {"right"} else MIDDLE_COLOUR
 
 
 def _checked(keypoints: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ IDENTITY = (
     *("estimator", "protocol", "seed", "checkpoint", "transfer"),
 )
 #: Keys whose value is a path even where it is a bare name.
-PATHS = frozenset({"path", "folder", "checkpoint", "names"})
+PATHS = frozenset({"path", "detector_path", "folder", "checkpoint", "names"})
 #: Settings that came when there were cells, with the value that changes nothing: those cells are of the same identity.
 LATER: list[tuple[str, Any]] = [
     ("packed", False), ("attention", "auto"), ("fused", False), ("layers", None), ("occlusion", "drawn"),

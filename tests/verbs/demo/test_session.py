@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from posegen.cli import main
 from posegen.demo.first_benchmark import FirstBenchmark
@@ -163,10 +164,42 @@ def test_the_shipped_estimator_reads_a_picture_into_the_editor(world: list[str],
         studio = DemoSession(cfg)
         sample = next(sample for sample in map(studio.data.__getitem__, range(6)) if len(sample.keypoints) == 1)
         read = to_keypoints(studio.read_picture(sample.image.repeat(4, 0).repeat(4, 1)), studio.size)  # type: ignore[union-attr]
-        with pytest.raises(UserError, match="finds nobody"):
+        with pytest.raises(
+            UserError, match=r"finds nobody.*\. MannequinJudge has never seen photographs, .*, then estimator=rtmlib"
+        ):
             studio.read_picture(np.full((64, 64, 3), 200, np.uint8))
     seen = (sample.keypoints[0, :, 2] > 0) & (read[0, :, 2] > 0)
     assert seen.sum() > 8 and np.median(np.abs(read[0, seen, :2] - sample.keypoints[0, seen, :2])) < 3
+
+
+def test_photographs_are_read_in_their_own_size_and_from_any_file(
+    world: list[str], outputs: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("rtmlib")
+    models = pytest.importorskip("tests.metrics.estimators.onnx_models")
+    pose, detector = models.simcc(tmp_path / "pose.onnx", 133), models.detector(tmp_path / "detector.onnx")
+    words = [word for word in world if not word.startswith("estimator")]
+    words += ["estimator=rtmlib", f"estimator.path={pose}", f"estimator.detector_path={detector}"]
+    image = np.zeros((200, 100, 3), np.uint8)
+    image[50:100, :50] = 240
+    Image.fromarray(np.rot90(image)).save(tmp_path / "turned.jpg", quality=100, exif=turned_right())
+    with configured("demo", *words, f"paths.output={outputs}") as cfg:
+        studio = DemoSession(cfg)
+        assert studio.estimator.warning() == ""
+        read = to_keypoints(studio.read_picture(image), studio.size)
+        assert read.shape == to_keypoints(studio.read_picture(str(tmp_path / "turned.jpg")), studio.size).shape
+        found = studio.people_in(image).keypoints[0]
+        with pytest.raises(UserError, match=r"finds nobody in this picture; give another one, or drag the joints$"):
+            studio.read_picture(np.zeros((90, 50, 3), np.uint8))
+    seen = (found[:, 2] >= 0.1) & (read[0, :, 2] > 0)
+    on_canvas = (found[:, :2] + 0.5) * 64 / 200 - 0.5 + (16, 0)  # 32 of 64 columns, in the middle
+    assert read.shape == (1, 17, 3) and seen.any() and np.allclose(read[0, seen, :2], on_canvas[seen], atol=0.01)
+
+
+def turned_right() -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
 
 
 def test_the_canvas_may_be_another_one_and_the_pose_stays(world: list[str], outputs: Path, studio: DemoSession) -> None:

@@ -46,6 +46,8 @@ class MannequinJudge(nn.Module, Estimator):
         nms_threshold: of two people more similar than this (object keypoint similarity) the weaker one is not reported.
     """
 
+    photographs = False
+
     def __init__(
         self,
         widths: Sequence[int] = (32, 64, 128, 128),

@@ -1,4 +1,5 @@
-"""Finds the people of pictures with an estimator, and writes them as one file in COCO's keypoint format.
+"""Finds the people of pictures with an estimator, and writes them as one file in COCO's keypoint format, or in
+COCO-WholeBody's, where the estimator finds feet, faces or hands.
 
 The found people are kept beside the target, part by part: an interrupted run continues, and changed pictures cost only
 their part.
@@ -28,9 +29,11 @@ from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.hashes import value_hash
 from posegen.io.locks import locked
 from posegen.io.pictures import PICTURE_SUFFIXES, is_utf8, open_picture, pictures_below, printable
-from posegen.metrics.base import Estimator, Poses
+from posegen.metrics.base import Estimator
 from posegen.poses.drawing import overlay
-from posegen.poses.topology import COCO_JOINTS, COCO_LIMBS, COCO_NAMES
+from posegen.poses.pose import Pose
+from posegen.poses.pose_files import WHOLE_BODY_PARTS
+from posegen.poses.topology import COCO_17, COCO_JOINTS, COCO_LIMBS, COCO_NAMES, WHOLE_BODY_133
 from posegen.runner.batches import fixed_batches
 from posegen.runner.cell import differences, identity
 from posegen.runner.images import write_png
@@ -40,6 +43,7 @@ from posegen.runner.progress import Mode, Progress
 PARTS_FORMAT, PART_FILES = 1, "*.part.json"  # of the kept parts
 DECIMALS = 3  # of pixels and scores
 MOST_SEEN = 1_100_000  # pixels that the estimator sees at a time (1024 x 1024 fit); a network needs 300 bytes for each
+MOST_CUT = 25_000_000  # pixels of a picture that an estimator cuts people out of
 SKELETON = {"keypoints": COCO_NAMES, "skeleton": [[a + 1, b + 1] for a, b in COCO_LIMBS]}
 PERSON_CATEGORY = {"id": 1, "name": "person", "supercategory": "person", **SKELETON}
 #: A kept picture: file, width, height and people (annotations without ids), or file and why it is unreadable.
@@ -158,9 +162,7 @@ class PicturePart:
         for picture in pictures:
             if overlays is not None and "reason" not in picture:
                 image = open_picture(named[picture["file"]])
-                keypoints = np.array([person["keypoints"] for person in picture["people"]], np.float64)
-                drawing = overlay(image, keypoints.reshape(-1, COCO_JOINTS, 3))
-                write_png(_overlay_file(overlays, picture), drawing)
+                write_png(_overlay_file(overlays, picture), overlay(image, _joints_of(picture["people"])))
         write_text(self.place, json.dumps(pictures) + "\n")
 
 
@@ -185,16 +187,19 @@ class PersonFinder:
     @cached_property
     def estimator(self) -> Estimator:
         built = instantiate(self.config, _convert_="all")
+        if warning := built.warning():
+            print(warning, file=sys.stderr, flush=True)
         return built.to(device_of(self.accelerator)) if isinstance(built, nn.Module) else built
 
     def annotate(self, files: Mapping[str, Path]) -> list[KeptPicture]:
         """The people of pictures by name, in their order, with the reason where one cannot be read.
 
         One picture is open at a time. The estimator sees those of one size together, up to `MOST_SEEN` pixels; a larger
-        picture is shrunk to these, and its people are scaled back.
+        picture is shrunk to these, or to `MOST_CUT` where the estimator takes any size, and its people are scaled back.
         """
         found: dict[str, KeptPicture] = {}
         alike: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+        most = MOST_CUT if self.estimator.any_size else MOST_SEEN
         for name, file in files.items():
             try:
                 image = open_picture(file)
@@ -203,7 +208,7 @@ class PersonFinder:
                 continue
             height, width = image.shape[:2]
             found[name] = {"file": name, "width": width, "height": height, "people": []}
-            if (shrunk := min(1.0, (MOST_SEEN / (height * width)) ** 0.5)) < 1:
+            if (shrunk := min(1.0, (most / (height * width)) ** 0.5)) < 1:
                 size = max(1, int(width * shrunk)), max(1, int(height * shrunk))
                 image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             group = alike.setdefault(image.shape, {})
@@ -224,30 +229,55 @@ class PersonFinder:
             raise UserError(f"estimator: {error}") from error
         for (name, image), poses in zip(images.items(), estimated, strict=True):
             scale = np.divide((found[name]["width"], found[name]["height"]), image.shape[1::-1])
-            if (scale != 1).any():
-                poses.keypoints[..., :2] = (poses.keypoints[..., :2] + 0.5) * scale - 0.5
-            found[name]["people"] = annotations_of(poses, self.least_score)
+            pose = poses.whole or Pose(COCO_17, poses.keypoints)
+            pose = pose.scaled(scale) if (scale != 1).any() else pose
+            found[name]["people"] = annotations_of(pose, poses.scores.tolist(), self.least_score)
 
 
-def annotations_of(poses: Poses, least_score: float) -> list[dict[str, Any]]:
-    """Annotations of one image, best person first, without ids; people without a labelled joint are left out."""
+def annotations_of(pose: Pose, scores: Sequence[float], least_score: float) -> list[dict[str, Any]]:
+    """Annotations of one image without ids, of people whose skeleton begins with COCO's joints; who has no labelled one
+    of these is left out. Feet, face and hands stand beside the body, as in COCO-WholeBody's files."""
     people = []
-    for joints, score in zip(poses.keypoints.astype(float), poses.scores.tolist(), strict=True):
+    places = {name: joint for joint, name in enumerate(pose.topology.names)}
+    parts = {key: [places[name] for name in names] for key, names in WHOLE_BODY_PARTS.items() if names[0] in places}
+    for joints, score in zip(pose.keypoints.astype(float), scores, strict=True):
         labelled = np.isfinite(joints).all(1) & (joints[:, 2] >= least_score) & (joints[:, 2] > 0)
-        if not labelled.any():
+        if not labelled[:COCO_JOINTS].any():
             continue
-        places = np.where(labelled[:, None], joints[:, :2], 0).round(DECIMALS)
-        low, high = places[labelled].min(0), places[labelled].max(0)
+        points = np.where(labelled[:, None], joints[:, :2], 0).round(DECIMALS)
+        points = np.column_stack([points, 2.0 * labelled])
+        body, (low, extent) = points[:COCO_JOINTS], _box(points[:COCO_JOINTS])
         person = {
-            "keypoints": np.column_stack([places, 2.0 * labelled]).ravel().tolist(),
-            "keypoint_scores": np.where(labelled, joints[:, 2], 0).round(DECIMALS).tolist(),
-            "num_keypoints": int(labelled.sum()),
+            "keypoints": body.ravel().tolist(),
+            "keypoint_scores": np.where(labelled, joints[:, 2], 0)[:COCO_JOINTS].round(DECIMALS).tolist(),
+            "num_keypoints": int((body[:, 2] > 0).sum()),
             "score": round(score, 6),
-            "bbox": [*low.tolist(), *(high - low).round(DECIMALS).tolist()],
-            "area": round(float((high - low).prod()), DECIMALS),
+            "bbox": [*low.tolist(), *extent.round(DECIMALS).tolist()],
+            "area": round(float(extent.prod()), DECIMALS),
         }
+        for key, part in parts.items():
+            low, extent = _box(points[part])
+            name, _, _ = key.partition("_")
+            person |= {key: points[part].ravel().tolist(), f"{name}_valid": bool(points[part, 2].any())}
+            if name != "foot":
+                person[f"{name}_box"] = [*low.tolist(), *extent.round(DECIMALS).tolist()]
         people.append(person)
     return people
+
+
+def _box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left upper corner and extent of the labelled joints of ``[joints, 3]``; zeros without any."""
+    seen = points[points[:, 2] > 0, :2]
+    low = seen.min(0) if len(seen) else np.zeros(2)
+    return low, (seen.max(0) - low if len(seen) else np.zeros(2))
+
+
+def _joints_of(people: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """``[P, 133, 3]`` of annotations with all parts of COCO-WholeBody, ``[P, 17, 3]`` of others."""
+    whole = bool(people) and all(key in people[0] for key in WHOLE_BODY_PARTS)
+    keys = ("keypoints", *(WHOLE_BODY_PARTS if whole else ()))
+    joints = len(WHOLE_BODY_133) if whole else COCO_JOINTS
+    return np.array([[n for key in keys for n in person[key]] for person in people], float).reshape(-1, joints, 3)
 
 
 def _write_target(target: Path, root: Path, pictures: Sequence[KeptPicture], settings: Mapping[str, Any]) -> None:

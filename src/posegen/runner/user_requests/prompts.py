@@ -224,10 +224,10 @@ def guides_from(
     """
     with reported():
         found = named_canvas(read_poses(poses, name, wanted, cfg.get("topology")), cfg.get("canvas"))
-        return [guide_on(cfg, entry, size) for entry in found]
+        return [guide_on(cfg, entry, size, wanted) for entry in found]
 
 
-def guide_on(cfg: DictConfig, entry: PoseInput, size: tuple[int, int]) -> Guide:
+def guide_on(cfg: DictConfig, entry: PoseInput, size: tuple[int, int], wanted: Topology) -> Guide:
     if entry.drawn_for(size, (0.0, 1.0)) is not None:
         return Guide([], str(Path(entry.name).resolve()))
     if entry.picture is None:
@@ -237,7 +237,8 @@ def guide_on(cfg: DictConfig, entry: PoseInput, size: tuple[int, int]) -> Guide:
     given, shipped = (OmegaConf.to_container(node, resolve=True) for node in (cfg.estimator, usual))
     recipe = cfg.backbone.get("recipe", "published")
     estimator = default_estimator(entry.name, recipe) if given == shipped else build_node(cfg.estimator)
-    return Guide(people_on(PoseInput(entry.name, people_in_picture(entry, size, estimator)), size).tolist())
+    people = people_in_picture(entry, size, estimator, wanted)
+    return Guide(people_on(PoseInput(entry.name, people), size).tolist())
 
 
 def named_canvas(entries: Sequence[PoseInput], canvas: Any) -> list[PoseInput]:
