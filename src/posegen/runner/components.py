@@ -56,21 +56,20 @@ def configured_method(node: Mapping[str, Any]) -> Adapter:
     cls: Any = get_class(node["_target_"])
     declared = {name: node[name] for name in cls.declared if name in node}
     parts = {name: configured_method(part) for name, part in parts_of(node).items()}
-    own = {name: value for name, value in node.items() if name not in declared and (name != "parts" or not parts)}
+    own = {name: value for name, value in node.items() if name not in declared and (name != "methods" or not parts)}
     adapter = instantiate(OmegaConf.create(own), _convert_="all", _partial_=bool(parts))
-    adapter = adapter(parts=parts) if parts else adapter
+    adapter = adapter(methods=parts) if parts else adapter
     vars(adapter).update(declared)  # before it is attached: quirks may shape modules
     return adapter
 
 
 def start_from_folders(adapter: Adapter, backbone: Backbone) -> None:
     """Loads the method folders that ``adapter.init`` names, of the method or of its parts by name, and of each part."""
-    found = getattr(adapter, "parts", None)  # of some methods these are what a drawing consists of
-    parts = dict(found.items()) if isinstance(found, torch.nn.ModuleDict) else {}
+    parts = dict(getattr(adapter, "methods", {}).items())
     named = adapter.init if isinstance(adapter.init, Mapping) else {"": adapter.init} if adapter.init else {}
     for name, folder in named.items():
         if name and name not in parts:
-            raise UserError(f"adapter.init names {name}; the parts are {', '.join(parts) or 'none'}")
+            raise UserError(f"adapter.init names {name}; the methods are {', '.join(parts) or 'none'}")
         load_into(parts[name] if name else adapter, backbone, method_folder(Path(folder).expanduser()))
 
 

@@ -82,8 +82,8 @@ def plain_arguments(adapter: Adapter) -> dict[str, Any]:
     found |= {
         name: value for name, value in values.items() if type(value) is dict and all(map(is_number, value.values()))
     }
-    if isinstance(parts := values.get("parts"), nn.ModuleDict):
-        found["parts"] = {name: described(part) for name, part in parts.items()}
+    if isinstance(parts := values.get("methods"), nn.ModuleDict):
+        found["methods"] = {name: described(part) for name, part in parts.items()}
     return found
 
 
@@ -98,7 +98,7 @@ def is_number(value: Any) -> bool:
 
 def parts_of(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """The nodes of the methods that another, given by its own node or arguments, consists of."""
-    parts = node.get("parts")
+    parts = node.get("methods")
     whole = isinstance(parts, Mapping) and all(isinstance(p, Mapping) and "_target_" in p for p in parts.values())
     return parts if whole and parts else {}
 
@@ -232,7 +232,7 @@ def load_method(folder: Path, backbone: Backbone) -> Adapter:
 def rebuilt(node: Mapping[str, Any], folder: Path) -> Adapter:
     """The method that a node of ``posegen.json`` describes, and so its parts, before `Adapter.attach`."""
     cls, parts = adapter_class(node["_target_"], folder), parts_of(node)
-    built = {"parts": {name: rebuilt(part, folder) for name, part in parts.items()}} if parts else {}
+    built = {"methods": {name: rebuilt(part, folder) for name, part in parts.items()}} if parts else {}
     own = {name: value for name, value in node.items() if name not in ("_target_", *cls.declared)}
     adapter = constructed(cls, {**own, **built}, folder / "posegen.json")
     adapter.faithful = bool(node.get("faithful", adapter.faithful))
