@@ -145,7 +145,7 @@ class Composite(Adapter):
         first = next(iter(weights))
         if other := [name for name in weights if weights[name] != weights[first]]:
             guided = f"{first} and {other[0]} have guidance of different kinds"
-            raise UserError(f"adapter.methods: {guided}; sample without guidance (sampler.guidance=1) or use one of them")
+            raise UserError(f"adapter.methods: {guided}; sample with sampler.guidance=1 or use one of them")
         rows = ({name: branches[i][1] for name, branches in found.items()} for i in range(len(weights[first])))
         return [(weight, self._joined(states)) for weight, states in zip(weights[first], rows, strict=True)]
 

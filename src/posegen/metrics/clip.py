@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posegen.data.base import Sample, to_uint8
+from posegen.io.hub import local_place
 from posegen.metrics.base import Column, Estimator, Judged, Metric, Notes, Observer, Records, Values
 
 PAPER_CHARACTERS = 77  # to which the papers' code cuts a caption, instead of to 77 tokens
@@ -87,7 +87,7 @@ class Clip(Observer):
         return self._read(CLIPProcessor)
 
     def _read(self, kind: Any, **options: Any) -> Any:
-        folder = Path(str(self.folder)).expanduser()
+        folder = local_place(str(self.folder))
         if not (folder / "config.json").is_file():
             fix = "name a folder with a CLIP model, such as ViT-B/16"
             raise FileNotFoundError(f"protocol.clip={self.folder} is no model folder (no config.json); {fix}")

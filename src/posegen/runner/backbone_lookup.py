@@ -67,7 +67,9 @@ def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
 
 def plain(node: Any) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(node, resolve=True)
-    return {key: value for key, value in values.items() if key != "defaults"}  # which are Hydra's
+    return {
+        key: value for key, value in values.items() if key not in ("defaults", "official")
+    }  # Hydra's, and addresses
 
 
 def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:

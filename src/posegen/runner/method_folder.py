@@ -63,7 +63,7 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
             rest = {key: value for key, value in rest.items() if not key.startswith(prefix)}
         if rest:
             save_file(rest, temporary / ADAPTER)
-        if own_unet or trains(backbone.network):
+        if own_unet or backbone.replaced or trains(backbone.network):
             backbone.network.save_pretrained(network_file(temporary, backbone).parent, max_shard_size=ONE_FILE)
         write_json(temporary / "posegen.json", about)
 
@@ -155,6 +155,7 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     file = network_file(folder, backbone)
     if trains(backbone.network) or file.is_file():
         put(backbone.network, read(file), file)
+        backbone.replaced = backbone.replaced or not trains(backbone.network)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
