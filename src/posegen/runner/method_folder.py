@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, ControlBranch
+from posegen.config.groups import groups
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, read_json_or_empty, replacing, write_json
 from posegen.io.weights import not_finite
@@ -49,7 +50,7 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         "class": full_name(adapter),
         "kwargs": plain_arguments(adapter),
         "faithful": adapter.faithful,
-        "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256, **hub},
+        "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256, **hub, **backbone_class(backbone)},
         "sampler": None,
         **facts,
     }
@@ -66,6 +67,13 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         if own_unet or backbone.replaced or trains(backbone.network):
             backbone.network.save_pretrained(network_file(temporary, backbone).parent, max_shard_size=ONE_FILE)
         write_json(temporary / "posegen.json", about)
+
+
+def backbone_class(backbone: Backbone) -> dict[str, str]:
+    """The class of a backbone whose id is none of an option's, which says nothing else about it."""
+    known = (OmegaConf.load(option.file) for option in groups()["backbone"].values())
+    usual = any(node.get("id") == backbone.weights.id for node in known)
+    return {} if usual else {"class": full_name(backbone)}
 
 
 def network_file(folder: Path, backbone: Backbone) -> Path:
