@@ -73,7 +73,7 @@ def test_a_controlnet_with_an_ip_adapter_is_that_of_diffusers(variant: Any, tmp_
     parts = {"pose": ControlNet(), "person": IPAdapter(variant, scale=0.6)}
     method = composite(parts, strengths={"pose": 0.7})
     (controlnet,) = controlnet_folders(method, tmp_path / "method")
-    person = method.parts["person"]
+    person = method.methods["person"]
     save_file(official(person), tmp_path / "ip.safetensors")
     ours = PoseGuidedPipeline(method)
     processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
@@ -93,7 +93,7 @@ def test_a_controlnet_with_an_ip_adapter_is_that_of_diffusers(variant: Any, tmp_
 def test_two_controlnets_are_those_of_diffusers(tmp_path: Path) -> None:
     method = composite({"a": ControlNet(), "b": ControlNet("humansd")}, strengths={"a": 0.8, "b": 0.5})
     with torch.no_grad():
-        scrambled(method.parts["b"], seed=1)
+        scrambled(method.methods["b"], seed=1)
     ours = PoseGuidedPipeline(method)
     pipe = theirs(ours, controlnet_folders(method, tmp_path / "method"))
     drawn = [Image.fromarray(DRAWING_STYLES[style](KEYPOINTS, (64, 64))) for style in ("openpose", "humansd")]
@@ -106,11 +106,11 @@ def test_two_controlnets_are_those_of_diffusers(tmp_path: Path) -> None:
 def test_a_method_folder_gives_back_parts_strengths_and_quirks(tmp_path: Path) -> None:
     parts = {"pose": ControlNet("humansd"), "person": IPAdapter("plus", tokens=3)}
     method = composite(parts, strengths={"person": 0.5}, frozen=["pose"])
-    method.parts["person"].faithful = True
+    method.methods["person"].faithful = True
     save_method(tmp_path / "method", method, method.backbone)
     again: Any = load_method(tmp_path / "method", StableDiffusion.from_parts(deepcopy(parts_of(SD1))))
-    assert again.strengths == {"person": 0.5} and again.frozen == ["pose"] and again.parts["pose"].style == "humansd"
-    assert [part.faithful for part in again.parts.values()] == [True, False]
+    assert again.strengths == {"person": 0.5} and again.frozen == ["pose"] and again.methods["pose"].style == "humansd"
+    assert [part.faithful for part in again.methods.values()] == [True, False]
     pair = (PoseGuidedPipeline(each.eval()) for each in (method, again))
     assert torch.equal(*(latents(pipe, poses=KEYPOINTS, source=PERSON) for pipe in pair))
 
@@ -131,7 +131,7 @@ def test_what_is_frozen_does_not_train_and_the_rest_keeps_its_learning_rates() -
     grouped = [id(p) for group in groups for p in group["params"]]
     trained = {id(p) for module in (method, method.backbone) for p in module.parameters() if p.requires_grad}
     assert len(grouped) == len(set(grouped)) and set(grouped) == trained
-    assert not any(p.requires_grad for p in method.parts["pose"].parameters())
+    assert not any(p.requires_grad for p in method.methods["pose"].parameters())
     unet = [group for group in groups if group.get("lr")]
     assert unet[0]["lr"] == 1e-4 and {id(p) for p in unet[0]["params"]} <= {id(p) for p in method.backbone.parameters()}
     method.init = None
@@ -141,7 +141,7 @@ def test_what_is_frozen_does_not_train_and_the_rest_keeps_its_learning_rates() -
 
 def test_official_files_of_the_parts_are_converted_together() -> None:
     method = composite()
-    network, person = method.parts["pose"].branch.network, method.parts["person"]
+    network, person = method.methods["pose"].branch.network, method.methods["person"]
     files = {k: v.clone() for k, v in {**network.state_dict(), **official(person)}.items()}
     wanted = {key: value.clone() for key, value in method.state_dict().items()}
     scrambled(method, seed=3)
@@ -156,8 +156,8 @@ def test_official_files_of_the_parts_are_converted_together() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"strengths": {"poes": 1.0}}, "strengths names poes; the parts are pose, person"),
-        ({"parts": {"a": StablePose(), "b": SPCtrl()}}, "a and b have losses of their own"),
+        ({"strengths": {"poes": 1.0}}, "strengths names poes; the methods are pose, person"),
+        ({"methods": {"a": StablePose(), "b": SPCtrl()}}, "a and b have losses of their own"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(settings: dict[str, Any], said: str) -> None:
@@ -186,8 +186,8 @@ def test_training_starts_parts_from_folders_and_moves_only_the_others(world: lis
         start = {key: value.clone() for key, value in second.adapter.state_dict().items()}
         load_into(second.adapter, second.backbone, cell)
     for key, value in second.adapter.state_dict().items():
-        moved = key.startswith("parts.person.image_proj") or "_ip." in key
+        moved = key.startswith("methods.person.image_proj") or "_ip." in key
         assert torch.equal(value, start[key]) != moved or "small_encoder" in key, key
     pose = first.adapter.state_dict()
-    assert all(torch.equal(start[f"parts.pose.{key}"], value) for key, value in pose.items())
-    assert set(read_about(cell)["kwargs"]["parts"]) == {"pose", "person"}
+    assert all(torch.equal(start[f"methods.pose.{key}"], value) for key, value in pose.items())
+    assert set(read_about(cell)["kwargs"]["methods"]) == {"pose", "person"}

@@ -26,8 +26,9 @@ from posegen.data.base import PoseBatch
 from posegen.io.weights import UnknownKeys
 from posegen.parity.case import Case
 from posegen.parity.compare import compare
-from posegen.runner.official_weights import accounted, convert
+from posegen.runner.official_weights import accounted
 from posegen.runner.sampler import Sampler
+from posegen.runner.user_requests.conversion import convert
 from tests.adapters.cases import reference, scrambled, sized
 
 GRID = 8

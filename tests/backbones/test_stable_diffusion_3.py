@@ -33,8 +33,9 @@ from posegen.data.base import PoseBatch
 from posegen.errors import UserError
 from posegen.io.weights import WeightsError
 from posegen.runner.method_folder import load_method, save_method
-from posegen.runner.official_weights import accounted, convert, put_converted
+from posegen.runner.official_weights import accounted, put_converted
 from posegen.runner.sampler import Sampler
+from posegen.runner.user_requests.conversion import convert
 from tests.backbones.sd3_models import fresh_parts, sd3_parts
 
 SIZE, STEPS, GUIDANCE, PROMPTS = (64, 96), 4, 5.0, ["a person dancing", "a person on the beach"]

@@ -49,8 +49,8 @@ from posegen.runner.batches import Needs, collate
 from posegen.runner.components import Components
 from posegen.runner.generate import batch_of
 from posegen.runner.method_folder import load_method, save_method
-from posegen.runner.official_weights import convert
 from posegen.runner.sampler import Sampler
+from posegen.runner.user_requests.conversion import convert
 from posegen.train.loop import needs_of
 from posegen.train.tasks import AdapterTask
 from posegen.train.training_batches import EpochBatches, training_loader

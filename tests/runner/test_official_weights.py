@@ -18,7 +18,7 @@ from posegen.cli import main
 from posegen.errors import UserError
 from posegen.runner.components import Components
 from posegen.runner.method_folder import load_into, load_method
-from posegen.runner.official_weights import convert
+from posegen.runner.user_requests.conversion import convert
 from tests.tiny import configured
 
 TABLES = {"controlnet": (ldm.control_table, ldm.CONTROL), "humansd": (ldm.unet_table, ldm.UNET)}

@@ -286,7 +286,7 @@ ALLOWED = {
     "parity/compare.py": "a module of posegen.parity",
     "runner/components.py": "the checked configuration",
     "runner/experiment.py": "the checked configuration",
-    "runner/official_weights.py": "the checked configuration",
+    "runner/user_requests/conversion.py": "the checked configuration",
     "runner/received/classes.py": "the place for names in files",
     "runner/user_requests/annotation.py": "the checked configuration",
     "runner/user_requests/guides.py": "posegen's yaml",

@@ -151,7 +151,8 @@ class Adapter(nn.Module, ABC):
     checkable: ClassVar[bool] = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     hint: PoseDrawing | None = None  # how poses are drawn for this method, None where it reads no drawing
     faithful: bool = False  # official quirks are reproduced rather than corrected
-    init: str | Mapping[str, str] | None = None  # the method folder that its weights start from, or one for each part
+    #: what its weights start from (method folder, official file or files, ``hub:...``), or that by the name of a part
+    init: str | Sequence[str] | Mapping[str, Any] | None = None
     recipes: Mapping[str, Mapping[str, float]] = {}  # name of a recipe -> optimiser settings, see `Backbone.recipe`
 
     @property

@@ -30,7 +30,7 @@ class Composite(Adapter):
     own (SP-Ctrl), all see these. ``adapter.init.NAME=FOLDER`` starts a part from a method folder.
 
     Args:
-        parts: methods by name; null: ``pose``, a ControlNet, and ``person``, an IP-Adapter.
+        methods: by name; null: ``pose``, a ControlNet, and ``person``, an IP-Adapter.
         strengths: factor of a part's influence by name, 1 where there is none.
         frozen: names of the parts that do not train.
     """
@@ -42,55 +42,55 @@ class Composite(Adapter):
 
     def __init__(
         self,
-        parts: Mapping[str, Adapter] | None = None,
+        methods: Mapping[str, Adapter] | None = None,
         strengths: Mapping[str, NotNegative] | None = None,
         frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        parts = {"pose": ControlNet(), "person": IPAdapter()} if parts is None else parts
+        parts = {"pose": ControlNet(), "person": IPAdapter()} if methods is None else methods
         for key, names in (("strengths", strengths or {}), ("frozen", frozen)):
             if unknown := sorted(set(names) - parts.keys()):
-                raise ValueError(f"adapter.{key} names {', '.join(unknown)}; the parts are {', '.join(parts)}")
+                raise ValueError(f"adapter.{key} names {', '.join(unknown)}; the methods are {', '.join(parts)}")
         if other := [name for name, part in parts.items() if part.sample != "image" or not part.ranked]:
-            raise ValueError(f"adapter.parts.{other[0]} is no method that influences the making of an image")
-        self.parts: Any = nn.ModuleDict(dict(sorted(parts.items())))  # whatever the order in a file
+            raise ValueError(f"adapter.methods.{other[0]} is no method that influences the making of an image")
+        self.methods: Any = nn.ModuleDict(dict(sorted(parts.items())))  # whatever the order in a file
         self.strengths, self.frozen = dict(strengths or {}), list(frozen)
         own = {
             "needs": frozenset().union(*(part.needs for part in parts.values())),
             "places": frozenset().union(*(part.places for part in parts.values())),
             "starts_neutral": all(part.starts_neutral for part in parts.values()),
-            "hint": next((part.hint for part in self.parts.values() if part.hint is not None), None),
+            "hint": next((part.hint for part in self.methods.values() if part.hint is not None), None),
         }
         self.__dict__.update(own)  # facts of these parts, in the place of the class's
         if len(trained := self._own("loss")) > 1:
             several = f"{' and '.join(trained)} have losses of their own, which no run can minimise together"
-            raise ValueError(f"adapter.parts: {several}; name all but one of them in adapter.frozen")
+            raise ValueError(f"adapter.methods: {several}; name all but one of them in adapter.frozen")
 
     def _own(self, method: str) -> list[str]:
         """The parts that train and override a method of `Adapter`."""
         default = getattr(Adapter, method)
-        return [n for n, p in self.parts.items() if n not in self.frozen and getattr(type(p), method) is not default]
+        return [n for n, p in self.methods.items() if n not in self.frozen and getattr(type(p), method) is not default]
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset().union(*(part.reads for part in self.parts.values()))
+        return frozenset().union(*(part.reads for part in self.methods.values()))
 
     @property
     def trains(self) -> bool:
-        return any(part.trains for name, part in self.parts.items() if name not in self.frozen)
+        return any(part.trains for name, part in self.methods.items() if name not in self.frozen)
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        return {begin: why for part in self.parts.values() for begin, why in part.left_out.items()}
+        return {begin: why for part in self.methods.values() for begin, why in part.left_out.items()}
 
     @property
     def remark(self) -> str:
-        return "; ".join(filter(None, (part.remark for part in self.parts.values())))
+        return "; ".join(filter(None, (part.remark for part in self.methods.values())))
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         trained: list[nn.Parameter] = []
-        for name, part in self.parts.items():
+        for name, part in self.methods.items():
             part.faithful = part.faithful or self.faithful
             part.attach(backbone)  # which freezes the backbone anew
             own = [p for p in backbone.parameters() if p.requires_grad]
@@ -104,7 +104,7 @@ class Composite(Adapter):
             parameter.requires_grad_(True)
 
     def encode(self, batch: PoseBatch) -> State:
-        states = {name: part.encode(self._drawn(batch, part)) for name, part in self.parts.items()}
+        states = {name: part.encode(self._drawn(batch, part)) for name, part in self.methods.items()}
         given = None if batch.text is None else batch.text.tokens
         spoken = [state for state in states.values() if state.text.tokens is not given]
         return self._joined(states, spoken[0] if given is not None and spoken else None)
@@ -125,7 +125,7 @@ class Composite(Adapter):
     def _states(self, state: State) -> dict[str, State]:
         """The state of each part."""
         found = {}
-        for name in self.parts:
+        for name in self.methods:
             begin = f"{name}."
             own = {k.removeprefix(begin): v for k, v in state.conditions.items() if k.startswith(begin)}
             found[name] = replace(state, conditions=own)
@@ -134,18 +134,18 @@ class Composite(Adapter):
     def inject(self, state: State, latents: Tensor, timesteps: Tensor) -> Injection:
         injections = []
         for name, own in self._states(state).items():
-            made, strength = self.parts[name].inject(own, latents, timesteps), self.strengths.get(name, 1.0)
+            made, strength = self.methods[name].inject(own, latents, timesteps), self.strengths.get(name, 1.0)
             injections.append(made if strength == 1 else made.scaled(strength))
         return reduce(add, injections)
 
     def branches(self, state: State, guidance: float) -> list[tuple[float, State]]:
         """The branches of all parts side by side; a UserError where they have other weights."""
-        found = {name: self.parts[name].branches(own, guidance) for name, own in self._states(state).items()}
+        found = {name: self.methods[name].branches(own, guidance) for name, own in self._states(state).items()}
         weights = {name: [weight for weight, _ in branches] for name, branches in found.items()}
         first = next(iter(weights))
         if other := [name for name in weights if weights[name] != weights[first]]:
             guided = f"{first} and {other[0]} have guidance of different kinds"
-            raise UserError(f"adapter.parts: {guided}; sample without guidance (sampler.guidance=1) or use one of them")
+            raise UserError(f"adapter.methods: {guided}; sample with sampler.guidance=1 or use one of them")
         rows = ({name: branches[i][1] for name, branches in found.items()} for i in range(len(weights[first])))
         return [(weight, self._joined(states)) for weight, states in zip(weights[first], rows, strict=True)]
 
@@ -153,13 +153,13 @@ class Composite(Adapter):
         """Each part drops its own conditions; the text is dropped where one of them drops it."""
         states, text = self._states(state), state
         for name, own in states.items():
-            states[name] = text = self.parts[name].drop(replace(own, text=text.text), keep)
+            states[name] = text = self.methods[name].drop(replace(own, text=text.text), keep)
         return self._joined(states, text)
 
     def loss(self, step: Step, state: State, batch: PoseBatch) -> dict[str, Tensor]:
         """That of the one part that trains with a loss of its own; else the mean squared error."""
         for name in self._own("loss"):
-            return self.parts[name].loss(step, self._states(state)[name], batch)
+            return self.methods[name].loss(step, self._states(state)[name], batch)
         return super().loss(step, state, batch)
 
     def parameter_groups(self, recipe: Any) -> list[dict[str, Any]]:
@@ -168,9 +168,9 @@ class Composite(Adapter):
             fix = f"set +adapter.init.{random[0]}=FOLDER, a cell or method folder of it"
             raise UserError(f"adapter.frozen has {random[0]}, whose weights would stay random; {fix}")
         special = self._own("parameter_groups")
-        order = [*special, *(name for name in self.parts if name not in (*special, *self.frozen))]
+        order = [*special, *(name for name in self.methods if name not in (*special, *self.frozen))]
         groups, seen = [], set[int]()
-        for group in (group for name in order for group in self.parts[name].parameter_groups(recipe)):
+        for group in (group for name in order for group in self.methods[name].parameter_groups(recipe)):
             own = [p for p in group["params"] if id(p) not in seen]
             seen |= {id(p) for p in own}
             groups += [{**group, "params": own}] if own else []
@@ -181,9 +181,9 @@ class Composite(Adapter):
         """Files of several parts together; each takes the keys that it knows, in their order."""
         placed: dict[str, Tensor] = {}
         rest = dict(official)
-        for name, part in self.parts.items():
+        for name, part in self.methods.items():
             converted, unknown = known(part.convert, rest)
-            begin = f"adapter.parts.{name}."
+            begin = f"adapter.methods.{name}."
             placed |= {key.replace("adapter.", begin, 1) if key.startswith("adapter.") else key: value
                        for key, value in converted.items()}  # fmt: skip
             rest = {key: rest[key] for key in unknown}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -18,6 +17,7 @@ from posegen.backbones.blocks.image_pyramid import Pyramid, hierarchical, native
 from posegen.backbones.blocks.inserted_block import BlockKind, InsertedBlock
 from posegen.backbones.blocks.self_attention import INSERTED, Junctions, level_of, transformers
 from posegen.data.base import PoseBatch, generator
+from posegen.io.hub import local_place
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors
 from posegen.ranges import NotNegative, Width, ZeroToOne
 
@@ -318,7 +318,7 @@ def start_from(pose_adapter: T2IAdapter, file: str) -> None:
     """Loads a T2I-Adapter, original or diffusers', into the pose adapter."""
     own = pose_adapter.state_dict()
     try:
-        converted = pose_adapter.convert(read_tensors(Path(file).expanduser()))
+        converted = pose_adapter.convert(read_tensors(local_place(file)))
     except UnknownKeys as error:
         raise WeightsError(f"adapter.pose_weights={file}: {error}") from error
     tensors = {key.removeprefix("adapter."): value for key, value in converted.items()}

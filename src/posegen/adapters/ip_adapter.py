@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,7 +17,7 @@ from posegen.adapters.base import Adapter, Paper, State
 from posegen.backbones.base import Backbone, Context, Geometry, Injection
 from posegen.data.base import PoseBatch
 from posegen.errors import UserError
-from posegen.io.hub import HubPlace, fetched, on_hub
+from posegen.io.hub import local_place
 from posegen.io.weights import UnknownKeys, WeightsError
 from posegen.ranges import NotNegative, Width, ZeroToOne
 
@@ -255,10 +254,8 @@ def copied(layer: nn.Linear) -> nn.Linear:
 
 def released_encoder(place: str) -> CLIPVisionModelWithProjection:
     """The image encoder in a folder of transformers, or on the Hub."""
-    folder = Path(place).expanduser()
-    if on_hub(place):
-        wanted = ("config.json", "model.safetensors", "pytorch_model")
-        folder, _ = fetched(HubPlace.of(place), wanted, expected="a CLIPVisionModelWithProjection of transformers")
+    wanted = ("config.json", "model.safetensors", "pytorch_model")
+    folder = local_place(place, wanted=wanted, expected="a CLIPVisionModelWithProjection of transformers")
     if not (folder / "config.json").is_file():
         fix = f"name a folder with a CLIPVisionModelWithProjection, for instance {RELEASED}"
         raise WeightsError(f"adapter.vision={place} is no model folder (no config.json); {fix}")

@@ -301,6 +301,7 @@ class Backbone(nn.Module, ABC):
     trains_on: Literal["latents", "poses"] = "latents"  # what training noises: cached latents, or poses, encoded anew
     reads: ClassVar[frozenset[str]] = frozenset()  # further fields of training batches that it reads (``sizes``)
     weights: Weights  # id and hash of the loaded weights
+    replaced: bool = False  # a method that does not train the denoising network brought another one
     flow: ClassVar[bool] = False  # all models of the class are trained by flow matching
     chunked: ClassVar[bool] = False  # `encode_text` can read long prompts in chunks
     packs: ClassVar[int] = 1  # latent cells along the side of a token, where every model of the class has as many

@@ -26,6 +26,7 @@ from yaml import YAMLError
 from posegen.config import groups
 from posegen.config.checking.check import require_valid, validate
 from posegen.config.compose import HYDRA_VERSION, compose, composed, user_folders
+from posegen.config.official import with_addresses
 from posegen.config.overrides import forced, hydra_message, readable
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
 from posegen.config.sweep import Axis, axes, combinations, representatives
@@ -212,6 +213,8 @@ class Job:
 
     def __call__(self, cfg: DictConfig) -> Any:
         try:
+            with read_write(cfg), open_dict(cfg):
+                with_addresses(cfg)
             checked(cfg)
             result = (self.function or import_module(Verb(self.verb).module).main)(cfg)
         except Exception as error:

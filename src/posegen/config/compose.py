@@ -15,6 +15,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, open_dict, read_write
 
 from posegen.config import groups, resolvers  # noqa: F401  (the latter registers what ${...} may ask for)
+from posegen.config.official import with_addresses
 from posegen.config.yaml_files import readable_files
 
 HYDRA_VERSION = "1.3"  # of Hydra, whose defaults hold
@@ -56,6 +57,7 @@ def composed(name: str, overrides: Sequence[str] = (), main: Path | None = None)
     try:
         with read_write(cfg), open_dict(cfg):
             del cfg["hydra"]
+            with_addresses(cfg)
         yield cfg
     finally:
         HydraConfig.instance().cfg = before

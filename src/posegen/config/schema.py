@@ -52,6 +52,7 @@ class NodeKeys:
 class OptimKeys(NodeKeys):
     optimizer: Literal["adamw", "muon", "adamw8bit"]
     lr: Annotated[float, Interval(gt=0, le=1000)] | None
+    lr_of: dict[str, NotNegative] | None
     drop_text: ZeroToOne | None
     batch: AtLeastOne
     accumulate: AtLeastOne
@@ -149,6 +150,7 @@ class AdapterKeys(NodeKeys):
 
     faithful: bool
     recipes: dict[str, RecipeKeys]
+    init: str | list[str] | dict[str, str | list[str]] | None
 
 
 class CellKeys(NodeKeys):

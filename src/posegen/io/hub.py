@@ -62,6 +62,20 @@ def on_hub(path: Any) -> bool:
     return str(path).startswith(HUB)
 
 
+def hub_places(value: Any) -> list[str]:
+    """The texts among plain values that name something on the Hub."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in hub_places(each)]
+    return [value] if isinstance(value, str) and on_hub(value) else []
+
+
+def local_place(path: str | Path, **wanted: Any) -> Path:
+    """What a path means on this disk; of ``hub:owner/name/file`` the file that was fetched, see `fetched`."""
+    return fetched(HubPlace.of(str(path)), **wanted)[0] if on_hub(path) else Path(path).expanduser()
+
+
 def fetched(
     place: HubPlace,
     wanted: Sequence[str] = ("",),

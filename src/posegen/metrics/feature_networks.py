@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from posegen.data.base import generator
 from posegen.io.hashes import file_hash
+from posegen.io.hub import local_place
 from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.network_weights import load_every_weight, read_pretrained
 from posegen.ranges import Seed
@@ -255,7 +256,7 @@ def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 def verified(path: str, sha256: str | None, key: str, what: str) -> Path:
     """The file; a FileNotFoundError where it is missing, a ValueError where its content is another."""
-    file = Path(path).expanduser()
+    file = local_place(path)
     if not file.is_file():
         fix = f"It is never downloaded: put it there, or leave {key} out"
         raise FileNotFoundError(f"{key}={path}: no such file; expected {what}. {fix}")

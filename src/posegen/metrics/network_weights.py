@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from posegen.io.hub import HubPlace, fetched, on_hub
+from posegen.io.hub import local_place
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -20,7 +19,7 @@ def read_pretrained(kind: Any, place: str, key: str, what: str) -> Any:
 
     ``key`` is the setting that named it, ``what`` the model that is expected. Raises FileNotFoundError where there is
     no such folder, ValueError where it is damaged, lacks weights or holds another model."""
-    folder = fetched(HubPlace.of(place), expected=what)[0] if on_hub(place) else Path(place).expanduser()
+    folder = local_place(place, expected=what)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{key}={place} is no model folder (no config.json); name a folder with a {what} model")
     network = issubclass(kind, nn.Module)

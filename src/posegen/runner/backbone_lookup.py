@@ -39,7 +39,7 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
     if asked is None and isinstance(saved, Mapping):
         file, node = method / "posegen.json", {"_target_": saved["class"], **inside(method / BASE, saved["kwargs"])}
     else:
-        file, node = described(method, about["backbone"]["id"])
+        file, node = described(method, about["backbone"])
         at = {k: v for k, v in (about["backbone"].get("hub") or {}).items() if k in WEIGHT_PLACES and on_hub(v)}
         node = {**node, **at, **changes(asked, node)}
     if "???" in node.values():
@@ -50,9 +50,11 @@ def backbone_of(method: Path, about: Mapping[str, Any], asked: Asked = None) -> 
     return constructed(cls, node, file)
 
 
-def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
-    """(file, arguments) of the backbone, from the cell around a method folder or the configuration with this id."""
-    cell = method.parent / "config.yaml"
+def described(method: Path, backbone: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """(file, arguments) of the backbone: of the cell around a method folder, or the option with its id or class.
+
+    Folders of earlier versions do not record the class of backbones with an id of their own."""
+    cell, id = method.parent / "config.yaml", backbone["id"]
     if method.name == "method" and cell.is_file():
         node = dict(read_cell_config(method.parent).get("backbone", {}))
         if Path(str(node.get("path"))).exists():
@@ -61,13 +63,19 @@ def described(method: Path, id: str) -> tuple[Path, dict[str, Any]]:
         found: Any = OmegaConf.load(option.file)
         if found.get("id") == id:
             return option.file, plain(found)
+    for option in listing.groups()["backbone"].values() if "class" in backbone else ():
+        found = OmegaConf.load(option.file)
+        if OmegaConf.is_missing(found, "path") and found.get("_target_") == backbone["class"]:
+            return option.file, {**plain(found), "id": id}
     usual = listing.conf_dir() / "backbone" / "sd15.yaml"
-    return usual, {**plain(OmegaConf.load(usual)), "id": id}
+    target = {"_target_": backbone["class"], "path": "???"} if "class" in backbone else plain(OmegaConf.load(usual))
+    return method / "posegen.json", {**target, "id": id}
 
 
 def plain(node: Any) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(node, resolve=True)
-    return {key: value for key, value in values.items() if key != "defaults"}  # which are Hydra's
+    named = ("defaults", "official")  # which are Hydra's, and addresses
+    return {key: value for key, value in values.items() if key not in named}
 
 
 def changes(asked: Asked, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from posegen.config.typed_text import as_literal
 from posegen.errors import CellConflict, UserError
 from posegen.io.atomic import read_json, write_json, write_text
 from posegen.io.hashes import content_hash, value_hash
-from posegen.io.hub import on_hub
+from posegen.io.hub import hub_places
 from posegen.io.locks import locked
 from posegen.runner.received.state_files import read_cell_config, read_status
 
@@ -35,11 +35,14 @@ IDENTITY = (
     *("estimator", "protocol", "seed", "checkpoint", "transfer"),
 )
 #: Keys whose value is a path even where it is a bare name.
-PATHS = frozenset({"path", "detector_path", "folder", "checkpoint", "names"})
+PATHS = frozenset({"path", "detector_path", "folder", "checkpoint", "names", "init"})
+#: Groups that may name places on the Hub.
+FROM_HUB = ("backbone", "adapter", "loss", "estimator", "protocol")
 #: Settings that came when there were cells, with the value that changes nothing: those cells are of the same identity.
 LATER: list[tuple[str, Any]] = [
     ("packed", False), ("attention", "auto"), ("fused", False), ("layers", None), ("occlusion", "drawn"),
     ("parts", None), ("topology", None), ("loss", {"_target_": "posegen.losses.base.TrainingLoss"}),
+    ("init", None), ("lr_of", None), ("methods", None),
 ]  # fmt: skip
 PACKAGES = ("posegen", "torch", "diffusers", "lightning", "numpy")
 
@@ -77,11 +80,11 @@ class Cell:
 
     @property
     def hub(self) -> dict[str, str]:
-        """``hub:owner/name`` of the backbone -> the commit that the study reads, where that is recorded."""
-        named = (self.config.get("backbone") or {}).values()
-        record = hub_record(self.config) if any(map(on_hub, named)) else None
+        """``hub:owner/name`` of what the cell reads -> the commit that the study reads, where that is recorded."""
+        named = hub_places([self.config.get(group) for group in FROM_HUB])
+        record = hub_record(self.config) if named else None
         known = read_json(record) if record and record.is_file() else {}
-        return {text: known[text] for text in named if isinstance(text, str) and text in known}
+        return {text: known[text] for text in named if text in known}
 
     def check(self) -> None:
         """Raises `CellConflict` for a folder of another identity, with the differing keys and the ways out."""
@@ -177,11 +180,13 @@ def neutralised(value: Any, key: str, hashed: bool) -> Any:
     """A value without neutral keys and places: files count by hash, data sets (see `Components.content`) by name."""
     if isinstance(value, Mapping):
         counting = {k: v for k, v in value.items() if k not in NEUTRAL_KEYS and (k, v) not in LATER}
-        return {k: neutralised(v, str(k), hashed) for k, v in counting.items()}
+        return {k: neutralised(v, key if key == "init" else str(k), hashed) for k, v in counting.items()}
     if isinstance(value, list | tuple):
         return [neutralised(v, key, hashed) for v in value]
     if isinstance(value, str) and value and (os.sep in value or key in PATHS) and Path(value).exists():
-        return f"sha256:{content_hash(Path(value))}" if hashed else Path(value).name
+        inner = Path(value, "method")  # of a cell
+        place = inner if key == "init" and inner.is_dir() else Path(value)
+        return f"sha256:{content_hash(place)}" if hashed else place.name
     return value
 
 

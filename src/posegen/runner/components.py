@@ -18,12 +18,12 @@ from posegen.backbones.base import Backbone
 from posegen.config.typed_text import as_literal
 from posegen.data.base import PoseData, Sample
 from posegen.errors import UserError
-from posegen.io.hub import on_hub, pinned
+from posegen.io.hub import hub_places, local_place, pinned
 from posegen.metrics.base import Estimator
 from posegen.metrics.protocol import Protocol
-from posegen.runner.backbone_lookup import WEIGHT_PLACES
 from posegen.runner.cell import hub_record
 from posegen.runner.method_folder import load_into, method_folder, parts_of, trains
+from posegen.runner.official_weights import put_official
 from posegen.runner.outputs import KINDS, Kind
 from posegen.runner.precision import arranged, keep_cast
 from posegen.runner.received.state_files import read_status
@@ -42,13 +42,21 @@ def build_node(node: Any, **arguments: Any) -> Any:
     return instantiate(as_literal(as_literal(plain)), **arguments, _convert_="all")  # Hydra resolves twice
 
 
-def pinned_places(cfg: DictConfig) -> dict[str, str]:
-    """The backbone's arguments that name places on the Hub, with the commits that the study reads."""
-    named = {name: str(cfg.backbone[name]) for name in WEIGHT_PLACES if on_hub(cfg.backbone.get(name))}
-    if not named or "paths" not in cfg or "cell" not in cfg.paths:
-        return named
+def pinned_node(cfg: DictConfig, group: str) -> Any:
+    """The node of a group; places on the Hub have the commits that the study reads."""
+    plain = OmegaConf.to_container(cfg[group], resolve=True)
+    if not hub_places(plain) or "paths" not in cfg or "cell" not in cfg.paths:
+        return cfg[group]
     known = read_status(Path(cfg.paths.cell)).get("hub")
-    return {name: pinned(text, hub_record(cfg), known) for name, text in named.items()}
+    return OmegaConf.create(as_literal(with_commits(plain, hub_record(cfg), known)))
+
+
+def with_commits(value: Any, record: Path, known: Mapping[str, str] | None) -> Any:
+    if isinstance(value, Mapping):
+        return {key: with_commits(each, record, known) for key, each in value.items()}
+    if isinstance(value, list):
+        return [with_commits(each, record, known) for each in value]
+    return pinned(value, record, known) if hub_places(value) else value
 
 
 def configured_method(node: Mapping[str, Any]) -> Adapter:
@@ -56,22 +64,34 @@ def configured_method(node: Mapping[str, Any]) -> Adapter:
     cls: Any = get_class(node["_target_"])
     declared = {name: node[name] for name in cls.declared if name in node}
     parts = {name: configured_method(part) for name, part in parts_of(node).items()}
-    own = {name: value for name, value in node.items() if name not in declared and (name != "parts" or not parts)}
+    own = {name: value for name, value in node.items() if name not in declared and (name != "methods" or not parts)}
     adapter = instantiate(OmegaConf.create(own), _convert_="all", _partial_=bool(parts))
-    adapter = adapter(parts=parts) if parts else adapter
+    adapter = adapter(methods=parts) if parts else adapter
     vars(adapter).update(declared)  # before it is attached: quirks may shape modules
     return adapter
 
 
-def start_from_folders(adapter: Adapter, backbone: Backbone) -> None:
-    """Loads the method folders that ``adapter.init`` names, of the method or of its parts by name, and of each part."""
-    found = getattr(adapter, "parts", None)  # of some methods these are what a drawing consists of
-    parts = dict(found.items()) if isinstance(found, torch.nn.ModuleDict) else {}
+def starting_weights(adapter: Adapter) -> list[tuple[Adapter, list[Path]]]:
+    """What ``adapter.init`` names on this disk, with the method or the part of it that starts from there. Official
+    files expect official quirks, which may shape modules: they are set before `Adapter.attach`."""
+    parts = dict(getattr(adapter, "methods", {}).items())
     named = adapter.init if isinstance(adapter.init, Mapping) else {"": adapter.init} if adapter.init else {}
-    for name, folder in named.items():
+    found = []
+    for name, text in named.items():
         if name and name not in parts:
-            raise UserError(f"adapter.init names {name}; the parts are {', '.join(parts) or 'none'}")
-        load_into(parts[name] if name else adapter, backbone, method_folder(Path(folder).expanduser()))
+            raise UserError(f"adapter.init names {name}; the methods are {', '.join(parts) or 'none'}")
+        method = parts[name] if name else adapter
+        places = [method_folder(local_place(each)) for each in ([text] if isinstance(text, str) else text)]
+        if lost := [place for place in places if not place.exists()]:
+            expected = "a cell, a method folder, an official file, hub:OWNER/NAME/FILE or official"
+            raise UserError(f"adapter.init={lost[0]}: no such file or folder; expected {expected}")
+        method.faithful = method.faithful or not is_method(places)
+        found.append((method, places))
+    return found
+
+
+def is_method(places: list[Path]) -> bool:
+    return len(places) == 1 and (places[0] / "posegen.json").is_file()
 
 
 class Components:
@@ -85,7 +105,7 @@ class Components:
     def backbone(self) -> Backbone:
         torch.manual_seed(self.cfg.seed)  # weights that it starts from at random are a function of the seed
         try:
-            return instantiate(self.cfg.backbone, **pinned_places(self.cfg), _convert_="all")
+            return instantiate(pinned_node(self.cfg, "backbone"), _convert_="all")
         except InstantiationException as error:
             if isinstance(error.__cause__, UserError):  # one sentence, for the table
                 raise error.__cause__ from None
@@ -94,7 +114,7 @@ class Components:
     @cached_property
     def bare_adapter(self) -> Adapter:
         """The adapter before `attach`."""
-        node: Any = OmegaConf.to_container(self.cfg.adapter, resolve=True)
+        node: Any = OmegaConf.to_container(pinned_node(self.cfg, "adapter"), resolve=True)
         adapter = configured_method(node)
         if adapter.sample != self.backbone.sample:
             kinds = f"generates a {adapter.sample}, backbone generates a {self.backbone.sample}"
@@ -114,11 +134,16 @@ class Components:
     def adapter(self) -> Adapter:
         """The adapter, attached to the backbone and in its initial state, computing as ``trainer`` says."""
         adapter = self.bare_adapter
+        starts = starting_weights(adapter)
         torch.manual_seed(self.cfg.seed)  # initial weights are a function of the seed
         adapter.attach(self.backbone)
         if trains(self.backbone.network):
             self.backbone.network.float()  # whatever it was read in
-        start_from_folders(adapter, self.backbone)
+        for method, places in starts:
+            if is_method(places):
+                load_into(method, self.backbone, places[0])
+            else:
+                put_official(method, self.backbone, places)
         if "compute" in self.cfg:  # some verbs compute nothing
             for network in (adapter, self.backbone):
                 arranged(network, self.cfg.compute)
@@ -153,11 +178,11 @@ class Components:
 
     @cached_property
     def estimator(self) -> Estimator:
-        return instantiate(self.cfg.estimator, _convert_="all")
+        return instantiate(pinned_node(self.cfg, "estimator"), _convert_="all")
 
     @cached_property
     def protocol(self) -> Protocol:
-        return instantiate(self.cfg.protocol, _convert_="all")
+        return instantiate(pinned_node(self.cfg, "protocol"), _convert_="all")
 
     @cached_property
     def shard(self) -> Shard:

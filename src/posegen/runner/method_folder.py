@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posegen.adapters.base import Adapter
 from posegen.backbones.base import Backbone, ControlBranch
+from posegen.config.groups import groups
 from posegen.errors import UserError
 from posegen.io.atomic import read_json, read_json_or_empty, replacing, write_json
 from posegen.io.weights import not_finite
@@ -49,7 +50,7 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
         "class": full_name(adapter),
         "kwargs": plain_arguments(adapter),
         "faithful": adapter.faithful,
-        "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256, **hub},
+        "backbone": {"id": backbone.weights.id, "sha256": backbone.weights.sha256, **hub, **backbone_class(backbone)},
         "sampler": None,
         **facts,
     }
@@ -63,9 +64,16 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
             rest = {key: value for key, value in rest.items() if not key.startswith(prefix)}
         if rest:
             save_file(rest, temporary / ADAPTER)
-        if own_unet or trains(backbone.network):
+        if own_unet or backbone.replaced or trains(backbone.network):
             backbone.network.save_pretrained(network_file(temporary, backbone).parent, max_shard_size=ONE_FILE)
         write_json(temporary / "posegen.json", about)
+
+
+def backbone_class(backbone: Backbone) -> dict[str, str]:
+    """The class of a backbone whose id is none of an option's, which says nothing else about it."""
+    known = (OmegaConf.load(option.file) for option in groups()["backbone"].values())
+    usual = any(node.get("id") == backbone.weights.id for node in known)
+    return {} if usual else {"class": full_name(backbone)}
 
 
 def network_file(folder: Path, backbone: Backbone) -> Path:
@@ -82,8 +90,8 @@ def plain_arguments(adapter: Adapter) -> dict[str, Any]:
     found |= {
         name: value for name, value in values.items() if type(value) is dict and all(map(is_number, value.values()))
     }
-    if isinstance(parts := values.get("parts"), nn.ModuleDict):
-        found["parts"] = {name: described(part) for name, part in parts.items()}
+    if isinstance(parts := values.get("methods"), nn.ModuleDict):
+        found["methods"] = {name: described(part) for name, part in parts.items()}
     return found
 
 
@@ -98,7 +106,7 @@ def is_number(value: Any) -> bool:
 
 def parts_of(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """The nodes of the methods that another, given by its own node or arguments, consists of."""
-    parts = node.get("parts")
+    parts = node.get("methods")
     whole = isinstance(parts, Mapping) and all(isinstance(p, Mapping) and "_target_" in p for p in parts.values())
     return parts if whole and parts else {}
 
@@ -155,6 +163,7 @@ def load_into(adapter: Adapter, backbone: Backbone, folder: Path) -> None:
     file = network_file(folder, backbone)
     if trains(backbone.network) or file.is_file():
         put(backbone.network, read(file), file)
+        backbone.replaced = backbone.replaced or not trains(backbone.network)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -232,7 +241,7 @@ def load_method(folder: Path, backbone: Backbone) -> Adapter:
 def rebuilt(node: Mapping[str, Any], folder: Path) -> Adapter:
     """The method that a node of ``posegen.json`` describes, and so its parts, before `Adapter.attach`."""
     cls, parts = adapter_class(node["_target_"], folder), parts_of(node)
-    built = {"parts": {name: rebuilt(part, folder) for name, part in parts.items()}} if parts else {}
+    built = {"methods": {name: rebuilt(part, folder) for name, part in parts.items()}} if parts else {}
     own = {name: value for name, value in node.items() if name not in ("_target_", *cls.declared)}
     adapter = constructed(cls, {**own, **built}, folder / "posegen.json")
     adapter.faithful = bool(node.get("faithful", adapter.faithful))

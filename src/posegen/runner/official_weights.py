@@ -1,4 +1,4 @@
-"""Official weights as a method folder, with every key of the file accounted for."""
+"""Official weights in a method, with every key of the file accounted for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from posegen.adapters.base import Adapter
@@ -19,65 +16,28 @@ from posegen.backbones.base import Backbone, ControlBranch
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty
 from posegen.io.hashes import sha256_of
-from posegen.io.hub import HubPlace, fetched, on_hub
 from posegen.io.weights import UnknownKeys, WeightsError, read_tensors, weight_files
 from posegen.runner import method_folder as methods
-from posegen.runner.components import Components
 
 PROBLEMS = ("missing", "unexpected", "mis-shaped")  # of keys
 UNET = "backbone.unet."  # what the converted keys of a U-Net begin with
 
 
-def convert(
-    adapter: DictConfig,
-    backbone: DictConfig,
-    source: str | Sequence[str] | None,
-    target: str,
-    sampler: DictConfig | None = None,
-) -> None:
-    """Reads official weights, prints what became of their keys, and writes a method folder.
+def put_official(method: Adapter, backbone: Backbone, files: Sequence[Path]) -> tuple[Account, str]:
+    """Puts official weights into an attached method and its backbone; what became of their keys, and their hash.
 
-    A file of a whole model gives the U-Net too where that differs from the backbone's; the folder still belongs to the
-    backbone, whose text tower, autoencoder and noise process it is sampled with.
-
-    Args:
-        source: the official file, of which nothing is run, or the folder of a diffusers model, on this disk or as
-            ``hub:owner/name/file``; a list of them where the weights lie in several files; None starts the method from
-            the backbone's weights, as the official programs do before training.
-        sampler: how the method is to be sampled, where that is known.
-
-    Raises:
-        UserError: the file, the backbone or the target cannot be used, or a key does not fit.
-    """
-    folder = methods.writable(Path(target).expanduser())
-    facts: dict[str, Any] = {"sampler": None if sampler is None else OmegaConf.to_container(sampler, resolve=True)}
-    if source is None:
-        method, body = attached(adapter, backbone)
-        methods.save_method(folder, method, body, initialised=True, **facts)
-        start = f"starts from the weights of backbone {body.weights.id}"
-        print(f"{type(method).__name__} {start}; what those do not give is random, from seed 0")
-    else:
-        named = [source] if isinstance(source, str) else list(source)
-        found = [fetched(HubPlace.of(name)) if on_hub(name) else (Path(name).expanduser(), None) for name in named]
-        files, names = [file for file, _ in found], ", ".join(file.name for file, _ in found)
-        hub = ", ".join(str(place) for _, place in found if place)
-        official, sha256 = read_official(*files)
-        cls: Any = get_object(str(backbone.get("_target_")))
-        path = None if OmegaConf.is_missing(backbone, "path") else backbone.get("path")
-        if hasattr(cls, "misfit_at") and path is not None and (misfit := cls.misfit_at(path, official)):
-            raise UserError(f"{', '.join(map(str, files))} {misfit}. Nothing was loaded or written")
-        method, body = attached(adapter, backbone, faithful=True)
-        beside = files[0] / "config.json" if files[0].is_dir() else files[0].with_name("config.json")
-        for branch in (part for part in method.modules() if isinstance(part, ControlBranch)):
-            branch.fit(official, read_json_or_empty(beside))
-        placed, account = accounted(method, body, official, whole=True)
-        print(f"{names} holds {len(official)} tensors\n{account.listed()}")
-        if account.wrong:
-            raise UserError(complaint(", ".join(map(str, files)), method, body, official, account))
-        put_converted(method, body, placed)
-        facts["converted"] = {"file": names, "sha256": sha256, **({"hub": hub} if hub else {})}
-        methods.save_method(folder, method, body, own_unet=account.different > 0, **facts)
-    print(f"wrote {folder}; use it with checkpoint={folder} on backbone {body.weights.id}")
+    A UserError says that they are another method's, of another width or damaged."""
+    official, sha256 = read_official(*files)
+    beside = files[0] / "config.json" if files[0].is_dir() else files[0].with_name("config.json")
+    for branch in (part for part in method.modules() if isinstance(part, ControlBranch)):
+        branch.fit(official, read_json_or_empty(beside))
+    placed, account = accounted(method, backbone, official, whole=True)
+    print(f"{', '.join(file.name for file in files)} holds {len(official)} tensors\n{account.listed()}")
+    if account.wrong:
+        raise UserError(complaint(", ".join(map(str, files)), method, backbone, official, account))
+    put_converted(method, backbone, placed)
+    backbone.replaced = backbone.replaced or account.different > 0
+    return account, sha256
 
 
 def read_official(*sources: Path) -> tuple[dict[str, Tensor], str]:
@@ -100,22 +60,6 @@ def read_official(*sources: Path) -> tuple[dict[str, Tensor], str]:
         tensors |= read
     files = (weight_files(source) if source.is_dir() else [source] for source in sources)
     return tensors, sha256_of([*chain.from_iterable(files)])
-
-
-def attached(adapter: DictConfig, backbone: DictConfig, faithful: bool = False) -> tuple[Adapter, Backbone]:
-    """The method, attached to its backbone; ``faithful`` for official weights, which expect official quirks."""
-    nodes = {"adapter": adapter, "backbone": backbone}
-    if missing := sorted(f"{name}.{key}" for name, node in nodes.items() for key in OmegaConf.missing_keys(node)):
-        fix = "name it, for instance backbone=sd15 backbone.path=FOLDER_OR_FILE"
-        raise UserError(f"{', '.join(missing)} is not set; a method folder belongs to one backbone: {fix}")
-    plain = {name: OmegaConf.to_container(node, resolve=True) for name, node in nodes.items()}
-    name = adapter.get("_target_")
-    components = Components(OmegaConf.create({**plain, "method": name, "seed": 0}))
-    if not components.bare_adapter.trainable:
-        raise UserError(f"adapter {name} has no weights; choose the method that the file belongs to with adapter=")
-    if faithful:
-        components.bare_adapter.faithful = True  # before it is attached: quirks may shape modules
-    return components.adapter, components.backbone
 
 
 def complaint(file: str, method: Adapter, backbone: Backbone, official: Mapping[str, Tensor], account: Account) -> str:

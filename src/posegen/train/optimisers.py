@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,35 @@ from torch import Tensor, nn
 
 from posegen.errors import UserError
 from posegen.train.recipe import Recipe
+
+
+def with_own_rates(
+    groups: list[dict[str, Any]], rates: Mapping[str, float], named: Iterable[tuple[str, nn.Parameter]]
+) -> list[dict[str, Any]]:
+    """The parameter groups, of which the weights that a pattern fits are groups of their own, named after it.
+
+    A pattern is one of `fnmatch` for the name of a weight, with or without what comes before its first dot; the first
+    that fits counts. A UserError names one that fits nothing that trains."""
+    names = {id(p): name for name, p in named if p.requires_grad}
+    pattern_of, used = {}, set[str]()
+    for key, name in names.items():
+        fitting = [each for each in rates if fnmatchcase(name, each) or fnmatchcase(name.partition(".")[2], each)]
+        used |= set(fitting)
+        pattern_of[key] = fitting[0] if fitting else None
+    if unused := [pattern for pattern in rates if pattern not in used]:
+        known = [*names.values(), *(name.partition(".")[2] for name in names.values())]
+        nearest = get_close_matches(unused[0], known, 3, 0.0)
+        fits = "fits the name of no weight that trains; the nearest are"
+        raise UserError(f"optim.lr_of: {unused[0]!r} {fits} {', '.join(nearest)}")
+    found = []
+    for group in groups:
+        own = {pattern: [p for p in group["params"] if pattern_of.get(id(p)) == pattern] for pattern in (None, *rates)}
+        found += [
+            {**group, "params": params, **({} if pattern is None else {"lr": rates[pattern], "name": pattern})}
+            for pattern, params in own.items()
+            if params
+        ]
+    return found
 
 
 def build_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -30,6 +30,7 @@ class Recipe:
     weight_decay: float = 0.01  # decoupled
     optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
     fused: bool = False  # AdamW in one pass over memory
+    lr_of: Mapping[str, float] | None = None  # peaks by patterns of names of weights
     in_backward: bool = False  # every gradient is used and freed as soon as it is there
 
     def factor(self, step: int) -> float:

@@ -32,7 +32,7 @@ from posegen.runner.method_folder import save_method
 from posegen.runner.precision import arranged, waiting_parts
 from posegen.train.fsdp import divide_weights
 from posegen.train.loggers import log_settings
-from posegen.train.optimisers import UpdatesInBackward, build_optimizer
+from posegen.train.optimisers import UpdatesInBackward, build_optimizer, with_own_rates
 from posegen.train.recipe import Recipe, hyperparameters, recipe_of
 
 
@@ -86,7 +86,8 @@ class Task(LightningModule):
         if self.due:
             groups = self.trainer.optimizers[0].param_groups
             alike = len({group["initial_lr"] for group in groups}) == 1
-            self.log_dict({"lr" if alike else f"lr/pg{i}": group["lr"] for i, group in enumerate(groups, 1)})
+            names = ["lr"] if alike else [f"lr/{group.get('name', f'pg{i}')}" for i, group in enumerate(groups, 1)]
+            self.log_dict({name: group["lr"] for name, group in zip(names, groups, strict=False)})
         return losses["loss"]
 
     def configure_model(self) -> None:
@@ -129,7 +130,10 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
-        optimizer = build_optimizer(recipe, self.parameter_groups())
+        groups = self.parameter_groups()
+        if recipe.lr_of:
+            groups = with_own_rates(groups, recipe.lr_of, self.named_parameters())
+        optimizer = build_optimizer(recipe, groups)
         if recipe.in_backward:
             self.updates = UpdatesInBackward(optimizer, self.components.cfg.trainer.gradient_clip_val)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from posegen.runner.official_weights import convert
+from posegen.runner.user_requests.conversion import convert
 
 
 def main(cfg: DictConfig) -> None:

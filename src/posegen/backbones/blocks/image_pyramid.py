@@ -12,6 +12,7 @@ from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from posegen.io.hub import local_place
 from posegen.io.weights import WeightsError, read_tensors
 
 HEAD_WIDTH = 32  # of Swin's attention heads (Liu et al. 2021, section 3.3)
@@ -81,7 +82,7 @@ def hierarchical(name: str, weights: str | Path | None = None) -> nn.Module:
     any_size = {"strict_img_size": False, "drop_path_rate": 0.0} if name.startswith("swin") else {}
     network = timm.create_model(name, pretrained=False, num_classes=0, **any_size)
     if weights is not None:
-        place = Path(weights).expanduser()
+        place = local_place(weights)
         tensors = timm_names(read_tensors(place))
         tensors = checkpoint_filter_fn(tensors, network) if isinstance(network, SwinTransformer) else tensors
         tensors = {key: value for key, value in tensors.items() if not key.startswith(HEAD)}

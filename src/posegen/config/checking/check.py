@@ -243,7 +243,7 @@ def compatible(cfg: DictConfig) -> list[Problem]:
 def methods_in(cfg: DictConfig) -> list[tuple[DictConfig, Any]]:
     """(node, class) of the configured method, or of each of its parts."""
     node = cfg.get("adapter")
-    parts = [part for _, part in nodes.children(node.get("parts"))] if nodes.has_target(node) else []
+    parts = [part for _, part in nodes.children(node.get("methods"))] if nodes.has_target(node) else []
     inside = [(part, locate(nodes.target_path(part))) for part in parts if nodes.has_target(part)]
     return inside or [(node, class_of(cfg, "adapter"))]
 

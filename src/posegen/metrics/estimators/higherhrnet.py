@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posegen.data.base import to_tensor, to_uint8
+from posegen.io.hub import local_place
 from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.estimators.associative import JOINTS, PUBLISHED, Decoding, decode
@@ -184,7 +185,7 @@ class HigherHRNet(nn.Module, Estimator):
         """mmpose's HigherHRNet-W``width`` (32 and 48 are published) from its ``.pth`` file, which is not run, or from
         safetensors; frozen. The other arguments are those of the class. Raises FileNotFoundError where there is no such
         file, ValueError where it cannot be read, or holds another network."""
-        file = Path(path).expanduser()
+        file = local_place(path)
         if not file.is_file():
             expected = "mmpose's weights of HigherHRNet (a .pth or .safetensors file)"
             raise FileNotFoundError(f"{file} is missing; estimator.path expects {expected}")

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from posegen.data.base import to_uint8
+from posegen.io.hub import local_place
 from posegen.io.weights import WeightsError, read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.network_weights import load_every_weight
@@ -67,7 +68,7 @@ class MMPose(nn.Module, Estimator):
             reason = f"{config} is bottom-up and finds the people itself"
             raise ValueError(f"estimator.finder is of no use: {reason}; leave it out")
         if weights is not None:
-            fill_model(self.model, Path(weights).expanduser())
+            fill_model(self.model, local_place(weights))
         self.eval().requires_grad_(False)
 
     def estimate(self, images: Tensor) -> list[Poses]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor, nn
 
+from posegen.io.hub import local_place
 from posegen.io.weights import read_tensors
 from posegen.metrics.base import Estimator, Poses
 from posegen.metrics.network_weights import load_every_weight
@@ -75,7 +76,7 @@ class MobileNetV2(nn.Module, Estimator):
         """A frozen network in evaluation mode with the weights of a file of mmpose 0.x (``.pth``) or of safetensors. It
         holds a pose model whose trunk this is; its head is left out. Nothing in it is run. Raises FileNotFoundError
         where there is none, ValueError where it cannot be read, or its weights are of another network."""
-        file = Path(path).expanduser()
+        file = local_place(path)
         network = cls(widen_factor, out_indices, bn_eps, size)
         if not file.is_file():
             expected = "the weights of an mmpose 0.x model with a MobileNetV2 trunk (.pth or .safetensors)"

@@ -114,7 +114,7 @@ class CellsFile(State):
 
 
 class BackboneEntry(State):
-    """The backbone that a method belongs to."""
+    """The backbone that a method belongs to; ``class`` where its id is none of an option's."""
 
     id: str
     sha256: str
