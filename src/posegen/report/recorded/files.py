@@ -1,8 +1,8 @@
 """A recorded study: what its table is made of, in three files without pictures and weights.
 
 ``records.csv.gz`` has a line per image and set of records: those of a cell, of a further judge of it, and of the real
-images that cells compare with. An array stands there as ``2x17:`` and its values. ``study.json`` has the plan, state and
-identity of each cell, and the hash of the records. ``table.csv`` is the table. Equal studies give equal bytes.
+images that cells compare with. An array stands there as ``2x17:`` and its values. ``study.json`` has the plan, state
+and identity of each cell, and the hash of the records. ``table.csv`` is the table. Equal studies give equal bytes.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ def record_study(folder: Path, target: Path) -> Table:
     described = {
         name: {"columns": list(records), "arrays": dict(array_types(records))} for name, records in sets.items()
     }
-    with replacing(target / RECORDS) as temporary, temporary.open("wb") as stream:
-        with gzip.GzipFile("", "wb", 9, stream, mtime=0) as packed:
-            packed.write(records_text(sets).encode())
+    content = io.BytesIO()
+    with gzip.GzipFile("", "wb", 9, content, mtime=0) as packed:  # neither name nor time
+        packed.write(records_text(sets).encode())
+    with replacing(target / RECORDS) as temporary:
+        temporary.write_bytes(content.getvalue())
     about = {"format": FORMAT, "records": file_hash(target / RECORDS), "plan": without_observers(plan), "cells": cells}
     write_json(target / STUDY, {**about, "sets": described})
     write_text(target / TABLE, table_csv(table))
@@ -193,6 +195,14 @@ def unpacked_study(source: Path) -> Iterator[Path]:
         target.mkdir()
         unpack_study(source, target)
         yield target
+
+
+def table_again(source: Path, expected: Path | None = None) -> tuple[Table, str]:
+    """The table of a recorded study, and a sentence on how it agrees with the recorded one; see `same_values`."""
+    with unpacked_study(source) as there:
+        table = build_table(there, expected)
+    require_records(table)
+    return table, same_values(table_csv(table), source / TABLE) if expected is None else f"compared with {expected}"
 
 
 def same_values(text: str, file: Path, exactly: bool = False) -> str:
