@@ -172,3 +172,15 @@ def test_the_teacher_of_given_weights_is_that_of_the_cell_that_trained_them(stud
     config = {"method": "m", "seed": 0, "study": "s", "checkpoint": str(trained / "method")}
     write_text(cell / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     assert [row["method"] for row in build_table(study).rows if row["taught"]] == ["far"]
+
+
+def test_every_two_of_three_judges_are_compared(study: Path) -> None:
+    for name, shift in SHIFTS.items():
+        write_second(study / name / "world/seed0", shift * 2, name="three", estimator={"_target_": "judges.Three"})
+    table = build_table(study)
+    assert table.judges and [judge.name for judge in table.judges.judges] == ["One", "three", "two"]
+    against = [each.compared_with for each in table.judges.agreements]
+    assert against == ["the same by judge three", "the same by judge two", "the same by judge two (by judge three)"]
+    pairs = ("One and three", "One and two", "three and two")
+    for pair, note in zip(pairs, table.judges.notes, strict=True):
+        assert f"image by image, {pair}: Spearman's rho" in note

@@ -252,3 +252,49 @@ def test_another_protocol_is_another_judge(study: Path, second: Path, world: lis
     assert main(["judge", str(cell), folder, "protocol=person_image", "progress=none", cache]) == 0
     records = read_records(cell / "judges/mannequin-person_image")
     assert "psnr" in {name.lower() for name in records} and "psnr" not in {name.lower() for name in read_records(cell)}
+
+
+@pytest.fixture
+def second_by_name(second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The second judge as an option of its own."""
+    conf = tmp_path / "conf/estimator"
+    conf.mkdir(parents=True)
+    node = f"_target_: posegen.metrics.estimators.mannequin.MannequinJudge.from_pretrained\nfolder: {second}\n"
+    (conf / "second.yaml").write_text(f"# Another judge.\n{node}")
+    monkeypatch.setenv("POSEGEN_SEARCHPATH", str(tmp_path / "conf"))
+    return "second"
+
+
+def test_several_judges_judge_in_one_go_and_once(
+    study: Path, second_by_name: str, world: list[str], never_sampled: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = next(word.replace("paths.", "") for word in world if word.startswith("paths.cache"))
+    words = ["judge", str(study), "estimator=[mannequin,second]", "progress=none", cache]
+    assert main(words) == 0 and never_sampled == []
+    places = {p.parent.name for cell in cells(study).values() for p in cell.glob("judges/*/status.json")}
+    assert "second" in places
+    files = [cell / f"judges/{name}/records.csv" for cell in cells(study).values() for name in places]
+    before = [file.stat().st_mtime_ns for file in files]
+    assert main(words) == 0 and [file.stat().st_mtime_ns for file in files] == before
+    capsys.readouterr()
+    for wrong, reason in {
+        "name=x": "names several judges",
+        "estimator.folder=x": "names several judges",
+        "estimator=[mannequin,secnd]": "no such option",
+        "estimator=[second,second]": "name each once",
+    }.items():
+        assert main([*words, wrong] if "[" not in wrong else [*words[:2], wrong]) == 1
+        assert reason in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_two_judges_has_both_in_its_table(second_by_name: str, world: list[str], tmp_path: Path) -> None:
+    others = [word for word in world if not word.startswith("estimator")]
+    assert main([*benchmark(others, tmp_path / "out"), "estimator=[mannequin,second]"]) == 0
+    study = tmp_path / "out/benchmark/smoke"
+    assert "(second)" in (study / "table_judges.csv").read_text()
+    assert all((cell / "judges/second/records.csv").is_file() for cell in cells(study).values())
+    first = {entry["method"]: entry["hash"] for entry in read_json(study / "cells.json")["cells"]}
+    assert main(benchmark(others, tmp_path / "one")) == 0
+    alone = read_json(tmp_path / "one/benchmark/smoke/cells.json")["cells"]
+    assert first == {entry["method"]: entry["hash"] for entry in alone}

@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import env_override
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -96,6 +97,27 @@ class Command:
         path = [f"hydra.searchpath=[{','.join(map(quoted, self.search))}]"] if self.search else []
         return self.flags.get("--config-name") or self.verb, [*path, *keys], self.main
 
+    def judges(self) -> list[Command]:
+        """The command once for each judge of ``estimator=[a,b]``; a `UserError` lists all that is wrong with any."""
+        found = self._judges()
+        if found[1:] and (problems := self.check()[0]):
+            raise UserError(problem_report(problems))
+        return found
+
+    def _judges(self) -> list[Command]:
+        """The same unchecked. Hydra would merge the judges into one node."""
+        word = next((word for word in self.keys if word.startswith("estimator=[")), None)
+        names = OverridesParser.create().parse_override(word).value() if word else None
+        if not isinstance(names, list) or len(names) < 2:
+            return [self]
+        if wrong := [key for key in self.keys if key.startswith("estimator.") or key.partition("=")[0] == "name"]:
+            fix = f"leave it out, or name one judge and run posegen judge again: estimator={names[-1]} {wrong[0]}"
+            raise UserError(f"{wrong[0]}: {word} names several judges, and this belongs to one of them; {fix}")
+        if len({*names}) < len(names):
+            raise UserError(f"{word}: a judge is there twice; name each once")
+        each = (tuple(f"estimator={name}" if key == word else key for key in self.keys) for name in names)
+        return [replace(self, keys=keys) for keys in each]
+
     def base(self) -> DictConfig:
         """The configuration without the overrides that are swept over, with its ``hydra`` node."""
         return compose(
@@ -151,9 +173,11 @@ class Command:
     def check(self) -> tuple[list[Problem], int]:
         """All problems, and how many cells were looked at, see `posegen.config.sweep.representatives`."""
         problems, command = self.readable()
+        cells: list[Sequence[str]] = []
         try:
-            found = command.axes()
-            cells = [command.keys] if found is None else representatives(found, self.known)
+            for each in command._judges():
+                found = each.axes()
+                cells += [each.keys] if found is None else representatives(found, self.known)
             for words in cells:
                 with composed(*self.asking(words)) as cfg:
                     problems += validate(cfg)

@@ -72,11 +72,16 @@ def results_page(table: Table, poses: int = SHOWN, side: int = SIDE) -> str:
         "Pictures": ("pictures", pictures_section(picture_grid(table, poses, side)) if poses else None),
         "Cells": ("cells", cells_section(table)),
     }
+    return rendered(table.title, sections)
+
+
+def rendered(title: str, sections: Mapping[str, tuple[str, Any]]) -> str:
+    """A page as html text: its sections by heading, each a kind and what the template shows of that kind, if any."""
     filled = [(name, re.sub(r"[\W_]", "-", name.lower()), *section) for name, section in sections.items() if section[1]]
     loader = PackageLoader("posegen.report")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["breakable"] = breakable
-    return environment.get_template("page.html").render(title=table.title, sections=filled).lstrip()
+    return environment.get_template("page.html").render(title=title, sections=filled).lstrip()
 
 
 def breakable(name: str) -> Markup:

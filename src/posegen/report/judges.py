@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,9 @@ def judges_table(groups: Sequence[Group], rows: Sequence[Row], protocol: Any, ac
                     f"{judge.column(column)}{end}": values.get(f"{column}{end}", math.nan) for end in ("", "_lo", "_hi")
                 }
     table = JudgesTable(judges, columns, merged, notes=notes)
-    for judge in judges[1:]:
-        if accuracy in judge.protocol.columns:
-            table.agreements += order_agreement(first, judge, accuracy)
-            table.notes += image_agreement(first, judge, accuracy)
+    for one, other in combinations([j for j in judges if accuracy in j.protocol.columns], 2):
+        table.agreements += order_agreement(one, other, accuracy, of_cells=one is first)
+        table.notes += image_agreement(one, other, accuracy)
     return table
 
 
@@ -132,12 +132,13 @@ def shared_rows(first: Judge, other: Judge, column: Column) -> Iterator[tuple[Gr
             yield group, row, there, values
 
 
-def order_agreement(first: Judge, other: Judge, column: Column) -> list[Agreement]:
+def order_agreement(first: Judge, other: Judge, column: Column, of_cells: bool) -> list[Agreement]:
     """Of the order of the methods by one judge with that by another; empty for fewer than `LEAST` methods."""
     shared = list(shared_rows(first, other, column))
     values = [values[column] for _, _, _, values in shared]
     pairs = [(group, row) for group, row, _, _ in shared]
-    return [Agreement.of(pairs, column, values, f"the same by judge {other.name}")] if len(pairs) >= LEAST else []
+    name = f"the same by judge {other.name}" + ("" if of_cells else f" (by judge {first.name})")
+    return [Agreement.of(pairs, column, values, name)] if len(pairs) >= LEAST else []
 
 
 def image_agreement(first: Judge, other: Judge, column: Column) -> list[str]:

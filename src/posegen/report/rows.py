@@ -47,7 +47,7 @@ class Group:
         if unfinished:
             return {"state": unfinished["state"], "reason": unfinished["reason"]}
         # what the method itself said about its pictures
-        return {"state": "finished", "reason": next((n["remark"] for n in self._notes() if n.get("remark")), "")}
+        return {"state": "finished", "reason": next((n["remark"] for n in self.notes() if n.get("remark")), "")}
 
     @property
     def method(self) -> str:
@@ -88,10 +88,10 @@ class Group:
     @property
     def faithful(self) -> str:
         """Whether official quirks are reproduced: ``true``, ``false``, or empty where there is nothing official."""
-        said = [note["faithful"] for note in self._notes() if note.get("faithful") is not None]
+        said = [note["faithful"] for note in self.notes() if note.get("faithful") is not None]
         return str(bool(said[0])).lower() if said else ""
 
-    def _notes(self) -> Iterator[dict[str, Any]]:
+    def notes(self) -> Iterator[dict[str, Any]]:
         """What cells say about themselves; older ones say it in the method folder that they trained."""
         for file in (folder / name for folder in self.finished for name in ("row.json", "method/posegen.json")):
             if file.is_file():

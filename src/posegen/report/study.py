@@ -30,7 +30,8 @@ def benchmark_plan(folder: Path) -> dict[str, Any]:
     path, fix = folder / "cells.json", "run posegen benchmark again, which writes it"
     if not path.is_file():
         first = "run posegen benchmark first or name another folder"
-        raise UserError(f"{folder} holds no benchmark (cells.json is missing); {first}")
+        recorded = " and no records of one (study.json)" if (folder / "table.csv").is_file() else ""
+        raise UserError(f"{folder} holds no benchmark (cells.json is missing){recorded}; {first}")
     plan = read_state(path, CellsFile, fix)
     for entry in plan["cells"]:
         if not is_inside(folder / entry["folder"], folder):

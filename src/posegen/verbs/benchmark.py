@@ -31,6 +31,7 @@ from posegen.runner.judge import Judging
 from posegen.runner.stage import Shard, Stage, complete
 from posegen.train.launch import Processes
 from posegen.train.loop import Training, fit, set_threads
+from posegen.verbs.judge import judge_further
 
 #: Keys of the configuration that only the table reads.
 TABLE = ("title", "baseline", "headline", "reproduction")
@@ -38,7 +39,8 @@ TABLE = ("title", "baseline", "headline", "reproduction")
 
 def start(command: Command) -> int:
     """Plans the benchmark, runs its cells as a multirun, and writes its table; 0 where every cell finished, else 1."""
-    command = Command.read(command.verb, command.words)
+    judges = Command.read(command.verb, command.words).judges()
+    command = judges[0]
     if ASKING & command.flags.keys():  # Hydra answers a question in place of running
         return command.run()
     config = command.base()
@@ -50,6 +52,8 @@ def start(command: Command) -> int:
         for place in planned:
             with suppress(OSError):  # it is not empty
                 (folder / place).rmdir()
+        if judges[1:] and not code:
+            code = judge_further(judges, [folder], config)
         code = max(code, conclude(folder, config, planned))
     return code
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
+from posegen.config.app import Command
 from posegen.report.formats import row_terminal
 from posegen.report.rows import row_of
 from posegen.report.wandb import ResultsOnDashboard, tell_offline_runs
@@ -14,6 +17,17 @@ from posegen.runner.generate import Generation
 from posegen.runner.judge import Judging
 from posegen.runner.stage import UNFINISHED, complete
 from posegen.train.loop import set_threads
+from posegen.verbs.judge import judge_further
+
+
+def start(command: Command) -> int:
+    """The cells by the first judge of ``estimator=[a,b]``, then their pictures by the others; the highest exit code."""
+    first, *others = judges = command.judges()
+    code = first.run()
+    if not others or code:
+        return code
+    cells = [Path(cfg.paths.cell) for cfg, _ in first.cells()]
+    return judge_further(judges, cells, first.base())
 
 
 def main(cfg: DictConfig) -> None:

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from posegen.config.app import Command
 from posegen.config.typed_text import as_literal
 from posegen.errors import UserError
 from posegen.report.formats import value_text
@@ -21,6 +22,21 @@ from posegen.runner.received.state_files import read_cell_config, read_status
 from posegen.runner.second_judge import KeptPictures, SecondJudging
 from posegen.runner.stage import complete
 from posegen.train.loop import set_threads
+
+
+def start(command: Command) -> int:
+    """Lets each judge of ``estimator=[a,b]`` judge; the highest of their exit codes."""
+    return max(judge.run() for judge in command.judges())
+
+
+def judge_further(judges: Sequence[Command], cells: Sequence[Path], cfg: DictConfig) -> int:
+    """Lets all judges but the first judge finished cells, for verbs that compute cells; the highest exit code."""
+    place = {"progress": cfg.progress, "accelerator": cfg.trainer.accelerator, "cache": cfg.paths.cache}
+    settings = [f"{key}={value}" for key, value in place.items()]
+    paths = [f"hydra.searchpath=[{','.join(judges[0].search)}]"] if judges[0].search else []
+    found = [next(key for key in judge.keys if key.startswith("estimator=")) for judge in judges[1:]]
+    commands = [Command.read("judge", [*map(str, cells), word, *settings, *paths]) for word in found]
+    return max((command.run() for command in commands), default=0)
 
 
 def main(cfg: DictConfig) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from posegen.report.formats import table_terminal
+from posegen.report.recorded.files import STUDY, TABLE, table_again
 from posegen.report.study import benchmark_folders
 from posegen.report.table import require_records
 from posegen.report.write import write_table
@@ -15,8 +16,13 @@ from posegen.report.write import write_table
 def main(cfg: DictConfig) -> None:
     """Writes and prints the tables of ``folders`` from the records of their cells."""
     tables = []
+    expected = None if cfg.expected is None else Path(cfg.expected)
     for folder in benchmark_folders("table", cfg.folders):
-        table = write_table(folder, None if cfg.expected is None else Path(cfg.expected))
+        if (folder / STUDY).is_file() and not (folder / "cells.json").is_file():
+            table, told = table_again(folder, expected)
+            print(f"{table_terminal(table)}\n{folder / TABLE}: {told}")
+            continue
+        table = write_table(folder, expected)
         tables.append(table)
         print(table_terminal(table))
         further = {"scenarios": table.scenarios, "errors": table.errors, "judges": table.judges}

@@ -113,6 +113,33 @@ class CellsFile(State):
     reproduction: ReproductionEntry | None = None
 
 
+class RecordedCell(State):
+    """What a recorded study says of a cell, or of a further judge of one: the content of its state files."""
+
+    status: StatusFile | dict[str, Any]
+    costs: CostsFile = CostsFile()
+    row: RowFile = RowFile()
+    config: dict[str, Any] = {}
+    reference: str | None = None  # the set of records of the real images
+
+
+class RecordsEntry(State):
+    """A set of records of a recorded study."""
+
+    columns: list[str]
+    arrays: dict[str, str]  # column -> type of numbers, as numpy writes it
+
+
+class StudyFile(State):
+    """``study.json``: a recorded study, see `posegen.report.recorded.files`."""
+
+    format: int
+    records: str  # SHA-256 of records.csv.gz
+    plan: CellsFile
+    cells: dict[str, RecordedCell]
+    sets: dict[str, RecordsEntry]
+
+
 class BackboneEntry(State):
     """The backbone that a method belongs to; ``class`` where its id is none of an option's."""
 
