@@ -71,9 +71,8 @@ def save_method(folder: Path, adapter: Adapter, backbone: Backbone, own_unet: bo
 
 def backbone_class(backbone: Backbone) -> dict[str, str]:
     """The class of a backbone whose id is none of an option's, which says nothing else about it."""
-    known = (OmegaConf.load(option.file) for option in groups()["backbone"].values())
-    usual = any(node.get("id") == backbone.weights.id for node in known)
-    return {} if usual else {"class": full_name(backbone)}
+    ids = {OmegaConf.select(OmegaConf.load(option.file), "id") for option in groups()["backbone"].values()}
+    return {} if backbone.weights.id in ids else {"class": full_name(backbone)}
 
 
 def network_file(folder: Path, backbone: Backbone) -> Path:
