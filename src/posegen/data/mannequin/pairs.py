@@ -19,7 +19,6 @@ from posegen.data.base import Garment, Sample, Transfers
 from posegen.data.mannequin import captions
 from posegen.data.mannequin import world as plain
 from posegen.data.mannequin.body import Body, Build, random_body, random_bones, random_roundness
-from posegen.data.mannequin.canvas import Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, Description, PersonCaption
 from posegen.data.mannequin.dataset import MannequinData
 from posegen.data.mannequin.figure import random_outfit
@@ -65,14 +64,14 @@ class Targets(World):
         person = self._stream(split, index, stream, PERSON)
         outfit = replace(random_outfit(description.style, look.shirt, look.trousers, person), **worn)
         build = Build(random_bones(person), *random_roundness(person))
-        canvas = Canvas(description.style)
+        canvas = self._blank(description, split, index, stream)
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
         size = self.seed, self.size
         bodies = {member: world(*size).body(split, index, stream, build) for member, world in MEMBERS.items()}
         units = [plain.largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()]
         place = self._stream(split, index, stream, self.member, PLACE)
         body, unit = bodies[self.member], min(units)  # one size in both images
-        return plain.paint_people(canvas, plain.side_by_side([body], [outfit], [unit], horizon, place))
+        return self._populate(canvas, plain.side_by_side([body], [outfit], [unit], horizon, place))
 
     def body(self, split: str, index: int, stream: int, build: Build) -> Body:
         (look,) = self.describe(split, index).people
