@@ -125,14 +125,18 @@ def untrained(
     layers: Width = 1,
     text_dim: Width = 64,
     heads: Width = 4,
+    flow: bool = False,
 ) -> StableDiffusion:
     """A backbone with an untrained U-Net and text tower on a trained autoencoder (``experiment=mannequin_backbone``).
 
-    ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`."""
+    ``autoencoder`` is its folder, ``words`` are one token each, ``flow`` chooses flow matching with logit-normal
+    timesteps; the rest as in `build_unet` and `build_text`."""
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     unet = build_unet(channels, layers, text_dim, heads, vae.config.latent_channels)
-    parts = ModelParts.of_one_tower(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))
-    return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")
+    scheduler = dict(FLOW_SCHEDULER if flow else COSINE_SCHEDULER)
+    parts = ModelParts.of_one_tower(unet, vae, build_text(tokenizer, text_dim), tokenizer, scheduler)
+    density = {"density": "logit_normal"} if flow else {}
+    return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained", **density)
 
 
 def untrained_transformer(

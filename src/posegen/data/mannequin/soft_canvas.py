@@ -112,7 +112,7 @@ def halo() -> np.ndarray:
 
 def multiply(patch: np.ndarray, factors: np.ndarray) -> None:
     """Multiplies colours ``[h, w, 4] uint8`` by ``factors [h, w] uint8`` of 255, in place; 128 is half."""
-    wide = factors.astype(np.uint16)[..., None]
+    wide = (factors + (factors >> 7).astype(np.uint16))[..., None]  # 255 is 256, which leaves a colour as it is
     patch[..., :3] = (patch[..., :3] * wide + 127) >> 8
 
 
