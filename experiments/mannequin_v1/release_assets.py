@@ -71,7 +71,8 @@ def autoencoder_figures(folder: Path, components: Components) -> Figures:
 
 def backbone_figures(folder: Path, components: Components) -> Figures:
     """The text-only row of the mannequin world's benchmark, beside that of fresh renders of the same captions."""
-    return table_figures(components, "benchmark/mannequin", f"posegen benchmark backbone.path={folder}")
+    world = str(components.cfg.dataset)
+    return table_figures(components, f"benchmark/{world}", f"posegen benchmark benchmark={world}")
 
 
 def transformer_figures(folder: Path, components: Components) -> Figures:
@@ -101,6 +102,7 @@ FIGURES: dict[str, Callable[[Path, Components], Figures]] = {
     "backbone_dit": transformer_figures,
 }
 #: Parts whose recipe has another name, ``experiment=mannequin_<part>`` for the rest; and whose judge does.
+WORLDS = {"mannequin-v1": "mannequin", "mannequin-v2": "mannequin_v2"}  # options of data and estimator
 RECIPES, ESTIMATORS = {"backbone_dit": "mannequin_dit"}, {"judge_transformer": "mannequin_transformer"}
 
 
@@ -135,9 +137,11 @@ def ship(part: str, cell: Path, version: str, state: str = "final") -> Path:
             gets a new version.
         state: ``final`` where the part reached its gate, else ``interim``.
     """
-    target, estimator = Path(asset(f"{version}/{part}")), f"estimator={ESTIMATORS.get(part, 'mannequin')}"
+    world = WORLDS[version]
+    target, estimator = Path(asset(f"{version}/{part}")), f"estimator={ESTIMATORS.get(part, world)}"
+    counts = (f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}")
     with (
-        composed("evaluate", (estimator, f"data.test.count={IMAGES}", f"data.validation.count={IMAGES}")) as cfg,
+        composed("evaluate", (estimator, f"data={world}", *counts)) as cfg,
         replacing(target) as temporary,
     ):
         shutil.copytree(cell / "method", temporary)
@@ -166,7 +170,7 @@ def card(part: str, version: str, state: str, cell: Path, weights: Path, figures
         "part": part,
         "version": version,
         "state": state,
-        "recipe": f"posegen train experiment={RECIPES.get(part, f'mannequin_{part}')}",
+        "recipe": f"posegen train experiment={RECIPES.get(part, f'{WORLDS[version]}_{part}')}",
         "data": config["data"]["train"] | {"cache": None},
         "optim": config["optim"],
         "steps": config["budget"]["steps"],

@@ -7,7 +7,7 @@ import pytest
 from posegen.data.mannequin.body import random_body
 from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURS, SCENES, STYLES
-from posegen.data.mannequin.figure import GARMENTS, RIGHT_BRIGHTNESS, Figure, paint_figure, random_outfit
+from posegen.data.mannequin.figure import GARMENTS, RIGHT_BRIGHTNESS, Figure, FigurePainter, random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.world import WORLD_VERSION, World, _keypoints
 
@@ -134,7 +134,7 @@ def test_eyes_are_dark_where_the_keypoints_say():
         figure = Figure(
             random_body("tpose", dice), random_outfit("cartoon", "red", "blue", dice), (128.0, 150.0), 230.0
         )
-        paint_figure(canvas, 1, figure)
+        FigurePainter().paint(canvas, 1, figure)
         points = _keypoints(figure, canvas.pixels[..., 3], 1)
         for x, y in np.rint(points[1:3, :2][points[1:3, 2] == 2]).astype(int):
             checked += 1
@@ -147,7 +147,7 @@ def test_every_stroke_of_a_person_has_an_owner():
     for seed, style in enumerate(STYLES * 5):
         dice, canvas = Dice(seed), Canvas(style)
         canvas.pixels[:] = (255, 0, 255, 0)
-        paint_figure(
+        FigurePainter().paint(
             canvas,
             3,
             Figure(random_body("dancing", dice), random_outfit(style, "red", "blue", dice), (128.0, 150.0), 220.0),

@@ -55,17 +55,22 @@ def build_unet(
 
 
 def build_autoencoder(
-    width: Width = 64, stem: Width = 16, layers: Width = 3, latent_channels: Width = 8
+    width: Width = 64, stem: Width = 16, layers: Width = 3, latent_channels: Width = 8, halvings: Width = 2
 ) -> AutoencoderDC:
-    """A deterministic autoencoder, ``[B, 3, H, W]`` to ``[B, latent_channels, H / 4, W / 4]``; 0.5 M parameters.
+    """A deterministic autoencoder, ``[B, 3, H, W]`` to ``[B, latent_channels, H / f, W / f]`` with f = 2^halvings.
 
     Pixel-unshuffling stages with averaging shortcuts do nearly all work at latent resolution, which makes it fast on a
     CPU (Chen et al. 2025, Deep Compression Autoencoder, section 3.1). With 4 channels the mannequins' outlines blur.
 
-    Both sides have ``width`` channels and ``layers`` blocks at latent resolution, ``stem`` and one at twice that."""
-    widths = (stem, stem, width)  # the first stage has no block of its own, its width is never used
-    half = {"block_out_channels": widths, "layers_per_block": (0, 1, layers), "qkv_multiscales": ((), (), ())}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in half.items()}
+    Both sides have ``width`` channels and ``layers`` blocks at latent resolution, ``stem`` and one at half the image's,
+    and twice as many and one at each stage between. Factor 4 has 0.5 M parameters."""
+    between = [stem << stage for stage in range(halvings - 1)]
+    widths = (stem, *between, width)  # the first stage has no block of its own, its width is never used
+    depths, plain = (0, *(1 for _ in between), layers), ((),) * (halvings + 1)
+    stages = {"block_out_channels": widths, "layers_per_block": depths, "qkv_multiscales": plain}
+    sides: dict[str, Any] = {
+        f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()
+    }
     return AutoencoderDC(latent_channels=latent_channels, **sides)
 
 
@@ -120,14 +125,18 @@ def untrained(
     layers: Width = 1,
     text_dim: Width = 64,
     heads: Width = 4,
+    flow: bool = False,
 ) -> StableDiffusion:
     """A backbone with an untrained U-Net and text tower on a trained autoencoder (``experiment=mannequin_backbone``).
 
-    ``autoencoder`` is its folder, ``words`` are one token each; the rest as in `build_unet` and `build_text`."""
+    ``autoencoder`` is its folder, ``words`` are one token each, ``flow`` chooses flow matching with logit-normal
+    timesteps; the rest as in `build_unet` and `build_text`."""
     tokenizer, vae = build_tokenizer(words), read_model(AutoencoderDC, Path(autoencoder))
     unet = build_unet(channels, layers, text_dim, heads, vae.config.latent_channels)
-    parts = ModelParts.of_one_tower(unet, vae, build_text(tokenizer, text_dim), tokenizer, dict(COSINE_SCHEDULER))
-    return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained")
+    scheduler = dict(FLOW_SCHEDULER if flow else COSINE_SCHEDULER)
+    parts = ModelParts.of_one_tower(unet, vae, build_text(tokenizer, text_dim), tokenizer, scheduler)
+    density = {"density": "logit_normal"} if flow else {}
+    return StableDiffusion.from_parts(parts, recipe="mannequin", id="mannequin-untrained", **density)
 
 
 def untrained_transformer(

@@ -36,7 +36,7 @@ from posegen.backbones.loading.model_parts import ModelParts
 from posegen.backbones.loading.single_file import read_single_file
 from posegen.backbones.loading.sizes import SIZES, parts_without_weights
 from posegen.backbones.loading.tokenizer import CONTEXT, clip_tokenizer
-from posegen.backbones.process import NoiseProcess, noise_process
+from posegen.backbones.process import Density, FlowMatching, NoiseProcess, noise_process
 from posegen.backbones.text import Text, count_chunks, text_chunks
 from posegen.errors import UserError
 
@@ -61,6 +61,7 @@ class StableDiffusion(LatentDiffusion):
         id: name of the weights in tables and records; the folder's or file's name where it is None.
         prediction_type: overrides the scheduler's configuration; single files say nothing and mean ``epsilon``.
         size: the published size, ``sd15`` or ``sd21``, of random weights where ``path`` is None.
+        density: of the timesteps in training, of weights whose scheduler is that of flow matching.
 
     Raises a WeightsError where nothing at ``path`` is usable; it names the expected files.
     """
@@ -73,6 +74,7 @@ class StableDiffusion(LatentDiffusion):
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     prediction_type: str | None = None
+    density: Density = "uniform"
     _behind_middle: RemovableHandle | None = None
 
     def __init__(
@@ -84,9 +86,10 @@ class StableDiffusion(LatentDiffusion):
         id: str | None = None,
         prediction_type: Literal["epsilon", "v_prediction"] | None = None,
         size: Literal["sd15", "sd21"] | None = None,
+        density: Density = "uniform",
     ):
         super().__init__()
-        self.prediction_type = prediction_type
+        self.prediction_type, self.density = prediction_type, density
         self._load(path, autoencoder, recipe, initialise, id, size)
 
     def _read_parts(self, place: Path, autoencoder: Path | None, fresh: bool) -> ModelParts:
@@ -96,7 +99,10 @@ class StableDiffusion(LatentDiffusion):
 
     def _noise_process(self, scheduler: Mapping[str, Any]) -> NoiseProcess:
         asked = {} if self.prediction_type is None else {"prediction_type": self.prediction_type}
-        return noise_process({**scheduler, **asked})
+        process = noise_process({**scheduler, **asked}, self.density)
+        if self.density != "uniform" and not isinstance(process, FlowMatching):
+            raise UserError(f"backbone.density={self.density} is for flow matching; these weights need density=uniform")
+        return process
 
     def read_geometry(self) -> Geometry:
         return Geometry.from_diffusers(self.unet.config, self.latent_form[1])
@@ -118,7 +124,10 @@ class StableDiffusion(LatentDiffusion):
         return ""
 
     def _arguments(self) -> dict[str, Any]:
-        return {"prediction_type": self.process.prediction_type}
+        return self._facts() or {"prediction_type": self.process.prediction_type}
+
+    def _facts(self) -> dict[str, Any]:
+        return {"density": self.density} if self.density != "uniform" else {}
 
     @classmethod
     def text_reader(cls, path: str | Path, **settings: Any) -> tuple[Any, int]:

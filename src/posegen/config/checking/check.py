@@ -28,6 +28,7 @@ from posegen.config.checking.settings import settings
 from posegen.config.compose import composed
 from posegen.config.groups import KnownGroups, groups, roots_of, shown_path
 from posegen.config.problems import Problem, misspelt, problem_report, without_repeats
+from posegen.config.resolvers import asset
 from posegen.config.schema import VERBS, CellKeys
 from posegen.errors import UserError
 from posegen.io.atomic import read_json_or_empty
@@ -148,10 +149,18 @@ def missing_files(cfg: DictConfig) -> list[Problem]:
     files = {key: leaf for key, leaf in named.items() if key.rpartition(".")[0] not in hydras}
     values = {key: nodes.value_or_none(leaf) for key, leaf in files.items() if not leaf._is_missing()}
     return [
-        Problem(key, "no such file or folder", value)
+        Problem(key, "no such file or folder" + _recipe_of(value), value)
         for key, value in values.items()
         if isinstance(value, str) and value and not (ELSEWHERE.match(value) or Path(value).expanduser().exists())
     ]
+
+
+def _recipe_of(path: str) -> str:
+    """Where it is written how a part of the package that has not been trained yet is trained."""
+    if not path.startswith(asset("")):
+        return ""
+    world = Path(path).parent.name.replace("-", "_")
+    return f"; this posegen does not ship it: experiments/{world}/README.md says how it is trained and put there"
 
 
 def needs_all_gradients(cfg: DictConfig) -> list[Problem]:

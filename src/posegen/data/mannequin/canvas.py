@@ -84,14 +84,20 @@ class Canvas:
     """The picture in a ``style``: photo, cartoon, sketch or shadow."""
 
     def __init__(self, style: str):
-        self.style = style
+        self.style, self.owner = style, 0  # whose pixels the shapes become
         self.pixels = np.zeros((CANVAS_SIDE, CANVAS_SIDE, 4), np.uint8)  # red, green, blue, owner
         self.words = self.pixels.view(np.uint32)[..., 0]  # the same memory, one number per pixel
         if style == "sketch":
             self.pixels[..., :3] = PAPER
 
-    def fill(self, outline: np.ndarray, colour: Colour, owner: int = 0) -> None:
+    def finish_scene(self, scene: str, horizon: int) -> None:
+        """Ends the painting of the scenery, before the tint of its style; the ground begins at row ``horizon``."""
+        if self.style == "photo":
+            cv2.GaussianBlur(self.pixels, (5, 5), 0, dst=self.pixels)
+
+    def fill(self, outline: np.ndarray, colour: Colour, owner: int | None = None) -> None:
         """Fills a convex outline ``[n, 2]``, or one already in ``fixed`` integers."""
+        owner = self.owner if owner is None else owner
         points = outline if outline.dtype == np.int32 else fixed(outline)
         cv2.fillConvexPoly(self.pixels, points, (*colour, owner), cv2.LINE_8, SUBPIXEL_BITS)
 
@@ -101,7 +107,7 @@ class Canvas:
         self.fill(points, PAPER if sketch else colour)
         if sketch or (edge and self.style == "cartoon"):
             ink = PENCIL if sketch else shade(colour, 0.62)
-            cv2.polylines(self.pixels, [points], True, (*ink, 0), 2, cv2.LINE_8, SUBPIXEL_BITS)
+            cv2.polylines(self.pixels, [points], True, (*ink, self.owner), 2, cv2.LINE_8, SUBPIXEL_BITS)
 
     def group(self, outlines: Iterable[np.ndarray], colour: Colour) -> None:
         """Overlapping pieces of one colour that share one contour, such as the crown of a tree."""
@@ -109,7 +115,7 @@ class Canvas:
         if self.style in ("sketch", "cartoon"):
             ink = PENCIL if sketch else shade(colour, 0.62)
             for piece in points:
-                cv2.polylines(self.pixels, [piece], True, (*ink, 0), 4, cv2.LINE_8, SUBPIXEL_BITS)
+                cv2.polylines(self.pixels, [piece], True, (*ink, self.owner), 4, cv2.LINE_8, SUBPIXEL_BITS)
         for piece in points:
             self.fill(piece, PAPER if sketch else colour)
 
@@ -126,7 +132,7 @@ class Canvas:
     def line(self, start: Sequence[float], end: Sequence[float], colour: Colour, width: int = 2) -> None:
         colour = PENCIL if self.style == "sketch" else colour
         a, b = fixed((start, end)).tolist()
-        cv2.line(self.pixels, a, b, (*colour, 0), width, cv2.LINE_8, SUBPIXEL_BITS)
+        cv2.line(self.pixels, a, b, (*colour, self.owner), width, cv2.LINE_8, SUBPIXEL_BITS)
 
     def dim(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """A soft shadow on the ground."""

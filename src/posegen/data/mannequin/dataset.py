@@ -10,6 +10,7 @@ import torch
 
 from posegen.data.base import PoseData, Sample, generator
 from posegen.data.mannequin.cache import Cache, ShardContent, check_shard
+from posegen.data.mannequin.soft_world import SoftWorld
 from posegen.data.mannequin.world import SPLIT_STREAMS, WORLD_VERSION, World
 from posegen.io.cores import cores
 from posegen.ranges import AtLeastOne, NotNegative, Seed, Width, Workers
@@ -24,6 +25,7 @@ class MannequinData(PoseData):
     """
 
     name = "mannequin"
+    version: ClassVar[int | str] = WORLD_VERSION
     checkable = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     renders: ClassVar[type[World]] = World
 
@@ -53,7 +55,7 @@ class MannequinData(PoseData):
 
     @property
     def identity(self) -> dict[str, Any]:
-        about = {"name": self.name, "version": WORLD_VERSION, "split": self.split, "count": self.count}
+        about = {"name": self.name, "version": self.version, "split": self.split, "count": self.count}
         noise = {"keypoint_noise": self.keypoint_noise} if self.keypoint_noise else {}
         return {**about, "size": self.size[0], "seed": self.seed, **noise}
 
@@ -101,6 +103,14 @@ class MannequinData(PoseData):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": []}  # memory maps are opened again in the other process
+
+
+class SoftMannequinData(MannequinData):
+    """The second rendering of the same captions and people, for 128 pixels."""
+
+    name = SoftWorld.name
+    version: ClassVar[int | str] = SoftWorld.version
+    renders: ClassVar[type[World]] = SoftWorld
 
 
 def _tuples(value: Any) -> Any:

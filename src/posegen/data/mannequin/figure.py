@@ -7,9 +7,10 @@ Therefore images of the mannequin world are never mirrored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -87,7 +88,7 @@ EYES: dict[str, Colour] = {
 Segment = tuple[str, str, float, float, float, float, str]
 
 
-def _arm(tag: str, long_sleeves: bool) -> tuple[Segment, ...]:
+def arm_segments(tag: str, long_sleeves: bool) -> tuple[Segment, ...]:
     shoulder, elbow, wrist, hand = (f"{joint}_{tag}" for joint in ("shoulder", "elbow", "wrist", "hand"))
     sleeve, end, lower = (1.0, 0.035, "shirt") if long_sleeves else (0.62, 0.039, "skin")
     return (
@@ -98,7 +99,7 @@ def _arm(tag: str, long_sleeves: bool) -> tuple[Segment, ...]:
     )
 
 
-def _leg(tag: str) -> tuple[Segment, ...]:
+def leg_segments(tag: str) -> tuple[Segment, ...]:
     hip, knee, ankle, toe = (f"{joint}_{tag}" for joint in ("hip", "knee", "ankle", "toe"))
     return (
         (ankle, toe, -0.12, 0.86, 0.029, 0.026, "shoes"),
@@ -121,11 +122,18 @@ NECK, PELVIS, CHEST = slice(0, 1), slice(1, 3), slice(3, 5)
 class LimbGeometry:
     """All segments of a person as arrays, so that their geometry is computed at once."""
 
-    def __init__(self, long_sleeves: bool):
-        groups = {f"arm_{tag}": _arm(tag, long_sleeves) for tag in "lr"} | {f"leg_{tag}": _leg(tag) for tag in "lr"}
+    def __init__(
+        self,
+        long_sleeves: bool,
+        arm: Callable[[str, bool], tuple[Segment, ...]] = arm_segments,
+        leg: Callable[[str], tuple[Segment, ...]] = leg_segments,
+        places: Mapping[str, int] = J,
+    ):
+        groups = {f"arm_{tag}": arm(tag, long_sleeves) for tag in "lr"} | {f"leg_{tag}": leg(tag) for tag in "lr"}
         groups["trunk"] = TRUNK
         segments = [segment for group in groups.values() for segment in group]
-        self.first, self.second = np.array([(J[segment[0]], J[segment[1]]) for segment in segments]).T
+        self.first, self.second = np.array([[places[joint] for joint in segment[:2]] for segment in segments]).T
+        self.bars = np.array([segment in TRUNK[1:] for segment in segments])[:, None, None]
         self.share = np.array([segment[2:4] for segment in segments])[..., None]
         self.radii = np.array([segment[4:6] for segment in segments])
         self.parts = {name: [segment[6] for segment in group] for name, group in groups.items()}
@@ -158,53 +166,75 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
 }  # fmt: skip
 
 
-def paint_figure(canvas: Canvas, owner: int, figure: Figure) -> None:
-    layers = LAYERS[canvas.style]
-    outlines = _outlines(figure, layers)
-    geometry = LIMBS_BY_SLEEVES[figure.outfit.long_sleeves]
-    depths = [(_nearness(figure, f"elbow_{tag}", f"wrist_{tag}", 0.01), f"arm_{tag}") for tag in "lr"]
-    depths += [(_nearness(figure, f"knee_{tag}", f"ankle_{tag}", -0.05), f"leg_{tag}") for tag in "lr"]
-    depths += [(_nearness(figure, "neck", "pelvis", 0), "trunk"), (_nearness(figure, "head", "head", 0.02), "head")]
-    for _, name in sorted(depths):
-        if name == "head":
-            paint_head(canvas, owner, figure)
-        elif name == "trunk":
-            for pieces, part in ((NECK, "skin"), (PELVIS, "trousers"), (CHEST, "shirt")):
-                colour = getattr(figure.outfit, part)
-                for layer, coat in zip(layers, outlines[:, geometry.span[name]][:, pieces], strict=True):
-                    hull = cv2.convexHull(coat.reshape(-1, 2))
-                    canvas.fill(hull, _coat(layer, colour, TORSO_BRIGHTNESS, canvas.style), owner)
-        else:
-            factor = RIGHT_BRIGHTNESS if name.endswith("r") else 1.0
-            for layer, coat in zip(layers, outlines[:, geometry.span[name]], strict=True):
-                for outline, part in zip(coat, geometry.parts[name], strict=True):
-                    canvas.fill(outline, _coat(layer, getattr(figure.outfit, part), factor, canvas.style), owner)
+class FigurePainter:
+    """Paints people in the coats of a style; worlds that paint differently replace parts of it."""
+
+    layers: ClassVar[Mapping[str, tuple[Layer, ...]]] = LAYERS
+    limbs: ClassVar[Mapping[bool, LimbGeometry]] = LIMBS_BY_SLEEVES
+    right_brightness: ClassVar[float] = RIGHT_BRIGHTNESS
+    narrowing: ClassVar[float] = 0.0  # by how much the inner coats of the trunk are shorter bars, which rounds it
+
+    def paint(self, canvas: Canvas, owner: int, figure: Figure) -> None:
+        layers, geometry = self.layers[canvas.style], self.limbs[figure.outfit.long_sleeves]
+        outlines = self.outlines(figure, layers)
+        depths = [(_nearness(figure, f"elbow_{tag}", f"wrist_{tag}", 0.01), f"arm_{tag}") for tag in "lr"]
+        depths += [(_nearness(figure, f"knee_{tag}", f"ankle_{tag}", -0.05), f"leg_{tag}") for tag in "lr"]
+        depths += [(_nearness(figure, "neck", "pelvis", 0), "trunk"), (_nearness(figure, "head", "head", 0.02), "head")]
+        for _, name in sorted(depths):
+            if name == "head":
+                self.head(canvas, owner, figure)
+                continue
+            group = outlines[:, geometry.span[name]]
+            if name == "trunk":
+                self.trunk(canvas, owner, figure, group)
+            else:
+                self.limb(canvas, owner, figure, name, group)
+
+    def trunk(self, canvas: Canvas, owner: int, figure: Figure, outlines: np.ndarray) -> None:
+        for pieces, part in ((NECK, "skin"), (PELVIS, "trousers"), (CHEST, "shirt")):
+            colour = getattr(figure.outfit, part)
+            for layer, coat in zip(self.layers[canvas.style], outlines[:, pieces], strict=True):
+                hull = cv2.convexHull(coat.reshape(-1, 2))
+                canvas.fill(hull, self.coat(layer, colour, TORSO_BRIGHTNESS, canvas.style), owner)
+
+    def limb(self, canvas: Canvas, owner: int, figure: Figure, name: str, outlines: np.ndarray) -> None:
+        factor = self.right_brightness if name.endswith("r") else 1.0
+        parts = self.limbs[figure.outfit.long_sleeves].parts[name]
+        for layer, coat in zip(self.layers[canvas.style], outlines, strict=True):
+            for outline, part in zip(coat, parts, strict=True):
+                canvas.fill(outline, self.coat(layer, getattr(figure.outfit, part), factor, canvas.style), owner)
+
+    def head(self, canvas: Canvas, owner: int, figure: Figure) -> None:
+        paint_head(canvas, owner, figure, self.face)
+
+    def face(self, canvas: Canvas, owner: int, figure: Figure, head: HeadSurface) -> None:
+        paint_face(canvas, owner, figure, head)
+
+    def outlines(self, figure: Figure, layers: tuple[Layer, ...]) -> np.ndarray:
+        """Every segment in every layer: ``[L, n, 18, 2]`` in the canvas's fixed-point numbers."""
+        limbs, joints = self.limbs[figure.outfit.long_sleeves], figure.joints
+        ends = joints[limbs.first][:, None] * (1 - limbs.share) + joints[limbs.second][:, None] * limbs.share
+        radii = limbs.radii * (figure.unit * figure.body.girth)
+        inwards = (ends.mean(1, keepdims=True) - ends) * limbs.bars * self.narrowing
+        towards = radii[..., None] * np.array(LIGHT)
+        moved = np.stack([ends + inwards * (1 - layer.thickness) + towards * layer.towards_light for layer in layers])
+        coats = np.stack([radii * layer.thickness + layer.grow for layer in layers]).reshape(-1, 2)
+        outlines = capsules(moved[..., 0, :].reshape(-1, 2), moved[..., 1, :].reshape(-1, 2), coats)
+        return drawing.fixed(outlines).reshape(len(layers), -1, *outlines.shape[1:])
+
+    def coat(self, layer: Layer, colour: Colour, factor: float, style: str) -> Colour:
+        if layer.ink is not None:
+            return layer.ink
+        if style == "shadow":  # the left side is lighter than the trunk, the right side darker
+            factor = {1.0: 1.5, self.right_brightness: self.right_brightness}.get(factor, 1.0)
+        return mix(shade(colour, factor * layer.brightness), (255, 255, 255), layer.gloss * factor)
 
 
 def _nearness(figure: Figure, first: str, second: str, bias: float) -> float:
     return round(float(figure.depth[J[first]] + figure.depth[J[second]]) / 2 + bias * figure.unit, 4)
 
 
-def _outlines(figure: Figure, layers: tuple[Layer, ...]) -> np.ndarray:
-    """Every segment in every layer: ``[L, n, 18, 2]`` in the canvas's fixed-point numbers."""
-    limbs, joints = LIMBS_BY_SLEEVES[figure.outfit.long_sleeves], figure.joints
-    ends = joints[limbs.first][:, None] * (1 - limbs.share) + joints[limbs.second][:, None] * limbs.share
-    radii = limbs.radii * (figure.unit * figure.body.girth)
-    moved = np.stack([ends + radii[..., None] * layer.towards_light * np.array(LIGHT) for layer in layers])
-    coats = np.stack([radii * layer.thickness + layer.grow for layer in layers]).reshape(-1, 2)
-    outlines = capsules(moved[..., 0, :].reshape(-1, 2), moved[..., 1, :].reshape(-1, 2), coats)
-    return drawing.fixed(outlines).reshape(len(layers), -1, *outlines.shape[1:])
-
-
-def _coat(layer: Layer, colour: Colour, factor: float, style: str) -> Colour:
-    if layer.ink is not None:
-        return layer.ink
-    if style == "shadow":  # the left side is lighter than the trunk, the right side darker
-        factor = {1.0: 1.5, RIGHT_BRIGHTNESS: RIGHT_BRIGHTNESS}.get(factor, 1.0)
-    return mix(shade(colour, factor * layer.brightness), (255, 255, 255), layer.gloss * factor)
-
-
-def paint_head(canvas: Canvas, owner: int, figure: Figure) -> None:
+def paint_head(canvas: Canvas, owner: int, figure: Figure, face: FacePainter) -> None:
     """Hair behind, ears, skull with hair and face, hair in front, nose: in the order of depth."""
     radius = figure.body.head_radius * figure.unit
     centre = snapped(figure.project("head"))
@@ -217,7 +247,9 @@ def paint_head(canvas: Canvas, owner: int, figure: Figure) -> None:
         hair = figure.project("head", figure.body.face(HAIR_CENTRE))
         for place, size in ((centre, radius), (hair, HAIR_RADIUS * radius)):
             canvas.fill(ellipse(place, (size + OUTLINE[canvas.style],) * 2), EDGE[canvas.style], owner)
-    _spheres(canvas, owner, figure, centre, radius)
+    surface = HeadSurface.of(figure, centre, radius)
+    if surface is not None:
+        face(canvas, owner, figure, surface)
     _ears(canvas, owner, figure, radius, near=True)
     _hair_tail(canvas, owner, figure, behind=False)
     if not nose_behind:
@@ -261,37 +293,59 @@ def _nose(canvas: Canvas, owner: int, figure: Figure, radius: float) -> None:
     canvas.fill(capsules(bridge[None], tip[None], radii[None])[0], colour, owner)
 
 
-def _spheres(canvas: Canvas, owner: int, figure: Figure, centre: np.ndarray, radius: float) -> None:
-    """Ray-casts skull and hair on the patch around the head, in 16 steps of light in a photo."""
-    reach = int(radius * 1.35) + 3
-    left, top = (max(0, int(c) - reach) for c in centre)
-    right, bottom = (min(drawing.CANVAS_SIDE, int(c) + reach) for c in centre)
-    if left >= right or top >= bottom:
-        return
-    frame = np.rint(figure.body.head * 4096) / 4096  # a rounded frame: the same comparisons on every machine
-    size = round(radius * 16) / 16
-    x = ((np.arange(left, right) - centre[0]) / size)[None, :]
-    y = ((centre[1] - np.arange(top, bottom)) / size)[:, None]
-    inside = 1 - x * x - y * y
-    z = np.sqrt(np.maximum(inside, 0))
-    hx, hy, hz = (sum(frame[row, k] * HAIR_CENTRE[k] for k in range(3)) for row in range(3))
-    hair_inside = HAIR_RADIUS**2 - (x - hx) ** 2 - (y - hy) ** 2
-    hair_z = hz + np.sqrt(np.maximum(hair_inside, 0))
-    is_hair = (hair_inside > 0) & ((inside <= 0) | (hair_z > z))
-    is_face = (inside > 0) & ~is_hair
-    patch = canvas.pixels[top:bottom, left:right]
-    light = np.clip((-0.45 * x + 0.55 * y + 0.7 * z), 0, 1)
-    for where, colour in ((is_hair, figure.outfit.hair), (is_face, figure.outfit.skin)):
+@dataclass(frozen=True)
+class HeadSurface:
+    """The ray-cast skull and hair on the patch around a head; arrays ``[h, w]``, lengths in head radii."""
+
+    rows: slice
+    columns: slice
+    is_hair: np.ndarray
+    is_face: np.ndarray
+    light: np.ndarray  # 0 to 1
+    across: np.ndarray  # to the head's left; features have these coordinates, so that they turn with the head
+    up: np.ndarray
+    forward: np.ndarray
+
+    @classmethod
+    def of(cls, figure: Figure, centre: np.ndarray, radius: float) -> HeadSurface | None:
+        reach = int(radius * 1.35) + 3
+        left, top = (max(0, int(c) - reach) for c in centre)
+        right, bottom = (min(drawing.CANVAS_SIDE, int(c) + reach) for c in centre)
+        if left >= right or top >= bottom:
+            return None
+        frame = np.rint(figure.body.head * 4096) / 4096  # a rounded frame: the same comparisons on every machine
+        size = round(radius * 16) / 16
+        x = ((np.arange(left, right) - centre[0]) / size)[None, :]
+        y = ((centre[1] - np.arange(top, bottom)) / size)[:, None]
+        inside = 1 - x * x - y * y
+        z = np.sqrt(np.maximum(inside, 0))
+        hx, hy, hz = (sum(frame[row, k] * HAIR_CENTRE[k] for k in range(3)) for row in range(3))
+        hair_inside = HAIR_RADIUS**2 - (x - hx) ** 2 - (y - hy) ** 2
+        hair_z = hz + np.sqrt(np.maximum(hair_inside, 0))
+        is_hair = (hair_inside > 0) & ((inside <= 0) | (hair_z > z))
+        is_face = (inside > 0) & ~is_hair
+        light = np.clip((-0.45 * x + 0.55 * y + 0.7 * z), 0, 1)
+        axes = (frame[0, k] * x + frame[1, k] * y + frame[2, k] * z for k in range(3))
+        return cls(slice(top, bottom), slice(left, right), is_hair, is_face, light, *axes)
+
+
+FacePainter = Callable[[Canvas, int, Figure, HeadSurface], None]
+
+
+def paint_face(canvas: Canvas, owner: int, figure: Figure, head: HeadSurface) -> None:
+    """Skull and hair, in 16 steps of light in a photo; eyes and mouth."""
+    patch = canvas.pixels[head.rows, head.columns]
+    for where, colour in ((head.is_hair, figure.outfit.hair), (head.is_face, figure.outfit.skin)):
         if canvas.style != "photo":
             patch[where] = (*colour, owner)
             continue
         tones = [mix(shade(colour, 0.6 + 0.42 * i / 15), (255,) * 3, max(0, i - 12) * 0.03) for i in range(16)]
-        patch[where] = np.array([(*tone, owner) for tone in tones], np.uint8)[(light[where] * 15.999).astype(np.intp)]
-    # eyes and mouth lie on the skull's surface, so that they turn with it
-    across, up, forward = (frame[0, k] * x + frame[1, k] * y + frame[2, k] * z for k in range(3))
-    front = is_face & (forward > 0)
-    eye = front & (((np.abs(across) - EYE[0]) / 0.15) ** 2 + ((up - EYE[1]) / 0.2) ** 2 < 1)
-    mouth = front & ((across / 0.34) ** 2 + ((up + 0.52) / 0.085) ** 2 < 1)
+        patch[where] = np.array([(*tone, owner) for tone in tones], np.uint8)[
+            (head.light[where] * 15.999).astype(np.intp)
+        ]
+    front = head.is_face & (head.forward > 0)
+    eye = front & (((np.abs(head.across) - EYE[0]) / 0.15) ** 2 + ((head.up - EYE[1]) / 0.2) ** 2 < 1)
+    mouth = front & ((head.across / 0.34) ** 2 + ((head.up + 0.52) / 0.085) ** 2 < 1)
     lips = {"shadow": EYES["shadow"], "sketch": (110, 110, 112)}
     patch[eye, :3] = EYES[canvas.style]
     patch[mouth, :3] = lips.get(canvas.style) or mix(figure.outfit.skin, (150, 40, 50), 0.6)

@@ -19,12 +19,12 @@ from posegen.data.base import Garment, Sample, Transfers
 from posegen.data.mannequin import captions
 from posegen.data.mannequin import world as plain
 from posegen.data.mannequin.body import Body, Build, random_body, random_bones, random_roundness
-from posegen.data.mannequin.canvas import Canvas
 from posegen.data.mannequin.captions import ACTIONS, COLOURED_STYLES, Description, PersonCaption
 from posegen.data.mannequin.dataset import MannequinData
 from posegen.data.mannequin.figure import random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
+from posegen.data.mannequin.soft_world import RENDERING_VERSION, SoftWorld
 from posegen.data.mannequin.world import DESCRIPTION, REALISATION, SPLIT_STREAMS, STYLE_SHARES, WORLD_VERSION, World
 from posegen.ranges import AtLeastOne, Seed, Width, Workers
 
@@ -65,14 +65,14 @@ class Targets(World):
         person = self._stream(split, index, stream, PERSON)
         outfit = replace(random_outfit(description.style, look.shirt, look.trousers, person), **worn)
         build = Build(random_bones(person), *random_roundness(person))
-        canvas = Canvas(description.style)
+        canvas = self._blank(description, split, index, stream)
         horizon = paint_scene(canvas, description.scene, self._stream(split, index, stream, SCENERY))
         size = self.seed, self.size
         bodies = {member: world(*size).body(split, index, stream, build) for member, world in MEMBERS.items()}
         units = [plain.largest_units([body], self._stream(split, index, stream, SIZE))[0] for body in bodies.values()]
         place = self._stream(split, index, stream, self.member, PLACE)
         body, unit = bodies[self.member], min(units)  # one size in both images
-        return plain.paint_people(canvas, plain.side_by_side([body], [outfit], [unit], horizon, place))
+        return self._populate(canvas, plain.side_by_side([body], [outfit], [unit], horizon, place))
 
     def body(self, split: str, index: int, stream: int, build: Build) -> Body:
         (look,) = self.describe(split, index).people
@@ -104,7 +104,9 @@ class MannequinPairs(MannequinData):
     """
 
     name = "mannequin_pairs"
+    version: ClassVar[int | str] = Targets.version
     renders: ClassVar[type[World]] = Targets
+    source_data: ClassVar[type[MannequinData]] = SourceData
 
     def __init__(
         self,
@@ -117,11 +119,12 @@ class MannequinPairs(MannequinData):
         prompt: str | None = None,
     ):
         super().__init__(split, count, size, seed, cache, workers)
-        self.sources, self.prompt = SourceData(split, count, size, seed, cache, workers), prompt
+        self.sources = self.source_data(split, count, size, seed, cache, workers)
+        self.prompt = prompt
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**super().identity, "version": self.renders.version, "prompt": self.prompt}
+        return {**super().identity, "prompt": self.prompt}
 
     def prepare(self) -> None:
         super().prepare()
@@ -145,6 +148,29 @@ class MannequinPairs(MannequinData):
 
     def _with_prompt(self, sample: Sample) -> Sample:
         return sample if self.prompt is None else replace(sample, prompt=self.prompt)
+
+
+class SoftTargets(SoftWorld, Targets):
+    name, version = "mannequin_v2_pairs", f"{Targets.version}.{RENDERING_VERSION}"
+
+
+class SoftSources(SoftWorld, Sources):
+    name, version = "mannequin_v2_pairs_source", SoftTargets.version
+
+
+class SoftSourceData(SourceData):
+    name = SoftSources.name
+    version: ClassVar[int | str] = SoftSources.version
+    renders: ClassVar[type[World]] = SoftSources
+
+
+class SoftPairs(MannequinPairs):
+    """The pairs of `MannequinPairs` in the second rendering, for 128 pixels."""
+
+    name = SoftTargets.name
+    version: ClassVar[int | str] = SoftTargets.version
+    renders: ClassVar[type[World]] = SoftTargets
+    source_data: ClassVar[type[MannequinData]] = SoftSourceData
 
 
 class MannequinTransfers(Transfers):

@@ -27,8 +27,7 @@ def paint_scene(canvas: Canvas, scene: str, dice: Dice) -> float:
     """Paints ``scene`` and returns the height (y in pixels) where the ground begins."""
     horizon = dice.uniform(0.56, 0.68) * CANVAS_SIDE
     PAINTERS[scene](canvas, round(horizon), dice)
-    if canvas.style == "photo":
-        cv2.GaussianBlur(canvas.pixels, (5, 5), 0, dst=canvas.pixels)
+    canvas.finish_scene(scene, round(horizon))
     if canvas.style == "shadow":  # all colours become a scale between two
         low, high = (np.array(_vary_each(colour, dice, 10)) for colour in TINTS[scene])
         grey = cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2GRAY)

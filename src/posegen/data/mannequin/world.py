@@ -8,6 +8,7 @@ that reads only the text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from posegen.data.base import Sample
 from posegen.data.mannequin.body import EAR, EYE, NOSE, Body, J, random_body
 from posegen.data.mannequin.canvas import CANVAS_SIDE, Canvas, box, ellipse, snapped
 from posegen.data.mannequin.captions import ACTIONS, SCENES, STYLES, Description, PersonCaption, garment_colours
-from posegen.data.mannequin.figure import Figure, Outfit, paint_figure, random_outfit
+from posegen.data.mannequin.figure import Figure, FigurePainter, Outfit, random_outfit
 from posegen.data.mannequin.rng import Dice
 from posegen.data.mannequin.scene import paint_scene
 
@@ -44,6 +45,8 @@ class World:
     """Renders samples of ``size`` pixels, a divisor of 256; another seed is another world with the same rules."""
 
     name, version = "mannequin", str(WORLD_VERSION)
+    figure: ClassVar[type[Figure]] = Figure
+    painter: ClassVar[FigurePainter] = FigurePainter()
 
     def __init__(self, seed: int = 0, size: int = 64):
         if CANVAS_SIDE % size:
@@ -93,29 +96,48 @@ class World:
     def _paint(self, split: str, index: int, stream: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Image ``[256, 256, 3]``, keypoints ``[P, 17, 3]`` and visible areas ``[P]``, in canvas pixels."""
         description, dice = self.describe(split, index), self._dice(split, index, stream)
-        style, people, canvas = description.style, description.people, Canvas(description.style)
+        style, people, canvas = description.style, description.people, self._blank(description, split, index, stream)
         horizon = paint_scene(canvas, description.scene, dice)
         bodies = [random_body(look.action, dice) for look in people]
         outfits = [random_outfit(style, look.shirt, look.trousers, dice) for look in people]
-        return paint_people(canvas, side_by_side(bodies, outfits, largest_units(bodies, dice), horizon, dice))
+        return self._populate(canvas, side_by_side(bodies, outfits, largest_units(bodies, dice), horizon, dice))
 
+    def _blank(self, description: Description, split: str, index: int, stream: int) -> Canvas:
+        return Canvas(description.style)
 
-def paint_people(canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paints people into a scene; returns the image, keypoints and visible areas, see `World._paint`."""
-    figures = [Figure(*each) for each in zip(people.bodies, people.outfits, people.origins, people.units, strict=True)]
-    # nearer people stand lower and are painted later
-    order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))
-    for k in order:
-        _ground_shadow(canvas, figures[k], people.grounds[k])
-    for owner, k in enumerate(order, 1):
-        if figures[k].body.seated:
-            _stool(canvas, figures[k], people.grounds[k])
-        paint_figure(canvas, owner, figures[k])
-    owners = cv2.extractChannel(canvas.pixels, 3)
-    ranks = np.argsort(order) + 1
-    keypoints = np.stack([_keypoints(figure, owners, rank) for figure, rank in zip(figures, ranks, strict=True)])
-    areas = np.array([np.count_nonzero(owners == rank) for rank in ranks])
-    return cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), keypoints, areas
+    def _populate(self, canvas: Canvas, people: Realisation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Paints people into a scene; returns the image, keypoints and visible areas, see `_paint`."""
+        each = zip(people.bodies, people.outfits, people.origins, people.units, strict=True)
+        figures = [self.figure(*one) for one in each]
+        # nearer people stand lower and are painted later
+        order = sorted(range(len(figures)), key=lambda k: (round(people.grounds[k], 3), k))
+        for k in order:
+            self._ground_shadow(canvas, figures[k], people.grounds[k])
+        for owner, k in enumerate(order, 1):
+            if figures[k].body.seated:
+                _stool(canvas, figures[k], people.grounds[k])
+            self.painter.paint(canvas, owner, figures[k])
+        self._finish(canvas, [figures[k] for k in order], max(people.grounds))
+        owners = cv2.extractChannel(canvas.pixels, 3)
+        ranks = np.argsort(order) + 1
+        keypoints = np.stack([_keypoints(figure, owners, rank) for figure, rank in zip(figures, ranks, strict=True)])
+        areas = np.array([np.count_nonzero(owners == rank) for rank in ranks])
+        return cv2.cvtColor(canvas.pixels, cv2.COLOR_RGBA2RGB), keypoints, areas
+
+    def _ground_shadow(self, canvas: Canvas, figure: Figure, ground: float) -> None:
+        if canvas.style == "sketch":
+            return
+        low, high = figure.joints[:, 0].min(), figure.joints[:, 0].max()
+        rise = abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1])
+        if rise > 0.15 * figure.unit:  # upright: the legs alone throw it
+            feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
+            low, high = feet.min(), feet.max()
+        width = (high - low) / 2 + 0.07 * figure.unit
+        x, y = snapped(((low + high) / 2, ground - 0.012 * figure.unit))
+        canvas.dim((x, y), (width, 0.035 * figure.unit + 0.06 * width), 0.16 if canvas.style == "shadow" else 0.26)
+
+    def _finish(self, canvas: Canvas, figures: list[Figure], ground: float) -> None:
+        """Paints what stands before the people, `figures` from far to near."""
 
 
 def side_by_side(
@@ -164,19 +186,6 @@ def largest_units(bodies: list[Body], dice: Dice) -> list[float]:
     total = sum(unit * (extent[1] - extent[0]) for unit, extent in zip(units, boxes, strict=True))
     shrink = min(1.0, 1.1 * room / total) if len(boxes) > 1 else 1.0  # outstretched arms may overlap a little
     return [unit * shrink for unit in units]
-
-
-def _ground_shadow(canvas: Canvas, figure: Figure, ground: float) -> None:
-    if canvas.style == "sketch":
-        return
-    low, high = figure.joints[:, 0].min(), figure.joints[:, 0].max()
-    rise = abs(figure.joints[J["head"], 1] - figure.joints[J["pelvis"], 1])
-    if rise > 0.15 * figure.unit:  # upright: the legs alone throw it
-        feet = figure.joints[[J[f"{joint}_{tag}"] for joint in ("ankle", "toe") for tag in "lr"], 0]
-        low, high = feet.min(), feet.max()
-    width = (high - low) / 2 + 0.07 * figure.unit
-    x, y = snapped(((low + high) / 2, ground - 0.012 * figure.unit))
-    canvas.dim((x, y), (width, 0.035 * figure.unit + 0.06 * width), 0.16 if canvas.style == "shadow" else 0.26)
 
 
 def _stool(canvas: Canvas, figure: Figure, ground: float) -> None:
