@@ -33,7 +33,7 @@ from posegen.runner.official_weights import accounted, put_converted
 from tests.adapters.cases import scrambled
 from tests.adapters.test_ip_adapter import official
 from tests.backbones.models import SD1, parts_of
-from tests.tiny import configured
+from tests.tiny import configured, on_transformer
 
 NOTHING = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 KEYPOINTS = np.concatenate([np.random.default_rng(0).uniform(12, 52, (1, 17, 2)), np.full((1, 17, 1), 2)], -1)
@@ -101,6 +101,27 @@ def test_two_controlnets_are_those_of_diffusers(tmp_path: Path) -> None:
     assert (latents(ours, poses=KEYPOINTS) - expected).abs().max() < 1e-4
     swapped = latents(pipe, image=drawn[::-1], controlnet_conditioning_scale=[0.5, 0.8])
     assert (swapped - expected).abs().max() > 1e-2, "each sees its own drawing"
+
+
+def test_parts_that_live_on_a_transformer_live_there_together(world: list[str]) -> None:
+    """The class's own parts, a ControlNet and an IP-Adapter, are for U-Nets."""
+    with configured("train", "adapter=controlnet", "trainer.precision=32-true", *on_transformer(world)) as cfg:
+        alone = Components(cfg).adapter
+    scrambled(alone)
+    method = Composite({"a": deepcopy(alone), "b": deepcopy(alone)}, strengths={"a": 0.75, "b": 0.25})
+    method.attach(alone.backbone)
+    for part in method.methods.values():
+        part.load_state_dict(alone.state_dict())
+    noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = [
+        PoseGuidedPipeline(each)(
+            "a dancer", poses=KEYPOINTS, latents=noise, num_inference_steps=2, output_type="latent"
+        )
+        for each in (alone, method)
+    ]
+    assert (found[0].images - found[1].images).abs().max() < 1e-4
+    with pytest.raises(UserError, match="Composite needs .*, and StableDiffusion3 has"):
+        Composite().attach(alone.backbone)
 
 
 def test_a_method_folder_gives_back_parts_strengths_and_quirks(tmp_path: Path) -> None:

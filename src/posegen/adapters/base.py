@@ -193,19 +193,16 @@ class Adapter(nn.Module, ABC):
     @classmethod
     def unserved(cls, backbone: type[Backbone]) -> str | None:
         """Why the method cannot work on a class of backbones; None where it can."""
-        if not (missing := sorted(cls.places - backbone.places)):
-            return None
-        wanted = "; ".join(f"{p} ({BACKBONE_PLACES.get(p, 'a place of another backbone')})" for p in missing)
-        has = f"{backbone.__name__} has {', '.join(sorted(backbone.places)) or 'no place'}"
-        choose = "choose a backbone= that has it, such as mannequin or sd15, or another adapter="
-        return f"{cls.__name__} needs {wanted}, and {has}; {choose}"
+        return missing_places(cls.__name__, cls.places, backbone)
 
     def attach(self, backbone: Backbone) -> None:
         """Builds the method's modules from ``backbone.geometry`` and decides which weights train.
 
         The default freezes the backbone.
         Raises UserError: the backbone lacks a place that the method needs."""
-        if sentence := self.unserved(type(backbone)):
+        if sentence := missing_places(
+            type(self).__name__, self.places, type(backbone)
+        ):  # `Composite` has its parts' places
             raise UserError(sentence)
         self.__dict__["_backbone"] = backbone
         backbone.requires_grad_(False)
@@ -255,3 +252,13 @@ class Adapter(nn.Module, ABC):
             return State(text, null)
         sizes = batch.sizes.to(text.tokens.device)  # of the image, whatever the text
         return State(replace(text, sizes=sizes), replace(null, sizes=sizes))
+
+
+def missing_places(method: str, places: frozenset[str], backbone: type[Backbone]) -> str | None:
+    """What a sentence says of the ``places`` that a method needs and a class of backbones lacks."""
+    if not (missing := sorted(places - backbone.places)):
+        return None
+    wanted = "; ".join(f"{p} ({BACKBONE_PLACES.get(p, 'a place of another backbone')})" for p in missing)
+    has = f"{backbone.__name__} has {', '.join(sorted(backbone.places)) or 'no place'}"
+    choose = "choose a backbone= that has it, such as mannequin or sd15, or another adapter="
+    return f"{method} needs {wanted}, and {has}; {choose}"
