@@ -153,7 +153,7 @@ def test_a_copy_beside_it_is_that_of_the_backbone() -> None:
     alone.attach(sdxl())
     both = Composite({"a": LoraControl(), "b": ControlNet()})
     both.attach(sdxl())
-    own, copied = alone.branch.network.down_blocks, both.parts["b"].branch.network.down_blocks
+    own, copied = alone.branch.network.down_blocks, both.methods["b"].branch.network.down_blocks
     assert all(torch.equal(value, copied.state_dict()[key]) for key, value in own.state_dict().items())
 
 

@@ -20,6 +20,7 @@ from experiments.profile.against_official import Official, PlainMethod, compare_
 from posegen.errors import UserError
 from posegen.runner.precision import networks
 from posegen.train.profiling import MeasuredMethod
+from tests.tiny import on_transformer
 from tests.verbs.test_profile import METHODS, SMALL, results, settings
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +49,13 @@ def both(*overrides: str) -> tuple[MeasuredMethod, PlainMethod]:
     return ours, PlainMethod(cfg, 2, official_of(cfg.method), like=ours)
 
 
+def words_of(small: list[str], method: str) -> list[str]:
+    return [*(on_transformer(small) if method == "token_control" else small), f"adapter={method}"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_both_sides_compute_the_same(small: list[str], method: str) -> None:
-    ours, plain = both(*small, f"adapter={method}")
+    ours, plain = both(*words_of(small, method))
     expected = results(ours, "sample")
     for way in WAYS:
         plain.sampler.official = replace(plain.official, **way)
@@ -60,7 +65,7 @@ def test_both_sides_compute_the_same(small: list[str], method: str) -> None:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_both_sides_learn_the_same(small: list[str], method: str) -> None:
-    ours, plain = both(*small, f"adapter={method}")
+    ours, plain = both(*words_of(small, method))
     losses, gradients = [], []
     for side in (ours, plain):
         with side.running("train"):

@@ -289,7 +289,6 @@ ALLOWED = {
     "runner/user_requests/conversion.py": "the checked configuration",
     "runner/received/classes.py": "the place for names in files",
     "runner/user_requests/annotation.py": "the checked configuration",
-    "runner/user_requests/guides.py": "posegen's yaml",
     "train/live.py": "the checked configuration",
     "train/logger_runs.py": "the checked configuration",
     "train/loop.py": "the checked configuration",

@@ -79,7 +79,7 @@ def test_methods_without_their_place_are_refused_before_anything_is_loaded(
     words = [word for word in flow_world if not word.startswith("backbone.path")]
     assert main(["check", "train", *words, "backbone.path=.", f"adapter={adapter}"]) == 1
     said = "".join(capsys.readouterr())
-    assert "StableDiffusion3 has blocks, control_copy, latents; choose a backbone= that has it" in said
+    assert "StableDiffusion3 has blocks, control_copy, latents, tokens; choose a backbone= that has it" in said
 
 
 def test_weights_of_variance_preserving_steps_are_refused(flow_world: list[str]) -> None:

@@ -77,7 +77,7 @@ def test_one_run_per_cell_after_a_resume_and_an_evaluation(
     assert json.loads((cell(output) / "run.json").read_text())["id"] == found.id
 
     config = found.config
-    assert config["optim"]["lr"] == 1.5e-3 and config["optim"]["drop_text"] == 0.1 and config["optim"]["steps"] == 6
+    assert config["optim"]["lr"] == 3e-3 and config["optim"]["drop_text"] == 0.1 and config["optim"]["steps"] == 6
     assert config["optim"]["batch_per_device"] == 4 and config["optim"]["epochs"] == 1.0
     assert config["trainer"]["precision"] in ("32-true", "bf16-mixed") and config["trainer"]["accelerator"] == "cpu"
     assert config["model"]["trained_parameters"] > 0 and len(config["model"]["backbone_sha256"]) == 64
@@ -89,7 +89,7 @@ def test_one_run_per_cell_after_a_resume_and_an_evaluation(
     for name in CURVES:
         assert all(isinstance(value, float) and value >= 0 for value in found.values(name)), name
         assert len(found.values(name)) == 7  # 3 steps, and 4 after the checkpoint of step 2
-    assert found.values("lr")[0] == pytest.approx(1.5e-3) and found.values("lr")[-1] < 1e-3
+    assert found.values("lr")[0] == pytest.approx(3e-3) and found.values("lr")[-1] < 2e-3
     assert [len(found.values(name)) for name in LOSSES] == [3] * 5
     assert found.values("val/loss")[0] == found.values("val/loss")[1]  # step 3, before and after the interruption
     (captions, *_) = found.values("live/captions")
@@ -109,7 +109,7 @@ def test_one_run_per_cell_after_a_resume_and_an_evaluation(
     )
     other = only(cell(output, "other"))
     assert other.id != found.id and other.config["study"] == "other" and "evaluation" not in other.config
-    assert other.config["optim"]["lr"] == 1.5e-3
+    assert other.config["optim"]["lr"] == 3e-3
 
     said = capfd.readouterr()
     assert "wandb:" not in said.err + said.out
@@ -204,7 +204,7 @@ def test_every_logger_gets_the_same_values(world: list[str], tmp_path: Path) -> 
     assert run("benchmark", world, tmp_path, *options, "study=b", "hydra/launcher=serial") == 0
     (settings,) = (tmp_path / "logs").rglob("hparams.yaml")
     found = yaml.safe_load(settings.read_text())
-    assert found["optim"]["lr"] == 1.5e-3 and found == yaml.safe_load(
+    assert found["optim"]["lr"] == 3e-3 and found == yaml.safe_load(
         (cell(tmp_path, "b") / "curves/hparams.yaml").read_text()
     )
     (rows,) = (tmp_path / "logs").rglob("metrics.csv")
@@ -218,7 +218,7 @@ def test_every_logger_gets_the_same_values(world: list[str], tmp_path: Path) -> 
     assert board.Tags()["images"] == ["live"]
     session = HParamsPluginData.FromString(board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     shown = session.session_start_info.hparams
-    assert shown["optim/lr"].number_value == 1.5e-3 and shown["trainer/accelerator"].string_value == "cpu"
+    assert shown["optim/lr"].number_value == 3e-3 and shown["trainer/accelerator"].string_value == "cpu"
 
 
 def test_looking_changes_no_weights(world: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

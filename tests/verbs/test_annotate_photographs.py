@@ -24,7 +24,7 @@ from posegen.poses.topology import WHOLE_BODY_133
 from posegen.runner.user_requests.guides import estimator_named, people_in_picture
 from posegen.runner.user_requests.prompts import guides_from
 from tests.backbones.models import SD1, parts_of
-from tests.metrics.estimators.test_rtmlib import picture
+from tests.metrics.estimators.bright_cells import picture
 
 rtmlib = pytest.importorskip("rtmlib", reason=f"rtmlib is not installed: {INSTALL_PHOTOS}")
 pytest.importorskip("onnx")

@@ -147,7 +147,7 @@ class Adapter(nn.Module, ABC):
     starts_neutral: ClassVar[bool] = True  # before training the backbone's predictions are unchanged
     beside: ClassVar[Mapping[str, str]] = {}  # beginnings of the keys of official files that are left out -> why
     #: settings that are attributes, not arguments
-    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes", "init")
+    declared: ClassVar[tuple[str, ...]] = ("faithful", "recipes", "init", "official")
     checkable: ClassVar[bool] = True  # the constructor loads nothing, see `posegen.config.checking.check.refused`
     hint: PoseDrawing | None = None  # how poses are drawn for this method, None where it reads no drawing
     faithful: bool = False  # official quirks are reproduced rather than corrected

@@ -19,12 +19,12 @@ def with_addresses(cfg: DictConfig) -> None:
     """Replaces ``official`` in a composed configuration, and takes the addresses out, on which nothing else depends.
 
     A UserError says that no official weights are known for this backbone."""
-    found = {group: node for group in KNOWN if isinstance(node := cfg._get_node(group), DictConfig)}
+    found = nodes_of(cfg)
     plain = {group: value_or_none(node) for group, node in found.items()}
     adapter, backbone = (given if isinstance(given := plain.get(group), Mapping) else {} for group in KNOWN)
     if backbone.get("path") == WORD:
         cfg.backbone.path = address(backbone, backbone, "backbone.path")
-    if cfg._get_node("source") is not None and cfg.source == WORD and adapter:
+    if not OmegaConf.is_missing(cfg, "source") and cfg.get("source") == WORD and adapter:
         cfg.source = address(adapter, backbone, "source")
     init = adapter.get("init")
     if init == WORD:
@@ -33,9 +33,14 @@ def with_addresses(cfg: DictConfig) -> None:
         if text == WORD:
             part = (adapter.get("methods") or {}).get(name) or {}
             cfg.adapter.init[name] = address(part, backbone, f"adapter.init.{name}")
-    for node in found.values():
+    prior = cfg.get("prior")  # of the poses, a method with a backbone of its own
+    for node in (*found.values(), *(nodes_of(prior).values() if isinstance(prior, DictConfig) else ())):
         if WORD in node:
             del node[WORD]
+
+
+def nodes_of(cfg: DictConfig) -> dict[str, DictConfig]:
+    return {group: node for group in KNOWN if isinstance(node := cfg._get_node(group), DictConfig)}
 
 
 def address(node: Mapping[str, Any], backbone: Mapping[str, Any], key: str) -> Any:

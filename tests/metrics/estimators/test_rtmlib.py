@@ -19,6 +19,7 @@ from posegen.metrics.base import INSTALL_PHOTOS, Poses
 from posegen.metrics.estimators.rtmlib import RTMLib
 from posegen.poses.topology import BEGIN_AS_COCO, WHOLE_BODY_133
 from tests.hub_server import Repository, connect, serving
+from tests.metrics.estimators.bright_cells import picture
 
 rtmlib = pytest.importorskip("rtmlib", reason=f"rtmlib is not installed: {INSTALL_PHOTOS}")
 pytest.importorskip("onnx")
@@ -26,18 +27,6 @@ pytest.importorskip("onnx")
 from tests.metrics.estimators import onnx_models as models  # noqa: E402
 
 SIZES = ((64, 64), (97, 41), (256, 200))
-
-
-def picture(people: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> np.ndarray:
-    """A picture ``[H, W, 3] uint8`` RGB in which so many of 16 cells are bright."""
-    image = np.random.default_rng(seed).integers(0, 100, (*size, 3), dtype=np.uint8)
-    image[..., 0] //= 2  # red and blue differ
-    for cell in range(people):
-        rows, columns = (
-            slice(i * side // 4, (i + 1) * side // 4) for i, side in zip(divmod(cell, 4), size, strict=True)
-        )
-        image[rows, columns] = 255 - image[rows, columns] // 4
-    return image
 
 
 def found(estimator: RTMLib, *images: np.ndarray) -> list[Poses]:
