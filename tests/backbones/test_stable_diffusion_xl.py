@@ -362,6 +362,7 @@ def converted(adapter: str, place: Path, source: Path, target: Path, **settings:
     method, body = (OmegaConf.load(conf_dir() / f"{file}.yaml") for file in (f"adapter/{adapter}", "backbone/sdxl"))
     method.update(settings)
     body.path = str(place)
+    del body["official"]  # addresses, which composition takes out
     convert(method, body, str(source), str(target))
 
 
