@@ -3,7 +3,7 @@ validation split."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from posegen.runner.batches import fixed_batches
 from posegen.runner.components import Components
 from posegen.runner.generate import batch_of, ready
 from posegen.runner.judge import judging_device
+from posegen.runner.progress import Progress
 from posegen.train.ema import EMA
 from posegen.train.finite import require_finite_weights
 from posegen.train.loggers import log_pictures, log_values
@@ -141,8 +142,10 @@ def cannot_judge(trainer: Trainer, components: Components) -> str:
 
 
 @torch.inference_mode()
-def judge_validation(components: Components, images: int) -> tuple[dict[str, float], list[Pictured]]:
-    """(values of the protocol, pictures of some) of the first validation images."""
+def judge_validation(
+    components: Components, images: int, seen: Callable[[int], None] = lambda count: None
+) -> tuple[dict[str, float], list[Pictured]]:
+    """(values of the protocol, pictures of some) of the first validation images; ``seen`` hears of each batch."""
     judged: list[Any] = []
     shown: list[Pictured] = []
     device, data, protocol = judging_device(components), components.data("validation"), components.protocol
@@ -155,6 +158,7 @@ def judge_validation(components: Components, images: int) -> tuple[dict[str, flo
         drawn = zip(batch.ids, batch.prompts, components.kind.pictures(generated, batch.size), found, strict=True)
         for name, prompt, image, judged_image in islice(drawn, GRID - len(shown)):
             shown.append((name, prompt, components.kind.shown(image, judged_image)))
+        seen(len(rows))
     records = protocol.records(judged)
     values = {name: value for metric in protocol.metrics for name, value in metric.compute(records).items()}
     return values, shown
@@ -174,7 +178,9 @@ def objective(cfg: DictConfig, folder: Path) -> float:
         return known["objective"]
     components.data("validation").prepare()
     ready(components, folder / "method" if components.bare_adapter.trainable else None)
-    value = judge_validation(components, images)[0].get(column, float("nan"))
+    total = min(images, len(components.data("validation")))
+    with Progress(folder, "objective", total, mode=cfg.progress) as bar:
+        value = judge_validation(components, images, bar.update)[0].get(column, float("nan"))
     if np.isnan(value):
         fix = "choose another column or more validation.images"
         raise UserError(f"objective={column} has no value on {images} validation images; {fix}")
