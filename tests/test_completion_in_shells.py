@@ -94,7 +94,7 @@ def test_tab_completes_in_a_real_shell(shell: str, tmp_path: Path) -> None:
         (tmp_path / folder / name).touch()
     terminal = Terminal(shell, tmp_path)
     try:
-        assert terminal.typed("posegen sam", "adapter=controln", "") == ["sample", "adapter=controlnet"]
+        assert terminal.typed("posegen sam", "adapter=humans", "") == ["sample", "adapter=humansd"]
         assert terminal.typed("posegen train trainer=smo", " progress=n", "") == [
             "train",
             "trainer=smoke",
