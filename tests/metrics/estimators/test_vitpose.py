@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,14 @@ def test_models_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (pose / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="estimator.path=.* cannot be read as VitPoseForPoseEstimation"):
         VitPose(pose, detector)
+
+
+def test_no_code_of_a_folder_runs(tmp_path: Path) -> None:
+    pose, detector = pose_model(tmp_path / "pose"), yolos(tmp_path / "detector")
+    config = json.loads((detector / "config.json").read_text())
+    named = {"AutoConfig": "own.Config", "AutoModelForObjectDetection": "own.Detector"}
+    (detector / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": named}))
+    (detector / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: ...\nclass Detector: ...\n")
+    with pytest.raises(WeightsError, match="estimator.detector_path=.* cannot be read as AutoModelForObjectDetection"):
+        VitPose(pose, detector)
+    assert not (tmp_path / "ran").exists()

@@ -104,7 +104,7 @@ class VitPose(nn.Module, Estimator):
 
 
 def pretrained(kind: Any, place: str | Path, name: str) -> tuple[nn.Module, Any]:
-    """A frozen model of transformers with its image processor; ``name`` is for messages.
+    """A frozen model of transformers with its image processor; ``name`` is for messages. No code of the folder runs.
 
     Raises WeightsError where the folder is missing, damaged or another model's."""
     from transformers import AutoImageProcessor
@@ -116,9 +116,9 @@ def pretrained(kind: Any, place: str | Path, name: str) -> tuple[nn.Module, Any]
         fix = f"name a folder of transformers' {kind.__name__}, or hub:OWNER/NAME"
         raise WeightsError(f"{name} is no model folder (no config.json); {fix}")
     try:
-        options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
-        model, report = kind.from_pretrained(folder, **options)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        safe = {"local_files_only": True, "trust_remote_code": False}  # else transformers asks whether to run it
+        model, report = kind.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **safe)
+        processor = AutoImageProcessor.from_pretrained(folder, **safe)
     except Exception as error:  # transformers raises many kinds, by damage and version
         fix = "copy its folder again, or choose another"
         raise WeightsError(f"{name} cannot be read as {kind.__name__} ({first_sentence(error)}); {fix}") from error
